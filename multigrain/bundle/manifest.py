@@ -1,0 +1,55 @@
+"""``model.json``: what a model bundle is, in one file."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from multigrain.checkpoint.manifest import FileEntry
+from multigrain.images.parameters import Preprocessing
+from multigrain.spec.base import Spec
+from multigrain.spec.export import NAME_PATTERN
+from multigrain.spec.training import ModelSpec
+
+MANIFEST_NAME = "model.json"
+
+
+class Source(Spec):
+    """Where the weights come from; all empty for a bundle made elsewhere."""
+
+    job_id: str = ""
+    step: int = 0
+    checkpoint: str = ""
+
+
+class Head(Spec):
+    """One resolution the bundle serves, with its files (names in ``BundleManifest.files``)."""
+
+    resolution: int
+    gem_p: float
+    preprocessing: Preprocessing
+    mindir: str = ""
+    onnx: str = ""
+    air: str = ""
+
+
+class BundleManifest(Spec):
+    """Content of ``model.json``.
+
+    A graph takes ``images`` float32 (N, 3, size, size) and returns ``embedding`` float32 (N, C),
+    *not* normalised, and ``logits`` float32 (N, classes). ``weights`` names the safetensors file
+    with parameters by MindSpore name. ``heads[0]`` is the default resolution.
+    """
+
+    format_version: int = 1
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    create_time: str = ""
+    multigrain_version: str = ""
+    model: ModelSpec
+    embedding_size: int
+    labels: tuple[str, ...] = ()
+    weights: str = "weights.safetensors"
+    heads: tuple[Head, ...] = Field(min_length=1)
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    source: Source = Source()

@@ -1,0 +1,36 @@
+"""The description of one checkpoint folder."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from multigrain.spec.base import Spec
+from multigrain.spec.training import ModelSpec
+
+
+class FileEntry(Spec):
+    """A file of the folder with the checks that tell whether it is whole."""
+
+    sha256: str
+    bytes: int
+
+
+class CheckpointManifest(Spec):
+    """``manifest.json`` of ``checkpoints/step-00001200/``.
+
+    Files: ``model.safetensors`` (weights and BatchNorm statistics by MindSpore parameter name),
+    ``state.safetensors`` (optimiser state, one flat namespace).
+
+    ``position`` holds the scalars that continue a run: epoch, step within it, counters.
+    """
+
+    format_version: int = 1
+    step: int
+    epoch: int
+    model: ModelSpec
+    labels: tuple[str, ...] = ()
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    position: dict[str, int | float | str] = Field(default_factory=dict)
+    job_id: str = ""
+    create_time: str = ""

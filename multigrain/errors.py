@@ -1,0 +1,75 @@
+"""The one taxonomy of errors; the daemon has the one table from it to gRPC codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class ErrorKind(Enum):
+    """What went wrong. Names and numbers are those of ``multigrain.v1.ErrorKind``."""
+
+    INVALID_FIELD = 1
+    PATH_NOT_ALLOWED = 2
+    NOT_FOUND = 3
+    ALREADY_EXISTS = 4
+    WRONG_STATE = 5
+    OVERLOADED = 6
+    UNAVAILABLE = 7
+    DEADLINE = 8
+    CANCELLED = 9
+    UNAUTHENTICATED = 10
+    FORBIDDEN = 11
+    INTERNAL = 12
+    UNSUPPORTED = 13
+    IMAGE_UNREADABLE = 20
+    IMAGE_FORMAT = 21
+    IMAGE_TOO_LARGE = 22
+    NOT_FINITE = 23
+    DATASET = 40
+    WORKER_DIED = 41
+    CLUSTER_TIMEOUT = 42
+    DIVERGED = 43
+    CHECKPOINT = 44
+    STORAGE = 45
+    RUNNER_LOST = 46
+    STALLED = 47
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One wrong field: its path ("spec.schedule.epochs") and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class MultigrainError(Exception):
+    """An error that a user can act on.
+
+    Args:
+        kind: what went wrong.
+        message: what was wrong, where, and what to do; never a path outside the data roots.
+        violations: for INVALID_FIELD, every wrong field.
+        retry_after: for OVERLOADED and UNAVAILABLE, seconds after which a retry may succeed.
+    """
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.violations = violations
+        self.retry_after = retry_after
+
+    @classmethod
+    def field(cls, field: str, message: str) -> MultigrainError:
+        """INVALID_FIELD for one field."""
+        violation = FieldViolation(field, message)
+        return cls(ErrorKind.INVALID_FIELD, f"{field}: {message}", violations=(violation,))

@@ -1,0 +1,158 @@
+"""What a job tells: one dataclass a kind, with the field names of ``multigrain.v1.JobEvent``.
+
+A record becomes one line of ``events.jsonl``::
+
+    {"seq":7,"time":"2026-01-31T12:00:00.123456Z","job_id":"...","attempt":1,"loss":{"step":3,...}}
+
+Units and meanings stand in the comments of ``job.proto``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class JobState(StrEnum):
+    """State of a job; names of ``multigrain.v1.JobState`` without their prefix."""
+
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed; ``kind`` is a name of ``ErrorKind``."""
+
+    kind: str
+    message: str
+    field: str = ""
+    rank: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    key: ClassVar[str] = "state"
+    state: JobState
+    message: str = ""
+    error: JobError | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    key: ClassVar[str] = "loss"
+    step: int
+    total_steps: int
+    epoch: int
+    total_epochs: int
+    loss: float
+    classification_loss: float
+    instance_loss: float
+    learning_rate: float
+    damping: float = 0.0
+    images_per_second: float = 0.0
+    data_wait: float = 0.0
+    refreshed_layers: int = 0
+    curvature_layers: int = 0
+    eta_seconds: float = -1.0
+    skipped: bool = False
+    beta: float = 0.0
+    gem_p: float = 0.0
+    step_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    key: ClassVar[str] = "evaluation"
+    metrics: dict[str, float]
+    step: int = 0
+    epoch: int = 0
+    images: int = 0
+    unreadable: int = 0
+    seconds: float = 0.0
+    resolution: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    key: ClassVar[str] = "checkpoint"
+    step: int
+    epoch: int
+    name: str
+    bytes: int = 0
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """``level`` is DEBUG, INFO, WARNING or ERROR; rank -1 is the job's runner."""
+
+    key: ClassVar[str] = "log"
+    level: str
+    message: str
+    rank: int = -1
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    key: ClassVar[str] = "artifact"
+    model_name: str
+    model_version: int
+    files: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+Record = StateRecord | LossRecord | EvaluationRecord | CheckpointRecord | LogRecord | ArtifactRecord
+
+RECORD_TYPES: dict[str, type[Record]] = {
+    cls.key: cls
+    for cls in (
+        StateRecord,
+        LossRecord,
+        EvaluationRecord,
+        CheckpointRecord,
+        LogRecord,
+        ArtifactRecord,
+    )
+}
+
+
+def record_to_dict(record: Record) -> dict[str, Any]:
+    """``{key: fields}``, ready for JSON; fields that are None are left out."""
+    body = {name: value for name, value in asdict(record).items() if value is not None}
+    return {record.key: body}
+
+
+def record_from_dict(body: dict[str, Any]) -> Record:
+    """The record in a decoded line. Unknown fields (of a newer writer) are ignored.
+
+    Raises:
+        ValueError: if no known record key is present.
+    """
+    for key, cls in RECORD_TYPES.items():
+        if key in body:
+            names = {f.name for f in fields(cls)}
+            values = {name: value for name, value in body[key].items() if name in names}
+            if cls is StateRecord:
+                values["state"] = JobState(values["state"])
+                if values.get("error"):
+                    values["error"] = JobError(**values["error"])
+            if cls is ArtifactRecord:
+                values["files"] = tuple(values.get("files", ()))
+            return cls(**values)
+    raise ValueError(f"no known record in an event with keys {sorted(body)}")

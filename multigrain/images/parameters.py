@@ -1,0 +1,32 @@
+"""How an image becomes a tensor. The same parameters, and the same function, serve
+evaluation and serving; they travel in the model bundle."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from multigrain.spec.base import Spec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Preprocessing(Spec):
+    """Resize the short side to ``resize_short``, cut the centre ``size`` x ``size``, scale to
+    [0, 1], subtract ``mean``, divide by ``std``; output float32, channels first, RGB.
+
+    The field's recipe is resize_short = int(256 / 224 * size); equal numbers mean no margin.
+    """
+
+    size: int = Field(ge=1, le=4096)
+    resize_short: int = Field(ge=1, le=8192)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @classmethod
+    def standard(cls, size: int) -> Preprocessing:
+        """The paper's evaluation transform: short side to 256/224 of the crop."""
+        return cls(size=size, resize_short=int(256 / 224 * size))

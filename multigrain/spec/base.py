@@ -1,0 +1,34 @@
+"""What every specification shares: strict keys, immutability, no silent conversion."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spec(BaseModel):
+    """A frozen part of a specification. An unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+
+
+class DeviceSpec(Spec):
+    """Which devices a job runs on; see ``multigrain.v1.DeviceSpec`` for units and defaults."""
+
+    target: Literal["cpu", "gpu", "ascend"] = "cpu"
+    count: int = Field(1, ge=1, le=4096)
+    launcher: Literal["msrun", "rank-table"] = "msrun"
+    rank_table: str = ""
+    cluster_timeout_seconds: float = Field(300.0, ge=5, le=86_400)
+    threads_per_worker: int = Field(0, ge=0, le=1024)
+    stall_timeout_seconds: float = Field(1800.0, ge=0)
+
+
+class WeightsSource(Spec):
+    """Where weights come from: exactly one of job_id, checkpoint_path and model is not empty."""
+
+    job_id: str = ""
+    checkpoint_path: str = ""
+    model: str = ""
+    checkpoint: str = "last"

@@ -1,0 +1,63 @@
+"""Writes the Python stubs of protos/, or checks that the committed ones are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import grpc_tools
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parents[2]
+PROTOS = ROOT / "protos"
+STUBS = ROOT / "multigrain" / "v1"
+
+
+def generate(out: Path) -> None:
+    """Writes the stubs of every proto file below ``protos/`` to ``out`` (package layout kept)."""
+    files = sorted(str(path) for path in PROTOS.rglob("*.proto"))
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    code = protoc.main(
+        [
+            "protoc",
+            f"-I{PROTOS}",
+            f"-I{well_known}",
+            f"--python_out={out}",
+            f"--grpc_python_out={out}",
+            f"--mypy_out=quiet:{out}",
+            f"--mypy_grpc_out=quiet:{out}",
+            *files,
+        ]
+    )
+    if code != 0:
+        sys.exit(f"protoc failed with exit code {code}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--write", action="store_true")
+    mode.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder))
+        made = Path(folder) / "multigrain" / "v1"
+        (made / "__init__.py").write_text('"""Generated stubs of protos/; see `make stubs`."""\n')
+        if arguments.write:
+            shutil.rmtree(STUBS, ignore_errors=True)
+            shutil.copytree(made, STUBS)
+            return
+        names = {path.name for path in made.iterdir()}
+        committed = {path.name for path in STUBS.iterdir() if path.is_file()}
+        _, differ, errors = filecmp.cmpfiles(made, STUBS, sorted(names & committed), shallow=False)
+        stale = sorted((names ^ committed) | set(differ) | set(errors))
+        if stale:
+            sys.exit(f"stubs are out of date, run `make stubs`: {', '.join(stale)}")
+
+
+if __name__ == "__main__":
+    main()
