@@ -1,0 +1,1 @@
+"""The Python client of multigrain. Needs grpcio, protobuf and numpy; never MindSpore."""

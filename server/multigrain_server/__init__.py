@@ -1,0 +1,1 @@
+"""The multigrain daemon: supervises jobs and engines, answers gRPC. Never imports MindSpore."""
