@@ -1,0 +1,27 @@
+"""Which checkpoint was best, by the metric that the specification names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Best:
+    """The best value so far; ``step`` is 0 while there is none."""
+
+    metric: Literal["top1", "top5", "loss"]
+    value: float = 0.0
+    step: int = 0
+
+    def improved(self, metrics: dict[str, float], step: int) -> bool:
+        """Takes the figures of an evaluation at ``step``; True if they are the best so far.
+
+        A later equal value does not replace an earlier one.
+        """
+        value = metrics[self.metric]
+        better = value < self.value if self.metric == "loss" else value > self.value
+        if self.step and not better:
+            return False
+        self.value, self.step = value, step
+        return True

@@ -1,0 +1,150 @@
+"""Puts a training job together inside one worker process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mindspore import nn
+
+from multigrain.checkpoint import store
+from multigrain.checkpoint.store import Checkpoint
+from multigrain.checkpoint.weights import load_weights
+from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.pipeline import TrainingData
+from multigrain.errors import MultigrainError
+from multigrain.evaluate.classification import evaluate_classification
+from multigrain.events.records import EvaluationRecord, LogRecord
+from multigrain.images.parameters import Preprocessing
+from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.losses.objective import JointObjective
+from multigrain.model.multigrain import build_model
+from multigrain.model.state import load_model_state
+from multigrain.spec.training import TrainingSpec
+from multigrain.train.best import Best
+from multigrain.train.saver import Saver
+from multigrain.train.step import TrainStep
+from multigrain.train.trainer import Trainer
+
+
+def run_training(ctx: WorkerContext) -> Outcome:
+    """See ``multigrain.train.run``."""
+    spec = ctx.request.training
+    if spec is None:
+        raise ValueError("a training worker was started for a job that is not a training job")
+    folder = scan(Path(spec.dataset.train_path))
+    classes = class_count(spec, folder)
+    model_spec = spec.model.model_copy(update={"classes": classes})
+    model = build_model(spec.model, classes, seed=spec.seed)
+    data = TrainingData(
+        folder, spec, rank=ctx.rank, world=ctx.world, threads=loader_threads(spec, ctx.world)
+    )
+    step = TrainStep(
+        model,
+        JointObjective(spec.objective),
+        spec,
+        world=ctx.world,
+        steps_per_epoch=data.steps_per_epoch,
+    )
+    best = Best(spec.evaluation.metric)
+    start = _restore(ctx, spec, model, step, best)
+    if ctx.rank == 0 and spec.optimizer.kind == "thor":
+        _log(ctx, step.curvature_table())
+    saver = Saver(
+        ctx, spec.checkpointing, model_spec, folder.classes, model, step, best, last_saved=start
+    )
+    evaluate = None
+    if spec.evaluation.every_epochs and spec.dataset.val_path:
+        evaluate = _Evaluation(ctx, spec, model, folder)
+    return Trainer(ctx, spec, data, step, saver, start, evaluate).run()
+
+
+def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:
+    """Outputs of the classifier: as asked, or one for each class folder.
+
+    Raises:
+        MultigrainError: INVALID_FIELD when fewer are asked than there are folders.
+    """
+    found = len(folder.classes)
+    if spec.model.classes and spec.model.classes < found:
+        raise MultigrainError.field(
+            "spec.model.classes",
+            f"{spec.model.classes} classes asked, but the training set has {found} class folders; "
+            "give at least that many, or 0 to take the number of folders",
+        )
+    return spec.model.classes or found
+
+
+def loader_threads(spec: TrainingSpec, world: int) -> int:
+    """Loader threads of one worker: as asked, or the worker's share of the cores, at most 16."""
+    cores = len(os.sched_getaffinity(0))
+    return spec.dataset.loader_threads or max(1, min(16, cores // world))
+
+
+def _restore(
+    ctx: WorkerContext, spec: TrainingSpec, model: nn.Cell, step: TrainStep, best: Best
+) -> int:
+    """Continues from the newest good checkpoint, or else starts from ``initial_weights``."""
+
+    def damaged(message: str) -> None:
+        if ctx.rank == 0:
+            _log(ctx, message, level="WARNING")
+
+    newest = store.latest_good(ctx.folder.checkpoints, log=damaged)
+    if newest is not None:
+        checkpoint: Checkpoint = store.load(newest)
+        load_model_state(model, checkpoint.model)
+        step.load_state(checkpoint.state)
+        position = checkpoint.manifest.position
+        if position.get("best_metric") == best.metric:
+            best.value = float(position.get("best_value", 0.0))
+            best.step = int(position.get("best_step", 0))
+        if ctx.rank == 0:
+            _log(ctx, f"continuing from the checkpoint of step {checkpoint.manifest.step}")
+        return checkpoint.manifest.step
+    if spec.initial_weights:
+        load_model_state(model, load_weights(Path(spec.initial_weights)).model)
+    return 0
+
+
+def _log(ctx: WorkerContext, message: str, level: str = "INFO") -> None:
+    ctx.reporter.emit(LogRecord(level=level, message=message, rank=ctx.rank))
+
+
+class _Evaluation:
+    """Classification figures of the present weights on the held-out images."""
+
+    def __init__(
+        self, ctx: WorkerContext, spec: TrainingSpec, model: nn.Cell, train: ImageFolder
+    ) -> None:
+        self._ctx = ctx
+        self._model = model
+        self._folder = scan(Path(spec.dataset.val_path))
+        self._preprocessing = Preprocessing.standard(spec.model.image_size)
+        self._batch_size = spec.schedule.batch_size
+        if self._folder.classes != train.classes:
+            raise MultigrainError.field(
+                "spec.dataset.val_path",
+                f"its {len(self._folder.classes)} class folders are not the {len(train.classes)} "
+                "of the training set; both must have the same names",
+            )
+
+    def __call__(self, step: int, epoch: int) -> EvaluationRecord:
+        result = evaluate_classification(
+            self._model,
+            self._folder,
+            self._preprocessing,
+            batch_size=self._batch_size,
+            rank=self._ctx.rank,
+            world=self._ctx.world,
+            on_progress=lambda _done: self._ctx.reporter.alive(),
+        )
+        return EvaluationRecord(
+            metrics=result.metrics,
+            step=step,
+            epoch=epoch,
+            images=result.images,
+            unreadable=len(result.unreadable),
+            seconds=result.seconds,
+            resolution=self._preprocessing.size,
+        )
