@@ -27,6 +27,11 @@ class Preprocessing(Spec):
     std: tuple[float, float, float] = IMAGENET_STD
 
     @classmethod
-    def standard(cls, size: int) -> Preprocessing:
-        """The paper's evaluation transform: short side to 256/224 of the crop."""
-        return cls(size=size, resize_short=int(256 / 224 * size))
+    def standard(cls, size: int, center_crop: float = 0.875) -> Preprocessing:
+        """The paper's evaluation transform: short side to 256/224 of the crop.
+
+        Args:
+            size: side of the crop in pixels.
+            center_crop: share of the short side that the crop keeps (``ModelSpec.center_crop``).
+        """
+        return cls(size=size, resize_short=int(size / center_crop))

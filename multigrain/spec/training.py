@@ -28,6 +28,7 @@ class ModelSpec(Spec):
     learn_gem_p: bool = False
     stem: Literal["imagenet", "small"] = "imagenet"
     zero_init_residual: bool = True
+    center_crop: float = Field(0.875, gt=0, le=1)
 
 
 class ObjectiveSpec(Spec):

@@ -120,7 +120,7 @@ class _Evaluation:
         self._ctx = ctx
         self._model = model
         self._folder = scan(Path(spec.dataset.val_path))
-        self._preprocessing = Preprocessing.standard(spec.model.image_size)
+        self._preprocessing = Preprocessing.standard(spec.model.image_size, spec.model.center_crop)
         self._batch_size = spec.schedule.batch_size
         if self._folder.classes != train.classes:
             raise MultigrainError.field(

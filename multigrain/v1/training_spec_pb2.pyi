@@ -177,6 +177,7 @@ class ModelSpec(_message.Message):
     LEARN_GEM_P_FIELD_NUMBER: _builtins.int
     STEM_FIELD_NUMBER: _builtins.int
     ZERO_INIT_RESIDUAL_FIELD_NUMBER: _builtins.int
+    CENTER_CROP_FIELD_NUMBER: _builtins.int
     trunk: _builtins.str
     """"resnet18", "resnet34", "resnet50", "resnet101", "resnet152" or "se_resnet50"."""
     classes: _builtins.int
@@ -195,6 +196,10 @@ class ModelSpec(_message.Message):
     """
     zero_init_residual: _builtins.bool
     """Start the last BatchNorm scale of each residual block at 0. Default true."""
+    center_crop: _builtins.float
+    """Share of the short side that the centre crop of evaluation and serving keeps, in (0, 1].
+    Default 0.875: short side to 256, crop of 224.
+    """
     def __init__(
         self,
         *,
@@ -205,11 +210,14 @@ class ModelSpec(_message.Message):
         learn_gem_p: _builtins.bool | None = ...,
         stem: _builtins.str | None = ...,
         zero_init_residual: _builtins.bool | None = ...,
+        center_crop: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_classes", b"_classes", "_gem_p", b"_gem_p", "_image_size", b"_image_size", "_learn_gem_p", b"_learn_gem_p", "_stem", b"_stem", "_trunk", b"_trunk", "_zero_init_residual", b"_zero_init_residual", "classes", b"classes", "gem_p", b"gem_p", "image_size", b"image_size", "learn_gem_p", b"learn_gem_p", "stem", b"stem", "trunk", b"trunk", "zero_init_residual", b"zero_init_residual"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_center_crop", b"_center_crop", "_classes", b"_classes", "_gem_p", b"_gem_p", "_image_size", b"_image_size", "_learn_gem_p", b"_learn_gem_p", "_stem", b"_stem", "_trunk", b"_trunk", "_zero_init_residual", b"_zero_init_residual", "center_crop", b"center_crop", "classes", b"classes", "gem_p", b"gem_p", "image_size", b"image_size", "learn_gem_p", b"learn_gem_p", "stem", b"stem", "trunk", b"trunk", "zero_init_residual", b"zero_init_residual"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_classes", b"_classes", "_gem_p", b"_gem_p", "_image_size", b"_image_size", "_learn_gem_p", b"_learn_gem_p", "_stem", b"_stem", "_trunk", b"_trunk", "_zero_init_residual", b"_zero_init_residual", "classes", b"classes", "gem_p", b"gem_p", "image_size", b"image_size", "learn_gem_p", b"learn_gem_p", "stem", b"stem", "trunk", b"trunk", "zero_init_residual", b"zero_init_residual"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_center_crop", b"_center_crop", "_classes", b"_classes", "_gem_p", b"_gem_p", "_image_size", b"_image_size", "_learn_gem_p", b"_learn_gem_p", "_stem", b"_stem", "_trunk", b"_trunk", "_zero_init_residual", b"_zero_init_residual", "center_crop", b"center_crop", "classes", b"classes", "gem_p", b"gem_p", "image_size", b"image_size", "learn_gem_p", b"learn_gem_p", "stem", b"stem", "trunk", b"trunk", "zero_init_residual", b"zero_init_residual"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__center_crop: _TypeAlias = _typing.Literal["center_crop"]  # noqa: Y015
+    _WhichOneofArgType__center_crop: _TypeAlias = _typing.Literal["_center_crop", b"_center_crop"]  # noqa: Y015
     _WhichOneofReturnType__classes: _TypeAlias = _typing.Literal["classes"]  # noqa: Y015
     _WhichOneofArgType__classes: _TypeAlias = _typing.Literal["_classes", b"_classes"]  # noqa: Y015
     _WhichOneofReturnType__gem_p: _TypeAlias = _typing.Literal["gem_p"]  # noqa: Y015
@@ -224,6 +232,8 @@ class ModelSpec(_message.Message):
     _WhichOneofArgType__trunk: _TypeAlias = _typing.Literal["_trunk", b"_trunk"]  # noqa: Y015
     _WhichOneofReturnType__zero_init_residual: _TypeAlias = _typing.Literal["zero_init_residual"]  # noqa: Y015
     _WhichOneofArgType__zero_init_residual: _TypeAlias = _typing.Literal["_zero_init_residual", b"_zero_init_residual"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__center_crop) -> _WhichOneofReturnType__center_crop | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__classes) -> _WhichOneofReturnType__classes | None: ...
     @_typing.overload
