@@ -1,0 +1,21 @@
+"""The best checkpoint by a named metric."""
+
+from __future__ import annotations
+
+from multigrain.train.best import Best
+
+
+def test_a_higher_accuracy_is_better_and_an_equal_one_is_not() -> None:
+    best = Best("top1")
+    assert best.improved({"top1": 0.0, "loss": 9}, step=1)
+    assert best.improved({"top1": 0.5, "loss": 9}, step=2)
+    assert not best.improved({"top1": 0.5, "loss": 1}, step=3)
+    assert (best.value, best.step) == (0.5, 2)
+
+
+def test_a_lower_loss_is_better() -> None:
+    best = Best("loss")
+    assert best.improved({"loss": 3.0}, step=5)
+    assert not best.improved({"loss": 4.0}, step=6)
+    assert best.improved({"loss": 2.0}, step=7)
+    assert (best.value, best.step) == (2.0, 7)

@@ -1,0 +1,66 @@
+"""Speed of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from multigrain.train import meter as module
+from multigrain.train.meter import Meter
+
+
+class Clock:
+    """Stands still until told to move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def run(meter: Meter, clock: Clock, steps: list[tuple[float, float]]) -> list[float]:
+    """Steps of (seconds waiting for data, seconds computing); returns the step times."""
+
+    def batches() -> Iterator[int]:
+        for index, (wait, _) in enumerate(steps):
+            clock.now += wait
+            yield index
+
+    seconds = []
+    for index in meter.waiting(batches()):
+        clock.now += steps[index][1]
+        seconds.append(meter.step_done())
+    return seconds
+
+
+def test_a_step_lasts_from_the_end_of_the_previous_one(clock: Clock) -> None:
+    assert run(Meter(10), clock, [(1, 3), (0.5, 1.5)]) == pytest.approx([4, 2])
+
+
+def test_speed_and_data_wait_are_means_without_the_two_compiling_steps(clock: Clock) -> None:
+    meter = Meter(images_per_step=10)
+    run(meter, clock, [(0, 50), (0, 30), (1, 1), (0, 2)])
+    assert meter.images_per_second == pytest.approx(20 / 4)
+    assert meter.data_wait == pytest.approx(1 / 4)
+    assert meter.eta_seconds(5) == pytest.approx(10)
+
+
+def test_only_the_window_counts(clock: Clock) -> None:
+    meter = Meter(images_per_step=1, window=2)
+    run(meter, clock, [(0, 1)] * 5 + [(0, 4), (0, 4)])
+    assert meter.images_per_second == pytest.approx(1 / 4)
+
+
+def test_before_the_first_step_nothing_is_claimed() -> None:
+    meter = Meter(10)
+    assert meter.images_per_second == 0
+    assert meter.eta_seconds(3) == -1
