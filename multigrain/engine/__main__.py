@@ -1,0 +1,120 @@
+"""``python -m multigrain.engine``: started by the daemon, one for each loaded model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.engine.connection import Connection
+from multigrain.engine.parent import die_with_parent
+from multigrain.engine.runtime.base import Bundle, Compute
+from multigrain.engine.runtime.choice import choose, load
+from multigrain.engine.settings import EngineSettings
+from multigrain.engine.warmup import warm_up
+from multigrain.engine.wire import Cancel, Hold, LoadFailed, Ready, Submit, WireError
+from multigrain.engine.worker import Decode, Worker
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.decode import ImageLimits
+from multigrain.images.preprocess import preprocess
+
+_LOG = logging.getLogger("multigrain.engine")
+
+
+def main() -> int:
+    settings = EngineSettings.parse()
+    if settings.parent_pid:
+        die_with_parent(settings.parent_pid)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    started = time.monotonic()
+    sock = socket.socket(fileno=settings.socket_fd)
+    connection = Connection(sock, settings.max_image_bytes)
+    try:
+        bundle = read_bundle(settings)
+        choice = choose(settings.runtime, bundle, settings.device)
+        compute = Compute(settings.device, settings.threads, settings.max_batch)
+        runtimes = load(choice, bundle, compute)
+        manifest = bundle.manifest
+        classes = len(manifest.labels) or manifest.model.classes
+        for resolution, runtime in runtimes.items():
+            warm_up(runtime, resolution, manifest.embedding_size, classes)
+    except MultigrainError as error:
+        connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
+        return 1
+    worker = Worker(
+        runtimes,
+        manifest.heads[0].resolution,
+        decoder(bundle, settings),
+        connection.send_all,
+        max_batch=settings.max_batch,
+        decode_threads=settings.decode_threads,
+    )
+    worker.start()
+    # The network computes in the main thread: MindSpore keeps state by thread.
+    threading.Thread(target=read_requests, args=(connection, worker), daemon=True).start()
+    connection.send(
+        Ready(
+            runtime=next(iter(runtimes.values())).name,
+            reason=choice.reason,
+            resolutions=tuple(runtimes),
+            embedding_size=manifest.embedding_size,
+            classes=classes,
+            max_batch=settings.max_batch,
+            load_seconds=time.monotonic() - started,
+        )
+    )
+    worker.compute_loop()
+    return 0
+
+
+def read_bundle(settings: EngineSettings) -> Bundle:
+    """The manifest; its files were checked by the daemon. Raises MultigrainError."""
+    try:
+        text = (settings.bundle / MANIFEST_NAME).read_text()
+        return Bundle(settings.bundle, BundleManifest.model_validate_json(text))
+    except (OSError, ValueError) as error:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT, f"the bundle's {MANIFEST_NAME} cannot be read: {error}"
+        ) from error
+
+
+def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
+    """The evaluation's own preprocessing, with the bundle's parameters and our limits."""
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    parameters = {head.resolution: head.preprocessing for head in bundle.manifest.heads}
+
+    def decode(data: bytes, resolution: int) -> NDArray[np.float32]:
+        return preprocess(data, parameters[resolution], limits)
+
+    return decode
+
+
+def read_requests(connection: Connection, worker: Worker) -> None:
+    """Feeds the worker until the daemon closes the socket, then ends the process."""
+    try:
+        for frame in connection.frames():
+            match frame.message:
+                case Submit() as request:
+                    worker.submit(request, frame.payload)
+                case Cancel(id=item_id):
+                    worker.cancel(item_id)
+                case Hold(items=items):
+                    worker.hold(items)
+                case _:
+                    raise WireError(f"an engine takes no {frame.message.type}")
+    except WireError as error:
+        _LOG.error("the daemon sent what an engine does not understand: %s", error)
+    # There is nothing to save, and a thread inside a native library must not delay the end.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""MindSpore: the reference, on every device that it knows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from multigrain.bundle.manifest import Head
+from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Runtime, padded
+from multigrain.errors import ErrorKind, MultigrainError
+
+_TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+
+
+class MindSporeRuntime(Runtime):
+    """The network rebuilt from the bundle's weights, compiled as a graph.
+
+    A graph is compiled for each shape, which takes seconds, so batches are padded to a few
+    sizes that are compiled before the first request.
+
+    Raises:
+        MultigrainError: CHECKPOINT if the weights are not this network's.
+    """
+
+    def __init__(self, bundle: Bundle, head: Head, compute: Compute) -> None:
+        if compute.threads and compute.device == "cpu":
+            # Read when the library is loaded, hence before the import below.
+            os.environ["OMP_NUM_THREADS"] = str(compute.threads)
+        # Imported here: it costs seconds and 300 MB, and only this runtime needs it.
+        import mindspore
+        from mindspore import Tensor, context
+        from safetensors.numpy import load_file
+
+        from multigrain.model.multigrain import build_model
+        from multigrain.model.state import load_model_state
+
+        mindspore.set_device(_TARGETS[compute.device])
+        context.set_context(mode=context.GRAPH_MODE)
+        manifest = bundle.manifest
+        classes = len(manifest.labels) or manifest.model.classes
+        spec = manifest.model.model_copy(
+            update={"image_size": head.resolution, "gem_p": head.gem_p}
+        )
+        self._network = build_model(spec, classes)
+        load_model_state(self._network, load_file(_weights(bundle)))
+        self._network.set_train(False)
+        self._tensor = Tensor
+        self._sizes = _batch_sizes(compute.max_batch)
+        self.name = f"mindspore {mindspore.__version__} {compute.device}"
+        self.warm_sizes = self._sizes
+
+    def run(self, images: FloatArray) -> Outputs:
+        size = next(size for size in self._sizes if size >= len(images))
+        embedding, logits = self._network(self._tensor(padded(images, size)))
+        return Outputs(
+            np.asarray(embedding.asnumpy()[: len(images)]),
+            np.asarray(logits.asnumpy()[: len(images)]),
+        )
+
+
+def _weights(bundle: Bundle) -> Path:
+    path = bundle.path / bundle.manifest.weights
+    if not path.is_file():
+        raise MultigrainError(
+            ErrorKind.UNSUPPORTED,
+            f"the bundle has no {bundle.manifest.weights}, which the mindspore runtime needs: "
+            "use the onnxruntime runtime",
+        )
+    return path
+
+
+def _batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """1, then every fourth power of two, then the largest: at most 4 times padding."""
+    sizes = {1, max_batch}
+    size = 4
+    while size < max_batch:
+        sizes.add(size)
+        size *= 4
+    return tuple(sorted(sizes))

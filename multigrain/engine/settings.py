@@ -1,0 +1,71 @@
+"""The command line of an engine."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to serve one bundle.
+
+    Attributes:
+        socket_fd: inherited end of a Unix stream socket; the other end is the daemon's. A
+            pair needs no path: nothing to clean up, no length limit, nobody else can connect.
+        runtime: "auto", "mindspore" or "onnxruntime".
+        threads: of the network; 0 = all cores.
+        decode_threads: at least 1.
+        max_batch: images.
+        max_image_bytes: of an encoded image.
+        max_image_pixels: width x height of an image.
+        parent_pid: the engine ends when this process is not its parent any more; 0 = never.
+    """
+
+    bundle: Path
+    socket_fd: int
+    runtime: str = "auto"
+    device: str = "cpu"
+    threads: int = 0
+    decode_threads: int = 2
+    max_batch: int = 32
+    max_image_bytes: int = 32 * 1024 * 1024
+    max_image_pixels: int = 50_000_000
+    parent_pid: int = 0
+
+    def arguments(self) -> list[str]:
+        """The command line that :meth:`parse` reads."""
+        return [
+            *("--bundle", str(self.bundle)),
+            *("--socket-fd", str(self.socket_fd)),
+            *("--runtime", self.runtime),
+            *("--device", self.device),
+            *("--threads", str(self.threads)),
+            *("--decode-threads", str(self.decode_threads)),
+            *("--max-batch", str(self.max_batch)),
+            *("--max-image-bytes", str(self.max_image_bytes)),
+            *("--max-image-pixels", str(self.max_image_pixels)),
+            *("--parent-pid", str(self.parent_pid)),
+        ]
+
+    @classmethod
+    def parse(cls, arguments: list[str] | None = None) -> EngineSettings:
+        parser = argparse.ArgumentParser(
+            prog="python -m multigrain.engine",
+            description="Holds one model and answers images over a socket; started by the daemon.",
+        )
+        parser.add_argument("--bundle", type=Path, required=True)
+        parser.add_argument("--socket-fd", type=int, required=True)
+        parser.add_argument("--runtime", default=cls.runtime)
+        parser.add_argument("--device", default=cls.device, choices=("cpu", "gpu", "ascend"))
+        for name in (
+            "threads",
+            "decode_threads",
+            "max_batch",
+            "max_image_bytes",
+            "max_image_pixels",
+            "parent_pid",
+        ):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(cls, name))
+        return cls(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,80 @@
+"""A blocking client of one engine process, for tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from multigrain.engine.connection import Connection
+from multigrain.engine.settings import EngineSettings
+from multigrain.engine.wire import Cancel, Frame, Hold, LoadFailed, Ready, Result, Submit
+
+
+class EngineClient:
+    """Starts ``python -m multigrain.engine`` on a bundle and speaks its protocol."""
+
+    def __init__(self, bundle: Path, **options: object) -> None:
+        ours, theirs = socket.socketpair()
+        settings = EngineSettings(
+            bundle=bundle, socket_fd=theirs.fileno(), parent_pid=os.getpid(), **options
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "multigrain.engine", *settings.arguments()],
+            pass_fds=(theirs.fileno(),),
+        )
+        theirs.close()
+        self.socket = ours
+        self._connection = Connection(ours, 1 << 24)
+        self._frames = self._connection.frames()
+        self._results: dict[int, Frame] = {}
+        first = next(self._frames).message
+        assert isinstance(first, Ready | LoadFailed)
+        self.first = first
+
+    def submit(self, item_id: int, data: bytes, **fields: object) -> None:
+        self._connection.send(Submit(id=item_id, **fields), data)
+
+    def cancel(self, item_id: int) -> None:
+        self._connection.send(Cancel(id=item_id))
+
+    def hold(self, items: int) -> None:
+        self._connection.send(Hold(items=items))
+
+    def frame(self, item_id: int) -> Frame:
+        """Waits for the result of ``item_id``; others that come first are kept."""
+        while item_id not in self._results:
+            frame = next(self._frames)
+            assert isinstance(frame.message, Result)
+            assert frame.message.id not in self._results, "answered twice"
+            self._results[frame.message.id] = frame
+        return self._results[item_id]
+
+    def result(self, item_id: int) -> Result:
+        message = self.frame(item_id).message
+        assert isinstance(message, Result)
+        return message
+
+    def close(self) -> None:
+        self.socket.close()
+        deadline = time.monotonic() + 5
+        while self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> EngineClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,244 @@
+"""An engine process, through its socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multigrain.engine.wire import LoadFailed, Ready, VectorWants
+from multigrain.errors import ErrorKind
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from tests.engine.bundles import EMBEDDING, SIZE, TinyNetwork, write_bundle
+from tests.engine.client import EngineClient
+from tests.engine.pictures import picture, strange_bad, strange_good
+
+RAW = VectorWants(normalize=False)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Iterator[EngineClient]:
+    with EngineClient(bundle, max_batch=8) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def ids() -> Iterator[int]:
+    return iter(range(1, 1_000_000))
+
+
+def test_it_reports_what_it_runs_and_why(engine: EngineClient) -> None:
+    assert isinstance(engine.first, Ready)
+    assert engine.first.runtime.startswith("onnxruntime ")
+    assert engine.first.reason.startswith("auto")
+    assert engine.first.embedding_size == EMBEDDING
+    assert engine.first.resolutions == (SIZE,)
+
+
+def test_its_numbers_are_those_of_the_network(engine: EngineClient, ids: Iterator[int]) -> None:
+    network = TinyNetwork(seed=1)
+    data = picture(7)
+    number = next(ids)
+    engine.submit(number, data, vector=RAW, top_k=3)
+    frame = engine.frame(number)
+    result = engine.result(number)
+    image = preprocess(data, Preprocessing(size=SIZE, resize_short=SIZE))
+    expected = network.embed(image)
+    logits = network.logits(expected)
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+
+    got = np.frombuffer(frame.payload[: result.vector_bytes], "<f4")
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    classes = frame.payload[result.vector_bytes :]
+    assert result.classes == 3
+    best = np.frombuffer(classes[:12], "<i4")
+    assert best.tolist() == np.argsort(-probabilities)[:3].tolist()
+    np.testing.assert_allclose(np.frombuffer(classes[12:], "<f4"), probabilities[best], rtol=1e-4)
+
+
+def test_a_batch_takes_what_waits_and_a_lone_image_does_not_wait(
+    engine: EngineClient, ids: Iterator[int]
+) -> None:
+    lone = next(ids)
+    engine.submit(lone, picture(1), vector=RAW)
+    assert engine.result(lone).batch_items == 1
+
+    engine.hold(5)
+    five = [next(ids) for _ in range(5)]
+    for number in five:
+        engine.submit(number, picture(number), vector=RAW)
+    results = [engine.result(number) for number in five]
+    assert [result.batch_items for result in results] == [5] * 5
+    assert sum(result.leads_batch for result in results) == 1
+
+
+def test_a_batch_is_never_larger_than_the_limit(engine: EngineClient, ids: Iterator[int]) -> None:
+    engine.hold(11)
+    many = [next(ids) for _ in range(11)]
+    for number in many:
+        engine.submit(number, picture(number), vector=RAW)
+    assert sorted(engine.result(number).batch_items for number in many) == [3] * 3 + [8] * 8
+
+
+def test_every_image_of_a_batch_gets_its_own_answer(
+    engine: EngineClient, ids: Iterator[int]
+) -> None:
+    pictures = [picture(seed) for seed in range(6)]
+    alone = []
+    for data in pictures:
+        number = next(ids)
+        engine.submit(number, data, vector=RAW)
+        alone.append(np.frombuffer(engine.frame(number).payload, "<f4"))
+    engine.hold(6)
+    numbers = [next(ids) for _ in pictures]
+    for number, data in zip(numbers, pictures, strict=True):
+        engine.submit(number, data, vector=RAW)
+    for number, expected in zip(numbers, alone, strict=True):
+        got = np.frombuffer(engine.frame(number).payload, "<f4")
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert len({tuple(vector) for vector in alone}) == 6
+
+
+@pytest.mark.parametrize("name", list(strange_good()))
+def test_a_strange_picture_is_answered(engine: EngineClient, ids: Iterator[int], name: str) -> None:
+    number = next(ids)
+    engine.submit(number, strange_good()[name], vector=RAW)
+    assert engine.result(number).kind == 0, engine.result(number).message
+    assert np.isfinite(np.frombuffer(engine.frame(number).payload, "<f4")).all()
+
+
+@pytest.mark.parametrize("name", list(strange_bad()))
+def test_a_bad_picture_fails_alone(engine: EngineClient, ids: Iterator[int], name: str) -> None:
+    good, bad, also_good = next(ids), next(ids), next(ids)
+    engine.submit(good, picture(1), vector=RAW)
+    engine.submit(bad, strange_bad()[name], vector=RAW)
+    engine.submit(also_good, picture(2), vector=RAW)
+    assert engine.result(good).kind == 0
+    assert engine.result(also_good).kind == 0
+    kind = engine.result(bad).error_kind
+    assert kind is not None
+    assert kind.name.startswith("IMAGE_")
+    assert engine.result(bad).message
+
+
+def test_an_unknown_resolution_is_refused_by_name(engine: EngineClient, ids: Iterator[int]) -> None:
+    number = next(ids)
+    engine.submit(number, picture(1), vector=RAW, resolution=64)
+    assert engine.result(number).error_kind is ErrorKind.INVALID_FIELD
+    assert "64" in engine.result(number).message
+    assert str(SIZE) in engine.result(number).message
+
+
+def test_an_expired_image_never_reaches_the_network(
+    engine: EngineClient, ids: Iterator[int]
+) -> None:
+    engine.hold(3)
+    late, first, second = next(ids), next(ids), next(ids)
+    engine.submit(late, picture(1), vector=RAW, deadline_ns=time.monotonic_ns() + 50_000_000)
+    time.sleep(0.2)
+    engine.submit(first, picture(2), vector=RAW)
+    engine.submit(second, picture(3), vector=RAW)
+    assert engine.result(late).error_kind is ErrorKind.DEADLINE
+    assert engine.result(late).where == "queue"
+    assert engine.result(first).batch_items == 2
+
+
+def test_a_cancelled_image_never_reaches_the_network(
+    engine: EngineClient, ids: Iterator[int]
+) -> None:
+    engine.hold(2)
+    gone, first, second = next(ids), next(ids), next(ids)
+    engine.submit(gone, picture(1), vector=RAW)
+    engine.cancel(gone)
+    assert engine.result(gone).error_kind is ErrorKind.CANCELLED
+    engine.submit(first, picture(2), vector=RAW)
+    engine.submit(second, picture(3), vector=RAW)
+    assert engine.result(first).batch_items == 2
+
+
+def test_it_ends_when_the_socket_closes(bundle: Path) -> None:
+    client = EngineClient(bundle)
+    client.socket.close()
+    assert client.process.wait(timeout=5) == 0
+
+
+def test_it_ends_on_a_message_that_is_no_message(bundle: Path) -> None:
+    with EngineClient(bundle) as client:
+        client.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert client.process.wait(timeout=5) == 0
+
+
+def test_it_dies_with_its_parent(bundle: Path, tmp_path: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+from tests.engine.client import EngineClient
+client = EngineClient(Path({str(bundle)!r}))
+Path({str(tmp_path / "pid")!r}).write_text(str(client.process.pid))
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pid = int((tmp_path / "pid").read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while time.monotonic() < deadline and _running(pid):
+        time.sleep(0.02)
+    assert not _running(pid)
+
+
+def test_a_bundle_without_its_graph_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path)
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["heads"][0]["onnx"] = ""
+    (folder / "model.json").write_text(json.dumps(manifest))
+    with EngineClient(folder, runtime="onnxruntime") as client:
+        assert isinstance(client.first, LoadFailed)
+        assert "no ONNX graph" in client.first.message
+        assert client.process.wait(timeout=5) == 1
+
+
+def test_a_bundle_that_lies_about_its_shape_is_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path)
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["embedding_size"] = 99
+    (folder / "model.json").write_text(json.dumps(manifest))
+    with EngineClient(folder) as client:
+        assert isinstance(client.first, LoadFailed)
+        assert "99" in client.first.message
+
+
+def test_damaged_weights_are_found_by_the_warm_up(tmp_path: Path) -> None:
+    network = TinyNetwork()
+    network.bias[0] = np.nan
+    folder = write_bundle(tmp_path, network=network)
+    with EngineClient(folder) as client:
+        assert isinstance(client.first, LoadFailed)
+        assert "not finite" in client.first.message
+
+
+def _running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    finally:
+        assert pid != os.getpid()
