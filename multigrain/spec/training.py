@@ -71,7 +71,7 @@ class LearningRateSpec(Spec):
 class ScheduleSpec(Spec):
     epochs: int = Field(45, ge=1)
     max_steps: int = Field(0, ge=0)
-    batch_size: int = Field(32, ge=1, le=65_536)
+    batch_size: int = Field(30, ge=1, le=65_536)  # a multiple of the 3 repeats
     learning_rate: LearningRateSpec = LearningRateSpec()
     length_factor: float = Field(1.0, gt=0, le=100)
 

@@ -1,0 +1,225 @@
+"""Fields that contradict each other, each of which would be valid by itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import get_args
+
+from multigrain.errors import FieldViolation
+from multigrain.spec.base import DeviceSpec, Spec, WeightsSource
+from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.spec.export import ExportSpec
+from multigrain.spec.training import ScheduleSpec, TrainingSpec, TrunkName
+from multigrain.spec.violations import nearest
+
+# The one number that may be infinite: GeM with p = infinity is max pooling.
+_MAY_BE_INFINITE = frozenset({"spec.model.gem_p", "spec.gem_p"})
+_SMALLEST_IMAGE = 16
+
+
+def check_training(spec: TrainingSpec) -> list[FieldViolation]:
+    """Every contradiction in a training specification; none means that it can be queued."""
+    return [
+        *_infinities(spec),
+        *_training_paths(spec),
+        *_model(spec),
+        *_repeats(spec),
+        *_crops(spec),
+        *_schedule(spec.schedule),
+        *_precision(spec),
+        *_devices(spec.devices),
+    ]
+
+
+def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
+    """Every contradiction in an evaluation specification."""
+    found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
+    if not spec.dataset_path:
+        found.append(_v("dataset_path", "required: the folder with one sub-folder a class"))
+    found += _network(spec.trunk, spec.gem_p, spec.resolution)
+    found += _doubles("tasks", spec.tasks)
+    return found
+
+
+def check_export(spec: ExportSpec) -> list[FieldViolation]:
+    """Every contradiction in an export specification."""
+    found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
+    if spec.weights.model:
+        found.append(
+            _v("weights.model", "a model is an exported bundle already; give a job or a checkpoint")
+        )
+    if not spec.model_name:
+        found.append(_v("model_name", "required: the model's name in the registry"))
+    if spec.devices.count != 1:
+        found.append(_v("devices.count", f"is {spec.devices.count}; an export has one worker"))
+    found += _network(spec.trunk, spec.gem_p, spec.resolution)
+    found += _doubles("formats", spec.formats)
+    return found
+
+
+def _v(path: str, message: str) -> FieldViolation:
+    return FieldViolation(f"spec.{path}", message)
+
+
+def _infinities(spec: Spec, path: str = "spec") -> Iterator[FieldViolation]:
+    for name in type(spec).model_fields:
+        value, here = getattr(spec, name), f"{path}.{name}"
+        if isinstance(value, Spec):
+            yield from _infinities(value, here)
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                if math.isnan(number) or here not in _MAY_BE_INFINITE:
+                    yield FieldViolation(here, f"is {number}, must be a finite number")
+            elif isinstance(number, str) and "\0" in number:
+                yield FieldViolation(here, "holds a NUL character")
+
+
+def _training_paths(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    if not spec.dataset.train_path:
+        yield _v("dataset.train_path", "required: the folder with one sub-folder of images a class")
+    if spec.evaluation.every_epochs > 0 and not spec.dataset.val_path:
+        yield _v(
+            "dataset.val_path",
+            f"required, as evaluation.every_epochs is {spec.evaluation.every_epochs}; "
+            "set evaluation.every_epochs to 0 to train without evaluation",
+        )
+
+
+def _model(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    if spec.model.learn_gem_p and math.isinf(spec.model.gem_p):
+        yield _v("model.learn_gem_p", "an infinite gem_p has no gradient; give a finite gem_p")
+
+
+def _repeats(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    repeats, batch = spec.augmentation.repeats, spec.schedule.batch_size
+    weight, instance = spec.objective.classification_weight, spec.objective.instance_loss
+    if instance == "none" and weight < 1:
+        yield _v(
+            "objective.classification_weight",
+            f"is {weight}, must be 1 with instance_loss 'none': the rest of the weight would "
+            "go to no loss at all",
+        )
+    if batch < repeats:
+        yield _v(
+            "schedule.batch_size",
+            f"is {batch}, must be at least augmentation.repeats ({repeats})",
+        )
+    elif batch % repeats:
+        below = batch - batch % repeats
+        yield _v(
+            "schedule.batch_size",
+            f"is {batch}, must be a multiple of augmentation.repeats ({repeats}), so that all "
+            f"copies of an image fall in one batch of one worker; {below} and {below + repeats} "
+            "are",
+        )
+    if instance == "none" or weight == 1:
+        return
+    if repeats == 1:
+        yield _v(
+            "augmentation.repeats",
+            f"is 1, must be at least 2 for instance_loss '{instance}', whose positives are "
+            "copies of one image; or set objective.classification_weight to 1",
+        )
+    elif batch // repeats == 1:
+        yield _v(
+            "schedule.batch_size",
+            f"is {batch}, must be at least {2 * repeats} for instance_loss '{instance}': with "
+            "one image in a batch there is no other image to tell it from",
+        )
+
+
+def _crops(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    augmentation = spec.augmentation
+    for name, low, high in (
+        ("crop_scale", augmentation.crop_scale_min, augmentation.crop_scale_max),
+        ("crop_ratio", augmentation.crop_ratio_min, augmentation.crop_ratio_max),
+    ):
+        if low > high:
+            yield _v(
+                f"augmentation.{name}_min",
+                f"is {low:g}, must be at most augmentation.{name}_max ({high:g})",
+            )
+
+
+def _schedule(spec: ScheduleSpec) -> Iterator[FieldViolation]:
+    rate = spec.learning_rate
+    path = "schedule.learning_rate"
+    if any(milestone <= 0 for milestone in rate.milestones):
+        yield _v(f"{path}.milestones", "every milestone must be greater than 0")
+    elif any(a >= b for a, b in itertools.pairwise(rate.milestones)):
+        yield _v(f"{path}.milestones", "must ascend")
+    if rate.kind == "step":
+        return
+    ends_at = rate.end_epoch or float(spec.epochs)
+    # Past its end the rate is 0, and the run would train nothing without saying so.
+    stands_still = rate.decay > 0 if rate.kind == "thor" else rate.end == 0
+    if ends_at < spec.epochs and stands_still:
+        yield _v(
+            f"{path}.end_epoch",
+            f"is {ends_at:g}, must be at least schedule.epochs ({spec.epochs}): the learning "
+            "rate would be 0 for the rest; 0 means the number of epochs",
+        )
+    if rate.kind != "thor" and rate.warmup_epochs >= ends_at:
+        yield _v(
+            f"{path}.warmup_epochs",
+            f"is {rate.warmup_epochs:g}, must be less than the {ends_at:g} epochs of the schedule",
+        )
+
+
+def _precision(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    if spec.precision == "fp16" and spec.devices.target == "cpu":
+        yield _v("precision", "is 'fp16', which needs devices.target 'gpu' or 'ascend'; use 'fp32'")
+
+
+def _devices(spec: DeviceSpec) -> Iterator[FieldViolation]:
+    if spec.launcher == "rank-table":
+        if spec.target != "ascend":
+            yield _v(
+                "devices.launcher",
+                f"is 'rank-table', which needs devices.target 'ascend', not '{spec.target}'; "
+                "use 'msrun'",
+            )
+        if not spec.rank_table:
+            yield _v("devices.rank_table", "required with devices.launcher 'rank-table'")
+    if spec.rank_table and spec.target != "ascend":
+        yield _v(
+            "devices.rank_table",
+            f"a rank table is for devices.target 'ascend', not '{spec.target}'",
+        )
+
+
+def _weights(spec: WeightsSource) -> Iterator[FieldViolation]:
+    given = [name for name in ("job_id", "checkpoint_path", "model") if getattr(spec, name)]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are set" if given else "none is set"
+        yield _v("weights", f"exactly one of job_id, checkpoint_path and model is needed; {what}")
+    if not re.fullmatch(r"last|best|[0-9]{1,18}", spec.checkpoint):
+        yield _v(
+            "weights.checkpoint",
+            f"is '{spec.checkpoint[:60]}', must be 'last', 'best' or a step number such as '1200'",
+        )
+    elif spec.checkpoint != "last" and given and "job_id" not in given:
+        yield _v("weights.checkpoint", "chooses among a job's checkpoints; it needs weights.job_id")
+
+
+def _network(trunk: str, gem_p: float, resolution: int) -> Iterator[FieldViolation]:
+    """Fields of a bare weights file; 0 and empty mean the checkpoint's own value."""
+    trunks = get_args(TrunkName)
+    if trunk and trunk not in trunks:
+        guess = nearest(trunk, trunks)
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        yield _v("trunk", f"is '{trunk[:60]}', must be one of {', '.join(trunks)}{hint}")
+    if 0 < gem_p < 1:
+        yield _v("gem_p", f"is {gem_p:g}, must be 0 (the checkpoint's) or at least 1")
+    if 0 < resolution < _SMALLEST_IMAGE:
+        yield _v("resolution", f"is {resolution}, must be 0 or at least {_SMALLEST_IMAGE}")
+
+
+def _doubles(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:
+    if len(set(values)) != len(values):
+        yield _v(name, "names one more than once")
