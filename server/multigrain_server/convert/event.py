@@ -1,0 +1,104 @@
+"""Lines of ``events.jsonl`` as messages of the contract."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from multigrain.v1.common_pb2 import Error, ErrorKind
+from multigrain.v1.job_pb2 import (
+    ArtifactEvent,
+    CheckpointEvent,
+    EvaluationEvent,
+    EventKind,
+    Heartbeat,
+    JobEvent,
+    JobState,
+    LogEvent,
+    LossEvent,
+    StateEvent,
+)
+from multigrain_server.jobs.event_file import EventLine
+
+KIND_OF_ENUM: dict[int, str] = {
+    EventKind.EVENT_KIND_STATE: "state",
+    EventKind.EVENT_KIND_LOSS: "loss",
+    EventKind.EVENT_KIND_EVALUATION: "evaluation",
+    EventKind.EVENT_KIND_CHECKPOINT: "checkpoint",
+    EventKind.EVENT_KIND_LOG: "log",
+    EventKind.EVENT_KIND_ARTIFACT: "artifact",
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# A writer of a newer version may add fields, which this contract cannot carry.
+_FIELDS: dict[type, frozenset[str]] = {
+    cls: frozenset(cls.DESCRIPTOR.fields_by_name)
+    for cls in (ArtifactEvent, CheckpointEvent, Error, EvaluationEvent, LogEvent, LossEvent)
+}
+
+
+def timestamp(text: str) -> Timestamp | None:
+    """An RFC 3339 string in UTC as a Timestamp; None for ""."""
+    if not text:
+        return None
+    passed = datetime.fromisoformat(text) - _EPOCH
+    seconds = passed.days * 86_400 + passed.seconds
+    return Timestamp(seconds=seconds, nanos=passed.microseconds * 1000)
+
+
+def _known(cls: type, body: dict[str, Any]) -> dict[str, Any]:
+    known = _FIELDS[cls]
+    return {name: value for name, value in body.items() if name in known and value is not None}
+
+
+def error_message(body: dict[str, Any]) -> Error:
+    """A JobError's fields as a message."""
+    fields = _known(Error, body)
+    name = f"ERROR_KIND_{fields.pop('kind', 'UNSPECIFIED')}"
+    known = name in ErrorKind.keys()  # noqa: SIM118 - an enum wrapper is not a mapping
+    return Error(kind=ErrorKind.Value(name) if known else ErrorKind.ERROR_KIND_INTERNAL, **fields)
+
+
+def artifact_message(body: dict[str, Any]) -> ArtifactEvent:
+    """An ArtifactRecord's fields as a message."""
+    name, version = body["model_name"], body["model_version"]
+    return ArtifactEvent(model=f"{name}@{version}", **_known(ArtifactEvent, body))
+
+
+def event_message(event: EventLine) -> JobEvent:
+    """A stored event as a JobEvent."""
+    message = JobEvent(
+        seq=event.seq, time=timestamp(event.time), job_id=event.job_id, attempt=event.attempt
+    )
+    body: dict[str, Any] = event.data.get(event.kind, {})
+    match event.kind:
+        case "loss":
+            message.loss.CopyFrom(LossEvent(**_known(LossEvent, body)))
+        case "state":
+            message.state.CopyFrom(
+                StateEvent(
+                    state=JobState.Value(f"JOB_STATE_{body['state']}"),
+                    message=body.get("message", ""),
+                    error=error_message(body["error"]) if body.get("error") else None,
+                    exit_code=body.get("exit_code"),
+                )
+            )
+        case "evaluation":
+            message.evaluation.CopyFrom(EvaluationEvent(**_known(EvaluationEvent, body)))
+        case "checkpoint":
+            message.checkpoint.CopyFrom(CheckpointEvent(**_known(CheckpointEvent, body)))
+        case "log":
+            fields = _known(LogEvent, body)
+            level = LogEvent.Level.Value(f"LEVEL_{fields.pop('level', 'INFO')}")
+            message.log.CopyFrom(LogEvent(level=level, **fields))
+        case "artifact":
+            message.artifact.CopyFrom(artifact_message(body))
+    return message
+
+
+def heartbeat_message(job_id: str, attempt: int, last_seq: int) -> JobEvent:
+    """What is sent while nothing happens: the stream lives, and nothing later than last_seq is."""
+    message = JobEvent(seq=last_seq, job_id=job_id, attempt=attempt, heartbeat=Heartbeat())
+    message.time.GetCurrentTime()
+    return message
