@@ -1,0 +1,68 @@
+"""The MultiGrain network: trunk, GeM pooling, linear classifier."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import mindspore
+from mindspore import Tensor, nn
+
+from multigrain.errors import MultigrainError
+from multigrain.model.gem import GeM
+from multigrain.model.initial import initialise
+from multigrain.model.layers import Conv2d, Dense
+from multigrain.model.resnet import ResNet, build_trunk
+from multigrain.spec.training import ModelSpec
+
+
+class MultiGrain(nn.Cell):
+    """(N, 3, H, W) float32 -> embedding (N, C) and logits (N, K), both float32.
+
+    The embedding is *not* normalised: the classifier sees it as it is, the instance loss and
+    retrieval normalise it themselves (arXiv 1902.05509, section 3).
+    """
+
+    def __init__(self, trunk: ResNet, pool: GeM, classes: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pool = pool
+        self.classifier = Dense(trunk.out_channels, classes)
+        self.embedding_size = trunk.out_channels
+        self.classes = classes
+
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.pool(self.trunk(images))
+        return embedding, self.classifier(embedding)
+
+    def set_precision(self, precision: Literal["fp32", "fp16"]) -> None:
+        """Computes the trunk's convolutions in half precision (GPU and Ascend).
+
+        BatchNorm keeps float32 statistics; GeM, the classifier and the losses are float32.
+        Call it before the first step.
+        """
+        half = precision == "fp16"
+        if half and mindspore.get_context("device_target") == "CPU":
+            raise MultigrainError.field(
+                "spec.precision", "fp16 needs a GPU or an Ascend device; use fp32 on the CPU"
+            )
+        for _, cell in self.trunk.cells_and_names():
+            if isinstance(cell, Conv2d):
+                cell.half = half
+
+
+def build_model(spec: ModelSpec, classes: int, *, seed: int = 0) -> MultiGrain:
+    """Builds the network and fills it with the start weights of ``seed``.
+
+    Args:
+        spec: trunk, stem, pooling.
+        classes: outputs of the classifier, >= 1.
+    Raises:
+        MultigrainError: INVALID_FIELD, for an unknown trunk or stem or an impossible p.
+    """
+    if classes < 1:
+        raise MultigrainError.field("spec.model.classes", f"must be at least 1, is {classes}")
+    net = MultiGrain(
+        build_trunk(spec.trunk, spec.stem), GeM(spec.gem_p, learn=spec.learn_gem_p), classes
+    )
+    initialise(net, seed, zero_init_residual=spec.zero_init_residual)
+    return net

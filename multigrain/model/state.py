@@ -1,0 +1,62 @@
+"""A model's weights as named NumPy arrays, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.multigrain import MultiGrain
+
+# Everything THOR adds to a network carries this prefix and is no part of the model.
+CURVATURE_PREFIX = "curvature."
+
+GEM_P = "pool.p"
+
+
+def model_state(net: MultiGrain) -> dict[str, np.ndarray]:
+    """Every weight, BatchNorm statistic and GeM's p (learned or not) by name; copies."""
+    state = {name: p.asnumpy().copy() for name, p in model_parameters(net).items()}
+    state[GEM_P] = np.asarray(net.pool.value, np.float32)
+    return state
+
+
+def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
+    """Puts ``state`` in the network; nothing is changed when anything does not fit.
+
+    Raises:
+        MultigrainError: CHECKPOINT, naming what is missing, unexpected or of another shape.
+    """
+    parameters = model_parameters(net)
+    names = set(parameters) | {GEM_P}
+    problems = [f"missing: {_list(names - set(state))}"] if names - set(state) else []
+    if set(state) - names:
+        problems.append(f"unexpected: {_list(set(state) - names)}")
+    shapes = [
+        f"{name} is {tuple(np.shape(state[name]))}, expected {tuple(parameters[name].shape)}"
+        for name in sorted(set(parameters) & set(state))
+        if tuple(np.shape(state[name])) != tuple(parameters[name].shape)
+    ]
+    if shapes:
+        problems.append("wrong shape: " + "; ".join(shapes[:5]))
+    if problems:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            "the weights do not fit the model (" + "; ".join(problems) + "); "
+            "check trunk, stem and number of classes",
+        )
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(np.ascontiguousarray(state[name], np.float32)))
+    net.pool.set_exponent(float(state[GEM_P]))
+
+
+def model_parameters(net: MultiGrain) -> dict[str, Parameter]:
+    """The network's own parameters by name, statistics included, curvature slots excluded."""
+    return {p.name: p for p in net.get_parameters() if not p.name.startswith(CURVATURE_PREFIX)}
+
+
+def _list(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

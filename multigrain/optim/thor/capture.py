@@ -1,0 +1,76 @@
+"""Attaches taps to a network and lists the layers whose curvature is captured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspore import Parameter, nn, ops
+
+from multigrain.model.layers import Conv2d, Dense
+from multigrain.model.state import CURVATURE_PREFIX
+from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.taps import (
+    ROW_LIMIT,
+    ConvInputTap,
+    ConvOutputTap,
+    DenseInputTap,
+    DenseOutputTap,
+)
+
+
+@dataclass(frozen=True)
+class CapturedLayer:
+    """One layer with taps.
+
+    Attributes:
+        name: the layer's path in the network.
+        kind: "conv" or "dense".
+        weight: the weight that is preconditioned, (O, I) or (O, I, kh, kw).
+        a: blocks of the input side (I * kh * kw).
+        g: blocks of the output side (O).
+        a_slot, g_slot: parameters whose "gradients" are sqrt(T) A and sqrt(T) G.
+    """
+
+    name: str
+    kind: str
+    weight: Parameter
+    a: BlockLayout
+    g: BlockLayout
+    a_slot: Parameter
+    g_slot: Parameter
+
+
+def attach(
+    net: nn.Cell, *, block_size: int, loss_scale: float = 1.0, row_limit: int = ROW_LIMIT
+) -> list[CapturedLayer]:
+    """Attaches taps to every convolution and dense layer of ``net``, SE layers included.
+
+    Do it before the first call: graphs that exist already do not change. A second call on the
+    same network replaces the taps.
+
+    Args:
+        block_size: side of the diagonal blocks.
+        loss_scale: S, the factor the differentiated loss was multiplied by.
+        row_limit: most rows (examples x positions) a factor is built from.
+    """
+    captured = []
+    for name, cell in net.cells_and_names():
+        if isinstance(cell, Conv2d):
+            a = BlockLayout.of(cell.in_channels * cell.kernel**2, block_size)
+            g = BlockLayout.of(cell.out_channels, block_size)
+            cell.input_tap = ConvInputTap(a, cell.kernel, cell.stride, cell.padding, row_limit)
+            cell.output_tap = ConvOutputTap(g, cell.stride, cell.padding, row_limit, loss_scale)
+            kind = "conv"
+        elif isinstance(cell, Dense):
+            a = BlockLayout.of(cell.in_channels, block_size)
+            g = BlockLayout.of(cell.out_channels, block_size)
+            cell.input_tap = DenseInputTap(a)
+            cell.output_tap = DenseOutputTap(g, loss_scale)
+            kind = "dense"
+        else:
+            continue
+        cell.a_slot = Parameter(ops.zeros(a.shape), name=f"{CURVATURE_PREFIX}{name}.a")
+        cell.g_slot = Parameter(ops.zeros(g.shape), name=f"{CURVATURE_PREFIX}{name}.g")
+        cell.tapped = True
+        captured.append(CapturedLayer(name, kind, cell.weight, a, g, cell.a_slot, cell.g_slot))
+    return captured

@@ -1,0 +1,202 @@
+"""Taps: identities around a layer whose backward pass computes the Kronecker factors.
+
+A tap takes a tensor and a *slot*, a parameter in the shape of the factor's blocks. Forward it
+returns the tensor. Backward it passes the derivative on, and gives the factor out as the
+"gradient" of the slot. So ``value_and_grad`` over weights and slots returns gradients and
+factors in one go, and the same network asked for the weights' gradients alone leaves all factor
+work out, because nothing uses it.
+
+Both factors come scaled by sqrt(T), with T the layer's number of output positions, so that the
+preconditioner needs no shapes (see ``multigrain.optim.thor.preconditioner``)::
+
+    sqrt(T) A,  A = 1/(nT) sum_{b,t} a_bt a_bt^T        a: input patch, weight.reshape(O, -1) order
+    sqrt(T) G,  G = 1/(nT) sum_{b,t} s_bt s_bt^T        s = (n / S) * dL/ds, S the loss scale
+
+L is the mean over the n examples, hence the factor n: s is the per-example derivative.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mindspore
+from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
+
+from multigrain.optim.thor.layout import BlockLayout
+
+# Rows (examples x positions) a factor is built from. A block has 128 rows, so 8192 samples
+# over-determine it 64-fold; building factors from every position of a large map would cost
+# more than the step itself.
+ROW_LIMIT = 8192
+
+
+@constexpr
+def sample_step(examples: int, height: int, width: int, limit: int) -> int:
+    """Every how many-th position of a feature map is used, in each direction.
+
+    The smallest k with ``examples * ceil(height/k) * ceil(width/k) <= limit``; at most a single
+    position per example is left. It depends on shapes alone, so it is the same on every worker.
+    """
+    k = 1
+    while examples * -(-height // k) * -(-width // k) > limit and k < max(height, width):
+        k += 1
+    return k
+
+
+@constexpr
+def sample_offset(length: int, k: int, stride: int, padding: int) -> int:
+    """First position that is used of ``length``: centred, so that borders are not preferred.
+
+    Where the centred start is so near the border that the patch needs padding, it is 0.
+    """
+    offset = (length - 1 - (-(-length // k) - 1) * k) // 2
+    return offset if offset * stride >= padding else 0
+
+
+@constexpr
+def output_length(length: int, kernel: int, stride: int, padding: int) -> int:
+    """Output positions of a convolution in one direction."""
+    return (length + 2 * padding - kernel) // stride + 1
+
+
+@constexpr
+def factor_scale(rows: int, positions: int) -> float:
+    """sqrt(T) / rows."""
+    return math.sqrt(positions) / rows
+
+
+class BlockSecondMoment(nn.Cell):
+    """(dim, rows) -> the diagonal blocks of X X^T, shape (count, size, size), float32."""
+
+    def __init__(self, layout: BlockLayout) -> None:
+        super().__init__()
+        self.count = layout.count
+        self.size = layout.size
+        self.padded = layout.padded > layout.dim
+        if self.padded:
+            self.pad = ops.Pad(((0, layout.padded - layout.dim), (0, 0)))
+        self.multiply = ops.BatchMatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.padded:
+            x = self.pad(x)
+        x = ops.reshape(x, (self.count, self.size, -1))
+        return self.multiply(x, x)
+
+
+class ConvInputTap(nn.Cell):
+    """Gives sqrt(T) A of a convolution's input (N, I, H, W)."""
+
+    def __init__(
+        self, layout: BlockLayout, kernel: int, stride: int, padding: int, row_limit: int
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+        self.padding = padding
+        self.row_limit = row_limit
+        self.dim = layout.dim
+        self.blocks = BlockSecondMoment(layout)
+
+    def construct(self, x: Tensor, slot: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return dout, self.factor(x)
+
+    def factor(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        rows_h = output_length(h, self.kernel, self.stride, self.padding)
+        rows_w = output_length(w, self.kernel, self.stride, self.padding)
+        k = sample_step(n, rows_h, rows_w, self.row_limit)
+        top = sample_offset(rows_h, k, self.stride, self.padding) * self.stride
+        left = sample_offset(rows_w, k, self.stride, self.padding) * self.stride
+        pad_h = self.padding
+        pad_w = self.padding
+        # A sampled grid that starts inside the image starts at its first patch, unpadded.
+        if top > 0:
+            x = x[:, :, top - self.padding :, :]
+            pad_h = 0
+        if left > 0:
+            x = x[:, :, :, left - self.padding :]
+            pad_w = 0
+        x = ops.cast(x, mindspore.float32)
+        if self.kernel == 1 and self.padding == 0:
+            patches = x[:, :, :: self.stride * k, :: self.stride * k]
+        else:
+            patches = ops.Im2Col(
+                ksizes=self.kernel, strides=self.stride * k, dilations=1, pads=(pad_h, pad_w)
+            )(x)
+        patches = ops.reshape(patches, (n, self.dim, -1))
+        patches = ops.reshape(ops.transpose(patches, (1, 0, 2)), (self.dim, -1))
+        return self.blocks(patches) * factor_scale(patches.shape[1], rows_h * rows_w)
+
+
+class ConvOutputTap(nn.Cell):
+    """Gives sqrt(T) G from the derivative of a convolution's output (N, O, H, W)."""
+
+    def __init__(
+        self, layout: BlockLayout, stride: int, padding: int, row_limit: int, loss_scale: float
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+        self.row_limit = row_limit
+        self.loss_scale = loss_scale
+        self.dim = layout.dim
+        self.blocks = BlockSecondMoment(layout)
+
+    def construct(self, y: Tensor, slot: Tensor) -> Tensor:
+        return y
+
+    def bprop(self, y: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return dout, self.factor(dout)
+
+    def factor(self, dout: Tensor) -> Tensor:
+        n, _, h, w = dout.shape
+        k = sample_step(n, h, w, self.row_limit)
+        top = sample_offset(h, k, self.stride, self.padding)
+        left = sample_offset(w, k, self.stride, self.padding)
+        s = ops.cast(dout, mindspore.float32) * (n / self.loss_scale)
+        s = s[:, :, top::k, left::k]
+        s = ops.reshape(ops.transpose(s, (1, 0, 2, 3)), (self.dim, -1))
+        return self.blocks(s) * factor_scale(s.shape[1], h * w)
+
+
+class DenseInputTap(nn.Cell):
+    """Gives A of a dense layer's input (N, I); T = 1."""
+
+    def __init__(self, layout: BlockLayout) -> None:
+        super().__init__()
+        self.blocks = BlockSecondMoment(layout)
+
+    def construct(self, x: Tensor, slot: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return dout, self.factor(x)
+
+    def factor(self, x: Tensor) -> Tensor:
+        return self.blocks(ops.transpose(ops.cast(x, mindspore.float32), (1, 0))) * (
+            1.0 / x.shape[0]
+        )
+
+
+class DenseOutputTap(nn.Cell):
+    """Gives G from the derivative of a dense layer's output (N, O); T = 1."""
+
+    def __init__(self, layout: BlockLayout, loss_scale: float) -> None:
+        super().__init__()
+        self.loss_scale = loss_scale
+        self.blocks = BlockSecondMoment(layout)
+
+    def construct(self, y: Tensor, slot: Tensor) -> Tensor:
+        return y
+
+    def bprop(self, y: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return dout, self.factor(dout)
+
+    def factor(self, dout: Tensor) -> Tensor:
+        s = ops.cast(dout, mindspore.float32) * (dout.shape[0] / self.loss_scale)
+        return self.blocks(ops.transpose(s, (1, 0))) * (1.0 / dout.shape[0])

@@ -1,0 +1,88 @@
+"""Sums over the workers of a job, in few large messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mindspore
+from mindspore import Tensor, nn, ops
+
+# Elements of one message: 64 MiB of float32.
+BUCKET_ELEMENTS = 16 * 2**20
+
+
+class Reducer(nn.Cell):
+    """All-reduce over ``world`` workers; does nothing when there is one.
+
+    With more than one, ``mindspore.communication.init()`` must have been called.
+    """
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world = world
+        self.rank = 0
+        if world > 1:
+            from mindspore.communication import get_rank  # only where a cluster exists
+
+            self.rank = get_rank()
+            self.all_reduce = ops.AllReduce()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Sum of a float32 tensor over the workers."""
+        if self.world == 1:
+            return x
+        return self.all_reduce(x)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The same, outside a graph."""
+        return self(x)
+
+
+class BucketedMean(nn.Cell):
+    """Mean over the workers of a fixed list of float32 tensors, in buckets of 64 MiB.
+
+    The tensors of a bucket are concatenated, reduced in one message and cut apart again.
+    """
+
+    def __init__(self, reducer: Reducer, shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.reducer = reducer
+        self.shapes = tuple(tuple(s) for s in shapes)
+        self.sizes = tuple(_size(s) for s in self.shapes)
+        self.buckets = tuple(_buckets(self.sizes))
+        self.concatenate = ops.Concat(0)
+
+    def construct(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        result = ()
+        for first, last in self.buckets:
+            flat = ()
+            for i in range(first, last):
+                flat = (*flat, ops.reshape(ops.cast(tensors[i], mindspore.float32), (-1,)))
+            reduced = self.reducer(self.concatenate(flat)) / self.reducer.world
+            start = 0
+            for i in range(first, last):
+                piece = reduced[start : start + self.sizes[i]]
+                result = (*result, ops.reshape(piece, self.shapes[i]))
+                start = start + self.sizes[i]
+        return result
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _buckets(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Ranges [first, last) of neighbouring tensors; one that is too large has its own."""
+    buckets = []
+    first, filled = 0, 0
+    for index, size in enumerate(sizes):
+        if index > first and filled + size > BUCKET_ELEMENTS:
+            buckets.append((first, index))
+            first, filled = index, 0
+        filled += size
+    if len(sizes) > first:
+        buckets.append((first, len(sizes)))
+    return buckets

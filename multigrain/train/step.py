@@ -1,0 +1,274 @@
+"""One training step: gradients, curvature refresh, update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mindspore
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.losses.objective import JointObjective
+from multigrain.model.multigrain import MultiGrain
+from multigrain.model.state import CURVATURE_PREFIX, model_parameters
+from multigrain.optim import schedules
+from multigrain.optim.thor.curvature import Curvature
+from multigrain.optim.thor.share import InverseShare
+from multigrain.optim.update import Group, Trained, Update
+from multigrain.spec.training import TrainingSpec
+from multigrain.train.gradients import Forward, GradientFunction
+from multigrain.train.reduce import BucketedMean, Reducer
+
+_COUNTERS = ("step", "skipped_in_row", "skipped_total", "refresh_due")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did; the same on every worker.
+
+    Attributes:
+        step: steps done, this one included (from 1).
+        loss, classification_loss, instance_loss: means over the workers, unscaled.
+        learning_rate, damping: in use in this step; damping is 0 without THOR.
+        skipped: nothing was updated, because a loss or a gradient was not finite.
+        refreshed_layers: layers whose curvature this step renewed.
+        curvature_layers: layers with curvature; 0 without THOR.
+        beta: the margin loss's boundary, 0 without one.
+        gem_p: the pooling exponent.
+        stop_agreed: a worker asked to stop, and every worker sees it in this same step.
+    """
+
+    step: int
+    loss: float
+    classification_loss: float
+    instance_loss: float
+    learning_rate: float
+    damping: float
+    skipped: bool
+    refreshed_layers: int
+    curvature_layers: int
+    beta: float
+    gem_p: float
+    stop_agreed: bool
+
+
+class TrainStep:
+    """Trains a model one batch at a time.
+
+    Args:
+        model: its taps are attached here when the optimiser is THOR.
+        objective: the joint loss.
+        spec: optimiser, schedule, precision and seed are read.
+        world: number of workers; above 1 ``mindspore.communication`` must be initialised.
+        steps_per_epoch: for the schedules.
+    """
+
+    def __init__(
+        self,
+        model: MultiGrain,
+        objective: JointObjective,
+        spec: TrainingSpec,
+        *,
+        world: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self._model = model
+        self._objective = objective
+        self._spec = spec
+        self._steps_per_epoch = steps_per_epoch
+        self._reducer = Reducer(world)
+        optimizer = spec.optimizer
+        model.set_precision(spec.precision)
+        self._curvature: Curvature | None = None
+        if optimizer.kind == "thor":
+            self._curvature = Curvature(
+                model,
+                block_size=optimizer.thor.block_size,
+                loss_scale=optimizer.loss_scale,
+                share=InverseShare(self._reducer),
+            )
+        trained = self._trained()
+        self._statistics = [p for p in model_parameters(model).values() if not p.requires_grad]
+        self._update = Update(
+            trained,
+            self._statistics,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+        )
+        self._apply = _compiled(self._update)
+        self._gradients = GradientFunction(
+            Forward(model, objective, optimizer.loss_scale),
+            [t.parameter for t in trained],
+            self._curvature.slots if self._curvature else [],
+            self._reducer,
+        )
+        self.step = 0
+        self.skipped_total = 0
+        self._skipped_in_row = 0
+        self._refresh_due = True
+
+    def __call__(
+        self,
+        images: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray,
+        instances: Tensor | np.ndarray,
+        *,
+        stop: bool = False,
+    ) -> StepResult:
+        """Takes one step on this worker's batch.
+
+        Args:
+            images: (N, 3, H, W) float32.
+            labels: (N,) int32, class indices.
+            instances: (N,) int32; equal for augmented copies of one image, else different.
+            stop: ask every worker to stop after this step (see ``stop_agreed``).
+        Raises:
+            MultigrainError: DIVERGED, after ``max_skipped_steps`` non-finite steps in a row.
+        """
+        optimizer, schedule = self._spec.optimizer, self._spec.schedule
+        rate = schedules.learning_rate(schedule, self.step, self._steps_per_epoch)
+        damping = 0.0
+        refresh = False
+        if self._curvature:
+            damping = schedules.damping(optimizer.thor, self.step, self._steps_per_epoch)
+            # A refresh whose step was skipped is made up for in the next step.
+            refresh = self._refresh_due or self.step % optimizer.thor.frequency == 0
+        noise = self._objective.noise(len(labels), (self._spec.seed, self.step, self._reducer.rank))
+        found = self._gradients(
+            _tensor(images, mindspore.float32),
+            _tensor(labels, mindspore.int32),
+            _tensor(instances, mindspore.int32),
+            noise,
+            stop=stop,
+            factors=refresh,
+        )
+        refreshed = 0
+        if found.finite:
+            if refresh and self._curvature:
+                refreshed = self._curvature.refresh(found.factors, damping)
+            clip = 1.0
+            if optimizer.clip_norm > 0 and found.norm > optimizer.clip_norm:
+                clip = optimizer.clip_norm / found.norm
+            # beta's rate falls as the learning rate does.
+            boundary = self._spec.objective.beta_learning_rate * rate / schedule.learning_rate.init
+            self._apply(_scalar(rate), _scalar(boundary), _scalar(clip), *found.values)
+            self._skipped_in_row = 0
+            self._refresh_due = False
+        else:
+            self._skip(refresh)
+        self.step += 1
+        return StepResult(
+            step=self.step,
+            loss=found.loss,
+            classification_loss=found.classification_loss,
+            instance_loss=found.instance_loss,
+            learning_rate=rate,
+            damping=damping,
+            skipped=not found.finite,
+            refreshed_layers=refreshed,
+            curvature_layers=len(self._curvature.layers) if self._curvature else 0,
+            beta=self._objective.beta,
+            gem_p=self._model.pool.value,
+            stop_agreed=found.stop,
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything besides the model's own weights that the next step depends on; copies."""
+        state = {name: p.asnumpy().copy() for name, p in self._state_parameters().items()}
+        counters = (self.step, self._skipped_in_row, self.skipped_total, int(self._refresh_due))
+        for name, value in zip(_COUNTERS, counters, strict=True):
+            state[name] = np.asarray(value, np.int64)
+        return state
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from :meth:`state`; load the model's weights first.
+
+        Raises:
+            MultigrainError: CHECKPOINT, when an entry is missing, unknown or of another shape.
+        """
+        parameters = self._state_parameters()
+        wrong = sorted((set(parameters) | set(_COUNTERS)) ^ set(state)) or sorted(
+            name for name, p in parameters.items() if tuple(state[name].shape) != tuple(p.shape)
+        )
+        if wrong:
+            raise MultigrainError(
+                ErrorKind.CHECKPOINT,
+                f"the optimiser's state does not fit this job ({', '.join(wrong[:5])}); "
+                "resume with the model, objective and optimizer it was saved with",
+            )
+        for name, parameter in parameters.items():
+            parameter.set_data(Tensor(np.ascontiguousarray(state[name], np.float32)))
+        self.step, self._skipped_in_row, self.skipped_total, due = (
+            int(state[name]) for name in _COUNTERS
+        )
+        self._refresh_due = bool(due)
+        self._update.remember_statistics()
+
+    def sync_statistics(self) -> None:
+        """Averages BatchNorm's running means and variances over the workers.
+
+        Each worker's are those of its own batches; call it on every worker before the model is
+        saved or evaluated. Does nothing with one worker.
+        """
+        if self._reducer.world == 1 or not self._statistics:
+            return
+        mean = BucketedMean(self._reducer, [p.shape for p in self._statistics])
+        for parameter, value in zip(self._statistics, mean(*self._statistics), strict=True):
+            parameter.set_data(Tensor(value.asnumpy()))
+        self._update.remember_statistics()
+
+    def curvature_table(self) -> str:
+        """Which layers have curvature, with their dimensions and blocks."""
+        return self._curvature.table() if self._curvature else "momentum: no curvature"
+
+    def _skip(self, refresh: bool) -> None:
+        self._update.restore_statistics()
+        self._refresh_due = self._refresh_due or refresh
+        self._skipped_in_row += 1
+        self.skipped_total += 1
+        if self._skipped_in_row >= self._spec.optimizer.max_skipped_steps:
+            raise MultigrainError(
+                ErrorKind.DIVERGED,
+                f"loss or gradients were not finite in {self._skipped_in_row} steps in a row "
+                f"(last: step {self.step + 1}); lower schedule.learning_rate.init, or raise "
+                "optimizer.thor.damping_init, and start from the last checkpoint",
+            )
+
+    def _trained(self) -> list[Trained]:
+        trained = []
+        for p in self._model.trainable_params():
+            if p.name.startswith(CURVATURE_PREFIX):
+                continue
+            exponent = self._model.pool.learn and p is self._model.pool.p
+            group = Group.EXPONENT if exponent else Group.WEIGHTS
+            cell = self._curvature.preconditioner(p) if self._curvature else None
+            trained.append(Trained(p, group, cell))
+        trained += [Trained(p, Group.BOUNDARY) for p in self._objective.trainable_params()]
+        return trained
+
+    def _state_parameters(self) -> dict[str, Parameter]:
+        parameters = {p.name: p for p in self._update.moments}
+        if self._curvature:
+            parameters |= {p.name: p for p in self._curvature.inverses}
+        parameters |= {f"objective.{p.name}": p for p in self._objective.trainable_params()}
+        return parameters
+
+
+def _compiled(update: Update):  # type: ignore[no-untyped-def]
+    @mindspore.jit
+    def apply(rate, boundary_rate, clip, *gradients):  # type: ignore[no-untyped-def]
+        return update(rate, boundary_rate, clip, *gradients)
+
+    return apply
+
+
+def _scalar(value: float) -> Tensor:
+    return Tensor(value, mindspore.float32)
+
+
+def _tensor(value: Tensor | np.ndarray, dtype: mindspore.Type) -> Tensor:
+    if isinstance(value, Tensor):
+        return value if value.dtype == dtype else value.astype(dtype)
+    return Tensor(np.ascontiguousarray(value), dtype)
