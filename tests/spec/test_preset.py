@@ -1,0 +1,121 @@
+"""The presets that the package ships, as values."""
+
+from __future__ import annotations
+
+import pytest
+
+from multigrain.optim.schedules import learning_rate
+from multigrain.spec.preset import list_presets, merge, preset_values
+from multigrain.spec.resolve import resolve_training
+from multigrain.spec.training import TrainingSpec
+from tests.spec.refusal import DATA
+
+NAMES = [
+    "digits-demo",
+    "resnet50-imagenet-momentum",
+    "resnet50-imagenet-thor-ascend",
+    "resnet50-imagenet-thor-gpu",
+    "resnet50-paper",
+]
+IMAGENET = 1_281_167
+
+
+def _resolved(name: str) -> TrainingSpec:
+    return resolve_training({**DATA, "preset": name})
+
+
+def test_the_presets_are_listed_by_name_with_one_line_each() -> None:
+    presets = list_presets()
+    assert [preset.name for preset in presets] == NAMES
+    for preset in presets:
+        assert 20 < len(preset.description) <= 90
+        assert "\n" not in preset.description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_resolves_once_the_data_is_named(name: str) -> None:
+    assert _resolved(name).preset == name
+
+
+@pytest.mark.parametrize("name", NAMES[1:4])
+def test_the_imagenet_presets_have_the_documents_parameters(name: str) -> None:
+    spec = _resolved(name)
+    batch = spec.schedule.batch_size * spec.devices.count
+    assert batch == 240
+    assert int(IMAGENET * spec.schedule.length_factor) // batch == 5338
+    assert spec.schedule.batch_size % 3 == 0
+    assert spec.model.classes == 1001
+    assert (spec.optimizer.momentum, spec.optimizer.weight_decay) == (0.9, 1e-4)
+    assert spec.optimizer.loss_scale == 1024
+    assert (spec.objective.instance_loss, spec.objective.margin) == ("triplet", 0.1)
+    assert spec.objective.label_smoothing == 0.1
+    assert (spec.checkpointing.every_epochs, spec.checkpointing.keep) == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [(NAMES[2], "ascend"), (NAMES[3], "gpu"), (NAMES[1], "gpu")]
+)
+def test_the_imagenet_presets_run_on_eight_devices(name: str, target: str) -> None:
+    devices = _resolved(name).devices
+    assert (devices.target, devices.count) == (target, 8)
+
+
+@pytest.mark.parametrize("name", NAMES[2:4])
+def test_the_thor_presets_have_the_documents_second_order_parameters(name: str) -> None:
+    spec = _resolved(name)
+    thor = spec.optimizer.thor
+    assert spec.optimizer.kind == "thor"
+    assert (thor.frequency, thor.damping_init, thor.damping_decay) == (834, 0.02345, 0.5467)
+    rates = [learning_rate(spec.schedule, epoch * 5338 - 1, 5338) for epoch in (1, 20, 39, 40)]
+    unhalved = [0.05672 * (1 - epoch / 70) ** 4.9687 for epoch in (1, 20, 39, 40)]
+    assert rates == pytest.approx(
+        [unhalved[0], unhalved[1], unhalved[2] / 2, unhalved[3] / 4], rel=1e-12
+    )
+
+
+def test_the_momentum_preset_warms_up_for_two_epochs_and_falls_to_zero() -> None:
+    spec = _resolved("resnet50-imagenet-momentum")
+    assert spec.optimizer.kind == "momentum"
+    rates = [learning_rate(spec.schedule, epoch * 5338 - 1, 5338) for epoch in (1, 2, 26, 50)]
+    top = spec.schedule.learning_rate.init
+    assert rates == pytest.approx([top / 2, top, top / 2, 0], abs=1e-12)
+
+
+def test_the_papers_preset_is_the_papers_recipe() -> None:
+    spec = _resolved("resnet50-paper")
+    assert (spec.optimizer.kind, spec.schedule.epochs) == ("momentum", 120)
+    assert abs(spec.schedule.batch_size * spec.devices.count - 512) <= 4
+    assert spec.schedule.length_factor == 2
+    assert (spec.objective.instance_loss, spec.objective.classification_weight) == ("margin", 0.5)
+    assert (spec.objective.margin, spec.objective.beta_init) == (0.2, 1.2)
+    assert spec.augmentation.kind == "full"
+    assert spec.augmentation.repeats == 3
+    rates = [learning_rate(spec.schedule, epoch * 10 - 1, 10) for epoch in (30, 60, 90, 120)]
+    assert rates == pytest.approx([0.2, 0.02, 0.002, 0.0002])
+
+
+def test_the_demo_never_mirrors_a_digit_and_runs_on_two_cpu_workers() -> None:
+    spec = _resolved("digits-demo")
+    assert spec.augmentation.flip == 0
+    assert (spec.devices.target, spec.devices.count) == ("cpu", 2)
+    assert spec.optimizer.kind == "thor"
+    assert spec.augmentation.repeats == 3
+
+
+def test_changing_a_presets_values_does_not_change_the_preset() -> None:
+    values = preset_values("resnet50-paper")
+    values["schedule"]["epochs"] = 1
+    values["model"].clear()
+    assert preset_values("resnet50-paper")["schedule"]["epochs"] == 120
+    assert preset_values("resnet50-paper")["model"]
+
+
+def test_merging_joins_groups_replaces_the_rest_and_shares_nothing() -> None:
+    base = {"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"z": 1}}
+    over = {"a": {"y": [3]}, "b": {"new": 1}, "c": 5}
+    merged = merge(base, over)
+    assert merged == {"a": {"x": 1, "y": [3]}, "b": {"new": 1}, "c": 5}
+    merged["a"]["x"] = 9
+    merged["b"]["new"] = 9
+    assert base["a"] == {"x": 1, "y": [1, 2]}
+    assert over["b"] == {"new": 1}

@@ -1,0 +1,59 @@
+"""The limits of a request's id, name and labels, from both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.spec.request import check_labels, check_name, check_request, check_request_id
+
+
+def _fields(check: Callable[[], None]) -> list[str]:
+    with pytest.raises(MultigrainError) as caught:
+        check()
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+    return [violation.field for violation in caught.value.violations]
+
+
+@pytest.mark.parametrize("text", ["", "a", "x" * 128, "é" * 128, "an id with spaces"])
+def test_ids_and_names_of_up_to_128_characters_pass(text: str) -> None:
+    check_request_id(text)
+    check_name(text)
+
+
+@pytest.mark.parametrize("text", ["x" * 129, "a\nb", "\0", "\x7f", "\x1b[2J"])
+def test_longer_ones_and_control_characters_are_refused(text: str) -> None:
+    assert _fields(lambda: check_request_id(text)) == ["request_id"]
+    assert _fields(lambda: check_name(text)) == ["name"]
+
+
+def test_labels_at_their_limits_pass() -> None:
+    check_labels({})
+    check_labels({f"{i:0>63}": "v" * 255 for i in range(64)})
+    check_labels({"team": ""})
+
+
+def test_too_many_labels_are_one_violation() -> None:
+    assert _fields(lambda: check_labels({str(i): "\0" for i in range(65)})) == ["labels"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "field"),
+    [
+        ({"": "v"}, "labels"),
+        ({"k" * 64: "v"}, f"labels['{'k' * 63}']"),
+        ({"k": "v" * 256}, "labels['k']"),
+        ({"k": "v\n"}, "labels['k']"),
+        ({"k\n": "v"}, "labels['k\\n']"),
+    ],
+)
+def test_a_label_beyond_a_limit_is_named(labels: dict[str, str], field: str) -> None:
+    assert _fields(lambda: check_labels(labels)) == [field]
+
+
+def test_a_request_names_every_violation_at_once() -> None:
+    fields = _fields(lambda: check_request("x" * 129, "a\n", {"k": "v" * 256, "": ""}))
+    assert fields == ["request_id", "name", "labels", "labels['k']"]
+    check_request("id", "name", {"k": "v"})

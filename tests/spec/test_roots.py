@@ -1,0 +1,157 @@
+"""Which paths are let through, judged by where they lead."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.spec.roots import PathRoots
+
+FIELD = "spec.dataset.train_path"
+
+
+@pytest.fixture
+def area(tmp_path: Path) -> Path:
+    """``root`` (allowed) with a folder and links out, in and round; ``secret`` beside it."""
+    for folder in ("root/images", "root-2", "secret"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "secret/key").write_text("x")
+    root = tmp_path / "root"
+    (root / "out").symlink_to(tmp_path / "secret")
+    (root / "out-and-back").symlink_to(tmp_path / "secret/../root/images")
+    (root / "in").symlink_to("images")
+    (root / "loop").symlink_to("loop")
+    (tmp_path / "alias").symlink_to(root)
+    return tmp_path
+
+
+def _check(area: Path, path: str, **options: bool) -> Path:
+    return PathRoots([area / "root"]).check(path, FIELD, **options)
+
+
+def _refused(area: Path, path: str, **options: bool) -> MultigrainError:
+    with pytest.raises(MultigrainError) as caught:
+        _check(area, path, **options)
+    assert caught.value.message.startswith(f"{FIELD}: ")
+    assert [violation.field for violation in caught.value.violations] == [FIELD]
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("path", "real"),
+    [
+        ("root", "root"),
+        ("root/", "root"),
+        ("root/images", "root/images"),
+        ("root//./images/", "root/images"),
+        ("root/images/../images", "root/images"),
+        ("secret/../root/images", "root/images"),
+        ("root/in", "root/images"),
+        ("root/out-and-back", "root/images"),
+        ("alias/images", "root/images"),
+    ],
+)
+def test_a_path_that_leads_into_a_root_is_answered_with_the_real_one(
+    area: Path, path: str, real: str
+) -> None:
+    assert _check(area, f"{area}/{path}") == area / real
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "secret",
+        "secret/key",
+        "secret/nothing",
+        "root/../secret",
+        "root/out",
+        "root/out/key",
+        "root/images/../../secret",
+        "root-2",
+        "root/out/../root-2",
+        "",
+    ],
+)
+def test_a_path_that_leads_out_is_refused(area: Path, path: str) -> None:
+    error = _refused(area, f"{area}/{path}")
+    assert error.kind is ErrorKind.PATH_NOT_ALLOWED
+    assert "--data-root" in error.message
+
+
+def test_the_refusal_is_the_same_whether_or_not_something_is_there(area: Path) -> None:
+    messages = {
+        _refused(area, f"{area}/{path}", must_exist=must).message
+        for path in ("secret/key", "secret/nothing", "root/out/key", "root/out/nothing")
+        for must in (True, False)
+    }
+    assert len(messages) == 1
+    assert "secret" not in messages.pop()
+
+
+@pytest.mark.parametrize("path", ["root/none", "root/images/none", "root/loop", "root/loop/x"])
+def test_inside_a_root_a_path_must_exist_unless_it_need_not(area: Path, path: str) -> None:
+    error = _refused(area, f"{area}/{path}")
+    assert error.kind is ErrorKind.INVALID_FIELD
+    assert "no such file" in error.message
+    assert _check(area, f"{area}/{path}", must_exist=False).is_relative_to(area / "root")
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("", "empty"),
+        ("images", "relative"),
+        ("./images", "relative"),
+        ("~/images", "relative"),
+        ("file:///data", "relative"),
+        ("/a\0b", "NUL"),
+        ("/" + "a/" * 3000, "bytes"),
+        ("/" + "a" * 300, "bytes"),
+        ("/" + "é" * 128, "bytes"),
+        ("/\ud800", "no file name"),
+    ],
+)
+def test_what_is_no_absolute_path_is_a_wrong_field(area: Path, path: str, word: str) -> None:
+    error = _refused(area, path)
+    assert error.kind is ErrorKind.INVALID_FIELD
+    assert word in error.message
+    assert len(error.message) < 200
+
+
+def test_without_roots_everything_is_refused(area: Path) -> None:
+    with pytest.raises(MultigrainError) as caught:
+        PathRoots([]).check(str(area), FIELD)
+    assert caught.value.kind is ErrorKind.PATH_NOT_ALLOWED
+
+
+def test_any_of_several_roots_will_do_and_one_may_be_a_link(area: Path) -> None:
+    roots = PathRoots([area / "none", area / "alias", area / "root-2"])
+    assert roots.roots == (area / "none", area / "root", area / "root-2")
+    assert roots.check(f"{area}/root/images", FIELD) == area / "root/images"
+    assert roots.check(f"{area}/root-2", FIELD) == area / "root-2"
+
+
+def test_a_relative_root_is_a_mistake_of_the_operator() -> None:
+    with pytest.raises(ValueError, match="not an absolute path"):
+        PathRoots([Path("data")])
+
+
+def test_no_mixture_of_steps_gets_out(area: Path) -> None:
+    rng = random.Random(3)
+    steps = ["..", ".", "root", "images", "in", "out", "out-and-back", "loop", "secret", "key", ""]
+    passed = 0
+    for _ in range(3000):
+        path = "/".join([str(area), *(rng.choice(steps) for _ in range(rng.randrange(1, 7)))])
+        try:
+            real = _check(area, path)
+        except MultigrainError:
+            continue
+        passed += 1
+        assert real.is_relative_to(area / "root")
+        # Where the operating system would follow the spelling too, it comes to the same place.
+        assert not os.path.exists(path) or os.path.samefile(real, path)
+    assert passed > 50
