@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from multigrain.spec.training import LearningRateSpec, ScheduleSpec, ThorSpec
 STEPS = 5338
 
 
-def _schedule(epochs: int = 40, **rate: object) -> ScheduleSpec:
+def _schedule(epochs: int = 40, **rate: Any) -> ScheduleSpec:
     return ScheduleSpec(epochs=epochs, learning_rate=LearningRateSpec.model_validate(rate))
 
 
@@ -22,7 +23,7 @@ def _at(schedule: ScheduleSpec, epoch: float, steps: int = STEPS) -> float:
     return learning_rate(schedule, round(epoch * steps) - 1, steps)
 
 
-GPU = {"kind": "thor", "init": 0.05672, "decay": 4.9687, "end_epoch": 50}
+GPU: dict[str, Any] = {"kind": "thor", "init": 0.05672, "decay": 4.9687, "end_epoch": 50}
 
 
 @pytest.mark.parametrize(
