@@ -1,0 +1,80 @@
+"""Files that survive a power cut: written aside, synced, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from multigrain.checkpoint.manifest import FileEntry
+
+TEMPORARY_PREFIX = ".tmp-"
+_CHUNK = 1 << 20
+
+
+def write_synced(path: Path, data: bytes) -> FileEntry:
+    """Writes a new file, to the disk and not only to its cache, and describes it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def replace_synced(path: Path, data: bytes) -> None:
+    """Replaces a file as a whole: a reader sees the old content or the new one."""
+    aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    write_synced(aside, data)
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Forces a file that somebody else wrote to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Forces the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Renames a finished folder to its name; a folder already there is replaced."""
+    sync_folder(aside)
+    if final.exists():
+        old = final.with_name(f"{TEMPORARY_PREFIX}old-{final.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        aside.rename(final)
+        sync_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        aside.rename(final)
+        sync_folder(final.parent)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Removes what a writer that died has left in a folder."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

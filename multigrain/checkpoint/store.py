@@ -1,0 +1,296 @@
+"""The checkpoints of a job: ``checkpoints/step-00001200/`` and which of them is best.
+
+One process writes (rank 0 of the job). A checkpoint is visible only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from multigrain.checkpoint.files import (
+    TEMPORARY_PREFIX,
+    clear_temporary,
+    describe,
+    publish,
+    replace_synced,
+    write_synced,
+)
+from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.records import CheckpointRecord
+
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+_BEST = "best.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory, checked."""
+
+    manifest: CheckpointManifest
+    model: dict[str, NDArray[np.generic]]
+    state: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which checkpoint was best: its name, and the metric's name and value."""
+
+    name: str
+    metric: str
+    value: float
+
+
+def folder_name(step: int) -> str:
+    """Name of the folder of a step."""
+    return f"step-{step:08d}"
+
+
+def save(
+    checkpoints: Path, manifest: CheckpointManifest, model: Tensors, state: Tensors
+) -> CheckpointRecord:
+    """Writes a checkpoint, durably and as a whole; one of the same step is replaced.
+
+    Args:
+        checkpoints: the job's folder of checkpoints; made if missing.
+        manifest: its ``files`` are filled in here.
+        model: weights and BatchNorm statistics by parameter name.
+        state: state of the optimiser, flat.
+
+    Returns:
+        The record for the event log.
+
+    Raises:
+        MultigrainError: STORAGE if it cannot be written; the earlier ones stay.
+    """
+    name = folder_name(manifest.step)
+    aside = checkpoints / f"{TEMPORARY_PREFIX}{name}"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        clear_temporary(checkpoints)
+        aside.mkdir()
+        files = {
+            MODEL: write_synced(aside / MODEL, save_tensors(_contiguous(model))),
+            STATE: write_synced(aside / STATE, save_tensors(_contiguous(state))),
+        }
+        whole = manifest.model_copy(update={"files": files})
+        entry = write_synced(aside / MANIFEST, whole.model_dump_json(indent=1).encode())
+        publish(aside, checkpoints / name)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise MultigrainError(
+            ErrorKind.STORAGE,
+            f"checkpoint {name} cannot be written ({error.strerror}): free some space or check "
+            "the disk, then resume the job",
+        ) from error
+    size = entry.bytes + sum(file.bytes for file in files.values())
+    return CheckpointRecord(step=manifest.step, epoch=manifest.epoch, name=name, bytes=size)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Reads a checkpoint and checks every byte.
+
+    Raises:
+        MultigrainError: CHECKPOINT if it is damaged or incomplete, saying what.
+    """
+    manifest = read_manifest(folder)
+    return Checkpoint(
+        manifest=manifest,
+        model=_read_tensors(folder, manifest, MODEL),
+        state=_read_tensors(folder, manifest, STATE),
+    )
+
+
+def load_model(folder: Path) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
+    """As ``load``, without the optimiser's state."""
+    manifest = read_manifest(folder)
+    return manifest, _read_tensors(folder, manifest, MODEL)
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """The description of a checkpoint; its files are not looked at.
+
+    Raises:
+        MultigrainError: CHECKPOINT.
+    """
+    try:
+        manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"it has no {MANIFEST}") from error
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
+    if manifest.format_version != 1:
+        raise _damaged(
+            folder, f"its format is version {manifest.format_version}, this program knows 1"
+        )
+    return manifest
+
+
+def verify(folder: Path) -> CheckpointManifest:
+    """Checks sizes and sums of all files.
+
+    Raises:
+        MultigrainError: CHECKPOINT.
+    """
+    manifest = read_manifest(folder)
+    for name in (MODEL, STATE):
+        if name not in manifest.files:
+            raise _damaged(folder, f"{name} is not in its {MANIFEST}")
+    for name, entry in manifest.files.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise _damaged(folder, f"{name} is missing")
+        if path.stat().st_size != entry.bytes or describe(path) != entry:
+            raise _damaged(folder, f"{name} is not what was written")
+    return manifest
+
+
+def steps(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint, oldest first, good or not."""
+    if not checkpoints.is_dir():
+        return []
+    found = [(_NAME.fullmatch(path.name), path) for path in checkpoints.iterdir()]
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+
+
+def latest_good(checkpoints: Path, log: Callable[[str], None] | None = None) -> Path | None:
+    """The newest checkpoint that is whole.
+
+    Args:
+        checkpoints: the job's folder of checkpoints.
+        log: told of each newer one that is skipped, and why.
+
+    Returns:
+        Its folder, or None if there is none.
+    """
+    for _, path in reversed(steps(checkpoints)):
+        try:
+            verify(path)
+        except MultigrainError as error:
+            if log is not None:
+                log(error.message)
+        else:
+            return path
+    return None
+
+
+def prune(checkpoints: Path, keep: int, protect: Iterable[str] = ()) -> list[str]:
+    """Removes all but the newest ``keep`` checkpoints, the best one and those of ``protect``.
+
+    Args:
+        checkpoints: the job's folder of checkpoints.
+        keep: how many of the newest stay, at least 1.
+        protect: names of folders that stay as well.
+
+    Returns:
+        Names of what was removed.
+    """
+    best = read_best(checkpoints)
+    staying = {*protect, *([best.name] if best else [])}
+    removed = []
+    for _, path in steps(checkpoints)[: -max(keep, 1)]:
+        if path.name in staying:
+            continue
+        # Hidden first: a half-removed checkpoint must not look like a damaged one.
+        aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        removed.append(path.name)
+    return removed
+
+
+def mark_best(checkpoints: Path, best: Best) -> None:
+    """Notes which checkpoint is best from now on."""
+    body = {"name": best.name, "metric": best.metric, "value": best.value}
+    replace_synced(checkpoints / _BEST, json.dumps(body).encode())
+
+
+def read_best(checkpoints: Path) -> Best | None:
+    """Which checkpoint is best, or None if no evaluation has said so."""
+    try:
+        body = json.loads((checkpoints / _BEST).read_bytes())
+        return Best(str(body["name"]), str(body["metric"]), float(body["value"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def resolve(checkpoints: Path, which: str) -> Path:
+    """The folder of "last" (the newest whole one), "best" or a step number.
+
+    Raises:
+        MultigrainError: NOT_FOUND, or INVALID_FIELD if ``which`` is none of these.
+    """
+    if which in ("", "last"):
+        last = latest_good(checkpoints)
+        if last is None:
+            raise MultigrainError(
+                ErrorKind.NOT_FOUND, "the job has no whole checkpoint yet: wait for its first one"
+            )
+        return last
+    if which == "best":
+        best = read_best(checkpoints)
+        if best is None or not (checkpoints / best.name).is_dir():
+            raise MultigrainError(
+                ErrorKind.NOT_FOUND,
+                'the job has no best checkpoint: it did not evaluate while training; use "last" '
+                "or set evaluation.every_epochs",
+            )
+        return checkpoints / best.name
+    if not (which.isascii() and which.isdigit()):
+        raise MultigrainError.field(
+            "checkpoint", f'{which!r} is not "last", "best" or a step number'
+        )
+    existing = steps(checkpoints)
+    for step, path in existing:
+        if step == int(which):
+            return path
+    there = ", ".join(str(step) for step, _ in existing) or "none"
+    raise MultigrainError(
+        ErrorKind.NOT_FOUND, f"the job has no checkpoint of step {which}; there are: {there}"
+    )
+
+
+def _read_tensors(
+    folder: Path, manifest: CheckpointManifest, name: str
+) -> dict[str, NDArray[np.generic]]:
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise _damaged(folder, f"{name} is not in its {MANIFEST}")
+    try:
+        if describe(folder / name) != entry:
+            raise _damaged(folder, f"{name} is not what was written")
+        tensors: dict[str, NDArray[np.generic]] = load_tensors((folder / name).read_bytes())
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"{name} is missing") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(folder, f"{name} cannot be read") from error
+    return tensors
+
+
+def _contiguous(tensors: Tensors) -> dict[str, NDArray[np.generic]]:
+    # np.ascontiguousarray would turn a scalar into a vector.
+    return {name: np.asarray(value, order="C") for name, value in tensors.items()}
+
+
+def _damaged(folder: Path, what: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.CHECKPOINT,
+        f"checkpoint {folder.name} cannot be used: {what}. Use another checkpoint",
+    )

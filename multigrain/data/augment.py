@@ -1,0 +1,168 @@
+"""Random views of a picture, decided by a seed alone.
+
+Every random number comes from the generator given to ``Augmenter``: the same seed gives the
+same view on any machine, with any number of threads, in any order. That rules out
+mindspore.dataset's own random operators, whose generators belong to a thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multigrain.data.autoaugment import autoaugment
+from multigrain.images.parameters import IMAGENET_MEAN, IMAGENET_STD
+from multigrain.images.preprocess import apply_table
+from multigrain.spec.training import AugmentationSpec
+
+# Principal components of ImageNet's RGB values (Krizhevsky et al. 2012), one a column.
+LIGHTING_VALUES = np.array([0.2175, 0.0188, 0.0045])
+LIGHTING_VECTORS = np.array(
+    [
+        [-0.5675, 0.7192, 0.4009],
+        [-0.5808, -0.0045, -0.8140],
+        [-0.5836, -0.6948, 0.4203],
+    ]
+)
+_GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, Pillow's conversion to "L"
+_CROP_ATTEMPTS = 10
+
+
+class Augmenter:
+    """The training transform: crop, flip, rotation, then by kind, then normalisation.
+
+    "full" (MultiGrain, table C.1): brightness, contrast and saturation jitter in random order,
+    PCA lighting noise, clamp to [0, 1]. The published code also divides by 1 + the lighting's
+    standard deviation, darkening by 9 %; the paper does not say so, and we do not.
+    "autoaugment": the ImageNet policy, neither jitter nor lighting. "plain": nothing more.
+
+    Args:
+        spec: kind and strengths.
+        size: side of the result in pixels.
+        mean, std: normalisation of pixels in [0, 1].
+    """
+
+    def __init__(
+        self,
+        spec: AugmentationSpec,
+        size: int,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        self._spec = spec
+        self.size = size
+        self._mean = np.array(mean)[:, None]
+        self._std = np.array(std)[:, None]
+        self._plain = self._table(np.zeros(3))
+
+    def __call__(
+        self, image: Image.Image, random: Random, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """One view of an RGB picture: float32 (3, size, size), written to ``out`` if given."""
+        spec = self._spec
+        view = random_resized_crop(image, self.size, spec, random)
+        if spec.flip and random.random() < spec.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if spec.rotation:
+            view = rotate(view, random.uniform(-spec.rotation, spec.rotation))
+        table = self._plain
+        if spec.kind == "autoaugment":
+            view = autoaugment(view, random)
+        elif spec.kind == "full":
+            if spec.color_jitter:
+                view = color_jitter(view, spec.color_jitter, random)
+            if spec.lighting:
+                table = self._table(lighting(spec.lighting, random))
+        return apply_table(np.asarray(view), table, out)
+
+    def _table(self, offset: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(3, 256): pixel value -> clamped, normalised; the offset is added in [0, 1]."""
+        values = np.clip(np.arange(256) / 255 + offset[:, None], 0.0, 1.0)
+        table: NDArray[np.float32] = ((values - self._mean) / self._std).astype(np.float32)
+        return table
+
+
+def random_resized_crop(
+    image: Image.Image, size: int, spec: AugmentationSpec, random: Random
+) -> Image.Image:
+    """A random rectangle of the picture, scaled to a square (Szegedy et al. 2015).
+
+    Its share of the area is uniform, its aspect ratio uniform in the logarithm. If ten
+    draws do not fit into the picture, the largest centred rectangle of an allowed ratio.
+    """
+    width, height = image.size
+    log_ratio = (math.log(spec.crop_ratio_min), math.log(spec.crop_ratio_max))
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * random.uniform(spec.crop_scale_min, spec.crop_scale_max)
+        ratio = math.exp(random.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.randint(0, width - w), random.randint(0, height - h)
+            break
+    else:
+        ratio = min(max(width / height, spec.crop_ratio_min), spec.crop_ratio_max)
+        w = max(1, min(width, round(height * ratio)))
+        h = max(1, min(height, round(width / ratio)))
+        left, top = (width - w) // 2, (height - h) // 2
+    box = (left, top, left + w, top + h)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Turned about the centre; the corners take the mean colour of the border.
+
+    A fixed colour would be a mark that is on every rotated view and on no test image.
+    """
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = (round(value) for value in border.mean(axis=0).tolist())
+    return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=(red, green, blue))
+
+
+def color_jitter(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    """Brightness, contrast and saturation by factors in [max(0, 1 - s), 1 + s], in random order."""
+    steps: list[Callable[[Image.Image, float], Image.Image]] = [brightness, contrast, saturation]
+    random.shuffle(steps)
+    for step in steps:
+        image = step(image, random.uniform(max(0.0, 1.0 - strength), 1.0 + strength))
+    return image
+
+
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+    """x * factor, clipped."""
+    return _blend(image, 0.0, factor)
+
+
+def contrast(image: Image.Image, factor: float) -> Image.Image:
+    """mean + (x - mean) * factor, clipped; mean = rounded mean of the grey picture."""
+    counts = np.array(image.convert("L").histogram())
+    mean = int(counts @ np.arange(256) / counts.sum() + 0.5)
+    return _blend(image, mean, factor)
+
+
+def saturation(image: Image.Image, factor: float) -> Image.Image:
+    """grey + (x - grey) * factor, clipped."""
+    matrix: list[float] = []
+    for row in range(3):
+        weights = [grey * (1.0 - factor) for grey in _GREY]
+        weights[row] += factor
+        matrix += [*weights, 0.0]
+    return image.convert("RGB", tuple(matrix))
+
+
+def lighting(std: float, random: Random) -> NDArray[np.float64]:
+    """Offset of R, G, B in [0, 1] units: vectors @ (alpha * values), alpha ~ N(0, std)^3."""
+    alpha = np.array([random.gauss(0.0, std) for _ in range(3)])
+    offset: NDArray[np.float64] = LIGHTING_VECTORS @ (alpha * LIGHTING_VALUES)
+    return offset
+
+
+def _blend(image: Image.Image, towards: float, factor: float) -> Image.Image:
+    values = np.arange(256) * factor + towards * (1.0 - factor)
+    table = np.clip(np.rint(values), 0, 255).astype(int).tolist()
+    return image.point(table * 3)

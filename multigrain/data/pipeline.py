@@ -1,0 +1,145 @@
+"""Batches of augmented images, made ahead of the training step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import mindspore.dataset as ds
+from numpy.typing import NDArray
+
+from multigrain.data.augment import Augmenter
+from multigrain.data.folder import ImageFolder
+from multigrain.data.sampler import RepeatedSampler
+from multigrain.data.source import Batch, UnreadableFiles, ViewSource
+from multigrain.errors import MultigrainError
+from multigrain.images.decode import DEFAULT_LIMITS
+from multigrain.spec.training import TrainingSpec
+
+_SMALL_FILE = 16 * 1024  # bytes
+_SIZE_SAMPLES = 64
+_COLUMNS = ["images", "labels", "instances"]
+
+
+class TrainingData:
+    """The training set as one worker sees it.
+
+    The batches of an epoch depend on the seed, the epoch, the rank and the world alone: not on
+    the number of threads, and not on where in the epoch one begins.
+
+    Work is done by threads, not processes: Pillow frees the interpreter lock while it decodes
+    and scales, and a fork after MindSpore has started threads can hang.
+
+    Args:
+        folder: the images.
+        spec: the run.
+        rank: this worker.
+        world: number of workers.
+        threads: loader threads; 0 = chosen from the cores and the size of the files.
+
+    Raises:
+        MultigrainError: DATASET if there are fewer images than workers.
+    """
+
+    def __init__(
+        self, folder: ImageFolder, spec: TrainingSpec, *, rank: int, world: int, threads: int
+    ) -> None:
+        self._folder = folder
+        self._seed = spec.seed
+        self._rank = rank
+        self._threads = loader_threads(threads, world, folder)
+        self._sampler = RepeatedSampler(
+            len(folder),
+            repeats=spec.augmentation.repeats,
+            batch_size=spec.schedule.batch_size,
+            rank=rank,
+            world=world,
+            length_factor=spec.schedule.length_factor,
+            seed=spec.seed,
+        )
+        # A row of the pipeline is the copies of one image, so that it is decoded once.
+        whole = spec.schedule.batch_size % spec.augmentation.repeats == 0
+        self._group = spec.augmentation.repeats if whole else 1
+        self._augmenter = Augmenter(spec.augmentation, spec.model.image_size)
+        self._limits = DEFAULT_LIMITS
+        self._unreadable = UnreadableFiles(len(folder), spec.dataset.max_unreadable)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._sampler.steps_per_epoch
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Files left out so far and why, by path within the dataset."""
+        return dict(self._unreadable.reasons)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Args:
+            epoch: counted from 0.
+            first_step: where to begin, to continue an interrupted epoch. Costs nothing.
+
+        Raises:
+            MultigrainError: DATASET when too many files have turned out unreadable.
+        """
+        source = ViewSource(
+            self._folder,
+            self._sampler.epoch(epoch),
+            group=self._group,
+            augmenter=self._augmenter,
+            key=(self._seed, epoch, self._rank),
+            unreadable=self._unreadable,
+            limits=self._limits,
+        )
+        if first_step >= self.steps_per_epoch:
+            return
+        failures: list[MultigrainError] = []
+
+        def batches() -> Iterator[tuple[NDArray[Any], ...]]:
+            try:
+                for batch in source.batches(first_step, self._threads):
+                    yield batch.images, batch.labels, batch.instances
+            except MultigrainError as error:
+                # mindspore.dataset passes on only the text of an exception.
+                failures.append(error)
+                raise
+
+        # One reader: its own parallel workers hand over single samples through Python queues,
+        # 3 to 10 times slower for small images than the source's pool, which fills batches.
+        dataset = ds.GeneratorDataset(
+            batches, _COLUMNS, num_parallel_workers=1, python_multiprocessing=False
+        )
+        iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
+        try:
+            for images, labels, instances in iterator:
+                yield Batch(images, labels, instances)
+        except RuntimeError:
+            if failures:
+                raise failures[0] from None
+            raise
+        finally:
+            iterator.stop()
+
+
+def loader_threads(asked: int, workers: int, folder: ImageFolder) -> int:
+    """Threads of one worker: as asked, but at most one a core.
+
+    0 = the worker's share of the cores, but a single thread for small files: for pictures of
+    up to about 128 px several threads spend more time on the interpreter lock than they win.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if asked:
+        return min(asked, cores)
+    step = max(1, len(folder) // _SIZE_SAMPLES)
+    sizes = [_file_size(folder, index) for index in range(0, len(folder), step)]
+    small = sum(sizes) < _SMALL_FILE * len(sizes)
+    return 1 if small else max(1, cores // workers)
+
+
+def _file_size(folder: ImageFolder, index: int) -> int:
+    try:
+        return (folder.root / folder.paths[index]).stat().st_size
+    except OSError:  # an unreadable file is reported when its turn comes
+        return 0

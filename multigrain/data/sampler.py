@@ -1,0 +1,85 @@
+"""Which images make which batch: repeated augmentation over several workers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.errors import ErrorKind, MultigrainError
+
+
+class RepeatedSampler:
+    """Shards the *images* over the workers, then repeats each one.
+
+    Each epoch draws a fresh permutation of all images, the same on every worker. Worker r takes
+    every ``world``-th image from the r-th on and emits each ``repeats`` times in a row; the
+    stream is cut into batches (MultiGrain, section 3.3, arXiv 1902.05509). So all copies of an
+    image are on one worker, and in one batch if ``repeats`` divides ``batch_size``; otherwise
+    the last copies of an image may begin the next batch, as in the paper (512 = 170 * 3 + 2).
+    Dealing the *copies* out to workers instead would leave the instance loss without positives.
+
+    An epoch is ``length_factor * images`` samples over all workers, so with ``length_factor``
+    below ``repeats`` it sees ``length_factor / repeats`` of the images. Where it is longer than
+    one pass, further permutations follow.
+
+    Args:
+        images: number of images in the dataset.
+        repeats: copies of each image.
+        batch_size: samples of one step on one worker, copies included.
+        rank: this worker, 0..world-1.
+        world: number of workers.
+        length_factor: samples of an epoch as a multiple of ``images``.
+        seed: of the permutations.
+
+    Raises:
+        MultigrainError: DATASET if there are fewer images than workers.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        *,
+        repeats: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        length_factor: float,
+        seed: int,
+    ) -> None:
+        if images < world:
+            raise MultigrainError(
+                ErrorKind.DATASET,
+                f"the dataset has {images} images for {world} workers: use at most "
+                f"{max(images, 1)} workers, or more images",
+            )
+        self._images = images
+        self._repeats = repeats
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world = world
+        self._seed = seed
+        # The small excess keeps 0.1 * 240 / 24 at 1 step in spite of binary fractions.
+        self.steps_per_epoch = max(1, int(images * length_factor / (world * batch_size) + 1e-9))
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Image indices of an epoch on this worker.
+
+        Args:
+            epoch: counted from 0.
+
+        Returns:
+            (steps_per_epoch, batch_size); depends on the arguments and the seed alone.
+        """
+        samples = self.steps_per_epoch * self._batch_size
+        distinct = -(-samples // self._repeats)
+        # Shards of equal length: the few images that do not divide sit out this pass.
+        shard = self._images // self._world
+        passes = [
+            self._permutation(epoch, turn)[self._rank :: self._world][:shard]
+            for turn in range(-(-distinct // shard))
+        ]
+        stream = np.repeat(np.concatenate(passes)[:distinct], self._repeats)[:samples]
+        return stream.reshape(self.steps_per_epoch, self._batch_size)
+
+    def _permutation(self, epoch: int, turn: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, epoch, turn]).permutation(self._images)

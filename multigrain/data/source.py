@@ -1,0 +1,187 @@
+"""Random access to augmented views: what the pipeline's threads call."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multigrain.data.augment import Augmenter
+from multigrain.data.folder import ImageFolder
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.decode import ImageLimits, decode_image
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Input of one step on one worker.
+
+    Args:
+        images: float32 (B, 3, S, S), normalised.
+        labels: int32 (B,) class numbers.
+        instances: int32 (B,) index of the image in the dataset: equal for copies of one image.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    instances: NDArray[np.int32]
+
+
+_NAMED = 5
+_SUBSTITUTES = 32  # draws for a picture that stands in for an unreadable one
+
+
+class UnreadableFiles:
+    """Files that could not be used and why; shared by threads."""
+
+    def __init__(self, images: int, max_share: float) -> None:
+        self._images = images
+        self._max_share = max_share
+        self._lock = threading.Lock()
+        self.reasons: dict[str, str] = {}
+
+    def add(self, path: str, reason: str) -> None:
+        """Notes a file.
+
+        Raises:
+            MultigrainError: DATASET if these are now more than the allowed share of the images.
+        """
+        with self._lock:
+            self.reasons[path] = reason
+            if len(self.reasons) > self._max_share * self._images:
+                raise too_many_unreadable(self.reasons, self._images, self._max_share)
+
+
+def too_many_unreadable(reasons: dict[str, str], images: int, max_share: float) -> MultigrainError:
+    """DATASET, naming some of the files."""
+    named = "; ".join(f"{path}: {reason}" for path, reason in list(reasons.items())[:_NAMED])
+    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    return MultigrainError(
+        ErrorKind.DATASET,
+        f"{len(reasons)} of {images} images cannot be read, more than "
+        f"dataset.max_unreadable = {max_share:g}: {named}{more}. Repair or remove the files, "
+        "or raise the limit",
+    )
+
+
+class ViewSource:
+    """One epoch of a worker, made by a pool of threads, in order.
+
+    A view is a function of (seed, epoch, rank, position) alone. An image that cannot be read is
+    replaced, with all of its copies, its label and its instance id, by another one of the same
+    epoch and worker that is not in the batch already.
+
+    Args:
+        folder: the dataset.
+        indices: (steps, batch_size) image indices of the epoch.
+        group: consecutive equal indices that are decoded once; divides batch_size.
+        augmenter: makes a view.
+        key: what seeds the views, besides the position: (seed, epoch, rank).
+        unreadable: where unusable files are noted.
+        limits: what one file may cost.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        indices: NDArray[np.int64],
+        *,
+        group: int,
+        augmenter: Augmenter,
+        key: tuple[int, int, int],
+        unreadable: UnreadableFiles,
+        limits: ImageLimits,
+    ) -> None:
+        self._folder = folder
+        self._indices = indices
+        self._group = group
+        self._augmenter = augmenter
+        self._key = key
+        self._unreadable = unreadable
+        self._limits = limits
+
+    def batches(self, first_step: int, threads: int, ahead: int = 2) -> Iterator[Batch]:
+        """The batches from ``first_step`` on; at most ``ahead`` more are in the making."""
+        steps, batch_size = self._indices.shape
+        rows = batch_size // self._group
+        cuts = np.linspace(0, rows, min(threads, rows) + 1).astype(int)
+        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
+            try:
+                begun = first_step
+                for step in range(first_step, steps):
+                    while begun < min(steps, step + 1 + ahead):
+                        batch = self._empty(batch_size)
+                        parts = [
+                            pool.submit(self._fill, batch, begun, range(a, b))
+                            for a, b in pairwise(cuts.tolist())
+                        ]
+                        waiting.append((batch, parts))
+                        begun += 1
+                    batch, parts = waiting.popleft()
+                    for part in parts:
+                        part.result()
+                    yield batch
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _empty(self, batch_size: int) -> Batch:
+        size = self._augmenter.size
+        return Batch(
+            np.empty((batch_size, 3, size, size), np.float32),
+            np.empty(batch_size, np.int32),
+            np.empty(batch_size, np.int32),
+        )
+
+    def _fill(self, batch: Batch, step: int, rows: range) -> None:
+        """Writes some rows (of ``group`` samples each) of a batch."""
+        for row in rows:
+            index, image = self._readable(step, row * self._group)
+            for slot in range(row * self._group, (row + 1) * self._group):
+                position = step * self._indices.shape[1] + slot
+                self._augmenter(image, self._random(0, position), out=batch.images[slot])
+                batch.labels[slot] = self._folder.labels[index]
+                batch.instances[slot] = index
+
+    def _readable(self, step: int, slot: int) -> tuple[int, Image.Image]:
+        index = int(self._indices[step, slot])
+        image = self._decode(index)
+        if image is not None:
+            return index, image
+        batch = self._indices[step]
+        # By image, not by position: copies in different rows get the same substitute.
+        random = self._random(1, index)
+        for attempt in range(_SUBSTITUTES):
+            candidate = int(self._indices.flat[random.randrange(self._indices.size)])
+            if candidate in batch and attempt < _SUBSTITUTES // 2:
+                continue
+            image = self._decode(candidate)
+            if image is not None:
+                return candidate, image
+        raise MultigrainError(
+            ErrorKind.DATASET,
+            f"{self._folder.paths[index]} cannot be read, and no readable image was found to "
+            f"replace it in {_SUBSTITUTES} draws: repair or remove the damaged files",
+        )
+
+    def _decode(self, index: int) -> Image.Image | None:
+        try:
+            return decode_image(self._folder.read(index), self._limits)
+        except MultigrainError as error:
+            self._unreadable.add(self._folder.paths[index], error.message)
+            return None
+
+    def _random(self, stream: int, number: int) -> Random:
+        # An int of any length seeds Random, and every bit of it counts.
+        seed = stream
+        for part in (*self._key, number):
+            seed = seed << 64 | part
+        return Random(seed)

@@ -1,0 +1,210 @@
+"""Encoded bytes -> RGB pixels, guarded: untrusted files come through here.
+
+The one decoder of the house: training, evaluation and serving see the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Importing a plugin registers it. Done here, once, rather than at first use in some thread.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from multigrain.errors import ErrorKind, MultigrainError
+
+# JPEG includes MPO, which many phones write under the name .jpg: its first picture is read.
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMAT_NAMES: Final = "JPEG, PNG, WebP, BMP, GIF or TIFF"
+
+_SIGNATURES: Final = (
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"RIFF",
+    b"BM",
+    b"GIF8",
+    b"II*\x00",
+    b"MM\x00*",
+)
+_ORIENTATION_TAG: Final = 0x0112
+# EXIF orientation -> the operation that makes the picture upright.
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an encoded image may cost.
+
+    Args:
+        max_bytes: largest encoded size in bytes.
+        max_pixels: largest width x height; read from the header, before anything is decoded.
+            (Pillow itself refuses more than 179 million, whatever is set here.)
+    """
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+
+
+DEFAULT_LIMITS: Final = ImageLimits()
+
+
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Decodes one image to RGB.
+
+    The first frame of an animation; turned upright by its EXIF orientation; transparency laid
+    on white; grey, palette, CMYK and 16-bit pictures converted (16 bits are scaled to 8, not
+    clipped). Colour profiles are ignored, as in the training data's usual treatment.
+
+    Args:
+        data: the encoded file.
+        limits: what it may cost.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        MultigrainError: IMAGE_UNREADABLE (empty, truncated, damaged), IMAGE_FORMAT (not an
+            image, or of a kind that is not read), IMAGE_TOO_LARGE.
+    """
+    return np.asarray(decode_image(data, limits))
+
+
+def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """As ``decode``, as a loaded Pillow image of mode RGB."""
+    image = _open(data, limits)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        # Pillow turns a TIFF by its tag while loading, and leaves others to the caller.
+        upright = _to_rgb(image)
+        method = _UPRIGHT.get(orientation)
+        if method is not None and image.format != "TIFF":
+            upright = upright.transpose(method)
+        return upright
+    except MultigrainError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise _too_large("its pixels", limits) from error
+    except Exception as error:  # decoders of damaged data raise whatever they stumble over
+        raise MultigrainError(
+            ErrorKind.IMAGE_UNREADABLE,
+            f"the {image.format} image is truncated or damaged ({_reason(error)}): "
+            "send the whole file, or save it again",
+        ) from error
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The image with its header read and checked, not yet decoded."""
+    if not data:
+        raise MultigrainError(
+            ErrorKind.IMAGE_UNREADABLE, "the image is empty (0 bytes): send the bytes of the file"
+        )
+    if len(data) > limits.max_bytes:
+        raise MultigrainError(
+            ErrorKind.IMAGE_TOO_LARGE,
+            f"the image has {len(data)} bytes, more than the limit of {limits.max_bytes}: "
+            "send it smaller or more compressed",
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):
+            raise MultigrainError(
+                ErrorKind.IMAGE_UNREADABLE,
+                "the image's header is truncated or damaged: send the whole file, or save it again",
+            ) from error
+        raise MultigrainError(
+            ErrorKind.IMAGE_FORMAT,
+            f"these {len(data)} bytes are not an image in a known format: send {FORMAT_NAMES}",
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("its pixels", limits) from error
+    except Exception as error:  # parsers of damaged headers raise whatever they stumble over
+        raise MultigrainError(
+            ErrorKind.IMAGE_UNREADABLE,
+            f"the image's header is damaged ({_reason(error)}): save the file again",
+        ) from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise _too_large(f"{width} x {height} pixels", limits)
+    if width < 1 or height < 1:
+        raise MultigrainError(
+            ErrorKind.IMAGE_UNREADABLE,
+            f"the image is {width} x {height} pixels: send one with at least 1 x 1",
+        )
+    return image
+
+
+def _too_large(what: str, limits: ImageLimits) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.IMAGE_TOO_LARGE,
+        f"the image is too large: {what}, more than the limit of {limits.max_pixels} pixels: "
+        "scale it down before sending",
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # Pillow names its in-memory file ("<_io.BytesIO object at 0x...>"), of no use to a reader.
+    return text.split(" <_io.", 1)[0][:200]
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata says nothing about the pixels: the picture stands
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_to_rgb(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise _unsupported_mode(image) from error
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips at 255."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise _unsupported_mode(image)
+    scaled = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _unsupported_mode(image: Image.Image) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.IMAGE_FORMAT,
+        f"the {image.format} image has pixels of kind {image.mode!r}, which are not read: "
+        "save it as RGB or grey with 8 or 16 bits a channel",
+    )
