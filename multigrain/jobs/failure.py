@@ -1,0 +1,183 @@
+"""Why an attempt failed, said so that a person can act on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from multigrain.errors import ErrorKind
+from multigrain.events.records import JobError
+from multigrain.jobs.messages import SCHEDULER_RANK, Exit, Failed
+
+LOG_TAIL_BYTES = 8192
+
+RETRIED = frozenset(
+    kind.name
+    for kind in (
+        ErrorKind.WORKER_DIED,
+        ErrorKind.CLUSTER_TIMEOUT,
+        ErrorKind.STALLED,
+        ErrorKind.RUNNER_LOST,
+        ErrorKind.UNAVAILABLE,
+        ErrorKind.OVERLOADED,
+    )
+)
+"""Kinds that another attempt may not meet again. Every other one would come back: wrong input,
+a missing data set, a loss that is not finite."""
+
+_SIGNAL_HINTS: dict[int, str] = {
+    signal.SIGKILL: (
+        "most often because the machine ran out of memory; use a smaller batch_size, fewer "
+        "workers or more memory"
+    ),
+    signal.SIGBUS: "most often because /dev/shm is full; give the machine or container more",
+    signal.SIGSEGV: "a crash in native code; the log has the Python stack",
+    signal.SIGABRT: "native code gave up; the log says why",
+    signal.SIGTERM: "somebody ended this one process; cancel the job to end it in order",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The end of an attempt that did not do its work."""
+
+    error: JobError
+
+    @property
+    def retried(self) -> bool:
+        return self.error.kind in RETRIED
+
+    @property
+    def exit_code(self) -> int | None:
+        """As a shell would give it: 128 + the signal's number if one killed the worker."""
+        if self.error.signal is not None:
+            return 128 + self.error.signal
+        return self.error.exit_code
+
+
+def worker_died(rank: int, exit: Exit, log: Path | None) -> Failure:
+    """A worker, or the scheduler, ended without having said how its work ended."""
+    who = _name(rank)
+    if exit.signal is not None:
+        hint = _SIGNAL_HINTS.get(exit.signal, "see the tail of its log")
+        message = f"{who} was killed by {_signal_name(exit.signal)}: {hint}"
+    elif exit.code == 0:
+        message = f"{who} ended before its work was done; see the tail of its log"
+    else:
+        message = f"{who} ended with exit code {exit.code}; see the tail of its log"
+    return Failure(
+        JobError(
+            kind=ErrorKind.WORKER_DIED.name,
+            message=message,
+            rank=rank if rank >= 0 else None,
+            exit_code=None if exit.signal is not None else exit.code,
+            signal=exit.signal,
+            log_tail=log_tail(log),
+        )
+    )
+
+
+def work_failed(rank: int, failed: Failed, log: Path | None) -> Failure:
+    """A worker's work raised: an error that the user can act on, or a defect."""
+    if failed.kind:
+        return Failure(
+            JobError(failed.kind, failed.message, field=failed.field, rank=rank, exit_code=1)
+        )
+    return Failure(
+        JobError(
+            kind=ErrorKind.WORKER_DIED.name,
+            message=f"{_name(rank)} failed: {failed.message}; see the tail of its log",
+            rank=rank,
+            exit_code=1,
+            log_tail=log_tail(log),
+        )
+    )
+
+
+def cluster_timeout(missing: list[int], world: int, seconds: float, log: Path | None) -> Failure:
+    """Not every worker joined the cluster in time."""
+    ranks = ", ".join(map(str, missing))
+    return Failure(
+        JobError(
+            kind=ErrorKind.CLUSTER_TIMEOUT.name,
+            message=(
+                f"the cluster of {world} was not formed in {seconds:g} s: rank {ranks} did not "
+                "join; see the tail of its log, or raise spec.devices.cluster_timeout_seconds"
+            ),
+            rank=missing[0],
+            log_tail=log_tail(log),
+        )
+    )
+
+
+def stalled(rank: int, seconds: float, log: Path | None) -> Failure:
+    """A worker lives but says nothing."""
+    return Failure(
+        JobError(
+            kind=ErrorKind.STALLED.name,
+            message=(
+                f"rank {rank} made no progress for {seconds:g} s and was ended; if a step may "
+                "take that long, raise spec.devices.stall_timeout_seconds"
+            ),
+            rank=rank,
+            log_tail=log_tail(log),
+        )
+    )
+
+
+def launcher_ended(code: int, log: Path) -> Failure:
+    """msrun ended before its workers had done their work."""
+    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    return Failure(
+        JobError(
+            kind=ErrorKind.WORKER_DIED.name,
+            message=f"the process that starts the workers {how}; see the tail of its log",
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            log_tail=log_tail(log),
+        )
+    )
+
+
+def runner_lost(attempt: int) -> Failure:
+    """The runner of an attempt died, and its workers with it."""
+    return Failure(
+        JobError(
+            kind=ErrorKind.RUNNER_LOST.name,
+            message=(
+                f"the process that ran attempt {attempt} was killed, or the machine went down; "
+                "resume the job to continue from its last checkpoint"
+            ),
+        )
+    )
+
+
+def log_tail(path: Path | None) -> str:
+    """The last whole lines of a log, at most LOG_TAIL_BYTES of them; "" if there is none."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - LOG_TAIL_BYTES)
+            file.seek(start)
+            data = file.read(LOG_TAIL_BYTES)
+    except OSError:
+        return ""
+    if start > 0 and b"\n" in data[:-1]:
+        data = data[data.index(b"\n") + 1 :]
+    # "ignore": a replacement character would take more bytes than what it replaces.
+    return data.decode(errors="ignore")
+
+
+def _name(rank: int) -> str:
+    return "the cluster's scheduler" if rank == SCHEDULER_RANK else f"rank {rank}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,232 @@
+"""``python -m multigrain.jobs.runner <job-folder>``: runs a job to its end, through restarts.
+
+The daemon starts it in a session of its own, and it outlives the daemon. It is the only writer
+of the job's event log while it lives, and knows nothing that is not in the job's folder: killed
+and started again, it goes on with the next attempt. SIGTERM ends the job in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.lock import LockHeldError
+from multigrain.events.log import EventWriter
+from multigrain.events.records import JobError, JobState, LogRecord, Record, StateRecord
+from multigrain.jobs.attempt import Attempt, Finished
+from multigrain.jobs.attempts import History
+from multigrain.jobs.failure import Failure, runner_lost
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.identity import RunnerIdentity
+from multigrain.jobs.launcher.base import Launcher, RankCommand
+from multigrain.jobs.launcher.choice import choose_launcher, world_of
+from multigrain.jobs.launcher.direct import DirectLauncher
+from multigrain.jobs.limits import RunnerLimits, StopSignal
+from multigrain.jobs.processes import adopt_orphans, end_all
+from multigrain.jobs.request import JobRequest
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Args:
+    folder: of the job.
+    writer: its event log, locked.
+    limits: how long to wait for what.
+    stop: set when the job is to end.
+    work: for tests: the function that workers call, "module:function".
+    bare: for tests: no msrun, no MindSpore.
+    """
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        writer: EventWriter,
+        limits: RunnerLimits,
+        stop: StopSignal,
+        *,
+        work: str = "",
+        bare: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._limits = limits
+        self._stop = stop
+        self._work = work
+        self._bare = bare
+        self._attempt = 0
+        self._state = JobState.QUEUED
+
+    def run(self) -> None:
+        """Runs attempts until the job has ended and its terminal state is recorded.
+
+        Raises:
+            MultigrainError: STORAGE, if the event log is damaged or its disk stays full.
+        """
+        history = History.read(self._folder.events)
+        if history.finished:
+            log.info("nothing to do: the job is %s", history.state)
+            return
+        self._attempt = history.attempt
+        self._state = history.state or JobState.QUEUED
+        try:
+            self._run_attempts(history)
+        except MultigrainError as error:
+            if error.kind is ErrorKind.STORAGE:
+                raise
+            self._fail(Failure(JobError(error.kind.name, error.message)))
+        except Exception:
+            log.exception("a defect of the runner")
+            message = "the job's runner hit a defect; its log, workers/runner.log, has the details"
+            self._fail(Failure(JobError(ErrorKind.INTERNAL.name, message)))
+
+    def _run_attempts(self, history: History) -> None:
+        request = JobRequest.load(self._folder.spec)
+        allowed = request.training.max_restarts if request.training else self._limits.restarts
+        restarts = history.restarts
+        failed: Failure | None = None
+        if history.lost:
+            # Its workers end by themselves, but a machine under load may need a moment.
+            end_all(self._folder.path)
+            failed = runner_lost(history.attempt)
+            if history.state is JobState.STOPPING:
+                message = f"cancelled, but not in order: {failed.error.message}"
+                self._record(StateRecord(JobState.CANCELLED, message))
+                return
+        while True:
+            if failed is not None:
+                if not failed.retried or restarts >= allowed:
+                    self._fail(failed, restarts)
+                    return
+                restarts += 1
+                self._tell_restart(failed, restarts, allowed)
+                self._pause(self._limits.restart_delay_seconds)
+            if self._stop.requested:
+                self._record(StateRecord(JobState.CANCELLED, "cancelled before the work began"))
+                return
+            self._attempt += 1
+            self._record(StateRecord(JobState.STARTING, f"starting attempt {self._attempt}"))
+            end = self._make_attempt(request).run()
+            if isinstance(end, Finished):
+                code = 0 if end.state is JobState.SUCCEEDED else None
+                self._record(StateRecord(end.state, end.message, exit_code=code))
+                return
+            failed = end
+
+    def _make_attempt(self, request: JobRequest) -> Attempt:
+        launcher: Launcher = DirectLauncher() if self._bare else choose_launcher(request)
+        return Attempt(
+            command=RankCommand(
+                folder=self._folder.path,
+                attempt=self._attempt,
+                world=world_of(request),
+                devices=request.spec.devices,
+                work=self._work,
+                bare=self._bare,
+            ),
+            launcher=launcher,
+            job_id=request.job_id,
+            logs=self._folder.logs / f"attempt-{self._attempt}",
+            limits=self._limits,
+            stop=self._stop,
+            record=self._record,
+        )
+
+    def _tell_restart(self, failed: Failure, restarts: int, allowed: int) -> None:
+        """Says in the log, and with the state as it still is, why there is a next attempt."""
+        message = (
+            f"attempt {self._attempt} ended: {failed.error.message}. "
+            f"Starting again from the last good checkpoint (restart {restarts} of {allowed})"
+        )
+        self._record(LogRecord("ERROR", message))
+        self._record(StateRecord(self._state, message, failed.error, failed.exit_code))
+
+    def _fail(self, failed: Failure, restarts: int = 0) -> None:
+        message = failed.error.message
+        if restarts and failed.retried:
+            message += f" (restarted {restarts} times, max_restarts)"
+        self._record(StateRecord(JobState.FAILED, message, failed.error, failed.exit_code))
+
+    def _record(self, record: Record) -> None:
+        """Stores a record. While the disk is full everything waits: nothing is left out."""
+        if isinstance(record, StateRecord):
+            self._state = record.state
+        deadline = time.monotonic() + self._limits.storage_patience_seconds
+        while True:
+            try:
+                self._writer.append(record, self._attempt)
+                return
+            except MultigrainError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                log.error("%s", error.message)
+            time.sleep(1.0)
+
+    def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._stop.requested and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def parser() -> argparse.ArgumentParser:
+    limits = RunnerLimits()
+    parser = argparse.ArgumentParser(prog="multigrain.jobs.runner", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the job's folder, with spec.json")
+    parser.add_argument(
+        "--stop-grace",
+        type=float,
+        default=limits.stop_grace_seconds,
+        metavar="SECONDS",
+        help="for workers to save and return after SIGTERM (default: %(default)g)",
+    )
+    # For tests: another work function, and no MindSpore.
+    parser.add_argument("--work", default="", metavar="MODULE:FUNCTION", help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    stop = StopSignal()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.request()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # only so that it ends a wait
+
+    folder = JobFolder(options.folder.resolve())
+    folder.logs.mkdir(exist_ok=True)
+    logging.basicConfig(
+        filename=folder.logs / "runner.log",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        writer = EventWriter(folder.events, folder.job_id)
+    except LockHeldError:
+        log.info("another runner has the job")
+        return 0
+    with writer:
+        RunnerIdentity.of_this_process().save(folder.runner)
+        adopt_orphans()
+        limits = RunnerLimits(stop_grace_seconds=options.stop_grace)
+        runner = Runner(folder, writer, limits, stop, work=options.work, bare=options.bare)
+        try:
+            runner.run()
+        except MultigrainError as error:
+            log.error("the job cannot go on: %s", error.message)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
