@@ -1,0 +1,1 @@
+"""The registry of model bundles, and what is loaded of it."""

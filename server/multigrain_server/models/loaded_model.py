@@ -1,0 +1,201 @@
+"""A model in service: its engine now, and the next one when that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from multigrain.engine.wire import Result
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.registry import BundleEntry
+from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.engine_process import EngineProcess
+from multigrain_server.serving.metrics import ServingMetrics
+
+_LOG = logging.getLogger(__name__)
+
+
+class ModelState(Enum):
+    """Whether a model answers. Names are those of ``multigrain.v1.ModelState``."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class LoadedModel:
+    """Keeps an engine running for one bundle.
+
+    Args:
+        entry: the bundle, verified by the caller.
+        runtime: "auto", "mindspore" or "onnxruntime".
+        on_change: called after each change of state.
+    """
+
+    def __init__(
+        self,
+        entry: BundleEntry,
+        runtime: str,
+        config: ServingConfig,
+        metrics: ServingMetrics,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.entry = entry
+        self.runtime = runtime
+        self.state = ModelState.LOADING
+        self.message = ""
+        self.load_seconds = 0.0
+        self.restarts = 0
+        self._config = config
+        self._metrics = metrics
+        self._on_change = on_change
+        self._engine: EngineProcess | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def engine(self) -> EngineProcess:
+        """The engine that answers. Raises UNAVAILABLE while there is none."""
+        if self.state is ModelState.READY and self._engine is not None:
+            return self._engine
+        raise MultigrainError(
+            ErrorKind.UNAVAILABLE,
+            f"{self.entry.version} is {self.state.value}"
+            + (f" ({self.message})" if self.message else "")
+            + ": try again",
+            retry_after=1.0,
+        )
+
+    @property
+    def runtime_description(self) -> str:
+        """What runs it and how that was chosen, or "" while nothing does."""
+        ready = self._engine.ready if self._engine is not None else None
+        return f"{ready.runtime} ({ready.reason})" if ready is not None else ""
+
+    async def load(self) -> None:
+        """Starts the first engine. Raises MultigrainError and is of no use then."""
+        started = time.monotonic()
+        self._set(ModelState.LOADING, "")
+        self._engine = await self._start(self.runtime)
+        self.load_seconds = time.monotonic() - started
+        self._metrics.model_load_seconds.observe(self.load_seconds)
+        self._set(ModelState.READY, "")
+        self._keeper = asyncio.create_task(self._keep())
+
+    def fail(self, message: str) -> None:
+        """Notes why it could not be loaded."""
+        self._set(ModelState.FAILED, message)
+
+    async def switch_runtime(self, runtime: str) -> None:
+        """Moves to a new engine without a gap; on failure the old one stays.
+
+        Raises:
+            MultigrainError: why the new engine could not be loaded.
+        """
+        started = time.monotonic()
+        engine = await self._start(runtime)
+        self.load_seconds = time.monotonic() - started
+        await self._end_keeper()
+        old, self._engine = self._engine, engine
+        self.runtime = runtime
+        self._set(ModelState.READY, "")
+        self._keeper = asyncio.create_task(self._keep())
+        if old is not None:
+            await _end(old, self._config.drain_seconds)
+
+    async def end(self, drain_seconds: float) -> None:
+        """Takes no more images, lets those in work finish, ends the engine."""
+        self._set(ModelState.DRAINING, "")
+        await self._end_keeper()
+        if self._engine is not None:
+            await _end(self._engine, drain_seconds)
+            self._engine = None
+        self._set(ModelState.UNLOADED, "")
+
+    async def _start(self, runtime: str) -> EngineProcess:
+        return await EngineProcess.start(
+            str(self.entry.version), self.entry.path, runtime, self._config, self._observe
+        )
+
+    async def _keep(self) -> None:
+        """Replaces the engine whenever it ends by itself."""
+        failures = 0
+        while True:
+            assert self._engine is not None
+            started = time.monotonic()
+            await self._engine.ended.wait()
+            reason = self._engine.end_reason
+            # One that served for a while starts the count of failures in a row anew.
+            if time.monotonic() - started > self._config.restart_backoff_max_seconds:
+                failures = 0
+            self.restarts += 1
+            self._metrics.engine_restarts.inc()
+            self._set(ModelState.FAILED, f"its engine ended ({reason}) and is being replaced")
+            _LOG.error("engine of %s ended: %s", self.entry.version, reason)
+            while True:
+                await asyncio.sleep(self._backoff(failures))
+                failures += 1
+                try:
+                    self._engine = await self._start(self.runtime)
+                    break
+                except MultigrainError as error:
+                    self._set(ModelState.FAILED, f"cannot be replaced yet: {error.message}")
+                    _LOG.error("%s cannot be loaded again: %s", self.entry.version, error)
+            self._set(ModelState.READY, "")
+
+    def _backoff(self, failures: int) -> float:
+        config = self._config
+        return float(
+            min(
+                config.restart_backoff_seconds * 2 ** min(failures, 30),
+                config.restart_backoff_max_seconds,
+            )
+        )
+
+    async def _end_keeper(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+
+    def _set(self, state: ModelState, message: str) -> None:
+        self.state = state
+        self.message = message
+        self._on_change()
+
+    def _observe(self, result: Result) -> None:
+        """Metrics of one result."""
+        metrics, name = self._metrics, self.entry.version.name
+        if result.where:
+            metrics.cancelled_items.labels(result.where).inc()
+        elif result.kind:
+            metrics.items_failed.labels(_REASONS.get(ErrorKind(result.kind), "other")).inc()
+        if result.decode_ns:
+            metrics.stage(name, "decode", result.decode_ns / 1e9)
+        if result.batch_items:
+            metrics.stage(name, "queue", result.queue_ns / 1e9)
+            metrics.stage(name, "infer", result.compute_ns / 1e9)
+            if result.leads_batch:
+                metrics.batch(name, result.batch_items)
+
+
+_REASONS = {
+    ErrorKind.IMAGE_UNREADABLE: "decode",
+    ErrorKind.IMAGE_FORMAT: "bad_format",
+    ErrorKind.IMAGE_TOO_LARGE: "too_large",
+    ErrorKind.NOT_FINITE: "nan",
+}
+
+
+async def _end(engine: EngineProcess, drain_seconds: float) -> None:
+    """Waits for the images in work, but not for ever, and ends the process."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(drain_seconds):
+            await engine.wait_idle()
+    await engine.stop()

@@ -1,0 +1,351 @@
+"""Loads, switches, drains and names models. The daemon's one owner of engines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.database import Database
+from multigrain_server.models.loaded_model import LoadedModel, ModelState
+from multigrain_server.models.reference import ModelReference, ModelVersion, check_name
+from multigrain_server.models.registry import BundleEntry, BundleRegistry, verify
+from multigrain_server.models.router import ModelRouter
+from multigrain_server.models.store import LoadedRow, ModelStore
+from multigrain_server.models.view import ModelPage, ModelView
+from multigrain_server.serving.admission import Admission
+from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.metrics import ServingMetrics
+
+_LOG = logging.getLogger(__name__)
+_DEFAULT_PAGE = 50
+_MAX_PAGE = 1000
+_RUNTIMES = ("auto", "mindspore", "onnxruntime")
+
+#: Health name of the service; True while the default model answers.
+EMBEDDING_SERVICE = "multigrain.v1.EmbeddingService"
+#: Health name of each model is this followed by its name.
+MODEL_HEALTH_PREFIX = "model/"
+
+
+class ModelManager:
+    """See the module. All methods are for the event loop's thread.
+
+    Args:
+        models_dir: folder of bundles.
+        database: with the schema of ``multigrain_server.models.store``.
+        config: limits of serving.
+        registry: where metrics are registered.
+        on_health: called with a health name and whether it serves, at each change.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        database: Database,
+        config: ServingConfig,
+        registry: CollectorRegistry,
+        on_health: Callable[[str, bool], None],
+    ) -> None:
+        self.config = config
+        self.metrics = ServingMetrics(registry)
+        self.admission = Admission(config, self.metrics)
+        self.bundles = BundleRegistry(models_dir)
+        self._store = ModelStore(database)
+        self._router = ModelRouter(self._store, self.bundles)
+        self._on_health = on_health
+        self._health: dict[str, bool] = {}
+        self._locks: dict[ModelVersion, asyncio.Lock] = {}
+        self._draining: dict[ModelVersion, LoadedModel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begins to load what was loaded before; returns at once."""
+        self.bundles.clean()
+        models = []
+        for row in self._store.loaded():
+            reference = ModelReference(row.version.name, row.version.version)
+            try:
+                entry = self.bundles.find(reference)
+            except MultigrainError as error:
+                _LOG.error("%s was loaded before and cannot be now: %s", reference, error.message)
+                continue
+            model = LoadedModel(entry, row.runtime, self.config, self.metrics, self._publish)
+            self._router.loaded[row.version] = model
+            models.append(model)
+        self._publish()
+        if models:
+            self._spawn(self._restore(models))
+
+    async def close(self, drain_seconds: float) -> None:
+        """Refuses new images, lets those in work finish, ends all engines.
+
+        What is loaded stays noted, so that the next start loads it again.
+        """
+        self.admission.drain()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        models = list(self._router.loaded.values())
+        await asyncio.gather(*(model.end(drain_seconds) for model in models))
+        self._router.loaded.clear()
+        self._publish()
+
+    def rescan(self) -> None:
+        """Looks at the folder again, after a bundle was written there."""
+        self._publish()
+
+    def bundle_path(self, model: str) -> Path:
+        """Folder of "name" (newest on disk), "name@version" or an alias. Raises NOT_FOUND."""
+        return self._on_disk(model).path
+
+    def route(self, model: str) -> LoadedModel:
+        """The model that answers a request; see :meth:`ModelRouter.route`."""
+        return self._router.route(model)
+
+    def view(self, model: str) -> ModelView:
+        """Raises NOT_FOUND."""
+        return self._view(self._on_disk(model))
+
+    def page(
+        self, name: str = "", *, loaded_only: bool = False, size: int = 0, token: str = ""
+    ) -> ModelPage:
+        """Models in order of name and version, after the one that ``token`` names."""
+        if size > _MAX_PAGE:
+            raise MultigrainError.field("page_size", f"{size} is too many: at most {_MAX_PAGE}")
+        if name:
+            check_name(name, "name")
+        after: ModelVersion | None = None
+        if token:
+            reference = ModelReference.parse(token, "page_token")
+            if reference.version is None:
+                raise MultigrainError.field("page_token", "is not one that this server gave out")
+            after = ModelVersion(reference.name, reference.version)
+        entries = [
+            entry
+            for version, entry in self.bundles.entries().items()
+            if (not name or version.name == name)
+            and (not loaded_only or version in self._router.loaded)
+            and (after is None or version > after)
+        ]
+        size = size or _DEFAULT_PAGE
+        default = self._router.default_version()
+        return ModelPage(
+            models=tuple(self._view(entry) for entry in entries[:size]),
+            next_token=str(entries[size - 1].version) if len(entries) > size else "",
+            aliases={alias: str(version) for alias, version in self._router.aliases.items()},
+            default_model=str(default) if default is not None else "",
+        )
+
+    async def load(self, model: str, runtime: str = "", *, make_default: bool = False) -> ModelView:
+        """Starts an engine for a version and, once it answers, lets its name mean it.
+
+        Of an unversioned name the newest version on disk is loaded. Older loaded versions are
+        then drained in the background, unless ``keep_replaced_versions``, an alias or the
+        default holds them.
+
+        Raises:
+            MultigrainError: NOT_FOUND, CHECKPOINT, UNSUPPORTED, UNAVAILABLE; nothing has
+                changed then.
+        """
+        if runtime not in ("", *_RUNTIMES):
+            raise MultigrainError.field(
+                "runtime", f"{runtime[:80]!r} is unknown: use one of {', '.join(_RUNTIMES)}"
+            )
+        entry = self._on_disk(model)
+        version = entry.version
+        async with self._lock(version):
+            current = self._router.loaded.get(version)
+            if current is None:
+                await self._load_new(entry, runtime or self.config.runtime)
+            elif current.state is not ModelState.READY or runtime not in ("", current.runtime):
+                await self._verify(entry)
+                await current.switch_runtime(runtime or current.runtime)
+                self._store.add_loaded(LoadedRow(version, current.runtime))
+            if make_default:
+                self._store.set_default(model)
+                self._router.refresh()
+        self._publish()
+        if not self.config.keep_replaced_versions:
+            self._retire_older(version)
+        return self._view(entry)
+
+    async def unload(self, model: str) -> ModelView:
+        """Lets images in work finish and ends the engine; harmless if it is not loaded.
+
+        Raises:
+            MultigrainError: NOT_FOUND; WRONG_STATE while an alias points at it.
+        """
+        reference = ModelReference.parse(model)
+        version = self._router.version_of(reference)
+        if version is None:
+            return self._view(self._on_disk(model))
+        self._refuse_aliased(version, "unloaded")
+        async with self._lock(version):
+            await self._unload(version)
+        return self._view(self.bundles.find(ModelReference(version.name, version.version)))
+
+    def set_alias(self, alias: str, model: str) -> str:
+        """Points ``alias`` at a loaded version; "" removes it. Returns "name@version" or "".
+
+        Raises:
+            MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE (not loaded).
+        """
+        check_name(alias, "alias")
+        if not model:
+            if not self._store.remove_alias(alias):
+                raise MultigrainError(ErrorKind.NOT_FOUND, f"no alias {alias}")
+            self._router.refresh()
+            return ""
+        if self.bundles.has_name(alias):
+            raise MultigrainError.field("alias", f"{alias} is the name of a model")
+        reference = ModelReference.parse(model)
+        version = self._router.version_of(reference)
+        if version is None or self._router.loaded[version].state is ModelState.LOADING:
+            known = self._on_disk(model).version
+            raise MultigrainError(
+                ErrorKind.WRONG_STATE,
+                f"{known} is not loaded, and an alias must always answer: LoadModel first",
+            )
+        self._store.set_alias(alias, version)
+        self._router.refresh()
+        return str(version)
+
+    async def delete(self, model: str) -> None:
+        """Removes a version from disk.
+
+        Raises:
+            MultigrainError: INVALID_FIELD without a version; NOT_FOUND; WRONG_STATE if it is
+                loaded or has an alias.
+        """
+        reference = ModelReference.parse(model)
+        if reference.version is None:
+            raise MultigrainError.field("model", 'must state the version, as "name@version"')
+        version = self.bundles.find(reference).version
+        async with self._lock(version):
+            if version in self._router.loaded:
+                raise MultigrainError(
+                    ErrorKind.WRONG_STATE, f"{version} is loaded: UnloadModel first"
+                )
+            self._refuse_aliased(version, "deleted")
+            await asyncio.to_thread(self.bundles.remove, version)
+            self.metrics.model_state(version.name, version.version, None)
+
+    def _on_disk(self, model: str) -> BundleEntry:
+        reference = ModelReference.parse(model)
+        return self.bundles.find(self._router.target(reference))
+
+    async def _load_new(self, entry: BundleEntry, runtime: str) -> None:
+        version = entry.version
+        model = LoadedModel(entry, runtime, self.config, self.metrics, self._publish)
+        self._router.loaded[version] = model
+        try:
+            await self._verify(entry)
+            await model.load()
+        except BaseException:
+            del self._router.loaded[version]
+            self._publish()
+            raise
+        self._store.add_loaded(LoadedRow(version, runtime))
+
+    async def _verify(self, entry: BundleEntry) -> None:
+        await asyncio.to_thread(verify, entry)
+
+    async def _restore(self, models: list[LoadedModel]) -> None:
+        """Loads one after the other: side by side they would only share the cores.
+
+        One that fails stays listed as FAILED, with the reason.
+        """
+        for model in models:
+            async with self._lock(model.entry.version):
+                if model.state is not ModelState.LOADING:
+                    continue  # loaded or unloaded by a call meanwhile
+                try:
+                    await self._verify(model.entry)
+                    await model.load()
+                except MultigrainError as error:
+                    model.fail(error.message)
+                    _LOG.error("%s cannot be loaded again: %s", model.entry.version, error.message)
+
+    def _retire_older(self, version: ModelVersion) -> None:
+        for other in list(self._router.loaded):
+            older = other.name == version.name and other.version < version.version
+            if older and not self._router.pinned(other):
+                self._spawn(self._retire(other))
+
+    async def _retire(self, version: ModelVersion) -> None:
+        async with self._lock(version):
+            if not self._router.pinned(version):
+                await self._unload(version)
+
+    async def _unload(self, version: ModelVersion) -> None:
+        # Out of the routes first: what comes from now on goes elsewhere or is refused.
+        model = self._router.loaded.pop(version, None)
+        if model is None:
+            return
+        self._store.remove_loaded(version)
+        if self._router.default_reference == str(version):
+            self._store.clear_default()
+            self._router.refresh()
+        self._draining[version] = model
+        try:
+            await model.end(self.config.drain_seconds)
+        finally:
+            del self._draining[version]
+            self._publish()
+
+    def _refuse_aliased(self, version: ModelVersion, verb: str) -> None:
+        aliases = self._router.aliases_of(version)
+        if aliases:
+            raise MultigrainError(
+                ErrorKind.WRONG_STATE,
+                f"{version} cannot be {verb} while alias {', '.join(aliases)} points at it: "
+                "SetAlias to another version, or to nothing, first",
+            )
+
+    def _view(self, entry: BundleEntry) -> ModelView:
+        version = entry.version
+        aliases = self._router.aliases_of(version)
+        model = self._router.loaded.get(version) or self._draining.get(version)
+        if model is None:
+            return ModelView(entry, aliases=aliases)
+        return ModelView(
+            entry,
+            state=model.state,
+            message=model.message,
+            aliases=aliases,
+            runtime=model.runtime_description,
+            max_batch=self.config.max_batch,
+            load_seconds=model.load_seconds,
+            restarts=model.restarts,
+        )
+
+    def _publish(self) -> None:
+        """Tells health and metrics what is true now."""
+        for entry in self.bundles.entries().values():
+            view = self._view(entry)
+            self.metrics.model_state(entry.version.name, entry.version.version, view.state.value)
+        loaded = self._router.loaded
+        now = dict.fromkeys(self._health, False)
+        for version, model in loaded.items():
+            name = MODEL_HEALTH_PREFIX + version.name
+            now[name] = now.get(name, False) or model.state is ModelState.READY
+        default = self._router.default_version()
+        now[EMBEDDING_SERVICE] = default is not None and loaded[default].state is ModelState.READY
+        for name, serving in now.items():
+            if self._health.get(name) != serving:
+                self._health[name] = serving
+                self._on_health(name, serving)
+
+    def _lock(self, version: ModelVersion) -> asyncio.Lock:
+        return self._locks.setdefault(version, asyncio.Lock())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,181 @@
+"""The bundles on disk: ``<models_dir>/<name>/<version>/model.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.reference import ModelReference, ModelVersion
+
+_LOG = logging.getLogger(__name__)
+# Work folders beside the models; the dot keeps them from being taken for a model.
+_ASIDE = ".aside"
+
+
+@dataclass(frozen=True)
+class BundleEntry:
+    """One bundle."""
+
+    version: ModelVersion
+    path: Path
+    manifest: BundleManifest
+
+
+@dataclass(frozen=True)
+class _Cached:
+    stamp: tuple[int, int]
+    entry: BundleEntry
+
+
+class BundleRegistry:
+    """Reads the folder anew whenever it is asked: a bundle appears when its folder does.
+
+    Manifests are kept as long as their file does not change. One that cannot be read is
+    logged once and left out.
+    """
+
+    def __init__(self, models_dir: Path) -> None:
+        self._root = models_dir
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._cache: dict[Path, _Cached] = {}
+        self._damaged: dict[Path, tuple[int, int]] = {}
+
+    def entries(self) -> dict[ModelVersion, BundleEntry]:
+        """All bundles, by name and version."""
+        found: dict[ModelVersion, BundleEntry] = {}
+        for path in sorted(self._root.glob(f"[!.]*/[!.]*/{MANIFEST_NAME}")):
+            entry = self._read(path)
+            if entry is not None:
+                found[entry.version] = entry
+        return dict(sorted(found.items()))
+
+    def find(self, reference: ModelReference) -> BundleEntry:
+        """The bundle of that version; without one, the newest. Raises NOT_FOUND."""
+        entries = self.entries()
+        versions = [key for key in entries if key.name == reference.name]
+        if reference.version is not None:
+            versions = [key for key in versions if key.version == reference.version]
+        if not versions:
+            raise self._unknown(reference, entries)
+        return entries[max(versions)]
+
+    def has_name(self, name: str) -> bool:
+        return any(key.name == name for key in self.entries())
+
+    def next_version(self, name: str) -> int:
+        """One more than the largest number in use, readable or not."""
+        folder = self._root / name
+        numbers = (
+            [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if (folder.is_dir()) else []
+        )
+        return max(numbers, default=0) + 1
+
+    def folder(self, version: ModelVersion) -> Path:
+        return self._root / version.name / str(version.version)
+
+    def work_folder(self) -> Path:
+        """A new folder on the same file system, for what is not a bundle yet."""
+        aside = self._root / _ASIDE
+        aside.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=aside))
+
+    def clean(self) -> None:
+        """Removes what an earlier process left half-done."""
+        shutil.rmtree(self._root / _ASIDE, ignore_errors=True)
+
+    def add(self, folder: Path, version: ModelVersion) -> BundleEntry:
+        """Moves a finished bundle folder into place. Raises ALREADY_EXISTS."""
+        target = self.folder(version)
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            if target.exists():
+                raise MultigrainError(
+                    ErrorKind.ALREADY_EXISTS,
+                    f"{version} exists: choose another version, or 0 for the next free one",
+                ) from error
+            raise
+        return self.find(ModelReference(version.name, version.version))
+
+    def remove(self, version: ModelVersion) -> None:
+        """Deletes a bundle: gone at once, its files a moment later."""
+        aside = self.work_folder()
+        os.rename(self.folder(version), aside / "bundle")
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other versions remain
+            self.folder(version).parent.rmdir()
+
+    def _read(self, path: Path) -> BundleEntry | None:
+        try:
+            stat = path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            cached = self._cache.get(path)
+            if cached is not None and cached.stamp == stamp:
+                return cached.entry
+            if self._damaged.get(path) == stamp:
+                return None
+            manifest = BundleManifest.model_validate_json(path.read_bytes())
+            version = ModelVersion(manifest.name, manifest.version)
+            if path.parent != self.folder(version):
+                raise ValueError(f"it says {version}")
+        except (OSError, ValueError, ValidationError) as error:
+            where = path.relative_to(self._root)
+            _LOG.warning("%s is not a usable bundle manifest: %s", where, error)
+            with contextlib.suppress(OSError, UnboundLocalError):
+                self._damaged[path] = stamp
+            return None
+        entry = BundleEntry(version, path.parent, manifest)
+        self._cache[path] = _Cached(stamp, entry)
+        return entry
+
+    def _unknown(
+        self, reference: ModelReference, entries: dict[ModelVersion, BundleEntry]
+    ) -> MultigrainError:
+        versions = [str(key.version) for key in entries if key.name == reference.name]
+        if versions:
+            hint = f"it has version {', '.join(versions)}"
+        elif entries:
+            names = sorted({key.name for key in entries})
+            hint = f"there is {', '.join(names[:10])}"
+        else:
+            hint = "there is none yet: export or import one first"
+        return MultigrainError(ErrorKind.NOT_FOUND, f"no model {reference}; {hint}")
+
+
+def verify(entry: BundleEntry) -> None:
+    """Reads every file of the bundle and compares size and SHA-256 (seconds per gigabyte).
+
+    Raises:
+        MultigrainError: CHECKPOINT naming the file.
+    """
+    for name, expected in entry.manifest.files.items():
+        path = entry.path / name
+        try:
+            if path.stat().st_size != expected.bytes:
+                raise _damaged(
+                    entry, f"{name} has {path.stat().st_size} bytes, not {expected.bytes}"
+                )
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise _damaged(entry, f"{name} is missing") from None
+        if digest != expected.sha256:
+            raise _damaged(entry, f"{name} is not the file that was exported (its SHA-256 differs)")
+
+
+def _damaged(entry: BundleEntry, why: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.CHECKPOINT,
+        f"the bundle of {entry.version} is damaged: {why}; export or import it again",
+    )

@@ -1,0 +1,1 @@
+"""Answering images: admission, engines, the service core. Knows no protobuf."""

@@ -1,0 +1,105 @@
+"""Every limit of serving, with its unit and default."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from multigrain.spec.base import Spec
+
+_MIB = 1024 * 1024
+
+
+class ServingConfig(Spec):
+    """The daemon's ``serving`` section."""
+
+    max_images_per_request: int = Field(
+        64, ge=1, le=10_000, description="Images in one request at most. Default 64."
+    )
+    max_image_bytes: int = Field(
+        32 * _MIB,
+        ge=1024,
+        le=1024 * _MIB,
+        description="Bytes of one encoded image at most. Default 32 MiB.",
+    )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        le=178_000_000,
+        description="Width x height of one image at most, read from its header. "
+        "Default 50,000,000 pixels.",
+    )
+    queue_items: int = Field(
+        512,
+        ge=1,
+        description="Images admitted and not yet answered, over all requests; more are refused "
+        "with RESOURCE_EXHAUSTED. Default 512.",
+    )
+    queue_bytes: int = Field(
+        256 * _MIB,
+        ge=1024,
+        description="Encoded bytes of those images. Default 256 MiB.",
+    )
+    stream_window: int = Field(
+        128,
+        ge=1,
+        description="Images of one EmbedStream that are worked on at a time; the server reads "
+        "no further request until there is room. Default 128.",
+    )
+    max_batch: int = Field(
+        32, ge=1, le=4096, description="Images in one forward pass at most. Default 32."
+    )
+    decode_threads: int = Field(
+        0, ge=0, le=256, description="Decoding threads of an engine; 0 = one a core. Default 0."
+    )
+    engine_threads: int = Field(
+        0, ge=0, le=1024, description="Compute threads of an engine; 0 = all cores. Default 0."
+    )
+    device: Literal["cpu", "gpu", "ascend"] = Field(
+        "cpu", description="Where engines compute. Default cpu."
+    )
+    runtime: Literal["auto", "mindspore", "onnxruntime"] = Field(
+        "auto", description="Runtime of a LoadModel that names none. Default auto."
+    )
+    load_timeout_seconds: float = Field(
+        300.0, gt=0, description="Seconds an engine has to load and warm up. Default 300."
+    )
+    drain_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that requests in flight have to finish when a model is unloaded "
+        "or replaced. Default 30.",
+    )
+    restart_backoff_seconds: float = Field(
+        0.1,
+        gt=0,
+        description="Pause before a dead engine is replaced; doubles with each failure in a "
+        "row, up to restart_backoff_max_seconds. Default 0.1.",
+    )
+    restart_backoff_max_seconds: float = Field(
+        30.0, gt=0, description="Longest such pause. Default 30."
+    )
+    keep_replaced_versions: bool = Field(
+        False,
+        description="Keep older versions loaded when a newer one of the same model is loaded. "
+        "By default they are drained and unloaded, unless an alias or the default model "
+        "points at them.",
+    )
+    max_bundle_bytes: int = Field(
+        4096 * _MIB, ge=1024, description="Bytes of an imported bundle at most. Default 4 GiB."
+    )
+
+    @model_validator(mode="after")
+    def _requests_fit_the_queue(self) -> Self:
+        if self.queue_items < self.max_images_per_request:
+            raise ValueError(
+                f"queue_items ({self.queue_items}) must be at least max_images_per_request "
+                f"({self.max_images_per_request}): the largest request could never be admitted"
+            )
+        if self.queue_bytes < self.max_image_bytes:
+            raise ValueError(
+                f"queue_bytes ({self.queue_bytes}) must be at least max_image_bytes "
+                f"({self.max_image_bytes}): the largest image could never be admitted"
+            )
+        return self

@@ -1,0 +1,107 @@
+"""Prometheus series of serving. Histograms in seconds, sizes in items."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Stage = Literal["admit", "decode", "queue", "infer", "encode"]
+
+# 0.1 ms (an admission) to 60 s (a load), about 2.2 times apart.
+_SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075),
+    *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_LOAD_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+
+
+class ServingMetrics:
+    """All series of serving, registered once."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._stage = Histogram(
+            "multigrain_stage_seconds",
+            "Time an image spends in each stage of serving.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batch = Histogram(
+            "multigrain_batch_items",
+            "Images in a forward pass.",
+            ["model"],
+            buckets=_ITEMS,
+            registry=registry,
+        )
+        self._queue = Gauge(
+            "multigrain_queue_items",
+            "Images sent to the engine of a model and not yet answered.",
+            ["model"],
+            registry=registry,
+        )
+        self.inflight = Gauge(
+            "multigrain_inflight_items",
+            "Images admitted and not yet answered, over all models.",
+            registry=registry,
+        )
+        self.inflight_bytes = Gauge(
+            "multigrain_inflight_bytes",
+            "Encoded bytes of those images.",
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "multigrain_rejected_total",
+            "Requests refused before any work.",
+            ["reason"],
+            registry=registry,
+        )
+        self.items_failed = Counter(
+            "multigrain_items_failed_total",
+            "Images that got an error of their own.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cancelled_items = Counter(
+            "multigrain_cancelled_items_total",
+            "Images whose caller went away or whose deadline passed, by how far they came.",
+            ["where"],
+            registry=registry,
+        )
+        self.model_load_seconds = Histogram(
+            "multigrain_model_load_seconds",
+            "Time from LoadModel to the first answer.",
+            buckets=_LOAD_SECONDS,
+            registry=registry,
+        )
+        self._model_state = Gauge(
+            "multigrain_model_state",
+            "1 for the state a known model version is in.",
+            ["model", "version", "state"],
+            registry=registry,
+        )
+        self.engine_restarts = Counter(
+            "multigrain_engine_restarts_total",
+            "Engines that ended by themselves and were replaced.",
+            registry=registry,
+        )
+        self._states: dict[tuple[str, int], str] = {}
+
+    def stage(self, model: str, stage: Stage, seconds: float) -> None:
+        self._stage.labels(model, stage).observe(seconds)
+
+    def batch(self, model: str, items: int) -> None:
+        self._batch.labels(model).observe(items)
+
+    def queue(self, model: str, change: int) -> None:
+        self._queue.labels(model).inc(change)
+
+    def model_state(self, name: str, version: int, state: str | None) -> None:
+        """Sets the state of a model version; None removes its series."""
+        before = self._states.pop((name, version), None)
+        if before is not None:
+            self._model_state.remove(name, str(version), before)
+        if state is not None:
+            self._states[name, version] = state
+            self._model_state.labels(name, str(version), state).set(1)

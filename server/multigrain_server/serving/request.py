@@ -1,0 +1,86 @@
+"""What is asked of the service, and what it answers: no protobuf, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from multigrain.engine.wire import VectorWants
+from multigrain.errors import ErrorKind
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Images of one call.
+
+    Attributes:
+        model: "name", "name@version", an alias, or "" for the default.
+        images: encoded files.
+        resolution: side in pixels; 0 = the model's.
+        vector: how embeddings are wanted; None = none.
+        whiten: whether to whiten them.
+        classes: whether class scores are wanted.
+        top_k: how many; 0 = 5, at most all.
+        deadline_ns: on CLOCK_MONOTONIC; 0 = none.
+        received_ns: when the call came in, on the same clock.
+    """
+
+    model: str
+    images: Sequence[bytes]
+    resolution: int = 0
+    vector: VectorWants | None = None
+    whiten: bool = False
+    classes: bool = False
+    top_k: int = 0
+    deadline_ns: int = 0
+    received_ns: int = 0
+
+
+@dataclass(frozen=True)
+class ItemError:
+    """Why one image has no answer."""
+
+    kind: ErrorKind
+    message: str
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    class_id: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ItemAnswer:
+    """One image's answer: an error, or what was wanted.
+
+    ``vector`` holds little-endian numbers of the wanted dtype; ``scale`` is for int8.
+    """
+
+    error: ItemError | None = None
+    vector: bytes = b""
+    scale: float = 0.0
+    classes: tuple[ClassScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Nanoseconds: the longest of a request's images in each stage."""
+
+    decode: int = 0
+    queue: int = 0
+    compute: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One item for each image, in the request's order. ``model`` is "name@version"."""
+
+    model: str
+    embedding_size: int
+    items: tuple[ItemAnswer, ...]
+    times: StageTimes
+    #: Name alone, the label of metrics.
+    model_name: str = ""
