@@ -62,7 +62,7 @@ class UnreadableFiles:
 
 def too_many_unreadable(reasons: dict[str, str], images: int, max_share: float) -> MultigrainError:
     """DATASET, naming some of the files."""
-    named = "; ".join(f"{path}: {reason}" for path, reason in list(reasons.items())[:_NAMED])
+    named = "; ".join(f"{path} ({reason})" for path, reason in sorted(reasons.items())[:_NAMED])
     more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
     return MultigrainError(
         ErrorKind.DATASET,

@@ -1,0 +1,59 @@
+"""A look at a dataset before the work begins: can its files be read at all?"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+from multigrain.data.folder import ImageFolder
+from multigrain.data.source import too_many_unreadable
+from multigrain.errors import MultigrainError
+from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
+
+
+def probe(
+    folder: ImageFolder,
+    max_unreadable: float,
+    *,
+    files: int = 512,
+    seed: int = 0,
+    threads: int = 2,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> dict[str, str]:
+    """Decodes a random sample of the images, or all of them if there are few.
+
+    Args:
+        folder: the dataset.
+        max_unreadable: share of the images that may be unreadable.
+        files: size of the sample.
+        seed: of the sample.
+        threads: that decode.
+        limits: what one file may cost.
+
+    Returns:
+        The unreadable files of the sample, path -> reason.
+
+    Raises:
+        MultigrainError: DATASET if more than the allowed share is unreadable. Of a sample, only
+            if it is so beyond doubt (three standard deviations); the run itself counts exactly.
+    """
+    whole = len(folder) <= files
+    chosen = range(len(folder)) if whole else Random(seed).sample(range(len(folder)), files)
+
+    def reason(index: int) -> str | None:
+        try:
+            decode_image(folder.read(index), limits)
+        except MultigrainError as error:
+            return error.message
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        reasons = zip(chosen, pool.map(reason, chosen), strict=True)
+        unreadable = {folder.paths[index]: text for index, text in reasons if text is not None}
+    allowed = max_unreadable * len(chosen)
+    if not whole:
+        allowed += 3 * math.sqrt(allowed * (1 - max_unreadable))
+    if len(unreadable) > allowed:
+        raise too_many_unreadable(unreadable, len(chosen), max_unreadable)
+    return unreadable
