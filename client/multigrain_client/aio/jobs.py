@@ -1,0 +1,229 @@
+"""Starting, watching and steering jobs."""
+
+# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain_client import methods
+from multigrain_client.aio.rpcs import AsyncRpcs
+from multigrain_client.cursor import EventCursor
+from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
+from multigrain_client.losses import LossPoint
+from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
+from multigrain_client.requests import (
+    JobLike,
+    SpecLike,
+    event_kinds,
+    job_id,
+    list_jobs_request,
+    start_evaluation_request,
+    start_export_request,
+    start_training_request,
+    state_name,
+    weights_source,
+)
+
+# Between two looks at a job whose stream has ended although the job has not.
+LOOK_AGAIN_SECONDS = 0.5
+
+
+class AsyncJobCalls(AsyncRpcs):
+    """A job is named by a ``Job`` or by its id."""
+
+    async def start_training(
+        self,
+        spec: SpecLike = None,
+        *,
+        preset: str | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """As ``Client.start_training``."""
+        request = start_training_request(
+            spec, overrides, preset=preset, name=name, labels=labels, request_id=request_id
+        )
+        return await self.StartTraining(request, timeout=timeout)
+
+    async def evaluate(
+        self,
+        spec: SpecLike = None,
+        *,
+        job: JobLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        model: str | None = None,
+        checkpoint: str | int | None = None,
+        dataset_path: str | os.PathLike[str] | None = None,
+        tasks: Iterable[str] | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """As ``Client.evaluate``."""
+        weights = weights_source(
+            job=job, checkpoint_path=checkpoint_path, model=model, checkpoint=checkpoint
+        )
+        request = start_evaluation_request(
+            spec,
+            overrides,
+            weights=weights,
+            dataset_path=dataset_path,
+            tasks=tasks,
+            name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return await self.StartEvaluation(request, timeout=timeout)
+
+    async def export(
+        self,
+        spec: SpecLike = None,
+        *,
+        job: JobLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint: str | int | None = None,
+        model_name: str | None = None,
+        formats: Iterable[str] | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """As ``Client.export``."""
+        request = start_export_request(
+            spec,
+            overrides,
+            weights=weights_source(job=job, checkpoint_path=checkpoint_path, checkpoint=checkpoint),
+            model_name=model_name,
+            formats=formats,
+            name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return await self.StartExport(request, timeout=timeout)
+
+    async def job(self, job: JobLike, *, timeout: float | None = None) -> Job:
+        """As ``Client.job``."""
+        return await self.GetJob(job_id=job_id(job), timeout=timeout)
+
+    async def jobs(
+        self,
+        *,
+        states: Iterable[str | int] = (),
+        kinds: Iterable[str | int] = (),
+        labels: Mapping[str, str] | None = None,
+        name_contains: str = "",
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Job]:
+        """As ``Client.jobs``."""
+        request = list_jobs_request(
+            states=states,
+            kinds=kinds,
+            labels=labels,
+            name_contains=name_contains,
+            page_size=page_size,
+        )
+        while True:
+            page = await self.ListJobs(request, timeout=timeout)
+            for job in page.jobs:
+                yield job
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def cancel(self, job: JobLike, *, timeout: float | None = None) -> Job:
+        """As ``Client.cancel``."""
+        return await self.CancelJob(job_id=job_id(job), timeout=timeout)
+
+    async def resume(self, job: JobLike, *, timeout: float | None = None) -> Job:
+        """As ``Client.resume``."""
+        return await self.ResumeJob(job_id=job_id(job), timeout=timeout)
+
+    async def delete_job(self, job: JobLike, *, timeout: float | None = None) -> None:
+        """As ``Client.delete_job``."""
+        await self.DeleteJob(job_id=job_id(job), timeout=timeout)
+
+    def stream_events(
+        self,
+        job: JobLike,
+        *,
+        after_seq: int = 0,
+        follow: bool = True,
+        kinds: Iterable[str | int] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[JobEvent]:
+        """As ``Client.stream_events``."""
+        cursor = EventCursor(
+            job_id(job),
+            after_seq=after_seq,
+            kinds=event_kinds(kinds),
+            follow=follow,
+            policy=self._transport.policy,
+        )
+        return self._events(cursor, Deadline(timeout))
+
+    async def _events(self, cursor: EventCursor, deadline: Deadline) -> AsyncIterator[JobEvent]:
+        while True:
+            stream = self._transport.stream(
+                methods.STREAM_EVENTS, cursor.request(), deadline.remaining
+            )
+            try:
+                async with aclosing(stream):
+                    async for event in stream:
+                        if cursor.accept(event):
+                            yield event
+                return
+            except StreamGap as gap:
+                delay = cursor.on_gap(gap)
+            except MultigrainClientError as error:
+                if deadline.passed:
+                    raise
+                delay = cursor.on_error(error)
+            await asyncio.sleep(deadline.within(delay))
+
+    async def stream_losses(
+        self,
+        job: JobLike,
+        *,
+        after_seq: int = 0,
+        follow: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncIterator[LossPoint]:
+        """As ``Client.stream_losses``."""
+        async for event in self.stream_events(
+            job, after_seq=after_seq, follow=follow, kinds=["loss"], timeout=timeout
+        ):
+            if event.HasField("loss"):
+                yield LossPoint.from_event(event)
+
+    async def wait(self, job: JobLike, timeout: float | None = None) -> Job:
+        """As ``Client.wait``."""
+        deadline = Deadline(timeout)
+        try:
+            while True:
+                async for _ in self.stream_events(job, kinds=["state"], timeout=deadline.remaining):
+                    pass
+                latest = await self.job(job, timeout=deadline.remaining)
+                if is_terminal(latest):
+                    return raise_unless_succeeded(latest)
+                if deadline.passed:
+                    break
+                await asyncio.sleep(deadline.within(LOOK_AGAIN_SECONDS))
+        except DeadlineExceeded:
+            if not deadline.passed:
+                raise
+        state = state_name(await self.job(job))
+        raise DeadlineExceeded(f"job {job_id(job)} is still {state} after {timeout:g} s")

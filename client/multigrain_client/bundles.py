@@ -1,0 +1,110 @@
+"""Model bundles on their way to and from the server, as tar archives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
+from multigrain_client.errors import InvalidRequest, ServerError
+
+CHUNK = 1024 * 1024
+
+
+def import_requests(
+    path: str | os.PathLike[str], *, name: str, version: int
+) -> Iterator[ImportModelRequest]:
+    """Start, then the archive in chunks. ``path`` is a bundle's folder or a tar of it.
+
+    Raises:
+        InvalidRequest: if it is neither, or cannot be read.
+    """
+    source = Path(path)
+    try:
+        if source.is_dir():
+            if not (source / "model.json").is_file():
+                raise InvalidRequest(f"{source} is no model bundle: it has no model.json")
+            with tempfile.TemporaryFile() as archive:
+                _pack(source, archive)
+                yield from _requests(archive, name, version)
+        else:
+            with source.open("rb") as archive:
+                yield from _requests(archive, name, version)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {source}: {error.strerror or error}") from error
+
+
+def _requests(archive: BinaryIO, name: str, version: int) -> Iterator[ImportModelRequest]:
+    archive.seek(0)
+    digest = hashlib.sha256()
+    while chunk := archive.read(CHUNK):
+        digest.update(chunk)
+    archive.seek(0)
+    yield ImportModelRequest(
+        start=ImportModelRequest.Start(name=name, version=version, sha256=digest.hexdigest())
+    )
+    while chunk := archive.read(CHUNK):
+        yield ImportModelRequest(chunk=chunk)
+
+
+def _pack(folder: Path, archive: BinaryIO) -> None:
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and not file.is_symlink():
+                tar.add(file, arcname=file.relative_to(folder).as_posix(), recursive=False)
+
+
+class BundleWriter:
+    """Writes a downloaded archive beside its place and moves it there when it is whole.
+
+    A context manager: left without ``finish``, it leaves nothing behind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        self._digest = hashlib.sha256()
+        self._expected = ""
+        self._total = 0
+        self._size = 0
+
+    def __enter__(self) -> BundleWriter:
+        if self._path.is_dir():
+            raise InvalidRequest(f"{self._path} is a folder; name the archive to write")
+        try:
+            self._file = self._partial.open("wb")
+        except OSError as error:
+            raise InvalidRequest(f"cannot write {self._path}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def write(self, message: DownloadModelResponse) -> None:
+        self._file.write(message.chunk)
+        self._digest.update(message.chunk)
+        self._size += len(message.chunk)
+        self._total = message.total_bytes or self._total
+        self._expected = message.sha256 or self._expected
+
+    def finish(self) -> Path:
+        """Checks size and SHA-256 and moves the archive to its place.
+
+        Raises:
+            ServerError: if the archive is not what the server announced.
+        """
+        if self._total and self._size != self._total:
+            raise ServerError(f"received {self._size} of {self._total} bytes of the bundle")
+        if not self._expected or self._digest.hexdigest() != self._expected:
+            raise ServerError("the bundle received is damaged: its SHA-256 is not the server's")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._partial.replace(self._path)
+        return self._path

@@ -1,0 +1,152 @@
+"""Whatever a caller has as an image -> the bytes of an image file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from multigrain_client.errors import ImageError, InvalidRequest, MissingPackage
+
+if TYPE_CHECKING:
+    from PIL import Image as PilImage
+    from typing_extensions import TypeIs
+
+    # What is in memory, and what is to be read.
+    _Held: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[Any] | PilImage.Image
+    Image: TypeAlias = str | os.PathLike[str] | BinaryIO | _Held
+    Images: TypeAlias = Image | Iterable[Image]
+
+NEEDS_PILLOW = "needs Pillow to be encoded: pip install 'multigrain[images]'"
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Bytes of an image file, and a name for messages ("photos/cat.jpg", "image 3")."""
+
+    index: int
+    name: str
+    data: bytes
+
+
+def each(images: Images) -> Iterator[Image]:
+    """The images one by one, from a single one, an (N, H, W, C) array or an iterable."""
+    if isinstance(images, np.ndarray):
+        yield from [images] if images.ndim < 4 else list(images)
+    elif is_single(images):
+        yield images
+    else:
+        yield from images
+
+
+def encode_each(images: Images) -> Iterator[EncodedImage | ImageError]:
+    """Encodes lazily, so that a million paths are never in memory together."""
+    for index, image in enumerate(each(images)):
+        yield encode_item(index, image)
+
+
+def encode_item(index: int, image: Image) -> EncodedImage | ImageError:
+    """A file that cannot be read is an error of that one image; an object that can be no image
+    is an error of the caller.
+
+    Raises:
+        InvalidRequest: for an object that is no image.
+        MissingPackage: for an array, without Pillow.
+    """
+    name = _name(index, image)
+    try:
+        return EncodedImage(index, name, encode(image, name))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return ImageError(index, name, "IMAGE_UNREADABLE", f"cannot be read: {reason}")
+
+
+def encode(image: Image, name: str = "image") -> bytes:
+    """Bytes of an image file.
+
+    Paths, bytes and files are sent as they are; arrays (height, width[, 1, 3 or 4]) of uint8
+    and PIL images become PNG, which loses nothing.
+
+    Raises:
+        OSError: if a file cannot be read.
+        InvalidRequest: for an object that is no image.
+        MissingPackage: for an array, without Pillow.
+    """
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        return _encode_array(image, name)
+    if _is_pil(image):
+        return _encode_pil(image)
+    read = getattr(image, "read", None)
+    if callable(read):
+        data = read()
+        if not isinstance(data, bytes):
+            raise InvalidRequest(f"{name}: the file is open as text; open it with mode 'rb'")
+        return data
+    raise InvalidRequest(
+        f"{name}: cannot make an image of a {type(image).__name__}; give a path, bytes, an open "
+        "binary file, a PIL image or a NumPy array"
+    )
+
+
+def _encode_array(array: npt.NDArray[Any], name: str) -> bytes:
+    if array.dtype != np.uint8:
+        raise InvalidRequest(
+            f"{name}: an array must be uint8 with values 0..255, not {array.dtype}"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if 0 in array.shape or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise InvalidRequest(
+            f"{name}: an array must be (height, width), or (height, width, channels) with 1, 3 "
+            f"or 4 channels, not {array.shape}"
+        )
+    try:
+        from PIL import Image as PilImage
+    except ImportError as error:
+        raise MissingPackage(f"{name}: an array {NEEDS_PILLOW}") from error
+    return _encode_pil(PilImage.fromarray(np.ascontiguousarray(array)))
+
+
+def _encode_pil(image: PilImage.Image) -> bytes:
+    # PNG knows neither CMYK nor YCbCr and friends.
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGB")
+    buffer = io.BytesIO()
+    # Fast compression: the bytes travel once, the caller waits for them every time.
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def is_single(images: Images) -> TypeIs[Image]:
+    """Whether this is one image, not several."""
+    return (
+        isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview))
+        or _is_pil(images)
+        or callable(getattr(images, "read", None))
+    )
+
+
+def _is_pil(image: Any) -> TypeGuard[PilImage.Image]:
+    """Without importing Pillow: whoever holds such an image has imported it."""
+    return any(cls.__module__.startswith("PIL.") for cls in type(image).__mro__)
+
+
+def _name(index: int, image: Any) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    # PIL images opened from a file, and open files, say where they come from.
+    for attribute in ("filename", "name"):
+        value = getattr(image, attribute, None)
+        if isinstance(value, str) and value:
+            return value
+    return f"image {index}"

@@ -1,0 +1,143 @@
+"""The RPCs of the contract as data: path, types, whether a repeat is harmless, time-out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from multigrain.v1 import (
+    embedding_pb2,
+    evaluation_pb2,
+    export_pb2,
+    job_pb2,
+    model_pb2,
+    training_pb2,
+)
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+# Seconds for calls that wait for an engine to start, warm up or drain, or that move a bundle.
+SLOW = 900.0
+
+
+def _always(request: Message) -> bool:
+    return True
+
+
+def _never(request: Message) -> bool:
+    return False
+
+
+def _with_request_id(request: Message) -> bool:
+    """A Start... call is safe to repeat exactly when it carries an idempotency key."""
+    return bool(getattr(request, "request_id", ""))
+
+
+@dataclass(frozen=True)
+class Method(Generic[Request, Response]):
+    """One RPC.
+
+    Attributes:
+        service: full name of its service.
+        name: its own name.
+        request: class of the request message.
+        response: class of the response message.
+        idempotent: whether this request may be sent twice without harm.
+        timeout: seconds, when neither the call nor the client says otherwise; None = the
+            client's default.
+    """
+
+    service: str
+    name: str
+    request: type[Request]
+    response: type[Response]
+    idempotent: Callable[[Message], bool]
+    timeout: float | None = None
+
+    @property
+    def path(self) -> str:
+        return f"/{self.service}/{self.name}"
+
+
+_JOBS = "multigrain.v1.JobService"
+_MODELS = "multigrain.v1.ModelService"
+_EMBEDDING = "multigrain.v1.EmbeddingService"
+
+START_TRAINING = Method(
+    "multigrain.v1.TrainingService",
+    "StartTraining",
+    training_pb2.StartTrainingRequest,
+    job_pb2.Job,
+    _with_request_id,
+)
+START_EVALUATION = Method(
+    "multigrain.v1.EvaluationService",
+    "StartEvaluation",
+    evaluation_pb2.StartEvaluationRequest,
+    job_pb2.Job,
+    _with_request_id,
+)
+START_EXPORT = Method(
+    "multigrain.v1.ExportService",
+    "StartExport",
+    export_pb2.StartExportRequest,
+    job_pb2.Job,
+    _with_request_id,
+)
+
+GET_JOB = Method(_JOBS, "GetJob", job_pb2.GetJobRequest, job_pb2.Job, _always)
+LIST_JOBS = Method(_JOBS, "ListJobs", job_pb2.ListJobsRequest, job_pb2.ListJobsResponse, _always)
+CANCEL_JOB = Method(_JOBS, "CancelJob", job_pb2.CancelJobRequest, job_pb2.Job, _always)
+# Twice would be refused the second time (the job runs already), or start one attempt more.
+RESUME_JOB = Method(_JOBS, "ResumeJob", job_pb2.ResumeJobRequest, job_pb2.Job, _never)
+DELETE_JOB = Method(_JOBS, "DeleteJob", job_pb2.DeleteJobRequest, job_pb2.DeleteJobResponse, _never)
+STREAM_EVENTS = Method(
+    _JOBS, "StreamEvents", job_pb2.StreamEventsRequest, job_pb2.JobEvent, _always
+)
+
+LIST_MODELS = Method(
+    _MODELS, "ListModels", model_pb2.ListModelsRequest, model_pb2.ListModelsResponse, _always
+)
+GET_MODEL = Method(_MODELS, "GetModel", model_pb2.GetModelRequest, model_pb2.Model, _always)
+LOAD_MODEL = Method(
+    _MODELS, "LoadModel", model_pb2.LoadModelRequest, model_pb2.Model, _always, SLOW
+)
+UNLOAD_MODEL = Method(
+    _MODELS, "UnloadModel", model_pb2.UnloadModelRequest, model_pb2.Model, _never, SLOW
+)
+SET_ALIAS = Method(
+    _MODELS, "SetAlias", model_pb2.SetAliasRequest, model_pb2.SetAliasResponse, _always
+)
+DELETE_MODEL = Method(
+    _MODELS, "DeleteModel", model_pb2.DeleteModelRequest, model_pb2.DeleteModelResponse, _never
+)
+IMPORT_MODEL = Method(
+    _MODELS, "ImportModel", model_pb2.ImportModelRequest, model_pb2.Model, _never, SLOW
+)
+DOWNLOAD_MODEL = Method(
+    _MODELS,
+    "DownloadModel",
+    model_pb2.DownloadModelRequest,
+    model_pb2.DownloadModelResponse,
+    _always,
+    SLOW,
+)
+
+EMBED = Method(
+    _EMBEDDING, "Embed", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always
+)
+CLASSIFY = Method(
+    _EMBEDDING, "Classify", embedding_pb2.ClassifyRequest, embedding_pb2.ClassifyResponse, _always
+)
+EMBED_STREAM = Method(
+    _EMBEDDING, "EmbedStream", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always
+)
+
+# grpc.health.v1 without its package: HealthCheckRequest is one string in field 1 and
+# HealthCheckResponse one enum in field 1, which are these two messages on the wire.
+HEALTH_CHECK = Method("grpc.health.v1.Health", "Check", StringValue, Int32Value, _always)

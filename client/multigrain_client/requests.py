@@ -1,0 +1,247 @@
+"""Requests from the convenient arguments of the client's methods. Pure functions."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
+from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
+from multigrain.v1.export_pb2 import StartExportRequest
+from multigrain.v1.export_spec_pb2 import ExportSpec
+from multigrain.v1.job_pb2 import EventKind, Job, JobKind, JobState, ListJobsRequest
+from multigrain.v1.training_pb2 import StartTrainingRequest
+from multigrain.v1.training_spec_pb2 import TrainingSpec
+from multigrain_client.errors import FieldViolation, InvalidRequest, MissingPackage
+from multigrain_client.messages import enum_name, enum_names, fill, invalid, merge, nest
+
+JobLike = str | Job
+SpecLike = Mapping[str, Any] | Message | str | os.PathLike[str] | None
+
+
+def job_id(job: JobLike) -> str:
+    """The id of a job given as a Job or by its id.
+
+    Raises:
+        InvalidRequest: for an empty id.
+    """
+    found = job if isinstance(job, str) else job.job_id
+    if not found:
+        raise InvalidRequest("job: empty; give a job or its id")
+    return found
+
+
+def start_training_request(
+    spec: SpecLike,
+    overrides: Mapping[str, Any],
+    *,
+    preset: str | None,
+    name: str,
+    labels: Mapping[str, str] | None,
+    request_id: str | None,
+) -> StartTrainingRequest:
+    """Spec, preset and overrides as one request; an override wins over the spec."""
+    request = StartTrainingRequest(
+        request_id=_request_id(request_id), name=name, labels=dict(labels or {})
+    )
+    extra = {**({"preset": preset} if preset else {}), **overrides}
+    _fill_spec(request.spec, TrainingSpec, spec, extra)
+    return request
+
+
+def start_evaluation_request(
+    spec: SpecLike,
+    overrides: Mapping[str, Any],
+    *,
+    weights: Mapping[str, str],
+    dataset_path: str | os.PathLike[str] | None,
+    tasks: Iterable[str] | None,
+    name: str,
+    labels: Mapping[str, str] | None,
+    request_id: str | None,
+) -> StartEvaluationRequest:
+    request = StartEvaluationRequest(
+        request_id=_request_id(request_id), name=name, labels=dict(labels or {})
+    )
+    extra: dict[str, Any] = {f"weights.{key}": value for key, value in weights.items()}
+    if dataset_path is not None:
+        extra["dataset_path"] = dataset_path
+    if tasks is not None:
+        extra["tasks"] = [tasks] if isinstance(tasks, str) else list(tasks)
+    _fill_spec(request.spec, EvaluationSpec, spec, {**extra, **overrides})
+    return request
+
+
+def start_export_request(
+    spec: SpecLike,
+    overrides: Mapping[str, Any],
+    *,
+    weights: Mapping[str, str],
+    model_name: str | None,
+    formats: Iterable[str] | None,
+    name: str,
+    labels: Mapping[str, str] | None,
+    request_id: str | None,
+) -> StartExportRequest:
+    request = StartExportRequest(
+        request_id=_request_id(request_id), name=name, labels=dict(labels or {})
+    )
+    extra: dict[str, Any] = {f"weights.{key}": value for key, value in weights.items()}
+    if model_name is not None:
+        extra["model_name"] = model_name
+    if formats is not None:
+        extra["formats"] = [formats] if isinstance(formats, str) else list(formats)
+    _fill_spec(request.spec, ExportSpec, spec, {**extra, **overrides})
+    return request
+
+
+def weights_source(
+    *,
+    job: JobLike | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    model: str | None = None,
+    checkpoint: str | int | None = None,
+) -> dict[str, str]:
+    """Fields of a WeightsSource.
+
+    Raises:
+        InvalidRequest: if more than one source is named.
+    """
+    source: dict[str, str] = {}
+    if job is not None:
+        source["job_id"] = job_id(job)
+    if checkpoint_path is not None:
+        source["checkpoint_path"] = os.fspath(checkpoint_path)
+    if model is not None:
+        source["model"] = model
+    if len(source) > 1:
+        raise invalid(
+            [
+                FieldViolation(
+                    "spec.weights", f"name one source of weights, not {' and '.join(source)}"
+                )
+            ]
+        )
+    if checkpoint is not None:
+        source["checkpoint"] = str(checkpoint)
+    return source
+
+
+def list_jobs_request(
+    *,
+    states: Iterable[str | int],
+    kinds: Iterable[str | int],
+    labels: Mapping[str, str] | None,
+    name_contains: str,
+    page_size: int,
+) -> ListJobsRequest:
+    request = ListJobsRequest()
+    fill(
+        request,
+        {
+            "states": [states] if isinstance(states, (str, int)) else list(states),
+            "kinds": [kinds] if isinstance(kinds, (str, int)) else list(kinds),
+            "labels": labels or {},
+            "name_contains": name_contains,
+            "page_size": page_size,
+        },
+    )
+    return request
+
+
+def event_kinds(kinds: Iterable[str | int] | None) -> list[EventKind.ValueType]:
+    """EventKind numbers of names such as "loss" or "EVENT_KIND_LOSS".
+
+    Raises:
+        InvalidRequest: for an unknown name.
+    """
+    numbers = enum_names(EventKind.DESCRIPTOR)
+    found: list[EventKind.ValueType] = []
+    for kind in [kinds] if isinstance(kinds, (str, int)) else kinds or ():
+        name = kind if isinstance(kind, str) else enum_name(EventKind.DESCRIPTOR, kind)
+        short = name.upper().removeprefix("EVENT_KIND_")
+        if short not in numbers:
+            known = ", ".join(key.lower() for key in numbers)
+            raise invalid(
+                [FieldViolation("kinds", f"no kind of event {kind!r}; there are {known}")]
+            )
+        found.append(EventKind.ValueType(numbers[short]))
+    return found
+
+
+def state_name(job: Job) -> str:
+    """ "RUNNING" """
+    return enum_name(JobState.DESCRIPTOR, job.state)
+
+
+def kind_name(job: Job) -> str:
+    """ "TRAINING" """
+    return enum_name(JobKind.DESCRIPTOR, job.kind)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A YAML (or JSON) file with one mapping.
+
+    Raises:
+        MissingPackage: without PyYAML.
+        InvalidRequest: if the file cannot be read or holds something else.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingPackage(
+            "reading a YAML file needs PyYAML: pip install 'multigrain[cli]'"
+        ) from error
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{os.fspath(path)} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(
+            f"{os.fspath(path)} must hold a mapping, such as 'preset: digits-demo'"
+        )
+    return content
+
+
+def _fill_spec(
+    target: Message, spec_type: type[Message], spec: SpecLike, overrides: Mapping[str, Any]
+) -> None:
+    over = nest(overrides)
+    if isinstance(spec, Message):
+        if not isinstance(spec, spec_type):
+            raise InvalidRequest(f"expected a {spec_type.__name__}, not {type(spec).__name__}")
+        target.CopyFrom(spec)
+        # A list in an override replaces the spec's list; protobuf alone would append to it.
+        _clear_lists(target, over)
+        fill(target, over, "spec")
+        return
+    if isinstance(spec, Mapping):
+        base = nest(spec)
+    elif spec is None:
+        base = {}
+    else:
+        base = nest(read_yaml(spec))
+    fill(target, merge(base, over, "spec"), "spec")
+
+
+def _clear_lists(message: Message, over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        field = message.DESCRIPTOR.fields_by_name.get(key)
+        if field is None or value is None:
+            continue
+        if field.is_repeated:
+            message.ClearField(key)
+        elif isinstance(value, Mapping) and field.message_type is not None:
+            _clear_lists(getattr(message, key), value)
+
+
+def _request_id(request_id: str | None) -> str:
+    """A key of its own for every call, unless the caller has one: a retry is then harmless."""
+    return str(uuid.uuid4()) if request_id is None else request_id

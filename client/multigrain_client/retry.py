@@ -1,0 +1,129 @@
+"""When a failed call is made again, and after how long. Pure functions of their arguments."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import grpc
+
+from multigrain_client.errors import MultigrainClientError
+
+# What gRPC itself reports when a connection breaks under a stream (a proxy that restarts, an
+# RST_STREAM). Only streams that can be read again from a known position are retried on these.
+_BROKEN_STREAM = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Exponential back-off with full jitter.
+
+    Attributes:
+        attempts: calls made at most, the first included; 1 = no retries.
+        initial: seconds, upper bound of the first delay.
+        multiplier: growth of the bound from delay to delay.
+        maximum: seconds, upper bound of every delay that the server did not ask for.
+        stream_patience: seconds for which a broken stream is taken up again without a single
+            new event, before the error is raised.
+    """
+
+    attempts: int = 5
+    initial: float = 0.1
+    multiplier: float = 2.0
+    maximum: float = 10.0
+    stream_patience: float = 600.0
+
+    def backoff(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row (>= 1), jittered.
+
+        Full jitter, but never under a tenth of the bound: many clients whose server went away
+        at once come back spread out, and none of them spins.
+        """
+        bound = min(self.maximum, self.initial * self.multiplier ** min(failures - 1, 64))
+        return bound * random.uniform(0.1, 1.0)
+
+
+def unary_delay(
+    policy: RetryPolicy,
+    error: MultigrainClientError,
+    *,
+    failures: int,
+    idempotent: bool,
+    remaining: float | None,
+) -> float | None:
+    """Seconds until the next attempt of a unary call; None = give up and raise.
+
+    Retried is only what cannot do harm: RESOURCE_EXHAUSTED with a delay given by the server
+    (it refused before doing anything; without a delay it is a message too large, say, and will
+    never pass), UNAVAILABLE with such a delay, and UNAVAILABLE of an idempotent call.
+
+    Args:
+        failures: attempts that failed so far, >= 1.
+        idempotent: whether the call may be made twice.
+        remaining: seconds to the deadline; None = no deadline.
+    """
+    if failures >= policy.attempts:
+        return None
+    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        safe = error.retry_after is not None
+    elif error.code is grpc.StatusCode.UNAVAILABLE:
+        safe = idempotent or error.retry_after is not None
+    else:
+        safe = False
+    if not safe:
+        return None
+    return _within(_delay(policy, error, failures), remaining)
+
+
+def stream_delay(
+    policy: RetryPolicy, error: MultigrainClientError, *, failures: int, quiet: float
+) -> float | None:
+    """Seconds until a broken event stream is taken up again; None = give up and raise.
+
+    Args:
+        failures: breaks since the last event, >= 1.
+        quiet: seconds since the last event (or since the stream was asked for).
+    """
+    if error.kind:
+        # The server speaks: only "not now" is worth another try.
+        again = error.code in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        )
+    else:
+        again = error.code in _BROKEN_STREAM or error.retry_after is not None
+    if not again:
+        return None
+    return _within(_delay(policy, error, failures), policy.stream_patience - quiet)
+
+
+def bulk_delay(policy: RetryPolicy, error: MultigrainClientError, *, failures: int) -> float | None:
+    """Seconds until a broken bulk stream is opened again; None = give up and raise.
+
+    Args:
+        failures: breaks since the last answer, >= 1.
+    """
+    if failures >= policy.attempts:
+        return None
+    return stream_delay(policy, error, failures=failures, quiet=0.0)
+
+
+def _delay(policy: RetryPolicy, error: MultigrainClientError, failures: int) -> float:
+    backoff = policy.backoff(failures)
+    if error.retry_after is None:
+        return backoff
+    # The jitter comes on top: the server must not be met earlier than it asked.
+    return error.retry_after + min(backoff, 0.25 * error.retry_after)
+
+
+def _within(delay: float, remaining: float | None) -> float | None:
+    return delay if remaining is None or delay < remaining else None

@@ -1,0 +1,170 @@
+"""Embedding and classification of images."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
+from multigrain_client.answers import (
+    Classification,
+    ClassifiedImage,
+    ClassifyOptions,
+    EmbeddedImage,
+    EmbedOptions,
+    FloatArray,
+    check_on_error,
+    classified,
+    embedded,
+    matrix,
+    raise_failed,
+)
+from multigrain_client.batches import MAX_IMAGES, Batch, split
+from multigrain_client.images import encode_each
+from multigrain_client.sync.bulk import BulkEmbedding
+from multigrain_client.sync.rpcs import Rpcs
+
+if TYPE_CHECKING:
+    from multigrain_client.images import Image, Images
+
+Answer = TypeVar("Answer")
+
+
+class ImageCalls(Rpcs):
+    """An image is a path, bytes of an image file, an open binary file, a PIL image or a uint8
+    array (height, width[, channels]); ``images`` is one of these, several, or an
+    (N, height, width, channels) array. Arrays and PIL images need Pillow.
+    """
+
+    # Calls of one embed() or classify() under way at the same time, and images of one call.
+    _concurrency: int
+    _batch_size: int
+
+    def embed(
+        self,
+        images: Images,
+        *,
+        model: str = "",
+        resolution: int = 0,
+        normalize: bool = True,
+        whiten: bool = False,
+        dtype: str = "fp32",
+        on_error: Literal["raise", "nan"] = "raise",
+        timeout: float | None = None,
+    ) -> FloatArray:
+        """Embeds images; any number, split into calls the server accepts.
+
+        Args:
+            model: "name", "name@version" or an alias; empty = the default model. Name a
+                version when a long input must not be split over a switch of models.
+            resolution: side of the input in pixels; 0 = the model's.
+            normalize: L2-normalise the vectors.
+            whiten: whiten them with the bundle's PCA.
+            dtype: how numbers travel: "fp32", "fp16" (half the bytes) or "int8" (a quarter).
+            on_error: "raise", or "nan": the row of a bad image is not-a-number throughout.
+            timeout: seconds for each call.
+
+        Returns:
+            float32 (N, D), row i for image i; (0, 0) for no images.
+
+        Raises:
+            ImagesFailed: naming every image that has no vector.
+        """
+        check_on_error(on_error, ("raise", "nan"))
+        options = EmbedOptions(model, resolution, normalize, whiten, dtype)
+
+        def call(batch: Batch) -> list[EmbeddedImage]:
+            response: EmbedResponse | None = None
+            if batch.images:
+                response = self.Embed(options.request(batch), timeout=timeout)
+            return embedded(batch, response)
+
+        return matrix(self._each_batch(images, call), on_error)
+
+    def classify(
+        self,
+        images: Images,
+        top_k: int = 5,
+        *,
+        model: str = "",
+        resolution: int = 0,
+        on_error: Literal["raise", "empty"] = "raise",
+        timeout: float | None = None,
+    ) -> list[tuple[Classification, ...]]:
+        """Classifies images.
+
+        Args:
+            top_k: classes for each image, most probable first.
+            on_error: "raise", or "empty": a bad image has no classes.
+            model, resolution, timeout: as in ``embed``.
+
+        Returns:
+            for each image in input order, its classes.
+
+        Raises:
+            ImagesFailed: naming every image that has no answer.
+        """
+        check_on_error(on_error, ("raise", "empty"))
+        options = ClassifyOptions(model, resolution, top_k)
+
+        def call(batch: Batch) -> list[ClassifiedImage]:
+            response: ClassifyResponse | None = None
+            if batch.images:
+                response = self.Classify(options.request(batch), timeout=timeout)
+            return classified(batch, response)
+
+        answers = self._each_batch(images, call)
+        raise_failed(answers, always=on_error == "raise")
+        return [answer.classes for answer in answers]
+
+    def embed_stream(
+        self,
+        images: Iterable[Image],
+        *,
+        model: str = "",
+        resolution: int = 0,
+        normalize: bool = True,
+        whiten: bool = False,
+        dtype: str = "fp32",
+        batch_size: int = 16,
+        window: int = 4,
+    ) -> Iterator[EmbeddedImage]:
+        """Embeds any number of images over one stream and yields answers in input order.
+
+        Images are read only as fast as answers come. A bad image yields an answer with
+        ``error``. A broken stream is opened again and what had no answer is sent once more.
+
+        Args:
+            batch_size: images of one message; 1 for the quickest single answers.
+            window: messages under way at the same time.
+        """
+        options = EmbedOptions(model, resolution, normalize, whiten, dtype)
+        batches = split(encode_each(images), max_images=min(batch_size, MAX_IMAGES))
+        return BulkEmbedding(self._transport, options, batches, window).run()
+
+    def _each_batch(self, images: Images, call: Callable[[Batch], list[Answer]]) -> list[Answer]:
+        """Answers of all images in order, with a bounded number of calls under way."""
+        batches = split(encode_each(images), max_images=self._batch_size)
+        head = list(islice(batches, 2))
+        if len(head) < 2:
+            # The everyday case, one call: no threads.
+            return call(head[0]) if head else []
+        answers: list[Answer] = []
+        waiting: deque[Future[list[Answer]]] = deque()
+        with ThreadPoolExecutor(self._concurrency, "multigrain-client") as pool:
+            try:
+                for batch in head:
+                    waiting.append(pool.submit(call, batch))
+                for batch in batches:
+                    if len(waiting) >= self._concurrency:
+                        answers += waiting.popleft().result()
+                    waiting.append(pool.submit(call, batch))
+                while waiting:
+                    answers += waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+        return answers

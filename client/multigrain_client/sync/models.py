@@ -1,0 +1,102 @@
+"""The registry of models and what is loaded of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from multigrain.v1.model_pb2 import ListModelsRequest, Model
+from multigrain_client.bundles import BundleWriter, import_requests
+from multigrain_client.sync.rpcs import Rpcs
+
+
+class ModelCalls(Rpcs):
+    """A model is named "name" (its newest version), "name@version", or by an alias."""
+
+    def models(
+        self,
+        name: str = "",
+        *,
+        loaded_only: bool = False,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[Model]:
+        """Versions of models, fetched page by page as they are read.
+
+        Args:
+            name: only versions of this model; empty = all.
+            loaded_only: only what answers requests.
+            page_size: 1..1000; 0 = the server's choice.
+            timeout: seconds for each page.
+        """
+        request = ListModelsRequest(name=name, loaded_only=loaded_only, page_size=page_size)
+        while True:
+            page = self.ListModels(request, timeout=timeout)
+            yield from page.models
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def model(self, model: str, *, timeout: float | None = None) -> Model:
+        """One model as it stands now."""
+        return self.GetModel(model=model, timeout=timeout)
+
+    def load_model(
+        self,
+        model: str,
+        *,
+        runtime: str = "",
+        make_default: bool = False,
+        timeout: float | None = None,
+    ) -> Model:
+        """Starts an engine for the model and returns when it answers.
+
+        Args:
+            runtime: "auto" (also when empty), "mindspore" or "onnxruntime".
+            make_default: also let it answer requests which name no model.
+        """
+        return self.LoadModel(
+            model=model, runtime=runtime, make_default=make_default, timeout=timeout
+        )
+
+    def unload_model(self, model: str, *, timeout: float | None = None) -> Model:
+        """Lets requests in flight finish, then ends the engine."""
+        return self.UnloadModel(model=model, timeout=timeout)
+
+    def set_alias(self, alias: str, model: str, *, timeout: float | None = None) -> None:
+        """Points an alias at a loaded "name@version"; an empty model removes the alias."""
+        self.SetAlias(alias=alias, model=model, timeout=timeout)
+
+    def delete_model(self, model: str, *, timeout: float | None = None) -> None:
+        """Removes a "name@version" from the server's disk. It must not be loaded."""
+        self.DeleteModel(model=model, timeout=timeout)
+
+    def import_model(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "",
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Model:
+        """Uploads a bundle: its folder, or a tar archive of it.
+
+        Args:
+            name: in the registry; empty = the name in the bundle.
+            version: 0 = the next free one.
+        """
+        return self.ImportModel(import_requests(path, name=name, version=version), timeout=timeout)
+
+    def download_model(
+        self, model: str, path: str | os.PathLike[str], *, timeout: float | None = None
+    ) -> Path:
+        """Writes the bundle as a tar archive to ``path``, which appears only when it is whole.
+
+        Raises:
+            ServerError: if what arrived is damaged.
+        """
+        with BundleWriter(path) as writer:
+            for message in self.DownloadModel(model=model, timeout=timeout):
+                writer.write(message)
+            return writer.finish()

@@ -1,0 +1,150 @@
+"""Blocking calls over one channel: deadline, metadata, retries. Nothing knows gRPC above this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import grpc
+
+from multigrain_client.channel import ChannelConfig
+from multigrain_client.errors import MultigrainClientError
+from multigrain_client.methods import Method, Request, Response
+from multigrain_client.retry import RetryPolicy, unary_delay
+from multigrain_client.status import from_rpc
+
+
+class Transport:
+    """One channel, opened at the first call. Safe to share between threads."""
+
+    def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
+        self.config = config
+        self.timeout = timeout
+        self.policy = policy
+        options = list(config.options)
+        self._channel = (
+            grpc.insecure_channel(config.target, options)
+            if config.credentials is None
+            else grpc.secure_channel(config.target, config.credentials, options)
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def unary(
+        self, method: Method[Request, Response], request: Request, timeout: float | None = None
+    ) -> Response:
+        """Calls until there is an answer, an error not worth a retry, or no time left.
+
+        Args:
+            timeout: seconds for all attempts together; None = the method's or client's default.
+
+        Raises:
+            MultigrainClientError: of the last attempt.
+        """
+        call: grpc.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+        seconds = self.seconds(method, timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        failures = 0
+        while True:
+            remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            try:
+                return call(request, timeout=remaining, metadata=self.config.metadata)
+            except grpc.RpcError as rpc_error:
+                error = self.error(rpc_error, method)
+                failures += 1
+                left = None if deadline is None else deadline - time.monotonic()
+                delay = unary_delay(
+                    self.policy,
+                    error,
+                    failures=failures,
+                    idempotent=method.idempotent(request),
+                    remaining=left,
+                )
+                if delay is None:
+                    raise error from rpc_error
+            time.sleep(delay)
+
+    def stream(
+        self, method: Method[Request, Response], request: Request, timeout: float | None = None
+    ) -> Generator[Response, None, None]:
+        """Messages of one server stream, not retried. Closing the iterator cancels the call.
+
+        Raises:
+            MultigrainClientError: when the stream breaks.
+        """
+        call = self._channel.unary_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )(request, timeout=timeout, metadata=self.config.metadata)
+        return self._messages(call, method)
+
+    def upload(
+        self,
+        method: Method[Request, Response],
+        requests: Iterable[Request],
+        timeout: float | None = None,
+    ) -> Response:
+        """One client stream, not retried.
+
+        Raises:
+            MultigrainClientError: when it fails.
+        """
+        call: grpc.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+        try:
+            return call(
+                iter(requests),
+                timeout=self.seconds(method, timeout),
+                metadata=self.config.metadata,
+            )
+        except grpc.RpcError as rpc_error:
+            raise self.error(rpc_error, method) from rpc_error
+
+    def exchange(
+        self,
+        method: Method[Request, Response],
+        requests: Iterable[Request],
+        timeout: float | None = None,
+    ) -> Generator[Response, None, None]:
+        """Messages of one bidirectional stream, not retried. gRPC reads ``requests`` in a
+        thread of its own. Closing the iterator cancels the call.
+
+        Raises:
+            MultigrainClientError: when the stream breaks.
+        """
+        call = self._channel.stream_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )(iter(requests), timeout=timeout, metadata=self.config.metadata)
+        return self._messages(call, method)
+
+    def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:
+        """The time-out of a call: its own, the method's, the client's."""
+        if timeout is not None:
+            return timeout
+        return method.timeout if method.timeout is not None else self.timeout
+
+    def error(self, error: grpc.RpcError, method: Method[Any, Any]) -> MultigrainClientError:
+        return from_rpc(error, method.name, self.config.shown_target)
+
+    def _messages(
+        self, call: Any, method: Method[Any, Response]
+    ) -> Generator[Response, None, None]:
+        # `call` is both an iterator of messages and a grpc.Call.
+        try:
+            yield from call
+        except grpc.RpcError as rpc_error:
+            raise self.error(rpc_error, method) from rpc_error
+        finally:
+            call.cancel()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from multigrain_client import Client, RetryPolicy
+from tests.client.drivers import BlockingAsyncClient
+from tests.client.fake_server import FakeServer, FakeState
+
+QUICK = RetryPolicy(initial=0.001, maximum=0.01, stream_patience=5.0)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def state(server: FakeServer) -> FakeState:
+    return server.state
+
+
+@pytest.fixture(params=["sync", "async"])
+def make_client(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Makes clients of one of the two kinds; all of them are closed afterwards."""
+    made: list[Any] = []
+    kind = Client if request.param == "sync" else BlockingAsyncClient
+
+    def make(target: str, **options: Any) -> Any:
+        client = kind(target, **{"retry": QUICK, "timeout": 10.0, **options})
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def client(make_client: Any, server: FakeServer) -> Any:
+    return make_client(server.address)

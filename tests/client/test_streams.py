@@ -1,0 +1,135 @@
+"""stream_events, stream_losses and wait, through breaks."""
+
+from __future__ import annotations
+
+import random
+
+import grpc
+import pytest
+
+from multigrain.v1 import job_pb2
+from multigrain_client import (
+    DeadlineExceeded,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    RetryPolicy,
+    StreamGap,
+    Unavailable,
+)
+from tests.client.events import job_of, loss_event, training_events
+from tests.client.fake_server import Fault
+
+BREAKS = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_cut_at_random_places_yields_every_event_once_and_in_order(client, state, seed):
+    chance = random.Random(seed)
+    state.events["job-1"] = training_events(40)
+    state.faults["StreamEvents"].extend(
+        Fault(chance.choice(BREAKS), after=chance.randrange(0, 12)) for _ in range(12)
+    )
+
+    events = list(client.stream_events("job-1"))
+
+    assert [event.seq for event in events] == list(range(1, 43))
+    assert state.calls["StreamEvents"] > 4
+
+
+def test_a_stream_begins_after_the_given_event(client, state):
+    state.events["job-1"] = training_events(5)
+    assert [event.seq for event in client.stream_events("job-1", after_seq=4)] == [5, 6, 7]
+
+
+def test_only_the_wanted_kinds_of_events_come(client, state):
+    state.events["job-1"] = training_events(3)
+    state.faults["StreamEvents"].append(Fault(after=1))
+    events = list(client.stream_events("job-1", kinds=["state"]))
+    assert [event.WhichOneof("event") for event in events] == ["state", "state"]
+
+
+def test_heartbeats_are_not_yielded(client, state):
+    state.events["job-1"] = training_events(3)
+    state.heartbeats = True
+    events = list(client.stream_events("job-1"))
+    assert [event.seq for event in events] == [1, 2, 3, 4, 5]
+
+
+def test_a_refusal_with_a_retry_delay_is_waited_out(client, state):
+    state.events["job-1"] = training_events(2)
+    state.faults["StreamEvents"].append(
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=0.01)
+    )
+    assert len(list(client.stream_events("job-1"))) == 4
+
+
+def test_an_error_that_the_server_explains_ends_the_stream(client, state):
+    state.faults["StreamEvents"].append(
+        Fault(grpc.StatusCode.NOT_FOUND, "there is no job job-9", "NOT_FOUND")
+    )
+    with pytest.raises(NotFound, match="there is no job job-9"):
+        list(client.stream_events("job-9"))
+    assert state.calls["StreamEvents"] == 1
+
+
+def test_a_stream_that_never_comes_back_ends_with_the_error(make_client, server, state):
+    patience = RetryPolicy(initial=0.001, maximum=0.01, stream_patience=0.1)
+    client = make_client(server.address, retry=patience)
+    state.faults["StreamEvents"].extend([Fault()] * 1000)
+    with pytest.raises(Unavailable):
+        list(client.stream_events("job-1"))
+    assert state.calls["StreamEvents"] > 3
+
+
+def test_a_missing_event_is_asked_for_again_and_then_reported(client, state):
+    state.events["job-1"] = training_events(5)
+    state.skip_seq = 4
+    seen = []
+    with pytest.raises(StreamGap, match="event 5 came after event 3"):
+        for event in client.stream_events("job-1"):
+            seen.append(event.seq)
+    assert seen == [1, 2, 3]
+    assert state.calls["StreamEvents"] == 3
+
+
+def test_loss_points_carry_every_field_of_the_event(client, state):
+    state.events["job-1"] = [loss_event(1, step=3, loss=0.25, attempt=2)]
+    (point,) = client.stream_losses("job-1")
+    assert (point.attempt, point.step, point.total_steps) == (2, 3, 10)
+    assert (point.loss, point.classification_loss, point.instance_loss) == (0.25, 0.5, 0.5)
+    assert point.time.isoformat() == "2026-01-31T12:00:00.500000+00:00"
+
+
+def test_wait_returns_the_job_when_it_has_succeeded(client, state):
+    state.events["job-1"] = training_events(2)
+    state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_SUCCEEDED)
+    state.faults["StreamEvents"].append(Fault(after=1))
+    assert client.wait("job-1").state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_wait_raises_with_the_reason_when_the_job_failed(client, state):
+    job = state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_FAILED)
+    job.error.kind = 41
+    job.error.message = "worker 1 was killed by signal 9"
+    with pytest.raises(JobFailed, match=r"training job job-1 failed: worker 1 was killed") as info:
+        client.wait(job)
+    assert info.value.kind == "WORKER_DIED"
+    assert info.value.job.job_id == "job-1"
+
+
+def test_wait_tells_a_cancelled_job_from_a_failed_one(client, state):
+    state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_CANCELLED)
+    with pytest.raises(JobCancelled):
+        client.wait("job-1")
+
+
+def test_wait_gives_up_after_its_timeout_and_says_where_the_job_stands(client, state):
+    state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_RUNNING)
+    with pytest.raises(DeadlineExceeded, match=r"job job-1 is still RUNNING after 0.3 s"):
+        client.wait("job-1", timeout=0.3)
