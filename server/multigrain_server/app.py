@@ -1,0 +1,193 @@
+"""The daemon, assembled."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+import grpc.aio
+import structlog
+from prometheus_client import CollectorRegistry
+
+from multigrain.events.records import JobState
+from multigrain.jobs.request import JobKind
+from multigrain.spec.roots import PathRoots
+from multigrain.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
+from multigrain.v1.evaluation_pb2_grpc import add_EvaluationServiceServicer_to_server
+from multigrain.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
+from multigrain.v1.job_pb2_grpc import add_JobServiceServicer_to_server
+from multigrain.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
+from multigrain.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+from multigrain_server.address import ListenAddress
+from multigrain_server.config import ServerConfig
+from multigrain_server.data_dir import DataDir
+from multigrain_server.database import Database
+from multigrain_server.grpc.calls import Calls
+from multigrain_server.grpc.embedding_service import EmbeddingServicer
+from multigrain_server.grpc.evaluation_service import EvaluationServicer
+from multigrain_server.grpc.export_service import ExportServicer
+from multigrain_server.grpc.health import Health
+from multigrain_server.grpc.interceptor import CallInterceptor
+from multigrain_server.grpc.job_service import JobServicer
+from multigrain_server.grpc.model_service import ModelServicer
+from multigrain_server.grpc.server import build_server, enable_reflection
+from multigrain_server.grpc.training_service import TrainingServicer
+from multigrain_server.jobs.active import ActiveJob
+from multigrain_server.jobs.devices import Inventory
+from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.recovery import Recovery
+from multigrain_server.jobs.service import Jobs
+from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
+from multigrain_server.jobs.store import JobStore
+from multigrain_server.jobs.submission import SubmissionChecks
+from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
+from multigrain_server.metrics.host import HostCollector
+from multigrain_server.metrics.http import HttpServer
+from multigrain_server.metrics.jobs import EventMetrics, JobCollector
+from multigrain_server.metrics.requests import RequestMetrics
+from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.store import SCHEMA as MODEL_SCHEMA
+
+_log = structlog.get_logger(__name__)
+
+RUNNER_COMMAND = (sys.executable, "-m", "multigrain.jobs.runner")
+
+
+class App:
+    """One daemon on one data directory.
+
+    Args:
+        config: everything an operator can set.
+        runner_command: starts a job's runner; the job's folder is appended.
+
+    Raises:
+        DataDirError: if the data directory cannot be used or another daemon uses it.
+    """
+
+    def __init__(
+        self, config: ServerConfig, runner_command: Sequence[str] = RUNNER_COMMAND
+    ) -> None:
+        self.config = config
+        self.address = ""
+        self.http_address = ""
+        self.registry = CollectorRegistry()
+        self._data = DataDir(config.data_dir)
+        self._database = Database(self._data.database, [JOB_SCHEMA, MODEL_SCHEMA])
+        self._health = Health()
+        self._calls = Calls()
+        self._host = HostCollector()
+        self._http = HttpServer(self.registry, lambda: self._health.ready)
+        self._gpu_watch: asyncio.Task[None] | None = None
+        self._events = EventMetrics(self.registry)
+        self.models = ModelManager(
+            self._data.models,
+            self._database,
+            config.serving,
+            self.registry,
+            self._health.on_health,
+        )
+        self._store = JobStore(self._database)
+        self._leases = Leases(Inventory.parse(config.devices))
+        self._supervisor = Supervisor(
+            self._store,
+            self._leases,
+            SupervisorOptions(
+                command=runner_command,
+                poll_seconds=config.jobs.poll_seconds,
+                max_runner_crashes=config.jobs.max_runner_crashes,
+                restart_delay_seconds=config.jobs.runner_restart_seconds,
+            ),
+            on_end=self._job_ended,
+            on_event=self._events.read,
+        )
+        self.jobs = Jobs(
+            self._data.jobs,
+            self._data.models,
+            self._store,
+            self._supervisor,
+            self._leases,
+            config.jobs.heartbeat_seconds,
+        )
+        self._server = self._build_server()
+        self.registry.register(JobCollector(self._store, self._supervisor, self._leases))
+        self.registry.register(self._host)
+
+    def _build_server(self) -> grpc.aio.Server:
+        interceptor = CallInterceptor(self._calls, RequestMetrics(self.registry))
+        server = build_server(self.config.grpc, [interceptor])
+        checks = SubmissionChecks(
+            PathRoots(self.config.roots),
+            self._leases,
+            self._store,
+            self._data.jobs,
+            self.models.bundle_path,
+        )
+        add_TrainingServiceServicer_to_server(TrainingServicer(self.jobs, checks), server)
+        add_EvaluationServiceServicer_to_server(EvaluationServicer(self.jobs, checks), server)
+        add_ExportServiceServicer_to_server(ExportServicer(self.jobs, checks), server)
+        add_JobServiceServicer_to_server(JobServicer(self.jobs, self._events), server)
+        add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
+        add_EmbeddingServiceServicer_to_server(EmbeddingServicer(self.models), server)
+        self._health.add_to(server)
+        enable_reflection(server)
+        return server
+
+    def _job_ended(self, active: ActiveJob) -> None:
+        self.jobs.ended(active.job_id, active.feed)
+        succeeded = active.feed.view.state is JobState.SUCCEEDED
+        if active.request.kind is JobKind.EXPORT and succeeded:
+            self.models.rescan()
+
+    async def start(self) -> None:
+        """Listens, finds its jobs again, and takes requests. The address is the first log line.
+
+        Raises:
+            OSError: if an address cannot be used.
+        """
+        wanted = ListenAddress.parse(self.config.listen)
+        try:
+            port = self._server.add_insecure_port(str(wanted))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {wanted}: is it in use?") from error
+        self.address = str(wanted.with_port(port) if wanted.port == 0 else wanted)
+        if self.config.http_listen:
+            http = ListenAddress.parse(self.config.http_listen)
+            try:
+                self.http_address = await self._http.start(http.host, http.port)
+            except OSError as error:
+                raise OSError(f"cannot listen on {http}: {error.strerror}") from error
+        _log.info("listening", address=self.address, http=self.http_address or None)
+        await self._health.start()
+        heartbeat = self.config.jobs.heartbeat_seconds
+        Recovery(self._data.jobs, self._store, self._supervisor, heartbeat).run()
+        self._supervisor.start()
+        await self.models.start()
+        await self._health.serve()
+        await self._server.start()
+        self._data.write_address(self.address)
+        self._gpu_watch = asyncio.create_task(self._host.watch_gpus(), name="gpus")
+
+    async def stop(self) -> None:
+        """Drains and ends. Running jobs go on without the daemon."""
+        shutdown = self.config.shutdown
+        _log.info("stopping", calls=self._calls.in_flight)
+        await self._health.drain()
+        await asyncio.sleep(shutdown.keep_serving_seconds)
+        self.jobs.close_streams()
+        if not await self._calls.drain(shutdown.drain_seconds):
+            _log.warning("calls cut off", calls=self._calls.in_flight)
+        await self._server.stop(grace=0.1)
+        await self.models.close(0.0 if self._calls.in_flight else shutdown.drain_seconds)
+        await self.abandon()
+        _log.info("stopped")
+
+    async def abandon(self) -> None:
+        """Gives back what the daemon holds, without draining."""
+        if self._gpu_watch is not None:
+            self._gpu_watch.cancel()
+        await self._server.stop(grace=None)
+        await self._supervisor.stop()
+        await self._http.stop()
+        self._database.close()
+        self._data.close()

@@ -1,0 +1,67 @@
+"""The daemon's data directory: its names, and the lock that keeps a second daemon out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class DataDirError(Exception):
+    """The data directory cannot be used; the message says why."""
+
+
+class DataDir:
+    """``<data-dir>``, created if missing and locked while this object is open.
+
+    The lock is the kernel's: it goes with the process however that ends.
+
+    Raises:
+        DataDirError: if it cannot be written or another daemon uses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            for folder in (path, self.jobs, self.models):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DataDirError(f"{path} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+            os.close(self._fd)
+            raise DataDirError(
+                f"another daemon (pid {holder}) uses {path}; stop it, or give --data-dir"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "state.db"
+
+    @property
+    def address(self) -> Path:
+        """Where the daemon listens, for programs on this machine."""
+        return self.path / "address"
+
+    def write_address(self, address: str) -> None:
+        aside = self.address.with_suffix(".new")
+        aside.write_text(address + "\n")
+        aside.rename(self.address)
+
+    def close(self) -> None:
+        """Forgets the address and gives the lock back."""
+        self.address.unlink(missing_ok=True)
+        os.close(self._fd)

@@ -1,0 +1,91 @@
+"""The one table from kinds of errors to gRPC status, and how an error is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from multigrain.errors import ErrorKind, MultigrainError
+
+DOMAIN = "multigrain"
+
+STATUS_OF: dict[ErrorKind, grpc.StatusCode] = {
+    ErrorKind.INVALID_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorKind.PATH_NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
+    ErrorKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorKind.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    ErrorKind.WRONG_STATE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorKind.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    ErrorKind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ErrorKind.CANCELLED: grpc.StatusCode.CANCELLED,
+    ErrorKind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
+    ErrorKind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
+    ErrorKind.IMAGE_UNREADABLE: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorKind.IMAGE_FORMAT: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorKind.IMAGE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorKind.NOT_FINITE: grpc.StatusCode.INTERNAL,
+    # At submission; the dataset is an argument.
+    ErrorKind.DATASET: grpc.StatusCode.INVALID_ARGUMENT,
+    # Kinds of failed jobs: on the wire only if a call waits for such work.
+    ErrorKind.WORKER_DIED: grpc.StatusCode.INTERNAL,
+    ErrorKind.CLUSTER_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ErrorKind.DIVERGED: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorKind.CHECKPOINT: grpc.StatusCode.FAILED_PRECONDITION,
+    # gRPC's own description of the code: "perhaps the entire file system is out of space".
+    ErrorKind.STORAGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorKind.RUNNER_LOST: grpc.StatusCode.INTERNAL,
+    ErrorKind.STALLED: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+@dataclass(frozen=True)
+class WireError:
+    """What ``ServicerContext.abort`` takes."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def wire_error(error: MultigrainError, request_id: str) -> WireError:
+    """A status with google.rpc details: ErrorInfo always; BadRequest for wrong fields;
+    RetryInfo (and gRPC's own pushback trailer) where a retry may succeed."""
+    code = STATUS_OF[error.kind]
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.kind.name, domain=DOMAIN, metadata={"request_id": request_id}
+        )
+    ]
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.message)
+        details.append(bad)
+    extra: list[tuple[str, str | bytes]] = []
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromMilliseconds(int(error.retry_after * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        extra.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))
+    status = status_pb2.Status(code=code.value[0], message=error.message)
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    sent = rpc_status.to_status(status)
+    metadata = tuple((str(key), value) for key, value in sent.trailing_metadata or ())
+    return WireError(code, error.message, (*metadata, *extra))
+
+
+def internal_error(request_id: str) -> MultigrainError:
+    """What a caller learns of a defect; the log has the rest, under the same request id."""
+    return MultigrainError(ErrorKind.INTERNAL, f"internal error, request id {request_id}")

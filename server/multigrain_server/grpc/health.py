@@ -1,0 +1,73 @@
+"""grpc.health.v1: one status a service, told as it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from multigrain.v1 import (
+    embedding_pb2,
+    evaluation_pb2,
+    export_pb2,
+    job_pb2,
+    model_pb2,
+    training_pb2,
+)
+
+_Status = health_pb2.HealthCheckResponse
+
+
+def _names() -> tuple[str, ...]:
+    files = (training_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2)
+    return tuple(
+        service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()
+    )
+
+
+# Ready as soon as the daemon is.
+ALWAYS_READY = _names()
+EMBEDDING = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+
+
+class Health:
+    """Status of "" (the daemon) and of each service; Check and Watch."""
+
+    def __init__(self) -> None:
+        self._servicer = health_aio.HealthServicer()
+        self._changes: set[asyncio.Task[None]] = set()
+        self.ready = False
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def start(self) -> None:
+        """Before the server starts: everything but serving is decided then."""
+        for name in ("", *ALWAYS_READY, EMBEDDING):
+            await self._servicer.set(name, _Status.NOT_SERVING)
+
+    async def serve(self) -> None:
+        """The daemon takes requests."""
+        for name in ("", *ALWAYS_READY):
+            await self._servicer.set(name, _Status.SERVING)
+        self.ready = True
+
+    def on_health(self, service: str, healthy: bool) -> None:
+        """Tells of a service whose readiness comes and goes (EmbeddingService).
+
+        Args:
+            service: full or short name.
+            healthy: whether it answers.
+        """
+        full = service if "." in service else f"multigrain.v1.{service}"
+        status = _Status.SERVING if healthy else _Status.NOT_SERVING
+        task = asyncio.get_running_loop().create_task(self._servicer.set(full, status))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    async def drain(self) -> None:
+        """Everything is NOT_SERVING from now on, whatever is told later."""
+        self.ready = False
+        await self._servicer.enter_graceful_shutdown()

@@ -1,0 +1,94 @@
+"""Job folders come into being whole, and go at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.log import EventWriter
+from multigrain.events.records import JobState, StateRecord
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind, JobRequest
+
+_PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
+_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
+_ASIDE = (".new-", ".trash-")
+
+
+def new_job_id(kind: JobKind) -> str:
+    """A readable, sortable, unique id: ``train-20260131-120000-1f2e3d``."""
+    return f"{_PREFIX[kind]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def check_job_id(job_id: str) -> str:
+    """The id, if it has the form of one.
+
+    Raises:
+        MultigrainError: INVALID_FIELD.
+    """
+    if not job_id:
+        raise MultigrainError.field("job_id", "is empty; give the job_id that Start... returned")
+    if not _ID.match(job_id):
+        raise MultigrainError.field(
+            "job_id", "is not a job id (lower-case letters, digits and '-', at most 64)"
+        )
+    return job_id
+
+
+def create_folder(jobs_dir: Path, request: JobRequest, message: str) -> JobFolder:
+    """Writes a job's folder with its first event, QUEUED. A crash leaves all of it or nothing.
+
+    Raises:
+        MultigrainError: STORAGE.
+    """
+    aside = JobFolder(jobs_dir / f".new-{request.job_id}")
+    final = JobFolder(jobs_dir / request.job_id)
+    try:
+        aside.path.mkdir()
+        aside.logs.mkdir()
+        with aside.spec.open("x") as file:
+            file.write(request.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with EventWriter(aside.events, request.job_id) as writer:
+            writer.append(StateRecord(JobState.QUEUED, message), 0)
+        sync_folder(aside.path)
+        aside.path.rename(final.path)
+        sync_folder(jobs_dir)
+    except OSError as error:
+        shutil.rmtree(aside.path, ignore_errors=True)
+        raise MultigrainError(
+            ErrorKind.STORAGE,
+            f"the job cannot be written ({error.strerror}); make room on the disk of the data "
+            "directory",
+        ) from error
+    return final
+
+
+def move_to_trash(folder: JobFolder) -> Path:
+    """Takes a job's folder out of sight in one step; the caller removes what is returned."""
+    trash = folder.path.with_name(f".trash-{folder.job_id}-{secrets.token_hex(3)}")
+    folder.path.rename(trash)
+    sync_folder(trash.parent)
+    return trash
+
+
+def remove_leftovers(jobs_dir: Path) -> None:
+    """Removes what a crash left of jobs that were being created or deleted."""
+    for path in jobs_dir.iterdir():
+        if path.name.startswith(_ASIDE):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,178 @@
+"""The events of one job, for any number of readers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.records import record_from_dict
+from multigrain.v1.job_pb2 import JobEvent
+from multigrain_server.convert.event import event_message, heartbeat_message
+from multigrain_server.jobs.event_file import EventFile, EventLine
+from multigrain_server.jobs.view import JobView
+
+_log = structlog.get_logger(__name__)
+
+WINDOW = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    seq: int
+    kind: str
+    message: JobEvent
+
+
+class EventFeed:
+    """One reader of the file for all subscribers of a job.
+
+    ``poll`` (called by whoever owns the feed) takes in what was appended and wakes the
+    subscribers. Each of them reads at its own pace: the recent events from memory, older ones
+    from the file. Nothing is ever dropped, and a slow one holds nobody up.
+
+    Args:
+        job_id: the job.
+        path: its ``events.jsonl``.
+        heartbeat_seconds: a follower hears at least this often.
+    """
+
+    def __init__(self, job_id: str, path: Path, heartbeat_seconds: float = 10.0) -> None:
+        self.job_id = job_id
+        self.view = JobView()
+        self.subscribers = 0
+        self._file = EventFile(path)
+        self._heartbeat_seconds = heartbeat_seconds
+        # Filled only while somebody follows; consecutive, and up to the newest event.
+        self._window: deque[_Entry] = deque(maxlen=WINDOW)
+        self._changed = asyncio.Event()
+        self._closed: MultigrainError | None = None
+
+    @property
+    def last_seq(self) -> int:
+        return self._file.last_seq
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the file taken in."""
+        return self._file.offset
+
+    def poll(self, max_chunks: int | None = None) -> list[EventLine]:
+        """Takes in new events (all there are, or ``max_chunks`` reads of them); returns them."""
+        taken: list[EventLine] = []
+        while max_chunks is None or max_chunks > 0:
+            lines = self._file.read_new()
+            if not lines:
+                break
+            self._take(lines)
+            taken += lines
+            max_chunks = None if max_chunks is None else max_chunks - 1
+        if taken:
+            self._wake()
+        return taken
+
+    def _take(self, lines: list[EventLine]) -> None:
+        # Each loss point replaces the one before it: only the last one matters to the view.
+        last_loss = max((line.seq for line in lines if line.kind == "loss"), default=0)
+        for line in lines:
+            if line.kind != "loss" or line.seq == last_loss:
+                self._fold(line)
+            if not self.subscribers:
+                continue
+            if self._window and self._window[-1].seq + 1 != line.seq:
+                self._window.clear()
+            self._window.append(_Entry(line.seq, line.kind, event_message(line)))
+        self.view.last_seq = self.last_seq
+        if not self.subscribers:
+            self._window.clear()
+
+    def _fold(self, line: EventLine) -> None:
+        try:
+            self.view.apply(line.seq, line.time, line.attempt, record_from_dict(line.data))
+        except (ValueError, TypeError, KeyError) as error:
+            # A record of a newer writer: it is streamed as far as the contract knows it.
+            _log.warning("event not understood", job_id=self.job_id, reason=repr(error))
+
+    async def catch_up(self) -> None:
+        """Takes in a file of any length without holding up the event loop."""
+        while self.poll(max_chunks=1):
+            await asyncio.sleep(0)  # noqa: ASYNC110 - gives way, waits for nothing
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def close(self, reason: MultigrainError) -> None:
+        """Ends every stream with an error (the server stops, or the job was deleted)."""
+        self._closed = reason
+        self._wake()
+
+    async def stream(
+        self, after_seq: int, kinds: frozenset[str], follow: bool
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Events with a greater seq, of the given kinds (empty: all), once and in order.
+
+        Ends when the job is in a terminal state and all was sent, or (``follow`` false) when
+        all that is there was sent.
+
+        Raises:
+            MultigrainError: INVALID_FIELD for an ``after_seq`` beyond the newest event, and
+                whatever ``close`` was given.
+        """
+        await self.catch_up()
+        if after_seq > self.last_seq:
+            raise MultigrainError.field(
+                "after_seq",
+                f"{after_seq} is beyond the newest event of job {self.job_id}, {self.last_seq}",
+            )
+        self.subscribers += 1
+        try:
+            cursor = after_seq
+            quiet_since = asyncio.get_running_loop().time()
+            while True:
+                # Taken before the look at last_seq, so that no wake-up is lost in between.
+                changed = self._changed
+                if self._closed is not None:
+                    raise self._closed
+                if cursor < self.last_seq:
+                    for entry in self._after(cursor):
+                        cursor = entry.seq
+                        if not kinds or entry.kind in kinds:
+                            yield entry.message
+                            quiet_since = asyncio.get_running_loop().time()
+                    # Give others a turn, also when all of it was filtered out.
+                    await asyncio.sleep(0)
+                    continue
+                if not follow or self.view.state.terminal:
+                    return
+                now = asyncio.get_running_loop().time()
+                wait = quiet_since + self._heartbeat_seconds - now
+                if wait <= 0:
+                    yield heartbeat_message(self.job_id, self.view.attempt, cursor)
+                    quiet_since = asyncio.get_running_loop().time()
+                    continue
+                try:
+                    await asyncio.wait_for(changed.wait(), wait)
+                except TimeoutError:
+                    continue
+        finally:
+            self.subscribers -= 1
+
+    def _after(self, cursor: int) -> list[_Entry]:
+        """The next events after ``cursor``: at least one, if there is a readable one."""
+        if self._window and self._window[0].seq <= cursor + 1:
+            # seq has no gap, so that the distance is the index.
+            skip = cursor + 1 - self._window[0].seq
+            return [self._window[i] for i in range(skip, min(skip + 256, len(self._window)))]
+        lines = self._file.read_after(cursor)
+        if not lines:
+            raise MultigrainError(
+                ErrorKind.STORAGE,
+                f"the events of job {self.job_id} after {cursor} can no longer be read from disk",
+            )
+        return [_Entry(line.seq, line.kind, event_message(line)) for line in lines]

@@ -1,0 +1,71 @@
+"""Page tokens: where a listing goes on, opaque to callers."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import dataclass
+
+from multigrain.errors import MultigrainError
+
+DEFAULT_SIZE = 50
+MAX_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class PageToken:
+    """The last job of the previous page. Jobs created since come before it, so that pages
+    already read, and those to come, are not disturbed by them."""
+
+    create_time: str
+    job_id: str
+
+    def encode(self, query: str) -> str:
+        body = json.dumps([self.create_time, self.job_id, _digest(query)])
+        return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, token: str, query: str) -> PageToken | None:
+        """The token's content; None for "".
+
+        Args:
+            token: as the caller sent it.
+            query: the other fields of the request, which must be those of the first page.
+
+        Raises:
+            MultigrainError: INVALID_FIELD.
+        """
+        if not token:
+            return None
+        try:
+            padded = token + "=" * (-len(token) % 4)
+            body = json.loads(base64.b64decode(padded.encode("ascii"), b"-_", validate=True))
+            create_time, job_id, digest = body
+        except (ValueError, TypeError, binascii.Error):
+            raise MultigrainError.field(
+                "page_token", "not a token of this server; leave it empty for the first page"
+            ) from None
+        if not all(isinstance(part, str) for part in (create_time, job_id)):
+            raise MultigrainError.field("page_token", "not a token of this server")
+        if digest != _digest(query):
+            raise MultigrainError.field(
+                "page_token", "belongs to a request with other fields; keep them, or start anew"
+            )
+        return cls(create_time, job_id)
+
+
+def page_size(asked: int) -> int:
+    """The size of a page, 0 meaning DEFAULT_SIZE.
+
+    Raises:
+        MultigrainError: INVALID_FIELD above MAX_SIZE.
+    """
+    if asked > MAX_SIZE:
+        raise MultigrainError.field("page_size", f"{asked} is more than {MAX_SIZE}")
+    return asked or DEFAULT_SIZE
+
+
+def _digest(query: str) -> str:
+    return hashlib.sha256(query.encode()).hexdigest()[:16]

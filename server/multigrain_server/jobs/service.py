@@ -1,0 +1,298 @@
+"""What can be done with jobs: submit, look, list, follow, cancel, resume, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import structlog
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.log import utc_now
+from multigrain.events.records import JobState, StateRecord
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.v1.job_pb2 import JobEvent
+from multigrain_server.jobs.active import ActiveJob
+from multigrain_server.jobs.creation import (
+    check_job_id,
+    create_folder,
+    move_to_trash,
+    new_job_id,
+)
+from multigrain_server.jobs.event_feed import EventFeed
+from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.page import PageToken, page_size
+from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
+from multigrain_server.jobs.submission import CheckedSpec
+from multigrain_server.jobs.supervisor import Supervisor, append
+
+_log = structlog.get_logger(__name__)
+
+_ENDED_FEEDS = 32
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request to start a job. ``body_sha256`` identifies the request's whole content."""
+
+    kind: JobKind
+    body_sha256: str
+    request_id: str = ""
+    name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """A page of a listing; ``next_token`` "" means that there is no further one."""
+
+    jobs: list[Job]
+    next_token: str
+
+
+class Jobs:
+    """All jobs of a data directory.
+
+    Args:
+        jobs_dir, models_dir: where job folders and exported bundles go.
+        store, supervisor, leases: the parts.
+        heartbeat_seconds: of event streams.
+    """
+
+    def __init__(
+        self,
+        jobs_dir: Path,
+        models_dir: Path,
+        store: JobStore,
+        supervisor: Supervisor,
+        leases: Leases,
+        heartbeat_seconds: float = 10.0,
+    ) -> None:
+        self._jobs_dir = jobs_dir
+        self._models_dir = models_dir
+        self._store = store
+        self._supervisor = supervisor
+        self._leases = leases
+        self._heartbeat_seconds = heartbeat_seconds
+        self._ended: OrderedDict[str, EventFeed] = OrderedDict()
+        self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._closed: MultigrainError | None = None
+
+    async def submit(
+        self, submission: Submission, check: Callable[[], Awaitable[CheckedSpec]]
+    ) -> Job:
+        """Queues a job, once for each request_id.
+
+        Args:
+            submission: who asks for what, checked already.
+            check: resolves the specification; not called for a repeated request.
+
+        Raises:
+            MultigrainError: ALREADY_EXISTS if the request_id was used for another request;
+                what ``check`` raises; STORAGE.
+        """
+        if not submission.request_id:
+            return self._create(submission, await check())
+        lock = self._submitting.setdefault(submission.request_id, asyncio.Lock())
+        async with lock:
+            first = self._store.by_request_id(submission.request_id)
+            if first is None:
+                return self._create(submission, await check())
+        if first.job.request.body_sha256 != submission.body_sha256:
+            raise MultigrainError(
+                ErrorKind.ALREADY_EXISTS,
+                f"request_id was used for another request, which made job {first.job.job_id}; "
+                "choose a new request_id for a new job",
+            )
+        return self._fresh(first)
+
+    def _create(self, submission: Submission, checked: CheckedSpec) -> Job:
+        devices = checked.spec.devices
+        request = JobRequest.model_validate(
+            {
+                "job_id": new_job_id(submission.kind),
+                "kind": submission.kind,
+                "name": submission.name,
+                "labels": submission.labels,
+                "request_id": submission.request_id,
+                "body_sha256": submission.body_sha256,
+                "create_time": utc_now(),
+                checked.kind.value.lower(): checked.spec,
+                "weights_path": checked.weights_path,
+                "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
+            }
+        )
+        busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
+        message = self._leases.explain(devices) if busy else "queued"
+        folder = create_folder(self._jobs_dir, request, message)
+        feed = EventFeed(request.job_id, folder.events, self._heartbeat_seconds)
+        feed.poll()
+        self._store.insert(request, feed.view, feed.offset)
+        active = ActiveJob(request, folder, feed)
+        self._supervisor.add(active)
+        _log.info("job queued", job_id=request.job_id, kind=request.kind.value)
+        self._supervisor.schedule()
+        return active.job()
+
+    def get(self, job_id: str) -> Job:
+        """Raises MultigrainError: INVALID_FIELD, NOT_FOUND."""
+        return self._fresh(self._row(job_id))
+
+    def list(self, which: JobFilter, asked_size: int, token: str) -> JobPage:
+        """A page, newest first.
+
+        Raises:
+            MultigrainError: INVALID_FIELD.
+        """
+        query = repr(which)
+        after = PageToken.decode(token, query)
+        size = page_size(asked_size)
+        rows = self._store.page(which, after, size + 1)
+        more = ""
+        if len(rows) > size:
+            last = rows[size - 1].job
+            more = PageToken(last.request.create_time, last.job_id).encode(query)
+        return JobPage([self._fresh(row) for row in rows[:size]], more)
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks a job to end. Harmless when repeated.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, NOT_FOUND; WRONG_STATE if it ended by itself.
+        """
+        row = self._row(job_id)
+        active = self._supervisor.active.get(job_id)
+        if active is not None and not active.feed.view.state.terminal:
+            self._supervisor.cancel(active)
+            return active.job()
+        job = self._fresh(row)
+        if job.state is not JobState.CANCELLED and not row.job.cancel_requested:
+            raise _wrong_state(job, "has already ended and cannot be cancelled")
+        return job
+
+    def resume(self, job_id: str) -> Job:
+        """Queues a FAILED or CANCELLED job again.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE; UNAVAILABLE while the
+                processes of the ended attempt are still there.
+        """
+        row = self._row(job_id)
+        job = self._fresh(row)
+        if job.state not in (JobState.FAILED, JobState.CANCELLED):
+            raise _wrong_state(job, "cannot be resumed; only a FAILED or CANCELLED job can")
+        self._leases.check(job.request.spec.devices)
+        folder = JobFolder(self._jobs_dir / job_id)
+        devices = job.request.spec.devices
+        busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
+        message = self._leases.explain(devices) if busy else "resumed"
+        if job_id in self._supervisor.active or not append(
+            folder, StateRecord(JobState.QUEUED, message), job.view.attempt
+        ):
+            raise _still_ending(job_id)
+        self._store.save_cancel(job_id, False)
+        feed = self._ended.pop(job_id, None)
+        if feed is None:
+            feed = EventFeed(job_id, folder.events, self._heartbeat_seconds)
+        feed.poll()
+        self._store.save_view(job_id, feed.view, feed.offset)
+        active = ActiveJob(job.request, folder, feed)
+        self._supervisor.add(active)
+        self._supervisor.schedule()
+        return active.job()
+
+    async def delete(self, job_id: str) -> None:
+        """Removes an ended job from disk.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, NOT_FOUND; WRONG_STATE if it has not ended, or an
+                active job reads its checkpoints; UNAVAILABLE as in ``resume``.
+        """
+        job = self._fresh(self._row(job_id))
+        if not job.state.terminal:
+            raise _wrong_state(job, "must end before it can be deleted; cancel it first")
+        folder = JobFolder(self._jobs_dir / job_id)
+        if job_id in self._supervisor.active:
+            raise _still_ending(job_id)
+        for active in self._supervisor.active.values():
+            if Path(active.request.weights_path).is_relative_to(folder.path):
+                raise _wrong_state(job, f"is in use: job {active.job_id} reads its checkpoints")
+        trash = move_to_trash(folder)
+        self._store.delete(job_id)
+        feed = self._ended.pop(job_id, None)
+        if feed is not None:
+            feed.close(MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted"))
+        await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+
+    async def stream(
+        self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Events of a job; see ``EventFeed.stream``.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, NOT_FOUND; UNAVAILABLE when the server stops.
+        """
+        self._row(job_id)
+        if self._closed is not None:
+            raise self._closed
+        async with aclosing(self._feed(job_id).stream(after_seq, kinds, follow)) as events:
+            async for event in events:
+                yield event
+
+    def ended(self, job_id: str, feed: EventFeed) -> None:
+        """Keeps the feed of a job that has just ended: its followers are likely to ask again."""
+        self._ended[job_id] = feed
+        while len(self._ended) > _ENDED_FEEDS:
+            self._ended.popitem(last=False)
+
+    def close_streams(self) -> None:
+        """Ends every stream with UNAVAILABLE: clients go on from their last seq elsewhere."""
+        self._closed = MultigrainError(
+            ErrorKind.UNAVAILABLE,
+            "the server is shutting down; go on from the last seq when it is back",
+            retry_after=1.0,
+        )
+        feeds = [active.feed for active in self._supervisor.active.values()]
+        for feed in [*feeds, *self._ended.values()]:
+            feed.close(self._closed)
+
+    def _feed(self, job_id: str) -> EventFeed:
+        active = self._supervisor.active.get(job_id)
+        if active is not None:
+            return active.feed
+        if job_id not in self._ended:
+            path = JobFolder(self._jobs_dir / job_id).events
+            self.ended(job_id, EventFeed(job_id, path, self._heartbeat_seconds))
+        self._ended.move_to_end(job_id)
+        return self._ended[job_id]
+
+    def _row(self, job_id: str) -> JobRow:
+        row = self._store.get(check_job_id(job_id))
+        if row is None:
+            raise MultigrainError(ErrorKind.NOT_FOUND, f'no job "{job_id}"')
+        return row
+
+    def _fresh(self, row: JobRow) -> Job:
+        """The job with the newest events, which the index may not have yet."""
+        active = self._supervisor.active.get(row.job.job_id)
+        return active.job() if active is not None else row.job
+
+
+def _wrong_state(job: Job, what: str) -> MultigrainError:
+    return MultigrainError(ErrorKind.WRONG_STATE, f"job {job.job_id} is {job.state} and {what}")
+
+
+def _still_ending(job_id: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.UNAVAILABLE,
+        f"the processes of job {job_id} are still ending; try again in a moment",
+        retry_after=1.0,
+    )

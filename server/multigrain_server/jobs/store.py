@@ -1,0 +1,185 @@
+"""The index of jobs. Everything in it can be rebuilt from the job folders."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from multigrain.events.records import JobState
+from multigrain.jobs.request import JobRequest
+from multigrain_server.database import Database
+from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.leases import Lease
+from multigrain_server.jobs.page import PageToken
+from multigrain_server.jobs.view import JobView
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+  job_id TEXT PRIMARY KEY,
+  kind TEXT NOT NULL,
+  name_folded TEXT NOT NULL,
+  labels TEXT NOT NULL,
+  state TEXT NOT NULL,
+  create_time TEXT NOT NULL,
+  request_id TEXT NOT NULL,
+  request TEXT NOT NULL,
+  view TEXT NOT NULL,
+  last_seq INTEGER NOT NULL,
+  events_bytes INTEGER NOT NULL,
+  cancel_requested INTEGER NOT NULL DEFAULT 0,
+  lease TEXT NOT NULL DEFAULT ''
+);
+CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_request ON jobs (request_id) WHERE request_id <> '';
+CREATE INDEX IF NOT EXISTS jobs_by_time ON jobs (create_time DESC, job_id DESC);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
+"""
+
+# As Job.state.
+_SHOWN_STATE = (
+    "(CASE WHEN cancel_requested AND state IN ('STARTING', 'RUNNING')"
+    " THEN 'STOPPING' ELSE state END)"
+)
+_TERMINAL = "('SUCCEEDED', 'FAILED', 'CANCELLED')"
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs a listing holds; empty parts hold all. States are those shown (``Job.state``)."""
+
+    states: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    name_contains: str = ""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A row of the index. ``events_bytes``: how much of the events file ``job.view`` covers."""
+
+    job: Job
+    events_bytes: int
+    lease: Lease | None
+
+
+class JobStore:
+    """Rows of jobs in the daemon's database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def insert(self, request: JobRequest, view: JobView, events_bytes: int) -> None:
+        """Adds a job.
+
+        Raises:
+            sqlite3.IntegrityError: if its id or its request_id is taken.
+        """
+        self._database.execute(
+            "INSERT INTO jobs (job_id, kind, name_folded, labels, state, create_time, request_id,"
+            " request, view, last_seq, events_bytes) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                request.job_id,
+                request.kind.value,
+                request.name.casefold(),
+                json.dumps(request.labels),
+                view.state.value,
+                request.create_time,
+                request.request_id,
+                request.model_dump_json(),
+                view.to_json(),
+                view.last_seq,
+                events_bytes,
+            ),
+        )
+
+    def save_view(self, job_id: str, view: JobView, events_bytes: int) -> None:
+        self._database.execute(
+            "UPDATE jobs SET state=?, view=?, last_seq=?, events_bytes=? WHERE job_id=?",
+            (view.state.value, view.to_json(), view.last_seq, events_bytes, job_id),
+        )
+
+    def save_cancel(self, job_id: str, requested: bool) -> None:
+        self._database.execute(
+            "UPDATE jobs SET cancel_requested=? WHERE job_id=?", (int(requested), job_id)
+        )
+
+    def save_lease(self, job_id: str, lease: Lease | None) -> None:
+        text = json.dumps([lease.kind, list(lease.units)]) if lease is not None else ""
+        self._database.execute("UPDATE jobs SET lease=? WHERE job_id=?", (text, job_id))
+
+    def delete(self, job_id: str) -> None:
+        self._database.execute("DELETE FROM jobs WHERE job_id=?", (job_id,))
+
+    def get(self, job_id: str) -> JobRow | None:
+        return self._one("SELECT * FROM jobs WHERE job_id=?", job_id)
+
+    def by_request_id(self, request_id: str) -> JobRow | None:
+        """The job that was submitted with this (not empty) idempotency key."""
+        return self._one("SELECT * FROM jobs WHERE request_id=? AND request_id <> ''", request_id)
+
+    def ids(self) -> set[str]:
+        return {row["job_id"] for row in self._database.execute("SELECT job_id FROM jobs")}
+
+    def all(self) -> Iterator[JobRow]:
+        """Every job, oldest first."""
+        rows = self._database.execute("SELECT * FROM jobs ORDER BY create_time, job_id")
+        return (_row(row) for row in rows.fetchall())
+
+    def counts(self) -> dict[str, int]:
+        """Number of jobs by state."""
+        rows = self._database.execute(
+            f"SELECT {_SHOWN_STATE} AS shown, count(*) AS n FROM jobs GROUP BY shown"
+        )
+        return {row["shown"]: row["n"] for row in rows}
+
+    def latest_ended(self, limit: int) -> list[JobRow]:
+        """The newest jobs that have ended."""
+        rows = self._database.execute(
+            f"SELECT * FROM jobs WHERE state IN {_TERMINAL}"
+            " ORDER BY create_time DESC, job_id DESC LIMIT ?",
+            (limit,),
+        )
+        return [_row(row) for row in rows.fetchall()]
+
+    def page(self, which: JobFilter, after: PageToken | None, limit: int) -> list[JobRow]:
+        """At most ``limit`` jobs, newest first, beginning behind ``after``."""
+        where, values = ["1"], []
+        for column, wanted in (("kind", which.kinds), (_SHOWN_STATE, which.states)):
+            if wanted:
+                where.append(f"{column} IN ({','.join('?' * len(wanted))})")
+                values += list(wanted)
+        for key, value in which.labels:
+            where.append("EXISTS (SELECT 1 FROM json_each(labels) WHERE key=? AND value=?)")
+            values += [key, value]
+        if which.name_contains:
+            where.append("instr(name_folded, ?) > 0")
+            values.append(which.name_contains.casefold())
+        if after is not None:
+            where.append("(create_time, job_id) < (?, ?)")
+            values += [after.create_time, after.job_id]
+        rows = self._database.execute(
+            f"SELECT * FROM jobs WHERE {' AND '.join(where)}"
+            " ORDER BY create_time DESC, job_id DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [_row(row) for row in rows.fetchall()]
+
+    def _one(self, statement: str, value: str) -> JobRow | None:
+        row = self._database.execute(statement, (value,)).fetchone()
+        return _row(row) if row is not None else None
+
+
+def _row(row: sqlite3.Row) -> JobRow:
+    lease = None
+    if row["lease"]:
+        kind, units = json.loads(row["lease"])
+        lease = Lease(row["job_id"], kind, tuple(units))
+    request = JobRequest.model_validate_json(row["request"])
+    try:
+        view, events_bytes = JobView.from_json(row["view"]), row["events_bytes"]
+    except (ValueError, TypeError, KeyError):
+        # Written by another version: to be folded again from the events.
+        view, events_bytes = JobView(state=JobState(row["state"])), -1
+    job = Job(request, view, cancel_requested=bool(row["cancel_requested"]))
+    return JobRow(job, events_bytes, lease)

@@ -1,0 +1,156 @@
+"""Every check of a job before it is queued: what could be known now must not fail later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind
+from multigrain.spec.base import DeviceSpec, WeightsSource
+from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.spec.export import ExportSpec
+from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
+from multigrain.spec.roots import PathRoots
+from multigrain.spec.training import TrainingSpec
+from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.store import JobStore
+
+
+@dataclass(frozen=True)
+class CheckedSpec:
+    """A specification that can be queued. ``weights_path``: see JobRequest."""
+
+    kind: JobKind
+    spec: TrainingSpec | EvaluationSpec | ExportSpec
+    weights_path: str = ""
+
+
+class SubmissionChecks:
+    """Resolves and checks specifications.
+
+    Args:
+        roots: where paths may lie.
+        leases: for the devices there are.
+        store: for weights named by job.
+        jobs_dir: the folder of job folders.
+        bundle_path: folder of the bundle of a model ("name", "name@version", alias); raises
+            MultigrainError NOT_FOUND.
+    """
+
+    def __init__(
+        self,
+        roots: PathRoots,
+        leases: Leases,
+        store: JobStore,
+        jobs_dir: Path,
+        bundle_path: Callable[[str], Path],
+    ) -> None:
+        self._roots = roots
+        self._leases = leases
+        self._store = store
+        self._jobs_dir = jobs_dir
+        self._bundle_path = bundle_path
+
+    async def training(self, overrides: Mapping[str, Any]) -> CheckedSpec:
+        """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET."""
+        spec = resolve_training(overrides)
+        self._devices(spec.devices)
+        train_path = self._roots.check(spec.dataset.train_path, "spec.dataset.train_path")
+        val_path = ""
+        if spec.dataset.val_path:
+            val_path = str(self._roots.check(spec.dataset.val_path, "spec.dataset.val_path"))
+        if spec.initial_weights:
+            path = self._roots.check(spec.initial_weights, "spec.initial_weights")
+            spec = spec.model_copy(update={"initial_weights": str(path)})
+        classes = await _classes(train_path, "spec.dataset.train_path")
+        if spec.model.classes and spec.model.classes < len(classes):
+            raise MultigrainError.field(
+                "spec.model.classes",
+                f"{spec.model.classes} is less than the {len(classes)} class folders of the "
+                "training set; set it to 0 to take their number",
+            )
+        if val_path:
+            _same_classes(await _classes(Path(val_path), "spec.dataset.val_path"), classes)
+        dataset = spec.dataset.model_copy(
+            update={"train_path": str(train_path), "val_path": val_path}
+        )
+        model = spec.model.model_copy(update={"classes": spec.model.classes or len(classes)})
+        spec = spec.model_copy(update={"dataset": dataset, "model": model})
+        return CheckedSpec(JobKind.TRAINING, spec)
+
+    async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
+        """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
+        spec = resolve_evaluation(overrides)
+        self._devices(spec.devices)
+        weights = self._weights(spec.weights)
+        dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
+        await _classes(dataset, "spec.dataset_path")
+        spec = spec.model_copy(update={"dataset_path": str(dataset)})
+        return CheckedSpec(JobKind.EVALUATION, spec, str(weights))
+
+    async def export(self, overrides: Mapping[str, Any]) -> CheckedSpec:
+        """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT, and
+        UNSUPPORTED for a format that the device cannot write."""
+        spec = resolve_export(overrides)
+        self._devices(spec.devices)
+        return CheckedSpec(JobKind.EXPORT, spec, str(self._weights(spec.weights)))
+
+    def _devices(self, devices: DeviceSpec) -> None:
+        self._leases.check(devices)
+        if devices.rank_table:
+            self._roots.check(devices.rank_table, "spec.devices.rank_table")
+
+    def _weights(self, source: WeightsSource) -> Path:
+        if source.model:
+            return self._bundle_path(source.model)
+        if source.checkpoint_path:
+            field = "spec.weights.checkpoint_path"
+            return self._roots.check(source.checkpoint_path, field)
+        row = self._store.get(source.job_id)
+        if row is None:
+            raise MultigrainError(
+                ErrorKind.NOT_FOUND, f'spec.weights.job_id: no job "{source.job_id}"'
+            )
+        if row.job.request.kind is not JobKind.TRAINING:
+            raise MultigrainError.field(
+                "spec.weights.job_id",
+                f"job {source.job_id} is of kind {row.job.request.kind}; only a training job "
+                "has weights",
+            )
+        # Here, not above: it brings numpy, which a start of the daemon should not wait for.
+        from multigrain.checkpoint.store import resolve
+
+        folder = JobFolder(self._jobs_dir / source.job_id)
+        return resolve(folder.checkpoints, source.checkpoint)
+
+
+async def _classes(path: Path, field: str) -> tuple[str, ...]:
+    """Class names of an image folder, which is read in a thread: it may hold a million files."""
+    from multigrain.data.folder import scan
+
+    try:
+        return (await asyncio.to_thread(scan, path)).classes
+    except MultigrainError as error:
+        if error.kind is not ErrorKind.DATASET:
+            raise
+        raise _dataset_error(field, error.message) from error
+
+
+def _same_classes(val: tuple[str, ...], train: tuple[str, ...]) -> None:
+    unknown = sorted(set(val) - set(train))
+    if unknown:
+        names = ", ".join(f'"{name}"' for name in unknown[:5])
+        raise _dataset_error(
+            "spec.dataset.val_path",
+            f"{len(unknown)} class folders are not in the training set: {names}",
+        )
+
+
+def _dataset_error(field: str, message: str) -> MultigrainError:
+    violation = FieldViolation(field, message)
+    return MultigrainError(ErrorKind.DATASET, f"{field}: {message}", violations=(violation,))

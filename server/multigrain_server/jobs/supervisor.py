@@ -1,0 +1,283 @@
+"""Keeps every job that has not ended going: queue, runners, events, end."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from multigrain.errors import MultigrainError
+from multigrain.events.lock import LockHeldError, is_locked
+from multigrain.events.log import EventWriter
+from multigrain.events.records import JobError, JobState, Record, StateRecord
+from multigrain.jobs.folder import JobFolder
+from multigrain_server.jobs.active import ActiveJob
+from multigrain_server.jobs.leases import Lease, Leases
+from multigrain_server.jobs.runner_process import RunnerProcess
+from multigrain_server.jobs.store import JobStore
+
+_log = structlog.get_logger(__name__)
+
+# Records that show that a runner brought its job on (a start and a log line do not).
+_PROGRESS_KINDS = frozenset({"loss", "evaluation", "checkpoint", "artifact"})
+
+
+@dataclass(frozen=True)
+class SupervisorOptions:
+    """
+    Attributes:
+        command: starts a runner; the job folder is appended.
+        poll_seconds: interval at which events and processes are looked at.
+        save_seconds: the index is at most so much behind the events (states: not at all).
+        max_runner_crashes: after so many in a row the job is FAILED(RUNNER_LOST).
+        restart_delay_seconds: before a crashed runner starts again; doubles with each crash.
+    """
+
+    command: Sequence[str]
+    poll_seconds: float = 0.05
+    save_seconds: float = 1.0
+    max_runner_crashes: int = 3
+    restart_delay_seconds: float = 0.5
+
+
+class Supervisor:
+    """One task that looks at all active jobs in turn. All of it runs on the event loop.
+
+    Args:
+        store: the index, kept up to date.
+        leases: devices; a job holds its lease until its runner is gone.
+        options: how.
+        on_end: called with each job that ended.
+        on_event: called with each new event's kind.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        leases: Leases,
+        options: SupervisorOptions,
+        on_end: Callable[[ActiveJob], None] = lambda _active: None,
+        on_event: Callable[[str], None] = lambda _kind: None,
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._options = options
+        self._on_end = on_end
+        self._on_event = on_event
+        self.active: dict[str, ActiveJob] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, active: ActiveJob, lease: Lease | None = None) -> None:
+        """Takes charge of a job that has not ended; finds its runner, if one lives."""
+        active.runner = RunnerProcess.find(active.folder)
+        active.started = active.runner is not None or active.feed.view.state is not JobState.QUEUED
+        if active.started:
+            devices = active.request.spec.devices
+            if lease is not None:
+                self._leases.restore(lease)
+            else:
+                self._leases.acquire(active.job_id, devices)
+            _log.info(
+                "job found again",
+                job_id=active.job_id,
+                runner=active.runner.pid if active.runner else None,
+                state=active.feed.view.state.value,
+            )
+        self.active[active.job_id] = active
+
+    def start(self) -> None:
+        """Begins to supervise; what was added before is looked at at once."""
+        self.schedule()
+        self._task = asyncio.create_task(self._run(), name="supervisor")
+
+    async def stop(self) -> None:
+        """Stops looking. Runners go on: a later daemon finds them again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for active in self.active.values():
+            self._save(active)
+
+    async def _run(self) -> None:
+        while True:
+            for active in list(self.active.values()):
+                try:
+                    self._tick(active)
+                except (OSError, sqlite3.Error, MultigrainError):
+                    # A full disk, say. The job goes on by itself; look again later.
+                    _log.exception("job could not be looked after", job_id=active.job_id)
+                    await asyncio.sleep(1.0)
+                await asyncio.sleep(0)
+            self.schedule()
+            await asyncio.sleep(self._options.poll_seconds)
+
+    def _tick(self, active: ActiveJob) -> None:
+        gone = active.runner is not None and not active.runner.alive()
+        # After the look at the process: all that it wrote is there.
+        lines = active.feed.poll(max_chunks=None if gone else 4)
+        for line in lines:
+            self._on_event(line.kind)
+            if line.kind in _PROGRESS_KINDS:
+                active.crashes = 0
+        if lines:
+            self._save_if_due(active)
+        if active.runner is None:
+            if active.started:
+                self._without_runner(active)
+        elif gone:
+            self._runner_ended(active)
+
+    def _save_if_due(self, active: ActiveJob) -> None:
+        now = asyncio.get_running_loop().time()
+        state = active.feed.view.state
+        if state is not active.saved_state or now - active.saved_at >= self._options.save_seconds:
+            self._save(active)
+            active.saved_at, active.saved_state = now, state
+
+    def _save(self, active: ActiveJob) -> None:
+        if active.saved_seq != active.feed.last_seq:
+            self._store.save_view(active.job_id, active.feed.view, active.feed.offset)
+            active.saved_seq = active.feed.last_seq
+
+    # --- runners ---------------------------------------------------------------------------
+
+    def _runner_ended(self, active: ActiveJob) -> None:
+        runner, active.runner = active.runner, None
+        view = active.feed.view
+        if view.state.terminal:
+            self._finish(active)
+            return
+        active.crashes += 1
+        delay = self._options.restart_delay_seconds * 2 ** (active.crashes - 1)
+        active.not_before = asyncio.get_running_loop().time() + delay
+        _log.warning(
+            "runner ended without an end of its job",
+            job_id=active.job_id,
+            exit_code=runner.exit_code if runner else None,
+            crashes=active.crashes,
+        )
+
+    def _without_runner(self, active: ActiveJob) -> None:
+        """A job that was started, has not ended, and has no runner."""
+        view = active.feed.view
+        if view.state.terminal:
+            self._finish(active)
+        elif active.cancel_requested:
+            message = "cancelled; its runner had ended before it could save"
+            self.write(active, StateRecord(JobState.CANCELLED, message))
+        elif active.crashes >= self._options.max_runner_crashes:
+            message = (
+                f"the job's runner ended {active.crashes} times in a row without bringing the job "
+                "on; its output is in workers/runner.log of the job's folder. Mend the cause, "
+                "then resume the job"
+            )
+            error = JobError("RUNNER_LOST", message, log_tail=_tail(active.folder))
+            self.write(active, StateRecord(JobState.FAILED, message, error))
+        elif asyncio.get_running_loop().time() >= active.not_before:
+            self._spawn(active)
+
+    def _spawn(self, active: ActiveJob) -> None:
+        lease = self._leases.acquire(active.job_id, active.request.spec.devices)
+        environment = lease.environment() if lease is not None else {}
+        active.started = True
+        active.seq_at_start = active.feed.last_seq
+        active.waiting = "starting"
+        try:
+            self._store.save_lease(active.job_id, lease)
+            active.runner = RunnerProcess.spawn(active.folder, self._options.command, environment)
+        except (OSError, sqlite3.Error) as error:
+            active.crashes += 1
+            delay = self._options.restart_delay_seconds * 2**active.crashes
+            active.not_before = asyncio.get_running_loop().time() + delay
+            _log.error("runner cannot be started", job_id=active.job_id, reason=str(error))
+            return
+        _log.info("runner started", job_id=active.job_id, runner=active.runner.pid)
+
+    def _finish(self, active: ActiveJob) -> None:
+        self._save(active)
+        self._leases.release(active.job_id)
+        self._store.save_lease(active.job_id, None)
+        self.active.pop(active.job_id, None)
+        view = active.feed.view
+        _log.info(
+            "job ended",
+            job_id=active.job_id,
+            state=view.state.value,
+            error=view.error.message if view.error else None,
+        )
+        self._on_end(active)
+
+    # --- what requests ask for -------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Starts queued jobs in the order of submission as far as devices are free. A job never
+        overtakes an earlier one that waits for the same kind of device."""
+        blocked: dict[str, int] = {}
+        waiting = sorted(
+            (active for active in self.active.values() if active.queued),
+            key=lambda active: active.queue_key,
+        )
+        for active in waiting:
+            devices = active.request.spec.devices
+            ahead = blocked.get(devices.target, 0)
+            if not ahead and self._leases.acquire(active.job_id, devices) is not None:
+                self._spawn(active)
+                continue
+            blocked[devices.target] = ahead + 1
+            before = f"; {ahead} before it in the queue" if ahead else ""
+            active.waiting = self._leases.explain(devices) + before
+
+    def cancel(self, active: ActiveJob) -> None:
+        """Asks an active job to end; a queued one ends at once."""
+        if not active.cancel_requested:
+            active.cancel_requested = True
+            self._store.save_cancel(active.job_id, True)
+        if active.runner is not None and active.runner.alive():
+            active.runner.terminate()
+        elif active.queued:
+            self.write(active, StateRecord(JobState.CANCELLED, "cancelled while it was queued"))
+
+    def write(self, active: ActiveJob, record: Record) -> bool:
+        """Appends an event in place of the runner, which must be gone. False if it is not.
+
+        Raises:
+            MultigrainError: STORAGE.
+        """
+        if not append(active.folder, record, active.feed.view.attempt):
+            return False
+        for line in active.feed.poll():
+            self._on_event(line.kind)
+        if active.feed.view.state.terminal:
+            active.runner = None
+            self._finish(active)
+        return True
+
+
+def append(folder: JobFolder, record: Record, attempt: int) -> bool:
+    """Appends one event to a log that nobody writes. False if somebody does.
+
+    Raises:
+        MultigrainError: STORAGE.
+    """
+    # A look first: taking a held lock would wait for it, and the event loop with it.
+    if is_locked(folder.events):
+        return False
+    try:
+        with EventWriter(folder.events, folder.job_id) as writer:
+            writer.append(record, attempt)
+    except LockHeldError:
+        return False
+    return True
+
+
+def _tail(folder: JobFolder, size: int = 4096) -> str:
+    try:
+        with (folder.logs / "runner.log").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,62 @@
+"""Structured log lines on standard error, as text or JSON."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from multigrain_server.config import LogConfig
+
+# Control characters would let a file name or a header forge lines or drive a terminal.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
+
+def setup_logging(config: LogConfig, stream: TextIO = sys.stderr) -> None:
+    """Sends the whole process's log lines, those of libraries too, through one formatter.
+
+    Fields bound with ``structlog.contextvars`` (``request_id``, ``job_id``) are in each line.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: list[Processor] = (
+        [structlog.processors.JSONRenderer(default=str)]
+        if config.format == "json"
+        else [_escape, structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(config.level.upper())
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escapes control characters in all texts but the trace, whose lines are ours."""
+    return {
+        key: value.translate(_ESCAPES) if isinstance(value, str) and key != "exception" else value
+        for key, value in event.items()
+    }

@@ -1,0 +1,78 @@
+"""``multigrain-server``: reads the configuration, runs the daemon until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import structlog
+
+from multigrain_server.app import App
+from multigrain_server.config import ServerConfig
+from multigrain_server.config_sources import ConfigError, dump, parse
+from multigrain_server.data_dir import DataDirError
+from multigrain_server.log import setup_logging
+
+_log = structlog.get_logger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 after an orderly stop, 1 if it could not start, 2 for a wrong
+    configuration."""
+    try:
+        line = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+    except ConfigError as error:
+        print(f"multigrain-server: {error}", file=sys.stderr)
+        return 2
+    if line.print_config:
+        print(dump(line.config), end="")
+        return 0
+    setup_logging(line.config.log)
+    try:
+        asyncio.run(serve(line.config))
+    except (DataDirError, OSError) as error:
+        print(f"multigrain-server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(config: ServerConfig) -> None:
+    """Runs until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+
+    Raises:
+        DataDirError, OSError: if it cannot start.
+    """
+    stop = asyncio.Event()
+    again = asyncio.Event()
+
+    def on_signal() -> None:
+        (again if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    app = App(config)
+    try:
+        await app.start()
+    except BaseException:
+        await app.abandon()
+        raise
+    await stop.wait()
+    stopping = asyncio.create_task(app.stop())
+    impatient = asyncio.create_task(again.wait())
+    await asyncio.wait((stopping, impatient), return_when=asyncio.FIRST_COMPLETED)
+    impatient.cancel()
+    if not stopping.done():
+        _log.warning("second signal: not waiting any longer")
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        await app.abandon()
+        return
+    await stopping
+
+
+if __name__ == "__main__":
+    sys.exit(main())

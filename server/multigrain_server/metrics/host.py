@@ -1,0 +1,98 @@
+"""Series of this host's CPU and memory, and of its GPUs where they tell."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+_QUERY = "index,utilization.gpu,memory.used,memory.total"
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One GPU as ``nvidia-smi`` reports it; ``utilization`` 0 to 1, memory in bytes."""
+
+    index: int
+    utilization: float
+    memory_used: int
+    memory_total: int
+
+
+def parse_nvidia_smi(text: str) -> list[GpuReading]:
+    """Reads ``nvidia-smi --query-gpu=... --format=csv,noheader,nounits``. What a GPU does not
+    support reads "[N/A]" and makes its line be left out."""
+    readings = []
+    for line in text.splitlines():
+        try:
+            index, utilization, used, total = (float(part) for part in line.split(","))
+        except ValueError:
+            continue
+        mib = 1 << 20
+        readings.append(
+            GpuReading(int(index), utilization / 100, int(used * mib), int(total * mib))
+        )
+    return readings
+
+
+class HostCollector(Collector):
+    """CPU and memory at each scrape; GPUs as last read by ``watch_gpus``."""
+
+    def __init__(self) -> None:
+        self._gpus: list[GpuReading] = []
+        psutil.cpu_percent()  # the first reading only begins the measurement
+
+    async def watch_gpus(self, seconds: float = 10.0) -> None:
+        """Reads the GPUs again and again; returns at once on a host without ``nvidia-smi``."""
+        tool = shutil.which("nvidia-smi")
+        if tool is None:
+            return
+        while True:
+            process = await asyncio.create_subprocess_exec(
+                tool,
+                f"--query-gpu={_QUERY}",
+                "--format=csv,noheader,nounits",
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            output, _ = await process.communicate()
+            self._gpus = parse_nvidia_smi(output.decode(errors="replace"))
+            await asyncio.sleep(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        memory = psutil.virtual_memory()
+        yield GaugeMetricFamily(
+            "multigrain_host_cpu_ratio",
+            "Share of all cores in use since the last scrape.",
+            psutil.cpu_percent() / 100,
+        )
+        yield GaugeMetricFamily(
+            "multigrain_host_memory_used_bytes",
+            "Memory that is not available to new processes.",
+            memory.total - memory.available,
+        )
+        yield GaugeMetricFamily(
+            "multigrain_host_memory_total_bytes", "Memory of the host.", memory.total
+        )
+        if not self._gpus:
+            return
+        busy = GaugeMetricFamily(
+            "multigrain_gpu_utilization_ratio", "Share of time a GPU was busy.", labels=["gpu"]
+        )
+        used = GaugeMetricFamily(
+            "multigrain_gpu_memory_used_bytes", "Device memory in use.", labels=["gpu"]
+        )
+        total = GaugeMetricFamily(
+            "multigrain_gpu_memory_total_bytes", "Device memory.", labels=["gpu"]
+        )
+        for gpu in self._gpus:
+            busy.add_metric([str(gpu.index)], gpu.utilization)
+            used.add_metric([str(gpu.index)], gpu.memory_used)
+            total.add_metric([str(gpu.index)], gpu.memory_total)
+        yield from (busy, used, total)
