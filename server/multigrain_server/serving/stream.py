@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 
 from multigrain_server.serving.request import Answer, ImageRequest
@@ -57,7 +57,7 @@ class AnswerStream:
         self._tasks: asyncio.Queue[_Work | BaseException | None]
         self._tasks = asyncio.Queue()
 
-    async def answers(self, requests: AsyncIterable[ImageRequest]) -> AsyncIterator[Answer]:
+    async def answers(self, requests: AsyncIterable[ImageRequest]) -> AsyncGenerator[Answer, None]:
         """One answer for each request, in order. Raises what the first failing one raised."""
         reader = asyncio.create_task(self._read(requests))
         try:

@@ -1,0 +1,97 @@
+"""Embed, Classify and EmbedStream: messages in, the core's answers out."""
+
+# ruff: noqa: N802 - the methods have the names of the contract
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
+from multigrain_server.convert import embedding as convert
+from multigrain_server.models.manager import ModelManager
+from multigrain_server.serving.request import ImageRequest
+from multigrain_server.serving.service import ImageService
+from multigrain_server.serving.stream import AnswerStream
+
+EmbedContext = grpc.aio.ServicerContext[embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse]
+ClassifyContext = grpc.aio.ServicerContext[
+    embedding_pb2.ClassifyRequest, embedding_pb2.ClassifyResponse
+]
+# gRPC counts a call without a deadline as one of centuries.
+_NO_DEADLINE_SECONDS = 10 * 365 * 86_400
+
+
+class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
+    """Raises MultigrainError; the server's interceptor makes a status of it."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+        self._service = ImageService(manager)
+
+    async def Embed(
+        self, request: embedding_pb2.EmbedRequest, context: EmbedContext
+    ) -> embedding_pb2.EmbedResponse:
+        received = time.monotonic_ns()
+        asked = convert.embed_request(
+            request, received_ns=received, deadline_ns=_deadline(context, received)
+        )
+        return await self._embed(asked, request.request_id)
+
+    async def Classify(
+        self, request: embedding_pb2.ClassifyRequest, context: ClassifyContext
+    ) -> embedding_pb2.ClassifyResponse:
+        received = time.monotonic_ns()
+        asked = convert.classify_request(
+            request, received_ns=received, deadline_ns=_deadline(context, received)
+        )
+        answer = await self._service.answer(asked)
+        start = time.monotonic()
+        response = convert.classify_response(answer, request.request_id)
+        self._manager.metrics.stage(answer.model_name, "encode", time.monotonic() - start)
+        return response
+
+    async def EmbedStream(
+        self,
+        request_iterator: AsyncIterator[embedding_pb2.EmbedRequest],
+        context: EmbedContext,
+    ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
+        deadline = _deadline(context, time.monotonic_ns())
+        # Of the requests in the window: bounded as they are.
+        asked: list[tuple[ImageRequest, str]] = []
+
+        async def requests() -> AsyncIterator[ImageRequest]:
+            async for message in request_iterator:
+                request = convert.embed_request(
+                    message, received_ns=time.monotonic_ns(), deadline_ns=deadline
+                )
+                asked.append((request, message.request_id))
+                yield request
+
+        stream = AnswerStream(self._service, self._manager.config.stream_window)
+        answers = stream.answers(requests())
+        try:
+            async for answer in answers:
+                request, request_id = asked.pop(0)
+                assert request.vector is not None
+                yield convert.embed_response(answer, request.vector, request_id)
+        finally:
+            await answers.aclose()
+
+    async def _embed(self, asked: ImageRequest, request_id: str) -> embedding_pb2.EmbedResponse:
+        answer = await self._service.answer(asked)
+        assert asked.vector is not None
+        start = time.monotonic()
+        response = convert.embed_response(answer, asked.vector, request_id)
+        self._manager.metrics.stage(answer.model_name, "encode", time.monotonic() - start)
+        return response
+
+
+def _deadline(context: EmbedContext | ClassifyContext, now_ns: int) -> int:
+    """The call's deadline on CLOCK_MONOTONIC in ns; 0 = none."""
+    seconds = context.time_remaining()
+    if seconds is None or seconds > _NO_DEADLINE_SECONDS:
+        return 0
+    return now_ns + max(1, int(seconds * 1e9))

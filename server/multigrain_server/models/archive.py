@@ -1,0 +1,157 @@
+"""Bundles that come and go as tar archives."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from multigrain.bundle.folder import read, unpack_tar, write_tar
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.reference import ModelVersion, check_name
+from multigrain_server.models.view import ModelView
+
+_LOG = logging.getLogger(__name__)
+_CHUNK = 1024 * 1024
+_MAX_CHUNK = 2 * 1024 * 1024
+_SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
+_MAX_VERSION = 2**63 - 1
+
+
+class BundleImport:
+    """Receives one archive; nothing of it is visible before :meth:`finish` has checked it all.
+
+    Args:
+        manager: owner of the bundles.
+        name: "" = the name in the bundle.
+        version: 0 = the next free one.
+        sha256: of the archive, in hexadecimal; "" = not checked.
+
+    Raises:
+        MultigrainError: INVALID_FIELD.
+    """
+
+    def __init__(self, manager: ModelManager, *, name: str, version: int, sha256: str) -> None:
+        if name:
+            check_name(name, "start.name")
+        if version > _MAX_VERSION:
+            raise MultigrainError.field("start.version", f"{version} is too large")
+        if sha256 and not _SHA256.match(sha256):
+            raise MultigrainError.field("start.sha256", "must be 64 hexadecimal digits")
+        self._manager = manager
+        self._name = name
+        self._version = version
+        self._expected = sha256.lower()
+        self._digest = hashlib.sha256()
+        self._received = 0
+        self._work = manager.bundles.work_folder()
+        self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
+
+    async def write(self, chunk: bytes) -> None:
+        """Takes the next part. Raises INVALID_FIELD for one, or a whole, that is too large."""
+        if len(chunk) > _MAX_CHUNK:
+            raise MultigrainError.field(
+                "chunk", f"has {len(chunk)} bytes, at most {_MAX_CHUNK} are accepted"
+            )
+        self._received += len(chunk)
+        limit = self._manager.config.max_bundle_bytes
+        if self._received > limit:
+            raise MultigrainError.field(
+                "chunk",
+                f"the archive is larger than {limit} bytes (serving.max_bundle_bytes)",
+            )
+        await asyncio.to_thread(self._append, chunk)
+
+    async def finish(self) -> ModelView:
+        """Checks the archive and makes the bundle visible.
+
+        Raises:
+            MultigrainError: INVALID_FIELD (wrong SHA-256), CHECKPOINT (damaged bundle),
+                ALREADY_EXISTS.
+        """
+        if self._expected and self._digest.hexdigest() != self._expected:
+            raise MultigrainError.field(
+                "start.sha256",
+                f"the archive that arrived ({self._received} bytes) has another SHA-256: "
+                "send it again",
+            )
+        folder = self._work / "bundle"
+        manifest = await asyncio.to_thread(self._unpack, folder)
+        name = self._name or manifest.name
+        # From here to the rename nothing waits, so that two imports cannot take one version.
+        version = ModelVersion(name, self._version or self._manager.bundles.next_version(name))
+        renamed = manifest.model_copy(update={"name": name, "version": version.version})
+        (folder / MANIFEST_NAME).write_text(renamed.model_dump_json(indent=2))
+        self._manager.bundles.add(folder, version)
+        self._manager.rescan()
+        _LOG.info("imported %s, %d bytes", version, self._received)
+        return self._manager.view(str(version))
+
+    async def close(self) -> None:
+        """Removes what is left; after :meth:`finish` or without it."""
+        self._file.close()
+        await asyncio.to_thread(shutil.rmtree, self._work, True)
+
+    def _append(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        try:
+            self._file.write(chunk)
+        except OSError as error:
+            raise MultigrainError(
+                ErrorKind.STORAGE, f"the archive cannot be stored: {error.strerror}"
+            ) from error
+
+    def _unpack(self, folder: Path) -> BundleManifest:
+        self._file.flush()
+        self._file.seek(0)
+        unpack_tar(self._file, folder, max_bytes=self._manager.config.max_bundle_bytes)
+        return read(folder, verify=True)
+
+
+@dataclass(frozen=True)
+class BundleArchive:
+    """An archive that is ready to be sent; ``size`` in bytes."""
+
+    path: Path
+    size: int
+    sha256: str
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Pieces of at most 1 MiB."""
+        with self.path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                yield chunk
+
+
+@asynccontextmanager
+async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[BundleArchive]:
+    """Packs a bundle aside, so that its size and SHA-256 are known; removed at the end.
+
+    Raises:
+        MultigrainError: NOT_FOUND, CHECKPOINT (the bundle on disk is damaged).
+    """
+    source = manager.bundle_path(model)
+    work = manager.bundles.work_folder()
+    try:
+        yield await asyncio.to_thread(_pack, source, work / "archive.tar")
+    finally:
+        await asyncio.to_thread(shutil.rmtree, work, True)
+
+
+def _pack(source: Path, target: Path) -> BundleArchive:
+    read(source, verify=True)
+    with target.open("w+b") as file:
+        write_tar(source, file)
+        file.flush()
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return BundleArchive(target, target.stat().st_size, digest)

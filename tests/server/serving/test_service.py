@@ -1,0 +1,280 @@
+"""The serving core on real engines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from multigrain_server.models.manager import EMBEDDING_SERVICE
+
+from multigrain.engine.wire import VectorWants
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from tests.engine.bundles import CLASSES, SIZE, TinyNetwork, write_bundle
+from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.server.serving.house import embed, house, small_config, until, vectors
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models")
+    return tmp_path
+
+
+async def test_answers_come_in_the_order_of_the_images(root: Path) -> None:
+    network = TinyNetwork(seed=1)
+    pictures = [picture(seed) for seed in range(12)]
+    parameters = Preprocessing(size=SIZE, resize_short=SIZE)
+    expected = np.stack([network.embed(preprocess(data, parameters)) for data in pictures])
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        answer = await h.embed(*pictures)
+    assert answer.model == "tiny@1"
+    np.testing.assert_allclose(vectors(answer), expected, rtol=1e-4)
+    assert answer.times.total >= answer.times.compute > 0
+
+
+async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        h.manager.route("").engine.hold(6)
+        await asyncio.gather(*(h.embed(picture(seed)) for seed in range(6)))
+        assert h.metric("multigrain_batch_items_count", model="tiny") == 1
+        assert h.metric("multigrain_batch_items_sum", model="tiny") == 6
+
+
+async def test_every_strange_picture_gets_its_own_status(root: Path) -> None:
+    good, bad = strange_good(), strange_bad()
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        answer = await h.embed(*good.values(), *bad.values(), picture(1))
+        after = await h.embed(picture(1))
+    got = dict(zip([*good, *bad], answer.items, strict=False))
+    for name in good:
+        assert got[name].error is None, name
+    kinds = {name: got[name].error.kind.name for name in bad if got[name].error is not None}
+    assert kinds == {
+        "0 bytes": "IMAGE_UNREADABLE",
+        "text": "IMAGE_FORMAT",
+        "truncated JPEG": "IMAGE_UNREADABLE",
+        "truncated PNG": "IMAGE_UNREADABLE",
+        "bomb": "IMAGE_TOO_LARGE",
+    }
+    assert answer.items[-1].vector == after.items[0].vector
+    assert h.metric("multigrain_items_failed_total", reason="too_large") == 1
+
+
+async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
+    async with house(root, small_config(max_image_bytes=20_000)) as h:
+        await h.manager.load("tiny")
+        answer = await h.embed(picture(1), b"\xff\xd8\xff" + b"x" * 30_000)
+    assert answer.items[0].error is None
+    assert answer.items[1].error is not None
+    assert answer.items[1].error.kind is ErrorKind.IMAGE_TOO_LARGE
+    assert "20000" in answer.items[1].error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"images": ()}, "images"),
+        ({"images": (b"x",) * 65}, "images"),
+        ({"resolution": 7}, "resolution"),
+        ({"whiten": True}, "whiten"),
+        ({"model": "no spaces allowed"}, "model"),
+        ({"model": "tiny@zero"}, "model"),
+    ],
+)
+async def test_a_wrong_field_is_refused_by_name(
+    root: Path, fields: dict[str, object], named: str
+) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        with pytest.raises(MultigrainError) as caught:
+            await h.service.answer(embed(picture(1), **fields))
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+    assert caught.value.violations[0].field == named
+
+
+async def test_more_classes_than_there_are_means_all(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        answer = await h.service.answer(embed(picture(1), vector=None, classes=True, top_k=1000))
+    scores = answer.items[0].classes
+    assert len(scores) == CLASSES
+    assert sum(score.probability for score in scores) == pytest.approx(1)
+    assert [s.probability for s in scores] == sorted((s.probability for s in scores), reverse=True)
+    assert all(score.label == f"label {score.class_id}" for score in scores)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp16", 2), ("int8", 1)])
+async def test_smaller_numbers_keep_the_vector(root: Path, dtype: str, size: int) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        whole = vectors(await h.embed(picture(1), vector=VectorWants()))[0]
+        item = (await h.embed(picture(1), vector=VectorWants(dtype=dtype))).items[0]
+    assert len(item.vector) * 4 == whole.nbytes * size
+    got = np.frombuffer(item.vector, "<f2" if dtype == "fp16" else "i1").astype(np.float32)
+    if dtype == "int8":
+        got *= item.scale
+    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-6)
+    assert float(got @ whole) / float(np.linalg.norm(got)) > 0.9995
+    np.testing.assert_allclose(got, whole, atol=1e-3 if dtype == "fp16" else item.scale * 0.51)
+
+
+async def test_nothing_loaded_says_what_to_do(root: Path) -> None:
+    async with house(root) as h:
+        with pytest.raises(MultigrainError, match="no model is loaded: LoadModel first") as caught:
+            await h.embed(picture(1))
+        assert caught.value.kind is ErrorKind.NOT_FOUND
+        with pytest.raises(MultigrainError, match="tiny@1 is not loaded") as caught:
+            await h.embed(picture(1), model="tiny")
+        assert caught.value.kind is ErrorKind.WRONG_STATE
+        with pytest.raises(MultigrainError, match="no model other; there is tiny") as caught:
+            await h.embed(picture(1), model="other")
+        assert caught.value.kind is ErrorKind.NOT_FOUND
+
+
+async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) -> None:
+    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(4)]
+        await until(lambda: h.manager.admission.items == 4)
+        start = time.perf_counter()
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(9))
+        assert time.perf_counter() - start < 0.05
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after > 0
+        assert h.metric("multigrain_rejected_total", reason="queue_full") == 1
+        engine.hold(0)
+        await asyncio.gather(*inside)
+        assert h.manager.admission.items == 0
+        await h.embed(picture(9))
+
+
+async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
+    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = asyncio.create_task(h.embed(picture(1), picture(2)))
+        await until(lambda: h.manager.admission.items == 2)
+        with pytest.raises(MultigrainError, match="full"):
+            await h.embed(picture(3), picture(4), picture(5))
+        assert h.manager.admission.items == 2
+        engine.hold(0)
+        await inside
+
+
+async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
+    big = picture(1, size=(64, 64), kind="BMP")
+    config = small_config(queue_bytes=len(big) * 2, max_image_bytes=len(big))
+    async with house(root, config) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = asyncio.create_task(h.embed(big, big))
+        await until(lambda: h.manager.admission.items == 2)
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(2))
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        engine.hold(0)
+        await inside
+
+
+async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(2)
+        start = time.monotonic()
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(1), deadline_ns=time.monotonic_ns() + 100_000_000)
+        assert caught.value.kind is ErrorKind.DEADLINE
+        assert 0.09 < time.monotonic() - start < 1
+        await asyncio.gather(h.embed(picture(2)), h.embed(picture(3)))
+        # The dropped one was in no batch.
+        assert h.metric("multigrain_batch_items_sum", model="tiny") == 2
+        await until(lambda: h.metric("multigrain_cancelled_items_total", where="queue") == 1)
+
+
+async def test_a_caller_that_goes_away_costs_nothing(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(2)
+        gone = asyncio.create_task(h.embed(picture(1)))
+        await until(lambda: engine.pending == 1)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await until(lambda: engine.pending == 0)
+        assert h.manager.admission.items == 0
+        await asyncio.gather(h.embed(picture(2)), h.embed(picture(3)))
+        assert h.metric("multigrain_batch_items_sum", model="tiny") == 2
+        assert h.metric("multigrain_cancelled_items_total", where="queue") == 1
+
+
+async def test_a_killed_engine_costs_the_requests_in_flight_and_is_replaced(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        before = await h.embed(picture(1))
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(3)]
+        await until(lambda: engine.pending == 3)
+        assert h.health[EMBEDDING_SERVICE]
+
+        os.kill(engine.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        for result in await asyncio.gather(*inside, return_exceptions=True):
+            assert isinstance(result, MultigrainError)
+            assert result.kind is ErrorKind.UNAVAILABLE
+            assert "SIGKILL" in result.message
+        await until(lambda: not h.health[EMBEDDING_SERVICE])
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(1))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert h.manager.view("tiny").state.value == "failed"
+
+        await until(lambda: h.health[EMBEDDING_SERVICE])
+        assert time.monotonic() - killed < 5
+        assert (await h.embed(picture(1))).items == before.items
+        assert h.manager.view("tiny").restarts == 1
+        assert h.metric("multigrain_engine_restarts_total") == 1
+        assert [up for name, up in h.health_log if name == EMBEDDING_SERVICE] == [
+            False,
+            True,
+            False,
+            True,
+        ]
+        assert h.manager.admission.items == 0
+
+
+async def test_closing_lets_the_requests_inside_finish_and_refuses_new_ones(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(3)
+        inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(2)]
+        await until(lambda: engine.pending == 2)
+        closing = asyncio.create_task(h.manager.close(10))
+        await asyncio.sleep(0.05)
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(5))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert not closing.done()
+        engine.hold(0)
+        await asyncio.gather(*inside)
+        await closing
+        assert engine.ended.is_set()

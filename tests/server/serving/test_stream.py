@@ -1,0 +1,122 @@
+"""Bulk embedding: order, bounds, back-pressure, the same admission."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from multigrain_server.serving.request import ImageRequest
+from multigrain_server.serving.stream import AnswerStream
+
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import embed, house, small_config, until, vectors
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models")
+    return tmp_path
+
+
+class Requests:
+    """A stream of requests that counts how many were read."""
+
+    def __init__(self, requests: list[ImageRequest]) -> None:
+        self._requests = requests
+        self.read = 0
+
+    async def __aiter__(self) -> AsyncIterator[ImageRequest]:
+        for request in self._requests:
+            self.read += 1
+            yield request
+
+
+async def test_one_answer_for_each_request_in_order(root: Path) -> None:
+    sizes = [1, 3, 2, 1, 5, 1, 1, 4, 2, 1]
+    requests = [
+        embed(*(picture(100 * at + number) for number in range(size)))
+        for at, size in enumerate(sizes)
+    ]
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        stream = AnswerStream(h.service, 8)
+        answers = [answer async for answer in stream.answers(Requests(requests))]
+        assert [len(answer.items) for answer in answers] == sizes
+        for request, answer in zip(requests, answers, strict=True):
+            alone = await h.embed(*request.images)
+            np.testing.assert_allclose(vectors(alone), vectors(answer), rtol=1e-4)
+
+
+async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
+    requests = Requests([embed(picture(seed), picture(seed + 50)) for seed in range(20)])
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(1000)
+        answers = AnswerStream(h.service, 6).answers(requests)
+        first = asyncio.ensure_future(anext(answers))
+        await until(lambda: engine.pending == 6)
+        await asyncio.sleep(0.05)
+        # Three requests of two images are in work, a fourth is read and waits.
+        assert requests.read == 4
+        assert h.manager.admission.items == 6
+        engine.hold(0)
+        await first
+        assert len([answer async for answer in answers]) == 19
+
+
+async def test_an_answer_that_is_not_taken_stops_the_reading(root: Path) -> None:
+    requests = Requests([embed(picture(seed)) for seed in range(50)])
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        answers = AnswerStream(h.service, 4).answers(requests)
+        await anext(answers)
+        await asyncio.sleep(0.2)
+        assert requests.read <= 6
+        await answers.aclose()
+        await until(lambda: h.manager.admission.items == 0)
+
+
+async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> None:
+    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(1000)
+        inside = asyncio.create_task(h.embed(*(picture(seed) for seed in range(3))))
+        await until(lambda: h.manager.admission.items == 3)
+        answers = AnswerStream(h.service, 100).answers(
+            Requests([embed(picture(1)), embed(picture(2)), embed(picture(3))])
+        )
+        first = asyncio.ensure_future(anext(answers))
+        await until(lambda: h.manager.admission.items == 4)
+        await asyncio.sleep(0.02)
+        engine.hold(0)
+        # What was admitted before the refusal is answered; then the refusal is told.
+        assert len((await first).items) == 1
+        with pytest.raises(MultigrainError) as caught:
+            await anext(answers)
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        await inside
+        assert h.manager.admission.items == 0
+
+
+async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(1000)
+        answers = AnswerStream(h.service, 100).answers(
+            Requests([embed(picture(seed)) for seed in range(5)])
+        )
+        first = asyncio.ensure_future(anext(answers))
+        await until(lambda: engine.pending == 5)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await until(lambda: engine.pending == 0)
+        assert h.manager.admission.items == 0
+        assert h.metric("multigrain_cancelled_items_total", where="queue") == 5
