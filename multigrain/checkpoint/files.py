@@ -22,14 +22,6 @@ def write_synced(path: Path, data: bytes) -> FileEntry:
     return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
-def replace_synced(path: Path, data: bytes) -> None:
-    """Replaces a file as a whole: a reader sees the old content or the new one."""
-    aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
-    write_synced(aside, data)
-    aside.replace(path)
-    sync_folder(path.parent)
-
-
 def sync_file(path: Path) -> None:
     """Forces a file that somebody else wrote to the disk."""
     with path.open("rb") as file:

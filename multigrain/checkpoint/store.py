@@ -1,11 +1,10 @@
-"""The checkpoints of a job: ``checkpoints/step-00001200/`` and which of them is best.
+"""The checkpoints of a job: ``checkpoints/step-00001200/``.
 
 One process writes (rank 0 of the job). A checkpoint is visible only when it is whole.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +23,6 @@ from multigrain.checkpoint.files import (
     clear_temporary,
     describe,
     publish,
-    replace_synced,
     write_synced,
 )
 from multigrain.checkpoint.manifest import CheckpointManifest
@@ -34,7 +32,6 @@ from multigrain.events.records import CheckpointRecord
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 STATE = "state.safetensors"
-_BEST = "best.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -47,15 +44,6 @@ class Checkpoint:
     manifest: CheckpointManifest
     model: dict[str, NDArray[np.generic]]
     state: dict[str, NDArray[np.generic]]
-
-
-@dataclass(frozen=True)
-class Best:
-    """Which checkpoint was best: its name, and the metric's name and value."""
-
-    name: str
-    metric: str
-    value: float
 
 
 def folder_name(step: int) -> str:
@@ -101,7 +89,13 @@ def save(
             "the disk, then resume the job",
         ) from error
     size = entry.bytes + sum(file.bytes for file in files.values())
-    return CheckpointRecord(step=manifest.step, epoch=manifest.epoch, name=name, bytes=size)
+    return CheckpointRecord(
+        step=manifest.step,
+        epoch=manifest.epoch,
+        name=name,
+        bytes=size,
+        best=manifest.position.get("best_step") == manifest.step,
+    )
 
 
 def load(folder: Path) -> Checkpoint:
@@ -191,22 +185,21 @@ def latest_good(checkpoints: Path, log: Callable[[str], None] | None = None) -> 
     return None
 
 
-def prune(checkpoints: Path, keep: int, protect: Iterable[str] = ()) -> list[str]:
+def prune(checkpoints: Path, keep: int, protect: Iterable[int] = ()) -> list[str]:
     """Removes all but the newest ``keep`` checkpoints, the best one and those of ``protect``.
 
     Args:
         checkpoints: the job's folder of checkpoints.
         keep: how many of the newest stay, at least 1.
-        protect: names of folders that stay as well.
+        protect: steps that stay as well.
 
     Returns:
         Names of what was removed.
     """
-    best = read_best(checkpoints)
-    staying = {*protect, *([best.name] if best else [])}
+    staying = {*protect, best_step(checkpoints)}
     removed = []
-    for _, path in steps(checkpoints)[: -max(keep, 1)]:
-        if path.name in staying:
+    for step, path in steps(checkpoints)[: -max(keep, 1)]:
+        if step in staying:
             continue
         # Hidden first: a half-removed checkpoint must not look like a damaged one.
         aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
@@ -216,19 +209,17 @@ def prune(checkpoints: Path, keep: int, protect: Iterable[str] = ()) -> list[str
     return removed
 
 
-def mark_best(checkpoints: Path, best: Best) -> None:
-    """Notes which checkpoint is best from now on."""
-    body = {"name": best.name, "metric": best.metric, "value": best.value}
-    replace_synced(checkpoints / _BEST, json.dumps(body).encode())
+def best_step(checkpoints: Path) -> int | None:
+    """The step of the best checkpoint, as the newest readable one says.
 
-
-def read_best(checkpoints: Path) -> Best | None:
-    """Which checkpoint is best, or None if no evaluation has said so."""
-    try:
-        body = json.loads((checkpoints / _BEST).read_bytes())
-        return Best(str(body["name"]), str(body["metric"]), float(body["value"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    Its ``position`` has ``best_step``, 0 or missing where no evaluation has taken place.
+    """
+    for _, path in reversed(steps(checkpoints)):
+        try:
+            return int(read_manifest(path).position.get("best_step", 0)) or None
+        except (MultigrainError, ValueError):
+            continue
+    return None
 
 
 def resolve(checkpoints: Path, which: str) -> Path:
@@ -245,14 +236,14 @@ def resolve(checkpoints: Path, which: str) -> Path:
             )
         return last
     if which == "best":
-        best = read_best(checkpoints)
-        if best is None or not (checkpoints / best.name).is_dir():
+        best = best_step(checkpoints)
+        if best is None or not (checkpoints / folder_name(best)).is_dir():
             raise MultigrainError(
                 ErrorKind.NOT_FOUND,
                 'the job has no best checkpoint: it did not evaluate while training; use "last" '
                 "or set evaluation.every_epochs",
             )
-        return checkpoints / best.name
+        return checkpoints / folder_name(best)
     if not (which.isascii() and which.isdigit()):
         raise MultigrainError.field(
             "checkpoint", f'{which!r} is not "last", "best" or a step number'

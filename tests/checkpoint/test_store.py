@@ -13,15 +13,19 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.spec.training import ModelSpec
 
 
-def manifest(step: int) -> CheckpointManifest:
+def manifest(step: int, best: int = 0) -> CheckpointManifest:
     return CheckpointManifest(
-        step=step, epoch=step // 10, model=ModelSpec(classes=3), labels=("a", "b", "c")
+        step=step,
+        epoch=step // 10,
+        model=ModelSpec(classes=3),
+        labels=("a", "b", "c"),
+        position={"best_step": best},
     )
 
 
-def save(folder: Path, step: int) -> Path:
+def save(folder: Path, step: int, best: int = 0) -> Path:
     model = {"w": np.full((2, 3), step, np.float32)}
-    store.save(folder, manifest(step), model, {"momentum": np.zeros(2, np.float32)})
+    store.save(folder, manifest(step, best), model, {"momentum": np.zeros(2, np.float32)})
     return folder / store.folder_name(step)
 
 
@@ -99,9 +103,8 @@ def test_without_checkpoints_there_is_no_latest_one(tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path: Path) -> None:
     for step in (100_000_000, 1, 2, 3, 4, 5):
-        save(tmp_path, step)
-    store.mark_best(tmp_path, store.Best("step-00000002", "top1", 0.9))
-    removed = store.prune(tmp_path, 2, protect=["step-00000003"])
+        save(tmp_path, step, best=2)
+    removed = store.prune(tmp_path, 2, protect=[3])
     assert removed == ["step-00000001", "step-00000004"]
     assert [step for step, _ in store.steps(tmp_path)] == [2, 3, 5, 100_000_000]
 
@@ -113,8 +116,7 @@ def test_pruning_never_removes_the_last_one(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_found_by_last_best_or_step(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        save(tmp_path, step)
-    store.mark_best(tmp_path, store.Best("step-00000002", "top1", 0.9))
+        save(tmp_path, step, best=min(step, 2))
     assert store.resolve(tmp_path, "last").name == "step-00000003"
     assert store.resolve(tmp_path, "best").name == "step-00000002"
     assert store.resolve(tmp_path, "1").name == "step-00000001"
@@ -136,6 +138,11 @@ def test_a_checkpoint_that_is_not_there_is_told_apart(
     with pytest.raises(MultigrainError) as caught:
         store.resolve(tmp_path, which)
     assert caught.value.kind is kind
+
+
+def test_the_record_says_whether_the_checkpoint_is_the_best_so_far(tmp_path: Path) -> None:
+    assert store.save(tmp_path, manifest(2, best=2), {}, {}).best
+    assert not store.save(tmp_path, manifest(3, best=2), {}, {}).best
 
 
 def test_last_of_a_job_without_checkpoint_is_not_found(tmp_path: Path) -> None:

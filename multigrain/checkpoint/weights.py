@@ -1,0 +1,138 @@
+"""Weights from wherever they are: a checkpoint, a model bundle or a bare file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.checkpoint import store
+from multigrain.checkpoint.files import describe
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
+from multigrain.spec.training import ModelSpec
+
+# What training programs write into a .ckpt besides the network.
+_NOT_WEIGHTS = (
+    "moments.", "moment1.", "moment2.", "accum.", "stat.", "matrix_a", "matrix_g", "curvature.",
+    "learning_rate", "global_step", "epoch_num", "step_num", "scale_sense", "loss_scale",
+    "cov_step", "momentum",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's parameters and what is known of the network.
+
+    Args:
+        model: parameters and BatchNorm statistics by name.
+        spec: the network; None for a bare file.
+        labels: class names in the order of the outputs; empty for a bare file.
+        preprocessing: of the default resolution, where the source is a bundle.
+        job_id, step, checkpoint: where the weights come from; empty for a bare file.
+        metrics: figures stored with them.
+    """
+
+    model: dict[str, NDArray[np.generic]]
+    spec: ModelSpec | None = None
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    job_id: str = ""
+    step: int = 0
+    checkpoint: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def load_weights(path: Path) -> Weights:
+    """Reads a checkpoint folder, a bundle folder, a ``.safetensors`` or a ``.ckpt`` file.
+
+    Raises:
+        MultigrainError: NOT_FOUND if there is nothing; CHECKPOINT if it is damaged or of
+            another kind.
+    """
+    if path.is_dir():
+        if (path / MANIFEST_NAME).is_file():
+            return _from_bundle(path)
+        manifest, model = store.load_model(path)
+        return Weights(
+            model=model,
+            spec=manifest.model,
+            labels=manifest.labels,
+            job_id=manifest.job_id,
+            step=manifest.step,
+            checkpoint=path.name,
+            metrics=manifest.metrics,
+        )
+    if not path.is_file():
+        raise MultigrainError(
+            ErrorKind.NOT_FOUND,
+            f"there are no weights at {path}: give a checkpoint folder, or a .safetensors or "
+            ".ckpt file",
+        )
+    if path.suffix == ".safetensors":
+        return Weights(model=_read_safetensors(path))
+    if path.suffix == ".ckpt":
+        return Weights(model=_read_ckpt(path))
+    raise MultigrainError(
+        ErrorKind.CHECKPOINT,
+        f"{path.name} is not a kind of weights file that is read: give a checkpoint folder, or a "
+        ".safetensors or .ckpt file",
+    )
+
+
+def _from_bundle(path: Path) -> Weights:
+    try:
+        manifest = BundleManifest.model_validate_json((path / MANIFEST_NAME).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unusable(path, f"its {MANIFEST_NAME} cannot be read") from error
+    weights = path / Path(manifest.weights).name
+    if not manifest.weights or not weights.is_file():
+        raise _unusable(path, "the bundle holds graphs only, no weights")
+    entry = manifest.files.get(weights.name)
+    if entry is not None and describe(weights) != entry:
+        raise _unusable(path, f"{weights.name} is not what was written")
+    return Weights(
+        model=_read_safetensors(weights),
+        spec=manifest.model,
+        labels=manifest.labels,
+        preprocessing=manifest.heads[0].preprocessing,
+        job_id=manifest.source.job_id,
+        step=manifest.source.step,
+        checkpoint=manifest.source.checkpoint,
+        metrics=manifest.metrics,
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        tensors: dict[str, NDArray[np.generic]] = load_tensors(path.read_bytes())
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise _unusable(path, "it is not a whole safetensors file of NumPy types") from error
+    return tensors
+
+
+def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
+    # A protobuf, not a pickle: reading one cannot run code.
+    from mindspore import load_checkpoint
+
+    try:
+        parameters = load_checkpoint(str(path))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise _unusable(path, "MindSpore cannot read it") from error
+    return {
+        name: np.asarray(parameter.asnumpy())
+        for name, parameter in parameters.items()
+        if not name.startswith(_NOT_WEIGHTS)
+    }
+
+
+def _unusable(path: Path, what: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.CHECKPOINT, f"the weights in {path.name} cannot be used: {what}. Use others"
+    )

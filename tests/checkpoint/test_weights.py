@@ -1,0 +1,95 @@
+"""Weights from checkpoints, bundles and bare files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.checkpoint import store
+from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.checkpoint.weights import load_weights
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
+from multigrain.spec.training import ModelSpec
+
+MODEL = {"trunk.w": np.arange(6, dtype=np.float32).reshape(2, 3), "pool.p": np.array(3.0, "f4")}
+SPEC = ModelSpec(trunk="resnet18", classes=2)
+
+
+def check(model: object) -> None:
+    assert isinstance(model, dict)
+    assert model.keys() == MODEL.keys()
+    for name, value in MODEL.items():
+        np.testing.assert_array_equal(model[name], value)
+
+
+def test_a_checkpoint_folder_tells_everything(tmp_path: Path) -> None:
+    manifest = CheckpointManifest(
+        step=7, epoch=1, model=SPEC, labels=("a", "b"), metrics={"top1": 0.5}, job_id="j1"
+    )
+    store.save(tmp_path, manifest, MODEL, {"m": np.zeros(9)})
+    weights = load_weights(tmp_path / "step-00000007")
+    check(weights.model)
+    assert weights.spec == SPEC
+    assert weights.labels == ("a", "b")
+    assert (weights.job_id, weights.step, weights.checkpoint) == ("j1", 7, "step-00000007")
+    assert weights.metrics == {"top1": 0.5}
+
+
+def test_a_bundle_folder_tells_its_preprocessing_too(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(size=32, resize_short=40)
+    head = Head(resolution=32, gem_p=3.0, preprocessing=preprocessing)
+    manifest = BundleManifest(
+        name="m", version=1, model=SPEC, embedding_size=512, labels=("a", "b"), heads=(head,)
+    )
+    save_file(MODEL, tmp_path / "weights.safetensors")
+    (tmp_path / "model.json").write_text(manifest.model_dump_json())
+    weights = load_weights(tmp_path)
+    check(weights.model)
+    assert weights.preprocessing == preprocessing
+    assert weights.spec == SPEC
+
+
+def test_a_bundle_without_weights_says_so(tmp_path: Path) -> None:
+    head = Head(resolution=32, gem_p=3.0, preprocessing=Preprocessing.standard(32))
+    manifest = BundleManifest(name="m", version=1, model=SPEC, embedding_size=512, heads=(head,))
+    (tmp_path / "model.json").write_text(manifest.model_dump_json())
+    with pytest.raises(MultigrainError, match="graphs only"):
+        load_weights(tmp_path)
+
+
+def test_a_bare_safetensors_file_has_weights_only(tmp_path: Path) -> None:
+    save_file(MODEL, tmp_path / "w.safetensors")
+    weights = load_weights(tmp_path / "w.safetensors")
+    check(weights.model)
+    assert weights.spec is None
+    assert weights.labels == ()
+
+
+def test_a_mindspore_ckpt_is_read_without_its_optimiser(tmp_path: Path) -> None:
+    mindspore = pytest.importorskip("mindspore")
+    extra = {"moments.trunk.w": np.zeros((2, 3), np.float32), "global_step": np.array([3])}
+    parameters = [
+        {"name": name, "data": mindspore.Tensor(value)} for name, value in (MODEL | extra).items()
+    ]
+    mindspore.save_checkpoint(parameters, str(tmp_path / "w.ckpt"))
+    check(load_weights(tmp_path / "w.ckpt").model)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.pt"])
+def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x02 something else")
+    with pytest.raises(MultigrainError) as caught:
+        load_weights(tmp_path / name)
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(MultigrainError) as caught:
+        load_weights(tmp_path / "nothing.safetensors")
+    assert caught.value.kind is ErrorKind.NOT_FOUND
