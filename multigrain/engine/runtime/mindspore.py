@@ -40,11 +40,11 @@ class MindSporeRuntime(Runtime):
         context.set_context(mode=context.GRAPH_MODE)
         manifest = bundle.manifest
         classes = len(manifest.labels) or manifest.model.classes
-        spec = manifest.model.model_copy(
-            update={"image_size": head.resolution, "gem_p": head.gem_p}
-        )
+        # p is a constant here, whether or not it was learned; the head says which.
+        spec = manifest.model.model_copy(update={"learn_gem_p": False})
         self._network = build_model(spec, classes)
         load_model_state(self._network, load_file(_weights(bundle)))
+        self._network.pool.set_exponent(head.gem_p)
         self._network.set_train(False)
         self._tensor = Tensor
         self._sizes = _batch_sizes(compute.max_batch)

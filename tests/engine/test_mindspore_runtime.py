@@ -1,0 +1,67 @@
+"""The reference runtime, in an engine of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.engine.wire import Ready, VectorWants
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from multigrain.spec.training import ModelSpec
+from tests.engine.client import EngineClient
+from tests.engine.pictures import picture
+
+SIZE = 32
+P = 4.0
+
+
+@pytest.mark.slow
+def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_path: Path) -> None:
+    import mindspore
+
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import model_state
+
+    spec = ModelSpec(trunk="resnet18", classes=7, image_size=SIZE, stem="small", learn_gem_p=True)
+    network = build_model(spec, 7, seed=5)
+    save_file(model_state(network), tmp_path / "weights.safetensors")
+    preprocessing = Preprocessing(size=SIZE, resize_short=SIZE)
+    manifest = BundleManifest(
+        name="small",
+        version=1,
+        model=spec,
+        embedding_size=network.embedding_size,
+        labels=tuple("abcdefg"),
+        heads=(Head(resolution=SIZE, gem_p=P, preprocessing=preprocessing),),
+    )
+    (tmp_path / "model.json").write_text(manifest.model_dump_json())
+    pictures = [picture(seed) for seed in range(5)]
+
+    with EngineClient(tmp_path, max_batch=4, threads=1) as engine:
+        assert isinstance(engine.first, Ready), engine.first
+        assert engine.first.runtime.startswith("mindspore")
+        assert "no ONNX graph" in engine.first.reason
+        engine.hold(5)
+        for number, data in enumerate(pictures):
+            engine.submit(number, data, vector=VectorWants(normalize=False))
+        sizes = [engine.result(number).batch_items for number in range(5)]
+        served = [np.frombuffer(engine.frame(number).payload, "<f4") for number in range(5)]
+        engine.hold(3)
+        for number, data in enumerate(pictures[:3], 5):
+            engine.submit(number, data, vector=VectorWants(normalize=False))
+        padded = [np.frombuffer(engine.frame(number).payload, "<f4") for number in (5, 6, 7)]
+    assert sorted(sizes) == [1, 4, 4, 4, 4]
+    # Three are computed as a batch of four; the fourth is nobody's.
+    np.testing.assert_allclose(padded, served[:3], rtol=1e-3, atol=1e-4)
+
+    network.pool.set_exponent(P)
+    network.set_train(False)
+    images = np.stack([preprocess(data, preprocessing) for data in pictures])
+    embedding, _ = network(mindspore.Tensor(images))
+    np.testing.assert_allclose(np.stack(served), embedding.asnumpy(), rtol=1e-3, atol=1e-4)
+    assert np.ptp(np.stack(served), axis=0).max() > 1e-3

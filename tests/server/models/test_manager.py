@@ -1,0 +1,327 @@
+"""Loading, switching, naming and removing models, with real engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from multigrain_server.models.manager import EMBEDDING_SERVICE
+from multigrain_server.models.view import ModelView
+
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.engine.bundles import TinyNetwork, write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import house, small_config, until, vectors
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models", version=1)
+    write_bundle(tmp_path / "models", version=2)
+    return tmp_path
+
+
+def state(view: ModelView) -> str:
+    return view.state.value
+
+
+async def test_an_empty_registry_is_empty_and_not_serving(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        page = h.manager.page()
+        assert page.models == ()
+        assert page.default_model == ""
+        assert h.health[EMBEDDING_SERVICE] is False
+        with pytest.raises(MultigrainError, match="none yet") as caught:
+            await h.manager.load("tiny")
+        assert caught.value.kind is ErrorKind.NOT_FOUND
+
+
+async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
+    async with house(root) as h:
+        view = await h.manager.load("tiny")
+        assert view.entry.version.version == 2
+        assert state(view) == "ready"
+        assert view.runtime.startswith("onnxruntime")
+        assert "auto" in view.runtime
+        assert view.load_seconds > 0
+        assert h.health == {EMBEDDING_SERVICE: True, "model/tiny": True}
+        assert h.metric("multigrain_model_state", model="tiny", version="2", state="ready") == 1
+        assert h.metric("multigrain_model_load_seconds_count") == 1
+        again = await h.manager.load("tiny")
+        assert again.load_seconds == view.load_seconds
+
+
+async def test_a_name_means_the_newest_loaded_version(root: Path) -> None:
+    async with house(root, small_config(keep_replaced_versions=True)) as h:
+        await h.manager.load("tiny@1")
+        assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
+        await h.manager.load("tiny@2")
+        assert (await h.embed(picture(1), model="tiny")).model == "tiny@2"
+        assert (await h.embed(picture(1), model="tiny@1")).model == "tiny@1"
+        assert (await h.embed(picture(1))).model == "tiny@2"
+        await h.manager.unload("tiny@2")
+        assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
+
+
+async def test_a_newer_version_takes_over_and_the_older_one_ends(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        old = h.manager.route("tiny").engine
+        await h.manager.load("tiny@2")
+        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+        assert old.ended.is_set()
+
+
+async def test_an_alias_keeps_the_version_it_points_at(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        assert h.manager.set_alias("production", "tiny@1") == "tiny@1"
+        await h.manager.load("tiny@2")
+        await asyncio.sleep(0.1)
+        assert (await h.embed(picture(1), model="production")).model == "tiny@1"
+        for refused in (h.manager.unload("tiny@1"), h.manager.unload("production")):
+            with pytest.raises(MultigrainError, match="alias production") as caught:
+                await refused
+            assert caught.value.kind is ErrorKind.WRONG_STATE
+        h.manager.set_alias("production", "tiny@2")
+        assert (await h.embed(picture(1), model="production")).model == "tiny@2"
+        assert h.manager.page().aliases == {"production": "tiny@2"}
+        assert h.manager.view("tiny@2").aliases == ("production",)
+        h.manager.set_alias("production", "")
+        with pytest.raises(MultigrainError, match="no alias production"):
+            h.manager.set_alias("production", "")
+
+
+async def test_an_alias_must_point_at_what_is_loaded(root: Path) -> None:
+    async with house(root) as h:
+        with pytest.raises(MultigrainError, match="tiny@1 is not loaded") as caught:
+            h.manager.set_alias("production", "tiny@1")
+        assert caught.value.kind is ErrorKind.WRONG_STATE
+        with pytest.raises(MultigrainError, match="name of a model"):
+            h.manager.set_alias("tiny", "tiny@1")
+        with pytest.raises(MultigrainError, match="alias"):
+            h.manager.set_alias("a b", "tiny@1")
+
+
+async def test_the_first_loaded_model_is_the_default_until_one_is_chosen(root: Path) -> None:
+    write_bundle(root / "models", "other")
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        await h.manager.load("other")
+        assert h.manager.page().default_model == "tiny@2"
+        await h.manager.load("other", make_default=True)
+        assert (await h.embed(picture(1))).model == "other@1"
+        await h.manager.unload("other")
+        assert (await h.embed(picture(1))).model == "tiny@2"
+
+
+async def test_swapping_under_load_loses_no_request(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        data = picture(1)
+        answers = []
+        stop = False
+
+        async def caller() -> None:
+            while not stop:
+                answers.append(await h.embed(data, model="tiny"))
+
+        callers = [asyncio.create_task(caller()) for _ in range(4)]
+        await until(lambda: len(answers) > 20)
+        await h.manager.load("tiny@2")
+        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+        count = len(answers)
+        await until(lambda: len(answers) > count + 20)
+        stop = True
+        await asyncio.gather(*callers)
+        expected = vectors(await h.embed(data, model="tiny@2"))
+    models = [answer.model for answer in answers]
+    assert set(models) == {"tiny@1", "tiny@2"}
+    assert all(item.error is None for answer in answers for item in answer.items)
+    for answer in answers:
+        if answer.model == "tiny@2":
+            np.testing.assert_allclose(vectors(answer), expected, rtol=1e-4)
+
+
+async def test_a_request_in_flight_is_answered_by_the_version_it_began_with(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        engine = h.manager.route("tiny").engine
+        engine.hold(100)
+        inside = asyncio.create_task(h.embed(picture(1), model="tiny"))
+        await until(lambda: engine.pending == 1)
+        await h.manager.load("tiny@2")
+        assert (await h.embed(picture(1), model="tiny")).model == "tiny@2"
+        assert state(h.manager.view("tiny@1")) == "draining"
+        engine.hold(0)
+        assert (await inside).model == "tiny@1"
+        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+
+
+async def test_draining_does_not_wait_for_ever(root: Path) -> None:
+    async with house(root, small_config(drain_seconds=0.2)) as h:
+        await h.manager.load("tiny@1")
+        engine = h.manager.route("tiny").engine
+        engine.hold(100)
+        inside = asyncio.create_task(h.embed(picture(1)))
+        await until(lambda: engine.pending == 1)
+        start = time.monotonic()
+        await h.manager.unload("tiny@1")
+        assert time.monotonic() - start < 2
+        with pytest.raises(MultigrainError) as caught:
+            await inside
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "not finite", "not a graph"])
+async def test_a_failed_load_changes_nothing_else(root: Path, damage: str) -> None:
+    graph = root / "models/tiny/2/model.onnx"
+    if damage == "changed":
+        content = bytearray(graph.read_bytes())
+        content[len(content) // 2] ^= 1
+        graph.write_bytes(content)
+    elif damage == "missing":
+        graph.unlink()
+    else:
+        network = TinyNetwork()
+        network.bias[:] = np.nan
+        network.save_onnx(graph)
+        if damage == "not a graph":
+            graph.write_bytes(b"hello")
+        manifest = json.loads((root / "models/tiny/2/model.json").read_text())
+        manifest["files"] = {}
+        (root / "models/tiny/2/model.json").write_text(json.dumps(manifest))
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        with pytest.raises(MultigrainError, match="tiny@2"):
+            await h.manager.load("tiny@2", make_default=True)
+        assert state(h.manager.view("tiny@2")) == "unloaded"
+        assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
+        assert h.manager.page().default_model == "tiny@1"
+        assert h.health[EMBEDDING_SERVICE]
+
+
+async def test_an_engine_that_takes_too_long_is_given_up(root: Path) -> None:
+    async with house(root, small_config(load_timeout_seconds=0.01)) as h:
+        with pytest.raises(MultigrainError, match="did not load within") as caught:
+            await h.manager.load("tiny@1")
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert state(h.manager.view("tiny@1")) == "unloaded"
+
+
+async def test_calls_that_load_the_same_model_share_one_engine(root: Path) -> None:
+    async with house(root) as h:
+        views = await asyncio.gather(*(h.manager.load("tiny@1") for _ in range(3)))
+        assert len({view.load_seconds for view in views}) == 1
+        assert h.metric("multigrain_model_load_seconds_count") == 1
+
+
+async def test_another_runtime_is_switched_to_only_if_it_works(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        first = h.manager.route("tiny").engine
+        with pytest.raises(MultigrainError, match=r"no weights\.safetensors"):
+            await h.manager.load("tiny@1", "mindspore")
+        assert h.manager.route("tiny").engine is first
+        await h.manager.load("tiny@1", "onnxruntime")
+        second = h.manager.route("tiny").engine
+        assert second is not first
+        assert first.ended.is_set()
+        await h.embed(picture(1))
+        with pytest.raises(MultigrainError, match="runtime"):
+            await h.manager.load("tiny@1", "tensorrt")
+
+
+async def test_a_restarted_daemon_loads_the_same_models(root: Path) -> None:
+    write_bundle(root / "models", "other")
+    async with house(root) as h:
+        await h.manager.load("tiny@1", "onnxruntime")
+        await h.manager.load("other", make_default=True)
+        h.manager.set_alias("production", "tiny@1")
+        before = vectors(await h.embed(picture(1), model="production"))
+    async with house(root) as h:
+        # It is known at once to be on its way, not unknown.
+        with pytest.raises(MultigrainError, match="still loading") as caught:
+            await h.embed(picture(1))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        await until(lambda: len([v for v in h.manager.page().models if state(v) == "ready"]) == 2)
+        assert (await h.embed(picture(1))).model == "other@1"
+        answer = await h.embed(picture(1), model="production")
+        assert answer.model == "tiny@1"
+        assert "asked for" in h.manager.view("tiny@1").runtime
+        np.testing.assert_array_equal(vectors(answer), before)
+
+
+async def test_a_model_that_cannot_be_loaded_again_says_why(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        await h.manager.load("tiny@2")
+    (root / "models/tiny/2/model.onnx").write_bytes(b"")
+    async with house(root) as h:
+        await until(lambda: state(h.manager.view("tiny@2")) == "failed")
+        assert "damaged" in h.manager.view("tiny@2").message
+        with pytest.raises(MultigrainError, match="damaged"):
+            await h.embed(picture(1))
+        view = await h.manager.unload("tiny@2")
+        assert state(view) == "unloaded"
+
+
+async def test_only_what_is_not_in_use_can_be_deleted(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@2")
+        with pytest.raises(MultigrainError, match="loaded") as caught:
+            await h.manager.delete("tiny@2")
+        assert caught.value.kind is ErrorKind.WRONG_STATE
+        with pytest.raises(MultigrainError, match="must state the version"):
+            await h.manager.delete("tiny")
+        await h.manager.delete("tiny@1")
+        assert not (root / "models/tiny/1").exists()
+        assert (root / "models/tiny/2").exists()
+        with pytest.raises(MultigrainError, match="it has version 2"):
+            await h.manager.delete("tiny@1")
+
+
+async def test_models_are_listed_in_pages(root: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_bundle(root / "models", name)
+    async with house(root) as h:
+        await h.manager.load("b")
+        names, token = [], ""
+        while True:
+            page = h.manager.page(size=2, token=token)
+            names += [str(view.entry.version) for view in page.models]
+            token = page.next_token
+            if not token:
+                break
+        assert names == ["a@1", "b@1", "c@1", "tiny@1", "tiny@2"]
+        loaded = h.manager.page(loaded_only=True).models
+        assert [str(view.entry.version) for view in loaded] == ["b@1"]
+        assert len(h.manager.page("tiny").models) == 2
+        with pytest.raises(MultigrainError, match="page_size"):
+            h.manager.page(size=1001)
+        with pytest.raises(MultigrainError, match="page_token"):
+            h.manager.page(token="!")
+
+
+async def test_a_folder_that_is_no_bundle_is_left_out(root: Path) -> None:
+    (root / "models/tiny/3").mkdir()
+    (root / "models/tiny/3/model.json").write_text("{")
+    (root / "models/tiny/4").mkdir()
+    text = (root / "models/tiny/1/model.json").read_text()
+    (root / "models/tiny/4/model.json").write_text(text)
+    async with house(root) as h:
+        assert [v.entry.version.version for v in h.manager.page().models] == [1, 2]
+        assert h.manager.bundle_path("tiny") == root / "models/tiny/2"
+
+
+async def test_a_new_bundle_appears_when_its_folder_does(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        write_bundle(root / "models", version=3)
+        h.manager.rescan()
+        assert h.metric("multigrain_model_state", model="tiny", version="3", state="unloaded") == 1
+        assert (await h.manager.load("tiny")).entry.version.version == 3
