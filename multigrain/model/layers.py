@@ -13,6 +13,10 @@ class Conv2d(nn.Cell):
     may attach two *taps*: identities around the convolution whose backward pass also computes
     the layer's curvature factors. They are never part of an exported graph because a model
     that is built for inference has none attached.
+
+    Where a feature map is small (``matmul_positions`` output positions at most; 0 = never), the
+    convolution is computed as one matrix product: the CPU's convolution kernels reorder the
+    whole weight at every call, which costs several times the arithmetic there.
     """
 
     def __init__(
@@ -29,8 +33,16 @@ class Conv2d(nn.Cell):
             ops.zeros((out_channels, in_channels, kernel, kernel)), name="weight"
         )
         self.convolve = ops.Conv2D(
-            out_channel=out_channels, kernel_size=kernel, pad_mode="pad", pad=padding, stride=stride
+            out_channel=out_channels,
+            kernel_size=(kernel, kernel),  # tuples: the ONNX export reads no plain numbers
+            pad_mode="pad",
+            pad=(padding, padding, padding, padding),
+            stride=(stride, stride),
+            dilation=(1, 1),
         )
+        self.unfold = ops.Im2Col(ksizes=kernel, strides=stride, dilations=1, pads=padding)
+        self.multiply = ops.MatMul()
+        self.matmul_positions = 0
         self.half = False
         self.half_type = mindspore.float16
         self.tapped = False
@@ -38,13 +50,33 @@ class Conv2d(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         if self.tapped:
             x = self.input_tap(x, self.a_slot)
-        if self.half:
+        if self.matmul_positions > 0 and self.positions(x) <= self.matmul_positions:
+            y = self.as_product(x)
+        elif self.half:
             y = self.convolve(ops.cast(x, self.half_type), ops.cast(self.weight, self.half_type))
         else:
             y = self.convolve(x, self.weight)
         if self.tapped:
             y = self.output_tap(y, self.g_slot)
         return y
+
+    def positions(self, x: Tensor) -> int:
+        """Output positions of an input."""
+        height = (x.shape[2] + 2 * self.padding - self.kernel) // self.stride + 1
+        width = (x.shape[3] + 2 * self.padding - self.kernel) // self.stride + 1
+        return height * width
+
+    def as_product(self, x: Tensor) -> Tensor:
+        """The same convolution as one matrix product over unfolded patches."""
+        n = x.shape[0]
+        height = (x.shape[2] + 2 * self.padding - self.kernel) // self.stride + 1
+        width = (x.shape[3] + 2 * self.padding - self.kernel) // self.stride + 1
+        columns = self.in_channels * self.kernel * self.kernel
+        patches = ops.reshape(self.unfold(x), (n, columns, height * width))
+        patches = ops.reshape(ops.transpose(patches, (1, 0, 2)), (columns, n * height * width))
+        y = self.multiply(ops.reshape(self.weight, (self.out_channels, columns)), patches)
+        y = ops.reshape(y, (self.out_channels, n, height * width))
+        return ops.reshape(ops.transpose(y, (1, 0, 2)), (n, self.out_channels, height, width))
 
 
 class Dense(nn.Cell):

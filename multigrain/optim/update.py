@@ -55,6 +55,7 @@ class Update(nn.Cell):
         *,
         momentum: float,
         weight_decay: float,
+        clipped: bool,
     ) -> None:
         super().__init__()
         self.count = len(trained)
@@ -77,6 +78,7 @@ class Update(nn.Cell):
         self.boundary = tuple(t.group is Group.BOUNDARY for t in trained)
         self.exponent = tuple(t.group is Group.EXPONENT for t in trained)
         self.momentum = momentum
+        self.clipped = clipped
         self.apply_momentum = ops.ApplyMomentum()
         self.statistics = ParameterTuple(list(statistics))
         self.good = ParameterTuple(
@@ -89,10 +91,10 @@ class Update(nn.Cell):
     def construct(
         self, rate: Tensor, boundary_rate: Tensor, clip: Tensor, *gradients: Tensor
     ) -> Tensor:
-        """All three scalars are float32; ``clip`` multiplies every gradient (1 = no clipping)."""
+        """All three scalars are float32; ``clip`` multiplies every gradient where ``clipped``."""
         for i in range(self.count):
             weight = self.weights[i]
-            g = gradients[i] * clip
+            g = gradients[i] * clip if self.clipped else gradients[i]
             if self.place[i] >= 0:
                 g = self.preconditioners[self.place[i]](g)
             if self.decay[i] > 0:

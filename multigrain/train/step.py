@@ -81,6 +81,8 @@ class TrainStep:
         self._reducer = Reducer(world)
         optimizer = spec.optimizer
         model.set_precision(spec.precision)
+        if mindspore.get_context("device_target") == "CPU":
+            model.speed_up_small_maps()
         self._curvature: Curvature | None = None
         if optimizer.kind == "thor":
             self._curvature = Curvature(
@@ -96,6 +98,7 @@ class TrainStep:
             self._statistics,
             momentum=optimizer.momentum,
             weight_decay=optimizer.weight_decay,
+            clipped=optimizer.clip_norm > 0,
         )
         self._apply = _compiled(self._update)
         self._gradients = GradientFunction(
