@@ -19,15 +19,16 @@ TOKEN_VARIABLE = "MULTIGRAIN_TOKEN"
 
 
 def parser() -> argparse.ArgumentParser:
+    """No option may be the beginning of one of msrun's: it would take it for its own."""
     parser = argparse.ArgumentParser(prog="multigrain.jobs.rank", description=__doc__)
     parser.add_argument("--folder", required=True, help="the job's folder")
     parser.add_argument("--attempt", required=True, type=int)
     parser.add_argument("--world", required=True, type=int, help="number of workers")
     parser.add_argument("--target", required=True, choices=["cpu", "gpu", "ascend"])
     parser.add_argument("--threads", type=int, default=0, help="0: an even share of the cores")
-    parser.add_argument("--cluster", action="store_true", help="there are peers to join")
+    parser.add_argument("--clustered", action="store_true", help="there are peers to join")
     # For tests: another work function, and no MindSpore.
-    parser.add_argument("--work", default="", metavar="MODULE:FUNCTION", help=argparse.SUPPRESS)
+    parser.add_argument("--work-function", default="", help=argparse.SUPPRESS)
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             device_id=int(os.environ.get("DEVICE_ID", "0")),
             address=address,
             token=token,
-            clustered=options.cluster,
-            work=options.work,
+            clustered=options.clustered,
+            work=options.work_function,
             bare=options.bare,
         )
         return worker.run_scheduler(rank_options) if scheduler else worker.run_worker(rank_options)

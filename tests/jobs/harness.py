@@ -32,8 +32,14 @@ class Job:
     folder: JobFolder
     runners: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, work: str, *options: str, bare: bool = True) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "multigrain.jobs.runner", str(self.folder.path)]
+    def start(
+        self,
+        work: str,
+        *options: str,
+        bare: bool = True,
+        module: str = "multigrain.jobs.runner",
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", module, str(self.folder.path)]
         name = work if ":" in work else f"tests.jobs.work:{work}"
         command += ["--work", name, *(["--bare"] if bare else []), *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -41,9 +47,16 @@ class Job:
         self.runners.append(runner)
         return runner
 
-    def run(self, work: str, *options: str, bare: bool = True, timeout: float = 30) -> JobState:
+    def run(
+        self,
+        work: str,
+        *options: str,
+        bare: bool = True,
+        timeout: float = 30,
+        module: str = "multigrain.jobs.runner",
+    ) -> JobState:
         """Runs to the end; returns the last state."""
-        assert self.start(work, *options, bare=bare).wait(timeout) == 0
+        assert self.start(work, *options, bare=bare, module=module).wait(timeout) == 0
         return self.states()[-1].state
 
     def events(self) -> list[Event]:

@@ -46,9 +46,9 @@ class RankCommand:
             *("--threads", str(self.devices.threads_per_worker)),
         ]
         if clustered:
-            arguments.append("--cluster")
+            arguments.append("--clustered")
         if self.work:
-            arguments += ["--work", self.work]
+            arguments += ["--work-function", self.work]
         if self.bare:
             arguments.append("--bare")
         return tuple(arguments)

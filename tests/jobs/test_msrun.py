@@ -1,0 +1,98 @@
+"""The runner with the real msrun and MindSpore on the CPU."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import psutil
+import pytest
+
+from multigrain.events.records import JobState, LogRecord
+from tests.jobs.harness import Job
+
+NewJob = Callable[..., Job]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _no_stray_process() -> Iterator[None]:
+    """msrun can start ``tail -f`` processes, which carry no mark of ours in every version."""
+    before = {process.pid for process in psutil.process_iter() if process.name() == "tail"}
+    yield
+    after = {process.pid for process in psutil.process_iter() if process.name() == "tail"}
+    assert after <= before
+
+
+def seconds_until(job: Job, state: JobState) -> float:
+    """From the start of the first attempt to the first record of a state."""
+    times = {}
+    for event in job.events():
+        record_state = getattr(event.record, "state", None)
+        if record_state is not None:
+            times.setdefault(record_state, datetime.fromisoformat(event.time))
+    return float((times[state] - times[JobState.STARTING]).total_seconds())
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_workers_reduce_over_a_cluster_and_leave_no_process(new_job: NewJob, world: int) -> None:
+    job = new_job(count=world)
+    assert job.run("all_reduce", bare=False, timeout=120) is JobState.SUCCEEDED
+    total = world * (world + 1) // 2
+    said = {
+        record.rank: record.message.split(" threads")[0]
+        for record in job.records()
+        if isinstance(record, LogRecord)
+    }
+    assert said == dict.fromkeys(range(world), f"sum {total}")
+    assert job.processes() == []
+    print(
+        f"{world} workers: running after {seconds_until(job, JobState.RUNNING):.1f} s, "
+        f"ended after {seconds_until(job, JobState.SUCCEEDED):.1f} s"
+    )
+
+
+def test_a_killed_worker_is_followed_by_a_second_attempt(new_job: NewJob) -> None:
+    job = new_job(count=2)
+    runner = job.start("reduce_for_ever", bare=False)
+    job.wait_for(lambda: len(job.losses()) > 3, timeout=60)
+    job.workers()[-1].kill()
+    job.wait_for(lambda: job.events()[-1].attempt == 2 and bool(job.losses()), timeout=30)
+    attempt_2 = lambda: [e for e in job.events() if e.attempt == 2]  # noqa: E731
+    job.wait_for(lambda: any(hasattr(e.record, "step") for e in attempt_2()), timeout=60)
+    runner.send_signal(signal.SIGTERM)
+    assert runner.wait(30) == 0
+    assert job.states()[-1].state is JobState.CANCELLED
+    error = next(record.error for record in job.states() if record.error)
+    assert (error.kind, error.signal) == ("WORKER_DIED", signal.SIGKILL)
+    assert job.processes() == []
+
+
+@pytest.mark.parametrize("victim", ["runner", "msrun"])
+def test_nothing_outlives_the_runner_or_msrun(new_job: NewJob, victim: str) -> None:
+    job = new_job(count=2, max_restarts=0)
+    runner = job.start("reduce_for_ever", bare=False)
+    job.wait_for(lambda: bool(job.losses()), timeout=60)
+    (msrun,) = psutil.Process(runner.pid).children()
+    (msrun if victim == "msrun" else runner).kill()
+    job.wait_for(lambda: not job.processes(), timeout=3)
+    if victim == "msrun":
+        assert runner.wait(10) == 0
+        assert job.states()[-1].state is JobState.FAILED
+
+
+def test_a_port_that_is_taken_is_replaced_within_the_attempt(
+    new_job: NewJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("TEST_FIRST_PORT", str(taken.getsockname()[1]))
+        job = new_job(count=1)
+        command = "tests.jobs.first_port"
+        assert job.run("all_reduce", bare=False, timeout=120, module=command) is JobState.SUCCEEDED
+    assert {event.attempt for event in job.events()} == {0, 1}
+    assert "port was taken" in (job.folder.logs / "runner.log").read_text()
