@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from multigrain.bundle.folder import read, unpack_tar, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.reference import ModelVersion, check_name
+from multigrain_server.models.registry import BundleEntry, verify
+from multigrain_server.models.tar import unpack_tar, write_tar
 from multigrain_server.models.view import ModelView
 
 _LOG = logging.getLogger(__name__)
@@ -113,8 +114,9 @@ class BundleImport:
     def _unpack(self, folder: Path) -> BundleManifest:
         self._file.flush()
         self._file.seek(0)
-        unpack_tar(self._file, folder, max_bytes=self._manager.config.max_bundle_bytes)
-        return read(folder, verify=True)
+        manifest = unpack_tar(self._file, folder, self._manager.config.max_bundle_bytes)
+        verify(BundleEntry(ModelVersion(manifest.name, manifest.version), folder, manifest))
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,18 @@ async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[Bund
     Raises:
         MultigrainError: NOT_FOUND, CHECKPOINT (the bundle on disk is damaged).
     """
-    source = manager.bundle_path(model)
+    entry = manager.view(model).entry
     work = manager.bundles.work_folder()
     try:
-        yield await asyncio.to_thread(_pack, source, work / "archive.tar")
+        yield await asyncio.to_thread(_pack, entry, work / "archive.tar")
     finally:
         await asyncio.to_thread(shutil.rmtree, work, True)
 
 
-def _pack(source: Path, target: Path) -> BundleArchive:
-    read(source, verify=True)
+def _pack(entry: BundleEntry, target: Path) -> BundleArchive:
+    verify(entry)
     with target.open("w+b") as file:
-        write_tar(source, file)
+        write_tar(entry.path, entry.manifest, file)
         file.flush()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,7 +30,7 @@ _RUNTIMES = ("auto", "mindspore", "onnxruntime")
 #: Health name of the service; True while the default model answers.
 EMBEDDING_SERVICE = "multigrain.v1.EmbeddingService"
 #: Health name of each model is this followed by its name.
-MODEL_HEALTH_PREFIX = "model/"
+MODEL_HEALTH_PREFIX = f"{EMBEDDING_SERVICE}/"
 
 
 class ModelManager:

@@ -48,7 +48,7 @@ async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
         assert view.runtime.startswith("onnxruntime")
         assert "auto" in view.runtime
         assert view.load_seconds > 0
-        assert h.health == {EMBEDDING_SERVICE: True, "model/tiny": True}
+        assert h.health == {EMBEDDING_SERVICE: True, f"{EMBEDDING_SERVICE}/tiny": True}
         assert h.metric("multigrain_model_state", model="tiny", version="2", state="ready") == 1
         assert h.metric("multigrain_model_load_seconds_count") == 1
         again = await h.manager.load("tiny")

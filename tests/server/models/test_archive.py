@@ -1,0 +1,178 @@
+"""Bundles that are uploaded and downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from multigrain_server.models.archive import BundleImport, export_bundle
+from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.view import ModelView
+
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import House, house, small_config
+
+
+async def download(manager: ModelManager, model: str) -> bytes:
+    async with export_bundle(manager, model) as archive:
+        content = b"".join([chunk async for chunk in archive.chunks()])
+        assert len(content) == archive.size
+        assert hashlib.sha256(content).hexdigest() == archive.sha256
+        return content
+
+
+async def upload(
+    manager: ModelManager, content: bytes, name: str = "", version: int = 0, sha256: str = ""
+) -> ModelView:
+    incoming = BundleImport(manager, name=name, version=version, sha256=sha256)
+    try:
+        for start in range(0, len(content), 1000):
+            await incoming.write(content[start : start + 1000])
+        return await incoming.finish()
+    finally:
+        await incoming.close()
+
+
+def tar(files: dict[str, bytes], **odd: object) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for key, value in odd.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def bundle_files(tmp_path: Path) -> dict[str, bytes]:
+    folder = write_bundle(tmp_path / "elsewhere")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def left_aside(h: House, root: Path) -> list[Path]:
+    return list((root / "models" / ".aside").glob("*"))
+
+
+async def test_a_downloaded_bundle_can_be_imported_elsewhere_and_answers_the_same(
+    tmp_path: Path,
+) -> None:
+    write_bundle(tmp_path / "a/models", version=3)
+    (tmp_path / "b").mkdir()
+    async with house(tmp_path / "a") as a, house(tmp_path / "b") as b:
+        content = await download(a.manager, "tiny")
+        digest = hashlib.sha256(content).hexdigest().upper()
+        first = await upload(b.manager, content, sha256=digest)
+        second = await upload(b.manager, content, name="copy", version=7)
+        assert str(first.entry.version) == "tiny@1"
+        assert str(second.entry.version) == "copy@7"
+        await a.manager.load("tiny")
+        await b.manager.load("copy")
+        ours, theirs = await a.embed(picture(1)), await b.embed(picture(1))
+        assert ours.items == theirs.items
+        assert left_aside(a, tmp_path / "a") == left_aside(b, tmp_path / "b") == []
+        # The same bundle is the same archive, whenever it is packed.
+        assert await download(a.manager, "tiny@3") == content
+
+
+async def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
+    files = bundle_files(tmp_path)
+    async with house(tmp_path) as h:
+        await upload(h.manager, tar(files))
+        with pytest.raises(MultigrainError, match="tiny@1 exists") as caught:
+            await upload(h.manager, tar(files), version=1)
+        assert caught.value.kind is ErrorKind.ALREADY_EXISTS
+        assert str((await upload(h.manager, tar(files))).entry.version) == "tiny@2"
+
+
+async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
+    files = bundle_files(tmp_path)
+    async with house(tmp_path) as h:
+        with pytest.raises(MultigrainError, match="another SHA-256"):
+            await upload(h.manager, tar(files), sha256="0" * 64)
+        changed = bytearray(files["model.onnx"])
+        changed[100] ^= 1
+        files["model.onnx"] = bytes(changed)
+        with pytest.raises(MultigrainError, match="SHA-256 differs"):
+            await upload(h.manager, tar(files))
+        assert h.manager.page().models == ()
+        assert left_aside(h, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("archive", "why"),
+    [
+        (lambda files: b"hello", "not a tar archive"),
+        (lambda files: b"", "not a tar archive"),
+        (lambda files: tar(files)[:2000], "cut short"),
+        (lambda files: tar({"model.onnx": b"x"}), "no model.json"),
+        (lambda files: tar({"model.json": b"{}"}), "wrong at name"),
+        (lambda files: tar({"model.json": files["model.json"]}), "lacks model.onnx"),
+        (lambda files: tar({**files, "../evil": b"x"}), "outside the bundle"),
+        (lambda files: tar({**files, "/etc/evil": b"x"}), "outside the bundle"),
+        (lambda files: tar({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc"), "regular file"),
+        (lambda files: tar({"a": b"", "a/b": b""}), "'a/b'"),
+        (lambda files: tar({"a" * 300: b""}), "cannot be stored"),
+        (lambda files: tar({f"{n}": b"" for n in range(1001)}), "entries"),
+    ],
+)
+async def test_an_archive_that_is_no_bundle_is_refused(
+    tmp_path: Path, archive: object, why: str
+) -> None:
+    content = archive(bundle_files(tmp_path))  # type: ignore[operator]
+    async with house(tmp_path) as h:
+        with pytest.raises(MultigrainError, match=why) as caught:
+            await upload(h.manager, content)
+        assert caught.value.kind is ErrorKind.INVALID_FIELD
+        assert h.manager.page().models == ()
+        assert left_aside(h, tmp_path) == []
+    assert not (tmp_path / "evil").exists()
+
+
+async def test_files_that_the_manifest_does_not_name_are_left_out(tmp_path: Path) -> None:
+    files = bundle_files(tmp_path)
+    async with house(tmp_path) as h:
+        view = await upload(h.manager, tar({**files, "extra.py": b"x"}))
+        assert not (view.entry.path / "extra.py").exists()
+
+
+async def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
+    files = bundle_files(tmp_path)
+    manifest = json.loads(files["model.json"])
+    manifest["files"]["../../other"] = {"sha256": "0" * 64, "bytes": 1}
+    files["model.json"] = json.dumps(manifest).encode()
+    async with house(tmp_path) as h:
+        with pytest.raises(MultigrainError, match="outside the bundle"):
+            await upload(h.manager, tar(files))
+
+
+async def test_the_size_is_limited_while_it_comes(tmp_path: Path) -> None:
+    async with house(tmp_path, small_config(max_bundle_bytes=3000)) as h:
+        with pytest.raises(MultigrainError, match="larger than 3000 bytes"):
+            await upload(h.manager, bytes(5000))
+        assert left_aside(h, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"name": "a/b"}, "start.name"),
+        ({"name": "a@1"}, "start.name"),
+        ({"sha256": "123"}, "start.sha256"),
+        ({"version": 2**63}, "start.version"),
+    ],
+)
+async def test_a_wrong_start_is_refused_by_name(
+    tmp_path: Path, fields: dict[str, object], named: str
+) -> None:
+    async with house(tmp_path) as h:
+        with pytest.raises(MultigrainError) as caught:
+            BundleImport(h.manager, **{"name": "", "version": 0, "sha256": "", **fields})
+        assert caught.value.violations[0].field == named
+        assert left_aside(h, tmp_path) == []
