@@ -1,0 +1,181 @@
+"""A model bundle as a folder, and as a tar archive that may come from anybody."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.checkpoint.files import describe, sync_folder, write_synced
+from multigrain.checkpoint.manifest import FileEntry
+from multigrain.errors import ErrorKind, MultigrainError
+
+FILE_MODE = 0o644
+_MAX_FILES = 64
+_MAX_MANIFEST = 16 * 2**20
+_CHUNK = 1 << 20
+
+
+def read(path: Path, *, verify: bool = False) -> BundleManifest:
+    """The manifest of a bundle.
+
+    Args:
+        path: the bundle's folder.
+        verify: also check that every file is there and is what was written.
+
+    Raises:
+        MultigrainError: CHECKPOINT, saying what is wrong.
+    """
+    source = path / MANIFEST_NAME
+    try:
+        if source.stat().st_size > _MAX_MANIFEST:
+            raise _damaged(f"its {MANIFEST_NAME} is larger than {_MAX_MANIFEST} bytes")
+        manifest = BundleManifest.model_validate_json(source.read_bytes())
+    except FileNotFoundError as error:
+        raise _damaged(f"it has no {MANIFEST_NAME}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        raise _damaged(f"its {MANIFEST_NAME} is wrong: {where}: {first['msg']}") from error
+    except (OSError, ValueError) as error:
+        raise _damaged(f"its {MANIFEST_NAME} cannot be read") from error
+    if manifest.format_version != 1:
+        raise _damaged(f"its format is version {manifest.format_version}, this program knows 1")
+    if verify:
+        _verify(path, manifest)
+    return manifest
+
+
+def write_manifest(path: Path, manifest: BundleManifest) -> None:
+    """Writes ``model.json``, durably: the last file of a bundle."""
+    write_synced(path / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+    (path / MANIFEST_NAME).chmod(FILE_MODE)
+    sync_folder(path)
+
+
+def write_tar(path: Path, archive: BinaryIO) -> None:
+    """Writes a bundle as an uncompressed tar archive: the manifest first, then its files.
+
+    Owners, times and modes are not taken over: equal bundles give equal archives.
+
+    Raises:
+        MultigrainError: CHECKPOINT if the bundle has no manifest or lacks a file.
+    """
+    manifest = read(path)
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in (MANIFEST_NAME, *sorted(manifest.files)):
+            member = tarfile.TarInfo(_plain(name))
+            member.mode = FILE_MODE
+            try:
+                with (path / name).open("rb") as file:
+                    member.size = (path / name).stat().st_size
+                    tar.addfile(member, file)
+            except FileNotFoundError as error:
+                raise _damaged(f"{name} is missing") from error
+
+
+def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
+    """Unpacks an archive of a bundle's files; nothing in it is trusted.
+
+    Only plain files with plain names are accepted: no folders, links, devices, sparse files,
+    absolute or climbing paths, no name twice, and no compression. Modes and owners are ignored.
+
+    Args:
+        archive: an uncompressed tar archive.
+        path: where the files go; made if missing. What is there already stays as it is.
+        max_bytes: sum of the sizes of all files.
+
+    Raises:
+        MultigrainError: INVALID_FIELD (field "chunk") if the archive is not acceptable; what
+            was unpacked before is left for the caller to remove. STORAGE if the disk is full.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    left, names = max_bytes, set[str]()
+    try:
+        # "r:" and not "r": a compressed archive could unfold to any size.
+        with tarfile.open(fileobj=archive, mode="r:") as tar:
+            for member in tar:
+                if member.isdir() and member.name.strip("./") == "":
+                    continue  # "tar -c ." begins with the folder itself
+                name = _member_name(member)
+                left -= member.size
+                if left < 0:
+                    raise _refused(f"its files are larger than {max_bytes} bytes")
+                if name in names:
+                    raise _refused(f"{name!r} is in it twice")
+                names.add(name)
+                if len(names) > _MAX_FILES:
+                    raise _refused(f"it has more than {_MAX_FILES} files")
+                _extract(tar, member, path / name)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise _refused("it is not a whole, uncompressed tar archive") from error
+    except FileExistsError as error:
+        raise _refused("a file of it exists already") from error
+    except OSError as error:
+        raise MultigrainError(
+            ErrorKind.STORAGE, f"the archive cannot be unpacked: {error.strerror}"
+        ) from error
+    if MANIFEST_NAME not in names:
+        raise _refused(f"it has no {MANIFEST_NAME}: pack the files of a bundle, not their folder")
+
+
+def _verify(path: Path, manifest: BundleManifest) -> None:
+    named = {name for head in manifest.heads for name in (head.mindir, head.onnx, head.air) if name}
+    missing = sorted(named - set(manifest.files))
+    if missing:
+        raise _damaged(f"{missing[0]} is not in the files of its {MANIFEST_NAME}")
+    for name, entry in manifest.files.items():
+        _check_file(path / _plain(name), entry)
+
+
+def _check_file(file: Path, entry: FileEntry) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise _damaged(f"{file.name} is missing or not a plain file")
+    if file.stat().st_size != entry.bytes or describe(file) != entry:
+        raise _damaged(f"{file.name} is not what was written")
+
+
+def _plain(name: str) -> str:
+    """The name, if it cannot lead anywhere else."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
+        raise _damaged(f"{name!r} is not a plain file name")
+    return name
+
+
+def _member_name(member: tarfile.TarInfo) -> str:
+    # isreg() would let sparse files through, whose size on disk has nothing to do with theirs.
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+        raise _refused(f"{member.name[:100]!r} is not a plain file")
+    name = member.name.removeprefix("./")
+    try:
+        return _plain(name)
+    except MultigrainError:
+        raise _refused(f"{member.name[:100]!r} is not a plain file name") from None
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    if source is None:  # of a plain file it never is
+        raise _refused(f"{member.name[:100]!r} cannot be read")
+    left = member.size
+    with target.open("xb") as file:
+        while left:
+            chunk = source.read(min(_CHUNK, left))
+            if not chunk:
+                raise _refused("it is cut off")
+            file.write(chunk)
+            left -= len(chunk)
+    target.chmod(FILE_MODE)
+
+
+def _damaged(what: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.CHECKPOINT, f"the model bundle cannot be used: {what}. Export or import it again"
+    )
+
+
+def _refused(what: str) -> MultigrainError:
+    return MultigrainError.field("chunk", f"the archive is refused: {what}")

@@ -1,0 +1,213 @@
+"""Bundles: damage is found, and an archive from anybody can do no harm."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from multigrain.bundle.folder import read, unpack_tar, write_tar
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.bundle.bundles import write_bundle
+
+LIMIT = 1 << 20
+
+
+def packed(path: Path) -> io.BytesIO:
+    archive = io.BytesIO()
+    write_tar(path, archive)
+    archive.seek(0)
+    return archive
+
+
+def member(name: str, content: bytes = b"x", **changes: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in changes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def archive_of(*members: tuple[tarfile.TarInfo, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content) if info.isreg() else None)
+    file.seek(0)
+    return file
+
+
+def refusal(archive: io.BytesIO, path: Path, max_bytes: int = LIMIT) -> str:
+    with pytest.raises(MultigrainError) as caught:
+        unpack_tar(archive, path, max_bytes=max_bytes)
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+    assert caught.value.violations[0].field == "chunk"
+    return caught.value.message
+
+
+def test_a_bundle_survives_packing_and_unpacking(tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "a")
+    archive = packed(tmp_path / "a")
+    unpack_tar(archive, tmp_path / "b", max_bytes=LIMIT)
+    assert read(tmp_path / "b", verify=True) == manifest
+    for path in (tmp_path / "b").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+    assert packed(tmp_path / "b").getvalue() == archive.getvalue()
+
+
+def test_only_files_of_the_manifest_are_packed(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "a")
+    (tmp_path / "a" / "secret.txt").write_text("not for you")
+    with tarfile.open(fileobj=packed(tmp_path / "a")) as tar:
+        assert tar.getnames() == ["model.json", "model.onnx", "weights.safetensors"]
+
+
+def test_the_folder_entry_of_a_hand_made_archive_is_harmless(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "a")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        tar.add(tmp_path / "a", arcname=".")
+    file.seek(0)
+    unpack_tar(file, tmp_path / "b", max_bytes=LIMIT)
+    assert read(tmp_path / "b", verify=True).version == 3
+
+
+def damage_missing(path: Path) -> None:
+    (path / "model.onnx").unlink()
+
+
+def damage_changed(path: Path) -> None:
+    (path / "model.onnx").write_bytes(b"grapH")
+
+
+def damage_longer(path: Path) -> None:
+    (path / "model.onnx").write_bytes(b"graph and more")
+
+
+def damage_link(path: Path) -> None:
+    (path / "model.onnx").unlink()
+    (path / "model.onnx").symlink_to("/etc/passwd")
+
+
+def damage_unlisted(path: Path) -> None:
+    text = (path / "model.json").read_text()
+    (path / "model.json").write_text(text.replace('"onnx": "model.onnx"', '"onnx": "other.onnx"'))
+
+
+def damage_climbing(path: Path) -> None:
+    text = (path / "model.json").read_text()
+    text = text.replace('"weights.safetensors": {', '"../weights.safetensors": {')
+    (path / "model.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_missing, damage_changed, damage_longer, damage_link, damage_unlisted, damage_climbing],
+)
+def test_damage_is_found_when_asked(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    write_bundle(tmp_path / "a")
+    read(tmp_path / "a", verify=True)
+    damage(tmp_path / "a")
+    with pytest.raises(MultigrainError) as caught:
+        read(tmp_path / "a", verify=True)
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no model.json"),
+        ("{", "content"),
+        ('{"name": "m"}', "version"),
+        ('{"a": "\ud800"}', "content|read"),
+    ],
+)
+def test_a_wrong_manifest_is_explained(tmp_path: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "model.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(MultigrainError, match=says) as caught:
+        read(tmp_path)
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "/tmp/evil", "sub/file", "..", ".hidden", "a\\b", "./../evil", "x/../../evil"],
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "in" / "folder"
+    assert "not a plain file name" in refusal(archive_of(member(name)), target)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
+             tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, tarfile.CONTTYPE]
+)  # fmt: skip
+def test_only_plain_files_are_unpacked(tmp_path: Path, kind: bytes) -> None:
+    bad = member("model.onnx", b"", type=kind, linkname="/etc/passwd")
+    assert "not a plain file" in refusal(archive_of(bad), tmp_path / "b")
+    assert not os.path.lexists(tmp_path / "b" / "model.onnx")
+
+
+def test_a_file_is_not_written_through_a_link_that_is_there(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "model.json").symlink_to(outside)
+    refusal(archive_of(member("model.json", b"yours")), tmp_path / "b")
+    assert outside.read_text() == "mine"
+
+
+def test_a_pax_sparse_file_is_refused(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info, content = member("model.json", b"1\n0\n1\n" + b"\0" * 506 + b"x" * 512)
+        info.pax_headers = {
+            "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "model.json",
+            "GNU.sparse.realsize": str(1 << 40),
+        }  # fmt: skip
+        tar.addfile(info, io.BytesIO(content))
+    file.seek(0)
+    assert "not a plain file" in refusal(file, tmp_path / "b")
+
+
+def test_sizes_are_limited_before_anything_is_written(tmp_path: Path) -> None:
+    archive = archive_of(member("model.json", b"a" * 60), member("b", b"b" * 60))
+    assert "larger than 100" in refusal(archive, tmp_path / "b", max_bytes=100)
+    assert not (tmp_path / "b" / "b").exists()
+
+
+def test_a_size_that_is_claimed_and_not_there_is_refused(tmp_path: Path) -> None:
+    archive = archive_of(member("model.json", b"a" * 5000))
+    assert refusal(io.BytesIO(archive.getvalue()[:2048]), tmp_path / "b")
+
+
+def test_doubles_and_crowds_are_refused(tmp_path: Path) -> None:
+    twice = archive_of(member("model.json"), member("./model.json"))
+    assert "twice" in refusal(twice, tmp_path / "a")
+    crowd = archive_of(*(member(f"f{number}") for number in range(100)))
+    assert "more than 64" in refusal(crowd, tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive at all" * 100, b"\x1f\x8b\x08" + bytes(600)])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    assert refusal(io.BytesIO(content), tmp_path / "b")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "a")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        tar.add(tmp_path / "a" / "model.json", arcname="model.json")
+    file.seek(0)
+    assert "uncompressed" in refusal(file, tmp_path / "b")
+
+
+def test_an_archive_without_manifest_is_refused(tmp_path: Path) -> None:
+    assert "no model.json" in refusal(archive_of(member("weights.safetensors")), tmp_path / "b")
