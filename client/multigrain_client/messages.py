@@ -17,6 +17,8 @@ from multigrain_client.errors import FieldViolation, InvalidRequest
 
 M = TypeVar("M", bound=Message)
 
+_FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
+
 
 def build(message_type: type[M], request: M | None, fields: Mapping[str, Any]) -> M:
     """The request itself, or one made of ``fields``.
@@ -167,6 +169,9 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
         raise TypeError("write true or false")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, str) and field.cpp_type in _FLOATS:
+        # "inf" on a command line; "1e-4" from a YAML 1.1 file, where it is a text.
+        return float(value)
     return value
 
 

@@ -1,0 +1,190 @@
+"""Jobs, models and events in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from multigrain.v1.common_pb2 import ErrorKind
+from multigrain.v1.job_pb2 import (
+    CheckpointEvent,
+    EvaluationEvent,
+    Job,
+    JobEvent,
+    JobState,
+    LogEvent,
+    LossEvent,
+    StateEvent,
+)
+from multigrain.v1.model_pb2 import Model, ModelState
+from multigrain_client.messages import enum_name
+from multigrain_client.requests import kind_name, state_name
+
+
+def duration(seconds: float) -> str:
+    """ "45s", "3m05s", "2h10m"; "?" if unknown (negative)."""
+    if seconds < 0 or not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def size(count: float) -> str:
+    """ "512 B", "3.4 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def moment(timestamp: Timestamp) -> str:
+    """Local time, to the second; "-" if not set."""
+    if not timestamp.seconds:
+        return "-"
+    utc: datetime = timestamp.ToDatetime(tzinfo=UTC)
+    return utc.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def metrics(values: Mapping[str, float]) -> str:
+    """ "top1 0.9810, loss 0.1234"."""
+    return ", ".join(f"{name} {values[name]:.4f}" for name in sorted(values))
+
+
+def loss(event: LossEvent) -> str:
+    """One step on one line."""
+    parts = [
+        f"epoch {event.epoch}/{event.total_epochs}",
+        f"step {event.step}/{event.total_steps}",
+        f"loss {event.loss:.4f}",
+        f"classification {event.classification_loss:.4f}",
+        f"instance {event.instance_loss:.4f}",
+        f"lr {event.learning_rate:.3g}",
+    ]
+    if event.damping:
+        parts.append(f"damping {event.damping:.3g}")
+    parts += [f"{event.images_per_second:.1f} images/s", f"eta {duration(event.eta_seconds)}"]
+    if event.skipped:
+        parts.append("SKIPPED: not finite")
+    return "  ".join(parts)
+
+
+def event_line(event: JobEvent) -> str:
+    """One event on one line."""
+    which = event.WhichOneof("event")
+    text = ""
+    if which == "loss":
+        text = loss(event.loss)
+    elif which == "state":
+        text = _state(event.state, event.attempt)
+    elif which == "evaluation":
+        text = _evaluation(event.evaluation)
+    elif which == "checkpoint":
+        text = _checkpoint(event.checkpoint)
+    elif which == "log":
+        text = _log(event.log)
+    elif which == "artifact":
+        artifact = event.artifact
+        text = f"model {artifact.model}: {', '.join(artifact.files)} ({size(artifact.bytes)})"
+    clock = moment(event.time).partition(" ")[2]
+    return f"{clock} {which or 'event'}  {text}".strip()
+
+
+def _state(event: StateEvent, attempt: int) -> str:
+    text = enum_name(JobState.DESCRIPTOR, event.state)
+    if attempt > 1:
+        text += f" (attempt {attempt})"
+    if event.message:
+        text += f": {event.message}"
+    if event.HasField("error") and event.error.message not in event.message:
+        text += f": {event.error.message}"
+    return text
+
+
+def _evaluation(event: EvaluationEvent) -> str:
+    text = f"{metrics(event.metrics)}  {event.images} images in {duration(event.seconds)}"
+    return text + (f", {event.unreadable} unreadable" if event.unreadable else "")
+
+
+def _checkpoint(event: CheckpointEvent) -> str:
+    best = ", best so far" if event.best else ""
+    return f"{event.name}  step {event.step}, {size(event.bytes)}{best}"
+
+
+def _log(event: LogEvent) -> str:
+    level = enum_name(LogEvent.Level.DESCRIPTOR, event.level).lower()
+    who = "runner" if event.rank < 0 else f"worker {event.rank}"
+    return f"{level} {who}: {event.message}"
+
+
+def job_row(job: Job) -> list[str]:
+    """Cells under JOB_HEAD."""
+    progress = f"{job.progress.fraction:.0%}" if job.HasField("progress") else "-"
+    last = f"{job.last_loss.loss:.4f}" if job.HasField("last_loss") else "-"
+    kind = kind_name(job).lower()
+    return [job.job_id, kind, state_name(job), progress, last, moment(job.create_time), job.name]
+
+
+JOB_HEAD = ("JOB", "KIND", "STATE", "DONE", "LOSS", "CREATED", "NAME")
+
+
+def job_lines(job: Job) -> list[str]:
+    """Everything worth knowing of one job."""
+    state = state_name(job) + (f": {job.state_message}" if job.state_message else "")
+    lines = [
+        f"job         {job.job_id}",
+        f"kind        {kind_name(job).lower()}",
+        f"name        {job.name or '-'}",
+        f"state       {state}",
+        f"attempt     {job.attempt}",
+        f"created     {moment(job.create_time)}",
+        f"started     {moment(job.start_time)}",
+        f"ended       {moment(job.end_time)}",
+    ]
+    if job.labels:
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+        lines.append(f"labels      {labels}")
+    if job.HasField("last_loss"):
+        lines.append(f"last step   {loss(job.last_loss)}")
+    if job.HasField("last_checkpoint"):
+        lines.append(f"checkpoint  {_checkpoint(job.last_checkpoint)}")
+    if job.metrics:
+        lines.append(f"metrics     {metrics(job.metrics)}")
+    if job.HasField("artifact"):
+        lines.append(f"model       {job.artifact.model}")
+    if job.HasField("error"):
+        kind = enum_name(ErrorKind.DESCRIPTOR, job.error.kind)
+        lines.append(f"error       {kind}: {job.error.message}")
+        if job.error.log_tail:
+            lines.append("log of the worker that ended first:")
+            lines += [f"    {line}" for line in job.error.log_tail.splitlines()]
+    return lines
+
+
+MODEL_HEAD = ("MODEL", "STATE", "TRUNK", "VECTOR", "CLASSES", "PIXELS", "RUNTIME", "ALIASES")
+
+
+def model_row(model: Model) -> list[str]:
+    """Cells under MODEL_HEAD."""
+    return [
+        model_name(model),
+        enum_name(ModelState.DESCRIPTOR, model.state),
+        model.trunk,
+        str(model.embedding_size),
+        str(model.classes),
+        str(model.resolution),
+        model.runtime or "-",
+        ", ".join(model.aliases) or "-",
+    ]
+
+
+def model_name(model: Model) -> str:
+    """ "name@version" """
+    return f"{model.name}@{model.version}"

@@ -1,0 +1,67 @@
+"""multigrain embed"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+
+from multigrain_client.answers import FloatArray
+from multigrain_client.cli.command import OK, Command, Context
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--out", metavar="FILE.npy", help="write float32 (N, D); default: JSON")
+    parser.add_argument("--model", default="", help="name, name@version or alias")
+    parser.add_argument("--resolution", type=int, default=0, help="pixels; default the model's")
+    parser.add_argument("--no-normalize", action="store_true", help="leave the vectors' lengths")
+    parser.add_argument(
+        "--dtype", default="fp32", choices=["fp32", "fp16", "int8"], help="on the wire"
+    )
+    parser.add_argument(
+        "--on-error",
+        default="raise",
+        choices=["raise", "nan"],
+        help="a bad image fails the command (default), or its row is not-a-number",
+    )
+
+
+def run(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        vectors = client.embed(
+            arguments.images,
+            model=arguments.model,
+            resolution=arguments.resolution,
+            normalize=not arguments.no_normalize,
+            dtype=arguments.dtype,
+            on_error=arguments.on_error,
+        )
+    if arguments.out:
+        # An open file, because NumPy would add ".npy" to any other name.
+        with Path(arguments.out).open("wb") as file:
+            np.save(file, vectors)
+        rows, size = vectors.shape
+        context.output.data({"file": arguments.out, "images": rows, "size": size})
+        context.output.line(f"{arguments.out}: {rows} vectors of {size}")
+    else:
+        context.output.json(
+            [
+                {"image": image, "embedding": _numbers(vector)}
+                for image, vector in zip(arguments.images, vectors, strict=True)
+            ]
+        )
+    return OK
+
+
+def _numbers(vector: FloatArray) -> list[float] | None:
+    """Shortest decimals that give the same float32; None for the row of a bad image."""
+    if not math.isfinite(float(vector.sum())):
+        return None
+    return [float(str(value)) for value in vector]
+
+
+COMMAND = Command("embed", "embed image files", configure, run)

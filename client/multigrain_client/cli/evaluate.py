@@ -1,0 +1,59 @@
+"""multigrain evaluate"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from multigrain_client.cli.command import OK, Command, Context
+from multigrain_client.cli.follow import follow
+from multigrain_client.cli.values import add_settings, pairs
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--job", help="training job whose weights are evaluated")
+    weights.add_argument(
+        "--checkpoint-path", metavar="PATH", help="checkpoint or weights file on the server's host"
+    )
+    weights.add_argument("--model", help="model of the registry")
+    parser.add_argument("--checkpoint", help="with --job: last (default), best or a step")
+    parser.add_argument(
+        "--dataset",
+        metavar="FOLDER",
+        help="one sub-folder of images a class, on the server's host (a relative path is taken "
+        "from here)",
+    )
+    parser.add_argument(
+        "--task",
+        dest="tasks",
+        action="append",
+        help="classification or copy_detection; repeatable; default both",
+    )
+    add_settings(parser)
+
+
+def run(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        job = client.evaluate(
+            arguments.spec,
+            job=arguments.job,
+            checkpoint_path=arguments.checkpoint_path
+            and os.path.abspath(arguments.checkpoint_path),
+            model=arguments.model,
+            checkpoint=arguments.checkpoint,
+            dataset_path=arguments.dataset and os.path.abspath(arguments.dataset),
+            tasks=arguments.tasks,
+            name=arguments.name,
+            labels=pairs(arguments.labels),
+            **pairs(arguments.settings),
+        )
+        if arguments.watch:
+            return follow(client, job, context.output)
+        context.output.data(job)
+        context.output.line(f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}")
+    return OK
+
+
+COMMAND = Command("evaluate", "start an evaluation job", configure, run)

@@ -1,0 +1,46 @@
+"""Displays that only ever append: for pipes, files and programs."""
+
+from __future__ import annotations
+
+from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain_client.cli.describe import event_line, metrics
+from multigrain_client.cli.output import Output
+from multigrain_client.cli.progress.display import Display
+from multigrain_client.requests import kind_name, state_name
+
+
+class LineDisplay(Display):
+    """One line an event.
+
+    Args:
+        every: show every so many steps only (the last one always); other events all.
+    """
+
+    def __init__(self, output: Output, job: Job, *, every: int = 1) -> None:
+        self._output = output
+        self._every = max(every, 1)
+        output.line(f"{kind_name(job).lower()} job {job.job_id} {job.name}".rstrip())
+
+    def event(self, event: JobEvent) -> None:
+        if event.HasField("loss"):
+            step = event.loss.step
+            if step % self._every and step != event.loss.total_steps:
+                return
+        self._output.line(event_line(event))
+
+    def end(self, job: Job) -> None:
+        figures = f"  {metrics(job.metrics)}" if job.metrics else ""
+        self._output.line(f"job {job.job_id} {state_name(job)}{figures}")
+
+
+class JsonDisplay(Display):
+    """One JSON object a line: every event, then the job."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def event(self, event: JobEvent) -> None:
+        self._output.data(event)
+
+    def end(self, job: Job) -> None:
+        self._output.data(job)

@@ -1,0 +1,132 @@
+"""A display that redraws itself on a terminal. Needs rich."""
+
+from __future__ import annotations
+
+from typing import Self, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from multigrain.v1.job_pb2 import Job, JobEvent, JobState, LossEvent
+from multigrain_client.cli.describe import duration, event_line, metrics
+from multigrain_client.cli.progress.curve import block_curve
+from multigrain_client.cli.progress.display import Display
+from multigrain_client.messages import enum_name
+from multigrain_client.requests import kind_name, state_name
+
+CURVE_HEIGHT = 4
+# Redraws a second: smooth for eyes, cheap for a slow ssh connection.
+REFRESH = 4
+
+
+class LiveDisplay(Display):
+    """Progress bar, figures of the newest step and the loss curve; everything that is not a
+    step scrolls by above them."""
+
+    def __init__(self, stream: TextIO, job: Job) -> None:
+        self._console = Console(file=stream)
+        self._title = f"{kind_name(job).lower()} {job.job_id}" + (
+            f" ({job.name})" if job.name else ""
+        )
+        self._state = state_name(job)
+        # By step: the points of a newer attempt replace those of an older one.
+        self._losses: dict[int, float] = {}
+        self._attempt = 0
+        self._latest: LossEvent | None = None
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[eta]}"),
+            console=self._console,
+            expand=True,
+        )
+        self._task = self._bar.add_task(self._state, total=None, eta="")
+        self._live = Live(
+            console=self._console,
+            refresh_per_second=REFRESH,
+            get_renderable=self._render,
+            transient=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._console.print(self._title, style="bold", highlight=False)
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def event(self, event: JobEvent) -> None:
+        if event.HasField("loss"):
+            self._loss(event)
+            return
+        if event.HasField("state"):
+            self._state = enum_name(JobState.DESCRIPTOR, event.state.state)
+            self._bar.update(self._task, description=self._state)
+        self._live.console.print(event_line(event), highlight=False, markup=False)
+
+    def end(self, job: Job) -> None:
+        self._state = state_name(job)
+        self._bar.update(self._task, description=self._state, eta="")
+        if self._state == "SUCCEEDED":
+            self._bar.update(self._task, total=1, completed=1)
+        if job.metrics:
+            self._live.console.print(metrics(job.metrics), highlight=False, markup=False)
+
+    def _loss(self, event: JobEvent) -> None:
+        loss = event.loss
+        if event.attempt != self._attempt:
+            # The newest attempt wins from its first step on.
+            self._attempt = event.attempt
+            self._losses = {s: value for s, value in self._losses.items() if s < loss.step}
+        self._losses[loss.step] = loss.loss
+        self._latest = loss
+        left = duration(loss.eta_seconds)
+        self._bar.update(
+            self._task,
+            total=loss.total_steps or None,
+            completed=loss.step,
+            eta=f"{left} left" if left != "?" else "",
+        )
+
+    def _render(self) -> Group:
+        parts: list[Progress | Table | Text] = [self._bar]
+        if self._latest is not None:
+            parts.append(self._figures(self._latest))
+            parts.append(self._curve())
+        return Group(*parts)
+
+    def _figures(self, loss: LossEvent) -> Table:
+        table = Table.grid(padding=(0, 2))
+        cells = {
+            "epoch": f"{loss.epoch}/{loss.total_epochs}",
+            "step": f"{loss.step}/{loss.total_steps}",
+            "loss": f"{loss.loss:.4f}",
+            "classification": f"{loss.classification_loss:.4f}",
+            "instance": f"{loss.instance_loss:.4f}",
+            "lr": f"{loss.learning_rate:.3g}",
+            "damping": f"{loss.damping:.3g}" if loss.damping else "-",
+            "images/s": f"{loss.images_per_second:.0f}",
+            "data wait": f"{loss.data_wait:.0%}",
+        }
+        table.add_row(*(Text(name, style="dim") for name in cells))
+        table.add_row(*cells.values())
+        return table
+
+    def _curve(self) -> Text:
+        values = list(self._losses.values())
+        if not self._console.encoding.lower().startswith("utf") or len(values) < 2:
+            return Text("")
+        width = max(self._console.width - 10, 10)
+        lines = block_curve(values, width, CURVE_HEIGHT)
+        low, high = min(values), max(values)
+        labels = [f"{high:8.3f} "] + [" " * 9] * (CURVE_HEIGHT - 2) + [f"{low:8.3f} "]
+        text = Text()
+        for label, line in zip(labels, lines, strict=True):
+            text.append(label, style="dim")
+            text.append(line + "\n", style="cyan")
+        return text

@@ -1,0 +1,252 @@
+"""The seven steps of the demo."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from multigrain.v1.job_pb2 import Job
+from multigrain_client.cli.command import FAILED, OK
+from multigrain_client.cli.follow import show
+from multigrain_client.cli.output import Output
+from multigrain_client.cli.progress import LineDisplay, choose
+from multigrain_client.demo.contact_sheet import draw_contact_sheet
+from multigrain_client.demo.daemon import Daemon
+from multigrain_client.demo.dataset import DigitFolders, write_digits
+from multigrain_client.demo.distortion import distorted
+from multigrain_client.demo.folder import DemoFolder
+from multigrain_client.demo.neighbours import Query, nearest, pick_one_a_class
+from multigrain_client.demo.report import TARGET_TOP1, Report
+from multigrain_client.errors import InvalidRequest, MissingPackage, MultigrainClientError
+from multigrain_client.losses import latest_curve
+from multigrain_client.outcome import is_terminal, raise_unless_succeeded
+from multigrain_client.plotting import Curve, plot_losses
+from multigrain_client.sync.client import Client
+
+PRESET = "digits-demo"
+MODEL = "digits"
+NEIGHBOURS = 7
+CANCEL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line says. ``epochs`` None = the preset's."""
+
+    out: Path
+    size: int = 32
+    epochs: int | None = None
+    workers: int = 2
+
+
+def run_demo(options: DemoOptions, output: Output) -> int:
+    """Runs the demo; returns the exit code: 1 if the target accuracy was missed."""
+    if not 32 <= options.size <= 1024:
+        raise InvalidRequest("--size: must be 32..1024 pixels")
+    _check_packages()
+    folder = DemoFolder(options.out)
+    if folder.prepare():
+        output.line(f"replacing the earlier demo in {folder.path}")
+    report = Report(workers=options.workers)
+    with _termination_as_interrupt():
+        with report.stage(output, "dataset", "writing the UCI digits as image files"):
+            digits = write_digits(folder.dataset, options.size)
+            report.train_images, report.held_out_images = digits.train_images, digits.val_images
+        demo = Demo(options, output, folder, digits, report)
+        demo.run()
+    report.write(folder.summary)
+    output.data({"summary": str(folder.summary), "top1": report.top1, "good": report.good})
+    _print_summary(output, report, folder)
+    return OK if report.good else FAILED
+
+
+class Demo:
+    """Steps 2 to 7, which need the daemon."""
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        output: Output,
+        folder: DemoFolder,
+        digits: DigitFolders,
+        report: Report,
+    ) -> None:
+        self._options = options
+        self._output = output
+        self._folder = folder
+        self._digits = digits
+        self._report = report
+        self._job: Job | None = None
+
+    def run(self) -> None:
+        report, output = self._report, self._output
+        daemon = Daemon(self._folder.data, [self._folder.dataset], self._folder.server_log)
+        with report.stage(output, "daemon start", "starting the daemon"):
+            daemon.__enter__()
+        try:
+            with Client(daemon.address) as client:
+                try:
+                    self._steps(client)
+                except BaseException:
+                    self._cancel(client)
+                    raise
+        finally:
+            with report.stage(output, "shutdown", "shutting down"):
+                daemon.__exit__()
+        if daemon.exit_code:
+            raise MultigrainClientError(
+                f"the daemon ended with exit code {daemon.exit_code}; see {self._folder.server_log}"
+            )
+
+    def _steps(self, client: Client) -> None:
+        report, output = self._report, self._output
+        workers = self._options.workers
+        with report.stage(
+            output, "training", f"training MultiGrain with THOR on {workers} workers"
+        ):
+            job = self._train(client)
+        with report.stage(output, "evaluation", "evaluating on all held-out images"):
+            self._evaluate(client, job)
+        with report.stage(output, "export", "exporting MINDIR and ONNX and loading the model"):
+            model = self._export_and_load(client, job)
+        with report.stage(output, "serving", "embedding and classifying over gRPC"):
+            self._serve(client, model)
+            points = latest_curve(client.stream_losses(job, follow=False))
+            plot_losses([Curve(PRESET, points)], self._folder.loss_plot)
+
+    def _train(self, client: Client) -> Job:
+        overrides: dict[str, Any] = {
+            # No val_path: the held-out images play no part in training or in any choice.
+            "dataset.train_path": self._digits.train,
+            "devices.count": self._options.workers,
+            "model.image_size": self._options.size,
+        }
+        if self._options.epochs is not None:
+            overrides["schedule.epochs"] = self._options.epochs
+        job = client.start_training(preset=PRESET, name="digits", **overrides)
+        job = self._follow(client, job, live=True)
+        points = latest_curve(client.stream_losses(job, follow=False))
+        report = self._report
+        report.steps, report.epochs = len(points), job.training.schedule.epochs
+        tenth = max(len(points) // 10, 1)
+        report.first_loss = _mean([point.loss for point in points[:tenth]])
+        report.last_loss = _mean([point.loss for point in points[-tenth:]])
+        report.images_per_second = _mean([point.images_per_second for point in points])
+        return job
+
+    def _evaluate(self, client: Client, job: Job) -> None:
+        evaluation = client.evaluate(job=job, dataset_path=self._digits.val, name="digits")
+        self._report.metrics = dict(self._follow(client, evaluation).metrics)
+
+    def _export_and_load(self, client: Client, job: Job) -> str:
+        export = client.export(job=job, model_name=MODEL, formats=["mindir", "onnx"], name="digits")
+        artifact = self._follow(client, export).artifact
+        model = client.load_model(artifact.model, make_default=True)
+        self._report.model = artifact.model
+        self._report.runtime, self._report.load_seconds = model.runtime, model.load_seconds
+        return artifact.model
+
+    def _serve(self, client: Client, model: str) -> None:
+        from PIL import Image
+
+        report, paths = self._report, self._digits.held_out()
+        start = time.monotonic()
+        gallery = client.embed(paths, model=model)
+        report.embedded_per_second = len(paths) / (time.monotonic() - start)
+        report.vector_size = gallery.shape[1]
+        answers = client.classify(paths, top_k=1, model=model)
+        right = [
+            answer[0].label == path.parent.name for answer, path in zip(answers, paths, strict=True)
+        ]
+        report.served_top1 = sum(right) / len(right)
+
+        queries: list[Query] = []
+        for number, index in enumerate(pick_one_a_class(paths)):
+            with Image.open(paths[index]) as opened:
+                picture = opened.convert("RGB")
+            # Every other query is a distorted copy, which has to find its original.
+            is_copy = number % 2 == 1
+            if is_copy:
+                picture = distorted(picture, seed=number)
+            (vector,) = client.embed(picture, model=model)
+            (answer,) = client.classify(picture, top_k=1, model=model)
+            found = nearest(vector, gallery, paths, count=NEIGHBOURS, itself=index, is_copy=is_copy)
+            queries.append(Query(paths[index], picture, is_copy, answer[0], found))
+        report.copies = sum(query.is_copy for query in queries)
+        report.copies_found_first = sum(query.neighbours[0].is_original for query in queries)
+        draw_contact_sheet(queries, self._folder.contact_sheet)
+
+    def _follow(self, client: Client, job: Job, *, live: bool = False) -> Job:
+        self._job = job
+        display = choose(self._output, job) if live else LineDisplay(self._output, job)
+        with display:
+            job = show(client, job, display)
+        self._job = None
+        return raise_unless_succeeded(job)
+
+    def _cancel(self, client: Client) -> None:
+        """Jobs outlive the daemon on purpose: one that is not wanted any more must be told."""
+        if self._job is None:
+            return
+        try:
+            job = client.cancel(self._job)
+            self._output.line(f"cancelling job {job.job_id}")
+            if not is_terminal(job):
+                for _ in client.stream_events(job, kinds=["state"], timeout=CANCEL_SECONDS):
+                    pass
+        except MultigrainClientError as error:
+            # The error on its way out says more than this one.
+            self._output.line(f"could not cancel job {self._job.job_id}: {error}")
+
+
+def _check_packages() -> None:
+    """Before minutes of work, not after."""
+    needed = ("mindspore", "sklearn", "PIL", "matplotlib", "psutil", "multigrain_server")
+    # find_spec looks without importing; MindSpore alone would take seconds.
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise MissingPackage(
+            f"the demo needs {', '.join(missing)}: pip install 'multigrain[server,demo]'"
+        )
+
+
+def _print_summary(output: Output, report: Report, folder: DemoFolder) -> None:
+    output.line()
+    files = {
+        "contact sheet": folder.contact_sheet,
+        "loss curve": folder.loss_plot,
+        "data directory": folder.data,
+        "daemon's log": folder.server_log,
+    }
+    for line in report.lines(files):
+        output.line(line)
+    output.line()
+    verdict = "reached" if report.good else "MISSED"
+    output.line(
+        f"top-1 {report.top1:.2%} on held-out digits: target of {TARGET_TOP1:.0%} {verdict}"
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM unwinds like Control-C, so that job and daemon are ended in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
