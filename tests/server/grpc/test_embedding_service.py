@@ -1,0 +1,271 @@
+"""Embed, Classify and EmbedStream over a real connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from multigrain.v1 import common_pb2
+from multigrain.v1.embedding_pb2 import (
+    DTYPE_FP16,
+    DTYPE_FP32,
+    DTYPE_INT8,
+    ClassifyRequest,
+    EmbedRequest,
+    EmbedResponse,
+)
+from tests.engine.bundles import CLASSES, EMBEDDING, write_bundle
+from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.server.grpc.serving import serving
+from tests.server.serving.house import small_config, until
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models")
+    return tmp_path
+
+
+async def status_of(call: object) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc]
+    return caught.value
+
+
+def detail(error: grpc.aio.AioRpcError, kind: type) -> object:
+    status = rpc_status.from_call(error)
+    assert status is not None
+    for packed in status.details:
+        message = kind()
+        if packed.Unpack(message):
+            return message
+    raise AssertionError(f"no {kind.__name__}")
+
+
+async def test_a_vector_comes_normalised_with_its_timings(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        response = await s.embedding.Embed(
+            EmbedRequest(images=[picture(1), picture(2)], request_id="mine")
+        )
+    assert response.model == "tiny@1"
+    assert response.request_id == "mine"
+    for result in response.results:
+        assert result.status.code == 0
+        assert result.embedding.size == EMBEDDING
+        assert result.embedding.dtype == DTYPE_FP32
+        vector = np.frombuffer(result.embedding.data, "<f4")
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+    timings = response.timings
+    assert timings.total_ns > timings.compute_ns > 0
+    assert timings.decode_ns > 0
+
+
+async def test_normalisation_can_be_left_out(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        request = EmbedRequest(images=[picture(1)], normalize=False)
+        raw = np.frombuffer((await s.embedding.Embed(request)).results[0].embedding.data, "<f4")
+        request.normalize = True
+        unit = np.frombuffer((await s.embedding.Embed(request)).results[0].embedding.data, "<f4")
+    assert np.linalg.norm(raw) != pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw), unit, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "letter"), [(DTYPE_FP16, "<f2"), (DTYPE_INT8, "i1")])
+async def test_a_smaller_dtype_says_what_it_is(root: Path, dtype: int, letter: str) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        request = EmbedRequest(images=[picture(1)])
+        whole = (await s.embedding.Embed(request)).results[0].embedding
+        request.dtype = dtype  # type: ignore[assignment]
+        small = (await s.embedding.Embed(request)).results[0].embedding
+    assert small.dtype == dtype
+    vector = np.frombuffer(small.data, letter).astype(np.float32) * (small.scale or 1)
+    np.testing.assert_allclose(vector, np.frombuffer(whole.data, "<f4"), atol=5e-3)
+    assert (small.scale > 0) == (dtype == DTYPE_INT8)
+
+
+async def test_classes_come_most_probable_first(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        default = await s.embedding.Classify(ClassifyRequest(images=[picture(1)]))
+        two = await s.embedding.Classify(
+            ClassifyRequest(images=[picture(1), b"x"], top_k=2, request_id="r")
+        )
+    assert len(default.results[0].classes) == CLASSES
+    first, second = two.results[0].classes
+    assert first.probability >= second.probability
+    assert first.label == f"label {first.class_id}"
+    assert two.request_id == "r"
+    assert two.results[1].status.kind == common_pb2.ERROR_KIND_IMAGE_FORMAT
+    assert not two.results[1].classes
+
+
+async def test_every_strange_picture_gets_its_own_status_and_the_call_is_ok(root: Path) -> None:
+    good, bad = strange_good(), strange_bad()
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        response = await s.embedding.Embed(EmbedRequest(images=[*good.values(), *bad.values()]))
+    results = dict(zip([*good, *bad], response.results, strict=True))
+    for name in good:
+        assert results[name].status.code == 0, name
+        assert results[name].HasField("embedding")
+    for name in bad:
+        status = results[name].status
+        assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0], name
+        assert common_pb2.ErrorKind.Name(status.kind).startswith("ERROR_KIND_IMAGE_")
+        assert status.message
+        assert "Traceback" not in status.message
+        assert not results[name].HasField("embedding")
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (EmbedRequest(), "images"),
+        (EmbedRequest(images=[b"x"] * 65), "images"),
+        (EmbedRequest(images=[b"x"], resolution=5), "resolution"),
+        (EmbedRequest(images=[b"x"], whiten=True), "whiten"),
+        (EmbedRequest(images=[b"x"], dtype=9), "dtype"),  # type: ignore[arg-type]
+        (EmbedRequest(images=[b"x"], model="ti ny"), "model"),
+    ],
+)
+async def test_a_wrong_field_is_an_invalid_argument_that_names_it(
+    root: Path, request_: EmbedRequest, field: str
+) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        error = await status_of(s.embedding.Embed(request_))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        bad = detail(error, error_details_pb2.BadRequest)
+        assert isinstance(bad, error_details_pb2.BadRequest)
+        assert bad.field_violations[0].field == field
+        assert (await s.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
+
+
+async def test_without_a_model_the_answer_says_what_to_do(root: Path) -> None:
+    async with serving(root) as s:
+        error = await status_of(s.embedding.Embed(EmbedRequest(images=[b"x"])))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        assert "LoadModel first" in (error.details() or "")
+        error = await status_of(s.embedding.Embed(EmbedRequest(images=[b"x"], model="tiny")))
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        error = await status_of(s.embedding.Embed(EmbedRequest(images=[b"x"], model="none")))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_overload_is_told_with_a_delay(root: Path) -> None:
+    async with serving(root, small_config(queue_items=2, max_images_per_request=2)) as s:
+        await s.manager.load("tiny")
+        engine = s.manager.route("").engine
+        engine.hold(100)
+        inside = s.embedding.Embed(EmbedRequest(images=[picture(1), picture(2)]))
+        await until(lambda: engine.pending == 2)
+        error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(3)])))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        retry = detail(error, error_details_pb2.RetryInfo)
+        assert isinstance(retry, error_details_pb2.RetryInfo)
+        assert retry.retry_delay.ToMilliseconds() > 0
+        engine.hold(0)
+        await inside
+
+
+async def test_the_deadline_of_the_call_drops_its_work(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        engine = s.manager.route("").engine
+        engine.hold(2)
+        error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(1)]), timeout=0.15))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: s.manager.admission.items == 0)
+        await s.embedding.Embed(EmbedRequest(images=[picture(1), picture(2)]))
+        assert s.house.metric("multigrain_batch_items_sum", model="tiny") == 2
+
+
+async def test_a_cancelled_call_drops_its_work(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        engine = s.manager.route("").engine
+        engine.hold(100)
+        call = s.embedding.Embed(EmbedRequest(images=[picture(1)]))
+        waiting = asyncio.ensure_future(call)
+        await until(lambda: engine.pending == 1)
+        call.cancel()
+        await until(lambda: engine.pending == 0)
+        assert s.manager.admission.items == 0
+        assert s.house.metric("multigrain_cancelled_items_total", where="queue") == 1
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_killed_engine_is_unavailable_and_comes_back(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        engine = s.manager.route("").engine
+        engine.hold(100)
+        call = asyncio.ensure_future(s.embedding.Embed(EmbedRequest(images=[picture(1)])))
+        await until(lambda: engine.pending == 1)
+        os.kill(engine.pid, signal.SIGKILL)
+        error = await status_of(call)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        await until(lambda: s.manager.view("tiny").state.value == "ready")
+        assert (await s.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
+
+
+async def test_a_stream_keeps_order_and_ids(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+
+        async def requests() -> AsyncIterator[EmbedRequest]:
+            for number in range(40):
+                images = [picture(number % 7), b"bad"][: 1 + number % 2]
+                yield EmbedRequest(images=images, request_id=str(number))
+
+        got = [response async for response in s.embedding.EmbedStream(requests())]
+        alone = [
+            (await s.embedding.Embed(EmbedRequest(images=[picture(seed)]))).results[0]
+            for seed in range(7)
+        ]
+    assert [response.request_id for response in got] == [str(number) for number in range(40)]
+    for number, response in enumerate(got):
+        assert len(response.results) == 1 + number % 2
+        np.testing.assert_allclose(
+            np.frombuffer(response.results[0].embedding.data, "<f4"),
+            np.frombuffer(alone[number % 7].embedding.data, "<f4"),
+            atol=1e-5,
+        )
+        if number % 2:
+            assert response.results[1].status.code != 0
+
+
+async def test_a_wrong_request_ends_its_stream_after_the_answers_before_it(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        got: list[EmbedResponse] = []
+
+        async def requests() -> AsyncIterator[EmbedRequest]:
+            yield EmbedRequest(images=[picture(1)])
+            yield EmbedRequest(images=[picture(2)])
+            yield EmbedRequest(images=[picture(3)], dtype=9)  # type: ignore[arg-type]
+            yield EmbedRequest(images=[picture(4)])
+
+        async def read() -> None:
+            call = s.embedding.EmbedStream(requests())
+            while (response := await call.read()) is not grpc.aio.EOF:
+                got.append(response)
+            await call.code()
+
+        error = await status_of(read())
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert len(got) == 2
+        await until(lambda: s.manager.admission.items == 0)
