@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+
 from multigrain_client import Client
 
 
@@ -22,6 +23,7 @@ class Daemon:
         self.log = folder / "daemon.log"
         self._roots = list(roots)
         self._flags = list(flags)
+        self._port = "0"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Daemon:
@@ -32,7 +34,7 @@ class Daemon:
             "-m",
             "multigrain_server.main",
             f"--data-dir={self.data_dir}",
-            "--listen=127.0.0.1:0",
+            f"--listen=127.0.0.1:{self._port}",
             "--http-listen=127.0.0.1:0",
             *(f"--data-root={root}" for root in self._roots),
             *self._flags,
@@ -45,6 +47,10 @@ class Daemon:
                 raise AssertionError(f"the daemon did not start:\n{self.log.read_text()}")
             time.sleep(0.05)
         return self
+
+    def fix_port(self, port: str) -> None:
+        """Later starts listen on this port, so that clients find the daemon again."""
+        self._port = port
 
     @property
     def address(self) -> str:
@@ -78,7 +84,7 @@ class Daemon:
 
 
 def processes_below(data_dir: Path) -> list[psutil.Process]:
-    """Processes of this data directory's jobs and engines (named by command line or environment)."""
+    """Processes of the folder's jobs and engines, told by command line or environment."""
     found = []
     marker = str(data_dir)
     for process in psutil.process_iter():

@@ -1,0 +1,138 @@
+"""Train on two workers, evaluate, export, load, embed and classify: the whole way of a picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.daemon import Daemon, wait_for_no_processes
+from tests.e2e.jobs import small_training
+
+pytestmark = pytest.mark.slow
+
+# Runs in a process of its own, so that this one never imports MindSpore.
+EMBED_WITH_THE_LIBRARY = """
+import json, sys
+from pathlib import Path
+import mindspore
+import numpy as np
+from multigrain.checkpoint import store
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from multigrain.model.multigrain import build_model
+from multigrain.model.state import load_model_state
+
+checkpoint = store.load(Path(sys.argv[1]))
+spec = checkpoint.manifest.model
+model = build_model(spec, spec.classes)
+load_model_state(model, checkpoint.model)
+model.set_train(False)
+how = Preprocessing.standard(spec.image_size, spec.center_crop)
+images = np.stack([preprocess(Path(path).read_bytes(), how) for path in sys.argv[3:]])
+embedding, logits = model(mindspore.Tensor(images))
+np.savez(sys.argv[2], embedding=embedding.asnumpy(), logits=logits.asnumpy())
+"""
+
+RUN_MINDIR = """
+import sys
+import mindspore
+import numpy as np
+from mindspore import nn
+
+images = np.load(sys.argv[2])
+net = nn.GraphCell(mindspore.load(sys.argv[1]))
+rows = [net(mindspore.Tensor(image[None])) for image in images]
+np.save(sys.argv[3], np.concatenate([row[0].asnumpy() for row in rows]))
+"""
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path) -> None:
+    with daemon.client() as client:
+        spec = small_training(digits, epochs=2, workers=2, evaluation={"every_epochs": 1})
+        job = client.start_training(spec, name="whole way")
+        points = list(client.stream_losses(job))
+        job = client.wait(job)
+
+        steps = [point.step for point in points]
+        assert steps == list(range(1, job.progress.total_steps + 1))
+        for point in points:
+            joint = 0.5 * point.classification_loss + 0.5 * point.instance_loss
+            assert point.loss == pytest.approx(joint, rel=1e-4)
+        assert points[0].refreshed_layers == points[0].curvature_layers > 20
+        assert points[1].refreshed_layers == 0
+        assert job.last_checkpoint.step == job.progress.total_steps
+        assert 0 <= job.metrics["top1"] <= job.metrics["top5"] <= 1
+
+        val = digits / "val"
+        evaluation = client.wait(client.evaluate(job=job, dataset_path=val))
+        counted = evaluation.metrics["top1"] * len(list(val.rglob("*.png")))
+        assert counted == pytest.approx(round(counted), abs=1e-6)
+        assert evaluation.metrics["top1"] == pytest.approx(job.metrics["top1"], abs=1e-6)
+        assert 0 < evaluation.metrics["copy_map"] <= 1
+
+        exported = client.wait(client.export(job=job, model_name="digits"))
+        assert exported.artifact.model == "digits@1"
+        client.load_model("digits")
+
+        files = sorted(val.rglob("*.png"))[:7]
+        served = client.embed(files)
+        classes = client.classify(files, top_k=4)
+
+        checkpoint = daemon.data_dir / "jobs" / job.job_id / "checkpoints"
+        checkpoint = checkpoint / job.last_checkpoint.name
+        reference = run_library(checkpoint, files, tmp_path)
+        np.testing.assert_allclose(served, normalised(reference["embedding"]), atol=1e-4)
+        scores = np.exp(reference["logits"] - reference["logits"].max(1, keepdims=True))
+        scores /= scores.sum(1, keepdims=True)
+        for row, answer in zip(scores, classes, strict=True):
+            assert [c.probability for c in answer.classes] == pytest.approx(
+                sorted(row.tolist(), reverse=True)[:4], abs=1e-4
+            )
+
+        bundle = daemon.data_dir / "models" / "digits" / "1"
+        np.testing.assert_allclose(
+            normalised(run_mindir(bundle, files, tmp_path)), served, atol=1e-4
+        )
+
+        # One broken picture fails alone, and says so.
+        answers = client.Embed(images=[files[0].read_bytes(), b"not an image", b""])
+        assert [result.status.code for result in answers.results] == [0, 3, 3]
+        assert "image" in answers.results[1].status.message
+
+    assert daemon.stop() == 0
+    wait_for_no_processes(daemon.data_dir)
+
+
+def run_library(checkpoint: Path, files: list[Path], folder: Path) -> dict[str, np.ndarray]:
+    """Embeddings and logits straight from the checkpoint, without the daemon."""
+    out = folder / "library.npz"
+    subprocess.run(
+        [sys.executable, "-c", EMBED_WITH_THE_LIBRARY, checkpoint, out, *files], check=True
+    )
+    return dict(np.load(out))
+
+
+def run_mindir(bundle: Path, files: list[Path], folder: Path) -> np.ndarray:
+    """Embeddings from the exported MINDIR."""
+    from multigrain.bundle.manifest import BundleManifest
+    from multigrain.images.preprocess import preprocess
+
+    manifest = BundleManifest.model_validate(json.loads((bundle / "model.json").read_text()))
+    head = manifest.heads[0]
+    images = np.stack([preprocess(path.read_bytes(), head.preprocessing) for path in files])
+    np.save(folder / "images.npy", images)
+    out = folder / "mindir.npy"
+    subprocess.run(
+        [sys.executable, "-c", RUN_MINDIR, bundle / head.mindir, folder / "images.npy", out],
+        check=True,
+    )
+    return np.load(out)
