@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from multigrain.bundle.folder import read, unpack_tar, write_manifest, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.reference import ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, verify
-from multigrain_server.models.tar import unpack_tar, write_tar
 from multigrain_server.models.view import ModelView
 
 _LOG = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ class BundleImport:
         """Checks the archive and makes the bundle visible.
 
         Raises:
-            MultigrainError: INVALID_FIELD (wrong SHA-256), CHECKPOINT (damaged bundle),
-                ALREADY_EXISTS.
+            MultigrainError: INVALID_FIELD (wrong SHA-256, not a bundle), ALREADY_EXISTS, STORAGE.
         """
         if self._expected and self._digest.hexdigest() != self._expected:
             raise MultigrainError.field(
@@ -91,7 +90,7 @@ class BundleImport:
         # From here to the rename nothing waits, so that two imports cannot take one version.
         version = ModelVersion(name, self._version or self._manager.bundles.next_version(name))
         renamed = manifest.model_copy(update={"name": name, "version": version.version})
-        (folder / MANIFEST_NAME).write_text(renamed.model_dump_json(indent=2))
+        write_manifest(folder, renamed)
         self._manager.bundles.add(folder, version)
         self._manager.rescan()
         _LOG.info("imported %s, %d bytes", version, self._received)
@@ -114,8 +113,16 @@ class BundleImport:
     def _unpack(self, folder: Path) -> BundleManifest:
         self._file.flush()
         self._file.seek(0)
-        manifest = unpack_tar(self._file, folder, self._manager.config.max_bundle_bytes)
-        verify(BundleEntry(ModelVersion(manifest.name, manifest.version), folder, manifest))
+        unpack_tar(self._file, folder, max_bytes=self._manager.config.max_bundle_bytes)
+        try:
+            manifest = read(folder, verify=True)
+        except MultigrainError as error:
+            if error.kind is not ErrorKind.CHECKPOINT:
+                raise
+            raise MultigrainError.field("chunk", error.message) from error
+        for path in folder.iterdir():
+            if path.name != MANIFEST_NAME and path.name not in manifest.files:
+                path.unlink()  # what nobody can check is not kept
         return manifest
 
 
@@ -152,7 +159,7 @@ async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[Bund
 def _pack(entry: BundleEntry, target: Path) -> BundleArchive:
     verify(entry)
     with target.open("w+b") as file:
-        write_tar(entry.path, entry.manifest, file)
+        write_tar(entry.path, file)
         file.flush()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.reference import ModelReference, ModelVersion
@@ -157,25 +157,9 @@ def verify(entry: BundleEntry) -> None:
     """Reads every file of the bundle and compares size and SHA-256 (seconds per gigabyte).
 
     Raises:
-        MultigrainError: CHECKPOINT naming the file.
+        MultigrainError: CHECKPOINT naming the version and the file.
     """
-    for name, expected in entry.manifest.files.items():
-        path = entry.path / name
-        try:
-            if path.stat().st_size != expected.bytes:
-                raise _damaged(
-                    entry, f"{name} has {path.stat().st_size} bytes, not {expected.bytes}"
-                )
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise _damaged(entry, f"{name} is missing") from None
-        if digest != expected.sha256:
-            raise _damaged(entry, f"{name} is not the file that was exported (its SHA-256 differs)")
-
-
-def _damaged(entry: BundleEntry, why: str) -> MultigrainError:
-    return MultigrainError(
-        ErrorKind.CHECKPOINT,
-        f"the bundle of {entry.version} is damaged: {why}; export or import it again",
-    )
+    try:
+        read(entry.path, verify=True)
+    except MultigrainError as error:
+        raise MultigrainError(error.kind, f"{entry.version}: {error.message}") from error

@@ -99,7 +99,7 @@ async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
         changed = bytearray(files["model.onnx"])
         changed[100] ^= 1
         files["model.onnx"] = bytes(changed)
-        with pytest.raises(MultigrainError, match="SHA-256 differs"):
+        with pytest.raises(MultigrainError, match="not what was written"):
             await upload(h.manager, tar(files))
         assert h.manager.page().models == ()
         assert left_aside(h, tmp_path) == []
@@ -108,18 +108,17 @@ async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("archive", "why"),
     [
-        (lambda files: b"hello", "not a tar archive"),
-        (lambda files: b"", "not a tar archive"),
-        (lambda files: tar(files)[:2000], "cut short"),
+        (lambda files: b"hello", "not a whole, uncompressed tar"),
+        (lambda files: b"", "not a whole, uncompressed tar"),
+        (lambda files: tar(files)[:2000], "tar archive|cut off"),
         (lambda files: tar({"model.onnx": b"x"}), "no model.json"),
-        (lambda files: tar({"model.json": b"{}"}), "wrong at name"),
-        (lambda files: tar({"model.json": files["model.json"]}), "lacks model.onnx"),
-        (lambda files: tar({**files, "../evil": b"x"}), "outside the bundle"),
-        (lambda files: tar({**files, "/etc/evil": b"x"}), "outside the bundle"),
-        (lambda files: tar({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc"), "regular file"),
-        (lambda files: tar({"a": b"", "a/b": b""}), "'a/b'"),
-        (lambda files: tar({"a" * 300: b""}), "cannot be stored"),
-        (lambda files: tar({f"{n}": b"" for n in range(1001)}), "entries"),
+        (lambda files: tar({"model.json": b"{}"}), "wrong: name"),
+        (lambda files: tar({"model.json": files["model.json"]}), "model.onnx is missing"),
+        (lambda files: tar({**files, "../evil": b"x"}), "plain file name"),
+        (lambda files: tar({**files, "/etc/evil": b"x"}), "plain file name"),
+        (lambda files: tar({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc"), "not a plain file"),
+        (lambda files: tar({"a": b"", "a/b": b""}), "plain file name"),
+        (lambda files: tar({f"{n}": b"" for n in range(1001)}), "more than"),
     ],
 )
 async def test_an_archive_that_is_no_bundle_is_refused(
@@ -148,7 +147,7 @@ async def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
     manifest["files"]["../../other"] = {"sha256": "0" * 64, "bytes": 1}
     files["model.json"] = json.dumps(manifest).encode()
     async with house(tmp_path) as h:
-        with pytest.raises(MultigrainError, match="outside the bundle"):
+        with pytest.raises(MultigrainError, match="plain file name"):
             await upload(h.manager, tar(files))
 
 
