@@ -35,6 +35,7 @@ from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.training_service import TrainingServicer
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.devices import Inventory
+from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.recovery import Recovery
 from multigrain_server.jobs.service import Jobs
@@ -74,10 +75,10 @@ class App:
         self.registry = CollectorRegistry()
         self._data = DataDir(config.data_dir)
         self._database = Database(self._data.database, [JOB_SCHEMA, MODEL_SCHEMA])
-        self._health = Health()
+        self.health = Health()
         self._calls = Calls()
         self._host = HostCollector()
-        self._http = HttpServer(self.registry, lambda: self._health.ready)
+        self._http = HttpServer(self.registry, lambda: self.health.ready)
         self._gpu_watch: asyncio.Task[None] | None = None
         self._events = EventMetrics(self.registry)
         self.models = ModelManager(
@@ -85,7 +86,7 @@ class App:
             self._database,
             config.serving,
             self.registry,
-            self._health.on_health,
+            self.health.on_health,
         )
         self._store = JobStore(self._database)
         self._leases = Leases(Inventory.parse(config.devices))
@@ -101,16 +102,19 @@ class App:
             on_end=self._job_ended,
             on_event=self._events.read,
         )
+        self.feeds = Feeds(self._data.jobs, self._supervisor, config.jobs.heartbeat_seconds)
         self.jobs = Jobs(
             self._data.jobs,
             self._data.models,
             self._store,
             self._supervisor,
             self._leases,
-            config.jobs.heartbeat_seconds,
+            self.feeds,
         )
         self._server = self._build_server()
-        self.registry.register(JobCollector(self._store, self._supervisor, self._leases))
+        self.registry.register(
+            JobCollector(self._store, self._supervisor, self._leases, self.feeds)
+        )
         self.registry.register(self._host)
 
     def _build_server(self) -> grpc.aio.Server:
@@ -129,12 +133,12 @@ class App:
         add_JobServiceServicer_to_server(JobServicer(self.jobs, self._events), server)
         add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
         add_EmbeddingServiceServicer_to_server(EmbeddingServicer(self.models), server)
-        self._health.add_to(server)
+        self.health.add_to(server)
         enable_reflection(server)
         return server
 
     def _job_ended(self, active: ActiveJob) -> None:
-        self.jobs.ended(active.job_id, active.feed)
+        self.feeds.keep(active.feed)
         succeeded = active.feed.view.state is JobState.SUCCEEDED
         if active.request.kind is JobKind.EXPORT and succeeded:
             self.models.rescan()
@@ -158,12 +162,11 @@ class App:
             except OSError as error:
                 raise OSError(f"cannot listen on {http}: {error.strerror}") from error
         _log.info("listening", address=self.address, http=self.http_address or None)
-        await self._health.start()
-        heartbeat = self.config.jobs.heartbeat_seconds
-        Recovery(self._data.jobs, self._store, self._supervisor, heartbeat).run()
+        await self.health.start()
+        Recovery(self._data.jobs, self._store, self._supervisor, self.feeds).run()
         self._supervisor.start()
         await self.models.start()
-        await self._health.serve()
+        await self.health.serve()
         await self._server.start()
         self._data.write_address(self.address)
         self._gpu_watch = asyncio.create_task(self._host.watch_gpus(), name="gpus")
@@ -172,9 +175,9 @@ class App:
         """Drains and ends. Running jobs go on without the daemon."""
         shutdown = self.config.shutdown
         _log.info("stopping", calls=self._calls.in_flight)
-        await self._health.drain()
+        await self.health.drain()
         await asyncio.sleep(shutdown.keep_serving_seconds)
-        self.jobs.close_streams()
+        self.feeds.close()
         if not await self._calls.drain(shutdown.drain_seconds):
             _log.warning("calls cut off", calls=self._calls.in_flight)
         await self._server.stop(grace=0.1)
@@ -191,3 +194,8 @@ class App:
         await self._http.stop()
         self._database.close()
         self._data.close()
+
+    def runner_pids(self) -> list[int]:
+        """Processes that run jobs now."""
+        runners = [active.runner for active in self._supervisor.active.values()]
+        return [r.pid for r in runners if r is not None and r.alive() and r.pid is not None]

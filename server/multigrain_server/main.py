@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from multigrain_server.app import App
+from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, dump, parse
 from multigrain_server.data_dir import DataDirError
@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def serve(config: ServerConfig) -> None:
+async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COMMAND) -> None:
     """Runs until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+
+    Args:
+        config: everything an operator can set.
+        runner_command: see ``App``.
 
     Raises:
         DataDirError, OSError: if it cannot start.
@@ -54,7 +58,7 @@ async def serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    app = App(config)
+    app = App(config, runner_command)
     try:
         await app.start()
     except BaseException:

@@ -100,8 +100,8 @@ class EventFeed:
 
     async def catch_up(self) -> None:
         """Takes in a file of any length without holding up the event loop."""
-        while self.poll(max_chunks=1):
-            await asyncio.sleep(0)  # noqa: ASYNC110 - gives way, waits for nothing
+        while self.poll(max_chunks=1):  # noqa: ASYNC110 - gives way, waits for nothing
+            await asyncio.sleep(0)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -10,7 +10,7 @@ from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobRequest
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.creation import remove_leftovers
-from multigrain_server.jobs.event_feed import EventFeed
+from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.store import JobRow, JobStore
 from multigrain_server.jobs.supervisor import Supervisor
 
@@ -25,12 +25,12 @@ class Recovery:
     """
 
     def __init__(
-        self, jobs_dir: Path, store: JobStore, supervisor: Supervisor, heartbeat_seconds: float
+        self, jobs_dir: Path, store: JobStore, supervisor: Supervisor, feeds: Feeds
     ) -> None:
         self._jobs_dir = jobs_dir
         self._store = store
         self._supervisor = supervisor
-        self._heartbeat_seconds = heartbeat_seconds
+        self._feeds = feeds
 
     def run(self) -> None:
         remove_leftovers(self._jobs_dir)
@@ -56,7 +56,7 @@ class Recovery:
         if request.request_id and self._store.by_request_id(request.request_id):
             # A copied folder, say. The key stays with the job that has it.
             request = request.model_copy(update={"request_id": ""})
-        feed = EventFeed(job_id, folder.events)
+        feed = self._feeds.new(job_id)
         feed.poll()
         self._store.insert(request, feed.view, feed.offset)
         _log.info("job indexed from its folder", job_id=job_id, state=feed.view.state.value)
@@ -70,7 +70,7 @@ class Recovery:
             size = 0
         if job.view.state.terminal and size == row.events_bytes:
             return
-        feed = EventFeed(job.job_id, folder.events, self._heartbeat_seconds)
+        feed = self._feeds.new(job.job_id)
         feed.poll()
         self._store.save_view(job.job_id, feed.view, feed.offset)
         if feed.view.state.terminal:

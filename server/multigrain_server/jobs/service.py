@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -26,17 +25,16 @@ from multigrain_server.jobs.creation import (
     move_to_trash,
     new_job_id,
 )
-from multigrain_server.jobs.event_feed import EventFeed
+from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.journal import append
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.page import PageToken, page_size
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec
-from multigrain_server.jobs.supervisor import Supervisor, append
+from multigrain_server.jobs.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
-
-_ENDED_FEEDS = 32
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class Jobs:
 
     Args:
         jobs_dir, models_dir: where job folders and exported bundles go.
-        store, supervisor, leases: the parts.
-        heartbeat_seconds: of event streams.
+        store, supervisor, leases, feeds: the parts.
     """
 
     def __init__(
@@ -74,17 +71,15 @@ class Jobs:
         store: JobStore,
         supervisor: Supervisor,
         leases: Leases,
-        heartbeat_seconds: float = 10.0,
+        feeds: Feeds,
     ) -> None:
         self._jobs_dir = jobs_dir
         self._models_dir = models_dir
         self._store = store
         self._supervisor = supervisor
         self._leases = leases
-        self._heartbeat_seconds = heartbeat_seconds
-        self._ended: OrderedDict[str, EventFeed] = OrderedDict()
+        self._feeds = feeds
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._closed: MultigrainError | None = None
 
     async def submit(
         self, submission: Submission, check: Callable[[], Awaitable[CheckedSpec]]
@@ -133,7 +128,7 @@ class Jobs:
         busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
         message = self._leases.explain(devices) if busy else "queued"
         folder = create_folder(self._jobs_dir, request, message)
-        feed = EventFeed(request.job_id, folder.events, self._heartbeat_seconds)
+        feed = self._feeds.new(request.job_id)
         feed.poll()
         self._store.insert(request, feed.view, feed.offset)
         active = ActiveJob(request, folder, feed)
@@ -199,9 +194,7 @@ class Jobs:
         ):
             raise _still_ending(job_id)
         self._store.save_cancel(job_id, False)
-        feed = self._ended.pop(job_id, None)
-        if feed is None:
-            feed = EventFeed(job_id, folder.events, self._heartbeat_seconds)
+        feed = self._feeds.take(job_id)
         feed.poll()
         self._store.save_view(job_id, feed.view, feed.offset)
         active = ActiveJob(job.request, folder, feed)
@@ -227,9 +220,8 @@ class Jobs:
                 raise _wrong_state(job, f"is in use: job {active.job_id} reads its checkpoints")
         trash = move_to_trash(folder)
         self._store.delete(job_id)
-        feed = self._ended.pop(job_id, None)
-        if feed is not None:
-            feed.close(MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted"))
+        gone = MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted")
+        self._feeds.drop(job_id, gone)
         await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
 
     async def stream(
@@ -241,38 +233,9 @@ class Jobs:
             MultigrainError: INVALID_FIELD, NOT_FOUND; UNAVAILABLE when the server stops.
         """
         self._row(job_id)
-        if self._closed is not None:
-            raise self._closed
-        async with aclosing(self._feed(job_id).stream(after_seq, kinds, follow)) as events:
+        async with aclosing(self._feeds.open(job_id).stream(after_seq, kinds, follow)) as events:
             async for event in events:
                 yield event
-
-    def ended(self, job_id: str, feed: EventFeed) -> None:
-        """Keeps the feed of a job that has just ended: its followers are likely to ask again."""
-        self._ended[job_id] = feed
-        while len(self._ended) > _ENDED_FEEDS:
-            self._ended.popitem(last=False)
-
-    def close_streams(self) -> None:
-        """Ends every stream with UNAVAILABLE: clients go on from their last seq elsewhere."""
-        self._closed = MultigrainError(
-            ErrorKind.UNAVAILABLE,
-            "the server is shutting down; go on from the last seq when it is back",
-            retry_after=1.0,
-        )
-        feeds = [active.feed for active in self._supervisor.active.values()]
-        for feed in [*feeds, *self._ended.values()]:
-            feed.close(self._closed)
-
-    def _feed(self, job_id: str) -> EventFeed:
-        active = self._supervisor.active.get(job_id)
-        if active is not None:
-            return active.feed
-        if job_id not in self._ended:
-            path = JobFolder(self._jobs_dir / job_id).events
-            self.ended(job_id, EventFeed(job_id, path, self._heartbeat_seconds))
-        self._ended.move_to_end(job_id)
-        return self._ended[job_id]
 
     def _row(self, job_id: str) -> JobRow:
         row = self._store.get(check_job_id(job_id))

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 import structlog
 
 from multigrain.errors import MultigrainError
-from multigrain.events.lock import LockHeldError, is_locked
-from multigrain.events.log import EventWriter
 from multigrain.events.records import JobError, JobState, Record, StateRecord
-from multigrain.jobs.folder import JobFolder
 from multigrain_server.jobs.active import ActiveJob
+from multigrain_server.jobs.journal import append, runner_log_tail
 from multigrain_server.jobs.leases import Lease, Leases
 from multigrain_server.jobs.runner_process import RunnerProcess
 from multigrain_server.jobs.store import JobStore
@@ -174,7 +172,7 @@ class Supervisor:
                 "on; its output is in workers/runner.log of the job's folder. Mend the cause, "
                 "then resume the job"
             )
-            error = JobError("RUNNER_LOST", message, log_tail=_tail(active.folder))
+            error = JobError("RUNNER_LOST", message, log_tail=runner_log_tail(active.folder))
             self.write(active, StateRecord(JobState.FAILED, message, error))
         elif asyncio.get_running_loop().time() >= active.not_before:
             self._spawn(active)
@@ -254,30 +252,3 @@ class Supervisor:
             active.runner = None
             self._finish(active)
         return True
-
-
-def append(folder: JobFolder, record: Record, attempt: int) -> bool:
-    """Appends one event to a log that nobody writes. False if somebody does.
-
-    Raises:
-        MultigrainError: STORAGE.
-    """
-    # A look first: taking a held lock would wait for it, and the event loop with it.
-    if is_locked(folder.events):
-        return False
-    try:
-        with EventWriter(folder.events, folder.job_id) as writer:
-            writer.append(record, attempt)
-    except LockHeldError:
-        return False
-    return True
-
-
-def _tail(folder: JobFolder, size: int = 4096) -> str:
-    try:
-        with (folder.logs / "runner.log").open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from multigrain.events.records import JobState
 from multigrain_server.jobs.devices import KINDS
+from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.store import JobStore
@@ -46,10 +47,13 @@ class EventMetrics:
 class JobCollector(Collector):
     """All active jobs, and the latest MAX_ENDED that ended and were not deleted."""
 
-    def __init__(self, store: JobStore, supervisor: Supervisor, leases: Leases) -> None:
+    def __init__(
+        self, store: JobStore, supervisor: Supervisor, leases: Leases, feeds: Feeds
+    ) -> None:
         self._store = store
         self._supervisor = supervisor
         self._leases = leases
+        self._feeds = feeds
 
     def collect(self) -> Iterator[Metric]:
         active = [entry.job() for entry in self._supervisor.active.values()]
@@ -69,9 +73,8 @@ class JobCollector(Collector):
             devices.add_metric([kind, "free"], free)
             devices.add_metric([kind, "leased"], total - free)
         yield devices
-        subscribers = sum(entry.feed.subscribers for entry in self._supervisor.active.values())
         yield GaugeMetricFamily(
-            "multigrain_event_subscribers", "Open streams of active jobs' events.", subscribers
+            "multigrain_event_subscribers", "Open event streams.", self._feeds.subscribers
         )
 
 

@@ -1,0 +1,50 @@
+"""A whole daemon in the test's process, with a fake runner, and a channel to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from PIL import Image
+
+from multigrain_server.app import App
+from multigrain_server.config import JobsConfig, ServerConfig
+from tests.server.jobs.conftest import FAKE_RUNNER
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Two class folders of two images each, below the daemon's data root ``tmp_path/images``."""
+    root = tmp_path / "images" / "train"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+async def app(tmp_path: Path, dataset: Path) -> AsyncIterator[App]:
+    config = ServerConfig(
+        data_dir=tmp_path / "data",
+        data_root=(tmp_path / "images",),
+        listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
+        jobs=JobsConfig(poll_seconds=0.01, heartbeat_seconds=0.2, runner_restart_seconds=0.02),
+    )
+    app = App(config, FAKE_RUNNER)
+    await app.start()
+    yield app
+    for pid in app.runner_pids():
+        os.kill(pid, signal.SIGKILL)
+    await app.stop()
+
+
+@pytest.fixture
+async def channel(app: App) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(app.address) as channel:
+        yield channel

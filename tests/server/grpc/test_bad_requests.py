@@ -1,0 +1,256 @@
+"""Each wrong field has the right status and a message that names it; never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from multigrain.v1.common_pb2 import DeviceSpec
+from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
+from multigrain.v1.evaluation_pb2_grpc import EvaluationServiceStub
+from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, WeightsSource
+from multigrain.v1.export_pb2 import StartExportRequest
+from multigrain.v1.export_pb2_grpc import ExportServiceStub
+from multigrain.v1.export_spec_pb2 import ExportSpec
+from multigrain.v1.job_pb2 import (
+    CancelJobRequest,
+    DeleteJobRequest,
+    GetJobRequest,
+    ListJobsRequest,
+    ResumeJobRequest,
+    StreamEventsRequest,
+)
+from multigrain.v1.job_pb2_grpc import JobServiceStub
+from multigrain.v1.training_pb2 import StartTrainingRequest
+from multigrain.v1.training_pb2_grpc import TrainingServiceStub
+from multigrain.v1.training_spec_pb2 import DatasetSpec, ModelSpec, ScheduleSpec, TrainingSpec
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+
+
+async def _refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert "Traceback" not in str(caught.value.details())
+    assert dict(caught.value.trailing_metadata() or ())["x-request-id"]
+    return caught.value
+
+
+def _spec(dataset: Path, **fields: Any) -> TrainingSpec:
+    path = fields.pop("train_path", str(dataset))
+    return TrainingSpec(
+        preset=fields.pop("preset", "digits-demo"),
+        dataset=DatasetSpec(train_path=path, val_path=fields.pop("val_path", "")),
+        **fields,
+    )
+
+
+def _empty(dataset: Path) -> str:
+    folder = dataset.parent / "empty"
+    (folder / "cat").mkdir(parents=True)
+    return str(folder)
+
+
+TRAINING: list[tuple[str, Callable[[Path], dict[str, Any]], grpc.StatusCode, str]] = [
+    ("preset", lambda d: {"preset": "digit-demo"}, INVALID, "digits-demo"),
+    ("epochs", lambda d: {"schedule": ScheduleSpec(epochs=0)}, INVALID, "spec.schedule.epochs"),
+    ("trunk", lambda d: {"model": ModelSpec(trunk="resnet5")}, INVALID, "spec.model.trunk"),
+    (
+        "gem_p is not a number",
+        lambda d: {"model": ModelSpec(gem_p=float("nan"))},
+        INVALID,
+        "spec.model.gem_p",
+    ),
+    ("classes", lambda d: {"model": ModelSpec(classes=1)}, INVALID, "spec.model.classes"),
+    ("outside", lambda d: {"train_path": "/etc"}, DENIED, "spec.dataset.train_path"),
+    ("up", lambda d: {"train_path": f"{d}/../../../.."}, DENIED, "spec.dataset.train_path"),
+    ("relative", lambda d: {"train_path": "images"}, INVALID, "spec.dataset.train_path"),
+    ("missing", lambda d: {"train_path": f"{d}/none"}, INVALID, "spec.dataset.train_path"),
+    ("none given", lambda d: {"train_path": ""}, INVALID, "spec.dataset.train_path"),
+    ("no images", lambda d: {"train_path": _empty(d)}, INVALID, "spec.dataset.train_path"),
+    ("weights", lambda d: {"initial_weights": "/etc/passwd"}, DENIED, "spec.initial_weights"),
+    (
+        "no gpu",
+        lambda d: {"devices": DeviceSpec(target="gpu", count=1)},
+        INVALID,
+        "spec.devices.target",
+    ),
+    ("target", lambda d: {"devices": DeviceSpec(target="tpu")}, INVALID, "spec.devices.target"),
+    ("count", lambda d: {"devices": DeviceSpec(count=0)}, INVALID, "spec.devices.count"),
+    ("seed", lambda d: {"seed": 2**64 - 1}, INVALID, "spec.seed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "words"),
+    [case[1:] for case in TRAINING],
+    ids=[case[0] for case in TRAINING],
+)
+async def test_a_wrong_training_spec_is_refused(
+    channel: grpc.aio.Channel,
+    dataset: Path,
+    make: Callable[[Path], dict[str, Any]],
+    code: grpc.StatusCode,
+    words: str,
+) -> None:
+    request = StartTrainingRequest(spec=_spec(dataset, **make(dataset)))
+    error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
+    assert (error.code(), words in str(error.details())) == (code, True), error.details()
+
+
+async def test_a_validation_class_that_is_not_trained_on_is_refused(
+    channel: grpc.aio.Channel, dataset: Path
+) -> None:
+    val = dataset.parent / "val" / "horse"
+    val.mkdir(parents=True)
+    (val / "0.png").write_bytes((dataset / "cat" / "0.png").read_bytes())
+    request = StartTrainingRequest(spec=_spec(dataset, val_path=str(val.parent)))
+    error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
+    assert error.code() is INVALID
+    assert "spec.dataset.val_path" in str(error.details())
+    assert "horse" in str(error.details())
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"request_id": "x" * 129}, "request_id"),
+        ({"name": "x" * 129}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"labels": {"": "x"}}, "labels"),
+        ({"labels": {str(i): "" for i in range(65)}}, "labels"),
+    ],
+)
+async def test_wrong_request_fields_are_refused(
+    channel: grpc.aio.Channel, dataset: Path, fields: dict[str, Any], words: str
+) -> None:
+    request = StartTrainingRequest(spec=_spec(dataset), **fields)
+    error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
+    assert (error.code(), words in str(error.details())) == (INVALID, True)
+
+
+@pytest.mark.parametrize(
+    ("weights", "code", "words"),
+    [
+        (WeightsSource(), INVALID, "spec.weights"),
+        (WeightsSource(job_id="train-1"), NOT_FOUND, "train-1"),
+        (WeightsSource(model="nobody"), NOT_FOUND, "nobody"),
+        (WeightsSource(checkpoint_path="/etc"), DENIED, "spec.weights.checkpoint_path"),
+    ],
+)
+async def test_wrong_weights_are_refused(
+    channel: grpc.aio.Channel,
+    dataset: Path,
+    weights: WeightsSource,
+    code: grpc.StatusCode,
+    words: str,
+) -> None:
+    spec = EvaluationSpec(weights=weights, dataset_path=str(dataset))
+    request = StartEvaluationRequest(spec=spec)
+    error = await _refusal(EvaluationServiceStub(channel).StartEvaluation(request))
+    assert (error.code(), words in str(error.details())) == (code, True), error.details()
+    if weights.WhichOneof("source") == "model":
+        return  # a model is a bundle already and not a source of exports
+    export = StartExportRequest(spec=ExportSpec(weights=weights, model_name="m"))
+    error = await _refusal(ExportServiceStub(channel).StartExport(export))
+    assert (error.code(), words in str(error.details())) == (code, True), error.details()
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "words"),
+    [
+        (EvaluationSpec(batch_size=0), INVALID, "spec.batch_size"),
+        (EvaluationSpec(tasks=["guess"]), INVALID, "spec.tasks"),
+        (EvaluationSpec(resolution=1_000_000), INVALID, "spec.resolution"),
+        (EvaluationSpec(dataset_path="/etc"), DENIED, "spec.dataset_path"),
+    ],
+)
+async def test_a_wrong_evaluation_spec_is_refused(
+    channel: grpc.aio.Channel,
+    dataset: Path,
+    spec: EvaluationSpec,
+    code: grpc.StatusCode,
+    words: str,
+) -> None:
+    spec.weights.checkpoint_path = str(dataset)
+    if not spec.dataset_path:
+        spec.dataset_path = str(dataset)
+    call = EvaluationServiceStub(channel).StartEvaluation(StartEvaluationRequest(spec=spec))
+    error = await _refusal(call)
+    assert (error.code(), words in str(error.details())) == (code, True), error.details()
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "words"),
+    [
+        (ExportSpec(model_name="../up"), INVALID, "spec.model_name"),
+        (ExportSpec(model_name="m", formats=["pdf"]), INVALID, "spec.formats"),
+        (ExportSpec(model_name="m", formats=["air"]), grpc.StatusCode.UNIMPLEMENTED, "Ascend"),
+    ],
+)
+async def test_a_wrong_export_spec_is_refused(
+    channel: grpc.aio.Channel,
+    dataset: Path,
+    spec: ExportSpec,
+    code: grpc.StatusCode,
+    words: str,
+) -> None:
+    spec.weights.checkpoint_path = str(dataset)
+    call = ExportServiceStub(channel).StartExport(StartExportRequest(spec=spec))
+    error = await _refusal(call)
+    assert (error.code(), words in str(error.details())) == (code, True), error.details()
+
+
+@pytest.mark.parametrize(
+    ("job_id", "code"),
+    [
+        ("", INVALID),
+        ("../../etc", INVALID),
+        ("A\x00", INVALID),
+        ("x" * 65, INVALID),
+        ("train-20260101-000000-abcdef", NOT_FOUND),
+    ],
+)
+async def test_a_wrong_job_id_is_refused_by_every_call(
+    channel: grpc.aio.Channel, job_id: str, code: grpc.StatusCode
+) -> None:
+    stub = JobServiceStub(channel)
+
+    async def stream() -> None:
+        async for _ in stub.StreamEvents(StreamEventsRequest(job_id=job_id)):
+            pass
+
+    for call in (
+        stub.GetJob(GetJobRequest(job_id=job_id)),
+        stub.CancelJob(CancelJobRequest(job_id=job_id)),
+        stub.ResumeJob(ResumeJobRequest(job_id=job_id)),
+        stub.DeleteJob(DeleteJobRequest(job_id=job_id)),
+        stream(),
+    ):
+        error = await _refusal(call)
+        assert error.code() is code
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (ListJobsRequest(page_size=1001), "page_size"),
+        (ListJobsRequest(page_token="nonsense"), "page_token"),
+        (ListJobsRequest(page_token="\x7f" * 9), "page_token"),
+        (ListJobsRequest(page_token="W10"), "page_token"),
+        (ListJobsRequest(states=[99]), "states[0]"),  # type: ignore[list-item]
+        (ListJobsRequest(kinds=[1, 0]), "kinds[1]"),  # type: ignore[list-item]
+    ],
+)
+async def test_a_wrong_listing_is_refused(
+    channel: grpc.aio.Channel, request_: ListJobsRequest, words: str
+) -> None:
+    error = await _refusal(JobServiceStub(channel).ListJobs(request_))
+    assert (error.code(), words in str(error.details())) == (INVALID, True), error.details()

@@ -1,0 +1,57 @@
+"""Errors as gRPC status with details."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
+from multigrain.v1 import common_pb2
+from multigrain_server.grpc.errors import STATUS_OF, WireError, wire_error
+
+
+def _details(wire: WireError) -> dict[str, bytes]:
+    raw = next(value for key, value in wire.trailing_metadata if key == "grpc-status-details-bin")
+    assert isinstance(raw, bytes)
+    status = status_pb2.Status.FromString(raw)
+    assert (status.code, status.message) == (wire.code.value[0], wire.details)
+    return {detail.type_url.rpartition(".")[2]: detail.value for detail in status.details}
+
+
+def test_the_table_has_every_kind_and_never_ok() -> None:
+    assert set(STATUS_OF) == set(ErrorKind)
+    assert grpc.StatusCode.OK not in STATUS_OF.values()
+    assert grpc.StatusCode.UNKNOWN not in STATUS_OF.values()
+
+
+def test_kinds_are_those_of_the_contract() -> None:
+    contract = {
+        name.removeprefix("ERROR_KIND_"): number for name, number in common_pb2.ErrorKind.items()
+    }
+    del contract["UNSPECIFIED"]
+    assert contract == {kind.name: kind.value for kind in ErrorKind}
+
+
+@pytest.mark.parametrize("kind", list(ErrorKind))
+def test_every_kind_is_sent_with_its_name(kind: ErrorKind) -> None:
+    wire = wire_error(MultigrainError(kind, "what and why"), "req-1")
+    info = error_details_pb2.ErrorInfo.FromString(_details(wire)["ErrorInfo"])
+    assert (info.reason, info.domain) == (kind.name, "multigrain")
+    assert info.metadata["request_id"] == "req-1"
+    assert wire.details == "what and why"
+
+
+def test_wrong_fields_are_named() -> None:
+    violations = (FieldViolation("spec.a", "too small"), FieldViolation("spec.b", "unknown"))
+    wire = wire_error(MultigrainError(ErrorKind.INVALID_FIELD, "m", violations=violations), "r")
+    bad = error_details_pb2.BadRequest.FromString(_details(wire)["BadRequest"])
+    named = [(violation.field, violation.description) for violation in bad.field_violations]
+    assert named == [("spec.a", "too small"), ("spec.b", "unknown")]
+
+
+def test_a_retry_delay_is_sent_both_ways() -> None:
+    wire = wire_error(MultigrainError(ErrorKind.OVERLOADED, "full", retry_after=1.5), "r")
+    retry = error_details_pb2.RetryInfo.FromString(_details(wire)["RetryInfo"])
+    assert retry.retry_delay.ToMilliseconds() == 1500
+    assert ("grpc-retry-pushback-ms", "1500") in wire.trailing_metadata

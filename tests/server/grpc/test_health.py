@@ -1,0 +1,59 @@
+"""Health and reflection of a running daemon."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from multigrain_server.app import App
+from multigrain_server.grpc.health import ALWAYS_READY, EMBEDDING
+
+Status = health_pb2.HealthCheckResponse
+
+
+async def _check(channel: grpc.aio.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Channel) -> None:
+    assert len(ALWAYS_READY) == 5
+    for service in ("", *ALWAYS_READY):
+        assert await _check(channel, service) == Status.SERVING
+    assert await _check(channel, EMBEDDING) == Status.NOT_SERVING
+
+
+async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _check(channel, "multigrain.v1.Nothing")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_watch_tells_changes(app: App, channel: grpc.aio.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=EMBEDDING))
+    assert (await watch.read()).status == Status.NOT_SERVING
+    app.health.on_health(EMBEDDING, True)
+    assert (await watch.read()).status == Status.SERVING
+    await app.health.drain()
+    assert (await watch.read()).status == Status.NOT_SERVING
+    watch.cancel()
+    await asyncio.sleep(0)
+
+
+async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    async def ask() -> reflection_pb2.ServerReflectionResponse:
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for answer in stub.ServerReflectionInfo(iter([request])):
+            return answer
+        raise AssertionError("no answer")
+
+    names = {service.name for service in (await ask()).list_services_response.service}
+    assert {*ALWAYS_READY, EMBEDDING, "grpc.health.v1.Health"} <= names

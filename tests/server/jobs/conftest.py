@@ -1,0 +1,106 @@
+"""The job side of a daemon, without its servers, on a fake runner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from multigrain.jobs.request import JobKind
+from multigrain.spec.training import TrainingSpec
+from multigrain_server.database import Database
+from multigrain_server.jobs.devices import Inventory
+from multigrain_server.jobs.feeds import Feeds
+from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.recovery import Recovery
+from multigrain_server.jobs.service import Jobs, Submission
+from multigrain_server.jobs.store import SCHEMA, JobStore
+from multigrain_server.jobs.submission import CheckedSpec
+from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
+
+FAKE_RUNNER = (sys.executable, "-m", "tests.server.jobs.fake_runner")
+
+
+class JobSide:
+    """Store, supervisor and service on one data directory, as a daemon has them."""
+
+    def __init__(self, root: Path, devices: str, command: tuple[str, ...]) -> None:
+        self.root = root
+        for name in ("jobs", "models"):
+            (root / name).mkdir(exist_ok=True)
+        self.database = Database(root / "state.db", [SCHEMA])
+        self.store = JobStore(self.database)
+        self.leases = Leases(Inventory.parse(devices))
+        options = SupervisorOptions(command, poll_seconds=0.01, restart_delay_seconds=0.02)
+        self.supervisor = Supervisor(
+            self.store,
+            self.leases,
+            options,
+            on_end=lambda active: self.feeds.keep(active.feed),
+        )
+        self.feeds = Feeds(root / "jobs", self.supervisor, heartbeat_seconds=0.2)
+        self.jobs = Jobs(
+            root / "jobs", root / "models", self.store, self.supervisor, self.leases, self.feeds
+        )
+        Recovery(root / "jobs", self.store, self.supervisor, self.feeds).run()
+        self.supervisor.start()
+
+    async def submit(
+        self, request_id: str = "", body: str = "x", name: str = "", **labels: str
+    ) -> Job:
+        async def check() -> CheckedSpec:
+            return CheckedSpec(JobKind.TRAINING, TrainingSpec())
+
+        submission = Submission(JobKind.TRAINING, body, request_id, name, labels)
+        return await self.jobs.submit(submission, check)
+
+    async def until(self, job_id: str, wanted: Callable[[Job], bool]) -> Job:
+        async with asyncio.timeout(10):
+            while not wanted(job := self.jobs.get(job_id)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            return job
+
+    async def ended(self, job_id: str) -> Job:
+        """The job once it has ended and its processes are gone."""
+        return await self.until(
+            job_id, lambda job: job.state.terminal and job_id not in self.supervisor.active
+        )
+
+    async def stop(self) -> None:
+        """Ends this daemon; runners go on."""
+        await self.supervisor.stop()
+        self.database.close()
+
+    def kill_runners(self) -> None:
+        for active in self.supervisor.active.values():
+            if active.runner is not None and active.runner.pid and active.runner.alive():
+                os.kill(active.runner.pid, signal.SIGKILL)
+
+
+MakeSide = Callable[..., JobSide]
+
+
+@pytest.fixture
+async def make_side(tmp_path: Path) -> AsyncIterator[MakeSide]:
+    """Makes daemons' job sides on the same folder; ends the processes of all of them."""
+    made: list[JobSide] = []
+
+    def make(devices: str = "cpu:4", command: tuple[str, ...] = FAKE_RUNNER) -> JobSide:
+        made.append(JobSide(tmp_path, devices, command))
+        return made[-1]
+
+    yield make
+    for side in made:
+        side.kill_runners()
+        await side.stop()
+
+
+@pytest.fixture
+async def side(make_side: MakeSide) -> JobSide:
+    return make_side()

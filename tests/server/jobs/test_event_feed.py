@@ -1,0 +1,179 @@
+"""Every event once, in order, from any point, to any number of subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.log import EventWriter
+from multigrain.events.records import JobState, LogRecord, StateRecord
+from multigrain.v1.job_pb2 import JobEvent
+from multigrain_server.jobs import event_feed
+from multigrain_server.jobs.event_feed import EventFeed
+from tests.server.jobs.fake_runner import loss
+
+ALL: frozenset[str] = frozenset()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+def _write(path: Path, losses: int, end: JobState | None = JobState.SUCCEEDED) -> None:
+    with EventWriter(path, "job-1") as writer:
+        writer.append(StateRecord(JobState.RUNNING), 1)
+        for step in range(1, losses + 1):
+            writer.append(loss(step, losses), 1)
+        if end is not None:
+            writer.append(StateRecord(end), 1)
+
+
+async def _all(feed: EventFeed, after: int = 0, follow: bool = True) -> list[JobEvent]:
+    return [event async for event in feed.stream(after, ALL, follow)]
+
+
+async def test_an_ended_job_is_read_from_any_point(path: Path) -> None:
+    _write(path, 300)
+    feed = EventFeed("job-1", path)
+    for after in (0, 1, 63, 64, 65, 128, 301, 302):
+        seqs = [event.seq for event in await _all(feed, after)]
+        assert seqs == list(range(after + 1, 303))
+
+
+async def test_a_point_beyond_the_end_is_refused_with_the_newest_seq(path: Path) -> None:
+    _write(path, 3)
+    with pytest.raises(MultigrainError, match=r"after_seq: 6 is beyond .* 5") as caught:
+        await _all(EventFeed("job-1", path), 6)
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+
+
+async def test_kinds_choose_what_is_sent(path: Path) -> None:
+    _write(path, 10)
+    feed = EventFeed("job-1", path)
+    events = [event async for event in feed.stream(0, frozenset({"state"}), True)]
+    assert [event.seq for event in events] == [1, 12]
+
+
+async def test_without_follow_a_stream_of_a_running_job_ends_when_there_is_no_more(
+    path: Path,
+) -> None:
+    _write(path, 10, end=None)
+    assert len(await _all(EventFeed("job-1", path), follow=False)) == 11
+
+
+def test_a_torn_line_is_held_back_until_it_is_whole(path: Path) -> None:
+    _write(path, 2, end=None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    feed = EventFeed("job-1", path)
+    assert [line.seq for line in feed.poll()] == [1, 2]
+    assert feed.poll() == []
+    path.write_bytes(whole)
+    assert [line.seq for line in feed.poll()] == [3]
+
+
+def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
+    _write(path, 1, end=None)
+    with path.open("ab") as file:
+        file.write(b'{"seq":3,"torn')
+    feed = EventFeed("job-1", path)
+    feed.poll()
+    with EventWriter(path, "job-1") as writer:
+        writer.append(LogRecord("INFO", "line\nwith a break"), 1)
+    (line,) = feed.poll()
+    assert (line.seq, line.data["log"]["message"]) == (3, "line\nwith a break")
+
+
+async def test_silence_is_broken_by_heartbeats_that_tell_the_newest_seq(path: Path) -> None:
+    _write(path, 2, end=None)
+    feed = EventFeed("job-1", path, heartbeat_seconds=0.05)
+    stream = feed.stream(3, ALL, True)
+    beats = [await anext(stream) for _ in range(2)]
+    await stream.aclose()
+    assert [(beat.WhichOneof("event"), beat.seq) for beat in beats] == [("heartbeat", 3)] * 2
+
+
+async def test_a_stream_ends_after_the_terminal_event_and_one_begun_there_follows_a_resumed_job(
+    path: Path,
+) -> None:
+    _write(path, 1, end=JobState.FAILED)
+    feed = EventFeed("job-1", path)
+    assert [event.seq for event in await _all(feed)] == [1, 2, 3]
+    with EventWriter(path, "job-1") as writer:
+        writer.append(StateRecord(JobState.QUEUED), 1)
+    feed.poll()
+    later = asyncio.create_task(_all(feed, 3))
+    whole = asyncio.create_task(_all(feed, 0))
+    await asyncio.sleep(0.05)
+    assert not later.done()
+    with EventWriter(path, "job-1") as writer:
+        writer.append(StateRecord(JobState.SUCCEEDED), 2)
+    feed.poll()
+    assert [event.seq for event in await later] == [4, 5]
+    assert [event.seq for event in await whole] == [1, 2, 3, 4, 5]
+
+
+async def test_a_closed_feed_ends_its_streams_with_the_reason(path: Path) -> None:
+    _write(path, 2, end=None)
+    feed = EventFeed("job-1", path)
+    task = asyncio.create_task(_all(feed))
+    await asyncio.sleep(0.02)
+    feed.close(MultigrainError(ErrorKind.UNAVAILABLE, "going away"))
+    with pytest.raises(MultigrainError, match="going away"):
+        await task
+    assert feed.subscribers == 0
+
+
+async def test_twenty_subscribers_cut_off_and_resumed_at_random_get_the_same_whole_list(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A window much shorter than the log: slow ones fall back to the file, fast ones do not.
+    monkeypatch.setattr(event_feed, "WINDOW", 16)
+    feed = EventFeed("job-1", path)
+    total = 1500
+    chance = random.Random(1)
+
+    async def write() -> None:
+        with EventWriter(path, "job-1") as writer:
+            writer.append(StateRecord(JobState.RUNNING), 1)
+            for step in range(1, total + 1):
+                writer.append(loss(step, total), 1)
+                if step % 7 == 0:
+                    feed.poll()
+                    await asyncio.sleep(0)
+            writer.append(StateRecord(JobState.SUCCEEDED), 1)
+        feed.poll()
+
+    async def subscribe(number: int) -> list[bytes]:
+        got: list[bytes] = []
+        ended = False
+        while not ended:
+            last = JobEvent.FromString(got[-1]).seq if got else 0
+            budget = chance.randrange(1, 400) if number % 2 else total * 2
+            stream = feed.stream(last, ALL, True)
+            ended = True
+            async for event in stream:
+                if event.HasField("heartbeat"):
+                    continue
+                got.append(event.SerializeToString())
+                budget -= 1
+                if budget == 0:
+                    ended = False
+                    break
+                if chance.random() < 0.05:
+                    await asyncio.sleep(0)
+            await stream.aclose()
+        return got
+
+    feed.poll()
+    writer = asyncio.create_task(write())
+    lists = await asyncio.gather(*(subscribe(number) for number in range(20)))
+    await writer
+    seqs = [JobEvent.FromString(raw).seq for raw in lists[0]]
+    assert seqs == list(range(1, total + 3))
+    assert all(got == lists[0] for got in lists)

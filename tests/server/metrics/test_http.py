@@ -1,0 +1,95 @@
+"""The HTTP side of a running daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from multigrain.v1.job_pb2 import DeleteJobRequest, StreamEventsRequest
+from multigrain.v1.job_pb2_grpc import JobServiceStub
+from multigrain.v1.training_pb2 import StartTrainingRequest
+from multigrain.v1.training_pb2_grpc import TrainingServiceStub
+from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
+from multigrain_server.app import App
+
+
+async def _http(app: App, head: str) -> tuple[int, str]:
+    host, _, port = app.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + b"\r\n\r\n")
+    answer = (await reader.read()).decode()
+    writer.close()
+    return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
+
+
+async def _samples(app: App) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    status, body = await _http(app, "GET /metrics HTTP/1.1")
+    assert status == 200
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+def _key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return f"multigrain_{name}", frozenset(labels.items())
+
+
+async def test_job_series_come_and_go_with_the_job(
+    app: App, channel: grpc.aio.Channel, dataset: Path
+) -> None:
+    spec = TrainingSpec(preset="digits-demo", dataset=DatasetSpec(train_path=str(dataset)))
+    spec.dataset.val_path = ""
+    request = StartTrainingRequest(labels={"events": "4"}, spec=spec)
+    job = (await TrainingServiceStub(channel).StartTraining(request)).job_id
+    jobs = JobServiceStub(channel)
+    async for _ in jobs.StreamEvents(StreamEventsRequest(job_id=job, follow=True)):
+        pass
+    samples = await _samples(app)
+    assert samples[_key("job_state", job=job, state="SUCCEEDED")] == 1
+    assert samples[_key("job_step", job=job)] == 4
+    assert samples[_key("job_loss", job=job, term="total")] == 0.25
+    assert samples[_key("job_attempt", job=job)] == 1
+    assert samples[_key("jobs", state="SUCCEEDED")] == 1
+    assert samples[_key("events_total", kind="loss")] == 4
+    rpc = "TrainingService/StartTraining"
+    assert samples[_key("requests_total", rpc=rpc, code="OK")] == 1
+    assert samples[_key("request_seconds_count", rpc=rpc)] == 1
+    assert samples[_key("events_streamed_total")] >= 8
+    for _ in range(100):
+        try:
+            await jobs.DeleteJob(DeleteJobRequest(job_id=job))
+            break
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.02)
+    after = await _samples(app)
+    assert not [key for key in after if ("job", job) in key[1]]
+    assert after[_key("devices", kind="cpu", state="free")] == 1
+    assert after[_key("jobs", state="SUCCEEDED")] == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /healthz HTTP/1.1", 200),
+        ("GET /readyz?x=1 HTTP/1.1", 200),
+        ("HEAD /metrics HTTP/1.1", 200),
+        ("GET / HTTP/1.1", 404),
+        ("POST /metrics HTTP/1.1", 405),
+        ("nonsense", 400),
+        ("GET /metrics HTTP/1.1\r\nX: " + "y" * 20_000, 431),
+    ],
+)
+async def test_each_request_has_its_status(app: App, head: str, status: int) -> None:
+    assert (await _http(app, head))[0] == status
+
+
+async def test_a_draining_daemon_is_alive_but_not_ready(app: App) -> None:
+    await app.health.drain()
+    assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
+    assert (await _http(app, "GET /readyz HTTP/1.1"))[0] == 503

@@ -1,0 +1,85 @@
+"""One configuration from file, environment and flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from multigrain_server.config import ServerConfig
+from multigrain_server.config_sources import ConfigError, dump, options, parse
+
+
+def test_flags_win_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("grpc:\n  max_message_mib: 5\n  max_concurrent_streams: 7\ndevices: 'cpu:2'\n")
+    environment = {"MULTIGRAIN_GRPC__MAX_MESSAGE_MIB": "6", "MULTIGRAIN_DEVICES": "cpu:3"}
+    arguments = ["--config", str(file), "--devices", "cpu:4"]
+    config = parse(arguments, environment).config
+    assert config.devices == "cpu:4"
+    assert config.grpc.max_message_mib == 6
+    assert config.grpc.max_concurrent_streams == 7
+    assert config.shutdown.keep_serving_seconds == 0
+
+
+@pytest.mark.parametrize("option", list(options()), ids=lambda option: option.key)
+def test_every_key_is_documented(option: object) -> None:
+    assert option.info.description  # type: ignore[attr-defined]
+
+
+def test_what_is_printed_reads_back_the_same(tmp_path: Path) -> None:
+    arguments = ["--data-dir", str(tmp_path), "--data-root", "/a", "--data-root", "/b: c"]
+    config = parse([*arguments, "--log-level", "debug", "--devices", "cpu:2,gpu:0-3"], {}).config
+    file = tmp_path / "printed.yaml"
+    file.write_text(dump(config))
+    assert parse(["--config", str(file)], {}).config == config
+    assert config.data_root == (Path("/a"), Path("/b: c"))
+
+
+def test_lists_in_the_environment_are_split_at_commas() -> None:
+    assert parse([], {"MULTIGRAIN_DATA_ROOT": "/a, /b"}).config.data_root == (
+        Path("/a"),
+        Path("/b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--devics", "cpu:1"], "did you mean --devices"),
+        (["--devices", "cpu:x"], "devices: .*cpu:N"),
+        (["--devices", "gpu:3-1"], "empty range"),
+        (["--listen", "nowhere"], "listen: .*is not an address"),
+        (["--listen", "::1:5"], "brackets"),
+        (["--listen", "0.0.0.0:50051"], "--insecure"),
+        (["--grpc-max-message-mib", "0"], "grpc.max_message_mib"),
+        (["--log-level", "loud"], "log.level"),
+        (["--config", "/nonexistent.yaml"], "No such file"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grcp: {}", "unknown key grcp; did you mean grpc"),
+        ("grpc: {max_mesage_mib: 3}", "unknown key grpc.max_mesage_mib; did you mean max_message"),
+        ("grpc: 3", "grpc must hold keys"),
+        ("- a", "expected keys"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        parse(["--config", str(file)], {})
+
+
+def test_an_address_for_other_machines_needs_the_flag() -> None:
+    assert parse(["--listen", "0.0.0.0:0", "--insecure"], {}).config.insecure
+    assert ServerConfig(listen="unix:/run/m.sock").listen == "unix:/run/m.sock"
+    assert ServerConfig(listen="[::1]:0").listen == "[::1]:0"

@@ -1,0 +1,127 @@
+"""The daemon as a process: quick start, one for each data directory, orderly end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.server.process import DaemonProcess
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    process = DaemonProcess(tmp_path / "data")
+    yield process
+    process.end()
+
+
+def test_the_first_log_line_is_the_address(daemon: DaemonProcess) -> None:
+    address = daemon.wait_ready()
+    first = json.loads(daemon.log.read_text().splitlines()[0])
+    assert (first["event"], first["address"]) == ("listening", address)
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_it_starts_within_a_second_of_its_own_work(daemon: DaemonProcess) -> None:
+    daemon.wait_ready()
+    used = psutil.Process(daemon.popen.pid).cpu_times()
+    # CPU time, not time on the wall: the test's machine may be busy with other things.
+    assert used.user + used.system < 1.0
+
+
+def test_neither_mindspore_nor_image_libraries_are_loaded() -> None:
+    code = "import sys, multigrain_server.main; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "multigrain_server.app" in loaded
+    for heavy in ("mindspore", "PIL", "onnxruntime", "sklearn", "matplotlib"):
+        assert heavy not in loaded
+
+
+def test_sigterm_ends_it_in_order(daemon: DaemonProcess) -> None:
+    daemon.wait_ready()
+    daemon.popen.send_signal(signal.SIGTERM)
+    assert daemon.popen.wait(timeout=10) == 0
+    assert not (daemon.data_dir / "address").exists()
+    events = [json.loads(line)["event"] for line in daemon.log.read_text().splitlines()]
+    assert events[-2:] == ["stopping", "stopped"]
+
+
+def test_readiness_falls_before_calls_are_refused(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path / "data", ["--shutdown-keep-serving-seconds", "30"])
+    try:
+        with grpc.insecure_channel(daemon.wait_ready()) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            daemon.popen.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert stub.Check(health_pb2.HealthCheckRequest()).status
+        # A second signal does not wait for the half minute.
+        daemon.popen.send_signal(signal.SIGTERM)
+        assert daemon.popen.wait(timeout=10) == 0
+    finally:
+        daemon.end()
+
+
+def test_a_second_daemon_on_the_same_data_is_refused(daemon: DaemonProcess) -> None:
+    daemon.wait_ready()
+    second = DaemonProcess(daemon.data_dir)
+    try:
+        assert second.popen.wait(timeout=20) == 1
+        assert f"another daemon (pid {daemon.popen.pid})" in second.log.read_text()
+        assert (daemon.data_dir / "address").exists()
+    finally:
+        second.end()
+
+
+def test_a_port_in_use_is_told_in_a_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
+    address = daemon.wait_ready()
+    second = DaemonProcess(tmp_path / "other", ["--listen", address])
+    try:
+        assert second.popen.wait(timeout=20) == 1
+        assert f"cannot listen on {address}" in second.log.read_text()
+        assert "Traceback" not in second.log.read_text()
+    finally:
+        second.end()
+
+
+def test_print_config_prints_yaml_and_ends() -> None:
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-m", "multigrain_server.main", "--print-config", "--devices=cpu:3"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    body = yaml.safe_load(run.stdout)
+    assert body["devices"] == "cpu:3"
+    assert body["serving"]["max_images_per_request"] == 64
+    assert time.monotonic() - began < 20
+
+
+def test_a_wrong_flag_ends_with_code_2_and_a_sentence() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "multigrain_server.main", "--devices", "gpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("multigrain-server: devices: ")
+    assert "Traceback" not in run.stderr
