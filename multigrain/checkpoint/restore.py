@@ -1,0 +1,95 @@
+"""A network from stored weights, ready for evaluation or export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.checkpoint.weights import Weights, load_weights
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
+from multigrain.spec.training import ModelSpec, TrunkName
+
+if TYPE_CHECKING:
+    from multigrain.model.multigrain import MultiGrain
+
+_CLASSIFIER = "classifier.weight"
+_STEM = "trunk.conv1.weight"
+_GEM_P = "pool.p"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A network and what is known of it.
+
+    Args:
+        network: in evaluation mode.
+        spec: of the network; ``classes`` is its number of outputs, ``gem_p`` the exponent in use.
+        state: what was loaded: parameters by name, with the exponent in use.
+        weights: the source.
+    """
+
+    network: MultiGrain
+    spec: ModelSpec
+    state: dict[str, NDArray[np.generic]]
+    weights: Weights
+
+    def preprocessing(self, resolution: int) -> Preprocessing:
+        """How images are prepared at a resolution; 0 = the training resolution."""
+        stored = self.weights.preprocessing
+        if stored is not None and resolution in (0, stored.size):
+            return stored
+        return Preprocessing.standard(resolution or self.spec.image_size, self.spec.center_crop)
+
+
+def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0) -> Restored:
+    """Loads weights and builds their network.
+
+    Args:
+        path: a checkpoint or bundle folder, or a bare ``.safetensors`` or ``.ckpt`` file.
+        trunk: of a bare file, which does not say it.
+        gem_p: exponent to use instead of the stored one; 0 = the stored one.
+
+    Raises:
+        MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk" if a
+            bare file comes without it.
+    """
+    weights = load_weights(path)
+    state = dict(weights.model)
+    spec = weights.spec or _spec_of_bare(state, trunk)
+    p = gem_p or float(state.get(_GEM_P, np.float32(spec.gem_p)))
+    state[_GEM_P] = np.array(p, np.float32)
+    # p is a constant from here on, whether or not it was learned.
+    spec = spec.model_copy(update={"gem_p": p, "learn_gem_p": False, "classes": _outputs(state)})
+    # MindSpore is imported only where a network is built.
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import load_model_state
+
+    network = build_model(spec, spec.classes)
+    load_model_state(network, state)
+    network.set_train(False)
+    return Restored(network, spec, state, weights)
+
+
+def _spec_of_bare(state: dict[str, NDArray[np.generic]], trunk: str) -> ModelSpec:
+    known = get_args(TrunkName)
+    if trunk not in known:
+        what = f"{trunk!r} is unknown" if trunk else "a bare weights file does not say its network"
+        raise MultigrainError.field("spec.trunk", f"{what}: give one of {', '.join(known)}")
+    stem = state.get(_STEM)
+    small = stem is not None and stem.shape[-1] == 3
+    return ModelSpec.model_validate({"trunk": trunk, "stem": "small" if small else "imagenet"})
+
+
+def _outputs(state: dict[str, NDArray[np.generic]]) -> int:
+    classifier = state.get(_CLASSIFIER)
+    if classifier is None or classifier.ndim != 2:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            f"the weights have no {_CLASSIFIER}: they are not those of a MultiGrain network",
+        )
+    return int(classifier.shape[0])

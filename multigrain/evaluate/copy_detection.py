@@ -1,0 +1,112 @@
+"""Copy detection: each image is looked for by a distorted copy of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.data.folder import ImageFolder
+from multigrain.evaluate.classification import no_readable_image, not_finite
+from multigrain.evaluate.distortion import distort
+from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.inference import FloatArray, Inference
+from multigrain.evaluate.retrieval import average_precision, normalised, ranks_of
+from multigrain.images.decode import decode_image
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess_image
+
+UNREAD = -1
+
+
+@dataclass(frozen=True)
+class CopyDetectionResult:
+    """Figures and what they are made of.
+
+    Args:
+        rank: (N,) of the original among all originals when queried by its copy, from 0 (ties by
+            index); UNREAD where the image was not readable.
+    """
+
+    rank: NDArray[np.int64]
+
+    @property
+    def images(self) -> int:
+        """Queries, and images in the database."""
+        return int((self.rank != UNREAD).sum())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean trapezoidal average precision, and the share of originals found first."""
+        ranks = self.rank[self.rank != UNREAD]
+        precision = [average_precision([rank], 1) for rank in ranks.tolist()]
+        return {"copy_map": float(np.mean(precision)), "copy_recall1": float((ranks == 0).mean())}
+
+
+class Originals:
+    """The database: embeddings of all images, of which each worker computes its share."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._rows: dict[int, FloatArray] = {}
+
+    def add(self, indices: NDArray[np.int64], embedding: FloatArray) -> None:
+        """Takes embeddings (n, C), not normalised."""
+        for index, row in zip(indices.tolist(), normalised(embedding), strict=True):
+            self._rows[index] = row
+
+    def all(self, size: int, gather: Gather) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """(N, size) of every worker's images, and which are there (N,). Collective."""
+        table = np.zeros((self._images, size + 1), np.float32)
+        for index, row in self._rows.items():
+            table[index, :-1] = row
+            table[index, -1] = 1.0
+        table = gather.sum(table)
+        return np.ascontiguousarray(table[:, :-1]), table[:, -1] > 0
+
+
+def evaluate_copies(
+    inference: Inference,
+    folder: ImageFolder,
+    preprocessing: Preprocessing,
+    originals: Originals,
+    *,
+    seed: int,
+    gather: Gather,
+    embedding_size: int,
+) -> CopyDetectionResult:
+    """Queries the originals with a distorted copy of each. Collective.
+
+    Args:
+        inference: the network; each worker queries with its share of the images.
+        folder: the images.
+        preprocessing: of originals and copies alike.
+        originals: this worker's share, already embedded.
+        seed: of the distortions: image i has the same copy for any number of workers.
+        gather: puts the workers' results together.
+        embedding_size: C.
+
+    Raises:
+        MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
+    """
+    database, present = originals.all(embedding_size, gather)
+    if not present.any():
+        raise no_readable_image(folder)
+    broken = int((~np.isfinite(database).all(axis=1)).sum())
+    if broken:
+        raise not_finite(broken, int(present.sum()))
+
+    def load(index: int) -> FloatArray:
+        image = decode_image(folder.read(index))
+        return preprocess_image(distort(image, Random(seed << 64 | index)), preprocessing)
+
+    # Column 0: rank, column 1: seen. Zero for the images of other workers.
+    table = np.zeros((len(folder), 2), np.float32)
+    for predictions in inference.run(inference.share(len(folder)), load, {}):
+        ranks = ranks_of(normalised(predictions.embedding), database, predictions.indices, present)
+        table[predictions.indices, 0] = ranks
+        table[predictions.indices, 1] = 1.0
+    table = gather.sum(table)
+    return CopyDetectionResult(np.where(table[:, 1] > 0, table[:, 0], UNREAD).astype(np.int64))

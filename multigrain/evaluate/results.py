@@ -1,0 +1,98 @@
+"""The files an evaluation leaves: figures, one line an image, the confusion matrix."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from multigrain.data.folder import ImageFolder
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.classification import ClassificationResult
+from multigrain.evaluate.copy_detection import CopyDetectionResult
+from multigrain.evaluate.retrieval import average_precision
+from multigrain.events.records import EvaluationRecord
+
+METRICS = "metrics.json"
+IMAGES = "images.csv"
+CONFUSION = "confusion.csv"
+_UNREAD = -1
+
+
+def write_results(
+    results: Path,
+    folder: ImageFolder,
+    record: EvaluationRecord,
+    classification: ClassificationResult | None,
+    copies: CopyDetectionResult | None,
+) -> None:
+    """Writes ``metrics.json``, ``images.csv`` and, with classification, ``confusion.csv``.
+
+    Raises:
+        MultigrainError: STORAGE.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        body = asdict(record)
+        if classification is not None:
+            body["top1_per_class"] = classification.per_class()
+        (results / METRICS).write_text(json.dumps(body, indent=1) + "\n")
+        _write_csv(results / IMAGES, _image_rows(folder, classification, copies))
+        if classification is not None:
+            _write_csv(results / CONFUSION, _confusion_rows(classification))
+    except OSError as error:
+        raise MultigrainError(
+            ErrorKind.STORAGE,
+            f"the results cannot be written ({error.strerror}): free some space and try again",
+        ) from error
+
+
+def _image_rows(
+    folder: ImageFolder,
+    classification: ClassificationResult | None,
+    copies: CopyDetectionResult | None,
+) -> Iterable[list[object]]:
+    header: list[object] = ["path", "class", "read"]
+    if classification is not None:
+        header += ["predicted", "rank", "loss"]
+    if copies is not None:
+        header += ["copy_rank", "copy_ap"]
+    yield header
+    for index, path in enumerate(folder.paths):
+        ranks = [r.rank[index] for r in (classification, copies) if r is not None]
+        read = all(rank != _UNREAD for rank in ranks)
+        row: list[object] = [path, folder.classes[folder.labels[index]], int(read)]
+        if classification is not None:
+            row += _class_columns(folder, classification, index) if read else ["", "", ""]
+        if copies is not None:
+            rank = int(copies.rank[index])
+            row += [rank, average_precision([rank], 1)] if read else ["", ""]
+        yield row
+
+
+def _class_columns(folder: ImageFolder, result: ClassificationResult, index: int) -> list[object]:
+    predicted = int(result.predicted[index])
+    return [
+        _name(folder.classes, predicted),
+        int(result.rank[index]),
+        f"{result.loss[index]:.6f}",
+    ]
+
+
+def _confusion_rows(result: ClassificationResult) -> Iterable[list[object]]:
+    counts = result.confusion()
+    yield ["true \\ predicted", *(_name(result.classes, j) for j in range(counts.shape[1]))]
+    for number, name in enumerate(result.classes):
+        yield [name, *counts[number].tolist()]
+
+
+def _name(classes: tuple[str, ...], number: int) -> str:
+    """A network may have more outputs than there are class names."""
+    return classes[number] if number < len(classes) else str(number)
+
+
+def _write_csv(path: Path, rows: Iterable[list[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows(rows)

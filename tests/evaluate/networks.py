@@ -1,0 +1,53 @@
+"""A network whose outputs a test can compute by hand."""
+
+from __future__ import annotations
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+
+class MeanColour(nn.Cell):
+    """Embedding: mean of each quadrant and channel (12); logits: a fixed matrix times it."""
+
+    embedding_size = 12
+
+    def __init__(self, classes: int = 6, seed: int = 0) -> None:
+        super().__init__()
+        self.matrix = np.random.default_rng(seed).normal(size=(12, classes)).astype(np.float32)
+        self.weight = Tensor(self.matrix)
+        self.mean = ops.ReduceMean()
+        self.batch_sizes: list[int] = []
+
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.batch_sizes.append(images.shape[0])
+        half = images.shape[2] // 2
+        quadrants = [
+            self.mean(images[:, :, y : y + half, x : x + half], (2, 3))
+            for y in (0, half)
+            for x in (0, half)
+        ]
+        embedding = ops.concat(quadrants, 1)
+        return embedding, ops.matmul(embedding, self.weight)
+
+    def by_hand(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same for one image (3, S, S), in NumPy."""
+        half = image.shape[1] // 2
+        parts = [image[:, y : y + half, x : x + half].mean(axis=(1, 2))
+                 for y in (0, half) for x in (0, half)]  # fmt: skip
+        embedding = np.concatenate(parts).astype(np.float64)
+        return embedding, embedding @ self.matrix
+
+
+class Broken(nn.Cell):
+    """Gives NaN for every second image of a batch."""
+
+    embedding_size = 2
+
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        values = np.zeros((images.shape[0], 2), np.float32)
+        values[::2] = np.nan
+        return Tensor(values), Tensor(values)
+
+
+assert mindspore  # the tests that use these networks need it

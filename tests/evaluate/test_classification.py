@@ -1,0 +1,130 @@
+"""Classification: every image counts once, by the serving function, for any number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multigrain.data.folder import scan
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.classification import (
+    UNREAD,
+    ClassificationCounter,
+    ClassificationResult,
+    evaluate_classification,
+)
+from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.inference import Inference, Predictions
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from tests.data.datasets import write_dataset
+from tests.evaluate.fake_gather import on_workers
+from tests.evaluate.networks import Broken, MeanColour
+
+P = Preprocessing(size=16, resize_short=18)
+
+
+def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
+    folder, network = scan(write_dataset(tmp_path, classes=3, each=5)), MeanColour()
+    ranks, losses, predicted = [], [], []
+    for index, label in enumerate(folder.labels):
+        _, logits = network.by_hand(preprocess(folder.read(index), P))
+        order = sorted(range(6), key=lambda k: (-logits[k], k))
+        ranks.append(order.index(label))
+        predicted.append(order[0])
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+    progress: list[int] = []
+    result = evaluate_classification(network, folder, P, batch_size=4, on_progress=progress.append)
+    assert result.images == 15
+    assert result.rank.tolist() == ranks
+    assert result.predicted.tolist() == predicted
+    assert result.metrics["top1"] == pytest.approx(np.mean(np.array(ranks) == 0))
+    assert result.metrics["top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
+    assert result.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.per_class() == {
+        f"c{c}": np.mean([ranks[i] == 0 for i in range(15) if folder.labels[i] == c])
+        for c in range(3)
+    }
+    confusion = result.confusion()
+    assert confusion.sum() == 15
+    for i in range(3):
+        for j in range(confusion.shape[1]):
+            pairs = zip(folder.labels, predicted, strict=True)
+            assert confusion[i, j] == sum(a == i and b == j for a, b in pairs)
+    # 15 images in batches of 4: the last one is filled up, and all have one shape.
+    assert network.batch_sizes == [4, 4, 4, 4]
+    assert progress == [4, 8, 12, 15]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: int) -> None:
+    folder = scan(write_dataset(tmp_path, classes=3, each=5))
+
+    def work(rank: int, gather: Gather) -> ClassificationResult:
+        inference = Inference(MeanColour(), 4, rank, world, threads=1)
+        counter = ClassificationCounter(folder)
+        load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
+        for predictions in inference.run(inference.share(len(folder)), load, {}):
+            counter.add(predictions)
+        return counter.result(gather, {}, 0.0)
+
+    alone = evaluate_classification(MeanColour(), folder, P, batch_size=4)
+    for result in on_workers(world, work):
+        assert result.images == 15
+        np.testing.assert_array_equal(result.rank, alone.rank)
+        np.testing.assert_allclose(result.loss, alone.loss, rtol=1e-5)
+        assert result.metrics["top1"] == alone.metrics["top1"]
+
+
+def test_unreadable_images_are_named_and_in_no_figure(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, classes=3, each=5)
+    (root / "c1" / "002.png").write_bytes(b"not an image")
+    result = evaluate_classification(MeanColour(), scan(root), P, batch_size=4)
+    assert result.images == 14
+    assert result.unreadable_images == 1
+    assert list(result.unreadable) == ["c1/002.png"]
+    assert result.rank[7] == UNREAD
+    assert result.confusion().sum() == 14
+
+
+def test_a_batch_without_a_readable_image_is_passed_over(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, classes=2, each=4)
+    for path in (root / "c0").iterdir():
+        path.write_bytes(b"")
+    assert evaluate_classification(MeanColour(), scan(root), P, batch_size=4).images == 4
+
+
+def test_a_dataset_without_any_readable_image_is_refused(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, classes=1, each=2)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(MultigrainError, match="none of the 2 images") as caught:
+        evaluate_classification(MeanColour(), scan(root), P, batch_size=4)
+    assert caught.value.kind is ErrorKind.DATASET
+
+
+def test_outputs_that_are_not_finite_fail_and_never_count_as_right(tmp_path: Path) -> None:
+    folder = scan(write_dataset(tmp_path, classes=2, each=4))
+    with pytest.raises(MultigrainError, match="4 of 8 images") as caught:
+        evaluate_classification(Broken(), folder, P, batch_size=4)
+    assert caught.value.kind is ErrorKind.NOT_FINITE
+
+
+def test_equal_logits_rank_by_class_number(tmp_path: Path) -> None:
+    folder = scan(write_dataset(tmp_path, classes=3, each=1))
+    counter = ClassificationCounter(folder)
+    logits = np.ones((3, 4), np.float32)
+    counter.add(Predictions(np.arange(3), np.zeros((3, 2), np.float32), logits))
+    result = counter.result(Gather(1), {}, 0.0)
+    assert result.rank.tolist() == [0, 1, 2]
+    assert result.metrics["loss"] == pytest.approx(np.log(4))
+
+
+def test_the_network_s_training_mode_is_restored(tmp_path: Path) -> None:
+    folder, network = scan(write_dataset(tmp_path, classes=1, each=1)), MeanColour()
+    for mode in (True, False):
+        network.set_train(mode)
+        evaluate_classification(network, folder, P, batch_size=4)
+        assert network.training is mode

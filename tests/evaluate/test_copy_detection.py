@@ -1,0 +1,108 @@
+"""Copy detection: seeded copies, a database of everything, the stated metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multigrain.data.folder import ImageFolder, scan
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.copy_detection import (
+    UNREAD,
+    CopyDetectionResult,
+    Originals,
+    evaluate_copies,
+)
+from multigrain.evaluate.distortion import distort
+from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.inference import Inference
+from multigrain.evaluate.retrieval import average_precision
+from multigrain.images.decode import decode_image
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess, preprocess_image
+from tests.data.datasets import write_dataset
+from tests.evaluate.fake_gather import on_workers
+from tests.evaluate.networks import Broken, MeanColour
+from tests.images.files import noise
+
+P = Preprocessing(size=16, resize_short=18)
+
+
+def evaluate(
+    folder: ImageFolder, rank: int = 0, world: int = 1, gather: Gather | None = None, seed: int = 5
+) -> CopyDetectionResult:
+    inference = Inference(MeanColour(), 4, rank, world, threads=1)
+    originals = Originals(len(folder))
+    load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
+    for predictions in inference.run(inference.share(len(folder)), load, {}):
+        originals.add(predictions.indices, predictions.embedding)
+    return evaluate_copies(
+        inference, folder, P, originals, seed=seed, gather=gather or Gather(1), embedding_size=12
+    )
+
+
+def test_ranks_equal_a_loop_over_queries_and_originals(tmp_path: Path) -> None:
+    folder, network = scan(write_dataset(tmp_path, classes=2, each=6)), MeanColour()
+    unit = lambda v: v / np.linalg.norm(v)  # noqa: E731
+    database = [unit(network.by_hand(preprocess(folder.read(i), P))[0]) for i in range(12)]
+    ranks = []
+    for index in range(12):
+        copy = distort(decode_image(folder.read(index)), Random(5 << 64 | index))
+        query = unit(network.by_hand(preprocess_image(copy, P))[0])
+        order = sorted(range(12), key=lambda j: (-query @ database[j], j))
+        ranks.append(order.index(index))
+    result = evaluate(folder)
+    assert result.rank.tolist() == ranks
+    expected = np.mean([average_precision([rank], 1) for rank in ranks])
+    assert result.metrics["copy_map"] == pytest.approx(expected)
+    assert result.metrics["copy_recall1"] == np.mean(np.array(ranks) == 0)
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, world: int) -> None:
+    folder = scan(write_dataset(tmp_path, classes=2, each=6))
+    alone = evaluate(folder)
+    for result in on_workers(world, lambda rank, gather: evaluate(folder, rank, world, gather)):
+        np.testing.assert_array_equal(result.rank, alone.rank)
+
+
+def test_an_unreadable_image_is_neither_query_nor_in_the_database(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, classes=2, each=3)
+    (root / "c0" / "001.png").write_bytes(b"")
+    result = evaluate(scan(root))
+    assert result.images == 5
+    assert result.rank[1] == UNREAD
+    assert result.rank.max() <= 4
+
+
+def test_embeddings_that_are_not_finite_fail(tmp_path: Path) -> None:
+    folder = scan(write_dataset(tmp_path, classes=1, each=2))
+    inference, originals = Inference(Broken(), 2, threads=1), Originals(2)
+    load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
+    for predictions in inference.run(range(2), load, {}):
+        originals.add(predictions.indices, predictions.embedding)
+    with pytest.raises(MultigrainError) as caught:
+        evaluate_copies(inference, folder, P, originals, seed=0, gather=Gather(1), embedding_size=2)
+    assert caught.value.kind is ErrorKind.NOT_FINITE
+
+
+def test_a_copy_is_decided_by_its_seed_and_differs_from_the_original() -> None:
+    image = noise(40, 30)
+    first, again, other = (np.asarray(distort(image, Random(seed))) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (30, 40, 3)
+    assert not np.array_equal(first, other)
+    for seed in range(30):
+        copy = np.asarray(distort(image, Random(seed))).astype(int)
+        difference = np.abs(copy - np.asarray(image).astype(int)).mean()
+        assert 1 < difference < 100
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])
+def test_tiny_pictures_can_be_distorted(size: tuple[int, int]) -> None:
+    for seed in range(20):
+        assert distort(Image.new("RGB", size, "red"), Random(seed)).size == size

@@ -1,0 +1,119 @@
+"""The evaluation job with a real network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multigrain.checkpoint.restore import restore
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate import run
+from multigrain.events.records import EvaluationRecord, LogRecord
+from multigrain.spec.evaluation import EvaluationSpec
+from tests.data.datasets import write_dataset
+from tests.evaluate.context import RecordingReporter, context, write_checkpoint
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_both_tasks_give_figures_events_and_files(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=3, each=4)
+    (root / "c2" / "001.png").write_bytes(b"")
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1", "c2"))
+    reporter = RecordingReporter()
+    spec = EvaluationSpec(dataset_path=str(root), batch_size=5)
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec, reporter=reporter)
+    outcome = run(ctx)
+    assert not outcome.stopped
+    logs = [record for record in reporter.records if isinstance(record, LogRecord)]
+    assert [log.fields["path"] for log in logs] == ["c2/001.png"]
+    (record,) = [r for r in reporter.records if isinstance(r, EvaluationRecord)]
+    assert set(record.metrics) == {"top1", "top5", "loss", "copy_map", "copy_recall1"}
+    assert (record.step, record.images, record.unreadable, record.resolution) == (30, 11, 1, 16)
+    assert record.metrics["top5"] == 1.0
+    assert reporter.alive_calls >= 6
+    figures = json.loads((ctx.folder.results / "metrics.json").read_text())
+    assert figures["metrics"] == record.metrics
+    images = rows(ctx.folder.results / "images.csv")
+    assert len(images) == 12
+    assert [image["path"] for image in images if image["read"] == "0"] == ["c2/001.png"]
+    read = [image for image in images if image["read"] == "1"]
+    right = np.mean([image["predicted"] == image["class"] for image in read])
+    assert right == pytest.approx(record.metrics["top1"])
+    assert np.mean([float(i["copy_ap"]) for i in read]) == pytest.approx(record.metrics["copy_map"])
+    confusion = rows(ctx.folder.results / "confusion.csv")
+    assert sum(int(row[name]) for row in confusion for name in ("c0", "c1", "c2")) == 11
+
+
+def test_fewer_folders_than_classes_are_numbered_by_name(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=2, each=2)
+    labels = ("a", "c1", "b", "c0")
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", labels, classes=6)
+    spec = EvaluationSpec(dataset_path=str(root), tasks=("classification",))
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec)
+    run(ctx)
+    confusion = rows(ctx.folder.results / "confusion.csv")
+    counts = {
+        row["true \\ predicted"]: sum(int(row[n]) for n in list(row)[1:]) for row in confusion
+    }
+    assert counts == {"a": 0, "c1": 2, "b": 0, "c0": 2}
+
+
+def test_other_classes_are_refused_for_classification_only(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=2, each=2)
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("x", "y"))
+    for tasks in (("classification",), ("classification", "copy_detection")):
+        spec = EvaluationSpec.model_validate({"dataset_path": str(root), "tasks": tasks})
+        with pytest.raises(MultigrainError, match="'c0'") as caught:
+            run(context(tmp_path, weights=checkpoint, evaluation=spec))
+        assert caught.value.kind is ErrorKind.DATASET
+    spec = EvaluationSpec(dataset_path=str(root), tasks=("copy_detection",))
+    run(context(tmp_path, weights=checkpoint, evaluation=spec))
+
+
+def test_a_mostly_unreadable_dataset_fails_before_the_work(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=2, each=4)
+    for path in sorted(root.rglob("*.png"))[:5]:
+        path.write_bytes(b"")
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
+    spec = EvaluationSpec(dataset_path=str(root))
+    with pytest.raises(MultigrainError, match="5 of 8 images") as caught:
+        run(context(tmp_path, weights=checkpoint, evaluation=spec))
+    assert caught.value.kind is ErrorKind.DATASET
+
+
+def test_it_stops_when_asked(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=2, each=4)
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
+    reporter = RecordingReporter(stop_after=2)
+    spec = EvaluationSpec(dataset_path=str(root), batch_size=2)
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec, reporter=reporter)
+    assert run(ctx).stopped
+    assert not any(isinstance(record, EvaluationRecord) for record in reporter.records)
+
+
+def test_a_bare_file_needs_its_trunk_and_gives_the_same_network(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
+    bare = checkpoint / "model.safetensors"
+    with pytest.raises(MultigrainError, match="does not say its network") as caught:
+        restore(bare)
+    assert caught.value.violations[0].field == "spec.trunk"
+    restored = restore(bare, trunk="resnet18")
+    assert restored.spec.stem == "small"
+    assert restored.spec.classes == 2
+    assert restored.spec.gem_p == 3.0
+
+
+def test_the_pooling_exponent_can_be_replaced(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
+    restored = restore(checkpoint, gem_p=5.0)
+    assert restored.network.pool.value == 5.0
+    assert restored.spec.gem_p == 5.0
+    assert restored.state["pool.p"] == 5.0
