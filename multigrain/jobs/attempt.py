@@ -9,18 +9,19 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.events.records import JobState, LogRecord, Record, StateRecord
-from multigrain.jobs import failure, messages
-from multigrain.jobs.channel import ChannelServer, Peer, Received
+from multigrain.jobs import failure
+from multigrain.jobs.channel import ChannelServer, Received
 from multigrain.jobs.failure import Failure
 from multigrain.jobs.launcher.base import Launcher, LaunchPlan, ProcessPlan, RankCommand
 from multigrain.jobs.limits import RunnerLimits, StopSignal
-from multigrain.jobs.messages import SCHEDULER_RANK, Done, Exit, Failed, GuardHello, Hello, Stop
-from multigrain.jobs.processes import child_setup, collect_children, end_all, job_environment
+from multigrain.jobs.messages import Emit, Failed, GuardHello, Hello, Stop, Terminate
+from multigrain.jobs.processes import child_setup, end_all, job_environment
 from multigrain.jobs.rank import CHANNEL_VARIABLE, TOKEN_VARIABLE
+from multigrain.jobs.ranks import LEFT_WELL, Rank, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -38,29 +39,18 @@ class Finished:
 AttemptEnd = Finished | Failure
 
 
-@dataclass
-class _Rank:
-    """What is known of a rank."""
-
-    worker: Peer | None = None
-    ready: bool = False
-    heard: float = 0.0
-    done: Done | None = None
-    failed: Failed | None = None
-    exit: Exit | None = None
-    failed_at: float = 0.0
-
-
-@dataclass
+@dataclass(frozen=True)
 class Attempt:
-    """Args:
-    command: what to start for each rank.
-    launcher: how.
-    job_id: of the job.
-    logs: folder for the logs of this attempt.
-    limits: of the runner.
-    stop: whether somebody wants the job to end.
-    record: stores a record of this attempt.
+    """What is to be run.
+
+    Attributes:
+        command: what to start for each rank.
+        launcher: how.
+        job_id: of the job.
+        logs: folder for the logs of this attempt.
+        limits: of the runner.
+        stop: whether somebody wants the job to end.
+        record: stores a record of this attempt.
     """
 
     command: RankCommand
@@ -70,10 +60,6 @@ class Attempt:
     limits: RunnerLimits
     stop: StopSignal
     record: Callable[[Record], None]
-    _ranks: dict[int, _Rank] = field(default_factory=dict)
-    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _running: bool = False
-    _stopping_since: float | None = None
 
     def run(self) -> AttemptEnd:
         """Returns when the attempt has ended and no process of it is left.
@@ -82,47 +68,60 @@ class Attempt:
             MultigrainError: if the devices cannot be launched in this way.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
-        for _ in range(self.limits.port_attempts):
+        for last_try in (False,) * (self.limits.port_attempts - 1) + (True,):
             plan = self.launcher.plan(self.command, self.logs)
-            end = self._run_once(plan)
-            if self._running or not isinstance(end, Failure) or not plan.port_was_taken():
+            with closing(ChannelServer()) as server:
+                launch = _Launch(self, plan, server)
+                end = launch.run()
+            again = isinstance(end, Failure) and not launch.running and plan.port_was_taken()
+            if last_try or not again:
                 break
             log.warning("the scheduler's port was taken by another process; trying another one")
         return end
 
-    def _run_once(self, plan: LaunchPlan) -> AttemptEnd:
-        self._ranks = {rank: _Rank() for rank in range(self.command.world)}
-        self._ranks[SCHEDULER_RANK] = _Rank()
-        with closing(ChannelServer()) as server:
-            try:
-                signal.set_wakeup_fd(server.wakeup_fd)
-                self._started = [self._start(process, server) for process in plan.processes]
-                launched = time.monotonic()
-                end: AttemptEnd | None = None
-                while end is None:
-                    for received in server.wait(_TICK_SECONDS):
-                        self._handle(received)
-                    end = self._judge(plan, launched)
-                if isinstance(end, Finished):
-                    self._let_workers_leave(server)
-                return end
-            finally:
-                signal.set_wakeup_fd(-1)
-                self._end_processes()
 
-    def _start(self, plan: ProcessPlan, server: ChannelServer) -> subprocess.Popen[bytes]:
+class _Launch:
+    """The processes of an attempt, from their start to the last one's end."""
+
+    def __init__(self, attempt: Attempt, plan: LaunchPlan, server: ChannelServer) -> None:
+        self._attempt = attempt
+        self._plan = plan
+        self._server = server
+        self._ranks = Ranks(attempt.command.world, attempt.command.devices, plan)
+        self._launched = time.monotonic()
+        self._stopping_since: float | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.running = False
+
+    def run(self) -> AttemptEnd:
+        try:
+            signal.set_wakeup_fd(self._server.wakeup_fd)
+            for process in self._plan.processes:
+                self._processes.append(self._start(process))
+            end: AttemptEnd | None = None
+            while end is None:
+                self._listen()
+                end = self._judge()
+            if isinstance(end, Finished):
+                self._let_workers_leave()
+            return end
+        finally:
+            signal.set_wakeup_fd(-1)
+            self._end_processes()
+
+    def _start(self, plan: ProcessPlan) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
-            **job_environment(self.job_id, self.command.folder),
-            CHANNEL_VARIABLE: server.address,
-            TOKEN_VARIABLE: server.token,
+            **job_environment(self._attempt.job_id, self._attempt.command.folder),
+            CHANNEL_VARIABLE: self._server.address,
+            TOKEN_VARIABLE: self._server.token,
             **plan.environment,
         }
         with plan.log.open("wb") as output:
             return subprocess.Popen(
                 plan.command,
                 env=environment,
-                cwd=self.logs,  # where MindSpore leaves its own files
+                cwd=self._attempt.logs,  # where MindSpore leaves files of its own
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -131,180 +130,114 @@ class Attempt:
 
     # What comes in.
 
-    def _handle(self, received: Received) -> None:
-        hello = received.peer.hello
-        if isinstance(hello, GuardHello):
-            self._handle_guard(hello, received)
-        elif isinstance(hello, Hello) and hello.rank in self._ranks:
-            self._handle_worker(self._ranks[hello.rank], hello.rank, received)
+    def _listen(self) -> None:
+        for received in self._server.wait(_TICK_SECONDS):
+            hello = received.peer.hello
+            rank = self._ranks.get(hello.rank) if hello else None
+            if rank is None:
+                log.warning("somebody speaks for a rank that there is not: %s", hello)
+            elif isinstance(hello, GuardHello):
+                rank.hear_guard(received.message)
+                if isinstance(received.message, Terminate):
+                    log.info("the guard of rank %d got SIGTERM", hello.rank)
+                    self._attempt.stop.request()
+            else:
+                self._hear_worker(rank, received)
 
-    def _handle_guard(self, hello: GuardHello, received: Received) -> None:
-        rank = self._ranks.get(hello.rank)
-        if rank is None:
-            return
-        if isinstance(received.message, Exit):
-            rank.exit = received.message
-        elif isinstance(received.message, messages.Terminate):
-            log.info("the guard of rank %d got SIGTERM: ending the job in order", hello.rank)
-            self.stop.request()
-        elif received.message is None and rank.exit is None:
-            # A guard tells of every other end: only SIGKILL leaves it no time.
-            rank.exit = Exit(128 + signal.SIGKILL, signal.SIGKILL)
-        if rank.exit and not rank.failed_at:
-            rank.failed_at = time.monotonic()
-
-    def _handle_worker(self, rank: _Rank, number: int, received: Received) -> None:
-        rank.heard = time.monotonic()
-        match received.message:
-            case Hello():
-                rank.worker = received.peer
-                if self._stopping_since is not None:
-                    received.peer.send(Stop())
-            case messages.Ready():
-                rank.ready = True
-                if not self._running and all(r.ready for r in self._workers().values()):
-                    self._running = True
-                    self.record(StateRecord(JobState.RUNNING, self._running_message()))
-            case messages.Emit(record=StateRecord()):
-                log.warning("rank %d sent a state, which is the runner's to decide", number)
-            case messages.Emit(record=record):
-                self.record(record)
-            case Done() as done:
-                rank.done = done
-            case Failed() as failed:
-                rank.failed = failed
-                rank.failed_at = rank.failed_at or rank.heard
-            case None:
-                rank.worker = None
+    def _hear_worker(self, rank: Rank, received: Received) -> None:
+        message = received.message
+        rank.hear(message)
+        if isinstance(message, Hello):
+            rank.worker = received.peer
+            if self._stopping_since is not None:
+                received.peer.send(Stop())
+        elif isinstance(message, Emit):
+            if isinstance(message.record, StateRecord):
+                log.warning("a worker sent a state, which is the runner's to decide")
+            else:
+                self._attempt.record(message.record)
+        if not self.running and self._ranks.all_ready:
+            self.running = True
+            world = self._attempt.command.world
+            text = "1 worker is running" if world == 1 else f"{world} workers are running"
+            self._attempt.record(StateRecord(JobState.RUNNING, text))
 
     # What it means.
 
-    def _judge(self, plan: LaunchPlan, launched: float) -> AttemptEnd | None:
+    def _judge(self) -> AttemptEnd | None:
         """The end of the attempt, if it has come."""
-        workers = self._workers()
-        now = time.monotonic()
-        if all(rank.done for rank in workers.values()):
-            return self._finished()
-        if self.stop.requested and self._stopping_since is None:
-            self._stopping_since = now
-            self.record(StateRecord(JobState.STOPPING, self.stop.reason))
-            if not self._running:
+        if self._ranks.all_done:
+            return self._say_finished()
+        if self._attempt.stop.requested and self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+            self._attempt.record(StateRecord(JobState.STOPPING, self._attempt.stop.reason))
+            if not self.running:
                 return Finished(JobState.CANCELLED, "cancelled before the work began")
-            for rank in workers.values():
+            for rank in self._ranks.workers.values():
                 if rank.worker:
                     rank.worker.send(Stop())
-        found = self._find_failure(plan, now)
-        if found is None:
-            found = self._find_timeout(plan, launched, now)
-        if found is not None and self._stopping_since is not None and found.retried:
+        found = (
+            self._ranks.find_failure(self._attempt.limits.settle_seconds)
+            or self._find_dead_launcher()
+            or (
+                self._ranks.find_silent() if self.running else self._ranks.find_late(self._launched)
+            )
+        )
+        return found if self._stopping_since is None else self._judge_stopping(found)
+
+    def _judge_stopping(self, found: Failure | None) -> AttemptEnd | None:
+        """Whoever cancels a job wants no further attempt, but to know if saving failed."""
+        if found is not None and not found.retried:
+            return found
+        if found is not None:
             return Finished(
                 JobState.CANCELLED,
-                f"cancelled, but not in order: {found.error.message}. "
-                "The checkpoints written before are kept",
+                f"cancelled, but not in order: {found.error.message}; "
+                "checkpoints written before are kept",
             )
-        if found is None and self._stopping_since is not None:
-            grace = self.limits.stop_grace_seconds
-            if now - self._stopping_since > grace:
-                return Finished(
-                    JobState.CANCELLED,
-                    f"the workers did not end in order within {grace:g} s and were killed; "
-                    "the checkpoints written before are kept",
-                )
-        return found
-
-    def _finished(self) -> AttemptEnd:
-        done = {number: rank.done for number, rank in self._workers().items() if rank.done}
-        message = done[0].message
-        stopped = [number for number, outcome in done.items() if outcome.stopped]
-        if not stopped:
-            return Finished(JobState.SUCCEEDED, message)
-        if self._stopping_since is not None:
-            return Finished(JobState.CANCELLED, message)
-        return failure.work_failed(
-            stopped[0], Failed("", "the work stopped though nobody asked for it"), None
+        grace = self._attempt.limits.stop_grace_seconds
+        if time.monotonic() - (self._stopping_since or 0.0) <= grace:
+            return None
+        return Finished(
+            JobState.CANCELLED,
+            f"the workers did not end in order within {grace:g} s and were killed; "
+            "checkpoints written before are kept",
         )
 
-    def _find_failure(self, plan: LaunchPlan, now: float) -> Failure | None:
-        """The cause among all failures: peers of a dead worker fail too, and may say so first."""
-        failed = {
-            number: rank
-            for number, rank in self._ranks.items()
-            if not rank.done and rank.failed_at and (number >= 0 or rank.exit != Exit(0))
-        }
-        if not failed:
-            return self._find_dead_launcher(plan)
-        ordered = sorted(failed.items(), key=lambda item: item[1].failed_at)
-        if now - ordered[0][1].failed_at < self.limits.settle_seconds:
-            return None
-        for number, rank in ordered:
-            if rank.failed and rank.failed.kind:
-                return failure.work_failed(number, rank.failed, plan.worker_logs[number])
-        for number, rank in ordered:
-            if number >= 0 and rank.exit and rank.exit.signal is not None and not rank.failed:
-                return failure.worker_died(number, rank.exit, plan.worker_logs[number])
-        number, rank = ordered[0]
-        if rank.failed:
-            return failure.work_failed(number, rank.failed, plan.worker_logs[number])
-        assert rank.exit is not None
-        path = plan.scheduler_log if number == SCHEDULER_RANK else plan.worker_logs[number]
-        return failure.worker_died(number, rank.exit, path)
+    def _say_finished(self) -> AttemptEnd:
+        done = {number: rank.done for number, rank in self._ranks.workers.items() if rank.done}
+        stopped = [number for number, outcome in done.items() if outcome.stopped]
+        if not stopped:
+            return Finished(JobState.SUCCEEDED, done[0].message)
+        if self._stopping_since is not None:
+            return Finished(JobState.CANCELLED, done[0].message)
+        unasked = Failed("", "the work stopped though nobody asked for it")
+        return failure.work_failed(stopped[0], unasked, self._plan.worker_logs[stopped[0]])
 
-    def _find_dead_launcher(self, plan: LaunchPlan) -> Failure | None:
-        for process, planned in zip(self._started, plan.processes, strict=True):
+    def _find_dead_launcher(self) -> Failure | None:
+        """msrun ends by itself after a worker has; here, before any has."""
+        if any(rank.exit for rank in self._ranks.workers.values()):
+            return None
+        for process, plan in zip(self._processes, self._plan.processes, strict=True):
             code = process.poll()
-            if code is not None and not any(rank.exit for rank in self._workers().values()):
-                return failure.launcher_ended(code, planned.log)
+            if code is not None:
+                return failure.launcher_ended(code, plan.log)
         return None
-
-    def _find_timeout(self, plan: LaunchPlan, launched: float, now: float) -> Failure | None:
-        devices = self.command.devices
-        workers = self._workers()
-        if not self._running:
-            if now - launched <= devices.cluster_timeout_seconds:
-                return None
-            missing = [number for number, rank in workers.items() if not rank.ready]
-            return failure.cluster_timeout(
-                missing,
-                len(workers),
-                devices.cluster_timeout_seconds,
-                plan.worker_logs[missing[0]],
-            )
-        limit = devices.stall_timeout_seconds
-        silent = [
-            (rank.heard, number)
-            for number, rank in workers.items()
-            if limit and not rank.done and now - rank.heard > limit
-        ]
-        if not silent:
-            return None
-        _, number = min(silent)
-        return failure.stalled(number, limit, plan.worker_logs[number])
 
     # The end.
 
-    def _let_workers_leave(self, server: ChannelServer) -> None:
+    def _let_workers_leave(self) -> None:
         """Waits for workers that have done their work to close what they hold (the cluster)."""
-        deadline = time.monotonic() + self.limits.leave_seconds
-        while time.monotonic() < deadline:
-            if all(rank.exit or not rank.done for rank in self._workers().values()):
-                break
-            for received in server.wait(_TICK_SECONDS):
-                self._handle(received)
-        for number, rank in self._workers().items():
-            if rank.done and rank.exit != Exit(0):
+        deadline = time.monotonic() + self._attempt.limits.leave_seconds
+        while not self._ranks.all_left and time.monotonic() < deadline:
+            self._listen()
+        for number, rank in self._ranks.workers.items():
+            if rank.done and rank.exit != LEFT_WELL:
                 log.warning("rank %d did its work, but did not leave well: %s", number, rank.exit)
 
     def _end_processes(self) -> None:
-        left = end_all(self.command.folder)
-        for process in self._started:
+        left = end_all(self._attempt.command.folder)
+        for process in self._processes:
             process.poll()
-        collect_children()
         if left:
-            self.record(LogRecord("ERROR", f"processes that cannot be ended: {left}"))
-
-    def _workers(self) -> dict[int, _Rank]:
-        return {number: rank for number, rank in self._ranks.items() if number >= 0}
-
-    def _running_message(self) -> str:
-        world = self.command.world
-        return "1 worker is running" if world == 1 else f"{world} workers are running"
+            self._attempt.record(LogRecord("ERROR", f"processes that cannot be ended: {left}"))

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from multigrain.events.records import Record
@@ -38,12 +39,16 @@ class ChannelReporter:
     Args:
         address: of the runner's Unix socket.
         hello: introduces the worker.
+        on_lost: called with an exit code by a thread that finds that the runner has gone.
 
     Raises:
         OSError: if the runner is not there.
     """
 
-    def __init__(self, address: str, hello: Hello) -> None:
+    def __init__(
+        self, address: str, hello: Hello, on_lost: Callable[[int], object] = os._exit
+    ) -> None:
+        self._on_lost = on_lost
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(address)
         self._socket.sendall(encode(hello))
@@ -82,7 +87,8 @@ class ChannelReporter:
             try:
                 self._socket.sendall(encode(message))
             except OSError:
-                os._exit(EXIT_RUNNER_LOST)
+                self._on_lost(EXIT_RUNNER_LOST)
+                return
 
     def _listen(self) -> None:
         with self._socket.makefile("rb") as lines:
@@ -92,4 +98,4 @@ class ChannelReporter:
                         self._stop.set()
             except (OSError, ValueError):
                 pass  # the runner is gone, or not ours: the end is the same
-        os._exit(EXIT_RUNNER_LOST)
+        self._on_lost(EXIT_RUNNER_LOST)

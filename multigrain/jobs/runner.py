@@ -20,9 +20,9 @@ from multigrain.events.lock import LockHeldError
 from multigrain.events.log import EventWriter
 from multigrain.events.records import JobError, JobState, LogRecord, Record, StateRecord
 from multigrain.jobs.attempt import Attempt, Finished
-from multigrain.jobs.attempts import History
 from multigrain.jobs.failure import Failure, runner_lost
 from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.history import History
 from multigrain.jobs.identity import RunnerIdentity
 from multigrain.jobs.launcher.base import Launcher, RankCommand
 from multigrain.jobs.launcher.choice import choose_launcher, world_of

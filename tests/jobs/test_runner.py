@@ -12,9 +12,8 @@ import pytest
 
 from multigrain.events.lock import is_locked
 from multigrain.events.log import EventWriter
-from multigrain.events.records import CheckpointRecord, JobState, LogRecord, StateRecord
+from multigrain.events.records import CheckpointRecord, JobState, StateRecord
 from multigrain.jobs.identity import RunnerIdentity
-from multigrain.jobs.request import JobKind
 from tests.jobs.harness import Job
 
 NewJob = Callable[..., Job]
@@ -121,150 +120,6 @@ def test_cancel_while_starting_ends_at_once(new_job: NewJob) -> None:
     assert job.processes() == []
 
 
-def test_a_killed_worker_is_followed_by_a_second_attempt(new_job: NewJob) -> None:
-    job = new_job(count=2)
-    assert job.run("die_in_first_attempt") is JobState.SUCCEEDED
-    restart = next(record for record in job.states() if record.error)
-    assert not restart.state.terminal
-    assert (restart.error.kind, restart.error.rank, restart.error.signal) == ("WORKER_DIED", 1, 9)  # type: ignore[union-attr]
-    assert "restart 1 of 3" in restart.message
-    assert {event.attempt for event in job.events()} == {0, 1, 2}
-    assert any(
-        isinstance(record, LogRecord) and record.message == "attempt 2 resume True"
-        for record in job.records()
-    )
-    assert_numbered(job)
-    assert job.processes() == []
-
-
-@pytest.mark.parametrize("victim", ["worker", "guard"])
-def test_sigkill_from_outside_is_noticed(new_job: NewJob, victim: str) -> None:
-    job = new_job(count=2, max_restarts=0)
-    runner = job.start("run_until_stopped")
-    job.wait_for(lambda: bool(job.losses()))
-    process = job.workers()[0]
-    (process if victim == "worker" else process.parent()).kill()  # type: ignore[union-attr]
-    assert runner.wait(10) == 0
-    error = job.states()[-1].error
-    assert error is not None
-    assert (error.kind, error.signal) == ("WORKER_DIED", 9)
-    assert job.processes() == []
-
-
-def test_a_worker_that_keeps_dying_fails_the_job_with_the_reason(new_job: NewJob) -> None:
-    job = new_job(count=2, max_restarts=1)
-    assert job.run("always_die") is JobState.FAILED
-    last = job.states()[-1]
-    assert last.error is not None
-    assert (last.error.kind, last.error.rank, last.error.signal) == ("WORKER_DIED", 1, 9)
-    assert "rank 1 was killed by SIGKILL (signal 9)" in last.error.message
-    assert "memory" in last.error.message
-    assert "rank 1 is about to die" in last.error.log_tail
-    assert last.exit_code == 137
-    assert states(job).count(JobState.STARTING) == 2
-    assert job.processes() == []
-
-
-def test_a_defect_is_retried_and_named(new_job: NewJob) -> None:
-    job = new_job(max_restarts=1)
-    assert job.run("raise_defect") is JobState.FAILED
-    error = job.states()[-1].error
-    assert error is not None
-    assert (error.kind, error.rank, error.exit_code) == ("WORKER_DIED", 0, 1)
-    assert "ZeroDivisionError: somewhere deep" in error.message
-    assert "Traceback" in error.log_tail
-    assert states(job).count(JobState.STARTING) == 2
-
-
-def test_an_exit_code_is_reported(new_job: NewJob) -> None:
-    job = new_job(max_restarts=0)
-    assert job.run("leave_without_a_word") is JobState.FAILED
-    error = job.states()[-1].error
-    assert error is not None
-    assert (error.exit_code, error.signal) == (3, None)
-    assert "exit code 3" in error.message
-
-
-def test_an_error_of_the_user_is_not_retried_and_goes_before_its_consequences(
-    new_job: NewJob,
-) -> None:
-    job = new_job(count=2)
-    assert job.run("refuse_dataset") is JobState.FAILED
-    error = job.states()[-1].error
-    assert error is not None
-    assert (error.kind, error.rank) == ("DATASET", 1)
-    assert error.message == "class folder 7 has no images; add some"
-    assert error.log_tail == ""
-    assert states(job).count(JobState.STARTING) == 1
-
-
-def test_a_silent_rank_is_ended_and_named(new_job: NewJob) -> None:
-    job = new_job(count=2, max_restarts=0, stall_timeout_seconds=1.0)
-    assert job.run("stall_in_rank_1") is JobState.FAILED
-    error = job.states()[-1].error
-    assert error is not None
-    assert (error.kind, error.rank) == ("STALLED", 1)
-    assert job.processes() == []
-
-
-def test_a_rank_that_does_not_join_is_named(new_job: NewJob) -> None:
-    job = new_job(count=2, max_restarts=0, cluster_timeout_seconds=5.0)
-    assert job.run("tests.jobs.late:succeed") is JobState.FAILED
-    error = job.states()[-1].error
-    assert error is not None
-    assert (error.kind, error.rank) == ("CLUSTER_TIMEOUT", 1)
-    assert "rank 1 did not join" in error.message
-    assert job.processes() == []
-
-
-def test_workers_die_with_their_runner_and_a_new_runner_goes_on(new_job: NewJob) -> None:
-    job = new_job(count=2)
-    runner = job.start("run_until_stopped")
-    job.wait_for(lambda: bool(job.losses()))
-    assert len(job.processes()) == 4
-    runner.kill()
-    runner.wait()
-    job.wait_for(lambda: not job.processes(), timeout=2)
-    assert job.run("succeed") is JobState.SUCCEEDED
-    lost = next(record for record in job.states() if record.error)
-    assert lost.error is not None
-    assert lost.error.kind == "RUNNER_LOST"
-    assert job.events()[-1].attempt == 2
-    assert_numbered(job)
-
-
-def test_workers_that_ignore_everything_die_with_their_runner_too(new_job: NewJob) -> None:
-    job = new_job(count=1)
-    runner = job.start("hold_the_interpreter")
-    job.wait_for(lambda: bool(job.losses()))
-    runner.kill()
-    runner.wait()
-    job.wait_for(lambda: not job.processes(), timeout=2)
-
-
-def test_a_lost_runner_counts_as_a_restart(new_job: NewJob) -> None:
-    job = new_job(max_restarts=0)
-    runner = job.start("run_until_stopped")
-    job.wait_for(lambda: bool(job.losses()))
-    runner.kill()
-    runner.wait()
-    assert job.run("succeed") is JobState.FAILED
-    error = job.states()[-1].error
-    assert error is not None
-    assert error.kind == "RUNNER_LOST"
-
-
-def test_a_runner_lost_while_stopping_leaves_a_cancelled_job(new_job: NewJob) -> None:
-    job = new_job()
-    runner = job.start("ignore_stop")
-    job.wait_for(lambda: bool(job.losses()))
-    runner.send_signal(signal.SIGTERM)
-    job.wait_for(lambda: states(job)[-1] is JobState.STOPPING)
-    runner.kill()
-    runner.wait()
-    assert job.run("succeed") is JobState.CANCELLED
-
-
 def test_an_ended_job_is_left_alone_until_it_is_queued_again(new_job: NewJob) -> None:
     job = new_job(max_restarts=0)
     assert job.run("raise_defect") is JobState.FAILED
@@ -276,12 +131,6 @@ def test_an_ended_job_is_left_alone_until_it_is_queued_again(new_job: NewJob) ->
     assert job.run("succeed") is JobState.SUCCEEDED
     assert job.events()[-1].attempt == 2
     assert_numbered(job)
-
-
-def test_an_evaluation_is_restarted_once(new_job: NewJob) -> None:
-    job = new_job(kind=JobKind.EVALUATION)
-    assert job.run("raise_defect") is JobState.FAILED
-    assert states(job).count(JobState.STARTING) == 2
 
 
 def test_a_spec_that_cannot_be_read_fails_the_job(new_job: NewJob) -> None:

@@ -1,0 +1,148 @@
+"""What the runner knows of each rank, and which of all failures was the cause."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from multigrain.jobs import failure
+from multigrain.jobs.channel import Peer
+from multigrain.jobs.failure import Failure
+from multigrain.jobs.launcher.base import LaunchPlan
+from multigrain.jobs.messages import SCHEDULER_RANK, Done, Exit, Failed, Message, Ready
+from multigrain.spec.base import DeviceSpec
+
+LEFT_WELL = Exit(0)
+
+
+@dataclass
+class Rank:
+    """A worker (or the scheduler) as it has made itself known.
+
+    Attributes:
+        worker: its connection, while there is one.
+        ready: it has joined the cluster.
+        heard: when it last said something, by the monotonic clock.
+        done: its work returned.
+        failed: its work raised.
+        exit: how its process ended, as its guard says.
+        failed_at: when the first of ``failed`` and ``exit`` came; 0 if none has.
+    """
+
+    worker: Peer | None = None
+    ready: bool = False
+    heard: float = 0.0
+    done: Done | None = None
+    failed: Failed | None = None
+    exit: Exit | None = None
+    failed_at: float = 0.0
+
+    def hear(self, message: Message | None) -> None:
+        """Notes what the worker says; None: its connection has ended."""
+        self.heard = time.monotonic()
+        match message:
+            case Ready():
+                self.ready = True
+            case Done():
+                self.done = message
+            case Failed():
+                self.failed = message
+                self.failed_at = self.failed_at or self.heard
+            case None:
+                self.worker = None
+
+    def hear_guard(self, message: Message | None) -> None:
+        """Notes what the guard says; None: its connection has ended."""
+        if isinstance(message, Exit):
+            self.exit = message
+        elif message is None and self.exit is None:
+            # A guard tells of every other end: only SIGKILL leaves it no time.
+            self.exit = Exit(128 + signal.SIGKILL, signal.SIGKILL)
+        if self.exit and not self.failed_at:
+            self.failed_at = time.monotonic()
+
+
+class Ranks:
+    """The workers of an attempt and its scheduler.
+
+    Args:
+        world: number of workers.
+        devices: their time limits.
+        plan: their logs.
+    """
+
+    def __init__(self, world: int, devices: DeviceSpec, plan: LaunchPlan) -> None:
+        self.workers = {number: Rank() for number in range(world)}
+        self.scheduler = Rank()
+        self._devices = devices
+        self._plan = plan
+
+    def get(self, number: int) -> Rank | None:
+        return self.scheduler if number == SCHEDULER_RANK else self.workers.get(number)
+
+    @property
+    def all_ready(self) -> bool:
+        return all(rank.ready for rank in self.workers.values())
+
+    @property
+    def all_done(self) -> bool:
+        return all(rank.done for rank in self.workers.values())
+
+    @property
+    def all_left(self) -> bool:
+        """No process of a worker that has done its work is left."""
+        return all(rank.exit or not rank.done for rank in self.workers.values())
+
+    def find_failure(self, settle_seconds: float) -> Failure | None:
+        """The cause among all failures: peers of a dead worker fail too, and may say so first.
+
+        None if there is no failure, or the first is younger than ``settle_seconds``.
+        """
+        failed = {
+            number: rank
+            for number, rank in self.workers.items()
+            if rank.failed_at and not rank.done
+        }
+        if self.scheduler.exit not in (None, LEFT_WELL):
+            failed[SCHEDULER_RANK] = self.scheduler
+        if not failed:
+            return None
+        ordered = sorted(failed.items(), key=lambda item: item[1].failed_at)
+        if time.monotonic() - ordered[0][1].failed_at < settle_seconds:
+            return None
+        for number, rank in ordered:
+            if rank.failed and rank.failed.kind:
+                return failure.work_failed(number, rank.failed, self._log(number))
+        for number, rank in ordered:
+            if rank.exit and rank.exit.signal is not None and number != SCHEDULER_RANK:
+                return failure.worker_died(number, rank.exit, self._log(number))
+        number, rank = ordered[0]
+        if rank.failed:
+            return failure.work_failed(number, rank.failed, self._log(number))
+        return failure.worker_died(number, rank.exit or LEFT_WELL, self._log(number))
+
+    def find_late(self, launched: float) -> Failure | None:
+        """CLUSTER_TIMEOUT, if a worker is not ready that should be by now."""
+        seconds = self._devices.cluster_timeout_seconds
+        if time.monotonic() - launched <= seconds:
+            return None
+        missing = [number for number, rank in self.workers.items() if not rank.ready]
+        return failure.cluster_timeout(missing, len(self.workers), seconds, self._log(missing[0]))
+
+    def find_silent(self) -> Failure | None:
+        """STALLED, if a worker has said nothing for too long: the one silent for longest."""
+        seconds = self._devices.stall_timeout_seconds
+        heard, number = min(
+            ((rank.heard, number) for number, rank in self.workers.items() if not rank.done),
+            default=(0.0, -1),
+        )
+        if number < 0 or not seconds or time.monotonic() - heard <= seconds:
+            return None
+        return failure.stalled(number, seconds, self._log(number))
+
+    def _log(self, number: int) -> Path | None:
+        if number == SCHEDULER_RANK:
+            return self._plan.scheduler_log
+        return self._plan.worker_logs[number]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from multigrain.jobs.failure import LOG_TAIL_BYTES, launcher_ended, log_tail, worker_died
+from multigrain.jobs.messages import SCHEDULER_RANK, Exit
+
+
+def test_a_short_log_is_given_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntwo")
+    assert log_tail(path) == "one\ntwo"
+
+
+def test_a_long_log_is_cut_at_a_line_and_at_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"line {i} ü\n" for i in range(5000)))
+    tail = log_tail(path)
+    assert LOG_TAIL_BYTES - 20 < len(tail.encode()) <= LOG_TAIL_BYTES
+    assert tail.startswith("line ")
+    assert tail.endswith("line 4999 ü\n")
+
+
+def test_one_endless_line_and_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"\xff\x00" * 20_000)
+    assert 0 < len(log_tail(path).encode()) <= LOG_TAIL_BYTES
+
+
+def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
+    assert log_tail(tmp_path / "log") == ""
+    assert log_tail(None) == ""
+
+
+def test_a_signal_is_named_with_what_to_do() -> None:
+    failure = worker_died(3, Exit(137, signal.SIGKILL), None)
+    assert failure.error.message.startswith("rank 3 was killed by SIGKILL (signal 9): ")
+    assert "batch_size" in failure.error.message
+    assert (failure.error.rank, failure.error.signal, failure.exit_code) == (3, 9, 137)
+    assert failure.retried
+
+
+def test_an_unusual_signal_is_named_too() -> None:
+    realtime = 40
+    assert "signal 40" in worker_died(0, Exit(168, realtime), None).error.message
+
+
+def test_the_scheduler_has_no_rank() -> None:
+    failure = worker_died(SCHEDULER_RANK, Exit(1), None)
+    assert failure.error.rank is None
+    assert failure.error.message.startswith("the cluster's scheduler ended with exit code 1")
+
+
+def test_a_killed_launcher_is_told_by_its_signal(tmp_path: Path) -> None:
+    assert "SIGKILL (signal 9)" in launcher_ended(-9, tmp_path / "log").error.message

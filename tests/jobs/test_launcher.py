@@ -1,0 +1,206 @@
+"""Plans of launchers, as values: what cannot run on this machine is checked here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.jobs.launcher.base import COLLECTIVES, SET_DEVICE, RankCommand
+from multigrain.jobs.launcher.choice import choose_launcher, world_of
+from multigrain.jobs.launcher.direct import DirectLauncher
+from multigrain.jobs.launcher.msrun import MsrunLauncher, free_port
+from multigrain.jobs.launcher.rank_table import RankTableLauncher
+from multigrain.jobs.rank import parser
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.spec.base import DeviceSpec
+from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.spec.export import ExportSpec
+from multigrain.spec.training import TrainingSpec
+
+LOGS = Path("/data/jobs/j/workers/attempt-2")
+
+
+def command(**devices: object) -> RankCommand:
+    spec = DeviceSpec.model_validate(devices)
+    return RankCommand(Path("/data/jobs/j"), attempt=2, world=spec.count, devices=spec)
+
+
+def request(kind: JobKind, **devices: object) -> JobRequest:
+    spec = DeviceSpec.model_validate(devices)
+    return JobRequest(
+        job_id="j",
+        kind=kind,
+        create_time="",
+        training=TrainingSpec(devices=spec) if kind is JobKind.TRAINING else None,
+        evaluation=EvaluationSpec(devices=spec) if kind is JobKind.EVALUATION else None,
+        export=ExportSpec(devices=spec) if kind is JobKind.EXPORT else None,
+    )
+
+
+RANK_ARGUMENTS = [
+    *("-m", "multigrain.jobs.rank", "--folder", "/data/jobs/j", "--attempt", "2"),
+    *("--world", "2", "--target", "cpu", "--threads", "3"),
+]
+
+
+def test_msrun_gets_this_command() -> None:
+    rank = command(count=2, threads_per_worker=3, cluster_timeout_seconds=90.5)
+    plan = MsrunLauncher(lambda: 12345).plan(rank, LOGS)
+    (process,) = plan.processes
+    assert list(process.command) == [
+        sys.executable,
+        *("-m", "mindspore.parallel.cluster.run"),
+        "--worker_num=2",
+        "--local_worker_num=2",
+        "--master_addr=127.0.0.1",
+        "--master_port=12345",
+        f"--log_dir={LOGS}",
+        "--join=True",
+        "--cluster_time_out=91",
+        "--tail_worker_log=-2",
+        "python",
+        *RANK_ARGUMENTS,
+        "--clustered",
+    ]
+    first = process.environment["PATH"].split(os.pathsep)[0]
+    assert Path(first) == Path(sys.executable).parent
+    assert process.log == LOGS / "msrun.log"
+    assert plan.worker_logs == (LOGS / "worker_0.log", LOGS / "worker_1.log")
+    assert plan.scheduler_log == LOGS / "scheduler.log"
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "collectives"),
+    [("cpu", "CPU", "mccl"), ("gpu", "GPU", "nccl"), ("ascend", "Ascend", "hccl")],
+)
+def test_every_target_has_its_device_and_its_collectives(
+    target: str, device: str, collectives: str
+) -> None:
+    (process,) = MsrunLauncher(lambda: 1).plan(command(target=target, count=8), LOGS).processes
+    arguments = process.command[process.command.index("multigrain.jobs.rank") + 1 :]
+    options = parser().parse_args(arguments)
+    assert options.target == target
+    assert options.clustered
+    assert (SET_DEVICE[options.target], COLLECTIVES[options.target]) == (device, collectives)
+
+
+def test_msrun_cannot_mistake_an_option_of_a_rank_for_its_own() -> None:
+    ours = [text for action in parser()._actions for text in action.option_strings]
+    theirs = ["--worker_num", "--worker_log_name", "--cluster_time_out", "--tail_worker_log"]
+    theirs += ["--local_worker_num", "--master_addr", "--master_port", "--node_rank", "--log_dir"]
+    theirs += ["--join", "--bind_core", "--sim_level", "--sim_rank_id", "--rank_table_file"]
+    clashes = [(a, b) for a in ours for b in theirs if b.startswith(a) and a.startswith("--")]
+    assert clashes == []
+
+
+def test_one_process_of_its_own_joins_no_cluster() -> None:
+    rank = command(count=1, threads_per_worker=3)
+    plan = DirectLauncher().plan(rank, LOGS)
+    (process,) = plan.processes
+    assert list(process.command)[:3] == [sys.executable, "-m", "multigrain.jobs.rank"]
+    assert "--clustered" not in process.command
+    assert process.environment == {"RANK_ID": "0", "RANK_SIZE": "1", "DEVICE_ID": "0"}
+    assert process.log == LOGS / "worker_0.log"
+    assert plan.scheduler_log is None
+
+
+def write_table(path: Path, *servers: dict[str, str]) -> str:
+    """A rank table with ``{rank_id: device_id}`` of each server."""
+    body = {
+        "version": "1.0",
+        "server_count": str(len(servers)),
+        "server_list": [
+            {
+                "server_id": f"10.0.0.{i}",
+                "device": [
+                    {"device_id": device, "device_ip": "192.168.1.1", "rank_id": rank}
+                    for rank, device in server.items()
+                ],
+                "host_nic_ip": "reserve",
+            }
+            for i, server in enumerate(servers)
+        ],
+        "status": "completed",
+    }
+    path.write_text(json.dumps(body))
+    return str(path)
+
+
+def test_a_rank_table_gives_every_rank_its_device(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "rt.json", {"1": "6", "0": "4"})
+    rank = command(target="ascend", count=2, launcher="rank-table", rank_table=table)
+    plan = RankTableLauncher().plan(rank, LOGS)
+    assert [dict(process.environment) for process in plan.processes] == [
+        {"RANK_TABLE_FILE": table, "RANK_ID": "0", "RANK_SIZE": "2", "DEVICE_ID": "4"},
+        {"RANK_TABLE_FILE": table, "RANK_ID": "1", "RANK_SIZE": "2", "DEVICE_ID": "6"},
+    ]
+    assert all("--clustered" in process.command for process in plan.processes)
+    assert [process.log for process in plan.processes] == list(plan.worker_logs)
+
+
+def test_a_rank_table_of_another_size_is_refused(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "rt.json", {"0": "0", "1": "1"})
+    rank = command(target="ascend", count=4, launcher="rank-table", rank_table=table)
+    with pytest.raises(MultigrainError, match=r"spec\.devices\.rank_table: rt\.json") as caught:
+        RankTableLauncher().plan(rank, LOGS)
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+
+
+def test_a_rank_table_of_several_hosts_is_refused(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "rt.json", {"0": "0"}, {"1": "0"})
+    rank = command(target="ascend", count=2, launcher="rank-table", rank_table=table)
+    with pytest.raises(MultigrainError, match="2 servers") as caught:
+        RankTableLauncher().plan(rank, LOGS)
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"server_list":[{"device":[{}]}]}'])
+def test_what_is_no_rank_table_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "rt.json"
+    if content is not None:
+        path.write_text(content)
+    rank = command(target="ascend", launcher="rank-table", rank_table=str(path))
+    with pytest.raises(MultigrainError, match="not a readable rank table") as caught:
+        RankTableLauncher().plan(rank, LOGS)
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "launcher", "expected"),
+    [
+        (JobKind.TRAINING, 1, "msrun", MsrunLauncher),
+        (JobKind.TRAINING, 2, "msrun", MsrunLauncher),
+        (JobKind.TRAINING, 2, "rank-table", RankTableLauncher),
+        (JobKind.EVALUATION, 1, "msrun", DirectLauncher),
+        (JobKind.EVALUATION, 2, "msrun", MsrunLauncher),
+        (JobKind.EXPORT, 2, "msrun", DirectLauncher),
+    ],
+)
+def test_each_job_has_its_launcher(
+    kind: JobKind, count: int, launcher: str, expected: type
+) -> None:
+    asked = request(kind, count=count, launcher=launcher)
+    assert type(choose_launcher(asked)) is expected
+    assert world_of(asked) == (1 if kind is JobKind.EXPORT else count)
+
+
+def test_free_ports_are_different() -> None:
+    ports = {free_port() for _ in range(5)}
+    assert len(ports) > 1
+    assert all(1024 <= port <= 65535 for port in ports)
+
+
+def test_a_taken_port_is_read_from_the_scheduler_log(tmp_path: Path) -> None:
+    plan = MsrunLauncher(lambda: 1).plan(command(), tmp_path)
+    assert not plan.port_was_taken()
+    (tmp_path / "scheduler.log").write_text("Begin to Initialize MetaServerNode.\n")
+    assert not plan.port_was_taken()
+    (tmp_path / "scheduler.log").write_text(
+        "[WARNING] Listen] Failed to call bind, url: 127.0.0.1:1 Address already in use\n"
+    )
+    assert plan.port_was_taken()
