@@ -54,3 +54,9 @@ class BlockingAsyncClient:
                 yield item
         finally:
             self._run(items.aclose())
+
+
+def take_until_error(items: Iterator[Any], taken: list[Any]) -> None:
+    """Appends to ``taken`` until the iterator raises or ends."""
+    for item in items:
+        taken.append(item)  # noqa: PERF402 - extend() would lose them when it is left by an error

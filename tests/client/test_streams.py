@@ -17,6 +17,7 @@ from multigrain_client import (
     StreamGap,
     Unavailable,
 )
+from tests.client.drivers import take_until_error
 from tests.client.events import job_of, loss_event, training_events
 from tests.client.fake_server import Fault
 
@@ -92,9 +93,8 @@ def test_a_missing_event_is_asked_for_again_and_then_reported(client, state):
     state.skip_seq = 4
     seen = []
     with pytest.raises(StreamGap, match="event 5 came after event 3"):
-        for event in client.stream_events("job-1"):
-            seen.append(event.seq)
-    assert seen == [1, 2, 3]
+        take_until_error(client.stream_events("job-1"), seen)
+    assert [event.seq for event in seen] == [1, 2, 3]
     assert state.calls["StreamEvents"] == 3
 
 

@@ -103,7 +103,7 @@ class AsyncBulkEmbedding:
         except asyncio.CancelledError:
             raise
         # Whatever the caller's own iterable raises is raised again in the caller's task.
-        except BaseException as error:
+        except Exception as error:
             self._failure = error
         finally:
             self._ended = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 from grpc import aio
@@ -17,6 +17,8 @@ from multigrain_client.errors import MultigrainClientError
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.retry import RetryPolicy, unary_delay
 from multigrain_client.status import from_rpc
+
+T = TypeVar("T")
 
 
 class AsyncTransport:
@@ -93,6 +95,7 @@ class AsyncTransport:
         timeout: float | None = None,
     ) -> Response:
         """As ``Transport.upload``."""
+        guarded = _Guarded(requests)
         call: aio.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
@@ -100,10 +103,15 @@ class AsyncTransport:
         )
         try:
             return await call(
-                requests, timeout=self.seconds(method, timeout), metadata=self._metadata
+                guarded.items(), timeout=self.seconds(method, timeout), metadata=self._metadata
             )
-        except aio.AioRpcError as rpc_error:
-            raise self.error(rpc_error, method) from rpc_error
+        except (aio.AioRpcError, asyncio.CancelledError) as error:
+            # gRPC cancels the call when the requests raise, and only logs why.
+            if guarded.failure is not None:
+                raise guarded.failure from None
+            if isinstance(error, aio.AioRpcError):
+                raise self.error(error, method) from error
+            raise
 
     def exchange(
         self,
@@ -143,3 +151,19 @@ class AsyncTransport:
             raise self.error(rpc_error, method) from rpc_error
         finally:
             call.cancel()
+
+
+class _Guarded(Generic[T]):
+    """Keeps what an asynchronous iterator raises."""
+
+    def __init__(self, items: AsyncIterator[T]) -> None:
+        self._items = items
+        self.failure: Exception | None = None
+
+    async def items(self) -> AsyncIterator[T]:
+        try:
+            async for item in self._items:
+                yield item
+        except Exception as error:
+            self.failure = error
+            raise

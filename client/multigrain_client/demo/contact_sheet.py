@@ -31,7 +31,7 @@ def draw_contact_sheet(queries: Sequence[Query], path: Path) -> None:
     columns = max(len(query.neighbours) for query in queries)
     row_height = TILE + CAPTION + GAP
     # The query stands apart from what it found.
-    width = 2 * MARGIN + TILE + 2 * GAP + columns * (TILE + GAP)
+    width = 2 * MARGIN + TILE + 3 * GAP + columns * (TILE + GAP)
     height = HEADER + len(queries) * row_height + MARGIN
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
@@ -47,7 +47,7 @@ def draw_contact_sheet(queries: Sequence[Query], path: Path) -> None:
         color = INK if query.answer.label == query.label else OTHER
         _tile(sheet, draw, query.picture, MARGIN, top, NEUTRAL)
         draw.text((MARGIN, top + TILE + 3), said, color, text)
-        left = MARGIN + TILE + 3 * GAP
+        left = MARGIN + TILE + 4 * GAP
         for neighbour in query.neighbours:
             frame = SAME if neighbour.label == query.label else OTHER
             if neighbour.is_original:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -13,6 +13,8 @@ from multigrain_client.errors import MultigrainClientError
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.retry import RetryPolicy, unary_delay
 from multigrain_client.status import from_rpc
+
+T = TypeVar("T")
 
 
 class Transport:
@@ -91,24 +93,28 @@ class Transport:
         requests: Iterable[Request],
         timeout: float | None = None,
     ) -> Response:
-        """One client stream, not retried.
+        """One client stream, not retried. What ``requests`` raises is raised here.
 
         Raises:
             MultigrainClientError: when it fails.
         """
+        guarded = _Guarded(requests)
         call: grpc.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
         try:
-            return call(
-                iter(requests),
+            response = call(
+                iter(guarded),
                 timeout=self.seconds(method, timeout),
                 metadata=self.config.metadata,
             )
         except grpc.RpcError as rpc_error:
+            if guarded.failure is not None:
+                raise guarded.failure from None
             raise self.error(rpc_error, method) from rpc_error
+        return response
 
     def exchange(
         self,
@@ -148,3 +154,18 @@ class Transport:
             raise self.error(rpc_error, method) from rpc_error
         finally:
             call.cancel()
+
+
+class _Guarded(Generic[T]):
+    """Keeps what an iterable raises: gRPC, which iterates in its own thread, only logs it."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = items
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self._items
+        except Exception as error:
+            self.failure = error
+            raise

@@ -1,0 +1,313 @@
+"""Calls that start, list and steer jobs and models, and what is retried."""
+
+from __future__ import annotations
+
+import uuid
+
+import grpc
+import pytest
+
+from multigrain.v1 import job_pb2, model_pb2
+from multigrain.v1.training_pb2 import StartTrainingRequest
+from multigrain.v1.training_spec_pb2 import TrainingSpec
+from multigrain_client import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServerError,
+    Unavailable,
+    WrongState,
+)
+from tests.client.events import job_of
+from tests.client.fake_server import Fault
+
+FULL = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", "OVERLOADED", 0.005)
+
+
+def test_a_preset_and_dotted_overrides_become_one_spec(client, state):
+    job = client.start_training(
+        preset="digits-demo",
+        name="try",
+        labels={"team": "search"},
+        seed=7,
+        **{"schedule.epochs": 3, "optimizer.thor.frequency": 20},
+    )
+    spec = job.training
+    assert (spec.preset, spec.seed) == ("digits-demo", 7)
+    assert (spec.schedule.epochs, spec.optimizer.thor.frequency) == (3, 20)
+    assert not spec.schedule.HasField("batch_size")
+    assert (job.name, dict(job.labels)) == ("try", {"team": "search"})
+
+
+def test_a_spec_may_be_a_dict_a_message_or_a_yaml_file(client, tmp_path):
+    file = tmp_path / "spec.yaml"
+    file.write_text(
+        "preset: digits-demo\noptimizer:\n  weight_decay: 5e-4\nmodel:\n  gem_p: .inf\n"
+    )
+    as_dict = {"preset": "digits-demo", "optimizer": {"weight_decay": 5e-4}, "model.gem_p": "inf"}
+    message = TrainingSpec(preset="digits-demo")
+    message.optimizer.weight_decay = 5e-4
+    message.model.gem_p = float("inf")
+
+    specs = [client.start_training(spec).training for spec in (str(file), as_dict, message)]
+
+    assert specs[0] == specs[1] == specs[2] == message
+
+
+def test_an_override_wins_over_the_spec_and_replaces_its_lists(client):
+    message = TrainingSpec()
+    message.schedule.learning_rate.milestones.extend([1, 2])
+    for spec in (message, {"schedule": {"learning_rate": {"milestones": [1, 2]}}}):
+        job = client.start_training(spec, **{"schedule.learning_rate.milestones": [9]})
+        assert list(job.training.schedule.learning_rate.milestones) == [9]
+
+
+def test_a_wrong_key_or_type_is_named_with_its_path_before_any_call(client, state):
+    with pytest.raises(InvalidRequest) as info:
+        client.start_training({"schedule": {"epoch": 3}, "seed": "x", "model": 5})
+    assert "spec.schedule.epoch: no such field; did you mean 'epochs'?" in str(info.value)
+    fields = [violation.field for violation in info.value.violations]
+    assert fields == ["spec.schedule.epoch", "spec.seed", "spec.model"]
+    assert info.value.code is None
+    assert not state.calls
+
+
+def test_every_start_carries_its_own_request_id(client, state):
+    for _ in range(2):
+        client.start_training(preset="digits-demo")
+    ids = [request.request_id for request in state.requests]
+    assert len({uuid.UUID(one) for one in ids}) == 2
+
+
+def test_a_lost_answer_of_a_start_is_asked_for_again_under_the_same_id(client, state):
+    state.faults["StartTraining"].extend([Fault(), Fault()])
+    client.start_training(preset="digits-demo")
+    assert len({request.request_id for request in state.requests}) == 1
+    assert state.calls["StartTraining"] == 3
+    assert len(state.jobs) == 1
+
+
+def test_a_start_without_an_idempotency_key_is_not_repeated(client, state):
+    state.faults["StartTraining"].append(Fault())
+    with pytest.raises(Unavailable):
+        client.StartTraining(name="raw")
+    assert state.calls["StartTraining"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "repeated"),
+    [
+        ("job", ("job-1",), True),
+        ("cancel", ("job-1",), True),
+        ("resume", ("job-1",), False),
+        ("delete_job", ("job-1",), False),
+        ("load_model", ("fake@1",), True),
+        ("delete_model", ("fake@1",), False),
+        ("unload_model", ("fake@1",), False),
+    ],
+)
+def test_only_harmless_calls_are_repeated_when_the_server_is_gone(
+    client, state, method, arguments, repeated
+):
+    state.jobs["job-1"] = job_of("job-1")
+    state.models["fake@1"] = model_pb2.Model(name="fake", version=1)
+    rpc = {
+        "job": "GetJob",
+        "cancel": "CancelJob",
+        "resume": "ResumeJob",
+        "delete_job": "DeleteJob",
+        "load_model": "LoadModel",
+        "delete_model": "DeleteModel",
+        "unload_model": "UnloadModel",
+    }[method]
+    state.faults[rpc].append(Fault())
+    if repeated:
+        getattr(client, method)(*arguments)
+        assert state.calls[rpc] == 2
+    else:
+        with pytest.raises(Unavailable):
+            getattr(client, method)(*arguments)
+        assert state.calls[rpc] == 1
+
+
+def test_a_refusal_with_a_delay_is_repeated_whatever_the_call(client, state):
+    state.jobs["job-1"] = job_of("job-1")
+    state.faults["ResumeJob"].extend([FULL, FULL])
+    client.resume("job-1")
+    assert state.calls["ResumeJob"] == 3
+
+
+def test_resource_exhausted_without_a_delay_is_final(client, state):
+    state.faults["GetJob"].append(Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "message too large"))
+    with pytest.raises(Overloaded, match="message too large"):
+        client.job("job-1")
+    assert state.calls["GetJob"] == 1
+
+
+def test_a_delay_beyond_the_deadline_is_not_waited_for(client, state):
+    state.faults["GetJob"].append(
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=60)
+    )
+    with pytest.raises(Overloaded) as info:
+        client.job("job-1", timeout=2)
+    assert info.value.retry_after == 60
+    assert state.calls["GetJob"] == 1
+
+
+def test_attempts_are_bounded(client, state):
+    state.faults["GetJob"].extend([Fault()] * 100)
+    with pytest.raises(Unavailable, match=r"cannot reach the server at 127\.0\.0\.1"):
+        client.job("job-1")
+    assert state.calls["GetJob"] == 5
+
+
+def test_the_timeout_of_a_call_covers_all_its_attempts(client, state):
+    state.delay = 1.0
+    with pytest.raises(DeadlineExceeded, match="GetJob: no answer"):
+        client.job("job-1", timeout=0.2)
+
+
+def test_errors_carry_kind_violations_and_request_id(client, state):
+    state.faults["StartTraining"].append(
+        Fault(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "2 fields are wrong",
+            "INVALID_FIELD",
+            fields=(("spec.schedule.epochs", "must be >= 1"), ("spec.seed", "must be >= 0")),
+            request_id="req-7",
+        )
+    )
+    with pytest.raises(InvalidRequest) as info:
+        client.start_training(preset="digits-demo")
+    error = info.value
+    assert (error.kind, error.request_id, error.method) == (
+        "INVALID_FIELD",
+        "req-7",
+        "StartTraining",
+    )
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert str(error) == (
+        "2 fields are wrong; spec.schedule.epochs: must be >= 1; spec.seed: must be >= 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "expected"),
+    [
+        (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", NotFound),
+        (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE", WrongState),
+        (grpc.StatusCode.INTERNAL, "INTERNAL", ServerError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE", TimeoutError),
+    ],
+)
+def test_each_status_has_its_own_error(client, state, code, kind, expected):
+    state.faults["GetJob"].append(Fault(code, "words of the server", kind))
+    with pytest.raises(expected, match=r"^words of the server$"):
+        client.job("job-1")
+
+
+def test_jobs_pages_by_itself_and_filters(client, state):
+    for number in range(5):
+        ended = job_pb2.JOB_STATE_FAILED if number % 2 else job_pb2.JOB_STATE_RUNNING
+        state.jobs[f"job-{number}"] = job_of(f"job-{number}", state=ended)
+    assert [job.job_id for job in client.jobs()] == [f"job-{n}" for n in range(5)]
+    assert state.calls["ListJobs"] == 3
+    assert [job.job_id for job in client.jobs(states=["failed"])] == ["job-1", "job-3"]
+    with pytest.raises(InvalidRequest, match="choose one of QUEUED, STARTING"):
+        list(client.jobs(states=["lost"]))
+
+
+def test_evaluate_and_export_name_their_weights(client):
+    evaluation = client.evaluate(
+        job="job-1", checkpoint="best", dataset_path="/data/val"
+    ).evaluation
+    assert evaluation.weights.job_id == "job-1"
+    assert evaluation.weights.checkpoint == "best"
+    assert evaluation.dataset_path == "/data/val"
+    export = client.export(job=job_of("job-1"), model_name="digits", formats=["onnx"]).export
+    assert (export.weights.job_id, export.model_name) == ("job-1", "digits")
+    assert list(export.formats) == ["onnx"]
+    with pytest.raises(InvalidRequest, match="one source of weights"):
+        client.evaluate(job="job-1", model="digits")
+
+
+def test_every_rpc_can_be_called_by_its_own_name(client, state):
+    request = StartTrainingRequest(name="raw", spec=TrainingSpec(preset="digits-demo"))
+    job = client.StartTraining(request)
+    assert client.GetJob(job_id=job.job_id).name == "raw"
+    again = client.StartTraining(name="words", spec={"preset": "x", "schedule": {"epochs": 2}})
+    assert again.training.schedule.epochs == 2
+    listed = client.ListJobs(states=["RUNNING"], page_size=1)
+    assert (len(listed.jobs), listed.next_page_token) == (1, "1")
+    with pytest.raises(InvalidRequest, match="job_idd: no such field; did you mean 'job_id'"):
+        client.GetJob(job_idd="x")
+    with pytest.raises(InvalidRequest, match="not both"):
+        client.StartTraining(request, name="x")
+
+
+def test_models_are_listed_loaded_and_aliased(client, state):
+    for version in (1, 2, 3):
+        state.models[f"fake@{version}"] = model_pb2.Model(name="fake", version=version)
+    assert [model.version for model in client.models()] == [1, 2, 3]
+    assert client.load_model("fake@2", make_default=True).state == model_pb2.MODEL_STATE_READY
+    client.set_alias("production", "fake@2")
+    assert state.requests[-1].alias == "production"
+    assert client.unload_model("fake@2").state == model_pb2.MODEL_STATE_UNLOADED
+    with pytest.raises(NotFound, match="no model lost@1"):
+        client.model("lost@1")
+
+
+def test_a_bundle_goes_up_from_a_folder_and_comes_down_whole(client, state, tmp_path):
+    bundle = tmp_path / "bundle"
+    (bundle / "graphs").mkdir(parents=True)
+    (bundle / "model.json").write_text("{}")
+    (bundle / "graphs" / "model.onnx").write_bytes(b"x" * 3_000_000)
+    model = client.import_model(bundle, name="digits")
+    assert dict(model.files) == {"graphs/model.onnx": 3_000_000, "model.json": 2}
+
+    path = client.download_model("digits@1", tmp_path / "digits.tar")
+    assert path.read_bytes() == state.bundle
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "digits.tar"]
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(client, tmp_path):
+    with pytest.raises(InvalidRequest, match=r"has no model\.json"):
+        client.import_model(tmp_path)
+
+
+def test_a_download_that_breaks_leaves_nothing_behind(client, state, tmp_path):
+    state.bundle = b"x" * 100
+    state.faults["DownloadModel"].append(Fault(grpc.StatusCode.NOT_FOUND, "gone", "NOT_FOUND"))
+    with pytest.raises(NotFound):
+        client.download_model("digits@1", tmp_path / "digits.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_token_travels_with_every_call(make_client, server, state):
+    client = make_client(server.address, token="secret")
+    state.jobs["job-1"] = job_of("job-1")
+    client.job("job-1")
+    assert state.metadata["authorization"] == "Bearer secret"
+
+
+def test_several_addresses_share_the_calls(make_client, server):
+    from tests.client.fake_server import FakeServer
+
+    other = FakeServer()
+    try:
+        for one in (server, other):
+            one.state.jobs["job-1"] = job_of("job-1")
+        client = make_client(f"localhost:{server.port},127.0.0.1:{other.port}")
+        for _ in range(20):
+            client.job("job-1")
+        assert server.state.calls["GetJob"] >= 5
+        assert other.state.calls["GetJob"] >= 5
+    finally:
+        other.stop()
+
+
+def test_a_server_that_is_not_there_is_named(make_client):
+    client = make_client("127.0.0.1:1")
+    with pytest.raises(Unavailable, match=r"cannot reach the server at 127\.0\.0\.1:1"):
+        client.job("job-1")

@@ -1,0 +1,265 @@
+"""embed, classify and embed_stream."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from multigrain_client import ImagesFailed, InvalidRequest, Unavailable
+from tests.client.drivers import take_until_error
+from tests.client.fake_server import VECTOR_SIZE, Fault, vector_of
+
+
+def images_of(count: int, start: int = 0) -> list[bytes]:
+    """Distinct byte strings; the fake model sees their first bytes."""
+    return [f"{number:08d}".encode() for number in range(start, start + count)]
+
+
+def expected(images: list[bytes]) -> np.ndarray:
+    return np.stack([vector_of(data) for data in images])
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def test_embed_gives_one_float32_row_an_image(client):
+    vectors = client.embed(images_of(3))
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, expected(images_of(3)))
+
+
+def test_a_single_image_gives_one_row_and_no_image_none(client, state):
+    assert client.embed(b"00000007").shape == (1, VECTOR_SIZE)
+    assert client.embed([]).shape == (0, 0)
+    assert state.calls["Embed"] == 1
+
+
+def test_paths_bytes_files_pil_images_and_arrays_are_all_images(client, state, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    data = png_bytes(picture)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        client.embed(
+            [path, str(path), data, bytearray(data), file, io.BytesIO(data), picture, pixels]
+        )
+    sent = list(state.requests[-1].images)
+    assert len(sent) == 8
+    for image in sent:
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
+
+
+def test_an_array_of_images_is_several_and_grey_is_an_image(client, state):
+    client.embed(np.zeros((3, 4, 4, 3), np.uint8))
+    assert len(state.requests[-1].images) == 3
+    client.embed(np.zeros((4, 4), np.uint8))
+    assert len(state.requests[-1].images) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "must be uint8"),
+        (np.zeros((4, 4, 2), np.uint8), "1, 3 or 4 channels"),
+        ([3.5], "cannot make an image of a float"),
+        (io.StringIO("x"), "open it with mode 'rb'"),
+    ],
+)
+def test_what_can_be_no_image_is_refused_with_the_reason(client, bad, message):
+    with pytest.raises(InvalidRequest, match=message):
+        client.embed(bad)
+
+
+def test_many_images_are_split_by_count_and_keep_their_order(client, state):
+    images = images_of(1000)
+    np.testing.assert_array_equal(client.embed(images), expected(images))
+    sizes = [len(request.images) for request in state.requests]
+    assert max(sizes) == 64
+    assert sum(sizes) == 1000
+
+
+def test_large_images_are_split_by_bytes(client, state, monkeypatch):
+    images = [data.ljust(10 * 2**20, b".") for data in images_of(9)]
+    np.testing.assert_array_equal(client.embed(images), expected(images))
+    assert sorted(len(request.images) for request in state.requests) == [1, 4, 4]
+
+
+def test_calls_under_way_are_bounded(make_client, server, state):
+    client = make_client(server.address, concurrency=3, batch_size=1)
+    under_way, most, lock = 0, 0, threading.Lock()
+    begin = state.begin
+
+    def counted(name, request, context):
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        state.delay = 0.01
+        try:
+            return begin(name, request, context)
+        finally:
+            with lock:
+                under_way -= 1
+
+    state.begin = counted
+    client.embed(images_of(20))
+    assert 2 <= most <= 3
+
+
+def test_every_bad_image_is_named(client, tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"bad")
+    images = [b"good", path, b"good", b"bad", tmp_path / "missing.jpg"]
+    with pytest.raises(ImagesFailed) as info:
+        client.embed(images)
+    text = str(info.value)
+    assert text.startswith("3 of 5 images failed")
+    assert f"{path}: not an image" in text
+    assert "image 3: not an image" in text
+    assert "missing.jpg: cannot be read: No such file" in text
+    assert [image.index for image in info.value.images] == [1, 3, 4]
+    assert {image.kind for image in info.value.images} == {"IMAGE_UNREADABLE"}
+
+
+def test_a_bad_image_becomes_a_row_of_nan_when_asked(client):
+    vectors = client.embed([b"a" * 8, b"bad", b"b" * 8, "/nowhere/x.png"], on_error="nan")
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, False, True]
+    np.testing.assert_array_equal(vectors[2], vector_of(b"b" * 8))
+
+
+def test_nothing_but_bad_images_is_an_error_in_any_case(client):
+    with pytest.raises(ImagesFailed):
+        client.embed([b"bad"], on_error="nan")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0), ("fp16", 1e-3), ("int8", 4e-3)])
+def test_vectors_travel_in_each_type(client, state, dtype, tolerance):
+    images = images_of(4)
+    np.testing.assert_allclose(client.embed(images, dtype=dtype), expected(images), atol=tolerance)
+
+
+def test_an_unknown_dtype_or_on_error_is_refused(client):
+    with pytest.raises(InvalidRequest, match="there are fp32, fp16, int8"):
+        client.embed(b"x", dtype="fp8")
+    with pytest.raises(InvalidRequest, match="on_error: choose raise or nan"):
+        client.embed(b"x", on_error="ignore")
+
+
+def test_embed_survives_a_server_that_is_away_and_full(client, state):
+    state.faults["Embed"].extend(
+        [
+            Fault(),
+            Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=0.01),
+        ]
+    )
+    images = images_of(200)
+    np.testing.assert_array_equal(client.embed(images), expected(images))
+
+
+def test_an_error_in_one_of_many_calls_is_raised(client, state):
+    state.faults["Embed"].extend([Fault()] * 100)
+    with pytest.raises(Unavailable):
+        client.embed(images_of(300))
+
+
+def test_classify_gives_classes_with_labels(client):
+    answers = client.classify(images_of(70), top_k=2)
+    assert len(answers) == 70
+    first, second = answers[69]
+    assert (first.label, first.class_id, first.probability) == ("class 0", 0, 1.0)
+    assert (second.label, second.probability) == ("class 1", 0.5)
+
+
+def test_classify_names_bad_images_or_leaves_them_empty(client):
+    with pytest.raises(ImagesFailed, match="image 1: not an image"):
+        client.classify([b"good", b"bad"])
+    answers = client.classify([b"good", b"bad"], top_k=1, on_error="empty")
+    assert [len(classes) for classes in answers] == [1, 0]
+
+
+def test_embed_stream_answers_every_image_in_order(client):
+    images = images_of(100)
+    answers = list(client.embed_stream(iter(images), batch_size=7))
+    assert [answer.index for answer in answers] == list(range(100))
+    np.testing.assert_array_equal(np.stack([answer.vector for answer in answers]), expected(images))
+
+
+def test_embed_stream_reports_bad_images_in_their_place(client):
+    images = [b"0" * 8, b"bad", "/nowhere/a.png", b"1" * 8, *["/nowhere/b.png"] * 30]
+    answers = list(client.embed_stream(images, batch_size=2, window=1))
+    assert [answer.index for answer in answers] == list(range(34))
+    assert [answer.error is None for answer in answers[:4]] == [True, False, False, True]
+    assert answers[2].error.name == "/nowhere/a.png"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_embed_stream_takes_up_a_cut_stream_without_loss_or_double(client, state, cut):
+    state.faults["EmbedStream"].extend([Fault(after=cut)] * 4 if cut else [Fault()] * 3)
+    images = images_of(60)
+    answers = list(client.embed_stream(images, batch_size=3, window=4))
+    assert [answer.index for answer in answers] == list(range(60))
+    np.testing.assert_array_equal(np.stack([answer.vector for answer in answers]), expected(images))
+    assert state.calls["EmbedStream"] >= 4
+
+
+def test_embed_stream_reads_its_input_only_as_fast_as_answers_come(client):
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for data in images_of(1000):
+            taken += 1
+            yield data
+
+    stream = client.embed_stream(source(), batch_size=2, window=3)
+    next(stream)
+    assert taken < 100
+    stream.close()
+
+
+def test_what_the_input_raises_reaches_the_caller(client):
+    def source():
+        yield from images_of(5)
+        raise RuntimeError("the disk is gone")
+
+    answers = []
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        take_until_error(client.embed_stream(source(), batch_size=2), answers)
+    assert [answer.index for answer in answers] == [0, 1, 2, 3]
+
+
+def test_embed_stream_gives_up_when_the_server_stays_away(client, state):
+    state.faults["EmbedStream"].extend([Fault()] * 100)
+    with pytest.raises(Unavailable):
+        list(client.embed_stream(images_of(5)))
+    assert state.calls["EmbedStream"] == 5
+
+
+async def test_an_asynchronous_input_can_be_streamed(server):
+    from multigrain_client import AsyncClient
+
+    async def source():
+        for data in images_of(10):
+            yield data
+
+    async with AsyncClient(server.address) as client:
+        answers = [answer async for answer in client.embed_stream(source(), batch_size=4)]
+    assert [answer.index for answer in answers] == list(range(10))
+
+
+def test_without_pillow_an_array_is_refused_with_what_to_install(client, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install 'multigrain\[images\]'"):
+        client.embed(np.zeros((4, 4, 3), np.uint8))
+    assert client.embed(b"00000001").shape == (1, VECTOR_SIZE)
