@@ -1,0 +1,288 @@
+"""The command line against a fake server, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import grpc
+import numpy as np
+import pytest
+
+from multigrain.v1 import job_pb2, model_pb2
+from multigrain_client.cli import main
+from tests.client.events import job_of, training_events
+from tests.client.fake_server import Fault, vector_of
+
+
+@pytest.fixture
+def run(server, monkeypatch, capsys):
+    """Runs one command; returns (exit code, standard output, standard error)."""
+    monkeypatch.setenv("MULTIGRAIN_SERVER", server.address)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def trained(state):
+    """A training job that has ended, with its events."""
+    state.events["job-1"] = training_events(4)
+    job = state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_SUCCEEDED)
+    job.name, job.last_seq = "digits", 6
+    job.metrics["top1"] = 0.98
+    return job
+
+
+def test_train_prints_the_job_and_how_to_follow_it(run, state):
+    code, out, _ = run(
+        "train", "--preset", "digits-demo", "--set", "schedule.epochs=3", "--set", "seed=7",
+        "--label", "team=search",
+    )  # fmt: skip
+    assert code == 0
+    assert out.strip() == "job-1  started; follow it with: multigrain watch job-1"
+    spec = state.jobs["job-1"].training
+    assert (spec.preset, spec.schedule.epochs, spec.seed) == ("digits-demo", 3, 7)
+    assert dict(state.jobs["job-1"].labels) == {"team": "search"}
+
+
+def test_train_reads_a_file_and_makes_paths_absolute(run, state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text("preset: digits-demo\nschedule:\n  epochs: 9\n")
+    code, out, _ = run(
+        "train", "--spec", "spec.yaml", "--train", "digits", "--set", "schedule.epochs=2", "--json"
+    )
+    assert code == 0
+    spec = json.loads(out)["training"]
+    assert spec["schedule"]["epochs"] == 2
+    assert spec["dataset"]["train_path"] == str(tmp_path / "digits")
+
+
+def test_a_wrong_key_is_wrong_usage_in_one_line(run, state):
+    code, out, err = run("train", "--set", "schedule.epoch=3")
+    assert (code, out) == (2, "")
+    assert err == ("multigrain train: spec.schedule.epoch: no such field; did you mean 'epochs'?\n")
+    assert not state.calls
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["train", "--set", "x"], ["watch"]])
+def test_wrong_arguments_exit_with_2(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("usage: multigrain")
+
+
+def test_a_refusal_of_the_server_exits_with_1_in_one_line(run, state):
+    state.faults["GetJob"].append(
+        Fault(grpc.StatusCode.NOT_FOUND, "there is no job job-9;\nsee: jobs", "NOT_FOUND")
+    )
+    code, out, err = run("watch", "job-9")
+    assert (code, out) == (1, "")
+    assert err == "multigrain watch: there is no job job-9; see: jobs\n"
+
+
+def test_a_server_that_is_away_is_named(run):
+    code, _, err = run("jobs", "--server", "127.0.0.1:1")
+    assert code == 1
+    assert err.startswith("multigrain jobs: cannot reach the server at 127.0.0.1:1: ")
+    assert err.count("\n") == 1
+
+
+def test_watch_writes_one_line_an_event_into_a_pipe(run, trained):
+    code, out, _ = run("watch", "job-1")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "training job job-1 digits"
+    assert lines[1].endswith("state  RUNNING")
+    assert lines[2].endswith(
+        "loss  epoch 1/2  step 1/10  loss 1.0000  classification 2.0000  instance 0.5000  "
+        "lr 0.01  damping 0.03  123.4 images/s  eta 1m01s"
+    )
+    assert lines[-1] == "job job-1 SUCCEEDED  top1 0.9800"
+    assert len(lines) == 8
+
+
+def test_watch_can_thin_out_the_steps(run, trained):
+    _, out, _ = run("watch", "job-1", "--every", "3")
+    (line,) = (line for line in out.splitlines() if " loss " in line)
+    assert "step 3/10" in line
+
+
+def test_watch_as_json_gives_every_event_and_then_the_job(run, trained):
+    code, out, _ = run("watch", "job-1", "--json")
+    values = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [value["seq"] for value in values[:-1]] == [1, 2, 3, 4, 5, 6]
+    assert values[1]["loss"]["step"] == 1
+    assert values[1]["time"] == "2026-01-31T12:00:00.500Z"
+    assert values[0]["state"]["state"] == "RUNNING"
+    assert values[-1]["state"] == "SUCCEEDED"
+    assert values[-1]["metrics"] == {"top1": 0.98}
+
+
+def test_a_failed_job_exits_with_1_and_shows_the_end_of_its_log(run, state, trained):
+    trained.state = job_pb2.JOB_STATE_FAILED
+    trained.error.message = "worker 1 was killed by signal 9"
+    trained.error.log_tail = "out of memory\n"
+    code, _, err = run("watch", "job-1")
+    assert code == 1
+    assert err == "multigrain: job job-1 FAILED: worker 1 was killed by signal 9\nout of memory\n"
+
+
+def test_train_with_watch_follows_the_job(run, state):
+    state.events["job-1"] = training_events(2)
+    state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_SUCCEEDED)
+    state.jobs["job-1"].request_id = "same"
+    code, out, _ = run("train", "--preset", "x", "--request-id", "same", "--watch")
+    assert code == 0
+    assert out.splitlines()[-1] == "job job-1 SUCCEEDED"
+
+
+def test_jobs_lists_and_shows_one(run, state, trained):
+    state.jobs["job-2"] = job_of("job-2", kind=job_pb2.JOB_KIND_EXPORT)
+    code, out, _ = run("jobs")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["JOB", "job-1", "job-2"]
+    _, out, _ = run("jobs", "--state", "succeeded", "--json")
+    assert [job["job_id"] for job in json.loads(out)] == ["job-1"]
+    _, out, _ = run("jobs", "job-1")
+    assert "state       SUCCEEDED" in out
+    assert "metrics     top1 0.9800" in out
+
+
+def test_evaluate_and_export_start_jobs(run, state):
+    _, out, _ = run(
+        "evaluate", "--job", "job-7", "--checkpoint", "best", "--dataset", "/d", "--json"
+    )
+    assert json.loads(out)["evaluation"]["weights"] == {"job_id": "job-7", "checkpoint": "best"}
+    code, out, _ = run("export", "--job", "job-7", "--model-name", "digits", "--format", "onnx")
+    assert code == 0
+    assert list(state.jobs["job-2"].export.formats) == ["onnx"]
+
+
+def test_cancel_resume_and_delete(run, state, trained):
+    assert run("cancel", "job-1")[1] == "job-1  STOPPING\n"
+    assert run("resume", "job-1", "--json")[0] == 0
+    assert run("delete", "job-1")[1] == "job-1  deleted\n"
+    assert state.jobs == {}
+    state.models["fake@1"] = model_pb2.Model(name="fake", version=1)
+    assert run("delete", "--model", "fake@1", "--json")[1] == '{"deleted": "fake@1"}\n'
+
+
+def test_models_load_unload_and_alias(run, state):
+    state.models["fake@1"] = model_pb2.Model(
+        name="fake", version=1, trunk="resnet18", embedding_size=512, runtime="onnxruntime",
+        load_seconds=1.25,
+    )  # fmt: skip
+    _, out, _ = run("models")
+    assert out.splitlines()[1].split()[:4] == ["fake@1", "UNSPECIFIED", "resnet18", "512"]
+    assert run("load", "fake@1")[1] == "fake@1  ready after 1.2 s on onnxruntime\n"
+    assert json.loads(run("models", "--json")[1])[0]["state"] == "READY"
+    assert run("alias", "production", "fake@1")[1] == "production -> fake@1\n"
+    assert run("alias", "production", "--remove")[1] == "production  removed\n"
+    assert run("unload", "fake@1")[1] == "fake@1  unloaded\n"
+
+
+def test_embed_writes_an_array_or_prints_json(run, tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(b"12345678")
+    code, out, _ = run("embed", str(image), str(image), "--out", str(tmp_path / "vectors"))
+    assert code == 0
+    assert out.endswith("vectors: 2 vectors of 8\n")
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors")[1], vector_of(b"12345678"))
+    _, out, _ = run("embed", str(image))
+    (row,) = json.loads(out)
+    assert row["image"] == str(image)
+    np.testing.assert_array_equal(np.float32(row["embedding"]), vector_of(b"12345678"))
+
+
+def test_embed_names_a_bad_image_and_exits_with_1(run, tmp_path):
+    good, bad = tmp_path / "a.png", tmp_path / "b.png"
+    good.write_bytes(b"good")
+    bad.write_bytes(b"bad")
+    code, out, err = run("embed", str(good), str(bad))
+    assert (code, out) == (1, "")
+    assert err == f"multigrain embed: 1 of 2 images failed: {bad}: not an image\n"
+    _, out, _ = run("embed", str(good), str(bad), "--on-error", "nan")
+    assert json.loads(out)[1]["embedding"] is None
+
+
+def test_classify_prints_classes(run, tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(b"1")
+    _, out, _ = run("classify", str(image), "--top-k", "2")
+    assert out == f"{image}: class 0 1.0000, class 1 0.5000\n"
+    _, out, _ = run("classify", str(image), "--top-k", "1", "--json")
+    assert json.loads(out)[0]["classes"] == [
+        {"label": "class 0", "class_id": 0, "probability": 1.0}
+    ]
+
+
+def test_plot_writes_a_png(run, trained, tmp_path):
+    code, out, _ = run("plot", "job-1", "--out", str(tmp_path / "loss.png"))
+    assert code == 0
+    assert out.endswith("loss.png: 4 points\n")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_a_point_or_without_matplotlib_says_so(run, trained, state, monkeypatch):
+    state.events["job-1"] = []
+    code, _, err = run("plot", "job-1")
+    assert (code, err) == (2, "multigrain plot: there is no loss point to draw yet\n")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = run("plot", "job-1")
+    assert code == 1
+    assert "pip install 'multigrain[plot]'" in err
+
+
+def test_a_reader_that_goes_away_is_no_error(server, state, trained):
+    state.events["job-1"] = training_events(2000)
+    command = [sys.executable, "-m", "multigrain_client.cli", "watch", "job-1"]
+    environment = {**os.environ, "MULTIGRAIN_SERVER": server.address}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(20) == 0
+
+
+def test_a_terminal_gets_a_live_display(server, trained):
+    import pty
+
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "multigrain_client.cli", "watch", "job-1"]
+    environment = {
+        **os.environ,
+        "MULTIGRAIN_SERVER": server.address,
+        "TERM": "xterm",
+        "COLUMNS": "100",
+    }
+    with subprocess.Popen(
+        command, stdout=follower, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        os.close(follower)
+        shown = b""
+        try:
+            while piece := os.read(leader, 65536):
+                shown += piece
+        except OSError:
+            # Linux reports the end of a terminal like this.
+            pass
+        assert process.wait(20) == 0
+    os.close(leader)
+    text = shown.decode()
+    assert "SUCCEEDED" in text
+    assert "100%" in text
+    assert "█" in text
+    assert "images/s" in text

@@ -1,0 +1,175 @@
+"""Pure parts: retries, curves, messages, targets."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain.v1.training_spec_pb2 import TrainingSpec
+from multigrain_client import InvalidRequest, LossPoint, RetryPolicy, Tls, Unavailable, latest_curve
+from multigrain_client.batches import split
+from multigrain_client.channel import channel_config
+from multigrain_client.cli.describe import duration
+from multigrain_client.cli.progress.curve import block_curve
+from multigrain_client.errors import Overloaded
+from multigrain_client.images import EncodedImage
+from multigrain_client.messages import fill, nest
+from multigrain_client.plain import to_plain
+from multigrain_client.retry import stream_delay, unary_delay
+from tests.client.events import loss_event
+
+
+def points(*keys: tuple[int, int]) -> list[LossPoint]:
+    return [
+        LossPoint.from_event(loss_event(seq, step, attempt=attempt))
+        for seq, (attempt, step) in enumerate(keys, 1)
+    ]
+
+
+def keys(curve: list[LossPoint]) -> list[tuple[int, int]]:
+    return [(point.attempt, point.step) for point in curve]
+
+
+def test_the_newest_attempt_wins_from_its_first_step_on():
+    curve = latest_curve(points((1, 1), (1, 2), (1, 3), (1, 4), (2, 3)))
+    assert keys(curve) == [(1, 1), (1, 2), (2, 3)]
+
+
+def test_a_curve_of_three_attempts_in_any_order_has_no_double_step():
+    curve = latest_curve(points((3, 2), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (1, 3)))
+    assert keys(curve) == [(1, 1), (3, 2), (3, 3)]
+    assert latest_curve([]) == []
+
+
+def test_backoff_grows_to_its_maximum_and_is_never_zero():
+    policy = RetryPolicy(initial=0.1, multiplier=2, maximum=1.0)
+    for failures, bound in ((1, 0.1), (2, 0.2), (3, 0.4), (10, 1.0), (10_000, 1.0)):
+        delays = [policy.backoff(failures) for _ in range(200)]
+        assert 0.1 * bound <= min(delays) < 0.5 * bound
+        assert 0.5 * bound < max(delays) <= bound
+
+
+def test_a_delay_of_the_server_is_never_undercut():
+    error = Overloaded(
+        "full", kind="OVERLOADED", code=grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=2.0
+    )
+    for _ in range(100):
+        delay = unary_delay(RetryPolicy(), error, failures=1, idempotent=False, remaining=None)
+        assert 2.0 <= delay <= 2.5
+
+
+def test_nothing_is_retried_past_the_deadline_or_the_attempts():
+    error = Unavailable("away", code=grpc.StatusCode.UNAVAILABLE)
+    policy = RetryPolicy(attempts=3, initial=1.0)
+    assert unary_delay(policy, error, failures=1, idempotent=True, remaining=0.05) is None
+    assert unary_delay(policy, error, failures=3, idempotent=True, remaining=None) is None
+    assert unary_delay(policy, error, failures=2, idempotent=True, remaining=None) is not None
+
+
+def test_a_stream_is_given_up_when_its_patience_is_over():
+    error = Unavailable("away", code=grpc.StatusCode.UNAVAILABLE)
+    policy = RetryPolicy(stream_patience=10)
+    assert stream_delay(policy, error, failures=1, quiet=9.0) is not None
+    assert stream_delay(policy, error, failures=1, quiet=10.1) is None
+
+
+def test_batches_respect_both_limits_and_keep_the_order():
+    images = [EncodedImage(index, "", b"x" * size) for index, size in enumerate([3, 3, 3, 9, 1, 1])]
+    batches = list(split(images, max_images=3, max_bytes=8))
+    assert [[image.index for image in batch.images] for batch in batches] == [[0, 1], [2, 4, 5]]
+    assert [error.index for batch in batches for error in batch.errors] == [3]
+    assert all(sum(len(image.data) for image in batch.images) <= 8 for batch in batches)
+
+
+def test_every_wrong_field_is_reported_at_once():
+    spec = TrainingSpec()
+    with pytest.raises(InvalidRequest) as info:
+        fill(spec, {"sched": {}, "seed": -1, "model": {"learn_gem_p": 1, "classes": True}}, "spec")
+    fields = {violation.field: violation.message for violation in info.value.violations}
+    assert set(fields) == {
+        "spec.sched",
+        "spec.seed",
+        "spec.model.learn_gem_p",
+        "spec.model.classes",
+    }
+    assert fields["spec.sched"] == "no such field; did you mean 'schedule'?"
+    assert fields["spec.model.learn_gem_p"].startswith("must be true or false, not 1")
+
+
+def test_dotted_and_nested_keys_are_the_same():
+    assert nest({"a.b": 1, "a": {"c.d": 2}}) == {"a": {"b": 1, "c": {"d": 2}}}
+    with pytest.raises(InvalidRequest, match="both as a value and as a group"):
+        nest({"a": 1, "a.b": 2})
+
+
+def test_messages_become_plain_values_with_short_names():
+    job = Job(job_id="j", state=3, last_seq=2**60, labels={"b": "2", "a": "1"})
+    job.metrics["top1"] = float("nan")
+    plain = to_plain(job)
+    assert plain["state"] == "RUNNING"
+    assert plain["last_seq"] == 2**60
+    assert list(plain["labels"]) == ["a", "b"]
+    assert plain["metrics"] == {"top1": "nan"}
+    assert plain["name"] == ""
+    assert "error" not in plain
+    assert "exit_code" not in plain
+    assert to_plain(JobEvent(seq=1)) == {"seq": 1, "job_id": "", "attempt": 0}
+
+
+@pytest.mark.parametrize(
+    ("target", "resolved"),
+    [
+        ("example.org:50051", "example.org:50051"),
+        ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2"),
+    ],
+)
+def test_targets_are_written_as_grpc_wants_them(target, resolved):
+    config = channel_config(target)
+    assert config.target == resolved
+    assert (
+        "grpc.service_config",
+        '{"loadBalancingConfig": [{"round_robin": {}}]}',
+    ) in config.options
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "give HOST:PORT"),
+        ("a,b:2", "'a' is not HOST:PORT"),
+        ("10.0.0.1:1,[::1]:2", "mix IPv4 and IPv6"),
+    ],
+)
+def test_wrong_targets_are_explained(target, message):
+    with pytest.raises(InvalidRequest, match=message):
+        channel_config(target)
+
+
+def test_the_token_is_not_shown_by_repr():
+    assert "secret" not in repr(channel_config("a:1", token="secret"))
+
+
+def test_a_certificate_needs_its_key(tmp_path):
+    with pytest.raises(InvalidRequest, match="belong together"):
+        channel_config("a:1", tls=Tls(certificate=b"x"))
+    with pytest.raises(InvalidRequest, match="cannot read the ca file"):
+        channel_config("a:1", tls=Tls(ca=tmp_path / "none.pem"))
+
+
+def test_the_curve_fits_its_box_and_touches_top_and_bottom():
+    lines = block_curve([float(v) for v in range(100, 0, -1)], width=20, height=3)
+    assert [len(line) for line in lines] == [20, 20, 20]
+    assert lines[0][0] == "█"
+    assert lines[2][-1] == "▁"
+    assert lines[0][-1] == " "
+    assert block_curve([float("nan")], 5, 2) == ["", ""]
+    assert block_curve([1.0, 1.0], 5, 1) == ["▁▁"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "?"), (0.4, "0s"), (59.6, "1m00s"), (3725, "1h02m"), (185, "3m05s")]
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,65 @@
+"""What importing and installing the client costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+HEAVY = ("mindspore", "pydantic", "PIL", "yaml", "rich", "matplotlib", "sklearn", "psutil")
+
+
+def in_fresh_interpreter(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["multigrain_client", "multigrain_client.cli"])
+def test_importing_loads_nothing_heavy_and_nothing_of_the_library_but_its_stubs(module):
+    loaded = in_fresh_interpreter(f"import sys, {module}; print(*sys.modules)").split()
+    assert not {name for name in loaded if name.partition(".")[0] in HEAVY}
+    own = {name for name in loaded if name.partition(".")[0] == "multigrain"}
+    assert {".".join(name.split(".")[:2]) for name in own} == {"multigrain", "multigrain.v1"}
+    assert "multigrain_server" not in loaded
+
+
+def test_importing_takes_less_than_half_a_second_of_cpu():
+    # Processor time, not wall time: the machine may be busy with other things.
+    code = "import time; import multigrain_client; print(time.process_time())"
+    assert min(float(in_fresh_interpreter(code)) for _ in range(3)) < 0.5
+
+
+@pytest.mark.slow
+def test_the_client_installs_into_a_fresh_environment_without_mindspore(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-input", str(ROOT)]
+    subprocess.run(install, check=True, timeout=500)
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "list", "--format=freeze"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.lower()
+    installed = {line.partition("==")[0] for line in listed.splitlines()}
+    assert {"multigrain", "grpcio", "protobuf", "numpy"} <= installed
+    assert not installed & {"mindspore", "pydantic", "pillow", "onnxruntime", "rich"}
+    code = (
+        "import multigrain_client as m; client = m.Client('127.0.0.1:1', timeout=1.0);\n"
+        "try: client.embed(b'x')\n"
+        "except m.Unavailable: print('ok')"
+    )
+    ran = subprocess.run(
+        [str(python), "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert ran.stdout == "ok\n"
+    script = tmp_path / "venv" / "bin" / "multigrain"
+    version = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("multigrain ")
