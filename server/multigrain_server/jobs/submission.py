@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind
@@ -75,7 +77,8 @@ class SubmissionChecks:
                 "training set; set it to 0 to take their number",
             )
         if val_path:
-            _same_classes(await _classes(Path(val_path), "spec.dataset.val_path"), classes)
+            field = "spec.dataset.val_path"
+            _known_classes(await _classes(Path(val_path), field), classes, field)
         dataset = spec.dataset.model_copy(
             update={"train_path": str(train_path), "val_path": val_path}
         )
@@ -87,9 +90,12 @@ class SubmissionChecks:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
         spec = resolve_evaluation(overrides)
         self._devices(spec.devices)
-        weights = self._weights(spec.weights)
+        weights = await self._weights(spec.weights)
         dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
-        await _classes(dataset, "spec.dataset_path")
+        classes = await _classes(dataset, "spec.dataset_path")
+        labels = stored_labels(weights)
+        if labels and "classification" in spec.tasks:
+            _known_classes(classes, labels, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights))
 
@@ -98,14 +104,14 @@ class SubmissionChecks:
         UNSUPPORTED for a format that the device cannot write."""
         spec = resolve_export(overrides)
         self._devices(spec.devices)
-        return CheckedSpec(JobKind.EXPORT, spec, str(self._weights(spec.weights)))
+        return CheckedSpec(JobKind.EXPORT, spec, str(await self._weights(spec.weights)))
 
     def _devices(self, devices: DeviceSpec) -> None:
         self._leases.check(devices)
         if devices.rank_table:
             self._roots.check(devices.rank_table, "spec.devices.rank_table")
 
-    def _weights(self, source: WeightsSource) -> Path:
+    async def _weights(self, source: WeightsSource) -> Path:
         if source.model:
             return self._bundle_path(source.model)
         if source.checkpoint_path:
@@ -125,8 +131,16 @@ class SubmissionChecks:
         # Here, not above: it brings numpy, which a start of the daemon should not wait for.
         from multigrain.checkpoint.store import resolve
 
-        folder = JobFolder(self._jobs_dir / source.job_id)
-        return resolve(folder.checkpoints, source.checkpoint)
+        checkpoints = JobFolder(self._jobs_dir / source.job_id).checkpoints
+        try:
+            # In a thread: it reads the whole checkpoint to see that it is whole.
+            return await asyncio.to_thread(resolve, checkpoints, source.checkpoint)
+        except MultigrainError as error:
+            if error.kind is ErrorKind.INVALID_FIELD:
+                raise MultigrainError.field(
+                    "spec.weights.checkpoint", error.violations[0].message
+                ) from error
+            raise MultigrainError(error.kind, f"spec.weights: {error.message}") from error
 
 
 async def _classes(path: Path, field: str) -> tuple[str, ...]:
@@ -141,13 +155,25 @@ async def _classes(path: Path, field: str) -> tuple[str, ...]:
         raise _dataset_error(field, error.message) from error
 
 
-def _same_classes(val: tuple[str, ...], train: tuple[str, ...]) -> None:
-    unknown = sorted(set(val) - set(train))
+def stored_labels(weights: Path) -> tuple[str, ...]:
+    """Class names that a checkpoint or bundle folder carries; empty if it says none."""
+    for name, kind in (("manifest.json", CheckpointManifest), (MANIFEST_NAME, BundleManifest)):
+        try:
+            return kind.model_validate_json((weights / name).read_bytes()).labels
+        except (OSError, ValueError):
+            # A bare file, or a damaged folder: the job itself says what is wrong with it.
+            continue
+    return ()
+
+
+def _known_classes(classes: tuple[str, ...], known: tuple[str, ...], field: str) -> None:
+    unknown = sorted(set(classes) - set(known))
     if unknown:
         names = ", ".join(f'"{name}"' for name in unknown[:5])
         raise _dataset_error(
-            "spec.dataset.val_path",
-            f"{len(unknown)} class folders are not in the training set: {names}",
+            field,
+            f"{len(unknown)} of its {len(classes)} class folders are not among the "
+            f"{len(known)} classes trained on: {names}",
         )
 
 

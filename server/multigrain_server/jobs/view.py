@@ -68,6 +68,9 @@ class JobView:
             )
         elif isinstance(record, EvaluationRecord):
             self.metrics = {**self.metrics, **record.metrics}
+            if self.last_loss is None:
+                # Not an evaluation while training, but the end of an evaluation job.
+                self.progress = Progress(record.images, record.images, fraction=1.0)
         elif isinstance(record, CheckpointRecord):
             self.last_checkpoint = record
             if record.best:
