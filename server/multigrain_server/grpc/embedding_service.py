@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 
 import grpc
@@ -12,7 +13,7 @@ import grpc
 from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain_server.convert import embedding as convert
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.request import ImageRequest
+from multigrain_server.serving.request import Answer, ImageRequest
 from multigrain_server.serving.service import ImageService
 from multigrain_server.serving.stream import AnswerStream
 
@@ -38,7 +39,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         asked = convert.embed_request(
             request, received_ns=received, deadline_ns=_deadline(context, received)
         )
-        return await self._embed(asked, request.request_id)
+        return self._response(await self._service.answer(asked), asked, request.request_id)
 
     async def Classify(
         self, request: embedding_pb2.ClassifyRequest, context: ClassifyContext
@@ -60,7 +61,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
         deadline = _deadline(context, time.monotonic_ns())
         # Of the requests in the window: bounded as they are.
-        asked: list[tuple[ImageRequest, str]] = []
+        asked: deque[tuple[ImageRequest, str]] = deque()
 
         async def requests() -> AsyncIterator[ImageRequest]:
             async for message in request_iterator:
@@ -74,14 +75,14 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         answers = stream.answers(requests())
         try:
             async for answer in answers:
-                request, request_id = asked.pop(0)
-                assert request.vector is not None
-                yield convert.embed_response(answer, request.vector, request_id)
+                request, request_id = asked.popleft()
+                yield self._response(answer, request, request_id)
         finally:
             await answers.aclose()
 
-    async def _embed(self, asked: ImageRequest, request_id: str) -> embedding_pb2.EmbedResponse:
-        answer = await self._service.answer(asked)
+    def _response(
+        self, answer: Answer, asked: ImageRequest, request_id: str
+    ) -> embedding_pb2.EmbedResponse:
         assert asked.vector is not None
         start = time.monotonic()
         response = convert.embed_response(answer, asked.vector, request_id)

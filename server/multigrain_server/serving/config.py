@@ -65,6 +65,12 @@ class ServingConfig(Spec):
     load_timeout_seconds: float = Field(
         300.0, gt=0, description="Seconds an engine has to load and warm up. Default 300."
     )
+    engine_stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without any answer, while images are in work, after which an engine "
+        "is killed and replaced. Default 60.",
+    )
     drain_seconds: float = Field(
         30.0,
         ge=0,

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._channel: EngineChannel | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None
+        self._progress = time.monotonic()
+        self._stalled = False
         #: Set when the process has ended, by itself or not.
         self.ended = asyncio.Event()
         self.end_reason = ""
@@ -109,6 +113,7 @@ class EngineProcess:
             await engine.stop()
             raise MultigrainError(ErrorKind(first.kind), f"{label}: {first.message}")
         engine.ready = first
+        engine._guard = asyncio.create_task(engine._guard_progress())
         return engine
 
     @property
@@ -133,6 +138,8 @@ class EngineProcess:
             raise self._gone()
         number = next(self._ids)
         future: asyncio.Future[EngineResult] = asyncio.get_running_loop().create_future()
+        if not self._pending:
+            self._progress = time.monotonic()
         self._pending[number] = future
         self._idle.clear()
         message = Submit(
@@ -219,6 +226,7 @@ class EngineProcess:
     def _received(self, frame: Frame) -> None:
         match frame.message:
             case Result() as result:
+                self._progress = time.monotonic()
                 future = self._pending.pop(result.id, None)
                 if not self._pending:
                     self._idle.set()
@@ -243,6 +251,17 @@ class EngineProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
+    async def _guard_progress(self) -> None:
+        """Ends an engine that has images in work and answers none: a hang inside a library
+        would otherwise look like a healthy server for ever."""
+        limit = self._config.engine_stall_seconds
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            if self._pending and time.monotonic() - self._progress > limit:
+                self._stalled = True
+                self._kill()
+                return
+
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Copies the engine's output to the log until it ends, then fails what it had."""
         assert process.stdout is not None
@@ -256,6 +275,12 @@ class EngineProcess:
         self._note(rest)
         code = await process.wait()
         self.end_reason = _describe(code)
+        if self._stalled:
+            self.end_reason = (
+                f"it answered nothing for {self._config.engine_stall_seconds:g} s and was killed"
+            )
+        if self._guard is not None:
+            self._guard.cancel()
         self.ended.set()
         if self._channel is not None:
             self._channel.close()

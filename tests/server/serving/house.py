@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from multigrain.engine.wire import VectorWants
 from multigrain_server.database import Database
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.store import SCHEMA
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.request import Answer, ImageRequest
 from multigrain_server.serving.service import ImageService
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
-
-from multigrain.engine.wire import VectorWants
 
 
 class House:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from multigrain_server.models.manager import EMBEDDING_SERVICE
 
 from multigrain.engine.wire import VectorWants
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
+from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.bundles import CLASSES, SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.serving.house import embed, house, small_config, until, vectors
@@ -259,6 +259,30 @@ async def test_a_killed_engine_costs_the_requests_in_flight_and_is_replaced(root
             True,
         ]
         assert h.manager.admission.items == 0
+
+
+async def test_an_engine_that_hangs_is_killed_and_replaced(root: Path) -> None:
+    async with house(root, small_config(engine_stall_seconds=0.3)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(MultigrainError, match="answered nothing") as caught:
+            await h.embed(picture(1))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        await until(lambda: h.health[EMBEDDING_SERVICE] is False)
+        await until(lambda: h.health[EMBEDDING_SERVICE])
+        assert (await h.embed(picture(1))).items[0].error is None
+
+
+async def test_every_stage_is_measured(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        await h.embed(picture(1), picture(2))
+        for stage, count in {"admit": 1, "decode": 2, "queue": 2, "infer": 2}.items():
+            name = "multigrain_stage_seconds_count"
+            assert h.metric(name, model="tiny", stage=stage) == count, stage
+        assert h.metric("multigrain_queue_items", model="tiny") == 0
+        assert h.metric("multigrain_inflight_items") == 0
 
 
 async def test_closing_lets_the_requests_inside_finish_and_refuses_new_ones(root: Path) -> None:
