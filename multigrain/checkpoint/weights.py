@@ -35,7 +35,7 @@ class Weights:
         spec: the network; None for a bare file.
         labels: class names in the order of the outputs; empty for a bare file.
         preprocessing: of the default resolution, where the source is a bundle.
-        job_id, step, checkpoint: where the weights come from; empty for a bare file.
+        job_id, step, epoch, checkpoint: where the weights come from; empty for a bare file.
         metrics: figures stored with them.
     """
 
@@ -45,6 +45,7 @@ class Weights:
     preprocessing: Preprocessing | None = None
     job_id: str = ""
     step: int = 0
+    epoch: int = 0
     checkpoint: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -66,6 +67,7 @@ def load_weights(path: Path) -> Weights:
             labels=manifest.labels,
             job_id=manifest.job_id,
             step=manifest.step,
+            epoch=manifest.epoch,
             checkpoint=path.name,
             metrics=manifest.metrics,
         )

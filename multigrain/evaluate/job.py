@@ -147,6 +147,7 @@ class _Evaluation:
         record = EvaluationRecord(
             metrics=metrics,
             step=self.restored.weights.step,
+            epoch=self.restored.weights.epoch,
             images=images,
             unreadable=len(self.folder) - images,
             seconds=seconds,

@@ -1,0 +1,174 @@
+"""The export job inside one worker process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from safetensors.numpy import save as save_tensors
+
+from multigrain import __version__
+from multigrain.bundle.folder import FILE_MODE, read, write_manifest
+from multigrain.bundle.manifest import BundleManifest, Head, Source
+from multigrain.checkpoint.files import (
+    TEMPORARY_PREFIX,
+    describe,
+    sync_file,
+    sync_folder,
+    write_synced,
+)
+from multigrain.checkpoint.restore import Restored, restore
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.records import ArtifactRecord, LogRecord
+from multigrain.export import graphs
+from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.spec.export import ExportSpec
+
+WEIGHTS = "weights.safetensors"
+LABELS = "labels.txt"
+_GRAPHS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
+
+
+def run_export(ctx: WorkerContext) -> Outcome:
+    """See ``multigrain.export.run``."""
+    spec = ctx.request.export
+    if spec is None:
+        raise ValueError("an export worker was started for another kind of job")
+    if ctx.rank != 0:
+        return Outcome(message="the first worker exports")
+    models = Path(ctx.request.models_dir)
+    _check(spec, models)
+    restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.gem_p)
+    ctx.reporter.alive()
+    folder = models / spec.model_name
+    aside = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # an earlier attempt's
+        aside.mkdir(parents=True)
+        manifest = _write(ctx, spec, restored, aside)
+        if manifest is None:
+            return Outcome(stopped=True, message="stopped before the bundle was whole")
+        manifest = _publish(folder, aside, manifest, spec.version)
+    except OSError as error:
+        raise MultigrainError(
+            ErrorKind.STORAGE,
+            f"the bundle cannot be written ({error.strerror}): free some space and try again",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    ctx.reporter.emit(
+        ArtifactRecord(
+            model_name=manifest.name,
+            model_version=manifest.version,
+            files=tuple(sorted(manifest.files)),
+            bytes=sum(entry.bytes for entry in manifest.files.values()),
+        )
+    )
+    return Outcome(message=f"wrote {manifest.name}@{manifest.version}")
+
+
+def _check(spec: ExportSpec, models: Path) -> None:
+    """Refuses what cannot work, before anything is written."""
+    if not spec.model_name:
+        raise MultigrainError.field("spec.model_name", "is empty: give the model a name")
+    if not spec.formats:
+        raise MultigrainError.field("spec.formats", "is empty: give mindir, onnx or both")
+    if "air" in spec.formats and spec.devices.target != "ascend":
+        raise MultigrainError(
+            ErrorKind.UNSUPPORTED,
+            "spec.formats: air can only be written on an Ascend device (MindSpore has no other "
+            f"back end for it), and spec.devices.target is {spec.devices.target}: leave it out, "
+            "or export on Ascend",
+        )
+    if spec.version and (models / spec.model_name / str(spec.version)).exists():
+        raise _exists(spec.model_name, spec.version)
+
+
+def _write(
+    ctx: WorkerContext, spec: ExportSpec, restored: Restored, aside: Path
+) -> BundleManifest | None:
+    """Writes all files but the manifest; None if asked to stop."""
+    preprocessing = restored.preprocessing(spec.resolution)
+    (aside / WEIGHTS).write_bytes(save_tensors(restored.state))
+    labels = restored.weights.labels
+    if labels:
+        lines = "".join(f"{' '.join(label.splitlines())}\n" for label in labels)
+        write_synced(aside / LABELS, lines.encode("utf-8", "surrogateescape"))
+    images = graphs.comparison_images(preprocessing.size)
+    expected = graphs.reference(restored.network, images)
+    names = {form: _GRAPHS[form] for form in dict.fromkeys(spec.formats)}
+    for form, name in names.items():
+        if ctx.reporter.stop_requested:
+            return None
+        ctx.reporter.emit(LogRecord(level="INFO", message=f"writing {name}", rank=ctx.rank))
+        if form == "mindir":
+            graphs.write_mindir(restored.network, aside / name, images, expected)
+        elif form == "onnx":
+            graphs.write_onnx(restored.network, aside / name, images, expected)
+        else:
+            graphs.write_air(restored.network, aside / name, images)
+    files = sorted(path for path in aside.iterdir() if path.is_file())
+    for path in files:
+        path.chmod(FILE_MODE)
+        sync_file(path)
+    head = Head(
+        resolution=preprocessing.size,
+        gem_p=restored.spec.gem_p,
+        preprocessing=preprocessing,
+        **names,
+    )
+    return BundleManifest(
+        name=spec.model_name,
+        version=spec.version or 1,
+        create_time=datetime.now(UTC).isoformat(),
+        multigrain_version=__version__,
+        model=restored.spec,
+        embedding_size=restored.network.embedding_size,
+        labels=labels,
+        weights=WEIGHTS,
+        heads=(head,),
+        files={path.name: describe(path) for path in files},
+        metrics=restored.weights.metrics,
+        source=Source(
+            job_id=restored.weights.job_id,
+            step=restored.weights.step,
+            checkpoint=restored.weights.checkpoint,
+        ),
+    )
+
+
+def _publish(folder: Path, aside: Path, manifest: BundleManifest, version: int) -> BundleManifest:
+    """Gives the bundle its version and its place; with version 0, the next free one."""
+    while True:
+        number = version or _next_version(folder)
+        manifest = manifest.model_copy(update={"version": number})
+        write_manifest(aside, manifest)
+        read(aside, verify=True)
+        try:
+            # Fails if the folder exists: an exported version is never changed.
+            os.rename(aside, folder / str(number))
+        except OSError as error:
+            if not (folder / str(number)).exists():
+                raise
+            if version:
+                raise _exists(manifest.name, version) from error
+            continue  # somebody else took the number meanwhile
+        sync_folder(folder)
+        return manifest
+
+
+def _next_version(folder: Path) -> int:
+    taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    return max(taken, default=0) + 1
+
+
+def _exists(name: str, version: int) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.ALREADY_EXISTS,
+        f"{name}@{version} exists, and a version is never changed: give another one, or 0 for "
+        "the next free one",
+    )

@@ -1,0 +1,154 @@
+"""The export job with a real network: what it writes is whole, and computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore
+import numpy as np
+import onnxruntime
+import pytest
+from mindspore import Tensor, nn
+
+from multigrain.bundle.folder import read
+from multigrain.checkpoint.restore import restore
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.retrieval import normalised
+from multigrain.events.records import ArtifactRecord
+from multigrain.export import graphs, run
+from multigrain.images.preprocess import preprocess
+from multigrain.spec.export import ExportSpec
+from tests.evaluate.context import RecordingReporter, context, write_checkpoint
+from tests.images.files import encode, noise
+
+LABELS = ("a", "b c", "d")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of everything; returns the folder that holds models/ and checkpoints/."""
+    path = tmp_path_factory.mktemp("export")
+    checkpoint = write_checkpoint(path / "checkpoints", LABELS, classes=4)
+    reporter = RecordingReporter()
+    spec = ExportSpec(model_name="m")
+    outcome = run(context(path, weights=checkpoint, export=spec, reporter=reporter))
+    assert not outcome.stopped
+    (artifact,) = [r for r in reporter.records if isinstance(r, ArtifactRecord)]
+    assert (artifact.model_name, artifact.model_version) == ("m", 1)
+    assert artifact.files == ("labels.txt", "model.mindir", "model.onnx", "weights.safetensors")
+    return path
+
+
+def test_the_bundle_is_whole_and_says_what_it_is(exported: Path) -> None:
+    folder = exported / "models" / "m" / "1"
+    manifest = read(folder, verify=True)
+    assert manifest.labels == LABELS
+    assert manifest.model.classes == 4
+    assert manifest.embedding_size == 512
+    assert (manifest.source.job_id, manifest.source.step) == ("training", 30)
+    assert manifest.metrics == {"top1": 0.5}
+    (head,) = manifest.heads
+    assert (head.resolution, head.gem_p, head.mindir, head.onnx, head.air) == (
+        16, 3.0, "model.mindir", "model.onnx", "",
+    )  # fmt: skip
+    assert head.preprocessing.resize_short == 16  # the checkpoint's center_crop of 1
+    assert (folder / "labels.txt").read_text() == "a\nb c\nd\n"
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in (exported / "models" / "m").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_every_graph_equals_the_checkpoint_on_served_images(exported: Path, batch: int) -> None:
+    folder = exported / "models" / "m" / "1"
+    preprocessing = read(folder).heads[0].preprocessing
+    files = [encode(noise(30 + i, 20 + i, seed=i), "JPEG") for i in range(batch)]
+    images = np.stack([preprocess(data, preprocessing) for data in files])
+    network = restore(exported / "checkpoints" / "step-00000030").network
+    expected, expected_logits = (t.asnumpy() for t in network(Tensor(images)))
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    by_onnx = session.run(["embedding", "logits"], {"images": images})
+    graph = nn.GraphCell(mindspore.load(str(folder / "model.mindir")))
+    by_mindir = [t.asnumpy() for t in graph(Tensor(images))]
+    again = [t.asnumpy() for t in restore(folder).network(Tensor(images))]
+    for embedding, logits in (by_onnx, by_mindir, again):
+        assert embedding.shape == (batch, 512)
+        np.testing.assert_allclose(normalised(embedding), normalised(expected), atol=1e-4)
+        np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
+
+
+def test_the_next_export_takes_the_next_version(exported: Path) -> None:
+    spec = ExportSpec(model_name="m", formats=("onnx",), resolution=24, gem_p=5.0)
+    run(context(exported, weights=exported / "checkpoints" / "step-00000030", export=spec))
+    manifest = read(exported / "models" / "m" / "2", verify=True)
+    (head,) = manifest.heads
+    assert (head.resolution, head.gem_p, head.mindir) == (24, 5.0, "")
+    assert manifest.model.gem_p == 5.0
+
+
+def test_an_existing_version_is_never_changed(exported: Path) -> None:
+    spec = ExportSpec(model_name="m", version=1, formats=("onnx",))
+    with pytest.raises(MultigrainError, match="m@1 exists") as caught:
+        run(context(exported, weights=exported / "checkpoints" / "step-00000030", export=spec))
+    assert caught.value.kind is ErrorKind.ALREADY_EXISTS
+
+
+def test_air_is_refused_off_ascend_before_anything_is_written(tmp_path: Path) -> None:
+    spec = ExportSpec(model_name="m", formats=("onnx", "air"))
+    with pytest.raises(MultigrainError, match="only be written on an Ascend") as caught:
+        run(context(tmp_path, weights=tmp_path / "nothing", export=spec))
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_graph_that_computes_something_else_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
+    original = graphs.reference
+
+    def other(network: nn.Cell, images: graphs.FloatArray) -> graphs.Outputs:
+        right = original(network, images)
+        embedding = right.embedding.copy()
+        embedding[:, 0] += 0.01 * np.linalg.norm(embedding, axis=1)
+        return graphs.Outputs(embedding, right.logits)
+
+    monkeypatch.setattr(graphs, "reference", other)
+    spec = ExportSpec(model_name="m", formats=("onnx",))
+    with pytest.raises(MultigrainError, match=r"model\.onnx does not compute") as caught:
+        run(context(tmp_path, weights=checkpoint, export=spec))
+    assert caught.value.kind is ErrorKind.INTERNAL
+    assert not (tmp_path / "models" / "m").exists()
+
+
+def test_it_stops_when_asked_and_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
+    spec = ExportSpec(model_name="m")
+    reporter = RecordingReporter(stop_after=0)
+    assert run(context(tmp_path, weights=checkpoint, export=spec, reporter=reporter)).stopped
+    assert not (tmp_path / "models" / "m").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trunk", "gem_p"), [("resnet50", 3.0), ("se_resnet50", float("inf")), ("resnet34", 1.0)]
+)
+def test_every_kind_of_trunk_and_pooling_exports(tmp_path: Path, trunk: str, gem_p: float) -> None:
+    from safetensors.numpy import save_file
+
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import model_state
+    from multigrain.spec.training import ModelSpec
+
+    spec = ModelSpec.model_validate({"trunk": trunk, "gem_p": gem_p, "zero_init_residual": False})
+    save_file(model_state(build_model(spec, 10)), tmp_path / "w.safetensors")
+    run(
+        context(
+            tmp_path,
+            weights=tmp_path / "w.safetensors",
+            export=ExportSpec(model_name="m", trunk=trunk, resolution=64),
+        )
+    )
+    assert read(tmp_path / "models" / "m" / "1", verify=True).heads[0].gem_p == gem_p
