@@ -48,7 +48,7 @@ def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
             "check trunk, stem and number of classes",
         )
     for name, parameter in parameters.items():
-        parameter.set_data(Tensor(np.ascontiguousarray(state[name], np.float32)))
+        parameter.set_data(Tensor(np.array(state[name], np.float32, order="C")))
     net.pool.set_exponent(float(state[GEM_P]))
 
 

@@ -57,7 +57,7 @@ class Update(nn.Cell):
         weight_decay: float,
         clipped: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.count = len(trained)
         self.weights = ParameterTuple([t.parameter for t in trained])
         self.moments = ParameterTuple(

@@ -9,7 +9,7 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from multigrain.train.reduce import BucketedMean, Reducer
+from multigrain.optim.reduce import BucketedMean, Reducer
 
 
 class Forward(nn.Cell):
@@ -89,7 +89,7 @@ class GradientFunction:
         factors: bool,
     ) -> Gradients:
         # Evaluation may have switched the network; BatchNorm must use the batch here.
-        if not self._forward.training:
+        if not (self._forward.training and self._forward.model.training):
             self._forward.set_train(True)
         function = self._with_factors if factors else self._plain
         if function is None:

@@ -19,7 +19,7 @@ from multigrain.optim.thor.share import InverseShare
 from multigrain.optim.update import Group, Trained, Update
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.gradients import Forward, GradientFunction
-from multigrain.train.reduce import BucketedMean, Reducer
+from multigrain.optim.reduce import BucketedMean, Reducer
 
 _COUNTERS = ("step", "skipped_in_row", "skipped_total", "refresh_due")
 
@@ -202,7 +202,7 @@ class TrainStep:
                 "resume with the model, objective and optimizer it was saved with",
             )
         for name, parameter in parameters.items():
-            parameter.set_data(Tensor(np.ascontiguousarray(state[name], np.float32)))
+            parameter.set_data(Tensor(np.array(state[name], np.float32, order="C")))
         self.step, self._skipped_in_row, self.skipped_total, due = (
             int(state[name]) for name in _COUNTERS
         )

@@ -15,8 +15,8 @@ from multigrain.optim.thor.layout import BlockLayout
 def damped_inverse(blocks: np.ndarray, damping: float, layout: BlockLayout) -> np.ndarray | None:
     """(F + damping I)^-1 for each symmetric block; the identity where a block is padding.
 
-    Cholesky in float32, and in float64 where that fails. The padding of the last block never
-    enters a factorisation.
+    Cholesky in float32; where that fails, eigenvalues in float64, those below 0 taken for 0.
+    The padding of the last block never enters a factorisation.
 
     Args:
         blocks: (count, size, size) float32.
@@ -40,22 +40,32 @@ def damped_inverse(blocks: np.ndarray, damping: float, layout: BlockLayout) -> n
 
 
 def _invert(block: np.ndarray, damping: float) -> np.ndarray | None:
-    for dtype, factorise, invert in (
-        (np.float32, lapack.spotrf, lapack.spotri),
-        (np.float64, lapack.dpotrf, lapack.dpotri),
-    ):
-        damped = block.astype(dtype)
-        # The product of a matrix with its transpose is symmetric only up to rounding.
-        damped = (damped + damped.T) / dtype(2)
-        damped[np.diag_indices_from(damped)] += dtype(damping)
-        lower, failed = factorise(damped, lower=1)
-        if failed:
-            continue
-        inverse, failed = invert(lower, lower=1)
-        if failed:
-            continue
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        inverse = inverse.astype(np.float32)
-        if np.isfinite(inverse).all():
-            return inverse
-    return None
+    # The product of a matrix with its transpose is symmetric only up to rounding.
+    symmetric = (block + block.T) / np.float32(2)
+    inverse = _cholesky_inverse(symmetric, damping)
+    if inverse is None:
+        inverse = _eigen_inverse(symmetric.astype(np.float64), damping)
+    return inverse if inverse is not None and np.isfinite(inverse).all() else None
+
+
+def _cholesky_inverse(block: np.ndarray, damping: float) -> np.ndarray | None:
+    damped = block.copy()
+    damped[np.diag_indices_from(damped)] += np.float32(damping)
+    lower, failed = lapack.spotrf(damped, lower=1)
+    if failed:
+        return None
+    inverse, failed = lapack.spotri(lower, lower=1)
+    if failed or not np.isfinite(inverse).all():
+        return None
+    return np.tril(inverse) + np.tril(inverse, -1).T
+
+
+def _eigen_inverse(block: np.ndarray, damping: float) -> np.ndarray | None:
+    try:
+        values, vectors = np.linalg.eigh(block)
+    except np.linalg.LinAlgError:
+        return None
+    # Rounding can make the small eigenvalues of a factor negative, by more than the damping.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        inverse = (vectors / (np.maximum(values, 0.0) + damping)) @ vectors.T
+        return ((inverse + inverse.T) / 2).astype(np.float32)

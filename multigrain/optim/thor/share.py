@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor
 
-from multigrain.train.reduce import Reducer
+from multigrain.optim.reduce import Reducer
 
 
 class InverseShare:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import mindspore
 from mindspore import Tensor, nn, ops
 
-# Elements of one message: 64 MiB of float32.
-BUCKET_ELEMENTS = 16 * 2**20
+# Elements of one message: 16 MiB of float32, where the TCP collectives of the CPU are fastest.
+BUCKET_ELEMENTS = 4 * 2**20
 
 
 class Reducer(nn.Cell):
@@ -39,7 +39,7 @@ class Reducer(nn.Cell):
 
 
 class BucketedMean(nn.Cell):
-    """Mean over the workers of a fixed list of float32 tensors, in buckets of 64 MiB.
+    """Mean over the workers of a fixed list of float32 tensors, in buckets of 16 MiB.
 
     The tensors of a bucket are concatenated, reduced in one message and cut apart again.
     """

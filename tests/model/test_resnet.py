@@ -1,0 +1,96 @@
+"""Trunks: shapes and the published numbers of parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from multigrain.model.layers import Conv2d
+from multigrain.model.multigrain import SMALL_MAP, build_model
+from multigrain.model.resnet import LAYOUTS, MaxPool
+from multigrain.spec.training import ModelSpec
+
+# torchvision's counts with 1000 classes; SE-ResNet-50: 28.1 million.
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "se_resnet50": 28_088_024,
+}
+
+
+@pytest.mark.parametrize("trunk", sorted(LAYOUTS))
+def test_number_of_parameters_is_the_published_one(trunk: str) -> None:
+    net = build_model(ModelSpec(trunk=trunk), 1000)
+    count = sum(int(np.prod(p.shape)) for p in net.trainable_params())
+    assert count == PARAMETERS[trunk]
+
+
+@pytest.mark.parametrize(
+    ("trunk", "stem", "size", "side", "channels"),
+    [
+        ("resnet18", "imagenet", 64, 2, 512),
+        ("resnet18", "imagenet", 47, 2, 512),
+        ("resnet18", "small", 32, 4, 512),
+        ("se_resnet50", "imagenet", 64, 2, 2048),
+    ],
+)
+def test_output_shapes(trunk: str, stem: str, size: int, side: int, channels: int) -> None:
+    net = build_model(ModelSpec(trunk=trunk, stem=stem), 7)
+    net.set_train(False)
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32))
+    assert net.trunk(x).shape == (2, channels, side, side)
+    embedding, logits = net(x)
+    assert embedding.shape == (2, channels) == (2, net.embedding_size)
+    assert logits.shape == (2, 7)
+    np.testing.assert_allclose(
+        logits.asnumpy(),
+        embedding.asnumpy() @ net.classifier.weight.asnumpy().T + net.classifier.bias.asnumpy(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_max_pooling_equals_padding_with_minus_infinity(size: int) -> None:
+    x = np.random.default_rng(0).random((1, 2, size, size)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    side = (size + 2 - 3) // 2 + 1
+    expected = np.stack(
+        [
+            [padded[0, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(side)]
+            for i in range(side)
+        ]
+    )
+    found = MaxPool()(Tensor(x)).asnumpy()
+    np.testing.assert_array_equal(found[0].transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 1), (1, 3), (2, 2), (2, 5)])
+def test_small_maps_as_products_equal_the_convolution(stride: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    layer = Conv2d(6, 4, 3, stride=stride, padding=1)
+    layer.weight.set_data(Tensor(rng.standard_normal((4, 6, 3, 3)).astype(np.float32)))
+    x = Tensor(rng.standard_normal((3, 6, size, size)).astype(np.float32))
+    plain = layer(x).asnumpy()
+    layer.matmul_positions = SMALL_MAP
+    np.testing.assert_allclose(layer(x).asnumpy(), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_decides_the_weights() -> None:
+    def weight(seed: int) -> np.ndarray:
+        return build_model(ModelSpec(trunk="resnet18"), 10, seed=seed).trunk.conv1.weight.asnumpy()
+
+    np.testing.assert_array_equal(weight(3), weight(3))
+    assert np.abs(weight(3) - weight(4)).max() > 0.01
+    assert weight(3).std() == pytest.approx(np.sqrt(2 / (64 * 49)), rel=0.05)
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_last_norm_of_a_block_starts_at_zero_on_request(zero: bool) -> None:
+    net = build_model(ModelSpec(trunk="resnet18", zero_init_residual=zero), 10)
+    assert net.trunk.layer1[0].bn2.gamma.asnumpy().max() == (0 if zero else 1)
+    assert net.trunk.layer1[0].bn1.gamma.asnumpy().max() == 1

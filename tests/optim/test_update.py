@@ -1,0 +1,76 @@
+"""The update rule against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+
+from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.preconditioner import LayerPreconditioner
+from multigrain.optim.update import Group, Trained, Update
+
+
+def parameter(name: str, values: np.ndarray) -> Parameter:
+    return Parameter(Tensor(values.astype(np.float32)), name=name)
+
+
+def scalar(value: float) -> Tensor:
+    return Tensor(np.float32(value))
+
+
+def test_three_steps_of_every_group() -> None:
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((3, 4)).astype(np.float32)
+    inverse = np.diag([1.0, 2.0, 3.0]).astype(np.float32)[None]
+    cell = LayerPreconditioner("w", BlockLayout.of(4, 8), BlockLayout.of(3, 8))
+    cell.g_inverse.set_data(Tensor(inverse))
+    weight, bias = parameter("w", start), parameter("b", start[0])
+    p, beta = parameter("p", np.array(1.2)), parameter("beta", np.array(1.2))
+    update = Update(
+        [
+            Trained(weight, Group.WEIGHTS, cell),
+            Trained(bias, Group.WEIGHTS),
+            Trained(p, Group.EXPONENT),
+            Trained(beta, Group.BOUNDARY),
+        ],
+        [],
+        momentum=0.8,
+        weight_decay=0.1,
+        clipped=True,
+    )
+    w, b, q, t = start.astype(np.float64), start[0].astype(np.float64), 1.2, 1.2
+    mw, mb, mq, mt = np.zeros((3, 4)), np.zeros(4), 0.0, 0.0
+    for step in range(3):
+        gw, gb = rng.standard_normal((3, 4)), rng.standard_normal(4)
+        gq, gt = 0.9, float(rng.standard_normal())
+        rate, boundary, clip = 0.1 / (step + 1), 0.3, 0.5
+        tensors = [Tensor(np.float32(g)) for g in (gw, gb, gq, gt)]
+        update(scalar(rate), scalar(boundary), scalar(clip), *tensors)
+        # The decay is added after preconditioning; p and beta have none.
+        mw = 0.8 * mw + (inverse[0] @ gw * clip + 0.1 * w)
+        mb = 0.8 * mb + (gb * clip + 0.1 * b)
+        mq, mt = 0.8 * mq + gq * clip, 0.9 * mt + gt * clip
+        w, b, q, t = w - rate * mw, b - rate * mb, max(q - rate * mq, 1.0), t - boundary * mt
+        for found, expected in ((weight, w), (bias, b), (p, q), (beta, t)):
+            np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_exponent_never_falls_below_one() -> None:
+    p = parameter("p", np.array(1.5))
+    update = Update([Trained(p, Group.EXPONENT)], [], momentum=0.9, weight_decay=0.1, clipped=False)
+    update(scalar(1.0), scalar(1.0), scalar(1.0), scalar(7.0))
+    assert float(p.asnumpy()) == 1.0
+
+
+def test_statistics_of_a_skipped_step_are_undone() -> None:
+    mean = parameter("mean", np.array([1.0, 2.0]))
+    weight = parameter("w", np.array([1.0]))
+    update = Update(
+        [Trained(weight, Group.WEIGHTS)], [mean], momentum=0.9, weight_decay=0.0, clipped=False
+    )
+    mean.set_data(Tensor(np.array([3.0, 4.0], np.float32)))
+    update(scalar(0.1), scalar(0.1), scalar(1.0), Tensor(np.ones(1, np.float32)))
+    mean.set_data(Tensor(np.array([np.nan, 5.0], np.float32)))
+    update.restore_statistics()
+    assert mean.asnumpy().tolist() == pytest.approx([3.0, 4.0])

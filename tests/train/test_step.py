@@ -1,0 +1,155 @@
+"""The training step as a whole, on one worker."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.state import load_model_state, model_state
+from multigrain.train.step import TrainStep
+from tests.train.tiny import batch, tiny_spec, tiny_step
+
+
+def weights(step: TrainStep) -> dict[str, np.ndarray]:
+    return model_state(step._model)
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["thor", "momentum"])
+def test_the_loss_falls(kind: str) -> None:
+    step = tiny_step(tiny_spec(kind))
+    x, labels, ids = batch(0)
+    losses = [step(x, labels, ids).loss for _ in range(25)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_result_tells_what_happened() -> None:
+    step = tiny_step(tiny_spec(frequency=3))
+    results = [step(*batch(i), stop=i == 2) for i in range(4)]
+    assert [r.step for r in results] == [1, 2, 3, 4]
+    assert [r.refreshed_layers for r in results] == [3, 0, 0, 3]
+    assert [r.stop_agreed for r in results] == [False, False, True, False]
+    last = results[-1]
+    assert last.curvature_layers == 3
+    # linear to 0 over 10 epochs of 4 steps; damping 0.1 * 0.5^(epoch / 10), epoch 1
+    assert last.learning_rate == pytest.approx(0.05 * 0.9)
+    assert last.damping == pytest.approx(0.1 * 0.5**0.1)
+    assert last.loss == pytest.approx(
+        0.5 * last.classification_loss + 0.5 * last.instance_loss, rel=1e-5
+    )
+    assert last.beta not in (0, 1.2)
+    assert last.gem_p != 3.0
+
+
+def test_momentum_has_no_curvature() -> None:
+    step = tiny_step(tiny_spec("momentum"))
+    result = step(*batch(0))
+    assert (result.curvature_layers, result.refreshed_layers, result.damping) == (0, 0, 0)
+    assert "no curvature" in step.curvature_table()
+
+
+def test_the_table_lists_every_layer() -> None:
+    table = tiny_step(tiny_spec()).curvature_table()
+    for text in ("trunk.conv1", "trunk.conv2", "classifier", "5 x 27", "2 x 16", "3 layers"):
+        assert text in table
+
+
+@pytest.mark.parametrize(("kind", "at"), [("thor", 3), ("thor", 4), ("momentum", 4)])
+def test_continuing_from_the_state_equals_going_on(kind: str, at: int) -> None:
+    spec = tiny_spec(kind)
+    whole = tiny_step(spec)
+    for i in range(at):
+        whole(*batch(i))
+    saved_model, saved_state = weights(whole), whole.state()
+    rest = [whole(*batch(i)) for i in range(at, 8)]
+
+    resumed = tiny_step(spec)
+    resumed(*batch(99))  # leaves other values everywhere
+    load_model_state(resumed._model, saved_model)
+    resumed.load_state(saved_state)
+    assert [resumed(*batch(i)) for i in range(at, 8)] == rest
+    assert_same(weights(resumed), weights(whole))
+    assert_same(resumed.state(), whole.state())
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_step_that_is_not_finite_changes_nothing(at: int) -> None:
+    """Also where the curvature was due: the next step makes up for it."""
+    step = tiny_step(tiny_spec(frequency=3))
+    for i in range(at):
+        step(*batch(i))
+    before, state = weights(step), step.state()
+    x, labels, ids = batch(at)
+    x[0, 0, 0, 0] = np.nan
+    result = step(x, labels, ids)
+    assert result.skipped
+    assert result.refreshed_layers == 0
+    assert_same(weights(step), before)
+    after = step.state()
+    for name in ("step", "skipped_in_row", "skipped_total"):
+        assert after.pop(name) == state.pop(name) + 1
+    due = at % 3 == 0
+    assert after.pop("refresh_due") == due
+    state.pop("refresh_due")
+    assert_same(after, state)
+    following = step(*batch(at + 1))
+    assert not following.skipped
+    assert following.refreshed_layers == (3 if due else 0)
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_training() -> None:
+    step = tiny_step(tiny_spec(max_skipped_steps=3))
+    bad = batch(0)
+    bad[0][:] = np.inf
+    step(*bad)
+    step(*bad)
+    step(*batch(1))  # a good one starts the count again
+    step(*bad)
+    step(*bad)
+    with pytest.raises(MultigrainError, match="3 steps in a row") as caught:
+        step(*bad)
+    assert caught.value.kind is ErrorKind.DIVERGED
+
+
+def test_the_loss_scale_changes_nothing_but_rounding() -> None:
+    plain, scaled = tiny_step(tiny_spec()), tiny_step(tiny_spec(loss_scale=1024.0))
+    for i in range(4):
+        first, second = plain(*batch(i)), scaled(*batch(i))
+        assert first.loss == pytest.approx(second.loss, rel=1e-4)
+    for name, values in weights(plain).items():
+        np.testing.assert_allclose(
+            values, weights(scaled)[name], rtol=1e-3, atol=1e-4, err_msg=name
+        )
+
+
+def test_clipping_bounds_the_global_norm() -> None:
+    """With momentum and no decay the first update is lr times the clipped gradient."""
+    spec = tiny_spec("momentum", clip_norm=0.01)
+    optimizer = spec.optimizer.model_copy(update={"weight_decay": 0.0})
+    step = tiny_step(spec.model_copy(update={"optimizer": optimizer}))
+    step(*batch(0))
+    moments = [v for name, v in step.state().items() if name.startswith("momentum.")]
+    norm = np.sqrt(sum((v.astype(np.float64) ** 2).sum() for v in moments))
+    assert norm == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    state = tiny_step(tiny_spec("momentum")).state()
+    with pytest.raises(MultigrainError, match="curvature") as caught:
+        tiny_step(tiny_spec("thor")).load_state(state)
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+
+
+def test_switching_to_evaluation_and_back_does_not_disturb_training() -> None:
+    first, second = tiny_step(tiny_spec()), tiny_step(tiny_spec())
+    for i in range(3):
+        second._model.set_train(False)
+        assert first(*batch(i)) == second(*batch(i))
+    assert_same(weights(first), weights(second))
+    assert np.abs(weights(first)["trunk.bn1.moving_mean"]).max() > 0
