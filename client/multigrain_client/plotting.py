@@ -65,7 +65,7 @@ def plot_losses(
     if log:
         top.set_yscale("log")
     top.grid(alpha=0.3)
-    top.legend(frameon=False)
+    top.legend(framealpha=0.9)
     (bottom or top).set_xlabel("step")
     figure.savefig(path, format="png")
 
@@ -99,4 +99,4 @@ def _rates(axes, curve: Curve) -> None:  # type: ignore[no-untyped-def]
         axes.plot(steps, [point.damping for point in curve.points], label="damping")
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=0.9)

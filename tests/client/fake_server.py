@@ -33,7 +33,7 @@ from multigrain.v1 import (
     model_pb2_grpc,
     training_pb2_grpc,
 )
-from tests.client.events import job_of
+from tests.client.events import job_of, training_events
 
 VECTOR_SIZE = 8
 
@@ -100,6 +100,8 @@ class FakeState:
     bundle: bytes = b""
     heartbeats: bool = False
     skip_seq: int = 0
+    # Set: a started job has ended well at once, an evaluation with this top-1.
+    finished_top1: float | None = None
 
     def begin(self, name: str, request: Any, context: grpc.ServicerContext) -> Fault | None:
         """Counts a call; raises its fault at once, or returns one that comes later."""
@@ -140,6 +142,11 @@ class Jobs(
         target = {1: job.training, 2: job.evaluation, 3: job.export}[kind]
         target.CopyFrom(request.spec)
         self.state.jobs[job.job_id] = job
+        if self.state.finished_top1 is not None:
+            job.state = job_pb2.JOB_STATE_SUCCEEDED
+            job.artifact.model = "fake@1"
+            job.metrics["top1"] = self.state.finished_top1
+            self.state.events[job.job_id] = training_events(4)
         return job
 
     def StartTraining(self, request, context):

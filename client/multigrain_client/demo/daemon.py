@@ -92,7 +92,7 @@ class Daemon:
                 raise ServerError(f"the daemon ended with exit code {code}:\n{self._tail()}")
             try:
                 address = file.read_text().strip()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 address = ""
             if address:
                 return address

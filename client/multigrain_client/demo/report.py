@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from multigrain_client.cli.describe import duration
 from multigrain_client.cli.output import Output
 
 TARGET_TOP1 = 0.97
@@ -61,23 +60,32 @@ class Report:
 
     def lines(self, files: Mapping[str, Path]) -> list[str]:
         """The summary for people."""
-        rows = {
+        figures = {
             "images": f"{self.train_images} trained on, {self.held_out_images} held out",
-            "training": f"{self.steps} steps, {self.epochs} epochs, {self.workers} workers, "
-            f"{self.images_per_second:.0f} images/s, loss {self.first_loss:.3f} -> "
-            f"{self.last_loss:.3f}",
-            **{name: f"{value:.4f}" for name, value in sorted(self.metrics.items())},
+            "training": f"{self.steps} steps in {self.epochs} epochs on {self.workers} workers, "
+            f"{self.images_per_second:.0f} images/s",
+            "loss": f"{self.first_loss:.3f} at the start, {self.last_loss:.3f} at the end",
+            **{f"held-out {name}": f"{value:.4f}" for name, value in sorted(self.metrics.items())},
             "served top1": f"{self.served_top1:.4f} (Classify over gRPC, the same images)",
             "copies": f"{self.copies_found_first} of {self.copies} distorted copies on the sheet "
             "found their original first",
-            "model": f"{self.model} on {self.runtime}, loaded in {self.load_seconds:.1f} s",
-            "serving": f"vectors of {self.vector_size}, {self.embedded_per_second:.0f} images/s",
-            **{name: f"{seconds:.1f} s" for name, seconds in self.seconds.items()},
-            "total": duration(sum(self.seconds.values())),
-            **{name: str(path) for name, path in files.items()},
+            "model": f"{self.model}, vectors of {self.vector_size}",
+            "runtime": f"{self.runtime}, loaded in {self.load_seconds:.1f} s",
+            "embedding": f"{self.embedded_per_second:.0f} images/s over gRPC",
         }
-        width = max(map(len, rows))
-        return [f"{name.ljust(width)}  {value}" for name, value in rows.items()]
+        times = {name: f"{seconds:6.1f} s" for name, seconds in self.seconds.items()}
+        times["total"] = f"{sum(self.seconds.values()):6.1f} s"
+        blocks = {
+            "Figures": figures,
+            "Times": times,
+            "Files": {name: str(path) for name, path in files.items()},
+        }
+        width = max(len(name) for rows in blocks.values() for name in rows)
+        lines: list[str] = []
+        for title, rows in blocks.items():
+            lines += ["", title]
+            lines += [f"  {name.ljust(width)}  {value}" for name, value in rows.items()]
+        return lines[1:]
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
