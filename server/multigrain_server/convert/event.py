@@ -67,11 +67,19 @@ def artifact_message(body: dict[str, Any]) -> ArtifactEvent:
 
 
 def event_message(event: EventLine) -> JobEvent:
-    """A stored event as a JobEvent."""
+    """A stored event as a JobEvent; one of a kind that the contract lacks has no content.
+
+    Raises:
+        ValueError, KeyError, TypeError: if the line is damaged.
+    """
+    data = event.decode()
     message = JobEvent(
-        seq=event.seq, time=timestamp(event.time), job_id=event.job_id, attempt=event.attempt
+        seq=event.seq,
+        time=timestamp(data["time"]),
+        job_id=data["job_id"],
+        attempt=data["attempt"],
     )
-    body: dict[str, Any] = event.data.get(event.kind, {})
+    body: dict[str, Any] = data.get(event.kind, {})
     match event.kind:
         case "loss":
             message.loss.CopyFrom(LossEvent(**_known(LossEvent, body)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -22,11 +21,23 @@ _log = structlog.get_logger(__name__)
 WINDOW = 1024
 
 
-@dataclass(frozen=True, slots=True)
 class _Entry:
-    seq: int
-    kind: str
-    message: JobEvent
+    """An event on its way to subscribers, encoded once for all of them, and only if one asks."""
+
+    __slots__ = ("_message", "line")
+
+    def __init__(self, line: EventLine) -> None:
+        self.line = line
+        self._message: JobEvent | None = None
+
+    def message(self) -> JobEvent | None:
+        """None (and a log line) if the line is damaged."""
+        if self._message is None:
+            try:
+                self._message = event_message(self.line)
+            except (ValueError, TypeError, KeyError) as error:
+                _log.error("event unreadable", seq=self.line.seq, reason=repr(error))
+        return self._message
 
 
 class EventFeed:
@@ -62,15 +73,16 @@ class EventFeed:
         """Bytes of the file taken in."""
         return self._file.offset
 
-    def poll(self, max_chunks: int | None = None) -> list[EventLine]:
-        """Takes in new events (all there are, or ``max_chunks`` reads of them); returns them."""
-        taken: list[EventLine] = []
+    def poll(self, max_chunks: int | None = None) -> list[str]:
+        """Takes in new events (all there are, or ``max_chunks`` reads of them); returns their
+        kinds."""
+        taken: list[str] = []
         while max_chunks is None or max_chunks > 0:
             lines = self._file.read_new()
             if not lines:
                 break
             self._take(lines)
-            taken += lines
+            taken += [line.kind for line in lines]
             max_chunks = None if max_chunks is None else max_chunks - 1
         if taken:
             self._wake()
@@ -84,16 +96,18 @@ class EventFeed:
                 self._fold(line)
             if not self.subscribers:
                 continue
-            if self._window and self._window[-1].seq + 1 != line.seq:
+            if self._window and self._window[-1].line.seq + 1 != line.seq:
                 self._window.clear()
-            self._window.append(_Entry(line.seq, line.kind, event_message(line)))
+            self._window.append(_Entry(line))
         self.view.last_seq = self.last_seq
         if not self.subscribers:
             self._window.clear()
 
     def _fold(self, line: EventLine) -> None:
         try:
-            self.view.apply(line.seq, line.time, line.attempt, record_from_dict(line.data))
+            data = line.decode()
+            record = record_from_dict(data)
+            self.view.apply(line.seq, data["time"], int(data["attempt"]), record)
         except (ValueError, TypeError, KeyError) as error:
             # A record of a newer writer: it is streamed as far as the contract knows it.
             _log.warning("event not understood", job_id=self.job_id, reason=repr(error))
@@ -141,9 +155,12 @@ class EventFeed:
                     raise self._closed
                 if cursor < self.last_seq:
                     for entry in self._after(cursor):
-                        cursor = entry.seq
-                        if not kinds or entry.kind in kinds:
-                            yield entry.message
+                        cursor = entry.line.seq
+                        if kinds and entry.line.kind not in kinds:
+                            continue
+                        message = entry.message()
+                        if message is not None:
+                            yield message
                             quiet_since = asyncio.get_running_loop().time()
                     # Give others a turn, also when all of it was filtered out.
                     await asyncio.sleep(0)
@@ -165,9 +182,9 @@ class EventFeed:
 
     def _after(self, cursor: int) -> list[_Entry]:
         """The next events after ``cursor``: at least one, if there is a readable one."""
-        if self._window and self._window[0].seq <= cursor + 1:
+        if self._window and self._window[0].line.seq <= cursor + 1:
             # seq has no gap, so that the distance is the index.
-            skip = cursor + 1 - self._window[0].seq
+            skip = cursor + 1 - self._window[0].line.seq
             return [self._window[i] for i in range(skip, min(skip + 256, len(self._window)))]
         lines = self._file.read_after(cursor)
         if not lines:
@@ -175,4 +192,4 @@ class EventFeed:
                 ErrorKind.STORAGE,
                 f"the events of job {self.job_id} after {cursor} can no longer be read from disk",
             )
-        return [_Entry(line.seq, line.kind, event_message(line)) for line in lines]
+        return [_Entry(line) for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +19,42 @@ INDEX_EVERY = 64
 CHUNK_BYTES = 1 << 20
 
 
+# How every writer begins a line. A job has hundreds of thousands of losses of which most are
+# only passed over: this tells what is needed for that many times faster than decoding them.
+_HEAD = re.compile(rb'\{"seq":(\d+),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
+
+
 @dataclass(frozen=True, slots=True)
 class EventLine:
-    """One decoded line. ``kind`` is a key of RECORD_TYPES, or "" for one of a newer writer."""
+    """One line. ``kind`` is a key of RECORD_TYPES, or that of a newer writer."""
 
     seq: int
-    time: str
-    job_id: str
-    attempt: int
     kind: str
-    data: dict[str, Any]
+    raw: bytes
+
+    def decode(self) -> dict[str, Any]:
+        """The line's content: seq, time, job_id, attempt, and the record under its kind.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        data = json.loads(self.raw)
+        if not isinstance(data, dict) or not {"seq", "time", "job_id", "attempt"} <= data.keys():
+            raise ValueError("not an event")
+        return data
 
 
-def parse_line(line: bytes) -> EventLine | None:
+def parse_line(raw: bytes) -> EventLine | None:
     """The event in a line without its newline; None (and a log line) if it is not one."""
+    head = _HEAD.match(raw)
+    if head is not None and raw.endswith(b"}}"):
+        return EventLine(int(head[1]), head[2].decode(), raw)
     try:
-        data = json.loads(line)
+        data = EventLine(0, "", raw).decode()
         kind = next((key for key in RECORD_TYPES if key in data), "")
-        return EventLine(
-            int(data["seq"]), data["time"], data["job_id"], int(data["attempt"]), kind, data
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        _log.error("event line unreadable", reason=repr(error), line=repr(line[:200]))
+        return EventLine(int(data["seq"]), kind, raw)
+    except (ValueError, TypeError) as error:
+        _log.error("event line unreadable", reason=repr(error), line=repr(raw[:200]))
         return None
 
 

@@ -115,12 +115,12 @@ class Supervisor:
     def _tick(self, active: ActiveJob) -> None:
         gone = active.runner is not None and not active.runner.alive()
         # After the look at the process: all that it wrote is there.
-        lines = active.feed.poll(max_chunks=None if gone else 4)
-        for line in lines:
-            self._on_event(line.kind)
-            if line.kind in _PROGRESS_KINDS:
+        kinds = active.feed.poll(max_chunks=None if gone else 4)
+        for kind in kinds:
+            self._on_event(kind)
+            if kind in _PROGRESS_KINDS:
                 active.crashes = 0
-        if lines:
+        if kinds:
             self._save_if_due(active)
         if active.runner is None:
             if active.started:
@@ -246,8 +246,8 @@ class Supervisor:
         """
         if not append(active.folder, record, active.feed.view.attempt):
             return False
-        for line in active.feed.poll():
-            self._on_event(line.kind)
+        for kind in active.feed.poll():
+            self._on_event(kind)
         if active.feed.view.state.terminal:
             active.runner = None
             self._finish(active)

@@ -14,6 +14,7 @@ from multigrain.events.records import JobState, LogRecord, StateRecord
 from multigrain.v1.job_pb2 import JobEvent
 from multigrain_server.jobs import event_feed
 from multigrain_server.jobs.event_feed import EventFeed
+from multigrain_server.jobs.event_file import EventFile
 from tests.server.jobs.fake_runner import loss
 
 ALL: frozenset[str] = frozenset()
@@ -70,23 +71,23 @@ def test_a_torn_line_is_held_back_until_it_is_whole(path: Path) -> None:
     _write(path, 2, end=None)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    feed = EventFeed("job-1", path)
-    assert [line.seq for line in feed.poll()] == [1, 2]
-    assert feed.poll() == []
+    file = EventFile(path)
+    assert [line.seq for line in file.read_new()] == [1, 2]
+    assert file.read_new() == []
     path.write_bytes(whole)
-    assert [line.seq for line in feed.poll()] == [3]
+    assert [line.seq for line in file.read_new()] == [3]
 
 
 def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
     _write(path, 1, end=None)
     with path.open("ab") as file:
         file.write(b'{"seq":3,"torn')
-    feed = EventFeed("job-1", path)
-    feed.poll()
+    file = EventFile(path)
+    assert len(file.read_new()) == 2
     with EventWriter(path, "job-1") as writer:
         writer.append(LogRecord("INFO", "line\nwith a break"), 1)
-    (line,) = feed.poll()
-    assert (line.seq, line.data["log"]["message"]) == (3, "line\nwith a break")
+    (line,) = file.read_new()
+    assert (line.seq, line.decode()["log"]["message"]) == (3, "line\nwith a break")
 
 
 async def test_silence_is_broken_by_heartbeats_that_tell_the_newest_seq(path: Path) -> None:
@@ -177,3 +178,42 @@ async def test_twenty_subscribers_cut_off_and_resumed_at_random_get_the_same_who
     seqs = [JobEvent.FromString(raw).seq for raw in lists[0]]
     assert seqs == list(range(1, total + 3))
     assert all(got == lists[0] for got in lists)
+
+
+def _damage(path: Path) -> None:
+    """Of the lines 2 and 3, one does not begin like an event, one does but cannot be decoded."""
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = b"\x00\xff" * 20
+    lines[2] = lines[2].replace(b'"step":2', b'"step":,')
+    path.write_bytes(b"\n".join(lines))
+
+
+async def test_a_damaged_line_is_passed_over_and_the_rest_is_sent(path: Path) -> None:
+    _write(path, 3)
+    _damage(path)
+    feed = EventFeed("job-1", path)
+    assert [event.seq for event in await _all(feed)] == [1, 4, 5]
+    assert feed.view.state is JobState.SUCCEEDED
+
+
+async def test_a_record_of_a_newer_writer_does_not_stop_the_stream(path: Path) -> None:
+    _write(path, 1, end=None)
+    with path.open("ab") as file:
+        file.write(
+            b'{"seq":3,"time":"2026-01-01T00:00:00.5Z","job_id":"job-1","attempt":1,"novelty":{}}\n'
+            b'{"seq":4,"time":"2026-01-01T00:00:01Z","job_id":"job-1","attempt":1,'
+            b'"checkpoint":{"step":1,"epoch":1,"name":"c","novelty":3}}\n'
+        )
+    feed = EventFeed("job-1", path)
+    events = await _all(feed, follow=False)
+    assert [event.WhichOneof("event") for event in events[2:]] == [None, "checkpoint"]
+    assert events[2].time.ToNanoseconds() % 10**9 == 500_000_000
+    assert feed.view.last_checkpoint is not None
+
+
+async def test_the_view_has_the_newest_loss_of_a_long_log(path: Path) -> None:
+    _write(path, 3000)
+    feed = EventFeed("job-1", path)
+    await feed.catch_up()
+    assert feed.view.last_loss is not None
+    assert (feed.view.last_loss.step, feed.last_seq) == (3000, 3002)

@@ -1,0 +1,113 @@
+"""The index keeps what it is given, and tells what is asked."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from multigrain.errors import MultigrainError
+from multigrain.events.records import JobError, JobState, StateRecord
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.spec.training import TrainingSpec
+from multigrain_server.database import Database
+from multigrain_server.jobs.leases import Lease
+from multigrain_server.jobs.page import PageToken, page_size
+from multigrain_server.jobs.store import SCHEMA, JobFilter, JobStore
+from multigrain_server.jobs.view import JobView
+
+
+@pytest.fixture
+def database() -> Database:
+    return Database(":memory:", [SCHEMA])
+
+
+@pytest.fixture
+def store(database: Database) -> JobStore:
+    return JobStore(database)
+
+
+def _request(number: int, **fields: object) -> JobRequest:
+    body = {
+        "job_id": f"train-{number}",
+        "kind": JobKind.TRAINING,
+        "create_time": f"2026-01-01T00:00:{number:02d}.000000Z",
+        "training": TrainingSpec(),
+    }
+    return JobRequest.model_validate({**body, **fields})
+
+
+def test_a_job_comes_back_as_it_was(store: JobStore) -> None:
+    request = _request(1, name="n", labels={"a": "b"}, request_id="r")
+    store.insert(request, JobView(), 10)
+    view = JobView()
+    view.apply(2, "2026-01-01T00:01:00Z", 1, StateRecord(JobState.STARTING))
+    error = JobError("DIVERGED", "m", rank=3)
+    view.apply(3, "2026-01-01T00:02:00Z", 1, StateRecord(JobState.FAILED, "why", error, 1))
+    store.save_view("train-1", view, 99)
+    lease = Lease("train-1", "gpu", (1, 2))
+    store.save_lease("train-1", lease)
+    row = store.get("train-1")
+    assert row is not None
+    assert (row.job.request, row.job.view, row.events_bytes) == (request, view, 99)
+    assert row.lease == lease
+    assert store.by_request_id("r") == row
+    assert store.by_request_id("") is None
+
+
+def test_an_id_and_a_request_id_are_taken_once(store: JobStore) -> None:
+    store.insert(_request(1, request_id="r"), JobView(), 0)
+    store.insert(_request(2), JobView(), 0)
+    store.insert(_request(3), JobView(), 0)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.insert(_request(1), JobView(), 0)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.insert(_request(4, request_id="r"), JobView(), 0)
+
+
+def test_a_view_of_another_version_is_to_be_folded_again(
+    store: JobStore, database: Database
+) -> None:
+    store.insert(_request(1), JobView(state=JobState.FAILED), 10)
+    database.execute("UPDATE jobs SET view='{\"novelty\": 1}'")
+    row = store.get("train-1")
+    assert row is not None
+    assert (row.job.view.state, row.events_bytes) == (JobState.FAILED, -1)
+
+
+def test_a_job_asked_to_end_is_listed_and_counted_as_stopping(store: JobStore) -> None:
+    store.insert(_request(1), JobView(state=JobState.RUNNING), 0)
+    store.insert(_request(2), JobView(state=JobState.RUNNING), 0)
+    store.save_cancel("train-1", True)
+    (row,) = store.page(JobFilter(states=("STOPPING",)), None, 10)
+    assert row.job.job_id == "train-1"
+    assert row.job.state is JobState.STOPPING
+    assert store.counts() == {"RUNNING": 1, "STOPPING": 1}
+
+
+def test_labels_with_quotes_are_found(store: JobStore) -> None:
+    store.insert(_request(1, labels={'a"b': "c' OR 1"}), JobView(), 0)
+    store.insert(_request(2, labels={"x": "y"}), JobView(), 0)
+    found = store.page(JobFilter(labels=(('a"b', "c' OR 1"),)), None, 10)
+    assert [row.job.job_id for row in found] == ["train-1"]
+
+
+def test_pages_go_from_newest_to_oldest(store: JobStore) -> None:
+    for number in (3, 1, 2):
+        store.insert(_request(number), JobView(), 0)
+    first = store.page(JobFilter(), None, 2)
+    assert [row.job.job_id for row in first] == ["train-3", "train-2"]
+    last = first[-1].job
+    token = PageToken(last.request.create_time, last.job_id).encode("q")
+    rest = store.page(JobFilter(), PageToken.decode(token, "q"), 2)
+    assert [row.job.job_id for row in rest] == ["train-1"]
+
+
+def test_a_page_token_is_good_for_its_own_query_only() -> None:
+    token = PageToken("2026", "j").encode("a")
+    assert PageToken.decode(token, "a") == PageToken("2026", "j")
+    with pytest.raises(MultigrainError, match="other fields"):
+        PageToken.decode(token, "b")
+    assert (page_size(0), page_size(1000)) == (50, 1000)
+    with pytest.raises(MultigrainError, match="page_size"):
+        page_size(1001)

@@ -1,0 +1,74 @@
+"""Events add up to what GetJob tells."""
+
+from __future__ import annotations
+
+from multigrain.events.records import (
+    ArtifactRecord,
+    CheckpointRecord,
+    EvaluationRecord,
+    JobError,
+    JobState,
+    Record,
+    StateRecord,
+)
+from multigrain_server.jobs.view import JobView
+from tests.server.jobs.fake_runner import loss
+
+
+def _fold(*events: tuple[int, Record]) -> JobView:
+    view = JobView()
+    for seq, (attempt, record) in enumerate(events, 1):
+        view.apply(seq, f"2026-01-01T00:00:{seq:02d}Z", attempt, record)
+    return view
+
+
+RUN: tuple[tuple[int, Record], ...] = (
+    (0, StateRecord(JobState.QUEUED, "queued")),
+    (1, StateRecord(JobState.STARTING)),
+    (1, StateRecord(JobState.RUNNING)),
+    (1, loss(1, 4)),
+    (1, CheckpointRecord(1, 1, "step-1", best=True)),
+    (1, loss(2, 4)),
+    (1, CheckpointRecord(2, 1, "step-2")),
+    (1, EvaluationRecord({"top1": 0.5})),
+)
+
+
+def test_a_running_job_shows_its_newest_points() -> None:
+    view = _fold(*RUN)
+    assert (view.state, view.attempt, view.last_seq) == (JobState.RUNNING, 1, 8)
+    assert (view.progress.step, view.progress.fraction) == (2, 0.5)
+    assert view.last_checkpoint == CheckpointRecord(2, 1, "step-2")
+    assert view.best_checkpoint == CheckpointRecord(1, 1, "step-1", best=True)
+    assert view.metrics == {"top1": 0.5}
+    assert view.start_time == "2026-01-01T00:00:02Z"
+
+
+def test_a_reason_that_leads_to_a_restart_is_not_the_job_s_error() -> None:
+    error = JobError("WORKER_DIED", "rank 1 died")
+    view = _fold(*RUN, (1, StateRecord(JobState.RUNNING, "restarting", error)))
+    assert view.error is None
+    assert view.state_message == "restarting"
+
+
+def test_a_resumed_job_has_no_end_and_no_error() -> None:
+    error = JobError("DIVERGED", "m")
+    failed = _fold(*RUN, (1, StateRecord(JobState.FAILED, "m", error, 1)))
+    assert (failed.error, failed.exit_code) == (error, 1)
+    assert failed.end_time == "2026-01-01T00:00:09Z"
+    failed.apply(10, "2026-01-01T00:00:10Z", 1, StateRecord(JobState.QUEUED))
+    assert (failed.error, failed.exit_code, failed.end_time) == (None, None, "")
+    failed.apply(11, "2026-01-01T00:00:11Z", 2, StateRecord(JobState.STARTING))
+    assert (failed.attempt, failed.start_time) == (2, "2026-01-01T00:00:02Z")
+
+
+def test_an_evaluation_job_counts_images() -> None:
+    view = _fold((1, EvaluationRecord({"top1": 1.0}, images=360)))
+    assert (view.progress.step, view.progress.fraction) == (360, 1.0)
+
+
+def test_every_field_survives_the_index() -> None:
+    artifact = ArtifactRecord("digits", 3, ("model.json", "model.onnx"), 12)
+    error = JobError("DIVERGED", "m", rank=0, signal=9)
+    view = _fold(*RUN, (1, artifact), (1, StateRecord(JobState.FAILED, "m", error, 1)))
+    assert JobView.from_json(view.to_json()) == view
