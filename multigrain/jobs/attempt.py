@@ -111,11 +111,10 @@ class _Launch:
 
     def _start(self, plan: ProcessPlan) -> subprocess.Popen[bytes]:
         environment = {
-            **os.environ,
+            **plan.environment_in(os.environ),
             **job_environment(self._attempt.job_id, self._attempt.command.folder),
             CHANNEL_VARIABLE: self._server.address,
             TOKEN_VARIABLE: self._server.token,
-            **plan.environment,
         }
         with plan.log.open("wb") as output:
             return subprocess.Popen(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunnerLimits:
-    """All in seconds but ``port_attempts`` and ``restarts``.
+    """How long a runner waits for what, in seconds, and how often it tries again.
 
     Attributes:
         stop_grace_seconds: for workers to save and return after a stop was asked for.
@@ -15,6 +15,7 @@ class RunnerLimits:
         settle_seconds: after a first sign of failure, for its cause to arrive as well.
         restart_delay_seconds: before the next attempt.
         storage_patience_seconds: for a full disk to get room again, before the runner gives up.
+        storage_retry_seconds: between two tries at a full disk.
         port_attempts: ports tried for the scheduler within one attempt.
         restarts: of evaluation and export; training has ``max_restarts``.
     """
@@ -24,6 +25,7 @@ class RunnerLimits:
     settle_seconds: float = 0.5
     restart_delay_seconds: float = 1.0
     storage_patience_seconds: float = 600.0
+    storage_retry_seconds: float = 1.0
     port_attempts: int = 3
     restarts: int = 1
 

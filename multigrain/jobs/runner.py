@@ -97,7 +97,7 @@ class Runner:
             failed = runner_lost(history.attempt)
             if history.state is JobState.STOPPING:
                 message = f"cancelled, but not in order: {failed.error.message}"
-                self._record(StateRecord(JobState.CANCELLED, message))
+                self.store(StateRecord(JobState.CANCELLED, message))
                 return
         while True:
             if failed is not None:
@@ -108,14 +108,14 @@ class Runner:
                 self._tell_restart(failed, restarts, allowed)
                 self._pause(self._limits.restart_delay_seconds)
             if self._stop.requested:
-                self._record(StateRecord(JobState.CANCELLED, "cancelled before the work began"))
+                self.store(StateRecord(JobState.CANCELLED, "cancelled before the work began"))
                 return
             self._attempt += 1
-            self._record(StateRecord(JobState.STARTING, f"starting attempt {self._attempt}"))
+            self.store(StateRecord(JobState.STARTING, f"starting attempt {self._attempt}"))
             end = self._make_attempt(request).run()
             if isinstance(end, Finished):
                 code = 0 if end.state is JobState.SUCCEEDED else None
-                self._record(StateRecord(end.state, end.message, exit_code=code))
+                self.store(StateRecord(end.state, end.message, exit_code=code))
                 return
             failed = end
 
@@ -135,7 +135,7 @@ class Runner:
             logs=self._folder.logs / f"attempt-{self._attempt}",
             limits=self._limits,
             stop=self._stop,
-            record=self._record,
+            record=self.store,
         )
 
     def _tell_restart(self, failed: Failure, restarts: int, allowed: int) -> None:
@@ -144,16 +144,16 @@ class Runner:
             f"attempt {self._attempt} ended: {failed.error.message}. "
             f"Starting again from the last good checkpoint (restart {restarts} of {allowed})"
         )
-        self._record(LogRecord("ERROR", message))
-        self._record(StateRecord(self._state, message, failed.error, failed.exit_code))
+        self.store(LogRecord("ERROR", message))
+        self.store(StateRecord(self._state, message, failed.error, failed.exit_code))
 
     def _fail(self, failed: Failure, restarts: int = 0) -> None:
         message = failed.error.message
         if restarts and failed.retried:
             message += f" (restarted {restarts} times, max_restarts)"
-        self._record(StateRecord(JobState.FAILED, message, failed.error, failed.exit_code))
+        self.store(StateRecord(JobState.FAILED, message, failed.error, failed.exit_code))
 
-    def _record(self, record: Record) -> None:
+    def store(self, record: Record) -> None:
         """Stores a record. While the disk is full everything waits: nothing is left out."""
         if isinstance(record, StateRecord):
             self._state = record.state
@@ -166,7 +166,7 @@ class Runner:
                 if time.monotonic() >= deadline:
                     raise
                 log.error("%s", error.message)
-            time.sleep(1.0)
+            time.sleep(self._limits.storage_retry_seconds)
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -10,7 +10,7 @@ import pytest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import LockHeldError
 from multigrain.events.log import EventReader, EventWriter, read_events
-from multigrain.events.records import JobError, JobState, LogRecord, LossRecord, StateRecord
+from multigrain.events.records import JobError, JobState, LogRecord, LossRecord, Record, StateRecord
 
 QUEUED = StateRecord(JobState.QUEUED, "waiting")
 
@@ -32,7 +32,7 @@ def write(path: Path, *steps: int) -> None:
 
 def test_an_event_comes_back_as_it_was_written(path: Path) -> None:
     error = JobError("WORKER_DIED", "rank 1 died", rank=1, signal=9, log_tail="a\nb\n")
-    records = [
+    records: list[Record] = [
         QUEUED,
         loss(1),
         StateRecord(JobState.FAILED, "dead", error, 137),

@@ -204,3 +204,10 @@ def test_a_taken_port_is_read_from_the_scheduler_log(tmp_path: Path) -> None:
         "[WARNING] Listen] Failed to call bind, url: 127.0.0.1:1 Address already in use\n"
     )
     assert plan.port_was_taken()
+
+
+def test_the_cluster_of_whoever_started_the_daemon_is_not_inherited() -> None:
+    (process,) = DirectLauncher().plan(command(), LOGS).processes
+    inherited = {"HOME": "/h", "MS_ROLE": "MS_WORKER", "RANK_TABLE_FILE": "/x", "RANK_ID": "7"}
+    environment = process.environment_in(inherited)
+    assert environment == {"HOME": "/h", "RANK_ID": "0", "RANK_SIZE": "1", "DEVICE_ID": "0"}

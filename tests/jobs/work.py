@@ -10,6 +10,9 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import CheckpointRecord, LogRecord, LossRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 
+LONG = "314.159265"
+"""Seconds, by which tests know the sleeping processes of ``leave_children``."""
+
 
 def loss(step: int) -> LossRecord:
     return LossRecord(step, 100, 1, 1, 1.0 / step, 0.0, 0.0, 0.1)
@@ -93,11 +96,11 @@ def leave_children(ctx: WorkerContext) -> Outcome:
     import subprocess
 
     for new_session in (False, True):
-        subprocess.Popen(["sleep", "300"], start_new_session=new_session)
+        subprocess.Popen(["sleep", LONG], start_new_session=new_session)
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            os.execvpe("sleep", ["sleep", "300"], {"PATH": os.environ["PATH"]})
+            os.execvpe("sleep", ["sleep", LONG], {"PATH": os.environ["PATH"]})
         os._exit(0)
     os.wait()
     return Outcome()

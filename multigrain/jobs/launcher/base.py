@@ -21,6 +21,17 @@ BIND_FAILED = re.compile(rb"Address already in use|Failed to call bind")
 """In the scheduler's log (MindSpore 2.8.0) when another process has taken its port."""
 
 
+CLUSTER_VARIABLES = frozenset(
+    {
+        *("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID"),
+        *("MS_TOPO_TIMEOUT", "MS_SIMULATION_LEVEL", "RANK_TABLE_FILE"),
+        *("RANK_ID", "RANK_SIZE", "DEVICE_ID"),
+    }
+)
+"""Variables that tell MindSpore which cluster it is in: only a launcher may set them, whatever
+the shell had that started the daemon."""
+
+
 @dataclass(frozen=True)
 class RankCommand:
     """What every launcher starts for each rank: ``python -m multigrain.jobs.rank``.
@@ -64,6 +75,11 @@ class ProcessPlan:
     command: tuple[str, ...]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def environment_in(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment: the inherited one, less what would name another cluster."""
+        kept = {name: v for name, v in inherited.items() if name not in CLUSTER_VARIABLES}
+        return {**kept, **self.environment}
 
 
 @dataclass(frozen=True)

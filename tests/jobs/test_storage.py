@@ -1,0 +1,60 @@
+"""A disk that is full while a job runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.log import EventWriter, read_events
+from multigrain.events.records import JobState, LossRecord, StateRecord
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.limits import RunnerLimits, StopSignal
+from multigrain.jobs.runner import Runner
+
+LOSS = LossRecord(1, 1, 1, 1, 1, 1, 1, 1)
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Callable[[float], Runner]]:
+    """Makes a runner with a storage patience."""
+    folder = JobFolder(tmp_path)
+    writer = EventWriter(folder.events, "job")
+    writer.append(StateRecord(JobState.QUEUED), 0)
+
+    def make(patience: float) -> Runner:
+        limits = RunnerLimits(storage_patience_seconds=patience, storage_retry_seconds=0.01)
+        return Runner(folder, writer, limits, StopSignal())
+
+    yield make
+    writer.close()
+
+
+def test_a_record_waits_for_room_and_is_not_lost(
+    runner: Callable[[float], Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refusals = os.write, [28, 28, 28]
+
+    def write(fd: int, data: bytes) -> int:
+        if refusals:
+            raise OSError(refusals.pop(), "No space left on device")
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    runner(10.0).store(LOSS)
+    assert [event.record for event in read_events(tmp_path / "events.jsonl", 1)] == [LOSS]
+
+
+def test_the_runner_gives_up_when_the_disk_stays_full(
+    runner: Callable[[float], Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(MultigrainError, match="No space left on device") as caught:
+        runner(0.05).store(LOSS)
+    assert caught.value.kind is ErrorKind.STORAGE
