@@ -12,14 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from multigrain.v1 import (
     common_pb2,
@@ -34,54 +31,9 @@ from multigrain.v1 import (
     training_pb2_grpc,
 )
 from tests.client.events import job_of, training_events
+from tests.client.faults import Fault, abort
 
 VECTOR_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One failure of one call; ``after`` messages of a stream are sent before it."""
-
-    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
-    message: str = "injected"
-    kind: str = ""
-    retry_after: float | None = None
-    after: int = 0
-    fields: tuple[tuple[str, str], ...] = ()
-    request_id: str = ""
-
-
-def abort(context: grpc.ServicerContext, fault: Fault) -> None:
-    """Ends the call as the real server does: with rich details when it has a kind."""
-    details: list[Any] = []
-    if fault.kind:
-        metadata = {"request_id": fault.request_id} if fault.request_id else {}
-        details.append(
-            error_details_pb2.ErrorInfo(reason=fault.kind, domain="multigrain", metadata=metadata)
-        )
-    if fault.retry_after is not None:
-        delay = Duration()
-        delay.FromMilliseconds(int(fault.retry_after * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    if fault.fields:
-        bad = error_details_pb2.BadRequest()
-        for name, text in fault.fields:
-            bad.field_violations.add(field=name, description=text)
-        details.append(bad)
-    if not details:
-        context.abort(fault.code, fault.message)
-    status = status_pb2.Status(code=fault.code.value[0], message=fault.message)
-    for detail in details:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    context.abort_with_status(
-        SimpleNamespace(
-            code=fault.code,
-            details=fault.message,
-            trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
-        )
-    )
 
 
 @dataclass
@@ -345,6 +297,9 @@ class FakeServer:
             Embedding(self.state), self._server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(Models(self.state), self._server)
+        checks = health.HealthServicer()
+        checks.set("multigrain.v1.EmbeddingService", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self.address = f"127.0.0.1:{self.port}"
         self._server.start()

@@ -12,6 +12,7 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client import (
     DeadlineExceeded,
+    HealthStatus,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -20,7 +21,7 @@ from multigrain_client import (
     WrongState,
 )
 from tests.client.events import job_of
-from tests.client.fake_server import Fault
+from tests.client.faults import Fault
 
 FULL = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", "OVERLOADED", 0.005)
 
@@ -246,44 +247,6 @@ def test_every_rpc_can_be_called_by_its_own_name(client, state):
         client.StartTraining(request, name="x")
 
 
-def test_models_are_listed_loaded_and_aliased(client, state):
-    for version in (1, 2, 3):
-        state.models[f"fake@{version}"] = model_pb2.Model(name="fake", version=version)
-    assert [model.version for model in client.models()] == [1, 2, 3]
-    assert client.load_model("fake@2", make_default=True).state == model_pb2.MODEL_STATE_READY
-    client.set_alias("production", "fake@2")
-    assert state.requests[-1].alias == "production"
-    assert client.unload_model("fake@2").state == model_pb2.MODEL_STATE_UNLOADED
-    with pytest.raises(NotFound, match="no model lost@1"):
-        client.model("lost@1")
-
-
-def test_a_bundle_goes_up_from_a_folder_and_comes_down_whole(client, state, tmp_path):
-    bundle = tmp_path / "bundle"
-    (bundle / "graphs").mkdir(parents=True)
-    (bundle / "model.json").write_text("{}")
-    (bundle / "graphs" / "model.onnx").write_bytes(b"x" * 3_000_000)
-    model = client.import_model(bundle, name="digits")
-    assert dict(model.files) == {"graphs/model.onnx": 3_000_000, "model.json": 2}
-
-    path = client.download_model("digits@1", tmp_path / "digits.tar")
-    assert path.read_bytes() == state.bundle
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "digits.tar"]
-
-
-def test_a_folder_without_a_manifest_is_no_bundle(client, tmp_path):
-    with pytest.raises(InvalidRequest, match=r"has no model\.json"):
-        client.import_model(tmp_path)
-
-
-def test_a_download_that_breaks_leaves_nothing_behind(client, state, tmp_path):
-    state.bundle = b"x" * 100
-    state.faults["DownloadModel"].append(Fault(grpc.StatusCode.NOT_FOUND, "gone", "NOT_FOUND"))
-    with pytest.raises(NotFound):
-        client.download_model("digits@1", tmp_path / "digits.tar")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_token_travels_with_every_call(make_client, server, state):
     client = make_client(server.address, token="secret")
     state.jobs["job-1"] = job_of("job-1")
@@ -311,3 +274,10 @@ def test_a_server_that_is_not_there_is_named(make_client):
     client = make_client("127.0.0.1:1")
     with pytest.raises(Unavailable, match=r"cannot reach the server at 127\.0\.0\.1:1"):
         client.job("job-1")
+
+
+def test_health_is_told_as_a_whole_and_by_service(client):
+    assert client.health().serving
+    assert client.health("multigrain.v1.EmbeddingService") is HealthStatus.NOT_SERVING
+    with pytest.raises(NotFound):
+        client.health("multigrain.v1.NoService")

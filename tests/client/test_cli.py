@@ -14,7 +14,8 @@ import pytest
 from multigrain.v1 import job_pb2, model_pb2
 from multigrain_client.cli import main
 from tests.client.events import job_of, training_events
-from tests.client.fake_server import Fault, vector_of
+from tests.client.fake_server import vector_of
+from tests.client.faults import Fault
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from PIL import Image
 
 from multigrain_client import ImagesFailed, InvalidRequest, Unavailable
 from tests.client.drivers import take_until_error
-from tests.client.fake_server import VECTOR_SIZE, Fault, vector_of
+from tests.client.fake_server import VECTOR_SIZE, vector_of
+from tests.client.faults import Fault
 
 
 def images_of(count: int, start: int = 0) -> list[bytes]:

@@ -19,7 +19,7 @@ from multigrain_client import (
 )
 from tests.client.drivers import take_until_error
 from tests.client.events import job_of, loss_event, training_events
-from tests.client.fake_server import Fault
+from tests.client.faults import Fault
 
 BREAKS = [
     grpc.StatusCode.UNAVAILABLE,

@@ -14,6 +14,7 @@ from multigrain_client import methods
 from multigrain_client.aio.images import AsyncImageCalls
 from multigrain_client.aio.jobs import AsyncJobCalls
 from multigrain_client.aio.models import AsyncModelCalls
+from multigrain_client.aio.starts import AsyncStartCalls
 from multigrain_client.aio.transport import AsyncTransport
 from multigrain_client.batches import MAX_IMAGES
 from multigrain_client.channel import Tls, channel_config
@@ -21,7 +22,7 @@ from multigrain_client.health import HealthStatus
 from multigrain_client.retry import RetryPolicy
 
 
-class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
+class AsyncClient(AsyncStartCalls, AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
     """``Client`` for asyncio: the same arguments and methods, as coroutines and asynchronous
     iterators. It belongs to the event loop of its first call.
 

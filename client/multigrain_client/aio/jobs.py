@@ -1,14 +1,12 @@
-"""Starting, watching and steering jobs."""
+"""Watching and steering jobs."""
 
 # ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from multigrain.v1.job_pb2 import Job, JobEvent
 from multigrain_client import methods
@@ -19,15 +17,10 @@ from multigrain_client.losses import LossPoint
 from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
 from multigrain_client.requests import (
     JobLike,
-    SpecLike,
     event_kinds,
     job_id,
     list_jobs_request,
-    start_evaluation_request,
-    start_export_request,
-    start_training_request,
     state_name,
-    weights_source,
 )
 
 # Between two looks at a job whose stream has ended although the job has not.
@@ -36,83 +29,6 @@ LOOK_AGAIN_SECONDS = 0.5
 
 class AsyncJobCalls(AsyncRpcs):
     """A job is named by a ``Job`` or by its id."""
-
-    async def start_training(
-        self,
-        spec: SpecLike = None,
-        *,
-        preset: str | None = None,
-        name: str = "",
-        labels: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-        timeout: float | None = None,
-        **overrides: Any,
-    ) -> Job:
-        """As ``Client.start_training``."""
-        request = start_training_request(
-            spec, overrides, preset=preset, name=name, labels=labels, request_id=request_id
-        )
-        return await self.StartTraining(request, timeout=timeout)
-
-    async def evaluate(
-        self,
-        spec: SpecLike = None,
-        *,
-        job: JobLike | None = None,
-        checkpoint_path: str | os.PathLike[str] | None = None,
-        model: str | None = None,
-        checkpoint: str | int | None = None,
-        dataset_path: str | os.PathLike[str] | None = None,
-        tasks: Iterable[str] | None = None,
-        name: str = "",
-        labels: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-        timeout: float | None = None,
-        **overrides: Any,
-    ) -> Job:
-        """As ``Client.evaluate``."""
-        weights = weights_source(
-            job=job, checkpoint_path=checkpoint_path, model=model, checkpoint=checkpoint
-        )
-        request = start_evaluation_request(
-            spec,
-            overrides,
-            weights=weights,
-            dataset_path=dataset_path,
-            tasks=tasks,
-            name=name,
-            labels=labels,
-            request_id=request_id,
-        )
-        return await self.StartEvaluation(request, timeout=timeout)
-
-    async def export(
-        self,
-        spec: SpecLike = None,
-        *,
-        job: JobLike | None = None,
-        checkpoint_path: str | os.PathLike[str] | None = None,
-        checkpoint: str | int | None = None,
-        model_name: str | None = None,
-        formats: Iterable[str] | None = None,
-        name: str = "",
-        labels: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-        timeout: float | None = None,
-        **overrides: Any,
-    ) -> Job:
-        """As ``Client.export``."""
-        request = start_export_request(
-            spec,
-            overrides,
-            weights=weights_source(job=job, checkpoint_path=checkpoint_path, checkpoint=checkpoint),
-            model_name=model_name,
-            formats=formats,
-            name=name,
-            labels=labels,
-            request_id=request_id,
-        )
-        return await self.StartExport(request, timeout=timeout)
 
     async def job(self, job: JobLike, *, timeout: float | None = None) -> Job:
         """As ``Client.job``."""

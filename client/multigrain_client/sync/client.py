@@ -16,10 +16,11 @@ from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.images import ImageCalls
 from multigrain_client.sync.jobs import JobCalls
 from multigrain_client.sync.models import ModelCalls
+from multigrain_client.sync.starts import StartCalls
 from multigrain_client.sync.transport import Transport
 
 
-class Client(JobCalls, ModelCalls, ImageCalls):
+class Client(StartCalls, JobCalls, ModelCalls, ImageCalls):
     """A client of one multigrain server, or of several alike. Safe to share between threads.
 
     ::
