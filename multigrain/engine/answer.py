@@ -46,7 +46,7 @@ def encode_vector(embedding: NDArray[np.float32], wants: VectorWants) -> Encoded
     if wants.normalize:
         # float64 for the norm: a sum of 2048 squares of large numbers may overflow float32.
         norm = float(np.linalg.norm(vector.astype(np.float64)))
-        vector = (vector / max(norm, 1e-12)).astype(np.float32)
+        vector = (vector / (norm or 1.0)).astype(np.float32)
     if wants.dtype == "fp32":
         return EncodedVector(vector.astype("<f4", copy=False).tobytes())
     peak = float(np.abs(vector).max(initial=0.0))

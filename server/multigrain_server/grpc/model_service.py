@@ -30,7 +30,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Context
     ) -> model_pb2.ListModelsResponse:
-        page = self._manager.page(
+        page = self._manager.catalogue.page(
             request.name,
             loaded_only=request.loaded_only,
             size=request.page_size,

@@ -12,25 +12,20 @@ from prometheus_client import CollectorRegistry
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.database import Database
+from multigrain_server.models.announcer import ModelAnnouncer
+from multigrain_server.models.catalogue import ModelCatalogue
 from multigrain_server.models.loaded_model import LoadedModel, ModelState
 from multigrain_server.models.reference import ModelReference, ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, BundleRegistry, verify
 from multigrain_server.models.router import ModelRouter
 from multigrain_server.models.store import LoadedRow, ModelStore
-from multigrain_server.models.view import ModelPage, ModelView
+from multigrain_server.models.view import ModelView
 from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.metrics import ServingMetrics
 
 _LOG = logging.getLogger(__name__)
-_DEFAULT_PAGE = 50
-_MAX_PAGE = 1000
 _RUNTIMES = ("auto", "mindspore", "onnxruntime")
-
-#: Health name of the service; True while the default model answers.
-EMBEDDING_SERVICE = "multigrain.v1.EmbeddingService"
-#: Health name of each model is this followed by its name.
-MODEL_HEALTH_PREFIX = f"{EMBEDDING_SERVICE}/"
 
 
 class ModelManager:
@@ -58,10 +53,11 @@ class ModelManager:
         self.bundles = BundleRegistry(models_dir)
         self._store = ModelStore(database)
         self._router = ModelRouter(self._store, self.bundles)
-        self._on_health = on_health
-        self._health: dict[str, bool] = {}
+        self.catalogue = ModelCatalogue(self.bundles, self._router, config.max_batch)
+        self._announcer = ModelAnnouncer(
+            self.bundles, self._router, self.catalogue, self.metrics, on_health
+        )
         self._locks: dict[ModelVersion, asyncio.Lock] = {}
-        self._draining: dict[ModelVersion, LoadedModel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -75,10 +71,12 @@ class ModelManager:
             except MultigrainError as error:
                 _LOG.error("%s was loaded before and cannot be now: %s", reference, error.message)
                 continue
-            model = LoadedModel(entry, row.runtime, self.config, self.metrics, self._publish)
+            model = LoadedModel(
+                entry, row.runtime, self.config, self.metrics, self._announcer.publish
+            )
             self._router.loaded[row.version] = model
             models.append(model)
-        self._publish()
+        self._announcer.publish()
         if models:
             self._spawn(self._restore(models))
 
@@ -94,15 +92,15 @@ class ModelManager:
         models = list(self._router.loaded.values())
         await asyncio.gather(*(model.end(drain_seconds) for model in models))
         self._router.loaded.clear()
-        self._publish()
+        self._announcer.publish()
 
     def rescan(self) -> None:
         """Looks at the folder again, after a bundle was written there."""
-        self._publish()
+        self._announcer.publish()
 
     def bundle_path(self, model: str) -> Path:
         """Folder of "name" (newest on disk), "name@version" or an alias. Raises NOT_FOUND."""
-        return self._on_disk(model).path
+        return self.catalogue.find(model).path
 
     def route(self, model: str) -> LoadedModel:
         """The model that answers a request; see :meth:`ModelRouter.route`."""
@@ -110,37 +108,7 @@ class ModelManager:
 
     def view(self, model: str) -> ModelView:
         """Raises NOT_FOUND."""
-        return self._view(self._on_disk(model))
-
-    def page(
-        self, name: str = "", *, loaded_only: bool = False, size: int = 0, token: str = ""
-    ) -> ModelPage:
-        """Models in order of name and version, after the one that ``token`` names."""
-        if size > _MAX_PAGE:
-            raise MultigrainError.field("page_size", f"{size} is too many: at most {_MAX_PAGE}")
-        if name:
-            check_name(name, "name")
-        after: ModelVersion | None = None
-        if token:
-            reference = ModelReference.parse(token, "page_token")
-            if reference.version is None:
-                raise MultigrainError.field("page_token", "is not one that this server gave out")
-            after = ModelVersion(reference.name, reference.version)
-        entries = [
-            entry
-            for version, entry in self.bundles.entries().items()
-            if (not name or version.name == name)
-            and (not loaded_only or version in self._router.loaded)
-            and (after is None or version > after)
-        ]
-        size = size or _DEFAULT_PAGE
-        default = self._router.default_version()
-        return ModelPage(
-            models=tuple(self._view(entry) for entry in entries[:size]),
-            next_token=str(entries[size - 1].version) if len(entries) > size else "",
-            aliases={alias: str(version) for alias, version in self._router.aliases.items()},
-            default_model=str(default) if default is not None else "",
-        )
+        return self.catalogue.view(self.catalogue.find(model))
 
     async def load(self, model: str, runtime: str = "", *, make_default: bool = False) -> ModelView:
         """Starts an engine for a version and, once it answers, lets its name mean it.
@@ -157,7 +125,7 @@ class ModelManager:
             raise MultigrainError.field(
                 "runtime", f"{runtime[:80]!r} is unknown: use one of {', '.join(_RUNTIMES)}"
             )
-        entry = self._on_disk(model)
+        entry = self.catalogue.find(model)
         version = entry.version
         async with self._lock(version):
             current = self._router.loaded.get(version)
@@ -170,10 +138,10 @@ class ModelManager:
             if make_default:
                 self._store.set_default(model)
                 self._router.refresh()
-        self._publish()
+        self._announcer.publish()
         if not self.config.keep_replaced_versions:
             self._retire_older(version)
-        return self._view(entry)
+        return self.catalogue.view(entry)
 
     async def unload(self, model: str) -> ModelView:
         """Lets images in work finish and ends the engine; harmless if it is not loaded.
@@ -184,11 +152,11 @@ class ModelManager:
         reference = ModelReference.parse(model)
         version = self._router.version_of(reference)
         if version is None:
-            return self._view(self._on_disk(model))
+            return self.catalogue.view(self.catalogue.find(model))
         self._refuse_aliased(version, "unloaded")
         async with self._lock(version):
             await self._unload(version)
-        return self._view(self.bundles.find(ModelReference(version.name, version.version)))
+        return self.catalogue.view(self.bundles.find(ModelReference(version.name, version.version)))
 
     def set_alias(self, alias: str, model: str) -> str:
         """Points ``alias`` at a loaded version; "" removes it. Returns "name@version" or "".
@@ -207,7 +175,7 @@ class ModelManager:
         reference = ModelReference.parse(model)
         version = self._router.version_of(reference)
         if version is None or self._router.loaded[version].state is ModelState.LOADING:
-            known = self._on_disk(model).version
+            known = self.catalogue.find(model).version
             raise MultigrainError(
                 ErrorKind.WRONG_STATE,
                 f"{known} is not loaded, and an alias must always answer: LoadModel first",
@@ -236,20 +204,19 @@ class ModelManager:
             await asyncio.to_thread(self.bundles.remove, version)
             self.metrics.model_state(version.name, version.version, None)
 
-    def _on_disk(self, model: str) -> BundleEntry:
-        reference = ModelReference.parse(model)
-        return self.bundles.find(self._router.target(reference))
+    def _model(self, entry: BundleEntry, runtime: str) -> LoadedModel:
+        return LoadedModel(entry, runtime, self.config, self.metrics, self._announcer.publish)
 
     async def _load_new(self, entry: BundleEntry, runtime: str) -> None:
         version = entry.version
-        model = LoadedModel(entry, runtime, self.config, self.metrics, self._publish)
+        model = self._model(entry, runtime)
         self._router.loaded[version] = model
         try:
             await self._verify(entry)
             await model.load()
         except BaseException:
             del self._router.loaded[version]
-            self._publish()
+            self._announcer.publish()
             raise
         self._store.add_loaded(LoadedRow(version, runtime))
 
@@ -292,12 +259,12 @@ class ModelManager:
         if self._router.default_reference == str(version):
             self._store.clear_default()
             self._router.refresh()
-        self._draining[version] = model
+        self._router.draining[version] = model
         try:
             await model.end(self.config.drain_seconds)
         finally:
-            del self._draining[version]
-            self._publish()
+            del self._router.draining[version]
+            self._announcer.publish()
 
     def _refuse_aliased(self, version: ModelVersion, verb: str) -> None:
         aliases = self._router.aliases_of(version)
@@ -307,40 +274,6 @@ class ModelManager:
                 f"{version} cannot be {verb} while alias {', '.join(aliases)} points at it: "
                 "SetAlias to another version, or to nothing, first",
             )
-
-    def _view(self, entry: BundleEntry) -> ModelView:
-        version = entry.version
-        aliases = self._router.aliases_of(version)
-        model = self._router.loaded.get(version) or self._draining.get(version)
-        if model is None:
-            return ModelView(entry, aliases=aliases)
-        return ModelView(
-            entry,
-            state=model.state,
-            message=model.message,
-            aliases=aliases,
-            runtime=model.runtime_description,
-            max_batch=self.config.max_batch,
-            load_seconds=model.load_seconds,
-            restarts=model.restarts,
-        )
-
-    def _publish(self) -> None:
-        """Tells health and metrics what is true now."""
-        for entry in self.bundles.entries().values():
-            view = self._view(entry)
-            self.metrics.model_state(entry.version.name, entry.version.version, view.state.value)
-        loaded = self._router.loaded
-        now = dict.fromkeys(self._health, False)
-        for version, model in loaded.items():
-            name = MODEL_HEALTH_PREFIX + version.name
-            now[name] = now.get(name, False) or model.state is ModelState.READY
-        default = self._router.default_version()
-        now[EMBEDDING_SERVICE] = default is not None and loaded[default].state is ModelState.READY
-        for name, serving in now.items():
-            if self._health.get(name) != serving:
-                self._health[name] = serving
-                self._on_health(name, serving)
 
     def _lock(self, version: ModelVersion) -> asyncio.Lock:
         return self._locks.setdefault(version, asyncio.Lock())

@@ -23,6 +23,8 @@ class ModelRouter:
         self._registry = registry
         #: In the order in which they were loaded.
         self.loaded: dict[ModelVersion, LoadedModel] = {}
+        #: Out of the routes, finishing what they have.
+        self.draining: dict[ModelVersion, LoadedModel] = {}
         self.refresh()
 
     def refresh(self) -> None:

@@ -7,13 +7,10 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.engine.settings import EngineSettings
@@ -31,20 +28,11 @@ from multigrain.engine.wire import (
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.engine_channel import EngineChannel
+from multigrain_server.serving.engine_item import EngineResult, PendingItem
+from multigrain_server.serving.engine_output import EngineOutput, describe_exit
 
 _LOG = logging.getLogger(__name__)
-_LOG_TAIL_LINES = 40
-_LOG_LINE_BYTES = 4096
 _RETRY_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class EngineResult:
-    """One image's result; ``payload`` is laid out as :class:`multigrain.engine.wire.Result`
-    says."""
-
-    result: Result
-    payload: bytes
 
 
 class EngineProcess:
@@ -61,7 +49,7 @@ class EngineProcess:
         self._idle = asyncio.Event()
         self._idle.set()
         self._first: asyncio.Future[Ready | LoadFailed] = asyncio.get_running_loop().create_future()
-        self._log: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
+        self._output = EngineOutput(label)
         self._process: asyncio.subprocess.Process | None = None
         self._channel: EngineChannel | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -263,18 +251,11 @@ class EngineProcess:
                 return
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        """Copies the engine's output to the log until it ends, then fails what it had."""
+        """Waits for the engine's end, then fails what it had."""
         assert process.stdout is not None
-        rest = b""
-        # By blocks: a reader by lines stops at one that is longer than its buffer.
-        while block := await process.stdout.read(64 * 1024):
-            *lines, rest = (rest + block).split(b"\n")
-            rest = rest[-_LOG_LINE_BYTES:]
-            for line in lines:
-                self._note(line)
-        self._note(rest)
+        await self._output.copy(process.stdout)
         code = await process.wait()
-        self.end_reason = _describe(code)
+        self.end_reason = describe_exit(code)
         if self._stalled:
             self.end_reason = (
                 f"it answered nothing for {self._config.engine_stall_seconds:g} s and was killed"
@@ -285,12 +266,11 @@ class EngineProcess:
         if self._channel is not None:
             self._channel.close()
         if not self._first.done():
-            tail = self._log[-1] if self._log else "it wrote nothing"
             self._first.set_exception(
                 MultigrainError(
                     ErrorKind.UNAVAILABLE,
                     f"the engine of {self._label} ended while loading ({self.end_reason}); "
-                    f"its last words: {tail[:500]}",
+                    f"its last words: {self._output.last_line[:500]}",
                 )
             )
             # Also read when nobody waits for it any more (stop during a load).
@@ -302,12 +282,6 @@ class EngineProcess:
         self._pending.clear()
         self._idle.set()
 
-    def _note(self, raw: bytes) -> None:
-        line = raw[-_LOG_LINE_BYTES:].decode(errors="replace").rstrip()
-        if line:
-            self._log.append(line)
-            _LOG.info("engine %s: %s", self._label, line)
-
     def _gone(self) -> MultigrainError:
         return MultigrainError(
             ErrorKind.UNAVAILABLE,
@@ -315,20 +289,3 @@ class EngineProcess:
             "replaced: try again",
             retry_after=_RETRY_SECONDS,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class PendingItem:
-    """An image in work."""
-
-    id: int
-    future: asyncio.Future[EngineResult]
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

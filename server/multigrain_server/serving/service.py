@@ -11,7 +11,8 @@ from multigrain.engine.wire import Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.engine_process import EngineProcess, EngineResult, PendingItem
+from multigrain_server.serving.engine_item import EngineResult, PendingItem
+from multigrain_server.serving.engine_process import EngineProcess
 from multigrain_server.serving.request import (
     Answer,
     ClassScore,

@@ -9,11 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.archive import BundleImport, export_bundle
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.view import ModelView
-
-from multigrain.errors import ErrorKind, MultigrainError
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import House, house, small_config
@@ -101,7 +101,7 @@ async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
         files["model.onnx"] = bytes(changed)
         with pytest.raises(MultigrainError, match="not what was written"):
             await upload(h.manager, tar(files))
-        assert h.manager.page().models == ()
+        assert h.manager.catalogue.page().models == ()
         assert left_aside(h, tmp_path) == []
 
 
@@ -129,7 +129,7 @@ async def test_an_archive_that_is_no_bundle_is_refused(
         with pytest.raises(MultigrainError, match=why) as caught:
             await upload(h.manager, content)
         assert caught.value.kind is ErrorKind.INVALID_FIELD
-        assert h.manager.page().models == ()
+        assert h.manager.catalogue.page().models == ()
         assert left_aside(h, tmp_path) == []
     assert not (tmp_path / "evil").exists()
 

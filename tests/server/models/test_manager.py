@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from multigrain_server.models.manager import EMBEDDING_SERVICE
-from multigrain_server.models.view import ModelView
 
 from multigrain.checkpoint.files import describe
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.announcer import EMBEDDING_SERVICE
+from multigrain_server.models.view import ModelView
 from tests.engine.bundles import TinyNetwork, write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until, vectors
@@ -32,7 +32,7 @@ def state(view: ModelView) -> str:
 
 async def test_an_empty_registry_is_empty_and_not_serving(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
-        page = h.manager.page()
+        page = h.manager.catalogue.page()
         assert page.models == ()
         assert page.default_model == ""
         assert h.health[EMBEDDING_SERVICE] is False
@@ -90,7 +90,7 @@ async def test_an_alias_keeps_the_version_it_points_at(root: Path) -> None:
             assert caught.value.kind is ErrorKind.WRONG_STATE
         h.manager.set_alias("production", "tiny@2")
         assert (await h.embed(picture(1), model="production")).model == "tiny@2"
-        assert h.manager.page().aliases == {"production": "tiny@2"}
+        assert h.manager.catalogue.page().aliases == {"production": "tiny@2"}
         assert h.manager.view("tiny@2").aliases == ("production",)
         h.manager.set_alias("production", "")
         with pytest.raises(MultigrainError, match="no alias production"):
@@ -113,7 +113,7 @@ async def test_the_first_loaded_model_is_the_default_until_one_is_chosen(root: P
     async with house(root) as h:
         await h.manager.load("tiny")
         await h.manager.load("other")
-        assert h.manager.page().default_model == "tiny@2"
+        assert h.manager.catalogue.page().default_model == "tiny@2"
         await h.manager.load("other", make_default=True)
         assert (await h.embed(picture(1))).model == "other@1"
         await h.manager.unload("other")
@@ -202,7 +202,7 @@ async def test_a_failed_load_changes_nothing_else(root: Path, damage: str) -> No
             await h.manager.load("tiny@2", make_default=True)
         assert state(h.manager.view("tiny@2")) == "unloaded"
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
-        assert h.manager.page().default_model == "tiny@1"
+        assert h.manager.catalogue.page().default_model == "tiny@1"
         assert h.health[EMBEDDING_SERVICE]
 
 
@@ -237,40 +237,6 @@ async def test_another_runtime_is_switched_to_only_if_it_works(root: Path) -> No
             await h.manager.load("tiny@1", "tensorrt")
 
 
-async def test_a_restarted_daemon_loads_the_same_models(root: Path) -> None:
-    write_bundle(root / "models", "other")
-    async with house(root) as h:
-        await h.manager.load("tiny@1", "onnxruntime")
-        await h.manager.load("other", make_default=True)
-        h.manager.set_alias("production", "tiny@1")
-        before = vectors(await h.embed(picture(1), model="production"))
-    async with house(root) as h:
-        # It is known at once to be on its way, not unknown.
-        with pytest.raises(MultigrainError, match="still loading") as caught:
-            await h.embed(picture(1))
-        assert caught.value.kind is ErrorKind.UNAVAILABLE
-        await until(lambda: len([v for v in h.manager.page().models if state(v) == "ready"]) == 2)
-        assert (await h.embed(picture(1))).model == "other@1"
-        answer = await h.embed(picture(1), model="production")
-        assert answer.model == "tiny@1"
-        assert "asked for" in h.manager.view("tiny@1").runtime
-        np.testing.assert_array_equal(vectors(answer), before)
-
-
-async def test_a_model_that_cannot_be_loaded_again_says_why(root: Path) -> None:
-    async with house(root) as h:
-        await h.manager.load("tiny@1")
-        await h.manager.load("tiny@2")
-    (root / "models/tiny/2/model.onnx").write_bytes(b"")
-    async with house(root) as h:
-        await until(lambda: state(h.manager.view("tiny@2")) == "failed")
-        assert "not what was written" in h.manager.view("tiny@2").message
-        with pytest.raises(MultigrainError, match="not what was written"):
-            await h.embed(picture(1))
-        view = await h.manager.unload("tiny@2")
-        assert state(view) == "unloaded"
-
-
 async def test_only_what_is_not_in_use_can_be_deleted(root: Path) -> None:
     async with house(root) as h:
         await h.manager.load("tiny@2")
@@ -293,19 +259,19 @@ async def test_models_are_listed_in_pages(root: Path) -> None:
         await h.manager.load("b")
         names, token = [], ""
         while True:
-            page = h.manager.page(size=2, token=token)
+            page = h.manager.catalogue.page(size=2, token=token)
             names += [str(view.entry.version) for view in page.models]
             token = page.next_token
             if not token:
                 break
         assert names == ["a@1", "b@1", "c@1", "tiny@1", "tiny@2"]
-        loaded = h.manager.page(loaded_only=True).models
+        loaded = h.manager.catalogue.page(loaded_only=True).models
         assert [str(view.entry.version) for view in loaded] == ["b@1"]
-        assert len(h.manager.page("tiny").models) == 2
+        assert len(h.manager.catalogue.page("tiny").models) == 2
         with pytest.raises(MultigrainError, match="page_size"):
-            h.manager.page(size=1001)
+            h.manager.catalogue.page(size=1001)
         with pytest.raises(MultigrainError, match="page_token"):
-            h.manager.page(token="!")
+            h.manager.catalogue.page(token="!")
 
 
 async def test_a_folder_that_is_no_bundle_is_left_out(root: Path) -> None:
@@ -315,7 +281,7 @@ async def test_a_folder_that_is_no_bundle_is_left_out(root: Path) -> None:
     text = (root / "models/tiny/1/model.json").read_text()
     (root / "models/tiny/4/model.json").write_text(text)
     async with house(root) as h:
-        assert [v.entry.version.version for v in h.manager.page().models] == [1, 2]
+        assert [v.entry.version.version for v in h.manager.catalogue.page().models] == [1, 2]
         assert h.manager.bundle_path("tiny") == root / "models/tiny/2"
 
 

@@ -15,7 +15,7 @@ from multigrain.engine.wire import VectorWants
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain_server.models.manager import EMBEDDING_SERVICE
+from multigrain_server.models.announcer import EMBEDDING_SERVICE
 from tests.engine.bundles import CLASSES, SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.serving.house import embed, house, small_config, until, vectors
@@ -139,57 +139,6 @@ async def test_nothing_loaded_says_what_to_do(root: Path) -> None:
         with pytest.raises(MultigrainError, match="no model other; there is tiny") as caught:
             await h.embed(picture(1), model="other")
         assert caught.value.kind is ErrorKind.NOT_FOUND
-
-
-async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) -> None:
-    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
-        await h.manager.load("tiny")
-        engine = h.manager.route("").engine
-        engine.hold(100)
-        inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(4)]
-        await until(lambda: h.manager.admission.items == 4)
-        start = time.perf_counter()
-        with pytest.raises(MultigrainError) as caught:
-            await h.embed(picture(9))
-        assert time.perf_counter() - start < 0.05
-        assert caught.value.kind is ErrorKind.OVERLOADED
-        assert caught.value.retry_after is not None
-        assert caught.value.retry_after > 0
-        assert h.metric("multigrain_rejected_total", reason="queue_full") == 1
-        engine.hold(0)
-        await asyncio.gather(*inside)
-        assert h.manager.admission.items == 0
-        await h.embed(picture(9))
-
-
-async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
-    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
-        await h.manager.load("tiny")
-        engine = h.manager.route("").engine
-        engine.hold(100)
-        inside = asyncio.create_task(h.embed(picture(1), picture(2)))
-        await until(lambda: h.manager.admission.items == 2)
-        with pytest.raises(MultigrainError, match="full"):
-            await h.embed(picture(3), picture(4), picture(5))
-        assert h.manager.admission.items == 2
-        engine.hold(0)
-        await inside
-
-
-async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
-    big = picture(1, size=(64, 64), kind="BMP")
-    config = small_config(queue_bytes=len(big) * 2, max_image_bytes=len(big))
-    async with house(root, config) as h:
-        await h.manager.load("tiny")
-        engine = h.manager.route("").engine
-        engine.hold(100)
-        inside = asyncio.create_task(h.embed(big, big))
-        await until(lambda: h.manager.admission.items == 2)
-        with pytest.raises(MultigrainError) as caught:
-            await h.embed(picture(2))
-        assert caught.value.kind is ErrorKind.OVERLOADED
-        engine.hold(0)
-        await inside
 
 
 async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> None:

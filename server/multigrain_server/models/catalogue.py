@@ -1,0 +1,80 @@
+"""What there is: bundles on disk, with what is loaded of them."""
+
+from __future__ import annotations
+
+from multigrain.errors import MultigrainError
+from multigrain_server.models.reference import ModelReference, ModelVersion, check_name
+from multigrain_server.models.registry import BundleEntry, BundleRegistry
+from multigrain_server.models.router import ModelRouter
+from multigrain_server.models.view import ModelPage, ModelView
+
+_DEFAULT_PAGE = 50
+_MAX_PAGE = 1000
+
+
+class ModelCatalogue:
+    """Finds and describes models.
+
+    Args:
+        bundles: what is on disk.
+        router: what is loaded, and under which names.
+        max_batch: of every engine, in images.
+    """
+
+    def __init__(self, bundles: BundleRegistry, router: ModelRouter, max_batch: int) -> None:
+        self._bundles = bundles
+        self._router = router
+        self._max_batch = max_batch
+
+    def find(self, model: str) -> BundleEntry:
+        """The bundle of "name" (newest on disk), "name@version" or an alias. Raises NOT_FOUND."""
+        reference = ModelReference.parse(model)
+        return self._bundles.find(self._router.target(reference))
+
+    def view(self, entry: BundleEntry) -> ModelView:
+        """A bundle and its engine's state."""
+        version = entry.version
+        aliases = self._router.aliases_of(version)
+        model = self._router.loaded.get(version) or self._router.draining.get(version)
+        if model is None:
+            return ModelView(entry, aliases=aliases)
+        return ModelView(
+            entry,
+            state=model.state,
+            message=model.message,
+            aliases=aliases,
+            runtime=model.runtime_description,
+            max_batch=self._max_batch,
+            load_seconds=model.load_seconds,
+            restarts=model.restarts,
+        )
+
+    def page(
+        self, name: str = "", *, loaded_only: bool = False, size: int = 0, token: str = ""
+    ) -> ModelPage:
+        """Models in order of name and version, after the one that ``token`` names."""
+        if size > _MAX_PAGE:
+            raise MultigrainError.field("page_size", f"{size} is too many: at most {_MAX_PAGE}")
+        if name:
+            check_name(name, "name")
+        after: ModelVersion | None = None
+        if token:
+            reference = ModelReference.parse(token, "page_token")
+            if reference.version is None:
+                raise MultigrainError.field("page_token", "is not one that this server gave out")
+            after = ModelVersion(reference.name, reference.version)
+        entries = [
+            entry
+            for version, entry in self._bundles.entries().items()
+            if (not name or version.name == name)
+            and (not loaded_only or version in self._router.loaded)
+            and (after is None or version > after)
+        ]
+        size = size or _DEFAULT_PAGE
+        default = self._router.default_version()
+        return ModelPage(
+            models=tuple(self.view(entry) for entry in entries[:size]),
+            next_token=str(entries[size - 1].version) if len(entries) > size else "",
+            aliases={alias: str(version) for alias, version in self._router.aliases.items()},
+            default_model=str(default) if default is not None else "",
+        )

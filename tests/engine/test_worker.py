@@ -1,0 +1,127 @@
+"""Isolation inside a batch, with a runtime that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from multigrain.engine.runtime.base import FloatArray, Outputs, Runtime
+from multigrain.engine.wire import Frame, Result, Submit, VectorWants
+from multigrain.engine.worker import Worker
+from multigrain.errors import ErrorKind
+
+NAN, POISON, CRASH_DECODER = b"nan", b"poison", b"crash"
+
+
+class Moody(Runtime):
+    """The mean of an image as its embedding; raises for a batch that holds a -1."""
+
+    name = "moody"
+    warm_sizes = (1,)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def run(self, images: FloatArray) -> Outputs:
+        self.batches.append(len(images))
+        values = images.mean(axis=(1, 2, 3))
+        if (values == -1).any():
+            raise RuntimeError("no")
+        return Outputs(np.stack([values, values], 1), np.zeros((len(images), 2), np.float32))
+
+
+def decode(data: bytes, resolution: int) -> NDArray[np.float32]:
+    if data == CRASH_DECODER:
+        raise ZeroDivisionError
+    value = {NAN: np.nan, POISON: -1.0}.get(data) or float(data)
+    return np.full((3, resolution, resolution), value, np.float32)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.runtime = Moody()
+        self.results: dict[int, Frame] = {}
+        self.arrived = threading.Condition()
+        self.worker = Worker(
+            {4: self.runtime, 8: Moody()}, 4, decode, self.take, max_batch=8, decode_threads=2
+        )
+        self.worker.start()
+        self.thread = threading.Thread(target=self.worker.compute_loop)
+        self.thread.start()
+
+    def take(self, frames: list[Frame]) -> None:
+        with self.arrived:
+            for frame in frames:
+                assert isinstance(frame.message, Result)
+                assert frame.message.id not in self.results
+                self.results[frame.message.id] = frame
+            self.arrived.notify_all()
+
+    def submit(self, number: int, data: bytes, resolution: int = 0) -> None:
+        wants = VectorWants(normalize=False)
+        self.worker.submit(Submit(id=number, vector=wants, resolution=resolution), data)
+
+    def result(self, number: int) -> Result:
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: number in self.results, 5)
+        message = self.results[number].message
+        assert isinstance(message, Result)
+        return message
+
+    def value(self, number: int) -> float:
+        assert self.result(number).kind == 0
+        return float(np.frombuffer(self.results[number].payload, "<f4")[0])
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.worker.close()
+    made.thread.join(5)
+    assert not made.thread.is_alive()
+
+
+def test_an_output_that_is_not_finite_fails_its_image_alone(bench: Bench) -> None:
+    bench.worker.hold(3)
+    for number, data in enumerate([b"1", NAN, b"3"]):
+        bench.submit(number, data)
+    assert bench.result(1).error_kind is ErrorKind.NOT_FINITE
+    assert (bench.value(0), bench.value(2)) == (1, 3)
+    assert bench.runtime.batches == [3]
+
+
+def test_a_batch_that_fails_is_computed_one_by_one(bench: Bench) -> None:
+    bench.worker.hold(3)
+    for number, data in enumerate([b"1", POISON, b"3"]):
+        bench.submit(number, data)
+    assert bench.result(1).error_kind is ErrorKind.INTERNAL
+    assert "RuntimeError" not in bench.result(1).message
+    assert (bench.value(0), bench.value(2)) == (1, 3)
+    bench.submit(10, b"7")
+    assert bench.value(10) == 7
+
+
+def test_a_decoder_that_crashes_costs_its_image_and_no_thread(bench: Bench) -> None:
+    for number in range(8):
+        bench.submit(number, CRASH_DECODER)
+        assert bench.result(number).error_kind is ErrorKind.IMAGE_UNREADABLE
+    bench.submit(10, b"2")
+    assert bench.value(10) == 2
+
+
+def test_images_of_another_resolution_wait_for_a_batch_of_their_own(bench: Bench) -> None:
+    bench.worker.hold(4)
+    for number, resolution in enumerate([4, 8, 4, 8]):
+        bench.submit(number, b"1", resolution)
+    assert [bench.result(number).batch_items for number in range(4)] == [2, 2, 2, 2]
+
+
+def test_a_cancelled_image_of_an_unknown_id_changes_nothing(bench: Bench) -> None:
+    bench.worker.cancel(12345)
+    bench.submit(1, b"5")
+    assert bench.value(1) == 5

@@ -1,0 +1,61 @@
+"""What a restarted daemon does about the models it had loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.view import ModelView
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import house, until, vectors
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models", version=1)
+    write_bundle(tmp_path / "models", version=2)
+    return tmp_path
+
+
+def state(view: ModelView) -> str:
+    return view.state.value
+
+
+async def test_a_restarted_daemon_loads_the_same_models(root: Path) -> None:
+    write_bundle(root / "models", "other")
+    async with house(root) as h:
+        await h.manager.load("tiny@1", "onnxruntime")
+        await h.manager.load("other", make_default=True)
+        h.manager.set_alias("production", "tiny@1")
+        before = vectors(await h.embed(picture(1), model="production"))
+    async with house(root) as h:
+        # It is known at once to be on its way, not unknown.
+        with pytest.raises(MultigrainError, match="still loading") as caught:
+            await h.embed(picture(1))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        await until(
+            lambda: len([v for v in h.manager.catalogue.page().models if state(v) == "ready"]) == 2
+        )
+        assert (await h.embed(picture(1))).model == "other@1"
+        answer = await h.embed(picture(1), model="production")
+        assert answer.model == "tiny@1"
+        assert "asked for" in h.manager.view("tiny@1").runtime
+        np.testing.assert_array_equal(vectors(answer), before)
+
+
+async def test_a_model_that_cannot_be_loaded_again_says_why(root: Path) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        await h.manager.load("tiny@2")
+    (root / "models/tiny/2/model.onnx").write_bytes(b"")
+    async with house(root) as h:
+        await until(lambda: state(h.manager.view("tiny@2")) == "failed")
+        assert "not what was written" in h.manager.view("tiny@2").message
+        with pytest.raises(MultigrainError, match="not what was written"):
+            await h.embed(picture(1))
+        view = await h.manager.unload("tiny@2")
+        assert state(view) == "unloaded"

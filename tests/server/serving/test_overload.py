@@ -1,0 +1,151 @@
+"""What happens to more than fits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.serving.admission import Admission
+from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.metrics import ServingMetrics
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import house, small_config, until
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models")
+    return tmp_path
+
+
+async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) -> None:
+    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(4)]
+        await until(lambda: h.manager.admission.items == 4)
+        start = time.perf_counter()
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(9))
+        assert time.perf_counter() - start < 0.05
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after > 0
+        assert h.metric("multigrain_rejected_total", reason="queue_full") == 1
+        engine.hold(0)
+        await asyncio.gather(*inside)
+        assert h.manager.admission.items == 0
+        await h.embed(picture(9))
+
+
+async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
+    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = asyncio.create_task(h.embed(picture(1), picture(2)))
+        await until(lambda: h.manager.admission.items == 2)
+        with pytest.raises(MultigrainError, match="full"):
+            await h.embed(picture(3), picture(4), picture(5))
+        assert h.manager.admission.items == 2
+        engine.hold(0)
+        await inside
+
+
+async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
+    big = picture(1, size=(64, 64), kind="BMP")
+    config = small_config(queue_bytes=len(big) * 2, max_image_bytes=len(big))
+    async with house(root, config) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        inside = asyncio.create_task(h.embed(big, big))
+        await until(lambda: h.manager.admission.items == 2)
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(2))
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        engine.hold(0)
+        await inside
+
+
+def admission(**fields: object) -> Admission:
+    config = ServingConfig(**{"max_images_per_request": 4, "queue_items": 10, **fields})
+    return Admission(config, ServingMetrics(CollectorRegistry()))
+
+
+def test_room_is_given_back_however_the_work_ends() -> None:
+    gate = admission()
+    inside = []
+
+    def fail() -> None:
+        with gate.admit(4, 100):
+            inside.append(gate.items)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert inside == [4]
+    assert gate.items == 0
+
+
+def test_the_delay_grows_with_what_is_asked_and_shrinks_with_the_pace() -> None:
+    gate = admission()
+
+    def delay(items: int) -> float:
+        with gate.admit(10, 0), pytest.raises(MultigrainError) as caught, gate.admit(items, 0):
+            pass
+        assert caught.value.retry_after is not None
+        return caught.value.retry_after
+
+    assert delay(1) == pytest.approx(1.0)  # nothing is known yet
+    for _ in range(5):
+        with gate.admit(1, 0):
+            pass
+    slow = delay(4)
+    assert delay(1) < slow
+    for _ in range(100):
+        with gate.admit(10, 0):
+            pass
+    assert delay(4) < slow
+
+
+def test_a_draining_gate_admits_nothing() -> None:
+    gate = admission()
+    gate.drain()
+    with pytest.raises(MultigrainError) as caught, gate.admit(1, 1):
+        pass
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+def test_more_bytes_than_can_ever_fit_are_a_wrong_request_not_a_busy_server() -> None:
+    gate = admission(queue_bytes=5000, max_image_bytes=2000)
+    with pytest.raises(MultigrainError) as caught, gate.admit(4, 8000):
+        pass
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"queue_items": 10, "max_images_per_request": 11},
+        {"queue_bytes": 2000, "max_image_bytes": 3000},
+        {"queue_item": 3},
+        {"max_batch": 0},
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(fields: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        ServingConfig(**fields)
+
+
+def test_every_limit_says_its_unit_or_meaning_and_default() -> None:
+    for name, field in ServingConfig.model_fields.items():
+        assert field.description, name
