@@ -164,3 +164,9 @@ def test_a_full_disk_is_a_storage_error_and_spoils_nothing(
         save(tmp_path, 2)
     assert caught.value.kind is ErrorKind.STORAGE
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_max_pooling_s_infinite_exponent_survives(tmp_path: Path) -> None:
+    spec = ModelSpec(gem_p=float("inf"))
+    store.save(tmp_path, CheckpointManifest(step=1, epoch=0, model=spec), {}, {})
+    assert store.load(tmp_path / "step-00000001").manifest.model == spec
