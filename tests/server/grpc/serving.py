@@ -7,6 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
+
+from multigrain.v1.embedding_pb2_grpc import (
+    EmbeddingServiceStub,
+    add_EmbeddingServiceServicer_to_server,
+)
+from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.embedding_service import EmbeddingServicer
@@ -15,12 +21,6 @@ from multigrain_server.grpc.model_service import ModelServicer
 from multigrain_server.grpc.server import build_server
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.serving.config import ServingConfig
-
-from multigrain.v1.embedding_pb2_grpc import (
-    EmbeddingServiceStub,
-    add_EmbeddingServiceServicer_to_server,
-)
-from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
 from tests.server.serving.house import House, house
 
 
