@@ -1,0 +1,50 @@
+"""Evaluation by real worker processes, joined by MindSpore's own collectives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multigrain.data.folder import scan
+from multigrain.evaluate.classification import evaluate_classification
+from multigrain.images.parameters import Preprocessing
+from tests.data.datasets import write_dataset
+from tests.evaluate.networks import MeanColour
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=3, each=5)  # 15: the shares differ
+    out = tmp_path / "out"
+    out.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(Path(sys.executable).with_name("msrun")),
+        "--worker_num=2", "--local_worker_num=2", "--master_addr=127.0.0.1",
+        f"--master_port={port}", f"--log_dir={tmp_path / 'log'}", "--join=True",
+        "--cluster_time_out=60",
+        str(Path(__file__).with_name("worker_program.py")), str(root), str(out),
+    ]  # fmt: skip
+    # msrun starts its workers with the command "python".
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    alone = evaluate_classification(
+        MeanColour(), scan(root), Preprocessing(size=16, resize_short=18), batch_size=4
+    )
+    for rank in (0, 1):
+        result = json.loads((out / f"{rank}.json").read_text())
+        assert result["world"] == 2
+        assert result["rank"] == alone.rank.tolist()
+        np.testing.assert_allclose(result["loss"], alone.loss, rtol=1e-5)
