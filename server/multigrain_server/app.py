@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ from multigrain.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from multigrain.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
 from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
-from multigrain_server.data_dir import DataDir
+from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import Database
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.embedding_service import EmbeddingServicer
@@ -52,7 +53,8 @@ from multigrain_server.models.store import SCHEMA as MODEL_SCHEMA
 
 _log = structlog.get_logger(__name__)
 
-RUNNER_COMMAND = (sys.executable, "-m", "multigrain.jobs.runner")
+# -P: the job folder, in which a runner works, is no place to import from.
+RUNNER_COMMAND = (sys.executable, "-P", "-m", "multigrain.jobs.runner")
 
 
 class App:
@@ -74,7 +76,14 @@ class App:
         self.http_address = ""
         self.registry = CollectorRegistry()
         self._data = DataDir(config.data_dir)
-        self._database = Database(self._data.database, [JOB_SCHEMA, MODEL_SCHEMA])
+        try:
+            self._database = Database(self._data.database, [JOB_SCHEMA, MODEL_SCHEMA])
+        except sqlite3.Error as error:
+            self._data.close()
+            raise DataDirError(
+                f"{self._data.database} cannot be read ({error}); if it is damaged, move it away: "
+                "jobs and models are found again from their folders"
+            ) from error
         self.health = Health()
         self._calls = Calls()
         self._host = HostCollector()

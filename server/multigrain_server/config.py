@@ -22,6 +22,12 @@ def _address(text: str) -> str:
     return text
 
 
+def _tcp_address(text: str) -> str:
+    if ListenAddress.parse(text).host.startswith("unix:"):
+        raise ValueError("HTTP needs a host and a port")
+    return text
+
+
 def _inventory(text: str) -> str:
     Inventory.parse(text)
     return text
@@ -32,6 +38,7 @@ def _absolute(path: Path) -> Path:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+TcpAddress = Annotated[str, AfterValidator(_tcp_address)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -116,7 +123,7 @@ class ServerConfig(Spec):
         "127.0.0.1:50051",
         description="gRPC address; port 0 = any free one, see <data-dir>/address.",
     )
-    http_listen: Address | Literal[""] = Field(
+    http_listen: TcpAddress | Literal[""] = Field(
         "127.0.0.1:9464",
         description="HTTP address of /metrics, /healthz and /readyz; empty = none.",
     )

@@ -83,3 +83,9 @@ def test_an_address_for_other_machines_needs_the_flag() -> None:
     assert parse(["--listen", "0.0.0.0:0", "--insecure"], {}).config.insecure
     assert ServerConfig(listen="unix:/run/m.sock").listen == "unix:/run/m.sock"
     assert ServerConfig(listen="[::1]:0").listen == "[::1]:0"
+
+
+def test_http_needs_a_port() -> None:
+    assert ServerConfig(http_listen="").http_listen == ""
+    with pytest.raises(ValueError, match="host and a port"):
+        ServerConfig(http_listen="unix:/run/m.sock")

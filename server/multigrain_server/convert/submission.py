@@ -9,7 +9,7 @@ from multigrain.spec.request import check_request
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
-from multigrain_server.jobs.service import Submission
+from multigrain_server.jobs.submission import Submission
 
 StartRequest = StartTrainingRequest | StartEvaluationRequest | StartExportRequest
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -31,21 +32,10 @@ from multigrain_server.jobs.journal import append
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.page import PageToken, page_size
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
-from multigrain_server.jobs.submission import CheckedSpec
+from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A request to start a job. ``body_sha256`` identifies the request's whole content."""
-
-    kind: JobKind
-    body_sha256: str
-    request_id: str = ""
-    name: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,12 +85,12 @@ class Jobs:
                 what ``check`` raises; STORAGE.
         """
         if not submission.request_id:
-            return self._create(submission, await check())
+            return await self._create(submission, await check())
         lock = self._submitting.setdefault(submission.request_id, asyncio.Lock())
         async with lock:
             first = self._store.by_request_id(submission.request_id)
             if first is None:
-                return self._create(submission, await check())
+                return await self._create(submission, await check())
         if first.job.request.body_sha256 != submission.body_sha256:
             raise MultigrainError(
                 ErrorKind.ALREADY_EXISTS,
@@ -109,7 +99,7 @@ class Jobs:
             )
         return self._fresh(first)
 
-    def _create(self, submission: Submission, checked: CheckedSpec) -> Job:
+    async def _create(self, submission: Submission, checked: CheckedSpec) -> Job:
         devices = checked.spec.devices
         request = JobRequest.model_validate(
             {
@@ -127,10 +117,20 @@ class Jobs:
         )
         busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
         message = self._leases.explain(devices) if busy else "queued"
-        folder = create_folder(self._jobs_dir, request, message)
+        # In a thread: it waits for the disk.
+        folder = await asyncio.to_thread(create_folder, self._jobs_dir, request, message)
         feed = self._feeds.new(request.job_id)
         feed.poll()
-        self._store.insert(request, feed.view, feed.offset)
+        try:
+            self._store.insert(request, feed.view, feed.offset)
+        except sqlite3.Error as error:
+            # The caller is told that there is no job, so there must not be one.
+            shutil.rmtree(move_to_trash(folder), ignore_errors=True)
+            raise MultigrainError(
+                ErrorKind.STORAGE,
+                f"the job cannot be entered in the index ({error}); make room on the disk of the "
+                "data directory",
+            ) from error
         active = ActiveJob(request, folder, feed)
         self._supervisor.add(active)
         _log.info("job queued", job_id=request.job_id, kind=request.kind.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ from multigrain.spec.roots import PathRoots
 from multigrain.spec.training import TrainingSpec
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.store import JobStore
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request to start a job. ``body_sha256`` identifies the request's whole content."""
+
+    kind: JobKind
+    body_sha256: str
+    request_id: str = ""
+    name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

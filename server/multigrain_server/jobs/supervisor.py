@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from multigrain.errors import MultigrainError
 from multigrain.events.records import JobError, JobState, Record, StateRecord
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.journal import append, runner_log_tail
@@ -104,12 +103,15 @@ class Supervisor:
             for active in list(self.active.values()):
                 try:
                     self._tick(active)
-                except (OSError, sqlite3.Error, MultigrainError):
-                    # A full disk, say. The job goes on by itself; look again later.
+                except Exception:  # a full disk or a defect: the other jobs must not suffer
                     _log.exception("job could not be looked after", job_id=active.job_id)
                     await asyncio.sleep(1.0)
                 await asyncio.sleep(0)
-            self.schedule()
+            try:
+                self.schedule()
+            except Exception:  # as above; the next round tries again
+                _log.exception("queue could not be looked after")
+                await asyncio.sleep(1.0)
             await asyncio.sleep(self._options.poll_seconds)
 
     def _tick(self, active: ActiveJob) -> None:

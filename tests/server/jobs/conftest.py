@@ -19,9 +19,9 @@ from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.recovery import Recovery
-from multigrain_server.jobs.service import Jobs, Submission
+from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import SCHEMA, JobStore
-from multigrain_server.jobs.submission import CheckedSpec
+from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
 
 FAKE_RUNNER = (sys.executable, "-m", "tests.server.jobs.fake_runner")

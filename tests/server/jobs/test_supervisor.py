@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import is_locked
 from multigrain.events.log import read_events
 from multigrain.events.records import JobState, StateRecord
@@ -196,3 +200,25 @@ async def test_no_lock_is_left_when_a_job_has_ended(side: JobSide) -> None:
     await side.ended(job.job_id)
     assert not is_locked(side.root / "jobs" / job.job_id / "events.jsonl")
     await asyncio.sleep(0)
+
+
+async def test_a_job_that_cannot_be_indexed_does_not_exist(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(side.store, "insert", full)
+    with pytest.raises(MultigrainError, match="disk is full") as caught:
+        await side.submit()
+    assert caught.value.kind is ErrorKind.STORAGE
+    assert os.listdir(side.root / "jobs") == []
+
+
+async def test_a_defect_with_one_job_does_not_stop_the_others(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = await side.submit(events="100000", pause="0.05")
+    monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
+    good = await side.submit(events="1")
+    assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
