@@ -10,6 +10,7 @@ import mindspore.dataset as ds
 from numpy.typing import NDArray
 
 from multigrain.data.augment import Augmenter
+from multigrain.data.cache import cache_for
 from multigrain.data.folder import ImageFolder
 from multigrain.data.sampler import RepeatedSampler
 from multigrain.data.source import Batch, UnreadableFiles, ViewSource
@@ -62,6 +63,7 @@ class TrainingData:
         whole = spec.schedule.batch_size % spec.augmentation.repeats == 0
         self._group = spec.augmentation.repeats if whole else 1
         self._augmenter = Augmenter(spec.augmentation, spec.model.image_size)
+        self._cache = cache_for(folder, world)
         self._limits = DEFAULT_LIMITS
         self._unreadable = UnreadableFiles(len(folder), spec.dataset.max_unreadable)
 
@@ -91,6 +93,7 @@ class TrainingData:
             augmenter=self._augmenter,
             key=(self._seed, epoch, self._rank),
             unreadable=self._unreadable,
+            cache=self._cache,
             limits=self._limits,
         )
         if first_step >= self.steps_per_epoch:

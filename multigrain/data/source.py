@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.data.augment import Augmenter
+from multigrain.data.cache import DecodedCache
 from multigrain.data.folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import ImageLimits, decode_image
@@ -86,6 +87,7 @@ class ViewSource:
         augmenter: makes a view.
         key: what seeds the views, besides the position: (seed, epoch, rank).
         unreadable: where unusable files are noted.
+        cache: of decoded images, kept over the epochs.
         limits: what one file may cost.
     """
 
@@ -98,6 +100,7 @@ class ViewSource:
         augmenter: Augmenter,
         key: tuple[int, int, int],
         unreadable: UnreadableFiles,
+        cache: DecodedCache,
         limits: ImageLimits,
     ) -> None:
         self._folder = folder
@@ -106,6 +109,7 @@ class ViewSource:
         self._augmenter = augmenter
         self._key = key
         self._unreadable = unreadable
+        self._cache = cache
         self._limits = limits
 
     def batches(self, first_step: int, threads: int, ahead: int = 2) -> Iterator[Batch]:
@@ -173,11 +177,16 @@ class ViewSource:
         )
 
     def _decode(self, index: int) -> Image.Image | None:
+        kept = self._cache.get(index)
+        if kept is not None:
+            return kept
         try:
-            return decode_image(self._folder.read(index), self._limits)
+            image = decode_image(self._folder.read(index), self._limits)
         except MultigrainError as error:
             self._unreadable.add(self._folder.paths[index], error.message)
             return None
+        self._cache.put(index, image)
+        return image
 
     def _random(self, stream: int, number: int) -> Random:
         # An int of any length seeds Random, and every bit of it counts.

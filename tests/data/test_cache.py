@@ -1,0 +1,51 @@
+"""The cache of decoded pictures: all of a small dataset, nothing of a large one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from multigrain.data.cache import DecodedCache, cache_for
+from multigrain.data.folder import ImageFolder, scan
+from tests.data.datasets import write_dataset
+from tests.data.test_pipeline import copies, data, equal
+from tests.images.files import noise
+
+
+def test_pictures_are_kept_up_to_the_budget() -> None:
+    cache = DecodedCache(3 * 10 * 10 + 3 * 5 * 5)
+    large, small, more = noise(10, 10), noise(5, 5), noise(1, 1)
+    for index, image in enumerate((large, small, more)):
+        cache.put(index, image)
+    assert cache.get(0) is large
+    assert cache.get(1) is small
+    assert cache.get(2) is None
+
+
+@pytest.mark.parametrize(("world", "kept"), [(1, True), (2, True), (3, False)])
+def test_it_is_on_only_if_every_worker_can_hold_everything(
+    tmp_path: Path, world: int, kept: bool
+) -> None:
+    folder = scan(write_dataset(tmp_path, classes=2, each=3, size=20))
+    total = 6 * 3 * 20 * 20
+    cache = cache_for(folder, world, budget=2 * total)
+    cache.put(0, noise(20, 20))
+    assert (cache.get(0) is not None) is kept
+
+
+def test_every_file_is_read_once_and_the_batches_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path)
+    made = data(root)
+    read: list[int] = []
+    original = ImageFolder.read
+    monkeypatch.setattr(
+        ImageFolder, "read", lambda self, index: read.append(index) or original(self, index)
+    )
+    list(made.epoch(0))
+    again = copies(list(made.epoch(1)))
+    assert sorted(read) == list(range(12))
+    monkeypatch.setattr(DecodedCache, "put", lambda self, index, image: None)
+    assert equal(again, list(data(root).epoch(1)))
