@@ -70,7 +70,7 @@ class Attempt:
         self.logs.mkdir(parents=True, exist_ok=True)
         for last_try in (False,) * (self.limits.port_attempts - 1) + (True,):
             plan = self.launcher.plan(self.command, self.logs)
-            with closing(ChannelServer()) as server:
+            with closing(ChannelServer(self.command.folder)) as server:
                 launch = _Launch(self, plan, server)
                 end = launch.run()
             again = isinstance(end, Failure) and not launch.running and plan.port_was_taken()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import os
@@ -49,11 +50,17 @@ class ChannelServer:
     """Listens in a private folder; only processes that know the token are listened to.
 
     The folder is below the system's temporary folder, since the address of a Unix socket has
-    only 108 bytes.
+    only 108 bytes. One that a killed runner of the same job left there is removed.
+
+    Args:
+        owner: the job's folder, of which the caller is the only runner.
     """
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="mg-"))
+    def __init__(self, owner: Path) -> None:
+        prefix = f"multigrain-{hashlib.sha256(bytes(owner)).hexdigest()[:12]}-"
+        for stale in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        self._folder = Path(tempfile.mkdtemp(prefix=prefix))
         self.address = str(self._folder / "s")
         self.token = secrets.token_hex(16)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -16,6 +16,9 @@ from multigrain.spec.base import DeviceSpec
 
 LEFT_WELL = Exit(0)
 
+MIN_STALL_SECONDS = 1.0
+"""Below it a worker could not prove that it lives: signs of life are 0.25 s apart."""
+
 
 @dataclass
 class Rank:
@@ -133,12 +136,14 @@ class Ranks:
 
     def find_silent(self) -> Failure | None:
         """STALLED, if a worker has said nothing for too long: the one silent for longest."""
-        seconds = self._devices.stall_timeout_seconds
+        if not self._devices.stall_timeout_seconds:
+            return None
+        seconds = max(self._devices.stall_timeout_seconds, MIN_STALL_SECONDS)
         heard, number = min(
             ((rank.heard, number) for number, rank in self.workers.items() if not rank.done),
             default=(0.0, -1),
         )
-        if number < 0 or not seconds or time.monotonic() - heard <= seconds:
+        if number < 0 or time.monotonic() - heard <= seconds:
             return None
         return failure.stalled(number, seconds, self._log(number))
 

@@ -26,7 +26,8 @@ from multigrain.jobs.messages import Stop as StopMessage
 EXIT_RUNNER_LOST = 75
 """Exit code of a worker whose runner has gone (EX_TEMPFAIL of sysexits.h)."""
 
-_ALIVE_SECONDS = 1.0
+_ALIVE_SECONDS = 0.25
+"""Time between two signs of life at least; ``ranks.MIN_STALL_SECONDS`` is well above it."""
 
 
 class ChannelReporter:

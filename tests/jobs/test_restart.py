@@ -101,7 +101,7 @@ def test_an_error_of_the_user_is_not_retried_and_goes_before_its_consequences(
 
 
 def test_a_silent_rank_is_ended_and_named(new_job: NewJob) -> None:
-    job = new_job(count=2, max_restarts=0, stall_timeout_seconds=1.0)
+    job = new_job(count=2, max_restarts=0, stall_timeout_seconds=1.5)
     assert job.run("stall_in_rank_1") is JobState.FAILED
     error = job.states()[-1].error
     assert error is not None
