@@ -33,7 +33,8 @@ def embed_request(
     normalize = message.normalize if message.HasField("normalize") else True
     return ImageRequest(
         model=message.model,
-        images=message.images,
+        # Once: each access of a repeated field makes a copy of the bytes.
+        images=list(message.images),
         resolution=message.resolution,
         vector=VectorWants(normalize=normalize, dtype=dtype),
         whiten=message.whiten,
@@ -68,7 +69,7 @@ def classify_request(
 ) -> ImageRequest:
     return ImageRequest(
         model=message.model,
-        images=message.images,
+        images=list(message.images),
         resolution=message.resolution,
         classes=True,
         top_k=message.top_k,

@@ -57,6 +57,7 @@ class LoadedModel:
         self._on_change = on_change
         self._engine: EngineProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._replaced: dict[asyncio.Task[None], EngineProcess] = {}
 
     @property
     def engine(self) -> EngineProcess:
@@ -106,15 +107,21 @@ class LoadedModel:
         self._set(ModelState.READY, "")
         self._keeper = asyncio.create_task(self._keep())
         if old is not None:
-            await _end(old, self._config.drain_seconds)
+            # By itself: the caller may go away, the old engine must end all the same.
+            task = asyncio.create_task(_end(old, self._config.drain_seconds))
+            self._replaced[task] = old
+            task.add_done_callback(self._replaced.pop)
 
     async def end(self, drain_seconds: float) -> None:
-        """Takes no more images, lets those in work finish, ends the engine."""
+        """Takes no more images, lets those in work finish, ends the engine.
+
+        May be called again with less time, while it waits.
+        """
         self._set(ModelState.DRAINING, "")
         await self._end_keeper()
-        if self._engine is not None:
-            await _end(self._engine, drain_seconds)
-            self._engine = None
+        engines = [engine for engine in (self._engine, *self._replaced.values()) if engine]
+        await asyncio.gather(*(_end(engine, drain_seconds) for engine in engines))
+        self._engine = None
         self._set(ModelState.UNLOADED, "")
 
     async def _start(self, runtime: str) -> EngineProcess:

@@ -59,6 +59,7 @@ class ModelManager:
         )
         self._locks: dict[ModelVersion, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begins to load what was loaded before; returns at once."""
@@ -89,8 +90,9 @@ class ModelManager:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        models = list(self._router.loaded.values())
+        models = (*self._router.loaded.values(), *self._router.draining.values())
         await asyncio.gather(*(model.end(drain_seconds) for model in models))
+        await asyncio.gather(*self._ending)
         self._router.loaded.clear()
         self._announcer.publish()
 
@@ -260,11 +262,17 @@ class ModelManager:
             self._store.clear_default()
             self._router.refresh()
         self._router.draining[version] = model
-        try:
-            await model.end(self.config.drain_seconds)
-        finally:
+        task = asyncio.create_task(self._end(version, model))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        # The caller may go away; what has begun is finished all the same.
+        await asyncio.shield(task)
+
+    async def _end(self, version: ModelVersion, model: LoadedModel) -> None:
+        await model.end(self.config.drain_seconds)
+        if self._router.draining.get(version) is model:
             del self._router.draining[version]
-            self._announcer.publish()
+        self._announcer.publish()
 
     def _refuse_aliased(self, version: ModelVersion, verb: str) -> None:
         aliases = self._router.aliases_of(version)

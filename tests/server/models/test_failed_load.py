@@ -1,0 +1,77 @@
+"""Loads that do not succeed change nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from multigrain.checkpoint.files import describe
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.announcer import EMBEDDING_SERVICE
+from multigrain_server.models.view import ModelView
+from tests.engine.bundles import TinyNetwork, write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import house, small_config, until
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models", version=1)
+    write_bundle(tmp_path / "models", version=2)
+    return tmp_path
+
+
+def state(view: ModelView) -> str:
+    return view.state.value
+
+
+async def test_a_load_whose_caller_goes_away_leaves_nothing(root: Path) -> None:
+    async with house(root) as h:
+        load = asyncio.create_task(h.manager.load("tiny@1"))
+        await until(lambda: state(h.manager.view("tiny@1")) == "loading")
+        await asyncio.sleep(0.05)
+        load.cancel()
+        await asyncio.gather(load, return_exceptions=True)
+        assert state(h.manager.view("tiny@1")) == "unloaded"
+        assert not psutil.Process().children()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "not finite", "not a graph"])
+async def test_a_failed_load_changes_nothing_else(root: Path, damage: str) -> None:
+    graph = root / "models/tiny/2/model.onnx"
+    if damage == "changed":
+        content = bytearray(graph.read_bytes())
+        content[len(content) // 2] ^= 1
+        graph.write_bytes(content)
+    elif damage == "missing":
+        graph.unlink()
+    else:
+        network = TinyNetwork()
+        network.bias[:] = np.nan
+        network.save_onnx(graph)
+        if damage == "not a graph":
+            graph.write_bytes(b"hello")
+        manifest = json.loads((root / "models/tiny/2/model.json").read_text())
+        manifest["files"]["model.onnx"] = describe(graph).model_dump()
+        (root / "models/tiny/2/model.json").write_text(json.dumps(manifest))
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        with pytest.raises(MultigrainError, match="tiny@2"):
+            await h.manager.load("tiny@2", make_default=True)
+        assert state(h.manager.view("tiny@2")) == "unloaded"
+        assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
+        assert h.manager.catalogue.page().default_model == "tiny@1"
+        assert h.health[EMBEDDING_SERVICE]
+
+
+async def test_an_engine_that_takes_too_long_is_given_up(root: Path) -> None:
+    async with house(root, small_config(load_timeout_seconds=0.01)) as h:
+        with pytest.raises(MultigrainError, match="did not load within") as caught:
+            await h.manager.load("tiny@1")
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert state(h.manager.view("tiny@1")) == "unloaded"
