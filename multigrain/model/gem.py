@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import mindspore
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from multigrain.errors import MultigrainError
+from multigrain.model.assign import assign
 
 EPSILON = 1e-6
 
@@ -69,7 +71,7 @@ class GeM(nn.Cell):
         """Replaces the exponent. Do it before the first call in graph mode."""
         _check(p, self.learn)
         if self.learn:
-            self.p.set_data(Tensor(float(p), mindspore.float32))
+            assign(self.p, np.asarray(p))
         self.exponent = float(p)
         self.average = (not self.learn) and p == 1
         self.maximum = (not self.learn) and math.isinf(p)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.assign import assign
 from multigrain.model.multigrain import MultiGrain
 
 # Everything THOR adds to a network carries this prefix and is no part of the model.
@@ -48,7 +49,7 @@ def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
             "check trunk, stem and number of classes",
         )
     for name, parameter in parameters.items():
-        parameter.set_data(Tensor(np.array(state[name], np.float32, order="C")))
+        assign(parameter, state[name])
     net.pool.set_exponent(float(state[GEM_P]))
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 import mindspore
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from multigrain.model.assign import assign
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 
 
@@ -114,9 +115,9 @@ class Update(nn.Cell):
     def restore_statistics(self) -> None:
         """Undoes what a skipped step's forward pass did to BatchNorm's running values."""
         for good, parameter in zip(self.good, self.statistics, strict=True):
-            parameter.set_data(Tensor(good.asnumpy()))
+            assign(parameter, good.asnumpy())
 
     def remember_statistics(self) -> None:
         """Takes the running values as they are now for good (after weights were loaded)."""
         for good, parameter in zip(self.good, self.statistics, strict=True):
-            good.set_data(Tensor(parameter.asnumpy()))
+            assign(good, parameter.asnumpy())

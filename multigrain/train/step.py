@@ -11,15 +11,16 @@ from mindspore import Parameter, Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.losses.objective import JointObjective
+from multigrain.model.assign import assign
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import CURVATURE_PREFIX, model_parameters
 from multigrain.optim import schedules
+from multigrain.optim.reduce import BucketedMean, Reducer
 from multigrain.optim.thor.curvature import Curvature
 from multigrain.optim.thor.share import InverseShare
 from multigrain.optim.update import Group, Trained, Update
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.gradients import Forward, GradientFunction
-from multigrain.optim.reduce import BucketedMean, Reducer
 
 _COUNTERS = ("step", "skipped_in_row", "skipped_total", "refresh_due")
 
@@ -202,7 +203,7 @@ class TrainStep:
                 "resume with the model, objective and optimizer it was saved with",
             )
         for name, parameter in parameters.items():
-            parameter.set_data(Tensor(np.array(state[name], np.float32, order="C")))
+            assign(parameter, state[name])
         self.step, self._skipped_in_row, self.skipped_total, due = (
             int(state[name]) for name in _COUNTERS
         )
@@ -219,7 +220,7 @@ class TrainStep:
             return
         mean = BucketedMean(self._reducer, [p.shape for p in self._statistics])
         for parameter, value in zip(self._statistics, mean(*self._statistics), strict=True):
-            parameter.set_data(Tensor(value.asnumpy()))
+            assign(parameter, value.asnumpy())
         self._update.remember_statistics()
 
     def curvature_table(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from multigrain.model.assign import assign
 from multigrain.optim.thor.capture import CapturedLayer, attach
 from multigrain.optim.thor.inverse import damped_inverse
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
@@ -77,8 +78,8 @@ class Curvature:
             a, g = found[index], found[count + index]
             if a is None or g is None:
                 continue
-            cell.a_inverse.set_data(Tensor(a))
-            cell.g_inverse.set_data(Tensor(g))
+            assign(cell.a_inverse, a)
+            assign(cell.g_inverse, g)
             refreshed += 1
         return refreshed
 
