@@ -12,7 +12,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", default="demo-out", help="folder to write to (default demo-out)"
     )
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--size", type=int, help="side of images and model input (default 32)")
     parser.add_argument("--epochs", type=int, help="default: the preset's")
     parser.add_argument("--workers", type=int, default=2, help="training processes (default 2)")
 

@@ -33,22 +33,33 @@ from multigrain_client.sync.client import Client
 PRESET = "digits-demo"
 MODEL = "digits"
 NEIGHBOURS = 7
+# The scans have 8 pixels a side.
+FILE_SIZE = 32
 CANCEL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line says. ``epochs`` None = the preset's."""
+    """What the command line says. None = the preset's.
+
+    Attributes:
+        out: folder to write to.
+        size: side of the image files and of the model's input, in pixels; None = files of 32
+            and the preset's input.
+        epochs: to train.
+        workers: training processes.
+    """
 
     out: Path
-    size: int = 32
+    size: int | None = None
     epochs: int | None = None
     workers: int = 2
 
 
 def run_demo(options: DemoOptions, output: Output) -> int:
     """Runs the demo; returns the exit code: 1 if the target accuracy was missed."""
-    if not 32 <= options.size <= 1024:
+    size = FILE_SIZE if options.size is None else options.size
+    if not FILE_SIZE <= size <= 1024:
         raise InvalidRequest("--size: must be 32..1024 pixels")
     _check_packages()
     folder = DemoFolder(options.out)
@@ -57,7 +68,7 @@ def run_demo(options: DemoOptions, output: Output) -> int:
     report = Report(workers=options.workers)
     with _termination_as_interrupt():
         with report.stage(output, "dataset", "writing the UCI digits as image files"):
-            digits = write_digits(folder.dataset, options.size)
+            digits = write_digits(folder.dataset, size)
             report.train_images, report.held_out_images = digits.train_images, digits.val_images
         demo = Demo(options, output, folder, digits, report)
         demo.run()
@@ -126,8 +137,9 @@ class Demo:
             # No val_path: the held-out images play no part in training or in any choice.
             "dataset.train_path": self._digits.train,
             "devices.count": self._options.workers,
-            "model.image_size": self._options.size,
         }
+        if self._options.size is not None:
+            overrides["model.image_size"] = self._options.size
         if self._options.epochs is not None:
             overrides["schedule.epochs"] = self._options.epochs
         job = client.start_training(preset=PRESET, name="digits", **overrides)

@@ -1,0 +1,83 @@
+"""The README names everything that can be called, set and measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from multigrain.v1 import (
+    embedding_pb2,
+    evaluation_pb2,
+    export_pb2,
+    job_pb2,
+    model_pb2,
+    training_pb2,
+)
+from multigrain_client.cli.main import COMMANDS
+from multigrain_server.config_sources import options
+from multigrain_server.metrics.jobs import EventMetrics
+from multigrain_server.metrics.requests import RequestMetrics
+from multigrain_server.serving.metrics import ServingMetrics
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+MODULES = (embedding_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2, training_pb2)
+RPCS = [
+    method.name
+    for module in MODULES
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+def test_every_call_is_in_the_readme(rpc):
+    assert f"`{rpc}`" in README
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_every_command_is_in_the_readme(command):
+    section = README.split("## The command line")[1].split("\n## ")[0]
+    assert re.search(rf"`{command}[ `]", section)
+
+
+@pytest.mark.parametrize("option", list(options()), ids=lambda option: option.key)
+def test_every_key_of_the_configuration_is_in_the_readme_with_its_default(option):
+    (row,) = re.findall(rf"^\| `{re.escape(option.key)}` \| (.*?) \|", README, re.MULTILINE)
+    default = option.info.get_default(call_default_factory=True)
+    if isinstance(default, Path):
+        default = default.name
+    shown = row.strip("`")
+    if isinstance(default, bool):
+        assert shown == str(default).lower()
+    elif isinstance(default, (int, float)):
+        assert float(shown) == default
+    else:
+        assert shown == (str(default) if default else "none")
+
+
+def test_every_metric_is_in_the_readme():
+    registry = CollectorRegistry()
+    for metrics in (EventMetrics, RequestMetrics, ServingMetrics):
+        metrics(registry)
+    names = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in registry.collect()
+    }
+    source = (ROOT / "server" / "multigrain_server" / "metrics" / "jobs.py").read_text()
+    names |= {f"multigrain_job_{name}" for name in re.findall(r'family\("(\w+)"', source)}
+    assert not {name for name in names if f"`{name}`" not in README}
+
+
+def test_every_preset_is_in_the_readme():
+    for preset in (ROOT / "multigrain" / "spec" / "presets").glob("*.yaml"):
+        assert f"`{preset.stem}`" in README
+
+
+def test_links_point_at_files_of_the_repository():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
