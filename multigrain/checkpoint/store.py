@@ -8,42 +8,40 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from multigrain.checkpoint.files import (
     TEMPORARY_PREFIX,
     clear_temporary,
-    describe,
     publish,
     write_synced,
 )
 from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.checkpoint.reader import (
+    MANIFEST,
+    MODEL,
+    STATE,
+    Checkpoint,
+    load,
+    load_model,
+    read_manifest,
+    verify,
+)
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import CheckpointRecord
 
-MANIFEST = "manifest.json"
-MODEL = "model.safetensors"
-STATE = "state.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 
+__all__ = [
+    "Checkpoint", "best_step", "folder_name", "latest_good", "load", "load_model", "prune",
+    "read_manifest", "resolve", "save", "steps", "verify",
+]  # fmt: skip
+
 Tensors = Mapping[str, NDArray[np.generic]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint in memory, checked."""
-
-    manifest: CheckpointManifest
-    model: dict[str, NDArray[np.generic]]
-    state: dict[str, NDArray[np.generic]]
 
 
 def folder_name(step: int) -> str:
@@ -96,64 +94,6 @@ def save(
         bytes=size,
         best=manifest.position.get("best_step") == manifest.step,
     )
-
-
-def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint and checks every byte.
-
-    Raises:
-        MultigrainError: CHECKPOINT if it is damaged or incomplete, saying what.
-    """
-    manifest = read_manifest(folder)
-    return Checkpoint(
-        manifest=manifest,
-        model=_read_tensors(folder, manifest, MODEL),
-        state=_read_tensors(folder, manifest, STATE),
-    )
-
-
-def load_model(folder: Path) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
-    """As ``load``, without the optimiser's state."""
-    manifest = read_manifest(folder)
-    return manifest, _read_tensors(folder, manifest, MODEL)
-
-
-def read_manifest(folder: Path) -> CheckpointManifest:
-    """The description of a checkpoint; its files are not looked at.
-
-    Raises:
-        MultigrainError: CHECKPOINT.
-    """
-    try:
-        manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise _damaged(folder, f"it has no {MANIFEST}") from error
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
-    if manifest.format_version != 1:
-        raise _damaged(
-            folder, f"its format is version {manifest.format_version}, this program knows 1"
-        )
-    return manifest
-
-
-def verify(folder: Path) -> CheckpointManifest:
-    """Checks sizes and sums of all files.
-
-    Raises:
-        MultigrainError: CHECKPOINT.
-    """
-    manifest = read_manifest(folder)
-    for name in (MODEL, STATE):
-        if name not in manifest.files:
-            raise _damaged(folder, f"{name} is not in its {MANIFEST}")
-    for name, entry in manifest.files.items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise _damaged(folder, f"{name} is missing")
-        if path.stat().st_size != entry.bytes or describe(path) != entry:
-            raise _damaged(folder, f"{name} is not what was written")
-    return manifest
 
 
 def steps(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -258,30 +198,6 @@ def resolve(checkpoints: Path, which: str) -> Path:
     )
 
 
-def _read_tensors(
-    folder: Path, manifest: CheckpointManifest, name: str
-) -> dict[str, NDArray[np.generic]]:
-    entry = manifest.files.get(name)
-    if entry is None:
-        raise _damaged(folder, f"{name} is not in its {MANIFEST}")
-    try:
-        if describe(folder / name) != entry:
-            raise _damaged(folder, f"{name} is not what was written")
-        tensors: dict[str, NDArray[np.generic]] = load_tensors((folder / name).read_bytes())
-    except FileNotFoundError as error:
-        raise _damaged(folder, f"{name} is missing") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(folder, f"{name} cannot be read") from error
-    return tensors
-
-
 def _contiguous(tensors: Tensors) -> dict[str, NDArray[np.generic]]:
     # np.ascontiguousarray would turn a scalar into a vector.
     return {name: np.asarray(value, order="C") for name, value in tensors.items()}
-
-
-def _damaged(folder: Path, what: str) -> MultigrainError:
-    return MultigrainError(
-        ErrorKind.CHECKPOINT,
-        f"checkpoint {folder.name} cannot be used: {what}. Use another checkpoint",
-    )

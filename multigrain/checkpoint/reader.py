@@ -1,0 +1,111 @@
+"""Reading one checkpoint, every byte checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from multigrain.checkpoint.files import describe
+from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.errors import ErrorKind, MultigrainError
+
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory, checked."""
+
+    manifest: CheckpointManifest
+    model: dict[str, NDArray[np.generic]]
+    state: dict[str, NDArray[np.generic]]
+
+
+def load(folder: Path) -> Checkpoint:
+    """Reads a checkpoint and checks every byte.
+
+    Raises:
+        MultigrainError: CHECKPOINT if it is damaged or incomplete, saying what.
+    """
+    manifest = read_manifest(folder)
+    return Checkpoint(
+        manifest=manifest,
+        model=_read_tensors(folder, manifest, MODEL),
+        state=_read_tensors(folder, manifest, STATE),
+    )
+
+
+def load_model(folder: Path) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
+    """As ``load``, without the optimiser's state."""
+    manifest = read_manifest(folder)
+    return manifest, _read_tensors(folder, manifest, MODEL)
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """The description of a checkpoint; its files are not looked at.
+
+    Raises:
+        MultigrainError: CHECKPOINT.
+    """
+    try:
+        manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"it has no {MANIFEST}") from error
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
+    if manifest.format_version != 1:
+        raise _damaged(
+            folder, f"its format is version {manifest.format_version}, this program knows 1"
+        )
+    return manifest
+
+
+def verify(folder: Path) -> CheckpointManifest:
+    """Checks sizes and sums of all files.
+
+    Raises:
+        MultigrainError: CHECKPOINT.
+    """
+    manifest = read_manifest(folder)
+    for name in (MODEL, STATE):
+        if name not in manifest.files:
+            raise _damaged(folder, f"{name} is not in its {MANIFEST}")
+    for name, entry in manifest.files.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise _damaged(folder, f"{name} is missing")
+        if path.stat().st_size != entry.bytes or describe(path) != entry:
+            raise _damaged(folder, f"{name} is not what was written")
+    return manifest
+
+
+def _read_tensors(
+    folder: Path, manifest: CheckpointManifest, name: str
+) -> dict[str, NDArray[np.generic]]:
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise _damaged(folder, f"{name} is not in its {MANIFEST}")
+    try:
+        if describe(folder / name) != entry:
+            raise _damaged(folder, f"{name} is not what was written")
+        tensors: dict[str, NDArray[np.generic]] = load_tensors((folder / name).read_bytes())
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"{name} is missing") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(folder, f"{name} cannot be read") from error
+    return tensors
+
+
+def _damaged(folder: Path, what: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.CHECKPOINT,
+        f"checkpoint {folder.name} cannot be used: {what}. Use another checkpoint",
+    )
