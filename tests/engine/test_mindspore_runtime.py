@@ -65,3 +65,47 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
     embedding, _ = network(mindspore.Tensor(images))
     np.testing.assert_allclose(np.stack(served), embedding.asnumpy(), rtol=1e-3, atol=1e-4)
     assert np.ptp(np.stack(served), axis=0).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_both_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
+    from multigrain.export import graphs
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import model_state
+
+    spec = ModelSpec(trunk="resnet18", classes=7, image_size=SIZE, stem="small")
+    network = build_model(spec, 7, seed=6)
+    network.set_train(False)
+    save_file(model_state(network), tmp_path / "weights.safetensors")
+    images = graphs.comparison_images(SIZE)
+    graphs.write_onnx(network, tmp_path / "model.onnx", images, graphs.reference(network, images))
+    preprocessing = Preprocessing(size=SIZE, resize_short=SIZE)
+    manifest = BundleManifest(
+        name="small",
+        version=1,
+        model=spec,
+        embedding_size=network.embedding_size,
+        labels=tuple("abcdefg"),
+        heads=(
+            Head(
+                resolution=SIZE,
+                gem_p=spec.gem_p,
+                preprocessing=preprocessing,
+                onnx="model.onnx",
+            ),
+        ),
+    )
+    (tmp_path / "model.json").write_text(manifest.model_dump_json())
+    served = {}
+    for runtime in ("mindspore", "onnxruntime"):
+        with EngineClient(tmp_path, max_batch=4, threads=1, runtime=runtime) as engine:
+            assert isinstance(engine.first, Ready), engine.first
+            assert engine.first.runtime.startswith(runtime)
+            engine.hold(3)
+            for number in range(3):
+                engine.submit(number, picture(number), vector=VectorWants())
+            served[runtime] = [
+                np.frombuffer(engine.frame(number).payload, "<f4") for number in range(3)
+            ]
+    np.testing.assert_allclose(served["mindspore"], served["onnxruntime"], atol=1e-4)
+    assert np.ptp(served["mindspore"], axis=0).max() > 1e-3
