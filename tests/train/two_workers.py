@@ -1,0 +1,61 @@
+"""What each of two workers does in test_two_workers.py: run by msrun, writes one .npz."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import mindspore
+import numpy as np
+from mindspore.communication import get_rank, init
+
+from multigrain.model.state import model_state
+from multigrain.train.step import TrainStep
+from tests.train.tiny import batch, tiny_spec, tiny_step
+
+STEPS = 4
+
+
+def share(step: int, rank: int) -> tuple[np.ndarray, ...]:
+    """This rank's half of the batch."""
+    return tuple(x[rank::2] for x in batch(step))
+
+
+def whole_state(step: TrainStep) -> dict[str, np.ndarray]:
+    return model_state(step._model) | step.state()
+
+
+def main(folder: Path) -> None:
+    mindspore.set_device("CPU")
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    init()
+    rank = get_rank()
+    results: dict[str, np.ndarray] = {}
+
+    # Classification alone, BatchNorm frozen: the halves add up to the whole batch exactly.
+    step = tiny_step(tiny_spec(instance_loss="none"), world=2, batch_norm=False)
+    losses = [step(*share(i, rank)).loss for i in range(STEPS)]
+    results["losses"] = np.array(losses)
+    results |= {f"plain/{name}": v for name, v in whole_state(step).items()}
+
+    # The margin loss, whose pairs are inside a worker, with BatchNorm.
+    step = tiny_step(tiny_spec(), world=2)
+    for i in range(2):
+        x, labels, ids = batch(10 * i + rank)
+        last = step(x, labels, ids, stop=rank == 1 and i == 1)
+        results[f"stop/{i}"] = np.array(last.stop_agreed)
+    results["own_mean"] = model_state(step._model)["trunk.bn1.moving_mean"]
+    step.sync_statistics()
+    results |= {f"margin/{name}": v for name, v in whole_state(step).items()}
+
+    # One worker's batch is broken.
+    x, labels, ids = batch(rank)
+    if rank == 1:
+        x[:] = np.nan
+    results["skipped"] = np.array(step(x, labels, ids).skipped)
+    results |= {f"skipped/{name}": v for name, v in model_state(step._model).items()}
+    np.savez(folder / f"rank{rank}.npz", **results)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
