@@ -42,7 +42,7 @@ def main() -> int:
         compute = Compute(settings.device, settings.threads, settings.max_batch)
         runtimes = load(choice, bundle, compute)
         manifest = bundle.manifest
-        classes = len(manifest.labels) or manifest.model.classes
+        classes = manifest.model.classes or len(manifest.labels)
         for resolution, runtime in runtimes.items():
             warm_up(runtime, resolution, manifest.embedding_size, classes)
     except MultigrainError as error:

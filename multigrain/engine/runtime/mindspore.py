@@ -39,7 +39,8 @@ class MindSporeRuntime(Runtime):
         mindspore.set_device(_TARGETS[compute.device])
         context.set_context(mode=context.GRAPH_MODE)
         manifest = bundle.manifest
-        classes = len(manifest.labels) or manifest.model.classes
+        # There may be more outputs than names (ImageNet with 1001 outputs).
+        classes = manifest.model.classes or len(manifest.labels)
         # p is a constant here, whether or not it was learned; the head says which.
         spec = manifest.model.model_copy(update={"learn_gem_p": False})
         self._network = build_model(spec, classes)

@@ -23,7 +23,7 @@ def model_message(view: ModelView) -> model_pb2.Model:
         aliases=view.aliases,
         trunk=manifest.model.trunk,
         embedding_size=manifest.embedding_size,
-        classes=len(manifest.labels) or manifest.model.classes,
+        classes=manifest.model.classes or len(manifest.labels),
         labels=manifest.labels,
         resolution=head.resolution,
         gem_p=head.gem_p,

@@ -165,7 +165,7 @@ class ImageService:
         if not request.classes:
             return 0
         manifest = model.entry.manifest
-        classes = len(manifest.labels) or manifest.model.classes
+        classes = manifest.model.classes or len(manifest.labels)
         # "At most all": more than there are is not an error.
         return min(request.top_k or _DEFAULT_TOP_K, classes)
 
