@@ -111,7 +111,8 @@ def _fill(
             try:
                 _set(message, field, value, here, violations)
             except (TypeError, ValueError, AttributeError) as error:
-                violations.append(FieldViolation(here, f"{_wanted(field)}, not {value!r}: {error}"))
+                detail = "" if isinstance(value, int) else f": {error}"
+                violations.append(FieldViolation(here, f"{_wanted(field)}; not {value!r}{detail}"))
 
 
 def _set(
@@ -224,6 +225,8 @@ def _wanted(field: FieldDescriptor) -> str:
             FieldDescriptor.CPPTYPE_DOUBLE: "a number",
             FieldDescriptor.CPPTYPE_FLOAT: "a number",
             FieldDescriptor.CPPTYPE_STRING: "a text",
+            FieldDescriptor.CPPTYPE_UINT32: "a whole number, 0 or more",
+            FieldDescriptor.CPPTYPE_UINT64: "a whole number, 0 or more",
         }.get(field.cpp_type, "a whole number")
     return (
         f"must be a list, each {noun}"

@@ -93,8 +93,9 @@ def test_every_wrong_field_is_reported_at_once():
         "spec.model.learn_gem_p",
         "spec.model.classes",
     }
+    assert fields["spec.seed"] == "must be a whole number, 0 or more; not -1"
     assert fields["spec.sched"] == "no such field; did you mean 'schedule'?"
-    assert fields["spec.model.learn_gem_p"].startswith("must be true or false, not 1")
+    assert fields["spec.model.learn_gem_p"].startswith("must be true or false; not 1")
 
 
 def test_dotted_and_nested_keys_are_the_same():

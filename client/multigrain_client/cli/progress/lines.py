@@ -26,7 +26,8 @@ class LineDisplay(Display):
             step = event.loss.step
             if step % self._every and step != event.loss.total_steps:
                 return
-        self._output.line(event_line(event))
+        # What belongs to the line above (a table in a log) is set in.
+        self._output.line(event_line(event).replace("\n", "\n    "))
 
     def end(self, job: Job) -> None:
         figures = f"  {metrics(job.metrics)}" if job.metrics else ""
