@@ -57,10 +57,9 @@ class ChannelServer:
     """
 
     def __init__(self, owner: Path) -> None:
-        prefix = f"multigrain-{hashlib.sha256(bytes(owner)).hexdigest()[:12]}-"
-        for stale in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        for stale in channel_folders(owner):
             shutil.rmtree(stale, ignore_errors=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=prefix))
+        self._folder = Path(tempfile.mkdtemp(prefix=_prefix(owner)))
         self.address = str(self._folder / "s")
         self.token = secrets.token_hex(16)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -140,6 +139,15 @@ class ChannelServer:
         if not hmac.compare_digest(message.token, self.token):
             raise ValueError("wrong token")
         peer.hello = message
+
+
+def channel_folders(owner: Path) -> list[Path]:
+    """Folders of the channels of a job, of which one at most is in use."""
+    return list(Path(tempfile.gettempdir()).glob(f"{_prefix(owner)}*"))
+
+
+def _prefix(owner: Path) -> str:
+    return f"multigrain-{hashlib.sha256(bytes(owner)).hexdigest()[:12]}-"
 
 
 def _nonblocking_pipe() -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import psutil
 
 from multigrain.events.log import Event, EventWriter, read_events
 from multigrain.events.records import JobState, LossRecord, Record, StateRecord
+from multigrain.jobs.channel import channel_folders
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.processes import FOLDER_VARIABLE
 from multigrain.jobs.request import JobKind, JobRequest
@@ -105,6 +107,8 @@ class Job:
             runner.wait()
         for process in self.processes():
             process.kill()
+        for folder in channel_folders(self.folder.path):
+            shutil.rmtree(folder)
 
 
 def _line(process: psutil.Process) -> str:
