@@ -35,7 +35,8 @@ MODEL = "digits"
 NEIGHBOURS = 7
 # The scans have 8 pixels a side.
 FILE_SIZE = 32
-CANCEL_SECONDS = 60.0
+# The step under way has to end, and on a busy machine the first one takes a minute.
+CANCEL_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Demo:
             return
         try:
             job = client.cancel(self._job)
-            self._output.line(f"cancelling job {job.job_id}")
+            self._output.line(f"cancelling job {job.job_id}, which saves a checkpoint first")
             if not is_terminal(job):
                 for _ in client.stream_events(job, kinds=["state"], timeout=CANCEL_SECONDS):
                     pass
