@@ -208,3 +208,8 @@ class App:
         """Processes that run jobs now."""
         runners = [active.runner for active in self._supervisor.active.values()]
         return [r.pid for r in runners if r is not None and r.alive() and r.pid is not None]
+
+    async def until_idle(self) -> None:
+        """Waits until every job has ended and its processes are gone."""
+        while self._supervisor.active:  # noqa: ASYNC110 - the supervisor polls as well
+            await asyncio.sleep(self.config.jobs.poll_seconds)

@@ -14,6 +14,9 @@ from multigrain.events.lock import is_locked
 from multigrain.events.log import read_events
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind
+from multigrain.spec.evaluation import EvaluationSpec
+from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide
 
 
@@ -222,3 +225,21 @@ async def test_a_defect_with_one_job_does_not_stop_the_others(
     monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
     good = await side.submit(events="1")
     assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_whose_checkpoints_are_being_read_is_not_deleted(side: JobSide) -> None:
+    source = await side.submit(events="1")
+    await side.ended(source.job_id)
+    weights = str(side.root / "jobs" / source.job_id / "checkpoints" / "step-1")
+
+    async def check() -> CheckedSpec:
+        return CheckedSpec(JobKind.EVALUATION, EvaluationSpec(), weights)
+
+    labels = {"events": "10000", "pause": "0.01"}
+    reader = await side.jobs.submit(Submission(JobKind.EVALUATION, "b", labels=labels), check)
+    with pytest.raises(MultigrainError, match=f"job {reader.job_id} reads its checkpoints"):
+        await side.jobs.delete(source.job_id)
+    side.jobs.cancel(reader.job_id)
+    await side.ended(reader.job_id)
+    await side.jobs.delete(source.job_id)
+    assert os.listdir(side.root / "jobs") == [reader.job_id]
