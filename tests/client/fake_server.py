@@ -280,9 +280,9 @@ class Models(model_pb2_grpc.ModelServiceServicer):
 
 
 class FakeServer:
-    """Listens on a free loopback port until ``stop``."""
+    """Listens on a loopback port (0 = a free one) until ``stop``."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.state = FakeState()
         self._server = grpc.server(
             ThreadPoolExecutor(16),
@@ -300,7 +300,7 @@ class FakeServer:
         checks = health.HealthServicer()
         checks.set("multigrain.v1.EmbeddingService", health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.address = f"127.0.0.1:{self.port}"
         self._server.start()
 

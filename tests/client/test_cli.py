@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from multigrain.v1 import job_pb2, model_pb2
 from multigrain_client.cli import main
+from multigrain_client.cli.output import Output
+from multigrain_client.cli.progress import LineDisplay, choose
 from tests.client.events import job_of, training_events
 from tests.client.fake_server import vector_of
 from tests.client.faults import Fault
@@ -287,3 +290,20 @@ def test_a_terminal_gets_a_live_display(server, trained):
     assert "100%" in text
     assert "█" in text
     assert "images/s" in text
+
+
+def test_without_rich_a_terminal_gets_lines(trained, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delitem(sys.modules, "multigrain_client.cli.progress.live", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    assert isinstance(choose(Output(Terminal(), as_json=False), trained), LineDisplay)
+
+
+def test_without_pyyaml_a_file_is_refused_with_what_to_install(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    code, _, err = run("train", "--spec", str(tmp_path / "spec.yaml"))
+    assert code == 1
+    assert err.endswith("pip install 'multigrain[cli]'\n")

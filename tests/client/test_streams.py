@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import grpc
 import pytest
@@ -19,6 +20,7 @@ from multigrain_client import (
 )
 from tests.client.drivers import take_until_error
 from tests.client.events import job_of, loss_event, training_events
+from tests.client.fake_server import FakeServer
 from tests.client.faults import Fault
 
 BREAKS = [
@@ -133,3 +135,27 @@ def test_wait_gives_up_after_its_timeout_and_says_where_the_job_stands(client, s
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_RUNNING)
     with pytest.raises(DeadlineExceeded, match=r"job job-1 is still RUNNING after 0.3 s"):
         client.wait("job-1", timeout=0.3)
+
+
+def test_a_stream_goes_on_when_the_server_has_been_away_for_a_while(make_client, server, state):
+    client = make_client(server.address)
+    state.events["job-1"] = training_events(20)
+    state.faults["StreamEvents"].append(Fault(after=9))
+    stream = client.stream_events("job-1")
+    seen = [next(stream).seq for _ in range(9)]
+    server.stop()
+    restarted: list[FakeServer] = []
+
+    def restart() -> None:
+        restarted.append(FakeServer(server.port))
+        restarted[0].state.events["job-1"] = training_events(20)
+
+    timer = threading.Timer(0.5, restart)
+    timer.start()
+    try:
+        seen += [event.seq for event in stream]
+        assert seen == list(range(1, 23))
+        assert restarted[0].state.requests[0].after_seq == 9
+    finally:
+        timer.join()
+        restarted[0].stop()
