@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 # MindSpore 2.8 gives wrong numbers when several threads of a process compute at once (seen: 5
-# batches of 1,900). Workers are processes; only tests put several into one.
+# batches of 480). Workers are processes; only tests put several into one.
 _ONE_AT_A_TIME = threading.Lock()
 
 
