@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mindspore import nn
@@ -12,6 +11,7 @@ from multigrain.checkpoint.store import Checkpoint
 from multigrain.checkpoint.weights import load_weights
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
+from multigrain.data.probe import probe
 from multigrain.errors import MultigrainError
 from multigrain.evaluate.classification import evaluate_classification
 from multigrain.events.records import EvaluationRecord, LogRecord
@@ -34,10 +34,12 @@ def run_training(ctx: WorkerContext) -> Outcome:
         raise ValueError("a training worker was started for a job that is not a training job")
     folder = scan(Path(spec.dataset.train_path))
     classes = class_count(spec, folder)
+    # Every worker looks at the same sample, so all of them fail, or none.
+    probe(folder, spec.dataset.max_unreadable, seed=spec.seed)
     model_spec = spec.model.model_copy(update={"classes": classes})
     model = build_model(spec.model, classes, seed=spec.seed)
     data = TrainingData(
-        folder, spec, rank=ctx.rank, world=ctx.world, threads=loader_threads(spec, ctx.world)
+        folder, spec, rank=ctx.rank, world=ctx.world, threads=spec.dataset.loader_threads
     )
     step = TrainStep(
         model,
@@ -73,12 +75,6 @@ def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:
             "give at least that many, or 0 to take the number of folders",
         )
     return spec.model.classes or found
-
-
-def loader_threads(spec: TrainingSpec, world: int) -> int:
-    """Loader threads of one worker: as asked, or the worker's share of the cores, at most 16."""
-    cores = len(os.sched_getaffinity(0))
-    return spec.dataset.loader_threads or max(1, min(16, cores // world))
 
 
 def _restore(

@@ -94,7 +94,7 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
         scores = np.exp(reference["logits"] - reference["logits"].max(1, keepdims=True))
         scores /= scores.sum(1, keepdims=True)
         for row, answer in zip(scores, classes, strict=True):
-            assert [c.probability for c in answer.classes] == pytest.approx(
+            assert [c.probability for c in answer] == pytest.approx(
                 sorted(row.tolist(), reverse=True)[:4], abs=1e-4
             )
 

@@ -8,12 +8,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from multigrain_server.convert.spec import (
-    evaluation_message,
-    export_message,
-    overrides,
-    training_message,
-)
 
 from multigrain.spec.base import Spec
 from multigrain.spec.evaluation import EvaluationSpec
@@ -22,6 +16,12 @@ from multigrain.spec.preset import list_presets
 from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.spec.training import TrainingSpec
 from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, training_spec_pb2
+from multigrain_server.convert.spec import (
+    evaluation_message,
+    export_message,
+    overrides,
+    training_message,
+)
 
 PAIRS = [
     (training_spec_pb2.TrainingSpec, TrainingSpec),
