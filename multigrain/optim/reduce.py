@@ -47,24 +47,32 @@ class BucketedMean(nn.Cell):
     def __init__(self, reducer: Reducer, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self.reducer = reducer
-        self.shapes = tuple(tuple(s) for s in shapes)
-        self.sizes = tuple(_size(s) for s in self.shapes)
+        self.sizes = tuple(_size(s) for s in shapes)
         self.buckets = tuple(_buckets(self.sizes))
         self.concatenate = ops.Concat(0)
+        self.each = ops.HyperMap()
 
     def construct(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        result = ()
+        flat = self.each(_flatten, tensors)
+        pieces = ()
         for first, last in self.buckets:
-            flat = ()
-            for i in range(first, last):
-                flat = (*flat, ops.reshape(ops.cast(tensors[i], mindspore.float32), (-1,)))
-            reduced = self.reducer(self.concatenate(flat)) / self.reducer.world
-            start = 0
-            for i in range(first, last):
-                piece = reduced[start : start + self.sizes[i]]
-                result = (*result, ops.reshape(piece, self.shapes[i]))
-                start = start + self.sizes[i]
-        return result
+            reduced = self.reducer(self.concatenate(flat[first:last])) / self.reducer.world
+            pieces = pieces + ops.split(reduced, list(self.sizes[first:last]))
+        return self.each(_shape_like, pieces, tensors)
+
+
+_flatten = ops.MultitypeFuncGraph("flatten")
+_shape_like = ops.MultitypeFuncGraph("shape_like")
+
+
+@_flatten.register("Tensor")
+def _flatten_one(x):  # type: ignore[no-untyped-def]
+    return ops.reshape(ops.cast(x, mindspore.float32), (-1,))
+
+
+@_shape_like.register("Tensor", "Tensor")
+def _shape_one_like(x, model):  # type: ignore[no-untyped-def]
+    return ops.reshape(x, model.shape)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -10,7 +10,7 @@ import mindspore
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from multigrain.model.assign import assign
-from multigrain.optim.thor.preconditioner import LayerPreconditioner
+from multigrain.optim.thor.preconditioner import LayerPreconditioner, precondition
 
 
 class Group(Enum):
@@ -46,7 +46,10 @@ class Update(nn.Cell):
     has no meaning.
 
     ``statistics`` are BatchNorm's running values; they have been written by the forward pass
-    already, and this remembers them as good (see :class:`Restore`).
+    already, and this remembers them as good (see :meth:`restore_statistics`).
+
+    Gradients are given in the order of :attr:`trained`. Everything is mapped over tuples: a
+    loop in a graph is unrolled into nested calls, of which MindSpore allows 1000.
     """
 
     def __init__(
@@ -59,29 +62,27 @@ class Update(nn.Cell):
         clipped: bool,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.count = len(trained)
-        self.weights = ParameterTuple([t.parameter for t in trained])
-        self.moments = ParameterTuple(
-            [
-                Parameter(
-                    ops.zeros(t.parameter.shape, mindspore.float32),
-                    name=f"momentum.{t.parameter.name}",
-                    requires_grad=False,
-                )
-                for t in trained
-            ]
-        )
-        cells = [t.preconditioner for t in trained if t.preconditioner is not None]
-        self.preconditioners = nn.CellList(cells, auto_prefix=False)
-        where = iter(range(len(cells)))
-        self.place = tuple(-1 if t.preconditioner is None else next(where) for t in trained)
-        self.decay = tuple(weight_decay if t.group is Group.WEIGHTS else 0.0 for t in trained)
-        self.boundary = tuple(t.group is Group.BOUNDARY for t in trained)
-        self.exponent = tuple(t.group is Group.EXPONENT for t in trained)
+        layers = [t for t in trained if t.preconditioner is not None]
+        plain = [t for t in trained if t.preconditioner is None and t.group is Group.WEIGHTS]
+        exponents = [t for t in trained if t.group is Group.EXPONENT]
+        boundaries = [t for t in trained if t.group is Group.BOUNDARY]
+        self.trained = (*layers, *plain, *exponents, *boundaries)
+        self.layers = len(layers)
+        self.decayed = len(layers) + len(plain)
+        self.exponents = len(exponents)
+        self.boundaries = len(boundaries)
+        self.weights = ParameterTuple([t.parameter for t in self.trained])
+        self.moments = ParameterTuple([_moment(t.parameter) for t in self.trained])
+        cells = [t.preconditioner for t in layers if t.preconditioner is not None]
+        self.a_inverses = ParameterTuple([cell.a_inverse for cell in cells])
+        self.g_inverses = ParameterTuple([cell.g_inverse for cell in cells])
         self.momentum = momentum
+        self.weight_decay = weight_decay
         self.clipped = clipped
+        self.each = ops.HyperMap()
         self.apply_momentum = ops.ApplyMomentum()
         self.statistics = ParameterTuple(list(statistics))
+        self.count_statistics = len(self.statistics)
         self.good = ParameterTuple(
             [
                 Parameter(p.value().copy(), name=f"good.{p.name}", requires_grad=False)
@@ -92,24 +93,35 @@ class Update(nn.Cell):
     def construct(
         self, rate: Tensor, boundary_rate: Tensor, clip: Tensor, *gradients: Tensor
     ) -> Tensor:
-        """All three scalars are float32; ``clip`` multiplies every gradient where ``clipped``."""
-        for i in range(self.count):
-            weight = self.weights[i]
-            g = gradients[i] * clip if self.clipped else gradients[i]
-            if self.place[i] >= 0:
-                g = self.preconditioners[self.place[i]](g)
-            if self.decay[i] > 0:
-                g = g + self.decay[i] * weight
-            if self.boundary[i]:
-                self.apply_momentum(weight, self.moments[i], boundary_rate, g, BOUNDARY_MOMENTUM)
-            elif self.exponent[i]:
-                m = self.momentum * self.moments[i] + g
-                ops.assign(self.moments[i], m)
-                ops.assign(weight, ops.maximum(weight - rate * m, Tensor(1.0, mindspore.float32)))
-            else:
-                self.apply_momentum(weight, self.moments[i], rate, g, self.momentum)
-        for i in range(len(self.good)):
-            ops.assign(self.good[i], self.statistics[i])
+        """The scalars are float32; ``clip`` multiplies every gradient where ``clipped``."""
+        if self.clipped:
+            gradients = self.each(ops.partial(_scale, clip), gradients)
+        n, e = self.decayed, self.decayed + self.exponents
+        weights, moments = self.weights, self.moments
+        decayed = gradients[self.layers : n]
+        if self.layers > 0:
+            layers = self.each(
+                _precondition, gradients[: self.layers], self.a_inverses, self.g_inverses
+            )
+            decayed = layers + decayed
+        if self.weight_decay > 0:
+            decayed = self.each(ops.partial(_decay, self.weight_decay), decayed, weights[:n])
+        self.each(
+            ops.partial(_apply, self.apply_momentum, rate, self.momentum),
+            weights[:n], moments[:n], decayed,
+        )  # fmt: skip
+        if self.exponents > 0:
+            self.each(
+                ops.partial(_apply_at_least_one, rate, self.momentum),
+                weights[n:e], moments[n:e], gradients[n:e],
+            )  # fmt: skip
+        if self.boundaries > 0:
+            self.each(
+                ops.partial(_apply, self.apply_momentum, boundary_rate, BOUNDARY_MOMENTUM),
+                weights[e:], moments[e:], gradients[e:],
+            )  # fmt: skip
+        if self.count_statistics > 0:
+            self.each(_copy, self.good, self.statistics)
         return rate
 
     def restore_statistics(self) -> None:
@@ -121,3 +133,51 @@ class Update(nn.Cell):
         """Takes the running values as they are now for good (after weights were loaded)."""
         for good, parameter in zip(self.good, self.statistics, strict=True):
             assign(good, parameter.asnumpy())
+
+
+def _moment(parameter: Parameter) -> Parameter:
+    zeros = ops.zeros(parameter.shape, mindspore.float32)
+    return Parameter(zeros, name=f"momentum.{parameter.name}", requires_grad=False)
+
+
+_scale = ops.MultitypeFuncGraph("scale")
+_precondition = ops.MultitypeFuncGraph("precondition")
+_decay = ops.MultitypeFuncGraph("decay")
+_apply = ops.MultitypeFuncGraph("apply")
+_apply_at_least_one = ops.MultitypeFuncGraph("apply_at_least_one")
+_copy = ops.MultitypeFuncGraph("copy")
+
+
+@_scale.register("Tensor", "Tensor")
+def _scale_one(factor, gradient):  # type: ignore[no-untyped-def]
+    return gradient * factor
+
+
+@_precondition.register("Tensor", "Tensor", "Tensor")
+def _precondition_one(gradient, a_inverse, g_inverse):  # type: ignore[no-untyped-def]
+    return precondition(gradient, a_inverse, g_inverse)
+
+
+@_decay.register("Number", "Tensor", "Tensor")
+def _decay_one(weight_decay, gradient, weight):  # type: ignore[no-untyped-def]
+    return gradient + weight_decay * weight
+
+
+@_apply.register("Function", "Tensor", "Number", "Tensor", "Tensor", "Tensor")
+def _apply_one(operation, rate, momentum, weight, moment, gradient):  # type: ignore[no-untyped-def]
+    operation(weight, moment, rate, gradient, momentum)
+    return True
+
+
+@_apply_at_least_one.register("Tensor", "Number", "Tensor", "Tensor", "Tensor")
+def _apply_one_at_least_one(rate, momentum, weight, moment, gradient):  # type: ignore[no-untyped-def]
+    m = momentum * moment + gradient
+    ops.assign(moment, m)
+    ops.assign(weight, ops.maximum(weight - rate * m, Tensor(1.0, mindspore.float32)))
+    return True
+
+
+@_copy.register("Tensor", "Tensor")
+def _copy_one(target, source):  # type: ignore[no-untyped-def]
+    ops.assign(target, source)
+    return True

@@ -123,31 +123,39 @@ class _Mean(nn.Cell):
         self.loss_scale = loss_scale
         if self.world > 1:
             self.mean = BucketedMean(reducer, [p.shape for p in (*parameters, *slots)])
+        self.each = ops.HyperMap()
         self.total = ops.ReduceSum()
-
-    def sum_of_squares(self, g: Tensor) -> Tensor:
-        # Row by row: reducing a large tensor at once is several times slower on the CPU.
-        if g.ndim < 2:
-            return self.total(g * g)
-        rows = ops.reshape(g, (g.shape[0], -1))
-        return self.total(self.total(rows * rows, 1))
+        self.join = ops.Concat(0)
 
     def construct(self, numbers: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self.world > 1:
             numbers = self.reducer(numbers) / self.world
             tensors = self.mean(*tensors)
-        unscaled = ()
-        squared = Tensor(0.0, mindspore.float32)
-        for i in range(self.gradients):
+        gradients = tensors[: self.gradients]
+        if self.loss_scale != 1.0:
             # The only place where the loss scale is taken off the gradients. (The taps take it
             # off the factors.)
-            g = tensors[i]
-            if self.loss_scale != 1.0:
-                g = g * (1.0 / self.loss_scale)
-            squared = squared + self.sum_of_squares(g)
-            unscaled = (*unscaled, g)
-        numbers = ops.concat((numbers, ops.reshape(squared, (1,))))
-        return (numbers, *unscaled, *tensors[self.gradients :])
+            gradients = self.each(ops.partial(_unscale, 1.0 / self.loss_scale), gradients)
+        squared = ops.reshape(self.total(self.join(self.each(_squares, gradients))), (1,))
+        return (self.join((numbers, squared)), *gradients, *tensors[self.gradients :])
+
+
+_unscale = ops.MultitypeFuncGraph("unscale")
+_squares = ops.MultitypeFuncGraph("squares")
+
+
+@_unscale.register("Number", "Tensor")
+def _unscale_one(factor, gradient):  # type: ignore[no-untyped-def]
+    return gradient * factor
+
+
+@_squares.register("Tensor")
+def _squares_of_one(gradient):  # type: ignore[no-untyped-def]
+    """Sum of squares by row: reducing a large tensor at once is far slower on the CPU."""
+    if gradient.ndim < 2:
+        return ops.reshape(gradient * gradient, (-1,))
+    rows = ops.reshape(gradient, (gradient.shape[0], -1))
+    return ops.ReduceSum()(rows * rows, 1)
 
 
 def _compile(

@@ -104,7 +104,7 @@ class TrainStep:
         self._apply = _compiled(self._update)
         self._gradients = GradientFunction(
             Forward(model, objective, optimizer.loss_scale),
-            [t.parameter for t in trained],
+            [t.parameter for t in self._update.trained],
             self._curvature.slots if self._curvature else [],
             self._reducer,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -9,7 +10,7 @@ from multigrain.model.state import CURVATURE_PREFIX
 from multigrain.optim.thor.layout import BlockLayout
 
 
-class LayerPreconditioner(nn.Cell):
+def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tensor:
     """P(g) = (sqrt(T) G + sqrt(lambda) I)^-1  g  (sqrt(T) A + sqrt(lambda) I)^-1, blockwise.
 
     With F = T (A (x) G) the layer's Fisher matrix this is ``(F + damping)^-1`` applied to g,
@@ -17,43 +18,55 @@ class LayerPreconditioner(nn.Cell):
     (MindSpore's THOR, K-FAC arXiv 1503.05671 section 6.3). Block (h, w) of the gradient is
     multiplied by block h of the one inverse and block w of the other.
 
-    Until the first refresh the inverses are identities: the plain gradient.
+    Args:
+        gradient: (O, ...), taken as an O x I matrix.
+        a_inverse: (a, s, s) blocks of the input side, a * s >= I.
+        g_inverse: (g, r, r) blocks of the output side, g * r >= O.
+    Returns:
+        The shape of ``gradient``.
+    """
+    multiply = ops.BatchMatMul()
+    rows = gradient.shape[0]
+    g = ops.reshape(gradient, (rows, -1))
+    columns = g.shape[1]
+    g_count, g_size, _ = g_inverse.shape
+    a_count, a_size, _ = a_inverse.shape
+    padded_rows = g_count * g_size
+    padded_columns = a_count * a_size
+    if padded_rows > rows:
+        g = ops.concat((g, ops.zeros((padded_rows - rows, columns), mindspore.float32)), 0)
+    if padded_columns > columns:
+        border = ops.zeros((padded_rows, padded_columns - columns), mindspore.float32)
+        g = ops.concat((g, border), 1)
+    g = multiply(g_inverse, ops.reshape(g, (g_count, g_size, padded_columns)))
+    if a_count == 1:
+        g = multiply(ops.reshape(g, (1, padded_rows, a_size)), a_inverse)
+    else:
+        g = ops.transpose(ops.reshape(g, (padded_rows, a_count, a_size)), (1, 0, 2))
+        g = ops.transpose(multiply(g, a_inverse), (1, 0, 2))
+    g = ops.reshape(g, (padded_rows, padded_columns))
+    if padded_rows > rows or padded_columns > columns:
+        g = g[:rows, :columns]
+    return ops.reshape(g, gradient.shape)
+
+
+class LayerPreconditioner(nn.Cell):
+    """The inverses of one layer; see :func:`precondition`.
+
+    Until the first refresh they are identities: the plain gradient.
     """
 
     def __init__(self, name: str, a: BlockLayout, g: BlockLayout) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.a_inverse = Parameter(
             Tensor(_identities(a)), name=f"{CURVATURE_PREFIX}{name}.a_inverse", requires_grad=False
         )
         self.g_inverse = Parameter(
             Tensor(_identities(g)), name=f"{CURVATURE_PREFIX}{name}.g_inverse", requires_grad=False
         )
-        self.rows, self.columns = g.dim, a.dim
-        self.padded_rows, self.padded_columns = g.padded, a.padded
-        self.g_count, self.g_size = g.count, g.size
-        self.a_count, self.a_size = a.count, a.size
-        self.padded = g.padded > g.dim or a.padded > a.dim
-        if self.padded:
-            self.pad = ops.Pad(((0, g.padded - g.dim), (0, a.padded - a.dim)))
-        self.multiply = ops.BatchMatMul()
 
     def construct(self, gradient: Tensor) -> Tensor:
-        g = ops.reshape(gradient, (self.rows, self.columns))
-        if self.padded:
-            g = self.pad(g)
-        g = ops.reshape(g, (self.g_count, self.g_size, self.padded_columns))
-        g = self.multiply(self.g_inverse, g)
-        if self.a_count == 1:
-            g = ops.reshape(g, (1, self.padded_rows, self.a_size))
-            g = self.multiply(g, self.a_inverse)
-        else:
-            g = ops.reshape(g, (self.padded_rows, self.a_count, self.a_size))
-            g = self.multiply(ops.transpose(g, (1, 0, 2)), self.a_inverse)
-            g = ops.transpose(g, (1, 0, 2))
-        g = ops.reshape(g, (self.padded_rows, self.padded_columns))
-        if self.padded:
-            g = g[: self.rows, : self.columns]
-        return ops.reshape(g, gradient.shape)
+        return precondition(gradient, self.a_inverse, self.g_inverse)
 
 
 def _identities(layout: BlockLayout) -> np.ndarray:

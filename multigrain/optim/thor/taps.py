@@ -73,14 +73,14 @@ class BlockSecondMoment(nn.Cell):
         super().__init__()
         self.count = layout.count
         self.size = layout.size
-        self.padded = layout.padded > layout.dim
-        if self.padded:
-            self.pad = ops.Pad(((0, layout.padded - layout.dim), (0, 0)))
+        self.missing = layout.padded - layout.dim
         self.multiply = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.padded:
-            x = self.pad(x)
+        if self.missing > 0:
+            # Not ``Pad``, which is ten times slower on the CPU.
+            border = ops.zeros((self.missing, x.shape[1]), mindspore.float32)
+            x = ops.concat((x, border), 0)
         x = ops.reshape(x, (self.count, self.size, -1))
         return self.multiply(x, x)
 
