@@ -1,0 +1,35 @@
+"""What a training step reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did; the same on every worker.
+
+    Attributes:
+        step: steps done, this one included (from 1).
+        loss, classification_loss, instance_loss: means over the workers, unscaled.
+        learning_rate, damping: in use in this step; damping is 0 without THOR.
+        skipped: nothing was updated, because a loss or a gradient was not finite.
+        refreshed_layers: layers whose curvature this step renewed.
+        curvature_layers: layers with curvature; 0 without THOR.
+        beta: the margin loss's boundary, 0 without one.
+        gem_p: the pooling exponent.
+        stop_agreed: a worker asked to stop, and every worker sees it in this same step.
+    """
+
+    step: int
+    loss: float
+    classification_loss: float
+    instance_loss: float
+    learning_rate: float
+    damping: float
+    skipped: bool
+    refreshed_layers: int
+    curvature_layers: int
+    beta: float
+    gem_p: float
+    stop_agreed: bool
