@@ -32,14 +32,14 @@ class Predictions:
     logits: FloatArray
 
 
-class Compiled(nn.Cell):  # type: ignore[misc]
+class Compiled(nn.Cell):
     """A network as one compiled graph: faster where many batches follow."""
 
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
-    @jit  # type: ignore[untyped-decorator]
+    @jit
     def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         embedding, logits = self.network(images)
         return embedding, logits
