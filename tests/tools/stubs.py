@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,9 @@ STUBS = ROOT / "multigrain" / "v1"
 def generate(out: Path) -> None:
     """Writes the stubs of every proto file below ``protos/`` to ``out`` (package layout kept)."""
     files = sorted(str(path) for path in PROTOS.rglob("*.proto"))
+    # protoc looks for its plugins on the path; ours lie beside the interpreter.
+    plugins = Path(sys.executable).parent
+    os.environ["PATH"] = f"{plugins}{os.pathsep}{os.environ.get('PATH', '')}"
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     code = protoc.main(
         [
