@@ -44,6 +44,13 @@ def check_labels(labels: Mapping[str, str]) -> None:
         raise refusal(found)
 
 
+def check_filter(name_contains: str, labels: Mapping[str, str]) -> None:
+    """Refuses a filter that no name and no labels within the limits could match."""
+    found = [*_text("name_contains", name_contains, MAX_NAME), *_labels(labels)]
+    if found:
+        raise refusal(found)
+
+
 def _request_id(request_id: str) -> list[FieldViolation]:
     return _text("request_id", request_id, MAX_REQUEST_ID)
 

@@ -15,6 +15,12 @@ from multigrain.errors import ErrorKind, MultigrainError
 
 DOMAIN = "multigrain"
 
+# A client takes 8 KiB of trailers by default; of more it makes RESOURCE_EXHAUSTED. The message
+# is in them twice, once as percent-encoded text, and all details are base64.
+_MESSAGE_BYTES = 1500
+_VIOLATION_BYTES = 300
+_VIOLATIONS_BYTES = 2500
+
 STATUS_OF: dict[ErrorKind, grpc.StatusCode] = {
     ErrorKind.INVALID_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.PATH_NOT_ALLOWED: grpc.StatusCode.PERMISSION_DENIED,
@@ -60,6 +66,7 @@ def wire_error(error: MultigrainError, request_id: str) -> WireError:
     """A status with google.rpc details: ErrorInfo always; BadRequest for wrong fields;
     RetryInfo (and gRPC's own pushback trailer) where a retry may succeed."""
     code = STATUS_OF[error.kind]
+    text = _cut(error.message, _MESSAGE_BYTES)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
             reason=error.kind.name, domain=DOMAIN, metadata={"request_id": request_id}
@@ -68,7 +75,13 @@ def wire_error(error: MultigrainError, request_id: str) -> WireError:
     if error.violations:
         bad = error_details_pb2.BadRequest()
         for violation in error.violations:
-            bad.field_violations.add(field=violation.field, description=violation.message)
+            bad.field_violations.add(
+                field=_cut(violation.field, _VIOLATION_BYTES),
+                description=_cut(violation.message, _VIOLATION_BYTES),
+            )
+            if bad.ByteSize() > _VIOLATIONS_BYTES:
+                del bad.field_violations[-1]
+                break
         details.append(bad)
     extra: list[tuple[str, str | bytes]] = []
     if error.retry_after is not None:
@@ -76,14 +89,29 @@ def wire_error(error: MultigrainError, request_id: str) -> WireError:
         delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         extra.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))
-    status = status_pb2.Status(code=code.value[0], message=error.message)
+    status = status_pb2.Status(code=code.value[0], message=text)
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
     sent = rpc_status.to_status(status)
     metadata = tuple((str(key), value) for key, value in sent.trailing_metadata or ())
-    return WireError(code, error.message, (*metadata, *extra))
+    return WireError(code, text, (*metadata, *extra))
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning of a text that takes about ``size`` bytes when percent-encoded.
+
+    Bytes of a file name that are not UTF-8, which no message can carry, are shown escaped.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
+    taken = 0
+    for at, character in enumerate(text):
+        plain = " " <= character <= "~" and character != "%"
+        taken += 1 if plain else 3 * len(character.encode())
+        if taken > size:
+            return f"{text[:at]}..."
+    return text
 
 
 def internal_error(request_id: str) -> MultigrainError:

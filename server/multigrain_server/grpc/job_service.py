@@ -8,6 +8,7 @@ from typing import Any
 import grpc.aio
 
 from multigrain.errors import MultigrainError
+from multigrain.spec.request import check_filter
 from multigrain.v1 import job_pb2, job_pb2_grpc
 from multigrain_server.convert.event import KIND_OF_ENUM
 from multigrain_server.convert.job import job_message
@@ -33,6 +34,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def ListJobs(  # noqa: N802
         self, request: job_pb2.ListJobsRequest, context: Context
     ) -> job_pb2.ListJobsResponse:
+        check_filter(request.name_contains, request.labels)
         which = JobFilter(
             states=_names("states", request.states, job_pb2.JobState, "JOB_STATE_"),
             kinds=_names("kinds", request.kinds, job_pb2.JobKind, "JOB_KIND_"),

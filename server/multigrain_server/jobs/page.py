@@ -12,6 +12,7 @@ from multigrain.errors import MultigrainError
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
+_MAX_TOKEN = 1024
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class PageToken:
         if not token:
             return None
         try:
+            if len(token) > _MAX_TOKEN:  # a deeply nested one would end JSON's reader
+                raise ValueError("too long")
             padded = token + "=" * (-len(token) % 4)
             body = json.loads(base64.b64decode(padded.encode("ascii"), b"-_", validate=True))
             create_time, job_id, digest = body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from multigrain.v1.common_pb2 import DeviceSpec
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
@@ -103,6 +106,44 @@ async def test_a_wrong_training_spec_is_refused(
     request = StartTrainingRequest(spec=_spec(dataset, **make(dataset)))
     error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
     assert (error.code(), words in str(error.details())) == (code, True), error.details()
+
+
+def _fill(message: Message) -> None:
+    """Sets every field to something that is wrong for most of them."""
+    wrong = {FieldDescriptor.TYPE_STRING: "\u00e9" * 100_000, FieldDescriptor.TYPE_BOOL: True}
+    wrong[FieldDescriptor.TYPE_DOUBLE] = -1.0
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type:
+            _fill(getattr(message, field.name))
+        elif not field.is_repeated:
+            setattr(message, field.name, wrong.get(field.type, 4_000_000_000))
+
+
+async def test_a_spec_with_everything_wrong_is_still_answered_with_its_status(
+    channel: grpc.aio.Channel,
+) -> None:
+    spec = TrainingSpec()
+    _fill(spec)
+    error = await _refusal(
+        TrainingServiceStub(channel).StartTraining(StartTrainingRequest(spec=spec))
+    )
+    assert (error.code(), "spec.preset" in str(error.details())) == (INVALID, True)
+
+
+@pytest.mark.parametrize("name", ["\u00e9" * 1300, "x" * 1_000_000])
+async def test_a_long_name_of_nothing_is_answered_with_its_status(
+    channel: grpc.aio.Channel, dataset: Path, name: str
+) -> None:
+    source = WeightsSource(job_id=name)
+    request = StartEvaluationRequest(spec=EvaluationSpec(weights=source, dataset_path=str(dataset)))
+    error = await _refusal(EvaluationServiceStub(channel).StartEvaluation(request))
+    assert (error.code(), "spec.weights" in str(error.details())) == (NOT_FOUND, True)
+    path = "/".join([str(dataset), *["\u00e9" * 100] * 15])
+    spec = _spec(dataset, train_path=path)
+    error = await _refusal(
+        TrainingServiceStub(channel).StartTraining(StartTrainingRequest(spec=spec))
+    )
+    assert (error.code(), "no such file" in str(error.details())) == (INVALID, True)
 
 
 async def test_a_validation_class_that_is_not_trained_on_is_refused(
@@ -247,6 +288,9 @@ async def test_a_wrong_job_id_is_refused_by_every_call(
         (ListJobsRequest(page_token="W10"), "page_token"),
         (ListJobsRequest(states=[99]), "states[0]"),  # type: ignore[list-item]
         (ListJobsRequest(kinds=[1, 0]), "kinds[1]"),  # type: ignore[list-item]
+        (ListJobsRequest(page_token=base64.b64encode(b"[" * 100_000).decode()), "page_token"),
+        (ListJobsRequest(labels={str(i): "" for i in range(2000)}), "labels"),
+        (ListJobsRequest(name_contains="x" * 129), "name_contains"),
     ],
 )
 async def test_a_wrong_listing_is_refused(

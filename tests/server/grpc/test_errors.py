@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -55,3 +58,23 @@ def test_a_retry_delay_is_sent_both_ways() -> None:
     retry = error_details_pb2.RetryInfo.FromString(_details(wire)["RetryInfo"])
     assert retry.retry_delay.ToMilliseconds() == 1500
     assert ("grpc-retry-pushback-ms", "1500") in wire.trailing_metadata
+
+
+def test_a_long_message_leaves_room_for_its_status() -> None:
+    violations = tuple(FieldViolation(f"spec.f{i}", "\u00e9" * 1000) for i in range(1000))
+    error = MultigrainError(
+        ErrorKind.INVALID_FIELD, "spec: " + "\u00e9" * 9000, violations=violations
+    )
+    wire = wire_error(error, "r" * 128)
+    raw = dict(wire.trailing_metadata)["grpc-status-details-bin"]
+    assert len(quote(wire.details)) + len(base64.b64encode(bytes(raw))) < 7500  # type: ignore[arg-type]
+    bad = error_details_pb2.BadRequest.FromString(_details(wire)["BadRequest"])
+    assert bad.field_violations[0].field == "spec.f0"
+    assert wire.details.startswith("spec: \u00e9")
+    assert wire.details.endswith("...")
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_told() -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    wire = wire_error(MultigrainError(ErrorKind.DATASET, f"unknown: {name}"), "r")
+    assert wire.details == "unknown: caf\\udce9"
