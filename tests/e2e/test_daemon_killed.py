@@ -60,7 +60,7 @@ def test_twenty_subscribers_hold_the_same_list_after_the_daemon_was_killed(
         port = daemon.address.rsplit(":", 1)[1]
         daemon.fix_port(port)
         with daemon.client() as client:
-            job = client.start_training(small_training(digits, epochs=8))
+            job = client.start_training(small_training(digits, epochs=5))
         subscribers = [
             Subscriber(daemon.address, job.job_id, unsteady=n if n % 2 else None)
             for n in range(SUBSCRIBERS)
