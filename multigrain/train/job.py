@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from mindspore import nn
+from numpy.typing import NDArray
 
 from multigrain.checkpoint import store
 from multigrain.checkpoint.store import Checkpoint
@@ -19,7 +21,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import build_model
-from multigrain.model.state import load_model_state
+from multigrain.model.state import GEM_P, load_model_state
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.best import Best
 from multigrain.train.saver import Saver
@@ -99,8 +101,20 @@ def _restore(
             _log(ctx, f"continuing from the checkpoint of step {checkpoint.manifest.step}")
         return checkpoint.manifest.step
     if spec.initial_weights:
-        load_model_state(model, load_weights(Path(spec.initial_weights)).model)
+        load_model_state(model, _initial(spec))
+        step.remember_statistics()
     return 0
+
+
+def _initial(spec: TrainingSpec) -> dict[str, NDArray[np.generic]]:
+    """The weights of ``initial_weights`` with the exponent that the specification asks for.
+
+    Only a learned exponent starts from the one that was learned before.
+    """
+    state = dict(load_weights(Path(spec.initial_weights)).model)
+    if not spec.model.learn_gem_p or GEM_P not in state:
+        state[GEM_P] = np.asarray(spec.model.gem_p, np.float32)
+    return state
 
 
 def _log(ctx: WorkerContext, message: str, level: str = "INFO") -> None:

@@ -182,6 +182,10 @@ class TrainStep:
         self._refresh_due = bool(due)
         self._update.remember_statistics()
 
+    def remember_statistics(self) -> None:
+        """Call it after weights were loaded: a skipped step goes back to the running values now."""
+        self._update.remember_statistics()
+
     def sync_statistics(self) -> None:
         """Averages BatchNorm's running means and variances over the workers.
 

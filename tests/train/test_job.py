@@ -1,0 +1,165 @@
+"""A training job in one process: continuing, and weights to start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from multigrain.checkpoint import store
+from multigrain.events.records import LossRecord, Record
+from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.model.multigrain import MultiGrain
+from multigrain.model.state import model_state
+from multigrain.spec.training import ModelSpec, TrainingSpec
+from multigrain.train import job
+from tests.data.datasets import write_dataset
+from tests.train.tiny import tiny_model
+
+
+@dataclass
+class Reporter:
+    """Keeps what it is told; asks to stop once ``stop_after`` steps are done."""
+
+    stop_after: int = -1
+    records: list[Record] = field(default_factory=list)
+
+    def emit(self, record: Record) -> None:
+        self.records.append(record)
+
+    def alive(self) -> None:
+        pass
+
+    @property
+    def losses(self) -> list[tuple[int, float, float, bool]]:
+        return [
+            (r.step, r.loss, r.instance_loss, r.skipped)
+            for r in self.records
+            if isinstance(r, LossRecord)
+        ]
+
+    @property
+    def stop_requested(self) -> bool:
+        # Asked when a step begins, and obeyed after it.
+        return 0 <= self.stop_after <= len(self.losses) + 1
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
+        net = tiny_model(learn_gem_p=spec.learn_gem_p)
+        net.pool.set_exponent(spec.gem_p)
+        return net
+
+    monkeypatch.setattr(job, "build_model", build)
+
+
+def spec(root: Path, **changes: object) -> TrainingSpec:
+    body: dict[str, object] = {
+        "dataset": {"train_path": str(root)},
+        "model": {"image_size": 16},
+        "optimizer": {"kind": "thor", "thor": {"frequency": 3, "damping_init": 0.3}},
+        "schedule": {
+            "epochs": 2, "batch_size": 6, "length_factor": 2.0,
+            "learning_rate": {"kind": "linear", "init": 0.05},
+        },
+        "checkpointing": {"every_epochs": 0},
+        "devices": {"count": 1},
+        "seed": 3,
+    }  # fmt: skip
+    return TrainingSpec.model_validate(body | changes)
+
+
+def run(folder: Path, training: TrainingSpec, stop_after: int = -1) -> tuple[Outcome, Reporter]:
+    reporter = Reporter(stop_after)
+    request = JobRequest(
+        job_id="job", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=training
+    )
+    context = WorkerContext(request=request, folder=JobFolder(folder), reporter=reporter)
+    return job.run_training(context), reporter
+
+
+def last(folder: Path) -> store.Checkpoint:
+    return store.load(store.resolve(JobFolder(folder).checkpoints, "last"))
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_job_that_was_stopped_and_continued_ends_with_the_same_bits(
+    tmp_path: Path, at: int
+) -> None:
+    """Amid an epoch and amid a period of the curvature: data, noise, momentum, statistics."""
+    training = spec(write_dataset(tmp_path / "data"))  # 2 epochs of 4 steps
+    outcome, whole = run(tmp_path / "whole", training)
+    assert not outcome.stopped
+    outcome, before = run(tmp_path / "parts", training, stop_after=at)
+    assert outcome.stopped
+    outcome, after = run(tmp_path / "parts", training)
+    assert not outcome.stopped
+    assert [step for step, *_ in before.losses] == list(range(1, at + 1))
+    assert before.losses + after.losses == whole.losses
+    found, expected = last(tmp_path / "parts"), last(tmp_path / "whole")
+    assert found.manifest.step == expected.manifest.step == 8
+    for one, other in ((found.model, expected.model), (found.state, expected.state)):
+        assert one.keys() == other.keys()
+        for name, values in other.items():
+            np.testing.assert_array_equal(one[name], values, err_msg=name)
+
+
+def weights(path: Path, **changes: float) -> Path:
+    """Weights of the tiny network, in a bare file; its statistics are not those of a new one."""
+    state = model_state(tiny_model())
+    state["trunk.bn1.moving_mean"] = np.full(5, 0.25, np.float32)
+    state |= {name: np.asarray(value, np.float32) for name, value in changes.items()}
+    save_file(state, path)
+    return path
+
+
+def test_a_skipped_first_step_leaves_the_statistics_of_the_given_weights(tmp_path: Path) -> None:
+    given = weights(tmp_path / "weights.safetensors")
+    training = spec(
+        write_dataset(tmp_path / "data"),
+        initial_weights=str(given),
+        # Its square overflows: the first step's gradients are not finite.
+        # More than float32 holds: the gradients of the first step are not finite.
+        optimizer={"kind": "momentum", "loss_scale": 1e39},
+        schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},
+    )
+    _, reporter = run(tmp_path / "job", training)
+    assert [skipped for *_, skipped in reporter.losses] == [True]
+    np.testing.assert_array_equal(
+        last(tmp_path / "job").model["trunk.bn1.moving_mean"], np.full(5, 0.25, np.float32)
+    )
+
+
+def test_a_fixed_exponent_is_that_of_the_specification_not_of_the_given_weights(
+    tmp_path: Path,
+) -> None:
+    given = weights(tmp_path / "weights.safetensors", **{"pool.p": 1.0})
+    training = spec(
+        write_dataset(tmp_path / "data"),
+        initial_weights=str(given),
+        model={"image_size": 16, "gem_p": 4.0},
+        schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},
+    )
+    run(tmp_path / "job", training)
+    checkpoint = last(tmp_path / "job")
+    assert checkpoint.manifest.model.gem_p == 4.0
+    assert checkpoint.model["pool.p"] == 4.0
+
+
+def test_a_learned_exponent_starts_from_the_given_weights(tmp_path: Path) -> None:
+    given = weights(tmp_path / "weights.safetensors", **{"pool.p": 2.5})
+    training = spec(
+        write_dataset(tmp_path / "data"),
+        initial_weights=str(given),
+        model={"image_size": 16, "learn_gem_p": True},
+        schedule={"epochs": 1, "max_steps": 1, "batch_size": 6,
+                  "learning_rate": {"kind": "linear", "init": 1e-6}},
+    )  # fmt: skip
+    run(tmp_path / "job", training)
+    assert last(tmp_path / "job").model["pool.p"] == pytest.approx(2.5, abs=1e-3)
