@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Images: TypeAlias = Image | Iterable[Image]
 
 NEEDS_PILLOW = "needs Pillow to be encoded: pip install 'multigrain[images]'"
+_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def encode(image: Image, name: str = "image") -> bytes:
 
     Raises:
         OSError: if a file cannot be read.
-        InvalidRequest: for an object that is no image.
+        InvalidRequest: for an object that is no image, or an image that PNG cannot hold.
         MissingPackage: for an array, without Pillow.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -85,7 +86,7 @@ def encode(image: Image, name: str = "image") -> bytes:
     if isinstance(image, np.ndarray):
         return _encode_array(image, name)
     if _is_pil(image):
-        return _encode_pil(image)
+        return _encode_pil(image, name)
     read = getattr(image, "read", None)
     if callable(read):
         data = read()
@@ -114,17 +115,60 @@ def _encode_array(array: npt.NDArray[Any], name: str) -> bytes:
         from PIL import Image as PilImage
     except ImportError as error:
         raise MissingPackage(f"{name}: an array {NEEDS_PILLOW}") from error
-    return _encode_pil(PilImage.fromarray(np.ascontiguousarray(array)))
+    return _encode_pil(PilImage.fromarray(np.ascontiguousarray(array)), name)
 
 
-def _encode_pil(image: PilImage.Image) -> bytes:
-    # PNG knows neither CMYK nor YCbCr and friends.
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        image = image.convert("RGB")
+def _encode_pil(image: PilImage.Image, name: str) -> bytes:
+    try:
+        image = _for_png(_upright(image))
+    except ValueError as error:
+        raise InvalidRequest(f"{name}: an image of mode {image.mode}: {error}") from error
     buffer = io.BytesIO()
     # Fast compression: the bytes travel once, the caller waits for them every time.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _upright(image: PilImage.Image) -> PilImage.Image:
+    """Turned as its EXIF says, as the server turns a file; the PNG will not carry the tag."""
+    from PIL import ImageOps  # whoever holds such an image has Pillow
+
+    try:
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+    except Exception:  # damaged metadata says nothing about the pixels: the picture stands
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _for_png(image: PilImage.Image) -> PilImage.Image:
+    """The same picture in a mode that PNG knows: not CMYK or YCbCr, say.
+
+    Transparency and 16 bits are kept, because the server knows what to do with them; Pillow's
+    own conversion of grey with more than 8 bits clips at 255.
+
+    Raises:
+        ValueError: if there is no such mode.
+    """
+    if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        return image
+    if image.mode == "La":
+        return image.convert("LA")
+    if image.mode in ("PA", "RGBa"):
+        return image.convert("RGBA")
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey_16(image)
+    return image.convert("RGB")
+
+
+def _grey_16(image: PilImage.Image) -> PilImage.Image:
+    from PIL import Image as PilImage
+
+    values = np.asarray(image)
+    if image.mode == "F":
+        raise ValueError("floating-point values have no range that is agreed on; convert it to L")
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError("values must be 0..65535")
+    return PilImage.fromarray(values.astype(np.uint16))
 
 
 def is_single(images: Images) -> TypeIs[Image]:

@@ -59,6 +59,45 @@ def test_paths_bytes_files_pil_images_and_arrays_are_all_images(client, state, t
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
 
 
+def test_a_pil_image_is_turned_upright_as_its_file_would_be(client, state):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    client.embed(Image.open(buffer))
+    sent = Image.open(io.BytesIO(state.requests[-1].images[0]))
+    np.testing.assert_array_equal(np.asarray(sent), np.rot90(pixels, -1))
+    assert 0x0112 not in sent.getexif()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_grey_of_16_bits_arrives_whole(client, state, mode):
+    values = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    stored = {"I;16": "<u2", "I;16B": ">u2", "I": "=i4"}[mode]
+    client.embed(Image.frombytes(mode, (8, 8), values.astype(stored).tobytes()))
+    sent = Image.open(io.BytesIO(state.requests[-1].images[0]))
+    np.testing.assert_array_equal(np.asarray(sent), values)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
+def test_transparency_arrives(client, state, mode):
+    clear = Image.new("P", (4, 4), 7) if mode == "PA" else Image.new("L", (4, 4), 200)
+    clear.putalpha(0)
+    for step in {"RGBA": ["RGBA"], "RGBa": ["RGBA", "RGBa"], "La": ["La"]}.get(mode, []):
+        clear = clear.convert(step)
+    assert clear.mode == mode
+    client.embed(clear)
+    sent = Image.open(io.BytesIO(state.requests[-1].images[0]))
+    assert sent.convert("RGBA").getchannel("A").getextrema() == (0, 0)
+
+
+def test_damaged_metadata_of_a_pil_image_is_ignored(client):
+    picture = Image.new("RGB", (2, 2))
+    picture.info["exif"] = b"no metadata"
+    assert client.embed(picture).shape == (1, VECTOR_SIZE)
+
+
 def test_an_array_of_images_is_several_and_grey_is_an_image(client, state):
     client.embed(np.zeros((3, 4, 4, 3), np.uint8))
     assert len(state.requests[-1].images) == 3
@@ -73,6 +112,8 @@ def test_an_array_of_images_is_several_and_grey_is_an_image(client, state):
         (np.zeros((4, 4, 2), np.uint8), "1, 3 or 4 channels"),
         ([3.5], "cannot make an image of a float"),
         (io.StringIO("x"), "open it with mode 'rb'"),
+        (Image.new("F", (2, 2)), "mode F: floating-point"),
+        (Image.new("I", (2, 2), -1), "mode I: values must be 0..65535"),
     ],
 )
 def test_what_can_be_no_image_is_refused_with_the_reason(client, bad, message):
