@@ -10,6 +10,7 @@ from multigrain.spec.export import NAME_PATTERN
 
 _NAME = re.compile(NAME_PATTERN)
 _MAX_VERSION = 2**63 - 1
+_MAX_DIGITS = len(str(_MAX_VERSION))
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +42,8 @@ class ModelReference:
             MultigrainError: INVALID_FIELD naming ``field``.
         """
         name, at, version = text.partition("@")
-        if not _NAME.match(name):
+        # Not match(): its "$" lets a line break pass at the end.
+        if not _NAME.fullmatch(name):
             raise MultigrainError.field(
                 field,
                 f"{text[:80]!r} is not a model name: use 1 to 64 letters, digits, dots, dashes "
@@ -49,7 +51,8 @@ class ModelReference:
             )
         if not at:
             return cls(name)
-        if not (version.isascii() and version.isdigit() and 1 <= int(version[:20]) <= _MAX_VERSION):
+        digits = version.isascii() and version.isdigit() and len(version) <= _MAX_DIGITS
+        if not (digits and 1 <= int(version) <= _MAX_VERSION):
             raise MultigrainError.field(
                 field, f'{text[:80]!r}: what follows "@" must be a version, a whole number from 1'
             )
