@@ -87,8 +87,8 @@ def scan(root: Path) -> ImageFolder:
         Its images, sorted by class and then by path.
 
     Raises:
-        MultigrainError: DATASET if the folder does not exist, has no class folder, or a class
-            has no image.
+        MultigrainError: DATASET if the folder does not exist, has no class folder, one whose
+            name is not UTF-8, or a class without an image.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -112,6 +112,14 @@ def scan(root: Path) -> ImageFolder:
             ErrorKind.DATASET,
             f"the dataset {root} has no class folders{hint}: put the images into one "
             "sub-folder a class",
+        )
+    unsayable = [name for name, _ in found if not _is_text(name)]
+    if unsayable:
+        # They would become class names, which checkpoints and messages hold as UTF-8.
+        shown = _names([os.fsencode(name).decode(errors="backslashreplace") for name in unsayable])
+        raise MultigrainError(
+            ErrorKind.DATASET,
+            f"the dataset {root} has class folders whose names are not UTF-8: {shown}; rename them",
         )
     empty = [name for name, images in found if not images]
     if empty:
@@ -141,6 +149,14 @@ def _images(root: Path, folder: Path) -> list[str]:
         start = prefix if below == "." else f"{prefix}/{below}"
         images += [f"{start}/{name}" for name in names if _is_image(name)]
     return sorted(images)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_image(name: str) -> bool:

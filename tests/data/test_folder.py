@@ -75,6 +75,14 @@ def test_a_path_that_is_not_there_or_a_file_is_refused(tmp_path: Path) -> None:
         scan(touch(tmp_path, "file") / "file")
 
 
+def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/1.png", b"caf\xe9/1.png".decode("utf-8", "surrogateescape"))
+    with pytest.raises(MultigrainError, match=r"caf\\+xe9.* rename") as caught:
+        scan(tmp_path)
+    assert caught.value.kind is ErrorKind.DATASET
+    caught.value.message.encode()
+
+
 def test_a_folder_is_numbered_by_the_model_s_classes(tmp_path: Path) -> None:
     folder = scan(touch(tmp_path, "b/1.png", "c/1.png"))
     renamed = folder.relabelled(("a", "b", "c", "d"))

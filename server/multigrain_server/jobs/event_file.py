@@ -41,7 +41,20 @@ class EventLine:
         data = json.loads(self.raw)
         if not isinstance(data, dict) or not {"seq", "time", "job_id", "attempt"} <= data.keys():
             raise ValueError("not an event")
-        return data
+        # A file name that is not UTF-8, say: no message could carry it.
+        return _with_whole_characters(data) if b"\\ud" in self.raw else data
+
+
+def _with_whole_characters(value: Any) -> Any:
+    """The value with every half of a surrogate pair written as an escape."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {
+            _with_whole_characters(key): _with_whole_characters(inner)
+            for key, inner in value.items()
+        }
+    return [_with_whole_characters(inner) for inner in value] if isinstance(value, list) else value
 
 
 def parse_line(raw: bytes) -> EventLine | None:

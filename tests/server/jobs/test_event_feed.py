@@ -10,7 +10,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter
-from multigrain.events.records import JobState, LogRecord, StateRecord
+from multigrain.events.records import JobError, JobState, LogRecord, StateRecord
 from multigrain.v1.job_pb2 import JobEvent
 from multigrain_server.jobs import event_feed
 from multigrain_server.jobs.event_feed import EventFeed
@@ -194,6 +194,18 @@ async def test_a_damaged_line_is_passed_over_and_the_rest_is_sent(path: Path) ->
     feed = EventFeed("job-1", path)
     assert [event.seq for event in await _all(feed)] == [1, 4, 5]
     assert feed.view.state is JobState.SUCCEEDED
+
+
+async def test_a_file_name_that_is_not_utf_8_does_not_cost_its_event(path: Path) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    with EventWriter(path, "job-1") as writer:
+        writer.append(LogRecord("WARNING", f"skipped {name} \U0001f600", fields={"path": name}), 1)
+        writer.append(StateRecord(JobState.FAILED, name, JobError("DATASET", name)), 1)
+    feed = EventFeed("job-1", path)
+    events = await _all(feed)
+    assert [event.seq for event in events] == [1, 2]
+    assert events[0].log.message == "skipped caf\\udce9.png \U0001f600"
+    assert feed.view.error == JobError("DATASET", "caf\\udce9.png")
 
 
 async def test_a_record_of_a_newer_writer_does_not_stop_the_stream(path: Path) -> None:
