@@ -20,8 +20,8 @@ class ActiveJob:
         runner: its runner while that lives.
         started: whether a runner was ever started or found for this run of the job.
         crashes: runners that ended in a row without bringing the job on.
-        seq_at_start: newest event when the latest runner was started.
         not_before: loop time before which no runner is started again.
+        told_to_end: whether its runner has heard of ``cancel_requested``.
         saved_at: loop time of the last write to the index.
     """
 
@@ -31,9 +31,9 @@ class ActiveJob:
     runner: RunnerProcess | None = None
     started: bool = False
     crashes: int = 0
-    seq_at_start: int = 0
     not_before: float = 0.0
     cancel_requested: bool = False
+    told_to_end: bool = False
     waiting: str = ""
     saved_at: float = 0.0
     saved_state: JobState | None = None

@@ -16,7 +16,7 @@ from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind, JobRequest
 
 _PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
-_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ASIDE = (".new-", ".trash-")
 
 
@@ -33,7 +33,7 @@ def check_job_id(job_id: str) -> str:
     """
     if not job_id:
         raise MultigrainError.field("job_id", "is empty; give the job_id that Start... returned")
-    if not _ID.match(job_id):
+    if not _ID.fullmatch(job_id):
         raise MultigrainError.field(
             "job_id", "is not a job id (lower-case letters, digits and '-', at most 64)"
         )

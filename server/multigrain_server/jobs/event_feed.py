@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class EventFeed:
         self._heartbeat_seconds = heartbeat_seconds
         # Filled only while somebody follows; consecutive, and up to the newest event.
         self._window: deque[_Entry] = deque(maxlen=WINDOW)
+        self._untold: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._closed: MultigrainError | None = None
 
@@ -73,20 +74,25 @@ class EventFeed:
         """Bytes of the file taken in."""
         return self._file.offset
 
-    def poll(self, max_chunks: int | None = None) -> list[str]:
-        """Takes in new events (all there are, or ``max_chunks`` reads of them); returns their
-        kinds."""
-        taken: list[str] = []
-        while max_chunks is None or max_chunks > 0:
-            lines = self._file.read_new()
-            if not lines:
-                break
-            self._take(lines)
-            taken += [line.kind for line in lines]
+    def poll(self, max_chunks: int | None = None) -> Counter[str]:
+        """Takes in new events (all there are, or ``max_chunks`` reads of them).
+
+        Returns:
+            How many of each kind came since the last call, those that ``catch_up`` took included.
+        """
+        while (max_chunks is None or max_chunks > 0) and self._take_chunk():
             max_chunks = None if max_chunks is None else max_chunks - 1
-        if taken:
+        untold, self._untold = self._untold, Counter()
+        return untold
+
+    def _take_chunk(self) -> bool:
+        """Takes in what one read gives. False if there is nothing new."""
+        lines = self._file.read_new()
+        if lines:
+            self._take(lines)
+            self._untold.update(line.kind for line in lines)
             self._wake()
-        return taken
+        return bool(lines)
 
     def _take(self, lines: list[EventLine]) -> None:
         # Each loss point replaces the one before it: only the last one matters to the view.
@@ -114,7 +120,7 @@ class EventFeed:
 
     async def catch_up(self) -> None:
         """Takes in a file of any length without holding up the event loop."""
-        while self.poll(max_chunks=1):  # noqa: ASYNC110 - gives way, waits for nothing
+        while self._take_chunk():  # noqa: ASYNC110 - gives way, waits for nothing
             await asyncio.sleep(0)
 
     def _wake(self) -> None:

@@ -30,14 +30,16 @@ class Job:
     @property
     def state(self) -> JobState:
         """The state shown: a job asked to end is STOPPING before its runner has said so."""
-        if self.cancel_requested and self.view.state in (JobState.STARTING, JobState.RUNNING):
-            return JobState.STOPPING
-        return self.view.state
+        return JobState.STOPPING if self._being_ended else self.view.state
+
+    @property
+    def _being_ended(self) -> bool:
+        return self.cancel_requested and not self.view.state.terminal
 
     @property
     def state_message(self) -> str:
+        if self._being_ended and self.view.state is not JobState.STOPPING:
+            return "asked to end"
         if self.view.state is JobState.QUEUED and self.waiting:
             return self.waiting
-        if self.state is not self.view.state:
-            return "asked to end"
         return self.view.state_message

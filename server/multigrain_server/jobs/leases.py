@@ -67,13 +67,17 @@ class Leases:
                 f"and this server has {available}",
             )
 
+    def possible(self, devices: DeviceSpec) -> bool:
+        """Whether this inventory has enough units, free or not."""
+        return 0 < self.needed(devices) <= len(self.inventory.units(devices.target))
+
     def acquire(self, owner: str, devices: DeviceSpec) -> Lease | None:
         """Takes free units, or None if there are too few. Asking again returns the same lease."""
         if owner in self._leases:
             return self._leases[owner]
         free = self.free(devices.target)
         needed = self.needed(devices)
-        if needed == 0 or len(free) < needed:
+        if not self.possible(devices) or len(free) < needed:
             return None
         lease = Lease(owner, devices.target, free[:needed])
         self._leases[owner] = lease
@@ -100,7 +104,7 @@ class Leases:
         kind, needed = devices.target, self.needed(devices)
         noun = _NOUN[kind]
         total = len(self.inventory.units(kind))
-        if total == 0 or needed > total:
+        if not self.possible(devices):
             return f"waiting for {needed} {noun}{'s' * (needed != 1)}: this server has {total}"
         owners = sorted({lease.owner for lease in self.of_kind(kind)})
         used = total - len(self.free(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -100,7 +101,6 @@ class Jobs:
         return self._fresh(first)
 
     async def _create(self, submission: Submission, checked: CheckedSpec) -> Job:
-        devices = checked.spec.devices
         request = JobRequest.model_validate(
             {
                 "job_id": new_job_id(submission.kind),
@@ -115,9 +115,19 @@ class Jobs:
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
             }
         )
-        busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
-        message = self._leases.explain(devices) if busy else "queued"
+        # A caller that goes away meanwhile must not leave a job that nobody looks after, nor
+        # its request_id free for a second one: what has begun is finished first.
+        entry = asyncio.create_task(self._enter(request))
+        try:
+            return await asyncio.shield(entry)
+        except asyncio.CancelledError:
+            await asyncio.wait([entry])
+            raise
+
+    async def _enter(self, request: JobRequest) -> Job:
+        """Writes a job to disk and to the index, and has it run."""
         # In a thread: it waits for the disk.
+        message = self._queue_message(request, "queued")
         folder = await asyncio.to_thread(create_folder, self._jobs_dir, request, message)
         feed = self._feeds.new(request.job_id)
         feed.poll()
@@ -136,6 +146,12 @@ class Jobs:
         _log.info("job queued", job_id=request.job_id, kind=request.kind.value)
         self._supervisor.schedule()
         return active.job()
+
+    def _queue_message(self, request: JobRequest, otherwise: str) -> str:
+        """Why a job that is queued now has to wait, if it has to."""
+        devices = request.spec.devices
+        busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
+        return self._leases.explain(devices) if busy else otherwise
 
     def get(self, job_id: str) -> Job:
         """Raises MultigrainError: INVALID_FIELD, NOT_FOUND."""
@@ -186,9 +202,7 @@ class Jobs:
             raise _wrong_state(job, "cannot be resumed; only a FAILED or CANCELLED job can")
         self._leases.check(job.request.spec.devices)
         folder = JobFolder(self._jobs_dir / job_id)
-        devices = job.request.spec.devices
-        busy = len(self._leases.free(devices.target)) < self._leases.needed(devices)
-        message = self._leases.explain(devices) if busy else "resumed"
+        message = self._queue_message(job.request, "resumed")
         if job_id in self._supervisor.active or not append(
             folder, StateRecord(JobState.QUEUED, message), job.view.attempt
         ):
@@ -216,7 +230,7 @@ class Jobs:
         if job_id in self._supervisor.active:
             raise _still_ending(job_id)
         for active in self._supervisor.active.values():
-            if Path(active.request.weights_path).is_relative_to(folder.path):
+            if _reads(active.request, folder.path):
                 raise _wrong_state(job, f"is in use: job {active.job_id} reads its checkpoints")
         trash = move_to_trash(folder)
         self._store.delete(job_id)
@@ -247,6 +261,13 @@ class Jobs:
         """The job with the newest events, which the index may not have yet."""
         active = self._supervisor.active.get(row.job.job_id)
         return active.job() if active is not None else row.job
+
+
+def _reads(request: JobRequest, folder: Path) -> bool:
+    """Whether the weights that a job begins with lie in a folder."""
+    paths = [request.weights_path, request.training.initial_weights if request.training else ""]
+    real = os.path.realpath(folder)
+    return any(path and Path(os.path.realpath(path)).is_relative_to(real) for path in paths)
 
 
 def _wrong_state(job: Job, what: str) -> MultigrainError:

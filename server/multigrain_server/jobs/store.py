@@ -38,7 +38,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
 
 # As Job.state.
 _SHOWN_STATE = (
-    "(CASE WHEN cancel_requested AND state IN ('STARTING', 'RUNNING')"
+    "(CASE WHEN cancel_requested AND state IN ('QUEUED', 'STARTING', 'RUNNING')"
     " THEN 'STOPPING' ELSE state END)"
 )
 _TERMINAL = "('SUCCEEDED', 'FAILED', 'CANCELLED')"

@@ -118,17 +118,17 @@ class Supervisor:
         gone = active.runner is not None and not active.runner.alive()
         # After the look at the process: all that it wrote is there.
         kinds = active.feed.poll(max_chunks=None if gone else 4)
-        for kind in kinds:
+        for kind in kinds.elements():
             self._on_event(kind)
-            if kind in _PROGRESS_KINDS:
-                active.crashes = 0
-        if kinds:
-            self._save_if_due(active)
-        if active.runner is None:
-            if active.started:
-                self._without_runner(active)
-        elif gone:
+        if _PROGRESS_KINDS & kinds.keys():
+            active.crashes = 0
+        self._save_if_due(active)
+        if gone:
             self._runner_ended(active)
+        elif active.runner is None and active.started:
+            self._without_runner(active)
+        elif active.cancel_requested and not active.told_to_end:
+            self._tell_to_end(active)
 
     def _save_if_due(self, active: ActiveJob) -> None:
         now = asyncio.get_running_loop().time()
@@ -183,7 +183,6 @@ class Supervisor:
         lease = self._leases.acquire(active.job_id, active.request.spec.devices)
         environment = lease.environment() if lease is not None else {}
         active.started = True
-        active.seq_at_start = active.feed.last_seq
         active.waiting = "starting"
         try:
             self._store.save_lease(active.job_id, lease)
@@ -217,11 +216,15 @@ class Supervisor:
         overtakes an earlier one that waits for the same kind of device."""
         blocked: dict[str, int] = {}
         waiting = sorted(
-            (active for active in self.active.values() if active.queued),
+            (a for a in self.active.values() if a.queued and not a.cancel_requested),
             key=lambda active: active.queue_key,
         )
         for active in waiting:
             devices = active.request.spec.devices
+            if not self._leases.possible(devices):
+                # The device list has shrunk since: it must not hold up those behind it.
+                active.waiting = self._leases.explain(devices)
+                continue
             ahead = blocked.get(devices.target, 0)
             if not ahead and self._leases.acquire(active.job_id, devices) is not None:
                 self._spawn(active)
@@ -235,8 +238,13 @@ class Supervisor:
         if not active.cancel_requested:
             active.cancel_requested = True
             self._store.save_cancel(active.job_id, True)
-        if active.runner is not None and active.runner.alive():
-            active.runner.terminate()
+        self._tell_to_end(active)
+
+    def _tell_to_end(self, active: ActiveJob) -> None:
+        """Tells the runner to end, or ends a job that has none yet. Where that cannot be done
+        now (a runner of an earlier daemon has not said who it is), the next round tries again."""
+        if active.runner is not None:
+            active.told_to_end = active.runner.terminate()
         elif active.queued:
             self.write(active, StateRecord(JobState.CANCELLED, "cancelled while it was queued"))
 
@@ -248,7 +256,7 @@ class Supervisor:
         """
         if not append(active.folder, record, active.feed.view.attempt):
             return False
-        for kind in active.feed.poll():
+        for kind in active.feed.poll().elements():
             self._on_event(kind)
         if active.feed.view.state.terminal:
             active.runner = None

@@ -81,6 +81,9 @@ class JobView:
     def _state(self, time: str, record: StateRecord) -> None:
         self.state = record.state
         self.state_message = record.message
+        if record.state in (JobState.QUEUED, JobState.STARTING):
+            # The speed of an earlier attempt says nothing of when this one begins.
+            self.progress.eta_seconds = -1.0
         if record.state is JobState.QUEUED:
             self.queued_time = time
             self.end_time, self.error, self.exit_code = "", None, None

@@ -11,11 +11,12 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import is_locked
-from multigrain.events.log import read_events
+from multigrain.events.log import EventWriter, read_events
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind
 from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.spec.training import TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide
 
@@ -95,6 +96,104 @@ async def test_cancel_just_after_the_start_is_not_lost(side: JobSide) -> None:
     side.jobs.cancel(job.job_id)
     job = await side.ended(job.job_id)
     assert job.state is JobState.CANCELLED
+
+
+async def test_a_cancel_that_the_daemon_did_not_live_to_pass_on_is_not_lost(
+    make_side: MakeSide,
+) -> None:
+    first = make_side()
+    job = await first.submit(events="100000", pause="0.01")
+    await first.until(job.job_id, lambda j: j.view.last_seq > 3)
+    first.store.save_cancel(job.job_id, True)  # and the daemon dies here
+    await first.supervisor.stop()
+    second = make_side()
+    ended = await second.ended(job.job_id)
+    assert (ended.state, ended.state_message) == (JobState.CANCELLED, "as asked")
+
+
+async def test_a_queued_job_whose_cancel_the_daemon_did_not_finish_never_runs(
+    make_side: MakeSide,
+) -> None:
+    first = make_side("cpu:0")
+    job = await first.submit(events="3")
+    first.store.save_cancel(job.job_id, True)
+    await first.supervisor.stop()
+    second = make_side("cpu:1")
+    await second.ended(job.job_id)
+    assert _states(second, job.job_id) == ["QUEUED", "CANCELLED"]
+
+
+async def test_a_runner_that_has_not_said_who_it_is_hears_of_a_cancel_once_it_has(
+    make_side: MakeSide,
+) -> None:
+    first = make_side()
+    job = await first.submit(events="100000", pause="0.01")
+    await first.until(job.job_id, lambda j: j.view.last_seq > 3)
+    identity = first.root / "jobs" / job.job_id / "runner.json"
+    identity.rename(aside := identity.with_suffix(".aside"))
+    await first.supervisor.stop()
+    second = make_side()  # it sees the lock, but no pid
+    assert second.jobs.cancel(job.job_id).state is JobState.STOPPING
+    await asyncio.sleep(0.05)
+    aside.rename(identity)
+    assert (await second.ended(job.job_id)).state is JobState.CANCELLED
+
+
+async def test_a_caller_that_goes_away_leaves_one_whole_job(side: JobSide) -> None:
+    call = asyncio.create_task(side.submit(request_id="r1", events="1"))
+    while not list((side.root / "jobs").iterdir()):  # noqa: ASYNC110 - until it has begun
+        await asyncio.sleep(0)
+    call.cancel()
+    again = await side.submit(request_id="r1", events="1")
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert os.listdir(side.root / "jobs") == [again.job_id]
+    assert (await side.ended(again.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_that_no_device_is_left_for_does_not_hold_up_others(
+    make_side: MakeSide,
+) -> None:
+    spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 2}})
+
+    async def check() -> CheckedSpec:
+        return CheckedSpec(JobKind.TRAINING, spec)
+
+    first = make_side("gpu:0-1")
+    held = await first.jobs.submit(
+        Submission(JobKind.TRAINING, "a", labels={"events": "1000", "pause": "0.01"}), check
+    )
+    large = await first.jobs.submit(Submission(JobKind.TRAINING, "b"), check)
+    first.jobs.cancel(held.job_id)
+    await first.supervisor.stop()
+    second = make_side("gpu:0")
+    await second.ended(held.job_id)
+    spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 1}})
+    small = await second.jobs.submit(Submission(JobKind.TRAINING, "c"), check)
+    assert (await second.ended(small.job_id)).state is JobState.SUCCEEDED
+    waits = second.jobs.get(large.job_id)
+    assert (waits.state, waits.state_message) == (
+        JobState.QUEUED,
+        "waiting for 2 GPUs: this server has 1",
+    )
+
+
+async def test_what_a_reader_of_events_saw_first_is_counted_and_indexed_all_the_same(
+    make_side: MakeSide,
+) -> None:
+    side = make_side("cpu:0")
+    job = await side.submit()
+    active = side.supervisor.active[job.job_id]
+    with EventWriter(active.folder.events, job.job_id) as writer:
+        writer.append(StateRecord(JobState.STARTING), 1)
+    await active.feed.catch_up()
+    kinds: list[str] = []
+    side.supervisor._on_event = kinds.append
+    side.supervisor._tick(active)
+    assert kinds == ["state"]
+    row = side.store.get(job.job_id)
+    assert row is not None
+    assert row.job.view.state is JobState.STARTING
 
 
 async def test_a_resumed_job_is_a_new_attempt_with_one_numbering(side: JobSide) -> None:
@@ -241,5 +340,15 @@ async def test_a_job_whose_checkpoints_are_being_read_is_not_deleted(side: JobSi
         await side.jobs.delete(source.job_id)
     side.jobs.cancel(reader.job_id)
     await side.ended(reader.job_id)
+
+    async def check_weights() -> CheckedSpec:
+        return CheckedSpec(JobKind.TRAINING, TrainingSpec(initial_weights=weights))
+
+    heir = await side.jobs.submit(Submission(JobKind.TRAINING, "b", labels=labels), check_weights)
+    with pytest.raises(MultigrainError, match=f"job {heir.job_id} reads its checkpoints"):
+        await side.jobs.delete(source.job_id)
+    side.jobs.cancel(heir.job_id)
+    await side.ended(heir.job_id)
+    await side.jobs.delete(heir.job_id)
     await side.jobs.delete(source.job_id)
     assert os.listdir(side.root / "jobs") == [reader.job_id]

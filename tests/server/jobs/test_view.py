@@ -58,6 +58,7 @@ def test_a_resumed_job_has_no_end_and_no_error() -> None:
     assert failed.end_time == "2026-01-01T00:00:09Z"
     failed.apply(10, "2026-01-01T00:00:10Z", 1, StateRecord(JobState.QUEUED))
     assert (failed.error, failed.exit_code, failed.end_time) == (None, None, "")
+    assert failed.progress.eta_seconds == -1
     failed.apply(11, "2026-01-01T00:00:11Z", 2, StateRecord(JobState.STARTING))
     assert (failed.attempt, failed.start_time) == (2, "2026-01-01T00:00:02Z")
 
