@@ -22,7 +22,8 @@ class Preprocessing(Spec):
 
     size: int = Field(ge=1, le=4096)
     resize_short: int = Field(ge=1, le=8192)
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    # As the crops of training, and as the paper's code in both.
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 

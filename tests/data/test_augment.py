@@ -10,7 +10,8 @@ from PIL import Image, ImageEnhance
 
 from multigrain.data import augment, autoaugment
 from multigrain.data.augment import Augmenter
-from multigrain.images.preprocess import normalize
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import normalize, preprocess_image
 from multigrain.spec.training import AugmentationSpec
 from tests.images.files import noise
 
@@ -37,6 +38,14 @@ def test_without_any_strength_only_normalisation_is_left() -> None:
     augmenter = Augmenter(spec(flip=0.0, color_jitter=0.0, lighting=0.0, **NO_CROP), 20)
     expected = normalize(np.asarray(image), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     np.testing.assert_array_equal(augmenter(image, Random(0)), expected)
+
+
+@pytest.mark.parametrize("size", [20, 60])
+def test_evaluation_scales_pictures_as_training_does(size: int) -> None:
+    image = noise(41, 41)
+    view = Augmenter(spec(kind="plain", flip=0.0, **NO_CROP), size)(image, Random(0))
+    expected = preprocess_image(image, Preprocessing.standard(size, center_crop=1.0))
+    np.testing.assert_array_equal(view, expected)
 
 
 def test_a_view_is_written_where_asked() -> None:
