@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +65,13 @@ class Daemon:
 
     def client(self) -> Client:
         return Client(self.address)
+
+    def metrics(self) -> str:
+        """The /metrics page."""
+        found = re.findall(r"listening .*http=(\S+)", self.log.read_text())
+        with urllib.request.urlopen(f"http://{found[-1]}/metrics", timeout=10) as page:
+            text: str = page.read().decode()
+        return text
 
     def kill(self) -> None:
         """SIGKILL, as a crash or the kernel's out-of-memory killer would end it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.deploy.named import expressions, series
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
@@ -107,6 +108,12 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
         answers = client.Embed(images=[files[0].read_bytes(), b"not an image", b""])
         assert [result.status.code for result in answers.results] == [0, 3, 3]
         assert "image" in answers.results[1].status.message
+
+        # Dashboards and alert rules ask for nothing that is not there.
+        page = exported(daemon.metrics())
+        for name, texts in expressions().items():
+            for text in texts:
+                assert series(text) <= page, f"{name}: {text}"
 
     assert daemon.stop() == 0
     wait_for_no_processes(daemon.data_dir)

@@ -1,0 +1,64 @@
+"""The files of deploy/, without running what they are for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from multigrain_server.config import ServerConfig
+from tests.deploy.named import DEPLOY, expressions, series
+
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_panels_of_a_dashboard_have_ids_of_their_own_and_do_not_overlap(path) -> None:  # type: ignore[no-untyped-def]
+    panels = json.loads(path.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_every_expression_asks_for_a_series_of_ours() -> None:
+    found = expressions()
+    assert set(found) == {"training.json", "serving.json", "rules.yml"}
+    for texts in found.values():
+        assert texts
+        assert all(series(text) for text in texts)
+
+
+def test_flags_of_the_service_and_the_container_are_flags_of_the_daemon() -> None:
+    fields = set(ServerConfig.model_fields) | {"config"}
+    service = (DEPLOY / "systemd" / "multigrain.service").read_text()
+    command = re.search(r"^ExecStart=(.*)$", service, re.M)
+    assert command
+    dockerfile = (DEPLOY / "container" / "Dockerfile").read_text()
+    entry = re.search(r"^ENTRYPOINT (.*)$", dockerfile, re.M)
+    assert entry
+    compose = yaml.safe_load((DEPLOY / "container" / "compose.yml").read_text())
+    commands = [
+        shlex.split(command[1]),
+        json.loads(entry[1]),
+        compose["services"]["multigrain"]["entrypoint"],
+    ]
+    for words in commands:
+        assert words[0].endswith("multigrain-server")
+        flags = [word for word in words if word.startswith("--")]
+        assert flags
+        for flag in flags:
+            assert flag[2:].split("=")[0].replace("-", "_") in fields
+
+
+def test_a_restart_of_the_service_spares_the_jobs() -> None:
+    service = (DEPLOY / "systemd" / "multigrain.service").read_text()
+    assert "\nKillMode=process\n" in service
