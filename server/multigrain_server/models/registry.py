@@ -163,3 +163,9 @@ def verify(entry: BundleEntry) -> None:
         read(entry.path, verify=True)
     except MultigrainError as error:
         raise MultigrainError(error.kind, f"{entry.version}: {error.message}") from error
+    except OSError as error:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            f"{entry.version}: a file of the bundle cannot be read ({error.strerror}): "
+            "check its permissions and the disk",
+        ) from error

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -94,6 +95,15 @@ class EngineProcess:
                 f"{label} did not load within {config.load_timeout_seconds:g} s: raise "
                 "serving.load_timeout_seconds, or look at the server's log",
             ) from None
+        except OSError as error:
+            await engine.stop()
+            # Of interest to a caller that waits, and no reason for a keeper to give up.
+            raise MultigrainError(
+                ErrorKind.UNAVAILABLE,
+                f"the engine of {label} cannot be started ({error.strerror}): the host is short "
+                "of memory, processes or open files",
+                retry_after=_RETRY_SECONDS,
+            ) from error
         except BaseException:
             await engine.stop()
             raise
@@ -169,8 +179,7 @@ class EngineProcess:
             async with asyncio.timeout(2):
                 await self.ended.wait()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._kill()
             await self.ended.wait()
 
     async def _spawn(self, bundle: Path, runtime: str) -> None:
@@ -236,8 +245,10 @@ class EngineProcess:
 
     def _kill(self) -> None:
         if self._process is not None and not self.ended.is_set():
+            # With its group: what a library has started keeps the output open, and the end
+            # would not be noticed.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _guard_progress(self) -> None:
         """Ends an engine that has images in work and answers none: a hang inside a library

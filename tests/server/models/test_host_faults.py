@@ -1,0 +1,107 @@
+"""Engines and bundles on a host that does not play along."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.view import ModelView
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.serving.house import house, until
+
+# Runs an engine that has a child with the engine's output, as compilers of kernels are.
+_WITH_CHILD = "import os, subprocess, sys; subprocess.Popen(['sleep', '30']); os.execv(*%r)"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models")
+    return tmp_path
+
+
+def state(view: ModelView) -> str:
+    return view.state.value
+
+
+async def test_an_engine_is_replaced_once_the_host_can_start_one_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = asyncio.create_subprocess_exec
+    failures = 0
+
+    async def short_of_memory(*command: str, **options: object) -> asyncio.subprocess.Process:
+        nonlocal failures
+        if failures < 2:
+            failures += 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return await spawn(*command, **options)  # type: ignore[arg-type]
+
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_memory)
+        os.kill(h.manager.route("tiny@1").engine.pid, signal.SIGKILL)
+        await until(lambda: failures == 2 and state(h.manager.view("tiny@1")) == "ready")
+        assert (await h.embed(picture(1))).model == "tiny@1"
+
+
+async def test_a_load_on_such_a_host_is_unavailable_for_now(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def short_of_files(*_command: str, **_options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_files)
+    async with house(root) as h:
+        with pytest.raises(MultigrainError, match=r"Too many open files") as caught:
+            await h.manager.load("tiny@1")
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert caught.value.retry_after
+        assert state(h.manager.view("tiny@1")) == "unloaded"
+
+
+async def test_an_unreadable_file_does_not_keep_other_models_from_being_loaded_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bundle(root / "models", "other")
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        await h.manager.load("other")
+    read = Path.open
+
+    def denied(path: Path, *arguments: object, **options: object) -> object:
+        if path.match("tiny/1/model.onnx"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return read(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", denied)
+    async with house(root) as h:
+        await until(lambda: state(h.manager.view("other")) == "ready")
+        view = h.manager.view("tiny@1")
+        assert state(view) == "failed"
+        assert "Permission denied" in view.message
+
+
+async def test_an_engine_that_leaves_a_child_behind_is_replaced_all_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = asyncio.create_subprocess_exec
+
+    async def with_child(*command: str, **options: object) -> asyncio.subprocess.Process:
+        program = _WITH_CHILD % ((command[0], command),)
+        return await spawn(sys.executable, "-c", program, **options)  # type: ignore[arg-type]
+
+    async with house(root) as h:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", with_child)
+        await h.manager.load("tiny@1")
+        monkeypatch.undo()
+        os.kill(h.manager.route("tiny@1").engine.pid, signal.SIGKILL)
+        await until(lambda: h.manager.view("tiny@1").restarts == 1, seconds=5)
+        await until(lambda: state(h.manager.view("tiny@1")) == "ready")
