@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 import grpc
+import structlog
 
+from multigrain.errors import MultigrainError
 from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain_server.convert import embedding as convert
 from multigrain_server.models.manager import ModelManager
@@ -21,6 +23,8 @@ EmbedContext = grpc.aio.ServicerContext[embedding_pb2.EmbedRequest, embedding_pb
 ClassifyContext = grpc.aio.ServicerContext[
     embedding_pb2.ClassifyRequest, embedding_pb2.ClassifyResponse
 ]
+# Characters of a caller's request id that are logged.
+_LOGGED_ID = 128
 # gRPC counts a call without a deadline as one of centuries.
 _NO_DEADLINE_SECONDS = 10 * 365 * 86_400
 
@@ -35,6 +39,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def Embed(
         self, request: embedding_pb2.EmbedRequest, context: EmbedContext
     ) -> embedding_pb2.EmbedResponse:
+        _log_id(request.request_id)
         received = time.monotonic_ns()
         asked = convert.embed_request(
             request, received_ns=received, deadline_ns=_deadline(context, received)
@@ -44,6 +49,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def Classify(
         self, request: embedding_pb2.ClassifyRequest, context: ClassifyContext
     ) -> embedding_pb2.ClassifyResponse:
+        _log_id(request.request_id)
         received = time.monotonic_ns()
         asked = convert.classify_request(
             request, received_ns=received, deadline_ns=_deadline(context, received)
@@ -62,9 +68,12 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         deadline = _deadline(context, time.monotonic_ns())
         # Of the requests in the window: bounded as they are.
         asked: deque[tuple[ImageRequest, str]] = deque()
+        newest_id = ""
 
         async def requests() -> AsyncIterator[ImageRequest]:
+            nonlocal newest_id
             async for message in request_iterator:
+                newest_id = message.request_id
                 request = convert.embed_request(
                     message, received_ns=time.monotonic_ns(), deadline_ns=deadline
                 )
@@ -77,6 +86,10 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
             async for answer in answers:
                 request, request_id = asked.popleft()
                 yield self._response(answer, request, request_id)
+        except MultigrainError:
+            # Answers come in order: the oldest request failed, or the newest was no request.
+            _log_id(asked[0][1] if asked else newest_id)
+            raise
         finally:
             await answers.aclose()
 
@@ -88,6 +101,12 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         response = convert.embed_response(answer, asked.vector, request_id)
         self._manager.metrics.stage(answer.model_name, "encode", time.monotonic() - start)
         return response
+
+
+def _log_id(request_id: str) -> None:
+    """Puts the caller's id into the log lines of this call."""
+    if request_id:
+        structlog.contextvars.bind_contextvars(caller_request_id=request_id[:_LOGGED_ID])
 
 
 def _deadline(context: EmbedContext | ClassifyContext, now_ns: int) -> int:

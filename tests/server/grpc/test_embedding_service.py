@@ -12,8 +12,10 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import structlog
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from structlog.testing import capture_logs
 
 from multigrain.v1 import common_pb2
 from multigrain.v1.embedding_pb2 import (
@@ -269,3 +271,35 @@ async def test_a_wrong_request_ends_its_stream_after_the_answers_before_it(root:
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert len(got) == 2
         await until(lambda: s.manager.admission.items == 0)
+
+
+async def test_the_callers_id_is_in_the_log(root: Path) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+        with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+            await s.embedding.Embed(EmbedRequest(images=[picture(1)], request_id="first"))
+            await s.embedding.Classify(ClassifyRequest(images=[b""], request_id="s" * 10_000))
+            await status_of(s.embedding.Embed(EmbedRequest(request_id="third")))
+            await s.embedding.Embed(EmbedRequest(images=[picture(1)]))
+            calls = [line for line in lines if line["event"] == "call"]
+    ids = [call.get("caller_request_id") for call in calls]
+    assert ids == ["first", "s" * 128, "third", None]
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": 9, "images": [b"x"]}, {"images": []}])
+async def test_the_log_names_the_request_that_ended_a_stream(
+    root: Path, wrong: dict[str, object]
+) -> None:
+    async with serving(root) as s:
+        await s.manager.load("tiny")
+
+        async def requests() -> AsyncIterator[EmbedRequest]:
+            yield EmbedRequest(images=[picture(1)], request_id="good")
+            yield EmbedRequest(**wrong, request_id="wrong")  # type: ignore[arg-type]
+
+        with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+            with pytest.raises(grpc.aio.AioRpcError):
+                async for _ in s.embedding.EmbedStream(requests()):
+                    pass
+            await until(lambda: any(line["event"] == "call" for line in lines))
+    assert [line["caller_request_id"] for line in lines if line["event"] == "call"] == ["wrong"]
