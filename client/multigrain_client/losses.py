@@ -36,6 +36,8 @@ class LossPoint:
     beta: float
     gem_p: float
     step_seconds: float
+    kept_layers: int
+    stopped_layers: int
     seq: int
     time: datetime
 
@@ -63,6 +65,8 @@ class LossPoint:
             beta=loss.beta,
             gem_p=loss.gem_p,
             step_seconds=loss.step_seconds,
+            kept_layers=loss.kept_layers,
+            stopped_layers=loss.stopped_layers,
             seq=event.seq,
             time=event.time.ToDatetime(tzinfo=UTC),
         )

@@ -73,6 +73,8 @@ class LossRecord:
     beta: float = 0.0
     gem_p: float = 0.0
     step_seconds: float = 0.0
+    kept_layers: int = 0
+    stopped_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ class EvaluationRecord:
     unreadable: int = 0
     seconds: float = 0.0
     resolution: int = 0
+
+
+@dataclass(frozen=True)
+class ProgressRecord:
+    key: ClassVar[str] = "progress"
+    done: int
+    total: int
+    eta_seconds: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,15 @@ class ArtifactRecord:
     bytes: int = 0
 
 
-Record = StateRecord | LossRecord | EvaluationRecord | CheckpointRecord | LogRecord | ArtifactRecord
+Record = (
+    StateRecord
+    | LossRecord
+    | EvaluationRecord
+    | CheckpointRecord
+    | LogRecord
+    | ArtifactRecord
+    | ProgressRecord
+)
 
 RECORD_TYPES: dict[str, type[Record]] = {
     cls.key: cls
@@ -128,6 +146,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         CheckpointRecord,
         LogRecord,
         ArtifactRecord,
+        ProgressRecord,
     )
 }
 

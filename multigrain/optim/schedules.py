@@ -65,10 +65,12 @@ def learning_rate(spec: ScheduleSpec, step: int, steps_per_epoch: int) -> float:
 def damping(spec: ThorSpec, step: int, steps_per_epoch: int) -> float:
     """THOR's damping lambda at one step: ``damping_init * damping_decay ** (epoch / 10)``.
 
-    ``get_thor_damping`` of the ModelZoo. Arguments and errors as in :func:`learning_rate`.
+    ``get_thor_damping`` of the ModelZoo, but never below ``damping_min``: float32 cannot invert
+    a singular factor with hardly any damping. Arguments and errors as in :func:`learning_rate`.
     """
     epoch = _epoch(step, steps_per_epoch)
-    return spec.damping_init * math.pow(spec.damping_decay, epoch / _DAMPING_PERIOD)
+    decayed = spec.damping_init * math.pow(spec.damping_decay, epoch / _DAMPING_PERIOD)
+    return max(spec.damping_min, decayed)
 
 
 def _epoch(step: int, steps_per_epoch: int) -> float:

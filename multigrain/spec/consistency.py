@@ -12,7 +12,7 @@ from multigrain.errors import FieldViolation
 from multigrain.spec.base import DeviceSpec, Spec, WeightsSource
 from multigrain.spec.evaluation import EvaluationSpec
 from multigrain.spec.export import ExportSpec
-from multigrain.spec.training import ScheduleSpec, TrainingSpec, TrunkName
+from multigrain.spec.training import ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
 from multigrain.spec.violations import nearest
 
 # The one number that may be infinite: GeM with p = infinity is max pooling.
@@ -29,6 +29,7 @@ def check_training(spec: TrainingSpec) -> list[FieldViolation]:
         *_repeats(spec),
         *_crops(spec),
         *_schedule(spec.schedule),
+        *_thor(spec.optimizer.thor),
         *_precision(spec),
         *_devices(spec.devices),
     ]
@@ -168,6 +169,24 @@ def _schedule(spec: ScheduleSpec) -> Iterator[FieldViolation]:
         yield _v(
             f"{path}.warmup_epochs",
             f"is {rate.warmup_epochs:g}, must be less than the {ends_at:g} epochs of the schedule",
+        )
+
+
+def _thor(spec: ThorSpec) -> Iterator[FieldViolation]:
+    path = "optimizer.thor"
+    if spec.w2 > spec.w1:
+        yield _v(f"{path}.w2", f"is {spec.w2:g}, must be at most {path}.w1 ({spec.w1:g})")
+    if spec.damping_min > spec.damping_init:
+        yield _v(
+            f"{path}.damping_min",
+            f"is {spec.damping_min:g}, must be at most {path}.damping_init "
+            f"({spec.damping_init:g})",
+        )
+    if 0 < spec.frequency_max < spec.frequency:
+        yield _v(
+            f"{path}.frequency_max",
+            f"is {spec.frequency_max}, must be 0 (one epoch) or at least {path}.frequency "
+            f"({spec.frequency})",
         )
 
 

@@ -45,6 +45,15 @@ class ThorSpec(Spec):
     block_size: int = Field(128, ge=1, le=4096)
     damping_init: float = Field(0.03, gt=0)
     damping_decay: float = Field(0.5, gt=0, le=1)
+    damping_min: float = Field(1e-8, gt=0)
+    refresh: Literal["fixed", "trace"] = "fixed"
+    w1: float = Field(0.01, ge=0)
+    w2: float = Field(0.0, ge=0)
+    frequency_growth: float = Field(2.0, ge=1, le=1000)
+    frequency_max: int = Field(0, ge=0)
+    pi_correction: bool = False
+    factor_average: float = Field(0.0, ge=0, lt=1)
+    kl_clip: float = Field(0.0, ge=0)
 
 
 class OptimizerSpec(Spec):

@@ -93,6 +93,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_CHECKPOINT: _EventKind.ValueType  # 4
     EVENT_KIND_LOG: _EventKind.ValueType  # 5
     EVENT_KIND_ARTIFACT: _EventKind.ValueType  # 6
+    EVENT_KIND_PROGRESS: _EventKind.ValueType  # 7
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """Filter of StreamEvents, one for each stored kind of event."""
@@ -104,6 +105,7 @@ EVENT_KIND_EVALUATION: EventKind.ValueType  # 3
 EVENT_KIND_CHECKPOINT: EventKind.ValueType  # 4
 EVENT_KIND_LOG: EventKind.ValueType  # 5
 EVENT_KIND_ARTIFACT: EventKind.ValueType  # 6
+EVENT_KIND_PROGRESS: EventKind.ValueType  # 7
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -533,6 +535,7 @@ class JobEvent(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """1, 2, 3, ... without a gap within a job, over all its attempts. Of a heartbeat: the seq
     of the job's newest event; everything up to it has been sent or did not match `kinds`.
@@ -557,6 +560,8 @@ class JobEvent(_message.Message):
 
     @_builtins.property
     def artifact(self) -> Global___ArtifactEvent: ...
+    @_builtins.property
+    def progress(self) -> Global___ProgressEvent: ...
     def __init__(
         self,
         *,
@@ -571,12 +576,13 @@ class JobEvent(_message.Message):
         log: Global___LogEvent | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         artifact: Global___ArtifactEvent | None = ...,
+        progress: Global___ProgressEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "log", b"log", "loss", b"loss", "state", b"state", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "log", b"log", "loss", b"loss", "progress", b"progress", "state", b"state", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "attempt", b"attempt", "checkpoint", b"checkpoint", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "job_id", b"job_id", "log", b"log", "loss", b"loss", "seq", b"seq", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "attempt", b"attempt", "checkpoint", b"checkpoint", "evaluation", b"evaluation", "event", b"event", "heartbeat", b"heartbeat", "job_id", b"job_id", "log", b"log", "loss", b"loss", "progress", b"progress", "seq", b"seq", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "loss", "evaluation", "checkpoint", "log", "heartbeat", "artifact"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "loss", "evaluation", "checkpoint", "log", "heartbeat", "artifact", "progress"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -642,6 +648,8 @@ class LossEvent(_message.Message):
     BETA_FIELD_NUMBER: _builtins.int
     GEM_P_FIELD_NUMBER: _builtins.int
     STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    KEPT_LAYERS_FIELD_NUMBER: _builtins.int
+    STOPPED_LAYERS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Counted from 1."""
     total_steps: _builtins.int
@@ -672,6 +680,12 @@ class LossEvent(_message.Message):
     gem_p: _builtins.float
     step_seconds: _builtins.float
     """Wall-clock seconds of this step."""
+    kept_layers: _builtins.int
+    """Layers that the trace rule checked in this step and left with the curvature they have, those
+    it stopped in this step included (THOR).
+    """
+    stopped_layers: _builtins.int
+    """Layers whose curvature the trace rule will not refresh again, by now."""
     def __init__(
         self,
         *,
@@ -693,10 +707,12 @@ class LossEvent(_message.Message):
         beta: _builtins.float = ...,
         gem_p: _builtins.float = ...,
         step_seconds: _builtins.float = ...,
+        kept_layers: _builtins.int = ...,
+        stopped_layers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "classification_loss", b"classification_loss", "curvature_layers", b"curvature_layers", "damping", b"damping", "data_wait", b"data_wait", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "gem_p", b"gem_p", "images_per_second", b"images_per_second", "instance_loss", b"instance_loss", "learning_rate", b"learning_rate", "loss", b"loss", "refreshed_layers", b"refreshed_layers", "skipped", b"skipped", "step", b"step", "step_seconds", b"step_seconds", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "classification_loss", b"classification_loss", "curvature_layers", b"curvature_layers", "damping", b"damping", "data_wait", b"data_wait", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "gem_p", b"gem_p", "images_per_second", b"images_per_second", "instance_loss", b"instance_loss", "kept_layers", b"kept_layers", "learning_rate", b"learning_rate", "loss", b"loss", "refreshed_layers", b"refreshed_layers", "skipped", b"skipped", "step", b"step", "step_seconds", b"step_seconds", "stopped_layers", b"stopped_layers", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,7 +759,9 @@ class EvaluationEvent(_message.Message):
     resolution: _builtins.int
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Shares in 0..1: "top1", "top5", "copy_map", "copy_recall1"; "loss"."""
+        """Shares in 0..1: "top1", "top5", "copy_map", "copy_recall1", "holidays_map", "copydays_map",
+        "groups_map", "groups_recall1"; "loss"; "ukb_recall4" (4 x recall@4, in 0..4).
+        """
 
     def __init__(
         self,
@@ -763,6 +781,37 @@ class EvaluationEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluationEvent: _TypeAlias = EvaluationEvent  # noqa: Y015
+
+@_typing.final
+class ProgressEvent(_message.Message):
+    """How far a job is that has no steps: an evaluation. At most one a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    ETA_SECONDS_FIELD_NUMBER: _builtins.int
+    done: _builtins.int
+    """Images that have been through the network, over all workers (estimated from the first one's
+    share), and of how many in all; an image of several passes counts once a pass.
+    """
+    total: _builtins.int
+    eta_seconds: _builtins.float
+    """Expected seconds to the end, from the mean speed so far; -1 if unknown."""
+    def __init__(
+        self,
+        *,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        eta_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "eta_seconds", b"eta_seconds", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProgressEvent: _TypeAlias = ProgressEvent  # noqa: Y015
 
 @_typing.final
 class CheckpointEvent(_message.Message):

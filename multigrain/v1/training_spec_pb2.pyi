@@ -391,13 +391,60 @@ class ThorSpec(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     DAMPING_INIT_FIELD_NUMBER: _builtins.int
     DAMPING_DECAY_FIELD_NUMBER: _builtins.int
+    DAMPING_MIN_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
+    W1_FIELD_NUMBER: _builtins.int
+    W2_FIELD_NUMBER: _builtins.int
+    FREQUENCY_GROWTH_FIELD_NUMBER: _builtins.int
+    FREQUENCY_MAX_FIELD_NUMBER: _builtins.int
+    PI_CORRECTION_FIELD_NUMBER: _builtins.int
+    FACTOR_AVERAGE_FIELD_NUMBER: _builtins.int
+    KL_CLIP_FIELD_NUMBER: _builtins.int
     frequency: _builtins.int
-    """Steps between two refreshes of the curvature. Default 100."""
+    """Steps between two refreshes of the curvature ("trace": between its first two checks).
+    Default 100.
+    """
     block_size: _builtins.int
     """Side of the diagonal blocks of the Kronecker factors. Default 128."""
     damping_init: _builtins.float
     """Damping lambda(epoch) = damping_init * damping_decay ^ (epoch / 10)."""
     damping_decay: _builtins.float
+    damping_min: _builtins.float
+    """Lower bound of the damping, > 0. Default 1e-8."""
+    refresh: _builtins.str
+    """When a layer's curvature is refreshed. Default "fixed".
+    "fixed": every layer, every `frequency` steps.
+    "trace": THOR's rule. At a check, Delta is the relative change of the layer's
+      tr(F + lambda I) since its last refresh: Delta > w1 refreshes, w2 <= Delta <= w1 keeps the
+      old curvature, Delta < w2 keeps it for good. The first check is at the first step and
+      refreshes every layer; the n-th interval after it is
+      min(frequency * frequency_growth ^ (n - 1), frequency_max) steps.
+    """
+    w1: _builtins.float
+    """Bounds of the trace rule, 0 <= w2 <= w1. Defaults 0.01 and 0, the paper's THOR;
+    its THOR_stop has w2 = 0.001, its THOR_NT w1 = w2 = 0 (always refresh).
+    """
+    w2: _builtins.float
+    frequency_growth: _builtins.float
+    """"trace": growth of the check interval, >= 1. Default 2. (The paper says that the interval
+    grows, not how.)
+    """
+    frequency_max: _builtins.int
+    """"trace": largest check interval in steps; 0 = one epoch, or `frequency` if that is more.
+    Default 0.
+    """
+    pi_correction: _builtins.bool
+    """K-FAC's pi correction: divides the damping between the two factors by their mean
+    eigenvalues instead of equally. Default false, as in THOR.
+    """
+    factor_average: _builtins.float
+    """Weight of the earlier factors in a bias-corrected running average over the refreshes
+    (checks), in [0, 1). Default 0: factors of one batch, as in THOR.
+    """
+    kl_clip: _builtins.float
+    """K-FAC's bound on the step: preconditioned gradients P g are multiplied by
+    min(1, sqrt(kl_clip / sum(lr^2 <g, P g>))). 0 = no bound. Default 0, as in THOR.
+    """
     def __init__(
         self,
         *,
@@ -405,10 +452,19 @@ class ThorSpec(_message.Message):
         block_size: _builtins.int | None = ...,
         damping_init: _builtins.float | None = ...,
         damping_decay: _builtins.float | None = ...,
+        damping_min: _builtins.float | None = ...,
+        refresh: _builtins.str | None = ...,
+        w1: _builtins.float | None = ...,
+        w2: _builtins.float | None = ...,
+        frequency_growth: _builtins.float | None = ...,
+        frequency_max: _builtins.int | None = ...,
+        pi_correction: _builtins.bool | None = ...,
+        factor_average: _builtins.float | None = ...,
+        kl_clip: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_frequency", b"_frequency", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "frequency", b"frequency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_damping_min", b"_damping_min", "_factor_average", b"_factor_average", "_frequency", b"_frequency", "_frequency_growth", b"_frequency_growth", "_frequency_max", b"_frequency_max", "_kl_clip", b"_kl_clip", "_pi_correction", b"_pi_correction", "_refresh", b"_refresh", "_w1", b"_w1", "_w2", b"_w2", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "damping_min", b"damping_min", "factor_average", b"factor_average", "frequency", b"frequency", "frequency_growth", b"frequency_growth", "frequency_max", b"frequency_max", "kl_clip", b"kl_clip", "pi_correction", b"pi_correction", "refresh", b"refresh", "w1", b"w1", "w2", b"w2"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_frequency", b"_frequency", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "frequency", b"frequency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_damping_min", b"_damping_min", "_factor_average", b"_factor_average", "_frequency", b"_frequency", "_frequency_growth", b"_frequency_growth", "_frequency_max", b"_frequency_max", "_kl_clip", b"_kl_clip", "_pi_correction", b"_pi_correction", "_refresh", b"_refresh", "_w1", b"_w1", "_w2", b"_w2", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "damping_min", b"damping_min", "factor_average", b"factor_average", "frequency", b"frequency", "frequency_growth", b"frequency_growth", "frequency_max", b"frequency_max", "kl_clip", b"kl_clip", "pi_correction", b"pi_correction", "refresh", b"refresh", "w1", b"w1", "w2", b"w2"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__block_size: _TypeAlias = _typing.Literal["block_size"]  # noqa: Y015
     _WhichOneofArgType__block_size: _TypeAlias = _typing.Literal["_block_size", b"_block_size"]  # noqa: Y015
@@ -416,8 +472,26 @@ class ThorSpec(_message.Message):
     _WhichOneofArgType__damping_decay: _TypeAlias = _typing.Literal["_damping_decay", b"_damping_decay"]  # noqa: Y015
     _WhichOneofReturnType__damping_init: _TypeAlias = _typing.Literal["damping_init"]  # noqa: Y015
     _WhichOneofArgType__damping_init: _TypeAlias = _typing.Literal["_damping_init", b"_damping_init"]  # noqa: Y015
+    _WhichOneofReturnType__damping_min: _TypeAlias = _typing.Literal["damping_min"]  # noqa: Y015
+    _WhichOneofArgType__damping_min: _TypeAlias = _typing.Literal["_damping_min", b"_damping_min"]  # noqa: Y015
+    _WhichOneofReturnType__factor_average: _TypeAlias = _typing.Literal["factor_average"]  # noqa: Y015
+    _WhichOneofArgType__factor_average: _TypeAlias = _typing.Literal["_factor_average", b"_factor_average"]  # noqa: Y015
     _WhichOneofReturnType__frequency: _TypeAlias = _typing.Literal["frequency"]  # noqa: Y015
     _WhichOneofArgType__frequency: _TypeAlias = _typing.Literal["_frequency", b"_frequency"]  # noqa: Y015
+    _WhichOneofReturnType__frequency_growth: _TypeAlias = _typing.Literal["frequency_growth"]  # noqa: Y015
+    _WhichOneofArgType__frequency_growth: _TypeAlias = _typing.Literal["_frequency_growth", b"_frequency_growth"]  # noqa: Y015
+    _WhichOneofReturnType__frequency_max: _TypeAlias = _typing.Literal["frequency_max"]  # noqa: Y015
+    _WhichOneofArgType__frequency_max: _TypeAlias = _typing.Literal["_frequency_max", b"_frequency_max"]  # noqa: Y015
+    _WhichOneofReturnType__kl_clip: _TypeAlias = _typing.Literal["kl_clip"]  # noqa: Y015
+    _WhichOneofArgType__kl_clip: _TypeAlias = _typing.Literal["_kl_clip", b"_kl_clip"]  # noqa: Y015
+    _WhichOneofReturnType__pi_correction: _TypeAlias = _typing.Literal["pi_correction"]  # noqa: Y015
+    _WhichOneofArgType__pi_correction: _TypeAlias = _typing.Literal["_pi_correction", b"_pi_correction"]  # noqa: Y015
+    _WhichOneofReturnType__refresh: _TypeAlias = _typing.Literal["refresh"]  # noqa: Y015
+    _WhichOneofArgType__refresh: _TypeAlias = _typing.Literal["_refresh", b"_refresh"]  # noqa: Y015
+    _WhichOneofReturnType__w1: _TypeAlias = _typing.Literal["w1"]  # noqa: Y015
+    _WhichOneofArgType__w1: _TypeAlias = _typing.Literal["_w1", b"_w1"]  # noqa: Y015
+    _WhichOneofReturnType__w2: _TypeAlias = _typing.Literal["w2"]  # noqa: Y015
+    _WhichOneofArgType__w2: _TypeAlias = _typing.Literal["_w2", b"_w2"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__block_size) -> _WhichOneofReturnType__block_size | None: ...
     @_typing.overload
@@ -425,7 +499,25 @@ class ThorSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_init) -> _WhichOneofReturnType__damping_init | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__damping_min) -> _WhichOneofReturnType__damping_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor_average) -> _WhichOneofReturnType__factor_average | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency) -> _WhichOneofReturnType__frequency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_growth) -> _WhichOneofReturnType__frequency_growth | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_max) -> _WhichOneofReturnType__frequency_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_clip) -> _WhichOneofReturnType__kl_clip | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pi_correction) -> _WhichOneofReturnType__pi_correction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refresh) -> _WhichOneofReturnType__refresh | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__w1) -> _WhichOneofReturnType__w1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__w2) -> _WhichOneofReturnType__w2 | None: ...
 
 Global___ThorSpec: _TypeAlias = ThorSpec  # noqa: Y015
 

@@ -57,6 +57,12 @@ def test_the_damping_has_the_published_values(epoch: int, published: float) -> N
     assert round(damping(spec, epoch * STEPS - 1, STEPS), 4) == published
 
 
+def test_the_damping_has_a_floor() -> None:
+    spec = ThorSpec(damping_init=0.1, damping_decay=0.1, damping_min=0.02)
+    assert damping(spec, 4, 1) == pytest.approx(0.1 * 10**-0.5)
+    assert [damping(spec, step, 1) for step in (9, 50, 10**6)] == [0.02] * 3
+
+
 def test_the_thor_rate_is_halved_from_each_milestone_on() -> None:
     plain = _schedule(epochs=50, **GPU)
     halved = _schedule(epochs=50, **GPU, milestones=(39, 40))

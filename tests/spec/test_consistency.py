@@ -38,6 +38,12 @@ CONTRADICTIONS = [
         {"schedule": {"learning_rate": {"milestones": [0, 4]}}},
         "spec.schedule.learning_rate.milestones",
     ),
+    ({"optimizer": {"thor": {"w2": 0.02}}}, "spec.optimizer.thor.w2"),
+    ({"optimizer": {"thor": {"damping_min": 0.1}}}, "spec.optimizer.thor.damping_min"),
+    (
+        {"optimizer": {"thor": {"frequency": 9, "frequency_max": 8}}},
+        "spec.optimizer.thor.frequency_max",
+    ),
     ({"precision": "fp16"}, "spec.precision"),
     ({"devices": {"launcher": "rank-table", "rank_table": "/r", "target": "gpu"}}, None),
     ({"devices": {"launcher": "rank-table", "target": "ascend"}}, "spec.devices.rank_table"),

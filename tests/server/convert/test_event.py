@@ -43,6 +43,8 @@ LOSS = LossRecord(
     beta=1.2,
     gem_p=3.0,
     step_seconds=0.75,
+    kept_layers=40,
+    stopped_layers=11,
 )
 
 
