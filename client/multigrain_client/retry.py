@@ -64,7 +64,9 @@ def unary_delay(
 
     Retried is only what cannot do harm: RESOURCE_EXHAUSTED with a delay given by the server
     (it refused before doing anything; without a delay it is a message too large, say, and will
-    never pass), UNAVAILABLE with such a delay, and UNAVAILABLE of an idempotent call.
+    never pass), UNAVAILABLE with such a delay, and UNAVAILABLE of an idempotent call that no
+    server answered. (A server that says UNAVAILABLE and names no delay has tried: a model that
+    did not load within minutes would be loaded five times in vain.)
 
     Args:
         failures: attempts that failed so far, >= 1.
@@ -76,7 +78,7 @@ def unary_delay(
     if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         safe = error.retry_after is not None
     elif error.code is grpc.StatusCode.UNAVAILABLE:
-        safe = idempotent or error.retry_after is not None
+        safe = error.retry_after is not None or (idempotent and not error.kind)
     else:
         safe = False
     if not safe:

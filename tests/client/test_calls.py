@@ -146,6 +146,21 @@ def test_resource_exhausted_without_a_delay_is_final(client, state):
     assert state.calls["GetJob"] == 1
 
 
+def test_a_load_that_failed_on_the_server_is_not_tried_again(client, state):
+    state.faults["LoadModel"].append(
+        Fault(grpc.StatusCode.UNAVAILABLE, "digits@1 did not load within 300 s", "UNAVAILABLE")
+    )
+    with pytest.raises(Unavailable, match="did not load"):
+        client.load_model("digits")
+    assert state.calls["LoadModel"] == 1
+
+
+def test_a_load_that_found_no_server_is_tried_again(client, state):
+    state.faults["LoadModel"].append(Fault(grpc.StatusCode.UNAVAILABLE, "connection refused"))
+    client.load_model("digits")
+    assert state.calls["LoadModel"] == 2
+
+
 def test_a_delay_beyond_the_deadline_is_not_waited_for(client, state):
     state.faults["GetJob"].append(
         Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=60)
