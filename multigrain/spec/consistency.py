@@ -10,7 +10,7 @@ from typing import get_args
 
 from multigrain.errors import FieldViolation
 from multigrain.spec.base import DeviceSpec, Spec, WeightsSource
-from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec, Task
 from multigrain.spec.export import ExportSpec
 from multigrain.spec.training import ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
 from multigrain.spec.violations import nearest
@@ -39,9 +39,10 @@ def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
     """Every contradiction in an evaluation specification."""
     found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
     if not spec.dataset_path:
-        found.append(_v("dataset_path", "required: the folder with one sub-folder a class"))
+        found.append(_v("dataset_path", "required: the folder of the images"))
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
     found += _doubles("tasks", spec.tasks)
+    found += _layouts(spec.tasks)
     return found
 
 
@@ -237,6 +238,16 @@ def _network(trunk: str, gem_p: float, resolution: int) -> Iterator[FieldViolati
         yield _v("gem_p", f"is {gem_p:g}, must be 0 (the checkpoint's) or at least 1")
     if 0 < resolution < _SMALLEST_IMAGE:
         yield _v("resolution", f"is {resolution}, must be 0 or at least {_SMALLEST_IMAGE}")
+
+
+def _layouts(tasks: tuple[Task, ...]) -> Iterator[FieldViolation]:
+    alone = [task for task in tasks if task not in FOLDER_TASKS]
+    if alone and len(set(tasks)) > 1:
+        yield _v(
+            "tasks",
+            f"{alone[0]!r} has a folder layout of its own: make it a job of its own, without "
+            + ", ".join(sorted(repr(task) for task in set(tasks) - {alone[0]})),
+        )
 
 
 def _doubles(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from multigrain.spec.base import DeviceSpec, Spec, WeightsSource
 
-Task = Literal["classification", "copy_detection"]
+Task = Literal["classification", "copy_detection", "groups", "holidays", "ukb", "copydays"]
+# Tasks of a folder with one sub-folder a class or group; each other has a layout of its own.
+FOLDER_TASKS: frozenset[Task] = frozenset({"classification", "copy_detection", "groups"})
 
 
 class EvaluationSpec(Spec):
@@ -21,3 +23,5 @@ class EvaluationSpec(Spec):
     devices: DeviceSpec = DeviceSpec()
     trunk: str = ""
     gem_p: float = Field(0.0, ge=0)
+    transform: Literal["crop", "rect"] = "crop"
+    group_queries: Literal["all", "first"] = "all"

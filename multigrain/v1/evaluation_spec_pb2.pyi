@@ -75,8 +75,10 @@ class EvaluationSpec(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     TRUNK_FIELD_NUMBER: _builtins.int
     GEM_P_FIELD_NUMBER: _builtins.int
+    TRANSFORM_FIELD_NUMBER: _builtins.int
+    GROUP_QUERIES_FIELD_NUMBER: _builtins.int
     dataset_path: _builtins.str
-    """Folder with one sub-folder of images a class."""
+    """Folder of the images; what must be in it depends on the tasks."""
     resolution: _builtins.int
     """Side of the test image in pixels; 0 = the training resolution."""
     batch_size: _builtins.int
@@ -87,12 +89,24 @@ class EvaluationSpec(_message.Message):
     """For a bare .ckpt or .safetensors file, which does not say what network it is."""
     gem_p: _builtins.float
     """GeM exponent at this resolution; 0 = the checkpoint's."""
+    transform: _builtins.str
+    """"crop" (default): the short side scaled, the centre cut, as in serving. "rect": the largest
+    side scaled to the resolution, nothing cut; each image keeps its proportions.
+    """
+    group_queries: _builtins.str
+    """Queries of the task "groups": "all" (default) images, or the "first" of each group by name."""
     @_builtins.property
     def weights(self) -> Global___WeightsSource: ...
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"classification" (top-1, top-5, per class) and "copy_detection" (every image is queried by
-        a distorted copy of itself; mean average precision and recall@1). Empty: both.
+        """Empty: "classification" and "copy_detection".
+        Of a folder with one sub-folder of images a class or group, in any combination:
+        "classification" (top-1, top-5, per class), "copy_detection" (every image is queried by a
+        distorted copy of itself; mean average precision and recall@1) and "groups" (every image of
+        a sub-folder should find the others of it; mean average precision and recall@1).
+        Of the published benchmarks, one a job: "holidays" (INRIA Holidays: 1xxxxx.jpg), "ukb" (UKB:
+        ukbenchxxxxx.jpg) and "copydays" (INRIA Copydays: sub-folders original, strong and,
+        optionally, distractors).
         """
 
     @_builtins.property
@@ -109,10 +123,12 @@ class EvaluationSpec(_message.Message):
         devices: _common_pb2.DeviceSpec | None = ...,
         trunk: _builtins.str | None = ...,
         gem_p: _builtins.float | None = ...,
+        transform: _builtins.str | None = ...,
+        group_queries: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_resolution", b"_resolution", "_seed", b"_seed", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "gem_p", b"gem_p", "resolution", b"resolution", "seed", b"seed", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_resolution", b"_resolution", "_seed", b"_seed", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "gem_p", b"gem_p", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -120,10 +136,14 @@ class EvaluationSpec(_message.Message):
     _WhichOneofArgType__dataset_path: _TypeAlias = _typing.Literal["_dataset_path", b"_dataset_path"]  # noqa: Y015
     _WhichOneofReturnType__gem_p: _TypeAlias = _typing.Literal["gem_p"]  # noqa: Y015
     _WhichOneofArgType__gem_p: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p"]  # noqa: Y015
+    _WhichOneofReturnType__group_queries: _TypeAlias = _typing.Literal["group_queries"]  # noqa: Y015
+    _WhichOneofArgType__group_queries: _TypeAlias = _typing.Literal["_group_queries", b"_group_queries"]  # noqa: Y015
     _WhichOneofReturnType__resolution: _TypeAlias = _typing.Literal["resolution"]  # noqa: Y015
     _WhichOneofArgType__resolution: _TypeAlias = _typing.Literal["_resolution", b"_resolution"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__transform: _TypeAlias = _typing.Literal["transform"]  # noqa: Y015
+    _WhichOneofArgType__transform: _TypeAlias = _typing.Literal["_transform", b"_transform"]  # noqa: Y015
     _WhichOneofReturnType__trunk: _TypeAlias = _typing.Literal["trunk"]  # noqa: Y015
     _WhichOneofArgType__trunk: _TypeAlias = _typing.Literal["_trunk", b"_trunk"]  # noqa: Y015
     @_typing.overload
@@ -133,9 +153,13 @@ class EvaluationSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gem_p) -> _WhichOneofReturnType__gem_p | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_queries) -> _WhichOneofReturnType__group_queries | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resolution) -> _WhichOneofReturnType__resolution | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__transform) -> _WhichOneofReturnType__transform | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trunk) -> _WhichOneofReturnType__trunk | None: ...
 

@@ -125,6 +125,13 @@ def test_no_tasks_and_no_formats_mean_the_defaults() -> None:
     assert export.formats == ("mindir", "onnx")
 
 
+def test_a_benchmark_with_a_layout_of_its_own_is_a_job_of_its_own() -> None:
+    overrides = {**WEIGHTS, "dataset_path": "/d", "tasks": ["classification", "holidays"]}
+    assert "without 'classification'" in refused(overrides, resolve_evaluation)["spec.tasks"]
+    for tasks in (["holidays"], ["groups", "copy_detection", "classification"]):
+        assert resolve_evaluation({**overrides, "tasks": tasks}).tasks == tuple(tasks)
+
+
 def test_a_misspelt_task_is_answered_with_the_nearest() -> None:
     overrides = {**WEIGHTS, "dataset_path": "/d", "tasks": ["clasification"]}
     found = refused(overrides, resolve_evaluation)

@@ -18,6 +18,7 @@ from multigrain.v1.job_pb2 import (
     JobState,
     LogEvent,
     LossEvent,
+    ProgressEvent,
     StateEvent,
 )
 from multigrain_server.jobs.event_file import EventLine
@@ -29,12 +30,21 @@ KIND_OF_ENUM: dict[int, str] = {
     EventKind.EVENT_KIND_CHECKPOINT: "checkpoint",
     EventKind.EVENT_KIND_LOG: "log",
     EventKind.EVENT_KIND_ARTIFACT: "artifact",
+    EventKind.EVENT_KIND_PROGRESS: "progress",
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A writer of a newer version may add fields, which this contract cannot carry.
 _FIELDS: dict[type, frozenset[str]] = {
     cls: frozenset(cls.DESCRIPTOR.fields_by_name)
-    for cls in (ArtifactEvent, CheckpointEvent, Error, EvaluationEvent, LogEvent, LossEvent)
+    for cls in (
+        ArtifactEvent,
+        CheckpointEvent,
+        Error,
+        EvaluationEvent,
+        LogEvent,
+        LossEvent,
+        ProgressEvent,
+    )
 }
 
 
@@ -102,6 +112,8 @@ def event_message(event: EventLine) -> JobEvent:
             message.log.CopyFrom(LogEvent(level=level, **fields))
         case "artifact":
             message.artifact.CopyFrom(artifact_message(body))
+        case "progress":
+            message.progress.CopyFrom(ProgressEvent(**_known(ProgressEvent, body)))
     return message
 
 

@@ -19,7 +19,7 @@ from multigrain_server.jobs.store import JobStore
 _log = structlog.get_logger(__name__)
 
 # Records that show that a runner brought its job on (a start and a log line do not).
-_PROGRESS_KINDS = frozenset({"loss", "evaluation", "checkpoint", "artifact"})
+_PROGRESS_KINDS = frozenset({"loss", "evaluation", "checkpoint", "artifact", "progress"})
 
 
 @dataclass(frozen=True)

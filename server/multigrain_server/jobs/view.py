@@ -13,6 +13,7 @@ from multigrain.events.records import (
     JobError,
     JobState,
     LossRecord,
+    ProgressRecord,
     Record,
     StateRecord,
 )
@@ -71,6 +72,13 @@ class JobView:
             if self.last_loss is None:
                 # Not an evaluation while training, but the end of an evaluation job.
                 self.progress = Progress(record.images, record.images, fraction=1.0)
+        elif isinstance(record, ProgressRecord):
+            self.progress = Progress(
+                step=record.done,
+                total_steps=record.total,
+                fraction=min(1.0, record.done / record.total) if record.total else 0.0,
+                eta_seconds=record.eta_seconds,
+            )
         elif isinstance(record, CheckpointRecord):
             self.last_checkpoint = record
             if record.best:

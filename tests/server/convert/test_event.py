@@ -17,6 +17,7 @@ from multigrain.events.records import (
     JobState,
     LogRecord,
     LossRecord,
+    ProgressRecord,
     Record,
     StateRecord,
 )
@@ -102,6 +103,13 @@ def test_a_log_keeps_its_level_rank_and_fields() -> None:
 def test_an_artifact_has_its_reference() -> None:
     artifact = _message(ArtifactRecord("digits", 3, ("a", "b"), 12)).artifact
     assert (artifact.model, list(artifact.files), artifact.bytes) == ("digits@3", ["a", "b"], 12)
+
+
+def test_progress_has_its_counts() -> None:
+    message = _message(ProgressRecord(120, 1491, 61.5))
+    assert message.WhichOneof("event") == "progress"
+    progress = message.progress
+    assert (progress.done, progress.total, progress.eta_seconds) == (120, 1491, 61.5)
 
 
 def test_figures_that_are_not_finite_are_sent_as_such() -> None:

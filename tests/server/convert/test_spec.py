@@ -148,7 +148,9 @@ def test_a_resolved_evaluation_comes_back_whole() -> None:
         {
             "weights": {"job_id": "j1", "checkpoint": "best"},
             "dataset_path": "/d",
-            "tasks": ["copy_detection"],
+            "tasks": ["copy_detection", "groups"],
+            "transform": "rect",
+            "group_queries": "first",
         }
     )
     message = evaluation_message(spec)

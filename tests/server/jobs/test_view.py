@@ -8,6 +8,7 @@ from multigrain.events.records import (
     EvaluationRecord,
     JobError,
     JobState,
+    ProgressRecord,
     Record,
     StateRecord,
 )
@@ -42,6 +43,16 @@ def test_a_running_job_shows_its_newest_points() -> None:
     assert view.best_checkpoint == CheckpointRecord(1, 1, "step-1", best=True)
     assert view.metrics == {"top1": 0.5}
     assert view.start_time == "2026-01-01T00:00:02Z"
+
+
+def test_an_evaluation_s_progress_moves_and_ends_at_its_images() -> None:
+    queued = (0, StateRecord(JobState.QUEUED))
+    view = _fold(queued, (1, ProgressRecord(30, 120, 9.0)), (1, ProgressRecord(60, 120, 6.0)))
+    assert (view.progress.step, view.progress.total_steps) == (60, 120)
+    assert (view.progress.fraction, view.progress.eta_seconds) == (0.5, 6.0)
+    assert JobView.from_json(view.to_json()) == view
+    view.apply(4, "2026-01-01T00:00:04Z", 1, EvaluationRecord({"top1": 1.0}, images=118))
+    assert (view.progress.fraction, view.progress.total_steps) == (1.0, 118)
 
 
 def test_a_reason_that_leads_to_a_restart_is_not_the_job_s_error() -> None:
