@@ -148,6 +148,27 @@ def test_every_operation_of_the_policy_changes_the_picture_and_keeps_its_size() 
         assert not np.array_equal(np.asarray(changed), np.asarray(image)), name
 
 
+def test_the_policy_is_the_published_one() -> None:
+    """Against torchvision's transcription of the table, which has no magnitude where none acts."""
+    published = """
+        posterize 0.4 8 rotate 0.6 9, solarize 0.6 5 autocontrast 0.6 -,
+        equalize 0.8 - equalize 0.6 -,
+        posterize 0.6 7 posterize 0.6 6, equalize 0.4 - solarize 0.2 4, equalize 0.4 - rotate 0.8 8,
+        solarize 0.6 3 equalize 0.6 -, posterize 0.8 5 equalize 1.0 -, rotate 0.2 3 solarize 0.6 8,
+        equalize 0.6 - posterize 0.4 6, rotate 0.8 8 color 0.4 0, rotate 0.4 9 equalize 0.6 -,
+        equalize 0.0 - equalize 0.8 -, invert 0.6 - equalize 1.0 -, color 0.6 4 contrast 1.0 8,
+        rotate 0.8 8 color 1.0 2, color 0.8 8 solarize 0.8 7, sharpness 0.4 7 invert 0.6 -,
+        shear_x 0.6 5 equalize 1.0 -, color 0.4 0 equalize 0.6 -, equalize 0.4 - solarize 0.2 4,
+        solarize 0.6 5 autocontrast 0.6 -, invert 0.6 - equalize 1.0 -, color 0.6 4 contrast 1.0 8,
+        equalize 0.8 - equalize 0.6 -"""
+    without = {"autocontrast", "equalize", "invert"}
+    ours = [
+        " ".join(f"{name} {p} {'-' if name in without else m}" for name, p, m in pair)
+        for pair in autoaugment.POLICY
+    ]
+    assert ours == [" ".join(pair.split()) for pair in published.split(",")]
+
+
 def test_operations_have_the_stated_range() -> None:
     grey = Image.new("RGB", (4, 4), (200, 200, 200))
     assert autoaugment.apply(grey, "solarize", 9, 1.0).getpixel((0, 0)) == (55, 55, 55)
