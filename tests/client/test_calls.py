@@ -156,6 +156,7 @@ def test_a_load_that_failed_on_the_server_is_not_tried_again(client, state):
 
 
 def test_a_load_that_found_no_server_is_tried_again(client, state):
+    state.models["digits"] = model_pb2.Model(name="digits", version=1)
     state.faults["LoadModel"].append(Fault(grpc.StatusCode.UNAVAILABLE, "connection refused"))
     client.load_model("digits")
     assert state.calls["LoadModel"] == 2
