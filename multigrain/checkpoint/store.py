@@ -54,6 +54,9 @@ def save(
 ) -> CheckpointRecord:
     """Writes a checkpoint, durably and as a whole; one of the same step is replaced.
 
+    Later ones, which an earlier attempt wrote and this one could not continue from, are put
+    aside as ``unused-step-...``: they are not the newest of this run, whatever their number.
+
     Args:
         checkpoints: the job's folder of checkpoints; made if missing.
         manifest: its ``files`` are filled in here.
@@ -79,6 +82,7 @@ def save(
         whole = manifest.model_copy(update={"files": files})
         entry = write_synced(aside / MANIFEST, whole.model_dump_json(indent=1).encode())
         publish(aside, checkpoints / name)
+        _leave_behind(checkpoints, manifest.step)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise MultigrainError(
@@ -94,6 +98,14 @@ def save(
         bytes=size,
         best=manifest.position.get("best_step") == manifest.step,
     )
+
+
+def _leave_behind(checkpoints: Path, step: int) -> None:
+    for later, path in steps(checkpoints):
+        if later > step:
+            aside = path.with_name(f"unused-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def steps(checkpoints: Path) -> list[tuple[int, Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +18,11 @@ class Best:
     def improved(self, metrics: dict[str, float], step: int) -> bool:
         """Takes the figures of an evaluation at ``step``; True if they are the best so far.
 
-        A later equal value does not replace an earlier one.
+        A later equal value does not replace an earlier one, and what is no number is never best.
         """
         value = metrics[self.metric]
+        if math.isnan(value):
+            return False
         better = value < self.value if self.metric == "loss" else value > self.value
         if self.step and not better:
             return False

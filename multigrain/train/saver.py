@@ -9,7 +9,6 @@ from mindspore import nn
 
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
-from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.context import WorkerContext
 from multigrain.model.state import model_state
 from multigrain.spec.training import CheckpointSpec, ModelSpec
@@ -70,14 +69,7 @@ class Saver:
             create_time=datetime.now(UTC).isoformat(),
         )
         folder = self.ctx.folder.checkpoints
-        try:
-            record = store.save(folder, manifest, model_state(self.model), self.step.state())
-        except OSError as error:
-            raise MultigrainError(
-                ErrorKind.STORAGE,
-                f"the checkpoint of step {step} could not be written: {error.strerror}; "
-                "free space on the data directory's disk and resume the job",
-            ) from error
+        record = store.save(folder, manifest, model_state(self.model), self.step.state())
         self.ctx.reporter.emit(record)
         protect = {self.best.step} if self.best.step else set()
         store.prune(folder, keep=self.spec.keep, protect=protect)

@@ -102,7 +102,7 @@ def test_without_checkpoints_there_is_no_latest_one(tmp_path: Path) -> None:
 
 
 def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path: Path) -> None:
-    for step in (100_000_000, 1, 2, 3, 4, 5):
+    for step in (1, 2, 3, 4, 5, 100_000_000):
         save(tmp_path, step, best=2)
     removed = store.prune(tmp_path, 2, protect=[3])
     assert removed == ["step-00000001", "step-00000004"]
@@ -112,6 +112,21 @@ def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path: Path) -> 
 def test_pruning_never_removes_the_last_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
     assert store.prune(tmp_path, 0) == []
+
+
+def test_a_damaged_newest_checkpoint_does_not_cost_those_of_the_next_attempt(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, 10, best=10)
+    (save(tmp_path, 20, best=20) / "model.safetensors").write_bytes(b"")
+    assert store.latest_good(tmp_path) == tmp_path / "step-00000010"
+    save(tmp_path, 15, best=10)
+    assert store.prune(tmp_path, keep=1) == []
+    assert store.latest_good(tmp_path) == tmp_path / "step-00000015"
+    assert store.resolve(tmp_path, "best") == tmp_path / "step-00000010"
+    assert (tmp_path / "unused-step-00000020").is_dir()
+    save(tmp_path, 20, best=10)
+    assert store.latest_good(tmp_path) == tmp_path / "step-00000020"
 
 
 def test_a_checkpoint_is_found_by_last_best_or_step(tmp_path: Path) -> None:

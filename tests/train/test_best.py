@@ -19,3 +19,11 @@ def test_a_lower_loss_is_better() -> None:
     assert not best.improved({"loss": 4.0}, step=6)
     assert best.improved({"loss": 2.0}, step=7)
     assert (best.value, best.step) == (2.0, 7)
+
+
+def test_no_number_is_never_the_best() -> None:
+    best = Best("loss")
+    assert not best.improved({"loss": float("nan")}, step=1)
+    assert best.improved({"loss": 3.0}, step=2)
+    assert not best.improved({"loss": float("nan")}, step=3)
+    assert (best.value, best.step) == (3.0, 2)
