@@ -143,7 +143,8 @@ def evaluate_classification(
     rank: int = 0,
     world: int = 1,
     on_progress: Callable[[int], None] | None = None,
-) -> ClassificationResult:
+    should_stop: Callable[[], bool] | None = None,
+) -> ClassificationResult | None:
     """Top-1, top-5 and loss of a network over all images of a folder. Collective.
 
     Args:
@@ -153,12 +154,18 @@ def evaluate_classification(
         batch_size: images of one forward pass.
         rank, world: the images are shared out among the workers.
         on_progress: told after each batch how many images of this worker are done.
+        should_stop: asked before each batch; the same kind of thing on every worker.
+
+    Returns:
+        None if any worker was asked to stop: of a part of the images there are no figures.
 
     Raises:
         MultigrainError: DATASET if no image was readable, NOT_FINITE if outputs are not.
     """
     start = time.monotonic()
-    inference = Inference(model, batch_size, rank, world, on_progress=on_progress)
+    inference = Inference(
+        model, batch_size, rank, world, on_progress=on_progress, should_stop=should_stop
+    )
     counter, unreadable = ClassificationCounter(folder), dict[int, str]()
     for predictions in inference.run(
         inference.share(len(folder)),
@@ -166,7 +173,10 @@ def evaluate_classification(
         unreadable,
     ):
         counter.add(predictions)
-    return counter.result(Gather(world), unreadable, time.monotonic() - start)
+    gather = Gather(world)
+    if should_stop is not None and gather.any(should_stop()):
+        return None
+    return counter.result(gather, unreadable, time.monotonic() - start)
 
 
 def no_readable_image(folder: ImageFolder) -> MultigrainError:

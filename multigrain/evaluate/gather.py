@@ -32,3 +32,7 @@ class Gather:
         ]
         result: NDArray[np.float32] = np.concatenate(parts).reshape(array.shape)
         return result
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is true on any worker."""
+        return bool(self.sum(np.array([float(mine)], np.float32))[0] > 0)

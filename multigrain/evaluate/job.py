@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from multigrain.checkpoint.restore import Restored, restore
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.probe import probe
@@ -117,8 +115,7 @@ class _Evaluation:
 
     def _stopped(self) -> bool:
         """Whether any worker was asked to stop. Collective: all of them end at the same point."""
-        asked = np.array([float(self.ctx.reporter.stop_requested)], np.float32)
-        return bool(self._gather.sum(asked)[0] > 0)
+        return self._gather.any(self.ctx.reporter.stop_requested)
 
     def _report_unreadable(self, unreadable: dict[int, str]) -> None:
         for index, reason in sorted(unreadable.items()):

@@ -26,7 +26,7 @@ from multigrain.spec.training import TrainingSpec
 from multigrain.train.best import Best
 from multigrain.train.saver import Saver
 from multigrain.train.step import TrainStep
-from multigrain.train.trainer import Trainer
+from multigrain.train.trainer import Start, Trainer
 
 
 def run_training(ctx: WorkerContext) -> Outcome:
@@ -55,7 +55,14 @@ def run_training(ctx: WorkerContext) -> Outcome:
     if ctx.rank == 0 and spec.optimizer.kind == "thor":
         _log(ctx, step.curvature_table())
     saver = Saver(
-        ctx, spec.checkpointing, model_spec, folder.classes, model, step, best, last_saved=start
+        ctx,
+        spec.checkpointing,
+        model_spec,
+        folder.classes,
+        model,
+        step,
+        best,
+        last_saved=start.step,
     )
     evaluate = None
     if spec.evaluation.every_epochs and spec.dataset.val_path:
@@ -81,7 +88,7 @@ def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:
 
 def _restore(
     ctx: WorkerContext, spec: TrainingSpec, model: nn.Cell, step: TrainStep, best: Best
-) -> int:
+) -> Start:
     """Continues from the newest good checkpoint, or else starts from ``initial_weights``."""
 
     def damaged(message: str) -> None:
@@ -99,11 +106,11 @@ def _restore(
             best.step = int(position.get("best_step", 0))
         if ctx.rank == 0:
             _log(ctx, f"continuing from the checkpoint of step {checkpoint.manifest.step}")
-        return checkpoint.manifest.step
+        return Start(checkpoint.manifest.step, evaluated=bool(checkpoint.manifest.metrics))
     if spec.initial_weights:
         load_model_state(model, _initial(spec))
         step.remember_statistics()
-    return 0
+    return Start()
 
 
 def _initial(spec: TrainingSpec) -> dict[str, NDArray[np.generic]]:
@@ -129,17 +136,13 @@ class _Evaluation:
     ) -> None:
         self._ctx = ctx
         self._model = model
-        self._folder = scan(Path(spec.dataset.val_path))
+        # Held-out images of some of the classes will do; names decide on the numbers.
+        self._folder = scan(Path(spec.dataset.val_path)).relabelled(train.classes)
         self._preprocessing = Preprocessing.standard(spec.model.image_size, spec.model.center_crop)
         self._batch_size = spec.schedule.batch_size
-        if self._folder.classes != train.classes:
-            raise MultigrainError.field(
-                "spec.dataset.val_path",
-                f"its {len(self._folder.classes)} class folders are not the {len(train.classes)} "
-                "of the training set; both must have the same names",
-            )
 
-    def __call__(self, step: int, epoch: int) -> EvaluationRecord:
+    def __call__(self, step: int, epoch: int) -> EvaluationRecord | None:
+        """None if it was asked to stop."""
         result = evaluate_classification(
             self._model,
             self._folder,
@@ -148,7 +151,10 @@ class _Evaluation:
             rank=self._ctx.rank,
             world=self._ctx.world,
             on_progress=lambda _done: self._ctx.reporter.alive(),
+            should_stop=lambda: self._ctx.reporter.stop_requested,
         )
+        if result is None:
+            return None
         return EvaluationRecord(
             metrics=result.metrics,
             step=step,

@@ -27,6 +27,7 @@ class Meter:
         self._waits: deque[float] = deque(maxlen=window)
         self._steps = 0
         self._wait = 0.0
+        self._aside = 0.0
         self._last = time.monotonic()
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
@@ -55,6 +56,12 @@ class Meter:
         self._wait = 0.0
         return seconds
 
+    def aside_done(self) -> None:
+        """Ends what was done since the latest step and belongs to none: an evaluation, say."""
+        now = time.monotonic()
+        self._aside += now - self._last
+        self._last = now
+
     @property
     def images_per_second(self) -> float:
         total = sum(self._seconds)
@@ -67,7 +74,9 @@ class Meter:
         return sum(self._waits) / total if total > 0 else 0.0
 
     def eta_seconds(self, steps_left: int) -> float:
-        """Seconds that ``steps_left`` steps take at the present speed; -1 before the first."""
+        """Seconds that ``steps_left`` steps take at the present speed, with as much aside of them
+        as so far; -1 before the first."""
         if not self._seconds:
             return -1.0
-        return steps_left * sum(self._seconds) / len(self._seconds)
+        step = sum(self._seconds) / len(self._seconds)
+        return steps_left * (step + self._aside / self._steps)

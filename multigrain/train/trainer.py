@@ -16,13 +16,27 @@ from multigrain.train.saver import Saver
 from multigrain.train.step import StepResult, TrainStep
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        step: optimiser steps already done (of a checkpoint), 0 for a new run.
+        evaluated: whether figures were taken after that step.
+    """
+
+    step: int = 0
+    evaluated: bool = False
+
+
 @dataclass
 class Trainer:
     """Runs the steps of one worker.
 
     Args:
-        start: optimiser steps already done (of a checkpoint), 0 for a new run.
-        evaluate: figures of the present weights on the held-out images; None = never.
+        start: where the run begins.
+        evaluate: figures of the present weights on the held-out images, or None if it was asked
+            to stop; no function = never.
     """
 
     ctx: WorkerContext
@@ -30,8 +44,8 @@ class Trainer:
     data: TrainingData
     step: TrainStep
     saver: Saver
-    start: int = 0
-    evaluate: Callable[[int, int], EvaluationRecord] | None = None
+    start: Start = Start()
+    evaluate: Callable[[int, int], EvaluationRecord | None] | None = None
 
     def __post_init__(self) -> None:
         self._per_epoch = self.data.steps_per_epoch
@@ -43,7 +57,11 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Trains to the end, or until every worker has agreed to stop; saves in both cases."""
-        done = self.start
+        done = self.start.step
+        # Where the attempt before was stopped at an evaluation, that comes first.
+        missed = done > 0 and not self.start.evaluated and self._evaluation_due(done)
+        if missed and not self._after_step(done):
+            return self._stop(done)
         while done < self.total_steps:
             epoch = done // self._per_epoch
             batches = self.data.epoch(epoch, first_step=done % self._per_epoch)
@@ -57,39 +75,50 @@ class Trainer:
                 done += 1
                 self._report(result, done, epoch + 1)
                 self._report_unreadable()
-                ended = epoch + 1 if done % self._per_epoch == 0 else None
-                self._after_step(done, epoch + 1, ended)
+                stopped = result.stop_agreed and done < self.total_steps
+                if stopped or not self._after_step(done):
+                    return self._stop(done)
                 if done >= self.total_steps:
                     break
-                if result.stop_agreed:
-                    return self._stop(done, epoch + 1)
-        if self.saver.last_saved != done and done > self.start:
-            self.saver.save(done, self._epoch_of(done), {}, is_best=False)
         return Outcome(message=f"{done} steps done")
 
     def _epoch_of(self, done: int) -> int:
         return (done + self._per_epoch - 1) // self._per_epoch
 
-    def _stop(self, done: int, epoch: int) -> Outcome:
+    def _epoch_ended_at(self, done: int) -> int | None:
+        return done // self._per_epoch if done % self._per_epoch == 0 else None
+
+    def _stop(self, done: int) -> Outcome:
         if self.saver.last_saved != done:
-            self.saver.save(done, epoch, {}, is_best=False)
+            self.saver.save(done, self._epoch_of(done), {}, is_best=False)
         return Outcome(stopped=True, message=f"stopped after step {done} of {self.total_steps}")
 
-    def _after_step(self, done: int, epoch: int, ended: int | None) -> None:
+    def _evaluation_due(self, done: int) -> bool:
         every = self.spec.evaluation.every_epochs
-        last = done == self.total_steps
+        if self.evaluate is None or not every:
+            return False
+        ended = self._epoch_ended_at(done)
+        return done == self.total_steps or (ended is not None and ended % every == 0)
+
+    def _after_step(self, done: int) -> bool:
+        """Evaluates and saves if that is due. False if a stop was asked for meanwhile."""
         metrics: dict[str, float] = {}
         is_best = False
-        due = every and (last or (ended is not None and ended % every == 0))
-        if self.evaluate is not None and due:
+        epoch = self._epoch_of(done)
+        if self.evaluate is not None and self._evaluation_due(done):
             self.step.sync_statistics()
             record = self.evaluate(done, epoch)
+            if record is None:
+                return False
             metrics = record.metrics
             is_best = self.saver.best.improved(metrics, done)
             if self.ctx.rank == 0:
                 self.ctx.reporter.emit(record)
-        if is_best or last or self.saver.due(done, ended):
+        last = done == self.total_steps
+        if is_best or last or self.saver.due(done, self._epoch_ended_at(done)):
             self.saver.save(done, epoch, metrics, is_best=is_best)
+        self._meter.aside_done()
+        return True
 
     def _report(self, result: StepResult, done: int, epoch: int) -> None:
         seconds = self._meter.step_done()

@@ -26,6 +26,20 @@ from tests.evaluate.networks import Broken, MeanColour
 P = Preprocessing(size=16, resize_short=18)
 
 
+def test_of_a_part_of_the_images_there_are_no_figures(tmp_path: Path) -> None:
+    folder, done = scan(write_dataset(tmp_path, classes=3, each=5)), list[int]()
+    result = evaluate_classification(
+        MeanColour(),
+        folder,
+        P,
+        batch_size=4,
+        on_progress=done.append,
+        should_stop=lambda: bool(done),
+    )
+    assert result is None
+    assert done == [4]
+
+
 def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
     folder, network = scan(write_dataset(tmp_path, classes=3, each=5)), MeanColour()
     ranks, losses, predicted = [], [], []

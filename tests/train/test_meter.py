@@ -60,6 +60,18 @@ def test_only_the_window_counts(clock: Clock) -> None:
     assert meter.images_per_second == pytest.approx(1 / 4)
 
 
+def test_an_evaluation_between_two_steps_slows_no_step_but_counts_in_the_time_left(
+    clock: Clock,
+) -> None:
+    meter = Meter(images_per_step=1)
+    run(meter, clock, [(0, 1)] * 4)
+    clock.now += 60
+    meter.aside_done()
+    assert run(meter, clock, [(0, 1)]) == pytest.approx([1])
+    assert meter.images_per_second == pytest.approx(1)
+    assert meter.eta_seconds(10) == pytest.approx(10 * (1 + 60 / 5))
+
+
 def test_before_the_first_step_nothing_is_claimed() -> None:
     meter = Meter(10)
     assert meter.images_per_second == 0

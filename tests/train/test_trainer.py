@@ -1,0 +1,146 @@
+"""The training loop's order of things: steps, evaluations, checkpoints, and an orderly stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from multigrain.events.records import EvaluationRecord, Record
+from multigrain.jobs.context import Outcome
+from multigrain.spec.training import TrainingSpec
+from multigrain.train.best import Best
+from multigrain.train.result import StepResult
+from multigrain.train.trainer import Start, Trainer
+
+PER_EPOCH = 3
+
+
+class Reporter:
+    """Asks for a stop from the ``stop_at``-th look on."""
+
+    def __init__(self, stop_at: int = 10**9) -> None:
+        self.records: list[Record] = []
+        self.looks, self._stop_at = 0, stop_at
+
+    def emit(self, record: Record) -> None:
+        self.records.append(record)
+
+    def alive(self) -> None:
+        pass
+
+    @property
+    def stop_requested(self) -> bool:
+        self.looks += 1
+        return self.looks >= self._stop_at
+
+
+class Data:
+    steps_per_epoch = PER_EPOCH
+    unreadable: tuple[str, ...] = ()
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
+        zero = np.zeros(1, np.float32)
+        for _ in range(first_step, PER_EPOCH):
+            yield SimpleNamespace(images=zero, labels=zero, instances=zero)
+
+
+class Step:
+    """Agrees to stop as soon as it is told to."""
+
+    def __call__(self, *_arrays: object, stop: bool) -> StepResult:
+        return StepResult(0, 1.0, 1.0, 1.0, 0.1, 0.0, False, 0, 0, 0.0, 3.0, stop_agreed=stop)
+
+    def sync_statistics(self) -> None:
+        pass
+
+
+class Saver:
+    """Notes (step, whether evaluated, best)."""
+
+    def __init__(self, last_saved: int = 0) -> None:
+        self.best = Best("top1")
+        self.last_saved = last_saved
+        self.saved: list[tuple[int, bool, bool]] = []
+
+    def due(self, step: int, epoch_end: int | None) -> bool:
+        return epoch_end is not None
+
+    def save(self, step: int, epoch: int, metrics: dict[str, float], *, is_best: bool) -> None:
+        assert epoch == -(-step // PER_EPOCH)
+        self.last_saved = step
+        self.saved.append((step, bool(metrics), is_best))
+
+
+def train(
+    saver: Saver,
+    evaluate: Callable[[int, int], EvaluationRecord | None],
+    *,
+    reporter: Reporter | None = None,
+    start: Start | None = None,
+) -> Outcome:
+    spec = TrainingSpec.model_validate(
+        {"schedule": {"epochs": 2}, "evaluation": {"every_epochs": 1}}
+    )
+    context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=Path())
+    fakes: Any = (context, spec, Data(), Step(), saver, start or Start(), evaluate)
+    return Trainer(*fakes).run()
+
+
+def figures(step: int, epoch: int) -> EvaluationRecord:
+    return EvaluationRecord({"top1": step / 10}, step=step, epoch=epoch)
+
+
+def test_each_epoch_is_evaluated_and_then_saved() -> None:
+    saver = Saver()
+    outcome = train(saver, figures)
+    assert saver.saved == [(3, True, True), (6, True, True)]
+    assert (outcome.stopped, outcome.message) == (False, "6 steps done")
+
+
+def test_a_stop_saves_the_step_it_was_seen_at() -> None:
+    saver = Saver()
+    outcome = train(saver, figures, reporter=Reporter(stop_at=2))
+    assert saver.saved == [(2, False, False)]
+    assert outcome.stopped
+
+
+def test_a_stop_in_an_evaluation_saves_and_does_not_wait_for_its_end() -> None:
+    saver = Saver()
+    outcome = train(saver, lambda _step, _epoch: None)
+    assert saver.saved == [(3, False, False)]
+    assert outcome.stopped
+
+
+def test_a_stop_at_the_end_of_an_epoch_does_not_begin_its_evaluation() -> None:
+    saver, evaluated = Saver(), []
+
+    def evaluate(step: int, epoch: int) -> EvaluationRecord:
+        evaluated.append(step)
+        return figures(step, epoch)
+
+    assert train(saver, evaluate, reporter=Reporter(stop_at=3)).stopped
+    assert (saver.saved, evaluated) == ([(3, False, False)], [])
+
+
+def test_a_resumed_run_makes_the_evaluation_that_it_was_stopped_at() -> None:
+    for step in (3, 6):
+        saver, reporter = Saver(last_saved=step), Reporter()
+        outcome = train(saver, figures, reporter=reporter, start=Start(step))
+        assert not outcome.stopped
+        assert saver.saved[0] == (step, True, True)
+        first = reporter.records[0]
+        assert isinstance(first, EvaluationRecord)
+        assert (first.step, first.epoch) == (step, step // 3)
+
+
+def test_a_run_resumed_from_an_evaluated_checkpoint_goes_on_with_the_next_step() -> None:
+    saver = Saver(last_saved=3)
+    train(saver, figures, start=Start(3, evaluated=True))
+    assert saver.saved == [(6, True, True)]
+    saver = Saver(last_saved=6)
+    assert train(saver, figures, start=Start(6, evaluated=True)).message == "6 steps done"
+    assert saver.saved == []
