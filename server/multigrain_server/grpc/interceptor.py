@@ -114,9 +114,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 error = internal_error(request_id)
             wire = wire_error(error, request_id)
             code, reason = wire.code, wire.details
-            await context.abort(
-                code, wire.details, ((REQUEST_ID, request_id), *wire.trailing_metadata)
-            )
+            trailing = ((REQUEST_ID, request_id), *wire.trailing_metadata)
+            try:
+                await context.abort(code, wire.details, trailing)
+            except grpc.aio.InternalError:
+                # The caller went away, or its deadline passed, while this was on its way: there
+                # is nobody to tell, and nothing wrong with the server.
+                raise asyncio.CancelledError from None
         finally:
             if counted:
                 self._calls.leave()
