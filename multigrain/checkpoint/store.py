@@ -5,6 +5,7 @@ One process writes (rank 0 of the job). A checkpoint is visible only when it is 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -37,8 +38,8 @@ from multigrain.events.records import CheckpointRecord
 _NAME = re.compile(r"step-(\d{8,})")
 
 __all__ = [
-    "Checkpoint", "best_step", "folder_name", "latest_good", "load", "load_model", "prune",
-    "read_manifest", "resolve", "save", "steps", "verify",
+    "Checkpoint", "best_step", "folder_name", "latest_good", "link_model", "load",
+    "load_model", "prune", "read_manifest", "resolve", "save", "steps", "verify",
 ]  # fmt: skip
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -114,6 +115,44 @@ def steps(checkpoints: Path) -> list[tuple[int, Path]]:
         return []
     found = [(_NAME.fullmatch(path.name), path) for path in checkpoints.iterdir()]
     return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+
+
+def link_model(checkpoint: Path, into: Path) -> Path:
+    """Gives the weights of a checkpoint a second name, which stays when it is pruned or deleted.
+
+    Args:
+        checkpoint: its folder.
+        into: a new folder; the weights are in ``into/step-...`` as in ``checkpoint``. They take
+            no room, where the file system has hard links and both are on one.
+
+    Returns:
+        The new folder of the checkpoint, good for ``load_model``.
+
+    Raises:
+        MultigrainError: NOT_FOUND if it has been removed meanwhile.
+        OSError: if it cannot be written.
+    """
+    linked = into / checkpoint.name
+    linked.mkdir(parents=True)
+    for name in (MANIFEST, MODEL):
+        try:
+            _link(checkpoint / name, linked / name)
+        except FileNotFoundError as error:
+            raise MultigrainError(
+                ErrorKind.NOT_FOUND,
+                f"{checkpoint.name} has been removed meanwhile: newer checkpoints replaced it, or "
+                "its job was deleted; ask again",
+            ) from error
+    return linked
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # no hard links here
+        shutil.copyfile(source, target)
 
 
 def latest_good(checkpoints: Path, log: Callable[[str], None] | None = None) -> Path | None:

@@ -36,6 +36,11 @@ class JobFolder:
         return self.path / "checkpoints"
 
     @property
+    def weights(self) -> Path:
+        """The weights that an evaluation or export of a job's checkpoint reads: links to them."""
+        return self.path / "weights"
+
+    @property
     def logs(self) -> Path:
         """``workers/``: logs of msrun, the scheduler, the runner and every rank."""
         return self.path / "workers"

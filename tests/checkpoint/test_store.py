@@ -129,6 +129,23 @@ def test_a_damaged_newest_checkpoint_does_not_cost_those_of_the_next_attempt(
     assert store.latest_good(tmp_path) == tmp_path / "step-00000020"
 
 
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_linked_weights_outlive_their_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    if not hard_links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(95, "no")))
+    folder = tmp_path / "checkpoints"
+    linked = store.link_model(save(folder, 1), tmp_path / "reader")
+    save(folder, 2)
+    assert store.prune(folder, keep=1) == ["step-00000001"]
+    found, model = store.load_model(linked)
+    assert (found.step, model["w"][0, 0]) == (1, 1)
+    with pytest.raises(MultigrainError, match="ask again") as caught:
+        store.link_model(folder / "step-00000001", tmp_path / "late")
+    assert caught.value.kind is ErrorKind.NOT_FOUND
+
+
 def test_a_checkpoint_is_found_by_last_best_or_step(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step, best=min(step, 2))

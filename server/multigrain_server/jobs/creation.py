@@ -40,17 +40,31 @@ def check_job_id(job_id: str) -> str:
     return job_id
 
 
-def create_folder(jobs_dir: Path, request: JobRequest, message: str) -> JobFolder:
+def create_folder(
+    jobs_dir: Path, request: JobRequest, message: str, checkpoint: Path | None = None
+) -> JobFolder:
     """Writes a job's folder with its first event, QUEUED. A crash leaves all of it or nothing.
 
+    Args:
+        jobs_dir: the folder of job folders.
+        request: what was asked.
+        message: why the job is queued.
+        checkpoint: of another job, to be read by this one. It is linked into the folder: while
+            this job waits, the other one may go on and remove it.
+
     Raises:
-        MultigrainError: STORAGE.
+        MultigrainError: STORAGE, or NOT_FOUND if the checkpoint is gone.
     """
     aside = JobFolder(jobs_dir / f".new-{request.job_id}")
     final = JobFolder(jobs_dir / request.job_id)
     try:
         aside.path.mkdir()
         aside.logs.mkdir()
+        if checkpoint is not None:
+            # Here, not above: it brings numpy, which a start of the daemon should not wait for.
+            from multigrain.checkpoint.store import link_model
+
+            link_model(checkpoint, aside.weights)
         with aside.spec.open("x") as file:
             file.write(request.model_dump_json(indent=2) + "\n")
             file.flush()
@@ -60,8 +74,10 @@ def create_folder(jobs_dir: Path, request: JobRequest, message: str) -> JobFolde
         sync_folder(aside.path)
         aside.path.rename(final.path)
         sync_folder(jobs_dir)
-    except OSError as error:
+    except (OSError, MultigrainError) as error:
         shutil.rmtree(aside.path, ignore_errors=True)
+        if isinstance(error, MultigrainError):
+            raise
         raise MultigrainError(
             ErrorKind.STORAGE,
             f"the job cannot be written ({error.strerror}); make room on the disk of the data "

@@ -101,9 +101,13 @@ class Jobs:
         return self._fresh(first)
 
     async def _create(self, submission: Submission, checked: CheckedSpec) -> Job:
+        job_id, weights_path = new_job_id(submission.kind), checked.weights_path
+        checkpoint = Path(weights_path) if checked.of_job else None
+        if checkpoint is not None:
+            weights_path = str(JobFolder(self._jobs_dir / job_id).weights / checkpoint.name)
         request = JobRequest.model_validate(
             {
-                "job_id": new_job_id(submission.kind),
+                "job_id": job_id,
                 "kind": submission.kind,
                 "name": submission.name,
                 "labels": submission.labels,
@@ -111,24 +115,26 @@ class Jobs:
                 "body_sha256": submission.body_sha256,
                 "create_time": utc_now(),
                 checked.kind.value.lower(): checked.spec,
-                "weights_path": checked.weights_path,
+                "weights_path": weights_path,
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
             }
         )
         # A caller that goes away meanwhile must not leave a job that nobody looks after, nor
         # its request_id free for a second one: what has begun is finished first.
-        entry = asyncio.create_task(self._enter(request))
+        entry = asyncio.create_task(self._enter(request, checkpoint))
         try:
             return await asyncio.shield(entry)
         except asyncio.CancelledError:
             await asyncio.wait([entry])
             raise
 
-    async def _enter(self, request: JobRequest) -> Job:
+    async def _enter(self, request: JobRequest, checkpoint: Path | None) -> Job:
         """Writes a job to disk and to the index, and has it run."""
-        # In a thread: it waits for the disk.
         message = self._queue_message(request, "queued")
-        folder = await asyncio.to_thread(create_folder, self._jobs_dir, request, message)
+        # In a thread: it waits for the disk.
+        folder = await asyncio.to_thread(
+            create_folder, self._jobs_dir, request, message, checkpoint
+        )
         feed = self._feeds.new(request.job_id)
         feed.poll()
         try:

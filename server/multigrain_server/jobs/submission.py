@@ -36,11 +36,17 @@ class Submission:
 
 @dataclass(frozen=True)
 class CheckedSpec:
-    """A specification that can be queued. ``weights_path``: see JobRequest."""
+    """A specification that can be queued.
+
+    Attributes:
+        weights_path: see JobRequest.
+        of_job: whether that is a checkpoint of another job, which may remove it.
+    """
 
     kind: JobKind
     spec: TrainingSpec | EvaluationSpec | ExportSpec
     weights_path: str = ""
+    of_job: bool = False
 
 
 class SubmissionChecks:
@@ -108,14 +114,15 @@ class SubmissionChecks:
         if labels and "classification" in spec.tasks:
             _known_classes(classes, labels, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
-        return CheckedSpec(JobKind.EVALUATION, spec, str(weights))
+        return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
 
     async def export(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT, and
         UNSUPPORTED for a format that the device cannot write."""
         spec = resolve_export(overrides)
         self._devices(spec.devices)
-        return CheckedSpec(JobKind.EXPORT, spec, str(await self._weights(spec.weights)))
+        weights = await self._weights(spec.weights)
+        return CheckedSpec(JobKind.EXPORT, spec, str(weights), bool(spec.weights.job_id))
 
     def _devices(self, devices: DeviceSpec) -> None:
         self._leases.check(devices)

@@ -6,9 +6,14 @@ import asyncio
 import os
 import signal
 import sqlite3
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from multigrain.checkpoint import store
+from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.checkpoint.weights import load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import is_locked
 from multigrain.events.log import EventWriter, read_events
@@ -16,7 +21,7 @@ from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind
 from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.training import TrainingSpec
+from multigrain.spec.training import ModelSpec, TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide
 
@@ -324,6 +329,28 @@ async def test_a_defect_with_one_job_does_not_stop_the_others(
     monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
     good = await side.submit(events="1")
     assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_waiting_job_keeps_the_checkpoint_that_its_owner_removes(
+    make_side: MakeSide,
+) -> None:
+    side = make_side("cpu:0")
+    source = await side.submit()
+    checkpoints = side.root / "jobs" / source.job_id / "checkpoints"
+    manifest = CheckpointManifest(step=1, epoch=1, model=ModelSpec(classes=2))
+    store.save(checkpoints, manifest, {"w": np.ones(3, np.float32)}, {})
+    weights = str(checkpoints / "step-00000001")
+
+    async def check() -> CheckedSpec:
+        return CheckedSpec(JobKind.EVALUATION, EvaluationSpec(), weights, of_job=True)
+
+    waits = await side.jobs.submit(Submission(JobKind.EVALUATION, "b"), check)
+    side.jobs.cancel(source.job_id)
+    await side.jobs.delete(source.job_id)
+    assert load_weights(Path(waits.request.weights_path)).checkpoint == "step-00000001"
+    with pytest.raises(MultigrainError, match="ask again"):
+        await side.jobs.submit(Submission(JobKind.EVALUATION, "c"), check)
+    assert os.listdir(side.root / "jobs") == [waits.job_id]
 
 
 async def test_a_job_whose_checkpoints_are_being_read_is_not_deleted(side: JobSide) -> None:
