@@ -158,11 +158,16 @@ class Runner:
         if isinstance(record, StateRecord):
             self._state = record.state
         deadline = time.monotonic() + self._limits.storage_patience_seconds
+        before = self._writer.last_seq
         while True:
             try:
                 self._writer.append(record, self._attempt)
                 return
             except MultigrainError as error:
+                if self._writer.last_seq > before:
+                    # It stands, and readers may have seen it: once more would be twice.
+                    log.error("not known to be on the disk: %s", error.message)
+                    return
                 if time.monotonic() >= deadline:
                     raise
                 log.error("%s", error.message)

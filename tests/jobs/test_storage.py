@@ -58,3 +58,21 @@ def test_the_runner_gives_up_when_the_disk_stays_full(
     with pytest.raises(MultigrainError, match="No space left on device") as caught:
         runner(0.05).store(LOSS)
     assert caught.value.kind is ErrorKind.STORAGE
+
+
+def test_a_record_that_stands_is_not_written_twice(
+    runner: Callable[[float], Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, refusals = runner(10.0), [5]
+    real = os.fdatasync
+
+    def sync(fd: int) -> None:
+        if refusals:
+            raise OSError(refusals.pop(), "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    running = StateRecord(JobState.RUNNING)
+    made.store(running)
+    made.store(LOSS)
+    assert [event.record for event in read_events(tmp_path / "events.jsonl", 1)] == [running, LOSS]
