@@ -238,11 +238,13 @@ class Jobs:
         for active in self._supervisor.active.values():
             if _reads(active.request, folder.path):
                 raise _wrong_state(job, f"is in use: job {active.job_id} reads its checkpoints")
-        trash = move_to_trash(folder)
+        # Without a folder somebody removed it by hand, and the index is all that is left.
+        trash = move_to_trash(folder) if folder.path.exists() else None
         self._store.delete(job_id)
         gone = MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted")
         self._feeds.drop(job_id, gone)
-        await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+        if trash is not None:
+            await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
 
     async def stream(
         self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool

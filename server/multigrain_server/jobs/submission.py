@@ -78,7 +78,7 @@ class SubmissionChecks:
     async def training(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET."""
         spec = resolve_training(overrides)
-        self._devices(spec.devices)
+        spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         train_path = self._roots.check(spec.dataset.train_path, "spec.dataset.train_path")
         val_path = ""
         if spec.dataset.val_path:
@@ -106,7 +106,7 @@ class SubmissionChecks:
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
         spec = resolve_evaluation(overrides)
-        self._devices(spec.devices)
+        spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
         dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
         classes = await _classes(dataset, "spec.dataset_path")
@@ -120,14 +120,16 @@ class SubmissionChecks:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT, and
         UNSUPPORTED for a format that the device cannot write."""
         spec = resolve_export(overrides)
-        self._devices(spec.devices)
+        spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
         return CheckedSpec(JobKind.EXPORT, spec, str(weights), bool(spec.weights.job_id))
 
-    def _devices(self, devices: DeviceSpec) -> None:
+    def _devices(self, devices: DeviceSpec) -> DeviceSpec:
         self._leases.check(devices)
-        if devices.rank_table:
-            self._roots.check(devices.rank_table, "spec.devices.rank_table")
+        if not devices.rank_table:
+            return devices
+        path = self._roots.check(devices.rank_table, "spec.devices.rank_table")
+        return devices.model_copy(update={"rank_table": str(path)})
 
     async def _weights(self, source: WeightsSource) -> Path:
         if source.model:

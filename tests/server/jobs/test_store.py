@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import sqlite3
 
 import pytest
 
-from multigrain.errors import MultigrainError
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobError, JobState, StateRecord
 from multigrain.jobs.request import JobKind, JobRequest
 from multigrain.spec.training import TrainingSpec
@@ -101,6 +103,18 @@ def test_pages_go_from_newest_to_oldest(store: JobStore) -> None:
     token = PageToken(last.request.create_time, last.job_id).encode("q")
     rest = store.page(JobFilter(), PageToken.decode(token, "q"), 2)
     assert [row.job.job_id for row in rest] == ["train-1"]
+
+
+@pytest.mark.parametrize("body", [["\ud800", "job", ""], [1, 2, ""], [[], [], ""], {}, "abc"])
+def test_what_is_no_page_token_is_refused(body: object) -> None:
+    digest = PageToken("", "").encode("q")
+    known = json.loads(base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)))[2]
+    if isinstance(body, list):
+        body[2] = known
+    token = base64.urlsafe_b64encode(json.dumps(body).encode()).decode()
+    with pytest.raises(MultigrainError, match="page_token") as caught:
+        PageToken.decode(token, "q")
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
 
 
 def test_a_page_token_is_good_for_its_own_query_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -329,6 +330,15 @@ async def test_a_defect_with_one_job_does_not_stop_the_others(
     monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
     good = await side.submit(events="1")
     assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_whose_folder_was_removed_by_hand_can_be_deleted(side: JobSide) -> None:
+    job = await side.submit(events="1")
+    await side.ended(job.job_id)
+    shutil.rmtree(side.root / "jobs" / job.job_id)
+    await side.jobs.delete(job.job_id)
+    with pytest.raises(MultigrainError, match="no job"):
+        side.jobs.get(job.job_id)
 
 
 async def test_a_waiting_job_keeps_the_checkpoint_that_its_owner_removes(
