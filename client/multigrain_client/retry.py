@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -33,7 +35,7 @@ class RetryPolicy:
         multiplier: growth of the bound from delay to delay.
         maximum: seconds, upper bound of every delay that the server did not ask for.
         stream_patience: seconds for which a broken stream is taken up again without a single
-            new event, before the error is raised.
+            new event or answer, before the error is raised.
     """
 
     attempts: int = 5
@@ -108,15 +110,40 @@ def stream_delay(
     return _within(_delay(policy, error, failures), policy.stream_patience - quiet)
 
 
-def bulk_delay(policy: RetryPolicy, error: MultigrainClientError, *, failures: int) -> float | None:
-    """Seconds until a broken bulk stream is opened again; None = give up and raise.
+class BulkRetries:
+    """When a broken bulk stream is opened again.
+
+    Until its first answer, and whenever the server answers with a refusal, as often as a unary
+    call is made. A server that is gone in the middle of the work is waited for, as event streams
+    wait for it: whoever restarts it must not end a bulk run of hours.
 
     Args:
-        failures: breaks since the last answer, >= 1.
+        clock: seconds, monotonic.
     """
-    if failures >= policy.attempts:
-        return None
-    return stream_delay(policy, error, failures=failures, quiet=0.0)
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._answered: float | None = None
+        self._failures = 0
+        self._counted = 0
+
+    def answered(self) -> None:
+        """To be called at every answer."""
+        self._answered = self._clock()
+        self._failures = self._counted = 0
+
+    def delay(self, error: MultigrainClientError) -> float | None:
+        """Seconds until the next attempt after ``error``; None = give up and raise."""
+        self._failures += 1
+        # Without a kind it is not our server that speaks but gRPC, whose words for a broken
+        # connection are many (its asyncio client says INTERNAL when it was about to write).
+        if self._answered is None or error.kind:
+            self._counted += 1
+        if self._counted >= self._policy.attempts:
+            return None
+        quiet = 0.0 if self._answered is None else self._clock() - self._answered
+        return stream_delay(self._policy, error, failures=self._failures, quiet=quiet)
 
 
 def _delay(policy: RetryPolicy, error: MultigrainClientError, failures: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import grpc
 import pytest
 
@@ -16,7 +18,7 @@ from multigrain_client.errors import Overloaded
 from multigrain_client.images import EncodedImage
 from multigrain_client.messages import fill, nest
 from multigrain_client.plain import to_plain
-from multigrain_client.retry import stream_delay, unary_delay
+from multigrain_client.retry import BulkRetries, stream_delay, unary_delay
 from tests.client.events import loss_event
 
 
@@ -72,6 +74,30 @@ def test_a_stream_is_given_up_when_its_patience_is_over():
     policy = RetryPolicy(stream_patience=10)
     assert stream_delay(policy, error, failures=1, quiet=9.0) is not None
     assert stream_delay(policy, error, failures=1, quiet=10.1) is None
+
+
+def test_a_bulk_stream_whose_server_is_gone_is_given_up_after_the_patience():
+    clock = SimpleNamespace(now=0.0)
+    retries = BulkRetries(RetryPolicy(attempts=2, stream_patience=10), lambda: clock.now)
+    error = Unavailable("away", code=grpc.StatusCode.UNAVAILABLE)
+    assert retries.delay(error) is not None
+    assert retries.delay(error) is None  # there was no answer yet
+    retries.answered()
+    for clock.now in (1.0, 2.0, 5.0, 8.0):
+        assert retries.delay(error) is not None
+    clock.now = 10.1
+    assert retries.delay(error) is None
+
+
+def test_refusals_of_a_bulk_stream_are_counted_whether_or_not_there_were_answers():
+    retries = BulkRetries(RetryPolicy(attempts=3), lambda: 0.0)
+    retries.answered()
+    refusal = Unavailable(
+        "engine gone", kind="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE, retry_after=1.0
+    )
+    assert retries.delay(refusal) >= 1.0
+    assert retries.delay(refusal) >= 1.0
+    assert retries.delay(refusal) is None
 
 
 def test_batches_respect_both_limits_and_keep_the_order():

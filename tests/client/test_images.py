@@ -279,6 +279,14 @@ def test_what_the_input_raises_reaches_the_caller(client):
     assert [answer.index for answer in answers] == [0, 1, 2, 3]
 
 
+def test_embed_stream_waits_for_a_server_that_went_away_in_the_middle(client, state):
+    # Far more often than a call is repeated.
+    state.faults["EmbedStream"].extend([Fault(after=1), *[Fault()] * 20])
+    answers = list(client.embed_stream(images_of(9), batch_size=3))
+    assert [answer.index for answer in answers] == list(range(9))
+    assert state.calls["EmbedStream"] == 22
+
+
 def test_embed_stream_gives_up_when_the_server_stays_away(client, state):
     state.faults["EmbedStream"].extend([Fault()] * 100)
     with pytest.raises(Unavailable):

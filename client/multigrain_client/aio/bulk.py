@@ -12,7 +12,7 @@ from multigrain_client.aio.transport import AsyncTransport
 from multigrain_client.answers import EmbeddedImage, EmbedOptions, embedded
 from multigrain_client.batches import Batch
 from multigrain_client.errors import MultigrainClientError, ServerError
-from multigrain_client.retry import bulk_delay
+from multigrain_client.retry import BulkRetries
 from multigrain_client.window import ReplayWindow
 
 
@@ -40,22 +40,21 @@ class AsyncBulkEmbedding:
 
     async def run(self) -> AsyncIterator[EmbeddedImage]:
         """Raises:
-        MultigrainClientError: when the stream breaks again and again, or the server refuses.
+        MultigrainClientError: when the server refuses, or stays away (see ``BulkRetries``).
         """
         reader = asyncio.create_task(self._read())
-        failures = 0
+        retries = BulkRetries(self._transport.policy)
         try:
             while True:
                 try:
                     async with aclosing(self._connect()) as connection:
                         async for answers in connection:
-                            failures = 0
+                            retries.answered()
                             for answer in answers:
                                 yield answer
                     break
                 except MultigrainClientError as error:
-                    failures += 1
-                    delay = bulk_delay(self._transport.policy, error, failures=failures)
+                    delay = retries.delay(error)
                     if delay is None:
                         raise
                 await asyncio.sleep(delay)

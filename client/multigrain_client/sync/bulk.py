@@ -12,7 +12,7 @@ from multigrain_client import methods
 from multigrain_client.answers import EmbeddedImage, EmbedOptions, embedded
 from multigrain_client.batches import Batch
 from multigrain_client.errors import MultigrainClientError, ServerError
-from multigrain_client.retry import bulk_delay
+from multigrain_client.retry import BulkRetries
 from multigrain_client.sync.transport import Transport
 from multigrain_client.window import ReplayWindow
 
@@ -40,20 +40,19 @@ class BulkEmbedding:
 
     def run(self) -> Iterator[EmbeddedImage]:
         """Raises:
-        MultigrainClientError: when the stream breaks again and again, or the server refuses.
+        MultigrainClientError: when the server refuses, or stays away (see ``BulkRetries``).
         """
         threading.Thread(target=self._read, name="multigrain-embed-stream", daemon=True).start()
-        failures = 0
+        retries = BulkRetries(self._transport.policy)
         try:
             while True:
                 try:
                     for answers in self._connect():
-                        failures = 0
+                        retries.answered()
                         yield from answers
                     break
                 except MultigrainClientError as error:
-                    failures += 1
-                    delay = bulk_delay(self._transport.policy, error, failures=failures)
+                    delay = retries.delay(error)
                     if delay is None:
                         raise
                 time.sleep(delay)
