@@ -87,6 +87,12 @@ class BundleImport:
         folder = self._work / "bundle"
         manifest = await asyncio.to_thread(self._unpack, folder)
         name = self._name or manifest.name
+        if self._manager.catalogue.is_alias(name):
+            raise MultigrainError.field(
+                "start.name",
+                f"{name} is an alias, behind which the model could not be seen: give another name, "
+                "or remove the alias first",
+            )
         # From here to the rename nothing waits, so that two imports cannot take one version.
         version = ModelVersion(name, self._version or self._manager.bundles.next_version(name))
         renamed = manifest.model_copy(update={"name": name, "version": version.version})

@@ -31,6 +31,10 @@ class ModelCatalogue:
         reference = ModelReference.parse(model)
         return self._bundles.find(self._router.target(reference))
 
+    def is_alias(self, name: str) -> bool:
+        """Whether a name means another model's version."""
+        return name in self._router.aliases
+
     def view(self, entry: BundleEntry) -> ModelView:
         """A bundle and its engine's state."""
         version = entry.version

@@ -91,6 +91,19 @@ async def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
         assert str((await upload(h.manager, tar(files))).entry.version) == "tiny@2"
 
 
+async def test_a_bundle_does_not_hide_behind_an_alias(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models")
+    async with house(tmp_path) as h:
+        content = await download(h.manager, "tiny")
+        await h.manager.load("tiny@1")
+        h.manager.set_alias("production", "tiny@1")
+        with pytest.raises(MultigrainError, match="production is an alias") as caught:
+            await upload(h.manager, content, name="production")
+        assert caught.value.kind is ErrorKind.INVALID_FIELD
+        assert not h.manager.bundles.has_name("production")
+        assert not left_aside(h, tmp_path)
+
+
 async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
     files = bundle_files(tmp_path)
     async with house(tmp_path) as h:
