@@ -194,11 +194,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips at 255."""
+    """16-bit grey to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips at 255.
+
+    A value that is transparent (a PNG may name one) becomes white.
+    """
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise _unsupported_mode(image)
     scaled = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        scaled[values == clear] = 255
     return Image.fromarray(scaled).convert("RGB")
 
 

@@ -145,6 +145,12 @@ def test_a_transparent_colour_is_laid_on_white() -> None:
     np.testing.assert_array_equal(decode(data), [[[10, 20, 30], [255, 255, 255]]])
 
 
+def test_a_transparent_grey_of_16_bits_is_laid_on_white() -> None:
+    values = np.array([[0, 300, 301]], np.uint16)
+    data = encode(Image.fromarray(values), "PNG", transparency=300)
+    assert decode(data)[0, :, 0].tolist() == [0, 255, 1]
+
+
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_counts(form: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
