@@ -27,7 +27,7 @@ def initialise(net: nn.Cell, seed: int, *, zero_init_residual: bool) -> None:
     """
     for name, cell in net.cells_and_names():
         if isinstance(cell, Conv2d):
-            fan_out = cell.out_channels * cell.kernel**2
+            fan_out = cell.out_channels * cell.kernel[0] * cell.kernel[1] // cell.groups
             _normal(cell.weight, seed, f"{name}.weight", math.sqrt(2.0 / fan_out))
         elif isinstance(cell, Dense):
             classifier = name == "classifier"

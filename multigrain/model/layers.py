@@ -5,9 +5,14 @@ from __future__ import annotations
 import mindspore
 from mindspore import Parameter, Tensor, nn, ops
 
+Pair = tuple[int, int]
+
 
 class Conv2d(nn.Cell):
-    """2-D convolution without bias, NCHW, symmetric zero padding; weight (O, I, kh, kw).
+    """2-D convolution without bias, NCHW, symmetric zero padding; weight (O, I / groups, kh, kw).
+
+    ``kernel``, ``stride``, ``padding`` and ``dilation`` are one number for both directions, or
+    one for each (height, width); as attributes they are always pairs.
 
     In its plain mode it is a convolution and nothing else. ``multigrain.optim.thor.capture``
     may attach two *taps*: identities around the convolution whose backward pass also computes
@@ -20,27 +25,41 @@ class Conv2d(nn.Cell):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int | Pair,
+        *,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel = kernel
-        self.stride = stride
-        self.padding = padding
+        self.kernel = _pair(kernel)
+        self.stride = _pair(stride)
+        self.padding = _pair(padding)
+        self.dilation = _pair(dilation)
+        self.groups = groups
+        height, width = self.padding
         # Zeros: multigrain.model.initial fills every weight from one seed.
         self.weight = Parameter(
-            ops.zeros((out_channels, in_channels, kernel, kernel)), name="weight"
+            ops.zeros((out_channels, in_channels // groups, *self.kernel)), name="weight"
         )
         self.convolve = ops.Conv2D(
             out_channel=out_channels,
-            kernel_size=(kernel, kernel),  # tuples: the ONNX export reads no plain numbers
+            kernel_size=self.kernel,  # tuples: the ONNX export reads no plain numbers
             pad_mode="pad",
-            pad=(padding, padding, padding, padding),
-            stride=(stride, stride),
-            dilation=(1, 1),
+            pad=(height, height, width, width),
+            stride=self.stride,
+            dilation=self.dilation,
+            group=groups,
         )
-        self.unfold = ops.Im2Col(ksizes=kernel, strides=stride, dilations=1, pads=padding)
+        self.unfold = ops.Im2Col(
+            ksizes=self.kernel, strides=self.stride, dilations=self.dilation, pads=self.padding
+        )
         self.multiply = ops.MatMul()
         self.matmul_positions = 0
         self.half = False
@@ -50,7 +69,11 @@ class Conv2d(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         if self.tapped:
             x = self.input_tap(x, self.a_slot)
-        if self.matmul_positions > 0 and self.positions(x) <= self.matmul_positions:
+        if (
+            self.matmul_positions > 0
+            and self.groups == 1
+            and self.positions(x) <= self.matmul_positions
+        ):
             y = self.as_product(x)
         elif self.half:
             y = self.convolve(ops.cast(x, self.half_type), ops.cast(self.weight, self.half_type))
@@ -62,16 +85,19 @@ class Conv2d(nn.Cell):
 
     def positions(self, x: Tensor) -> int:
         """Output positions of an input."""
-        height = (x.shape[2] + 2 * self.padding - self.kernel) // self.stride + 1
-        width = (x.shape[3] + 2 * self.padding - self.kernel) // self.stride + 1
-        return height * width
+        return self.output_side(x.shape[2], 0) * self.output_side(x.shape[3], 1)
+
+    def output_side(self, length: int, direction: int) -> int:
+        """Output positions along the height (direction 0) or the width (1) of an input."""
+        reach = self.dilation[direction] * (self.kernel[direction] - 1) + 1
+        return (length + 2 * self.padding[direction] - reach) // self.stride[direction] + 1
 
     def as_product(self, x: Tensor) -> Tensor:
         """The same convolution as one matrix product over unfolded patches."""
         n = x.shape[0]
-        height = (x.shape[2] + 2 * self.padding - self.kernel) // self.stride + 1
-        width = (x.shape[3] + 2 * self.padding - self.kernel) // self.stride + 1
-        columns = self.in_channels * self.kernel * self.kernel
+        height = self.output_side(x.shape[2], 0)
+        width = self.output_side(x.shape[3], 1)
+        columns = self.in_channels * self.kernel[0] * self.kernel[1]
         patches = ops.reshape(self.unfold(x), (n, columns, height * width))
         patches = ops.reshape(ops.transpose(patches, (1, 0, 2)), (columns, n * height * width))
         y = self.multiply(ops.reshape(self.weight, (self.out_channels, columns)), patches)
@@ -104,3 +130,7 @@ class Dense(nn.Cell):
         if self.tapped:
             y = self.output_tap(y, self.g_slot)
         return y
+
+
+def _pair(value: int | Pair) -> Pair:
+    return (value, value) if isinstance(value, int) else value

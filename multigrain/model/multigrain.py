@@ -59,7 +59,7 @@ class MultiGrain(nn.Cell):
         a model that is exported. Call it before the first step.
         """
         for _, cell in self.trunk.cells_and_names():
-            if isinstance(cell, Conv2d) and cell.kernel > 1:
+            if isinstance(cell, Conv2d) and cell.kernel != (1, 1):
                 cell.matmul_positions = SMALL_MAP
 
 

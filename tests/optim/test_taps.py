@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from multigrain.model.layers import Conv2d, Dense
-from multigrain.optim.thor.capture import CapturedLayer, attach
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.layers import Conv2d, Dense, Pair
+from multigrain.optim.thor.capture import CapturedLayer, attach, excluded
 
 Net = nn.Cell
 
@@ -34,25 +35,48 @@ def capture(
     return layer, a.asnumpy(), g.asnumpy(), scale * weights / n
 
 
-def conv(i: int, o: int, kernel: int, stride: int, padding: int) -> Conv2d:
-    net = Conv2d(i, o, kernel, stride=stride, padding=padding)
-    values = np.random.default_rng(1).standard_normal((o, i, kernel, kernel)).astype(np.float32)
+def conv(
+    i: int,
+    o: int,
+    kernel: int | Pair,
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair = 1,
+) -> Conv2d:
+    net = Conv2d(i, o, kernel, stride=stride, padding=padding, dilation=dilation)
+    values = np.random.default_rng(1).standard_normal(net.weight.shape).astype(np.float32)
     net.weight.set_data(Tensor(values))
     return net
+
+
+def patch_at(net: Conv2d, padded: np.ndarray, row: int, column: int) -> np.ndarray:
+    """What output position (row, column) sees, in the order of the flattened weight."""
+    (kh, kw), (sh, sw), (dh, dw) = net.kernel, net.stride, net.dilation
+    values = [
+        padded[channel, row * sh + y * dh, column * sw + x * dw]
+        for channel in range(net.in_channels)
+        for y in range(kh)
+        for x in range(kw)
+    ]
+    return np.array(values)
+
+
+def pad(net: Conv2d, x: np.ndarray) -> np.ndarray:
+    ph, pw = net.padding
+    return np.pad(x.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
 
 
 def conv_by_loops(net: Conv2d, x: np.ndarray, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A and G from their definition."""
     n = len(x)
     _, o, height, width = dout.shape
-    k, s, p = net.kernel, net.stride, net.padding
-    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (p, p), (p, p)))
-    dim = net.in_channels * k * k
+    padded = pad(net, x)
+    dim = net.in_channels * net.kernel[0] * net.kernel[1]
     a, g = np.zeros((dim, dim)), np.zeros((o, o))
     for b in range(n):
         for row in range(height):
             for column in range(width):
-                patch = padded[b, :, row * s : row * s + k, column * s : column * s + k].ravel()
+                patch = patch_at(net, padded[b], row, column)
                 a += np.outer(patch, patch)
                 ds = n * dout[b, :, row, column].astype(np.float64)
                 g += np.outer(ds, ds)
@@ -61,14 +85,32 @@ def conv_by_loops(net: Conv2d, x: np.ndarray, dout: np.ndarray) -> tuple[np.ndar
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "size"),
-    [(3, 1, 1, 5), (3, 2, 1, 6), (1, 1, 0, 4), (1, 2, 0, 5), (7, 2, 3, 9), (3, 1, 1, 1)],
+    ("kernel", "stride", "padding", "dilation", "size"),
+    [
+        (3, 1, 1, 1, 5),
+        (3, 2, 1, 1, 6),
+        (1, 1, 0, 1, 4),
+        (1, 2, 0, 1, 5),
+        (7, 2, 3, 1, 9),
+        (3, 1, 1, 1, 1),
+        (3, 1, 2, 2, 6),
+        (3, 2, 0, 2, 7),
+        ((1, 3), 1, (0, 1), 1, 5),
+        ((3, 1), (2, 1), (1, 0), 1, 6),
+        ((2, 3), (1, 2), (0, 2), (2, 1), 6),
+        (1, 1, 1, 1, 3),
+    ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_factors_of_a_convolution(
-    kernel: int, stride: int, padding: int, size: int, compiled: bool
+    kernel: int | Pair,
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair,
+    size: int,
+    compiled: bool,
 ) -> None:
-    net = conv(3, 4, kernel, stride, padding)
+    net = conv(3, 4, kernel, stride, padding, dilation)
     x = np.random.default_rng(0).standard_normal((2, 3, size, size + 1)).astype(np.float32)
     _, a, g, dout = capture(net, x, compiled=compiled, block_size=1000)
     root = math.sqrt(dout.shape[2] * dout.shape[3])
@@ -122,30 +164,60 @@ def test_the_loss_scale_does_not_change_the_factors(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (7, 2, 3)]
+    ("kernel", "stride", "padding", "dilation"),
+    [
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (1, 1, 0, 1),
+        (7, 2, 3, 1),
+        (3, 1, 2, 2),
+        (3, 2, 2, 3),
+        ((1, 5), (1, 2), (0, 2), 1),
+        ((5, 2), (2, 1), (2, 0), (1, 3)),
+    ],
 )
 def test_row_limit_takes_a_centred_grid_of_positions(
-    kernel: int, stride: int, padding: int
+    kernel: int | Pair, stride: int | Pair, padding: int | Pair, dilation: int | Pair
 ) -> None:
-    net = conv(2, 3, kernel, stride, padding)
-    x = np.random.default_rng(0).standard_normal((2, 2, 24, 24)).astype(np.float32)
+    net = conv(2, 3, kernel, stride, padding, dilation)
+    x = np.random.default_rng(0).standard_normal((2, 2, 24, 23)).astype(np.float32)
     _, a, g, dout = capture(net, x, row_limit=60)
-    side = dout.shape[2]
-    k = next(k for k in range(1, 100) if 2 * math.ceil(side / k) ** 2 <= 60)
-    offset = (side - 1 - (math.ceil(side / k) - 1) * k) // 2
-    offset = offset if offset * stride >= padding else 0
-    grid = range(offset, side, k)
-    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2))
-    patches = [
-        padded[b, :, r * stride : r * stride + kernel, c * stride : c * stride + kernel].ravel()
-        for b in range(2)
-        for r in grid
-        for c in grid
-    ]
-    ds = [2.0 * dout[b, :, r, c] for b in range(2) for r in grid for c in grid]
+    sides = dout.shape[2:]
+    k = next(k for k in range(1, 100) if 2 * np.prod([-(-n // k) for n in sides]) <= 60)
+    assert k > 1
+    grids = []
+    for n, s, p in zip(sides, net.stride, net.padding, strict=True):
+        offset = (n - 1 - (math.ceil(n / k) - 1) * k) // 2
+        grids.append(range(offset if offset * s >= p else 0, n, k))
+    padded = pad(net, x)
+    positions = [(b, r, c) for b in range(2) for r in grids[0] for c in grids[1]]
+    patches = [patch_at(net, padded[b], r, c) for b, r, c in positions]
+    ds = [2.0 * dout[b, :, r, c] for b, r, c in positions]
+    root = math.sqrt(sides[0] * sides[1])
     for found, rows in ((a, patches), (g, ds)):
-        expected = side * sum(np.outer(v, v) for v in rows) / len(rows)  # sqrt(T) = side
+        expected = root * sum(np.outer(v, v) for v in rows) / len(rows)
         np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_mean_over_workers_is_the_factor_of_the_whole_batch(world: int) -> None:
+    """Also where positions are left out: every worker takes those that one worker would."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 2, 12, 12)).astype(np.float32)
+    weights = rng.standard_normal((6, 3, 12, 12)).astype(np.float32)
+
+    def factors(part: slice, workers: int) -> list[np.ndarray]:
+        net = conv(2, 3, 3, 1, 1)
+        (layer,) = attach(net, block_size=128, row_limit=300, world=workers)
+        slots = mindspore.ParameterTuple([layer.a_slot, layer.g_slot])
+        images, own = Tensor(x[part]), Tensor(weights[part])
+        run = mindspore.value_and_grad(lambda z: (net(z) * own).sum() / own.shape[0], None, slots)
+        return [f.asnumpy() for f in run(images)[1]]
+
+    each = 6 // world
+    parts = [factors(slice(r * each, (r + 1) * each), world) for r in range(world)]
+    for whole, *shares in zip(factors(slice(0, 6), 1), *parts, strict=True):
+        np.testing.assert_allclose(np.mean(shares, 0), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_taps_change_neither_output_nor_gradients() -> None:
@@ -160,3 +232,41 @@ def test_taps_change_neither_output_nor_gradients() -> None:
         results.append([value.asnumpy(), dx.asnumpy(), dw.asnumpy()])
     for plain, with_taps in zip(*results, strict=True):
         np.testing.assert_array_equal(plain, with_taps)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 4, 3, group=4)],
+    ids=["grouped", "depthwise"],
+)
+def test_a_grouped_convolution_is_refused_by_name(layer: nn.Cell) -> None:
+    net = nn.SequentialCell([Conv2d(3, 4, 3), layer])
+    with pytest.raises(MultigrainError, match=r"^1 is a convolution in [24] groups") as caught:
+        attach(net, block_size=128)
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+    assert not net[0].tapped  # nothing was changed
+
+
+def test_a_grouped_convolution_computes_what_its_groups_compute() -> None:
+    net = Conv2d(4, 6, 3, padding=1, groups=2)
+    weight = np.random.default_rng(1).standard_normal((6, 2, 3, 3)).astype(np.float32)
+    net.weight.set_data(Tensor(weight))
+    net.matmul_positions = 1000  # has no effect on it
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 5)).astype(np.float32)
+    found = net(Tensor(x)).asnumpy()
+    for group in range(2):
+        half = Conv2d(2, 3, 3, padding=1)
+        half.weight.set_data(Tensor(weight[3 * group : 3 * group + 3]))
+        expected = half(Tensor(x[:, 2 * group : 2 * group + 2])).asnumpy()
+        np.testing.assert_allclose(found[:, 3 * group : 3 * group + 3], expected, atol=1e-5)
+
+
+def test_what_is_left_out_has_a_reason() -> None:
+    net = nn.SequentialCell([Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), Dense(4, 2)])
+    attach(net, block_size=128)
+    found = {x.name: (x.parameters, x.reason) for x in excluded(net)}
+    assert found.keys() == {"1", "2", "3"}
+    assert found["1"][0] == ("gamma", "beta")
+    assert "BatchNorm" in found["1"][1]
+    assert found["2"] == (("weight",), "no capture exists for Conv2d")
+    assert found["3"][0] == ("bias",)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mindspore import Parameter, nn, ops
 
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d, Dense
 from multigrain.model.state import CURVATURE_PREFIX
 from multigrain.optim.thor.layout import BlockLayout
@@ -52,14 +54,19 @@ def attach(
         block_size: side of the diagonal blocks.
         loss_scale: S, the factor the differentiated loss was multiplied by.
         row_limit: most rows (examples x positions) a factor is built from.
+
+    Raises:
+        MultigrainError: UNSUPPORTED, naming the layer, for a grouped convolution: its groups see
+            different inputs, so that one pair of factors does not describe it.
     """
+    _refuse_groups(net)
     captured = []
     for name, cell in net.cells_and_names():
         if isinstance(cell, Conv2d):
-            a = BlockLayout.of(cell.in_channels * cell.kernel**2, block_size)
+            a = BlockLayout.of(cell.in_channels * cell.kernel[0] * cell.kernel[1], block_size)
             g = BlockLayout.of(cell.out_channels, block_size)
-            cell.input_tap = ConvInputTap(a, cell.kernel, cell.stride, cell.padding, row_limit)
-            cell.output_tap = ConvOutputTap(g, cell.stride, cell.padding, row_limit, loss_scale)
+            cell.input_tap = ConvInputTap(a, cell, row_limit)
+            cell.output_tap = ConvOutputTap(g, cell, row_limit, loss_scale)
             kind = "conv"
         elif isinstance(cell, Dense):
             a = BlockLayout.of(cell.in_channels, block_size)
@@ -74,3 +81,60 @@ def attach(
         cell.tapped = True
         captured.append(CapturedLayer(name, kind, cell.weight, a, g, cell.a_slot, cell.g_slot))
     return captured
+
+
+@dataclass(frozen=True)
+class ExcludedLayer:
+    """A cell whose own parameters keep their plain gradient.
+
+    Attributes:
+        name: the cell's path in the network.
+        parameters: the last parts of their names, such as "bias".
+        reason: why there is no curvature for them.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    reason: str
+
+
+def excluded(net: nn.Cell) -> list[ExcludedLayer]:
+    """What :func:`attach` leaves out of a network, in its order; with nothing trained: no entry."""
+    found = []
+    for name, cell in net.cells_and_names():
+        names = tuple(
+            key
+            for key, p in cell._params.items()
+            if p is not None and p.requires_grad and not p.name.startswith(CURVATURE_PREFIX)
+        )
+        if isinstance(cell, (Conv2d, Dense)):
+            names = tuple(key for key in names if key != "weight")
+        if names:
+            found.append(ExcludedLayer(name, names, _reason(cell)))
+    return found
+
+
+def _reason(cell: nn.Cell) -> str:
+    if isinstance(cell, (Conv2d, Dense)):
+        return "a bias has plain momentum in THOR"
+    if isinstance(cell, nn.BatchNorm2d):
+        return "BatchNorm's scale and shift are no matrix"
+    if isinstance(cell, GeM):
+        return "the pooling exponent is one number"
+    return f"no capture exists for {type(cell).__name__}"
+
+
+def _refuse_groups(net: nn.Cell) -> None:
+    for name, cell in net.cells_and_names():
+        if isinstance(cell, Conv2d):
+            groups = cell.groups
+        elif isinstance(cell, nn.Conv2d):
+            groups = cell.group
+        else:
+            continue
+        if groups > 1:
+            raise MultigrainError(
+                ErrorKind.UNSUPPORTED,
+                f"{name or 'the network'} is a convolution in {groups} groups, which THOR does "
+                "not capture; set optimizer.kind to 'momentum'",
+            )

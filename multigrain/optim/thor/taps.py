@@ -23,6 +23,7 @@ import mindspore
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from multigrain.model.layers import Conv2d
 from multigrain.optim.thor.layout import BlockLayout
 
 # Rows (examples x positions) a factor is built from. A block has 128 rows, so 8192 samples
@@ -55,9 +56,9 @@ def sample_offset(length: int, k: int, stride: int, padding: int) -> int:
 
 
 @constexpr
-def output_length(length: int, kernel: int, stride: int, padding: int) -> int:
+def output_length(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Output positions of a convolution in one direction."""
-    return (length + 2 * padding - kernel) // stride + 1
+    return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 @constexpr
@@ -88,13 +89,13 @@ class BlockSecondMoment(nn.Cell):
 class ConvInputTap(nn.Cell):
     """Gives sqrt(T) A of a convolution's input (N, I, H, W)."""
 
-    def __init__(
-        self, layout: BlockLayout, kernel: int, stride: int, padding: int, row_limit: int
-    ) -> None:
+    def __init__(self, layout: BlockLayout, layer: Conv2d, row_limit: int) -> None:
         super().__init__()
-        self.kernel = kernel
-        self.stride = stride
-        self.padding = padding
+        self.kernel = layer.kernel
+        self.stride = layer.stride
+        self.padding = layer.padding
+        self.dilation = layer.dilation
+        self.pointwise = layer.kernel == (1, 1) and layer.padding == (0, 0)
         self.row_limit = row_limit
         self.dim = layout.dim
         self.blocks = BlockSecondMoment(layout)
@@ -107,26 +108,29 @@ class ConvInputTap(nn.Cell):
 
     def factor(self, x: Tensor) -> Tensor:
         n, _, h, w = x.shape
-        rows_h = output_length(h, self.kernel, self.stride, self.padding)
-        rows_w = output_length(w, self.kernel, self.stride, self.padding)
+        stride_h, stride_w = self.stride
+        pad_h, pad_w = self.padding
+        rows_h = output_length(h, self.kernel[0], stride_h, pad_h, self.dilation[0])
+        rows_w = output_length(w, self.kernel[1], stride_w, pad_w, self.dilation[1])
         k = sample_step(n, rows_h, rows_w, self.row_limit)
-        top = sample_offset(rows_h, k, self.stride, self.padding) * self.stride
-        left = sample_offset(rows_w, k, self.stride, self.padding) * self.stride
-        pad_h = self.padding
-        pad_w = self.padding
+        top = sample_offset(rows_h, k, stride_h, pad_h) * stride_h
+        left = sample_offset(rows_w, k, stride_w, pad_w) * stride_w
         # A sampled grid that starts inside the image starts at its first patch, unpadded.
         if top > 0:
-            x = x[:, :, top - self.padding :, :]
+            x = x[:, :, top - pad_h :, :]
             pad_h = 0
         if left > 0:
-            x = x[:, :, :, left - self.padding :]
+            x = x[:, :, :, left - pad_w :]
             pad_w = 0
         x = ops.cast(x, mindspore.float32)
-        if self.kernel == 1 and self.padding == 0:
-            patches = x[:, :, :: self.stride * k, :: self.stride * k]
+        if self.pointwise:
+            patches = x[:, :, :: stride_h * k, :: stride_w * k]
         else:
             patches = ops.Im2Col(
-                ksizes=self.kernel, strides=self.stride * k, dilations=1, pads=(pad_h, pad_w)
+                ksizes=self.kernel,
+                strides=(stride_h * k, stride_w * k),
+                dilations=self.dilation,
+                pads=(pad_h, pad_w),
             )(x)
         patches = ops.reshape(patches, (n, self.dim, -1))
         patches = ops.reshape(ops.transpose(patches, (1, 0, 2)), (self.dim, -1))
@@ -137,11 +141,11 @@ class ConvOutputTap(nn.Cell):
     """Gives sqrt(T) G from the derivative of a convolution's output (N, O, H, W)."""
 
     def __init__(
-        self, layout: BlockLayout, stride: int, padding: int, row_limit: int, loss_scale: float
+        self, layout: BlockLayout, layer: Conv2d, row_limit: int, loss_scale: float
     ) -> None:
         super().__init__()
-        self.stride = stride
-        self.padding = padding
+        self.stride = layer.stride
+        self.padding = layer.padding
         self.row_limit = row_limit
         self.loss_scale = loss_scale
         self.dim = layout.dim
@@ -156,8 +160,8 @@ class ConvOutputTap(nn.Cell):
     def factor(self, dout: Tensor) -> Tensor:
         n, _, h, w = dout.shape
         k = sample_step(n, h, w, self.row_limit)
-        top = sample_offset(h, k, self.stride, self.padding)
-        left = sample_offset(w, k, self.stride, self.padding)
+        top = sample_offset(h, k, self.stride[0], self.padding[0])
+        left = sample_offset(w, k, self.stride[1], self.padding[1])
         s = ops.cast(dout, mindspore.float32) * (n / self.loss_scale)
         s = s[:, :, top::k, left::k]
         s = ops.reshape(ops.transpose(s, (1, 0, 2, 3)), (self.dim, -1))
