@@ -171,7 +171,9 @@ class _Launch:
             self._stopping_since = time.monotonic()
             self._attempt.record(StateRecord(JobState.STOPPING, self._attempt.stop.reason))
             if not self.running:
-                return Finished(JobState.CANCELLED, "cancelled before the work began")
+                number = self._attempt.command.attempt
+                message = f"cancelled before attempt {number} began its work"
+                return Finished(JobState.CANCELLED, message)
             for rank in self._ranks.workers.values():
                 if rank.worker:
                     rank.worker.send(Stop())

@@ -57,8 +57,7 @@ class ChannelServer:
     """
 
     def __init__(self, owner: Path) -> None:
-        for stale in channel_folders(owner):
-            shutil.rmtree(stale, ignore_errors=True)
+        remove_channels(owner)
         self._folder = Path(tempfile.mkdtemp(prefix=_prefix(owner)))
         self.address = str(self._folder / "s")
         self.token = secrets.token_hex(16)
@@ -144,6 +143,12 @@ class ChannelServer:
 def channel_folders(owner: Path) -> list[Path]:
     """Folders of the channels of a job, of which one at most is in use."""
     return list(Path(tempfile.gettempdir()).glob(f"{_prefix(owner)}*"))
+
+
+def remove_channels(owner: Path) -> None:
+    """Removes what killed runners of a job have left; for its only runner, without a channel."""
+    for stale in channel_folders(owner):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _prefix(owner: Path) -> str:

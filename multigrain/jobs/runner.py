@@ -20,6 +20,7 @@ from multigrain.events.lock import LockHeldError
 from multigrain.events.log import EventWriter
 from multigrain.events.records import JobError, JobState, LogRecord, Record, StateRecord
 from multigrain.jobs.attempt import Attempt, Finished
+from multigrain.jobs.channel import remove_channels
 from multigrain.jobs.failure import Failure, runner_lost
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.history import History
@@ -94,6 +95,7 @@ class Runner:
         if history.lost:
             # Its workers end by themselves, but a machine under load may need a moment.
             end_all(self._folder.path)
+            remove_channels(self._folder.path)
             failed = runner_lost(history.attempt)
             if history.state is JobState.STOPPING:
                 message = f"cancelled, but not in order: {failed.error.message}"
@@ -108,7 +110,8 @@ class Runner:
                 self._tell_restart(failed, restarts, allowed)
                 self._pause(self._limits.restart_delay_seconds)
             if self._stop.requested:
-                self.store(StateRecord(JobState.CANCELLED, "cancelled before the work began"))
+                message = f"cancelled before attempt {self._attempt + 1} began its work"
+                self.store(StateRecord(JobState.CANCELLED, message))
                 return
             self._attempt += 1
             self.store(StateRecord(JobState.STARTING, f"starting attempt {self._attempt}"))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from multigrain.events.records import JobState, LogRecord
+from multigrain.jobs.channel import channel_folders
 from multigrain.jobs.request import JobKind
 from tests.jobs.harness import Job
 
@@ -164,7 +165,9 @@ def test_a_runner_lost_while_stopping_leaves_a_cancelled_job(new_job: NewJob) ->
     job.wait_for(lambda: states(job)[-1] is JobState.STOPPING)
     runner.kill()
     runner.wait()
+    assert channel_folders(job.folder.path)
     assert job.run("succeed") is JobState.CANCELLED
+    assert channel_folders(job.folder.path) == []
 
 
 def test_an_evaluation_is_restarted_once(new_job: NewJob) -> None:
