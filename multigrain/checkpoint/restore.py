@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from multigrain.checkpoint.weights import Weights, load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
+from multigrain.model.layouts import trunk_of
 from multigrain.spec.training import ModelSpec, TrunkName
 
 if TYPE_CHECKING:
@@ -50,17 +51,21 @@ def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0) -> Restored:
     """Loads weights and builds their network.
 
     Args:
-        path: a checkpoint or bundle folder, or a bare ``.safetensors`` or ``.ckpt`` file.
-        trunk: of a bare file, which does not say it.
+        path: a checkpoint or bundle folder, or a bare file (see ``load_weights``).
+        trunk: of a bare file; empty to tell it by the names and shapes of its parameters.
         gem_p: exponent to use instead of the stored one; 0 = the stored one.
 
     Raises:
         MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk" if a
-            bare file comes without it.
+            bare file is another trunk's, or of none that can be told.
     """
     weights = load_weights(path)
     state = dict(weights.model)
     spec = weights.spec or _spec_of_bare(state, trunk)
+    if weights.naming and trunk not in ("", spec.trunk):
+        raise MultigrainError.field(
+            "spec.trunk", f"is {trunk!r}, but {path.name} holds a {spec.trunk}; leave it empty"
+        )
     p = gem_p or float(state.get(_GEM_P, np.float32(spec.gem_p)))
     state[_GEM_P] = np.array(p, np.float32)
     # p is a constant from here on, whether or not it was learned.
@@ -77,9 +82,18 @@ def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0) -> Restored:
 
 def _spec_of_bare(state: dict[str, NDArray[np.generic]], trunk: str) -> ModelSpec:
     known = get_args(TrunkName)
+    if not trunk:
+        told = trunk_of({name: array.shape for name, array in state.items()})
+        if told is None:
+            raise MultigrainError.field(
+                "spec.trunk",
+                f"the weights' names and shapes are no known network's: give {', '.join(known)}",
+            )
+        return ModelSpec.model_validate({"trunk": told[0], "stem": told[1]})
     if trunk not in known:
-        what = f"{trunk!r} is unknown" if trunk else "a bare weights file does not say its network"
-        raise MultigrainError.field("spec.trunk", f"{what}: give one of {', '.join(known)}")
+        raise MultigrainError.field(
+            "spec.trunk", f"{trunk!r} is unknown: give one of {', '.join(known)}"
+        )
     stem = state.get(_STEM)
     small = stem is not None and stem.shape[-1] == 3
     return ModelSpec.model_validate({"trunk": trunk, "stem": "small" if small else "imagenet"})

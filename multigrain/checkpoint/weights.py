@@ -14,6 +14,9 @@ from safetensors.numpy import load as load_tensors
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.checkpoint import store
 from multigrain.checkpoint.files import describe
+from multigrain.checkpoint.naming.translate import is_ours, translate
+from multigrain.checkpoint.pytorch import SUFFIXES as PYTORCH_SUFFIXES
+from multigrain.checkpoint.pytorch import read_pytorch
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.spec.training import ModelSpec
@@ -25,6 +28,8 @@ _NOT_WEIGHTS = (
     "cov_step", "momentum",
 )  # fmt: skip
 
+_FILES = "a .safetensors, .ckpt or .pth file"
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -32,11 +37,13 @@ class Weights:
 
     Args:
         model: parameters and BatchNorm statistics by name.
-        spec: the network; None for a bare file.
+        spec: the network; None for a bare file under this package's names.
         labels: class names in the order of the outputs; empty for a bare file.
         preprocessing: of the default resolution, where the source is a bundle.
         job_id, step, epoch, checkpoint: where the weights come from; empty for a bare file.
         metrics: figures stored with them.
+        naming: the program whose names a bare file had; empty for this package's. ``spec`` then
+            has the network that the file was recognised as.
     """
 
     model: dict[str, NDArray[np.generic]]
@@ -48,14 +55,17 @@ class Weights:
     epoch: int = 0
     checkpoint: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    naming: str = ""
 
 
 def load_weights(path: Path) -> Weights:
-    """Reads a checkpoint folder, a bundle folder, a ``.safetensors`` or a ``.ckpt`` file.
+    """Reads a checkpoint folder, a bundle folder, a ``.safetensors``, ``.ckpt`` or ``.pth`` file.
+
+    A file's names may be this package's, or those of a scheme in ``multigrain.checkpoint.naming``.
 
     Raises:
-        MultigrainError: NOT_FOUND if there is nothing; CHECKPOINT if it is damaged or of
-            another kind.
+        MultigrainError: NOT_FOUND if there is nothing; CHECKPOINT if it is damaged, of another
+            kind, or of a network that is not known.
     """
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
@@ -74,18 +84,34 @@ def load_weights(path: Path) -> Weights:
     if not path.is_file():
         raise MultigrainError(
             ErrorKind.NOT_FOUND,
-            f"there are no weights at {path}: give a checkpoint folder, or a .safetensors or "
-            ".ckpt file",
+            f"there are no weights at {path}: give a checkpoint folder, or {_FILES}",
         )
     if path.suffix == ".safetensors":
-        return Weights(model=_read_safetensors(path))
+        return _from_file(path, _read_safetensors(path))
     if path.suffix == ".ckpt":
-        return Weights(model=_read_ckpt(path))
+        return _from_file(path, _read_ckpt(path))
+    if path.suffix in PYTORCH_SUFFIXES:
+        return _from_file(path, read_pytorch(path))
     raise MultigrainError(
         ErrorKind.CHECKPOINT,
-        f"{path.name} is not a kind of weights file that is read: give a checkpoint folder, or a "
-        ".safetensors or .ckpt file",
+        f"{path.name} is not a kind of weights file that is read: give a checkpoint folder, or "
+        f"{_FILES}",
     )
+
+
+def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
+    if is_ours(state):
+        return Weights(model=state)
+    found = translate(state, path.name)
+    spec = ModelSpec.model_validate(
+        {
+            "trunk": found.trunk,
+            "stem": found.stem,
+            "classes": found.classes,
+            "gem_p": found.gem_p,
+        }
+    )
+    return Weights(model=found.model, spec=spec, naming=found.naming)
 
 
 def _from_bundle(path: Path) -> Weights:
@@ -114,6 +140,11 @@ def _from_bundle(path: Path) -> Weights:
 def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         tensors: dict[str, NDArray[np.generic]] = load_tensors(path.read_bytes())
+    except KeyError as error:
+        # bfloat16 and the 8-bit floats.
+        raise _unusable(
+            path, f"it holds tensors of type {error.args[0]}; convert them to float32"
+        ) from error
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise _unusable(path, "it is not a whole safetensors file of NumPy types") from error
     return tensors

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mindspore import Tensor, nn, ops
 
 from multigrain.errors import MultigrainError
 from multigrain.model.layers import Conv2d, Dense
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Blocks of the four stages; ``bottleneck`` or basic blocks; SE in every block or none."""
-
-    blocks: tuple[int, int, int, int]
-    bottleneck: bool
-    squeeze: bool = False
-
-
-LAYOUTS: dict[str, Layout] = {
-    "resnet18": Layout((2, 2, 2, 2), bottleneck=False),
-    "resnet34": Layout((3, 4, 6, 3), bottleneck=False),
-    "resnet50": Layout((3, 4, 6, 3), bottleneck=True),
-    "resnet101": Layout((3, 4, 23, 3), bottleneck=True),
-    "resnet152": Layout((3, 8, 36, 3), bottleneck=True),
-    # The SE-ResNet-50 of "Squeeze-and-Excitation Networks" (arXiv 1709.01507).
-    "se_resnet50": Layout((3, 4, 6, 3), bottleneck=True, squeeze=True),
-}
-
-SE_REDUCTION = 16
+from multigrain.model.layouts import LAYOUTS, SE_REDUCTION, STEM_KERNELS, Layout
 
 
 def batch_norm(channels: int) -> nn.Cell:
@@ -161,16 +138,15 @@ class ResNet(nn.Cell):
     def __init__(self, layout: Layout, stem: str = "imagenet") -> None:
         super().__init__()
         block: type[BasicBlock] | type[Bottleneck] = Bottleneck if layout.bottleneck else BasicBlock
-        if stem == "imagenet":
-            self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3)
-            self.maxpool = MaxPool()
-        elif stem == "small":
-            self.conv1 = Conv2d(3, 64, 3, padding=1)
-        else:
+        if stem not in STEM_KERNELS:
             raise MultigrainError.field(
-                "spec.model.stem", f"unknown stem {stem!r}: imagenet or small"
+                "spec.model.stem", f"unknown stem {stem!r}: {' or '.join(STEM_KERNELS)}"
             )
+        kernel = STEM_KERNELS[stem]
         self.pooled = stem == "imagenet"
+        self.conv1 = Conv2d(3, 64, kernel, stride=2 if self.pooled else 1, padding=kernel // 2)
+        if self.pooled:
+            self.maxpool = MaxPool()
         self.bn1 = batch_norm(64)
         channels = 64
         stages = []

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from mindspore import nn
-from numpy.typing import NDArray
 
 from multigrain.checkpoint import store
 from multigrain.checkpoint.store import Checkpoint
-from multigrain.checkpoint.weights import load_weights
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.probe import probe
@@ -20,10 +17,11 @@ from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.losses.objective import JointObjective
-from multigrain.model.multigrain import build_model
-from multigrain.model.state import GEM_P, load_model_state
+from multigrain.model.multigrain import MultiGrain, build_model
+from multigrain.model.state import load_model_state
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.best import Best
+from multigrain.train.initial import initial_state
 from multigrain.train.saver import Saver
 from multigrain.train.step import TrainStep
 from multigrain.train.trainer import Start, Trainer
@@ -87,7 +85,7 @@ def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:
 
 
 def _restore(
-    ctx: WorkerContext, spec: TrainingSpec, model: nn.Cell, step: TrainStep, best: Best
+    ctx: WorkerContext, spec: TrainingSpec, model: MultiGrain, step: TrainStep, best: Best
 ) -> Start:
     """Continues from the newest good checkpoint, or else starts from ``initial_weights``."""
 
@@ -108,20 +106,13 @@ def _restore(
             _log(ctx, f"continuing from the checkpoint of step {checkpoint.manifest.step}")
         return Start(checkpoint.manifest.step, evaluated=bool(checkpoint.manifest.metrics))
     if spec.initial_weights:
-        load_model_state(model, _initial(spec))
+        initial = initial_state(spec, model)
+        load_model_state(model, initial.state)
         step.remember_statistics()
+        if ctx.rank == 0:
+            for note in initial.notes:
+                _log(ctx, note)
     return Start()
-
-
-def _initial(spec: TrainingSpec) -> dict[str, NDArray[np.generic]]:
-    """The weights of ``initial_weights`` with the exponent that the specification asks for.
-
-    Only a learned exponent starts from the one that was learned before.
-    """
-    state = dict(load_weights(Path(spec.initial_weights)).model)
-    if not spec.model.learn_gem_p or GEM_P not in state:
-        state[GEM_P] = np.asarray(spec.model.gem_p, np.float32)
-    return state
 
 
 def _log(ctx: WorkerContext, message: str, level: str = "INFO") -> None:

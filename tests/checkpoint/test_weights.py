@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.checkpoint.weights import load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
+from multigrain.model.layouts import trunk_shapes
 from multigrain.spec.training import ModelSpec
+from tests.peers.names import pytorch_shapes
 
 MODEL = {"trunk.w": np.arange(6, dtype=np.float32).reshape(2, 3), "pool.p": np.array(3.0, "f4")}
 SPEC = ModelSpec(trunk="resnet18", classes=2)
@@ -50,7 +53,7 @@ def test_a_bundle_folder_tells_its_preprocessing_too(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     weights = load_weights(tmp_path)
     check(weights.model)
-    assert weights.preprocessing == preprocessing
+    assert [head.preprocessing for head in weights.heads] == [preprocessing]
     assert weights.spec == SPEC
 
 
@@ -80,7 +83,38 @@ def test_a_mindspore_ckpt_is_read_without_its_optimiser(tmp_path: Path) -> None:
     check(load_weights(tmp_path / "w.ckpt").model)
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.pt"])
+def test_types_that_numpy_has_not_are_named(tmp_path: Path) -> None:
+    header = b'{"trunk.w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    with pytest.raises(MultigrainError, match="of type BF16; convert them to float32"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def test_a_pytorch_file_without_pytorch_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(b"anything")
+    with pytest.raises(MultigrainError, match=r"install multigrain\[torch\]") as caught:
+        load_weights(tmp_path / "w.pth")
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+
+
+def test_a_file_under_another_programs_names_tells_its_network(tmp_path: Path) -> None:
+    shapes = pytorch_shapes("resnet18", 4)
+    state = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(state, tmp_path / "w.safetensors")
+    weights = load_weights(tmp_path / "w.safetensors")
+    assert weights.naming == "torchvision"
+    assert weights.spec == ModelSpec(trunk="resnet18", classes=4, gem_p=1.0)
+    assert weights.model.keys() == trunk_shapes("resnet18").keys() | {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.pt", "w.txt"])
 def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x02 something else")
     with pytest.raises(MultigrainError) as caught:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from multigrain.checkpoint.restore import restore
 from multigrain.errors import ErrorKind, MultigrainError
@@ -16,6 +17,7 @@ from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.spec.evaluation import EvaluationSpec
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
+from tests.peers.names import pytorch_shapes
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -99,16 +101,35 @@ def test_it_stops_when_asked(tmp_path: Path) -> None:
     assert not any(isinstance(record, EvaluationRecord) for record in reporter.records)
 
 
-def test_a_bare_file_needs_its_trunk_and_gives_the_same_network(tmp_path: Path) -> None:
+def test_a_bare_file_is_told_by_its_parameters(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
     bare = checkpoint / "model.safetensors"
-    with pytest.raises(MultigrainError, match="does not say its network") as caught:
-        restore(bare)
+    for trunk in ("", "resnet18"):
+        restored = restore(bare, trunk=trunk)
+        assert (restored.spec.trunk, restored.spec.stem) == ("resnet18", "small")
+        assert restored.spec.classes == 2
+        assert restored.spec.gem_p == 3.0
+
+
+def test_a_bare_file_of_no_known_trunk_says_so(tmp_path: Path) -> None:
+    save_file({"trunk.w": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(MultigrainError, match="no known network's") as caught:
+        restore(tmp_path / "w.safetensors")
     assert caught.value.violations[0].field == "spec.trunk"
-    restored = restore(bare, trunk="resnet18")
-    assert restored.spec.stem == "small"
-    assert restored.spec.classes == 2
-    assert restored.spec.gem_p == 3.0
+
+
+def test_weights_of_torchvision_are_pooled_by_the_average(tmp_path: Path) -> None:
+    shapes = pytorch_shapes("resnet18", 2)
+    state = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(state, tmp_path / "w.safetensors")
+    restored = restore(tmp_path / "w.safetensors")
+    assert (restored.spec.trunk, restored.spec.stem) == ("resnet18", "imagenet")
+    assert (restored.spec.classes, restored.spec.gem_p) == (2, 1.0)
+    assert restored.network.pool.value == 1.0
+    assert restore(tmp_path / "w.safetensors", gem_p=3.0).network.pool.value == 3.0
+    with pytest.raises(MultigrainError, match="holds a resnet18") as caught:
+        restore(tmp_path / "w.safetensors", trunk="resnet50")
+    assert caught.value.violations[0].field == "spec.trunk"
 
 
 def test_the_pooling_exponent_can_be_replaced(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from multigrain.checkpoint import store
-from multigrain.events.records import LossRecord, Record
+from multigrain.events.records import LogRecord, LossRecord, Record
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind, JobRequest
@@ -150,6 +150,19 @@ def test_a_fixed_exponent_is_that_of_the_specification_not_of_the_given_weights(
     checkpoint = last(tmp_path / "job")
     assert checkpoint.manifest.model.gem_p == 4.0
     assert checkpoint.model["pool.p"] == 4.0
+
+
+def test_the_log_says_which_weights_a_training_starts_from(tmp_path: Path) -> None:
+    given = weights(tmp_path / "weights.safetensors", **{"classifier.bias": 0.0})
+    training = spec(
+        write_dataset(tmp_path / "data"),
+        initial_weights=str(given),
+        schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},
+    )
+    _, reporter = run(tmp_path / "job", training)
+    logs = [record.message for record in reporter.records if isinstance(record, LogRecord)]
+    assert "starting from the given weights" in logs
+    assert any("it starts from random weights" in message for message in logs)
 
 
 def test_a_learned_exponent_starts_from_the_given_weights(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What other programs call the parameters of the same networks."""

@@ -1,0 +1,151 @@
+"""Weights under other programs' names: all of them, each once, or a message that names them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from multigrain.checkpoint.naming.foreign import OTHER_NETWORKS
+from multigrain.checkpoint.naming.published import PUBLISHED
+from multigrain.checkpoint.naming.scheme import Scheme
+from multigrain.checkpoint.naming.timm import TIMM
+from multigrain.checkpoint.naming.torchvision import TORCHVISION
+from multigrain.checkpoint.naming.translate import SCHEMES, translate
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.layouts import LAYOUTS, Shape, trunk_shapes
+from tests.peers.names import pytorch_shapes
+
+State = dict[str, NDArray[np.generic]]
+PLAIN = [trunk for trunk, layout in LAYOUTS.items() if not layout.squeeze]
+PAIRS = [
+    *((TORCHVISION, trunk) for trunk in PLAIN),
+    *((PUBLISHED, trunk) for trunk in PLAIN),
+    *((TIMM, trunk) for trunk in LAYOUTS),
+]
+IDS = [f"{scheme.name}-{trunk}" for scheme, trunk in PAIRS]
+
+
+def theirs(scheme: Scheme, trunk: str, classes: int = 3) -> dict[str, Shape]:
+    """Names and shapes as the other program has them, from a list that is not the table."""
+    prefix = "features." if scheme is PUBLISHED else ""
+    head = "classifier" if scheme is PUBLISHED else "fc"
+    shapes = pytorch_shapes(trunk, classes, prefix=prefix, head=head)
+    return shapes | ({"pool.p": ()} if scheme is PUBLISHED else {})
+
+
+def state(shapes: dict[str, Shape]) -> State:
+    """A different number in every tensor, told by its place in the list."""
+    return {
+        name: np.full(shape, number, np.float32) for number, (name, shape) in
+        enumerate(shapes.items(), 1)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("scheme", "trunk"), PAIRS, ids=IDS)
+def test_every_parameter_is_mapped_exactly_once(scheme: Scheme, trunk: str) -> None:
+    names = theirs(scheme, trunk)
+    parameters = [name for name in names if not scheme.ignores(name)]
+    for name in names:
+        lines = [rule for rule in scheme.rules if rule.source.match(name) is not None]
+        assert len(lines) == (0 if scheme.ignores(name) else 1), name
+    mapped = Counter(found[0] for name in parameters if (found := scheme.ours(name)))
+    assert set(mapped.values()) == {1}
+    head = {"classifier.weight", "classifier.bias"} | ({"pool.p"} & names.keys())
+    assert mapped.keys() == trunk_shapes(trunk).keys() | head
+    for name in parameters:
+        found = scheme.ours(name)
+        assert found is not None
+        assert scheme.source(found[0]) == name
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=[s.name for s in SCHEMES])
+def test_no_two_lines_share_a_name_and_none_is_without_use(scheme: Scheme) -> None:
+    assert len({rule.source.text for rule in scheme.rules}) == len(scheme.rules)
+    assert len({rule.ours.text for rule in scheme.rules}) == len(scheme.rules)
+    names = [name for other, trunk in PAIRS if other is scheme for name in theirs(scheme, trunk)]
+    for template in (*(rule.source for rule in scheme.rules), *scheme.ignored):
+        assert any(template.match(name) is not None for name in names), template.text
+
+
+@pytest.mark.parametrize(("scheme", "trunk"), PAIRS, ids=IDS)
+def test_a_whole_state_is_recognised_and_its_values_stay(scheme: Scheme, trunk: str) -> None:
+    given = state(theirs(scheme, trunk))
+    found = translate(given, "w.safetensors")
+    assert (found.trunk, found.stem, found.classes) == (trunk, "imagenet", 3)
+    # timm's plain ResNets have torchvision's names.
+    assert found.naming == (TORCHVISION.name if scheme is TIMM and trunk in PLAIN else scheme.name)
+    assert {n: a.shape for n, a in found.model.items() if n.startswith("trunk.")} == trunk_shapes(
+        trunk
+    )
+    for name, array in given.items():
+        line = scheme.ours(name)
+        if line is not None:
+            values = found.model[line[0]]
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values.ravel(), array.ravel(), err_msg=name)
+    assert found.gem_p == (given["pool.p"] if scheme is PUBLISHED else 1.0)
+
+
+def test_gates_that_are_convolutions_become_dense_layers_in_the_same_order() -> None:
+    given = state(theirs(TIMM, "se_resnet50"))
+    shape = (16, 256, 1, 1)
+    given["layer1.0.se.fc1.weight"] = np.arange(16 * 256, dtype=np.float16).reshape(shape)
+    found = translate(given, "w").model["trunk.layer1.0.se.fc1.weight"]
+    np.testing.assert_array_equal(found, np.arange(16 * 256, dtype=np.float16).reshape(16, 256))
+
+
+def test_the_wrapper_of_several_devices_is_taken_off() -> None:
+    given = {f"module.{n}": a for n, a in state(theirs(TORCHVISION, "resnet18")).items()}
+    assert translate(given, "w").trunk == "resnet18"
+
+
+def test_a_trunk_without_classifier_is_a_trunk() -> None:
+    given = state(theirs(TORCHVISION, "resnet18"))
+    del given["fc.weight"], given["fc.bias"]
+    found = translate(given, "w")
+    assert found.classes == 0
+    assert not any(name.startswith("classifier.") for name in found.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"layer2.1.bn2.running_var": None}, "missing: layer2.1.bn2.running_var)"),
+        ({"layer2.9.conv1.weight": (64,)}, "unknown: layer2.9.conv1.weight)"),
+        ({"layer1.0.attn.q": (4,)}, "unknown: layer1.0.attn.q)"),
+        (
+            {"layer1.0.conv2.weight": (64, 4, 3, 3)},
+            "of another shape: layer1.0.conv2.weight is (64, 4, 3, 3), expected (64, 64, 3, 3))",
+        ),
+        ({"fc.bias": None}, "its classifier has no bias"),
+    ],
+)
+def test_what_does_not_fit_is_named_as_the_source_names_it(
+    change: dict[str, Shape | None], part: str
+) -> None:
+    shapes: dict[str, Shape | None] = {**theirs(TORCHVISION, "resnet18"), **change}
+    given = state({name: shape for name, shape in shapes.items() if shape is not None})
+    with pytest.raises(MultigrainError) as caught:
+        translate(given, "w.safetensors")
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+    assert part in caught.value.message
+    assert "w.safetensors" in caught.value.message
+
+
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+def test_networks_that_only_look_alike_are_refused_with_the_reason(name: str) -> None:
+    given = state(theirs(TORCHVISION, "resnet18") | {name: (1,)})
+    with pytest.raises(MultigrainError) as caught:
+        translate(given, "w")
+    assert OTHER_NETWORKS[name] in caught.value.message
+
+
+@pytest.mark.parametrize("names", [("encoder.0.weight", "encoder.0.bias"), ()])
+def test_names_of_nothing_known_are_shown(names: tuple[str, ...]) -> None:
+    with pytest.raises(MultigrainError) as caught:
+        translate({name: np.zeros(1) for name in names}, "w")
+    assert ", ".join(names) in caught.value.message
+    assert "torchvision, timm, MultiGrain (published)" in caught.value.message
