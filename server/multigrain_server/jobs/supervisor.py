@@ -123,7 +123,10 @@ class Supervisor:
         if _PROGRESS_KINDS & kinds.keys():
             active.crashes = 0
         self._save_if_due(active)
-        if gone:
+        if not active.started and not active.queued:
+            # An earlier daemon had just started its runner, which has made itself known late.
+            active.runner, active.started = RunnerProcess.find(active.folder), True
+        elif gone:
             self._runner_ended(active)
         elif active.runner is None and active.started:
             self._without_runner(active)

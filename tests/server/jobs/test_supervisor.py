@@ -24,7 +24,7 @@ from multigrain.jobs.request import JobKind
 from multigrain.spec.evaluation import EvaluationSpec
 from multigrain.spec.training import ModelSpec, TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
-from tests.server.jobs.conftest import JobSide, MakeSide
+from tests.server.jobs.conftest import FAKE_RUNNER, JobSide, MakeSide
 
 
 def _states(side: JobSide, job_id: str) -> list[str]:
@@ -143,6 +143,15 @@ async def test_a_runner_that_has_not_said_who_it_is_hears_of_a_cancel_once_it_ha
     await asyncio.sleep(0.05)
     aside.rename(identity)
     assert (await second.ended(job.job_id)).state is JobState.CANCELLED
+
+
+async def test_a_runner_that_makes_itself_known_late_is_looked_after(make_side: MakeSide) -> None:
+    side = make_side("cpu:0")
+    job = await side.submit(events="3")
+    folder = side.supervisor.active[job.job_id].folder
+    late = await asyncio.create_subprocess_exec(*FAKE_RUNNER, str(folder.path))
+    assert (await side.ended(job.job_id)).state is JobState.SUCCEEDED
+    await late.wait()
 
 
 async def test_a_caller_that_goes_away_leaves_one_whole_job(side: JobSide) -> None:
