@@ -43,7 +43,12 @@ class CapturedLayer:
 
 
 def attach(
-    net: nn.Cell, *, block_size: int, loss_scale: float = 1.0, row_limit: int = ROW_LIMIT
+    net: nn.Cell,
+    *,
+    block_size: int,
+    loss_scale: float = 1.0,
+    row_limit: int = ROW_LIMIT,
+    world: int = 1,
 ) -> list[CapturedLayer]:
     """Attaches taps to every convolution and dense layer of ``net``, SE layers included.
 
@@ -53,12 +58,15 @@ def attach(
     Args:
         block_size: side of the diagonal blocks.
         loss_scale: S, the factor the differentiated loss was multiplied by.
-        row_limit: most rows (examples x positions) a factor is built from.
+        row_limit: most rows (examples x positions) a factor is built from, over all workers.
+        world: number of workers. They share the rows, so that the same positions are used
+            however many workers a batch is divided among.
 
     Raises:
         MultigrainError: UNSUPPORTED, naming the layer, for a grouped convolution: its groups see
             different inputs, so that one pair of factors does not describe it.
     """
+    row_limit = row_limit // world
     _refuse_groups(net)
     captured = []
     for name, cell in net.cells_and_names():

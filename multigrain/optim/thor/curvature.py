@@ -27,7 +27,9 @@ class Curvature:
     def __init__(
         self, net: nn.Cell, *, block_size: int, loss_scale: float, share: InverseShare
     ) -> None:
-        self.layers: list[CapturedLayer] = attach(net, block_size=block_size, loss_scale=loss_scale)
+        self.layers: list[CapturedLayer] = attach(
+            net, block_size=block_size, loss_scale=loss_scale, world=share.world
+        )
         self.preconditioners = [LayerPreconditioner(x.name, x.a, x.g) for x in self.layers]
         self._of_weight = {
             layer.weight.name: cell

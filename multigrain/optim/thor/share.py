@@ -20,6 +20,11 @@ class InverseShare:
     def __init__(self, reducer: Reducer) -> None:
         self._reducer = reducer
 
+    @property
+    def world(self) -> int:
+        """Number of workers."""
+        return self._reducer.world
+
     def mine(self, index: int) -> bool:
         """Whether this worker inverts factor ``index``."""
         return index % self._reducer.world == self._reducer.rank
