@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.data.folder import ImageFolder
+from multigrain.evaluate.batches import Batches, cut
 from multigrain.evaluate.classification import no_readable_image, not_finite
 from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import FloatArray, Inference
 from multigrain.evaluate.retrieval import average_precision, normalised, ranks_of
+from multigrain.evaluate.transform import Transform
 from multigrain.images.decode import decode_image
-from multigrain.images.parameters import Preprocessing
-from multigrain.images.preprocess import preprocess_image
 
 UNREAD = -1
 
@@ -51,6 +51,7 @@ class Originals:
     def __init__(self, images: int) -> None:
         self._images = images
         self._rows: dict[int, FloatArray] = {}
+        self._checked: tuple[FloatArray, NDArray[np.bool_]] | None = None
 
     def add(self, indices: NDArray[np.int64], embedding: FloatArray) -> None:
         """Takes embeddings (n, C), not normalised."""
@@ -66,45 +67,63 @@ class Originals:
         table = gather.sum(table)
         return np.ascontiguousarray(table[:, :-1]), table[:, -1] > 0
 
+    def checked(
+        self, folder: ImageFolder, size: int, gather: Gather
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """As ``all``, put together once. Collective.
+
+        Raises:
+            MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
+        """
+        if self._checked is None:
+            database, present = self.all(size, gather)
+            if not present.any():
+                raise no_readable_image(folder)
+            broken = int((~np.isfinite(database).all(axis=1)).sum())
+            if broken:
+                raise not_finite(broken, int(present.sum()))
+            self._checked = database, present
+        return self._checked
+
 
 def evaluate_copies(
     inference: Inference,
     folder: ImageFolder,
-    preprocessing: Preprocessing,
+    transform: Transform,
     originals: Originals,
     *,
     seed: int,
     gather: Gather,
     embedding_size: int,
+    batches: Batches | None = None,
 ) -> CopyDetectionResult:
     """Queries the originals with a distorted copy of each. Collective.
 
     Args:
         inference: the network; each worker queries with its share of the images.
         folder: the images.
-        preprocessing: of originals and copies alike.
+        transform: of originals and copies alike.
         originals: this worker's share, already embedded.
         seed: of the distortions: image i has the same copy for any number of workers.
         gather: puts the workers' results together.
         embedding_size: C.
+        batches: this worker's share of the queries; None: of images of one shape. (A copy has
+            the shape of its original.)
 
     Raises:
         MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
     """
-    database, present = originals.all(embedding_size, gather)
-    if not present.any():
-        raise no_readable_image(folder)
-    broken = int((~np.isfinite(database).all(axis=1)).sum())
-    if broken:
-        raise not_finite(broken, int(present.sum()))
+    database, present = originals.checked(folder, embedding_size, gather)
+    if batches is None:
+        batches = cut(inference.share(len(folder)), inference.batch_size)
 
     def load(index: int) -> FloatArray:
         image = decode_image(folder.read(index))
-        return preprocess_image(distort(image, Random(seed << 64 | index)), preprocessing)
+        return transform.image(distort(image, Random(seed << 64 | index)))
 
     # Column 0: rank, column 1: seen. Zero for the images of other workers.
     table = np.zeros((len(folder), 2), np.float32)
-    for predictions in inference.run(inference.share(len(folder)), load, {}):
+    for predictions in inference.run_batches(batches, load, {}):
         ranks = ranks_of(normalised(predictions.embedding), database, predictions.indices, present)
         table[predictions.indices, 0] = ranks
         table[predictions.indices, 1] = 1.0

@@ -1,4 +1,4 @@
-"""Images through the network: decoded ahead by threads, in batches of one size."""
+"""Images through the network, batch by batch: decoded ahead by threads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from mindspore import Tensor, jit, nn
 from numpy.typing import NDArray
 
 from multigrain.errors import MultigrainError
+from multigrain.evaluate.batches import Batches, cut
 
 FloatArray = NDArray[np.float32]
+_Loaded = tuple[int, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Inference:
     """How images go through a network.
 
     Args:
-        model: (N, 3, S, S) -> embedding, logits; put into evaluation mode while it is used.
+        model: (N, 3, H, W) -> embedding, logits; put into evaluation mode while it is used.
         batch_size: images of one forward pass.
         rank, world: this worker takes every ``world``-th image from the ``rank``-th on.
         threads: that load images; 0 = this worker's share of the cores.
@@ -83,61 +86,75 @@ class Inference:
             load: index -> float32 (3, S, S); called in threads, may raise MultigrainError.
             unreadable: takes the images that raised, index -> reason; they are left out.
         """
+        return self.run_batches(cut(indices, self.batch_size), load, unreadable)
+
+    def run_batches(
+        self,
+        batches: Batches,
+        load: Callable[[int], FloatArray],
+        unreadable: dict[int, str],
+    ) -> Iterator[Predictions]:
+        """As ``run``, of batches that are given; images of a batch that differ in shape go
+        through the network one shape after the other."""
         training = self.model.training
         self.model.set_train(False)
         try:
             done = 0
-            for batch, numbers in self._batches(indices, load, unreadable):
-                if numbers:
-                    images = _filled(batch, self.batch_size)
+            for size, loaded in self._loaded(batches, load, unreadable):
+                for part in _by_shape(loaded):
+                    images = _stacked([image for _, image in part], batches.fill)
                     embedding, logits = self.model(Tensor(images))
                     yield Predictions(
-                        np.array(numbers, np.int64),
-                        embedding.asnumpy()[: len(numbers)],
-                        logits.asnumpy()[: len(numbers)],
+                        np.array([index for index, _ in part], np.int64),
+                        embedding.asnumpy()[: len(part)],
+                        logits.asnumpy()[: len(part)],
                     )
-                done += self.batch_size
+                done += size
                 if self.on_progress is not None:
-                    self.on_progress(min(done, len(indices)))
+                    self.on_progress(done)
         finally:
             self.model.set_train(training)
 
-    def _batches(
+    def _loaded(
         self,
-        indices: Sequence[int],
+        batches: Batches,
         load: Callable[[int], FloatArray],
         unreadable: dict[int, str],
-    ) -> Iterator[tuple[list[FloatArray], list[int]]]:
+    ) -> Iterator[tuple[int, list[_Loaded]]]:
+        """Each batch's size, and those of its images that could be loaded."""
         threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.world)
         ahead = 2 * self.batch_size
         waiting: deque[tuple[int, Future[FloatArray]]] = deque()
+        coming = (index for batch in batches.indices for index in batch)
         with ThreadPoolExecutor(threads, thread_name_prefix="preprocess") as pool:
             try:
-                begun = 0
-                for start in range(0, len(indices), self.batch_size):
+                for batch in batches.indices:
                     if self.should_stop is not None and self.should_stop():
                         return
-                    end = min(start + self.batch_size, len(indices))
-                    while begun < min(end + ahead, len(indices)):
-                        index = indices[begun]
+                    for index in islice(coming, max(0, len(batch) + ahead - len(waiting))):
                         waiting.append((index, pool.submit(load, index)))
-                        begun += 1
-                    batch, numbers = [], []
-                    for _ in range(start, end):
+                    loaded = []
+                    for _ in batch:
                         index, image = waiting.popleft()
                         try:
-                            batch.append(image.result())
-                            numbers.append(index)
+                            loaded.append((index, image.result()))
                         except MultigrainError as error:
                             unreadable[index] = error.message
-                    yield batch, numbers
+                    yield len(batch), loaded
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _filled(batch: list[FloatArray], size: int) -> FloatArray:
-    """One array of ``size`` images, the missing ones zero: one shape, one compiled graph."""
-    images = np.zeros((size, *batch[0].shape), np.float32)
-    for slot, image in enumerate(batch):
-        images[slot] = image
-    return images
+def _by_shape(loaded: list[_Loaded]) -> list[list[_Loaded]]:
+    parts: dict[tuple[int, ...], list[_Loaded]] = {}
+    for index, image in loaded:
+        parts.setdefault(image.shape, []).append((index, image))
+    return list(parts.values())
+
+
+def _stacked(images: list[FloatArray], fill: int) -> FloatArray:
+    """One array; of ``fill`` images, the missing ones zero: one shape, one compiled graph."""
+    result = np.zeros((max(fill, len(images)), *images[0].shape), np.float32)
+    for slot, image in enumerate(images):
+        result[slot] = image
+    return result

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.checkpoint.restore import Restored, restore
+from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark
+from multigrain.data.benchmarks.groups import of_folder
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.probe import probe
 from multigrain.errors import MultigrainError
+from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.classification import ClassificationCounter, ClassificationResult
 from multigrain.evaluate.copy_detection import CopyDetectionResult, Originals, evaluate_copies
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Compiled, FloatArray, Inference
+from multigrain.evaluate.progress import EvaluationProgress
+from multigrain.evaluate.ranking import Ranker
 from multigrain.evaluate.results import write_results
+from multigrain.evaluate.transform import Transform
 from multigrain.events.records import EvaluationRecord, LogRecord
-from multigrain.images.parameters import Preprocessing
-from multigrain.images.preprocess import preprocess
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.spec.evaluation import EvaluationSpec
 
@@ -30,13 +34,20 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
     spec = ctx.request.evaluation
     if spec is None:
         raise ValueError("an evaluation worker was started for another kind of job")
-    folder = scan(Path(spec.dataset_path))
+    root = Path(spec.dataset_path)
+    retrieval = [task for task in spec.tasks if task in RETRIEVAL_TASKS]
+    benchmark: Benchmark | None = None
+    if retrieval and retrieval != ["groups"]:
+        benchmark = list_benchmark(retrieval[0], root)
+    folder = benchmark.folder if benchmark is not None else scan(root)
     restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.gem_p)
     if "classification" in spec.tasks:
         folder = _numbered(folder, restored)
+    if "groups" in spec.tasks:
+        benchmark = of_folder(folder, spec.group_queries)
     probe(folder, _MAX_UNREADABLE, files=256, seed=spec.seed)
     ctx.reporter.alive()
-    return _Evaluation(ctx, spec, folder, restored).run()
+    return _Evaluation(ctx, spec, folder, benchmark, restored).run()
 
 
 def _numbered(folder: ImageFolder, restored: Restored) -> ImageFolder:
@@ -61,33 +72,53 @@ class _Evaluation:
     ctx: WorkerContext
     spec: EvaluationSpec
     folder: ImageFolder
+    benchmark: Benchmark | None
     restored: Restored
 
     def __post_init__(self) -> None:
-        self._preprocessing: Preprocessing = self.restored.preprocessing(self.spec.resolution)
         self._gather = Gather(self.ctx.world)
-        model = Compiled(self.restored.network)
+        self._transform = Transform(
+            self.restored.preprocessing(self.spec.resolution), self.spec.transform
+        )
+        threads = self.spec.devices.threads_per_worker
+        self._batches = self._transform.batches(
+            self.folder,
+            self.spec.batch_size,
+            rank=self.ctx.rank,
+            world=self.ctx.world,
+            gather=self._gather,
+            threads=threads,
+            alive=self.ctx.reporter.alive,
+        )
+        self._progress = EvaluationProgress(
+            self.ctx.reporter,
+            images=len(self.folder),
+            share=len(self._batches),
+            passes=2 if "copy_detection" in self.spec.tasks else 1,
+            rank=self.ctx.rank,
+        )
+        network = self.restored.network
         self._inference = Inference(
-            model,
+            # A graph is compiled for each shape, for seconds: not where there are hundreds.
+            Compiled(network) if self.spec.transform == "crop" else network,
             self.spec.batch_size,
             self.ctx.rank,
             self.ctx.world,
-            threads=self.spec.devices.threads_per_worker,
-            on_progress=lambda _done: self.ctx.reporter.alive(),
+            threads=threads,
+            on_progress=self._progress.done,
             should_stop=lambda: self.ctx.reporter.stop_requested,
         )
 
     def run(self) -> Outcome:
         start = time.monotonic()
+        self._say_what_is_there()
         counter = ClassificationCounter(self.folder)
         originals = Originals(len(self.folder))
         unreadable: dict[int, str] = {}
-        for predictions in self._inference.run(
-            self._inference.share(len(self.folder)), self._load, unreadable
-        ):
+        for predictions in self._inference.run_batches(self._batches, self._load, unreadable):
             if "classification" in self.spec.tasks:
                 counter.add(predictions)
-            if "copy_detection" in self.spec.tasks:
+            if self.spec.tasks != ("classification",):
                 originals.add(predictions.indices, predictions.embedding)
         self._report_unreadable(unreadable)
         if self._stopped():
@@ -97,47 +128,76 @@ class _Evaluation:
             classification = counter.result(self._gather, unreadable, time.monotonic() - start)
         copies: CopyDetectionResult | None = None
         if "copy_detection" in self.spec.tasks:
-            copies = evaluate_copies(
-                self._inference,
-                self.folder,
-                self._preprocessing,
-                originals,
-                seed=self.spec.seed,
-                gather=self._gather,
-                embedding_size=self.restored.network.embedding_size,
-            )
+            copies = self._copies(originals)
             if self._stopped():
                 return Outcome(stopped=True, message="stopped before all queries were made")
-        return self._finish(classification, copies, time.monotonic() - start)
+        found: BenchmarkResult | None = None
+        if self.benchmark is not None:
+            found = self._search(self.benchmark, originals)
+            if found is None:
+                return Outcome(stopped=True, message="stopped before all queries were ranked")
+        return self._finish(classification, copies, found, time.monotonic() - start)
 
     def _load(self, index: int) -> FloatArray:
-        return preprocess(self.folder.read(index), self._preprocessing)
+        return self._transform.file(self.folder, index)
+
+    def _copies(self, originals: Originals) -> CopyDetectionResult:
+        self._progress.next_pass()
+        return evaluate_copies(
+            self._inference,
+            self.folder,
+            self._transform,
+            originals,
+            seed=self.spec.seed,
+            gather=self._gather,
+            embedding_size=self.restored.network.embedding_size,
+            batches=self._batches,
+        )
+
+    def _search(self, benchmark: Benchmark, originals: Originals) -> BenchmarkResult | None:
+        """What the benchmark's queries find; None if a worker was asked to stop. Collective."""
+        size = self.restored.network.embedding_size
+        embeddings, present = originals.checked(self.folder, size, self._gather)
+        ranking = Ranker(benchmark, embeddings, present).rank(
+            self._gather,
+            rank=self.ctx.rank,
+            world=self.ctx.world,
+            alive=self.ctx.reporter.alive,
+            should_stop=lambda: self.ctx.reporter.stop_requested,
+        )
+        return None if ranking is None else BenchmarkResult(benchmark, ranking, present)
 
     def _stopped(self) -> bool:
         """Whether any worker was asked to stop. Collective: all of them end at the same point."""
         return self._gather.any(self.ctx.reporter.stop_requested)
 
+    def _say_what_is_there(self) -> None:
+        if self.benchmark is None or self.ctx.rank:
+            return
+        task, ignored = self.benchmark.task, self.benchmark.ignored
+        self._log("INFO", f"{task}: {self.benchmark.note}")
+        if ignored:
+            text = f"{task}: {ignored} images have names of another form and are left out"
+            self._log("WARNING", text)
+
     def _report_unreadable(self, unreadable: dict[int, str]) -> None:
         for index, reason in sorted(unreadable.items()):
             path = self.folder.paths[index]
-            self.ctx.reporter.emit(
-                LogRecord(
-                    level="WARNING",
-                    message=f"not scored, {path}: {reason}",
-                    rank=self.ctx.rank,
-                    fields={"path": path, "reason": reason},
-                )
-            )
+            self._log("WARNING", f"not scored, {path}: {reason}", path=path, reason=reason)
+
+    def _log(self, level: str, message: str, **fields: str) -> None:
+        self.ctx.reporter.emit(LogRecord(level, message, rank=self.ctx.rank, fields=fields))
 
     def _finish(
         self,
         classification: ClassificationResult | None,
         copies: CopyDetectionResult | None,
+        found: BenchmarkResult | None,
         seconds: float,
     ) -> Outcome:
         metrics: dict[str, float] = {}
         images = 0
-        for result in (classification, copies):
+        for result in (classification, copies, found):
             if result is not None:
                 metrics |= result.metrics
                 images = result.images
@@ -148,10 +208,11 @@ class _Evaluation:
             images=images,
             unreadable=len(self.folder) - images,
             seconds=seconds,
-            resolution=self._preprocessing.size,
+            resolution=self._transform.preprocessing.size,
         )
         if self.ctx.rank == 0:
-            write_results(self.ctx.folder.results, self.folder, record, classification, copies)
+            results = self.ctx.folder.results
+            write_results(results, self.folder, record, classification, copies, found)
             self.ctx.reporter.emit(record)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         return Outcome(message=f"{figures} on {images} images")

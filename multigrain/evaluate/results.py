@@ -10,14 +10,19 @@ from pathlib import Path
 
 from multigrain.data.folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.benchmark_files import write_benchmark
+from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.classification import ClassificationResult
+from multigrain.evaluate.confusion_plot import plot_confusion
 from multigrain.evaluate.copy_detection import CopyDetectionResult
 from multigrain.evaluate.retrieval import average_precision
 from multigrain.events.records import EvaluationRecord
 
 METRICS = "metrics.json"
 IMAGES = "images.csv"
+CLASSES = "classes.csv"
 CONFUSION = "confusion.csv"
+CONFUSION_PLOT = "confusion.png"
 _UNREAD = -1
 
 
@@ -27,8 +32,11 @@ def write_results(
     record: EvaluationRecord,
     classification: ClassificationResult | None,
     copies: CopyDetectionResult | None,
+    found: BenchmarkResult | None = None,
 ) -> None:
-    """Writes ``metrics.json``, ``images.csv`` and, with classification, ``confusion.csv``.
+    """Writes ``metrics.json``; ``images.csv`` with classification or copy detection; with
+    classification also ``classes.csv``, ``confusion.csv`` and ``confusion.png``; of a
+    retrieval benchmark ``<task>.json`` and ``<task>.csv``.
 
     Raises:
         MultigrainError: STORAGE.
@@ -39,9 +47,16 @@ def write_results(
         if classification is not None:
             body["top1_per_class"] = classification.per_class()
         (results / METRICS).write_text(json.dumps(body, indent=1) + "\n")
-        _write_csv(results / IMAGES, _image_rows(folder, classification, copies))
+        if classification is not None or copies is not None:
+            _write_csv(results / IMAGES, _image_rows(folder, classification, copies))
         if classification is not None:
+            _write_csv(results / CLASSES, _class_rows(classification))
             _write_csv(results / CONFUSION, _confusion_rows(classification))
+            counts = classification.confusion()
+            names = tuple(_name(classification.classes, j) for j in range(counts.shape[1]))
+            plot_confusion(counts, names, results / CONFUSION_PLOT)
+        if found is not None:
+            write_benchmark(results, record, found)
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE,
@@ -79,6 +94,15 @@ def _class_columns(folder: ImageFolder, result: ClassificationResult, index: int
         int(result.rank[index]),
         f"{result.loss[index]:.6f}",
     ]
+
+
+def _class_rows(result: ClassificationResult) -> Iterable[list[object]]:
+    """Top-1 of every class; without images, none."""
+    yield ["class", "images", "recognised", "top1"]
+    counts = result.confusion()
+    for number, name in enumerate(result.classes):
+        images, right = int(counts[number].sum()), int(counts[number, number])
+        yield [name, images, right, f"{right / images:.6f}" if images else ""]
 
 
 def _confusion_rows(result: ClassificationResult) -> Iterable[list[object]]:

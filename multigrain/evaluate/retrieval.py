@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def average_precision(ranks: Sequence[int], positives: int) -> float:
+def average_precision(ranks: Sequence[int] | NDArray[np.int64], positives: int) -> float:
     """Trapezoidal average precision of one query (the Holidays benchmark's definition).
 
     With p0 and p1 the precision before and after each hit::
@@ -21,12 +21,11 @@ def average_precision(ranks: Sequence[int], positives: int) -> float:
         ranks: ranks of the positives found, counted from 0, ascending.
         positives: how many there are, found or not.
     """
-    total = 0.0
-    for k, rank in enumerate(ranks):
-        before = 1.0 if rank == 0 else k / rank
-        after = (k + 1) / (rank + 1)
-        total += (before + after) / (2 * positives)
-    return total
+    rank = np.asarray(ranks, np.float64)
+    found = np.arange(len(rank))
+    before = np.divide(found, rank, out=np.ones_like(rank), where=rank > 0)
+    after = (found + 1) / (rank + 1)
+    return float((before + after).sum() / (2 * positives))
 
 
 def normalised(embedding: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -50,6 +50,7 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE: Final = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,20 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
             f"the {image.format} image is truncated or damaged ({_reason(error)}): "
             "send the whole file, or save it again",
         ) from error
+
+
+def image_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) that ``decode`` would give, from the header alone.
+
+    Raises:
+        MultigrainError: as ``decode``, for what the header shows.
+    """
+    image = _open(data, limits)
+    width, height = image.size
+    # Pillow gives a TIFF's size upright already.
+    if image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE:
+        return height, width
+    return width, height
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

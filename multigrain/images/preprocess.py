@@ -11,7 +11,7 @@ from PIL import Image
 from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from multigrain.images.parameters import Preprocessing
 
-_RESAMPLING = {
+RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
@@ -54,7 +54,7 @@ def centre(image: Image.Image, p: Preprocessing) -> Image.Image:
     side = short * min(1.0, p.size / p.resize_short)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, min(left + side, width), min(top + side, height))
-    return image.resize((p.size, p.size), _RESAMPLING[p.interpolation], box=box)
+    return image.resize((p.size, p.size), RESAMPLING[p.interpolation], box=box)
 
 
 def normalize(

@@ -34,20 +34,20 @@ class MeanColour(nn.Cell):
 
     def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         self.batch_sizes.append(images.shape[0])
-        half = images.shape[2] // 2
+        down, right = images.shape[2] // 2, images.shape[3] // 2
         quadrants = [
-            self.mean(images[:, :, y : y + half, x : x + half], (2, 3))
-            for y in (0, half)
-            for x in (0, half)
+            self.mean(images[:, :, y : y + down, x : x + right], (2, 3))
+            for y in (0, down)
+            for x in (0, right)
         ]
         embedding = ops.concat(quadrants, 1)
         return embedding, ops.matmul(embedding, self.weight)
 
     def by_hand(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same for one image (3, S, S), in NumPy."""
-        half = image.shape[1] // 2
-        parts = [image[:, y : y + half, x : x + half].mean(axis=(1, 2))
-                 for y in (0, half) for x in (0, half)]  # fmt: skip
+        """The same for one image (3, H, W), in NumPy."""
+        down, right = image.shape[1] // 2, image.shape[2] // 2
+        parts = [image[:, y : y + down, x : x + right].mean(axis=(1, 2))
+                 for y in (0, down) for x in (0, right)]  # fmt: skip
         embedding = np.concatenate(parts).astype(np.float64)
         return embedding, embedding @ self.matrix
 

@@ -21,6 +21,7 @@ from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Inference
 from multigrain.evaluate.retrieval import average_precision
+from multigrain.evaluate.transform import Transform
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess, preprocess_image
@@ -30,6 +31,7 @@ from tests.evaluate.networks import Broken, MeanColour
 from tests.images.files import noise
 
 P = Preprocessing(size=16, resize_short=18)
+T = Transform(P)
 
 
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
     for predictions in inference.run(inference.share(len(folder)), load, {}):
         originals.add(predictions.indices, predictions.embedding)
     return evaluate_copies(
-        inference, folder, P, originals, seed=seed, gather=gather or Gather(1), embedding_size=12
+        inference, folder, T, originals, seed=seed, gather=gather or Gather(1), embedding_size=12
     )
 
 
@@ -86,7 +88,7 @@ def test_embeddings_that_are_not_finite_fail(tmp_path: Path) -> None:
     for predictions in inference.run(range(2), load, {}):
         originals.add(predictions.indices, predictions.embedding)
     with pytest.raises(MultigrainError) as caught:
-        evaluate_copies(inference, folder, P, originals, seed=0, gather=Gather(1), embedding_size=2)
+        evaluate_copies(inference, folder, T, originals, seed=0, gather=Gather(1), embedding_size=2)
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 

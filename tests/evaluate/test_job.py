@@ -17,6 +17,7 @@ from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.spec.evaluation import EvaluationSpec
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
+from tests.images.files import encode, noise
 from tests.peers.names import pytorch_shapes
 
 
@@ -52,6 +53,91 @@ def test_both_tasks_give_figures_events_and_files(tmp_path: Path) -> None:
     assert np.mean([float(i["copy_ap"]) for i in read]) == pytest.approx(record.metrics["copy_map"])
     confusion = rows(ctx.folder.results / "confusion.csv")
     assert sum(int(row[name]) for row in confusion for name in ("c0", "c1", "c2")) == 11
+
+
+def test_classes_have_their_own_figures_in_words_and_as_a_picture(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=3, each=4)
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1", "c2", "none"))
+    spec = EvaluationSpec(dataset_path=str(root), tasks=("classification",))
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec)
+    run(ctx)
+    results = ctx.folder.results
+    classes = rows(results / "classes.csv")
+    assert [row["images"] for row in classes] == ["4", "4", "4", "0"]
+    assert classes[3]["top1"] == ""
+    figures = json.loads((results / "metrics.json").read_text())
+    assert sum(int(row["recognised"]) for row in classes) / 12 == figures["metrics"]["top1"]
+    assert (results / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_groups_are_searched_in_the_same_pass_as_the_other_tasks(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", classes=2, each=3)
+    # The pictures of c0 are all the same, so that each finds the others first.
+    for name in ("001.png", "002.png"):
+        (root / "c0" / name).write_bytes((root / "c0" / "000.png").read_bytes())
+    (root / "c1" / "002.png").write_bytes(b"")
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
+    reporter = RecordingReporter()
+    spec = EvaluationSpec(
+        dataset_path=str(root), tasks=("classification", "copy_detection", "groups"), batch_size=4
+    )
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec, reporter=reporter)
+    run(ctx)
+    (record,) = [r for r in reporter.records if isinstance(r, EvaluationRecord)]
+    assert {"top1", "copy_map", "groups_map", "groups_recall1"} <= set(record.metrics)
+    assert (record.images, record.unreadable) == (5, 1)
+    lines = rows(ctx.folder.results / "groups.csv")
+    assert [line["scored"] for line in lines] == ["1", "1", "1", "1", "1", "0"]
+    assert [line["ap"] for line in lines[:3]] == ["1.000000"] * 3
+    assert [line["first"] for line in lines[:3]] == ["c0/001.png", "c0/000.png", "c0/000.png"]
+    assert [line["ranks"] for line in lines[:3]] == ["0 1"] * 3
+    scored = [float(line["ap"]) for line in lines if line["scored"] == "1"]
+    assert np.mean(scored) == pytest.approx(record.metrics["groups_map"], abs=1e-6)
+    figures = json.loads((ctx.folder.results / "groups.json").read_text())
+    assert figures["metrics"]["groups_map"] == record.metrics["groups_map"]
+    assert (figures["queries"], figures["queries_scored"], figures["database"]) == (6, 5, 5)
+
+
+@pytest.mark.parametrize("transform", ["crop", "rect"])
+def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform: str) -> None:
+    root = tmp_path / "holidays"
+    root.mkdir()
+    for number, size in {100000: (24, 18), 100001: (24, 18), 100100: (18, 24), 100101: (9, 30),
+                         100200: (30, 30)}.items():  # fmt: skip
+        image = noise(*size, seed=number // 100)
+        (root / f"{number}.jpg").write_bytes(encode(image, "JPEG", quality=95))
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("x", "y"))
+    reporter = RecordingReporter()
+    spec = EvaluationSpec.model_validate(
+        {"dataset_path": str(root), "tasks": ("holidays",), "transform": transform}
+    )
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec, reporter=reporter)
+    run(ctx)
+    (record,) = [r for r in reporter.records if isinstance(r, EvaluationRecord)]
+    assert set(record.metrics) == {"holidays_map"}
+    assert record.images == 5
+    lines = rows(ctx.folder.results / "holidays.csv")
+    assert [(line["query"], line["first"]) for line in lines][:1] == [("100000.jpg", "100001.jpg")]
+    logs = [record.message for record in reporter.records if isinstance(record, LogRecord)]
+    assert "holidays: 2 queries of 3 groups, 5 images: a part of the benchmark's 1491" in logs
+    files = sorted(path.name for path in ctx.folder.results.iterdir())
+    assert files == ["holidays.csv", "holidays.json", "metrics.json"]
+
+
+def test_whole_square_pictures_give_what_their_crops_give(tmp_path: Path) -> None:
+    # Of square pictures, and without a margin, the two transforms are one; only the batches and
+    # the way of computing (compiled or not) differ.
+    root = write_dataset(tmp_path / "data", classes=2, each=3)
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
+    losses = []
+    for transform in ("crop", "rect"):
+        spec = EvaluationSpec.model_validate(
+            {"dataset_path": str(root), "tasks": ("classification",), "transform": transform}
+        )
+        ctx = context(tmp_path / transform, weights=checkpoint, evaluation=spec)
+        run(ctx)
+        losses.append([float(row["loss"]) for row in rows(ctx.folder.results / "images.csv")])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_fewer_folders_than_classes_are_numbered_by_name(tmp_path: Path) -> None:
