@@ -123,7 +123,7 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
 
 
 def _verify(path: Path, manifest: BundleManifest) -> None:
-    named = {name for head in manifest.heads for name in (head.mindir, head.onnx, head.air) if name}
+    named = {name for head in manifest.heads for name in head.named_files}
     missing = sorted(named - set(manifest.files))
     if missing:
         raise _damaged(f"{missing[0]} is not in the files of its {MANIFEST_NAME}")

@@ -21,8 +21,20 @@ class Source(Spec):
     checkpoint: str = ""
 
 
+class WhiteningEntry(Spec):
+    """A head's whitening: the safetensors file (see ``multigrain.whitening.file``), the numbers
+    in a whitened vector, and the images it was fitted to."""
+
+    file: str
+    size: int = Field(ge=1)
+    images: int = Field(0, ge=0)
+
+
 class Head(Spec):
-    """One resolution the bundle serves, with its files (names in ``BundleManifest.files``)."""
+    """One resolution the bundle serves, with its files (names in ``BundleManifest.files``).
+
+    A whitening belongs to these weights at this resolution and exponent, and to no other.
+    """
 
     resolution: int
     gem_p: float
@@ -30,6 +42,13 @@ class Head(Spec):
     mindir: str = ""
     onnx: str = ""
     air: str = ""
+    whitening: WhiteningEntry | None = None
+
+    @property
+    def named_files(self) -> tuple[str, ...]:
+        """The files of the bundle that this head names."""
+        whitening = self.whitening.file if self.whitening is not None else ""
+        return tuple(name for name in (self.mindir, self.onnx, self.air, whitening) if name)
 
 
 class BundleManifest(Spec):
@@ -53,3 +72,10 @@ class BundleManifest(Spec):
     files: dict[str, FileEntry] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     source: Source = Source()
+
+    def head(self, resolution: int) -> Head:
+        """The head that serves ``resolution``; 0 = the default one. Raises KeyError."""
+        for head in self.heads:
+            if resolution in (0, head.resolution):
+                return head
+        raise KeyError(resolution)

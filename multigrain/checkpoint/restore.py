@@ -41,19 +41,25 @@ class Restored:
 
     def preprocessing(self, resolution: int) -> Preprocessing:
         """How images are prepared at a resolution; 0 = the training resolution."""
-        stored = self.weights.preprocessing
-        if stored is not None and resolution in (0, stored.size):
-            return stored
+        head = self.weights.head(resolution)
+        if head is not None:
+            return head.preprocessing
         return Preprocessing.standard(resolution or self.spec.image_size, self.spec.center_crop)
 
+    def with_exponent(self, gem_p: float) -> Restored:
+        """The same weights in a network of their own that pools with another exponent."""
+        return _build(self.weights, self.spec, self.state, gem_p)
 
-def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0) -> Restored:
+
+def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0, resolution: int = 0) -> Restored:
     """Loads weights and builds their network.
 
     Args:
         path: a checkpoint or bundle folder, or a bare file (see ``load_weights``).
         trunk: of a bare file; empty to tell it by the names and shapes of its parameters.
         gem_p: exponent to use instead of the stored one; 0 = the stored one.
+        resolution: that the network is wanted for; of a bundle, it decides which exponent is
+            the stored one.
 
     Raises:
         MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk" if a
@@ -66,8 +72,16 @@ def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0) -> Restored:
         raise MultigrainError.field(
             "spec.trunk", f"is {trunk!r}, but {path.name} holds a {spec.trunk}; leave it empty"
         )
-    p = gem_p or float(state.get(_GEM_P, np.float32(spec.gem_p)))
-    state[_GEM_P] = np.array(p, np.float32)
+    stored = float(state.get(_GEM_P, np.float32(spec.gem_p)))
+    if (head := weights.head(resolution)) is not None:
+        stored = head.gem_p
+    return _build(weights, spec, state, gem_p or stored)
+
+
+def _build(
+    weights: Weights, spec: ModelSpec, state: dict[str, NDArray[np.generic]], p: float
+) -> Restored:
+    state = {**state, _GEM_P: np.array(p, np.float32)}
     # p is a constant from here on, whether or not it was learned.
     spec = spec.model_copy(update={"gem_p": p, "learn_gem_p": False, "classes": _outputs(state)})
     # MindSpore is imported only where a network is built.

@@ -11,14 +11,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest, Head
 from multigrain.checkpoint import store
 from multigrain.checkpoint.files import describe
 from multigrain.checkpoint.naming.translate import is_ours, translate
 from multigrain.checkpoint.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.checkpoint.pytorch import read_pytorch
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.parameters import Preprocessing
 from multigrain.spec.training import ModelSpec
 
 # What training programs write into a .ckpt besides the network.
@@ -39,7 +38,7 @@ class Weights:
         model: parameters and BatchNorm statistics by name.
         spec: the network; None for a bare file under this package's names.
         labels: class names in the order of the outputs; empty for a bare file.
-        preprocessing: of the default resolution, where the source is a bundle.
+        heads: resolutions with their preprocessing and exponent, where the source is a bundle.
         job_id, step, epoch, checkpoint: where the weights come from; empty for a bare file.
         metrics: figures stored with them.
         naming: the program whose names a bare file had; empty for this package's. ``spec`` then
@@ -49,13 +48,20 @@ class Weights:
     model: dict[str, NDArray[np.generic]]
     spec: ModelSpec | None = None
     labels: tuple[str, ...] = ()
-    preprocessing: Preprocessing | None = None
+    heads: tuple[Head, ...] = ()
     job_id: str = ""
     step: int = 0
     epoch: int = 0
     checkpoint: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     naming: str = ""
+
+    def head(self, resolution: int) -> Head | None:
+        """What a bundle says of a resolution (0 = its default); None if it says nothing."""
+        for head in self.heads:
+            if resolution in (0, head.preprocessing.size):
+                return head
+        return None
 
 
 def load_weights(path: Path) -> Weights:
@@ -129,7 +135,7 @@ def _from_bundle(path: Path) -> Weights:
         model=_read_safetensors(weights),
         spec=manifest.model,
         labels=manifest.labels,
-        preprocessing=manifest.heads[0].preprocessing,
+        heads=manifest.heads,
         job_id=manifest.source.job_id,
         step=manifest.source.step,
         checkpoint=manifest.source.checkpoint,

@@ -140,14 +140,31 @@ def scan(root: Path) -> ImageFolder:
     )
 
 
+def scan_images(root: Path) -> ImageFolder:
+    """Lists the images anywhere below a folder, all of one class without a name.
+
+    Raises:
+        MultigrainError: DATASET if the folder does not exist, cannot be listed or has no image.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise MultigrainError(ErrorKind.DATASET, f"{root} {what}: give a folder of images")
+    paths = _images(root, root)
+    if not paths:
+        raise MultigrainError(
+            ErrorKind.DATASET, f"{root} has no images: add image files ({', '.join(EXTENSIONS)})"
+        )
+    return ImageFolder(root, ("",), paths, np.zeros(len(paths), np.int32))
+
+
 def _images(root: Path, folder: Path) -> list[str]:
     images = []
     prefix = folder.relative_to(root).as_posix()
     for directory, subfolders, names in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = Path(directory).relative_to(folder).as_posix()
-        start = prefix if below == "." else f"{prefix}/{below}"
-        images += [f"{start}/{name}" for name in names if _is_image(name)]
+        start = "/".join(part for part in (prefix, below) if part != ".")
+        images += [f"{start}/{name}" if start else name for name in names if _is_image(name)]
     return sorted(images)
 
 

@@ -24,6 +24,7 @@ from multigrain.engine.worker import Decode, Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import ImageLimits
 from multigrain.images.preprocess import preprocess
+from multigrain.whitening.file import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
 
@@ -45,6 +46,7 @@ def main() -> int:
         classes = manifest.model.classes or len(manifest.labels)
         for resolution, runtime in runtimes.items():
             warm_up(runtime, resolution, manifest.embedding_size, classes)
+        whitenings = read_whitenings(bundle)
     except MultigrainError as error:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
         return 1
@@ -55,6 +57,7 @@ def main() -> int:
         connection.send_all,
         max_batch=settings.max_batch,
         decode_threads=settings.decode_threads,
+        whitenings=whitenings,
     )
     worker.start()
     # The network computes in the main thread: MindSpore keeps state by thread.
@@ -83,6 +86,17 @@ def read_bundle(settings: EngineSettings) -> Bundle:
         raise MultigrainError(
             ErrorKind.CHECKPOINT, f"the bundle's {MANIFEST_NAME} cannot be read: {error}"
         ) from error
+
+
+def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
+    """By resolution, of the heads that have one. Raises MultigrainError CHECKPOINT."""
+    return {
+        head.resolution: read_whitening(
+            bundle.path / head.whitening.file, bundle.manifest.embedding_size
+        )
+        for head in bundle.manifest.heads
+        if head.whitening is not None
+    }
 
 
 def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:

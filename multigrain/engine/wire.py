@@ -28,10 +28,11 @@ class WireError(Exception):
 
 
 class VectorWants(Spec):
-    """How an embedding is wanted: L2-normalised or as the network gives it, and its dtype."""
+    """How an embedding is wanted: whitened or not, then L2-normalised or not, and its dtype."""
 
     normalize: bool = True
     dtype: Dtype = "fp32"
+    whiten: bool = False
 
 
 class Submit(Spec):

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from multigrain.engine.answer import encode_vector, top_classes
 from multigrain.engine.batcher import Batcher, Drop, Item
-from multigrain.engine.runtime.base import Outputs, Runtime
+from multigrain.engine.runtime.base import Runtime
 from multigrain.engine.wire import Frame, Result, Submit
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.whitening.file import StoredWhitening
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Worker:
         send: takes result frames; called from several threads.
         max_batch: images in a batch at most.
         decode_threads: at least 1.
+        whitenings: for the resolutions that have one; nobody asks for whitening at others.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Worker:
         *,
         max_batch: int,
         decode_threads: int,
+        whitenings: Mapping[int, StoredWhitening] | None = None,
     ) -> None:
         self._runtimes = runtimes
+        self._whitenings = whitenings or {}
         self._default_resolution = default_resolution
         self._decode = decode
         self._send = send
@@ -93,8 +97,17 @@ class Worker:
 
     def _compute(self, batch: list[Item]) -> list[Frame]:
         images = np.stack([item.tensor for item in batch if item.tensor is not None])
-        outputs = self._runtimes[batch[0].request.resolution].run(images)
-        return [_answer(item, outputs, row) for row, item in enumerate(batch)]
+        resolution = batch[0].request.resolution
+        outputs = self._runtimes[resolution].run(images)
+        wanted = [row for row, item in enumerate(batch) if _whitens(item)]
+        whitened: dict[int, NDArray[np.float32]] = {}
+        if wanted:
+            rows = self._whitenings[resolution].apply(outputs.embedding[wanted])
+            whitened = dict(zip(wanted, rows, strict=True))
+        return [
+            _answer(item, whitened.get(row, outputs.embedding[row]), outputs.logits[row])
+            for row, item in enumerate(batch)
+        ]
 
     def _alone(self, batch: list[Item], error: Exception) -> list[Frame]:
         """Computes each image of a failed batch by itself, so that only the culprit fails."""
@@ -151,16 +164,20 @@ class Worker:
         self._send([_dropped(item, why, "queue")])
 
 
-def _answer(item: Item, outputs: Outputs, row: int) -> Frame:
+def _whitens(item: Item) -> bool:
+    return item.request.vector is not None and item.request.vector.whiten
+
+
+def _answer(item: Item, embedding: NDArray[np.float32], logits: NDArray[np.float32]) -> Frame:
     request = item.request
     vector, scale, vector_bytes, classes = b"", 0.0, 0, b""
     count = 0
     try:
         if request.vector is not None:
-            encoded = encode_vector(outputs.embedding[row], request.vector)
+            encoded = encode_vector(embedding, request.vector)
             vector, scale, vector_bytes = encoded.data, encoded.scale, len(encoded.data)
         if request.top_k:
-            top = top_classes(outputs.logits[row], request.top_k)
+            top = top_classes(logits, request.top_k)
             classes, count = top.data, top.count
     except MultigrainError as error:
         return _failure(item, error)

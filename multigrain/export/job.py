@@ -21,14 +21,13 @@ from multigrain.checkpoint.files import (
 )
 from multigrain.checkpoint.restore import Restored, restore
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.records import ArtifactRecord, LogRecord
-from multigrain.export import graphs
+from multigrain.events.records import ArtifactRecord
+from multigrain.export.head import HeadWriter, whitening_images
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.spec.export import ExportSpec
 
 WEIGHTS = "weights.safetensors"
 LABELS = "labels.txt"
-_GRAPHS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
 
 
 def run_export(ctx: WorkerContext) -> Outcome:
@@ -40,7 +39,8 @@ def run_export(ctx: WorkerContext) -> Outcome:
         return Outcome(message="the first worker exports")
     models = Path(ctx.request.models_dir)
     _check(spec, models)
-    restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.gem_p)
+    # The stored weights are those of the default head.
+    restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.heads[0].gem_p)
     ctx.reporter.alive()
     folder = models / spec.model_name
     aside = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
@@ -92,35 +92,28 @@ def _write(
     ctx: WorkerContext, spec: ExportSpec, restored: Restored, aside: Path
 ) -> BundleManifest | None:
     """Writes all files but the manifest; None if asked to stop."""
-    preprocessing = restored.preprocessing(spec.resolution)
+    _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])
+    images = whitening_images(spec) if spec.whitening_path else None
     (aside / WEIGHTS).write_bytes(save_tensors(restored.state))
     labels = restored.weights.labels
     if labels:
         lines = "".join(f"{' '.join(label.splitlines())}\n" for label in labels)
         write_synced(aside / LABELS, lines.encode("utf-8", "surrogateescape"))
-    images = graphs.comparison_images(preprocessing.size)
-    expected = graphs.reference(restored.network, images)
-    names = {form: _GRAPHS[form] for form in dict.fromkeys(spec.formats)}
-    for form, name in names.items():
-        if ctx.reporter.stop_requested:
+    heads: list[Head] = []
+    for wanted in spec.heads:
+        p = wanted.gem_p or restored.spec.gem_p
+        one = restored if p == restored.spec.gem_p else restored.with_exponent(p)
+        preprocessing = one.preprocessing(wanted.resolution)
+        # The default head's files have the plain names.
+        writer = HeadWriter(ctx, spec, one, preprocessing, aside, default=not heads)
+        head = writer.write(images)
+        if head is None:
             return None
-        ctx.reporter.emit(LogRecord(level="INFO", message=f"writing {name}", rank=ctx.rank))
-        if form == "mindir":
-            graphs.write_mindir(restored.network, aside / name, images, expected)
-        elif form == "onnx":
-            graphs.write_onnx(restored.network, aside / name, images, expected)
-        else:
-            graphs.write_air(restored.network, aside / name, images)
+        heads.append(head)
     files = sorted(path for path in aside.iterdir() if path.is_file())
     for path in files:
         path.chmod(FILE_MODE)
         sync_file(path)
-    head = Head(
-        resolution=preprocessing.size,
-        gem_p=restored.spec.gem_p,
-        preprocessing=preprocessing,
-        **names,
-    )
     return BundleManifest(
         name=spec.model_name,
         version=spec.version or 1,
@@ -130,7 +123,7 @@ def _write(
         embedding_size=restored.network.embedding_size,
         labels=labels,
         weights=WEIGHTS,
-        heads=(head,),
+        heads=tuple(heads),
         files={path.name: describe(path) for path in files},
         metrics=restored.weights.metrics,
         source=Source(
@@ -139,6 +132,15 @@ def _write(
             checkpoint=restored.weights.checkpoint,
         ),
     )
+
+
+def _check_different(sizes: list[int]) -> None:
+    twice = [size for number, size in enumerate(sizes) if size in sizes[:number]]
+    if twice:
+        raise MultigrainError.field(
+            "spec.resolutions",
+            f"has {twice[0]} twice; a resolution of 0 stands for the training resolution",
+        )
 
 
 def _publish(folder: Path, aside: Path, manifest: BundleManifest, version: int) -> BundleManifest:

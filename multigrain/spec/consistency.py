@@ -16,7 +16,7 @@ from multigrain.spec.training import ScheduleSpec, ThorSpec, TrainingSpec, Trunk
 from multigrain.spec.violations import nearest
 
 # The one number that may be infinite: GeM with p = infinity is max pooling.
-_MAY_BE_INFINITE = frozenset({"spec.model.gem_p", "spec.gem_p"})
+_MAY_BE_INFINITE = frozenset({"spec.model.gem_p", "spec.gem_p", "spec.resolutions[].gem_p"})
 _SMALLEST_IMAGE = 16
 
 
@@ -58,6 +58,7 @@ def check_export(spec: ExportSpec) -> list[FieldViolation]:
     if spec.devices.count != 1:
         found.append(_v("devices.count", f"is {spec.devices.count}; an export has one worker"))
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
+    found += _resolutions(spec)
     found += _doubles("formats", spec.formats)
     return found
 
@@ -72,10 +73,12 @@ def _infinities(spec: Spec, path: str = "spec") -> Iterator[FieldViolation]:
         if isinstance(value, Spec):
             yield from _infinities(value, here)
             continue
-        numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if isinstance(number, float) and not math.isfinite(number):
-                if math.isnan(number) or here not in _MAY_BE_INFINITE:
+        items = value if isinstance(value, tuple) else (value,)
+        for position, number in enumerate(items):
+            if isinstance(number, Spec):
+                yield from _infinities(number, f"{here}[{position}]")
+            elif isinstance(number, float) and not math.isfinite(number):
+                if math.isnan(number) or re.sub(r"\d+", "", here) not in _MAY_BE_INFINITE:
                     yield FieldViolation(here, f"is {number}, must be a finite number")
             elif isinstance(number, str) and "\0" in number:
                 yield FieldViolation(here, "holds a NUL character")
@@ -180,8 +183,7 @@ def _thor(spec: ThorSpec) -> Iterator[FieldViolation]:
     if spec.damping_min > spec.damping_init:
         yield _v(
             f"{path}.damping_min",
-            f"is {spec.damping_min:g}, must be at most {path}.damping_init "
-            f"({spec.damping_init:g})",
+            f"is {spec.damping_min:g}, must be at most {path}.damping_init ({spec.damping_init:g})",
         )
     if 0 < spec.frequency_max < spec.frequency:
         yield _v(
@@ -238,6 +240,23 @@ def _network(trunk: str, gem_p: float, resolution: int) -> Iterator[FieldViolati
         yield _v("gem_p", f"is {gem_p:g}, must be 0 (the checkpoint's) or at least 1")
     if 0 < resolution < _SMALLEST_IMAGE:
         yield _v("resolution", f"is {resolution}, must be 0 or at least {_SMALLEST_IMAGE}")
+
+
+def _resolutions(spec: ExportSpec) -> Iterator[FieldViolation]:
+    if spec.resolutions and (spec.resolution or spec.gem_p):
+        yield _v(
+            "resolutions",
+            "replaces resolution and gem_p: leave these two out, and name the default first",
+        )
+    seen = set()
+    for number, head in enumerate(spec.resolutions):
+        here = f"resolutions[{number}]"
+        for violation in _network("", head.gem_p, head.resolution):
+            name = violation.field.removeprefix("spec.")
+            yield _v(f"{here}.{name}", violation.message)
+        if head.resolution in seen:
+            yield _v(f"{here}.resolution", f"{head.resolution} is named more than once")
+        seen.add(head.resolution)
 
 
 def _layouts(tasks: tuple[Task, ...]) -> Iterator[FieldViolation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import annotated_types
 from pydantic import ValidationError
@@ -119,12 +119,16 @@ def _leaves(spec: type[Spec], prefix: str = "") -> Iterator[str]:
 
 def _nested(field: FieldInfo) -> type[Spec] | None:
     kind = field.annotation
+    if get_origin(kind) is tuple:  # a list of groups
+        kind = get_args(kind)[0]
     return kind if isinstance(kind, type) and issubclass(kind, Spec) else None
 
 
 def _owner(spec: type[Spec], parents: Sequence[Any]) -> type[Spec] | None:
     owner: type[Spec] | None = spec
     for name in parents:
+        if isinstance(name, int):  # a place in a list
+            continue
         field = owner.model_fields.get(name) if owner else None
         owner = _nested(field) if field else None
     return owner

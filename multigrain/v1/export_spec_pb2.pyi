@@ -34,6 +34,9 @@ class ExportSpec(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     TRUNK_FIELD_NUMBER: _builtins.int
     GEM_P_FIELD_NUMBER: _builtins.int
+    WHITENING_PATH_FIELD_NUMBER: _builtins.int
+    WHITENING_IMAGES_FIELD_NUMBER: _builtins.int
+    RESOLUTIONS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit."""
     version: _builtins.int
@@ -44,6 +47,12 @@ class ExportSpec(_message.Message):
     """For a bare .ckpt or .safetensors file, which does not say what network it is."""
     gem_p: _builtins.float
     """GeM exponent at this resolution; 0 = the checkpoint's."""
+    whitening_path: _builtins.str
+    """Folder of images (in sub-folders or not) that a whitening is fitted to for each resolution,
+    under an allowed root. Empty: the bundle carries no whitening.
+    """
+    whitening_images: _builtins.int
+    """Images of it that are used at most, drawn at random with a fixed seed. Default 20,000."""
     @_builtins.property
     def weights(self) -> _evaluation_spec_pb2.WeightsSource:
         """A job or a checkpoint (not a model: that is a bundle already)."""
@@ -54,6 +63,12 @@ class ExportSpec(_message.Message):
 
     @_builtins.property
     def devices(self) -> _common_pb2.DeviceSpec: ...
+    @_builtins.property
+    def resolutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolutionSpec]:
+        """Several resolutions in one bundle, instead of the one of `resolution` and `gem_p`. The first
+        is the default. At most 8.
+        """
+
     def __init__(
         self,
         *,
@@ -65,10 +80,13 @@ class ExportSpec(_message.Message):
         devices: _common_pb2.DeviceSpec | None = ...,
         trunk: _builtins.str | None = ...,
         gem_p: _builtins.float | None = ...,
+        whitening_path: _builtins.str | None = ...,
+        whitening_images: _builtins.int | None = ...,
+        resolutions: _abc.Iterable[Global___ResolutionSpec] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "devices", b"devices", "gem_p", b"gem_p", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "gem_p", b"gem_p", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "devices", b"devices", "formats", b"formats", "gem_p", b"gem_p", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "formats", b"formats", "gem_p", b"gem_p", "model_name", b"model_name", "resolution", b"resolution", "resolutions", b"resolutions", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gem_p: _TypeAlias = _typing.Literal["gem_p"]  # noqa: Y015
     _WhichOneofArgType__gem_p: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p"]  # noqa: Y015
@@ -80,6 +98,10 @@ class ExportSpec(_message.Message):
     _WhichOneofArgType__trunk: _TypeAlias = _typing.Literal["_trunk", b"_trunk"]  # noqa: Y015
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    _WhichOneofReturnType__whitening_images: _TypeAlias = _typing.Literal["whitening_images"]  # noqa: Y015
+    _WhichOneofArgType__whitening_images: _TypeAlias = _typing.Literal["_whitening_images", b"_whitening_images"]  # noqa: Y015
+    _WhichOneofReturnType__whitening_path: _TypeAlias = _typing.Literal["whitening_path"]  # noqa: Y015
+    _WhichOneofArgType__whitening_path: _TypeAlias = _typing.Literal["_whitening_path", b"_whitening_path"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gem_p) -> _WhichOneofReturnType__gem_p | None: ...
     @_typing.overload
@@ -90,5 +112,42 @@ class ExportSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trunk) -> _WhichOneofReturnType__trunk | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__whitening_images) -> _WhichOneofReturnType__whitening_images | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__whitening_path) -> _WhichOneofReturnType__whitening_path | None: ...
 
 Global___ExportSpec: _TypeAlias = ExportSpec  # noqa: Y015
+
+@_typing.final
+class ResolutionSpec(_message.Message):
+    """A resolution that a bundle serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    GEM_P_FIELD_NUMBER: _builtins.int
+    resolution: _builtins.int
+    """Side of the served image in pixels; 0 = the training resolution."""
+    gem_p: _builtins.float
+    """GeM exponent at this resolution; 0 = the checkpoint's."""
+    def __init__(
+        self,
+        *,
+        resolution: _builtins.int | None = ...,
+        gem_p: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_resolution", b"_resolution", "gem_p", b"gem_p", "resolution", b"resolution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_resolution", b"_resolution", "gem_p", b"gem_p", "resolution", b"resolution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gem_p: _TypeAlias = _typing.Literal["gem_p"]  # noqa: Y015
+    _WhichOneofArgType__gem_p: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p"]  # noqa: Y015
+    _WhichOneofReturnType__resolution: _TypeAlias = _typing.Literal["resolution"]  # noqa: Y015
+    _WhichOneofArgType__resolution: _TypeAlias = _typing.Literal["_resolution", b"_resolution"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gem_p) -> _WhichOneofReturnType__gem_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resolution) -> _WhichOneofReturnType__resolution | None: ...
+
+Global___ResolutionSpec: _TypeAlias = ResolutionSpec  # noqa: Y015

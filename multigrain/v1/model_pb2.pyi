@@ -114,6 +114,7 @@ class Model(_message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
+    RESOLUTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     state: Global___ModelState.ValueType
@@ -149,6 +150,10 @@ class Model(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def resolutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelResolution]:
+        """What the bundle serves; the first is the default."""
+
     def __init__(
         self,
         *,
@@ -172,14 +177,48 @@ class Model(_message.Message):
         max_batch_size: _builtins.int = ...,
         load_seconds: _builtins.float = ...,
         engine_restarts: _builtins.int = ...,
+        resolutions: _abc.Iterable[Global___ModelResolution] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "classes", b"classes", "create_time", b"create_time", "embedding_size", b"embedding_size", "engine_restarts", b"engine_restarts", "files", b"files", "gem_p", b"gem_p", "labels", b"labels", "load_seconds", b"load_seconds", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "resolution", b"resolution", "runtime", b"runtime", "source_job_id", b"source_job_id", "source_step", b"source_step", "state", b"state", "state_message", b"state_message", "trunk", b"trunk", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "classes", b"classes", "create_time", b"create_time", "embedding_size", b"embedding_size", "engine_restarts", b"engine_restarts", "files", b"files", "gem_p", b"gem_p", "labels", b"labels", "load_seconds", b"load_seconds", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "resolution", b"resolution", "resolutions", b"resolutions", "runtime", b"runtime", "source_job_id", b"source_job_id", "source_step", b"source_step", "state", b"state", "state_message", b"state_message", "trunk", b"trunk", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelResolution(_message.Message):
+    """A resolution that a bundle serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    GEM_P_FIELD_NUMBER: _builtins.int
+    WHITENED_SIZE_FIELD_NUMBER: _builtins.int
+    WHITENING_IMAGES_FIELD_NUMBER: _builtins.int
+    resolution: _builtins.int
+    """Side of the input image in pixels."""
+    gem_p: _builtins.float
+    whitened_size: _builtins.int
+    """Numbers in a whitened vector; 0 = the bundle has no whitening at this resolution."""
+    whitening_images: _builtins.int
+    """Images that the whitening was fitted to."""
+    def __init__(
+        self,
+        *,
+        resolution: _builtins.int = ...,
+        gem_p: _builtins.float = ...,
+        whitened_size: _builtins.int = ...,
+        whitening_images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gem_p", b"gem_p", "resolution", b"resolution", "whitened_size", b"whitened_size", "whitening_images", b"whitening_images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelResolution: _TypeAlias = ModelResolution  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -53,7 +53,7 @@ def test_a_bundle_folder_tells_its_preprocessing_too(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     weights = load_weights(tmp_path)
     check(weights.model)
-    assert weights.preprocessing == preprocessing
+    assert [head.preprocessing for head in weights.heads] == [preprocessing]
     assert weights.spec == SPEC
 
 

@@ -10,10 +10,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.bundle.manifest import BundleManifest, Head, WhiteningEntry
 from multigrain.checkpoint.manifest import FileEntry
 from multigrain.images.parameters import Preprocessing
 from multigrain.spec.training import ModelSpec
+from multigrain.whitening.file import write_whitening
+from multigrain.whitening.moments import Moments
+from multigrain.whitening.whitening import Whitening, fit, fold
 
 EMBEDDING = 16
 CLASSES = 5
@@ -97,6 +100,13 @@ class TinyNetwork:
         return np.asarray(self.weight @ embedding + self.bias)
 
 
+def whitening_of(network: TinyNetwork) -> Whitening:
+    """Fitted to random vectors: any data will do where only the arithmetic is tested."""
+    moments = Moments(network.embedding_size)
+    moments.add(np.abs(np.random.default_rng(7).normal(size=(200, network.embedding_size))))
+    return fit(moments)
+
+
 def write_bundle(
     models_dir: Path,
     name: str = "tiny",
@@ -104,29 +114,44 @@ def write_bundle(
     *,
     network: TinyNetwork | None = None,
     size: int = SIZE,
+    also: int = 0,
+    whitened: bool = False,
 ) -> Path:
-    """Writes ``models_dir/name/version`` and returns it."""
+    """Writes ``models_dir/name/version`` and returns it.
+
+    ``also`` is a second resolution; with ``whitened``, the first one has a whitening.
+    """
     network = network or TinyNetwork(seed=version)
     folder = models_dir / name / str(version)
     folder.mkdir(parents=True)
     network.save_onnx(folder / "model.onnx")
-    content = (folder / "model.onnx").read_bytes()
+    whitening = None
+    if whitened:
+        fitted = whitening_of(network)
+        classifier = fold(fitted, network.weight, network.bias)
+        stored = write_whitening(folder / "whitening.safetensors", fitted, classifier)
+        whitening = WhiteningEntry(file="whitening.safetensors", size=stored.size, images=200)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = BundleManifest(
         name=name,
         version=version,
         model=ModelSpec(trunk="resnet18", classes=CLASSES, image_size=size),
         embedding_size=network.embedding_size,
         labels=tuple(f"label {number}" for number in range(CLASSES)),
-        heads=(
+        heads=tuple(
             Head(
-                resolution=size,
+                resolution=side,
                 gem_p=3.0,
-                preprocessing=Preprocessing(size=size, resize_short=size),
+                preprocessing=Preprocessing(size=side, resize_short=side),
                 onnx="model.onnx",
-            ),
+                whitening=whitening if side == size else None,
+            )
+            for side in (size, also)
+            if side
         ),
         files={
-            "model.onnx": FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+            name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            for name, data in files.items()
         },
     )
     (folder / "model.json").write_text(manifest.model_dump_json(indent=2))

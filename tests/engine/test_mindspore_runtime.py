@@ -31,13 +31,17 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
     network = build_model(spec, 7, seed=5)
     save_file(model_state(network), tmp_path / "weights.safetensors")
     preprocessing = Preprocessing(size=SIZE, resize_short=SIZE)
+    smaller = Preprocessing(size=24, resize_short=24)
     manifest = BundleManifest(
         name="small",
         version=1,
         model=spec,
         embedding_size=network.embedding_size,
         labels=tuple("abcdefg"),
-        heads=(Head(resolution=SIZE, gem_p=P, preprocessing=preprocessing),),
+        heads=(
+            Head(resolution=SIZE, gem_p=P, preprocessing=preprocessing),
+            Head(resolution=24, gem_p=1.0, preprocessing=smaller),
+        ),
     )
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     pictures = [picture(seed) for seed in range(5)]
@@ -55,6 +59,8 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
         for number, data in enumerate(pictures[:3], 5):
             engine.submit(number, data, vector=VectorWants(normalize=False))
         padded = [np.frombuffer(engine.frame(number).payload, "<f4") for number in (5, 6, 7)]
+        engine.submit(8, pictures[0], vector=VectorWants(normalize=False), resolution=24)
+        at_24 = np.frombuffer(engine.frame(8).payload, "<f4")
     assert sorted(sizes) == [1, 4, 4, 4, 4]
     # Three are computed as a batch of four; the fourth is nobody's.
     np.testing.assert_allclose(padded, served[:3], rtol=1e-3, atol=1e-4)
@@ -65,6 +71,10 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
     embedding, _ = network(mindspore.Tensor(images))
     np.testing.assert_allclose(np.stack(served), embedding.asnumpy(), rtol=1e-3, atol=1e-4)
     assert np.ptp(np.stack(served), axis=0).max() > 1e-3
+    # The second head, on the same weights: its own size and exponent.
+    network.pool.set_exponent(1.0)
+    embedding, _ = network(mindspore.Tensor(preprocess(pictures[0], smaller)[None]))
+    np.testing.assert_allclose(at_24, embedding.asnumpy()[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

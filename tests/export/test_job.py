@@ -18,6 +18,8 @@ from multigrain.events.records import ArtifactRecord
 from multigrain.export import graphs, run
 from multigrain.images.preprocess import preprocess
 from multigrain.spec.export import ExportSpec
+from multigrain.whitening.file import read_whitening
+from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 from tests.images.files import encode, noise
 
@@ -129,6 +131,76 @@ def test_it_stops_when_asked_and_leaves_nothing(tmp_path: Path) -> None:
     reporter = RecordingReporter(stop_after=0)
     assert run(context(tmp_path, weights=checkpoint, export=spec, reporter=reporter)).stopped
     assert not (tmp_path / "models" / "m").exists()
+
+
+def test_a_bundle_of_two_resolutions_carries_a_whitening_for_each(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
+    pictures = write_dataset(tmp_path / "pictures", classes=2, each=12)
+    (pictures / "loose.png").write_bytes((pictures / "c0" / "000.png").read_bytes())
+    (pictures / "c1" / "011.png").write_bytes(b"")
+    spec = ExportSpec.model_validate(
+        {
+            "model_name": "m",
+            "formats": ("onnx",),
+            "resolutions": ({"resolution": 24, "gem_p": 5.0}, {"gem_p": 1.0}),
+            "whitening_path": str(pictures),
+        }
+    )
+    reporter = RecordingReporter()
+    run(context(tmp_path, weights=checkpoint, export=spec, reporter=reporter))
+    folder = tmp_path / "models" / "m" / "1"
+    manifest = read(folder, verify=True)
+    assert [(h.resolution, h.gem_p, h.onnx) for h in manifest.heads] == [
+        (24, 5.0, "model.onnx"), (16, 1.0, "model-16.onnx"),
+    ]  # fmt: skip
+    assert manifest.model.gem_p == 5.0
+    warnings = [r.message for r in reporter.records if getattr(r, "level", "") == "WARNING"]
+    assert sum("c1/011.png" in message for message in warnings) == 2
+    assert sum("fewer than the descriptor's 513 dimensions" in m for m in warnings) == 2
+    readable = [p for p in sorted(pictures.rglob("*.png")) if p.stat().st_size]
+    assert len(readable) == 24
+    for head in manifest.heads:
+        assert head.whitening is not None
+        assert (head.whitening.size, head.whitening.images) == (513, 24)
+        images = np.stack([preprocess(p.read_bytes(), head.preprocessing) for p in readable])
+        session = onnxruntime.InferenceSession(
+            str(folder / head.onnx), providers=["CPUExecutionProvider"]
+        )
+        embedding, logits = session.run(["embedding", "logits"], {"images": images})
+        network = restore(folder, resolution=head.resolution).network
+        assert network.pool.value == head.gem_p
+        by_network = network(Tensor(images))[0].asnumpy()
+        np.testing.assert_allclose(normalised(by_network), normalised(embedding), atol=1e-4)
+        # The formula, from the definition: [e; 1] at length 1, its mean taken off.
+        u = np.concatenate([embedding, np.ones((24, 1))], axis=1).astype(np.float64)
+        u /= np.linalg.norm(u, axis=1, keepdims=True)
+        stored = read_whitening(folder / head.whitening.file, 512)
+        np.testing.assert_allclose(stored.mean, u.mean(0), atol=1e-5)
+        phi = stored.apply(embedding)
+        assert abs(phi.mean(0)).max() < 1e-2 * abs(phi).max()
+        scores = phi @ stored.weight.T + stored.bias
+        np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-logits))
+
+
+def test_a_resolution_that_is_the_training_ones_twice_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
+    resolutions = ({"resolution": 16}, {"gem_p": 2.0})
+    spec = ExportSpec.model_validate({"model_name": "m", "resolutions": resolutions})
+    with pytest.raises(MultigrainError, match="has 16 twice") as caught:
+        run(context(tmp_path, weights=checkpoint, export=spec))
+    assert caught.value.violations[0].field == "spec.resolutions"
+    assert not (tmp_path / "models" / "m").exists()
+
+
+def test_a_whitening_folder_without_images_fails_before_the_graphs(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
+    (tmp_path / "empty").mkdir()
+    spec = ExportSpec(model_name="m", whitening_path=str(tmp_path / "empty"))
+    reporter = RecordingReporter()
+    with pytest.raises(MultigrainError, match="has no images") as caught:
+        run(context(tmp_path, weights=checkpoint, export=spec, reporter=reporter))
+    assert caught.value.kind is ErrorKind.DATASET
+    assert not reporter.records
 
 
 @pytest.mark.slow

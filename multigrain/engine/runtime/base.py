@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.bundle.manifest import BundleManifest
 
 FloatArray = NDArray[np.float32]
 
@@ -59,13 +59,3 @@ def padded(images: FloatArray, size: int) -> FloatArray:
     out = np.zeros((size, *images.shape[1:]), dtype=np.float32)
     out[: len(images)] = images
     return out
-
-
-def head_of(manifest: BundleManifest, resolution: int) -> Head:
-    """The head that serves ``resolution``; 0 = the default one. Raises KeyError."""
-    if resolution == 0:
-        return manifest.heads[0]
-    for head in manifest.heads:
-        if head.resolution == resolution:
-            return head
-    raise KeyError(resolution)

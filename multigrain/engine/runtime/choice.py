@@ -57,15 +57,19 @@ def choose(asked: str, bundle: Bundle, device: str) -> Choice:
 
 
 def load(choice: Choice, bundle: Bundle, compute: Compute) -> dict[int, Runtime]:
-    """Loads every resolution of the bundle. Raises MultigrainError."""
-    runtimes: dict[int, Runtime] = {}
-    for head in bundle.manifest.heads:
-        if choice.name == "onnxruntime":
-            from multigrain.engine.runtime.onnx import OnnxRuntime
+    """Loads every resolution of the bundle. Raises MultigrainError.
 
-            runtimes[head.resolution] = OnnxRuntime(bundle.path / head.onnx, compute)
-        else:
-            from multigrain.engine.runtime.mindspore import MindSporeRuntime
+    MindSpore's networks share one copy of the weights; an ONNX graph brings its own.
+    """
+    heads = bundle.manifest.heads
+    if choice.name == "onnxruntime":
+        from multigrain.engine.runtime.onnx import OnnxRuntime
 
-            runtimes[head.resolution] = MindSporeRuntime(bundle, head, compute)
-    return runtimes
+        return {head.resolution: OnnxRuntime(bundle.path / head.onnx, compute) for head in heads}
+    from multigrain.engine.runtime.mindspore import MindSporeRuntime
+
+    first = MindSporeRuntime(bundle, heads[0], compute)
+    others = {
+        head.resolution: MindSporeRuntime(bundle, head, compute, shared=first) for head in heads[1:]
+    }
+    return {heads[0].resolution: first, **others}

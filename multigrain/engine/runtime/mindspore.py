@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from multigrain.bundle.manifest import Head
 from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Runtime, padded
 from multigrain.errors import ErrorKind, MultigrainError
+
+if TYPE_CHECKING:
+    from multigrain.model.multigrain import MultiGrain
 
 _TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
@@ -20,32 +24,38 @@ class MindSporeRuntime(Runtime):
     A graph is compiled for each shape, which takes seconds, so batches are padded to a few
     sizes that are compiled before the first request.
 
+    Args:
+        bundle: with the weights.
+        head: resolution and exponent.
+        compute: where and how widely.
+        shared: another head's runtime of the same bundle, whose weights are used with it.
+
     Raises:
         MultigrainError: CHECKPOINT if the weights are not this network's.
     """
 
-    def __init__(self, bundle: Bundle, head: Head, compute: Compute) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        head: Head,
+        compute: Compute,
+        shared: MindSporeRuntime | None = None,
+    ) -> None:
         if compute.threads and compute.device == "cpu":
             # Read when the library is loaded, hence before the import below.
             os.environ["OMP_NUM_THREADS"] = str(compute.threads)
         # Imported here: it costs seconds and 300 MB, and only this runtime needs it.
         import mindspore
         from mindspore import Tensor, context
-        from safetensors.numpy import load_file
 
-        from multigrain.model.multigrain import build_model
-        from multigrain.model.state import load_model_state
+        from multigrain.model.pooled import Pooled
 
         mindspore.set_device(_TARGETS[compute.device])
         context.set_context(mode=context.GRAPH_MODE)
-        manifest = bundle.manifest
-        # There may be more outputs than names (ImageNet with 1001 outputs).
-        classes = manifest.model.classes or len(manifest.labels)
+        weights = shared._weights if shared is not None else _network(bundle)
+        self._weights: MultiGrain = weights
         # p is a constant here, whether or not it was learned; the head says which.
-        spec = manifest.model.model_copy(update={"learn_gem_p": False})
-        self._network = build_model(spec, classes)
-        load_model_state(self._network, load_file(_weights(bundle)))
-        self._network.pool.set_exponent(head.gem_p)
+        self._network = Pooled(weights, head.gem_p)
         self._network.set_train(False)
         self._tensor = Tensor
         self._sizes = _batch_sizes(compute.max_batch)
@@ -59,6 +69,20 @@ class MindSporeRuntime(Runtime):
             np.asarray(embedding.asnumpy()[: len(images)]),
             np.asarray(logits.asnumpy()[: len(images)]),
         )
+
+
+def _network(bundle: Bundle) -> MultiGrain:
+    from safetensors.numpy import load_file
+
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import load_model_state
+
+    manifest = bundle.manifest
+    # There may be more outputs than names (ImageNet with 1001 outputs).
+    classes = manifest.model.classes or len(manifest.labels)
+    network = build_model(manifest.model.model_copy(update={"learn_gem_p": False}), classes)
+    load_model_state(network, load_file(_weights(bundle)))
+    return network
 
 
 def _weights(bundle: Bundle) -> Path:

@@ -36,8 +36,7 @@ def embed_request(
         # Once: each access of a repeated field makes a copy of the bytes.
         images=list(message.images),
         resolution=message.resolution,
-        vector=VectorWants(normalize=normalize, dtype=dtype),
-        whiten=message.whiten,
+        vector=VectorWants(normalize=normalize, dtype=dtype, whiten=message.whiten),
         received_ns=received_ns,
         deadline_ns=deadline_ns,
     )

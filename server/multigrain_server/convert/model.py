@@ -7,6 +7,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from multigrain.bundle.manifest import Head
 from multigrain.v1 import model_pb2
 from multigrain_server.models.view import ModelPage, ModelView
 
@@ -36,6 +37,7 @@ def model_message(view: ModelView) -> model_pb2.Model:
         max_batch_size=view.max_batch,
         load_seconds=view.load_seconds,
         engine_restarts=view.restarts,
+        resolutions=[_resolution(head) for head in manifest.heads],
     )
 
 
@@ -46,6 +48,14 @@ def page_message(page: ModelPage) -> model_pb2.ListModelsResponse:
         aliases=page.aliases,
         default_model=page.default_model,
     )
+
+
+def _resolution(head: Head) -> model_pb2.ModelResolution:
+    message = model_pb2.ModelResolution(resolution=head.resolution, gem_p=head.gem_p)
+    if head.whitening is not None:
+        message.whitened_size = head.whitening.size
+        message.whitening_images = head.whitening.images
+    return message
 
 
 def _timestamp(text: str) -> Timestamp | None:

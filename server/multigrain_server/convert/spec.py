@@ -30,7 +30,9 @@ def overrides(message: Message) -> dict[str, Any]:
         value = getattr(message, field.name)
         if field.is_repeated:
             if value:
-                values[field.name] = list(value)
+                values[field.name] = [
+                    overrides(item) if field.message_type else item for item in value
+                ]
         elif message.HasField(field.name):
             values[field.name] = overrides(value) if field.message_type else value
     return values
@@ -54,7 +56,10 @@ def export_message(spec: ExportSpec) -> export_spec_pb2.ExportSpec:
 def _filled(message: _M, spec: Spec) -> _M:
     for field in message.DESCRIPTOR.fields:
         value = getattr(spec, field.name)
-        if field.is_repeated:
+        if field.is_repeated and field.message_type:
+            for item in value:
+                _filled(getattr(message, field.name).add(), item)
+        elif field.is_repeated:
             getattr(message, field.name).extend(value)
         elif field.message_type:
             # Marks the group as set, even if all in it is a default.

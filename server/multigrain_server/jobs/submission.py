@@ -117,10 +117,16 @@ class SubmissionChecks:
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
 
     async def export(self, overrides: Mapping[str, Any]) -> CheckedSpec:
-        """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT, and
-        UNSUPPORTED for a format that the device cannot write."""
+        """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT,
+        DATASET (the images for the whitening), and UNSUPPORTED for a format that the device
+        cannot write."""
         spec = resolve_export(overrides)
         spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
+        if spec.whitening_path:
+            field = "spec.whitening_path"
+            path = self._roots.check(spec.whitening_path, field)
+            await _any_images(path, field)
+            spec = spec.model_copy(update={"whitening_path": str(path)})
         weights = await self._weights(spec.weights)
         return CheckedSpec(JobKind.EXPORT, spec, str(weights), bool(spec.weights.job_id))
 
@@ -172,6 +178,16 @@ async def _classes(path: Path, field: str) -> tuple[str, ...]:
     except MultigrainError as error:
         if error.kind is not ErrorKind.DATASET:
             raise
+        raise _dataset_error(field, error.message) from error
+
+
+async def _any_images(path: Path, field: str) -> None:
+    """Refuses a folder without images, class folders or not; read in a thread as above."""
+    from multigrain.data.folder import scan_images
+
+    try:
+        await asyncio.to_thread(scan_images, path)
+    except MultigrainError as error:
         raise _dataset_error(field, error.message) from error
 
 

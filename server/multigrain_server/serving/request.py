@@ -18,7 +18,6 @@ class ImageRequest:
         images: encoded files.
         resolution: side in pixels; 0 = the model's.
         vector: how embeddings are wanted; None = none.
-        whiten: whether to whiten them.
         classes: whether class scores are wanted.
         top_k: how many; 0 = 5, at most all.
         deadline_ns: on CLOCK_MONOTONIC; 0 = none.
@@ -29,7 +28,6 @@ class ImageRequest:
     images: Sequence[bytes]
     resolution: int = 0
     vector: VectorWants | None = None
-    whiten: bool = False
     classes: bool = False
     top_k: int = 0
     deadline_ns: int = 0

@@ -119,7 +119,7 @@ class ImageService:
         computed = [result.result for result in results if isinstance(result, EngineResult)]
         return Answer(
             model=str(model.entry.version),
-            embedding_size=model.entry.manifest.embedding_size,
+            embedding_size=_vector_size(request, model),
             items=items,
             times=StageTimes(
                 decode=max((result.decode_ns for result in computed), default=0),
@@ -151,9 +151,16 @@ class ImageService:
                 f"{request.resolution} is not served by {model.entry.version}: use "
                 f"{', '.join(map(str, known))}, or 0 for {known[0]}",
             )
-        if request.whiten:
+        if _whitens(request) and manifest.head(request.resolution).whitening is None:
+            able = [str(head.resolution) for head in manifest.heads if head.whitening is not None]
+            where = f" at {request.resolution or known[0]} px" if able else ""
+            hint = (
+                f"use resolution {' or '.join(able)}, or leave it out"
+                if able
+                else "leave it out, or export the model with whitening_path"
+            )
             raise MultigrainError.field(
-                "whiten", f"{model.entry.version} carries no whitening: leave it out"
+                "whiten", f"{model.entry.version} carries no whitening{where}: {hint}"
             )
 
     def _check_deadline(self, request: ImageRequest) -> None:
@@ -206,6 +213,18 @@ def _classes(head: Result, payload: bytes, labels: Sequence[str]) -> tuple[Class
         ClassScore(class_id, labels[class_id] if class_id < len(labels) else "", probability)
         for class_id, probability in zip(numbers[:count], numbers[count:], strict=True)
     )
+
+
+def _whitens(request: ImageRequest) -> bool:
+    return request.vector is not None and request.vector.whiten
+
+
+def _vector_size(request: ImageRequest, model: LoadedModel) -> int:
+    manifest = model.entry.manifest
+    whitening = manifest.head(request.resolution).whitening
+    if _whitens(request) and whitening is not None:
+        return whitening.size
+    return manifest.embedding_size
 
 
 def _seconds_left(deadline_ns: int) -> float | None:

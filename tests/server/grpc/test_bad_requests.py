@@ -19,7 +19,7 @@ from multigrain.v1.evaluation_pb2_grpc import EvaluationServiceStub
 from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, WeightsSource
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_pb2_grpc import ExportServiceStub
-from multigrain.v1.export_spec_pb2 import ExportSpec
+from multigrain.v1.export_spec_pb2 import ExportSpec, ResolutionSpec
 from multigrain.v1.job_pb2 import (
     CancelJobRequest,
     DeleteJobRequest,
@@ -234,6 +234,17 @@ async def test_a_wrong_evaluation_spec_is_refused(
         (ExportSpec(model_name="../up"), INVALID, "spec.model_name"),
         (ExportSpec(model_name="m", formats=["pdf"]), INVALID, "spec.formats"),
         (ExportSpec(model_name="m", formats=["air"]), grpc.StatusCode.UNIMPLEMENTED, "Ascend"),
+        (ExportSpec(model_name="m", whitening_path="/etc"), DENIED, "spec.whitening_path"),
+        (
+            ExportSpec(model_name="m", resolution=32, resolutions=[ResolutionSpec(resolution=64)]),
+            INVALID,
+            "spec.resolutions",
+        ),
+        (
+            ExportSpec(model_name="m", resolutions=[ResolutionSpec(gem_p=0.5)]),
+            INVALID,
+            "spec.resolutions[0].gem_p",
+        ),
     ],
 )
 async def test_a_wrong_export_spec_is_refused(

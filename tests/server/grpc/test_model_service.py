@@ -33,6 +33,21 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+async def test_a_model_says_its_resolutions_and_whitens_by_request(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models", also=16, whitened=True)
+    async with serving(tmp_path) as s:
+        model = await s.models.LoadModel(LoadModelRequest(model="tiny", make_default=True))
+        found = [(r.resolution, r.whitened_size, r.whitening_images) for r in model.resolutions]
+        assert found == [(SIZE, EMBEDDING + 1, 200), (16, 0, 0)]
+        request = EmbedRequest(images=[picture(1)], whiten=True)
+        vector = (await s.embedding.Embed(request)).results[0].embedding
+        assert (vector.size, len(vector.data)) == (EMBEDDING + 1, 4 * (EMBEDDING + 1))
+        request.resolution = 16
+        with pytest.raises(grpc.aio.AioRpcError, match="no whitening at 16 px") as caught:
+            await s.embedding.Embed(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_model_is_loaded_named_used_and_unloaded(root: Path) -> None:
     async with serving(root) as s:
         before = await s.models.GetModel(GetModelRequest(model="tiny"))
@@ -42,6 +57,8 @@ async def test_a_model_is_loaded_named_used_and_unloaded(root: Path) -> None:
         assert before.resolution == SIZE
         assert before.labels[0] == "label 0"
         assert before.files["model.onnx"] > 0
+        (only,) = before.resolutions
+        assert (only.resolution, only.gem_p, only.whitened_size) == (SIZE, 3.0, 0)
 
         loaded = await s.models.LoadModel(LoadModelRequest(model="tiny", make_default=True))
         assert loaded.state == model_pb2.MODEL_STATE_READY

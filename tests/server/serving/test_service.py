@@ -16,7 +16,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain_server.models.announcer import EMBEDDING_SERVICE
-from tests.engine.bundles import CLASSES, SIZE, TinyNetwork, write_bundle
+from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.serving.house import embed, house, small_config, until, vectors
 
@@ -38,6 +38,54 @@ async def test_answers_come_in_the_order_of_the_images(root: Path) -> None:
     assert answer.model == "tiny@1"
     np.testing.assert_allclose(vectors(answer), expected, rtol=1e-4)
     assert answer.times.total >= answer.times.compute > 0
+
+
+async def test_whitened_vectors_are_the_formulas_also_beside_others_in_a_batch(
+    tmp_path: Path,
+) -> None:
+    network = TinyNetwork(seed=3)
+    write_bundle(tmp_path / "models", network=network, also=16, whitened=True)
+    pictures = [picture(seed) for seed in range(3)]
+    parameters = Preprocessing(size=SIZE, resize_short=SIZE)
+    plain = np.stack([network.embed(preprocess(data, parameters)) for data in pictures])
+    phi = whitening_of(network).apply(plain)
+    async with house(tmp_path) as h:
+        await h.manager.load("tiny")
+        h.manager.route("").engine.hold(9)
+        raw, both, unit = await asyncio.gather(
+            h.embed(*pictures, vector=VectorWants(normalize=False)),
+            h.embed(*pictures, vector=VectorWants(normalize=False, whiten=True)),
+            h.embed(*pictures, vector=VectorWants(whiten=True), classes=True, top_k=1),
+        )
+        assert h.metric("multigrain_batch_items_count", model="tiny") == 2  # at most 8 in one
+        with pytest.raises(MultigrainError, match="at 16 px: use resolution 32") as caught:
+            await h.embed(pictures[0], resolution=16, vector=VectorWants(whiten=True))
+    assert (raw.embedding_size, both.embedding_size) == (EMBEDDING, EMBEDDING + 1)
+    np.testing.assert_allclose(vectors(raw), plain, rtol=1e-4)
+    np.testing.assert_allclose(vectors(both), phi, atol=1e-4 * abs(phi).max())
+    expected = phi / np.linalg.norm(phi, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors(unit), expected, atol=1e-4)
+    # Classes come from the network's own scores.
+    classes = [item.classes[0].class_id for item in unit.items]
+    assert classes == [int(np.argmax(network.logits(row))) for row in plain]
+    assert caught.value.violations[0].field == "whiten"
+
+
+async def test_each_resolution_of_a_bundle_has_its_own_preprocessing(tmp_path: Path) -> None:
+    network = TinyNetwork(seed=3)
+    write_bundle(tmp_path / "models", network=network, also=16)
+    data = picture(1)
+    async with house(tmp_path) as h:
+        await h.manager.load("tiny")
+        h.manager.route("").engine.hold(3)
+        default, small, same = await asyncio.gather(
+            h.embed(data), h.embed(data, resolution=16), h.embed(data, resolution=SIZE)
+        )
+        with pytest.raises(MultigrainError, match="use 32, 16, or 0 for 32"):
+            await h.embed(data, resolution=24)
+    for answer, size in ((default, SIZE), (small, 16), (same, SIZE)):
+        image = preprocess(data, Preprocessing(size=size, resize_short=size))
+        np.testing.assert_allclose(vectors(answer)[0], network.embed(image), rtol=1e-4)
 
 
 async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
@@ -86,7 +134,7 @@ async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
         ({"images": ()}, "images"),
         ({"images": (b"x",) * 65}, "images"),
         ({"resolution": 7}, "resolution"),
-        ({"whiten": True}, "whiten"),
+        ({"vector": VectorWants(whiten=True)}, "whiten"),
         ({"model": "no spaces allowed"}, "model"),
         ({"model": "tiny@zero"}, "model"),
     ],

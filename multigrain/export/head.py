@@ -1,0 +1,148 @@
+"""One resolution of a bundle: its graphs and its whitening."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from multigrain.bundle.manifest import Head, WhiteningEntry
+from multigrain.checkpoint.restore import Restored
+from multigrain.data.folder import ImageFolder, scan_images
+from multigrain.data.probe import probe
+from multigrain.evaluate.inference import Compiled, FloatArray, Inference
+from multigrain.events.records import LogRecord
+from multigrain.export import graphs
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from multigrain.jobs.context import WorkerContext
+from multigrain.spec.export import ExportSpec
+from multigrain.whitening.file import write_whitening
+from multigrain.whitening.moments import Moments
+from multigrain.whitening.whitening import fit, fold
+
+_FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
+_WHITENING = "whitening.safetensors"
+_MAX_UNREADABLE = 0.5
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class WhiteningImages:
+    """The images a whitening is fitted to: ``indices`` of a folder."""
+
+    folder: ImageFolder
+    indices: list[int]
+
+
+def whitening_images(spec: ExportSpec) -> WhiteningImages:
+    """Draws the images, the same for every resolution and every run.
+
+    Raises:
+        MultigrainError: DATASET if there are none, or most cannot be read.
+    """
+    folder = scan_images(Path(spec.whitening_path))
+    probe(folder, _MAX_UNREADABLE, files=256)
+    order = np.random.default_rng(0).permutation(len(folder))
+    return WhiteningImages(folder, sorted(order[: spec.whitening_images].tolist()))
+
+
+@dataclass(frozen=True)
+class HeadWriter:
+    """Writes the files of one head.
+
+    Args:
+        ctx: to report to.
+        spec: what the export is to hold.
+        restored: the network with the head's exponent.
+        preprocessing: of the head.
+        aside: the bundle's folder.
+        default: whether this is the head that serves resolution 0.
+    """
+
+    ctx: WorkerContext
+    spec: ExportSpec
+    restored: Restored
+    preprocessing: Preprocessing
+    aside: Path
+    default: bool
+
+    def write(self, images: WhiteningImages | None) -> Head | None:
+        """The head; None if asked to stop. ``images``: to fit a whitening to."""
+        names = {form: self._name(_FORMS[form]) for form in dict.fromkeys(self.spec.formats)}
+        size = self.preprocessing.size
+        network = self.restored.network
+        compared = graphs.comparison_images(size)
+        expected = graphs.reference(network, compared)
+        for form, name in names.items():
+            if self.ctx.reporter.stop_requested:
+                return None
+            self._log(f"writing {name}")
+            if form == "mindir":
+                graphs.write_mindir(network, self.aside / name, compared, expected)
+            elif form == "onnx":
+                graphs.write_onnx(network, self.aside / name, compared, expected)
+            else:
+                graphs.write_air(network, self.aside / name, compared)
+        entry = None
+        if images is not None:
+            entry = self._whitening(images)
+            if entry is None:
+                return None
+        return Head(
+            resolution=size,
+            gem_p=self.restored.spec.gem_p,
+            preprocessing=self.preprocessing,
+            whitening=entry,
+            **names,
+        )
+
+    def _name(self, name: str) -> str:
+        if self.default:
+            return name
+        stem, _, end = name.partition(".")
+        return f"{stem}-{self.preprocessing.size}.{end}"
+
+    def _whitening(self, images: WhiteningImages) -> WhiteningEntry | None:
+        """Fits to the descriptors of the images, prepared as those that are served."""
+        name = self._name(_WHITENING)
+        reporter = self.ctx.reporter
+        count, size = len(images.indices), self.preprocessing.size
+        self._log(f"computing the descriptors of {count} images at {size} px for {name}")
+        network = self.restored.network
+        inference = Inference(
+            Compiled(network),
+            _BATCH,
+            threads=self.spec.devices.threads_per_worker,
+            on_progress=lambda _done: reporter.alive(),
+            should_stop=lambda: reporter.stop_requested,
+        )
+
+        def load(index: int) -> FloatArray:
+            return preprocess(images.folder.read(index), self.preprocessing)
+
+        moments, unreadable = Moments(network.embedding_size), dict[int, str]()
+        for predictions in inference.run(images.indices, load, unreadable):
+            moments.add(predictions.embedding)
+        if reporter.stop_requested:
+            return None
+        for index, reason in sorted(unreadable.items()):
+            path = images.folder.paths[index]
+            self._log(f"not used, {path}: {reason}", "WARNING")
+        if moments.count <= network.embedding_size:
+            self._log(
+                f"{name} is fitted to {moments.count} images, fewer than the descriptor's "
+                f"{network.embedding_size + 1} dimensions: directions that they do not show are "
+                "scaled by the regularisation alone",
+                "WARNING",
+            )
+        whitening = fit(moments)
+        weight, bias = (
+            np.asarray(self.restored.state[f"classifier.{part}"]) for part in ("weight", "bias")
+        )
+        stored = write_whitening(self.aside / name, whitening, fold(whitening, weight, bias))
+        return WhiteningEntry(file=name, size=stored.size, images=moments.count)
+
+    def _log(self, message: str, level: str = "INFO") -> None:
+        self.ctx.reporter.emit(LogRecord(level=level, message=message, rank=self.ctx.rank))
