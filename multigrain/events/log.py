@@ -53,7 +53,7 @@ class Event:
             "attempt": self.attempt,
             **record_to_dict(self.record),
         }
-        return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> Event:

@@ -9,6 +9,7 @@ Units and meanings stand in the comments of ``job.proto``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -151,9 +152,33 @@ RECORD_TYPES: dict[str, type[Record]] = {
 }
 
 
+# JSON has no such numbers; these are the names that protobuf's JSON form gives them.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _written(inner) for key, inner in value.items()}
+    return value
+
+
+def number(value: Any) -> Any:
+    """A number of a record as it was before ``record_to_dict``; of a dict, its numbers."""
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: number(inner) for key, inner in value.items()}
+    return value
+
+
 def record_to_dict(record: Record) -> dict[str, Any]:
-    """``{key: fields}``, ready for JSON; fields that are None are left out."""
-    body = {name: value for name, value in asdict(record).items() if value is not None}
+    """``{key: fields}``, ready for JSON; fields that are None are left out.
+
+    A number that is not finite (the loss of a skipped step, say) is written as a string.
+    """
+    body = {name: _written(value) for name, value in asdict(record).items() if value is not None}
     return {record.key: body}
 
 
@@ -167,6 +192,8 @@ def record_from_dict(body: dict[str, Any]) -> Record:
         if key in body:
             names = {f.name for f in fields(cls)}
             values = {name: value for name, value in body[key].items() if name in names}
+            if cls in (LossRecord, EvaluationRecord):
+                values = {name: number(value) for name, value in values.items()}
             if cls is StateRecord:
                 values["state"] = JobState(values["state"])
                 if values.get("error"):

@@ -114,7 +114,9 @@ def encode(message: Message) -> bytes:
         fields: dict[str, Any] = record_to_dict(message.record)
     else:
         fields = asdict(message)
-    return json.dumps({message.name: fields}, separators=(",", ":")).encode() + b"\n"
+    return (
+        json.dumps({message.name: fields}, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    )
 
 
 def decode(line: bytes) -> Message:

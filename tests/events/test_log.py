@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,15 @@ import pytest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import LockHeldError
 from multigrain.events.log import EventReader, EventWriter, read_events
-from multigrain.events.records import JobError, JobState, LogRecord, LossRecord, Record, StateRecord
+from multigrain.events.records import (
+    EvaluationRecord,
+    JobError,
+    JobState,
+    LogRecord,
+    LossRecord,
+    Record,
+    StateRecord,
+)
 
 QUEUED = StateRecord(JobState.QUEUED, "waiting")
 
@@ -165,3 +174,33 @@ def test_losses_are_not_synced_but_states_are(path: Path, monkeypatch: pytest.Mo
         assert not synced
         writer.append(QUEUED, 1)
         assert len(synced) == 1
+
+
+def test_a_figure_that_is_not_finite_is_still_json_and_comes_back(path: Path) -> None:
+    skipped = LossRecord(
+        step=1,
+        total_steps=2,
+        epoch=1,
+        total_epochs=1,
+        loss=math.nan,
+        classification_loss=math.inf,
+        instance_loss=-math.inf,
+        learning_rate=0.1,
+        skipped=True,
+    )
+    with EventWriter(path, "job") as writer:
+        writer.append(skipped, 1)
+        writer.append(EvaluationRecord(metrics={"loss": math.nan, "top1": 0.5}), 1)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    loss, figures = [event.record for event in read_events(path)]
+    assert isinstance(loss, LossRecord)
+    assert math.isnan(loss.loss)
+    assert (loss.classification_loss, loss.instance_loss) == (math.inf, -math.inf)
+    assert isinstance(figures, EvaluationRecord)
+    assert math.isnan(figures.metrics["loss"])
+    assert figures.metrics["top1"] == 0.5

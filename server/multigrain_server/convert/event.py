@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from multigrain.events.records import number
 from multigrain.v1.common_pb2 import Error, ErrorKind
 from multigrain.v1.job_pb2 import (
     ArtifactEvent,
@@ -92,7 +93,7 @@ def event_message(event: EventLine) -> JobEvent:
     body: dict[str, Any] = data.get(event.kind, {})
     match event.kind:
         case "loss":
-            message.loss.CopyFrom(LossEvent(**_known(LossEvent, body)))
+            message.loss.CopyFrom(LossEvent(**number(_known(LossEvent, body))))
         case "state":
             message.state.CopyFrom(
                 StateEvent(
@@ -103,7 +104,8 @@ def event_message(event: EventLine) -> JobEvent:
                 )
             )
         case "evaluation":
-            message.evaluation.CopyFrom(EvaluationEvent(**_known(EvaluationEvent, body)))
+            figures = number(_known(EvaluationEvent, body))
+            message.evaluation.CopyFrom(EvaluationEvent(**figures))
         case "checkpoint":
             message.checkpoint.CopyFrom(CheckpointEvent(**_known(CheckpointEvent, body)))
         case "log":
