@@ -17,6 +17,7 @@ from multigrain.v1.job_pb2 import (
     JobState,
     LogEvent,
     LossEvent,
+    ProgressEvent,
     StateEvent,
 )
 from multigrain.v1.model_pb2 import Model, ModelState
@@ -76,6 +77,11 @@ def loss(event: LossEvent) -> str:
     return "  ".join(parts)
 
 
+def progress(event: ProgressEvent) -> str:
+    """ "120 of 1491 images  eta 1m02s"."""
+    return f"{event.done} of {event.total} images  eta {duration(event.eta_seconds)}"
+
+
 def event_line(event: JobEvent) -> str:
     """One event on one line."""
     which = event.WhichOneof("event")
@@ -90,6 +96,8 @@ def event_line(event: JobEvent) -> str:
         text = _checkpoint(event.checkpoint)
     elif which == "log":
         text = _log(event.log)
+    elif which == "progress":
+        text = progress(event.progress)
     elif which == "artifact":
         artifact = event.artifact
         text = f"model {artifact.model}: {', '.join(artifact.files)} ({size(artifact.bytes)})"
@@ -153,6 +161,8 @@ def job_lines(job: Job) -> list[str]:
         lines.append(f"labels      {labels}")
     if job.HasField("last_loss"):
         lines.append(f"last step   {loss(job.last_loss)}")
+    elif job.progress.total_steps:
+        lines.append(f"progress    {job.progress.step} of {job.progress.total_steps} images")
     if job.HasField("last_checkpoint"):
         lines.append(f"checkpoint  {_checkpoint(job.last_checkpoint)}")
     if job.metrics:

@@ -21,20 +21,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="FOLDER",
-        help="one sub-folder of images a class, on the server's host (a relative path is taken "
-        "from here)",
+        help="the images, on the server's host (a relative path is taken from here): one "
+        "sub-folder a class or group, or a published benchmark's own layout",
     )
     parser.add_argument(
         "--task",
         dest="tasks",
         action="append",
-        help="classification or copy_detection; repeatable; default both",
+        help="classification, copy_detection, groups (repeatable; default the first two), or one "
+        "of holidays, ukb, copydays",
+    )
+    parser.add_argument(
+        "--transform",
+        choices=("crop", "rect"),
+        help="crop (default): the centre, as in serving; rect: the whole picture, its largest side "
+        "scaled to the resolution",
+    )
+    parser.add_argument(
+        "--resolution", type=int, metavar="PIXELS", help="default: that of the training"
+    )
+    parser.add_argument(
+        "--group-queries",
+        choices=("all", "first"),
+        help="with groups: every image is a query (default), or the first of each group",
     )
     add_settings(parser)
 
 
 def run(context: Context) -> int:
     arguments = context.arguments
+    options = ("transform", "resolution", "group_queries")
+    chosen = {name: value for name in options if (value := getattr(arguments, name)) is not None}
     with context.connect() as client:
         job = client.evaluate(
             arguments.spec,
@@ -47,7 +64,7 @@ def run(context: Context) -> int:
             tasks=arguments.tasks,
             name=arguments.name,
             labels=pairs(arguments.labels),
-            **pairs(arguments.settings),
+            **{**chosen, **pairs(arguments.settings)},
         )
         if arguments.watch:
             return follow(client, job, context.output)

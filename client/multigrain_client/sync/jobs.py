@@ -94,7 +94,8 @@ class JobCalls(Rpcs):
 
         Args:
             follow: False = only what has happened so far.
-            kinds: "state", "loss", "evaluation", "checkpoint", "log", "artifact"; None = all.
+            kinds: "state", "loss", "evaluation", "checkpoint", "log", "artifact", "progress";
+                None = all.
             timeout: seconds for the whole stream; None = as long as it takes.
 
         Raises:

@@ -79,8 +79,10 @@ class StartCalls(Rpcs):
             checkpoint_path: a checkpoint on the server's disk; or
             model: a model of the registry.
             checkpoint: with ``job``: "last" (default), "best" or a step.
-            dataset_path: folder with one sub-folder of images a class, on the server.
-            tasks: "classification", "copy_detection"; None = both.
+            dataset_path: folder of the images, on the server: one sub-folder a class or group,
+                or a published benchmark's own layout.
+            tasks: "classification", "copy_detection", "groups", or one of "holidays", "ukb",
+                "copydays"; None = the first two.
             overrides: further fields, as in ``start_training``.
         """
         weights = weights_source(

@@ -14,7 +14,7 @@ from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind
 from multigrain.spec.base import DeviceSpec, WeightsSource
-from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec
 from multigrain.spec.export import ExportSpec
 from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.spec.roots import PathRoots
@@ -109,10 +109,12 @@ class SubmissionChecks:
         spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
         dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
-        classes = await _classes(dataset, "spec.dataset_path")
-        labels = stored_labels(weights)
-        if labels and "classification" in spec.tasks:
-            _known_classes(classes, labels, "spec.dataset_path")
+        if not FOLDER_TASKS.isdisjoint(spec.tasks):
+            classes = await _classes(dataset, "spec.dataset_path")
+            labels = stored_labels(weights)
+            if labels and "classification" in spec.tasks:
+                _known_classes(classes, labels, "spec.dataset_path")
+        await _benchmarks(dataset, spec, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
 
@@ -189,6 +191,21 @@ async def _any_images(path: Path, field: str) -> None:
         await asyncio.to_thread(scan_images, path)
     except MultigrainError as error:
         raise _dataset_error(field, error.message) from error
+
+
+async def _benchmarks(path: Path, spec: EvaluationSpec, field: str) -> None:
+    """Refuses a folder that has not the layout of the retrieval tasks. Listed in a thread."""
+    from multigrain.data.benchmarks import RETRIEVAL_TASKS, list_benchmark
+
+    for task in spec.tasks:
+        if task not in RETRIEVAL_TASKS:
+            continue
+        try:
+            await asyncio.to_thread(list_benchmark, task, path, spec.group_queries)
+        except MultigrainError as error:
+            if error.kind is not ErrorKind.DATASET:
+                raise
+            raise _dataset_error(field, error.message) from error
 
 
 def stored_labels(weights: Path) -> tuple[str, ...]:

@@ -64,6 +64,10 @@ class LiveDisplay(Display):
         if event.HasField("loss"):
             self._loss(event)
             return
+        if event.HasField("progress"):
+            done = event.progress
+            self._advance(done.done, done.total, done.eta_seconds)
+            return
         if event.HasField("state"):
             self._state = enum_name(JobState.DESCRIPTOR, event.state.state)
             self._bar.update(self._task, description=self._state)
@@ -85,11 +89,14 @@ class LiveDisplay(Display):
             self._losses = {s: value for s, value in self._losses.items() if s < loss.step}
         self._losses[loss.step] = loss.loss
         self._latest = loss
-        left = duration(loss.eta_seconds)
+        self._advance(loss.step, loss.total_steps, loss.eta_seconds)
+
+    def _advance(self, done: int, total: int, eta_seconds: float) -> None:
+        left = duration(eta_seconds)
         self._bar.update(
             self._task,
-            total=loss.total_steps or None,
-            completed=loss.step,
+            total=total or None,
+            completed=done,
             eta=f"{left} left" if left != "?" else "",
         )
 
