@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from multigrain.events.log import read_events
+from multigrain.events.records import StateRecord
 from multigrain.jobs.request import JobKind
 from multigrain.spec.training import TrainingSpec
 from multigrain_server.database import Database
@@ -104,3 +106,14 @@ async def make_side(tmp_path: Path) -> AsyncIterator[MakeSide]:
 @pytest.fixture
 async def side(make_side: MakeSide) -> JobSide:
     return make_side()
+
+
+def states(side: JobSide, job_id: str) -> list[str]:
+    """The states in a job's record, in order."""
+    events = read_events(side.root / "jobs" / job_id / "events.jsonl")
+    return [str(e.record.state) for e in events if isinstance(e.record, StateRecord)]
+
+
+def seqs(side: JobSide, job_id: str) -> list[int]:
+    """The numbers of a job's events, in order."""
+    return [e.seq for e in read_events(side.root / "jobs" / job_id / "events.jsonl")]

@@ -1,0 +1,95 @@
+"""What becomes of jobs whose runner or daemon has died."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from multigrain.events.records import JobState
+from multigrain.jobs.folder import JobFolder
+from tests.server.jobs.conftest import JobSide, MakeSide, seqs
+
+
+async def test_a_crashed_runner_is_started_again_and_finishes(side: JobSide) -> None:
+    job = await side.submit(events="6", crash_at="3")
+    job = await side.ended(job.job_id)
+    assert (job.state, job.view.attempt) == (JobState.SUCCEEDED, 2)
+    numbers = seqs(side, job.job_id)
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_a_runner_that_never_writes_fails_the_job(side: JobSide) -> None:
+    job = await side.submit(mute="1")
+    job = await side.ended(job.job_id)
+    assert job.state is JobState.FAILED
+    assert job.view.error is not None
+    assert job.view.error.kind == "RUNNER_LOST"
+    assert "no voice" in job.view.error.log_tail
+
+
+async def test_a_runner_that_cannot_be_started_fails_the_job(make_side: MakeSide) -> None:
+    side = make_side(command=("/nonexistent/runner",))
+    job = await side.submit()
+    job = await side.ended(job.job_id)
+    assert job.view.error is not None
+    assert job.view.error.kind == "RUNNER_LOST"
+
+
+async def test_another_daemon_finds_the_running_job_again(make_side: MakeSide) -> None:
+    first = make_side("cpu:1")
+    job = await first.submit(events="60", pause="0.01")
+    await first.until(job.job_id, lambda j: j.state is JobState.RUNNING)
+    pid = first.supervisor.active[job.job_id].runner.pid  # type: ignore[union-attr]
+    await first.supervisor.stop()
+    second = make_side("cpu:1")
+    runner = second.supervisor.active[job.job_id].runner
+    assert runner is not None
+    assert runner.pid == pid
+    assert second.leases.free("cpu") == ()
+    found = await second.ended(job.job_id)
+    assert (found.state, found.view.attempt) == (JobState.SUCCEEDED, 1)
+    assert second.leases.free("cpu") == (0,)
+
+
+async def test_a_runner_that_died_with_the_daemon_is_started_again(make_side: MakeSide) -> None:
+    first = make_side()
+    job = await first.submit(events="40", pause="0.01")
+    await first.until(job.job_id, lambda j: j.view.last_seq > 5)
+    await first.supervisor.stop()
+    runner = first.supervisor.active[job.job_id].runner
+    assert runner is not None
+    assert runner.pid is not None
+    os.kill(runner.pid, signal.SIGKILL)
+    assert runner.child is not None
+    runner.child.wait()
+    second = make_side()
+    found = await second.ended(job.job_id)
+    assert (found.state, found.view.attempt) == (JobState.SUCCEEDED, 2)
+
+
+async def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_runner(
+    make_side: MakeSide,
+) -> None:
+    first = make_side("cpu:0")
+    job = await first.submit(events="1")
+    await first.supervisor.stop()
+    folder = JobFolder(first.root / "jobs" / job.job_id)
+    # This process lives, but it started at another time.
+    folder.runner.write_text(f'{{"pid": {os.getpid()}, "start_time": 1.0, "written": ""}}')
+    second = make_side("cpu:1")
+    assert (await second.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_the_index_is_rebuilt_from_the_folders(make_side: MakeSide) -> None:
+    first = make_side()
+    job = await first.submit(request_id="r1", name="first")
+    await first.ended(job.job_id)
+    await first.supervisor.stop()
+    for path in first.root.glob("state.db*"):
+        path.unlink()
+    (first.root / "jobs" / ".new-half").mkdir()
+    second = make_side()
+    found = second.jobs.get(job.job_id)
+    assert (found.state, found.request.name) == (JobState.SUCCEEDED, "first")
+    assert (await second.submit(request_id="r1", name="first")).job_id == job.job_id
+    assert not (first.root / "jobs" / ".new-half").exists()
