@@ -98,7 +98,7 @@ def test_groups_are_searched_in_the_same_pass_as_the_other_tasks(tmp_path: Path)
     assert (figures["queries"], figures["queries_scored"], figures["database"]) == (6, 5, 5)
 
 
-@pytest.mark.parametrize("transform", ["crop", "rect"])
+@pytest.mark.parametrize("transform", [pytest.param("crop", marks=pytest.mark.slow), "rect"])
 def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform: str) -> None:
     root = tmp_path / "holidays"
     root.mkdir()
@@ -124,6 +124,7 @@ def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform
     assert files == ["holidays.csv", "holidays.json", "metrics.json"]
 
 
+@pytest.mark.slow
 def test_whole_square_pictures_give_what_their_crops_give(tmp_path: Path) -> None:
     # Of square pictures, and without a margin, the two transforms are one; only the batches and
     # the way of computing (compiled or not) differ.

@@ -17,6 +17,8 @@ from multigrain.evaluate.classification import evaluate_classification
 from multigrain.images.parameters import Preprocessing
 from tests.data.datasets import write_dataset
 from tests.evaluate.networks import MeanColour
+from tests.evaluate.worker_program import search
+from tests.images.files import encode, noise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=5)  # 15: the shares differ
+    for number, size in enumerate([(30, 20), (20, 30), (30, 20), (24, 9)]):
+        picture = encode(noise(*size, seed=number), "PNG")
+        (root / f"c{number % 3}" / f"{number:03d}.png").write_bytes(picture)
     out = tmp_path / "out"
     out.mkdir()
     with socket.socket() as probe:
@@ -43,8 +48,12 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     alone = evaluate_classification(
         MeanColour(), scan(root), Preprocessing(size=16, resize_short=18), batch_size=4
     )
+    assert alone is not None
+    found = search(root)
     for rank in (0, 1):
         result = json.loads((out / f"{rank}.json").read_text())
         assert result["world"] == 2
         assert result["rank"] == alone.rank.tolist()
         np.testing.assert_allclose(result["loss"], alone.loss, rtol=1e-5)
+        # The same batches, whoever computes them: the same numbers to the last bit.
+        assert result["search"] == found

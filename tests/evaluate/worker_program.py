@@ -5,13 +5,39 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from mindspore import communication, set_device
 
+from multigrain.data.benchmarks import list_benchmark
 from multigrain.data.folder import scan
 from multigrain.evaluate.classification import evaluate_classification
+from multigrain.evaluate.copy_detection import Originals
+from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.inference import Inference
+from multigrain.evaluate.ranking import Ranker
+from multigrain.evaluate.transform import Transform
 from multigrain.images.parameters import Preprocessing
 from tests.evaluate.networks import MeanColour
+
+
+def search(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """What the images of each class folder find, whole pictures of many shapes."""
+    benchmark, gather = list_benchmark("groups", root), Gather(world)
+    folder = benchmark.folder
+    rect = Transform(Preprocessing(size=16, resize_short=16), "rect")
+    batches = rect.batches(folder, 4, rank=rank, world=world, gather=gather)
+    inference, found = Inference(MeanColour(), 4, rank, world), Originals(len(folder))
+    for part in inference.run_batches(batches, lambda index: rect.file(folder, index), {}):
+        found.add(part.indices, part.embedding)
+    embeddings, present = found.checked(folder, 12, gather)
+    ranking = Ranker(benchmark, embeddings, present, block=40).rank(gather, rank=rank, world=world)
+    assert ranking is not None
+    return {
+        "embeddings": embeddings.tolist(),
+        "ranks": ranking.ranks.tolist(),
+        "precision": ranking.precision.tolist(),
+    }
 
 
 def main(dataset: str, out: str) -> None:
@@ -26,7 +52,13 @@ def main(dataset: str, out: str) -> None:
         rank=rank,
         world=world,
     )
-    body = {"world": world, "rank": result.rank.tolist(), "loss": result.loss.tolist()}
+    assert result is not None
+    body: dict[str, Any] = {
+        "world": world,
+        "rank": result.rank.tolist(),
+        "loss": result.loss.tolist(),
+        "search": search(Path(dataset), rank, world),
+    }
     Path(out, f"{rank}.json").write_text(json.dumps(body))
 
 

@@ -1,0 +1,141 @@
+"""Evaluations between THOR's steps, and what becomes of the best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multigrain.checkpoint import store
+from multigrain.data.folder import scan
+from multigrain.evaluate.classification import evaluate_classification
+from multigrain.events.records import CheckpointRecord, EvaluationRecord, LossRecord
+from multigrain.images.parameters import Preprocessing
+from multigrain.jobs.context import WorkerContext
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.losses.objective import JointObjective
+from multigrain.spec.training import TrainingSpec
+from multigrain.train.best import Best
+from multigrain.train.job import _restore
+from multigrain.train.saver import Saver
+from multigrain.train.step import TrainStep
+from multigrain.train.trainer import Trainer
+from tests.data.datasets import write_dataset
+from tests.evaluate.context import RecordingReporter
+from tests.train.tiny import CLASSES, SIDE, tiny_model, tiny_spec
+
+pytestmark = pytest.mark.slow
+
+PER_EPOCH = 2
+
+
+class Data:
+    """The same batches whenever they are asked for."""
+
+    steps_per_epoch = PER_EPOCH
+    unreadable: tuple[str, ...] = ()
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
+        for number in range(first_step, PER_EPOCH):
+            random = np.random.default_rng(epoch * PER_EPOCH + number)
+            yield SimpleNamespace(
+                images=random.normal(size=(6, 3, SIDE, SIDE)).astype(np.float32),
+                labels=np.array([0, 0, 1, 1, 2, 2], np.int32),
+                instances=np.array([0, 0, 1, 1, 2, 2], np.int32),
+            )
+
+
+def spec_of(epochs: int, metric: str) -> TrainingSpec:
+    base = tiny_spec("thor")
+    return base.model_copy(
+        update={
+            "schedule": base.schedule.model_copy(update={"epochs": epochs}),
+            "checkpointing": base.checkpointing.model_copy(
+                update={"every_epochs": 1, "every_steps": 0, "keep": 1}
+            ),
+            "evaluation": base.evaluation.model_copy(update={"every_epochs": 1, "metric": metric}),
+        }
+    )
+
+
+def attempt(
+    tmp_path: Path, figures: list[float], *, epochs: int, metric: str = "top1", look: bool = False
+) -> RecordingReporter:
+    """Trains from the newest checkpoint to the end of so many epochs; the n-th epoch's figure is
+    ``figures[n]``. ``look``: held-out images go through the network as well."""
+    spec, reporter = spec_of(epochs, metric), RecordingReporter()
+    request = JobRequest(
+        job_id="job", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=spec
+    )
+    ctx = WorkerContext(request, JobFolder(tmp_path / "job"), reporter)
+    model = tiny_model()
+    step = TrainStep(
+        model, JointObjective(spec.objective), spec, world=1, steps_per_epoch=PER_EPOCH
+    )
+    best = Best(spec.evaluation.metric)
+    start = _restore(ctx, spec, model, step, best)
+    classes = tuple(str(number) for number in range(CLASSES))
+    model_spec = spec.model.model_copy(update={"classes": CLASSES})
+    saver = Saver(
+        ctx, spec.checkpointing, model_spec, classes, model, step, best, last_saved=start.step
+    )
+
+    def evaluate(done: int, epoch: int) -> EvaluationRecord:
+        if look:
+            folder = scan(tmp_path / "val")
+            how = Preprocessing(size=SIDE, resize_short=SIDE)
+            assert evaluate_classification(model, folder, how, batch_size=4) is not None
+        return EvaluationRecord({metric: figures[epoch - 1]}, step=done, epoch=epoch)
+
+    data: Any = Data()
+    Trainer(ctx, spec, data, step, saver, start, evaluate).run()
+    return reporter
+
+
+def losses(reporter: RecordingReporter) -> list[float]:
+    return [record.loss for record in reporter.records if isinstance(record, LossRecord)]
+
+
+def bests(reporter: RecordingReporter) -> list[int]:
+    return [r.step for r in reporter.records if isinstance(r, CheckpointRecord) and r.best]
+
+
+def names(tmp_path: Path) -> list[str]:
+    return [path.name for _, path in store.steps(tmp_path / "job" / "checkpoints")]
+
+
+def test_the_best_checkpoint_survives_pruning_and_a_resumption(tmp_path: Path) -> None:
+    figures = [0.2, 0.9, 0.5, 0.9, 0.7]
+    assert bests(attempt(tmp_path, figures, epochs=3)) == [2, 4]
+    assert names(tmp_path) == ["step-00000004", "step-00000006"]
+    # Resumed: an equal figure and a lower one replace nothing, though this process saw no better.
+    resumed = attempt(tmp_path, figures, epochs=5)
+    assert len(losses(resumed)) == 4
+    assert bests(resumed) == []
+    assert names(tmp_path) == ["step-00000004", "step-00000010"]
+    checkpoints = tmp_path / "job" / "checkpoints"
+    best = store.load(store.resolve(checkpoints, "best"))
+    assert (best.manifest.step, best.manifest.metrics) == (4, {"top1": 0.9})
+    # It is whole: THOR's state is in it too.
+    assert best.state.keys() == store.load(store.resolve(checkpoints, "last")).state.keys()
+
+
+def test_a_better_one_after_a_resumption_takes_the_best_one_s_place(tmp_path: Path) -> None:
+    figures = [3.0, 2.0, 2.5, 1.0, 4.0]
+    assert bests(attempt(tmp_path, figures, epochs=3, metric="loss")) == [2, 4]
+    assert bests(attempt(tmp_path, figures, epochs=5, metric="loss")) == [8]
+    assert names(tmp_path) == ["step-00000008", "step-00000010"]
+
+
+def test_looking_at_the_network_changes_none_of_thor_s_steps(tmp_path: Path) -> None:
+    for name in ("with", "without"):
+        write_dataset(tmp_path / name / "val", classes=CLASSES, each=2, size=SIDE)
+    seen = attempt(tmp_path / "with", [0.1] * 4, epochs=4, look=True)
+    unseen = attempt(tmp_path / "without", [0.1] * 4, epochs=4)
+    assert losses(seen) == losses(unseen)
+    assert any(r.refreshed_layers for r in seen.records if isinstance(r, LossRecord) and r.step > 3)
