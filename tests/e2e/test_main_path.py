@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.deploy.named import expressions, series
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
@@ -110,10 +109,10 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
         assert "image" in answers.results[1].status.message
 
         # Dashboards and alert rules ask for nothing that is not there.
-        page = exported(daemon.metrics())
-        for name, texts in expressions().items():
+        page = named.exported(daemon.metrics())
+        for name, texts in named.expressions().items():
             for text in texts:
-                assert series(text) <= page, f"{name}: {text}"
+                assert named.series(text) <= page, f"{name}: {text}"
 
     assert daemon.stop() == 0
     wait_for_no_processes(daemon.data_dir)
