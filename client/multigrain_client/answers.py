@@ -23,7 +23,7 @@ from multigrain.v1.embedding_pb2 import (
 )
 from multigrain_client.batches import Batch
 from multigrain_client.errors import FieldViolation, ImageError, ImagesFailed, ServerError
-from multigrain_client.messages import enum_name, enum_names, invalid
+from multigrain_client.messages import enum_name, enum_names, fill, invalid
 
 FloatArray = npt.NDArray[np.float32]
 OnError = Literal["raise", "nan"]
@@ -69,7 +69,7 @@ class EmbedOptions:
     """What every request of one embed call has in common.
 
     Raises:
-        InvalidRequest: for an unknown dtype.
+        InvalidRequest: for an unknown dtype, or a value that its field cannot hold.
     """
 
     model: str = ""
@@ -83,6 +83,16 @@ class EmbedOptions:
         if self.dtype.upper() not in dtypes:
             known = ", ".join(name.lower() for name in dtypes)
             raise invalid([FieldViolation("dtype", f"no {self.dtype!r}; there are {known}")])
+        # Now, not in the thread that sends: gRPC would only say that something failed there.
+        fill(
+            EmbedRequest(),
+            {
+                "model": self.model,
+                "resolution": self.resolution,
+                "normalize": self.normalize,
+                "whiten": self.whiten,
+            },
+        )
 
     def request(self, batch: Batch, request_id: str = "") -> EmbedRequest:
         number = enum_names(Dtype.DESCRIPTOR)[self.dtype.upper()]
@@ -99,11 +109,21 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class ClassifyOptions:
-    """What every request of one classify call has in common."""
+    """What every request of one classify call has in common.
+
+    Raises:
+        InvalidRequest: for a value that its field cannot hold.
+    """
 
     model: str = ""
     resolution: int = 0
     top_k: int = 5
+
+    def __post_init__(self) -> None:
+        fill(
+            ClassifyRequest(),
+            {"model": self.model, "resolution": self.resolution, "top_k": self.top_k},
+        )
 
     def request(self, batch: Batch, request_id: str = "") -> ClassifyRequest:
         return ClassifyRequest(

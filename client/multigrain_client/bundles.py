@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
+from multigrain_client.messages import fill
 
 CHUNK = 1024 * 1024
 
@@ -22,7 +23,7 @@ def import_requests(
     """Start, then the archive in chunks. ``path`` is a bundle's folder or a tar of it.
 
     Raises:
-        InvalidRequest: if it is neither, or cannot be read.
+        InvalidRequest: if it is neither, or cannot be read; for a wrong name or version.
     """
     source = Path(path)
     try:
@@ -45,9 +46,9 @@ def _requests(archive: BinaryIO, name: str, version: int) -> Iterator[ImportMode
     while chunk := archive.read(CHUNK):
         digest.update(chunk)
     archive.seek(0)
-    yield ImportModelRequest(
-        start=ImportModelRequest.Start(name=name, version=version, sha256=digest.hexdigest())
-    )
+    start = ImportModelRequest.Start(sha256=digest.hexdigest())
+    fill(start, {"name": name, "version": version}, "start")
+    yield ImportModelRequest(start=start)
     while chunk := archive.read(CHUNK):
         yield ImportModelRequest(chunk=chunk)
 

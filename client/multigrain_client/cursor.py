@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from multigrain.v1.job_pb2 import EventKind, JobEvent, StreamEventsRequest
 from multigrain_client.errors import MultigrainClientError, StreamGap
+from multigrain_client.messages import fill
 from multigrain_client.retry import RetryPolicy, stream_delay
 
 GAPS_IN_A_ROW = 3
@@ -24,6 +25,9 @@ class EventCursor:
         follow: go on with live events until the job has ended.
         policy: when a broken stream is taken up again.
         clock: seconds, monotonic.
+
+    Raises:
+        InvalidRequest: for an ``after_seq`` that is no whole number from 0.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class EventCursor:
         policy: RetryPolicy,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        fill(StreamEventsRequest(), {"after_seq": after_seq})
         self._job_id = job_id
         self._seq = after_seq
         self._kinds = tuple(kinds)

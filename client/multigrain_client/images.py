@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Images: TypeAlias = Image | Iterable[Image]
 
 NEEDS_PILLOW = "needs Pillow to be encoded: pip install 'multigrain[images]'"
+_WANTED = "but of a path, bytes, an open binary file, a PIL image or a NumPy array"
 _ORIENTATION_TAG = 0x0112
 
 
@@ -37,13 +38,19 @@ class EncodedImage:
 
 
 def each(images: Images) -> Iterator[Image]:
-    """The images one by one, from a single one, an (N, H, W, C) array or an iterable."""
+    """The images one by one, from a single one, an (N, H, W, C) array or an iterable.
+
+    Raises:
+        InvalidRequest: for anything else.
+    """
     if isinstance(images, np.ndarray):
         yield from [images] if images.ndim < 4 else list(images)
     elif is_single(images):
         yield images
-    else:
+    elif isinstance(images, Iterable):
         yield from images
+    else:
+        raise InvalidRequest(f"cannot make an image of a {type(images).__name__}, {_WANTED}")
 
 
 def encode_each(images: Images) -> Iterator[EncodedImage | ImageError]:
@@ -93,10 +100,7 @@ def encode(image: Image, name: str = "image") -> bytes:
         if not isinstance(data, bytes):
             raise InvalidRequest(f"{name}: the file is open as text; open it with mode 'rb'")
         return data
-    raise InvalidRequest(
-        f"{name}: cannot make an image of a {type(image).__name__}; give a path, bytes, an open "
-        "binary file, a PIL image or a NumPy array"
-    )
+    raise InvalidRequest(f"{name}: cannot make an image of a {type(image).__name__}, {_WANTED}")
 
 
 def _encode_array(array: npt.NDArray[Any], name: str) -> bytes:

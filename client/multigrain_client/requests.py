@@ -15,6 +15,7 @@ from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_spec_pb2 import ExportSpec
 from multigrain.v1.job_pb2 import EventKind, Job, JobKind, JobState, ListJobsRequest
+from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client.errors import FieldViolation, InvalidRequest, MissingPackage
@@ -151,6 +152,12 @@ def list_jobs_request(
             "page_size": page_size,
         },
     )
+    return request
+
+
+def list_models_request(name: str, *, loaded_only: bool, page_size: int) -> ListModelsRequest:
+    request = ListModelsRequest()
+    fill(request, {"name": name, "loaded_only": loaded_only, "page_size": page_size})
     return request
 
 

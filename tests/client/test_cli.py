@@ -227,6 +227,21 @@ def test_embed_names_a_bad_image_and_exits_with_1(run, tmp_path):
     assert json.loads(out)[1]["embedding"] is None
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("classify", "a.png", "--top-k", "-1"),
+        ("embed", "a.png", "--resolution", "5000000000"),
+        ("watch", "job-1", "--after-seq", "-1"),
+        ("jobs", "--limit", "-1"),
+    ],
+)
+def test_a_wrong_number_is_wrong_usage_and_no_trace(run, trained, words):
+    code, _, err = run(*words)
+    assert code == 2
+    assert "whole number" in err.splitlines()[-1]
+
+
 def test_classify_prints_classes(run, tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"1")

@@ -111,6 +111,7 @@ def test_an_array_of_images_is_several_and_grey_is_an_image(client, state):
         (np.zeros((4, 4, 3), np.float32), "must be uint8"),
         (np.zeros((4, 4, 2), np.uint8), "1, 3 or 4 channels"),
         ([3.5], "cannot make an image of a float"),
+        (5, "cannot make an image of a int"),
         (io.StringIO("x"), "open it with mode 'rb'"),
         (Image.new("F", (2, 2)), "mode F: floating-point"),
         (Image.new("I", (2, 2), -1), "mode I: values must be 0..65535"),
@@ -187,6 +188,25 @@ def test_nothing_but_bad_images_is_an_error_in_any_case(client):
 def test_vectors_travel_in_each_type(client, state, dtype, tolerance):
     images = images_of(4)
     np.testing.assert_allclose(client.embed(images, dtype=dtype), expected(images), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda client: client.embed([b"1"], resolution=-1), "resolution"),
+        (lambda client: client.embed([b"1"], model=5), "model"),
+        (lambda client: client.classify([b"1"], top_k=-1), "top_k"),
+        (lambda client: client.classify([b"1"], top_k=1.5), "top_k"),
+        (lambda client: list(client.embed_stream([b"1"], resolution=2**32)), "resolution"),
+        (lambda client: list(client.models(page_size=-1)), "page_size"),
+        (lambda client: list(client.stream_events("job-1", after_seq=-1)), "after_seq"),
+    ],
+)
+def test_a_number_that_no_field_can_hold_is_refused_by_name(client, state, call, field):
+    with pytest.raises(InvalidRequest, match=f"^{field}: must be") as info:
+        call(client)
+    assert info.value.violations[0].field == field
+    assert not state.requests
 
 
 def test_an_unknown_dtype_or_on_error_is_refused(client):

@@ -35,6 +35,12 @@ def test_a_bundle_goes_up_from_a_folder_and_comes_down_whole(client, state, tmp_
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "digits.tar"]
 
 
+def test_a_version_that_is_none_is_refused_by_name(client, tmp_path):
+    (tmp_path / "bundle.tar").write_bytes(b"x")
+    with pytest.raises(InvalidRequest, match=r"^start\.version: must be"):
+        client.import_model(tmp_path / "bundle.tar", version=-1)
+
+
 def test_a_folder_without_a_manifest_is_no_bundle(client, tmp_path):
     with pytest.raises(InvalidRequest, match=r"has no model\.json"):
         client.import_model(tmp_path)

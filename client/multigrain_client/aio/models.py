@@ -9,10 +9,11 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from multigrain.v1.model_pb2 import ListModelsRequest, Model
+from multigrain.v1.model_pb2 import Model
 from multigrain_client.aio.feed import in_thread
 from multigrain_client.aio.rpcs import AsyncRpcs
 from multigrain_client.bundles import BundleWriter, import_requests
+from multigrain_client.requests import list_models_request
 
 
 class AsyncModelCalls(AsyncRpcs):
@@ -27,7 +28,7 @@ class AsyncModelCalls(AsyncRpcs):
         timeout: float | None = None,
     ) -> AsyncIterator[Model]:
         """As ``Client.models``."""
-        request = ListModelsRequest(name=name, loaded_only=loaded_only, page_size=page_size)
+        request = list_models_request(name, loaded_only=loaded_only, page_size=page_size)
         while True:
             page = await self.ListModels(request, timeout=timeout)
             for model in page.models:

@@ -29,7 +29,7 @@ def run(context: Context) -> int:
         [{"image": image, "classes": [asdict(one) for one in classes]} for image, classes in rows]
     )
     for image, classes in rows:
-        scores = ", ".join(f"{one.label} {one.probability:.4f}" for one in classes)
+        scores = ", ".join(f"{one.label or one.class_id} {one.probability:.4f}" for one in classes)
         context.output.line(f"{image}: {scores}")
     return OK
 

@@ -7,7 +7,7 @@ from itertools import islice
 
 from multigrain_client.cli.command import OK, Command, Context
 from multigrain_client.cli.describe import JOB_HEAD, job_lines, job_row
-from multigrain_client.cli.values import label, pairs
+from multigrain_client.cli.values import count, label, pairs
 from multigrain_client.plain import to_plain
 
 
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label", dest="labels", action="append", type=label, metavar="KEY=VALUE")
     parser.add_argument("--name", default="", help="part of the name")
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="default 50; 0 = all")
+    parser.add_argument("--limit", type=count, default=50, metavar="N", help="default 50; 0 = all")
 
 
 def run(context: Context) -> int:

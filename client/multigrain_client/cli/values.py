@@ -28,6 +28,17 @@ def scalar(text: str) -> Any:
         return text
 
 
+def count(text: str) -> int:
+    """A whole number from 0.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
 def label(text: str) -> tuple[str, str]:
     """``team=search`` -> ("team", "search").
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from multigrain.v1.model_pb2 import ListModelsRequest, Model
+from multigrain.v1.model_pb2 import Model
 from multigrain_client.bundles import BundleWriter, import_requests
+from multigrain_client.requests import list_models_request
 from multigrain_client.sync.rpcs import Rpcs
 
 
@@ -30,7 +31,7 @@ class ModelCalls(Rpcs):
             page_size: 1..1000; 0 = the server's choice.
             timeout: seconds for each page.
         """
-        request = ListModelsRequest(name=name, loaded_only=loaded_only, page_size=page_size)
+        request = list_models_request(name, loaded_only=loaded_only, page_size=page_size)
         while True:
             page = self.ListModels(request, timeout=timeout)
             yield from page.models
