@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mindspore
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 # Elements of one message: 16 MiB of float32, where the TCP collectives of the CPU are fastest.
@@ -59,6 +60,26 @@ class BucketedMean(nn.Cell):
             reduced = self.reducer(self.concatenate(flat[first:last])) / self.reducer.world
             pieces = pieces + ops.split(reduced, list(self.sizes[first:last]))
         return self.each(_shape_like, pieces, tensors)
+
+
+def host_mean(reducer: Reducer, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Mean over the workers of float32 arrays in host memory, in the buckets of BucketedMean.
+
+    Every worker must give arrays of the same shapes in the same order. The lists may differ
+    from call to call: nothing is compiled.
+    """
+    if reducer.world == 1:
+        return list(arrays)
+    means: list[np.ndarray] = []
+    for first, last in _buckets([x.size for x in arrays]):
+        bucket = arrays[first:last]
+        flat = np.concatenate([x.ravel() for x in bucket])
+        reduced = reducer.sum(Tensor(flat)).asnumpy() / np.float32(reducer.world)
+        start = 0
+        for x in bucket:
+            means.append(reduced[start : start + x.size].reshape(x.shape))
+            start += x.size
+    return means
 
 
 _flatten = ops.MultitypeFuncGraph("flatten")

@@ -22,6 +22,8 @@ class Group(Enum):
 
 
 BOUNDARY_MOMENTUM = 0.9
+# Keeps the KL bound's quotient finite where the learning rate or the gradient is 0.
+SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Update(nn.Cell):
     in THOR and in the MultiGrain recipe, except GeM's p and beta, for which shrinking towards 0
     has no meaning.
 
+    ``kl_clip`` > 0 bounds the preconditioned step (K-FAC's, with the notation of kfac-pytorch):
+    every P(g) is multiplied by one ``nu = min(1, sqrt(kl_clip / sum(lr^2 <g, P(g)>)))``, the sum
+    over all preconditioned layers. It has no part in what has a plain gradient.
+
     ``statistics`` are BatchNorm's running values; they have been written by the forward pass
     already, and this remembers them as good (see :meth:`restore_statistics`).
 
@@ -60,6 +66,7 @@ class Update(nn.Cell):
         momentum: float,
         weight_decay: float,
         clipped: bool,
+        kl_clip: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
         layers = [t for t in trained if t.preconditioner is not None]
@@ -79,6 +86,9 @@ class Update(nn.Cell):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.clipped = clipped
+        self.kl_clip = kl_clip
+        self.total = ops.ReduceSum()
+        self.join = ops.Concat(0)
         self.each = ops.HyperMap()
         self.apply_momentum = ops.ApplyMomentum()
         self.statistics = ParameterTuple(list(statistics))
@@ -103,6 +113,11 @@ class Update(nn.Cell):
             layers = self.each(
                 _precondition, gradients[: self.layers], self.a_inverses, self.g_inverses
             )
+            if self.kl_clip > 0:
+                products = self.join(self.each(_products, gradients[: self.layers], layers))
+                length = ops.maximum(self.total(products) * rate * rate, SMALLEST)
+                nu = ops.minimum(ops.sqrt(self.kl_clip / length), 1.0)
+                layers = self.each(ops.partial(_scale, nu), layers)
             decayed = layers + decayed
         if self.weight_decay > 0:
             decayed = self.each(ops.partial(_decay, self.weight_decay), decayed, weights[:n])
@@ -141,6 +156,7 @@ def _moment(parameter: Parameter) -> Parameter:
 
 
 _scale = ops.MultitypeFuncGraph("scale")
+_products = ops.MultitypeFuncGraph("products")
 _precondition = ops.MultitypeFuncGraph("precondition")
 _decay = ops.MultitypeFuncGraph("decay")
 _apply = ops.MultitypeFuncGraph("apply")
@@ -151,6 +167,13 @@ _copy = ops.MultitypeFuncGraph("copy")
 @_scale.register("Tensor", "Tensor")
 def _scale_one(factor, gradient):  # type: ignore[no-untyped-def]
     return gradient * factor
+
+
+@_products.register("Tensor", "Tensor")
+def _products_of_one(gradient, preconditioned):  # type: ignore[no-untyped-def]
+    """Inner products by row: reducing a large tensor at once is far slower on the CPU."""
+    rows = ops.reshape(gradient * preconditioned, (gradient.shape[0], -1))
+    return ops.ReduceSum()(rows, 1)
 
 
 @_precondition.register("Tensor", "Tensor", "Tensor")

@@ -41,7 +41,8 @@ class Gradients:
         stop: whether any worker asked to stop.
         norm: global norm of the unscaled gradients; not finite when any of them is not.
         values: the unscaled gradients, in the order of the parameters.
-        factors: the curvature factors, in the order of the slots; empty in a plain step.
+        factors: this worker's own curvature factors, in the order of the slots; empty in a
+            plain step. They are not averaged: which of them will be needed is not known yet.
     """
 
     loss: float
@@ -112,26 +113,24 @@ class _Mean(nn.Cell):
         self,
         reducer: Reducer,
         parameters: Sequence[Parameter],
-        slots: Sequence[Parameter],
         loss_scale: float,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.world = reducer.world
         self.reducer = reducer
         self.gradients = len(parameters)
-        self.factors = len(slots)
         self.loss_scale = loss_scale
         if self.world > 1:
-            self.mean = BucketedMean(reducer, [p.shape for p in (*parameters, *slots)])
+            self.mean = BucketedMean(reducer, [p.shape for p in parameters])
         self.each = ops.HyperMap()
         self.total = ops.ReduceSum()
         self.join = ops.Concat(0)
 
     def construct(self, numbers: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        gradients = tensors[: self.gradients]
         if self.world > 1:
             numbers = self.reducer(numbers) / self.world
-            tensors = self.mean(*tensors)
-        gradients = tensors[: self.gradients]
+            gradients = self.mean(*gradients)
         if self.loss_scale != 1.0:
             # The only place where the loss scale is taken off the gradients. (The taps take it
             # off the factors.)
@@ -167,7 +166,7 @@ def _compile(
     differentiate = mindspore.value_and_grad(
         forward, None, ParameterTuple([*parameters, *slots]), has_aux=True
     )
-    mean = _Mean(reducer, parameters, slots, forward.loss_scale)
+    mean = _Mean(reducer, parameters, forward.loss_scale)
 
     @mindspore.jit
     def gradients(images, labels, instances, noise, stop):  # type: ignore[no-untyped-def]

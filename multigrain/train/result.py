@@ -19,6 +19,8 @@ class StepResult:
         beta: the margin loss's boundary, 0 without one.
         gem_p: the pooling exponent.
         stop_agreed: a worker asked to stop, and every worker sees it in this same step.
+        kept_layers: layers that this step checked and left with the curvature they have.
+        stopped_layers: layers whose curvature will not be renewed again, by now.
     """
 
     step: int
@@ -33,3 +35,5 @@ class StepResult:
     beta: float
     gem_p: float
     stop_agreed: bool
+    kept_layers: int = 0
+    stopped_layers: int = 0

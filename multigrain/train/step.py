@@ -15,8 +15,7 @@ from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import CURVATURE_PREFIX, model_parameters
 from multigrain.optim import schedules
 from multigrain.optim.reduce import BucketedMean, Reducer
-from multigrain.optim.thor.curvature import Curvature
-from multigrain.optim.thor.share import InverseShare
+from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.update import Group, Trained, Update
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.gradients import Forward, GradientFunction
@@ -60,9 +59,10 @@ class TrainStep:
         if optimizer.kind == "thor":
             self._curvature = Curvature(
                 model,
-                block_size=optimizer.thor.block_size,
+                optimizer.thor,
                 loss_scale=optimizer.loss_scale,
-                share=InverseShare(self._reducer),
+                steps_per_epoch=steps_per_epoch,
+                reducer=self._reducer,
             )
         trained = self._trained()
         self._statistics = [p for p in model_parameters(model).values() if not p.requires_grad]
@@ -72,6 +72,7 @@ class TrainStep:
             momentum=optimizer.momentum,
             weight_decay=optimizer.weight_decay,
             clipped=optimizer.clip_norm > 0,
+            kl_clip=optimizer.thor.kl_clip,
         )
         self._apply = _compiled(self._update)
         self._gradients = GradientFunction(
@@ -110,7 +111,7 @@ class TrainStep:
         if self._curvature:
             damping = schedules.damping(optimizer.thor, self.step, self._steps_per_epoch)
             # A refresh whose step was skipped is made up for in the next step.
-            refresh = self._refresh_due or self.step % optimizer.thor.frequency == 0
+            refresh = self._refresh_due or self._curvature.due(self.step)
         noise = self._objective.noise(len(labels), (self._spec.seed, self.step, self._reducer.rank))
         found = self._gradients(
             _tensor(images, mindspore.float32),
@@ -120,10 +121,10 @@ class TrainStep:
             stop=stop,
             factors=refresh,
         )
-        refreshed = 0
+        done = RefreshResult()
         if found.finite:
             if refresh and self._curvature:
-                refreshed = self._curvature.refresh(found.factors, damping)
+                done = self._curvature.refresh(found.factors, damping, self.step)
             clip = 1.0
             if optimizer.clip_norm > 0 and found.norm > optimizer.clip_norm:
                 clip = optimizer.clip_norm / found.norm
@@ -143,7 +144,9 @@ class TrainStep:
             learning_rate=rate,
             damping=damping,
             skipped=not found.finite,
-            refreshed_layers=refreshed,
+            refreshed_layers=done.refreshed,
+            kept_layers=done.kept,
+            stopped_layers=self._curvature.stopped if self._curvature else 0,
             curvature_layers=len(self._curvature.layers) if self._curvature else 0,
             beta=self._objective.beta,
             gem_p=self._model.pool.value,
@@ -153,6 +156,8 @@ class TrainStep:
     def state(self) -> dict[str, np.ndarray]:
         """Everything besides the model's own weights that the next step depends on; copies."""
         state = {name: p.asnumpy().copy() for name, p in self._state_parameters().items()}
+        if self._curvature:
+            state |= self._curvature.state()
         counters = (self.step, self._skipped_in_row, self.skipped_total, int(self._refresh_due))
         for name, value in zip(_COUNTERS, counters, strict=True):
             state[name] = np.asarray(value, np.int64)
@@ -165,8 +170,10 @@ class TrainStep:
             MultigrainError: CHECKPOINT, when an entry is missing, unknown or of another shape.
         """
         parameters = self._state_parameters()
-        wrong = sorted((set(parameters) | set(_COUNTERS)) ^ set(state)) or sorted(
-            name for name, p in parameters.items() if tuple(state[name].shape) != tuple(p.shape)
+        rules = self._curvature.state() if self._curvature else {}
+        shapes = {name: tuple(p.shape) for name, p in (parameters | rules).items()}
+        wrong = sorted((set(shapes) | set(_COUNTERS)) ^ set(state)) or sorted(
+            name for name, shape in shapes.items() if tuple(state[name].shape) != shape
         )
         if wrong:
             raise MultigrainError(
@@ -176,6 +183,8 @@ class TrainStep:
             )
         for name, parameter in parameters.items():
             assign(parameter, state[name])
+        if self._curvature:
+            self._curvature.load_state({name: state[name] for name in rules})
         self.step, self._skipped_in_row, self.skipped_total, due = (
             int(state[name]) for name in _COUNTERS
         )

@@ -139,6 +139,8 @@ class Trainer:
                 images_per_second=self._meter.images_per_second,
                 data_wait=self._meter.data_wait,
                 refreshed_layers=result.refreshed_layers,
+                kept_layers=result.kept_layers,
+                stopped_layers=result.stopped_layers,
                 curvature_layers=result.curvature_layers,
                 eta_seconds=self._meter.eta_seconds(self.total_steps - done),
                 skipped=result.skipped,

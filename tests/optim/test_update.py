@@ -74,3 +74,47 @@ def test_statistics_of_a_skipped_step_are_undone() -> None:
     mean.set_data(Tensor(np.array([np.nan, 5.0], np.float32)))
     update.restore_statistics()
     assert mean.asnumpy().tolist() == pytest.approx([3.0, 4.0])
+
+
+@pytest.mark.parametrize(("bound", "binds"), [(1e-3, True), (1e3, False)])
+def test_the_kl_bound_limits_the_preconditioned_step_alone(bound: float, binds: bool) -> None:
+    rng = np.random.default_rng(0)
+    inverses = [np.diag(rng.random(n) + 0.5).astype(np.float32) for n in (3, 2)]
+    trained = []
+    for index, inverse in enumerate(inverses):
+        rows = len(inverse)
+        cell = LayerPreconditioner(f"w{index}", BlockLayout.of(4, 8), BlockLayout.of(rows, 8))
+        cell.g_inverse.set_data(Tensor(inverse[None]))
+        weight = parameter(f"w{index}", np.zeros((rows, 4)))
+        trained.append(Trained(weight, Group.WEIGHTS, cell))
+    trained.append(Trained(parameter("b", np.zeros(5)), Group.WEIGHTS))
+    update = Update(trained, [], momentum=0.9, weight_decay=0.0, clipped=False, kl_clip=bound)
+    gradients = [rng.standard_normal(t.parameter.shape) for t in trained]
+    rate = 0.2
+    update(scalar(rate), scalar(0.0), scalar(1.0), *(Tensor(np.float32(g)) for g in gradients))
+    found = [t.parameter.asnumpy() / -rate for t in trained]
+    expected = [p @ g for p, g in zip(inverses, gradients, strict=False)]
+    length = rate**2 * sum((g * p).sum() for g, p in zip(gradients, expected, strict=False))
+    nu = min(1.0, np.sqrt(bound / length))
+    assert (nu < 0.2) == binds
+    for index, step in enumerate(expected):
+        np.testing.assert_allclose(found[index], nu * step, rtol=1e-5)
+    np.testing.assert_allclose(found[2], gradients[2], rtol=1e-6)
+    if binds:  # the bound is met exactly
+        moved = sum(
+            (g * f).sum() ** 2 / (g * p).sum()
+            for g, f, p in zip(gradients, found, expected, strict=False)
+        )
+        assert rate**2 * moved == pytest.approx(bound, rel=1e-4)
+
+
+def test_the_kl_bound_of_no_step_at_all_is_no_number_to_divide_by() -> None:
+    cell = LayerPreconditioner("w", BlockLayout.of(4, 8), BlockLayout.of(3, 8))
+    weight = parameter("w", np.ones((3, 4)))
+    update = Update(
+        [Trained(weight, Group.WEIGHTS, cell)], [],
+        momentum=0.9, weight_decay=0.0, clipped=False, kl_clip=1e-3,
+    )  # fmt: skip
+    update(scalar(0.0), scalar(0.0), scalar(1.0), Tensor(np.ones((3, 4), np.float32)))
+    update(scalar(0.1), scalar(0.0), scalar(1.0), Tensor(np.zeros((3, 4), np.float32)))
+    assert np.isfinite(weight.asnumpy()).all()

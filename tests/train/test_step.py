@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,6 +50,37 @@ def test_a_result_tells_what_happened() -> None:
     assert last.gem_p != 3.0
 
 
+def test_the_trace_rule_decides_by_layer_at_checks_that_grow_rarer() -> None:
+    step = tiny_step(tiny_spec(**TRACE))
+    results = [step(*batch(i)) for i in range(9)]
+    checked = [i for i, r in enumerate(results) if r.refreshed_layers + r.kept_layers]
+    assert checked == [0, 1, 3, 7]  # 1, 2 and 4 steps on: an epoch has 4
+    assert results[0].refreshed_layers == 3
+    for earlier, r in itertools.pairwise(results):
+        stopped_now = r.stopped_layers - earlier.stopped_layers
+        assert 0 <= stopped_now <= r.kept_layers
+        if r.step - 1 in checked:
+            assert r.refreshed_layers + r.kept_layers == 3 - earlier.stopped_layers
+        else:
+            assert stopped_now == 0
+    decided = results[1:]
+    assert sum(r.refreshed_layers for r in decided) > 0
+    assert sum(r.kept_layers for r in decided) > 0
+    assert results[-1].stopped_layers == 1
+    assert "trace" not in tiny_spec().optimizer.thor.refresh  # the default is the fixed frequency
+
+
+def test_a_layer_that_is_kept_keeps_its_inverses() -> None:
+    step = tiny_step(tiny_spec(refresh="trace", frequency=1, w1=1e9, w2=0.0))
+    step(*batch(0))
+    before = {k: v for k, v in step.state().items() if k.endswith("_inverse")}
+    assert step(*batch(1)).kept_layers == 3
+    after = step.state()
+    assert len(before) == 6
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
+
+
 def test_momentum_has_no_curvature() -> None:
     step = tiny_step(tiny_spec("momentum"))
     result = step(*batch(0))
@@ -58,16 +92,37 @@ def test_the_table_lists_every_layer() -> None:
     table = tiny_step(tiny_spec()).curvature_table()
     for text in ("trunk.conv1", "trunk.conv2", "classifier", "5 x 27", "2 x 16", "3 layers"):
         assert text in table
+    for text in ("trunk.bn1.(gamma, beta)", "pool.(p)", "classifier.(bias)"):
+        (line,) = [line for line in table.splitlines() if line.startswith(text)]
+        assert "excluded because" in line
+    assert table.splitlines()[-1].endswith("4 parameters with their plain gradient")
 
 
-@pytest.mark.parametrize(("kind", "at"), [("thor", 3), ("thor", 4), ("momentum", 4)])
-def test_continuing_from_the_state_equals_going_on(kind: str, at: int) -> None:
-    spec = tiny_spec(kind)
+TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}
+OPTIONS: dict[str, Any] = {"pi_correction": True, "factor_average": 0.9, "kl_clip": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "thor"),
+    [
+        ("thor", 3, {}),
+        ("thor", 4, {}),
+        ("momentum", 4, {}),
+        ("thor", 2, TRACE),
+        ("thor", 5, TRACE | {"w2": 0.0} | OPTIONS),
+    ],
+)
+def test_continuing_from_the_state_equals_going_on(
+    kind: str, at: int, thor: dict[str, Any]
+) -> None:
+    spec = tiny_spec(kind, **thor)
     whole = tiny_step(spec)
     for i in range(at):
         whole(*batch(i))
     saved_model, saved_state = weights(whole), whole.state()
     rest = [whole(*batch(i)) for i in range(at, 8)]
+    if thor:
+        assert any(r.kept_layers for r in rest)  # something depends on the rule's state
 
     resumed = tiny_step(spec)
     resumed(*batch(99))  # leaves other values everywhere

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.linalg import block_diag
@@ -25,7 +27,7 @@ def patches(x: np.ndarray, stride: int) -> np.ndarray:
     return np.stack(cut, 1)
 
 
-def solve(a: np.ndarray, s: np.ndarray, damping: float) -> np.ndarray:
+def solve(a: np.ndarray, s: np.ndarray, damping: float, pi_correction: bool) -> np.ndarray:
     """P(g) by a dense solve; a (N, T, I) inputs, s (N, T, O) derivatives of each example's loss."""
     n, t, i = a.shape
     o = s.shape[2]
@@ -36,14 +38,30 @@ def solve(a: np.ndarray, s: np.ndarray, damping: float) -> np.ndarray:
         ones = [np.ones((min(BLOCK, len(factor) - k),) * 2) for k in range(0, len(factor), BLOCK)]
         factor *= block_diag(*ones)
     # T (G + sqrt(lambda / T)) (x) (A + sqrt(lambda / T)), row-major.
-    root = np.sqrt(damping / t)
-    fisher = t * np.kron(outputs + root * np.eye(o), inputs + root * np.eye(i))
+    root, pi = np.sqrt(damping / t), 1.0
+    if pi_correction:
+        pi = np.sqrt((np.trace(inputs) / i) / (np.trace(outputs) / o))
+    fisher = t * np.kron(outputs + root / pi * np.eye(o), inputs + root * pi * np.eye(i))
     return np.linalg.solve(fisher, gradient.ravel()).reshape(o, i)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_the_first_update_is_the_dense_solve_of_the_damped_kronecker_factors(scale: float) -> None:
-    step = tiny_step(tiny_spec(instance_loss="none", block_size=BLOCK, loss_scale=scale))
+def fisher_trace(a: np.ndarray, s: np.ndarray) -> float:
+    """T tr(A) tr(G), from two sums of squares."""
+    n, t, _ = a.shape
+    return float(t * ((a**2).sum() / (n * t)) * ((s**2).sum() / (n * t)))
+
+
+@pytest.mark.parametrize(
+    ("scale", "options"),
+    [(1.0, {}), (1024.0, {"refresh": "trace"}), (1.0, {"pi_correction": True})],
+    ids=["plain", "scaled", "pi"],
+)
+def test_the_first_update_is_the_dense_solve_of_the_damped_kronecker_factors(
+    scale: float, options: dict[str, Any]
+) -> None:
+    spec = tiny_spec(instance_loss="none", block_size=BLOCK, loss_scale=scale, **options)
+    step = tiny_step(spec)
+    pi = spec.optimizer.thor.pi_correction
     start = {name: v.astype(np.float64) for name, v in model_state(step._model).items()}
     x, labels, ids = batch(0)
     result = step(x, labels, ids)
@@ -68,10 +86,16 @@ def test_the_first_update_is_the_dense_solve_of_the_damped_kronecker_factors(sca
     d_embedding = d_logits @ weight
     d_z = d_embedding[:, None] * (kept / embedding[:, None]) ** 2 / z.shape[1] * (z > 1e-6)
     for name, expected in (
-        ("classifier.weight", solve(embedding[:, None], d_logits[:, None], result.damping)),
-        ("trunk.conv2.weight", solve(inner, d_z, result.damping)),
+        ("classifier.weight", solve(embedding[:, None], d_logits[:, None], result.damping, pi)),
+        ("trunk.conv2.weight", solve(inner, d_z, result.damping, pi)),
     ):
         found = root[f"momentum.{name}"] - DECAY * start[name]
         np.testing.assert_allclose(
             found.reshape(expected.shape), expected, rtol=2e-3, atol=2e-4, err_msg=name
         )
+    if spec.optimizer.thor.refresh == "trace":
+        layers = [x.name for x in step._curvature.layers]
+        accepted = dict(zip(layers, root["curvature_rule.accepted"], strict=True))
+        assert accepted["trunk.conv2"] == pytest.approx(fisher_trace(inner, d_z), rel=1e-4)
+        classifier = fisher_trace(embedding[:, None], d_logits[:, None])
+        assert accepted["classifier"] == pytest.approx(classifier, rel=1e-4)

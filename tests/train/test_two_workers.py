@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import batch, tiny_spec, tiny_step
-from tests.train.two_workers import STEPS, whole_state
+from tests.train.two_workers import CUT, RULE, STEPS, decision, whole_state
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -68,9 +68,38 @@ def test_two_halves_equal_the_whole_batch(ranks: list[dict[str, np.ndarray]]) ->
 
 
 @pytest.mark.slow
+def test_the_trace_rule_decides_as_for_the_whole_batch(ranks: list[dict[str, np.ndarray]]) -> None:
+    """On traces that are averaged first, and with only the chosen layers' factors averaged."""
+    step = tiny_step(tiny_spec(instance_loss="none", **RULE), batch_norm=False)
+    decisions = [decision(step(*batch(i))) for i in range(STEPS)]
+    assert sum(refreshed for refreshed, _, _ in decisions[1:]) > 0
+    assert sum(kept for _, kept, _ in decisions) > 0
+    for rank in ranks:
+        np.testing.assert_array_equal(rank["decisions"], decisions)
+    for name, expected in whole_state(step).items():
+        found = ranks[0][f"rule/{name}"]
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_workers_continue_from_a_state_as_if_nothing_had_happened(
+    ranks: list[dict[str, np.ndarray]],
+) -> None:
+    for rank in ranks:
+        np.testing.assert_array_equal(rank["resumed_decisions"], rank["decisions"][CUT:])
+        names = [name.removeprefix("rule/") for name in rank if name.startswith("rule/")]
+        assert "curvature_rule.accepted" in names
+        for name in names:
+            found, expected = rank[f"resumed/{name}"], rank[f"rule/{name}"]
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
 def test_both_workers_hold_the_same_bits(ranks: list[dict[str, np.ndarray]]) -> None:
     """Weights, momentum, inverses, beta, the pooling exponent and the synced statistics."""
-    compared = [name for name in ranks[0] if name.startswith(("plain/", "margin/", "skipped/"))]
+    compared = [
+        name for name in ranks[0] if name.startswith(("plain/", "rule/", "margin/", "skipped/"))
+    ]
     assert "margin/objective.instance.beta" in compared
     for name in compared:
         np.testing.assert_array_equal(ranks[0][name], ranks[1][name], err_msg=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -55,7 +57,9 @@ def tiny_spec(
     loss_scale: float = 1.0,
     clip_norm: float = 0.0,
     max_skipped_steps: int = 3,
+    **thor: Any,
 ) -> TrainingSpec:
+    """``thor``: further fields of ThorSpec."""
     return TrainingSpec(
         objective=ObjectiveSpec(instance_loss=instance_loss),
         optimizer=OptimizerSpec(
@@ -64,7 +68,9 @@ def tiny_spec(
             clip_norm=clip_norm,
             weight_decay=1e-3,
             max_skipped_steps=max_skipped_steps,
-            thor=ThorSpec(frequency=frequency, block_size=block_size, damping_init=0.1),
+            thor=ThorSpec(
+                **{"frequency": frequency, "block_size": block_size, "damping_init": 0.1, **thor}
+            ),
         ),
         schedule=ScheduleSpec(epochs=10, learning_rate=LearningRateSpec(kind="linear", init=0.05)),
         seed=11,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import mindspore
 import numpy as np
 from mindspore.communication import get_rank, init
 
-from multigrain.model.state import model_state
-from multigrain.train.step import TrainStep
+from multigrain.model.state import load_model_state, model_state
+from multigrain.train.step import StepResult, TrainStep
 from tests.train.tiny import batch, tiny_spec, tiny_step
 
 STEPS = 4
+CUT = 2
+RULE: dict[str, Any] = {
+    "refresh": "trace", "frequency": 1, "w1": 0.36, "w2": 0.25,
+    "pi_correction": True, "kl_clip": 0.01,
+}  # fmt: skip
 
 
 def share(step: int, rank: int) -> tuple[np.ndarray, ...]:
@@ -23,6 +29,10 @@ def share(step: int, rank: int) -> tuple[np.ndarray, ...]:
 
 def whole_state(step: TrainStep) -> dict[str, np.ndarray]:
     return model_state(step._model) | step.state()
+
+
+def decision(result: StepResult) -> tuple[int, int, int]:
+    return result.refreshed_layers, result.kept_layers, result.stopped_layers
 
 
 def main(folder: Path) -> None:
@@ -37,6 +47,23 @@ def main(folder: Path) -> None:
     losses = [step(*share(i, rank)).loss for i in range(STEPS)]
     results["losses"] = np.array(losses)
     results |= {f"plain/{name}": v for name, v in whole_state(step).items()}
+
+    # The trace rule and every option of the curvature; and the same again from step 2 on.
+    spec = tiny_spec(instance_loss="none", **RULE)
+    step = tiny_step(spec, world=2, batch_norm=False)
+    decisions = []
+    for i in range(STEPS):
+        if i == CUT:
+            saved_model, saved_state = model_state(step._model), step.state()
+        decisions.append(decision(step(*share(i, rank))))
+    results["decisions"] = np.array(decisions)
+    results |= {f"rule/{name}": v for name, v in whole_state(step).items()}
+    step = tiny_step(spec, world=2, batch_norm=False)
+    load_model_state(step._model, saved_model)
+    step.load_state(saved_state)
+    resumed = [decision(step(*share(i, rank))) for i in range(CUT, STEPS)]
+    results["resumed_decisions"] = np.array(resumed)
+    results |= {f"resumed/{name}": v for name, v in whole_state(step).items()}
 
     # The margin loss, whose pairs are inside a worker, with BatchNorm.
     step = tiny_step(tiny_spec(), world=2)
