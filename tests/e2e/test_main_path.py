@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.deploy import named
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
