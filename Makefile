@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS ?= .venv-peers
 
-.PHONY: demo test lint types stubs stubs-check protos-check unit bench clean
+.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench clean
 
 # The README's first command: train, evaluate, export and serve on real images.
 demo: $(STAMP)
@@ -42,5 +43,16 @@ protos-check: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest
 
+# The network, the losses and the steps against PyTorch, which is no dependency: it comes into an
+# environment of its own. (Where pip's index has CUDA builds only, set PIP_EXTRA_INDEX_URL.)
+peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pytest tests/peers -s
+
+$(PEERS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --upgrade pip
+	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-out build dist
+	rm -rf $(VENV) $(PEERS) demo-out build dist

@@ -32,7 +32,9 @@ class WeightsSource(_message.Message):
     job_id: _builtins.str
     """A training job of this daemon; `checkpoint` says which of its checkpoints."""
     checkpoint_path: _builtins.str
-    """A checkpoint folder, or a .safetensors or .ckpt file, under an allowed root."""
+    """A checkpoint folder, or a .safetensors, .ckpt or .pth file, under an allowed root. A file's
+    names may be torchvision's, timm's or the published MultiGrain's.
+    """
     model: _builtins.str
     """A model in the registry: "name", "name@version" or an alias."""
     checkpoint: _builtins.str
@@ -86,7 +88,7 @@ class EvaluationSpec(_message.Message):
     seed: _builtins.int
     """Seed of the distortions of copy detection. Default 0."""
     trunk: _builtins.str
-    """For a bare .ckpt or .safetensors file, which does not say what network it is."""
+    """Of a weights file. Empty: told by the names and shapes of its parameters."""
     gem_p: _builtins.float
     """GeM exponent at this resolution; 0 = the checkpoint's."""
     transform: _builtins.str

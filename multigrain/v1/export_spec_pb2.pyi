@@ -44,7 +44,7 @@ class ExportSpec(_message.Message):
     resolution: _builtins.int
     """Side of the served image in pixels; 0 = the training resolution."""
     trunk: _builtins.str
-    """For a bare .ckpt or .safetensors file, which does not say what network it is."""
+    """Of a weights file. Empty: told by the names and shapes of its parameters."""
     gem_p: _builtins.float
     """GeM exponent at this resolution; 0 = the checkpoint's."""
     whitening_path: _builtins.str

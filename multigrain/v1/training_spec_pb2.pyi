@@ -51,7 +51,11 @@ class TrainingSpec(_message.Message):
     BatchNorm statistics and THOR's factors stay in float32).
     """
     initial_weights: _builtins.str
-    """A checkpoint folder, or a .safetensors or .ckpt file, to start from. Empty: random weights."""
+    """A checkpoint folder, or a .safetensors, .ckpt or .pth file, to start from. Empty: random
+    weights. A file's names may be torchvision's, timm's or the published MultiGrain's; trunk and
+    stem must be those of `model`. A classifier of another number of classes is left out, and the
+    log says so.
+    """
     seed: _builtins.int
     """Seed of initialisation, sampling and augmentation. Default 0."""
     max_restarts: _builtins.int
