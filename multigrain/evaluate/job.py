@@ -11,12 +11,13 @@ from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmar
 from multigrain.data.benchmarks.groups import of_folder
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.probe import probe
-from multigrain.errors import MultigrainError
 from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.classification import ClassificationCounter, ClassificationResult
 from multigrain.evaluate.copy_detection import CopyDetectionResult, Originals, evaluate_copies
+from multigrain.evaluate.exponent.choice import run_choice
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Compiled, FloatArray, Inference
+from multigrain.evaluate.numbering import numbered
 from multigrain.evaluate.progress import EvaluationProgress
 from multigrain.evaluate.ranking import Ranker
 from multigrain.evaluate.results import write_results
@@ -34,37 +35,27 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
     spec = ctx.request.evaluation
     if spec is None:
         raise ValueError("an evaluation worker was started for another kind of job")
+    if "gem_p" in spec.tasks:
+        return run_choice(ctx, spec)
     root = Path(spec.dataset_path)
     retrieval = [task for task in spec.tasks if task in RETRIEVAL_TASKS]
     benchmark: Benchmark | None = None
     if retrieval and retrieval != ["groups"]:
         benchmark = list_benchmark(retrieval[0], root)
     folder = benchmark.folder if benchmark is not None else scan(root)
-    restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.gem_p)
+    restored = restore(
+        Path(ctx.request.weights_path),
+        trunk=spec.trunk,
+        gem_p=spec.gem_p,
+        resolution=spec.resolution,
+    )
     if "classification" in spec.tasks:
-        folder = _numbered(folder, restored)
+        folder = numbered(folder, restored)
     if "groups" in spec.tasks:
         benchmark = of_folder(folder, spec.group_queries)
     probe(folder, _MAX_UNREADABLE, files=256, seed=spec.seed)
     ctx.reporter.alive()
     return _Evaluation(ctx, spec, folder, benchmark, restored).run()
-
-
-def _numbered(folder: ImageFolder, restored: Restored) -> ImageFolder:
-    """The images with class numbers of the network.
-
-    Raises:
-        MultigrainError: DATASET or INVALID_FIELD if the classes are not the network's.
-    """
-    if restored.weights.labels:
-        return folder.relabelled(restored.weights.labels)
-    if len(folder.classes) > restored.spec.classes:
-        raise MultigrainError.field(
-            "spec.dataset_path",
-            f"it has {len(folder.classes)} class folders, the network {restored.spec.classes} "
-            "outputs: give the dataset that the network was trained for",
-        )
-    return folder
 
 
 @dataclass

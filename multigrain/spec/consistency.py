@@ -43,6 +43,8 @@ def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
     found += _doubles("tasks", spec.tasks)
     found += _layouts(spec.tasks)
+    if "gem_p" in spec.tasks:
+        found += _exponent(spec)
     return found
 
 
@@ -267,6 +269,32 @@ def _layouts(tasks: tuple[Task, ...]) -> Iterator[FieldViolation]:
             f"{alone[0]!r} has a folder layout of its own: make it a job of its own, without "
             + ", ".join(sorted(repr(task) for task in set(tasks) - {alone[0]})),
         )
+
+
+def _exponent(spec: EvaluationSpec) -> Iterator[FieldViolation]:
+    """What the task "gem_p" cannot be combined with."""
+    if len(set(spec.tasks)) > 1:
+        yield _v(
+            "tasks",
+            "'gem_p' looks at training images, the others score held-out ones: make it a job of "
+            "its own",
+        )
+    if spec.transform != "crop":
+        yield _v("transform", f"is '{spec.transform}'; the task 'gem_p' has 'crop' only")
+    candidates = spec.exponent.candidates
+    for number, p in enumerate(candidates):
+        if p < 1:
+            yield _v(f"exponent.candidates[{number}]", f"is {p:g}, must be at least 1")
+    if len(set(candidates)) != len(candidates):
+        yield _v("exponent.candidates", "names one more than once")
+    if spec.exponent.method == "search":
+        if spec.gem_p:
+            yield _v("gem_p", "is what is searched: leave it out, or name it a candidate")
+        return
+    if math.isinf(spec.gem_p):
+        yield _v("gem_p", "an infinite gem_p has no gradient; start from a finite one")
+    if spec.devices.count != 1:
+        yield _v("devices.count", f"is {spec.devices.count}; the method 'finetune' has one worker")
 
 
 def _doubles(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:

@@ -8,9 +8,24 @@ from pydantic import Field
 
 from multigrain.spec.base import DeviceSpec, Spec, WeightsSource
 
-Task = Literal["classification", "copy_detection", "groups", "holidays", "ukb", "copydays"]
+Task = Literal["classification", "copy_detection", "groups", "gem_p", "holidays", "ukb", "copydays"]
 # Tasks of a folder with one sub-folder a class or group; each other has a layout of its own.
-FOLDER_TASKS: frozenset[Task] = frozenset({"classification", "copy_detection", "groups"})
+FOLDER_TASKS: frozenset[Task] = frozenset({"classification", "copy_detection", "groups", "gem_p"})
+
+
+class ExponentSpec(Spec):
+    """How the task "gem_p" chooses; see ``multigrain.v1.ExponentSpec``."""
+
+    method: Literal["search", "finetune"] = "search"
+    candidates: tuple[float, ...] = Field((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), max_length=32)
+    images_per_class: int = Field(0, ge=0, le=1_000_000)
+    views: int = Field(5, ge=2, le=100)
+    learning_rate: float = Field(0.005, gt=0, le=100)
+
+    @property
+    def drawn(self) -> int:
+        """Images of each class: as given, or the method's own number."""
+        return self.images_per_class or (2 if self.method == "search" else 50)
 
 
 class EvaluationSpec(Spec):
@@ -25,3 +40,4 @@ class EvaluationSpec(Spec):
     gem_p: float = Field(0.0, ge=0)
     transform: Literal["crop", "rect"] = "crop"
     group_queries: Literal["all", "first"] = "all"
+    exponent: ExponentSpec = ExponentSpec()

@@ -37,7 +37,10 @@ def resolve_training(overrides: Mapping[str, Any]) -> TrainingSpec:
 
 def resolve_evaluation(overrides: Mapping[str, Any]) -> EvaluationSpec:
     """The evaluation specification of the fields a user set; as :func:`resolve_training`."""
-    spec = _validate(EvaluationSpec, _without_empty(overrides, "tasks"), [])
+    overrides = _without_empty(overrides, "tasks")
+    if isinstance(exponent := overrides.get("exponent"), Mapping):
+        overrides["exponent"] = _without_empty(exponent, "candidates")
+    spec = _validate(EvaluationSpec, overrides, [])
     return _checked(spec, check_evaluation(spec))
 
 

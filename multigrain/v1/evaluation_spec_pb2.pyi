@@ -79,6 +79,7 @@ class EvaluationSpec(_message.Message):
     GEM_P_FIELD_NUMBER: _builtins.int
     TRANSFORM_FIELD_NUMBER: _builtins.int
     GROUP_QUERIES_FIELD_NUMBER: _builtins.int
+    EXPONENT_FIELD_NUMBER: _builtins.int
     dataset_path: _builtins.str
     """Folder of the images; what must be in it depends on the tasks."""
     resolution: _builtins.int
@@ -106,6 +107,8 @@ class EvaluationSpec(_message.Message):
         "classification" (top-1, top-5, per class), "copy_detection" (every image is queried by a
         distorted copy of itself; mean average precision and recall@1) and "groups" (every image of
         a sub-folder should find the others of it; mean average precision and recall@1).
+        "gem_p" by itself: chooses the pooling exponent for `resolution`, see `exponent`. The metric
+        "gem_p" is the choice, the others say how every candidate did.
         Of the published benchmarks, one a job: "holidays" (INRIA Holidays: 1xxxxx.jpg), "ukb" (UKB:
         ukbenchxxxxx.jpg) and "copydays" (INRIA Copydays: sub-folders original, strong and,
         optionally, distractors).
@@ -113,6 +116,10 @@ class EvaluationSpec(_message.Message):
 
     @_builtins.property
     def devices(self) -> _common_pb2.DeviceSpec: ...
+    @_builtins.property
+    def exponent(self) -> Global___ExponentSpec:
+        """How the task "gem_p" chooses."""
+
     def __init__(
         self,
         *,
@@ -127,10 +134,11 @@ class EvaluationSpec(_message.Message):
         gem_p: _builtins.float | None = ...,
         transform: _builtins.str | None = ...,
         group_queries: _builtins.str | None = ...,
+        exponent: Global___ExponentSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -166,3 +174,62 @@ class EvaluationSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trunk) -> _WhichOneofReturnType__trunk | None: ...
 
 Global___EvaluationSpec: _TypeAlias = EvaluationSpec  # noqa: Y015
+
+@_typing.final
+class ExponentSpec(_message.Message):
+    """How the pooling exponent p of a resolution is chosen, on images of the training set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    IMAGES_PER_CLASS_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """"search" (default): the candidates are compared on distorted copies of a few images of each
+    class, by (top-1 + mean average precision of finding the other copies of an image) / 2.
+    "finetune": p alone is trained, from `gem_p` or the checkpoint's, by one pass of SGD over a
+    few images of each class; all else, BatchNorm's statistics too, stays.
+    """
+    images_per_class: _builtins.int
+    """Images drawn from each class; 0 = 2 for "search", 50 for "finetune"."""
+    views: _builtins.int
+    """Of "search": distorted copies of each image. Default 5."""
+    learning_rate: _builtins.float
+    """Of "finetune": learning rate of the first step; it falls as (1 - step/steps)^0.9. Default 0.005."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of "search". Empty: 1, 2, 3, 4, 5, 6 and 7."""
+
+    def __init__(
+        self,
+        *,
+        method: _builtins.str | None = ...,
+        candidates: _abc.Iterable[_builtins.float] | None = ...,
+        images_per_class: _builtins.int | None = ...,
+        views: _builtins.int | None = ...,
+        learning_rate: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_images_per_class", b"_images_per_class", "_learning_rate", b"_learning_rate", "_method", b"_method", "_views", b"_views", "images_per_class", b"images_per_class", "learning_rate", b"learning_rate", "method", b"method", "views", b"views"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images_per_class", b"_images_per_class", "_learning_rate", b"_learning_rate", "_method", b"_method", "_views", b"_views", "candidates", b"candidates", "images_per_class", b"images_per_class", "learning_rate", b"learning_rate", "method", b"method", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__images_per_class: _TypeAlias = _typing.Literal["images_per_class"]  # noqa: Y015
+    _WhichOneofArgType__images_per_class: _TypeAlias = _typing.Literal["_images_per_class", b"_images_per_class"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__method: _TypeAlias = _typing.Literal["method"]  # noqa: Y015
+    _WhichOneofArgType__method: _TypeAlias = _typing.Literal["_method", b"_method"]  # noqa: Y015
+    _WhichOneofReturnType__views: _TypeAlias = _typing.Literal["views"]  # noqa: Y015
+    _WhichOneofArgType__views: _TypeAlias = _typing.Literal["_views", b"_views"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__images_per_class) -> _WhichOneofReturnType__images_per_class | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__views) -> _WhichOneofReturnType__views | None: ...
+
+Global___ExponentSpec: _TypeAlias = ExponentSpec  # noqa: Y015

@@ -112,7 +112,7 @@ class SubmissionChecks:
         if not FOLDER_TASKS.isdisjoint(spec.tasks):
             classes = await _classes(dataset, "spec.dataset_path")
             labels = stored_labels(weights)
-            if labels and "classification" in spec.tasks:
+            if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
                 _known_classes(classes, labels, "spec.dataset_path")
         await _benchmarks(dataset, spec, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})

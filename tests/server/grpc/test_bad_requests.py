@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from multigrain.v1.common_pb2 import DeviceSpec
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.evaluation_pb2_grpc import EvaluationServiceStub
-from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, WeightsSource
+from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, ExponentSpec, WeightsSource
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_pb2_grpc import ExportServiceStub
 from multigrain.v1.export_spec_pb2 import ExportSpec, ResolutionSpec
@@ -210,6 +210,23 @@ async def test_wrong_weights_are_refused(
         (EvaluationSpec(batch_size=0), INVALID, "spec.batch_size"),
         (EvaluationSpec(tasks=["guess"]), INVALID, "spec.tasks"),
         (EvaluationSpec(resolution=1_000_000), INVALID, "spec.resolution"),
+        (EvaluationSpec(tasks=["gem_p", "groups"]), INVALID, "a job of its own"),
+        (
+            EvaluationSpec(tasks=["gem_p"], exponent=ExponentSpec(candidates=[3, 0.5])),
+            INVALID,
+            "spec.exponent.candidates[1]",
+        ),
+        (EvaluationSpec(tasks=["gem_p"], gem_p=3), INVALID, "spec.gem_p"),
+        (EvaluationSpec(tasks=["gem_p"], transform="rect"), INVALID, "spec.transform"),
+        (
+            EvaluationSpec(
+                tasks=["gem_p"],
+                exponent=ExponentSpec(method="finetune"),
+                devices=DeviceSpec(count=2),
+            ),
+            INVALID,
+            "spec.devices.count",
+        ),
         (EvaluationSpec(dataset_path="/etc"), DENIED, "spec.dataset_path"),
     ],
 )

@@ -1,0 +1,35 @@
+"""Which images an exponent is chosen by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from multigrain.data.folder import ImageFolder
+from multigrain.evaluate.exponent.sample import draw
+
+# Class 1 has no images here, as where a folder lacks one of the network's classes.
+FOLDER = ImageFolder(
+    Path("/data"),
+    ("a", "b", "c"),
+    [str(number) for number in range(30)],
+    np.array([0] * 9 + [2] * 20 + [0], np.int32),
+)
+
+
+def test_each_class_gives_so_many_different_images() -> None:
+    chosen = draw(FOLDER, 5, seed=3)
+    assert len(set(chosen.tolist())) == 10
+    assert np.bincount(FOLDER.labels[chosen]).tolist() == [5, 0, 5]
+    assert chosen.tolist() == sorted(chosen.tolist())
+
+
+def test_a_class_with_fewer_gives_all() -> None:
+    chosen = draw(FOLDER, 15, seed=3)
+    assert np.bincount(FOLDER.labels[chosen]).tolist() == [10, 0, 15]
+
+
+def test_the_seed_decides() -> None:
+    assert draw(FOLDER, 5, seed=3).tolist() == draw(FOLDER, 5, seed=3).tolist()
+    assert draw(FOLDER, 5, seed=3).tolist() != draw(FOLDER, 5, seed=4).tolist()
