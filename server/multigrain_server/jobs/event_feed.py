@@ -95,10 +95,13 @@ class EventFeed:
         return bool(lines)
 
     def _take(self, lines: list[EventLine]) -> None:
-        # Each loss point replaces the one before it: only the last one matters to the view.
-        last_loss = max((line.seq for line in lines if line.kind == "loss"), default=0)
+        # Each loss point replaces the one before it: only the last one matters to the view, and
+        # the last one that tells of a check of the curvature.
+        losses = [line for line in reversed(lines) if line.kind == "loss"]
+        last_loss = losses[0].seq if losses else 0
+        last_check = next((line.seq for line in losses if line.checks_curvature), 0)
         for line in lines:
-            if line.kind != "loss" or line.seq == last_loss:
+            if line.kind != "loss" or line.seq in (last_loss, last_check):
                 self._fold(line)
             if not self.subscribers:
                 continue

@@ -23,6 +23,8 @@ CHUNK_BYTES = 1 << 20
 # only passed over: this tells what is needed for that many times faster than decoding them.
 _HEAD = re.compile(rb'\{"seq":(\d+),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
 
+_CHECK = re.compile(rb'"(?:refreshed|kept)_layers": ?[1-9]')
+
 
 @dataclass(frozen=True, slots=True)
 class EventLine:
@@ -31,6 +33,11 @@ class EventLine:
     seq: int
     kind: str
     raw: bytes
+
+    @property
+    def checks_curvature(self) -> bool:
+        """Whether a loss line tells of layers that were refreshed or kept."""
+        return _CHECK.search(self.raw) is not None
 
     def decode(self) -> dict[str, Any]:
         """The line's content: seq, time, job_id, attempt, and the record under its kind.

@@ -47,6 +47,8 @@ class JobView:
     last_checkpoint: CheckpointRecord | None = None
     best_checkpoint: CheckpointRecord | None = None
     last_loss: LossRecord | None = None
+    # The newest step that refreshed, or looked whether to refresh, any layer's curvature.
+    last_check: LossRecord | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     artifact: ArtifactRecord | None = None
     last_seq: int = 0
@@ -59,6 +61,8 @@ class JobView:
             self._state(time, record)
         elif isinstance(record, LossRecord):
             self.last_loss = record
+            if record.refreshed_layers or record.kept_layers:
+                self.last_check = record
             self.progress = Progress(
                 step=record.step,
                 total_steps=record.total_steps,
@@ -123,9 +127,10 @@ class JobView:
             ("last_checkpoint", CheckpointRecord),
             ("best_checkpoint", CheckpointRecord),
             ("last_loss", LossRecord),
+            ("last_check", LossRecord),
             ("artifact", ArtifactRecord),
         ):
-            if body[name] is not None:
+            if body.get(name) is not None:
                 body[name] = kind(**body[name])
         if body["artifact"] is not None:
             artifact = body["artifact"]

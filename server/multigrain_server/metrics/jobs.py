@@ -90,6 +90,9 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
     loss = family("loss", "Newest loss and its terms.", "term")
     rate = family("learning_rate", "Newest learning rate.")
     damping = family("damping", "THOR's newest damping.")
+    layers = family(
+        "curvature_layers", "Layers by what the newest check of THOR's curvature did.", "decision"
+    )
     speed = family("images_per_second", "Newest speed over all workers.")
     wait = family("data_wait_ratio", "Share of the newest step spent waiting for data.")
     seconds = family("step_seconds", "Duration of the newest step.")
@@ -113,8 +116,14 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
         loss.add_metric([name, "instance"], point.instance_loss)
         rate.add_metric([name], point.learning_rate)
         damping.add_metric([name], point.damping)
+        check = view.last_check
+        if check is not None:
+            refreshed, stopped = check.refreshed_layers, check.stopped_layers
+            layers.add_metric([name, "refreshed"], refreshed)
+            layers.add_metric([name, "kept"], check.curvature_layers - refreshed - stopped)
+            layers.add_metric([name, "stopped"], stopped)
         speed.add_metric([name], point.images_per_second)
         wait.add_metric([name], point.data_wait)
         seconds.add_metric([name], point.step_seconds)
     yield from (state, attempt, step, total, progress, loss, rate, damping, speed, wait, seconds)
-    yield from (metric, last_seq)
+    yield from (metric, last_seq, layers)

@@ -21,6 +21,7 @@ from multigrain.jobs.request import JobRequest
 
 
 def loss(step: int, total: int) -> LossRecord:
+    """A loss point; the first step is a check of the curvature."""
     return LossRecord(
         step=step,
         total_steps=total,
@@ -31,6 +32,10 @@ def loss(step: int, total: int) -> LossRecord:
         instance_loss=0.25 / step,
         learning_rate=0.1,
         images_per_second=100.0,
+        refreshed_layers=17 if step == 1 else 0,
+        kept_layers=37 if step == 1 else 0,
+        stopped_layers=7,
+        curvature_layers=54,
     )
 
 

@@ -229,3 +229,5 @@ async def test_the_view_has_the_newest_loss_of_a_long_log(path: Path) -> None:
     await feed.catch_up()
     assert feed.view.last_loss is not None
     assert (feed.view.last_loss.step, feed.last_seq) == (3000, 3002)
+    assert feed.view.last_check is not None
+    assert feed.view.last_check.step == 1  # amid the points that are passed over

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from multigrain.events.records import (
     ArtifactRecord,
     CheckpointRecord,
@@ -84,3 +87,22 @@ def test_every_field_survives_the_index() -> None:
     error = JobError("DIVERGED", "m", rank=0, signal=9)
     view = _fold(*RUN, (1, artifact), (1, StateRecord(JobState.FAILED, "m", error, 1)))
     assert JobView.from_json(view.to_json()) == view
+
+
+def test_the_newest_check_of_the_curvature_outlasts_the_steps_without_one() -> None:
+    check = replace(loss(2, 4), refreshed_layers=3, kept_layers=44)
+    view = _fold(*RUN, (1, check), (1, loss(3, 4)), (1, loss(4, 4)))
+    assert view.last_loss == loss(4, 4)
+    assert view.last_check == check
+    assert JobView.from_json(view.to_json()) == view
+    kept = replace(check, refreshed_layers=0, kept_layers=47)
+    view.apply(99, "2026-01-01T00:01:00Z", 1, kept)
+    assert view.last_check == kept
+
+
+def test_a_view_that_was_stored_before_checks_were_known_can_be_read() -> None:
+    view = _fold(*RUN)
+    body = json.loads(view.to_json())
+    assert body.pop("last_check")["step"] == 1
+    view.last_check = None
+    assert JobView.from_json(json.dumps(body)) == view

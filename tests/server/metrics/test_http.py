@@ -54,6 +54,8 @@ async def test_job_series_come_and_go_with_the_job(
     assert samples[_key("job_state", job=job, state="SUCCEEDED")] == 1
     assert samples[_key("job_step", job=job)] == 4
     assert samples[_key("job_loss", job=job, term="total")] == 0.25
+    for decision, layers in (("refreshed", 17), ("kept", 30), ("stopped", 7)):
+        assert samples[_key("job_curvature_layers", job=job, decision=decision)] == layers
     assert samples[_key("job_attempt", job=job)] == 1
     assert samples[_key("jobs", state="SUCCEEDED")] == 1
     assert samples[_key("events_total", kind="loss")] == 4

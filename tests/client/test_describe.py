@@ -1,0 +1,32 @@
+"""Events as lines of text."""
+
+from __future__ import annotations
+
+import pytest
+
+from multigrain_client.cli.describe import event_line
+from tests.client.events import loss_event
+
+
+@pytest.mark.parametrize(
+    ("refreshed", "kept", "stopped", "text"),
+    [
+        (54, 0, 0, "  curvature refreshed: 54 of 54  "),
+        (17, 30, 7, "  curvature refreshed: 17 of 54, 7 stopped  "),
+        (0, 50, 4, "  curvature refreshed: 0 of 54, 4 stopped  "),
+    ],
+)
+def test_a_check_of_the_curvature_is_told(
+    refreshed: int, kept: int, stopped: int, text: str
+) -> None:
+    event = loss_event(1, 1)
+    event.loss.curvature_layers = 54
+    event.loss.refreshed_layers, event.loss.kept_layers = refreshed, kept
+    event.loss.stopped_layers = stopped
+    assert text in event_line(event)
+
+
+def test_a_step_without_a_check_says_nothing_of_curvature() -> None:
+    event = loss_event(1, 1)
+    event.loss.curvature_layers, event.loss.stopped_layers = 54, 4
+    assert "curvature" not in event_line(event)
