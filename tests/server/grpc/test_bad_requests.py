@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,7 @@ from google.protobuf.message import Message
 from multigrain.v1.common_pb2 import DeviceSpec
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.evaluation_pb2_grpc import EvaluationServiceStub
-from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, ExponentSpec, WeightsSource
-from multigrain.v1.export_pb2 import StartExportRequest
-from multigrain.v1.export_pb2_grpc import ExportServiceStub
-from multigrain.v1.export_spec_pb2 import ExportSpec, ResolutionSpec
+from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, WeightsSource
 from multigrain.v1.job_pb2 import (
     CancelJobRequest,
     DeleteJobRequest,
@@ -32,18 +29,7 @@ from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, ModelSpec, ScheduleSpec, TrainingSpec
-
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-NOT_FOUND = grpc.StatusCode.NOT_FOUND
-DENIED = grpc.StatusCode.PERMISSION_DENIED
-
-
-async def _refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    assert "Traceback" not in str(caught.value.details())
-    assert dict(caught.value.trailing_metadata() or ())["x-request-id"]
-    return caught.value
+from tests.server.grpc.refusal import DENIED, INVALID, NOT_FOUND, refusal
 
 
 def _spec(dataset: Path, **fields: Any) -> TrainingSpec:
@@ -104,7 +90,7 @@ async def test_a_wrong_training_spec_is_refused(
     words: str,
 ) -> None:
     request = StartTrainingRequest(spec=_spec(dataset, **make(dataset)))
-    error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
+    error = await refusal(TrainingServiceStub(channel).StartTraining(request))
     assert (error.code(), words in str(error.details())) == (code, True), error.details()
 
 
@@ -124,7 +110,7 @@ async def test_a_spec_with_everything_wrong_is_still_answered_with_its_status(
 ) -> None:
     spec = TrainingSpec()
     _fill(spec)
-    error = await _refusal(
+    error = await refusal(
         TrainingServiceStub(channel).StartTraining(StartTrainingRequest(spec=spec))
     )
     assert (error.code(), "spec.preset" in str(error.details())) == (INVALID, True)
@@ -136,11 +122,11 @@ async def test_a_long_name_of_nothing_is_answered_with_its_status(
 ) -> None:
     source = WeightsSource(job_id=name)
     request = StartEvaluationRequest(spec=EvaluationSpec(weights=source, dataset_path=str(dataset)))
-    error = await _refusal(EvaluationServiceStub(channel).StartEvaluation(request))
+    error = await refusal(EvaluationServiceStub(channel).StartEvaluation(request))
     assert (error.code(), "spec.weights" in str(error.details())) == (NOT_FOUND, True)
     path = "/".join([str(dataset), *["\u00e9" * 100] * 15])
     spec = _spec(dataset, train_path=path)
-    error = await _refusal(
+    error = await refusal(
         TrainingServiceStub(channel).StartTraining(StartTrainingRequest(spec=spec))
     )
     assert (error.code(), "no such file" in str(error.details())) == (INVALID, True)
@@ -153,7 +139,7 @@ async def test_a_validation_class_that_is_not_trained_on_is_refused(
     val.mkdir(parents=True)
     (val / "0.png").write_bytes((dataset / "cat" / "0.png").read_bytes())
     request = StartTrainingRequest(spec=_spec(dataset, val_path=str(val.parent)))
-    error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
+    error = await refusal(TrainingServiceStub(channel).StartTraining(request))
     assert error.code() is INVALID
     assert "spec.dataset.val_path" in str(error.details())
     assert "horse" in str(error.details())
@@ -173,108 +159,8 @@ async def test_wrong_request_fields_are_refused(
     channel: grpc.aio.Channel, dataset: Path, fields: dict[str, Any], words: str
 ) -> None:
     request = StartTrainingRequest(spec=_spec(dataset), **fields)
-    error = await _refusal(TrainingServiceStub(channel).StartTraining(request))
+    error = await refusal(TrainingServiceStub(channel).StartTraining(request))
     assert (error.code(), words in str(error.details())) == (INVALID, True)
-
-
-@pytest.mark.parametrize(
-    ("weights", "code", "words"),
-    [
-        (WeightsSource(), INVALID, "spec.weights"),
-        (WeightsSource(job_id="train-1"), NOT_FOUND, "train-1"),
-        (WeightsSource(model="nobody"), NOT_FOUND, "nobody"),
-        (WeightsSource(checkpoint_path="/etc"), DENIED, "spec.weights.checkpoint_path"),
-    ],
-)
-async def test_wrong_weights_are_refused(
-    channel: grpc.aio.Channel,
-    dataset: Path,
-    weights: WeightsSource,
-    code: grpc.StatusCode,
-    words: str,
-) -> None:
-    spec = EvaluationSpec(weights=weights, dataset_path=str(dataset))
-    request = StartEvaluationRequest(spec=spec)
-    error = await _refusal(EvaluationServiceStub(channel).StartEvaluation(request))
-    assert (error.code(), words in str(error.details())) == (code, True), error.details()
-    if weights.WhichOneof("source") == "model":
-        return  # a model is a bundle already and not a source of exports
-    export = StartExportRequest(spec=ExportSpec(weights=weights, model_name="m"))
-    error = await _refusal(ExportServiceStub(channel).StartExport(export))
-    assert (error.code(), words in str(error.details())) == (code, True), error.details()
-
-
-@pytest.mark.parametrize(
-    ("spec", "code", "words"),
-    [
-        (EvaluationSpec(batch_size=0), INVALID, "spec.batch_size"),
-        (EvaluationSpec(tasks=["guess"]), INVALID, "spec.tasks"),
-        (EvaluationSpec(resolution=1_000_000), INVALID, "spec.resolution"),
-        (EvaluationSpec(tasks=["gem_p", "groups"]), INVALID, "a job of its own"),
-        (
-            EvaluationSpec(tasks=["gem_p"], exponent=ExponentSpec(candidates=[3, 0.5])),
-            INVALID,
-            "spec.exponent.candidates[1]",
-        ),
-        (EvaluationSpec(tasks=["gem_p"], gem_p=3), INVALID, "spec.gem_p"),
-        (EvaluationSpec(tasks=["gem_p"], transform="rect"), INVALID, "spec.transform"),
-        (
-            EvaluationSpec(
-                tasks=["gem_p"],
-                exponent=ExponentSpec(method="finetune"),
-                devices=DeviceSpec(count=2),
-            ),
-            INVALID,
-            "spec.devices.count",
-        ),
-        (EvaluationSpec(dataset_path="/etc"), DENIED, "spec.dataset_path"),
-    ],
-)
-async def test_a_wrong_evaluation_spec_is_refused(
-    channel: grpc.aio.Channel,
-    dataset: Path,
-    spec: EvaluationSpec,
-    code: grpc.StatusCode,
-    words: str,
-) -> None:
-    spec.weights.checkpoint_path = str(dataset)
-    if not spec.dataset_path:
-        spec.dataset_path = str(dataset)
-    call = EvaluationServiceStub(channel).StartEvaluation(StartEvaluationRequest(spec=spec))
-    error = await _refusal(call)
-    assert (error.code(), words in str(error.details())) == (code, True), error.details()
-
-
-@pytest.mark.parametrize(
-    ("spec", "code", "words"),
-    [
-        (ExportSpec(model_name="../up"), INVALID, "spec.model_name"),
-        (ExportSpec(model_name="m", formats=["pdf"]), INVALID, "spec.formats"),
-        (ExportSpec(model_name="m", formats=["air"]), grpc.StatusCode.UNIMPLEMENTED, "Ascend"),
-        (ExportSpec(model_name="m", whitening_path="/etc"), DENIED, "spec.whitening_path"),
-        (
-            ExportSpec(model_name="m", resolution=32, resolutions=[ResolutionSpec(resolution=64)]),
-            INVALID,
-            "spec.resolutions",
-        ),
-        (
-            ExportSpec(model_name="m", resolutions=[ResolutionSpec(gem_p=0.5)]),
-            INVALID,
-            "spec.resolutions[0].gem_p",
-        ),
-    ],
-)
-async def test_a_wrong_export_spec_is_refused(
-    channel: grpc.aio.Channel,
-    dataset: Path,
-    spec: ExportSpec,
-    code: grpc.StatusCode,
-    words: str,
-) -> None:
-    spec.weights.checkpoint_path = str(dataset)
-    call = ExportServiceStub(channel).StartExport(StartExportRequest(spec=spec))
-    error = await _refusal(call)
-    assert (error.code(), words in str(error.details())) == (code, True), error.details()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +189,7 @@ async def test_a_wrong_job_id_is_refused_by_every_call(
         stub.DeleteJob(DeleteJobRequest(job_id=job_id)),
         stream(),
     ):
-        error = await _refusal(call)
+        error = await refusal(call)
         assert error.code() is code
 
 
@@ -324,5 +210,5 @@ async def test_a_wrong_job_id_is_refused_by_every_call(
 async def test_a_wrong_listing_is_refused(
     channel: grpc.aio.Channel, request_: ListJobsRequest, words: str
 ) -> None:
-    error = await _refusal(JobServiceStub(channel).ListJobs(request_))
+    error = await refusal(JobServiceStub(channel).ListJobs(request_))
     assert (error.code(), words in str(error.details())) == (INVALID, True), error.details()
