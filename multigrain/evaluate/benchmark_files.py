@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,9 @@ def write_benchmark(results: Path, record: EvaluationRecord, result: BenchmarkRe
         "images": result.images,
         "unreadable": len(benchmark) - result.images,
         "ignored": benchmark.ignored,
+        "transform": result.transform,
+        # JSON has no infinity.
+        "gem_p": result.gem_p if math.isfinite(result.gem_p) else "Infinity",
     }
     evaluation = {
         name: value

@@ -156,7 +156,10 @@ class _Evaluation:
             alive=self.ctx.reporter.alive,
             should_stop=lambda: self.ctx.reporter.stop_requested,
         )
-        return None if ranking is None else BenchmarkResult(benchmark, ranking, present)
+        if ranking is None:
+            return None
+        p = self.restored.spec.gem_p
+        return BenchmarkResult(benchmark, ranking, present, self.spec.transform, p)
 
     def _stopped(self) -> bool:
         """Whether any worker was asked to stop. Collective: all of them end at the same point."""

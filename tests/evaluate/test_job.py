@@ -120,6 +120,8 @@ def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform
     assert [(line["query"], line["first"]) for line in lines][:1] == [("100000.jpg", "100001.jpg")]
     logs = [record.message for record in reporter.records if isinstance(record, LogRecord)]
     assert "holidays: 2 queries of 3 groups, 5 images: a part of the benchmark's 1491" in logs
+    figures = json.loads((ctx.folder.results / "holidays.json").read_text())
+    assert (figures["transform"], figures["gem_p"], figures["resolution"]) == (transform, 3.0, 16)
     files = sorted(path.name for path in ctx.folder.results.iterdir())
     assert files == ["holidays.csv", "holidays.json", "metrics.json"]
 
