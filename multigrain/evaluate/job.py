@@ -22,8 +22,10 @@ from multigrain.evaluate.progress import EvaluationProgress
 from multigrain.evaluate.ranking import Ranker
 from multigrain.evaluate.results import write_results
 from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.whitened import Whitened, whitened
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.model.multigrain import MultiGrain
 from multigrain.spec.evaluation import EvaluationSpec
 
 # An evaluation of a part of the images would pass for one of all of them.
@@ -88,7 +90,11 @@ class _Evaluation:
             passes=2 if "copy_detection" in self.spec.tasks else 1,
             rank=self.ctx.rank,
         )
-        network = self.restored.network
+        network: MultiGrain | Whitened = self.restored.network
+        if self.spec.whiten:
+            bundle = Path(self.ctx.request.weights_path)
+            network = whitened(self.restored, bundle, self.spec.resolution)
+        self._size = network.embedding_size
         self._inference = Inference(
             # A graph is compiled for each shape, for seconds: not where there are hundreds.
             Compiled(network) if self.spec.transform == "crop" else network,
@@ -141,14 +147,13 @@ class _Evaluation:
             originals,
             seed=self.spec.seed,
             gather=self._gather,
-            embedding_size=self.restored.network.embedding_size,
+            embedding_size=self._size,
             batches=self._batches,
         )
 
     def _search(self, benchmark: Benchmark, originals: Originals) -> BenchmarkResult | None:
         """What the benchmark's queries find; None if a worker was asked to stop. Collective."""
-        size = self.restored.network.embedding_size
-        embeddings, present = originals.checked(self.folder, size, self._gather)
+        embeddings, present = originals.checked(self.folder, self._size, self._gather)
         ranking = Ranker(benchmark, embeddings, present).rank(
             self._gather,
             rank=self.ctx.rank,

@@ -45,6 +45,10 @@ def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
     found += _layouts(spec.tasks)
     if "gem_p" in spec.tasks:
         found += _exponent(spec)
+    if spec.whiten and not spec.weights.model:
+        found.append(_v("whiten", "only a model carries a whitening; name one in weights.model"))
+    if spec.whiten and spec.gem_p:
+        found.append(_v("whiten", "belongs to the model's own gem_p: leave gem_p out"))
     return found
 
 
@@ -281,6 +285,8 @@ def _exponent(spec: EvaluationSpec) -> Iterator[FieldViolation]:
         )
     if spec.transform != "crop":
         yield _v("transform", f"is '{spec.transform}'; the task 'gem_p' has 'crop' only")
+    if spec.whiten:
+        yield _v("whiten", "a whitening belongs to one gem_p; the task 'gem_p' compares several")
     candidates = spec.exponent.candidates
     for number, p in enumerate(candidates):
         if p < 1:

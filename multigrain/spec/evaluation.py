@@ -41,3 +41,4 @@ class EvaluationSpec(Spec):
     transform: Literal["crop", "rect"] = "crop"
     group_queries: Literal["all", "first"] = "all"
     exponent: ExponentSpec = ExponentSpec()
+    whiten: bool = False

@@ -80,6 +80,7 @@ class EvaluationSpec(_message.Message):
     TRANSFORM_FIELD_NUMBER: _builtins.int
     GROUP_QUERIES_FIELD_NUMBER: _builtins.int
     EXPONENT_FIELD_NUMBER: _builtins.int
+    WHITEN_FIELD_NUMBER: _builtins.int
     dataset_path: _builtins.str
     """Folder of the images; what must be in it depends on the tasks."""
     resolution: _builtins.int
@@ -98,6 +99,10 @@ class EvaluationSpec(_message.Message):
     """
     group_queries: _builtins.str
     """Queries of the task "groups": "all" (default) images, or the "first" of each group by name."""
+    whiten: _builtins.bool
+    """Compare whitened vectors. Default false; refused unless `weights` is a model that carries a
+    whitening at this resolution.
+    """
     @_builtins.property
     def weights(self) -> Global___WeightsSource: ...
     @_builtins.property
@@ -135,10 +140,11 @@ class EvaluationSpec(_message.Message):
         transform: _builtins.str | None = ...,
         group_queries: _builtins.str | None = ...,
         exponent: Global___ExponentSpec | None = ...,
+        whiten: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "_whiten", b"_whiten", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights", "whiten", b"whiten"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "_whiten", b"_whiten", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights", "whiten", b"whiten"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -156,6 +162,8 @@ class EvaluationSpec(_message.Message):
     _WhichOneofArgType__transform: _TypeAlias = _typing.Literal["_transform", b"_transform"]  # noqa: Y015
     _WhichOneofReturnType__trunk: _TypeAlias = _typing.Literal["trunk"]  # noqa: Y015
     _WhichOneofArgType__trunk: _TypeAlias = _typing.Literal["_trunk", b"_trunk"]  # noqa: Y015
+    _WhichOneofReturnType__whiten: _TypeAlias = _typing.Literal["whiten"]  # noqa: Y015
+    _WhichOneofArgType__whiten: _TypeAlias = _typing.Literal["_whiten", b"_whiten"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
@@ -172,6 +180,8 @@ class EvaluationSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__transform) -> _WhichOneofReturnType__transform | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trunk) -> _WhichOneofReturnType__trunk | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__whiten) -> _WhichOneofReturnType__whiten | None: ...
 
 Global___EvaluationSpec: _TypeAlias = EvaluationSpec  # noqa: Y015
 
