@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from multigrain_client import Client, RetryPolicy
+from multigrain_client.cli import main
 from tests.client.drivers import BlockingAsyncClient
 from tests.client.fake_server import FakeServer, FakeState
 
@@ -43,3 +44,21 @@ def make_client(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture
 def client(make_client: Any, server: FakeServer) -> Any:
     return make_client(server.address)
+
+
+@pytest.fixture
+def run(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs one command; returns (exit code, standard output, standard error)."""
+    monkeypatch.setenv("MULTIGRAIN_SERVER", server.address)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

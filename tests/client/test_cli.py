@@ -13,28 +13,11 @@ import numpy as np
 import pytest
 
 from multigrain.v1 import job_pb2, model_pb2
-from multigrain_client.cli import main
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
 from tests.client.events import job_of, training_events
 from tests.client.fake_server import vector_of
 from tests.client.faults import Fault
-
-
-@pytest.fixture
-def run(server, monkeypatch, capsys):
-    """Runs one command; returns (exit code, standard output, standard error)."""
-    monkeypatch.setenv("MULTIGRAIN_SERVER", server.address)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -161,23 +144,6 @@ def test_jobs_lists_and_shows_one(run, state, trained):
     _, out, _ = run("jobs", "job-1")
     assert "state       SUCCEEDED" in out
     assert "metrics     top1 0.9800" in out
-
-
-def test_evaluate_and_export_start_jobs(run, state):
-    _, out, _ = run(
-        "evaluate", "--job", "job-7", "--checkpoint", "best", "--dataset", "/d", "--json"
-    )
-    assert json.loads(out)["evaluation"]["weights"] == {"job_id": "job-7", "checkpoint": "best"}
-    _, out, _ = run(
-        "evaluate", "--model", "digits", "--dataset", "/d", "--task", "groups", "--transform",
-        "rect", "--resolution", "800", "--group-queries", "first", "--json",
-    )  # fmt: skip
-    spec = json.loads(out)["evaluation"]
-    assert (spec["tasks"], spec["transform"], spec["resolution"]) == (["groups"], "rect", 800)
-    assert spec["group_queries"] == "first"
-    code, out, _ = run("export", "--job", "job-7", "--model-name", "digits", "--format", "onnx")
-    assert code == 0
-    assert list(state.jobs["job-3"].export.formats) == ["onnx"]
 
 
 def test_cancel_resume_and_delete(run, state, trained):
