@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multigrain.whitening.file import read_whitening
 from tests.deploy import named
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
@@ -80,7 +81,8 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
         assert evaluation.metrics["top1"] == pytest.approx(job.metrics["top1"], abs=1e-6)
         assert 0 < evaluation.metrics["copy_map"] <= 1
 
-        exported = client.wait(client.export(job=job, model_name="digits"))
+        train = str(digits / "train")
+        exported = client.wait(client.export(job=job, model_name="digits", whitening_path=train))
         assert exported.artifact.model == "digits@1"
         client.load_model("digits")
 
@@ -100,6 +102,14 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
             )
 
         bundle = daemon.data_dir / "models" / "digits" / "1"
+        # Trained weights: the classifier of whitened vectors names the same classes in order.
+        everything = sorted(val.rglob("*.png"))
+        phi = client.embed(everything, whiten=True, normalize=False)
+        stored = read_whitening(bundle / "whitening.safetensors", served.shape[1])
+        order = np.argsort(-(phi @ stored.weight.T + stored.bias), axis=1)
+        named_classes = client.classify(everything, top_k=4)
+        assert order.tolist() == [[c.class_id for c in answer] for answer in named_classes]
+
         np.testing.assert_allclose(
             normalised(run_mindir(bundle, files, tmp_path)), served, atol=1e-4
         )
