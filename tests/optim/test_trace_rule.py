@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from multigrain.optim.thor.fixed_rule import FixedRule
 from multigrain.optim.thor.trace_rule import Decision, TraceRule, decide, relative_change
@@ -177,7 +178,7 @@ def test_the_state_continues_every_decision(at: int) -> None:
     assert expected == [([0, 1], [0, 1]), ([0], [0, 1]), ([1], [0, 1]), ([0], [0])]
     before, after = rule(), rule()
     first = run(before, 0, at)
-    saved = {name: np.array(value) for name, value in before.state().items()}
+    saved = load(save(before.state()))  # as a checkpoint keeps it
     run(before, at, 4)  # what was saved must not follow
     after.load_state(saved)
     assert [*first, *run(after, at, 4)] == expected
