@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from multigrain.model.layers import Conv2d
+from multigrain.model.layers import Conv2d, Pair
 from multigrain.model.multigrain import SMALL_MAP, build_model
 from multigrain.model.resnet import LAYOUTS, MaxPool
 from multigrain.spec.training import ModelSpec
@@ -77,6 +77,24 @@ def test_small_maps_as_products_equal_the_convolution(stride: int, size: int) ->
     x = Tensor(rng.standard_normal((3, 6, size, size)).astype(np.float32))
     plain = layer(x).asnumpy()
     layer.matmul_positions = SMALL_MAP
+    np.testing.assert_allclose(layer(x).asnumpy(), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [((1, 3), 1, (0, 1), 1), ((3, 2), (1, 2), (1, 0), 1), (3, 1, 2, 2), (3, (2, 1), 2, (1, 2))],
+)
+def test_products_equal_convolutions_of_every_shape(
+    kernel: int | Pair, stride: int | Pair, padding: int | Pair, dilation: int | Pair
+) -> None:
+    rng = np.random.default_rng(0)
+    layer = Conv2d(5, 4, kernel, stride=stride, padding=padding, dilation=dilation)
+    weight = rng.standard_normal(layer.weight.shape).astype(np.float32)
+    layer.weight.set_data(Tensor(weight))
+    x = Tensor(rng.standard_normal((3, 5, 6, 5)).astype(np.float32))
+    plain = layer(x).asnumpy()
+    assert plain.shape[2:] == (layer.output_side(6, 0), layer.output_side(5, 1))
+    layer.matmul_positions = 1000
     np.testing.assert_allclose(layer(x).asnumpy(), plain, rtol=1e-4, atol=1e-5)
 
 
