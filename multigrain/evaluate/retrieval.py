@@ -57,9 +57,12 @@ def ranks_of(
     """
     ranks = np.empty(len(queries), np.int64)
     rows = np.arange(len(database))
+    # Summed in float64 and rounded to float32: equal pictures are equally similar, whatever the
+    # shape of the product, and so for any number of workers.
+    columns = database.astype(np.float64).T
     for start in range(0, len(queries), block):
         part = slice(start, start + block)
-        similarity = queries[part] @ database.T
+        similarity = (queries[part].astype(np.float64) @ columns).astype(np.float32)
         target = positive[part, None]
         own = np.take_along_axis(similarity, target, axis=1)
         ahead = (similarity > own) | ((similarity == own) & (rows < target))

@@ -81,7 +81,8 @@ class Runner:
         except MultigrainError as error:
             if error.kind is ErrorKind.STORAGE:
                 raise
-            self._fail(Failure(JobError(error.kind.name, error.message)))
+            field = error.violations[0].field if error.violations else ""
+            self._fail(Failure(JobError(error.kind.name, error.message, field=field)))
         except Exception:
             log.exception("a defect of the runner")
             message = "the job's runner hit a defect; its log, workers/runner.log, has the details"

@@ -51,3 +51,20 @@ def test_the_norm_does_not_matter_and_zero_stays_finite() -> None:
     np.testing.assert_allclose(unit[0], [0.6, 0.8], rtol=1e-5)
     np.testing.assert_allclose(unit[1], unit[0], rtol=1e-5)
     np.testing.assert_array_equal(unit[2], 0.0)
+
+
+def test_equal_pictures_tie_however_many_are_queried_at_a_time() -> None:
+    random = np.random.default_rng(1)
+    pictures = normalised(random.normal(size=(30, 515)).astype(np.float32))
+    database = np.concatenate([pictures, pictures, pictures])
+    queries = normalised(random.normal(size=(60, 515)).astype(np.float32))
+    positive = np.arange(30, 90)
+    present = np.ones(90, bool)
+    whole = ranks_of(queries, database, positive, present)
+    for block in (1, 7):
+        np.testing.assert_array_equal(
+            ranks_of(queries, database, positive, present, block=block), whole
+        )
+    # A second or third copy stands behind the copies before it, at once.
+    first = ranks_of(queries[:30], database, np.arange(30), present)
+    np.testing.assert_array_equal(whole[:30], first + 1)

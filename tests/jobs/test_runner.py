@@ -149,3 +149,11 @@ def test_every_rank_has_a_log(new_job: NewJob) -> None:
     names = {path.name for path in (job.folder.logs / "attempt-1").iterdir()}
     assert names == {"worker_0.log", "worker_1.log"}
     assert os.path.getsize(job.folder.logs / "runner.log") >= 0
+
+
+def test_devices_that_cannot_be_launched_fail_the_job_with_the_field(new_job: NewJob) -> None:
+    job = new_job(target="ascend", launcher="rank-table", rank_table="/nonexistent/table.json")
+    assert job.run("succeed", bare=False) is JobState.FAILED
+    error = job.states()[-1].error
+    assert error is not None
+    assert (error.kind, error.field) == ("INVALID_FIELD", "spec.devices.rank_table")
