@@ -137,7 +137,7 @@ class BulkRetries:
         """Seconds until the next attempt after ``error``; None = give up and raise."""
         self._failures += 1
         # Without a kind it is not our server that speaks but gRPC, whose words for a broken
-        # connection are many (its asyncio client says INTERNAL when it was about to write).
+        # connection are many.
         if self._answered is None or error.kind:
             self._counted += 1
         if self._counted >= self._policy.attempts:

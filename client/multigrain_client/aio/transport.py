@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from grpc import aio
 
+from multigrain_client.aio.first_status import FirstStatus
 from multigrain_client.channel import ChannelConfig
 from multigrain_client.errors import MultigrainClientError
 from multigrain_client.methods import Method, Request, Response
@@ -96,21 +97,23 @@ class AsyncTransport:
     ) -> Response:
         """As ``Transport.upload``."""
         guarded = _Guarded(requests)
-        call: aio.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
+        callable_: aio.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
+        call = callable_(
+            guarded.items(), timeout=self.seconds(method, timeout), metadata=self._metadata
+        )
+        status = FirstStatus(call)
         try:
-            return await call(
-                guarded.items(), timeout=self.seconds(method, timeout), metadata=self._metadata
-            )
+            return await call
         except (aio.AioRpcError, asyncio.CancelledError) as error:
             # gRPC cancels the call when the requests raise, and only logs why.
             if guarded.failure is not None:
                 raise guarded.failure from None
             if isinstance(error, aio.AioRpcError):
-                raise self.error(error, method) from error
+                raise self.error(status.of(error), method) from error
             raise
 
     def exchange(
@@ -144,11 +147,12 @@ class AsyncTransport:
         self, call: Any, method: Method[Any, Response]
     ) -> AsyncGenerator[Response, None]:
         # `call` is both an async iterator of messages and a grpc.aio.Call.
+        status = FirstStatus(call)
         try:
             async for message in call:
                 yield message
         except aio.AioRpcError as rpc_error:
-            raise self.error(rpc_error, method) from rpc_error
+            raise self.error(status.of(rpc_error), method) from rpc_error
         finally:
             call.cancel()
 

@@ -1,0 +1,70 @@
+"""A call that the server ends while the client is still sending keeps the server's reason."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+
+from multigrain_client.aio.first_status import FirstStatus
+
+UNWRITTEN = aio.AioRpcError(
+    grpc.StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "Internal error from Core"
+)
+
+
+class _Refusing(grpc.GenericRpcHandler):
+    """Ends every call at once with ALREADY_EXISTS, whatever is still to come."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        async def refuse(requests: Any, context: aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "it is there")
+
+        if details.method == "/test/Stream":
+            return grpc.stream_stream_rpc_method_handler(refuse)
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+async def _requests() -> AsyncIterator[bytes]:
+    for _ in range(50):
+        yield bytes(1 << 16)
+
+
+async def test_the_servers_reason_survives_a_write_that_fails():
+    server = aio.server(handlers=[_Refusing()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for _ in range(30):
+                call = channel.stream_stream("/test/Stream")(_requests())
+                status = FirstStatus(call)
+                with pytest.raises(aio.AioRpcError) as caught:
+                    async for _ in call:
+                        pass
+                error = status.of(caught.value)
+                assert error.code() is grpc.StatusCode.ALREADY_EXISTS
+                assert error.details() == "it is there"
+    finally:
+        await server.stop(0)
+
+
+class _Call:
+    """A call of which nothing ever arrives."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        pass
+
+
+def test_a_write_that_fails_first_says_that_the_connection_ended():
+    error = FirstStatus(_Call()).of(UNWRITTEN)
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the connection ended" in str(error.details())
+
+
+def test_an_internal_error_of_the_server_stays_one():
+    own = aio.AioRpcError(grpc.StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "a defect")
+    assert FirstStatus(_Call()).of(own) is own
