@@ -1,0 +1,63 @@
+"""64 photographs of about 500 x 375 pixels, the same on every machine.
+
+Nothing is downloaded: they are cut from the two photographs that scikit-learn ships (a temple
+in China and a flower), each with its own frame, turn, tone and grain, so that no two are equal
+and their files are as heavy as a camera's. For timing, and for comparing two ways of computing
+one vector; never for judging what a network has learned.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+COUNT = 64
+_QUALITY = 88
+# Width and height; most pictures lie on their side.
+_SIZES = ((500, 375), (500, 333), (500, 400), (375, 500))
+
+
+def photographs(count: int = COUNT) -> list[bytes]:
+    """JPEG files, 4:2:0, 30 to 110 kB; number ``i`` does not depend on ``count``."""
+    from sklearn.datasets import load_sample_images
+
+    sources = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    return [_photograph(sources[number % len(sources)], number) for number in range(count)]
+
+
+def _photograph(source: Image.Image, number: int) -> bytes:
+    random = np.random.default_rng(number)
+    width, height = _SIZES[number % len(_SIZES)]
+    corners = _frame(source.size, width / height, random)
+    picture = source.transform(
+        (width, height), Image.Transform.QUAD, corners, Image.Resampling.BICUBIC
+    )
+    if random.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = np.asarray(picture, np.float64) / 255
+    pixels = pixels ** random.uniform(0.75, 1.35) * random.uniform(0.85, 1.1, size=3)
+    pixels += random.normal(scale=0.012, size=(height, width, 1))  # the sensor's grain
+    out = io.BytesIO()
+    Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(
+        out, "JPEG", quality=_QUALITY
+    )
+    return out.getvalue()
+
+
+def _frame(size: tuple[int, int], aspect: float, random: np.random.Generator) -> tuple[float, ...]:
+    """Corners of a slightly turned rectangle of this aspect inside the source, as QUAD takes
+    them: upper left, lower left, lower right, upper right."""
+    full = np.array(size, float)
+    angle = random.uniform(-0.06, 0.06)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    half = np.array([aspect, 1.0]) / 2
+    signs = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+    offsets: NDArray[np.float64] = (signs * half) @ turn.T
+    reach = np.abs(offsets).max(axis=0)  # the turned rectangle's own half width and height
+    offsets *= random.uniform(0.7, 1.0) * (full / (2 * reach)).min()
+    reach = np.abs(offsets).max(axis=0)
+    middle = random.uniform(reach, full - reach)
+    return tuple((offsets + middle).ravel().tolist())
