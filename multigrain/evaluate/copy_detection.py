@@ -14,7 +14,8 @@ from multigrain.evaluate.classification import no_readable_image, not_finite
 from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import FloatArray, Inference
-from multigrain.evaluate.retrieval import average_precision, normalised, ranks_of
+from multigrain.evaluate.precision import average_precision
+from multigrain.evaluate.search import Search, normalised
 from multigrain.evaluate.transform import Transform
 from multigrain.images.decode import decode_image
 
@@ -121,11 +122,20 @@ def evaluate_copies(
         image = decode_image(folder.read(index))
         return transform.image(distort(image, Random(seed << 64 | index)))
 
-    # Column 0: rank, column 1: seen. Zero for the images of other workers.
-    table = np.zeros((len(folder), 2), np.float32)
+    # Rank, seen, not finite; zero for the images of other workers.
+    table = np.zeros((len(folder), 3), np.float32)
+    # Each image is a group of its own.
+    search = Search(database, np.arange(len(folder)), present)
     for predictions in inference.run_batches(batches, load, {}):
-        ranks = ranks_of(normalised(predictions.embedding), database, predictions.indices, present)
-        table[predictions.indices, 0] = ranks
-        table[predictions.indices, 1] = 1.0
+        finite = np.isfinite(predictions.embedding).all(axis=1)
+        table[predictions.indices[~finite], 1:] = 1.0
+        indices = predictions.indices[finite]
+        found = search.find(normalised(predictions.embedding[finite]), indices)
+        for index, hits in zip(indices.tolist(), found, strict=True):
+            if len(hits.ranks):
+                table[index, :2] = hits.ranks[0], 1.0
     table = gather.sum(table)
+    broken = int(table[:, 2].sum())
+    if broken:
+        raise not_finite(broken, int(table[:, 1].sum()))
     return CopyDetectionResult(np.where(table[:, 1] > 0, table[:, 0], UNREAD).astype(np.int64))

@@ -15,7 +15,7 @@ from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.classification import ClassificationResult
 from multigrain.evaluate.confusion_plot import plot_confusion
 from multigrain.evaluate.copy_detection import CopyDetectionResult
-from multigrain.evaluate.retrieval import average_precision
+from multigrain.evaluate.precision import average_precision
 from multigrain.events.records import EvaluationRecord
 
 METRICS = "metrics.json"

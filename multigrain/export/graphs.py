@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from multigrain.bundle.folder import FILE_MODE
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.retrieval import normalised
+from multigrain.evaluate.search import normalised
 from multigrain.export.dynamic_batch import INPUT, OUTPUTS, free_batch
 
 FloatArray = NDArray[np.float32]

@@ -20,7 +20,7 @@ from multigrain.evaluate.copy_detection import (
 from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Inference
-from multigrain.evaluate.retrieval import average_precision
+from multigrain.evaluate.precision import average_precision
 from multigrain.evaluate.transform import Transform
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
@@ -88,6 +88,16 @@ def test_embeddings_that_are_not_finite_fail(tmp_path: Path) -> None:
     for predictions in inference.run(range(2), load, {}):
         originals.add(predictions.indices, predictions.embedding)
     with pytest.raises(MultigrainError) as caught:
+        evaluate_copies(inference, folder, T, originals, seed=0, gather=Gather(1), embedding_size=2)
+    assert caught.value.kind is ErrorKind.NOT_FINITE
+
+
+def test_copies_whose_embeddings_are_not_finite_fail_and_count_as_nothing(tmp_path: Path) -> None:
+    folder = scan(write_dataset(tmp_path, classes=1, each=4))
+    originals = Originals(4)
+    originals.add(np.arange(4), np.eye(4, 2, dtype=np.float32))
+    inference = Inference(Broken(), 4, threads=1)
+    with pytest.raises(MultigrainError, match="2 of 4 images") as caught:
         evaluate_copies(inference, folder, T, originals, seed=0, gather=Gather(1), embedding_size=2)
     assert caught.value.kind is ErrorKind.NOT_FINITE
 

@@ -13,7 +13,7 @@ from multigrain.errors import MultigrainError
 from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.ranking import Ranker, Ranking
-from multigrain.evaluate.retrieval import normalised
+from multigrain.evaluate.search import normalised
 from multigrain.spec.evaluation import Task
 from tests.data.benchmarks.files import touch
 from tests.evaluate.fake_gather import on_workers

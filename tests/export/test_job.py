@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from multigrain.bundle.folder import read
 from multigrain.checkpoint.restore import restore
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.retrieval import normalised
+from multigrain.evaluate.search import normalised
 from multigrain.events.records import ArtifactRecord
 from multigrain.export import graphs, run
 from multigrain.images.preprocess import preprocess

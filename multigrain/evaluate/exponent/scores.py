@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.evaluate.inference import Predictions
-from multigrain.evaluate.retrieval import normalised
+from multigrain.evaluate.search import normalised
 
 
 @dataclass(frozen=True)

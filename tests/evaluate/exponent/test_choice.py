@@ -18,7 +18,8 @@ from multigrain.errors import MultigrainError
 from multigrain.evaluate import run
 from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.exponent.scores import ExponentScore, best
-from multigrain.evaluate.retrieval import average_precision, normalised
+from multigrain.evaluate.precision import average_precision
+from multigrain.evaluate.search import normalised
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
