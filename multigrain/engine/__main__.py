@@ -27,6 +27,8 @@ from multigrain.images.preprocess import preprocess
 from multigrain.whitening.file import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
+# float32 (3, 4096, 4096): no bundle serves a larger resolution.
+_MAX_TENSOR_BYTES = 4 * 3 * 4096 * 4096
 
 
 def main() -> int:
@@ -36,7 +38,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     started = time.monotonic()
     sock = socket.socket(fileno=settings.socket_fd)
-    connection = Connection(sock, settings.max_image_bytes)
+    # A prepared image may be larger than the file that the limit is for.
+    connection = Connection(sock, max(settings.max_image_bytes, _MAX_TENSOR_BYTES))
     try:
         bundle = read_bundle(settings)
         choice = choose(settings.runtime, bundle, settings.device)

@@ -62,8 +62,8 @@ def encode_vector(embedding: NDArray[np.float32], wants: VectorWants) -> Encoded
     return EncodedVector(np.rint(vector / scale).clip(-127, 127).astype(np.int8).tobytes(), scale)
 
 
-def top_classes(logits: NDArray[np.float32], top_k: int) -> TopClasses:
-    """The ``top_k`` most probable classes (at most all) of one row of logits (K,), softmaxed.
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The softmax of one row of logits (K,).
 
     Raises:
         MultigrainError: NOT_FINITE.
@@ -73,9 +73,13 @@ def top_classes(logits: NDArray[np.float32], top_k: int) -> TopClasses:
             ErrorKind.NOT_FINITE, "the model's class scores of this image are not finite"
         )
     shifted = logits.astype(np.float64)
-    probabilities = np.exp(shifted - shifted.max())
-    probabilities /= probabilities.sum()
+    powers = np.exp(shifted - shifted.max())
+    return powers / powers.sum()
+
+
+def top_classes(scores: NDArray[np.float64], top_k: int) -> TopClasses:
+    """The ``top_k`` most probable classes (at most all) of one row of probabilities (K,)."""
     # Stable, so that equal scores come in the order of their class ids.
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
-    data = best.astype("<i4").tobytes() + probabilities[best].astype("<f4").tobytes()
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    data = best.astype("<i4").tobytes() + scores[best].astype("<f4").tobytes()
     return TopClasses(data, len(best))

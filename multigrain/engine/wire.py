@@ -39,7 +39,9 @@ class Submit(Spec):
     """One image; the payload is its encoded bytes. Answered by exactly one :class:`Result`.
 
     ``resolution`` 0 = the bundle's default. ``deadline_ns`` is on CLOCK_MONOTONIC, which all
-    processes of a host share; 0 = none. ``top_k`` 0 = no class scores.
+    processes of a host share; 0 = none. ``top_k`` 0 = no top classes; ``scores``: the
+    probabilities of all of them. With ``tensor`` the payload is what preprocessing makes of a
+    file: little-endian float32 (3, resolution, resolution).
     """
 
     type: Literal["submit"] = "submit"
@@ -48,6 +50,8 @@ class Submit(Spec):
     deadline_ns: int = 0
     vector: VectorWants | None = None
     top_k: int = 0
+    scores: bool = False
+    tensor: bool = False
 
 
 class Cancel(Spec):
@@ -89,7 +93,8 @@ class Result(Spec):
     """The answer for one image. ``kind`` 0 = OK, else an ``ErrorKind``.
 
     The payload is the vector (``vector_bytes``), then ``classes`` int32 class ids, then as
-    many float32 probabilities, most probable first. ``leads_batch`` is set on one result of
+    many float32 probabilities, most probable first, then ``scores`` float32 probabilities in
+    the order of the classes. ``leads_batch`` is set on one result of
     each batch, so that a reader can count batches. ``where`` tells how far an image came that
     was cancelled or timed out: "queue" or "batch".
     """
@@ -107,6 +112,7 @@ class Result(Spec):
     vector_bytes: int = 0
     scale: float = 0.0
     classes: int = 0
+    scores: int = 0
 
     @property
     def error_kind(self) -> ErrorKind | None:

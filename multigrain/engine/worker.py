@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.engine.answer import encode_vector, top_classes
+from multigrain.engine.answer import encode_vector, probabilities, top_classes
 from multigrain.engine.batcher import Batcher, Drop, Item
 from multigrain.engine.runtime.base import Runtime
 from multigrain.engine.wire import Frame, Result, Submit
@@ -143,7 +143,7 @@ class Worker:
         while (item := self._batcher.next_to_decode()) is not None:
             start = time.monotonic_ns()
             try:
-                item.tensor = self._decode(item.data, item.request.resolution)
+                item.tensor = self._prepare(item)
             except MultigrainError as error:
                 self._refuse(item, error, start)
             except Exception as error:  # a decoder's surprise costs this image, not the thread
@@ -154,6 +154,17 @@ class Worker:
                 item.data = b""
                 item.decode_ns = time.monotonic_ns() - start
                 self._batcher.decoded(item)
+
+    def _prepare(self, item: Item) -> NDArray[np.float32]:
+        """What the network sees of an image, (3, S, S); decoded, unless it came like that."""
+        side = item.request.resolution
+        if not item.request.tensor:
+            return self._decode(item.data, side)
+        tensor = np.frombuffer(item.data, "<f4").reshape(3, side, side)
+        if not np.isfinite(tensor).all():
+            message = "a prepared image holds numbers that are not finite"
+            raise MultigrainError(ErrorKind.INVALID_FIELD, message)
+        return tensor
 
     def _refuse(self, item: Item, error: MultigrainError, start: int) -> None:
         item.decode_ns = time.monotonic_ns() - start
@@ -170,19 +181,29 @@ def _whitens(item: Item) -> bool:
 
 def _answer(item: Item, embedding: NDArray[np.float32], logits: NDArray[np.float32]) -> Frame:
     request = item.request
-    vector, scale, vector_bytes, classes = b"", 0.0, 0, b""
+    vector, scale, vector_bytes, classes, scores = b"", 0.0, 0, b"", b""
     count = 0
     try:
         if request.vector is not None:
             encoded = encode_vector(embedding, request.vector)
             vector, scale, vector_bytes = encoded.data, encoded.scale, len(encoded.data)
-        if request.top_k:
-            top = top_classes(logits, request.top_k)
-            classes, count = top.data, top.count
+        if request.top_k or request.scores:
+            every = probabilities(logits)
+            if request.top_k:
+                top = top_classes(every, request.top_k)
+                classes, count = top.data, top.count
+            if request.scores:
+                scores = every.astype("<f4").tobytes()
     except MultigrainError as error:
         return _failure(item, error)
-    result = Result(id=request.id, vector_bytes=vector_bytes, scale=scale, classes=count)
-    return Frame(result, vector + classes)
+    result = Result(
+        id=request.id,
+        vector_bytes=vector_bytes,
+        scale=scale,
+        classes=count,
+        scores=len(scores) // 4,
+    )
+    return Frame(result, vector + classes + scores)
 
 
 def _failure(item: Item, error: MultigrainError) -> Frame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multigrain.engine.answer import encode_vector, top_classes
+from multigrain.engine.answer import encode_vector, probabilities, top_classes
 from multigrain.engine.wire import VectorWants
 from multigrain.errors import ErrorKind, MultigrainError
 
@@ -55,7 +55,7 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
         encode_vector(row, VectorWants())
     assert caught.value.kind is ErrorKind.NOT_FINITE
     with pytest.raises(MultigrainError) as caught:
-        top_classes(row, 2)
+        probabilities(row)
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
@@ -68,13 +68,15 @@ def test_a_number_that_fp16_cannot_hold_is_refused_with_the_way_out() -> None:
 
 def test_probabilities_are_the_softmax_of_all_classes() -> None:
     logits = np.array([1000.0, 998.0, -1000.0, 1000.0], np.float32)
-    top = top_classes(logits, 3)
+    every = probabilities(logits)
+    top = top_classes(every, 3)
     ids = np.frombuffer(top.data[:12], "<i4")
-    probabilities = np.frombuffer(top.data[12:], "<f4")
+    best = np.frombuffer(top.data[12:], "<f4")
     assert ids.tolist() == [0, 3, 1]  # equal ones in the order of their ids
     whole = 2 + np.exp(-2.0)
-    np.testing.assert_allclose(probabilities, [1 / whole, 1 / whole, np.exp(-2) / whole], rtol=1e-6)
+    np.testing.assert_allclose(best, [1 / whole, 1 / whole, np.exp(-2) / whole], rtol=1e-6)
+    np.testing.assert_allclose(every, [1 / whole, np.exp(-2) / whole, 0, 1 / whole], rtol=1e-12)
 
 
 def test_more_classes_than_there_are_means_all() -> None:
-    assert top_classes(np.zeros(3, np.float32), 10).count == 3
+    assert top_classes(np.full(3, 1 / 3), 10).count == 3

@@ -130,6 +130,8 @@ class EngineProcess:
         deadline_ns: int,
         vector: VectorWants | None,
         top_k: int,
+        scores: bool = False,
+        tensor: bool = False,
     ) -> PendingItem:
         """Sends one image. Its future fails with UNAVAILABLE if the engine ends first."""
         if self.ended.is_set() or self._channel is None:
@@ -146,6 +148,8 @@ class EngineProcess:
             deadline_ns=deadline_ns,
             vector=vector,
             top_k=top_k,
+            scores=scores,
+            tensor=tensor,
         )
         self._channel.send(message, image)
         return PendingItem(number, future)

@@ -16,20 +16,25 @@ class ImageRequest:
     Attributes:
         model: "name", "name@version", an alias, or "" for the default.
         images: encoded files.
+        tensors: whether ``images`` are, instead, what preprocessing makes of files: each a
+            little-endian float32 (3, resolution, resolution).
         resolution: side in pixels; 0 = the model's.
         vector: how embeddings are wanted; None = none.
-        classes: whether class scores are wanted.
+        classes: whether the most probable classes are wanted.
         top_k: how many; 0 = 5, at most all.
+        scores: whether the probabilities of all classes are wanted.
         deadline_ns: on CLOCK_MONOTONIC; 0 = none.
         received_ns: when the call came in, on the same clock.
     """
 
     model: str
     images: Sequence[bytes]
+    tensors: bool = False
     resolution: int = 0
     vector: VectorWants | None = None
     classes: bool = False
     top_k: int = 0
+    scores: bool = False
     deadline_ns: int = 0
     received_ns: int = 0
 
@@ -54,12 +59,14 @@ class ItemAnswer:
     """One image's answer: an error, or what was wanted.
 
     ``vector`` holds little-endian numbers of the wanted dtype; ``scale`` is for int8.
+    ``scores`` are little-endian float32 probabilities in the order of the classes.
     """
 
     error: ItemError | None = None
     vector: bytes = b""
     scale: float = 0.0
     classes: tuple[ClassScore, ...] = ()
+    scores: bytes = b""
 
 
 @dataclass(frozen=True)

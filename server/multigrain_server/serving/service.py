@@ -80,7 +80,7 @@ class ImageService:
         places: list[int] = []
         try:
             for image in request.images:
-                if len(image) > self._config.max_image_bytes:
+                if not request.tensors and len(image) > self._config.max_image_bytes:
                     out.append(self._too_large(len(image)))
                     continue
                 places.append(len(out))
@@ -92,6 +92,8 @@ class ImageService:
                         deadline_ns=request.deadline_ns,
                         vector=request.vector,
                         top_k=top_k,
+                        scores=request.scores,
+                        tensor=request.tensors,
                     )
                 )
             async with asyncio.timeout(_seconds_left(request.deadline_ns)):
@@ -151,6 +153,11 @@ class ImageService:
                 f"{request.resolution} is not served by {model.entry.version}: use "
                 f"{', '.join(map(str, known))}, or 0 for {known[0]}",
             )
+        side = manifest.head(request.resolution).resolution
+        if request.tensors and any(len(image) != 12 * side * side for image in request.images):
+            raise MultigrainError.field(
+                "images", f"must each hold 3 x {side} x {side} float32 numbers when prepared"
+            )
         if _whitens(request) and manifest.head(request.resolution).whitening is None:
             able = [str(head.resolution) for head in manifest.heads if head.whitening is not None]
             where = f" at {request.resolution or known[0]} px" if able else ""
@@ -201,6 +208,7 @@ def _item(result: EngineResult | ItemError, labels: Sequence[str]) -> ItemAnswer
         vector=result.payload[: head.vector_bytes],
         scale=head.scale,
         classes=_classes(head, result.payload, labels),
+        scores=_scores(head, result.payload),
     )
 
 
@@ -213,6 +221,11 @@ def _classes(head: Result, payload: bytes, labels: Sequence[str]) -> tuple[Class
         ClassScore(class_id, labels[class_id] if class_id < len(labels) else "", probability)
         for class_id, probability in zip(numbers[:count], numbers[count:], strict=True)
     )
+
+
+def _scores(head: Result, payload: bytes) -> bytes:
+    start = head.vector_bytes + 8 * head.classes
+    return payload[start : start + 4 * head.scores]
 
 
 def _whitens(request: ImageRequest) -> bool:
