@@ -29,6 +29,7 @@ from multigrain_client.errors import (
     Unsupported,
     WrongState,
 )
+from multigrain_client.folder import FolderEmbedding
 from multigrain_client.health import HealthStatus
 from multigrain_client.losses import LossPoint, latest_curve
 from multigrain_client.retry import RetryPolicy
@@ -43,6 +44,7 @@ __all__ = [
     "DeadlineExceeded",
     "EmbeddedImage",
     "FieldViolation",
+    "FolderEmbedding",
     "Forbidden",
     "HealthStatus",
     "ImageError",

@@ -37,12 +37,14 @@ class EmbeddedImage:
         index: position in the input, from 0.
         name: path of the image, or "image 3".
         vector: float32 (D,).
+        model: "name@version" that answered; empty for an image that was not even sent.
     """
 
     index: int
     name: str
     vector: FloatArray | None
     error: ImageError | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,13 @@ class ClassifyOptions:
 def embedded(batch: Batch, response: EmbedResponse | None) -> list[EmbeddedImage]:
     """Answers of one batch in input order; ``response`` is None if nothing was sent."""
     results = response.results if response is not None else ()
+    model = response.model if response is not None else ""
     _check_count(batch, len(results))
     answers = [EmbeddedImage(error.index, error.name, None, error) for error in batch.errors]
     for image, result in zip(batch.images, results, strict=True):
         error = _item_error(image.index, image.name, result.status)
         vector = None if error else decode_vector(result.embedding)
-        answers.append(EmbeddedImage(image.index, image.name, vector, error))
+        answers.append(EmbeddedImage(image.index, image.name, vector, error, model))
     return sorted(answers, key=lambda answer: answer.index)
 
 

@@ -38,7 +38,7 @@ class AsyncBulkEmbedding:
         self._ended = False
         self._failure: BaseException | None = None
 
-    async def run(self) -> AsyncIterator[EmbeddedImage]:
+    async def run(self) -> AsyncGenerator[EmbeddedImage]:
         """Raises:
         MultigrainClientError: when the server refuses, or stays away (see ``BulkRetries``).
         """

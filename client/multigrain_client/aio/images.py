@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
@@ -27,8 +29,11 @@ from multigrain_client.answers import (
     raise_failed,
 )
 from multigrain_client.batches import MAX_IMAGES, Batch
+from multigrain_client.folder import FolderEmbedding, FolderRun, OnProgress
 
 if TYPE_CHECKING:
+    import os
+
     from multigrain_client.images import Image, Images
 
 Answer = TypeVar("Answer")
@@ -100,11 +105,39 @@ class AsyncImageCalls(AsyncRpcs):
         dtype: str = "fp32",
         batch_size: int = 16,
         window: int = 4,
-    ) -> AsyncIterator[EmbeddedImage]:
+    ) -> AsyncGenerator[EmbeddedImage]:
         """As ``Client.embed_stream``; ``images`` may also be an asynchronous iterable."""
         options = EmbedOptions(model, resolution, normalize, whiten, dtype)
         batches = batches_of_stream(images, min(batch_size, MAX_IMAGES))
         return AsyncBulkEmbedding(self._transport, options, batches, window).run()
+
+    async def embed_folder(
+        self,
+        folder: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        model: str = "",
+        resolution: int = 0,
+        normalize: bool = True,
+        whiten: bool = False,
+        dtype: str = "fp32",
+        on_progress: OnProgress | None = None,
+    ) -> FolderEmbedding:
+        """As ``Client.embed_folder``."""
+        run = await asyncio.to_thread(FolderRun, Path(folder), Path(out), on_progress)
+        answers = self.embed_stream(
+            run.paths,
+            model=model,
+            resolution=resolution,
+            normalize=normalize,
+            whiten=whiten,
+            dtype=dtype,
+        )
+        with run:
+            async with aclosing(answers):
+                async for answer in answers:
+                    run.add(answer)
+            return await asyncio.to_thread(run.finish)
 
     async def _each_batch(
         self, images: Images, call: Callable[[Batch], Awaitable[list[Answer]]]

@@ -10,20 +10,13 @@ import numpy as np
 
 from multigrain_client.answers import FloatArray
 from multigrain_client.cli.command import OK, Command, Context
+from multigrain_client.cli.embed_options import add_embed_options, embed_arguments
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--out", metavar="FILE.npy", help="write float32 (N, D); default: JSON")
-    parser.add_argument("--model", default="", help="name, name@version or alias")
-    parser.add_argument("--resolution", type=int, default=0, help="pixels; default the model's")
-    parser.add_argument(
-        "--whiten", action="store_true", help="whiten the vectors, if the model can"
-    )
-    parser.add_argument("--no-normalize", action="store_true", help="leave the vectors' lengths")
-    parser.add_argument(
-        "--dtype", default="fp32", choices=["fp32", "fp16", "int8"], help="on the wire"
-    )
+    add_embed_options(parser)
     parser.add_argument(
         "--on-error",
         default="raise",
@@ -37,12 +30,8 @@ def run(context: Context) -> int:
     with context.connect() as client:
         vectors = client.embed(
             arguments.images,
-            model=arguments.model,
-            resolution=arguments.resolution,
-            normalize=not arguments.no_normalize,
-            whiten=arguments.whiten,
-            dtype=arguments.dtype,
             on_error=arguments.on_error,
+            **embed_arguments(arguments),
         )
     if arguments.out:
         # An open file, because NumPy would add ".npy" to any other name.

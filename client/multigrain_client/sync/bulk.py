@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from multigrain.v1.embedding_pb2 import EmbedRequest
@@ -38,7 +38,7 @@ class BulkEmbedding:
         self._failure: BaseException | None = None
         self._connection = 0
 
-    def run(self) -> Iterator[EmbeddedImage]:
+    def run(self) -> Generator[EmbeddedImage]:
         """Raises:
         MultigrainClientError: when the server refuses, or stays away (see ``BulkRetries``).
         """

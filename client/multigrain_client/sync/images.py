@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
@@ -23,11 +25,14 @@ from multigrain_client.answers import (
     raise_failed,
 )
 from multigrain_client.batches import MAX_IMAGES, Batch, split
+from multigrain_client.folder import FolderEmbedding, FolderRun, OnProgress
 from multigrain_client.images import encode_each
 from multigrain_client.sync.bulk import BulkEmbedding
 from multigrain_client.sync.rpcs import Rpcs
 
 if TYPE_CHECKING:
+    import os
+
     from multigrain_client.images import Image, Images
 
 Answer = TypeVar("Answer")
@@ -131,7 +136,7 @@ class ImageCalls(Rpcs):
         dtype: str = "fp32",
         batch_size: int = 16,
         window: int = 4,
-    ) -> Iterator[EmbeddedImage]:
+    ) -> Generator[EmbeddedImage]:
         """Embeds any number of images over one stream and yields answers in input order.
 
         Images are read only as fast as answers come. A bad image yields an answer with
@@ -144,6 +149,48 @@ class ImageCalls(Rpcs):
         options = EmbedOptions(model, resolution, normalize, whiten, dtype)
         batches = split(encode_each(images), max_images=min(batch_size, MAX_IMAGES))
         return BulkEmbedding(self._transport, options, batches, window).run()
+
+    def embed_folder(
+        self,
+        folder: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        model: str = "",
+        resolution: int = 0,
+        normalize: bool = True,
+        whiten: bool = False,
+        dtype: str = "fp32",
+        on_progress: OnProgress | None = None,
+    ) -> FolderEmbedding:
+        """Embeds every image file under a folder into a file of vectors.
+
+        The file appears when it is whole. A bad image has a row without a vector and is named
+        in the result.
+
+        Args:
+            out: "vectors.parquet" (columns path, embedding, error; needs pyarrow) or
+                "vectors.npy" (float32 (N, D); its rows are listed in "vectors.csv").
+            on_progress: called with (images answered, images in all) after every image.
+            model, resolution, normalize, whiten, dtype: as in ``embed``.
+
+        Raises:
+            InvalidRequest: for a folder without images, or an ``out`` that will not do.
+            ImagesFailed: if not one image has a vector.
+            OSError: if the file cannot be written.
+        """
+        run = FolderRun(Path(folder), Path(out), on_progress)
+        answers = self.embed_stream(
+            run.paths,
+            model=model,
+            resolution=resolution,
+            normalize=normalize,
+            whiten=whiten,
+            dtype=dtype,
+        )
+        with run, closing(answers):
+            for answer in answers:
+                run.add(answer)
+            return run.finish()
 
     def _each_batch(self, images: Images, call: Callable[[Batch], list[Answer]]) -> list[Answer]:
         """Answers of all images in order, with a bounded number of calls under way."""

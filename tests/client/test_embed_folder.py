@@ -1,0 +1,134 @@
+"""embed_folder and its command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from multigrain_client import ImagesFailed, InvalidRequest, ServerError
+from multigrain_client.answers import EmbeddedImage
+from multigrain_client.folder import FolderRun, image_files
+from tests.client.faults import Fault
+from tests.client.pictures import expected, images_of
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Forty images in two folders; the fake server answers whatever bytes they hold."""
+    folder = tmp_path / "photos"
+    for number, data in enumerate(images_of(40)):
+        path = folder / f"{'ab'[number % 2]}" / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (folder / "a" / "notes.txt").write_text("no image")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "c.jpg").write_bytes(b"hidden")
+    return folder
+
+
+def vectors_of(folder: Path) -> np.ndarray:
+    return expected([(folder / name).read_bytes() for name in image_files(folder)])
+
+
+def test_the_files_are_listed_in_order_without_what_is_no_image(photos):
+    names = image_files(photos)
+    assert names == sorted(names)
+    assert len(names) == 40
+    assert names[0] == "a/000.jpg"
+
+
+def test_an_array_and_its_list_of_paths_are_written(client, photos, tmp_path):
+    (photos / "a" / "010.jpg").write_bytes(b"bad")
+    seen = []
+    result = client.embed_folder(
+        photos, tmp_path / "v.npy", on_progress=lambda done, total: seen.append((done, total))
+    )
+    vectors = np.load(tmp_path / "v.npy")
+    with (tmp_path / "v.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    bad = image_files(photos).index("a/010.jpg")
+    good = [row for row in range(40) if row != bad]
+    assert (result.images, result.size, len(result.errors)) == (40, vectors.shape[1], 1)
+    assert result.errors[0].name.endswith("a/010.jpg")
+    np.testing.assert_array_equal(vectors[good], vectors_of(photos)[good])
+    assert np.isnan(vectors[bad]).all()
+    assert [row["path"] for row in rows] == image_files(photos)
+    assert [bool(row["error"]) for row in rows] == [row == bad for row in range(40)]
+    assert seen == [(done, 40) for done in range(1, 41)]
+
+
+def test_a_table_is_written_whose_bad_images_have_no_vector(client, photos, tmp_path):
+    # Also the first one, before the size of a vector is known.
+    (photos / "a" / "000.jpg").write_bytes(b"bad")
+    result = client.embed_folder(photos, tmp_path / "v.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert table.column("path").to_pylist() == image_files(photos)
+    embeddings = table.column("embedding").to_pylist()
+    assert embeddings[0] is None
+    assert table.column("error").to_pylist()[1:] == [None] * 39
+    assert table.column("error").to_pylist()[0]
+    np.testing.assert_array_equal(np.array(embeddings[1:], np.float32), vectors_of(photos)[1:])
+    assert table.schema.metadata[b"multigrain.model"].decode() == result.model
+
+
+def test_a_cut_connection_costs_no_row(client, state, photos, tmp_path):
+    state.faults["EmbedStream"].extend([Fault(after=1)] * 2)
+    client.embed_folder(photos, tmp_path / "v.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), vectors_of(photos))
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
+def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path, photos, name):
+    vector = np.ones(4, np.float32)
+
+    def switch_models() -> None:
+        with FolderRun(photos, tmp_path / name) as run:
+            run.add(EmbeddedImage(0, "a", vector, model="m@1"))
+            run.add(EmbeddedImage(1, "b", vector, model="m@2"))
+
+    with pytest.raises(ServerError, match="name one as name@version"):
+        switch_models()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_images_that_all_fail_leave_no_file(client, photos, tmp_path):
+    for name in image_files(photos):
+        (photos / name).write_bytes(b"bad")
+    with pytest.raises(ImagesFailed, match="40 of 40"):
+        client.embed_folder(photos, tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "out", "said"),
+    [
+        ("nowhere", "v.npy", "folder: .*nowhere"),
+        ("empty", "v.npy", "no image file"),
+        ("photos", "v.txt", r"neither .parquet nor .npy"),
+        ("photos", "nowhere/v.npy", "there is no folder"),
+    ],
+)
+def test_what_will_not_do_is_refused_before_any_call(
+    client, state, photos, tmp_path, folder, out, said
+):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidRequest, match=said):
+        client.embed_folder(tmp_path / folder, tmp_path / out)
+    assert not state.calls["EmbedStream"]
+
+
+def test_the_command_writes_the_file_and_names_the_bad_images(run, photos, tmp_path):
+    out = str(tmp_path / "v.npy")
+    code, text, _ = run("embed-folder", str(photos), "--out", out)
+    assert code == 0
+    assert "40 vectors of" in text
+    (photos / "b" / "001.jpg").write_bytes(b"bad")
+    code, text, errors = run("embed-folder", str(photos), "--out", out)
+    assert code == 1
+    assert "39 vectors of" in text
+    assert "b/001.jpg" in errors
+    assert "40 of 40" in errors
