@@ -33,7 +33,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Raises MultigrainError; the server's interceptor makes a status of it."""
 
     def __init__(self, manager: ModelManager) -> None:
-        self._manager = manager
+        self._window = manager.config.stream_window
         self._service = ImageService(manager)
 
     async def Embed(
@@ -57,7 +57,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         answer = await self._service.answer(asked)
         start = time.monotonic()
         response = convert.classify_response(answer, request.request_id)
-        self._manager.metrics.stage(answer.model_name, "encode", time.monotonic() - start)
+        self._service.encoded(answer, time.monotonic() - start)
         return response
 
     async def EmbedStream(
@@ -80,7 +80,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                 asked.append((request, message.request_id))
                 yield request
 
-        stream = AnswerStream(self._service, self._manager.config.stream_window)
+        stream = AnswerStream(self._service, self._window)
         answers = stream.answers(requests())
         try:
             async for answer in answers:
@@ -99,7 +99,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         assert asked.vector is not None
         start = time.monotonic()
         response = convert.embed_response(answer, asked.vector, request_id)
-        self._manager.metrics.stage(answer.model_name, "encode", time.monotonic() - start)
+        self._service.encoded(answer, time.monotonic() - start)
         return response
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from multigrain.errors import MultigrainError
+from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.reference import ModelReference, ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, BundleRegistry
 from multigrain_server.models.router import ModelRouter
@@ -30,6 +33,11 @@ class ModelCatalogue:
         """The bundle of "name" (newest on disk), "name@version" or an alias. Raises NOT_FOUND."""
         reference = ModelReference.parse(model)
         return self._bundles.find(self._router.target(reference))
+
+    @property
+    def loaded(self) -> Mapping[ModelVersion, LoadedModel]:
+        """What is loaded or being loaded, in that order."""
+        return self._router.loaded
 
     def is_alias(self, name: str) -> bool:
         """Whether a name means another model's version."""

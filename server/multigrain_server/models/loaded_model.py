@@ -15,6 +15,7 @@ from multigrain_server.models.registry import BundleEntry
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.engine_process import EngineProcess
 from multigrain_server.serving.metrics import ServingMetrics
+from multigrain_server.serving.statistics import ModelStatistics
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class LoadedModel:
         self.message = ""
         self.load_seconds = 0.0
         self.restarts = 0
+        self.statistics = ModelStatistics()
         self._config = config
         self._metrics = metrics
         self._on_change = on_change
@@ -178,6 +180,7 @@ class LoadedModel:
 
     def _observe(self, result: Result) -> None:
         """Metrics of one result."""
+        self.statistics.computed(result)
         metrics, name = self._metrics, self.entry.version.name
         if result.where:
             metrics.cancelled_items.labels(result.where).inc()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from multigrain.engine.wire import VectorWants
 from multigrain.errors import ErrorKind
+from multigrain_server.models.reference import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,19 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Answer:
-    """One item for each image, in the request's order. ``model`` is "name@version"."""
+    """One item for each image, in the request's order; ``version`` is the model's."""
 
-    model: str
+    version: ModelVersion
     embedding_size: int
     items: tuple[ItemAnswer, ...]
     times: StageTimes
-    #: Name alone, the label of metrics.
-    model_name: str = ""
+
+    @property
+    def model(self) -> str:
+        """name@version"""
+        return str(self.version)
+
+    @property
+    def model_name(self) -> str:
+        """Name alone, the label of metrics."""
+        return self.version.name

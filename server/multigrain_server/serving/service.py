@@ -54,6 +54,22 @@ class ImageService:
         """
         self._check_images(request.images)
         model = self._manager.route(request.model)
+        try:
+            answer = await self._answer(request, model)
+        except BaseException:
+            model.statistics.fail.add(time.monotonic_ns() - request.received_ns)
+            raise
+        model.statistics.answered(answer)
+        return answer
+
+    def encoded(self, answer: Answer, seconds: float) -> None:
+        """To be told how long it took to make a message of an answer."""
+        self._metrics.stage(answer.model_name, "encode", seconds)
+        model = self._manager.catalogue.loaded.get(answer.version)
+        if model is not None:
+            model.statistics.encode.add(int(seconds * 1e9))
+
+    async def _answer(self, request: ImageRequest, model: LoadedModel) -> Answer:
         self._check_fields(request, model)
         self._check_deadline(request)
         size = sum(map(len, request.images))
@@ -120,7 +136,7 @@ class ImageService:
         items = tuple(_item(result, labels) for result in results)
         computed = [result.result for result in results if isinstance(result, EngineResult)]
         return Answer(
-            model=str(model.entry.version),
+            version=model.entry.version,
             embedding_size=_vector_size(request, model),
             items=items,
             times=StageTimes(
@@ -129,7 +145,6 @@ class ImageService:
                 compute=max((result.compute_ns for result in computed), default=0),
                 total=time.monotonic_ns() - request.received_ns,
             ),
-            model_name=model.entry.version.name,
         )
 
     def _check_images(self, images: Sequence[bytes]) -> None:

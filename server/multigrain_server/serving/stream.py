@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from multigrain_server.serving.request import Answer, ImageRequest
-from multigrain_server.serving.service import ImageService
+
+class Imaged(Protocol):
+    """A request that brings images."""
+
+    @property
+    def images(self) -> Sequence[bytes]: ...
+
+
+Request = TypeVar("Request", bound=Imaged)
+Reply = TypeVar("Reply")
+_Asked = TypeVar("_Asked", contravariant=True)
+_Given = TypeVar("_Given", covariant=True)
+
+
+class Answering(Protocol[_Asked, _Given]):
+    """The core, or what stands before it."""
+
+    async def answer(self, request: _Asked, /) -> _Given: ...
 
 
 class _Window:
@@ -32,14 +49,14 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Work(Generic[Reply]):
     """A request in work and its number of images."""
 
-    task: asyncio.Task[Answer]
+    task: asyncio.Task[Reply]
     items: int
 
 
-class AnswerStream:
+class AnswerStream(Generic[Request, Reply]):
     """Answers the requests of one stream.
 
     Each request passes the same admission as a unary call. The first that is refused or fails
@@ -51,13 +68,13 @@ class AnswerStream:
         window: images that are worked on at a time.
     """
 
-    def __init__(self, service: ImageService, window: int) -> None:
+    def __init__(self, service: Answering[Request, Reply], window: int) -> None:
         self._service = service
         self._window = _Window(window)
-        self._tasks: asyncio.Queue[_Work | BaseException | None]
+        self._tasks: asyncio.Queue[_Work[Reply] | BaseException | None]
         self._tasks = asyncio.Queue()
 
-    async def answers(self, requests: AsyncIterable[ImageRequest]) -> AsyncGenerator[Answer, None]:
+    async def answers(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Reply, None]:
         """One answer for each request, in order. Raises what the first failing one raised."""
         reader = asyncio.create_task(self._read(requests))
         try:
@@ -73,7 +90,7 @@ class AnswerStream:
         finally:
             await self._stop(reader)
 
-    async def _read(self, requests: AsyncIterable[ImageRequest]) -> None:
+    async def _read(self, requests: AsyncIterable[Request]) -> None:
         try:
             async for request in requests:
                 items = len(request.images)
