@@ -50,6 +50,8 @@ class Method(Generic[Request, Response]):
         idempotent: whether this request may be sent twice without harm.
         timeout: seconds, when neither the call nor the client says otherwise; None = the
             client's default.
+        hedged: whether it may be made twice at once, when the client is told to: cheap, and
+            any server gives the same answer.
     """
 
     service: str
@@ -58,6 +60,7 @@ class Method(Generic[Request, Response]):
     response: type[Response]
     idempotent: Callable[[Message], bool]
     timeout: float | None = None
+    hedged: bool = False
 
     @property
     def path(self) -> str:
@@ -129,10 +132,20 @@ DOWNLOAD_MODEL = Method(
 )
 
 EMBED = Method(
-    _EMBEDDING, "Embed", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always
+    _EMBEDDING,
+    "Embed",
+    embedding_pb2.EmbedRequest,
+    embedding_pb2.EmbedResponse,
+    _always,
+    hedged=True,
 )
 CLASSIFY = Method(
-    _EMBEDDING, "Classify", embedding_pb2.ClassifyRequest, embedding_pb2.ClassifyResponse, _always
+    _EMBEDDING,
+    "Classify",
+    embedding_pb2.ClassifyRequest,
+    embedding_pb2.ClassifyResponse,
+    _always,
+    hedged=True,
 )
 EMBED_STREAM = Method(
     _EMBEDDING, "EmbedStream", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always

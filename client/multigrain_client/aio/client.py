@@ -46,10 +46,11 @@ class AsyncClient(AsyncStartCalls, AsyncJobCalls, AsyncModelCalls, AsyncImageCal
         concurrency: int = 4,
         batch_size: int = MAX_IMAGES,
         keepalive: float = 60.0,
+        hedge_after: float | None = None,
         options: Mapping[str, str | int] | None = None,
     ) -> None:
         config = channel_config(target, token=token, tls=tls, keepalive=keepalive, options=options)
-        super().__init__(AsyncTransport(config, timeout, retry or RetryPolicy()))
+        super().__init__(AsyncTransport(config, timeout, retry or RetryPolicy(), hedge_after))
         self._concurrency = max(concurrency, 1)
         self._batch_size = max(batch_size, 1)
 

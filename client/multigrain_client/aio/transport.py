@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any, Generic, TypeVar
 
 import grpc
 from grpc import aio
 
 from multigrain_client.aio.first_status import FirstStatus
+from multigrain_client.aio.hedge import hedged
 from multigrain_client.channel import ChannelConfig
 from multigrain_client.errors import MultigrainClientError
 from multigrain_client.methods import Method, Request, Response
@@ -25,10 +26,17 @@ T = TypeVar("T")
 class AsyncTransport:
     """One channel, opened at the first call in the event loop that makes it."""
 
-    def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        config: ChannelConfig,
+        timeout: float | None,
+        policy: RetryPolicy,
+        hedge_after: float | None = None,
+    ) -> None:
         self.config = config
         self.timeout = timeout
         self.policy = policy
+        self._hedge_after = hedge_after
         self._opened: aio.Channel | None = None
 
     @property
@@ -56,13 +64,20 @@ class AsyncTransport:
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
+        hedge_after = self._hedge_after if method.hedged else None
+
+        def begin(remaining: float | None) -> Awaitable[Response]:
+            return call(request, timeout=remaining, metadata=self._metadata)
+
         seconds = self.seconds(method, timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         failures = 0
         while True:
             remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             try:
-                return await call(request, timeout=remaining, metadata=self._metadata)
+                if hedge_after is None:
+                    return await begin(remaining)
+                return await hedged(begin, hedge_after, remaining)
             except aio.AioRpcError as rpc_error:
                 error = self.error(rpc_error, method)
                 failures += 1

@@ -10,7 +10,9 @@ from multigrain_client.cli.describe import model_name
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="name or name@version")
-    parser.add_argument("--runtime", default="", help="auto (default), mindspore or onnxruntime")
+    parser.add_argument(
+        "--runtime", default="", help="auto (default), openvino, onnxruntime or mindspore"
+    )
     parser.add_argument(
         "--default", action="store_true", help="let it answer requests that name no model"
     )

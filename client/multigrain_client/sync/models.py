@@ -54,7 +54,8 @@ class ModelCalls(Rpcs):
         """Starts an engine for the model and returns when it answers.
 
         Args:
-            runtime: "auto" (also when empty), "mindspore" or "onnxruntime".
+            runtime: "auto" (also when empty), "openvino", "onnxruntime" or "mindspore"; with
+                "openvino-int8", "-bf16" or "-f32" the precision as well.
             make_default: also let it answer requests which name no model.
         """
         return self.LoadModel(

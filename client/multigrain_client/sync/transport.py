@@ -13,6 +13,7 @@ from multigrain_client.errors import MultigrainClientError
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.retry import RetryPolicy, unary_delay
 from multigrain_client.status import from_rpc
+from multigrain_client.sync.hedge import hedged
 
 T = TypeVar("T")
 
@@ -20,10 +21,17 @@ T = TypeVar("T")
 class Transport:
     """One channel, opened at the first call. Safe to share between threads."""
 
-    def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        config: ChannelConfig,
+        timeout: float | None,
+        policy: RetryPolicy,
+        hedge_after: float | None = None,
+    ) -> None:
         self.config = config
         self.timeout = timeout
         self.policy = policy
+        self._hedge_after = hedge_after
         options = list(config.options)
         self._channel = (
             grpc.insecure_channel(config.target, options)
@@ -50,13 +58,22 @@ class Transport:
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
+        metadata = self.config.metadata
+        hedge_after = self._hedge_after if method.hedged else None
+
+        def begin(remaining: float | None) -> Any:
+            return call.future(request, timeout=remaining, metadata=metadata)
+
         seconds = self.seconds(method, timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         failures = 0
         while True:
             remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             try:
-                return call(request, timeout=remaining, metadata=self.config.metadata)
+                if hedge_after is None:
+                    return call(request, timeout=remaining, metadata=metadata)
+                answer: Response = hedged(begin, hedge_after, remaining)
+                return answer
             except grpc.RpcError as rpc_error:
                 error = self.error(rpc_error, method)
                 failures += 1
