@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.engine.connection import Connection
+from multigrain.engine.in_hand import InHand
 from multigrain.engine.parent import die_with_parent
 from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import choose, load
@@ -61,6 +62,7 @@ def main() -> int:
         max_batch=settings.max_batch,
         decode_threads=settings.decode_threads,
         whitenings=whitenings,
+        in_hand=InHand(settings.in_hand_fd, settings.slots) if settings.in_hand_fd >= 0 else None,
     )
     worker.start()
     # The network computes in the main thread: MindSpore keeps state by thread.

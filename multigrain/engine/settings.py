@@ -20,6 +20,7 @@ class EngineSettings:
         max_batch: images.
         max_image_bytes: of an encoded image.
         max_image_pixels: width x height of an image.
+        in_hand_fd: inherited shared memory of ``multigrain.engine.in_hand``; -1 = none.
         parent_pid: the engine ends when this process is not its parent any more; 0 = never.
     """
 
@@ -32,7 +33,13 @@ class EngineSettings:
     max_batch: int = 32
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 50_000_000
+    in_hand_fd: int = -1
     parent_pid: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Images that can be in the engine's hands at a time."""
+        return self.max_batch + self.decode_threads
 
     def arguments(self) -> list[str]:
         """The command line that :meth:`parse` reads."""
@@ -46,6 +53,7 @@ class EngineSettings:
             *("--max-batch", str(self.max_batch)),
             *("--max-image-bytes", str(self.max_image_bytes)),
             *("--max-image-pixels", str(self.max_image_pixels)),
+            *("--in-hand-fd", str(self.in_hand_fd)),
             *("--parent-pid", str(self.parent_pid)),
         ]
 
@@ -65,6 +73,7 @@ class EngineSettings:
             "max_batch",
             "max_image_bytes",
             "max_image_pixels",
+            "in_hand_fd",
             "parent_pid",
         ):
             parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(cls, name))

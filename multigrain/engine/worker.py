@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from multigrain.engine.answer import encode_vector, probabilities, top_classes
 from multigrain.engine.batcher import Batcher, Drop, Item
+from multigrain.engine.in_hand import InHand
 from multigrain.engine.runtime.base import Runtime
 from multigrain.engine.wire import Frame, Result, Submit
 from multigrain.errors import ErrorKind, MultigrainError
@@ -34,6 +35,7 @@ class Worker:
         max_batch: images in a batch at most.
         decode_threads: at least 1.
         whitenings: for the resolutions that have one; nobody asks for whitening at others.
+        in_hand: ``max_batch + decode_threads`` slots, where work that begins is noted.
     """
 
     def __init__(
@@ -46,15 +48,23 @@ class Worker:
         max_batch: int,
         decode_threads: int,
         whitenings: Mapping[int, StoredWhitening] | None = None,
+        in_hand: InHand | None = None,
     ) -> None:
         self._runtimes = runtimes
         self._whitenings = whitenings or {}
         self._default_resolution = default_resolution
         self._decode = decode
         self._send = send
+        slots = max_batch + decode_threads
+        self._in_hand = in_hand or InHand(InHand.allocate(slots), slots)
         self._batcher = Batcher(max_batch, 2 * max_batch + decode_threads, self._dropped)
         self._decoders = [
-            threading.Thread(target=self._decode_loop, name=f"decode-{number}", daemon=True)
+            threading.Thread(
+                target=self._decode_loop,
+                args=(max_batch + number,),
+                name=f"decode-{number}",
+                daemon=True,
+            )
             for number in range(decode_threads)
         ]
 
@@ -87,6 +97,8 @@ class Worker:
         """Computes batches in the calling thread until closed."""
         while (batch := self._batcher.next_batch()) is not None:
             start = time.monotonic_ns()
+            for slot, item in enumerate(batch):
+                self._in_hand.take(slot, item.request.id)
             try:
                 frames = self._compute(batch)
             except Exception as error:  # one image must not end the loop, whatever a runtime raises
@@ -94,6 +106,8 @@ class Worker:
                 frames = self._alone(batch, error)
             elapsed = time.monotonic_ns() - start
             self._send(self._finished(batch, frames, start, elapsed))
+            for slot in range(len(batch)):
+                self._in_hand.put_down(slot)
 
     def _compute(self, batch: list[Item]) -> list[Frame]:
         images = np.stack([item.tensor for item in batch if item.tensor is not None])
@@ -139,11 +153,15 @@ class Worker:
             out.append(Frame(frame.message.model_copy(update=timing), frame.payload))
         return out
 
-    def _decode_loop(self) -> None:
+    def _decode_loop(self, slot: int) -> None:
         while (item := self._batcher.next_to_decode()) is not None:
             start = time.monotonic_ns()
             try:
-                item.tensor = self._prepare(item)
+                self._in_hand.take(slot, item.request.id)
+                try:
+                    item.tensor = self._prepare(item)
+                finally:
+                    self._in_hand.put_down(slot)
             except MultigrainError as error:
                 self._refuse(item, error, start)
             except Exception as error:  # a decoder's surprise costs this image, not the thread

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from multigrain.engine.in_hand import InHand
 from multigrain.engine.runtime.base import FloatArray, Outputs, Runtime
 from multigrain.engine.wire import Frame, Result, Submit, VectorWants
 from multigrain.engine.worker import Worker
@@ -25,8 +26,10 @@ class Moody(Runtime):
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.watch: Callable[[], object] = lambda: None
 
     def run(self, images: FloatArray) -> Outputs:
+        self.watch()
         self.batches.append(len(images))
         values = images.mean(axis=(1, 2, 3))
         if (values == -1).any():
@@ -46,12 +49,24 @@ class Bench:
         self.runtime = Moody()
         self.results: dict[int, Frame] = {}
         self.arrived = threading.Condition()
+        self.seen_by_decoder: list[set[int]] = []
+        self.in_hand = InHand(InHand.allocate(10), 10)
         self.worker = Worker(
-            {4: self.runtime, 8: Moody()}, 4, decode, self.take, max_batch=8, decode_threads=2
+            {4: self.runtime, 8: Moody()},
+            4,
+            self.decode,
+            self.take,
+            max_batch=8,
+            decode_threads=2,
+            in_hand=self.in_hand,
         )
         self.worker.start()
         self.thread = threading.Thread(target=self.worker.compute_loop)
         self.thread.start()
+
+    def decode(self, data: bytes, resolution: int) -> NDArray[np.float32]:
+        self.seen_by_decoder.append({held.item_id for held in self.in_hand.held()})
+        return decode(data, resolution)
 
     def take(self, frames: list[Frame]) -> None:
         with self.arrived:
@@ -125,3 +140,17 @@ def test_a_cancelled_image_of_an_unknown_id_changes_nothing(bench: Bench) -> Non
     bench.worker.cancel(12345)
     bench.submit(1, b"5")
     assert bench.value(1) == 5
+
+
+def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> None:
+    seen: list[set[int]] = []
+    bench.runtime.watch = lambda: seen.append({held.item_id for held in bench.in_hand.held()})
+    bench.worker.hold(3)
+    for number in (1, 2, 3):
+        bench.submit(number, b"5")
+    assert bench.value(3) == 5
+    bench.worker.close()
+    bench.thread.join(5)
+    assert {1, 2, 3} <= seen[0]
+    assert any(1 in held for held in bench.seen_by_decoder)
+    assert bench.in_hand.held() == []
