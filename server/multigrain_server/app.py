@@ -86,7 +86,7 @@ class App:
             ) from error
         self.health = Health()
         self._calls = Calls()
-        self._host = HostCollector()
+        self._host = HostCollector(config.data_dir)
         self._http = HttpServer(self.registry, lambda: self.health.ready)
         self._gpu_watch: asyncio.Task[None] | None = None
         self._events = EventMetrics(self.registry)

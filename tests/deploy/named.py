@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-_SERIES = re.compile(r"\bmultigrain_[a-z_]+\b")
+_SERIES = re.compile(r"\bmultigrain[_:][a-z0-9_:]+")
 
 
 def expressions() -> dict[str, list[str]]:
@@ -20,9 +20,19 @@ def expressions() -> dict[str, list[str]]:
         path.name: list(_dashboard(json.loads(path.read_text())))
         for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
     }
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
-    found["rules.yml"] = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    found["rules.yml"] = [rule["expr"] for rule in rules()]
     return found
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every rule, recording ones first."""
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def recorded() -> set[str]:
+    """Names of the series that recording rules make."""
+    return {rule["record"] for rule in rules() if "record" in rule}
 
 
 def _dashboard(board: dict[str, Any]) -> Iterator[str]:
@@ -39,12 +49,14 @@ def series(expression: str) -> set[str]:
     return set(_SERIES.findall(expression))
 
 
-def exported(exposition: str) -> set[str]:
-    """Names that a /metrics page can have samples of, from its TYPE lines."""
-    names: set[str] = set()
-    for line in exposition.splitlines():
-        if line.startswith("# TYPE "):
-            _, _, name, kind = line.split()
-            suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
-            names |= {name + suffix for suffix in suffixes}
-    return names
+def ever(expression: str) -> str:
+    """The PromQL that has data if the expression had any within the last half hour, conditions
+    left aside: what an alert waits for need not have come true."""
+    text = re.sub(r"\$\w+", ".*", expression)
+    labels = re.fullmatch(r"label_values\((\w+), \w+\)", text)
+    if labels:
+        text = labels[1]
+    text = re.sub(r"(==|[<>]=?) (?=[0-9])", r"\1 bool ", text)
+    # A job has one state at a time.
+    text = text.replace('state="FAILED"', 'state=~".+"')
+    return f"count_over_time(({text})[30m:1s])"

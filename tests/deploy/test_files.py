@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from multigrain_server.config import ServerConfig
-from tests.deploy.named import DEPLOY, expressions, series
+from tests.deploy.named import DEPLOY, expressions, recorded, series
 
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
@@ -35,6 +35,8 @@ def test_every_expression_asks_for_a_series_of_ours() -> None:
     for texts in found.values():
         assert texts
         assert all(series(text) for text in texts)
+        made = {name for text in texts for name in series(text) if ":" in name}
+        assert made <= recorded()
 
 
 def test_flags_of_the_service_and_the_container_are_flags_of_the_daemon() -> None:

@@ -66,10 +66,15 @@ class Daemon:
     def client(self) -> Client:
         return Client(self.address)
 
+    @property
+    def http_address(self) -> str:
+        """HOST:PORT of /metrics."""
+        found: list[str] = re.findall(r"listening .*http=(\S+)", self.log.read_text())
+        return found[-1]
+
     def metrics(self) -> str:
         """The /metrics page."""
-        found = re.findall(r"listening .*http=(\S+)", self.log.read_text())
-        with urllib.request.urlopen(f"http://{found[-1]}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=10) as page:
             text: str = page.read().decode()
         return text
 

@@ -45,6 +45,7 @@ class JobView:
     error: JobError | None = None
     progress: Progress = field(default_factory=Progress)
     last_checkpoint: CheckpointRecord | None = None
+    checkpoint_time: str = ""  # of the last one
     best_checkpoint: CheckpointRecord | None = None
     last_loss: LossRecord | None = None
     # The newest step that refreshed, or looked whether to refresh, any layer's curvature.
@@ -52,10 +53,11 @@ class JobView:
     metrics: dict[str, float] = field(default_factory=dict)
     artifact: ArtifactRecord | None = None
     last_seq: int = 0
+    last_time: str = ""  # of the newest event that was folded in
 
     def apply(self, seq: int, time: str, attempt: int, record: Record) -> None:
         """Takes in the next event."""
-        self.last_seq = seq
+        self.last_seq, self.last_time = seq, time
         self.attempt = max(self.attempt, attempt)
         if isinstance(record, StateRecord):
             self._state(time, record)
@@ -84,7 +86,7 @@ class JobView:
                 eta_seconds=record.eta_seconds,
             )
         elif isinstance(record, CheckpointRecord):
-            self.last_checkpoint = record
+            self.last_checkpoint, self.checkpoint_time = record, time
             if record.best:
                 self.best_checkpoint = record
         elif isinstance(record, ArtifactRecord):

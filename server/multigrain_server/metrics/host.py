@@ -1,4 +1,4 @@
-"""Series of this host's CPU and memory, and of its GPUs where they tell."""
+"""Series of this host's CPU, memory and disk, and of its GPUs where they tell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from prometheus_client.core import GaugeMetricFamily
@@ -42,9 +43,14 @@ def parse_nvidia_smi(text: str) -> list[GpuReading]:
 
 
 class HostCollector(Collector):
-    """CPU and memory at each scrape; GPUs as last read by ``watch_gpus``."""
+    """CPU, memory and disk at each scrape; GPUs as last read by ``watch_gpus``.
 
-    def __init__(self) -> None:
+    Args:
+        data_dir: the daemon's data directory.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
         self._gpus: list[GpuReading] = []
         psutil.cpu_percent()  # the first reading only begins the measurement
 
@@ -79,6 +85,13 @@ class HostCollector(Collector):
         )
         yield GaugeMetricFamily(
             "multigrain_host_memory_total_bytes", "Memory of the host.", memory.total
+        )
+        disk = shutil.disk_usage(self._data_dir)
+        yield GaugeMetricFamily(
+            "multigrain_data_free_bytes", "Free space where the data directory is.", disk.free
+        )
+        yield GaugeMetricFamily(
+            "multigrain_data_total_bytes", "Size of the file system it is on.", disk.total
         )
         if not self._gpus:
             return

@@ -4,6 +4,7 @@ deleted job leaves nothing behind."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
@@ -98,11 +99,17 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
     seconds = family("step_seconds", "Duration of the newest step.")
     metric = family("metric", "Newest evaluation figures.", "metric")
     last_seq = family("last_seq", "Sequence number of the newest event.")
+    told = family("event_timestamp_seconds", "When the job last told anything, Unix time.")
+    saved = family("checkpoint_timestamp_seconds", "When the newest checkpoint was written.")
     for job in jobs:
         name, view = job.job_id, job.view
         state.add_metric([name, job.state.value], 1)
         attempt.add_metric([name], view.attempt)
         last_seq.add_metric([name], view.last_seq)
+        if view.last_time:
+            told.add_metric([name], _unix(view.last_time))
+        if view.checkpoint_time:
+            saved.add_metric([name], _unix(view.checkpoint_time))
         progress.add_metric([name], view.progress.fraction)
         for key, value in view.metrics.items():
             metric.add_metric([name, key], value)
@@ -126,4 +133,8 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
         wait.add_metric([name], point.data_wait)
         seconds.add_metric([name], point.step_seconds)
     yield from (state, attempt, step, total, progress, loss, rate, damping, speed, wait, seconds)
-    yield from (metric, last_seq, layers)
+    yield from (metric, last_seq, layers, told, saved)
+
+
+def _unix(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()

@@ -16,6 +16,11 @@ _SECONDS = (
 _LOAD_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
+# Series of these exist from the start, so that the first of a kind is an increase from 0 that
+# rate() sees.
+REFUSALS = ("too_many_items", "deadline", "draining", "bytes", "queue_full")
+GIVEN_UP = ("queue", "batch")
+
 
 class ServingMetrics:
     """All series of serving, registered once."""
@@ -87,6 +92,10 @@ class ServingMetrics:
             registry=registry,
         )
         self._states: dict[tuple[str, int], str] = {}
+        for reason in REFUSALS:
+            self.rejected.labels(reason)
+        for where in GIVEN_UP:
+            self.cancelled_items.labels(where)
 
     def stage(self, model: str, stage: Stage, seconds: float) -> None:
         self._stage.labels(model, stage).observe(seconds)

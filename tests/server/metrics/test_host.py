@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from multigrain_server.metrics.host import GpuReading, HostCollector, parse_nvidia_smi
 
 
@@ -13,10 +15,12 @@ def test_gpu_lines_are_read_in_base_units_and_unsupported_ones_left_out() -> Non
     ]
 
 
-def test_cpu_and_memory_are_always_there_and_gpus_only_if_read() -> None:
-    names = {metric.name for metric in HostCollector().collect()}
+def test_cpu_memory_and_disk_are_always_there_and_gpus_only_if_read(tmp_path: Path) -> None:
+    names = {metric.name for metric in HostCollector(tmp_path).collect()}
     assert names == {
         "multigrain_host_cpu_ratio",
         "multigrain_host_memory_used_bytes",
         "multigrain_host_memory_total_bytes",
+        "multigrain_data_free_bytes",
+        "multigrain_data_total_bytes",
     }
