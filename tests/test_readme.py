@@ -16,6 +16,7 @@ from multigrain.v1 import (
     model_pb2,
     training_pb2,
 )
+from multigrain.v1.inference import service_pb2
 from multigrain_client.cli.main import COMMANDS
 from multigrain_server.config_sources import options
 from multigrain_server.metrics.jobs import EventMetrics
@@ -25,7 +26,10 @@ from multigrain_server.serving.metrics import ServingMetrics
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
-MODULES = (embedding_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2, training_pb2)
+MODULES = (
+    *(embedding_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2, training_pb2),
+    service_pb2,
+)
 RPCS = [
     method.name
     for module in MODULES

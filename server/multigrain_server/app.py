@@ -17,6 +17,7 @@ from multigrain.spec.roots import PathRoots
 from multigrain.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from multigrain.v1.evaluation_pb2_grpc import add_EvaluationServiceServicer_to_server
 from multigrain.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
+from multigrain.v1.inference.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from multigrain.v1.job_pb2_grpc import add_JobServiceServicer_to_server
 from multigrain.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from multigrain.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
@@ -29,6 +30,8 @@ from multigrain_server.grpc.embedding_service import EmbeddingServicer
 from multigrain_server.grpc.evaluation_service import EvaluationServicer
 from multigrain_server.grpc.export_service import ExportServicer
 from multigrain_server.grpc.health import Health
+from multigrain_server.grpc.inference_service import InferenceServicer
+from multigrain_server.grpc.inference_unoffered import UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.grpc.job_service import JobServicer
 from multigrain_server.grpc.model_service import ModelServicer
@@ -142,6 +145,9 @@ class App:
         add_JobServiceServicer_to_server(JobServicer(self.jobs, self._events), server)
         add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
         add_EmbeddingServiceServicer_to_server(EmbeddingServicer(self.models), server)
+        inference = InferenceServicer(self.models, lambda: self.health.ready)
+        add_GRPCInferenceServiceServicer_to_server(inference, server)
+        server.add_generic_rpc_handlers((UnofferedCalls(),))
         self.health.add_to(server)
         enable_reflection(server)
         return server

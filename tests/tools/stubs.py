@@ -41,6 +41,15 @@ def generate(out: Path) -> None:
         sys.exit(f"protoc failed with exit code {code}")
 
 
+def _files(folder: Path) -> set[str]:
+    """Names of the files below a folder, relative to it."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py*")
+        if "__pycache__" not in path.parts
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     mode = parser.add_mutually_exclusive_group(required=True)
@@ -50,13 +59,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         made = Path(folder) / "multigrain" / "v1"
-        (made / "__init__.py").write_text('"""Generated stubs of protos/; see `make stubs`."""\n')
+        for package in (made, made / "inference"):
+            (package / "__init__.py").write_text(
+                '"""Generated stubs of protos/; see `make stubs`."""\n'
+            )
         if arguments.write:
             shutil.rmtree(STUBS, ignore_errors=True)
             shutil.copytree(made, STUBS)
             return
-        names = {path.name for path in made.iterdir()}
-        committed = {path.name for path in STUBS.iterdir() if path.is_file()}
+        names = _files(made)
+        committed = _files(STUBS)
         _, differ, errors = filecmp.cmpfiles(made, STUBS, sorted(names & committed), shallow=False)
         stale = sorted((names ^ committed) | set(differ) | set(errors))
         if stale:

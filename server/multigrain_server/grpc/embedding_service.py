@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 import grpc
-import structlog
 
 from multigrain.errors import MultigrainError
 from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain_server.convert import embedding as convert
+from multigrain_server.grpc.caller import deadline_ns, log_request_id
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.serving.request import Answer, ImageRequest
 from multigrain_server.serving.service import ImageService
@@ -23,10 +23,6 @@ EmbedContext = grpc.aio.ServicerContext[embedding_pb2.EmbedRequest, embedding_pb
 ClassifyContext = grpc.aio.ServicerContext[
     embedding_pb2.ClassifyRequest, embedding_pb2.ClassifyResponse
 ]
-# Characters of a caller's request id that are logged.
-_LOGGED_ID = 128
-# gRPC counts a call without a deadline as one of centuries.
-_NO_DEADLINE_SECONDS = 10 * 365 * 86_400
 
 
 class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
@@ -39,20 +35,20 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def Embed(
         self, request: embedding_pb2.EmbedRequest, context: EmbedContext
     ) -> embedding_pb2.EmbedResponse:
-        _log_id(request.request_id)
+        log_request_id(request.request_id)
         received = time.monotonic_ns()
         asked = convert.embed_request(
-            request, received_ns=received, deadline_ns=_deadline(context, received)
+            request, received_ns=received, deadline_ns=deadline_ns(context, received)
         )
         return self._response(await self._service.answer(asked), asked, request.request_id)
 
     async def Classify(
         self, request: embedding_pb2.ClassifyRequest, context: ClassifyContext
     ) -> embedding_pb2.ClassifyResponse:
-        _log_id(request.request_id)
+        log_request_id(request.request_id)
         received = time.monotonic_ns()
         asked = convert.classify_request(
-            request, received_ns=received, deadline_ns=_deadline(context, received)
+            request, received_ns=received, deadline_ns=deadline_ns(context, received)
         )
         answer = await self._service.answer(asked)
         start = time.monotonic()
@@ -65,7 +61,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         request_iterator: AsyncIterator[embedding_pb2.EmbedRequest],
         context: EmbedContext,
     ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
-        deadline = _deadline(context, time.monotonic_ns())
+        deadline = deadline_ns(context, time.monotonic_ns())
         # Of the requests in the window: bounded as they are.
         asked: deque[tuple[ImageRequest, str]] = deque()
         newest_id = ""
@@ -88,7 +84,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                 yield self._response(answer, request, request_id)
         except MultigrainError:
             # Answers come in order: the oldest request failed, or the newest was no request.
-            _log_id(asked[0][1] if asked else newest_id)
+            log_request_id(asked[0][1] if asked else newest_id)
             raise
         finally:
             await answers.aclose()
@@ -101,17 +97,3 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         response = convert.embed_response(answer, asked.vector, request_id)
         self._service.encoded(answer, time.monotonic() - start)
         return response
-
-
-def _log_id(request_id: str) -> None:
-    """Puts the caller's id into the log lines of this call."""
-    if request_id:
-        structlog.contextvars.bind_contextvars(caller_request_id=request_id[:_LOGGED_ID])
-
-
-def _deadline(context: EmbedContext | ClassifyContext, now_ns: int) -> int:
-    """The call's deadline on CLOCK_MONOTONIC in ns; 0 = none."""
-    seconds = context.time_remaining()
-    if seconds is None or seconds > _NO_DEADLINE_SECONDS:
-        return 0
-    return now_ns + max(1, int(seconds * 1e9))

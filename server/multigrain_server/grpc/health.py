@@ -16,6 +16,7 @@ from multigrain.v1 import (
     model_pb2,
     training_pb2,
 )
+from multigrain.v1.inference import service_pb2
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -30,6 +31,8 @@ def _names() -> tuple[str, ...]:
 # Ready as soon as the daemon is.
 ALWAYS_READY = _names()
 EMBEDDING = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+# The same models in another protocol.
+INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class Health:
@@ -45,7 +48,7 @@ class Health:
 
     async def start(self) -> None:
         """Before the server starts: everything but serving is decided then."""
-        for name in ("", *ALWAYS_READY, EMBEDDING):
+        for name in ("", *ALWAYS_READY, EMBEDDING, INFERENCE):
             await self._servicer.set(name, _Status.NOT_SERVING)
 
     async def serve(self) -> None:
@@ -63,9 +66,10 @@ class Health:
         """
         full = service if "." in service else f"multigrain.v1.{service}"
         status = _Status.SERVING if healthy else _Status.NOT_SERVING
-        task = asyncio.get_running_loop().create_task(self._servicer.set(full, status))
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
+        for name in (full, INFERENCE) if full == EMBEDDING else (full,):
+            task = asyncio.get_running_loop().create_task(self._servicer.set(name, status))
+            self._changes.add(task)
+            task.add_done_callback(self._changes.discard)
 
     async def drain(self) -> None:
         """Everything is NOT_SERVING from now on, whatever is told later."""

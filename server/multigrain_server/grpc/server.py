@@ -16,9 +16,18 @@ from multigrain.v1 import (
     model_pb2,
     training_pb2,
 )
+from multigrain.v1.inference import service_pb2
 from multigrain_server.config import GrpcConfig
 
-_FILES = (training_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2, embedding_pb2)
+_FILES = (
+    training_pb2,
+    evaluation_pb2,
+    export_pb2,
+    job_pb2,
+    model_pb2,
+    embedding_pb2,
+    service_pb2,
+)
 
 
 def build_server(

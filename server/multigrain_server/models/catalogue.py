@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from multigrain.errors import MultigrainError
-from multigrain_server.models.loaded_model import LoadedModel
+from multigrain_server.models.loaded_model import LoadedModel, ModelState
 from multigrain_server.models.reference import ModelReference, ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, BundleRegistry
 from multigrain_server.models.router import ModelRouter
@@ -60,6 +60,15 @@ class ModelCatalogue:
             load_seconds=model.load_seconds,
             restarts=model.restarts,
         )
+
+    def views(self) -> list[ModelView]:
+        """Everything, in order of name and version."""
+        return [self.view(entry) for entry in self._bundles.entries().values()]
+
+    def default_state(self) -> ModelState | None:
+        """Of the model that answers a request which names none; None if none is loaded."""
+        version = self._router.default_version()
+        return self._router.loaded[version].state if version is not None else None
 
     def page(
         self, name: str = "", *, loaded_only: bool = False, size: int = 0, token: str = ""

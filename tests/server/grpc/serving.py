@@ -12,10 +12,16 @@ from multigrain.v1.embedding_pb2_grpc import (
     EmbeddingServiceStub,
     add_EmbeddingServiceServicer_to_server,
 )
+from multigrain.v1.inference.service_pb2_grpc import (
+    GRPCInferenceServiceStub,
+    add_GRPCInferenceServiceServicer_to_server,
+)
 from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.embedding_service import EmbeddingServicer
+from multigrain_server.grpc.inference_service import InferenceServicer
+from multigrain_server.grpc.inference_unoffered import UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.grpc.model_service import ModelServicer
 from multigrain_server.grpc.server import build_server
@@ -27,25 +33,36 @@ from tests.server.serving.house import House, house
 class Serving:
     """Stubs of a running server, and what is behind it."""
 
-    def __init__(self, h: House, channel: grpc.aio.Channel) -> None:
+    def __init__(self, h: House, address: str, channel: grpc.aio.Channel) -> None:
+        self.address = address
+        self.channel = channel
         self.house = h
         self.manager = h.manager
         self.embedding = EmbeddingServiceStub(channel)
         self.models = ModelServiceStub(channel)
+        self.inference = GRPCInferenceServiceStub(channel)
+        #: What the daemon says of itself.
+        self.accepting = True
 
 
 @asynccontextmanager
-async def serving(root: Path, config: ServingConfig | None = None) -> AsyncIterator[Serving]:
+async def serving(
+    root: Path, config: ServingConfig | None = None, grpc_config: GrpcConfig | None = None
+) -> AsyncIterator[Serving]:
     async with house(root, config) as h:
         interceptor = CallInterceptor(Calls(), RequestMetrics(h.registry))
-        server = build_server(GrpcConfig(), [interceptor])
+        server = build_server(grpc_config or GrpcConfig(), [interceptor])
         add_EmbeddingServiceServicer_to_server(EmbeddingServicer(h.manager), server)
         add_ModelServiceServicer_to_server(ModelServicer(h.manager), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        inference = InferenceServicer(h.manager, lambda: served.accepting)
+        add_GRPCInferenceServiceServicer_to_server(inference, server)
+        server.add_generic_rpc_handlers((UnofferedCalls(),))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-                yield Serving(h, channel)
+            async with grpc.aio.insecure_channel(address, options=options) as channel:
+                served = Serving(h, address, channel)
+                yield served
         finally:
             await server.stop(grace=0)

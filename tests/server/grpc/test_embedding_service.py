@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import structlog
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
 from multigrain.v1 import common_pb2
@@ -28,6 +27,7 @@ from multigrain.v1.embedding_pb2 import (
 )
 from tests.engine.bundles import CLASSES, EMBEDDING, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.server.grpc.refusal import detail, status_of
 from tests.server.grpc.serving import serving
 from tests.server.serving.house import small_config, until
 
@@ -36,22 +36,6 @@ from tests.server.serving.house import small_config, until
 def root(tmp_path: Path) -> Path:
     write_bundle(tmp_path / "models")
     return tmp_path
-
-
-async def status_of(call: object) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call  # type: ignore[misc]
-    return caught.value
-
-
-def detail(error: grpc.aio.AioRpcError, kind: type) -> object:
-    status = rpc_status.from_call(error)
-    assert status is not None
-    for packed in status.details:
-        message = kind()
-        if packed.Unpack(message):
-            return message
-    raise AssertionError(f"no {kind.__name__}")
 
 
 async def test_a_vector_comes_normalised_with_its_timings(root: Path) -> None:

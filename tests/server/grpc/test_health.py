@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from multigrain_server.app import App
-from multigrain_server.grpc.health import ALWAYS_READY, EMBEDDING
+from multigrain_server.grpc.health import ALWAYS_READY, EMBEDDING, INFERENCE
 
 Status = health_pb2.HealthCheckResponse
 
@@ -25,7 +25,8 @@ async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Chan
     assert len(ALWAYS_READY) == 5
     for service in ("", *ALWAYS_READY):
         assert await _check(channel, service) == Status.SERVING
-    assert await _check(channel, EMBEDDING) == Status.NOT_SERVING
+    for service in (EMBEDDING, INFERENCE):
+        assert await _check(channel, service) == Status.NOT_SERVING
 
 
 async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
@@ -34,9 +35,10 @@ async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> Non
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_watch_tells_changes(app: App, channel: grpc.aio.Channel) -> None:
+@pytest.mark.parametrize("service", [EMBEDDING, INFERENCE])
+async def test_watch_tells_changes(app: App, channel: grpc.aio.Channel, service: str) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
-    watch = stub.Watch(health_pb2.HealthCheckRequest(service=EMBEDDING))
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
     assert (await watch.read()).status == Status.NOT_SERVING
     app.health.on_health(EMBEDDING, True)
     assert (await watch.read()).status == Status.SERVING
@@ -56,4 +58,4 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
         raise AssertionError("no answer")
 
     names = {service.name for service in (await ask()).list_services_response.service}
-    assert {*ALWAYS_READY, EMBEDDING, "grpc.health.v1.Health"} <= names
+    assert {*ALWAYS_READY, EMBEDDING, INFERENCE, "grpc.health.v1.Health"} <= names
