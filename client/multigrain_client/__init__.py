@@ -5,7 +5,7 @@
 
 from multigrain import __version__
 from multigrain_client.aio.client import AsyncClient
-from multigrain_client.answers import Classification, EmbeddedImage
+from multigrain_client.answers import Classification, EmbeddedImage, EmbedKeywords
 from multigrain_client.channel import Tls
 from multigrain_client.errors import (
     AlreadyExists,
@@ -42,6 +42,7 @@ __all__ = [
     "Classification",
     "Client",
     "DeadlineExceeded",
+    "EmbedKeywords",
     "EmbeddedImage",
     "FieldViolation",
     "FolderEmbedding",

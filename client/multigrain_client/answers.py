@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -66,9 +66,29 @@ class ClassifiedImage:
     error: ImageError | None = None
 
 
+class EmbedKeywords(TypedDict, total=False):
+    """What every call that embeds can be told.
+
+    Attributes:
+        model: "name", "name@version" or an alias; empty (the default) = the default model. Name
+            a version when a long input must not be split over a switch of models.
+        resolution: side of the input in pixels; 0 (the default) = the model's.
+        normalize: L2-normalise the vectors; default True.
+        whiten: whiten them with the bundle's PCA; default False.
+        dtype: how numbers travel: "fp32" (the default), "fp16" (half the bytes) or "int8" (a
+            quarter).
+    """
+
+    model: str
+    resolution: int
+    normalize: bool
+    whiten: bool
+    dtype: str
+
+
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What every request of one embed call has in common.
+    """What every request of one embed call has in common: ``EmbedKeywords`` with its defaults.
 
     Raises:
         InvalidRequest: for an unknown dtype, or a value that its field cannot hold.

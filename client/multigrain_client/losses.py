@@ -38,6 +38,9 @@ class LossPoint:
     step_seconds: float
     kept_layers: int
     stopped_layers: int
+    skipped_because: str
+    skipped_total: int
+    loss_scale: float
     seq: int
     time: datetime
 
@@ -67,6 +70,9 @@ class LossPoint:
             step_seconds=loss.step_seconds,
             kept_layers=loss.kept_layers,
             stopped_layers=loss.stopped_layers,
+            skipped_because=loss.skipped_because,
+            skipped_total=loss.skipped_total,
+            loss_scale=loss.loss_scale,
             seq=event.seq,
             time=event.time.ToDatetime(tzinfo=UTC),
         )

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
 from multigrain_client.aio.bulk import AsyncBulkEmbedding
@@ -20,6 +20,7 @@ from multigrain_client.answers import (
     ClassifiedImage,
     ClassifyOptions,
     EmbeddedImage,
+    EmbedKeywords,
     EmbedOptions,
     FloatArray,
     check_on_error,
@@ -50,17 +51,13 @@ class AsyncImageCalls(AsyncRpcs):
         self,
         images: Images,
         *,
-        model: str = "",
-        resolution: int = 0,
-        normalize: bool = True,
-        whiten: bool = False,
-        dtype: str = "fp32",
         on_error: Literal["raise", "nan"] = "raise",
         timeout: float | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> FloatArray:
         """As ``Client.embed``."""
         check_on_error(on_error, ("raise", "nan"))
-        options = EmbedOptions(model, resolution, normalize, whiten, dtype)
+        options = EmbedOptions(**keywords)
 
         async def call(batch: Batch) -> list[EmbeddedImage]:
             response: EmbedResponse | None = None
@@ -98,16 +95,12 @@ class AsyncImageCalls(AsyncRpcs):
         self,
         images: Iterable[Image] | AsyncIterable[Image],
         *,
-        model: str = "",
-        resolution: int = 0,
-        normalize: bool = True,
-        whiten: bool = False,
-        dtype: str = "fp32",
         batch_size: int = 16,
         window: int = 4,
+        **keywords: Unpack[EmbedKeywords],
     ) -> AsyncGenerator[EmbeddedImage]:
         """As ``Client.embed_stream``; ``images`` may also be an asynchronous iterable."""
-        options = EmbedOptions(model, resolution, normalize, whiten, dtype)
+        options = EmbedOptions(**keywords)
         batches = batches_of_stream(images, min(batch_size, MAX_IMAGES))
         return AsyncBulkEmbedding(self._transport, options, batches, window).run()
 
@@ -116,23 +109,12 @@ class AsyncImageCalls(AsyncRpcs):
         folder: str | os.PathLike[str],
         out: str | os.PathLike[str],
         *,
-        model: str = "",
-        resolution: int = 0,
-        normalize: bool = True,
-        whiten: bool = False,
-        dtype: str = "fp32",
         on_progress: OnProgress | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> FolderEmbedding:
         """As ``Client.embed_folder``."""
         run = await asyncio.to_thread(FolderRun, Path(folder), Path(out), on_progress)
-        answers = self.embed_stream(
-            run.paths,
-            model=model,
-            resolution=resolution,
-            normalize=normalize,
-            whiten=whiten,
-            dtype=dtype,
-        )
+        answers = self.embed_stream(run.paths, **keywords)
         with run:
             async with aclosing(answers):
                 async for answer in answers:

@@ -76,7 +76,7 @@ def loss(event: LossEvent) -> str:
         parts.append(refreshed + (f", {event.stopped_layers} stopped" * bool(event.stopped_layers)))
     parts += [f"{event.images_per_second:.1f} images/s", f"eta {duration(event.eta_seconds)}"]
     if event.skipped:
-        parts.append("SKIPPED: not finite")
+        parts.append(f"SKIPPED: {event.skipped_because or 'not finite'}")
     return "  ".join(parts)
 
 

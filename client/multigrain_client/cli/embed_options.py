@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypedDict
 
-
-class EmbedArguments(TypedDict):
-    """Keyword arguments of ``Client.embed``, ``embed_folder`` and ``embed_stream``."""
-
-    model: str
-    resolution: int
-    normalize: bool
-    whiten: bool
-    dtype: str
+from multigrain_client.answers import EmbedKeywords
 
 
 def add_embed_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +19,7 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def embed_arguments(arguments: argparse.Namespace) -> EmbedArguments:
+def embed_arguments(arguments: argparse.Namespace) -> EmbedKeywords:
     return {
         "model": arguments.model,
         "resolution": arguments.resolution,

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
 from multigrain_client.answers import (
@@ -16,6 +16,7 @@ from multigrain_client.answers import (
     ClassifiedImage,
     ClassifyOptions,
     EmbeddedImage,
+    EmbedKeywords,
     EmbedOptions,
     FloatArray,
     check_on_error,
@@ -52,25 +53,16 @@ class ImageCalls(Rpcs):
         self,
         images: Images,
         *,
-        model: str = "",
-        resolution: int = 0,
-        normalize: bool = True,
-        whiten: bool = False,
-        dtype: str = "fp32",
         on_error: Literal["raise", "nan"] = "raise",
         timeout: float | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> FloatArray:
         """Embeds images; any number, split into calls the server accepts.
 
         Args:
-            model: "name", "name@version" or an alias; empty = the default model. Name a
-                version when a long input must not be split over a switch of models.
-            resolution: side of the input in pixels; 0 = the model's.
-            normalize: L2-normalise the vectors.
-            whiten: whiten them with the bundle's PCA.
-            dtype: how numbers travel: "fp32", "fp16" (half the bytes) or "int8" (a quarter).
             on_error: "raise", or "nan": the row of a bad image is not-a-number throughout.
             timeout: seconds for each call.
+            keywords: see ``EmbedKeywords``.
 
         Returns:
             float32 (N, D), row i for image i; (0, 0) for no images.
@@ -79,7 +71,7 @@ class ImageCalls(Rpcs):
             ImagesFailed: naming every image that has no vector.
         """
         check_on_error(on_error, ("raise", "nan"))
-        options = EmbedOptions(model, resolution, normalize, whiten, dtype)
+        options = EmbedOptions(**keywords)
 
         def call(batch: Batch) -> list[EmbeddedImage]:
             response: EmbedResponse | None = None
@@ -104,7 +96,8 @@ class ImageCalls(Rpcs):
         Args:
             top_k: classes for each image, most probable first.
             on_error: "raise", or "empty": a bad image has no classes.
-            model, resolution, timeout: as in ``embed``.
+            model, resolution: as in ``EmbedKeywords``.
+            timeout: seconds for each call.
 
         Returns:
             for each image in input order, its classes.
@@ -129,13 +122,9 @@ class ImageCalls(Rpcs):
         self,
         images: Iterable[Image],
         *,
-        model: str = "",
-        resolution: int = 0,
-        normalize: bool = True,
-        whiten: bool = False,
-        dtype: str = "fp32",
         batch_size: int = 16,
         window: int = 4,
+        **keywords: Unpack[EmbedKeywords],
     ) -> Generator[EmbeddedImage]:
         """Embeds any number of images over one stream and yields answers in input order.
 
@@ -145,8 +134,9 @@ class ImageCalls(Rpcs):
         Args:
             batch_size: images of one message; 1 for the quickest single answers.
             window: messages under way at the same time.
+            keywords: see ``EmbedKeywords``.
         """
-        options = EmbedOptions(model, resolution, normalize, whiten, dtype)
+        options = EmbedOptions(**keywords)
         batches = split(encode_each(images), max_images=min(batch_size, MAX_IMAGES))
         return BulkEmbedding(self._transport, options, batches, window).run()
 
@@ -155,12 +145,8 @@ class ImageCalls(Rpcs):
         folder: str | os.PathLike[str],
         out: str | os.PathLike[str],
         *,
-        model: str = "",
-        resolution: int = 0,
-        normalize: bool = True,
-        whiten: bool = False,
-        dtype: str = "fp32",
         on_progress: OnProgress | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> FolderEmbedding:
         """Embeds every image file under a folder into a file of vectors.
 
@@ -171,7 +157,7 @@ class ImageCalls(Rpcs):
             out: "vectors.parquet" (columns path, embedding, error; needs pyarrow) or
                 "vectors.npy" (float32 (N, D); its rows are listed in "vectors.csv").
             on_progress: called with (images answered, images in all) after every image.
-            model, resolution, normalize, whiten, dtype: as in ``embed``.
+            keywords: see ``EmbedKeywords``.
 
         Raises:
             InvalidRequest: for a folder without images, or an ``out`` that will not do.
@@ -179,14 +165,7 @@ class ImageCalls(Rpcs):
             OSError: if the file cannot be written.
         """
         run = FolderRun(Path(folder), Path(out), on_progress)
-        answers = self.embed_stream(
-            run.paths,
-            model=model,
-            resolution=resolution,
-            normalize=normalize,
-            whiten=whiten,
-            dtype=dtype,
-        )
+        answers = self.embed_stream(run.paths, **keywords)
         with run, closing(answers):
             for answer in answers:
                 run.add(answer)
