@@ -43,12 +43,17 @@ class Head(Spec):
     onnx: str = ""
     air: str = ""
     whitening: WhiteningEntry | None = None
+    #: Test images and the network's own outputs, see ``multigrain.bundle.reference``.
+    reference: str = ""
+    #: The quantised ONNX graph.
+    int8: str = ""
 
     @property
     def named_files(self) -> tuple[str, ...]:
         """The files of the bundle that this head names."""
         whitening = self.whitening.file if self.whitening is not None else ""
-        return tuple(name for name in (self.mindir, self.onnx, self.air, whitening) if name)
+        names = (self.mindir, self.onnx, self.air, whitening, self.reference, self.int8)
+        return tuple(name for name in names if name)
 
 
 class BundleManifest(Spec):
@@ -56,7 +61,8 @@ class BundleManifest(Spec):
 
     A graph takes ``images`` float32 (N, 3, size, size) and returns ``embedding`` float32 (N, C),
     *not* normalised, and ``logits`` float32 (N, classes). ``weights`` names the safetensors file
-    with parameters by MindSpore name. ``heads[0]`` is the default resolution.
+    with parameters by MindSpore name. ``heads[0]`` is the default resolution. ``export_job`` is
+    the job that wrote it, by which that job finds its own bundle again.
     """
 
     format_version: int = 1
@@ -72,6 +78,7 @@ class BundleManifest(Spec):
     files: dict[str, FileEntry] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     source: Source = Source()
+    export_job: str = ""
 
     def head(self, resolution: int) -> Head:
         """The head that serves ``resolution``; 0 = the default one. Raises KeyError."""

@@ -17,9 +17,8 @@ from multigrain.engine.connection import Connection
 from multigrain.engine.in_hand import InHand
 from multigrain.engine.parent import die_with_parent
 from multigrain.engine.runtime.base import Bundle, Compute
-from multigrain.engine.runtime.choice import choose, load
+from multigrain.engine.runtime.choice import load
 from multigrain.engine.settings import EngineSettings
-from multigrain.engine.warmup import warm_up
 from multigrain.engine.wire import Cancel, Hold, LoadFailed, Ready, Submit, WireError
 from multigrain.engine.worker import Decode, Worker
 from multigrain.errors import ErrorKind, MultigrainError
@@ -43,13 +42,9 @@ def main() -> int:
     connection = Connection(sock, max(settings.max_image_bytes, _MAX_TENSOR_BYTES))
     try:
         bundle = read_bundle(settings)
-        choice = choose(settings.runtime, bundle, settings.device)
         compute = Compute(settings.device, settings.threads, settings.max_batch)
-        runtimes = load(choice, bundle, compute)
-        manifest = bundle.manifest
-        classes = manifest.model.classes or len(manifest.labels)
-        for resolution, runtime in runtimes.items():
-            warm_up(runtime, resolution, manifest.embedding_size, classes)
+        loaded = load(settings.runtime, bundle, compute)
+        runtimes, manifest = loaded.runtimes, bundle.manifest
         whitenings = read_whitenings(bundle)
     except MultigrainError as error:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
@@ -70,10 +65,10 @@ def main() -> int:
     connection.send(
         Ready(
             runtime=next(iter(runtimes.values())).name,
-            reason=choice.reason,
+            reason=loaded.reason,
             resolutions=tuple(runtimes),
             embedding_size=manifest.embedding_size,
-            classes=classes,
+            classes=manifest.model.classes or len(manifest.labels),
             max_batch=settings.max_batch,
             load_seconds=time.monotonic() - started,
         )

@@ -14,7 +14,7 @@ class EngineSettings:
     Attributes:
         socket_fd: inherited end of a Unix stream socket; the other end is the daemon's. A
             pair needs no path: nothing to clean up, no length limit, nobody else can connect.
-        runtime: "auto", "mindspore" or "onnxruntime".
+        runtime: one of ``multigrain.engine.runtime.names.RUNTIMES``.
         threads: of the network; 0 = all cores.
         decode_threads: at least 1.
         max_batch: images.

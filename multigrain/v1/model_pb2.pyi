@@ -129,7 +129,7 @@ class Model(_message.Message):
     """Job and step the weights come from; empty for an imported bundle."""
     source_step: _builtins.int
     runtime: _builtins.str
-    """While loaded: what runs it ("onnxruntime 1.32 cpu") and how it was chosen."""
+    """While loaded: what runs it ("openvino 2026.4.1 cpu bf16") and how it was chosen."""
     max_batch_size: _builtins.int
     """Largest batch of one forward pass."""
     load_seconds: _builtins.float
@@ -332,7 +332,9 @@ class LoadModelRequest(_message.Message):
     MAKE_DEFAULT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     runtime: _builtins.str
-    """"auto" (default), "mindspore" or "onnxruntime"."""
+    """"auto" (default), "openvino", "openvino-int8", "openvino-bf16", "openvino-f32",
+    "onnxruntime" or "mindspore".
+    """
     make_default: _builtins.bool
     """Also make it the model that answers requests which name none."""
     def __init__(

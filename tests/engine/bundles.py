@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from multigrain.bundle.manifest import BundleManifest, Head, WhiteningEntry
+from multigrain.bundle.reference import Reference, normalized, pattern_pixels, write_reference
 from multigrain.checkpoint.manifest import FileEntry
 from multigrain.images.parameters import Preprocessing
 from multigrain.spec.training import ModelSpec
@@ -107,6 +108,17 @@ def whitening_of(network: TinyNetwork) -> Whitening:
     return fit(moments)
 
 
+def reference_of(network: TinyNetwork, preprocessing: Preprocessing) -> Reference:
+    """Three pictures, and what the oracle says of them."""
+    pixels = pattern_pixels(preprocessing.size, 3)
+    rows = [network.embed(image) for image in normalized(pixels, preprocessing)]
+    return Reference(
+        pixels,
+        np.stack(rows).astype(np.float32),
+        np.stack([network.logits(row) for row in rows]).astype(np.float32),
+    )
+
+
 def write_bundle(
     models_dir: Path,
     name: str = "tiny",
@@ -116,10 +128,12 @@ def write_bundle(
     size: int = SIZE,
     also: int = 0,
     whitened: bool = False,
+    referenced: bool = False,
 ) -> Path:
     """Writes ``models_dir/name/version`` and returns it.
 
-    ``also`` is a second resolution; with ``whitened``, the first one has a whitening.
+    ``also`` is a second resolution; with ``whitened``, the first one has a whitening, and with
+    ``referenced`` a reference (by the oracle).
     """
     network = network or TinyNetwork(seed=version)
     folder = models_dir / name / str(version)
@@ -131,6 +145,9 @@ def write_bundle(
         classifier = fold(fitted, network.weight, network.bias)
         stored = write_whitening(folder / "whitening.safetensors", fitted, classifier)
         whitening = WhiteningEntry(file="whitening.safetensors", size=stored.size, images=200)
+    preprocessing = Preprocessing(size=size, resize_short=size)
+    if referenced:
+        write_reference(folder / "reference.safetensors", reference_of(network, preprocessing))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = BundleManifest(
         name=name,
@@ -145,6 +162,7 @@ def write_bundle(
                 preprocessing=Preprocessing(size=side, resize_short=side),
                 onnx="model.onnx",
                 whitening=whitening if side == size else None,
+                reference="reference.safetensors" if referenced and side == size else "",
             )
             for side in (size, also)
             if side

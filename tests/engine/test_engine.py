@@ -43,7 +43,7 @@ def ids() -> Iterator[int]:
 
 def test_it_reports_what_it_runs_and_why(engine: EngineClient) -> None:
     assert isinstance(engine.first, Ready)
-    assert engine.first.runtime.startswith("onnxruntime ")
+    assert engine.first.runtime.startswith("openvino ")
     assert engine.first.reason.startswith("auto")
     assert engine.first.embedding_size == EMBEDDING
     assert engine.first.resolutions == (SIZE,)

@@ -49,7 +49,7 @@ def test_neither_mindspore_nor_image_libraries_are_loaded() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert "multigrain_server.app" in loaded
-    for heavy in ("mindspore", "PIL", "onnxruntime", "sklearn", "matplotlib"):
+    for heavy in ("mindspore", "PIL", "onnxruntime", "openvino", "sklearn", "matplotlib"):
         assert heavy not in loaded
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,11 @@ from numpy.typing import NDArray
 from multigrain.bundle.manifest import BundleManifest
 
 FloatArray = NDArray[np.float32]
+Precision = Literal["f32", "bf16", "int8"]
+
+# On a CPU a batch of 8 pictures of 224 x 224 keeps all units busy: larger ones were no faster
+# (ResNet-50 with OpenVINO on two cores), they only let the first picture wait for the last.
+_FULL_PIXELS: Final = 8 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,25 @@ class Outputs:
 class Runtime(ABC):
     """One network at one resolution, loaded. Used from one thread only."""
 
-    #: Library, version and device, e.g. "onnxruntime 1.32.0 cpu".
+    #: Library, version, device and precision, e.g. "openvino 2026.4.1 cpu bf16".
     name: str
+    #: Decides how far the outputs may be from the reference, see ``agreement``.
+    precision: Precision = "f32"
     #: Batch sizes worth running once before the first request.
     warm_sizes: tuple[int, ...]
+    #: The smallest batch with full throughput: a larger one costs latency and gains nothing.
+    best_batch: int
 
     @abstractmethod
     def run(self, images: FloatArray) -> Outputs:
         """Computes a batch: images float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``."""
+
+
+def full_batch(resolution: int, compute: Compute) -> int:
+    """``Runtime.best_batch`` of a network at ``resolution`` x ``resolution`` pixels."""
+    if compute.device != "cpu":
+        return compute.max_batch
+    return max(1, min(compute.max_batch, _FULL_PIXELS // resolution**2))
 
 
 def padded(images: FloatArray, size: int) -> FloatArray:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from multigrain.bundle.manifest import Head
 from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Runtime, padded
-from multigrain.errors import ErrorKind, MultigrainError
 
 if TYPE_CHECKING:
     from multigrain.model.multigrain import MultiGrain
@@ -59,7 +57,8 @@ class MindSporeRuntime(Runtime):
         self._network.set_train(False)
         self._tensor = Tensor
         self._sizes = _batch_sizes(compute.max_batch)
-        self.name = f"mindspore {mindspore.__version__} {compute.device}"
+        self.name = f"mindspore {mindspore.__version__} {compute.device} f32"
+        self.best_batch = compute.max_batch  # a graph for each size: the largest wastes least
         self.warm_sizes = self._sizes
 
     def run(self, images: FloatArray) -> Outputs:
@@ -81,19 +80,8 @@ def _network(bundle: Bundle) -> MultiGrain:
     # There may be more outputs than names (ImageNet with 1001 outputs).
     classes = manifest.model.classes or len(manifest.labels)
     network = build_model(manifest.model.model_copy(update={"learn_gem_p": False}), classes)
-    load_model_state(network, load_file(_weights(bundle)))
+    load_model_state(network, load_file(bundle.path / manifest.weights))
     return network
-
-
-def _weights(bundle: Bundle) -> Path:
-    path = bundle.path / bundle.manifest.weights
-    if not path.is_file():
-        raise MultigrainError(
-            ErrorKind.UNSUPPORTED,
-            f"the bundle has no {bundle.manifest.weights}, which the mindspore runtime needs: "
-            "use the onnxruntime runtime",
-        )
-    return path
 
 
 def _batch_sizes(max_batch: int) -> tuple[int, ...]:

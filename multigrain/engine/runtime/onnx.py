@@ -1,4 +1,4 @@
-"""ONNX Runtime: portable, and the fastest of ours on a CPU."""
+"""ONNX Runtime: portable, and the fastest of ours on a GPU that is no Ascend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from multigrain.engine.runtime.base import Compute, FloatArray, Outputs, Runtime, padded
+from multigrain.engine.runtime.base import (
+    Compute,
+    FloatArray,
+    Outputs,
+    Runtime,
+    full_batch,
+    padded,
+)
 from multigrain.errors import ErrorKind, MultigrainError
 
 
@@ -18,7 +25,7 @@ class OnnxRuntime(Runtime):
         MultigrainError: UNSUPPORTED if the graph cannot be run here.
     """
 
-    def __init__(self, path: Path, compute: Compute) -> None:
+    def __init__(self, path: Path, resolution: int, compute: Compute) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = compute.threads
         options.inter_op_num_threads = 1
@@ -42,8 +49,8 @@ class OnnxRuntime(Runtime):
             ) from error
         batch = self._session.get_inputs()[0].shape[0]
         self._fixed = batch if isinstance(batch, int) else 0
-        self._max_batch = compute.max_batch
-        self.name = f"onnxruntime {onnxruntime.__version__} {compute.device}"
+        self.name = f"onnxruntime {onnxruntime.__version__} {compute.device} f32"
+        self.best_batch = full_batch(resolution, compute)
         self.warm_sizes = (self._fixed,) if self._fixed else (1, compute.max_batch)
 
     def run(self, images: FloatArray) -> Outputs:

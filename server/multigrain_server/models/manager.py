@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from multigrain.engine.runtime.names import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.database import Database
 from multigrain_server.models.announcer import ModelAnnouncer
@@ -25,7 +26,6 @@ from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.metrics import ServingMetrics
 
 _LOG = logging.getLogger(__name__)
-_RUNTIMES = ("auto", "mindspore", "onnxruntime")
 
 
 class ModelManager:
@@ -123,9 +123,9 @@ class ModelManager:
             MultigrainError: NOT_FOUND, CHECKPOINT, UNSUPPORTED, UNAVAILABLE; nothing has
                 changed then.
         """
-        if runtime not in ("", *_RUNTIMES):
+        if runtime not in ("", *RUNTIMES):
             raise MultigrainError.field(
-                "runtime", f"{runtime[:80]!r} is unknown: use one of {', '.join(_RUNTIMES)}"
+                "runtime", f"{runtime[:80]!r} is unknown: use one of {', '.join(RUNTIMES)}"
             )
         entry = self.catalogue.find(model)
         version = entry.version

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from multigrain.engine.runtime.names import RuntimeName
 from multigrain.spec.base import Spec
 
 _MIB = 1024 * 1024
@@ -59,8 +60,10 @@ class ServingConfig(Spec):
     device: Literal["cpu", "gpu", "ascend"] = Field(
         "cpu", description="Where engines compute. Default cpu."
     )
-    runtime: Literal["auto", "mindspore", "onnxruntime"] = Field(
-        "auto", description="Runtime of a LoadModel that names none. Default auto."
+    runtime: RuntimeName = Field(
+        "auto",
+        description="Runtime of a LoadModel that names none: auto, openvino, openvino-int8, "
+        "openvino-bf16, openvino-f32, onnxruntime or mindspore. Default auto.",
     )
     load_timeout_seconds: float = Field(
         300.0, gt=0, description="Seconds an engine has to load and warm up. Default 300."

@@ -62,7 +62,7 @@ async def test_a_model_is_loaded_named_used_and_unloaded(root: Path) -> None:
 
         loaded = await s.models.LoadModel(LoadModelRequest(model="tiny", make_default=True))
         assert loaded.state == model_pb2.MODEL_STATE_READY
-        assert loaded.runtime.startswith("onnxruntime")
+        assert loaded.runtime.startswith("openvino")
         assert loaded.load_seconds > 0
         assert loaded.max_batch_size == 8
 

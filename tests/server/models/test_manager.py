@@ -44,7 +44,7 @@ async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
         view = await h.manager.load("tiny")
         assert view.entry.version.version == 2
         assert state(view) == "ready"
-        assert view.runtime.startswith("onnxruntime")
+        assert view.runtime.startswith("openvino")
         assert "auto" in view.runtime
         assert view.load_seconds > 0
         assert h.health == {EMBEDDING_SERVICE: True, f"{EMBEDDING_SERVICE}/tiny": True}

@@ -1,0 +1,59 @@
+"""OpenVINO against a network computed by NumPy loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multigrain.engine.runtime.base import Compute, FloatArray, full_batch
+from multigrain.engine.runtime.openvino import OpenVinoRuntime
+from tests.engine.bundles import TinyNetwork
+
+SIZE = 24
+
+
+def images(count: int) -> FloatArray:
+    return np.random.default_rng(1).standard_normal((count, 3, SIZE, SIZE), dtype=np.float32)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> TinyNetwork:
+    network = TinyNetwork()
+    network.save_onnx(tmp_path / "model.onnx")
+    return network
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 12])
+def test_every_batch_size_gives_the_networks_numbers(
+    count: int, network: TinyNetwork, tmp_path: Path
+) -> None:
+    """Of twelve images with batches of three, four batches are made."""
+    runtime = OpenVinoRuntime(tmp_path / "model.onnx", SIZE, Compute(threads=1, max_batch=3), "f32")
+    assert runtime.best_batch == 3
+    assert runtime.warm_sizes == (1, 2, 3)
+    batch = images(count)
+    outputs = runtime.run(batch)
+    expected = np.stack([network.embed(image) for image in batch])
+    np.testing.assert_allclose(outputs.embedding, expected, rtol=1e-4)
+    logits = np.stack([network.logits(row) for row in expected])
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_outlives_the_next_batch(network: TinyNetwork, tmp_path: Path) -> None:
+    runtime = OpenVinoRuntime(tmp_path / "model.onnx", SIZE, Compute(threads=1), "f32")
+    first, second = images(2)[:1], images(2)[1:]
+    outputs = runtime.run(first)
+    kept = outputs.embedding.copy()
+    runtime.run(second)
+    np.testing.assert_array_equal(outputs.embedding, kept)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "device", "best"),
+    [(224, "cpu", 8), (500, "cpu", 1), (2000, "cpu", 1), (160, "cpu", 15), (32, "cpu", 32),
+     (500, "gpu", 32)],
+)  # fmt: skip
+def test_a_batch_is_as_large_as_it_pays(resolution: int, device: str, best: int) -> None:
+    assert full_batch(resolution, Compute(device, max_batch=32)) == best
