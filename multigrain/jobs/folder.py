@@ -32,6 +32,11 @@ class JobFolder:
         return self.path / "runner.json"
 
     @property
+    def lease(self) -> Path:
+        """Which devices the running job has: written by the daemon, for the next one."""
+        return self.path / "lease.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

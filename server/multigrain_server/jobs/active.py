@@ -21,6 +21,7 @@ class ActiveJob:
         started: whether a runner was ever started or found for this run of the job.
         crashes: runners that ended in a row without bringing the job on.
         not_before: loop time before which no runner is started again.
+        look_at: loop time before which it is not looked at again, after that went wrong.
         told_to_end: whether its runner has heard of ``cancel_requested``.
         saved_at: loop time of the last write to the index.
     """
@@ -32,6 +33,7 @@ class ActiveJob:
     started: bool = False
     crashes: int = 0
     not_before: float = 0.0
+    look_at: float = 0.0
     cancel_requested: bool = False
     told_to_end: bool = False
     waiting: str = ""

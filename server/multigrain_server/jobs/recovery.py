@@ -81,4 +81,4 @@ class Recovery:
             cancel = False
             self._store.save_cancel(job.job_id, False)
         active = ActiveJob(job.request, folder, feed, cancel_requested=cancel)
-        self._supervisor.add(active, row.lease)
+        self._supervisor.add(active)

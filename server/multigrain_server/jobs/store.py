@@ -11,7 +11,6 @@ from multigrain.events.records import JobState
 from multigrain.jobs.request import JobRequest
 from multigrain_server.database import Database
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.leases import Lease
 from multigrain_server.jobs.page import PageToken
 from multigrain_server.jobs.view import JobView
 
@@ -28,8 +27,7 @@ CREATE TABLE IF NOT EXISTS jobs (
   view TEXT NOT NULL,
   last_seq INTEGER NOT NULL,
   events_bytes INTEGER NOT NULL,
-  cancel_requested INTEGER NOT NULL DEFAULT 0,
-  lease TEXT NOT NULL DEFAULT ''
+  cancel_requested INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_request ON jobs (request_id) WHERE request_id <> '';
 CREATE INDEX IF NOT EXISTS jobs_by_time ON jobs (create_time DESC, job_id DESC);
@@ -60,7 +58,6 @@ class JobRow:
 
     job: Job
     events_bytes: int
-    lease: Lease | None
 
 
 class JobStore:
@@ -103,10 +100,6 @@ class JobStore:
         self._database.execute(
             "UPDATE jobs SET cancel_requested=? WHERE job_id=?", (int(requested), job_id)
         )
-
-    def save_lease(self, job_id: str, lease: Lease | None) -> None:
-        text = json.dumps([lease.kind, list(lease.units)]) if lease is not None else ""
-        self._database.execute("UPDATE jobs SET lease=? WHERE job_id=?", (text, job_id))
 
     def delete(self, job_id: str) -> None:
         self._database.execute("DELETE FROM jobs WHERE job_id=?", (job_id,))
@@ -171,10 +164,6 @@ class JobStore:
 
 
 def _row(row: sqlite3.Row) -> JobRow:
-    lease = None
-    if row["lease"]:
-        kind, units = json.loads(row["lease"])
-        lease = Lease(row["job_id"], kind, tuple(units))
     request = JobRequest.model_validate_json(row["request"])
     try:
         view, events_bytes = JobView.from_json(row["view"]), row["events_bytes"]
@@ -182,4 +171,4 @@ def _row(row: sqlite3.Row) -> JobRow:
         # Written by another version: to be folded again from the events.
         view, events_bytes = JobView(state=JobState(row["state"])), -1
     job = Job(request, view, cancel_requested=bool(row["cancel_requested"]))
-    return JobRow(job, events_bytes, lease)
+    return JobRow(job, events_bytes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,8 @@ import structlog
 from multigrain.events.records import JobError, JobState, Record, StateRecord
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.journal import append, runner_log_tail
-from multigrain_server.jobs.leases import Lease, Leases
+from multigrain_server.jobs.lease_file import drop_lease, load_lease, save_lease
+from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.runner_process import RunnerProcess
 from multigrain_server.jobs.store import JobStore
 
@@ -31,6 +31,7 @@ class SupervisorOptions:
         save_seconds: the index is at most so much behind the events (states: not at all).
         max_runner_crashes: after so many in a row the job is FAILED(RUNNER_LOST).
         restart_delay_seconds: before a crashed runner starts again; doubles with each crash.
+        trouble_seconds: before a job is looked at again with which something went wrong.
     """
 
     command: Sequence[str]
@@ -38,6 +39,7 @@ class SupervisorOptions:
     save_seconds: float = 1.0
     max_runner_crashes: int = 3
     restart_delay_seconds: float = 0.5
+    trouble_seconds: float = 1.0
 
 
 class Supervisor:
@@ -66,17 +68,19 @@ class Supervisor:
         self._on_event = on_event
         self.active: dict[str, ActiveJob] = {}
         self._task: asyncio.Task[None] | None = None
+        self._schedule_at = 0.0
 
-    def add(self, active: ActiveJob, lease: Lease | None = None) -> None:
-        """Takes charge of a job that has not ended; finds its runner, if one lives."""
+    def add(self, active: ActiveJob) -> None:
+        """Takes charge of a job that has not ended; finds its runner and its devices."""
         active.runner = RunnerProcess.find(active.folder)
         active.started = active.runner is not None or active.feed.view.state is not JobState.QUEUED
         if active.started:
-            devices = active.request.spec.devices
+            lease = load_lease(active.folder)
             if lease is not None:
                 self._leases.restore(lease)
             else:
-                self._leases.acquire(active.job_id, devices)
+                # It had none noted yet: its runner had not been started.
+                self._leases.acquire(active.job_id, active.request.spec.devices)
             _log.info(
                 "job found again",
                 job_id=active.job_id,
@@ -100,19 +104,32 @@ class Supervisor:
 
     async def _run(self) -> None:
         while True:
-            for active in list(self.active.values()):
-                try:
-                    self._tick(active)
-                except Exception:  # a full disk or a defect: the other jobs must not suffer
-                    _log.exception("job could not be looked after", job_id=active.job_id)
-                    await asyncio.sleep(1.0)
-                await asyncio.sleep(0)
-            try:
-                self.schedule()
-            except Exception:  # as above; the next round tries again
-                _log.exception("queue could not be looked after")
-                await asyncio.sleep(1.0)
+            await self.look()
             await asyncio.sleep(self._options.poll_seconds)
+
+    async def look(self) -> None:
+        """Looks after every job once, and starts what can be started.
+
+        A full disk or a defect with one job must not hold up the others: it is left alone for
+        a while, they are not.
+        """
+        now = asyncio.get_running_loop().time()
+        for active in list(self.active.values()):
+            if now < active.look_at:
+                continue
+            try:
+                self._tick(active)
+            except Exception:
+                active.look_at = now + self._options.trouble_seconds
+                _log.exception("job could not be looked after", job_id=active.job_id)
+            await asyncio.sleep(0)
+        if now < self._schedule_at:
+            return
+        try:
+            self.schedule()
+        except Exception:  # as above
+            self._schedule_at = now + self._options.trouble_seconds
+            _log.exception("queue could not be looked after")
 
     def _tick(self, active: ActiveJob) -> None:
         gone = active.runner is not None and not active.runner.alive()
@@ -188,9 +205,10 @@ class Supervisor:
         active.started = True
         active.waiting = "starting"
         try:
-            self._store.save_lease(active.job_id, lease)
+            if lease is not None:
+                save_lease(active.folder, lease)
             active.runner = RunnerProcess.spawn(active.folder, self._options.command, environment)
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
             active.crashes += 1
             delay = self._options.restart_delay_seconds * 2**active.crashes
             active.not_before = asyncio.get_running_loop().time() + delay
@@ -201,7 +219,7 @@ class Supervisor:
     def _finish(self, active: ActiveJob) -> None:
         self._save(active)
         self._leases.release(active.job_id)
-        self._store.save_lease(active.job_id, None)
+        drop_lease(active.folder)
         self.active.pop(active.job_id, None)
         view = active.feed.view
         _log.info(

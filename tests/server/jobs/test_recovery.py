@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 from multigrain.events.records import JobState
 from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind
+from multigrain.spec.training import TrainingSpec
+from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs
 
 
@@ -93,3 +99,45 @@ async def test_the_index_is_rebuilt_from_the_folders(make_side: MakeSide) -> Non
     assert (found.state, found.request.name) == (JobState.SUCCEEDED, "first")
     assert (await second.submit(request_id="r1", name="first")).job_id == job.job_id
     assert not (first.root / "jobs" / ".new-half").exists()
+
+
+async def test_a_running_job_keeps_its_devices_when_the_index_is_lost(
+    make_side: MakeSide, tmp_path: Path
+) -> None:
+    spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 2}})
+
+    async def check() -> CheckedSpec:
+        return CheckedSpec(JobKind.TRAINING, spec)
+
+    labels = {"events": "100000", "pause": "0.02"}
+    first = make_side("gpu:0-5")
+    jobs = [
+        await first.jobs.submit(Submission(JobKind.TRAINING, name, labels=labels), check)
+        for name in "abc"
+    ]
+    for job in jobs:
+        await first.until(job.job_id, lambda j: j.state is JobState.RUNNING)
+    first.jobs.cancel(jobs[0].job_id)
+    await first.ended(jobs[0].job_id)
+    assert not JobFolder(tmp_path / "jobs" / jobs[0].job_id).lease.exists()
+    await first.stop()
+    for name in os.listdir(tmp_path):
+        if name.startswith("state.db"):
+            os.unlink(tmp_path / name)
+
+    second = make_side("gpu:0-5")
+    held = {lease.owner: lease.units for lease in second.leases.of_kind("gpu")}
+    assert held == {jobs[1].job_id: (2, 3), jobs[2].job_id: (4, 5)}
+    assert second.leases.free("gpu") == (0, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"kind": "gpu", "units": ["x"]}'])
+async def test_a_lease_that_cannot_be_read_does_not_keep_the_daemon_from_starting(
+    make_side: MakeSide, tmp_path: Path, text: str
+) -> None:
+    first = make_side("cpu:1")
+    job = await first.submit(events="100000", pause="0.02")
+    await first.until(job.job_id, lambda j: j.state is JobState.RUNNING)
+    await first.supervisor.stop()
+    JobFolder(tmp_path / "jobs" / job.job_id).lease.write_text(text)
+    assert make_side("cpu:1").leases.free("cpu") == ()

@@ -13,7 +13,6 @@ from multigrain.events.records import JobError, JobState, StateRecord
 from multigrain.jobs.request import JobKind, JobRequest
 from multigrain.spec.training import TrainingSpec
 from multigrain_server.database import Database
-from multigrain_server.jobs.leases import Lease
 from multigrain_server.jobs.page import PageToken, page_size
 from multigrain_server.jobs.store import SCHEMA, JobFilter, JobStore
 from multigrain_server.jobs.view import JobView
@@ -47,12 +46,9 @@ def test_a_job_comes_back_as_it_was(store: JobStore) -> None:
     error = JobError("DIVERGED", "m", rank=3)
     view.apply(3, "2026-01-01T00:02:00Z", 1, StateRecord(JobState.FAILED, "why", error, 1))
     store.save_view("train-1", view, 99)
-    lease = Lease("train-1", "gpu", (1, 2))
-    store.save_lease("train-1", lease)
     row = store.get("train-1")
     assert row is not None
     assert (row.job.request, row.job.view, row.events_bytes) == (request, view, 99)
-    assert row.lease == lease
     assert store.by_request_id("r") == row
     assert store.by_request_id("") is None
 

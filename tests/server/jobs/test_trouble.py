@@ -1,0 +1,70 @@
+"""What goes wrong with one job is no matter of the others."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from multigrain.events.records import JobState
+from tests.server.jobs.conftest import JobSide
+
+
+async def test_a_job_that_cannot_be_looked_after_holds_up_no_other(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"events": "100000", "pause": "0.05"}
+    bad, good = [await side.submit(**labels) for _ in range(2)]
+    await side.supervisor.stop()  # the rounds are made here
+    supervisor = side.supervisor
+    options = replace(supervisor._options, trouble_seconds=1000.0, save_seconds=0.0)
+    monkeypatch.setattr(supervisor, "_options", options)
+    looked: list[str] = []
+    save_view = side.store.save_view
+
+    def full(job_id: str, *rest: Any) -> None:
+        looked.append(job_id)
+        if job_id == bad.job_id:
+            raise sqlite3.OperationalError("database or disk is full")
+        save_view(job_id, *rest)
+
+    monkeypatch.setattr(side.store, "save_view", full)
+    for active in supervisor.active.values():
+        active.saved_seq = -1
+    for _ in range(5):
+        supervisor.active[good.job_id].saved_seq = -1
+        await supervisor.look()
+    assert looked.count(bad.job_id) == 1
+    assert looked.count(good.job_id) == 5
+    # Once the time is over it is looked at again.
+    supervisor.active[bad.job_id].look_at = 0.0
+    await supervisor.look()
+    assert looked.count(bad.job_id) == 2
+
+
+async def test_a_queue_that_cannot_be_looked_after_holds_up_no_job(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await side.submit(events="100000", pause="0.05")
+    await side.supervisor.stop()
+    supervisor = side.supervisor
+    monkeypatch.setattr(supervisor, "_options", replace(supervisor._options, trouble_seconds=1e3))
+    asked: list[int] = []
+    looked: list[str] = []
+    monkeypatch.setattr(supervisor, "schedule", lambda: asked.append(1) or 1 / 0)
+    monkeypatch.setattr(supervisor, "_tick", lambda active: looked.append(active.job_id))
+    for _ in range(3):
+        await supervisor.look()
+    assert asked == [1]
+    assert looked == [job.job_id] * 3
+
+
+async def test_a_defect_with_one_job_does_not_stop_the_others(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = await side.submit(events="100000", pause="0.05")
+    monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
+    good = await side.submit(events="1")
+    assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
