@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from multigrain.data.fingerprint import DatasetFingerprint
 from multigrain.spec.base import Spec
 from multigrain.spec.training import ModelSpec
 
@@ -22,6 +23,7 @@ class CheckpointManifest(Spec):
     ``state.safetensors`` (optimiser state, one flat namespace).
 
     ``position`` holds the scalars that continue a run: epoch, step within it, counters.
+    ``dataset`` is what it was trained on; none in checkpoints of earlier versions.
     """
 
     format_version: int = 1
@@ -34,3 +36,4 @@ class CheckpointManifest(Spec):
     position: dict[str, int | float | str] = Field(default_factory=dict)
     job_id: str = ""
     create_time: str = ""
+    dataset: DatasetFingerprint | None = None

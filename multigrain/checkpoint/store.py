@@ -39,7 +39,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 __all__ = [
     "Checkpoint", "best_step", "folder_name", "latest_good", "link_model", "load",
-    "load_model", "prune", "read_manifest", "resolve", "save", "steps", "verify",
+    "load_model", "prune", "read_manifest", "record_of", "resolve", "save", "steps", "verify",
 ]  # fmt: skip
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -81,7 +81,7 @@ def save(
             STATE: write_synced(aside / STATE, save_tensors(_contiguous(state))),
         }
         whole = manifest.model_copy(update={"files": files})
-        entry = write_synced(aside / MANIFEST, whole.model_dump_json(indent=1).encode())
+        write_synced(aside / MANIFEST, whole.model_dump_json(indent=1).encode())
         publish(aside, checkpoints / name)
         _leave_behind(checkpoints, manifest.step)
     except OSError as error:
@@ -91,11 +91,16 @@ def save(
             f"checkpoint {name} cannot be written ({error.strerror}): free some space or check "
             "the disk, then resume the job",
         ) from error
-    size = entry.bytes + sum(file.bytes for file in files.values())
+    return record_of(checkpoints / name, whole)
+
+
+def record_of(path: Path, manifest: CheckpointManifest) -> CheckpointRecord:
+    """The record of a checkpoint for the event log, as ``save`` returns it."""
+    size = (path / MANIFEST).stat().st_size + sum(file.bytes for file in manifest.files.values())
     return CheckpointRecord(
         step=manifest.step,
         epoch=manifest.epoch,
-        name=name,
+        name=path.name,
         bytes=size,
         best=manifest.position.get("best_step") == manifest.step,
     )

@@ -15,7 +15,9 @@ from multigrain.events.records import EvaluationRecord
 HEADER = ("query", "group", "scored", "positives", "ap", "in_top4", "first", "ranks")
 
 
-def write_benchmark(results: Path, record: EvaluationRecord, result: BenchmarkResult) -> None:
+def write_benchmark(
+    results: Path, record: EvaluationRecord, result: BenchmarkResult, gem_p: float
+) -> None:
     """Writes ``<task>.json`` and ``<task>.csv``.
 
     Of each query: its file and group; whether it was scored (it and an image to find were
@@ -40,7 +42,7 @@ def write_benchmark(results: Path, record: EvaluationRecord, result: BenchmarkRe
         "ignored": benchmark.ignored,
         "transform": result.transform,
         # JSON has no infinity.
-        "gem_p": result.gem_p if math.isfinite(result.gem_p) else "Infinity",
+        "gem_p": gem_p if math.isfinite(gem_p) else "Infinity",
     }
     evaluation = {
         name: value

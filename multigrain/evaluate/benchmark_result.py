@@ -21,14 +21,12 @@ class BenchmarkResult:
         ranking: what each query found.
         present: (N,) images that were readable.
         transform: how the images were prepared; see ``EvaluationSpec``.
-        gem_p: pooling exponent of the network.
     """
 
     benchmark: Benchmark
     ranking: Ranking
     present: NDArray[np.bool_]
     transform: str = "crop"
-    gem_p: float = 3.0
 
     @property
     def images(self) -> int:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from mindspore import nn
 from numpy.typing import NDArray
 
 from multigrain.data.folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Inference, Predictions
-from multigrain.images.parameters import Preprocessing
-from multigrain.images.preprocess import preprocess
+from multigrain.evaluate.inference import Predictions
 
 UNREAD = -1
 _COLUMNS = 5  # seen, predicted class, rank of the true class, loss, not finite
@@ -31,8 +26,6 @@ class ClassificationResult:
         rank: (N,) of the true class among the logits, from 0 (ties by class number); or UNREAD.
         loss: (N,) cross-entropy, plain; 0 where unreadable.
         classes: names.
-        unreadable: files *this worker* could not read, path -> reason.
-        seconds: it took.
     """
 
     labels: NDArray[np.int32]
@@ -40,8 +33,6 @@ class ClassificationResult:
     rank: NDArray[np.int64]
     loss: NDArray[np.float64]
     classes: tuple[str, ...]
-    unreadable: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @property
     def read(self) -> NDArray[np.bool_]:
@@ -108,9 +99,7 @@ class ClassificationCounter:
         columns = (np.ones(len(labels)), logits.argmax(axis=1), rank, loss, ~finite)
         self._table[predictions.indices] = np.stack(columns, axis=1)
 
-    def result(
-        self, gather: Gather, unreadable: dict[int, str], seconds: float
-    ) -> ClassificationResult:
+    def result(self, gather: Gather) -> ClassificationResult:
         """The figures. Collective.
 
         Raises:
@@ -129,54 +118,7 @@ class ClassificationCounter:
             rank=np.where(seen, table[:, 2], UNREAD).astype(np.int64),
             loss=table[:, 3],
             classes=self._folder.classes,
-            unreadable={self._folder.paths[i]: reason for i, reason in unreadable.items()},
-            seconds=seconds,
         )
-
-
-def evaluate_classification(
-    model: nn.Cell,
-    folder: ImageFolder,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    on_progress: Callable[[int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> ClassificationResult | None:
-    """Top-1, top-5 and loss of a network over all images of a folder. Collective.
-
-    Args:
-        model: images -> embedding, logits; its training mode is restored afterwards.
-        folder: labels are indices into the network's outputs.
-        preprocessing: as in serving.
-        batch_size: images of one forward pass.
-        rank, world: the images are shared out among the workers.
-        on_progress: told after each batch how many images of this worker are done.
-        should_stop: asked before each batch; the same kind of thing on every worker.
-
-    Returns:
-        None if any worker was asked to stop: of a part of the images there are no figures.
-
-    Raises:
-        MultigrainError: DATASET if no image was readable, NOT_FINITE if outputs are not.
-    """
-    start = time.monotonic()
-    inference = Inference(
-        model, batch_size, rank, world, on_progress=on_progress, should_stop=should_stop
-    )
-    counter, unreadable = ClassificationCounter(folder), dict[int, str]()
-    for predictions in inference.run(
-        inference.share(len(folder)),
-        lambda index: preprocess(folder.read(index), preprocessing),
-        unreadable,
-    ):
-        counter.add(predictions)
-    gather = Gather(world)
-    if should_stop is not None and gather.any(should_stop()):
-        return None
-    return counter.result(gather, unreadable, time.monotonic() - start)
 
 
 def no_readable_image(folder: ImageFolder) -> MultigrainError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +10,11 @@ from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmar
 from multigrain.data.benchmarks.groups import of_folder
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.probe import probe
-from multigrain.evaluate.benchmark_result import BenchmarkResult
-from multigrain.evaluate.classification import ClassificationCounter, ClassificationResult
-from multigrain.evaluate.copy_detection import CopyDetectionResult, Originals, evaluate_copies
+from multigrain.evaluate.evaluator import Evaluator, Measured
 from multigrain.evaluate.exponent.choice import run_choice
-from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Compiled, FloatArray, Inference
+from multigrain.evaluate.inference import Compiled
 from multigrain.evaluate.numbering import numbered
 from multigrain.evaluate.progress import EvaluationProgress
-from multigrain.evaluate.ranking import Ranker
 from multigrain.evaluate.results import write_results
 from multigrain.evaluate.transform import Transform
 from multigrain.evaluate.whitened import Whitened, whitened
@@ -69,106 +64,42 @@ class _Evaluation:
     restored: Restored
 
     def __post_init__(self) -> None:
-        self._gather = Gather(self.ctx.world)
-        self._transform = Transform(
-            self.restored.preprocessing(self.spec.resolution), self.spec.transform
-        )
-        threads = self.spec.devices.threads_per_worker
-        self._batches = self._transform.batches(
+        self._evaluator = Evaluator(
             self.folder,
-            self.spec.batch_size,
-            rank=self.ctx.rank,
-            world=self.ctx.world,
-            gather=self._gather,
-            threads=threads,
-            alive=self.ctx.reporter.alive,
-        )
-        self._progress = EvaluationProgress(
+            self.spec.tasks,
+            self.benchmark,
+            Transform(self.restored.preprocessing(self.spec.resolution), self.spec.transform),
             self.ctx.reporter,
-            images=len(self.folder),
-            share=len(self._batches),
-            passes=2 if "copy_detection" in self.spec.tasks else 1,
-            rank=self.ctx.rank,
+            self.spec.batch_size,
+            self.ctx.rank,
+            self.ctx.world,
+            threads=self.spec.devices.threads_per_worker,
+            seed=self.spec.seed,
         )
+
+    def run(self) -> Outcome:
+        self._say_what_is_there()
         network: MultiGrain | Whitened = self.restored.network
         if self.spec.whiten:
             bundle = Path(self.ctx.request.weights_path)
             network = whitened(self.restored, bundle, self.spec.resolution)
-        self._size = network.embedding_size
-        self._inference = Inference(
+        progress = EvaluationProgress(
+            self.ctx.reporter,
+            images=len(self.folder),
+            share=self._evaluator.share,
+            passes=self._evaluator.passes,
+            rank=self.ctx.rank,
+        )
+        measured = self._evaluator.run(
             # A graph is compiled for each shape, for seconds: not where there are hundreds.
             Compiled(network) if self.spec.transform == "crop" else network,
-            self.spec.batch_size,
-            self.ctx.rank,
-            self.ctx.world,
-            threads=threads,
-            on_progress=self._progress.done,
-            should_stop=lambda: self.ctx.reporter.stop_requested,
+            network.embedding_size,
+            progress,
+            self._report_unreadable,
         )
-
-    def run(self) -> Outcome:
-        start = time.monotonic()
-        self._say_what_is_there()
-        counter = ClassificationCounter(self.folder)
-        originals = Originals(len(self.folder))
-        unreadable: dict[int, str] = {}
-        for predictions in self._inference.run_batches(self._batches, self._load, unreadable):
-            if "classification" in self.spec.tasks:
-                counter.add(predictions)
-            if self.spec.tasks != ("classification",):
-                originals.add(predictions.indices, predictions.embedding)
-        self._report_unreadable(unreadable)
-        if self._stopped():
+        if measured is None:
             return Outcome(stopped=True, message="stopped before all images were scored")
-        classification: ClassificationResult | None = None
-        if "classification" in self.spec.tasks:
-            classification = counter.result(self._gather, unreadable, time.monotonic() - start)
-        copies: CopyDetectionResult | None = None
-        if "copy_detection" in self.spec.tasks:
-            copies = self._copies(originals)
-            if self._stopped():
-                return Outcome(stopped=True, message="stopped before all queries were made")
-        found: BenchmarkResult | None = None
-        if self.benchmark is not None:
-            found = self._search(self.benchmark, originals)
-            if found is None:
-                return Outcome(stopped=True, message="stopped before all queries were ranked")
-        return self._finish(classification, copies, found, time.monotonic() - start)
-
-    def _load(self, index: int) -> FloatArray:
-        return self._transform.file(self.folder, index)
-
-    def _copies(self, originals: Originals) -> CopyDetectionResult:
-        self._progress.next_pass()
-        return evaluate_copies(
-            self._inference,
-            self.folder,
-            self._transform,
-            originals,
-            seed=self.spec.seed,
-            gather=self._gather,
-            embedding_size=self._size,
-            batches=self._batches,
-        )
-
-    def _search(self, benchmark: Benchmark, originals: Originals) -> BenchmarkResult | None:
-        """What the benchmark's queries find; None if a worker was asked to stop. Collective."""
-        embeddings, present = originals.checked(self.folder, self._size, self._gather)
-        ranking = Ranker(benchmark, embeddings, present).rank(
-            self._gather,
-            rank=self.ctx.rank,
-            world=self.ctx.world,
-            alive=self.ctx.reporter.alive,
-            should_stop=lambda: self.ctx.reporter.stop_requested,
-        )
-        if ranking is None:
-            return None
-        p = self.restored.spec.gem_p
-        return BenchmarkResult(benchmark, ranking, present, self.spec.transform, p)
-
-    def _stopped(self) -> bool:
-        """Whether any worker was asked to stop. Collective: all of them end at the same point."""
-        return self._gather.any(self.ctx.reporter.stop_requested)
+        return self._finish(measured)
 
     def _say_what_is_there(self) -> None:
         if self.benchmark is None or self.ctx.rank:
@@ -187,31 +118,20 @@ class _Evaluation:
     def _log(self, level: str, message: str, **fields: str) -> None:
         self.ctx.reporter.emit(LogRecord(level, message, rank=self.ctx.rank, fields=fields))
 
-    def _finish(
-        self,
-        classification: ClassificationResult | None,
-        copies: CopyDetectionResult | None,
-        found: BenchmarkResult | None,
-        seconds: float,
-    ) -> Outcome:
-        metrics: dict[str, float] = {}
-        images = 0
-        for result in (classification, copies, found):
-            if result is not None:
-                metrics |= result.metrics
-                images = result.images
+    def _finish(self, measured: Measured) -> Outcome:
+        metrics, images = measured.metrics, measured.images
         record = EvaluationRecord(
             metrics=metrics,
             step=self.restored.weights.step,
             epoch=self.restored.weights.epoch,
             images=images,
-            unreadable=len(self.folder) - images,
-            seconds=seconds,
-            resolution=self._transform.preprocessing.size,
+            unreadable=measured.total - images,
+            seconds=measured.seconds,
+            resolution=self._evaluator.transform.preprocessing.size,
         )
         if self.ctx.rank == 0:
-            results = self.ctx.folder.results
-            write_results(results, self.folder, record, classification, copies, found)
+            gem_p = self.restored.spec.gem_p
+            write_results(self.ctx.folder.results, self.folder, record, measured, gem_p)
             self.ctx.reporter.emit(record)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         return Outcome(message=f"{figures} on {images} images")

@@ -11,10 +11,10 @@ from pathlib import Path
 from multigrain.data.folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.benchmark_files import write_benchmark
-from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.classification import ClassificationResult
 from multigrain.evaluate.confusion_plot import plot_confusion
 from multigrain.evaluate.copy_detection import CopyDetectionResult
+from multigrain.evaluate.evaluator import Measured
 from multigrain.evaluate.precision import average_precision
 from multigrain.events.records import EvaluationRecord
 
@@ -30,17 +30,24 @@ def write_results(
     results: Path,
     folder: ImageFolder,
     record: EvaluationRecord,
-    classification: ClassificationResult | None,
-    copies: CopyDetectionResult | None,
-    found: BenchmarkResult | None = None,
+    measured: Measured,
+    gem_p: float,
 ) -> None:
     """Writes ``metrics.json``; ``images.csv`` with classification or copy detection; with
     classification also ``classes.csv``, ``confusion.csv`` and ``confusion.png``; of a
     retrieval benchmark ``<task>.json`` and ``<task>.csv``.
 
+    Args:
+        results: the folder; made if missing.
+        folder: the images.
+        record: of the event log.
+        measured: what was found.
+        gem_p: pooling exponent of the network.
+
     Raises:
         MultigrainError: STORAGE.
     """
+    classification, copies = measured.classification, measured.copies
     try:
         results.mkdir(parents=True, exist_ok=True)
         body = asdict(record)
@@ -55,8 +62,8 @@ def write_results(
             counts = classification.confusion()
             names = tuple(_name(classification.classes, j) for j in range(counts.shape[1]))
             plot_confusion(counts, names, results / CONFUSION_PLOT)
-        if found is not None:
-            write_benchmark(results, record, found)
+        if measured.found is not None:
+            write_benchmark(results, record, measured.found, gem_p)
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE,

@@ -21,6 +21,7 @@ from multigrain.checkpoint.files import (
 )
 from multigrain.checkpoint.restore import Restored, restore
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.newest import newest_record
 from multigrain.events.records import ArtifactRecord
 from multigrain.export.head import HeadWriter, whitening_images
 from multigrain.jobs.context import Outcome, WorkerContext
@@ -38,11 +39,15 @@ def run_export(ctx: WorkerContext) -> Outcome:
     if ctx.rank != 0:
         return Outcome(message="the first worker exports")
     models = Path(ctx.request.models_dir)
+    folder = models / spec.model_name
+    written = _own_bundle(folder, ctx.request.job_id)
+    if written is not None:
+        # An earlier attempt was ended between publishing it and saying so.
+        return _told(ctx, written)
     _check(spec, models)
     # The stored weights are those of the default head.
     restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.heads[0].gem_p)
     ctx.reporter.alive()
-    folder = models / spec.model_name
     aside = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
     try:
         shutil.rmtree(aside, ignore_errors=True)  # an earlier attempt's
@@ -60,15 +65,36 @@ def run_export(ctx: WorkerContext) -> Outcome:
         shutil.rmtree(aside, ignore_errors=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    ctx.reporter.emit(
-        ArtifactRecord(
-            model_name=manifest.name,
-            model_version=manifest.version,
-            files=tuple(sorted(manifest.files)),
-            bytes=sum(entry.bytes for entry in manifest.files.values()),
-        )
+    return _told(ctx, manifest)
+
+
+def _told(ctx: WorkerContext, manifest: BundleManifest) -> Outcome:
+    """Says what has been published, once."""
+    record = ArtifactRecord(
+        model_name=manifest.name,
+        model_version=manifest.version,
+        files=tuple(sorted(manifest.files)),
+        bytes=sum(entry.bytes for entry in manifest.files.values()),
     )
+    if newest_record(ctx.folder.events, ArtifactRecord) != record:
+        ctx.reporter.emit(record)
     return Outcome(message=f"wrote {manifest.name}@{manifest.version}")
+
+
+def _own_bundle(folder: Path, job_id: str) -> BundleManifest | None:
+    """The bundle that an earlier attempt of this job has published, if one has."""
+    if not folder.is_dir():
+        return None
+    for path in folder.iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            manifest = read(path)
+        except MultigrainError:  # damaged, and not this job's matter
+            continue
+        if manifest.export_job == job_id:
+            return manifest
+    return None
 
 
 def _check(spec: ExportSpec, models: Path) -> None:
@@ -131,6 +157,7 @@ def _write(
             step=restored.weights.step,
             checkpoint=restored.weights.checkpoint,
         ),
+        export_job=ctx.request.job_id,
     )
 
 

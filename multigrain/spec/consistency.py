@@ -11,6 +11,8 @@ from typing import get_args
 from multigrain.errors import FieldViolation
 from multigrain.spec.base import DeviceSpec, Spec, WeightsSource
 from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec, Task
+from multigrain.spec.evaluation_schedule import check_evaluation_schedule
+from multigrain.spec.exponent import check_exponent
 from multigrain.spec.export import ExportSpec
 from multigrain.spec.training import ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
 from multigrain.spec.violations import nearest
@@ -44,7 +46,7 @@ def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
     found += _doubles("tasks", spec.tasks)
     found += _layouts(spec.tasks)
     if "gem_p" in spec.tasks:
-        found += _exponent(spec)
+        found += check_exponent(spec)
     if spec.whiten and not spec.weights.model:
         found.append(_v("whiten", "only a model carries a whitening; name one in weights.model"))
     if spec.whiten and spec.gem_p:
@@ -93,12 +95,8 @@ def _infinities(spec: Spec, path: str = "spec") -> Iterator[FieldViolation]:
 def _training_paths(spec: TrainingSpec) -> Iterator[FieldViolation]:
     if not spec.dataset.train_path:
         yield _v("dataset.train_path", "required: the folder with one sub-folder of images a class")
-    if spec.evaluation.every_epochs > 0 and not spec.dataset.val_path:
-        yield _v(
-            "dataset.val_path",
-            f"required, as evaluation.every_epochs is {spec.evaluation.every_epochs}; "
-            "set evaluation.every_epochs to 0 to train without evaluation",
-        )
+    if spec.evaluation.every_epochs > 0:
+        yield from check_evaluation_schedule(spec)
 
 
 def _model(spec: TrainingSpec) -> Iterator[FieldViolation]:
@@ -273,34 +271,6 @@ def _layouts(tasks: tuple[Task, ...]) -> Iterator[FieldViolation]:
             f"{alone[0]!r} has a folder layout of its own: make it a job of its own, without "
             + ", ".join(sorted(repr(task) for task in set(tasks) - {alone[0]})),
         )
-
-
-def _exponent(spec: EvaluationSpec) -> Iterator[FieldViolation]:
-    """What the task "gem_p" cannot be combined with."""
-    if len(set(spec.tasks)) > 1:
-        yield _v(
-            "tasks",
-            "'gem_p' looks at training images, the others score held-out ones: make it a job of "
-            "its own",
-        )
-    if spec.transform != "crop":
-        yield _v("transform", f"is '{spec.transform}'; the task 'gem_p' has 'crop' only")
-    if spec.whiten:
-        yield _v("whiten", "a whitening belongs to one gem_p; the task 'gem_p' compares several")
-    candidates = spec.exponent.candidates
-    for number, p in enumerate(candidates):
-        if p < 1:
-            yield _v(f"exponent.candidates[{number}]", f"is {p:g}, must be at least 1")
-    if len(set(candidates)) != len(candidates):
-        yield _v("exponent.candidates", "names one more than once")
-    if spec.exponent.method == "search":
-        if spec.gem_p:
-            yield _v("gem_p", "is what is searched: leave it out, or name it a candidate")
-        return
-    if math.isinf(spec.gem_p):
-        yield _v("gem_p", "an infinite gem_p has no gradient; start from a finite one")
-    if spec.devices.count != 1:
-        yield _v("devices.count", f"is {spec.devices.count}; the method 'finetune' has one worker")
 
 
 def _doubles(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:

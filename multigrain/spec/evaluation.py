@@ -12,6 +12,20 @@ Task = Literal["classification", "copy_detection", "groups", "gem_p", "holidays"
 # Tasks of a folder with one sub-folder a class or group; each other has a layout of its own.
 FOLDER_TASKS: frozenset[Task] = frozenset({"classification", "copy_detection", "groups", "gem_p"})
 
+MetricName = Literal[
+    "top1", "top5", "loss", "copy_map", "copy_recall1", "groups_map", "groups_recall1",
+    "holidays_map", "ukb_recall4", "copydays_map",
+]  # fmt: skip
+TASK_METRICS: dict[Task, tuple[MetricName, ...]] = {
+    "classification": ("top1", "top5", "loss"),
+    "copy_detection": ("copy_map", "copy_recall1"),
+    "groups": ("groups_map", "groups_recall1"),
+    "holidays": ("holidays_map",),
+    "ukb": ("ukb_recall4",),
+    "copydays": ("copydays_map",),
+}
+"""What each task measures; "gem_p" chooses instead."""
+
 
 class ExponentSpec(Spec):
     """How the task "gem_p" chooses; see ``multigrain.v1.ExponentSpec``."""

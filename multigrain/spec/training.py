@@ -9,8 +9,11 @@ from typing import Literal
 from pydantic import Field
 
 from multigrain.spec.base import DeviceSpec, Spec
+from multigrain.spec.evaluation import MetricName
 
 TrunkName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "se_resnet50"]
+
+ScheduledTask = Literal["classification", "copy_detection", "groups", "holidays", "ukb", "copydays"]
 
 
 class DatasetSpec(Spec):
@@ -18,6 +21,7 @@ class DatasetSpec(Spec):
     val_path: str = ""
     loader_threads: int = Field(0, ge=0, le=256)
     max_unreadable: float = Field(0.05, ge=0, le=1)
+    allow_changes: bool = False
 
 
 class ModelSpec(Spec):
@@ -106,7 +110,10 @@ class CheckpointSpec(Spec):
 
 class EvaluationScheduleSpec(Spec):
     every_epochs: int = Field(0, ge=0)
-    metric: Literal["top1", "top5", "loss"] = "top1"
+    metric: MetricName = "top1"
+    tasks: tuple[ScheduledTask, ...] = ("classification",)
+    retrieval_path: str = ""
+    group_queries: Literal["all", "first"] = "all"
 
 
 class TrainingSpec(Spec):

@@ -9,6 +9,7 @@ from mindspore import nn
 
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.data.fingerprint import DatasetFingerprint
 from multigrain.jobs.context import WorkerContext
 from multigrain.model.state import model_state
 from multigrain.spec.training import CheckpointSpec, ModelSpec
@@ -22,6 +23,7 @@ class Saver:
 
     Args:
         model_spec: with the number of classes filled in, as the manifest needs it.
+        dataset: what is trained on; needed on rank 0.
     """
 
     ctx: WorkerContext
@@ -31,6 +33,7 @@ class Saver:
     model: nn.Cell
     step: TrainStep
     best: Best
+    dataset: DatasetFingerprint | None = None
     last_saved: int = 0
 
     def due(self, step: int, epoch_end: int | None) -> bool:
@@ -67,6 +70,7 @@ class Saver:
             },
             job_id=self.ctx.request.job_id,
             create_time=datetime.now(UTC).isoformat(),
+            dataset=self.dataset,
         )
         folder = self.ctx.folder.checkpoints
         record = store.save(folder, manifest, model_state(self.model), self.step.state())

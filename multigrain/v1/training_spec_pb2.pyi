@@ -131,6 +131,7 @@ class DatasetSpec(_message.Message):
     VAL_PATH_FIELD_NUMBER: _builtins.int
     LOADER_THREADS_FIELD_NUMBER: _builtins.int
     MAX_UNREADABLE_FIELD_NUMBER: _builtins.int
+    ALLOW_CHANGES_FIELD_NUMBER: _builtins.int
     train_path: _builtins.str
     """Folder with one sub-folder of images a class. Required."""
     val_path: _builtins.str
@@ -139,6 +140,11 @@ class DatasetSpec(_message.Message):
     """Loader threads of each worker; 0 = chosen from the cores."""
     max_unreadable: _builtins.float
     """The job fails when more than this share of the files cannot be read. Default 0.05."""
+    allow_changes: _builtins.bool
+    """Whether the job may go on from a checkpoint though images of train_path were added, removed,
+    renamed or given another size since: it then sees others than the uninterrupted job would
+    have. Default false: that is refused, and the error says what changed.
+    """
     def __init__(
         self,
         *,
@@ -146,11 +152,14 @@ class DatasetSpec(_message.Message):
         val_path: _builtins.str | None = ...,
         loader_threads: _builtins.int | None = ...,
         max_unreadable: _builtins.float | None = ...,
+        allow_changes: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_train_path", b"_train_path", "_val_path", b"_val_path", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "train_path", b"train_path", "val_path", b"val_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_train_path", b"_train_path", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "train_path", b"train_path", "val_path", b"val_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_train_path", b"_train_path", "_val_path", b"_val_path", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "train_path", b"train_path", "val_path", b"val_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_train_path", b"_train_path", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "train_path", b"train_path", "val_path", b"val_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_changes: _TypeAlias = _typing.Literal["allow_changes"]  # noqa: Y015
+    _WhichOneofArgType__allow_changes: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes"]  # noqa: Y015
     _WhichOneofReturnType__loader_threads: _TypeAlias = _typing.Literal["loader_threads"]  # noqa: Y015
     _WhichOneofArgType__loader_threads: _TypeAlias = _typing.Literal["_loader_threads", b"_loader_threads"]  # noqa: Y015
     _WhichOneofReturnType__max_unreadable: _TypeAlias = _typing.Literal["max_unreadable"]  # noqa: Y015
@@ -159,6 +168,8 @@ class DatasetSpec(_message.Message):
     _WhichOneofArgType__train_path: _TypeAlias = _typing.Literal["_train_path", b"_train_path"]  # noqa: Y015
     _WhichOneofReturnType__val_path: _TypeAlias = _typing.Literal["val_path"]  # noqa: Y015
     _WhichOneofArgType__val_path: _TypeAlias = _typing.Literal["_val_path", b"_val_path"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_changes) -> _WhichOneofReturnType__allow_changes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loader_threads) -> _WhichOneofReturnType__loader_threads | None: ...
     @_typing.overload
@@ -794,27 +805,57 @@ class EvaluationScheduleSpec(_message.Message):
 
     EVERY_EPOCHS_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_PATH_FIELD_NUMBER: _builtins.int
+    GROUP_QUERIES_FIELD_NUMBER: _builtins.int
     every_epochs: _builtins.int
     """Evaluate on dataset.val_path every so many epochs; 0 = never. Default 0."""
     metric: _builtins.str
-    """Metric by which the best checkpoint is kept: "top1", "top5" or "loss". Default "top1"."""
+    """Metric by which the best checkpoint is kept, one of a task in `tasks`: "top1", "top5", "loss"
+    (the lower the better); "copy_map", "copy_recall1"; "groups_map", "groups_recall1";
+    "holidays_map", "ukb_recall4", "copydays_map". Default "top1".
+    """
+    retrieval_path: _builtins.str
+    """Folder that the last of these searches: images of groups, trained on or not, or of a
+    benchmark. Empty: "groups" searches dataset.val_path, each class a group.
+    """
+    group_queries: _builtins.str
+    """Queries of the task "groups": "all" (default) images, or the "first" of each group by name."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is measured, as by an evaluation job with these tasks and its defaults, at the training
+        resolution: "classification", "copy_detection", and one of "groups", "holidays", "ukb" and
+        "copydays". Empty: "classification".
+        """
+
     def __init__(
         self,
         *,
         every_epochs: _builtins.int | None = ...,
         metric: _builtins.str | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        retrieval_path: _builtins.str | None = ...,
+        group_queries: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_metric", b"_metric", "every_epochs", b"every_epochs", "metric", b"metric"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_group_queries", b"_group_queries", "_metric", b"_metric", "_retrieval_path", b"_retrieval_path", "every_epochs", b"every_epochs", "group_queries", b"group_queries", "metric", b"metric", "retrieval_path", b"retrieval_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_metric", b"_metric", "every_epochs", b"every_epochs", "metric", b"metric"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_group_queries", b"_group_queries", "_metric", b"_metric", "_retrieval_path", b"_retrieval_path", "every_epochs", b"every_epochs", "group_queries", b"group_queries", "metric", b"metric", "retrieval_path", b"retrieval_path", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__every_epochs: _TypeAlias = _typing.Literal["every_epochs"]  # noqa: Y015
     _WhichOneofArgType__every_epochs: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__group_queries: _TypeAlias = _typing.Literal["group_queries"]  # noqa: Y015
+    _WhichOneofArgType__group_queries: _TypeAlias = _typing.Literal["_group_queries", b"_group_queries"]  # noqa: Y015
     _WhichOneofReturnType__metric: _TypeAlias = _typing.Literal["metric"]  # noqa: Y015
     _WhichOneofArgType__metric: _TypeAlias = _typing.Literal["_metric", b"_metric"]  # noqa: Y015
+    _WhichOneofReturnType__retrieval_path: _TypeAlias = _typing.Literal["retrieval_path"]  # noqa: Y015
+    _WhichOneofArgType__retrieval_path: _TypeAlias = _typing.Literal["_retrieval_path", b"_retrieval_path"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__every_epochs) -> _WhichOneofReturnType__every_epochs | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_queries) -> _WhichOneofReturnType__group_queries | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metric) -> _WhichOneofReturnType__metric | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retrieval_path) -> _WhichOneofReturnType__retrieval_path | None: ...
 
 Global___EvaluationScheduleSpec: _TypeAlias = EvaluationScheduleSpec  # noqa: Y015

@@ -99,6 +99,7 @@ class App:
             config.serving,
             self.registry,
             self.health.on_health,
+            lambda folder: self.jobs.reader_of(folder),
         )
         self._store = JobStore(self._database)
         self._leases = Leases(Inventory.parse(config.devices))
@@ -138,6 +139,7 @@ class App:
             self._store,
             self._data.jobs,
             self.models.bundle_path,
+            self.models.catalogue.is_alias,
         )
         add_TrainingServiceServicer_to_server(TrainingServicer(self.jobs, checks), server)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.jobs, checks), server)

@@ -8,7 +8,7 @@ from pathlib import Path
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.events.records import Record
-from multigrain.jobs.context import WorkerContext
+from multigrain.jobs.context import Reporter, WorkerContext
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind, JobRequest
 from multigrain.spec.evaluation import EvaluationSpec
@@ -41,10 +41,11 @@ def context(
     weights: Path,
     evaluation: EvaluationSpec | None = None,
     export: ExportSpec | None = None,
-    reporter: RecordingReporter | None = None,
+    reporter: Reporter | None = None,
+    job_id: str = "job",
 ) -> WorkerContext:
     request = JobRequest(
-        job_id="job",
+        job_id=job_id,
         kind=JobKind.EVALUATION if evaluation else JobKind.EXPORT,
         create_time="2026-01-31T12:00:00Z",
         evaluation=evaluation,
@@ -54,7 +55,7 @@ def context(
     )
     return WorkerContext(
         request=request,
-        folder=JobFolder(tmp_path / "jobs" / "job"),
+        folder=JobFolder(tmp_path / "jobs" / job_id),
         reporter=reporter or RecordingReporter(),
     )
 

@@ -13,31 +13,34 @@ from multigrain.evaluate.classification import (
     UNREAD,
     ClassificationCounter,
     ClassificationResult,
-    evaluate_classification,
 )
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Inference, Predictions
+from multigrain.evaluate.inference import Predictions
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from tests.data.datasets import write_dataset
+from tests.evaluate.context import RecordingReporter
 from tests.evaluate.fake_gather import on_workers
+from tests.evaluate.measure import ALL_TASKS, classify, measure
 from tests.evaluate.networks import Broken, MeanColour
 
 P = Preprocessing(size=16, resize_short=18)
 
 
-def test_of_a_part_of_the_images_there_are_no_figures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("passes", [1, 2])
+def test_of_a_part_of_the_images_there_are_no_figures(tmp_path: Path, passes: int) -> None:
     folder, done = scan(write_dataset(tmp_path, classes=3, each=5)), list[int]()
-    result = evaluate_classification(
-        MeanColour(),
-        folder,
-        P,
-        batch_size=4,
-        on_progress=done.append,
-        should_stop=lambda: bool(done),
-    )
-    assert result is None
-    assert done == [4]
+    reporter = RecordingReporter(stop_after=1)
+
+    def progress(images: int) -> None:
+        done.append(images)
+        if len(done) == 4 * (passes - 1) + 1:
+            reporter.alive()
+
+    assert measure(
+        MeanColour(), folder, P, tasks=ALL_TASKS, on_progress=progress, reporter=reporter
+    ) is None  # fmt: skip
+    assert done == [4, 8, 12, 15, 4][: 4 * (passes - 1) + 1] if passes == 2 else [4]
 
 
 def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
         predicted.append(order[0])
         losses.append(np.log(np.exp(logits).sum()) - logits[label])
     progress: list[int] = []
-    result = evaluate_classification(network, folder, P, batch_size=4, on_progress=progress.append)
+    result = classify(network, folder, P, on_progress=progress.append)
     assert result.images == 15
     assert result.rank.tolist() == ranks
     assert result.predicted.tolist() == predicted
@@ -77,14 +80,9 @@ def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: i
     folder = scan(write_dataset(tmp_path, classes=3, each=5))
 
     def work(rank: int, gather: Gather) -> ClassificationResult:
-        inference = Inference(MeanColour(), 4, rank, world, threads=1)
-        counter = ClassificationCounter(folder)
-        load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
-        for predictions in inference.run(inference.share(len(folder)), load, {}):
-            counter.add(predictions)
-        return counter.result(gather, {}, 0.0)
+        return classify(MeanColour(), folder, P, rank=rank, world=world, gather=gather)
 
-    alone = evaluate_classification(MeanColour(), folder, P, batch_size=4)
+    alone = classify(MeanColour(), folder, P)
     for result in on_workers(world, work):
         assert result.images == 15
         np.testing.assert_array_equal(result.rank, alone.rank)
@@ -95,10 +93,13 @@ def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: i
 def test_unreadable_images_are_named_and_in_no_figure(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, classes=3, each=5)
     (root / "c1" / "002.png").write_bytes(b"not an image")
-    result = evaluate_classification(MeanColour(), scan(root), P, batch_size=4)
-    assert result.images == 14
+    found = measure(MeanColour(), scan(root), P)
+    assert found is not None
+    assert list(found.unreadable) == [7]
+    result = found.classification
+    assert result is not None
+    assert result.images == found.images == 14
     assert result.unreadable_images == 1
-    assert list(result.unreadable) == ["c1/002.png"]
     assert result.rank[7] == UNREAD
     assert result.confusion().sum() == 14
 
@@ -107,7 +108,7 @@ def test_a_batch_without_a_readable_image_is_passed_over(tmp_path: Path) -> None
     root = write_dataset(tmp_path, classes=2, each=4)
     for path in (root / "c0").iterdir():
         path.write_bytes(b"")
-    assert evaluate_classification(MeanColour(), scan(root), P, batch_size=4).images == 4
+    assert classify(MeanColour(), scan(root), P).images == 4
 
 
 def test_a_dataset_without_any_readable_image_is_refused(tmp_path: Path) -> None:
@@ -115,14 +116,14 @@ def test_a_dataset_without_any_readable_image_is_refused(tmp_path: Path) -> None
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(MultigrainError, match="none of the 2 images") as caught:
-        evaluate_classification(MeanColour(), scan(root), P, batch_size=4)
+        classify(MeanColour(), scan(root), P)
     assert caught.value.kind is ErrorKind.DATASET
 
 
 def test_outputs_that_are_not_finite_fail_and_never_count_as_right(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=2, each=4))
     with pytest.raises(MultigrainError, match="4 of 8 images") as caught:
-        evaluate_classification(Broken(), folder, P, batch_size=4)
+        classify(Broken(), folder, P)
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
@@ -131,7 +132,7 @@ def test_equal_logits_rank_by_class_number(tmp_path: Path) -> None:
     counter = ClassificationCounter(folder)
     logits = np.ones((3, 4), np.float32)
     counter.add(Predictions(np.arange(3), np.zeros((3, 2), np.float32), logits))
-    result = counter.result(Gather(1), {}, 0.0)
+    result = counter.result(Gather(1))
     assert result.rank.tolist() == [0, 1, 2]
     assert result.metrics["loss"] == pytest.approx(np.log(4))
 
@@ -140,5 +141,5 @@ def test_the_network_s_training_mode_is_restored(tmp_path: Path) -> None:
     folder, network = scan(write_dataset(tmp_path, classes=1, each=1)), MeanColour()
     for mode in (True, False):
         network.set_train(mode)
-        evaluate_classification(network, folder, P, batch_size=4)
+        classify(network, folder, P)
         assert network.training is mode

@@ -11,13 +11,13 @@ from mindspore import communication, set_device
 
 from multigrain.data.benchmarks import list_benchmark
 from multigrain.data.folder import scan
-from multigrain.evaluate.classification import evaluate_classification
 from multigrain.evaluate.copy_detection import Originals
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Inference
 from multigrain.evaluate.ranking import Ranker
 from multigrain.evaluate.transform import Transform
 from multigrain.images.parameters import Preprocessing
+from tests.evaluate.measure import ALL_TASKS, measure
 from tests.evaluate.networks import MeanColour
 
 
@@ -40,23 +40,27 @@ def search(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
     }
 
 
+def figures(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """All tasks that share a pass, and what they are made of."""
+    how = Preprocessing(size=16, resize_short=18)
+    found = measure(MeanColour(), scan(root), how, tasks=ALL_TASKS, rank=rank, world=world)
+    assert found is not None
+    assert found.classification is not None
+    assert found.copies is not None
+    return {
+        "metrics": found.metrics,
+        "rank": found.classification.rank.tolist(),
+        "copy_rank": found.copies.rank.tolist(),
+    }
+
+
 def main(dataset: str, out: str) -> None:
     set_device("CPU")
     communication.init("mccl")
     rank, world = communication.get_rank(), communication.get_group_size()
-    result = evaluate_classification(
-        MeanColour(),
-        scan(Path(dataset)),
-        Preprocessing(size=16, resize_short=18),
-        batch_size=4,
-        rank=rank,
-        world=world,
-    )
-    assert result is not None
     body: dict[str, Any] = {
         "world": world,
-        "rank": result.rank.tolist(),
-        "loss": result.loss.tolist(),
+        "figures": figures(Path(dataset), rank, world),
         "search": search(Path(dataset), rank, world),
     }
     Path(out, f"{rank}.json").write_text(json.dumps(body))

@@ -11,11 +11,13 @@ import pytest
 from mindspore import Tensor, nn
 
 from multigrain.bundle.folder import read
+from multigrain.bundle.reference import Reference, read_reference
 from multigrain.checkpoint.restore import restore
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.search import normalised
 from multigrain.events.records import ArtifactRecord
 from multigrain.export import graphs, run
+from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.spec.export import ExportSpec
 from multigrain.whitening.file import read_whitening
@@ -37,7 +39,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not outcome.stopped
     (artifact,) = [r for r in reporter.records if isinstance(r, ArtifactRecord)]
     assert (artifact.model_name, artifact.model_version) == ("m", 1)
-    assert artifact.files == ("labels.txt", "model.mindir", "model.onnx", "weights.safetensors")
+    assert artifact.files == (
+        "labels.txt", "model.mindir", "model.onnx", "reference.safetensors", "weights.safetensors",
+    )  # fmt: skip
     return path
 
 
@@ -81,9 +85,24 @@ def test_every_graph_equals_the_checkpoint_on_served_images(exported: Path, batc
         np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
 
 
+def test_the_bundle_carries_what_the_network_says_of_test_images(exported: Path) -> None:
+    folder = exported / "models" / "m" / "1"
+    (head,) = read(folder).heads
+    reference = read_reference(folder / head.reference)
+    images = reference.images(head.preprocessing)
+    assert images.shape == (5, 3, 16, 16)
+    assert reference.pixels.std(axis=(1, 2, 3)).min() > 20  # they show something
+    network = restore(exported / "checkpoints" / "step-00000030").network
+    embedding, logits = (t.asnumpy() for t in network(Tensor(images)))
+    np.testing.assert_allclose(reference.embedding, embedding, atol=1e-4)
+    np.testing.assert_allclose(reference.logits, logits, atol=1e-4)
+    assert np.ptp(normalised(embedding), axis=0).max() > 1e-3
+
+
 def test_the_next_export_takes_the_next_version(exported: Path) -> None:
     spec = ExportSpec(model_name="m", formats=("onnx",), resolution=24, gem_p=5.0)
-    run(context(exported, weights=exported / "checkpoints" / "step-00000030", export=spec))
+    weights = exported / "checkpoints" / "step-00000030"
+    run(context(exported, weights=weights, export=spec, job_id="job2"))
     manifest = read(exported / "models" / "m" / "2", verify=True)
     (head,) = manifest.heads
     assert (head.resolution, head.gem_p, head.mindir) == (24, 5.0, "")
@@ -92,8 +111,9 @@ def test_the_next_export_takes_the_next_version(exported: Path) -> None:
 
 def test_an_existing_version_is_never_changed(exported: Path) -> None:
     spec = ExportSpec(model_name="m", version=1, formats=("onnx",))
+    weights = exported / "checkpoints" / "step-00000030"
     with pytest.raises(MultigrainError, match="m@1 exists") as caught:
-        run(context(exported, weights=exported / "checkpoints" / "step-00000030", export=spec))
+        run(context(exported, weights=weights, export=spec, job_id="another"))
     assert caught.value.kind is ErrorKind.ALREADY_EXISTS
 
 
@@ -111,11 +131,11 @@ def test_a_graph_that_computes_something_else_is_not_published(
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     original = graphs.reference
 
-    def other(network: nn.Cell, images: graphs.FloatArray) -> graphs.Outputs:
-        right = original(network, images)
+    def other(network: nn.Cell, preprocessing: Preprocessing) -> Reference:
+        right = original(network, preprocessing)
         embedding = right.embedding.copy()
         embedding[:, 0] += 0.01 * np.linalg.norm(embedding, axis=1)
-        return graphs.Outputs(embedding, right.logits)
+        return Reference(right.pixels, embedding, right.logits)
 
     monkeypatch.setattr(graphs, "reference", other)
     spec = ExportSpec(model_name="m", formats=("onnx",))

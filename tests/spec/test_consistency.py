@@ -11,8 +11,35 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
 from tests.spec.refusal import DATA, WEIGHTS, refused, with_data
 
+
+def evaluated(**schedule: Any) -> dict[str, Any]:
+    """A training that evaluates at every epoch."""
+    return {
+        "dataset": {"train_path": "/data/train", "val_path": "/data/val"},
+        "evaluation": {"every_epochs": 1, **schedule},
+    }
+
+
 CONTRADICTIONS = [
     ({"evaluation": {"every_epochs": 1}}, "spec.dataset.val_path"),
+    (
+        {"evaluation": {"every_epochs": 1, "tasks": ["groups"], "metric": "groups_map"}},
+        "spec.dataset.val_path",
+    ),
+    (
+        {"evaluation": {"every_epochs": 1, "tasks": ["ukb"], "metric": "ukb_recall4"}},
+        "spec.evaluation.retrieval_path",
+    ),
+    (evaluated(tasks=["classification"], retrieval_path="/r"), "spec.evaluation.retrieval_path"),
+    (
+        evaluated(tasks=["groups", "ukb"], retrieval_path="/r", metric="groups_map"),
+        "spec.evaluation.tasks",
+    ),
+    (evaluated(tasks=["groups", "groups"], metric="groups_map"), "spec.evaluation.tasks"),
+    (evaluated(metric="copy_map"), "spec.evaluation.metric"),
+    (evaluated(tasks=["copy_detection"]), "spec.evaluation.metric"),
+    (evaluated(tasks=[]), "spec.evaluation.tasks"),
+    (evaluated(tasks=["gem_p"]), "spec.evaluation.tasks[0]"),
     ({"model": {"gem_p": math.inf, "learn_gem_p": True}}, "spec.model.learn_gem_p"),
     ({"schedule": {"batch_size": 32}}, "spec.schedule.batch_size"),
     ({"schedule": {"batch_size": 2}}, "spec.schedule.batch_size"),
@@ -61,6 +88,17 @@ def test_fields_that_contradict_each_other_are_refused(
 
 
 CONSISTENT = [
+    evaluated(tasks=["classification", "copy_detection", "groups"], metric="copy_recall1"),
+    evaluated(tasks=["classification", "holidays"], retrieval_path="/r", metric="holidays_map"),
+    {
+        "evaluation": {
+            "every_epochs": 1,
+            "tasks": ["groups"],
+            "retrieval_path": "/r",
+            "metric": "groups_recall1",
+        }
+    },
+    {"evaluation": {"metric": "copy_map"}},
     {"augmentation": {"repeats": 1}, "objective": {"classification_weight": 1.0}},
     {"objective": {"instance_loss": "none", "classification_weight": 1.0}},
     {"objective": {"classification_weight": 1}, "schedule": {"batch_size": 3}},

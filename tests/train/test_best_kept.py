@@ -12,7 +12,6 @@ import pytest
 
 from multigrain.checkpoint import store
 from multigrain.data.folder import scan
-from multigrain.evaluate.classification import evaluate_classification
 from multigrain.events.records import CheckpointRecord, EvaluationRecord, LossRecord
 from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import WorkerContext
@@ -21,12 +20,13 @@ from multigrain.jobs.request import JobKind, JobRequest
 from multigrain.losses.objective import JointObjective
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.best import Best
-from multigrain.train.job import _restore
+from multigrain.train.resumption import Resumption
 from multigrain.train.saver import Saver
 from multigrain.train.step import TrainStep
-from multigrain.train.trainer import Trainer
+from multigrain.train.trainer import Start, Trainer
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
+from tests.evaluate.measure import ALL_TASKS, measure
 from tests.train.tiny import CLASSES, SIDE, tiny_model, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,8 @@ def attempt(
         model, JointObjective(spec.objective), spec, world=1, steps_per_epoch=PER_EPOCH
     )
     best = Best(spec.evaluation.metric)
-    start = _restore(ctx, spec, model, step, best)
+    resumption = Resumption.find(ctx)
+    start = resumption.load(model, step, best) if resumption is not None else Start()
     classes = tuple(str(number) for number in range(CLASSES))
     model_spec = spec.model.model_copy(update={"classes": CLASSES})
     saver = Saver(
@@ -87,9 +88,10 @@ def attempt(
 
     def evaluate(done: int, epoch: int) -> EvaluationRecord:
         if look:
-            folder = scan(tmp_path / "val")
             how = Preprocessing(size=SIDE, resize_short=SIDE)
-            assert evaluate_classification(model, folder, how, batch_size=4) is not None
+            found = measure(model, scan(tmp_path / "val"), how, tasks=ALL_TASKS)
+            assert found is not None
+            assert metric in found.metrics
         return EvaluationRecord({metric: figures[epoch - 1]}, step=done, epoch=epoch)
 
     data: Any = Data()
@@ -130,6 +132,13 @@ def test_a_better_one_after_a_resumption_takes_the_best_one_s_place(tmp_path: Pa
     assert bests(attempt(tmp_path, figures, epochs=3, metric="loss")) == [2, 4]
     assert bests(attempt(tmp_path, figures, epochs=5, metric="loss")) == [8]
     assert names(tmp_path) == ["step-00000008", "step-00000010"]
+
+
+def test_the_best_is_kept_by_a_retrieval_figure(tmp_path: Path) -> None:
+    figures = [0.2, 0.7, 0.5]
+    assert bests(attempt(tmp_path, figures, epochs=3, metric="copy_map")) == [2, 4]
+    best = store.read_manifest(store.resolve(tmp_path / "job" / "checkpoints", "best"))
+    assert (best.step, best.metrics) == (4, {"copy_map": 0.7})
 
 
 def test_looking_at_the_network_changes_none_of_thor_s_steps(tmp_path: Path) -> None:

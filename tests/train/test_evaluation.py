@@ -11,31 +11,46 @@ import pytest
 
 from multigrain.data.folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.records import LogRecord
+from multigrain.images.parameters import Preprocessing
 from multigrain.spec.training import TrainingSpec
-from multigrain.train.job import _Evaluation
+from multigrain.train.evaluation import HeldOut
 from tests.data.datasets import write_dataset
+from tests.evaluate.context import RecordingReporter
+from tests.evaluate.measure import ALL_TASKS, classify, measure
 from tests.evaluate.networks import MeanColour
+from tests.images.files import encode, noise
+
+# At this size, and with the default crop of 0.875.
+P = Preprocessing.standard(16, 0.875)
 
 
-def evaluation(train: Path, held_out: Path, *, stop: bool = False) -> _Evaluation:
-    reporter = SimpleNamespace(alive=lambda: None, stop_requested=stop)
+def evaluation(
+    train: Path, held_out: Path, *, stop: bool = False, **schedule: Any
+) -> tuple[HeldOut, RecordingReporter]:
+    reporter = RecordingReporter(stop_after=0 if stop else -1)
     context: Any = SimpleNamespace(rank=0, world=1, reporter=reporter)
     spec = TrainingSpec.model_validate(
-        {"dataset": {"val_path": str(held_out)}, "model": {"image_size": 16}}
+        {
+            "dataset": {"val_path": str(held_out)},
+            "model": {"image_size": 16},
+            "evaluation": {"every_epochs": 1, **schedule},
+        }
     )
-    return _Evaluation(context, spec, MeanColour(), scan(train))
+    model: Any = MeanColour()
+    return HeldOut(context, spec, model, scan(train)), reporter
 
 
 def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=3, each=4)
     part = tmp_path / "part"
     shutil.copytree(train / "c2", part / "c2")
-    whole = evaluation(train, train)
-    assert evaluation(train, part)._folder.labels.tolist() == [2, 2, 2, 2]
-    record = evaluation(train, part)(7, 2)
+    record = evaluation(train, part)[0](7, 2)
     assert record is not None
     assert (record.images, record.step, record.epoch) == (4, 7, 2)
-    assert whole._folder.classes == evaluation(train, part)._folder.classes
+    alone = classify(MeanColour(), scan(part).relabelled(("c0", "c1", "c2")), P)
+    assert alone.labels.tolist() == [2, 2, 2, 2]
+    assert record.metrics == alone.metrics
 
 
 def test_held_out_images_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
@@ -48,4 +63,61 @@ def test_held_out_images_of_an_unknown_class_are_refused(tmp_path: Path) -> None
 
 def test_an_evaluation_while_training_ends_when_asked_to(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=2, each=2)
-    assert evaluation(train, train, stop=True)(1, 1) is None
+    assert evaluation(train, train, stop=True)[0](1, 1) is None
+
+
+def test_retrieval_is_measured_in_the_same_pass_and_as_by_an_evaluation_job(
+    tmp_path: Path,
+) -> None:
+    train = write_dataset(tmp_path / "train", classes=3, each=4)
+    record = evaluation(train, train, tasks=ALL_TASKS)[0](5, 1)
+    found = measure(MeanColour(), scan(train), P, tasks=ALL_TASKS)
+    assert record is not None
+    assert found is not None
+    assert record.metrics == found.metrics
+    assert record.metrics.keys() == {
+        "top1", "top5", "loss", "copy_map", "copy_recall1", "groups_map", "groups_recall1",
+    }  # fmt: skip
+    assert 0 < record.metrics["copy_map"] <= 1
+    assert (record.images, record.resolution) == (12, 16)
+
+
+def test_groups_that_are_no_classes_are_searched_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path / "train", classes=2, each=3)
+    groups = write_dataset(tmp_path / "groups", classes=4, each=2)
+    schedule = {"tasks": ("classification", "groups"), "retrieval_path": str(groups)}
+    record = evaluation(train, train, **schedule)[0](5, 1)
+    found = measure(MeanColour(), scan(groups), P, tasks=("groups",))
+    assert record is not None
+    assert found is not None
+    assert record.metrics == found.metrics | classify(MeanColour(), scan(train), P).metrics
+    assert record.images == 6 + 8
+    # Without a task for it, the held-out folder need not be there.
+    only = {"tasks": ("groups",), "retrieval_path": str(groups)}
+    record = evaluation(train, tmp_path / "nothing", **only)[0](5, 1)
+    assert record is not None
+    assert record.metrics == found.metrics
+
+
+def test_a_published_benchmark_is_searched_while_training(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path / "train", classes=2, each=3)
+    for number in range(8):
+        picture = tmp_path / "ukb" / f"ukbench{number:05d}.png"
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(encode(noise(20, 20, seed=number // 4), "PNG"))
+    schedule = {"tasks": ("ukb",), "retrieval_path": str(tmp_path / "ukb"), "metric": "ukb_recall4"}
+    record = evaluation(train, train, **schedule)[0](5, 1)
+    assert record is not None
+    assert record.metrics == {"ukb_recall4": 4.0}
+
+
+def test_an_unreadable_image_is_named_once_in_all(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path / "train", classes=2, each=3)
+    (train / "c1" / "001.png").write_bytes(b"")
+    held_out, reporter = evaluation(train, train)
+    for step in (1, 2):
+        record = held_out(step, step)
+        assert record is not None
+        assert (record.images, record.unreadable) == (5, 1)
+    logs = [record for record in reporter.records if isinstance(record, LogRecord)]
+    assert [log.fields["path"] for log in logs] == ["c1/001.png"]

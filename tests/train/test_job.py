@@ -11,15 +11,13 @@ from safetensors.numpy import save_file
 
 from multigrain.checkpoint import store
 from multigrain.events.records import LogRecord, LossRecord, Record
-from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.jobs.context import Outcome
 from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import model_state
-from multigrain.spec.training import ModelSpec, TrainingSpec
-from multigrain.train import job
+from multigrain.spec.training import TrainingSpec
 from tests.data.datasets import write_dataset
 from tests.train.tiny import tiny_model
+from tests.train.tiny_job import TinyJob
 
 
 @dataclass
@@ -49,16 +47,6 @@ class Reporter:
         return 0 <= self.stop_after <= len(self.losses) + 1
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
-        net = tiny_model(learn_gem_p=spec.learn_gem_p)
-        net.pool.set_exponent(spec.gem_p)
-        return net
-
-    monkeypatch.setattr(job, "build_model", build)
-
-
 def spec(root: Path, **changes: object) -> TrainingSpec:
     body: dict[str, object] = {
         "dataset": {"train_path": str(root)},
@@ -77,11 +65,7 @@ def spec(root: Path, **changes: object) -> TrainingSpec:
 
 def run(folder: Path, training: TrainingSpec, stop_after: int = -1) -> tuple[Outcome, Reporter]:
     reporter = Reporter(stop_after)
-    request = JobRequest(
-        job_id="job", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=training
-    )
-    context = WorkerContext(request=request, folder=JobFolder(folder), reporter=reporter)
-    return job.run_training(context), reporter
+    return TinyJob(folder, training).run(reporter), reporter
 
 
 def last(folder: Path) -> store.Checkpoint:

@@ -54,7 +54,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def ResumeJob(  # noqa: N802
         self, request: job_pb2.ResumeJobRequest, context: Context
     ) -> job_pb2.Job:
-        return job_message(self._jobs.resume(request.job_id))
+        return job_message(await self._jobs.resume(request.job_id))
 
     async def DeleteJob(  # noqa: N802
         self, request: job_pb2.DeleteJobRequest, context: Context

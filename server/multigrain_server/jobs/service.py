@@ -32,6 +32,7 @@ from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.journal import append
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.page import PageToken, page_size
+from multigrain_server.jobs.resumable import check_resumable
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor
@@ -195,19 +196,18 @@ class Jobs:
             raise _wrong_state(job, "has already ended and cannot be cancelled")
         return job
 
-    def resume(self, job_id: str) -> Job:
+    async def resume(self, job_id: str) -> Job:
         """Queues a FAILED or CANCELLED job again.
 
         Raises:
-            MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE; UNAVAILABLE while the
-                processes of the ended attempt are still there.
+            MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE, also where the training set
+                has changed; UNAVAILABLE while the processes of the ended attempt are still there.
         """
-        row = self._row(job_id)
-        job = self._fresh(row)
-        if job.state not in (JobState.FAILED, JobState.CANCELLED):
-            raise _wrong_state(job, "cannot be resumed; only a FAILED or CANCELLED job can")
-        self._leases.check(job.request.spec.devices)
+        job = self._resumable(job_id)
         folder = JobFolder(self._jobs_dir / job_id)
+        if job.request.training is not None:
+            await asyncio.to_thread(check_resumable, job.request.training, folder)
+            job = self._resumable(job_id)  # somebody may have resumed or deleted it meanwhile
         message = self._queue_message(job.request, "resumed")
         if job_id in self._supervisor.active or not append(
             folder, StateRecord(JobState.QUEUED, message), job.view.attempt
@@ -222,6 +222,19 @@ class Jobs:
         self._supervisor.schedule()
         return active.job()
 
+    def _resumable(self, job_id: str) -> Job:
+        job = self._fresh(self._row(job_id))
+        if job.state not in (JobState.FAILED, JobState.CANCELLED):
+            raise _wrong_state(job, "cannot be resumed; only a FAILED or CANCELLED job can")
+        self._leases.check(job.request.spec.devices)
+        return job
+
+    def reader_of(self, folder: Path) -> str:
+        """The id of a job that has not ended and begins with weights below a folder; "" if
+        there is none."""
+        readers = (a.job_id for a in self._supervisor.active.values() if _reads(a.request, folder))
+        return next(readers, "")
+
     async def delete(self, job_id: str) -> None:
         """Removes an ended job from disk.
 
@@ -235,9 +248,9 @@ class Jobs:
         folder = JobFolder(self._jobs_dir / job_id)
         if job_id in self._supervisor.active:
             raise _still_ending(job_id)
-        for active in self._supervisor.active.values():
-            if _reads(active.request, folder.path):
-                raise _wrong_state(job, f"is in use: job {active.job_id} reads its checkpoints")
+        reader = self.reader_of(folder.path)
+        if reader:
+            raise _wrong_state(job, f"is in use: job {reader} reads its checkpoints")
         # Without a folder somebody removed it by hand, and the index is all that is left.
         trash = move_to_trash(folder) if folder.path.exists() else None
         self._store.delete(job_id)

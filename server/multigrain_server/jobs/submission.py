@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.checkpoint.manifest import CheckpointManifest
@@ -14,7 +14,7 @@ from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind
 from multigrain.spec.base import DeviceSpec, WeightsSource
-from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec
+from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec, Task
 from multigrain.spec.export import ExportSpec
 from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.spec.roots import PathRoots
@@ -59,6 +59,7 @@ class SubmissionChecks:
         jobs_dir: the folder of job folders.
         bundle_path: folder of the bundle of a model ("name", "name@version", alias); raises
             MultigrainError NOT_FOUND.
+        is_alias: whether a name is an alias, behind which a model of that name is not seen.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class SubmissionChecks:
         store: JobStore,
         jobs_dir: Path,
         bundle_path: Callable[[str], Path],
+        is_alias: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self._roots = roots
         self._leases = leases
         self._store = store
         self._jobs_dir = jobs_dir
         self._bundle_path = bundle_path
+        self._is_alias = is_alias
 
     async def training(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET."""
@@ -95,13 +98,28 @@ class SubmissionChecks:
             )
         if val_path:
             field = "spec.dataset.val_path"
-            _known_classes(await _classes(Path(val_path), field), classes, field)
+            found = await _classes(Path(val_path), field)
+            if "classification" in spec.evaluation.tasks:
+                _known_classes(found, classes, field)
+        spec = await self._scheduled_search(spec, val_path)
         dataset = spec.dataset.model_copy(
             update={"train_path": str(train_path), "val_path": val_path}
         )
         model = spec.model.model_copy(update={"classes": spec.model.classes or len(classes)})
         spec = spec.model_copy(update={"dataset": dataset, "model": model})
         return CheckedSpec(JobKind.TRAINING, spec)
+
+    async def _scheduled_search(self, spec: TrainingSpec, val_path: str) -> TrainingSpec:
+        """Checks the folder that is searched while training."""
+        schedule = spec.evaluation
+        field, path = "spec.dataset.val_path", Path(val_path)
+        if schedule.retrieval_path:
+            field = "spec.evaluation.retrieval_path"
+            path = self._roots.check(schedule.retrieval_path, field)
+            schedule = schedule.model_copy(update={"retrieval_path": str(path)})
+        if schedule.every_epochs:
+            await _benchmarks(path, schedule.tasks, schedule.group_queries, field)
+        return spec.model_copy(update={"evaluation": schedule})
 
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
@@ -114,7 +132,7 @@ class SubmissionChecks:
             labels = stored_labels(weights)
             if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
                 _known_classes(classes, labels, "spec.dataset_path")
-        await _benchmarks(dataset, spec, "spec.dataset_path")
+        await _benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
 
@@ -123,6 +141,12 @@ class SubmissionChecks:
         DATASET (the images for the whitening), and UNSUPPORTED for a format that the device
         cannot write."""
         spec = resolve_export(overrides)
+        if self._is_alias(spec.model_name):
+            raise MultigrainError.field(
+                "spec.model_name",
+                f"{spec.model_name} is an alias, behind which the model could not be seen: give "
+                "another name, or remove the alias first",
+            )
         spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         if spec.whitening_path:
             field = "spec.whitening_path"
@@ -193,15 +217,17 @@ async def _any_images(path: Path, field: str) -> None:
         raise _dataset_error(field, error.message) from error
 
 
-async def _benchmarks(path: Path, spec: EvaluationSpec, field: str) -> None:
+async def _benchmarks(
+    path: Path, tasks: tuple[Task, ...], group_queries: Literal["all", "first"], field: str
+) -> None:
     """Refuses a folder that has not the layout of the retrieval tasks. Listed in a thread."""
     from multigrain.data.benchmarks import RETRIEVAL_TASKS, list_benchmark
 
-    for task in spec.tasks:
+    for task in tasks:
         if task not in RETRIEVAL_TASKS:
             continue
         try:
-            await asyncio.to_thread(list_benchmark, task, path, spec.group_queries)
+            await asyncio.to_thread(list_benchmark, task, path, group_queries)
         except MultigrainError as error:
             if error.kind is not ErrorKind.DATASET:
                 raise

@@ -37,6 +37,7 @@ class ModelManager:
         config: limits of serving.
         registry: where metrics are registered.
         on_health: called with a health name and whether it serves, at each change.
+        reader_of: id of a job that needs what is in a folder, "" if none does.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class ModelManager:
         config: ServingConfig,
         registry: CollectorRegistry,
         on_health: Callable[[str, bool], None],
+        reader_of: Callable[[Path], str] = lambda _folder: "",
     ) -> None:
         self.config = config
         self.metrics = ServingMetrics(registry)
         self.admission = Admission(config, self.metrics)
         self.bundles = BundleRegistry(models_dir)
+        self._reader_of = reader_of
         self._store = ModelStore(database)
         self._router = ModelRouter(self._store, self.bundles)
         self.catalogue = ModelCatalogue(self.bundles, self._router, config.max_batch)
@@ -191,18 +194,25 @@ class ModelManager:
 
         Raises:
             MultigrainError: INVALID_FIELD without a version; NOT_FOUND; WRONG_STATE if it is
-                loaded or has an alias.
+                loaded, has an alias, or a job that has not ended needs it.
         """
         reference = ModelReference.parse(model)
         if reference.version is None:
             raise MultigrainError.field("model", 'must state the version, as "name@version"')
-        version = self.bundles.find(reference).version
+        entry = self.bundles.find(reference)
+        version = entry.version
         async with self._lock(version):
             if version in self._router.loaded:
                 raise MultigrainError(
                     ErrorKind.WRONG_STATE, f"{version} is loaded: UnloadModel first"
                 )
             self._refuse_aliased(version, "deleted")
+            reader = self._reader_of(entry.path)
+            if reader:
+                raise MultigrainError(
+                    ErrorKind.WRONG_STATE,
+                    f"{version} is in use: job {reader} reads it; wait for its end, or cancel it",
+                )
             await asyncio.to_thread(self.bundles.remove, version)
             self.metrics.model_state(version.name, version.version, None)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.spec.roots import PathRoots
 from multigrain.spec.training import TrainingSpec
 from multigrain_server.database import Database
@@ -16,7 +20,14 @@ from multigrain_server.jobs.submission import SubmissionChecks
 def _checks(root: Path) -> SubmissionChecks:
     store = JobStore(Database(":memory:", [SCHEMA]))
     leases = Leases(Inventory.parse("ascend:0-1"))
-    return SubmissionChecks(PathRoots([root]), leases, store, root / "jobs", lambda _name: root)
+    return SubmissionChecks(
+        PathRoots([root]),
+        leases,
+        store,
+        root / "jobs",
+        lambda _name: root,
+        {"production"}.__contains__,
+    )
 
 
 async def test_every_path_that_is_kept_is_the_one_that_was_checked(
@@ -46,3 +57,49 @@ async def test_every_path_that_is_kept_is_the_one_that_was_checked(
     assert spec.dataset.train_path == spec.dataset.val_path == str(dataset)
     assert spec.initial_weights == str(tmp_path / "weights.ckpt")
     assert spec.devices.rank_table == str(tmp_path / "table.json")
+
+
+async def test_an_export_does_not_take_the_name_of_an_alias(tmp_path: Path) -> None:
+    with pytest.raises(MultigrainError, match="production is an alias") as caught:
+        await _checks(tmp_path).export(
+            {"weights": {"checkpoint_path": str(tmp_path)}, "model_name": "production"}
+        )
+    assert [violation.field for violation in caught.value.violations] == ["spec.model_name"]
+
+
+ASCEND = {"devices": {"target": "ascend", "count": 1}}
+
+
+async def test_the_folder_searched_while_training_is_checked_before_the_start(
+    tmp_path: Path, dataset: Path
+) -> None:
+    lonely = tmp_path / "lonely"
+    for name in "ab":
+        (lonely / name).mkdir(parents=True)
+        (lonely / name / "1.jpg").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(dataset)
+
+    def overrides(val: Path, **schedule: object) -> dict[str, Any]:
+        return {
+            **ASCEND,
+            "dataset": {"train_path": str(dataset), "val_path": str(val)},
+            "evaluation": {"every_epochs": 1, "metric": "groups_map", "tasks": ["groups"],
+                           **schedule},
+        }  # fmt: skip
+
+    checks = _checks(tmp_path)
+    # Groups need not be classes of the training set.
+    checked = await checks.training(overrides(dataset, retrieval_path=str(tmp_path / "link")))
+    assert isinstance(checked.spec, TrainingSpec)
+    assert checked.spec.evaluation.retrieval_path == str(dataset)
+    for field, spec in (
+        ("spec.dataset.val_path", overrides(lonely)),
+        ("spec.evaluation.retrieval_path", overrides(dataset, retrieval_path=str(lonely))),
+    ):
+        with pytest.raises(MultigrainError, match="has two images") as caught:
+            await checks.training(spec)
+        assert caught.value.kind is ErrorKind.DATASET
+        assert caught.value.violations[0].field == field
+    with pytest.raises(MultigrainError) as caught:
+        await checks.training(overrides(dataset, retrieval_path="/etc"))
+    assert caught.value.kind is ErrorKind.PATH_NOT_ALLOWED

@@ -6,21 +6,15 @@ import asyncio
 import os
 import shutil
 import sqlite3
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from multigrain.checkpoint import store
-from multigrain.checkpoint.manifest import CheckpointManifest
-from multigrain.checkpoint.weights import load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import is_locked
 from multigrain.events.log import EventWriter, read_events
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.request import JobKind
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.training import ModelSpec, TrainingSpec
+from multigrain.spec.training import TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs, states
 
@@ -132,7 +126,7 @@ async def test_a_resumed_job_is_a_new_attempt_with_one_numbering(side: JobSide) 
     await side.until(job.job_id, lambda j: j.state is JobState.RUNNING)
     side.jobs.cancel(job.job_id)
     await side.ended(job.job_id)
-    again = side.jobs.resume(job.job_id)
+    again = await side.jobs.resume(job.job_id)
     assert again.state is JobState.QUEUED
     assert again.view.end_time == ""
     running = await side.until(job.job_id, lambda j: j.state is JobState.RUNNING)
@@ -163,15 +157,6 @@ async def test_a_job_that_cannot_be_indexed_does_not_exist(
     assert os.listdir(side.root / "jobs") == []
 
 
-async def test_a_defect_with_one_job_does_not_stop_the_others(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad = await side.submit(events="100000", pause="0.05")
-    monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
-    good = await side.submit(events="1")
-    assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
-
-
 async def test_a_job_whose_folder_was_removed_by_hand_can_be_deleted(side: JobSide) -> None:
     job = await side.submit(events="1")
     await side.ended(job.job_id)
@@ -179,53 +164,3 @@ async def test_a_job_whose_folder_was_removed_by_hand_can_be_deleted(side: JobSi
     await side.jobs.delete(job.job_id)
     with pytest.raises(MultigrainError, match="no job"):
         side.jobs.get(job.job_id)
-
-
-async def test_a_waiting_job_keeps_the_checkpoint_that_its_owner_removes(
-    make_side: MakeSide,
-) -> None:
-    side = make_side("cpu:0")
-    source = await side.submit()
-    checkpoints = side.root / "jobs" / source.job_id / "checkpoints"
-    manifest = CheckpointManifest(step=1, epoch=1, model=ModelSpec(classes=2))
-    store.save(checkpoints, manifest, {"w": np.ones(3, np.float32)}, {})
-    weights = str(checkpoints / "step-00000001")
-
-    async def check() -> CheckedSpec:
-        return CheckedSpec(JobKind.EVALUATION, EvaluationSpec(), weights, of_job=True)
-
-    waits = await side.jobs.submit(Submission(JobKind.EVALUATION, "b"), check)
-    side.jobs.cancel(source.job_id)
-    await side.jobs.delete(source.job_id)
-    assert load_weights(Path(waits.request.weights_path)).checkpoint == "step-00000001"
-    with pytest.raises(MultigrainError, match="ask again"):
-        await side.jobs.submit(Submission(JobKind.EVALUATION, "c"), check)
-    assert os.listdir(side.root / "jobs") == [waits.job_id]
-
-
-async def test_a_job_whose_checkpoints_are_being_read_is_not_deleted(side: JobSide) -> None:
-    source = await side.submit(events="1")
-    await side.ended(source.job_id)
-    weights = str(side.root / "jobs" / source.job_id / "checkpoints" / "step-1")
-
-    async def check() -> CheckedSpec:
-        return CheckedSpec(JobKind.EVALUATION, EvaluationSpec(), weights)
-
-    labels = {"events": "10000", "pause": "0.01"}
-    reader = await side.jobs.submit(Submission(JobKind.EVALUATION, "b", labels=labels), check)
-    with pytest.raises(MultigrainError, match=f"job {reader.job_id} reads its checkpoints"):
-        await side.jobs.delete(source.job_id)
-    side.jobs.cancel(reader.job_id)
-    await side.ended(reader.job_id)
-
-    async def check_weights() -> CheckedSpec:
-        return CheckedSpec(JobKind.TRAINING, TrainingSpec(initial_weights=weights))
-
-    heir = await side.jobs.submit(Submission(JobKind.TRAINING, "b", labels=labels), check_weights)
-    with pytest.raises(MultigrainError, match=f"job {heir.job_id} reads its checkpoints"):
-        await side.jobs.delete(source.job_id)
-    side.jobs.cancel(heir.job_id)
-    await side.ended(heir.job_id)
-    await side.jobs.delete(heir.job_id)
-    await side.jobs.delete(source.job_id)
-    assert os.listdir(side.root / "jobs") == [reader.job_id]

@@ -1,0 +1,28 @@
+"""Started by test_killed.py: an export that is killed when it is about to say what it wrote."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from multigrain.events.records import ArtifactRecord, Record
+from multigrain.export import run
+from multigrain.spec.export import ExportSpec
+from tests.evaluate.context import RecordingReporter, context
+
+
+class Killed(RecordingReporter):
+    """Dies of the kernel's hand, with nothing sent."""
+
+    def emit(self, record: Record) -> None:
+        if isinstance(record, ArtifactRecord):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    spec = ExportSpec.model_validate_json(sys.argv[2])
+    weights = root / "checkpoints" / "step-00000030"
+    run(context(root, weights=weights, export=spec, reporter=Killed()))
