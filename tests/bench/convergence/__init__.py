@@ -1,0 +1,1 @@
+"""How fast and how well training converges, measured on small real datasets."""

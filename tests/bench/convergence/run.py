@@ -1,0 +1,131 @@
+"""One training run, made of the parts that a training job is made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from multigrain.data.pipeline import TrainingData
+from multigrain.evaluate.inference import Compiled, Inference
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import preprocess
+from multigrain.losses.objective import JointObjective
+from multigrain.model.multigrain import MultiGrain, build_model
+from multigrain.spec.training import TrainingSpec
+from multigrain.train.step import TrainStep
+from tests.bench.datasets.subset import Split
+
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known at the end of an epoch.
+
+    Args:
+        epoch: counted from 1.
+        top1, held_out_loss: of the held-out images, prepared as for serving.
+        loss: mean of the joint loss over the epoch's steps.
+        wall, cpu: seconds of the training steps so far (data and evaluation left out), by the
+            clock and of this process's processor time.
+        refreshes: layers whose curvature was renewed so far, each time counted.
+        checks: layers that were looked at so far.
+        skipped: steps that were not finite so far.
+    """
+
+    epoch: int
+    top1: float
+    held_out_loss: float
+    loss: float
+    wall: float
+    cpu: float
+    refreshes: int
+    checks: int
+    skipped: int
+
+
+@dataclass
+class Run:
+    """Trains one model; iterate over :meth:`epochs`, afterwards ``model`` is trained."""
+
+    spec: TrainingSpec
+    split: Split
+
+    def __post_init__(self) -> None:
+        self.model: MultiGrain = build_model(
+            self.spec.model, len(self.split.train.classes), seed=self.spec.seed
+        )
+        self.preprocessing = Preprocessing.standard(
+            self.spec.model.image_size, self.spec.model.center_crop
+        )
+        self._compiled = Compiled(self.model)
+        self._data = TrainingData(self.split.train, self.spec, rank=0, world=1, threads=1)
+        self._step = TrainStep(
+            self.model,
+            JointObjective(self.spec.objective),
+            self.spec,
+            world=1,
+            steps_per_epoch=self._data.steps_per_epoch,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that an epoch has."""
+        return self._data.steps_per_epoch
+
+    def epochs(self, evaluate_every: int = 1) -> Iterator[Epoch]:
+        """Trains, and reports after every ``evaluate_every`` epochs and after the last."""
+        wall = cpu = 0.0
+        refreshes = checks = skipped = 0
+        for epoch in range(1, self.spec.schedule.epochs + 1):
+            losses = []
+            for batch in self._data.epoch(epoch - 1):
+                began = (time.perf_counter(), time.process_time())
+                result = self._step(batch.images, batch.labels, batch.instances)
+                wall += time.perf_counter() - began[0]
+                cpu += time.process_time() - began[1]
+                losses.append(result.loss)
+                refreshes += result.refreshed_layers
+                checks += result.refreshed_layers + result.kept_layers
+                skipped += int(result.skipped)
+            if epoch % evaluate_every and epoch != self.spec.schedule.epochs:
+                continue
+            top1, held_out_loss = self._evaluated()
+            yield Epoch(
+                epoch, top1, held_out_loss, sum(losses) / len(losses), wall, cpu,
+                refreshes, checks, skipped,
+            )  # fmt: skip
+
+    def _evaluated(self) -> tuple[float, float]:
+        """Share of the held-out images that are recognised, and their mean cross-entropy."""
+        folder = self.split.held_out
+        logits = np.zeros((len(folder), len(folder.classes)))
+        inference = Inference(self._compiled, EVALUATION_BATCH, threads=1)
+        unreadable: dict[int, str] = {}
+        for found in inference.run(range(len(folder)), self._load, unreadable):
+            logits[found.indices] = found.logits
+        if unreadable:
+            raise RuntimeError(f"of the dataset just written, these cannot be read: {unreadable}")
+        top1 = (logits.argmax(axis=1) == folder.labels).mean()
+        own = np.take_along_axis(logits, folder.labels[:, None].astype(np.int64), axis=1)[:, 0]
+        return float(top1), float((logsumexp(logits, axis=1) - own).mean())
+
+    def _load(self, index: int) -> NDArray[np.float32]:
+        return preprocess(self.split.held_out.read(index), self.preprocessing)
+
+
+def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings put together, later ones winning."""
+    result: dict[str, Any] = {}
+    for part in overrides:
+        for key, value in part.items():
+            old = result.get(key)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,1 @@
+"""Small real datasets in the ImageNet folder layout."""

@@ -1,0 +1,140 @@
+"""What the measurements of convergence rest on, without a training run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bench.convergence import objectives, optimizers
+from tests.bench.convergence.candidates import CANDIDATES, TARGET, by_trace
+from tests.bench.convergence.journal import Journal, Record
+from tests.bench.convergence.run import merged
+from tests.bench.datasets.dataset import DATASETS
+from tests.bench.datasets.glyphs import (
+    FONTS,
+    HELD_OUT,
+    font_of,
+    instance_of,
+    write_glyphs,
+)
+
+
+def record(candidate: str, kind: str, top1: list[float], loss: float = 1.0) -> Record:
+    epochs = [
+        {"epoch": i, "top1": x, "held_out_loss": loss, "cpu": 10.0 * i, "refreshes": 5, "checks": 6}
+        for i, x in enumerate(top1, 1)
+    ]
+    return {"candidate": candidate, "kind": kind, "epochs": epochs}
+
+
+def test_glyphs_are_the_same_in_every_run_and_no_font_is_on_both_sides(tmp_path: Path) -> None:
+    first = write_glyphs(tmp_path / "a", sheets=1, characters="AQ")
+    write_glyphs(tmp_path / "b", sheets=1, characters="AQ")
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.png"))
+    assert len(files) == 2 * len(FONTS)
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    fonts = [
+        {font_of(str(path)) for path in side.rglob("*.png")} for side in (first.train, first.val)
+    ]
+    assert fonts == [set(FONTS) - HELD_OUT, HELD_OUT]
+
+
+def test_an_instance_is_a_character_in_a_font() -> None:
+    assert instance_of("A/DejaVuSans-Bold-2.png") == "A/DejaVuSans-Bold"
+    assert font_of("A/DejaVuSans-Bold-2.png") == "DejaVuSans-Bold"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_hyper_parameters_are_chosen_on_training_images_alone(name: str, tmp_path: Path) -> None:
+    dataset = DATASETS[name]
+    if name == "glyphs":
+        dataset = replace(dataset, write=lambda root: write_glyphs(root, sheets=1, characters="AQ"))
+    split = dataset.split(tmp_path)
+    inner = dataset.inner(split.train)
+    parts = [set(folder.paths) for folder in (inner.train, inner.held_out)]
+    assert parts[0] | parts[1] == set(split.train.paths)
+    assert not parts[0] & parts[1]
+    labels = [set(folder.labels.tolist()) for folder in (inner.train, inner.held_out)]
+    assert labels[0] == labels[1] == set(range(len(split.train.classes)))
+    for folder in (inner.train, inner.held_out):
+        for path, label in zip(folder.paths, folder.labels.tolist(), strict=True):
+            assert folder.classes[label] == path.split("/")[0]
+
+
+def test_a_series_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def run(name: str) -> Record:
+        done.append(name)
+        return {"value": len(done)}
+
+    journal = Journal(tmp_path / "a" / "series.jsonl")
+    runs = [(name, lambda name=name: run(name)) for name in "abcd"]  # type: ignore[misc]
+    assert not journal.complete(runs, part=(1, 2))
+    assert done == ["b", "d"]
+    assert not journal.complete(runs, minutes=-1)
+    assert journal.complete(runs)
+    assert done == ["b", "d", "a", "c"]
+    assert journal.records()["d"]["value"] == 2
+
+
+def test_the_target_is_reached_in_the_first_epoch_that_is_as_good() -> None:
+    assert optimizers.reached(record("x", "thor", [0.5, 0.9, 0.8, 0.95]), 0.9) == 2
+    assert optimizers.reached(record("x", "thor", [0.5]), 0.9) is None
+
+
+def test_the_best_candidate_is_the_fastest_and_then_the_surest() -> None:
+    records = [
+        record("slow", "thor", [0.1, 0.1, 0.9], loss=0.1),
+        record("fast", "thor", [0.1, 0.9, 0.9], loss=0.3),
+        record("fast and sure", "thor", [0.1, 0.9, 0.9], loss=0.2),
+        record("never", "thor", [0.1, 0.1, 0.1], loss=0.0),
+        record("other", "momentum", [0.9]),
+    ]
+    assert optimizers.best(records, "thor", 0.9) == "fast and sure"
+    assert optimizers.best(records, "momentum", 0.9) == "other"
+
+
+def test_the_table_says_when_a_run_never_reached_the_target() -> None:
+    runs = [record("x", "thor", [0.1, 0.9]), record("x", "thor", [0.9, 0.9])]
+    assert "| x | 2, 1 | 1.5 | 15 | 90.0 | 5 | 6 |" in optimizers.final_table(runs, 0.9)
+    runs.append(record("x", "thor", [0.1, 0.2]))
+    assert "| x | 2, 1, never |  | 15 |" in optimizers.final_table(runs, 0.9)
+
+
+def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
+    assert CANDIDATES.keys() == TARGET.keys() == DATASETS.keys()
+    for candidates in CANDIDATES.values():
+        names = [candidate.name for candidate in candidates]
+        assert len(set(names)) == len(names)
+        assert {candidate.kind for candidate in candidates} == {"thor", "momentum"}
+
+
+def test_the_trace_rule_changes_nothing_else() -> None:
+    candidate = next(c for c in CANDIDATES["digits"] if c.kind == "thor")
+    ruled = by_trace(candidate).settings
+    assert ruled["optimizer"]["thor"].pop("refresh") == "trace"
+    for key in ("w1", "w2"):
+        del ruled["optimizer"]["thor"][key]
+    assert ruled == candidate.settings
+
+
+def test_objectives_are_told_apart_in_the_table_with_their_spread() -> None:
+    base = {"dataset": "digits", "copy_map": 0.5, "class_map": 0.25}
+    found = [
+        {**base, "objective": "joint", "top1": 0.9},
+        {**base, "objective": "joint", "top1": 0.8},
+        {**base, "objective": "classification", "top1": 0.7},
+    ]
+    table = objectives.table(found)
+    assert "| digits | joint | 85.0 +- 7.1 | 50.0 +- 0.0 |  | 25.0 +- 0.0 | 2 |" in table
+    assert "| digits | classification | 70.0 | 50.0 |  | 25.0 | 1 |" in table
+
+
+def test_settings_are_merged_key_by_key() -> None:
+    first = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert merged(first, {"a": {"c": 4}}) == {"a": {"b": 1, "c": 4}, "d": 3}
+    assert first == {"a": {"b": 1, "c": 2}, "d": 3}
