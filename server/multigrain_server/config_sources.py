@@ -80,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     """A flag for each key, with its description, default and environment variable."""
     parser = argparse.ArgumentParser(
         prog="multigrain-server",
-        description="Trains, evaluates, exports and serves MultiGrain models over gRPC.",
+        description="Trains, evaluates, exports and serves MultiGrain models over gRPC. "
+        "With `doctor` as the first word: looks at this machine as the daemon would use it, and "
+        "says what to mend.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help=f"YAML file of keys. [{FILE_VARIABLE}]")

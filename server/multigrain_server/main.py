@@ -14,6 +14,7 @@ from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, dump, parse
 from multigrain_server.data_dir import DataDirError
+from multigrain_server.doctor import report
 from multigrain_server.log import setup_logging
 
 _log = structlog.get_logger(__name__)
@@ -21,15 +22,23 @@ _log = structlog.get_logger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 after an orderly stop, 1 if it could not start, 2 for a wrong
-    configuration."""
+    configuration.
+
+    ``multigrain-server doctor``, with the same flags, looks at the machine instead; 1 if
+    something would not work.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    examine = words[:1] == ["doctor"]
     try:
-        line = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+        line = parse(words[examine:], os.environ)
     except ConfigError as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 2
     if line.print_config:
         print(dump(line.config), end="")
         return 0
+    if examine:
+        return report.run(report.checks(line.config))
     setup_logging(line.config.log)
     try:
         asyncio.run(serve(line.config))

@@ -1,0 +1,46 @@
+"""A convolution and its gradient, the work of every training: ``python -m multigrain.probe``.
+
+Tells whether the MindSpore wheel fits this CPU, and a wheel without fast kernels (about a
+hundred times slower) from a good one. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+CHANNELS, KERNEL, REPEATS = 64, 3, 5
+
+
+def measure() -> dict[str, object]:
+    """Returns:
+    version; gradient: of the sum of all outputs at an inner pixel, with all weights 1; expected:
+    what it must be; seconds: of one pass.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    net = nn.Conv2d(CHANNELS, CHANNELS, KERNEL, weight_init="ones")
+
+    def forward(x: ms.Tensor) -> ms.Tensor:
+        return net(x).sum()
+
+    step = ms.jit(ms.grad(forward))
+    x = ms.Tensor(np.ones((8, CHANNELS, 32, 32), np.float32))
+    inner = float(step(x).asnumpy()[0, 0, 16, 16])
+    begun = time.perf_counter()
+    for _ in range(REPEATS):
+        step(x).asnumpy()
+    return {
+        "version": ms.__version__,
+        "gradient": inner,
+        # Every output channel sees the pixel through each weight of its kernel.
+        "expected": float(CHANNELS * KERNEL * KERNEL),
+        "seconds": (time.perf_counter() - begun) / REPEATS,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure()))

@@ -1,0 +1,1 @@
+"""``multigrain-server doctor``: looks at the machine as the daemon would use it."""

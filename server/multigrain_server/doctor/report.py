@@ -1,0 +1,44 @@
+"""All checks in order, printed as they come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO
+
+from multigrain_server.config import ServerConfig
+from multigrain_server.doctor import machine, network, software
+from multigrain_server.doctor.finding import Finding, Level
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def checks(config: ServerConfig) -> Sequence[Check]:
+    return (
+        software.packages,
+        software.mindspore,
+        software.launcher,
+        machine.cpu,
+        lambda: machine.devices(config),
+        machine.limits,
+        lambda: machine.disk(config),
+        lambda: machine.roots(config),
+        lambda: network.addresses(config),
+    )
+
+
+def run(checks: Iterable[Check], stream: TextIO | None = None) -> int:
+    """Prints every finding.
+
+    Returns:
+        The exit code: 1 if anything FAILs, else 0.
+    """
+    stream = stream or sys.stdout
+    levels = []
+    for check in checks:
+        for finding in check():
+            levels.append(finding.level)
+            print(finding, file=stream, flush=True)
+    failures, warnings = levels.count(Level.FAIL), levels.count(Level.WARN)
+    print(f"{len(levels)} looked at, {warnings} warnings, {failures} failures", file=stream)
+    return 1 if failures else 0

@@ -1,0 +1,154 @@
+"""multigrain-server doctor."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from multigrain_server.config import ServerConfig
+from multigrain_server.data_dir import DataDir
+from multigrain_server.doctor import machine, network, report, software
+from multigrain_server.doctor.finding import Level, fail, ok, warn
+from multigrain_server.main import main
+
+
+def config(tmp_path: Path, **values: object) -> ServerConfig:
+    return ServerConfig.model_validate(
+        {"data_dir": tmp_path / "data", "listen": "127.0.0.1:0", "http_listen": "", **values}
+    )
+
+
+def tool(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_the_exit_code_is_1_only_if_something_fails() -> None:
+    out = StringIO()
+    assert report.run([lambda: [ok("a", "b"), warn("c", "d", "e")]], out) == 0
+    assert report.run([lambda: [ok("a", "b")], lambda: [fail("c", "d", "mend it")]], out) == 1
+    assert "FAIL  c: d\n      -> mend it\n" in out.getvalue()
+
+
+def test_installed_packages_are_those_that_were_asked_for() -> None:
+    assert {finding.level for finding in software.packages()} == {Level.OK}
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["numpy>=99", 'surely-not-there>=1; extra == "server"', 'x; extra == "demo"']
+    monkeypatch.setattr(software.metadata, "requires", lambda name: wanted)
+    (finding,) = [f for f in software.packages() if f.subject == "packages"]
+    assert finding.level is Level.FAIL
+    assert "numpy" in finding.message
+    assert ">=99" in finding.message
+    assert "surely-not-there is not installed" in finding.message
+    assert "x " not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "said"),
+    [
+        ("echo noise; echo '{}'", Level.OK, "9.9, a convolution's gradient in 5 ms"),
+        ("echo '{}' | sed s/0.005/7/", Level.WARN, "takes 7.0 s"),
+        ("echo '{}' | sed s/576.0/5/", Level.FAIL, "computes 5"),
+        ("echo no such library >&2; exit 3", Level.FAIL, "ended with code 3: no such library"),
+        ("kill -4 $$", Level.FAIL, "ended with code -4"),
+    ],
+)
+def test_mindspore_is_tried_in_a_process_of_its_own(
+    tmp_path: Path, script: str, level: Level, said: str
+) -> None:
+    answer = '{"version": "9.9", "gradient": 576.0, "expected": 576, "seconds": 0.005}'
+    tool(tmp_path, "python", script.replace("{}", answer))
+    (finding,) = software.mindspore(str(tmp_path / "python"))
+    assert finding.level is level
+    assert said in finding.message
+
+
+def test_the_mindspore_that_is_installed_computes() -> None:
+    (finding,) = software.mindspore()
+    # How fast is a matter of what else the machine does.
+    assert finding.level is not Level.FAIL, finding
+
+
+def test_configured_devices_that_are_not_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    wanted = config(tmp_path, devices="cpu:1,gpu:0-3")
+    assert [f.level for f in machine.devices(wanted)] == [Level.OK, Level.FAIL]
+    tool(tmp_path, "nvidia-smi", "echo 'GPU 0: a'; echo 'GPU 1: b'")
+    *_, gpu = machine.devices(wanted)
+    assert gpu.level is Level.FAIL
+    assert "lists 2, so that [2, 3] cannot be used" in gpu.message
+    *_, gpu = machine.devices(config(tmp_path, devices="gpu:0-1"))
+    assert gpu.level is Level.OK
+
+
+def test_the_disk_is_looked_at_before_the_folder_exists(tmp_path: Path) -> None:
+    findings = list(machine.disk(config(tmp_path)))
+    assert findings[0].level is not Level.FAIL
+    assert "GiB free" in findings[0].message
+    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_directory_that_cannot_be_written_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(machine.tempfile, "NamedTemporaryFile", refuse)
+    (finding,) = machine.disk(config(tmp_path))
+    assert finding.level is Level.FAIL
+    assert "Permission denied" in finding.message
+
+
+def test_data_roots_must_be_folders(tmp_path: Path) -> None:
+    roots = [str(tmp_path), str(tmp_path / "nowhere")]
+    levels = [f.level for f in machine.roots(config(tmp_path, data_root=roots))]
+    assert levels == [Level.OK, Level.FAIL]
+
+
+def test_an_address_held_by_another_program_fails(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        held = f"127.0.0.1:{other.getsockname()[1]}"
+        (finding,) = network.addresses(config(tmp_path, listen=held))
+    assert finding.level is Level.FAIL
+    assert "in use" in finding.message
+
+
+def test_an_address_held_by_the_daemon_itself_is_well(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    try:
+        with socket.socket() as own:
+            own.bind(("127.0.0.1", 0))
+            own.listen()
+            held = f"127.0.0.1:{own.getsockname()[1]}"
+            findings = list(network.addresses(config(tmp_path, listen=held)))
+    finally:
+        data.close()
+    assert [f.level for f in findings] == [Level.OK, Level.OK]
+    assert f"pid {os.getpid()}" in findings[0].message
+
+
+def test_the_command_prints_every_check_and_starts_no_daemon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software, "mindspore", lambda: [ok("mindspore", f"by {sys.executable}")])
+    code = main(["doctor", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"])
+    out = capsys.readouterr().out
+    assert code == (1 if "FAIL" in out else 0)
+    for subject in ("python", "packages", "mindspore", "msrun", "cpu", "devices", "clock"):
+        assert f"  {subject}: " in out
+    assert not (tmp_path / "data").exists()
