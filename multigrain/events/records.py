@@ -76,6 +76,9 @@ class LossRecord:
     step_seconds: float = 0.0
     kept_layers: int = 0
     stopped_layers: int = 0
+    skipped_because: str = ""
+    skipped_total: int = 0
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Reducer(nn.Cell):
 
             self.rank = get_rank()
             self.all_reduce = ops.AllReduce()
+            self.all_gather = ops.AllGather()
 
     def construct(self, x: Tensor) -> Tensor:
         """Sum of a float32 tensor over the workers."""
@@ -37,6 +38,10 @@ class Reducer(nn.Cell):
     def sum(self, x: Tensor) -> Tensor:
         """The same, outside a graph."""
         return self(x)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(n,) of each worker, n the same -> (world * n,), outside a graph."""
+        return self.all_gather(x)
 
 
 class BucketedMean(nn.Cell):
@@ -80,6 +85,18 @@ def host_mean(reducer: Reducer, arrays: Sequence[np.ndarray]) -> list[np.ndarray
             means.append(reduced[start : start + x.size].reshape(x.shape))
             start += x.size
     return means
+
+
+def host_gather(reducer: Reducer, own: np.ndarray) -> list[np.ndarray]:
+    """Every worker's array, in the order of ranks; (n,) float32, n the same on all of them."""
+    parts = [
+        reducer.gather(Tensor(own[start : start + BUCKET_ELEMENTS])).asnumpy()
+        for start in range(0, len(own), BUCKET_ELEMENTS)
+    ]
+    return [
+        np.concatenate([part.reshape(reducer.world, -1)[rank] for part in parts])
+        for rank in range(reducer.world)
+    ]
 
 
 _flatten = ops.MultitypeFuncGraph("flatten")

@@ -14,7 +14,7 @@ from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec, Task
 from multigrain.spec.evaluation_schedule import check_evaluation_schedule
 from multigrain.spec.exponent import check_exponent
 from multigrain.spec.export import ExportSpec
-from multigrain.spec.training import ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
+from multigrain.spec.training import OptimizerSpec, ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
 from multigrain.spec.violations import nearest
 
 # The one number that may be infinite: GeM with p = infinity is max pooling.
@@ -33,6 +33,7 @@ def check_training(spec: TrainingSpec) -> list[FieldViolation]:
         *_schedule(spec.schedule),
         *_thor(spec.optimizer.thor),
         *_precision(spec),
+        *_loss_scale(spec.optimizer),
         *_devices(spec.devices),
     ]
 
@@ -200,6 +201,21 @@ def _thor(spec: ThorSpec) -> Iterator[FieldViolation]:
 def _precision(spec: TrainingSpec) -> Iterator[FieldViolation]:
     if spec.precision == "fp16" and spec.devices.target == "cpu":
         yield _v("precision", "is 'fp16', which needs devices.target 'gpu' or 'ascend'; use 'fp32'")
+
+
+def _loss_scale(spec: OptimizerSpec) -> Iterator[FieldViolation]:
+    low, high = spec.loss_scale_min, spec.loss_scale_max
+    if low > high:
+        yield _v(
+            "optimizer.loss_scale_min",
+            f"is {low:g}, must be at most optimizer.loss_scale_max ({high:g})",
+        )
+    elif spec.loss_scaling == "dynamic" and spec.loss_scale and not low <= spec.loss_scale <= high:
+        yield _v(
+            "optimizer.loss_scale",
+            f"is {spec.loss_scale:g}, must be between optimizer.loss_scale_min ({low:g}) and "
+            f"optimizer.loss_scale_max ({high:g}), or 0",
+        )
 
 
 def _devices(spec: DeviceSpec) -> Iterator[FieldViolation]:

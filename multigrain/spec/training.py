@@ -58,16 +58,21 @@ class ThorSpec(Spec):
     pi_correction: bool = False
     factor_average: float = Field(0.0, ge=0, lt=1)
     kl_clip: float = Field(0.0, ge=0)
+    early_refreshes: tuple[int, ...] = ()
 
 
 class OptimizerSpec(Spec):
     kind: Literal["thor", "momentum"] = "thor"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    loss_scale: float = Field(1.0, gt=0)
+    loss_scale: float = Field(0.0, ge=0)  # 0 = 1 in float32, 1024 in half precision
     thor: ThorSpec = ThorSpec()
     clip_norm: float = Field(0.0, ge=0)
     max_skipped_steps: int = Field(10, ge=1)
+    loss_scaling: Literal["auto", "static", "dynamic"] = "auto"
+    loss_scale_steps: int = Field(2000, ge=1)
+    loss_scale_min: float = Field(1.0, gt=0)
+    loss_scale_max: float = Field(2.0**24, gt=0)
 
 
 class LearningRateSpec(Spec):

@@ -9,27 +9,28 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from multigrain.optim.not_finite import NotFinite, first_gradient
 from multigrain.optim.reduce import BucketedMean, Reducer
 
 
 class Forward(nn.Cell):
-    """Model and objective: the scaled joint loss, and the three losses unscaled."""
+    """Model and objective: the joint loss, times the loss scale if ``scaled``, and all three."""
 
-    def __init__(self, model: nn.Cell, objective: nn.Cell, loss_scale: float) -> None:
+    def __init__(self, model: nn.Cell, objective: nn.Cell, *, scaled: bool) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
         self.objective = objective
-        self.loss_scale = loss_scale
+        self.scaled = scaled
 
     def construct(
-        self, images: Tensor, labels: Tensor, instances: Tensor, noise: Tensor
+        self, images: Tensor, labels: Tensor, instances: Tensor, noise: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         embedding, logits = self.model(images)
         joint, classification, instance = self.objective(
             embedding, logits, labels, instances, noise
         )
-        scaled = joint if self.loss_scale == 1.0 else joint * self.loss_scale
-        return scaled, joint, classification, instance
+        differentiated = joint * scale if self.scaled else joint
+        return differentiated, joint, classification, instance
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Gradients:
         values: the unscaled gradients, in the order of the parameters.
         factors: this worker's own curvature factors, in the order of the slots; empty in a
             plain step. They are not averaged: which of them will be needed is not known yet.
+        traces: (2, L) traces of the factors, averaged: of all A, then of all G.
     """
 
     loss: float
@@ -51,13 +53,27 @@ class Gradients:
     stop: bool
     norm: float
     values: tuple[Tensor, ...]
-    factors: tuple[Tensor, ...]
+    factors: list[Tensor]
+    traces: np.ndarray
 
-    @property
-    def finite(self) -> bool:
-        """Whether the step can be taken. Every worker sees the same numbers here."""
-        numbers = (self.loss, self.classification_loss, self.instance_loss, self.norm)
-        return bool(np.isfinite(numbers).all())
+    def problem(self, names: Sequence[str], backward: Sequence[int]) -> NotFinite | None:
+        """What of losses and gradients is not finite; every worker sees the same numbers here.
+
+        Args:
+            names: the parameters' names, in the order of ``values``.
+            backward: their indices, in the order of the backward pass.
+        """
+        terms = {
+            "classification loss": self.classification_loss,
+            "instance loss": self.instance_loss,
+            "joint loss": self.loss,
+        }
+        for term, value in terms.items():
+            if not np.isfinite(value):
+                return NotFinite("loss", term)
+        if np.isfinite(self.norm):
+            return None
+        return first_gradient([(names[i], self.values[i]) for i in backward])
 
 
 class GradientFunction:
@@ -75,7 +91,7 @@ class GradientFunction:
         reducer: Reducer,
     ) -> None:
         self._forward = forward
-        self._slots = len(slots)
+        self._count = len(parameters)
         self._plain = _compile(forward, parameters, (), reducer)
         self._with_factors = _compile(forward, parameters, slots, reducer) if slots else None
 
@@ -86,24 +102,37 @@ class GradientFunction:
         instances: Tensor,
         noise: Tensor,
         *,
+        scale: float,
         stop: bool,
         factors: bool,
     ) -> Gradients:
+        """Args: ``scale``, the loss scale; read only where the forward pass is ``scaled``."""
         # Evaluation may have switched the network; BatchNorm must use the batch here.
         if not (self._forward.training and self._forward.model.training):
             self._forward.set_train(True)
         function = self._with_factors if factors else self._plain
         if function is None:
             raise ValueError("there are no curvature slots to take factors from")
-        flag = Tensor(float(stop), mindspore.float32)
-        numbers, *tensors = function(images, labels, instances, noise, flag)
-        loss, classification, instance, stops, squared = (float(x) for x in numbers.asnumpy())
-        count = len(tensors) - (self._slots if factors else 0)
-        norm = float(np.sqrt(squared)) if squared >= 0 else float("nan")
+        numbers, *tensors = function(
+            images,
+            labels,
+            instances,
+            noise,
+            Tensor(scale, mindspore.float32),
+            Tensor(float(stop), mindspore.float32),
+        )
+        found = numbers.asnumpy().astype(np.float64)
+        squared, loss, classification, instance, stops = (float(x) for x in found[:5])
         return Gradients(
-            loss, classification, instance, stops > 0, norm,
-            tuple(tensors[:count]), tuple(tensors[count:]),
-        )  # fmt: skip
+            loss,
+            classification,
+            instance,
+            stops > 0,
+            float(np.sqrt(squared)) if squared >= 0 else float("nan"),
+            tuple(tensors[: self._count]),
+            tensors[self._count :],
+            found[5:].reshape(2, -1),
+        )
 
 
 class _Mean(nn.Cell):
@@ -113,39 +142,66 @@ class _Mean(nn.Cell):
         self,
         reducer: Reducer,
         parameters: Sequence[Parameter],
-        loss_scale: float,
+        slots: int,
+        *,
+        scaled: bool,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.world = reducer.world
         self.reducer = reducer
         self.gradients = len(parameters)
-        self.loss_scale = loss_scale
+        self.first_g = self.gradients + slots // 2
+        self.slots = slots
+        self.scaled = scaled
         if self.world > 1:
             self.mean = BucketedMean(reducer, [p.shape for p in parameters])
         self.each = ops.HyperMap()
         self.total = ops.ReduceSum()
         self.join = ops.Concat(0)
 
-    def construct(self, numbers: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def construct(self, numbers: Tensor, scale: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         gradients = tensors[: self.gradients]
+        factors_a = tensors[self.gradients : self.first_g]
+        factors_g = tensors[self.first_g :]
+        traces = ()
+        if self.slots > 0:
+            if self.scaled:
+                factors_g = self.each(ops.partial(_unscale_square, 1.0 / scale), factors_g)
+            traces = self.each(_trace, factors_a + factors_g)
+            numbers = self.join((numbers, *traces))
         if self.world > 1:
             numbers = self.reducer(numbers) / self.world
             gradients = self.mean(*gradients)
-        if self.loss_scale != 1.0:
-            # The only place where the loss scale is taken off the gradients. (The taps take it
-            # off the factors.)
-            gradients = self.each(ops.partial(_unscale, 1.0 / self.loss_scale), gradients)
+        if self.scaled:
+            # The only place where the loss scale is taken off: here, and off G above.
+            gradients = self.each(ops.partial(_unscale, 1.0 / scale), gradients)
         squared = ops.reshape(self.total(self.join(self.each(_squares, gradients))), (1,))
-        return (self.join((numbers, squared)), *gradients, *tensors[self.gradients :])
+        numbers = self.join((squared, numbers))
+        return (numbers, *gradients, *factors_a, *factors_g)
 
 
 _unscale = ops.MultitypeFuncGraph("unscale")
+_unscale_square = ops.MultitypeFuncGraph("unscale_square")
 _squares = ops.MultitypeFuncGraph("squares")
+_trace = ops.MultitypeFuncGraph("trace")
 
 
-@_unscale.register("Number", "Tensor")
-def _unscale_one(factor, gradient):  # type: ignore[no-untyped-def]
-    return gradient * factor
+@_unscale.register("Tensor", "Tensor")
+def _unscale_one(factor, tensor):  # type: ignore[no-untyped-def]
+    return tensor * factor
+
+
+@_unscale_square.register("Tensor", "Tensor")
+def _unscale_one_square(factor, tensor):  # type: ignore[no-untyped-def]
+    """Of the second order in the derivatives. One by one: the square of a scale may overflow."""
+    return tensor * factor * factor
+
+
+@_trace.register("Tensor")
+def _trace_of_one(blocks):  # type: ignore[no-untyped-def]
+    count, size, _ = blocks.shape
+    diagonals = ops.reshape(blocks, (count, size * size))[:, :: size + 1]
+    return ops.reshape(ops.ReduceSum()(diagonals), (1,))
 
 
 @_squares.register("Tensor")
@@ -166,13 +222,13 @@ def _compile(
     differentiate = mindspore.value_and_grad(
         forward, None, ParameterTuple([*parameters, *slots]), has_aux=True
     )
-    mean = _Mean(reducer, parameters, forward.loss_scale)
+    mean = _Mean(reducer, parameters, len(slots), scaled=forward.scaled)
 
     @mindspore.jit
-    def gradients(images, labels, instances, noise, stop):  # type: ignore[no-untyped-def]
+    def gradients(images, labels, instances, noise, scale, stop):  # type: ignore[no-untyped-def]
         (_, joint, classification, instance), tensors = differentiate(
-            images, labels, instances, noise
+            images, labels, instances, noise, scale
         )
-        return mean(ops.stack((joint, classification, instance, stop)), *tensors)
+        return mean(ops.stack((joint, classification, instance, stop)), scale, *tensors)
 
     return gradients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import mindspore
 import numpy as np
@@ -14,12 +15,16 @@ from multigrain.model.assign import assign
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import CURVATURE_PREFIX, model_parameters
 from multigrain.optim import schedules
+from multigrain.optim.loss_scale import LossScale
+from multigrain.optim.not_finite import NotFinite
 from multigrain.optim.reduce import BucketedMean, Reducer
 from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.update import Group, Trained, Update
 from multigrain.spec.training import TrainingSpec
+from multigrain.train.diagnosis import first_broken_layer
 from multigrain.train.gradients import Forward, GradientFunction
 from multigrain.train.result import StepResult
+from multigrain.train.skips import Skips
 
 __all__ = ["StepResult", "TrainStep"]
 
@@ -58,11 +63,7 @@ class TrainStep:
         self._curvature: Curvature | None = None
         if optimizer.kind == "thor":
             self._curvature = Curvature(
-                model,
-                optimizer.thor,
-                loss_scale=optimizer.loss_scale,
-                steps_per_epoch=steps_per_epoch,
-                reducer=self._reducer,
+                model, optimizer.thor, steps_per_epoch=steps_per_epoch, reducer=self._reducer
             )
         trained = self._trained()
         self._statistics = [p for p in model_parameters(model).values() if not p.requires_grad]
@@ -74,16 +75,19 @@ class TrainStep:
             clipped=optimizer.clip_norm > 0,
             kl_clip=optimizer.thor.kl_clip,
         )
+        self._names = [t.parameter.name for t in self._update.trained]
+        # The backward pass ends with the first parameter of the network.
+        self._backward = [self._names.index(t.parameter.name) for t in reversed(trained)]
         self._apply = _compiled(self._update)
+        self._scale = LossScale(optimizer, spec.precision)
         self._gradients = GradientFunction(
-            Forward(model, objective, optimizer.loss_scale),
+            Forward(model, objective, scaled=self._scale.active),
             [t.parameter for t in self._update.trained],
-            self._curvature.slots if self._curvature else [],
+            self._curvature.inverses if self._curvature else [],
             self._reducer,
         )
+        self._skips = Skips(optimizer.max_skipped_steps)
         self.step = 0
-        self.skipped_total = 0
-        self._skipped_in_row = 0
         self._refresh_due = True
 
     def __call__(
@@ -113,28 +117,34 @@ class TrainStep:
             # A refresh whose step was skipped is made up for in the next step.
             refresh = self._refresh_due or self._curvature.due(self.step)
         noise = self._objective.noise(len(labels), (self._spec.seed, self.step, self._reducer.rank))
+        pictures = _tensor(images, mindspore.float32)
+        scale = self._scale.value
         found = self._gradients(
-            _tensor(images, mindspore.float32),
+            pictures,
             _tensor(labels, mindspore.int32),
             _tensor(instances, mindspore.int32),
             noise,
+            scale=scale,
             stop=stop,
             factors=refresh,
         )
         done = RefreshResult()
-        if found.finite:
-            if refresh and self._curvature:
-                done = self._curvature.refresh(found.factors, damping, self.step)
+        problem = found.problem(self._names, self._backward)
+        if problem is None and refresh and self._curvature:
+            done = self._curvature.refresh(found.factors, found.traces, damping, self.step)
+            problem = done.problem
+        if problem is None:
             clip = 1.0
             if optimizer.clip_norm > 0 and found.norm > optimizer.clip_norm:
                 clip = optimizer.clip_norm / found.norm
             # beta's rate falls as the learning rate does.
             boundary = self._spec.objective.beta_learning_rate * rate / schedule.learning_rate.init
             self._apply(_scalar(rate), _scalar(boundary), _scalar(clip), *found.values)
-            self._skipped_in_row = 0
+            self._skips.good()
+            self._scale.good()
             self._refresh_due = False
         else:
-            self._skip(refresh)
+            problem = self._skip(problem, pictures, refresh)
         self.step += 1
         return StepResult(
             step=self.step,
@@ -143,7 +153,10 @@ class TrainStep:
             instance_loss=found.instance_loss,
             learning_rate=rate,
             damping=damping,
-            skipped=not found.finite,
+            skipped=problem is not None,
+            skipped_because=f"{problem} is not finite" if problem else "",
+            skipped_total=self._skips.total,
+            loss_scale=scale,
             refreshed_layers=done.refreshed,
             kept_layers=done.kept,
             stopped_layers=self._curvature.stopped if self._curvature else 0,
@@ -158,7 +171,9 @@ class TrainStep:
         state = {name: p.asnumpy().copy() for name, p in self._state_parameters().items()}
         if self._curvature:
             state |= self._curvature.state()
-        counters = (self.step, self._skipped_in_row, self.skipped_total, int(self._refresh_due))
+        state |= self._scale.state()
+        skips = self._skips
+        counters = (self.step, skips.in_row, skips.total, int(self._refresh_due))
         for name, value in zip(_COUNTERS, counters, strict=True):
             state[name] = np.asarray(value, np.int64)
         return state
@@ -170,7 +185,7 @@ class TrainStep:
             MultigrainError: CHECKPOINT, when an entry is missing, unknown or of another shape.
         """
         parameters = self._state_parameters()
-        rules = self._curvature.state() if self._curvature else {}
+        rules = self._scale.state() | (self._curvature.state() if self._curvature else {})
         shapes = {name: tuple(p.shape) for name, p in (parameters | rules).items()}
         wrong = sorted((set(shapes) | set(_COUNTERS)) ^ set(state)) or sorted(
             name for name, shape in shapes.items() if tuple(state[name].shape) != shape
@@ -184,8 +199,9 @@ class TrainStep:
         for name, parameter in parameters.items():
             assign(parameter, state[name])
         if self._curvature:
-            self._curvature.load_state({name: state[name] for name in rules})
-        self.step, self._skipped_in_row, self.skipped_total, due = (
+            self._curvature.load_state(state)
+        self._scale.load_state(state)
+        self.step, self._skips.in_row, self._skips.total, due = (
             int(state[name]) for name in _COUNTERS
         )
         self._refresh_due = bool(due)
@@ -212,18 +228,17 @@ class TrainStep:
         """Which layers have curvature, with their dimensions and blocks."""
         return self._curvature.table() if self._curvature else "momentum: no curvature"
 
-    def _skip(self, refresh: bool) -> None:
+    def _skip(self, problem: NotFinite, images: Tensor, refresh: bool) -> NotFinite:
+        """Undoes what the forward pass did; says where it broke, if it did."""
+        if problem.what in ("loss", "gradient"):
+            # ReLU(NaN) is 0 on some devices: the loss may be finite all the same. On several
+            # workers the broken batch may be another one's, so nothing is decided by this.
+            problem = replace(problem, layer=first_broken_layer(self._model, images) or "")
         self._update.restore_statistics()
         self._refresh_due = self._refresh_due or refresh
-        self._skipped_in_row += 1
-        self.skipped_total += 1
-        if self._skipped_in_row >= self._spec.optimizer.max_skipped_steps:
-            raise MultigrainError(
-                ErrorKind.DIVERGED,
-                f"loss or gradients were not finite in {self._skipped_in_row} steps in a row "
-                f"(last: step {self.step + 1}); lower schedule.learning_rate.init, or raise "
-                "optimizer.thor.damping_init, and start from the last checkpoint",
-            )
+        forgiven = problem.scaled and self._scale.overflowed()
+        self._skips.skip(self.step + 1, problem, forgiven=forgiven)
+        return problem
 
     def _trained(self) -> list[Trained]:
         trained = []

@@ -650,6 +650,9 @@ class LossEvent(_message.Message):
     STEP_SECONDS_FIELD_NUMBER: _builtins.int
     KEPT_LAYERS_FIELD_NUMBER: _builtins.int
     STOPPED_LAYERS_FIELD_NUMBER: _builtins.int
+    SKIPPED_BECAUSE_FIELD_NUMBER: _builtins.int
+    SKIPPED_TOTAL_FIELD_NUMBER: _builtins.int
+    LOSS_SCALE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Counted from 1."""
     total_steps: _builtins.int
@@ -674,7 +677,7 @@ class LossEvent(_message.Message):
     eta_seconds: _builtins.float
     """Expected seconds to the end of training; -1 if unknown."""
     skipped: _builtins.bool
-    """The step was skipped because something was not finite."""
+    """The step was skipped because something was not finite: `skipped_because`."""
     beta: _builtins.float
     """Boundary beta of the margin loss, and GeM's exponent."""
     gem_p: _builtins.float
@@ -686,6 +689,12 @@ class LossEvent(_message.Message):
     """
     stopped_layers: _builtins.int
     """Layers whose curvature the trace rule will not refresh again, by now."""
+    skipped_because: _builtins.str
+    """What was not finite, and in which layer; empty unless the step was skipped."""
+    skipped_total: _builtins.int
+    """Steps skipped so far."""
+    loss_scale: _builtins.float
+    """Factor on the loss in this step."""
     def __init__(
         self,
         *,
@@ -709,10 +718,13 @@ class LossEvent(_message.Message):
         step_seconds: _builtins.float = ...,
         kept_layers: _builtins.int = ...,
         stopped_layers: _builtins.int = ...,
+        skipped_because: _builtins.str = ...,
+        skipped_total: _builtins.int = ...,
+        loss_scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "classification_loss", b"classification_loss", "curvature_layers", b"curvature_layers", "damping", b"damping", "data_wait", b"data_wait", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "gem_p", b"gem_p", "images_per_second", b"images_per_second", "instance_loss", b"instance_loss", "kept_layers", b"kept_layers", "learning_rate", b"learning_rate", "loss", b"loss", "refreshed_layers", b"refreshed_layers", "skipped", b"skipped", "step", b"step", "step_seconds", b"step_seconds", "stopped_layers", b"stopped_layers", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "classification_loss", b"classification_loss", "curvature_layers", b"curvature_layers", "damping", b"damping", "data_wait", b"data_wait", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "gem_p", b"gem_p", "images_per_second", b"images_per_second", "instance_loss", b"instance_loss", "kept_layers", b"kept_layers", "learning_rate", b"learning_rate", "loss", b"loss", "loss_scale", b"loss_scale", "refreshed_layers", b"refreshed_layers", "skipped", b"skipped", "skipped_because", b"skipped_because", "skipped_total", b"skipped_total", "step", b"step", "step_seconds", b"step_seconds", "stopped_layers", b"stopped_layers", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -340,6 +340,10 @@ class OptimizerSpec(_message.Message):
     THOR_FIELD_NUMBER: _builtins.int
     CLIP_NORM_FIELD_NUMBER: _builtins.int
     MAX_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_SCALING_FIELD_NUMBER: _builtins.int
+    LOSS_SCALE_STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_SCALE_MIN_FIELD_NUMBER: _builtins.int
+    LOSS_SCALE_MAX_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"thor" (second order) or "momentum" (SGD with momentum)."""
     momentum: _builtins.float
@@ -347,13 +351,26 @@ class OptimizerSpec(_message.Message):
     weight_decay: _builtins.float
     """L2 weight decay, added to the (preconditioned) gradient. Default 1e-4."""
     loss_scale: _builtins.float
-    """Static loss scale; 1 on fp32. Gradients are unscaled in exactly one place."""
+    """Loss scale: the static one, or where a dynamic one starts. 0 = 1 with precision "fp32", 1024
+    with "fp16". Gradients and THOR's factors are unscaled in exactly one place. Default 0.
+    """
     clip_norm: _builtins.float
     """Upper bound of the global gradient norm; 0 = no clipping. Default 0."""
     max_skipped_steps: _builtins.int
-    """Steps in a row with a non-finite loss or gradient (each is skipped) after which the
-    job fails. Default 10.
+    """Steps in a row with a non-finite loss, gradient or curvature factor (each is skipped) after
+    which the job fails. Default 10.
     """
+    loss_scaling: _builtins.str
+    """"static", "dynamic", or "auto": dynamic with precision "fp16", static with "fp32". Default
+    "auto". A dynamic scale is doubled after `loss_scale_steps` good steps in a row. A step whose
+    gradients or factors G overflow is skipped and halves it; only at `loss_scale_min` does it
+    count towards `max_skipped_steps`.
+    """
+    loss_scale_steps: _builtins.int
+    """Default 2000."""
+    loss_scale_min: _builtins.float
+    """Bounds of a dynamic scale. Defaults 1 and 2^24."""
+    loss_scale_max: _builtins.float
     @_builtins.property
     def thor(self) -> Global___ThorSpec: ...
     def __init__(
@@ -366,10 +383,14 @@ class OptimizerSpec(_message.Message):
         thor: Global___ThorSpec | None = ...,
         clip_norm: _builtins.float | None = ...,
         max_skipped_steps: _builtins.int | None = ...,
+        loss_scaling: _builtins.str | None = ...,
+        loss_scale_steps: _builtins.int | None = ...,
+        loss_scale_min: _builtins.float | None = ...,
+        loss_scale_max: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "kind", b"kind", "loss_scale", b"loss_scale", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_loss_scale_max", b"_loss_scale_max", "_loss_scale_min", b"_loss_scale_min", "_loss_scale_steps", b"_loss_scale_steps", "_loss_scaling", b"_loss_scaling", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "kind", b"kind", "loss_scale", b"loss_scale", "loss_scale_max", b"loss_scale_max", "loss_scale_min", b"loss_scale_min", "loss_scale_steps", b"loss_scale_steps", "loss_scaling", b"loss_scaling", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "kind", b"kind", "loss_scale", b"loss_scale", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_loss_scale_max", b"_loss_scale_max", "_loss_scale_min", b"_loss_scale_min", "_loss_scale_steps", b"_loss_scale_steps", "_loss_scaling", b"_loss_scaling", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "kind", b"kind", "loss_scale", b"loss_scale", "loss_scale_max", b"loss_scale_max", "loss_scale_min", b"loss_scale_min", "loss_scale_steps", b"loss_scale_steps", "loss_scaling", b"loss_scaling", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
@@ -377,6 +398,14 @@ class OptimizerSpec(_message.Message):
     _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
     _WhichOneofReturnType__loss_scale: _TypeAlias = _typing.Literal["loss_scale"]  # noqa: Y015
     _WhichOneofArgType__loss_scale: _TypeAlias = _typing.Literal["_loss_scale", b"_loss_scale"]  # noqa: Y015
+    _WhichOneofReturnType__loss_scale_max: _TypeAlias = _typing.Literal["loss_scale_max"]  # noqa: Y015
+    _WhichOneofArgType__loss_scale_max: _TypeAlias = _typing.Literal["_loss_scale_max", b"_loss_scale_max"]  # noqa: Y015
+    _WhichOneofReturnType__loss_scale_min: _TypeAlias = _typing.Literal["loss_scale_min"]  # noqa: Y015
+    _WhichOneofArgType__loss_scale_min: _TypeAlias = _typing.Literal["_loss_scale_min", b"_loss_scale_min"]  # noqa: Y015
+    _WhichOneofReturnType__loss_scale_steps: _TypeAlias = _typing.Literal["loss_scale_steps"]  # noqa: Y015
+    _WhichOneofArgType__loss_scale_steps: _TypeAlias = _typing.Literal["_loss_scale_steps", b"_loss_scale_steps"]  # noqa: Y015
+    _WhichOneofReturnType__loss_scaling: _TypeAlias = _typing.Literal["loss_scaling"]  # noqa: Y015
+    _WhichOneofArgType__loss_scaling: _TypeAlias = _typing.Literal["_loss_scaling", b"_loss_scaling"]  # noqa: Y015
     _WhichOneofReturnType__max_skipped_steps: _TypeAlias = _typing.Literal["max_skipped_steps"]  # noqa: Y015
     _WhichOneofArgType__max_skipped_steps: _TypeAlias = _typing.Literal["_max_skipped_steps", b"_max_skipped_steps"]  # noqa: Y015
     _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
@@ -389,6 +418,14 @@ class OptimizerSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_scale) -> _WhichOneofReturnType__loss_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_scale_max) -> _WhichOneofReturnType__loss_scale_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_scale_min) -> _WhichOneofReturnType__loss_scale_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_scale_steps) -> _WhichOneofReturnType__loss_scale_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_scaling) -> _WhichOneofReturnType__loss_scaling | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_skipped_steps) -> _WhichOneofReturnType__max_skipped_steps | None: ...
     @_typing.overload
@@ -415,6 +452,7 @@ class ThorSpec(_message.Message):
     PI_CORRECTION_FIELD_NUMBER: _builtins.int
     FACTOR_AVERAGE_FIELD_NUMBER: _builtins.int
     KL_CLIP_FIELD_NUMBER: _builtins.int
+    EARLY_REFRESHES_FIELD_NUMBER: _builtins.int
     frequency: _builtins.int
     """Steps between two refreshes of the curvature ("trace": between its first two checks).
     Default 100.
@@ -460,6 +498,14 @@ class ThorSpec(_message.Message):
     """K-FAC's bound on the step: preconditioned gradients P g are multiplied by
     min(1, sqrt(kl_clip / sum(lr^2 <g, P g>))). 0 = no bound. Default 0, as in THOR.
     """
+    @_builtins.property
+    def early_refreshes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps (the first is 0) of refreshes ("trace": checks) besides the regular ones. Default none,
+        as in THOR. Worth it where `frequency` is large: with `zero_init_residual` every residual
+        branch has G = 0 at the first refresh, and would be divided by the damping alone until the
+        next one.
+        """
+
     def __init__(
         self,
         *,
@@ -476,10 +522,11 @@ class ThorSpec(_message.Message):
         pi_correction: _builtins.bool | None = ...,
         factor_average: _builtins.float | None = ...,
         kl_clip: _builtins.float | None = ...,
+        early_refreshes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_damping_min", b"_damping_min", "_factor_average", b"_factor_average", "_frequency", b"_frequency", "_frequency_growth", b"_frequency_growth", "_frequency_max", b"_frequency_max", "_kl_clip", b"_kl_clip", "_pi_correction", b"_pi_correction", "_refresh", b"_refresh", "_w1", b"_w1", "_w2", b"_w2", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "damping_min", b"damping_min", "factor_average", b"factor_average", "frequency", b"frequency", "frequency_growth", b"frequency_growth", "frequency_max", b"frequency_max", "kl_clip", b"kl_clip", "pi_correction", b"pi_correction", "refresh", b"refresh", "w1", b"w1", "w2", b"w2"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_damping_min", b"_damping_min", "_factor_average", b"_factor_average", "_frequency", b"_frequency", "_frequency_growth", b"_frequency_growth", "_frequency_max", b"_frequency_max", "_kl_clip", b"_kl_clip", "_pi_correction", b"_pi_correction", "_refresh", b"_refresh", "_w1", b"_w1", "_w2", b"_w2", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "damping_min", b"damping_min", "factor_average", b"factor_average", "frequency", b"frequency", "frequency_growth", b"frequency_growth", "frequency_max", b"frequency_max", "kl_clip", b"kl_clip", "pi_correction", b"pi_correction", "refresh", b"refresh", "w1", b"w1", "w2", b"w2"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_damping_decay", b"_damping_decay", "_damping_init", b"_damping_init", "_damping_min", b"_damping_min", "_factor_average", b"_factor_average", "_frequency", b"_frequency", "_frequency_growth", b"_frequency_growth", "_frequency_max", b"_frequency_max", "_kl_clip", b"_kl_clip", "_pi_correction", b"_pi_correction", "_refresh", b"_refresh", "_w1", b"_w1", "_w2", b"_w2", "block_size", b"block_size", "damping_decay", b"damping_decay", "damping_init", b"damping_init", "damping_min", b"damping_min", "early_refreshes", b"early_refreshes", "factor_average", b"factor_average", "frequency", b"frequency", "frequency_growth", b"frequency_growth", "frequency_max", b"frequency_max", "kl_clip", b"kl_clip", "pi_correction", b"pi_correction", "refresh", b"refresh", "w1", b"w1", "w2", b"w2"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__block_size: _TypeAlias = _typing.Literal["block_size"]  # noqa: Y015
     _WhichOneofArgType__block_size: _TypeAlias = _typing.Literal["_block_size", b"_block_size"]  # noqa: Y015

@@ -129,7 +129,7 @@ def main() -> int:
         weights[p.name].data = torch.from_numpy(values)
 
     layers = attach(ours, block_size=BLOCK)
-    slots = mindspore.ParameterTuple([p for layer in layers for p in (layer.a_slot, layer.g_slot)])
+    slots = mindspore.ParameterTuple([p for x in layers for p in x.slots])
 
     def loss(images: Tensor, targets: Tensor) -> Tensor:
         return ops.cross_entropy(ours(images), targets)

@@ -30,3 +30,11 @@ def test_a_step_without_a_check_says_nothing_of_curvature() -> None:
     event = loss_event(1, 1)
     event.loss.curvature_layers, event.loss.stopped_layers = 54, 4
     assert "curvature" not in event_line(event)
+
+
+def test_a_skipped_step_says_what_was_not_finite() -> None:
+    event = loss_event(1, 1)
+    event.loss.skipped = True
+    assert event_line(event).endswith("SKIPPED: not finite")
+    event.loss.skipped_because = "the factor A of trunk.conv1 is not finite"
+    assert event_line(event).endswith("SKIPPED: the factor A of trunk.conv1 is not finite")

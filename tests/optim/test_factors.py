@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from mindspore import Parameter, ops
@@ -12,6 +10,7 @@ from multigrain.optim.thor.average import FactorAverage
 from multigrain.optim.thor.capture import CapturedLayer
 from multigrain.optim.thor.factors import Factors, split_damping, trace
 from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.preconditioner import LayerPreconditioner
 
 
 def blocks(layout: BlockLayout, seed: int, scale: float = 1.0) -> np.ndarray:
@@ -25,8 +24,14 @@ SOME = Factors(blocks(A, 0, 30.0), blocks(G, 1, 0.02))
 
 
 def layer() -> CapturedLayer:
-    weight, a, g = (Parameter(ops.zeros(s)) for s in ((7, 13), A.shape, G.shape))
-    return CapturedLayer("x", "dense", weight, A, G, a, g)
+    weight = Parameter(ops.zeros((7, 13)))
+    return CapturedLayer("x", "dense", weight, A, G, LayerPreconditioner("x", A, G))
+
+
+def add(average: FactorAverage, factors: Factors) -> Factors:
+    means = average.means({0: factors})
+    average.accept(means)
+    return means[0]
 
 
 @pytest.mark.parametrize("size", [3, 4, 13, 128])
@@ -70,7 +75,7 @@ def test_where_there_is_no_ratio_pi_is_one(broken: Factors) -> None:
 
 
 def test_the_first_factors_are_taken_as_they_are() -> None:
-    mean = FactorAverage([layer()], 0.95).add(0, SOME)
+    mean = add(FactorAverage([layer()], 0.95), SOME)
     np.testing.assert_array_equal(mean.a, SOME.a)
     np.testing.assert_array_equal(mean.g, SOME.g)
 
@@ -79,7 +84,7 @@ def test_the_mean_weighs_the_kth_last_by_a_power_of_the_decay() -> None:
     average = FactorAverage([layer()], 0.8)
     values = [Factors(blocks(A, 2 * k), blocks(G, 2 * k + 1)) for k in range(5)]
     for value in values:
-        mean = average.add(0, value)
+        mean = add(average, value)
     weights = np.array([0.8**k for k in range(5)])[::-1]
     weights /= weights.sum()
     for name in ("a", "g"):
@@ -87,22 +92,22 @@ def test_the_mean_weighs_the_kth_last_by_a_power_of_the_decay() -> None:
         np.testing.assert_allclose(getattr(mean, name), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_not_finite_does_not_enter_the_mean() -> None:
+def test_a_mean_that_is_not_accepted_leaves_nothing_behind() -> None:
     average = FactorAverage([layer()], 0.8)
-    average.add(0, SOME)
+    add(average, SOME)
     before = average.state()
     bad = Factors(SOME.a, np.full_like(SOME.g, np.nan))
-    assert math.isnan(average.add(0, bad).trace)  # it is for the inversion to refuse it
+    assert np.isnan(average.means({0: bad})[0].trace)  # it is for the inversion to refuse it
     for name, value in average.state().items():
         np.testing.assert_array_equal(value, before[name])
 
 
 def test_the_mean_goes_on_from_its_state() -> None:
     first, second = FactorAverage([layer()], 0.8), FactorAverage([layer()], 0.8)
-    first.add(0, SOME)
+    add(first, SOME)
     second.load_state(first.state())
     other = Factors(blocks(A, 8), blocks(G, 9))
-    found, expected = second.add(0, other), first.add(0, other)
+    found, expected = add(second, other), add(first, other)
     np.testing.assert_array_equal(found.a, expected.a)
     np.testing.assert_array_equal(found.g, expected.g)
     assert found.trace == expected.trace

@@ -32,7 +32,7 @@ def capture(
 ) -> list[tuple[CapturedLayer, np.ndarray, np.ndarray]]:
     """sqrt(T) A and sqrt(T) G of each layer, for the mean over the examples of sum(weights * y)."""
     layers = attach(net, block_size=1000)
-    slots = mindspore.ParameterTuple([p for x in layers for p in (x.a_slot, x.g_slot)])
+    slots = mindspore.ParameterTuple([p for x in layers for p in x.slots])
 
     def loss(images: Tensor, w: Tensor) -> Tensor:
         return (net(images) * w).sum() / len(images)

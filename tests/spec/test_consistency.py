@@ -72,6 +72,14 @@ CONTRADICTIONS = [
         "spec.optimizer.thor.frequency_max",
     ),
     ({"precision": "fp16"}, "spec.precision"),
+    (
+        {"optimizer": {"loss_scale_min": 64, "loss_scale_max": 32}},
+        "spec.optimizer.loss_scale_min",
+    ),
+    (
+        {"optimizer": {"loss_scaling": "dynamic", "loss_scale": 0.5}},
+        "spec.optimizer.loss_scale",
+    ),
     ({"devices": {"launcher": "rank-table", "rank_table": "/r", "target": "gpu"}}, None),
     ({"devices": {"launcher": "rank-table", "target": "ascend"}}, "spec.devices.rank_table"),
     ({"devices": {"rank_table": "/r"}}, "spec.devices.rank_table"),

@@ -66,6 +66,9 @@ def test_the_thor_presets_have_the_documents_second_order_parameters(name: str) 
     thor = spec.optimizer.thor
     assert spec.optimizer.kind == "thor"
     assert (thor.frequency, thor.damping_init, thor.damping_decay) == (834, 0.02345, 0.5467)
+    # Not the document's; its residual branches start at zero.
+    assert spec.model.zero_init_residual
+    assert thor.early_refreshes == (10, 100)
     rates = [learning_rate(spec.schedule, epoch * 5338 - 1, 5338) for epoch in (1, 20, 39, 40)]
     unhalved = [0.05672 * (1 - epoch / 70) ** 4.9687 for epoch in (1, 20, 39, 40)]
     assert rates == pytest.approx(

@@ -32,21 +32,20 @@ class FactorAverage:
             for x in layers
         ]
 
-    def add(self, layer: int, factors: Factors) -> Factors:
-        """Takes factors in and returns the mean; those that are not finite change nothing.
+    def means(self, factors: Mapping[int, Factors]) -> dict[int, Factors]:
+        """The means of those layers with further factors taken in; remembers nothing."""
+        means = {}
+        for layer, new in factors.items():
+            old = self._means[layer]
+            share = np.float32(1.0 / (self._decay * self._weights[layer] + 1.0))
+            means[layer] = Factors(old.a + share * (new.a - old.a), old.g + share * (new.g - old.g))
+        return means
 
-        Returns:
-            The mean, or the given factors where they are not finite.
-        """
-        if not (np.isfinite(factors.a).all() and np.isfinite(factors.g).all()):
-            return factors
-        old = self._means[layer]
-        weight = self._decay * self._weights[layer]
-        share = np.float32(1.0 / (weight + 1.0))
-        mean = Factors(old.a + share * (factors.a - old.a), old.g + share * (factors.g - old.g))
-        self._means[layer] = mean
-        self._weights[layer] = weight + 1.0
-        return mean
+    def accept(self, means: Mapping[int, Factors]) -> None:
+        """Goes on from what :meth:`means` gave."""
+        for layer, mean in means.items():
+            self._means[layer] = mean
+            self._weights[layer] = self._decay * self._weights[layer] + 1.0
 
     def state(self) -> dict[str, np.ndarray]:
         """Means and weights; copies."""

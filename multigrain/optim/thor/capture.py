@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, nn
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d, Dense
 from multigrain.model.state import CURVATURE_PREFIX
 from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.preconditioner import LayerPreconditioner
 from multigrain.optim.thor.taps import (
     ROW_LIMIT,
     ConvInputTap,
@@ -30,7 +31,7 @@ class CapturedLayer:
         weight: the weight that is preconditioned, (O, I) or (O, I, kh, kw).
         a: blocks of the input side (I * kh * kw).
         g: blocks of the output side (O).
-        a_slot, g_slot: parameters whose "gradients" are sqrt(T) A and sqrt(T) G.
+        preconditioner: the stored inverses.
     """
 
     name: str
@@ -38,15 +39,21 @@ class CapturedLayer:
     weight: Parameter
     a: BlockLayout
     g: BlockLayout
-    a_slot: Parameter
-    g_slot: Parameter
+    preconditioner: LayerPreconditioner
+
+    @property
+    def slots(self) -> tuple[Parameter, Parameter]:
+        """The taps' slots, whose "gradients" are sqrt(T) A and sqrt(T) G.
+
+        They are the stored inverses, which have the right shapes and cost no further memory.
+        """
+        return self.preconditioner.a_inverse, self.preconditioner.g_inverse
 
 
 def attach(
     net: nn.Cell,
     *,
     block_size: int,
-    loss_scale: float = 1.0,
     row_limit: int = ROW_LIMIT,
     world: int = 1,
 ) -> list[CapturedLayer]:
@@ -57,7 +64,6 @@ def attach(
 
     Args:
         block_size: side of the diagonal blocks.
-        loss_scale: S, the factor the differentiated loss was multiplied by.
         row_limit: most rows (examples x positions) a factor is built from, over all workers.
         world: number of workers. They share the rows, so that the same positions are used
             however many workers a batch is divided among.
@@ -74,20 +80,20 @@ def attach(
             a = BlockLayout.of(cell.in_channels * cell.kernel[0] * cell.kernel[1], block_size)
             g = BlockLayout.of(cell.out_channels, block_size)
             cell.input_tap = ConvInputTap(a, cell, row_limit)
-            cell.output_tap = ConvOutputTap(g, cell, row_limit, loss_scale)
+            cell.output_tap = ConvOutputTap(g, cell, row_limit)
             kind = "conv"
         elif isinstance(cell, Dense):
             a = BlockLayout.of(cell.in_channels, block_size)
             g = BlockLayout.of(cell.out_channels, block_size)
             cell.input_tap = DenseInputTap(a)
-            cell.output_tap = DenseOutputTap(g, loss_scale)
+            cell.output_tap = DenseOutputTap(g)
             kind = "dense"
         else:
             continue
-        cell.a_slot = Parameter(ops.zeros(a.shape), name=f"{CURVATURE_PREFIX}{name}.a")
-        cell.g_slot = Parameter(ops.zeros(g.shape), name=f"{CURVATURE_PREFIX}{name}.g")
+        layer = CapturedLayer(name, kind, cell.weight, a, g, LayerPreconditioner(name, a, g))
+        cell.a_slot, cell.g_slot = layer.slots
         cell.tapped = True
-        captured.append(CapturedLayer(name, kind, cell.weight, a, g, cell.a_slot, cell.g_slot))
+        captured.append(layer)
     return captured
 
 

@@ -9,25 +9,33 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from multigrain.model.assign import assign
+from multigrain.optim.not_finite import NotFinite, first_factor
 from multigrain.optim.reduce import Reducer, host_mean
 from multigrain.optim.thor.average import FactorAverage
 from multigrain.optim.thor.capture import CapturedLayer, attach, excluded
-from multigrain.optim.thor.factors import Factors, split_damping, trace
+from multigrain.optim.thor.factors import Factors, split_damping
 from multigrain.optim.thor.fixed_rule import FixedRule
-from multigrain.optim.thor.inverse import damped_inverse
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
-from multigrain.optim.thor.share import InverseShare
+from multigrain.optim.thor.share import Inversion, shared_inverses
 from multigrain.optim.thor.table import curvature_table
 from multigrain.optim.thor.trace_rule import TraceRule
+from multigrain.optim.thor.triangles import pack, unpack
 from multigrain.spec.training import ThorSpec
 
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """Layers whose curvature was renewed at a check, and those that it left as they were."""
+    """What a check did.
+
+    Attributes:
+        refreshed: layers whose curvature was renewed.
+        kept: layers that were left as they were.
+        problem: what was not finite; nothing was changed then, in any layer.
+    """
 
     refreshed: int = 0
     kept: int = 0
+    problem: NotFinite | None = None
 
 
 class Curvature:
@@ -36,7 +44,6 @@ class Curvature:
     Args:
         net: the network; taps are attached to it.
         spec: THOR's options.
-        loss_scale: factor on the differentiated loss.
         steps_per_epoch: the trace rule's longest interval, where none is given.
         reducer: sums over the workers.
 
@@ -49,20 +56,15 @@ class Curvature:
         net: nn.Cell,
         spec: ThorSpec,
         *,
-        loss_scale: float,
         steps_per_epoch: int,
         reducer: Reducer,
     ) -> None:
         self._reducer = reducer
-        self._share = InverseShare(reducer)
         self.layers: list[CapturedLayer] = attach(
-            net, block_size=spec.block_size, loss_scale=loss_scale, world=self._share.world
+            net, block_size=spec.block_size, world=reducer.world
         )
-        self.preconditioners = [LayerPreconditioner(x.name, x.a, x.g) for x in self.layers]
-        self._of_weight = {
-            layer.weight.name: cell
-            for layer, cell in zip(self.layers, self.preconditioners, strict=True)
-        }
+        self._names = [x.name for x in self.layers]
+        self._of_weight = {x.weight.name: x.preconditioner for x in self.layers}
         self._excluded = excluded(net)
         self._pi_correction = spec.pi_correction
         self._rule = _rule(spec, self.layers, steps_per_epoch)
@@ -71,16 +73,10 @@ class Curvature:
             self._average = FactorAverage(self.layers, spec.factor_average)
 
     @property
-    def slots(self) -> list[Parameter]:
-        """The parameters whose "gradients" are the factors: all A, then all G."""
-        return [x.a_slot for x in self.layers] + [x.g_slot for x in self.layers]
-
-    @property
     def inverses(self) -> list[Parameter]:
-        """The stored inverses: all A, then all G."""
-        return [p.a_inverse for p in self.preconditioners] + [
-            p.g_inverse for p in self.preconditioners
-        ]
+        """The stored inverses, all A, then all G. The factors are their "gradients"."""
+        cells = [x.preconditioner for x in self.layers]
+        return [x.a_inverse for x in cells] + [x.g_inverse for x in cells]
 
     @property
     def stopped(self) -> int:
@@ -95,41 +91,51 @@ class Curvature:
         """Whether :meth:`refresh` is due in step ``step``, counted from 0."""
         return self._rule.due(step)
 
-    def refresh(self, tensors: Sequence[Tensor], damping: float, step: int) -> RefreshResult:
+    def refresh(
+        self, tensors: list[Tensor], traces: np.ndarray, damping: float, step: int
+    ) -> RefreshResult:
         """Checks every layer that is not stopped, and renews the curvature of those that need it.
 
-        Only what is needed travels between the workers: where the traces decide, they are
-        averaged first, and then the factors of the chosen layers alone (with a running average
-        of the factors, those of every layer that is not stopped).
+        Only what is needed leaves the device and travels between the workers: the factors of
+        the layers that the traces chose (with a running average of the factors, those of every
+        layer that is not stopped).
 
-        A layer whose factors or inverses are not finite keeps the inverses it has.
+        Either every chosen layer is renewed, or nothing is changed at all because something is
+        not finite; every worker comes to the same result.
 
         Args:
-            tensors: this worker's own factors, in the order of ``slots``.
+            tensors: this worker's own factors, in the order of ``inverses``. Emptied, so that
+                a layer's memory is free before the next one is inverted.
+            traces: (2, L) their traces, means over the workers.
             damping: lambda.
             step: index of the step, from 0.
         """
-        active, count = self._rule.active, len(self.layers)
-        factors = {
-            layer: Factors(tensors[layer].asnumpy(), tensors[count + layer].asnumpy())
-            for layer in active
-        }
+        problem = first_factor(self._names, traces)
+        if problem is not None:
+            return RefreshResult(problem=problem)
+        own = dict(enumerate(tensors))
+        tensors.clear()
+        active, before = self._rule.active, self._rule.state()
+        means: dict[int, Factors] = {}
+        fisher = traces[0] * traces[1]
         if self._average:
-            factors = {
-                layer: self._average.add(layer, mean)
-                for layer, mean in self._over_workers(factors).items()
-            }
-        chosen = self._rule.check(step, self._traces(factors), damping)
-        factors = {layer: factors[layer] for layer in chosen}
-        if not self._average:
-            factors = self._over_workers(factors)
-        refreshed = 0
-        for layer, inverse in self._invert(factors, damping).items():
-            assign(self.preconditioners[layer].a_inverse, inverse.a)
-            assign(self.preconditioners[layer].g_inverse, inverse.g)
+            means = self._average.means(self._reduced(own, active))
+            for layer, mean in means.items():
+                fisher[layer] = mean.trace
+        chosen = self._rule.check(step, [float(fisher[layer]) for layer in active], damping)
+        inverses = self._inverses(own, chosen, means, damping)
+        for layer in chosen:
+            if layer not in inverses:
+                self._rule.load_state(before)
+                return RefreshResult(problem=NotFinite("inverse", self._names[layer]))
+        if self._average:
+            self._average.accept(means)
+        for layer, inverse in inverses.items():
+            cell = self.layers[layer].preconditioner
+            assign(cell.a_inverse, inverse.a)
+            assign(cell.g_inverse, inverse.g)
             self._rule.accept(layer)
-            refreshed += 1
-        return RefreshResult(refreshed, len(active) - refreshed)
+        return RefreshResult(len(chosen), len(active) - len(chosen))
 
     def state(self) -> dict[str, np.ndarray]:
         """What later refreshes depend on besides ``inverses``; empty for plain THOR."""
@@ -149,52 +155,60 @@ class Curvature:
         """Every captured layer, and every other one with the reason why it is left out."""
         return curvature_table(self.layers, self._excluded)
 
-    def _over_workers(self, factors: Mapping[int, Factors]) -> dict[int, Factors]:
-        flat = [f.a for f in factors.values()] + [f.g for f in factors.values()]
+    def _inverses(
+        self,
+        own: dict[int, Tensor],
+        chosen: Sequence[int],
+        means: Mapping[int, Factors],
+        damping: float,
+    ) -> dict[int, Factors]:
+        """The damped inverses of the chosen layers, without those that are not finite."""
+        if self._reducer.world > 1:
+            found = {layer: means[layer] for layer in chosen if layer in means}
+            return self._inverted(found or self._reduced(own, chosen), damping)
+        inverses: dict[int, Factors] = {}
+        for layer in chosen:  # one after the other: a layer's factors leave the memory
+            factors = means[layer] if layer in means else self._own(own, layer)
+            inverses |= self._inverted({layer: factors}, damping)
+        return inverses
+
+    def _own(self, own: dict[int, Tensor], layer: int) -> Factors:
+        """This worker's factors of a layer, taken out."""
+        return Factors(own.pop(layer).asnumpy(), own.pop(len(self.layers) + layer).asnumpy())
+
+    def _reduced(self, own: dict[int, Tensor], layers: Sequence[int]) -> dict[int, Factors]:
+        """The means over the workers; only upper triangles travel."""
+        factors = {layer: self._own(own, layer) for layer in layers}
+        if self._reducer.world == 1:
+            return factors
+        flat = [pack(f.a) for f in factors.values()] + [pack(f.g) for f in factors.values()]
         means = host_mean(self._reducer, flat)
         return {
-            layer: Factors(means[index], means[len(factors) + index])
+            layer: Factors(
+                unpack(means[index], self.layers[layer].a.size),
+                unpack(means[len(factors) + index], self.layers[layer].g.size),
+            )
             for index, layer in enumerate(factors)
         }
 
-    def _traces(self, factors: Mapping[int, Factors]) -> list[float]:
-        """T tr(A) tr(G) of each layer, the same on every worker."""
-        if not self._rule.reads_traces:
-            return []
-        if self._average:
-            return [f.trace for f in factors.values()]
-        # The mean of traces is the trace of the mean, so that no factor has to travel for it.
-        own = np.array([(trace(f.a), trace(f.g)) for f in factors.values()], np.float32)
-        (mean,) = host_mean(self._reducer, [own])
-        return [float(a) * float(g) for a, g in mean.astype(np.float64)]
-
-    def _invert(self, factors: Mapping[int, Factors], damping: float) -> dict[int, Factors]:
-        """The damped inverses of the layers for which both are finite."""
+    def _inverted(self, factors: Mapping[int, Factors], damping: float) -> dict[int, Factors]:
         jobs = []
         for layer, found in factors.items():
             x = self.layers[layer]
             on_a, on_g = split_damping(
                 found, (x.a.dim, x.g.dim), damping, pi_correction=self._pi_correction
             )
-            jobs += [(found.a, on_a, x.a), (found.g, on_g, x.g)]
-        inverses = [
-            damped_inverse(*job) if self._share.mine(index) else None
-            for index, job in enumerate(jobs)
-        ]
-        inverses = self._share.exchange(inverses, [layout.shape for _, _, layout in jobs])
-        result = {}
-        for index, layer in enumerate(factors):
-            a, g = inverses[2 * index], inverses[2 * index + 1]
-            if a is not None and g is not None:
-                result[layer] = Factors(a, g)
-        return result
+            jobs += [Inversion(found.a, on_a, x.a), Inversion(found.g, on_g, x.g)]
+        inverses = shared_inverses(jobs, self._reducer)
+        pairs = zip(factors, inverses[::2], inverses[1::2], strict=True)
+        return {layer: Factors(a, g) for layer, a, g in pairs if a is not None and g is not None}
 
 
 def _rule(
     spec: ThorSpec, layers: Sequence[CapturedLayer], steps_per_epoch: int
 ) -> FixedRule | TraceRule:
     if spec.refresh == "fixed":
-        return FixedRule(len(layers), spec.frequency)
+        return FixedRule(len(layers), spec.frequency, spec.early_refreshes)
     return TraceRule(
         [x.a.dim * x.g.dim for x in layers],
         w1=spec.w1,
@@ -202,6 +216,7 @@ def _rule(
         frequency=spec.frequency,
         growth=spec.frequency_growth,
         largest=spec.frequency_max or max(steps_per_epoch, spec.frequency),
+        early=spec.early_refreshes,
     )
 
 

@@ -13,18 +13,20 @@ class FixedRule:
     Args:
         layers: number of layers.
         frequency: steps between two refreshes.
+        early: steps of further ones.
     """
 
     reads_traces = False
     stopped = 0
 
-    def __init__(self, layers: int, frequency: int) -> None:
+    def __init__(self, layers: int, frequency: int, early: Sequence[int] = ()) -> None:
         self.active = list(range(layers))
         self._frequency = frequency
+        self._early = frozenset(early)
 
     def due(self, step: int) -> bool:
         """Whether the curvature is looked at in step ``step``, counted from 0."""
-        return step % self._frequency == 0
+        return step % self._frequency == 0 or step in self._early
 
     def check(self, step: int, traces: Sequence[float], damping: float) -> list[int]:
         """The layers to refresh: all."""

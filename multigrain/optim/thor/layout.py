@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class BlockLayout:
@@ -35,3 +37,7 @@ class BlockLayout:
     def valid(self, block: int) -> int:
         """Rows of that block which are not padding."""
         return min(self.size, self.dim - block * self.size)
+
+    def identities(self) -> np.ndarray:
+        """A stack of identity blocks, float32, shape ``shape``."""
+        return np.tile(np.eye(self.size, dtype=np.float32), (self.count, 1, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mindspore
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from multigrain.model.state import CURVATURE_PREFIX
@@ -59,15 +58,11 @@ class LayerPreconditioner(nn.Cell):
     def __init__(self, name: str, a: BlockLayout, g: BlockLayout) -> None:
         super().__init__(auto_prefix=False)
         self.a_inverse = Parameter(
-            Tensor(_identities(a)), name=f"{CURVATURE_PREFIX}{name}.a_inverse", requires_grad=False
+            Tensor(a.identities()), name=f"{CURVATURE_PREFIX}{name}.a_inverse"
         )
         self.g_inverse = Parameter(
-            Tensor(_identities(g)), name=f"{CURVATURE_PREFIX}{name}.g_inverse", requires_grad=False
+            Tensor(g.identities()), name=f"{CURVATURE_PREFIX}{name}.g_inverse"
         )
 
     def construct(self, gradient: Tensor) -> Tensor:
         return precondition(gradient, self.a_inverse, self.g_inverse)
-
-
-def _identities(layout: BlockLayout) -> np.ndarray:
-    return np.tile(np.eye(layout.size, dtype=np.float32), (layout.count, 1, 1))

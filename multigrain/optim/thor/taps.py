@@ -10,9 +10,11 @@ Both factors come scaled by sqrt(T), with T the layer's number of output positio
 preconditioner needs no shapes (see ``multigrain.optim.thor.preconditioner``)::
 
     sqrt(T) A,  A = 1/(nT) sum_{b,t} a_bt a_bt^T        a: input patch, weight.reshape(O, -1) order
-    sqrt(T) G,  G = 1/(nT) sum_{b,t} s_bt s_bt^T        s = (n / S) * dL/ds, S the loss scale
+    sqrt(T) G,  G = 1/(nT) sum_{b,t} s_bt s_bt^T        s = n * dL/ds
 
-L is the mean over the n examples, hence the factor n: s is the per-example derivative.
+L is the mean over the n examples, hence the factor n: s is the per-example derivative. Where L
+is multiplied by a loss scale S, what comes out is S^2 times G; ``multigrain.train.gradients``
+divides it.
 """
 
 from __future__ import annotations
@@ -140,14 +142,11 @@ class ConvInputTap(nn.Cell):
 class ConvOutputTap(nn.Cell):
     """Gives sqrt(T) G from the derivative of a convolution's output (N, O, H, W)."""
 
-    def __init__(
-        self, layout: BlockLayout, layer: Conv2d, row_limit: int, loss_scale: float
-    ) -> None:
+    def __init__(self, layout: BlockLayout, layer: Conv2d, row_limit: int) -> None:
         super().__init__()
         self.stride = layer.stride
         self.padding = layer.padding
         self.row_limit = row_limit
-        self.loss_scale = loss_scale
         self.dim = layout.dim
         self.blocks = BlockSecondMoment(layout)
 
@@ -162,8 +161,7 @@ class ConvOutputTap(nn.Cell):
         k = sample_step(n, h, w, self.row_limit)
         top = sample_offset(h, k, self.stride[0], self.padding[0])
         left = sample_offset(w, k, self.stride[1], self.padding[1])
-        s = ops.cast(dout, mindspore.float32) * (n / self.loss_scale)
-        s = s[:, :, top::k, left::k]
+        s = ops.cast(dout[:, :, top::k, left::k], mindspore.float32) * n
         s = ops.reshape(ops.transpose(s, (1, 0, 2, 3)), (self.dim, -1))
         return self.blocks(s) * factor_scale(s.shape[1], h * w)
 
@@ -190,9 +188,8 @@ class DenseInputTap(nn.Cell):
 class DenseOutputTap(nn.Cell):
     """Gives G from the derivative of a dense layer's output (N, O); T = 1."""
 
-    def __init__(self, layout: BlockLayout, loss_scale: float) -> None:
+    def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
-        self.loss_scale = loss_scale
         self.blocks = BlockSecondMoment(layout)
 
     def construct(self, y: Tensor, slot: Tensor) -> Tensor:
@@ -202,5 +199,5 @@ class DenseOutputTap(nn.Cell):
         return dout, self.factor(dout)
 
     def factor(self, dout: Tensor) -> Tensor:
-        s = ops.cast(dout, mindspore.float32) * (dout.shape[0] / self.loss_scale)
+        s = ops.cast(dout, mindspore.float32) * dout.shape[0]
         return self.blocks(ops.transpose(s, (1, 0))) * (1.0 / dout.shape[0])

@@ -45,6 +45,8 @@ class TraceRule:
     followed by the next one after ``min(frequency * growth ** (n - 1), largest)`` steps. The
     paper says that the interval grows (to one update an epoch), not how; this is our choice.
 
+    ``early`` checks come on top and change no interval.
+
     A stopped layer is never checked again. Every worker must be given the same traces.
 
     Args:
@@ -54,6 +56,7 @@ class TraceRule:
         frequency: steps from the first check to the second.
         growth: at least 1.
         largest: longest interval in steps.
+        early: steps of further checks.
     """
 
     reads_traces = True
@@ -67,10 +70,12 @@ class TraceRule:
         frequency: int,
         growth: float,
         largest: int,
+        early: Sequence[int] = (),
     ) -> None:
         self._sizes = tuple(sizes)
         self._w1, self._w2 = w1, w2
         self._frequency, self._growth, self._largest = frequency, growth, largest
+        self._early = frozenset(early)
         self._accepted = np.full(len(sizes), np.nan)  # NaN: no F was accepted yet
         self._seen = np.full(len(sizes), np.nan)
         self._stopped = np.zeros(len(sizes), np.int64)
@@ -92,7 +97,7 @@ class TraceRule:
 
         A check whose step was skipped stays due.
         """
-        return step >= self._next and self.stopped < len(self._sizes)
+        return (step >= self._next or step in self._early) and self.stopped < len(self._sizes)
 
     def check(self, step: int, traces: Sequence[float], damping: float) -> list[int]:
         """The layers whose curvature is to be renewed; stops what changes too little.
@@ -115,8 +120,9 @@ class TraceRule:
                 chosen.append(layer)
             elif decision is Decision.STOP:
                 self._stopped[layer] = 1
-        self._next = step + self._interval(self._checks)
-        self._checks += 1
+        if step >= self._next:
+            self._next = step + self._interval(self._checks)
+            self._checks += 1
         return chosen
 
     def accept(self, layer: int) -> None:

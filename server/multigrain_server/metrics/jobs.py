@@ -94,6 +94,8 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
     layers = family(
         "curvature_layers", "Layers by what the newest check of THOR's curvature did.", "decision"
     )
+    skipped = family("skipped_steps", "Steps skipped so far: something was not finite.")
+    scale = family("loss_scale", "Newest factor on the loss; 1 in float32.")
     speed = family("images_per_second", "Newest speed over all workers.")
     wait = family("data_wait_ratio", "Share of the newest step spent waiting for data.")
     seconds = family("step_seconds", "Duration of the newest step.")
@@ -129,6 +131,8 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
             layers.add_metric([name, "refreshed"], refreshed)
             layers.add_metric([name, "kept"], check.curvature_layers - refreshed - stopped)
             layers.add_metric([name, "stopped"], stopped)
+        skipped.add_metric([name], point.skipped_total)
+        scale.add_metric([name], point.loss_scale)
         speed.add_metric([name], point.images_per_second)
         wait.add_metric([name], point.data_wait)
         seconds.add_metric([name], point.step_seconds)

@@ -45,6 +45,9 @@ LOSS = LossRecord(
     step_seconds=0.75,
     kept_layers=40,
     stopped_layers=11,
+    skipped_because="the factor A of trunk.conv1 is not finite",
+    skipped_total=6,
+    loss_scale=1024.0,
 )
 
 

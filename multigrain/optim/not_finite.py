@@ -1,0 +1,69 @@
+"""What was not finite in a step, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from mindspore import Tensor
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The first number of a step that was not finite, in the order in which they are computed.
+
+    Attributes:
+        what: "loss", "gradient", "A" or "G" (a curvature factor), or "inverse" (of a factor).
+        where: the layer or the parameter; of a loss, its term.
+        layer: the first layer with an output that is not finite, where that is known.
+    """
+
+    what: Literal["loss", "gradient", "A", "G", "inverse"]
+    where: str
+    layer: str = ""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the loss scale has a part in it: it is in the backward pass alone."""
+        return self.what in ("gradient", "G")
+
+    def __str__(self) -> str:
+        name = f"factor {self.what}" if self.what in ("A", "G") else self.what
+        text = f"the {self.where}" if self.what == "loss" else f"the {name} of {self.where}"
+        return f"{text} (forward pass: {self.layer})" if self.layer else text
+
+
+def first_gradient(gradients: Sequence[tuple[str, Tensor]]) -> NotFinite:
+    """The first gradient that is not finite; where only their norm is not, the largest.
+
+    Args:
+        gradients: names and values in the order of the backward pass, so that the first one is
+            where it began. The sum of their squares is not finite.
+    """
+    largest, found = -1.0, ""
+    for name, gradient in gradients:
+        size = float(np.abs(gradient.asnumpy()).max(initial=0.0))
+        if not np.isfinite(size):
+            return NotFinite("gradient", name)
+        if size > largest:
+            largest, found = size, name
+    return NotFinite("gradient", found)
+
+
+def first_factor(names: Sequence[str], traces: np.ndarray) -> NotFinite | None:
+    """The factor where it began: A's come with the forward pass, G's with the backward pass.
+
+    Args:
+        names: the layers' names, in the order of the network.
+        traces: (2, L) tr(A) and tr(G) of each layer. A mean of outer products with a finite
+            trace is finite itself: ``|F_ij| <= sqrt(F_ii F_jj)``.
+    """
+    for name, trace in zip(names, traces[0], strict=True):
+        if not np.isfinite(trace):
+            return NotFinite("A", name)
+    for name, trace in zip(reversed(names), traces[1][::-1], strict=True):
+        if not np.isfinite(trace):
+            return NotFinite("G", name)
+    return None

@@ -1,0 +1,107 @@
+"""Blocks as triangles, and the inversions shared out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from multigrain.model.multigrain import build_model
+from multigrain.optim.reduce import Reducer
+from multigrain.optim.thor.capture import attach
+from multigrain.optim.thor.inverse import damped_inverse
+from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.share import Inversion, longest_first, shared_inverses
+from multigrain.optim.thor.triangles import pack, triangle, unpack
+from multigrain.spec.training import ModelSpec
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_triangle_holds_the_whole_symmetric_block(size: int) -> None:
+    x = np.random.default_rng(0).standard_normal((3, size, size)).astype(np.float32)
+    blocks = x + x.transpose(0, 2, 1)
+    packed = pack(blocks)
+    assert packed.shape == (3, triangle(size)) == (3, size * (size + 1) // 2)
+    np.testing.assert_array_equal(unpack(packed, size), blocks)
+
+
+def test_what_comes_out_of_a_triangle_is_symmetric_whatever_went_in() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 5, 5)).astype(np.float32)
+    found = unpack(pack(x), 5)
+    np.testing.assert_array_equal(found, found.transpose(0, 2, 1))
+    np.testing.assert_array_equal(np.triu(found[0]), np.triu(x[0]))
+
+
+def resnet50_layouts() -> list[BlockLayout]:
+    layers = attach(build_model(ModelSpec(trunk="resnet50"), 1000), block_size=128)
+    return [layout for x in layers for layout in (x.a, x.g)]
+
+
+def test_the_inversions_of_resnet50_are_shared_evenly_and_half_of_its_bytes_stay_at_home() -> None:
+    layouts = resnet50_layouts()
+    costs = [x.valid(block) ** 3 for x in layouts for block in range(x.count)]
+    assert len(costs) == 653
+    for workers in (1, 2, 3, 8):
+        owners = longest_first(costs, workers)
+        loads = [
+            sum(c for c, o in zip(costs, owners, strict=True) if o == r) for r in range(workers)
+        ]
+        assert max(loads) <= 1.02 * sum(costs) / workers
+    whole = sum(x.count * x.size**2 for x in layouts)
+    sent = sum(x.count * triangle(x.size) for x in layouts)
+    assert 4 * whole / 2**20 == pytest.approx(40, abs=1)  # MiB
+    assert sent / whole == pytest.approx(0.504, abs=0.001)
+
+
+def test_the_longest_job_goes_first_and_to_whoever_is_free() -> None:
+    assert longest_first([1, 5, 3, 3], 2) == [0, 0, 1, 1]
+    assert longest_first([2, 2, 2], 2) == [0, 1, 0]
+    assert longest_first([], 3) == []
+
+
+class OneOf(Reducer):
+    """Rank ``rank`` of several, whose gatherings are served from what all of them gave before."""
+
+    def __init__(self, rank: int, world: int, given: dict[int, np.ndarray]) -> None:
+        super().__init__(1)
+        self.rank, self.world, self.given = rank, world, given
+
+    def gather(self, x: Tensor) -> Tensor:
+        self.given[self.rank] = x.asnumpy()
+        parts = [self.given.get(r, np.zeros_like(x.asnumpy())) for r in range(self.world)]
+        return Tensor(np.concatenate(parts))
+
+
+def every_rank(jobs: list[Inversion], world: int) -> list[list[np.ndarray | None]]:
+    given: dict[int, np.ndarray] = {}
+    for rank in range(world):
+        shared_inverses(jobs, OneOf(rank, world, given))
+    return [shared_inverses(jobs, OneOf(rank, world, given)) for rank in range(world)]
+
+
+def jobs_of(dims: list[int]) -> list[Inversion]:
+    jobs = []
+    for seed, dim in enumerate(dims):
+        layout = BlockLayout.of(dim, 4)
+        x = np.random.default_rng(seed).standard_normal((layout.count, layout.size, 20))
+        x[-1, layout.valid(layout.count - 1) :] = 0
+        blocks = (x @ x.transpose(0, 2, 1) / 20).astype(np.float32)
+        jobs.append(Inversion(blocks, 0.1 * (seed + 1), layout))
+    return jobs
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_however_many_share_them_all_hold_the_same_inverses(world: int) -> None:
+    jobs = jobs_of([13, 4, 3, 9])
+    expected = [damped_inverse(job.blocks, job.damping, job.layout) for job in jobs]
+    for found in every_rank(jobs, world):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_an_inversion_that_one_worker_fails_at_has_failed_on_all() -> None:
+    jobs = jobs_of([13, 4])
+    jobs[0].blocks[2, 1, 2] = np.nan
+    for found in every_rank(jobs, 2):
+        assert found[0] is None
+        assert found[1] is not None

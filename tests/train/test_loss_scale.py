@@ -1,0 +1,135 @@
+"""The loss scale: no part in what is computed, halved by what overflows, and in the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.assign import assign
+from multigrain.model.state import load_model_state, model_state
+from multigrain.optim.loss_scale import LossScale
+from multigrain.spec.training import OptimizerSpec, TrainingSpec
+from multigrain.train.step import TrainStep
+from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
+
+
+def scaled(spec: TrainingSpec, **fields: Any) -> TrainingSpec:
+    """With a dynamic scale, which the CPU has only if asked."""
+    optimizer = spec.optimizer.model_copy(update={"loss_scaling": "dynamic", **fields})
+    return spec.model_copy(update={"optimizer": optimizer})
+
+
+def whole(step: TrainStep) -> dict[str, np.ndarray]:
+    return model_state(step._model) | step.state()
+
+
+def test_in_float32_there_is_none() -> None:
+    scale = LossScale(OptimizerSpec(), "fp32")
+    assert (scale.value, scale.active, scale.dynamic, scale.state()) == (1.0, False, False, {})
+    half = LossScale(OptimizerSpec(), "fp16")
+    assert (half.value, half.active, half.dynamic) == (1024.0, True, True)
+    static = LossScale(OptimizerSpec(loss_scaling="static", loss_scale=64.0), "fp16")
+    assert not static.overflowed()
+    assert (static.value, static.active, static.dynamic) == (64.0, True, False)
+
+
+def test_it_doubles_after_good_steps_in_a_row_and_halves_between_its_bounds() -> None:
+    spec = OptimizerSpec(
+        loss_scaling="dynamic", loss_scale=4, loss_scale_steps=2, loss_scale_min=2, loss_scale_max=8
+    )
+    scale = LossScale(spec, "fp32")
+    seen = []
+    for good in "++++++-+-++--":
+        if good == "+":
+            scale.good()
+        else:
+            seen.append(scale.overflowed())
+        seen.append(scale.value)
+    assert seen == [4, 8, 8, 8, 8, 8, True, 4, 4, True, 2, 2, 4, True, 2, False, 2]
+
+
+def test_with_a_scale_the_trajectory_and_the_factors_are_the_same() -> None:
+    """Also while it is doubled; a power of two changes no digit."""
+    plain = tiny_step(tiny_spec())
+    other = tiny_step(scaled(tiny_spec(), loss_scale=1024.0, loss_scale_steps=2))
+    assert plain.state().keys() | {"loss_scale.value", "loss_scale.good_steps"} == (
+        other.state().keys()
+    )
+    scales = []
+    for i in range(5):
+        first, second = plain(*batch(i)), other(*batch(i))
+        assert first.loss == pytest.approx(second.loss, rel=1e-6)
+        scales.append(second.loss_scale)
+    assert scales == [1024, 1024, 2048, 2048, 4096]
+    found = whole(other)
+    assert (found["loss_scale.value"], found["loss_scale.good_steps"]) == (4096, 1)
+    for name, values in whole(plain).items():
+        np.testing.assert_allclose(values, found[name], rtol=1e-6, atol=1e-7, err_msg=name)
+
+    images, labels, ids = (Tensor(x) for x in batch(9))
+    noise = plain._objective.noise(len(labels), (0,))
+    taken = [
+        step._gradients(images, labels, ids, noise, scale=scale, stop=False, factors=True)
+        for step, scale in ((plain, 1.0), (other, 2.0**20))
+    ]
+    np.testing.assert_allclose(taken[0].traces, taken[1].traces, rtol=1e-6)
+    for one, two in zip(taken[0].factors, taken[1].factors, strict=True):
+        np.testing.assert_allclose(one.asnumpy(), two.asnumpy(), rtol=1e-6, atol=1e-9)
+
+
+def overflowing(**fields: Any) -> TrainStep:
+    """The gradients are finite, but the square that is in G is not."""
+    spec = tiny_spec(max_skipped_steps=2)
+    return tiny_step(scaled(spec, loss_scale=2.0**68, loss_scale_max=2.0**68, **fields))
+
+
+def test_an_overflow_skips_and_halves_without_counting_towards_the_end() -> None:
+    step = overflowing()
+    before = whole(step)
+    results = [step(*batch(i)) for i in range(10)]
+    skipped = [r.skipped for r in results]
+    overflows = sum(skipped)
+    assert 3 <= overflows < 9  # more than max_skipped_steps
+    assert skipped == [True] * overflows + [False] * (10 - overflows)
+    expected = [2.0 ** (68 - min(i, overflows)) for i in range(10)]
+    assert [r.loss_scale for r in results] == expected
+    assert results[0].skipped_because.startswith("the factor G of ")
+    assert results[overflows].refreshed_layers == 3  # made up for
+    state = whole(step)
+    assert (state["skipped_in_row"], state["skipped_total"]) == (0, overflows)
+    assert not np.array_equal(state["trunk.conv1.weight"], before["trunk.conv1.weight"])
+
+    # A loss that is not finite is none of the scale's business.
+    assign(step._model.classifier.weight, np.full((CLASSES, 6), np.nan))
+    assert "loss" in step(*batch(10)).skipped_because
+    assert step.state()["loss_scale.value"] == expected[-1]
+    assert step.state()["skipped_in_row"] == 1
+
+
+def test_at_the_floor_an_overflow_counts() -> None:
+    step = overflowing(loss_scale_min=2.0**67)
+    assert step(*batch(0)).skipped  # halves to the floor
+    assert step(*batch(1)).skipped
+    with pytest.raises(MultigrainError, match="2 steps in a row") as caught:
+        step(*batch(2))
+    assert caught.value.kind is ErrorKind.DIVERGED
+
+
+def test_the_scale_goes_on_from_a_checkpoint() -> None:
+    spec = scaled(tiny_spec("momentum"), loss_scale=8.0, loss_scale_steps=3)
+    whole_run = tiny_step(spec)
+    for i in range(2):
+        whole_run(*batch(i))
+    model, state = model_state(whole_run._model), whole_run.state()
+    rest = [whole_run(*batch(i)) for i in range(2, 8)]
+    assert [r.loss_scale for r in rest] == [8, 16, 16, 16, 32, 32]
+    resumed = tiny_step(spec)
+    load_model_state(resumed._model, model)
+    resumed.load_state(state)
+    assert [resumed(*batch(i)) for i in range(2, 8)] == rest
+    for name, values in whole(resumed).items():
+        np.testing.assert_array_equal(values, whole(whole_run)[name], err_msg=name)

@@ -1,0 +1,164 @@
+"""Losses, gradients and factors that are not finite: skipped, named, and in the end fatal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.model.assign import assign
+from multigrain.model.state import model_state
+from multigrain.optim.not_finite import NotFinite, first_factor, first_gradient
+from multigrain.train.skips import Skips
+from multigrain.train.step import TrainStep
+from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
+
+
+class BreaksFactor(nn.Cell):
+    """A tap whose factor is not a number where its tensor is large; derivatives are untouched."""
+
+    def __init__(self, tap: nn.Cell) -> None:
+        super().__init__()
+        self.tap = tap
+
+    def construct(self, x: Tensor, slot: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        small = ops.cast(ops.reduce_max(x) < 1e3, mindspore.float32)
+        return dout, self.tap.factor(x) * (small / small)
+
+
+class BreaksDerivative(nn.Cell):
+    """A tap behind which the derivative is not a number."""
+
+    def construct(self, x: Tensor, slot: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return dout * float("nan"), slot
+
+
+def large(step: int) -> tuple[np.ndarray, ...]:
+    """A batch that BatchNorm takes like any other, after the first convolution."""
+    x, labels, ids = batch(step)
+    return 1e5 * x, labels, ids
+
+
+def go_on_with_large_ones(step: TrainStep, first: int) -> None:
+    for number in range(first, first + 6):
+        step(*large(number))
+
+
+def go_on(step: TrainStep) -> None:
+    for number in range(6):
+        step(*batch(number))
+
+
+def whole(step: TrainStep) -> dict[str, np.ndarray]:
+    return model_state(step._model) | step.state()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"refresh": "trace", "frequency_growth": 1.0, "w2": 0.005},
+        {"factor_average": 0.9},
+    ],
+    ids=["fixed", "trace", "average"],
+)
+def test_a_broken_factor_beside_good_gradients_skips_the_step_and_stays_due(
+    options: dict[str, Any],
+) -> None:
+    step = tiny_step(tiny_spec(frequency=2, max_skipped_steps=3, **options))
+    conv = step._model.trunk.conv1
+    conv.input_tap = BreaksFactor(conv.input_tap)
+    assert step(*batch(0)).refreshed_layers == 3
+    assert not step(*large(1)).skipped  # no factor is looked at here
+    before = whole(step)
+    result = step(*large(2))
+    assert result.skipped
+    assert result.skipped_because == "the factor A of trunk.conv1 is not finite"
+    assert (result.skipped_total, result.refreshed_layers, result.kept_layers) == (1, 0, 0)
+    after = whole(step)
+    assert after["refresh_due"] == 1
+    changed = {name for name, v in after.items() if not np.array_equal(v, before[name])}
+    assert changed == {"step", "skipped_in_row", "skipped_total", "refresh_due"}
+    made_up = step(*batch(3))
+    assert not made_up.skipped
+    assert made_up.refreshed_layers + made_up.kept_layers == 3
+    with pytest.raises(MultigrainError, match=r"factor A of trunk\.conv1 was not finite") as caught:
+        go_on_with_large_ones(step, 4)
+    assert caught.value.kind is ErrorKind.DIVERGED
+    assert "3 steps in a row" in caught.value.message
+
+
+def test_a_broken_gradient_is_named_by_the_parameter_where_it_began() -> None:
+    step = tiny_step(tiny_spec(max_skipped_steps=2))
+    step._model.trunk.conv2.output_tap = BreaksDerivative()
+    result = step(*batch(0))
+    assert result.skipped_because == "the gradient of trunk.conv2.weight is not finite"
+    with pytest.raises(MultigrainError, match=r"gradient of trunk\.conv2\.weight") as caught:
+        step(*batch(1))
+    assert caught.value.kind is ErrorKind.DIVERGED
+
+
+def test_what_broke_the_forward_pass_is_named() -> None:
+    step = tiny_step(tiny_spec("momentum", max_skipped_steps=3))
+    step(*batch(0))
+    before = model_state(step._model)
+    images, labels, ids = batch(1)
+    images[0, 0, 0, 0] = np.nan
+    # ReLU may take what is not a number for 0: the loss is finite then, its gradient is not.
+    assert "(forward pass: the images) is not" in step(images, labels, ids).skipped_because
+    for name in ("trunk.bn1.moving_mean", "trunk.conv1.weight"):
+        np.testing.assert_array_equal(model_state(step._model)[name], before[name])
+    layer = step._model.trunk.conv2.weight
+    values = layer.asnumpy().copy()
+    assign(layer, values * np.nan)
+    assert "(forward pass: trunk.conv2) is not" in step(*batch(2)).skipped_because
+    assign(layer, values)
+    assert not step(*batch(3)).skipped
+    assign(step._model.classifier.weight, np.full((CLASSES, 6), np.nan))
+    with pytest.raises(MultigrainError, match=r"classification loss .*: classifier\)") as caught:
+        go_on(step)
+    assert caught.value.kind is ErrorKind.DIVERGED
+    assert "schedule.learning_rate.init" in caught.value.message
+
+
+def test_of_many_the_first_in_the_backward_pass_is_named() -> None:
+    good, bad = Tensor(np.ones(3, np.float32)), Tensor(np.array([1, np.inf], np.float32))
+    assert first_gradient([("c", good), ("b", bad), ("a", bad)]) == NotFinite("gradient", "b")
+    large = Tensor(np.full(3, 1e30, np.float32))
+    assert first_gradient([("c", good), ("b", large), ("a", good)]) == NotFinite("gradient", "b")
+
+
+@pytest.mark.parametrize(
+    ("a", "g", "expected"),
+    [
+        ([1, 1, 1], [1, 1, 0], None),
+        ([1, np.nan, np.inf], [np.nan, 1, 1], NotFinite("A", "two")),
+        ([1, 1, 1], [np.nan, np.inf, 1], NotFinite("G", "two")),
+    ],
+)
+def test_inputs_break_forwards_and_derivatives_backwards(
+    a: list[float], g: list[float], expected: NotFinite | None
+) -> None:
+    assert first_factor(["one", "two", "three"], np.array([a, g], float)) == expected
+
+
+def test_only_what_a_smaller_loss_scale_cannot_help_counts_towards_the_end() -> None:
+    skips, problem = Skips(limit=2), NotFinite("gradient", "x")
+    for step in range(5):
+        skips.skip(step, problem, forgiven=True)
+    skips.skip(6, problem, forgiven=False)
+    skips.good()
+    skips.skip(8, problem, forgiven=False)
+    with pytest.raises(MultigrainError, match="step 9"):
+        skips.skip(9, problem, forgiven=False)
+    assert (skips.total, skips.in_row) == (8, 2)
