@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.engine.connection import Connection
 from multigrain.engine.in_hand import InHand
+from multigrain.engine.pace import measure
 from multigrain.engine.parent import die_with_parent
 from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import load
@@ -49,6 +50,7 @@ def main() -> int:
     except MultigrainError as error:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
         return 1
+    paces = {side: measure(runtime, side) for side, runtime in runtimes.items()}
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,
@@ -56,6 +58,7 @@ def main() -> int:
         connection.send_all,
         max_batch=settings.max_batch,
         decode_threads=settings.decode_threads,
+        paces=paces,
         whitenings=whitenings,
         in_hand=InHand(settings.in_hand_fd, settings.slots) if settings.in_hand_fd >= 0 else None,
     )
@@ -71,6 +74,8 @@ def main() -> int:
             classes=manifest.model.classes or len(manifest.labels),
             max_batch=settings.max_batch,
             load_seconds=time.monotonic() - started,
+            images_per_second=worker.images_per_second,
+            busy_items=worker.busy_items,
         )
     )
     worker.compute_loop()
@@ -122,7 +127,7 @@ def read_requests(connection: Connection, worker: Worker) -> None:
                 case Hold(items=items):
                     worker.hold(items)
                 case _:
-                    raise WireError(f"an engine takes no {frame.message.type}")
+                    raise WireError(f"an engine takes no {type(frame.message).__name__}")
     except WireError as error:
         _LOG.error("the daemon sent what an engine does not understand: %s", error)
     # There is nothing to save, and a thread inside a native library must not delay the end.

@@ -1,8 +1,9 @@
 """Messages between the daemon and an engine: framed, typed, bounded, and never pickled.
 
-A frame is ``<header length: u32><payload length: u32><header: JSON><payload: raw bytes>``,
-little-endian. Both sides refuse a frame that is larger than they agreed to and close the
-socket on anything they do not understand: both ends are the same release.
+A frame is ``<header length: u32><payload length: u32><header><payload: raw bytes>``,
+little-endian; the header is JSON, or binary for what every image costs. Both sides refuse a
+frame that is larger than they agreed to and close the socket on anything they do not understand:
+both ends are the same release.
 """
 
 from __future__ import annotations
@@ -14,44 +15,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from multigrain.errors import ErrorKind
+from multigrain.engine.hot import Dtype, Result, Submit, VectorWants
 from multigrain.spec.base import Spec
 
 MAX_HEADER = 64 * 1024
 _PREFIX = struct.Struct("<II")
 
-Dtype = Literal["fp32", "fp16", "int8"]
+__all__ = [
+    "MAX_HEADER",
+    "Cancel",
+    "Dtype",
+    "Frame",
+    "FrameParser",
+    "Hold",
+    "LoadFailed",
+    "Message",
+    "Ready",
+    "Result",
+    "Submit",
+    "VectorWants",
+    "WireError",
+    "encode",
+]
 
 
 class WireError(Exception):
     """The other side sent what this protocol does not allow; the connection is lost."""
-
-
-class VectorWants(Spec):
-    """How an embedding is wanted: whitened or not, then L2-normalised or not, and its dtype."""
-
-    normalize: bool = True
-    dtype: Dtype = "fp32"
-    whiten: bool = False
-
-
-class Submit(Spec):
-    """One image; the payload is its encoded bytes. Answered by exactly one :class:`Result`.
-
-    ``resolution`` 0 = the bundle's default. ``deadline_ns`` is on CLOCK_MONOTONIC, which all
-    processes of a host share; 0 = none. ``top_k`` 0 = no top classes; ``scores``: the
-    probabilities of all of them. With ``tensor`` the payload is what preprocessing makes of a
-    file: little-endian float32 (3, resolution, resolution).
-    """
-
-    type: Literal["submit"] = "submit"
-    id: int
-    resolution: int = 0
-    deadline_ns: int = 0
-    vector: VectorWants | None = None
-    top_k: int = 0
-    scores: bool = False
-    tensor: bool = False
 
 
 class Cancel(Spec):
@@ -69,7 +58,11 @@ class Hold(Spec):
 
 
 class Ready(Spec):
-    """The model answers. Sent once, before any result."""
+    """The model answers. Sent once, before any result.
+
+    ``images_per_second`` is what its batches reached while it was warmed up; with
+    ``busy_items`` images in work it is busy all the time.
+    """
 
     type: Literal["ready"] = "ready"
     runtime: str
@@ -79,6 +72,8 @@ class Ready(Spec):
     classes: int
     max_batch: int
     load_seconds: float
+    images_per_second: float = 0.0
+    busy_items: int = 16
 
 
 class LoadFailed(Spec):
@@ -89,38 +84,9 @@ class LoadFailed(Spec):
     message: str
 
 
-class Result(Spec):
-    """The answer for one image. ``kind`` 0 = OK, else an ``ErrorKind``.
-
-    The payload is the vector (``vector_bytes``), then ``classes`` int32 class ids, then as
-    many float32 probabilities, most probable first, then ``scores`` float32 probabilities in
-    the order of the classes. ``leads_batch`` is set on one result of
-    each batch, so that a reader can count batches. ``where`` tells how far an image came that
-    was cancelled or timed out: "queue" or "batch".
-    """
-
-    type: Literal["result"] = "result"
-    id: int
-    kind: int = 0
-    message: str = ""
-    where: Literal["", "queue", "batch"] = ""
-    decode_ns: int = 0
-    queue_ns: int = 0
-    compute_ns: int = 0
-    batch_items: int = 0
-    leads_batch: bool = False
-    vector_bytes: int = 0
-    scale: float = 0.0
-    classes: int = 0
-    scores: int = 0
-
-    @property
-    def error_kind(self) -> ErrorKind | None:
-        return ErrorKind(self.kind) if self.kind else None
-
-
-Message = Submit | Cancel | Hold | Ready | LoadFailed | Result
-_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+Cold = Cancel | Hold | Ready | LoadFailed
+Message = Submit | Result | Cold
+_COLD: TypeAdapter[Cold] = TypeAdapter(Annotated[Cold, Field(discriminator="type")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +99,10 @@ class Frame:
 
 def encode(message: Message, payload_size: int = 0) -> bytes:
     """Prefix and header of a frame; ``payload_size`` raw bytes must follow it."""
-    header = message.model_dump_json().encode()
+    if isinstance(message, Submit | Result):
+        header = message.pack()
+    else:
+        header = message.model_dump_json().encode()
     return _PREFIX.pack(len(header), payload_size) + header
 
 
@@ -166,11 +135,22 @@ class FrameParser:
                     header = bytes(view[start : start + header_size])
                     payload = bytes(view[start + header_size : end])
                 position = end
-                try:
-                    message = _MESSAGE.validate_json(header)
-                except ValidationError as error:
-                    raise WireError(f"unknown message: {error.errors()[0]['msg']}") from None
-                yield Frame(message, payload)
+                yield Frame(_parse(header), payload)
         finally:
             # One move of the rest for all frames of a read, not one for each.
             del self._buffer[:position]
+
+
+def _parse(header: bytes) -> Message:
+    """Raises WireError."""
+    try:
+        match header[:1]:
+            case Submit.TAG:
+                return Submit.unpack(header)
+            case Result.TAG:
+                return Result.unpack(header)
+        return _COLD.validate_json(header)
+    except ValidationError as error:
+        raise WireError(f"unknown message: {error.errors()[0]['msg']}") from None
+    except (ValueError, IndexError, struct.error) as error:
+        raise WireError(f"damaged message: {error}") from None

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.engine.answer import encode_vector, probabilities, top_classes
-from multigrain.engine.batcher import Batcher, Drop, Item
+from multigrain.engine.batcher import Batch, Batcher, Limits
 from multigrain.engine.in_hand import InHand
+from multigrain.engine.item import Drop, Item
+from multigrain.engine.pace import Pace
 from multigrain.engine.runtime.base import Runtime
 from multigrain.engine.wire import Frame, Result, Submit
 from multigrain.errors import ErrorKind, MultigrainError
@@ -27,6 +29,9 @@ Send = Callable[[list[Frame]], None]
 class Worker:
     """Answers every submitted image exactly once, whatever happens to its neighbours.
 
+    ``images_per_second`` at the default resolution is what its paces promise; with
+    ``busy_items`` images in work, all lanes are busy all the time.
+
     Args:
         runtimes: a loaded network for each resolution.
         default_resolution: for images that ask for resolution 0.
@@ -34,8 +39,10 @@ class Worker:
         send: takes result frames; called from several threads.
         max_batch: images in a batch at most.
         decode_threads: at least 1.
+        paces: how fast the networks are; those that are not known yet are found out.
         whitenings: for the resolutions that have one; nobody asks for whitening at others.
-        in_hand: ``max_batch + decode_threads`` slots, where work that begins is noted.
+        in_hand: ``max_batch`` slots for each lane, then one for each decoding thread, where
+            work that begins is noted.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class Worker:
         *,
         max_batch: int,
         decode_threads: int,
+        paces: Mapping[int, Pace] | None = None,
         whitenings: Mapping[int, StoredWhitening] | None = None,
         in_hand: InHand | None = None,
     ) -> None:
@@ -55,26 +63,44 @@ class Worker:
         self._default_resolution = default_resolution
         self._decode = decode
         self._send = send
-        slots = max_batch + decode_threads
+        self._max_batch = max_batch
+        self._lanes = min(runtime.lanes for runtime in runtimes.values())
+        paces = paces or {
+            side: Pace(min(runtime.best_batch, max_batch)) for side, runtime in runtimes.items()
+        }
+        slots = self._lanes * max_batch + decode_threads
         self._in_hand = in_hand or InHand(InHand.allocate(slots), slots)
-        self._batcher = Batcher(max_batch, 2 * max_batch + decode_threads, self._dropped)
-        self._decoders = [
+        pace = paces[default_resolution]
+        self.images_per_second = self._lanes * pace.rate
+        best = max(pace.best for pace in paces.values())
+        self.busy_items = 2 * best * self._lanes
+        ahead = self.busy_items + decode_threads
+        self._batcher = Batcher(Limits(max_batch, self._lanes, ahead), paces, self._dropped)
+        first = self._lanes * max_batch
+        self._threads = [
             threading.Thread(
                 target=self._decode_loop,
-                args=(max_batch + number,),
+                args=(first + number,),
                 name=f"decode-{number}",
                 daemon=True,
             )
             for number in range(decode_threads)
         ]
+        self._threads += [
+            threading.Thread(
+                target=self.compute_loop, args=(lane,), name=f"lane-{lane}", daemon=True
+            )
+            for lane in range(1, self._lanes)
+        ]
 
     def start(self) -> None:
-        for thread in self._decoders:
+        """Starts all threads but that of lane 0, which is :meth:`compute_loop`'s caller's."""
+        for thread in self._threads:
             thread.start()
 
     def submit(self, request: Submit, data: bytes) -> None:
         if request.resolution == 0:
-            request = request.model_copy(update={"resolution": self._default_resolution})
+            request.resolution = self._default_resolution
         item = Item(request, data)
         if request.resolution not in self._runtimes:
             known = ", ".join(map(str, sorted(self._runtimes)))
@@ -93,85 +119,94 @@ class Worker:
         """Makes :meth:`compute_loop` return."""
         self._batcher.close()
 
-    def compute_loop(self) -> None:
+    def compute_loop(self, lane: int = 0) -> None:
         """Computes batches in the calling thread until closed."""
-        while (batch := self._batcher.next_batch()) is not None:
+        slot = lane * self._max_batch
+        while (work := self._batcher.next_work()) is not None:
+            if isinstance(work, Item):
+                self._fetch(work, slot, by_lane=True)
+                continue
             start = time.monotonic_ns()
-            for slot, item in enumerate(batch):
-                self._in_hand.take(slot, item.request.id)
+            for number, item in enumerate(work.items):
+                self._in_hand.take(slot + number, item.request.id)
             try:
-                frames = self._compute(batch)
+                frames = self._compute(work.items, lane, alone=work.alone)
             except Exception as error:  # one image must not end the loop, whatever a runtime raises
-                _LOG.exception("a batch of %d images failed", len(batch))
-                frames = self._alone(batch, error)
+                _LOG.exception("a batch of %d images failed", len(work.items))
+                frames = self._one_by_one(work.items, lane, error)
             elapsed = time.monotonic_ns() - start
-            self._send(self._finished(batch, frames, start, elapsed))
-            for slot in range(len(batch)):
-                self._in_hand.put_down(slot)
+            self._send(self._finished(work, frames, start, elapsed))
+            for number in range(len(work.items)):
+                self._in_hand.put_down(slot + number)
 
-    def _compute(self, batch: list[Item]) -> list[Frame]:
-        images = np.stack([item.tensor for item in batch if item.tensor is not None])
-        resolution = batch[0].request.resolution
-        outputs = self._runtimes[resolution].run(images)
-        wanted = [row for row, item in enumerate(batch) if _whitens(item)]
+    def _compute(self, items: list[Item], lane: int, *, alone: bool) -> list[Frame]:
+        tensors = [item.tensor for item in items if item.tensor is not None]
+        images = np.stack(tensors) if len(tensors) > 1 else tensors[0][np.newaxis]
+        resolution = items[0].request.resolution
+        runtime = self._runtimes[resolution]
+        outputs = runtime.run(images) if alone else runtime.run_beside(images, lane)
+        wanted = [row for row, item in enumerate(items) if _whitens(item)]
         whitened: dict[int, NDArray[np.float32]] = {}
         if wanted:
             rows = self._whitenings[resolution].apply(outputs.embedding[wanted])
             whitened = dict(zip(wanted, rows, strict=True))
         return [
             _answer(item, whitened.get(row, outputs.embedding[row]), outputs.logits[row])
-            for row, item in enumerate(batch)
+            for row, item in enumerate(items)
         ]
 
-    def _alone(self, batch: list[Item], error: Exception) -> list[Frame]:
+    def _one_by_one(self, items: list[Item], lane: int, error: Exception) -> list[Frame]:
         """Computes each image of a failed batch by itself, so that only the culprit fails."""
-        if len(batch) == 1:
+        if len(items) == 1:
             message = "the model could not compute this image; the server's log has the reason"
-            return [_failure(batch[0], MultigrainError(ErrorKind.INTERNAL, message))]
+            return [_failure(items[0], MultigrainError(ErrorKind.INTERNAL, message))]
         frames: list[Frame] = []
-        for item in batch:
+        for item in items:
             try:
-                frames += self._compute([item])
+                frames += self._compute([item], lane, alone=False)
             except Exception as own_error:  # as in compute_loop
-                frames += self._alone([item], own_error)
+                frames += self._one_by_one([item], lane, own_error)
         return frames
 
-    def _finished(
-        self, batch: list[Item], frames: list[Frame], start: int, elapsed: int
-    ) -> list[Frame]:
+    def _finished(self, batch: Batch, frames: list[Frame], start: int, elapsed: int) -> list[Frame]:
         out = []
-        for number, (item, frame) in enumerate(zip(batch, frames, strict=True)):
-            if not self._batcher.finish(item):
+        gone = self._batcher.done(batch, elapsed / 1e9)
+        for number, (item, frame) in enumerate(zip(batch.items, frames, strict=True)):
+            if item in gone:
                 frame = _dropped(item, Drop.CANCELLED, "batch")
-            timing = {
-                "decode_ns": item.decode_ns,
-                "queue_ns": max(0, start - item.received_ns - item.decode_ns),
-                "compute_ns": elapsed,
-                "batch_items": len(batch),
-                "leads_batch": number == 0,
-            }
-            out.append(Frame(frame.message.model_copy(update=timing), frame.payload))
+            result = frame.message
+            assert isinstance(result, Result)
+            result.decode_ns = item.decode_ns
+            result.queue_ns = max(0, start - item.received_ns - item.decode_ns)
+            result.compute_ns = elapsed
+            result.batch_items = len(batch.items)
+            result.leads_batch = number == 0
+            out.append(frame)
         return out
 
     def _decode_loop(self, slot: int) -> None:
         while (item := self._batcher.next_to_decode()) is not None:
-            start = time.monotonic_ns()
+            self._fetch(item, slot, by_lane=False)
+
+    def _fetch(self, item: Item, slot: int, *, by_lane: bool) -> None:
+        """Makes the tensor of an image, or refuses it."""
+        start = time.monotonic_ns()
+        try:
+            self._in_hand.take(slot, item.request.id)
             try:
-                self._in_hand.take(slot, item.request.id)
-                try:
-                    item.tensor = self._prepare(item)
-                finally:
-                    self._in_hand.put_down(slot)
-            except MultigrainError as error:
-                self._refuse(item, error, start)
-            except Exception as error:  # a decoder's surprise costs this image, not the thread
-                _LOG.exception("an image could not be decoded")
-                message = f"the image could not be decoded ({type(error).__name__})"
-                self._refuse(item, MultigrainError(ErrorKind.IMAGE_UNREADABLE, message), start)
-            else:
-                item.data = b""
-                item.decode_ns = time.monotonic_ns() - start
-                self._batcher.decoded(item)
+                item.tensor = self._prepare(item)
+            finally:
+                self._in_hand.put_down(slot)
+        except MultigrainError as error:
+            self._refuse(item, error, start)
+        except Exception as error:  # a decoder's surprise costs this image, not the thread
+            _LOG.exception("an image could not be decoded")
+            message = f"the image could not be decoded ({type(error).__name__})"
+            self._refuse(item, MultigrainError(ErrorKind.IMAGE_UNREADABLE, message), start)
+        else:
+            item.data = b""
+            item.decode_ns = time.monotonic_ns() - start
+            self._batcher.decoded(item, by_lane=by_lane)
 
     def _prepare(self, item: Item) -> NDArray[np.float32]:
         """What the network sees of an image, (3, S, S); decoded, unless it came like that."""
@@ -235,13 +270,15 @@ def _failure(item: Item, error: MultigrainError) -> Frame:
     )
 
 
+_DROPS = {
+    Drop.CANCELLED: (ErrorKind.CANCELLED, "the caller went away"),
+    Drop.DEADLINE: (ErrorKind.DEADLINE, "the image could not be computed before the deadline"),
+    Drop.BUSY: (ErrorKind.OVERLOADED, "there is more before the image than its deadline allows"),
+}
+
+
 def _dropped(item: Item, why: Drop, where: str) -> Frame:
-    kind = ErrorKind.CANCELLED if why is Drop.CANCELLED else ErrorKind.DEADLINE
-    message = (
-        "the caller went away"
-        if why is Drop.CANCELLED
-        else "the deadline passed before the image reached the model"
-    )
+    kind, message = _DROPS[why]
     return Frame(
         Result(
             id=item.request.id,

@@ -21,8 +21,10 @@ from multigrain.engine.wire import (
 
 FRAMES = [
     Frame(Submit(id=1, vector=VectorWants(dtype="int8"), top_k=3), b"\x00\xff" * 100),
+    Frame(Submit(2**62, 2**61, 224, 2**60, VectorWants(whiten=True), 1000, True, True)),
     Frame(Cancel(id=1)),
     Frame(Result(id=2**40, message='ä\n"', scale=0.25), b"x"),
+    Frame(Result(1, 2, "no", "batch", 3, 4, 5, 6, True, 7, 0.5, 8, 9)),
 ]
 BYTES = b"".join(encode(f.message, len(f.payload)) + f.payload for f in FRAMES)
 
@@ -38,9 +40,12 @@ def test_frames_come_out_as_they_went_in_whatever_the_pieces(step: int) -> None:
     assert got == FRAMES
 
 
+def raw(header: bytes) -> bytes:
+    return struct.pack("<II", len(header), 0) + header
+
+
 def frame_of(header: object) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<II", len(text), 0) + text
+    return raw(json.dumps(header).encode())
 
 
 @pytest.mark.parametrize(
@@ -53,8 +58,14 @@ def frame_of(header: object) -> bytes:
         struct.pack("<II", 2, 0) + b"\xff\xff",
         frame_of([]),
         frame_of({"type": "exec", "id": 1}),
-        frame_of({"type": "submit"}),
-        frame_of({"type": "submit", "id": 1, "vector": {"dtype": "fp64"}}),
+        frame_of({"type": "submit", "id": 1}),
+        raw(Submit(id=1).pack()[:-1]),
+        raw(Submit(id=1).pack() + b"x"),
+        raw(Submit.FORM.pack(b"S", 1, 0, 0, 0, 0, 13, False, False)),
+        raw(Result(id=1).pack()[:-1]),
+        raw(Result(id=1).pack() + b"\xff"),
+        raw(Result(id=1, kind=1_000_000).pack()),
+        raw(Result.FORM.pack(b"R", 1, 0, 3, 0, 0, 0, 0, False, 0, 0.0, 0, 0)),
         frame_of({"type": "cancel", "id": 1, "extra": 1}),
     ],
 )
@@ -67,3 +78,11 @@ def test_a_frame_too_large_is_refused_before_it_has_arrived() -> None:
     parser = FrameParser(10)
     with pytest.raises(WireError, match="11 bytes"):
         list(parser.feed(struct.pack("<II", 30, 11)))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_every_way_to_want_a_vector_arrives(normalize: bool, dtype: str, whiten: bool) -> None:
+    wants = VectorWants(normalize=normalize, dtype=dtype, whiten=whiten)
+    assert Submit.unpack(Submit(id=1, vector=wants).pack()).vector == wants

@@ -23,6 +23,7 @@ class Moody(Runtime):
 
     name = "moody"
     warm_sizes = (1,)
+    best_batch = 8
 
     def __init__(self) -> None:
         self.batches: list[int] = []

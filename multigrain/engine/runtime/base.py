@@ -46,7 +46,7 @@ class Outputs:
 
 
 class Runtime(ABC):
-    """One network at one resolution, loaded. Used from one thread only."""
+    """One network at one resolution, loaded. Used from one thread, or one for each lane."""
 
     #: Library, version, device and precision, e.g. "openvino 2026.4.1 cpu bf16".
     name: str
@@ -56,10 +56,16 @@ class Runtime(ABC):
     warm_sizes: tuple[int, ...]
     #: The smallest batch with full throughput: a larger one costs latency and gains nothing.
     best_batch: int
+    #: Batches that may be computed at a time, each from a thread of its own.
+    lanes: int = 1
 
     @abstractmethod
     def run(self, images: FloatArray) -> Outputs:
         """Computes a batch: images float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``."""
+
+    def run_beside(self, images: FloatArray, lane: int) -> Outputs:
+        """As ``run``, while other lanes compute too; ``lane`` < ``lanes`` is the caller's."""
+        return self.run(images)
 
 
 def full_batch(resolution: int, compute: Compute) -> int:

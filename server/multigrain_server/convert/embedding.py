@@ -22,7 +22,7 @@ _DTYPE_NUMBERS = {
 
 
 def embed_request(
-    message: embedding_pb2.EmbedRequest, *, received_ns: int, deadline_ns: int
+    message: embedding_pb2.EmbedRequest, *, received_ns: int, deadline_ns: int, caller: int = 0
 ) -> ImageRequest:
     """Raises MultigrainError INVALID_FIELD for an unknown dtype."""
     dtype = _DTYPES.get(message.dtype)
@@ -37,6 +37,7 @@ def embed_request(
         images=list(message.images),
         resolution=message.resolution,
         vector=VectorWants(normalize=normalize, dtype=dtype, whiten=message.whiten),
+        caller=caller,
         received_ns=received_ns,
         deadline_ns=deadline_ns,
     )

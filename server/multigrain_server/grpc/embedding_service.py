@@ -15,7 +15,7 @@ from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain_server.convert import embedding as convert
 from multigrain_server.grpc.caller import deadline_ns, log_request_id
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.request import Answer, ImageRequest
+from multigrain_server.serving.request import Answer, ImageRequest, new_caller
 from multigrain_server.serving.service import ImageService
 from multigrain_server.serving.stream import AnswerStream
 
@@ -61,7 +61,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         request_iterator: AsyncIterator[embedding_pb2.EmbedRequest],
         context: EmbedContext,
     ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
-        deadline = deadline_ns(context, time.monotonic_ns())
+        deadline, caller = deadline_ns(context, time.monotonic_ns()), new_caller()
         # Of the requests in the window: bounded as they are.
         asked: deque[tuple[ImageRequest, str]] = deque()
         newest_id = ""
@@ -71,7 +71,10 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
             async for message in request_iterator:
                 newest_id = message.request_id
                 request = convert.embed_request(
-                    message, received_ns=time.monotonic_ns(), deadline_ns=deadline
+                    message,
+                    received_ns=time.monotonic_ns(),
+                    deadline_ns=deadline,
+                    caller=caller,
                 )
                 asked.append((request, message.request_id))
                 yield request

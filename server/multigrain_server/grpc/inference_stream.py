@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from multigrain.errors import MultigrainError
 from multigrain.v1.inference import service_pb2
 from multigrain_server.convert.inference.request import InferRequest
-from multigrain_server.serving.request import Answer
+from multigrain_server.serving.request import Answer, new_caller
 from multigrain_server.serving.service import ImageService
 
 
@@ -40,13 +40,14 @@ class StreamCore:
 
     def __init__(self, service: ImageService) -> None:
         self._service = service
+        self._caller = new_caller()
 
     async def answer(self, request: StreamRequest, /) -> StreamReply:
         message = request.message
         if request.asked is None:
             return StreamReply(message, error=request.error)
         try:
-            answer = await self._service.answer(request.asked.request)
+            answer = await self._service.answer(replace(request.asked.request, caller=self._caller))
         except MultigrainError as error:
             return StreamReply(message, error=error)
         return StreamReply(message, request.asked, answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -21,7 +22,16 @@ from multigrain_server.metrics.requests import RequestMetrics
 
 _log = structlog.get_logger(__name__)
 
+_STANDARD = logging.getLogger(__name__)
+
 REQUEST_ID = "x-request-id"
+_FREQUENT = frozenset(
+    (
+        "/multigrain.v1.EmbeddingService/Embed",
+        "/multigrain.v1.EmbeddingService/Classify",
+        "/inference.GRPCInferenceService/ModelInfer",
+    )
+)
 _GOOD_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,6 +43,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, calls: Calls, metrics: RequestMetrics) -> None:
         self._calls = calls
         self._metrics = metrics
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
@@ -41,10 +52,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None:
+            return known
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
         make: Any = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
@@ -62,11 +76,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if found is not None
         )
         wrap = self._stream if handler.response_streaming else self._single
-        return make(
+        # Kept: only methods that exist come here, and each is wrapped the same way every time.
+        self._wrapped[method] = make(
             wrap(behaviour, method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+        return self._wrapped[method]
 
     def _single(self, behaviour: Any, method: str) -> Any:
         async def call(request: Any, context: Context) -> Any:
@@ -126,11 +142,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._calls.leave()
             seconds = time.perf_counter() - began
             self._metrics.observe(method, code.name, seconds)
-            level = _log.info if code is grpc.StatusCode.OK else _log.warning
-            if code is grpc.StatusCode.CANCELLED or method.startswith("/grpc.health"):
-                level = _log.debug
-            level("call", method=method, code=code.name, seconds=round(seconds, 6), reason=reason)
+            level = _level(method, code)
+            # Making a line and throwing it away would cost as much as writing it.
+            if _STANDARD.isEnabledFor(level):
+                _log.log(
+                    level,
+                    "call",
+                    method=method,
+                    code=code.name,
+                    seconds=round(seconds, 6),
+                    reason=reason,
+                )
             structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _level(method: str, code: grpc.StatusCode) -> int:
+    """Of a call's line. Hundreds of answered images a second, or of refusals under overload, are
+    told by the metrics; admission logs an overload as such."""
+    if code is grpc.StatusCode.CANCELLED or method.startswith("/grpc.health"):
+        return logging.DEBUG
+    if code in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED) and method in _FREQUENT:
+        return logging.DEBUG
+    return logging.INFO if code is grpc.StatusCode.OK else logging.WARNING
 
 
 def _request_id(context: Context) -> str:

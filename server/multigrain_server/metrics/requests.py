@@ -24,9 +24,15 @@ class RequestMetrics:
             buckets=BUCKETS,
             registry=registry,
         )
+        # Looking a series up by its labels takes longer than counting.
+        self._series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def observe(self, method: str, code: str, seconds: float) -> None:
         """Counts one call of ``/package.Service/Method``."""
-        rpc = method.rpartition(".")[2]
-        self._requests.labels(rpc, code).inc()
-        self._seconds.labels(rpc).observe(seconds)
+        series = self._series.get((method, code))
+        if series is None:
+            rpc = method.rpartition(".")[2]
+            series = self._requests.labels(rpc, code), self._seconds.labels(rpc)
+            self._series[method, code] = series
+        series[0].inc()
+        series[1].observe(seconds)

@@ -24,6 +24,7 @@ from multigrain_server.models.view import ModelView
 from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.metrics import ServingMetrics
+from multigrain_server.serving.response_cache import ResponseCache
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class ModelManager:
         self.config = config
         self.metrics = ServingMetrics(registry)
         self.admission = Admission(config, self.metrics)
+        self.cache = ResponseCache(config.cache_bytes, self.metrics)
         self.bundles = BundleRegistry(models_dir)
         self._reader_of = reader_of
         self._store = ModelStore(database)

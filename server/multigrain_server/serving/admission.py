@@ -1,32 +1,75 @@
-"""Who may enter: one rule, in items and bytes, for every call that brings images."""
+"""Who may enter: one rule, in items, bytes and time, for every call that brings images."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
+from multigrain.engine.wire import Ready
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.flow import Flow
 from multigrain_server.serving.metrics import ServingMetrics
+
+_LOG = logging.getLogger(__name__)
 
 _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 10.0
+# Of the time that is left: what is measured varies, and an answer needs its way back.
+_USABLE = 0.8
+_LOG_SECONDS = 10.0
+
+
+class Engine(Protocol):
+    """What computes the images; ``ready`` says what it promises."""
+
+    ready: Ready | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a request brings: ``items`` images of ``size`` bytes together, of one caller, wanted
+    before ``deadline_ns`` on CLOCK_MONOTONIC (0 = none)."""
+
+    items: int
+    size: int
+    caller: int = 0
+    deadline_ns: int = 0
 
 
 class Admission:
     """Counts what is inside. Refuses before anything is decoded or sent anywhere.
 
-    A request is admitted whole or not at all, whatever kind of call it came by.
+    A request is admitted whole or not at all, whatever kind of call it came by, and only if it
+    can be answered within its deadline at the engine's measured pace: what is let in and then
+    given up would take the time of those that could have been answered.
+
+    Args:
+        config: limits.
+        metrics: where refusals are counted.
+        clock_ns: CLOCK_MONOTONIC, in nanoseconds.
     """
 
-    def __init__(self, config: ServingConfig, metrics: ServingMetrics) -> None:
+    def __init__(
+        self,
+        config: ServingConfig,
+        metrics: ServingMetrics,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._clock_ns = clock_ns
         self._config = config
         self._metrics = metrics
         self._items = 0
         self._bytes = 0
         self._draining = False
-        self._rate = _Rate()
+        self._flows: WeakKeyDictionary[Engine, Flow] = WeakKeyDictionary()
+        self._refused = 0
+        self._logged = -_LOG_SECONDS
 
     @property
     def items(self) -> int:
@@ -37,22 +80,42 @@ class Admission:
         self._draining = True
 
     @contextmanager
-    def admit(self, items: int, size: int) -> Iterator[None]:
-        """Holds room for ``items`` images of ``size`` bytes together while the block runs.
+    def admit(self, load: Load, engine: Engine) -> Iterator[None]:
+        """Holds room while the block runs.
 
         Raises:
             MultigrainError: OVERLOADED with the seconds after which there should be room;
                 UNAVAILABLE when draining; INVALID_FIELD for more than the whole queue holds.
         """
-        self._check(items, size)
-        self._add(items, size)
+        flow = self._flow(engine)
+        self._check(load, flow)
+        self._add(load.items, load.size)
+        flow.enter(load.caller, load.items, load.deadline_ns)
+        answered = False
         try:
             yield
+            answered = True
         finally:
-            self._add(-items, -size)
-            self._rate.finished(items)
+            flow.leave(load.caller, load.items, answered=answered)
+            self._add(-load.items, -load.size)
 
-    def _check(self, items: int, size: int) -> None:
+    def too_late(self, load: Load, engine: Engine) -> MultigrainError:
+        """For what was admitted and yet could not be computed in time."""
+        self._metrics.rejected.labels("late").inc()
+        return self._overloaded(
+            "it has become slower than it was", load, self._flow(engine), wait=_MIN_RETRY_SECONDS
+        )
+
+    def _flow(self, engine: Engine) -> Flow:
+        flow = self._flows.get(engine)
+        if flow is None:
+            ready = engine.ready
+            rate, busy = (ready.images_per_second, ready.busy_items) if ready else (0.0, 16)
+            flow = Flow(rate, busy, self._clock_ns)
+            self._flows[engine] = flow
+        return flow
+
+    def _check(self, load: Load, flow: Flow) -> None:
         if self._draining:
             self._metrics.rejected.labels("draining").inc()
             raise MultigrainError(
@@ -61,61 +124,69 @@ class Admission:
                 retry_after=1.0,
             )
         config = self._config
-        if size > config.queue_bytes:
+        if load.size > config.queue_bytes:
             self._metrics.rejected.labels("bytes").inc()
             raise MultigrainError.field(
                 "images",
-                f"{size} bytes together, more than the {config.queue_bytes} that the server "
+                f"{load.size} bytes together, more than the {config.queue_bytes} that the server "
                 "holds at a time: send fewer in a request",
             )
-        if self._items + items > config.queue_items:
+        if self._items + load.items > config.queue_items:
             self._metrics.rejected.labels("queue_full").inc()
+            excess = self._items + load.items - config.queue_items
             raise self._overloaded(
-                f"{self._items} images are in work, the limit is {config.queue_items}", items
+                f"{self._items} images are in work, the limit is {config.queue_items}",
+                load,
+                flow,
+                wait=excess / flow.rate if flow.rate else 1.0,
             )
-        if self._bytes + size > config.queue_bytes:
+        if self._bytes + load.size > config.queue_bytes:
             self._metrics.rejected.labels("bytes").inc()
+            share = (self._bytes + load.size - config.queue_bytes) / max(self._bytes, 1)
             raise self._overloaded(
                 f"{self._bytes} bytes of images are in work, the limit is {config.queue_bytes}",
-                items,
+                load,
+                flow,
+                wait=share * self._items / flow.rate if flow.rate else 1.0,
             )
+        self._check_deadline(load, flow)
 
-    def _overloaded(self, why: str, items: int) -> MultigrainError:
-        delay = self._rate.seconds_for(items)
+    def _check_deadline(self, load: Load, flow: Flow) -> None:
+        # An empty engine is asked in any case: it knows best what it can do.
+        if not load.deadline_ns or not flow.items:
+            return
+        left = _USABLE * (load.deadline_ns - self._clock_ns()) / 1e9
+        # All that is in work is the most that can be before it.
+        if not flow.rate or (flow.items + load.items) / flow.rate <= left:
+            return
+        seconds = flow.seconds_before(load.caller, load.items, load.deadline_ns)
+        if seconds <= left:
+            return
+        self._metrics.rejected.labels("late").inc()
+        raise self._overloaded(
+            f"it would answer in {seconds:.2f} s, after the deadline", load, flow, seconds - left
+        )
+
+    def _overloaded(self, why: str, load: Load, flow: Flow, wait: float) -> MultigrainError:
+        delay = flow.retry_seconds(load.items, max(wait, _MIN_RETRY_SECONDS))
+        delay = min(delay, _MAX_RETRY_SECONDS)
+        self._tell(why)
         return MultigrainError(
             ErrorKind.OVERLOADED,
             f"the server is full ({why}): try again in {delay:.2f} s",
             retry_after=delay,
         )
 
+    def _tell(self, why: str) -> None:
+        """A line in the log now and then: one for each refusal would be work in itself."""
+        self._refused += 1
+        now = self._clock_ns() / 1e9
+        if now - self._logged >= _LOG_SECONDS:
+            _LOG.warning("overloaded, %d requests refused: %s", self._refused, why)
+            self._logged, self._refused = now, 0
+
     def _add(self, items: int, size: int) -> None:
         self._items += items
         self._bytes += size
         self._metrics.inflight.set(self._items)
         self._metrics.inflight_bytes.set(self._bytes)
-
-
-class _Rate:
-    """Images finished per second, over the last few seconds: tells when room will be free."""
-
-    WINDOW_SECONDS = 2.0
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._count = 0
-        self._rate = 0.0
-
-    def finished(self, items: int) -> None:
-        self._count += items
-        elapsed = time.monotonic() - self._start
-        if elapsed >= self.WINDOW_SECONDS:
-            self._rate = self._count / elapsed
-            self._start += elapsed
-            self._count = 0
-
-    def seconds_for(self, items: int) -> float:
-        elapsed = max(time.monotonic() - self._start, 1e-3)
-        rate = max(self._rate, self._count / max(elapsed, self.WINDOW_SECONDS))
-        if rate <= 0:
-            return 1.0
-        return min(max(items / rate, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)

@@ -42,6 +42,12 @@ class ServingConfig(Spec):
         ge=1024,
         description="Encoded bytes of those images. Default 256 MiB.",
     )
+    cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes of results kept for images that come again: the same bytes, asked the "
+        "same of the same loaded model. 0 = none. Default 0.",
+    )
     stream_window: int = Field(
         128,
         ge=1,

@@ -126,6 +126,7 @@ class EngineProcess:
         self,
         image: bytes,
         *,
+        caller: int = 0,
         resolution: int,
         deadline_ns: int,
         vector: VectorWants | None,
@@ -144,6 +145,7 @@ class EngineProcess:
         self._idle.clear()
         message = Submit(
             id=number,
+            caller=caller,
             resolution=resolution,
             deadline_ns=deadline_ns,
             vector=vector,
@@ -239,7 +241,7 @@ class EngineProcess:
                 if not self._first.done():
                     self._first.set_result(first)
             case _:
-                raise WireError(f"a daemon takes no {frame.message.type}")
+                raise WireError(f"a daemon takes no {type(frame.message).__name__}")
 
     def _closed(self, error: WireError | None) -> None:
         if error is not None:

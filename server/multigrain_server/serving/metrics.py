@@ -74,6 +74,17 @@ class ServingMetrics:
             ["where"],
             registry=registry,
         )
+        self.cache_lookups = Counter(
+            "multigrain_cache_lookups_total",
+            "Images looked for in the response cache.",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_bytes = Gauge(
+            "multigrain_cache_bytes",
+            "Bytes of results in the response cache.",
+            registry=registry,
+        )
         self.model_load_seconds = Histogram(
             "multigrain_model_load_seconds",
             "Time from LoadModel to the first answer.",
@@ -91,6 +102,8 @@ class ServingMetrics:
             "Engines that ended by themselves and were replaced.",
             registry=registry,
         )
+        # Looking a series up by its labels takes longer than observing.
+        self._stages: dict[tuple[str, Stage], Histogram] = {}
         self._states: dict[tuple[str, int], str] = {}
         for reason in REFUSALS:
             self.rejected.labels(reason)
@@ -98,7 +111,10 @@ class ServingMetrics:
             self.cancelled_items.labels(where)
 
     def stage(self, model: str, stage: Stage, seconds: float) -> None:
-        self._stage.labels(model, stage).observe(seconds)
+        series = self._stages.get((model, stage))
+        if series is None:
+            series = self._stages[model, stage] = self._stage.labels(model, stage)
+        series.observe(seconds)
 
     def batch(self, model: str, items: int) -> None:
         self._batch.labels(model).observe(items)

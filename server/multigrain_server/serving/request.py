@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from multigrain.engine.wire import VectorWants
 from multigrain.errors import ErrorKind
 from multigrain_server.models.reference import ModelVersion
+
+_callers = itertools.count(1)
+
+
+def new_caller() -> int:
+    """A number that no other caller has."""
+    return next(_callers)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class ImageRequest:
         classes: whether the most probable classes are wanted.
         top_k: how many; 0 = 5, at most all.
         scores: whether the probabilities of all classes are wanted.
+        caller: whose images these are, from ``new_caller``: engines let callers take turns, and
+            a stream is one caller; 0 = a caller of its own.
         deadline_ns: on CLOCK_MONOTONIC; 0 = none.
         received_ns: when the call came in, on the same clock.
     """
@@ -36,6 +46,7 @@ class ImageRequest:
     classes: bool = False
     top_k: int = 0
     scores: bool = False
+    caller: int = 0
     deadline_ns: int = 0
     received_ns: int = 0
 

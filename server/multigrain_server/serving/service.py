@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Sequence
 
@@ -11,21 +10,23 @@ from multigrain.engine.wire import Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.engine_item import EngineResult, PendingItem
+from multigrain_server.serving.admission import Load
+from multigrain_server.serving.assembly import assemble
+from multigrain_server.serving.engine_item import PendingItem
 from multigrain_server.serving.engine_process import EngineProcess
-from multigrain_server.serving.request import (
-    Answer,
-    ClassScore,
-    ImageRequest,
-    ItemAnswer,
-    ItemError,
-    StageTimes,
-)
+from multigrain_server.serving.request import Answer, ImageRequest, ItemError, new_caller
+from multigrain_server.serving.work import Wanted, Work
+
+
+class _TooBusyError(Exception):
+    """The engine has more to do than it had when the request was admitted."""
+
 
 _DEFAULT_TOP_K = 5
 # What says something about the call, not about one image of it.
 _CALL_KINDS = {
     ErrorKind.DEADLINE,
+    ErrorKind.OVERLOADED,
     ErrorKind.CANCELLED,
     ErrorKind.UNAVAILABLE,
     ErrorKind.INVALID_FIELD,
@@ -40,6 +41,7 @@ class ImageService:
         self._config = manager.config
         self._metrics = manager.metrics
         self._admission = manager.admission
+        self._cache = manager.cache
 
     async def answer(self, request: ImageRequest) -> Answer:
         """Answers all images of a request.
@@ -72,80 +74,77 @@ class ImageService:
     async def _answer(self, request: ImageRequest, model: LoadedModel) -> Answer:
         self._check_fields(request, model)
         self._check_deadline(request)
-        size = sum(map(len, request.images))
-        with self._admission.admit(len(request.images), size):
-            # From here to the submission nothing waits: a model that was routed to is not
-            # ended before it has the images.
-            engine = model.engine
-            name = model.entry.version.name
-            admitted = time.monotonic_ns()
-            self._metrics.stage(name, "admit", (admitted - request.received_ns) / 1e9)
-            self._metrics.queue(name, len(request.images))
-            try:
-                results = await self._compute(request, model, engine)
-            finally:
-                self._metrics.queue(name, -len(request.images))
-        return self._assemble(request, model, results)
+        # From here to the submission nothing waits: a model that was routed to is not ended
+        # before it has the images.
+        engine = model.engine
+        wanted = Wanted(
+            request.resolution,
+            request.vector,
+            self._top_k(request, model),
+            request.scores,
+            request.tensors,
+        )
+        work = [self._begin(image, engine, wanted) for image in request.images]
+        missing = [item for item in work if item.result is None]
+        if missing:
+            await self._compute(missing, wanted, request, model, engine)
+        return assemble(request, model, [item.outcome for item in work])
+
+    def _begin(self, image: bytes, engine: EngineProcess, wanted: Wanted) -> Work:
+        if not wanted.tensor and len(image) > self._config.max_image_bytes:
+            return Work(image, None, self._too_large(len(image)))
+        key = self._cache.key(image, engine, wanted)
+        return Work(image, key, self._cache.get(key))
 
     async def _compute(
-        self, request: ImageRequest, model: LoadedModel, engine: EngineProcess
-    ) -> list[EngineResult | ItemError]:
-        top_k = self._top_k(request, model)
-        out: list[EngineResult | ItemError] = []
+        self,
+        work: list[Work],
+        wanted: Wanted,
+        request: ImageRequest,
+        model: LoadedModel,
+        engine: EngineProcess,
+    ) -> None:
+        """Sets the results."""
+        load = Load(
+            items=len(work),
+            size=sum(len(item.image) for item in work),
+            caller=request.caller or new_caller(),
+            deadline_ns=request.deadline_ns,
+        )
+        name = model.entry.version.name
+        with self._admission.admit(load, engine):
+            admitted = time.monotonic_ns()
+            self._metrics.stage(name, "admit", (admitted - request.received_ns) / 1e9)
+            self._metrics.queue(name, load.items)
+            try:
+                await self._gather(work, wanted, load, engine)
+            except _TooBusyError:
+                raise self._admission.too_late(load, engine) from None
+            finally:
+                self._metrics.queue(name, -load.items)
+
+    async def _gather(
+        self, work: list[Work], wanted: Wanted, load: Load, engine: EngineProcess
+    ) -> None:
         pending: list[PendingItem] = []
-        places: list[int] = []
+        fields = {**wanted._asdict(), "caller": load.caller, "deadline_ns": load.deadline_ns}
         try:
-            for image in request.images:
-                if not request.tensors and len(image) > self._config.max_image_bytes:
-                    out.append(self._too_large(len(image)))
-                    continue
-                places.append(len(out))
-                out.append(_MISSING)
-                pending.append(
-                    engine.submit(
-                        image,
-                        resolution=request.resolution,
-                        deadline_ns=request.deadline_ns,
-                        vector=request.vector,
-                        top_k=top_k,
-                        scores=request.scores,
-                        tensor=request.tensors,
-                    )
-                )
-            async with asyncio.timeout(_seconds_left(request.deadline_ns)):
+            # One after the other, so that an error leaves those before it to be cancelled.
+            pending.extend(engine.submit(item.image, **fields) for item in work)
+            async with asyncio.timeout(_seconds_left(load.deadline_ns)):
                 await engine.drained()
                 # One await an image, not a task: they are in work already.
-                for place, item in zip(places, pending, strict=True):
-                    out[place] = await item.future
+                for item, sent in zip(work, pending, strict=True):
+                    item.result = result = await sent.future
+                    _raise_if_of_the_call(result.result)
+                    self._cache.put(item.key, result)
         except BaseException as error:
-            for item in pending:
-                engine.cancel(item)
-                item.future.cancel()
+            for sent in pending:
+                engine.cancel(sent)
+                sent.future.cancel()
             if isinstance(error, TimeoutError):
                 raise _deadline() from None
             raise
-        return out
-
-    def _assemble(
-        self,
-        request: ImageRequest,
-        model: LoadedModel,
-        results: Sequence[EngineResult | ItemError],
-    ) -> Answer:
-        labels = model.entry.manifest.labels
-        items = tuple(_item(result, labels) for result in results)
-        computed = [result.result for result in results if isinstance(result, EngineResult)]
-        return Answer(
-            version=model.entry.version,
-            embedding_size=_vector_size(request, model),
-            items=items,
-            times=StageTimes(
-                decode=max((result.decode_ns for result in computed), default=0),
-                queue=max((result.queue_ns for result in computed), default=0),
-                compute=max((result.compute_ns for result in computed), default=0),
-                total=time.monotonic_ns() - request.received_ns,
-            ),
-        )
 
     def _check_images(self, images: Sequence[bytes]) -> None:
         limit = self._config.max_images_per_request
@@ -207,52 +206,20 @@ class ImageService:
         )
 
 
-_MISSING = ItemError(ErrorKind.INTERNAL, "no answer")
-
-
-def _item(result: EngineResult | ItemError, labels: Sequence[str]) -> ItemAnswer:
-    if isinstance(result, ItemError):
-        return ItemAnswer(error=result)
-    head = result.result
-    kind = head.error_kind
-    if kind is not None:
-        if kind in _CALL_KINDS:
-            raise _deadline() if kind is ErrorKind.DEADLINE else MultigrainError(kind, head.message)
-        return ItemAnswer(error=ItemError(kind, head.message))
-    return ItemAnswer(
-        vector=result.payload[: head.vector_bytes],
-        scale=head.scale,
-        classes=_classes(head, result.payload, labels),
-        scores=_scores(head, result.payload),
-    )
-
-
-def _classes(head: Result, payload: bytes, labels: Sequence[str]) -> tuple[ClassScore, ...]:
-    count = head.classes
-    if not count:
-        return ()
-    numbers = struct.unpack_from(f"<{count}i{count}f", payload, head.vector_bytes)
-    return tuple(
-        ClassScore(class_id, labels[class_id] if class_id < len(labels) else "", probability)
-        for class_id, probability in zip(numbers[:count], numbers[count:], strict=True)
-    )
-
-
-def _scores(head: Result, payload: bytes) -> bytes:
-    start = head.vector_bytes + 8 * head.classes
-    return payload[start : start + 4 * head.scores]
+def _raise_if_of_the_call(result: Result) -> None:
+    """Raises for what one image says about all the others of its call."""
+    kind = result.error_kind
+    if kind is None or kind not in _CALL_KINDS:
+        return
+    if kind is ErrorKind.DEADLINE:
+        raise _deadline()
+    if kind is ErrorKind.OVERLOADED:
+        raise _TooBusyError
+    raise MultigrainError(kind, result.message)
 
 
 def _whitens(request: ImageRequest) -> bool:
     return request.vector is not None and request.vector.whiten
-
-
-def _vector_size(request: ImageRequest, model: LoadedModel) -> int:
-    manifest = model.entry.manifest
-    whitening = manifest.head(request.resolution).whitening
-    if _whitens(request) and whitening is not None:
-        return whitening.size
-    return manifest.embedding_size
 
 
 def _seconds_left(deadline_ns: int) -> float | None:

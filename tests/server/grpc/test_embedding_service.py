@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -257,7 +258,8 @@ async def test_a_wrong_request_ends_its_stream_after_the_answers_before_it(root:
         await until(lambda: s.manager.admission.items == 0)
 
 
-async def test_the_callers_id_is_in_the_log(root: Path) -> None:
+async def test_the_callers_id_is_in_the_log(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     async with serving(root) as s:
         await s.manager.load("tiny")
         with capture_logs([structlog.contextvars.merge_contextvars]) as lines:

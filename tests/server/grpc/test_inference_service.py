@@ -19,6 +19,7 @@ from multigrain.v1.inference import model_pb2 as oip
 from multigrain.v1.inference import service_pb2
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.inference_unoffered import UNOFFERED
+from multigrain_server.serving.admission import Load
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture
 from tests.server.grpc.inference_messages import array, files, pixels, raw_bytes, want
@@ -184,7 +185,8 @@ async def test_the_same_admission_metrics_and_request_id_as_embed(served: Servin
     rpc = {"rpc": "GRPCInferenceService/ModelInfer", "code": "OK"}
     assert served.house.metric("multigrain_requests_total", **rpc) >= 1
     admission = served.manager.admission
-    with admission.admit(served.manager.config.queue_items, 0):
+    engine = served.manager.route("").engine
+    with admission.admit(Load(served.manager.config.queue_items, 0), engine):
         error = await refusal(served.inference.ModelInfer(files(PICTURES[0])))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) > 0

@@ -7,13 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.metrics import ServingMetrics
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until
@@ -74,62 +71,6 @@ async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
         assert caught.value.kind is ErrorKind.OVERLOADED
         engine.hold(0)
         await inside
-
-
-def admission(**fields: object) -> Admission:
-    config = ServingConfig(**{"max_images_per_request": 4, "queue_items": 10, **fields})
-    return Admission(config, ServingMetrics(CollectorRegistry()))
-
-
-def test_room_is_given_back_however_the_work_ends() -> None:
-    gate = admission()
-    inside = []
-
-    def fail() -> None:
-        with gate.admit(4, 100):
-            inside.append(gate.items)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert inside == [4]
-    assert gate.items == 0
-
-
-def test_the_delay_grows_with_what_is_asked_and_shrinks_with_the_pace() -> None:
-    gate = admission()
-
-    def delay(items: int) -> float:
-        with gate.admit(10, 0), pytest.raises(MultigrainError) as caught, gate.admit(items, 0):
-            pass
-        assert caught.value.retry_after is not None
-        return caught.value.retry_after
-
-    assert delay(1) == pytest.approx(1.0)  # nothing is known yet
-    for _ in range(5):
-        with gate.admit(1, 0):
-            pass
-    slow = delay(4)
-    assert delay(1) < slow
-    for _ in range(100):
-        with gate.admit(10, 0):
-            pass
-    assert delay(4) < slow
-
-
-def test_a_draining_gate_admits_nothing() -> None:
-    gate = admission()
-    gate.drain()
-    with pytest.raises(MultigrainError) as caught, gate.admit(1, 1):
-        pass
-    assert caught.value.kind is ErrorKind.UNAVAILABLE
-
-
-def test_more_bytes_than_can_ever_fit_are_a_wrong_request_not_a_busy_server() -> None:
-    gate = admission(queue_bytes=5000, max_image_bytes=2000)
-    with pytest.raises(MultigrainError) as caught, gate.admit(4, 8000):
-        pass
-    assert caught.value.kind is ErrorKind.INVALID_FIELD
 
 
 @pytest.mark.parametrize(

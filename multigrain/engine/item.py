@@ -1,0 +1,65 @@
+"""One image on its way through an engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.engine.wire import Submit
+
+#: Orders items: turn, deadline, arrival. Smaller goes first.
+Rank = tuple[int, int, int]
+
+
+class Stage(Enum):
+    """Where an image is."""
+
+    WAITING = "waiting"
+    DECODING = "decoding"
+    DECODED = "decoded"
+    COMPUTING = "computing"
+
+
+class Drop(Enum):
+    """Why an image was not computed: its caller went away, its deadline was too near for any
+    engine like this, or there was too much before it."""
+
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    BUSY = "busy"
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """An image and what has become of it.
+
+    Attributes:
+        tensor: float32 (3, S, S) once it is decoded.
+        lonely: nothing else was in work when it came.
+    """
+
+    request: Submit
+    data: bytes
+    received_ns: int = field(default_factory=time.monotonic_ns)
+    decode_ns: int = 0
+    tensor: NDArray[np.float32] | None = None
+    stage: Stage = Stage.WAITING
+    cancelled: bool = False
+    lonely: bool = False
+    rank: Rank = (0, 0, 0)
+
+    def __lt__(self, other: Item) -> bool:
+        return self.rank < other.rank
+
+    @property
+    def tensor_bytes(self) -> int:
+        """What it takes once it is decoded."""
+        return 12 * self.request.resolution**2
+
+    def late(self, finish_ns: int) -> bool:
+        """Whether finishing then would be too late."""
+        return 0 < self.request.deadline_ns < finish_ns

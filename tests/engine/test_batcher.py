@@ -1,0 +1,312 @@
+"""Who is decoded and computed when, without a thread or a clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from multigrain.engine.batcher import Batch, Batcher, Limits
+from multigrain.engine.item import Drop, Item, Stage
+from multigrain.engine.pace import Pace
+from multigrain.engine.wire import Submit
+
+SIDE = 4
+HOUR_NS = 3_600_000_000_000
+
+
+class Queue:
+    """A batcher whose decoders and lanes are the test itself."""
+
+    def __init__(self, *, best: int = 4, seconds: float = 0.0, **limits: int) -> None:
+        self.dropped: list[tuple[int, Drop]] = []
+        self.pace = Pace(best)
+        if seconds:
+            self.pace.measured(1, seconds)
+        fields = {"max_batch": 8, "lanes": 1, "decode_ahead": 1000, **limits}
+        self.batcher = Batcher(
+            Limits(**fields),
+            {SIDE: self.pace, 2 * SIDE: Pace(best)},
+            lambda item, why: self.dropped.append((item.request.id, why)),
+        )
+
+    def submit(
+        self, *ids: int, caller: int = 0, deadline_ns: int = 0, resolution: int = SIDE
+    ) -> None:
+        for number in ids:
+            request = Submit(
+                id=number, caller=caller or number, deadline_ns=deadline_ns, resolution=resolution
+            )
+            self.batcher.submit(Item(request, b"x"))
+
+    def decode(self, count: int = 1) -> list[int]:
+        """Decodes the next images; their ids."""
+        out = []
+        for _ in range(count):
+            item = self.batcher.next_to_decode()
+            assert item is not None
+            item.tensor = np.zeros((3, SIDE, SIDE), np.float32)
+            self.batcher.decoded(item)
+            out.append(item.request.id)
+        return out
+
+    def take(self) -> Batch:
+        work = self.batcher.next_work()
+        assert isinstance(work, Batch)
+        return work
+
+    def compute(self) -> list[int]:
+        """Computes the next batch; its ids."""
+        batch = self.take()
+        self.batcher.done(batch, 0.001)
+        return ids(batch.items)
+
+
+def ids(items: Sequence[Item]) -> list[int]:
+    return [item.request.id for item in items]
+
+
+def test_a_request_of_many_images_does_not_keep_a_small_one_waiting() -> None:
+    queue = Queue()
+    queue.submit(*range(100, 160), caller=1)
+    assert queue.decode() == [100]
+    queue.submit(7, caller=2)
+    queue.submit(8, caller=3)
+    assert queue.decode(4) == [7, 8, 101, 102]
+    assert queue.compute() == [100, 7, 8, 101]
+
+
+def test_callers_take_turns_whatever_they_have_sent() -> None:
+    queue = Queue(best=6)
+    queue.submit(10, 11, 12, 13, caller=1)
+    queue.submit(20, 21, caller=2)
+    queue.submit(30, 31, 32, caller=3)
+    assert queue.decode(9) == [10, 20, 30, 11, 21, 31, 12, 32, 13]
+    assert queue.compute() == [10, 20, 30, 11, 21, 31]
+    assert queue.compute() == [12, 32, 13]
+
+
+def test_small_requests_that_keep_coming_do_not_keep_a_large_one_waiting() -> None:
+    queue = Queue(best=1)
+    queue.submit(100, 101, 102, caller=1)
+    order = []
+    for number in range(1, 9):
+        queue.submit(number, caller=number + 1)
+        queue.decode()
+        order += queue.compute()
+    assert order.index(100) < order.index(101) < order.index(102) <= 6
+
+
+def test_a_caller_who_has_been_served_long_is_not_owed_a_rest() -> None:
+    queue = Queue(best=1)
+    for number in range(100, 150):
+        queue.submit(number, caller=1)
+        queue.decode()
+        queue.compute()
+    queue.submit(1, caller=2)
+    queue.submit(150, caller=1)
+    queue.submit(2, caller=2)
+    assert queue.decode(3) == [1, 150, 2]
+
+
+def test_within_a_turn_the_earliest_deadline_goes_first() -> None:
+    queue = Queue()
+    now = time.monotonic_ns()
+    queue.submit(1)
+    queue.submit(2, deadline_ns=now + 3 * HOUR_NS)
+    queue.submit(3, deadline_ns=now + HOUR_NS)
+    queue.submit(4, deadline_ns=now + 2 * HOUR_NS)
+    assert queue.decode(4) == [3, 4, 2, 1]
+    assert queue.compute() == [3, 4, 2, 1]
+
+
+def test_what_could_not_be_done_in_time_reaches_neither_the_decoder_nor_the_network() -> None:
+    queue = Queue(seconds=60.0)
+    now = time.monotonic_ns()
+    queue.submit(1, deadline_ns=now + 30_000_000_000)
+    queue.submit(2, deadline_ns=now + HOUR_NS)
+    assert queue.decode() == [2]
+    assert queue.dropped == [(1, Drop.DEADLINE)]
+    assert queue.compute() == [2]
+
+
+def test_what_waits_behind_others_is_late_when_they_take_its_time() -> None:
+    queue = Queue(best=1, seconds=60.0)
+    now = time.monotonic_ns()
+    queue.submit(1, 2, 3, caller=1)
+    queue.decode(3)
+    # Three minutes are before it, and it takes one itself.
+    queue.submit(4, caller=1, deadline_ns=now + 210_000_000_000)
+    queue.submit(5, caller=1, deadline_ns=now + 270_000_000_000)
+    assert queue.decode() == [5]
+    assert queue.dropped == [(4, Drop.BUSY)]
+
+
+def test_figures_that_refuse_are_believed_less_and_less() -> None:
+    queue = Queue(seconds=60.0)
+    number = 0
+    for number in range(1, 200):
+        queue.submit(number, deadline_ns=time.monotonic_ns() + 30_000_000_000)
+        queue.submit(1000 + number)
+        first = queue.decode()[0]
+        if first == number:
+            break
+        queue.batcher.cancel(first)
+    assert 30 < number < 40  # 0.98 ** 35 = 0.49
+
+
+def test_a_deadline_that_passes_while_the_image_waits_decoded_keeps_it_from_the_network() -> None:
+    queue = Queue()
+    queue.submit(1, deadline_ns=time.monotonic_ns() + HOUR_NS)
+    queue.submit(2)
+    queue.decode(2)
+    # Slower than was thought: an hour is not enough any more.
+    queue.pace.measured(1, 7200.0)
+    assert queue.compute() == [2]
+    assert queue.dropped == [(1, Drop.DEADLINE)]
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_an_image_whose_caller_has_gone_is_dropped_where_it_is(decoded: bool) -> None:
+    queue = Queue()
+    queue.submit(1)
+    queue.submit(2)
+    if decoded:
+        queue.decode(2)
+    queue.batcher.cancel(1)
+    assert queue.dropped == [(1, Drop.CANCELLED)]
+    if not decoded:
+        assert queue.decode() == [2]
+    assert queue.compute() == [2]
+
+
+def test_an_image_that_is_cancelled_while_it_is_computed_is_told_at_the_end() -> None:
+    queue = Queue()
+    queue.submit(1)
+    queue.submit(2)
+    queue.decode(2)
+    batch = queue.take()
+    queue.batcher.cancel(2)
+    assert queue.dropped == []
+    assert ids(queue.batcher.done(batch, 0.001)) == [2]
+
+
+def test_no_more_is_decoded_than_may_wait() -> None:
+    queue = Queue(decode_ahead=3)
+    queue.submit(*range(1, 10))
+    assert queue.decode(3) == [1, 2, 3]
+    late = threading.Thread(target=queue.decode, daemon=True)
+    late.start()
+    late.join(0.05)
+    assert late.is_alive()
+    queue.compute()
+    late.join(5)
+    assert not late.is_alive()
+
+
+def test_decoded_bytes_are_bounded_but_one_image_is_always_let_in() -> None:
+    queue = Queue(decoded_bytes=2 * 12 * SIDE**2)
+    queue.submit(*range(1, 5))
+    assert queue.decode(2) == [1, 2]
+    late = threading.Thread(target=queue.decode, daemon=True)
+    late.start()
+    late.join(0.05)
+    assert late.is_alive()
+    queue.batcher.cancel(1)
+    late.join(5)
+    assert not late.is_alive()
+    tight = Queue(decoded_bytes=1)
+    tight.submit(1, 2)
+    assert tight.decode() == [1]
+
+
+def test_a_batch_holds_one_resolution_and_the_other_goes_next() -> None:
+    queue = Queue()
+    queue.submit(1)
+    queue.submit(2, resolution=2 * SIDE)
+    queue.submit(3)
+    queue.decode(3)
+    assert [queue.compute(), queue.compute()] == [[1, 3], [2]]
+
+
+def test_an_idle_lane_decodes_by_itself() -> None:
+    queue = Queue()
+    queue.submit(5)
+    work = queue.batcher.next_work()
+    assert isinstance(work, Item)
+    assert work.stage is Stage.DECODING
+    work.tensor = np.zeros((3, SIDE, SIDE), np.float32)
+    queue.batcher.decoded(work, by_lane=True)
+    assert queue.compute() == [5]
+
+
+def test_a_short_queue_is_shared_by_the_free_lanes() -> None:
+    queue = Queue(lanes=2, best=8)
+    queue.submit(*range(1, 6))
+    queue.decode(5)
+    first, second = queue.take(), queue.take()
+    assert (ids(first.items), ids(second.items)) == ([1, 2, 3], [4, 5])
+    assert not first.alone
+    assert not second.alone
+
+
+def test_a_lone_image_gets_the_whole_engine_and_what_comes_meanwhile_waits_for_it() -> None:
+    queue = Queue(lanes=2)
+    queue.submit(1)
+    queue.decode()
+    batch = queue.take()
+    assert batch.alone
+    queue.submit(2)
+    queue.decode()
+    other = threading.Thread(target=queue.take, daemon=True)
+    other.start()
+    other.join(0.05)
+    assert other.is_alive()
+    queue.batcher.done(batch, 0.001)
+    other.join(5)
+    assert not other.is_alive()
+
+
+def test_images_of_callers_who_take_turns_go_side_by_side() -> None:
+    """Two callers, each with one image at a time, would otherwise wait for each other."""
+    queue = Queue(lanes=2)
+    queue.submit(1)
+    queue.decode()
+    first = queue.take()
+    queue.submit(2)
+    queue.decode()
+    queue.batcher.done(first, 0.001)
+    second = queue.take()
+    assert (first.alone, second.alone) == (True, False)
+    queue.submit(3)
+    queue.decode()
+    assert not queue.take().alone
+
+
+def test_what_was_held_goes_together_up_to_the_largest_batch() -> None:
+    queue = Queue(best=1, decode_ahead=2)
+    queue.batcher.hold(11)
+    queue.submit(*range(1, 12))
+    queue.decode(11)
+    assert [len(queue.compute()), len(queue.compute())] == [8, 3]
+    queue.submit(20, 21)
+    queue.decode(2)
+    assert [queue.compute(), queue.compute()] == [[20], [21]]
+
+
+def test_closing_ends_all_who_wait() -> None:
+    queue = Queue()
+    found: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(queue.batcher.next_to_decode())),
+        threading.Thread(target=lambda: found.append(queue.batcher.next_work())),
+    ]
+    for thread in threads:
+        thread.start()
+    queue.batcher.close()
+    for thread in threads:
+        thread.join(5)
+    assert found == [None, None]

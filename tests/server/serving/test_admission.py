@@ -1,0 +1,221 @@
+"""Who is let in, by the pace of an engine that is only said to be there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from itertools import pairwise
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from multigrain.engine.wire import Ready
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.serving.admission import Admission, Load
+from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.flow import Flow
+from multigrain_server.serving.metrics import ServingMetrics
+
+
+class Engine:
+    """One that promises a rate."""
+
+    def __init__(self, rate: float = 100.0) -> None:
+        self.ready: Ready | None = Ready(
+            runtime="",
+            reason="",
+            resolutions=(),
+            embedding_size=1,
+            classes=1,
+            max_batch=8,
+            load_seconds=0,
+            images_per_second=rate,
+        )
+
+
+class Clock:
+    """Stands still unless told."""
+
+    def __init__(self) -> None:
+        self.ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+class Gate:
+    """Admission with callers that stay inside."""
+
+    def __init__(self, rate: float = 100.0, **fields: object) -> None:
+        config = ServingConfig(**{"max_images_per_request": 4, "queue_items": 1000, **fields})
+        self.registry = CollectorRegistry()
+        self.clock = Clock()
+        self.admission = Admission(config, ServingMetrics(self.registry), self.clock)
+        self.engine = Engine(rate)
+        self._callers = 0
+        self._inside = ExitStack()
+
+    def enter(self, items: int = 1, *, size: int = 0, seconds: float = 0, caller: int = 0) -> None:
+        """One more caller, inside for good."""
+        self._callers += 1
+        deadline = self.clock.ns + int(1e9 * seconds) if seconds else 0
+        load = Load(items, size, caller or self._callers, deadline)
+        self._inside.enter_context(self.admission.admit(load, self.engine))
+
+    def refused(self, items: int = 1, **fields: float) -> MultigrainError:
+        before = self.admission.items
+        with pytest.raises(MultigrainError) as caught:
+            self.enter(items, **fields)
+        assert self.admission.items == before
+        return caught.value
+
+    def delay(self, items: int = 1, **fields: float) -> float:
+        error = self.refused(items, **fields)
+        assert error.kind is ErrorKind.OVERLOADED
+        assert error.retry_after is not None
+        return error.retry_after
+
+
+def test_room_is_given_back_however_the_work_ends() -> None:
+    gate = Gate()
+    inside = []
+
+    def fail() -> None:
+        with gate.admission.admit(Load(4, 100), gate.engine):
+            inside.append(gate.admission.items)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert inside == [4]
+    assert gate.admission.items == 0
+
+
+def test_no_more_is_admitted_than_can_be_answered_within_the_deadline() -> None:
+    gate = Gate(rate=100)
+    # 200 images are two seconds' work; a fifth of the time is kept for what is not foreseen.
+    for _ in range(160):
+        gate.enter(seconds=2)
+    assert gate.refused(seconds=2).kind is ErrorKind.OVERLOADED
+    assert gate.registry.get_sample_value("multigrain_rejected_total", {"reason": "late"}) == 1
+
+
+def test_who_has_more_time_may_still_enter() -> None:
+    gate = Gate(rate=100)
+    for _ in range(100):
+        gate.enter(seconds=2)
+    gate.refused(seconds=0.5)
+    gate.enter(seconds=4)
+    gate.enter()
+
+
+def test_an_empty_engine_is_asked_whatever_the_deadline() -> None:
+    Gate(rate=1).enter(seconds=0.01)
+
+
+def test_a_caller_of_many_images_does_not_shut_others_out() -> None:
+    gate = Gate(rate=100)
+    for _ in range(100):
+        gate.enter(caller=77)
+    # Behind one image of the other, by turns: not behind a second's work.
+    gate.enter(seconds=0.1)
+    gate.refused(4, seconds=0.02)
+    gate.refused(seconds=0.5, caller=77)
+
+
+def test_what_is_inside_with_an_earlier_deadline_comes_before_all_of_it() -> None:
+    gate = Gate(rate=100)
+    gate.enter(80, seconds=1)
+    # By turns it would be computed second; but the 80 were promised what is left.
+    gate.refused(seconds=1.001)
+    gate.enter(seconds=0.9)
+
+
+def test_whoever_is_refused_is_told_to_come_back_at_a_time_of_its_own() -> None:
+    gate = Gate(rate=100, queue_items=10)
+    for _ in range(10):
+        gate.enter()
+    delays = [gate.delay() for _ in range(20)]
+    assert delays[0] == pytest.approx(0.05)
+    assert all(after - before == pytest.approx(0.01) for before, after in pairwise(delays))
+    assert gate.delay(4) - delays[-1] == pytest.approx(0.04)
+    gate.clock.ns += 1_000_000_000
+    assert gate.delay() == pytest.approx(0.05)
+
+
+def test_delays_have_an_end() -> None:
+    gate = Gate(rate=1, queue_items=4)
+    gate.enter(4)
+    assert max(gate.delay(4) for _ in range(100)) == pytest.approx(9)
+
+
+def test_a_full_queue_without_a_known_pace_asks_for_a_second() -> None:
+    gate = Gate(rate=0, queue_items=4)
+    gate.enter(4)
+    assert gate.delay() == pytest.approx(1, abs=0.01)
+
+
+def test_bytes_are_bounded_as_items_are() -> None:
+    gate = Gate(queue_bytes=5000, max_image_bytes=2000)
+    gate.enter(size=4000)
+    assert 0 < gate.delay(size=2000) < 1
+    error = gate.refused(size=8000)
+    assert error.kind is ErrorKind.INVALID_FIELD
+
+
+def test_a_draining_gate_admits_nothing() -> None:
+    gate = Gate()
+    gate.admission.drain()
+    assert gate.refused().kind is ErrorKind.UNAVAILABLE
+
+
+def test_a_refusal_takes_far_less_than_a_millisecond() -> None:
+    gate = Gate(rate=100)
+    for _ in range(160):
+        gate.enter(seconds=2)
+    gate.refused(seconds=2)
+    fastest = 1.0
+    for _ in range(20):
+        start = time.perf_counter()
+        gate.refused(seconds=2)
+        fastest = min(fastest, time.perf_counter() - start)
+    assert fastest < 0.001
+
+
+def test_the_log_tells_of_an_overload_and_not_of_each_refusal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate = Gate(queue_items=4)
+    gate.enter(4)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(50):
+            gate.refused()
+    assert len(caplog.records) == 1
+    assert "4 images are in work, the limit is 4" in caplog.text
+
+
+def test_the_pace_of_a_busy_engine_is_learned_and_that_of_an_idle_one_is_not() -> None:
+    clock = Clock()
+    flow = Flow(1000.0, 4, clock)
+
+    def work(rate: float, inside: int, answers: int, *, answered: bool = True) -> None:
+        """Keeps ``inside`` images in work."""
+        for number in range(inside):
+            flow.enter(number, 1, 0)
+        for _ in range(answers):
+            clock.ns += int(1e9 / rate)
+            flow.leave(0, 1, answered=answered)
+            flow.enter(0, 1, 0)
+        for number in range(inside):
+            flow.leave(number, 1, answered=False)
+
+    work(50, inside=2, answers=200)
+    assert flow.rate == 1000
+    work(50, inside=10, answers=300)
+    assert flow.rate == pytest.approx(50, rel=0.05)
+    # Callers who give up are no sign of speed.
+    work(10_000, inside=10, answers=300, answered=False)
+    assert flow.rate < 55
+    work(200, inside=10, answers=600)
+    assert flow.rate == pytest.approx(200, rel=0.05)
