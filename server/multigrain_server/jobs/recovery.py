@@ -11,7 +11,7 @@ from multigrain.jobs.request import JobRequest
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.creation import remove_leftovers
 from multigrain_server.jobs.feeds import Feeds
-from multigrain_server.jobs.store import JobRow, JobStore
+from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -34,15 +34,18 @@ class Recovery:
 
     def run(self) -> None:
         remove_leftovers(self._jobs_dir)
-        known = self._store.ids()
+        covered = self._store.covered()
         found = {path.name for path in self._jobs_dir.iterdir() if path.is_dir()}
-        for job_id in sorted(known - found):
+        for job_id in sorted(covered.keys() - found):
             _log.warning("job's folder is gone; dropped from the index", job_id=job_id)
             self._store.delete(job_id)
-        for job_id in sorted(found - known):
+        for job_id in sorted(found - covered.keys()):
             self._index(job_id)
-        for row in self._store.all():
-            self._take(row)
+        # Again, with those: a folder that was not in the index may be of a job that runs. In
+        # the order of their creation, which is that of the queue.
+        for job_id, known in self._store.covered().items():
+            if not known.ended or self._events_bytes(job_id) != known.events_bytes:
+                self._take(job_id)
 
     def _index(self, job_id: str) -> None:
         folder = JobFolder(self._jobs_dir / job_id)
@@ -61,15 +64,18 @@ class Recovery:
         self._store.insert(request, feed.view, feed.offset)
         _log.info("job indexed from its folder", job_id=job_id, state=feed.view.state.value)
 
-    def _take(self, row: JobRow) -> None:
-        job = row.job
-        folder = JobFolder(self._jobs_dir / job.job_id)
+    def _events_bytes(self, job_id: str) -> int:
         try:
-            size = folder.events.stat().st_size
+            return JobFolder(self._jobs_dir / job_id).events.stat().st_size
         except FileNotFoundError:
-            size = 0
-        if job.view.state.terminal and size == row.events_bytes:
+            return 0
+
+    def _take(self, job_id: str) -> None:
+        row = self._store.get(job_id)
+        if row is None:
             return
+        job = row.job
+        folder = JobFolder(self._jobs_dir / job_id)
         feed = self._feeds.new(job.job_id)
         feed.poll()
         self._store.save_view(job.job_id, feed.view, feed.offset)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from multigrain.events.records import JobState
 from multigrain.jobs.request import JobRequest
 from multigrain_server.database import Database
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.page import PageToken
-from multigrain_server.jobs.view import JobView
+from multigrain_server.jobs.view import NESTED, JobView
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -32,7 +32,14 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_request ON jobs (request_id) WHERE request_id <> '';
 CREATE INDEX IF NOT EXISTS jobs_by_time ON jobs (create_time DESC, job_id DESC);
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
+CREATE TABLE IF NOT EXISTS job_view_format (one INTEGER PRIMARY KEY, format TEXT NOT NULL);
 """
+
+# Changes with what a stored view holds.
+VIEW_FORMAT = hashlib.sha256(
+    repr(sorted((field.name, str(field.type)) for field in fields(JobView))).encode()
+    + repr(sorted((f.name, str(f.type)) for kind in NESTED for f in fields(kind))).encode()
+).hexdigest()
 
 # As Job.state.
 _SHOWN_STATE = (
@@ -60,11 +67,31 @@ class JobRow:
     events_bytes: int
 
 
+@dataclass(frozen=True)
+class Covered:
+    """How far the index knows a job.
+
+    Attributes:
+        ended: whether it was in a terminal state then.
+        events_bytes: how much of its events file had been taken in; -1: has to be read anew.
+    """
+
+    ended: bool
+    events_bytes: int
+
+
 class JobStore:
     """Rows of jobs in the daemon's database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        if _format_of(database) != VIEW_FORMAT:
+            # Views of another version may lack what this one shows: to be folded again.
+            with database.transaction():
+                database.execute("UPDATE jobs SET events_bytes=-1")
+                database.execute(
+                    "INSERT OR REPLACE INTO job_view_format VALUES (1, ?)", (VIEW_FORMAT,)
+                )
 
     def insert(self, request: JobRequest, view: JobView, events_bytes: int) -> None:
         """Adds a job.
@@ -111,13 +138,15 @@ class JobStore:
         """The job that was submitted with this (not empty) idempotency key."""
         return self._one("SELECT * FROM jobs WHERE request_id=? AND request_id <> ''", request_id)
 
-    def ids(self) -> set[str]:
-        return {row["job_id"] for row in self._database.execute("SELECT job_id FROM jobs")}
-
-    def all(self) -> Iterator[JobRow]:
-        """Every job, oldest first."""
-        rows = self._database.execute("SELECT * FROM jobs ORDER BY create_time, job_id")
-        return (_row(row) for row in rows.fetchall())
+    def covered(self) -> dict[str, Covered]:
+        """What the index knows of every job, oldest first, without decoding its row."""
+        rows = self._database.execute(
+            "SELECT job_id, state, events_bytes FROM jobs ORDER BY create_time, job_id"
+        )
+        return {
+            row["job_id"]: Covered(JobState(row["state"]).terminal, row["events_bytes"])
+            for row in rows
+        }
 
     def counts(self) -> dict[str, int]:
         """Number of jobs by state."""
@@ -161,6 +190,11 @@ class JobStore:
     def _one(self, statement: str, value: str) -> JobRow | None:
         row = self._database.execute(statement, (value,)).fetchone()
         return _row(row) if row is not None else None
+
+
+def _format_of(database: Database) -> str:
+    row = database.execute("SELECT format FROM job_view_format").fetchone()
+    return row["format"] if row is not None else ""
 
 
 def _row(row: sqlite3.Row) -> JobRow:

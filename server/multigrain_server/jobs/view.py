@@ -31,6 +31,18 @@ class Progress:
     eta_seconds: float = -1.0
 
 
+_RECORDS: dict[str, Any] = {
+    "error": JobError,
+    "last_checkpoint": CheckpointRecord,
+    "best_checkpoint": CheckpointRecord,
+    "last_loss": LossRecord,
+    "last_check": LossRecord,
+    "artifact": ArtifactRecord,
+}
+# Every class whose fields are in a view's JSON.
+NESTED: tuple[Any, ...] = (Progress, *_RECORDS.values())
+
+
 @dataclass
 class JobView:
     """The fold of a job's events, in order. Times are the events' own strings (RFC 3339, UTC)."""
@@ -124,14 +136,7 @@ class JobView:
         body: dict[str, Any] = json.loads(text)
         body["state"] = JobState(body["state"])
         body["progress"] = Progress(**body["progress"])
-        for name, kind in (
-            ("error", JobError),
-            ("last_checkpoint", CheckpointRecord),
-            ("best_checkpoint", CheckpointRecord),
-            ("last_loss", LossRecord),
-            ("last_check", LossRecord),
-            ("artifact", ArtifactRecord),
-        ):
+        for name, kind in _RECORDS.items():
             if body.get(name) is not None:
                 body[name] = kind(**body[name])
         if body["artifact"] is not None:

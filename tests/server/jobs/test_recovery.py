@@ -12,6 +12,7 @@ from multigrain.events.records import JobState
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind
 from multigrain.spec.training import TrainingSpec
+from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs
 
@@ -141,3 +142,34 @@ async def test_a_lease_that_cannot_be_read_does_not_keep_the_daemon_from_startin
     await first.supervisor.stop()
     JobFolder(tmp_path / "jobs" / job.job_id).lease.write_text(text)
     assert make_side("cpu:1").leases.free("cpu") == ()
+
+
+async def test_views_of_another_version_are_folded_again(make_side: MakeSide) -> None:
+    first = make_side()
+    job = await first.submit(events="4")
+    before = (await first.ended(job.job_id)).view
+    first.database.execute("UPDATE jobs SET view='{}'")
+    first.database.execute("UPDATE job_view_format SET format='older'")
+    second = make_side()
+    assert second.jobs.get(job.job_id).view == before
+
+
+async def test_ended_jobs_are_not_decoded_at_the_start(
+    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_side()
+    job = await first.submit(events="4")
+    await first.ended(job.job_id)
+    decoded: list[str] = []
+    monkeypatch.setattr(JobStore, "get", lambda self, job_id: decoded.append(job_id))
+    make_side()
+    assert decoded == []
+
+
+async def test_jobs_wait_in_the_order_of_their_creation_after_a_restart(
+    make_side: MakeSide,
+) -> None:
+    first = make_side("cpu:0")
+    waiting = [(await first.submit(name=str(number))).job_id for number in range(8)]
+    second = make_side("cpu:0")
+    assert list(second.supervisor.active) == waiting
