@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from multigrain.bundle.agreement import MAX_DIFFERENCE, MIN_COSINE, Agreement, agreement
+from multigrain.bundle.reference import Reference
 from multigrain.engine.runtime.base import Runtime
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
 
 
 def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int) -> None:
@@ -36,3 +39,40 @@ def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int
                 ErrorKind.CHECKPOINT,
                 "the model's output on a test image is not finite: the weights are damaged",
             )
+
+
+def check_agreement(
+    runtime: Runtime, reference: Reference, preprocessing: Preprocessing
+) -> Agreement:
+    """Runs the bundle's reference images.
+
+    Raises:
+        MultigrainError: CHECKPOINT if the outputs have other shapes than the reference's;
+            UNSUPPORTED if they differ beyond the tolerance of the runtime's precision.
+    """
+    images = reference.images(preprocessing)
+    size = max(runtime.warm_sizes)
+    parts = [runtime.run(images[start : start + size]) for start in range(0, len(images), size)]
+    embedding = np.concatenate([part.embedding for part in parts])
+    logits = np.concatenate([part.logits for part in parts])
+    for what, ours, theirs in (
+        ("embeddings", embedding, reference.embedding),
+        ("scores", logits, reference.logits),
+    ):
+        if ours.shape != theirs.shape:
+            raise MultigrainError(
+                ErrorKind.CHECKPOINT,
+                f"the graph returns {what} of shape {ours.shape} for {len(images)} images, but "
+                f"the bundle's reference has {theirs.shape}: export or import it again",
+            )
+    found = agreement(embedding, logits, reference)
+    if found.suffices(runtime.precision):
+        return found
+    least = MIN_COSINE.get(runtime.precision)
+    bound = f"a cosine of {least:g}" if least is not None else f"differences of {MAX_DIFFERENCE:g}"
+    raise MultigrainError(
+        ErrorKind.UNSUPPORTED,
+        f"{runtime.name} does not compute what the exported network does: cosine "
+        f"{found.cosine:.5f}, components differ by {found.embedding:.2g} and scores by "
+        f"{found.logits:.2g}; {runtime.precision} is refused beyond {bound}",
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore
@@ -12,44 +11,26 @@ import onnx
 from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
+from multigrain.bundle.agreement import MAX_DIFFERENCE, agreement
 from multigrain.bundle.folder import FILE_MODE
+from multigrain.bundle.reference import Reference, normalized, pattern_pixels
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.search import normalised
 from multigrain.export.dynamic_batch import INPUT, OUTPUTS, free_batch
+from multigrain.images.parameters import Preprocessing
 
 FloatArray = NDArray[np.float32]
 
-# Largest difference of a component of the normalised embedding, and of a logit relative to
-# the largest one.
-TOLERANCE = 1e-4
 _BATCHES = (1, 5)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """embedding (N, C), not normalised; logits (N, K)."""
-
-    embedding: FloatArray
-    logits: FloatArray
-
-
-def reference(network: nn.Cell, images: FloatArray) -> Outputs:
-    """What the network itself says."""
-    embedding, logits = network(Tensor(images))
-    return Outputs(embedding.asnumpy(), logits.asnumpy())
+def reference(network: nn.Cell, preprocessing: Preprocessing) -> Reference:
+    """What the network itself says of a few pictures, prepared as those that are served."""
+    pixels = pattern_pixels(preprocessing.size, max(_BATCHES))
+    embedding, logits = network(Tensor(normalized(pixels, preprocessing)))
+    return Reference(pixels, embedding.asnumpy(), logits.asnumpy())
 
 
-def comparison_images(size: int, count: int = max(_BATCHES)) -> FloatArray:
-    """Normalised images for comparisons (count, 3, size, size): smooth, and different."""
-    random = np.random.default_rng(0)
-    coarse = random.normal(size=(count, 3, 4, 4))
-    repeat = -(-size // 4)
-    smooth = coarse.repeat(repeat, axis=2).repeat(repeat, axis=3)[:, :, :size, :size]
-    images: FloatArray = (smooth + 0.3 * random.normal(size=smooth.shape)).astype(np.float32)
-    return images
-
-
-def write_mindir(network: nn.Cell, path: Path, images: FloatArray, expected: Outputs) -> None:
+def write_mindir(network: nn.Cell, path: Path, images: FloatArray, expected: Reference) -> None:
     """Writes ``model.mindir``, with a free batch dimension, and checks it.
 
     Its outputs are, in order, embedding and logits.
@@ -68,10 +49,10 @@ def write_mindir(network: nn.Cell, path: Path, images: FloatArray, expected: Out
     graph = nn.GraphCell(mindspore.load(str(path)))
     for batch in _BATCHES:
         embedding, logits = graph(Tensor(images[:batch]))
-        _compare(path.name, Outputs(embedding.asnumpy(), logits.asnumpy()), expected, batch)
+        _compare(path.name, embedding.asnumpy(), logits.asnumpy(), expected)
 
 
-def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Outputs) -> None:
+def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Reference) -> None:
     """Writes ``model.onnx``, with a free batch dimension, and checks it with onnxruntime.
 
     Raises:
@@ -93,7 +74,7 @@ def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Outpu
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for batch in _BATCHES:
         embedding, logits = session.run(list(OUTPUTS), {INPUT: images[:batch]})
-        _compare(path.name, Outputs(embedding, logits), expected, batch)
+        _compare(path.name, embedding, logits, expected)
 
 
 def write_air(network: nn.Cell, path: Path, images: FloatArray) -> None:
@@ -107,15 +88,13 @@ def write_air(network: nn.Cell, path: Path, images: FloatArray) -> None:
     path.chmod(FILE_MODE)
 
 
-def _compare(name: str, got: Outputs, expected: Outputs, batch: int) -> None:
-    embedding = np.abs(normalised(got.embedding) - normalised(expected.embedding[:batch])).max()
-    scale = max(1.0, float(np.abs(expected.logits).max()))
-    logits = np.abs(got.logits - expected.logits[:batch]).max() / scale
-    # Written so that NaN fails.
-    if not (embedding <= TOLERANCE and logits <= TOLERANCE):
+def _compare(name: str, embedding: FloatArray, logits: FloatArray, expected: Reference) -> None:
+    batch = len(embedding)
+    found = agreement(embedding, logits, expected)
+    if not found.suffices("f32"):
         raise MultigrainError(
             ErrorKind.INTERNAL,
             f"{name} does not compute what the network does: for {batch} images the normalised "
-            f"embedding differs by {embedding:.2g} and the logits by {logits:.2g}, more than "
-            f"{TOLERANCE:g}. Nothing was exported; please report it",
+            f"embedding differs by {found.embedding:.2g} and the logits by {found.logits:.2g}, "
+            f"more than {MAX_DIFFERENCE:g}. Nothing was exported; please report it",
         )

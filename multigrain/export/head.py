@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from multigrain.bundle.manifest import Head, WhiteningEntry
+from multigrain.bundle.reference import write_reference
 from multigrain.checkpoint.restore import Restored
 from multigrain.data.folder import ImageFolder, scan_images
 from multigrain.data.probe import probe
@@ -24,6 +25,7 @@ from multigrain.whitening.whitening import fit, fold
 
 _FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
 _WHITENING = "whitening.safetensors"
+_REFERENCE = "reference.safetensors"
 _MAX_UNREADABLE = 0.5
 _BATCH = 32
 
@@ -73,8 +75,10 @@ class HeadWriter:
         names = {form: self._name(_FORMS[form]) for form in dict.fromkeys(self.spec.formats)}
         size = self.preprocessing.size
         network = self.restored.network
-        compared = graphs.comparison_images(size)
-        expected = graphs.reference(network, compared)
+        expected = graphs.reference(network, self.preprocessing)
+        compared = expected.images(self.preprocessing)
+        reference = self._name(_REFERENCE)
+        write_reference(self.aside / reference, expected)
         for form, name in names.items():
             if self.ctx.reporter.stop_requested:
                 return None
@@ -95,6 +99,7 @@ class HeadWriter:
             gem_p=self.restored.spec.gem_p,
             preprocessing=self.preprocessing,
             whitening=entry,
+            reference=reference,
             **names,
         )
 

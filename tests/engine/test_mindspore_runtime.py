@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.bundle.reference import write_reference
 from multigrain.engine.wire import Ready, VectorWants
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
@@ -78,7 +79,7 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
 
 
 @pytest.mark.slow
-def test_both_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
+def test_all_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
     from multigrain.export import graphs
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import model_state
@@ -87,9 +88,11 @@ def test_both_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
     network = build_model(spec, 7, seed=6)
     network.set_train(False)
     save_file(model_state(network), tmp_path / "weights.safetensors")
-    images = graphs.comparison_images(SIZE)
-    graphs.write_onnx(network, tmp_path / "model.onnx", images, graphs.reference(network, images))
     preprocessing = Preprocessing(size=SIZE, resize_short=SIZE)
+    expected = graphs.reference(network, preprocessing)
+    images = expected.images(preprocessing)
+    graphs.write_onnx(network, tmp_path / "model.onnx", images, expected)
+    write_reference(tmp_path / "reference.safetensors", expected)
     manifest = BundleManifest(
         name="small",
         version=1,
@@ -102,20 +105,23 @@ def test_both_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
                 gem_p=spec.gem_p,
                 preprocessing=preprocessing,
                 onnx="model.onnx",
+                reference="reference.safetensors",
             ),
         ),
     )
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     served = {}
-    for runtime in ("mindspore", "onnxruntime"):
+    for runtime in ("mindspore", "onnxruntime", "openvino-f32"):
         with EngineClient(tmp_path, max_batch=4, threads=1, runtime=runtime) as engine:
             assert isinstance(engine.first, Ready), engine.first
-            assert engine.first.runtime.startswith(runtime)
+            assert engine.first.runtime.startswith(runtime.removesuffix("-f32"))
+            assert "asked for; cosine with the reference 1.0000" in engine.first.reason
             engine.hold(3)
             for number in range(3):
                 engine.submit(number, picture(number), vector=VectorWants())
             served[runtime] = [
                 np.frombuffer(engine.frame(number).payload, "<f4") for number in range(3)
             ]
-    np.testing.assert_allclose(served["mindspore"], served["onnxruntime"], atol=1e-4)
+    for other in ("onnxruntime", "openvino-f32"):
+        np.testing.assert_allclose(served["mindspore"], served[other], atol=1e-4)
     assert np.ptp(served["mindspore"], axis=0).max() > 1e-3

@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from multigrain.bundle.agreement import Precision
 from multigrain.bundle.manifest import BundleManifest
 
 FloatArray = NDArray[np.float32]
-Precision = Literal["f32", "bf16", "int8"]
 
 # On a CPU a batch of 8 pictures of 224 x 224 keeps all units busy: larger ones were no faster
 # (ResNet-50 with OpenVINO on two cores), they only let the first picture wait for the last.
@@ -50,7 +50,7 @@ class Runtime(ABC):
 
     #: Library, version, device and precision, e.g. "openvino 2026.4.1 cpu bf16".
     name: str
-    #: Decides how far the outputs may be from the reference, see ``agreement``.
+    #: Decides how far the outputs may be from the reference, see ``multigrain.bundle.agreement``.
     precision: Precision = "f32"
     #: Batch sizes worth running once before the first request.
     warm_sizes: tuple[int, ...]

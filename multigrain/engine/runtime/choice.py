@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
+from multigrain.bundle.agreement import Agreement, Precision
 from multigrain.bundle.manifest import Head
 from multigrain.bundle.reference import read_reference
-from multigrain.engine.runtime.agreement import Agreement, check_agreement
-from multigrain.engine.runtime.base import Bundle, Compute, Precision, Runtime
+from multigrain.engine.runtime.base import Bundle, Compute, Runtime
 from multigrain.engine.runtime.names import RUNTIMES
-from multigrain.engine.warmup import warm_up
+from multigrain.engine.warmup import check_agreement, warm_up
 from multigrain.errors import ErrorKind, MultigrainError
 
 _LOG = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import openvino
 
+from multigrain.bundle.agreement import Precision
 from multigrain.engine.runtime.base import (
     Compute,
     FloatArray,
     Outputs,
-    Precision,
     Runtime,
     full_batch,
 )

@@ -8,9 +8,10 @@ import numpy as np
 import openvino
 import pytest
 
+from multigrain.bundle.agreement import MIN_COSINE
 from multigrain.bundle.folder import read
 from multigrain.bundle.reference import read_reference, write_reference
-from multigrain.engine.runtime import agreement, choice
+from multigrain.engine.runtime import choice
 from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import load
 from multigrain.errors import ErrorKind, MultigrainError
@@ -44,7 +45,7 @@ def test_auto_takes_bfloat16_where_the_cpu_has_it_and_says_how_near_it_is(tmp_pa
     if has_bf16():
         assert loaded.reason.startswith("auto: the fastest here; cosine with the reference ")
     cosine = float(loaded.reason.rpartition(" ")[2])
-    assert agreement.MIN_COSINE["bf16"] <= cosine <= 1.000001
+    assert MIN_COSINE["bf16"] <= cosine <= 1.000001
 
 
 def test_without_a_reference_auto_computes_in_float32(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_cpu_without_bfloat16_computes_in_float32(
 def test_what_differs_too_much_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(agreement.MIN_COSINE, "bf16", 1.1)
+    monkeypatch.setitem(MIN_COSINE, "bf16", 1.1)
     loaded = load("openvino", bundle(tmp_path), COMPUTE)
     assert loaded.runtimes[32].precision == "f32"
     if has_bf16():
