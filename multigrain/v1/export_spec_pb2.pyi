@@ -38,7 +38,9 @@ class ExportSpec(_message.Message):
     WHITENING_IMAGES_FIELD_NUMBER: _builtins.int
     RESOLUTIONS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
-    """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit."""
+    """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit.
+    Not that of an alias.
+    """
     version: _builtins.int
     """Version to write; 0 = the next free one."""
     resolution: _builtins.int

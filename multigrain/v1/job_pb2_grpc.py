@@ -94,7 +94,8 @@ class JobServiceServicer:
 
     def ResumeJob(self, request, context):
         """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-        checkpoint. The job keeps its id, its events and their numbering.
+        checkpoint. The job keeps its id, its events and their numbering. Refused while the training
+        set is not the checkpoint's (see DatasetSpec.allow_changes).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,8 @@ class JobServiceStub:
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]
     """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-    checkpoint. The job keeps its id, its events and their numbering.
+    checkpoint. The job keeps its id, its events and their numbering. Refused while the training
+    set is not the checkpoint's (see DatasetSpec.allow_changes).
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
     """Removes an ended job with its events and checkpoints. Models exported from it stay."""
@@ -65,7 +66,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-    checkpoint. The job keeps its id, its events and their numbering.
+    checkpoint. The job keeps its id, its events and their numbering. Refused while the training
+    set is not the checkpoint's (see DatasetSpec.allow_changes).
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes an ended job with its events and checkpoints. Models exported from it stay."""
@@ -109,7 +111,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-        checkpoint. The job keeps its id, its events and their numbering.
+        checkpoint. The job keeps its id, its events and their numbering. Refused while the training
+        set is not the checkpoint's (see DatasetSpec.allow_changes).
         """
 
     @_abc_1.abstractmethod

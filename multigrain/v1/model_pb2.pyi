@@ -378,7 +378,9 @@ class SetAliasRequest(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """Same characters as a model name; must not be the name of a model."""
+    """Same characters as a model name; must not be the name of a model, nor of one that an export
+    is about to write.
+    """
     model: _builtins.str
     """"name@version" (must be loaded), or empty to remove the alias."""
     def __init__(

@@ -118,7 +118,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Removes a version from disk. It must not be loaded, nor have an alias.
+        """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
+        that has not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,9 @@ class ModelServiceStub:
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
     """Points an alias at a loaded version, at once for every later request."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
-    """Removes a version from disk. It must not be loaded, nor have an alias."""
+    """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
+    that has not ended.
+    """
     ImportModel: _grpc.StreamUnaryMultiCallable[_model_pb2.ImportModelRequest, _model_pb2.Model]
     """Uploads a bundle made elsewhere: first `start`, then chunks of a tar archive of the
     bundle's files. It is checked whole before it appears.
@@ -72,7 +74,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias at a loaded version, at once for every later request."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Removes a version from disk. It must not be loaded, nor have an alias."""
+    """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
+    that has not ended.
+    """
     ImportModel: _aio.StreamUnaryMultiCallable[_model_pb2.ImportModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Uploads a bundle made elsewhere: first `start`, then chunks of a tar archive of the
     bundle's files. It is checked whole before it appears.
@@ -131,7 +135,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
-        """Removes a version from disk. It must not be loaded, nor have an alias."""
+        """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
+        that has not ended.
+        """
 
     @_abc_1.abstractmethod
     def ImportModel(

@@ -93,14 +93,6 @@ class App:
         self._http = HttpServer(self.registry, lambda: self.health.ready)
         self._gpu_watch: asyncio.Task[None] | None = None
         self._events = EventMetrics(self.registry)
-        self.models = ModelManager(
-            self._data.models,
-            self._database,
-            config.serving,
-            self.registry,
-            self.health.on_health,
-            lambda folder: self.jobs.reader_of(folder),
-        )
         self._store = JobStore(self._database)
         self._leases = Leases(Inventory.parse(config.devices))
         self._supervisor = Supervisor(
@@ -123,6 +115,14 @@ class App:
             self._supervisor,
             self._leases,
             self.feeds,
+        )
+        self.models = ModelManager(
+            self._data.models,
+            self._database,
+            config.serving,
+            self.registry,
+            self.health.on_health,
+            self.jobs.needs,
         )
         self._server = self._build_server()
         self.registry.register(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -31,6 +30,7 @@ from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.journal import append
 from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.needs import Needs
 from multigrain_server.jobs.page import PageToken, page_size
 from multigrain_server.jobs.resumable import check_resumable
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
@@ -71,6 +71,7 @@ class Jobs:
         self._supervisor = supervisor
         self._leases = leases
         self._feeds = feeds
+        self.needs = Needs(supervisor)
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def submit(
@@ -229,12 +230,6 @@ class Jobs:
         self._leases.check(job.request.spec.devices)
         return job
 
-    def reader_of(self, folder: Path) -> str:
-        """The id of a job that has not ended and begins with weights below a folder; "" if
-        there is none."""
-        readers = (a.job_id for a in self._supervisor.active.values() if _reads(a.request, folder))
-        return next(readers, "")
-
     async def delete(self, job_id: str) -> None:
         """Removes an ended job from disk.
 
@@ -248,7 +243,7 @@ class Jobs:
         folder = JobFolder(self._jobs_dir / job_id)
         if job_id in self._supervisor.active:
             raise _still_ending(job_id)
-        reader = self.reader_of(folder.path)
+        reader = self.needs.reader_of(folder.path)
         if reader:
             raise _wrong_state(job, f"is in use: job {reader} reads its checkpoints")
         # Without a folder somebody removed it by hand, and the index is all that is left.
@@ -282,13 +277,6 @@ class Jobs:
         """The job with the newest events, which the index may not have yet."""
         active = self._supervisor.active.get(row.job.job_id)
         return active.job() if active is not None else row.job
-
-
-def _reads(request: JobRequest, folder: Path) -> bool:
-    """Whether the weights that a job begins with lie in a folder."""
-    paths = [request.weights_path, request.training.initial_weights if request.training else ""]
-    real = os.path.realpath(folder)
-    return any(path and Path(os.path.realpath(path)).is_relative_to(real) for path in paths)
 
 
 def _wrong_state(job: Job, what: str) -> MultigrainError:

@@ -20,6 +20,7 @@ from multigrain_server.models.reference import ModelReference, ModelVersion, che
 from multigrain_server.models.registry import BundleEntry, BundleRegistry, verify
 from multigrain_server.models.router import ModelRouter
 from multigrain_server.models.store import LoadedRow, ModelStore
+from multigrain_server.models.users import ModelUsers, NoUsers
 from multigrain_server.models.view import ModelView
 from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.config import ServingConfig
@@ -38,7 +39,7 @@ class ModelManager:
         config: limits of serving.
         registry: where metrics are registered.
         on_health: called with a health name and whether it serves, at each change.
-        reader_of: id of a job that needs what is in a folder, "" if none does.
+        users: who else needs a model.
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class ModelManager:
         config: ServingConfig,
         registry: CollectorRegistry,
         on_health: Callable[[str, bool], None],
-        reader_of: Callable[[Path], str] = lambda _folder: "",
+        users: ModelUsers | None = None,
     ) -> None:
         self.config = config
         self.metrics = ServingMetrics(registry)
         self.admission = Admission(config, self.metrics)
         self.cache = ResponseCache(config.cache_bytes, self.metrics)
         self.bundles = BundleRegistry(models_dir)
-        self._reader_of = reader_of
+        self._users = users or NoUsers()
         self._store = ModelStore(database)
         self._router = ModelRouter(self._store, self.bundles)
         self.catalogue = ModelCatalogue(self.bundles, self._router, config.max_batch)
@@ -179,6 +180,11 @@ class ModelManager:
             return ""
         if self.bundles.has_name(alias):
             raise MultigrainError.field("alias", f"{alias} is the name of a model")
+        exporter = self._users.exporter_of(alias)
+        if exporter:
+            raise MultigrainError.field(
+                "alias", f"{alias} is the name of a model that job {exporter} will write"
+            )
         reference = ModelReference.parse(model)
         version = self._router.version_of(reference)
         if version is None or self._router.loaded[version].state is ModelState.LOADING:
@@ -209,7 +215,7 @@ class ModelManager:
                     ErrorKind.WRONG_STATE, f"{version} is loaded: UnloadModel first"
                 )
             self._refuse_aliased(version, "deleted")
-            reader = self._reader_of(entry.path)
+            reader = self._users.reader_of(entry.path)
             if reader:
                 raise MultigrainError(
                     ErrorKind.WRONG_STATE,

@@ -1,4 +1,4 @@
-"""A version that somebody needs is not removed."""
+"""What a job needs is not taken from it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,44 @@ from tests.engine.bundles import write_bundle
 from tests.server.serving.house import house
 
 
+class Users:
+    """Job eval-7 reads a folder, job export-8 writes models of a name."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder: Path | None = folder
+        self._name = name
+
+    def reader_of(self, folder: Path) -> str:
+        return "eval-7" if folder == self.folder else ""
+
+    def exporter_of(self, name: str) -> str:
+        return "export-8" if name == self._name else ""
+
+
 async def test_a_version_that_a_job_reads_is_not_deleted_until_the_job_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = write_bundle(tmp_path / "models", version=1)
+    write_bundle(tmp_path / "models", version=1)
+    bundle = tmp_path / "models" / "tiny" / "1"
     async with house(tmp_path) as h:
-        readers = {tmp_path / "models" / "tiny" / "1": "eval-7"}
-        monkeypatch.setattr(h.manager, "_reader_of", lambda folder: readers.get(folder, ""))
+        users = Users(bundle, "coming")
+        monkeypatch.setattr(h.manager, "_users", users)
         with pytest.raises(MultigrainError, match="job eval-7 reads it") as caught:
             await h.manager.delete("tiny@1")
         assert caught.value.kind is ErrorKind.WRONG_STATE
-        assert bundle is None or (tmp_path / "models" / "tiny" / "1" / "model.json").exists()
-        readers.clear()
+        assert (bundle / "model.json").exists()
+        users.folder = None
         await h.manager.delete("tiny@1")
         with pytest.raises(MultigrainError, match="tiny"):
             h.manager.view("tiny@1")
+
+
+async def test_an_alias_is_not_given_a_name_that_a_job_is_about_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bundle(tmp_path / "models", version=1)
+    async with house(tmp_path) as h:
+        monkeypatch.setattr(h.manager, "_users", Users(tmp_path, "coming"))
+        with pytest.raises(MultigrainError, match="job export-8 will write") as caught:
+            h.manager.set_alias("coming", "tiny@1")
+        assert caught.value.violations[0].field == "alias"
