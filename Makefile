@@ -54,5 +54,14 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
 	touch $@
 
+# The training core's figures (tests/bench/RESULTS.md): ten minutes on a machine with nothing else
+# to do. Each script ends with an error where its bar is missed; the next one runs all the same.
+bench: $(STAMP) $(PEERS)/.installed
+	-$(BIN)/python -m tests.bench.step_time
+	-$(BIN)/python -m tests.bench.memory
+	-$(BIN)/python -m tests.bench.job_overhead
+	-$(BIN)/python -m tests.bench.pytorch_step --pytorch $(PEERS)/bin/python
+	-$(BIN)/python -m tests.bench.scaling
+
 clean:
 	rm -rf $(VENV) $(PEERS) demo-out build dist
