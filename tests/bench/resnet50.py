@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.bundle.reference import write_reference
 from multigrain.checkpoint.files import describe
 from multigrain.images.parameters import Preprocessing
 from multigrain.spec.training import ModelSpec
@@ -34,8 +35,11 @@ def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> 
     network = build_model(spec, CLASSES, seed=version)
     network.set_train(False)
     save_file(model_state(network), folder / "weights.safetensors")
-    images = graphs.comparison_images(SIZE)
-    graphs.write_onnx(network, folder / "model.onnx", images, graphs.reference(network, images))
+    preprocessing = Preprocessing.standard(SIZE)
+    expected = graphs.reference(network, preprocessing)
+    write_reference(folder / "reference.safetensors", expected)
+    images = expected.images(preprocessing)
+    graphs.write_onnx(network, folder / "model.onnx", images, expected)
     manifest = BundleManifest(
         name=name,
         version=version,
@@ -46,8 +50,9 @@ def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> 
             Head(
                 resolution=SIZE,
                 gem_p=3.0,
-                preprocessing=Preprocessing.standard(SIZE),
+                preprocessing=preprocessing,
                 onnx="model.onnx",
+                reference="reference.safetensors",
             ),
         ),
         files={path.name: describe(path) for path in folder.iterdir() if path.is_file()},

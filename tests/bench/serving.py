@@ -20,9 +20,9 @@ from pathlib import Path
 from multigrain_client import Client
 from tests.bench.callers import Plan, Report
 from tests.bench.photographs import photographs
+from tests.bench.raw import Raw
 from tests.bench.resnet50 import write_bundle
 from tests.bench.servers import Server, by_hand, ours, pytriton
-from tests.bench.serving_limit import measure as measure_limit
 
 PARTS = ("limit", "callers", "overload", "stream", "swaps", "by_hand", "pytriton")
 
@@ -57,6 +57,18 @@ def row(name: str, *cells: object) -> None:
     shown = [f"{cell:.3g}" if isinstance(cell, float) and cell < 100 else cell for cell in cells]
     text = [f"{cell:.0f}" if isinstance(cell, float) else str(cell) for cell in shown]
     print(f"| {' | '.join([name, *text])} |", flush=True)
+
+
+def raw(bundle: Path, options: Options) -> Raw:
+    """The machine's limit, found in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.raw", str(bundle), options.runtime or "auto"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found = Raw(**json.loads(done.stdout))
+    row("raw", found.runtime)
+    row("preprocessing ms on one core", found.prepare_ms)
+    row("engine images/s: all cores for a batch", found.wide, "a lane a core", found.lanes)
+    row("limit images/s", found.limit, "one image alone ms", found.alone_ms)
+    return found
 
 
 def common(name: str, server: Server, options: Options) -> float:
@@ -171,7 +183,7 @@ def main() -> None:
     bundle = write_bundle(data / "models")
     limit = rate = 0.0
     if "limit" in parts:
-        limit = measure_limit(bundle, row)
+        limit = raw(bundle, options).limit
     if {"callers", "overload", "stream"} & set(parts):
         with ours(data, "resnet50@1", runtime=options.runtime) as server:
             if "callers" in parts:
