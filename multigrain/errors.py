@@ -26,6 +26,7 @@ class ErrorKind(Enum):
     IMAGE_FORMAT = 21
     IMAGE_TOO_LARGE = 22
     NOT_FINITE = 23
+    IMAGE_HARMFUL = 24
     DATASET = 40
     WORKER_DIED = 41
     CLUSTER_TIMEOUT = 42

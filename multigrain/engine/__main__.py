@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from multigrain.engine.connection import Connection
 from multigrain.engine.in_hand import InHand
 from multigrain.engine.pace import measure
 from multigrain.engine.parent import die_with_parent
+from multigrain.engine.priority import background
 from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import load
 from multigrain.engine.settings import EngineSettings
@@ -42,11 +44,12 @@ def main() -> int:
     # A prepared image may be larger than the file that the limit is for.
     connection = Connection(sock, max(settings.max_image_bytes, _MAX_TENSOR_BYTES))
     try:
-        bundle = read_bundle(settings)
-        compute = Compute(settings.device, settings.threads, settings.max_batch)
-        loaded = load(settings.runtime, bundle, compute)
-        runtimes, manifest = loaded.runtimes, bundle.manifest
-        whitenings = read_whitenings(bundle)
+        with background() if settings.background else contextlib.nullcontext():
+            bundle = read_bundle(settings)
+            compute = Compute(settings.device, settings.threads, settings.max_batch)
+            loaded = load(settings.runtime, bundle, compute)
+            runtimes, manifest = loaded.runtimes, bundle.manifest
+            whitenings = read_whitenings(bundle)
     except MultigrainError as error:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
         return 1

@@ -24,6 +24,7 @@ class EngineSettings:
         max_batch: images.
         max_image_bytes: of an encoded image.
         max_image_pixels: width x height of an image.
+        background: 1 = load at a low priority, because others are served meanwhile.
         in_hand_fd: inherited shared memory of ``multigrain.engine.in_hand``; -1 = none.
         parent_pid: the engine ends when this process is not its parent any more; 0 = never.
     """
@@ -37,6 +38,7 @@ class EngineSettings:
     max_batch: int = 32
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 50_000_000
+    background: int = 0
     in_hand_fd: int = -1
     parent_pid: int = 0
 
@@ -57,6 +59,7 @@ class EngineSettings:
             *("--max-batch", str(self.max_batch)),
             *("--max-image-bytes", str(self.max_image_bytes)),
             *("--max-image-pixels", str(self.max_image_pixels)),
+            *("--background", str(self.background)),
             *("--in-hand-fd", str(self.in_hand_fd)),
             *("--parent-pid", str(self.parent_pid)),
         ]
@@ -77,6 +80,7 @@ class EngineSettings:
             "max_batch",
             "max_image_bytes",
             "max_image_pixels",
+            "background",
             "in_hand_fd",
             "parent_pid",
         ):

@@ -60,6 +60,8 @@ class _ErrorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorKind.V
     """More pixels or more bytes than the server accepts."""
     ERROR_KIND_NOT_FINITE: _ErrorKind.ValueType  # 23
     """The model's answer was not a finite number."""
+    ERROR_KIND_IMAGE_HARMFUL: _ErrorKind.ValueType  # 24
+    """The process that computes died of this image, of it alone; it is refused from then on."""
     ERROR_KIND_DATASET: _ErrorKind.ValueType  # 40
     """Kinds of a failed job.
     The dataset is missing, empty, mostly unreadable, or has the wrong number of classes.
@@ -122,6 +124,8 @@ ERROR_KIND_IMAGE_TOO_LARGE: ErrorKind.ValueType  # 22
 """More pixels or more bytes than the server accepts."""
 ERROR_KIND_NOT_FINITE: ErrorKind.ValueType  # 23
 """The model's answer was not a finite number."""
+ERROR_KIND_IMAGE_HARMFUL: ErrorKind.ValueType  # 24
+"""The process that computes died of this image, of it alone; it is refused from then on."""
 ERROR_KIND_DATASET: ErrorKind.ValueType  # 40
 """Kinds of a failed job.
 The dataset is missing, empty, mostly unreadable, or has the wrong number of classes.

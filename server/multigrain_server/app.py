@@ -123,6 +123,7 @@ class App:
             self.registry,
             self.health.on_health,
             self.jobs.needs,
+            leases=self._leases,
         )
         self._server = self._build_server()
         self.registry.register(

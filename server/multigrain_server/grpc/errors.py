@@ -39,6 +39,7 @@ STATUS_OF: dict[ErrorKind, grpc.StatusCode] = {
     ErrorKind.IMAGE_FORMAT: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.IMAGE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.NOT_FINITE: grpc.StatusCode.INTERNAL,
+    ErrorKind.IMAGE_HARMFUL: grpc.StatusCode.INVALID_ARGUMENT,
     # At submission; the dataset is an argument.
     ErrorKind.DATASET: grpc.StatusCode.INVALID_ARGUMENT,
     # Kinds of failed jobs: on the wire only if a call waits for such work.

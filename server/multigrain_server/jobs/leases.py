@@ -109,6 +109,6 @@ class Leases:
         owners = sorted({lease.owner for lease in self.of_kind(kind)})
         used = total - len(self.free(kind))
         wanted = f"a free {noun}" if needed == 1 else f"{needed} free {noun}s"
-        by = ", ".join(f"job {owner}" for owner in owners[:4])
+        by = ", ".join(o if o.startswith("engine ") else f"job {o}" for o in owners[:4])
         more = f" and {len(owners) - 4} more" if len(owners) > 4 else ""
         return f"waiting for {wanted}: {used} of {total} in use" + (f" by {by}{more}" if by else "")

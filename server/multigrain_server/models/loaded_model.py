@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from enum import Enum
 
 from multigrain.engine.wire import Result
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models.backoff import Backoff
+from multigrain_server.models.engine_devices import EngineDevices
+from multigrain_server.models.keeper import EngineKeeper, KeptModel
 from multigrain_server.models.registry import BundleEntry
 from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.engine_child import EngineOrder, Launch
 from multigrain_server.serving.engine_process import EngineProcess
 from multigrain_server.serving.metrics import ServingMetrics
+from multigrain_server.serving.refused_images import RefusedImages
 from multigrain_server.serving.statistics import ModelStatistics
-
-_LOG = logging.getLogger(__name__)
 
 
 class ModelState(Enum):
@@ -30,12 +32,14 @@ class ModelState(Enum):
     FAILED = "failed"
 
 
-class LoadedModel:
+class LoadedModel(KeptModel):
     """Keeps an engine running for one bundle.
 
     Args:
         entry: the bundle, verified by the caller.
         runtime: "auto", "mindspore" or "onnxruntime".
+        launch: starts the process of an engine.
+        devices: where it finds one to compute on.
         on_change: called after each change of state.
     """
 
@@ -45,6 +49,8 @@ class LoadedModel:
         runtime: str,
         config: ServingConfig,
         metrics: ServingMetrics,
+        launch: Launch,
+        devices: EngineDevices,
         on_change: Callable[[], None],
     ) -> None:
         self.entry = entry
@@ -54,11 +60,17 @@ class LoadedModel:
         self.load_seconds = 0.0
         self.restarts = 0
         self.statistics = ModelStatistics()
+        #: When it was last routed to, on the clock of ``time.monotonic``.
+        self.last_used = time.monotonic()
         self._config = config
         self._metrics = metrics
+        self._launch = launch
+        self._devices = devices
         self._on_change = on_change
+        self._refused = RefusedImages()
+        self._backoff = Backoff(config.restart_backoff_seconds, config.restart_backoff_max_seconds)
         self._engine: EngineProcess | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper: EngineKeeper | None = None
         self._replaced: dict[asyncio.Task[None], EngineProcess] = {}
 
     @property
@@ -80,6 +92,11 @@ class LoadedModel:
         ready = self._engine.ready if self._engine is not None else None
         return f"{ready.runtime} ({ready.reason})" if ready is not None else ""
 
+    def resident_bytes(self) -> int:
+        """Memory that its engine holds; 0 while there is none. May be called in any thread."""
+        engine = self._engine
+        return engine.resident_bytes() if engine is not None else 0
+
     async def load(self) -> None:
         """Starts the first engine. Raises MultigrainError and is of no use then."""
         started = time.monotonic()
@@ -88,7 +105,7 @@ class LoadedModel:
         self.load_seconds = time.monotonic() - started
         self._metrics.model_load_seconds.observe(self.load_seconds)
         self._set(ModelState.READY, "")
-        self._keeper = asyncio.create_task(self._keep())
+        self._keep(self._engine)
 
     def fail(self, message: str) -> None:
         """Notes why it could not be loaded."""
@@ -107,7 +124,7 @@ class LoadedModel:
         old, self._engine = self._engine, engine
         self.runtime = runtime
         self._set(ModelState.READY, "")
-        self._keeper = asyncio.create_task(self._keep())
+        self._keep(engine)
         if old is not None:
             # By itself: the caller may go away, the old engine must end all the same.
             task = asyncio.create_task(_end(old, self._config.drain_seconds))
@@ -124,53 +141,54 @@ class LoadedModel:
         engines = [engine for engine in (self._engine, *self._replaced.values()) if engine]
         await asyncio.gather(*(_end(engine, drain_seconds) for engine in engines))
         self._engine = None
+        self._devices.give_back(str(self.entry.version))
         self._set(ModelState.UNLOADED, "")
 
-    async def _start(self, runtime: str) -> EngineProcess:
-        return await EngineProcess.start(
-            str(self.entry.version), self.entry.path, runtime, self._config, self._observe
-        )
+    # KeptModel
 
-    async def _keep(self) -> None:
-        """Replaces the engine whenever it ends by itself."""
-        failures = 0
-        while True:
-            assert self._engine is not None
-            started = time.monotonic()
-            await self._engine.ended.wait()
-            reason = self._engine.end_reason
-            # One that served for a while starts the count of failures in a row anew.
-            if time.monotonic() - started > self._config.restart_backoff_max_seconds:
-                failures = 0
-            self.restarts += 1
-            self._metrics.engine_restarts.inc()
-            self._set(ModelState.FAILED, f"its engine ended ({reason}) and is being replaced")
-            _LOG.error("engine of %s ended: %s", self.entry.version, reason)
-            while True:
-                await asyncio.sleep(self._backoff(failures))
-                failures += 1
-                try:
-                    self._engine = await self._start(self.runtime)
-                    break
-                except MultigrainError as error:
-                    self._set(ModelState.FAILED, f"cannot be replaced yet: {error.message}")
-                    _LOG.error("%s cannot be loaded again: %s", self.entry.version, error)
-            self._set(ModelState.READY, "")
+    async def start_engine(self) -> EngineProcess:
+        # Its requests wait for it: not behind what other models are asked.
+        return await self._start(self.runtime, background=False)
 
-    def _backoff(self, failures: int) -> float:
-        config = self._config
-        return float(
-            min(
-                config.restart_backoff_seconds * 2 ** min(failures, 30),
-                config.restart_backoff_max_seconds,
+    def engine_ended(self, reason: str) -> None:
+        self.restarts += 1
+        self._metrics.engine_restarts.inc()
+        self._set(ModelState.FAILED, f"its engine ended ({reason}) and is being replaced")
+
+    def engine_delayed(self, reason: str) -> None:
+        self._set(ModelState.FAILED, reason)
+
+    def engine_replaced(self, engine: EngineProcess) -> None:
+        self._engine = engine
+        self._set(ModelState.READY, "")
+
+    async def _start(self, runtime: str, *, background: bool = True) -> EngineProcess:
+        label = str(self.entry.version)
+        environment = self._devices.take(label)
+        order = EngineOrder(label, self.entry.path, runtime, background, environment)
+        try:
+            return await EngineProcess.start(
+                order, self._config, self._observe, self._launch, self._refused
             )
+        except BaseException:
+            # Without a first engine there is no model that could need a device again.
+            if self._engine is None:
+                self._devices.give_back(label)
+            raise
+
+    def _keep(self, engine: EngineProcess) -> None:
+        self._keeper = EngineKeeper(
+            str(self.entry.version),
+            self,
+            engine,
+            self._backoff,
+            self._config.restart_backoff_max_seconds,
+            self._refused,
         )
 
     async def _end_keeper(self) -> None:
         if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await self._keeper.close()
             self._keeper = None
 
     def _set(self, state: ModelState, message: str) -> None:
@@ -200,6 +218,7 @@ _REASONS = {
     ErrorKind.IMAGE_FORMAT: "bad_format",
     ErrorKind.IMAGE_TOO_LARGE: "too_large",
     ErrorKind.NOT_FINITE: "nan",
+    ErrorKind.IMAGE_HARMFUL: "harmful",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,28 @@ from prometheus_client import CollectorRegistry
 from multigrain.engine.runtime.names import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.database import Database
+from multigrain_server.jobs.leases import Leases
 from multigrain_server.models.announcer import ModelAnnouncer
 from multigrain_server.models.catalogue import ModelCatalogue
+from multigrain_server.models.departures import Departures
+from multigrain_server.models.engine_devices import EngineDevices
+from multigrain_server.models.labels import ModelLabels
 from multigrain_server.models.loaded_model import LoadedModel, ModelState
-from multigrain_server.models.reference import ModelReference, ModelVersion, check_name
+from multigrain_server.models.memory_budget import MemoryBudget
+from multigrain_server.models.on_demand import OnDemand
+from multigrain_server.models.reference import ModelReference, ModelVersion
 from multigrain_server.models.registry import BundleEntry, BundleRegistry, verify
+from multigrain_server.models.restoration import Restoration
 from multigrain_server.models.router import ModelRouter
 from multigrain_server.models.store import LoadedRow, ModelStore
 from multigrain_server.models.users import ModelUsers, NoUsers
 from multigrain_server.models.view import ModelView
 from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.engine_child import Launch
+from multigrain_server.serving.engine_child import launch as launch_process
 from multigrain_server.serving.metrics import ServingMetrics
 from multigrain_server.serving.response_cache import ResponseCache
-
-_LOG = logging.getLogger(__name__)
 
 
 class ModelManager:
@@ -40,6 +47,8 @@ class ModelManager:
         registry: where metrics are registered.
         on_health: called with a health name and whether it serves, at each change.
         users: who else needs a model.
+        launch: starts the process of an engine.
+        leases: where engines on a GPU or NPU find one that no job has.
     """
 
     def __init__(
@@ -50,6 +59,8 @@ class ModelManager:
         registry: CollectorRegistry,
         on_health: Callable[[str, bool], None],
         users: ModelUsers | None = None,
+        launch: Launch = launch_process,
+        leases: Leases | None = None,
     ) -> None:
         self.config = config
         self.metrics = ServingMetrics(registry)
@@ -63,29 +74,40 @@ class ModelManager:
         self._announcer = ModelAnnouncer(
             self.bundles, self._router, self.catalogue, self.metrics, on_health
         )
+        self._labels = ModelLabels(
+            self._store,
+            self._router,
+            self.bundles,
+            self.catalogue,
+            self._users,
+            on_demand=config.load_on_demand,
+        )
+        self._budget = MemoryBudget(
+            config,
+            self._router,
+            self.metrics,
+            busy=lambda version: self._lock(version).locked(),
+            unload=self._make_way,
+        )
+        self._on_demand = OnDemand(self.load, self._spawn, config.restart_backoff_max_seconds)
+        self._launch = launch
+        self._devices = EngineDevices(config.device, leases)
         self._locks: dict[ModelVersion, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._restoration = Restoration(
+            self._store, self.bundles, self._router, self._model, self._lock
+        )
+        self._departures = Departures(
+            self._router, self.metrics, config.drain_seconds, self._announcer.publish
+        )
 
     async def start(self) -> None:
         """Begins to load what was loaded before; returns at once."""
         self.bundles.clean()
-        models = []
-        for row in self._store.loaded():
-            reference = ModelReference(row.version.name, row.version.version)
-            try:
-                entry = self.bundles.find(reference)
-            except MultigrainError as error:
-                _LOG.error("%s was loaded before and cannot be now: %s", reference, error.message)
-                continue
-            model = LoadedModel(
-                entry, row.runtime, self.config, self.metrics, self._announcer.publish
-            )
-            self._router.loaded[row.version] = model
-            models.append(model)
+        self._restoration.announce()
         self._announcer.publish()
-        if models:
-            self._spawn(self._restore(models))
+        self._spawn(self._restoration.run())
+        self._spawn(self._budget.watch())
 
     async def close(self, drain_seconds: float) -> None:
         """Refuses new images, lets those in work finish, ends all engines.
@@ -98,7 +120,7 @@ class ModelManager:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         models = (*self._router.loaded.values(), *self._router.draining.values())
         await asyncio.gather(*(model.end(drain_seconds) for model in models))
-        await asyncio.gather(*self._ending)
+        await self._departures.finish()
         self._router.loaded.clear()
         self._announcer.publish()
 
@@ -112,7 +134,13 @@ class ModelManager:
 
     def route(self, model: str) -> LoadedModel:
         """The model that answers a request; see :meth:`ModelRouter.route`."""
-        return self._router.route(model)
+        if self.config.load_on_demand:
+            version = self._router.unloaded(model)
+            if version is not None:
+                raise self._on_demand.ask(version)
+        found = self._router.route(model)
+        found.last_used = time.monotonic()
+        return found
 
     def view(self, model: str) -> ModelView:
         """Raises NOT_FOUND."""
@@ -133,22 +161,23 @@ class ModelManager:
             raise MultigrainError.field(
                 "runtime", f"{runtime[:80]!r} is unknown: use one of {', '.join(RUNTIMES)}"
             )
-        entry = self.catalogue.find(model)
-        version = entry.version
+        version = self.catalogue.find(model).version
         async with self._lock(version):
+            # It may have been deleted while this waited.
+            entry = self.bundles.find(ModelReference(version.name, version.version))
             current = self._router.loaded.get(version)
             if current is None:
                 await self._load_new(entry, runtime or self.config.runtime)
             elif current.state is not ModelState.READY or runtime not in ("", current.runtime):
-                await self._verify(entry)
+                await asyncio.to_thread(verify, entry)
                 await current.switch_runtime(runtime or current.runtime)
                 self._store.add_loaded(LoadedRow(version, current.runtime))
             if make_default:
                 self._store.set_default(model)
                 self._router.refresh()
         self._announcer.publish()
-        if not self.config.keep_replaced_versions:
-            self._retire_older(version)
+        for older in self._replaced_by(version):
+            self._spawn(self._retire(older))
         return self.catalogue.view(entry)
 
     async def unload(self, model: str) -> ModelView:
@@ -161,41 +190,14 @@ class ModelManager:
         version = self._router.version_of(reference)
         if version is None:
             return self.catalogue.view(self.catalogue.find(model))
-        self._refuse_aliased(version, "unloaded")
         async with self._lock(version):
+            self._labels.refuse(version, "unloaded")
             await self._unload(version)
         return self.catalogue.view(self.bundles.find(ModelReference(version.name, version.version)))
 
     def set_alias(self, alias: str, model: str) -> str:
-        """Points ``alias`` at a loaded version; "" removes it. Returns "name@version" or "".
-
-        Raises:
-            MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE (not loaded).
-        """
-        check_name(alias, "alias")
-        if not model:
-            if not self._store.remove_alias(alias):
-                raise MultigrainError(ErrorKind.NOT_FOUND, f"no alias {alias}")
-            self._router.refresh()
-            return ""
-        if self.bundles.has_name(alias):
-            raise MultigrainError.field("alias", f"{alias} is the name of a model")
-        exporter = self._users.exporter_of(alias)
-        if exporter:
-            raise MultigrainError.field(
-                "alias", f"{alias} is the name of a model that job {exporter} will write"
-            )
-        reference = ModelReference.parse(model)
-        version = self._router.version_of(reference)
-        if version is None or self._router.loaded[version].state is ModelState.LOADING:
-            known = self.catalogue.find(model).version
-            raise MultigrainError(
-                ErrorKind.WRONG_STATE,
-                f"{known} is not loaded, and an alias must always answer: LoadModel first",
-            )
-        self._store.set_alias(alias, version)
-        self._router.refresh()
-        return str(version)
+        """See :meth:`ModelLabels.set`."""
+        return self._labels.set(alias, model)
 
     async def delete(self, model: str) -> None:
         """Removes a version from disk.
@@ -214,7 +216,7 @@ class ModelManager:
                 raise MultigrainError(
                     ErrorKind.WRONG_STATE, f"{version} is loaded: UnloadModel first"
                 )
-            self._refuse_aliased(version, "deleted")
+            self._labels.refuse(version, "deleted")
             reader = self._users.reader_of(entry.path)
             if reader:
                 raise MultigrainError(
@@ -225,45 +227,33 @@ class ModelManager:
             self.metrics.model_state(version.name, version.version, None)
 
     def _model(self, entry: BundleEntry, runtime: str) -> LoadedModel:
-        return LoadedModel(entry, runtime, self.config, self.metrics, self._announcer.publish)
+        return LoadedModel(
+            entry,
+            runtime,
+            self.config,
+            self.metrics,
+            self._launch,
+            self._devices,
+            self._announcer.publish,
+        )
 
     async def _load_new(self, entry: BundleEntry, runtime: str) -> None:
         version = entry.version
         model = self._model(entry, runtime)
         self._router.loaded[version] = model
+        replaced = self._replaced_by(version)
         try:
-            await self._verify(entry)
+            await self._budget.make_room(version, replaced)
+            await asyncio.to_thread(verify, entry)
             await model.load()
+            await self._budget.settle(version, replaced)
         except BaseException:
-            del self._router.loaded[version]
-            self._announcer.publish()
+            await self._departures.take_out(version, model)
             raise
         self._store.add_loaded(LoadedRow(version, runtime))
 
-    async def _verify(self, entry: BundleEntry) -> None:
-        await asyncio.to_thread(verify, entry)
-
-    async def _restore(self, models: list[LoadedModel]) -> None:
-        """Loads one after the other: side by side they would only share the cores.
-
-        One that fails stays listed as FAILED, with the reason.
-        """
-        for model in models:
-            async with self._lock(model.entry.version):
-                if model.state is not ModelState.LOADING:
-                    continue  # loaded or unloaded by a call meanwhile
-                try:
-                    await self._verify(model.entry)
-                    await model.load()
-                except MultigrainError as error:
-                    model.fail(error.message)
-                    _LOG.error("%s cannot be loaded again: %s", model.entry.version, error.message)
-
-    def _retire_older(self, version: ModelVersion) -> None:
-        for other in list(self._router.loaded):
-            older = other.name == version.name and other.version < version.version
-            if older and not self._router.pinned(other):
-                self._spawn(self._retire(other))
+    def _replaced_by(self, version: ModelVersion) -> list[ModelVersion]:
+        return [] if self.config.keep_replaced_versions else self._router.older(version)
 
     async def _retire(self, version: ModelVersion) -> None:
         async with self._lock(version):
@@ -271,35 +261,22 @@ class ModelManager:
                 await self._unload(version)
 
     async def _unload(self, version: ModelVersion) -> None:
-        # Out of the routes first: what comes from now on goes elsewhere or is refused.
-        model = self._router.loaded.pop(version, None)
+        model = self._router.loaded.get(version)
         if model is None:
             return
         self._store.remove_loaded(version)
         if self._router.default_reference == str(version):
             self._store.clear_default()
             self._router.refresh()
-        self._router.draining[version] = model
-        task = asyncio.create_task(self._end(version, model))
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        # The caller may go away; what has begun is finished all the same.
-        await asyncio.shield(task)
+        await self._departures.take_out(version, model)
 
-    async def _end(self, version: ModelVersion, model: LoadedModel) -> None:
-        await model.end(self.config.drain_seconds)
-        if self._router.draining.get(version) is model:
-            del self._router.draining[version]
-        self._announcer.publish()
-
-    def _refuse_aliased(self, version: ModelVersion, verb: str) -> None:
-        aliases = self._router.aliases_of(version)
-        if aliases:
-            raise MultigrainError(
-                ErrorKind.WRONG_STATE,
-                f"{version} cannot be {verb} while alias {', '.join(aliases)} points at it: "
-                "SetAlias to another version, or to nothing, first",
-            )
+    async def _make_way(self, version: ModelVersion) -> None:
+        """Unloads a model for another one; what points at it stays, and loads it again."""
+        async with self._lock(version):
+            model = self._router.loaded.get(version)
+            if model is not None:
+                self._store.remove_loaded(version)
+                await self._departures.take_out(version, model)
 
     def _lock(self, version: ModelVersion) -> asyncio.Lock:
         return self._locks.setdefault(version, asyncio.Lock())

@@ -53,6 +53,16 @@ class ModelRouter:
             ErrorKind.WRONG_STATE, f"{known.version} is not loaded: LoadModel first"
         )
 
+    def unloaded(self, text: str) -> ModelVersion | None:
+        """The version on disk that a request means if none that it could mean is loaded."""
+        text = text or self.default_reference
+        if not text:
+            return None
+        reference = ModelReference.parse(text)
+        if self.version_of(reference) is not None:
+            return None
+        return self._registry.find(self.target(reference)).version
+
     def target(self, reference: ModelReference) -> ModelReference:
         """``reference`` with an alias followed."""
         if reference.version is None and reference.name in self.aliases:
@@ -86,6 +96,16 @@ class ModelRouter:
 
     def aliases_of(self, version: ModelVersion) -> tuple[str, ...]:
         return tuple(sorted(alias for alias, target in self.aliases.items() if target == version))
+
+    def older(self, version: ModelVersion) -> list[ModelVersion]:
+        """Older loaded versions of the same model that neither an alias nor the default keeps."""
+        return [
+            other
+            for other in self.loaded
+            if other.name == version.name
+            and other.version < version.version
+            and not self.pinned(other)
+        ]
 
     def pinned(self, version: ModelVersion) -> bool:
         """Whether an alias, or a default that states a version, points at it."""

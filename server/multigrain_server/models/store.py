@@ -49,6 +49,9 @@ class ModelStore:
             LoadedRow(ModelVersion(row["name"], row["version"]), row["runtime"]) for row in rows
         ]
 
+    def has_loaded(self, version: ModelVersion) -> bool:
+        return any(row.version == version for row in self.loaded())
+
     def add_loaded(self, row: LoadedRow) -> None:
         self._database.execute(
             "INSERT INTO loaded_models (name, version, runtime) VALUES (?, ?, ?) "

@@ -77,8 +77,8 @@ class ServingConfig(Spec):
     engine_stall_seconds: float = Field(
         60.0,
         gt=0,
-        description="Seconds without any answer, while images are in work, after which an engine "
-        "is killed and replaced. Default 60.",
+        description="Seconds that images in work may go without any answer, or one of them may "
+        "stay in an engine's hands; then the engine is killed and replaced. Default 60.",
     )
     drain_seconds: float = Field(
         30.0,
@@ -89,8 +89,8 @@ class ServingConfig(Spec):
     restart_backoff_seconds: float = Field(
         0.1,
         gt=0,
-        description="Pause before a dead engine is replaced; doubles with each failure in a "
-        "row, up to restart_backoff_max_seconds. Default 0.1.",
+        description="Pause before a dead engine is replaced a second time in a row (the first "
+        "time there is none); doubles each time, up to restart_backoff_max_seconds. Default 0.1.",
     )
     restart_backoff_max_seconds: float = Field(
         30.0, gt=0, description="Longest such pause. Default 30."
@@ -100,6 +100,19 @@ class ServingConfig(Spec):
         description="Keep older versions loaded when a newer one of the same model is loaded. "
         "By default they are drained and unloaded, unless an alias or the default model "
         "points at them.",
+    )
+    memory_budget_mib: int = Field(
+        0,
+        ge=0,
+        description="MiB of resident memory that all engines together may hold; beyond it the "
+        "least recently used model that no alias and no default points at is unloaded, and a "
+        "load that cannot fit is refused. 0 = no limit. Default 0.",
+    )
+    load_on_demand: bool = Field(
+        False,
+        description="Load a model when a request names it and it is not loaded; the request is "
+        "answered UNAVAILABLE with a delay. Also lets any model be unloaded for another one "
+        "within memory_budget_mib. Default false.",
     )
     max_bundle_bytes: int = Field(
         4096 * _MIB, ge=1024, description="Bytes of an imported bundle at most. Default 4 GiB."

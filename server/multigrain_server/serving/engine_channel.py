@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from multigrain.engine.wire import Frame, FrameParser, Message, WireError, encode
+
+_END_SECONDS = 0.5
 
 
 class EngineChannel(asyncio.Protocol):
@@ -30,6 +33,7 @@ class EngineChannel(asyncio.Protocol):
         self._error: WireError | None = None
         self._may_write = asyncio.Event()
         self._may_write.set()
+        self._lost = asyncio.Event()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         """Sends at once, or queues; silently nothing after the end, which ``on_closed`` tells."""
@@ -42,6 +46,16 @@ class EngineChannel(asyncio.Protocol):
     async def drained(self) -> None:
         """Waits while the engine reads too slowly for what was sent."""
         await self._may_write.wait()
+
+    async def ended(self) -> None:
+        """Waits, for a moment at most, until all that the other side had sent is read.
+
+        Somebody else may hold the other end open: a process that the engine started.
+        """
+        if self._transport is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._lost.wait()
 
     def close(self) -> None:
         if self._transport is not None:
@@ -70,5 +84,6 @@ class EngineChannel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_write.set()
+        self._lost.set()
         self._transport = None
         self._on_closed(self._error)

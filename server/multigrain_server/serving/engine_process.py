@@ -1,20 +1,13 @@
-"""One engine: a child process, its socket, and the images it has in work."""
+"""One engine: what is said to it, and the images it has in work."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import os
-import signal
-import socket
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from multigrain.engine.settings import EngineSettings
 from multigrain.engine.wire import (
     Cancel,
     Frame,
@@ -29,98 +22,103 @@ from multigrain.engine.wire import (
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.engine_channel import EngineChannel
+from multigrain_server.serving.engine_child import EngineChild, EngineOrder, Launch
+from multigrain_server.serving.engine_hello import EngineHello
 from multigrain_server.serving.engine_item import EngineResult, PendingItem
-from multigrain_server.serving.engine_output import EngineOutput, describe_exit
+from multigrain_server.serving.engine_items import EngineItems
+from multigrain_server.serving.refused_images import RefusedImages
 
 _LOG = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
+# A vector and the scores of all classes; far above any network's.
+_MAX_PAYLOAD = 64 * 1024 * 1024
 
 
 class EngineProcess:
     """Made by :meth:`start`; ends by :meth:`stop`, or by itself, which ``ended`` tells."""
 
     def __init__(
-        self, label: str, config: ServingConfig, on_result: Callable[[Result], None]
+        self,
+        child: EngineChild,
+        label: str,
+        config: ServingConfig,
+        on_result: Callable[[Result], None],
+        refused: RefusedImages,
     ) -> None:
+        self._child = child
         self._label = label
         self._config = config
         self._on_result = on_result
+        self._refused = refused
         self._ids = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[EngineResult]] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._first: asyncio.Future[Ready | LoadFailed] = asyncio.get_running_loop().create_future()
-        self._output = EngineOutput(label)
-        self._process: asyncio.subprocess.Process | None = None
-        self._channel: EngineChannel | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self._guard: asyncio.Task[None] | None = None
-        self._progress = time.monotonic()
+        self._items = EngineItems()
+        self._hello = EngineHello(label, config.load_timeout_seconds)
+        self._channel = EngineChannel(_MAX_PAYLOAD, self._received, self._closed)
         self._stalled = False
-        #: Set when the process has ended, by itself or not.
+        self._stopping = False
+        self._watch = asyncio.create_task(self._follow())
+        self._guard: asyncio.Task[None] | None = None
+        #: Set when the process has ended, by itself or not, and its images are out of it.
         self.ended = asyncio.Event()
         self.end_reason = ""
         self.ready: Ready | None = None
+        #: Takes the images in work of an engine that ends by itself; without one they fail.
+        self.heir: Callable[[Sequence[PendingItem]], None] | None = None
 
     @classmethod
     async def start(
         cls,
-        label: str,
-        bundle: Path,
-        runtime: str,
+        order: EngineOrder,
         config: ServingConfig,
         on_result: Callable[[Result], None],
+        launch: Launch,
+        refused: RefusedImages,
     ) -> EngineProcess:
-        """Spawns an engine and waits until it answers.
+        """Starts an engine and waits until it answers.
 
         Args:
-            label: "name@version", for logs and messages.
-            bundle: its folder.
-            runtime: "auto", "mindspore" or "onnxruntime".
+            order: what for.
             config: limits.
             on_result: called for each result, whether or not somebody still waits for it.
+            launch: starts its process.
+            refused: images that never reach it.
 
         Raises:
             MultigrainError: what the engine says, or UNAVAILABLE if it ends or takes too long.
         """
-        engine = cls(label, config, on_result)
         try:
-            await engine._spawn(bundle, runtime)
-            async with asyncio.timeout(config.load_timeout_seconds):
-                first = await engine._first
-        except TimeoutError:
-            await engine.stop()
-            raise MultigrainError(
-                ErrorKind.UNAVAILABLE,
-                f"{label} did not load within {config.load_timeout_seconds:g} s: raise "
-                "serving.load_timeout_seconds, or look at the server's log",
-            ) from None
+            child = await launch(order, config)
         except OSError as error:
-            await engine.stop()
             # Of interest to a caller that waits, and no reason for a keeper to give up.
             raise MultigrainError(
                 ErrorKind.UNAVAILABLE,
-                f"the engine of {label} cannot be started ({error.strerror}): the host is short "
-                "of memory, processes or open files",
+                f"the engine of {order.label} cannot be started ({error.strerror}): "
+                "the host is short of memory, processes or open files",
                 retry_after=_RETRY_SECONDS,
             ) from error
+        engine = cls(child, order.label, config, on_result, refused)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(
+                lambda: engine._channel, sock=child.socket
+            )
+            engine.ready = await engine._hello.ready()
         except BaseException:
             await engine.stop()
             raise
-        if isinstance(first, LoadFailed):
-            await engine.stop()
-            raise MultigrainError(ErrorKind(first.kind), f"{label}: {first.message}")
-        engine.ready = first
         engine._guard = asyncio.create_task(engine._guard_progress())
         return engine
 
     @property
     def pid(self) -> int:
-        return self._process.pid if self._process is not None else 0
+        return self._child.pid
 
     @property
     def pending(self) -> int:
-        return len(self._pending)
+        return len(self._items)
+
+    def resident_bytes(self) -> int:
+        """See :meth:`EngineChild.resident_bytes`."""
+        return self._child.resident_bytes()
 
     def submit(
         self,
@@ -134,17 +132,14 @@ class EngineProcess:
         scores: bool = False,
         tensor: bool = False,
     ) -> PendingItem:
-        """Sends one image. Its future fails with UNAVAILABLE if the engine ends first."""
-        if self.ended.is_set() or self._channel is None:
+        """Sends one image.
+
+        Its future fails with UNAVAILABLE if the engine ends first and no other takes it over.
+        """
+        if self.ended.is_set():
             raise self._gone()
-        number = next(self._ids)
-        future: asyncio.Future[EngineResult] = asyncio.get_running_loop().create_future()
-        if not self._pending:
-            self._progress = time.monotonic()
-        self._pending[number] = future
-        self._idle.clear()
         message = Submit(
-            id=number,
+            id=next(self._ids),
             caller=caller,
             resolution=resolution,
             deadline_ns=deadline_ns,
@@ -153,93 +148,71 @@ class EngineProcess:
             scores=scores,
             tensor=tensor,
         )
-        self._channel.send(message, image)
-        return PendingItem(number, future)
+        item = PendingItem(message, image, asyncio.get_running_loop().create_future())
+        refusal = self._refused.refusal(image)
+        if refusal is not None:
+            self.refuse(item, refusal)
+            return item
+        self._send(item)
+        return item
+
+    def adopt(self, item: PendingItem) -> None:
+        """Takes over an image of an engine that has ended."""
+        if self.ended.is_set():
+            item.fail(self._gone())
+        elif not item.future.done():
+            item.request = replace(item.request, id=next(self._ids))
+            item.suspect = False
+            self._send(item)
+
+    def refuse(self, item: PendingItem, error: MultigrainError) -> None:
+        """Answers an image with an error of its own, without the engine."""
+        result = Result(id=item.id, kind=error.kind.value, message=error.message)
+        self._on_result(result)
+        item.answer(EngineResult(result, b""))
 
     async def wait_idle(self) -> None:
         """Waits until no image is in work."""
-        await self._idle.wait()
+        await self._items.wait_idle()
 
     async def drained(self) -> None:
         """Waits while the engine reads too slowly."""
-        if self._channel is not None:
-            await self._channel.drained()
+        await self._channel.drained()
 
     def cancel(self, item: PendingItem) -> None:
-        """Tells the engine that nobody waits for the image any more."""
-        if item.id in self._pending and self._channel is not None:
-            self._channel.send(Cancel(id=item.id))
+        """Tells the engine that has the image now that nobody waits for it any more."""
+        if item.channel is not None:
+            item.channel.send(Cancel(id=item.id))
 
     def hold(self, items: int) -> None:
         """For tests: see :class:`multigrain.engine.wire.Hold`."""
-        if self._channel is not None:
-            self._channel.send(Hold(items=items))
+        self._channel.send(Hold(items=items))
 
     async def stop(self) -> None:
         """Ends the process; images in work fail with UNAVAILABLE."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is None:
-            return
+        self._stopping = True
+        self._channel.close()
         try:
             async with asyncio.timeout(2):
                 await self.ended.wait()
         except TimeoutError:
-            self._kill()
+            self._child.kill()
             await self.ended.wait()
 
-    async def _spawn(self, bundle: Path, runtime: str) -> None:
-        config = self._config
-        ours, theirs = socket.socketpair()
-        settings = EngineSettings(
-            bundle=bundle,
-            socket_fd=theirs.fileno(),
-            runtime=runtime,
-            device=config.device,
-            threads=config.engine_threads,
-            decode_threads=config.decode_threads or os.cpu_count() or 1,
-            max_batch=config.max_batch,
-            max_image_bytes=config.max_image_bytes,
-            max_image_pixels=config.max_image_pixels,
-            parent_pid=os.getpid(),
-        )
-        with theirs:
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "multigrain.engine", *settings.arguments()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(),),
-                    # A Ctrl-C in a terminal is the daemon's to handle: it drains first.
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self._watch = asyncio.create_task(self._follow(self._process))
-        _, self._channel = await asyncio.get_running_loop().create_unix_connection(
-            lambda: EngineChannel(self._max_payload(), self._received, self._closed), sock=ours
-        )
-
-    def _max_payload(self) -> int:
-        # A vector and the scores of all classes; far above any network's.
-        return 64 * 1024 * 1024
+    def _send(self, item: PendingItem) -> None:
+        item.channel = self._channel
+        self._items.add(item)
+        self._channel.send(item.request, item.image)
 
     def _received(self, frame: Frame) -> None:
         match frame.message:
             case Result() as result:
-                self._progress = time.monotonic()
-                future = self._pending.pop(result.id, None)
-                if not self._pending:
-                    self._idle.set()
+                item = self._items.finish(result.id)
                 self._on_result(result)
-                # A caller that was cancelled has a future that is done: nobody is waiting.
-                if future is not None and not future.done():
-                    future.set_result(EngineResult(result, frame.payload))
+                if item is not None:
+                    item.answer(EngineResult(result, frame.payload))
             case Ready() | LoadFailed() as first:
-                if not self._first.done():
-                    self._first.set_result(first)
+                self._hello.received(first)
             case _:
                 raise WireError(f"a daemon takes no {type(frame.message).__name__}")
 
@@ -247,57 +220,42 @@ class EngineProcess:
         if error is not None:
             _LOG.error("engine of %s broke the protocol: %s", self._label, error)
         # Without its socket an engine is of no use; a healthy one is exiting by itself.
-        asyncio.get_running_loop().call_later(1.0, self._kill)
-
-    def _kill(self) -> None:
-        if self._process is not None and not self.ended.is_set():
-            # With its group: what a library has started keeps the output open, and the end
-            # would not be noticed.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        asyncio.get_running_loop().call_later(1.0, self._child.kill)
 
     async def _guard_progress(self) -> None:
-        """Ends an engine that has images in work and answers none: a hang inside a library
-        would otherwise look like a healthy server for ever."""
+        """Ends an engine that hangs: a library that waits for ever would otherwise look like a
+        healthy server."""
         limit = self._config.engine_stall_seconds
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
-            if self._pending and time.monotonic() - self._progress > limit:
+            if self._items.seconds_stuck(self._child.held()) > limit:
                 self._stalled = True
-                self._kill()
+                self._child.kill()
                 return
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        """Waits for the engine's end, then fails what it had."""
-        assert process.stdout is not None
-        await self._output.copy(process.stdout)
-        code = await process.wait()
-        self.end_reason = describe_exit(code)
+    async def _follow(self) -> None:
+        """Waits for the engine's end, then hands on or fails what it had."""
+        child = self._child
+        await child.ended.wait()
+        # What it had sent before its end counts; it may still be on its way.
+        await self._channel.ended()
+        self.end_reason = child.end_reason
         if self._stalled:
             self.end_reason = (
-                f"it answered nothing for {self._config.engine_stall_seconds:g} s and was killed"
+                f"an image was in work for more than {self._config.engine_stall_seconds:g} s, "
+                "and it was killed"
             )
         if self._guard is not None:
             self._guard.cancel()
+        self._channel.close()
+        self._hello.ended(self.end_reason, child.last_words)
+        left = self._items.leave(child.held())
         self.ended.set()
-        if self._channel is not None:
-            self._channel.close()
-        if not self._first.done():
-            self._first.set_exception(
-                MultigrainError(
-                    ErrorKind.UNAVAILABLE,
-                    f"the engine of {self._label} ended while loading ({self.end_reason}); "
-                    f"its last words: {self._output.last_line[:500]}",
-                )
-            )
-            # Also read when nobody waits for it any more (stop during a load).
-            self._first.exception()
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(self._gone())
-                future.exception()
-        self._pending.clear()
-        self._idle.set()
+        if self.heir is not None and not (self._stopping or self._stalled):
+            self.heir(left)
+        else:
+            for item in left:
+                item.fail(self._gone())
 
     def _gone(self) -> MultigrainError:
         return MultigrainError(

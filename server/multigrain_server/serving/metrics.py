@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -104,6 +105,12 @@ class ServingMetrics:
         )
         # Looking a series up by its labels takes longer than observing.
         self._stages: dict[tuple[str, Stage], Histogram] = {}
+        self._engine_memory = Gauge(
+            "multigrain_engine_memory_bytes",
+            "Resident memory of a model's engine and of what it has started.",
+            ["model", "version"],
+            registry=registry,
+        )
         self._states: dict[tuple[str, int], str] = {}
         for reason in REFUSALS:
             self.rejected.labels(reason)
@@ -121,6 +128,14 @@ class ServingMetrics:
 
     def queue(self, model: str, change: int) -> None:
         self._queue.labels(model).inc(change)
+
+    def engine_memory(self, name: str, version: int, size: int) -> None:
+        self._engine_memory.labels(name, str(version)).set(size)
+
+    def engine_gone(self, name: str, version: int) -> None:
+        """Removes the series of an engine's memory."""
+        with contextlib.suppress(KeyError):
+            self._engine_memory.remove(name, str(version))
 
     def model_state(self, name: str, version: int, state: str | None) -> None:
         """Sets the state of a model version; None removes its series."""

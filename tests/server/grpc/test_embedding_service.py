@@ -195,7 +195,9 @@ async def test_a_cancelled_call_drops_its_work(root: Path) -> None:
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_a_killed_engine_is_unavailable_and_comes_back(root: Path) -> None:
+async def test_a_killed_engine_is_unavailable_and_the_next_one_answers_what_it_had(
+    root: Path,
+) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.route("").engine
@@ -203,9 +205,10 @@ async def test_a_killed_engine_is_unavailable_and_comes_back(root: Path) -> None
         call = asyncio.ensure_future(s.embedding.Embed(EmbedRequest(images=[picture(1)])))
         await until(lambda: engine.pending == 1)
         os.kill(engine.pid, signal.SIGKILL)
-        error = await status_of(call)
+        await until(lambda: s.manager.view("tiny").state.value == "failed")
+        error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(1)])))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        await until(lambda: s.manager.view("tiny").state.value == "ready")
+        assert (await call).results
         assert (await s.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
 
 

@@ -26,13 +26,12 @@ class Users:
 
 
 async def test_a_version_that_a_job_reads_is_not_deleted_until_the_job_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     write_bundle(tmp_path / "models", version=1)
     bundle = tmp_path / "models" / "tiny" / "1"
-    async with house(tmp_path) as h:
-        users = Users(bundle, "coming")
-        monkeypatch.setattr(h.manager, "_users", users)
+    users = Users(bundle, "coming")
+    async with house(tmp_path, users=users) as h:
         with pytest.raises(MultigrainError, match="job eval-7 reads it") as caught:
             await h.manager.delete("tiny@1")
         assert caught.value.kind is ErrorKind.WRONG_STATE
@@ -44,11 +43,10 @@ async def test_a_version_that_a_job_reads_is_not_deleted_until_the_job_has_ended
 
 
 async def test_an_alias_is_not_given_a_name_that_a_job_is_about_to_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     write_bundle(tmp_path / "models", version=1)
-    async with house(tmp_path) as h:
-        monkeypatch.setattr(h.manager, "_users", Users(tmp_path, "coming"))
+    async with house(tmp_path, users=Users(tmp_path, "coming")) as h:
         with pytest.raises(MultigrainError, match="job export-8 will write") as caught:
             h.manager.set_alias("coming", "tiny@1")
         assert caught.value.violations[0].field == "alias"

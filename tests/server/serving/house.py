@@ -1,4 +1,4 @@
-"""A model manager with real engines, for tests."""
+"""A model manager with real or imitated engines, for tests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from prometheus_client import CollectorRegistry
 
 from multigrain.engine.wire import VectorWants
 from multigrain_server.database import Database
+from multigrain_server.jobs.leases import Leases
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.store import SCHEMA
+from multigrain_server.models.users import ModelUsers
 from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.engine_child import Launch
+from multigrain_server.serving.engine_child import launch as launch_process
 from multigrain_server.serving.request import Answer, ImageRequest
 from multigrain_server.serving.service import ImageService
 
@@ -24,13 +28,27 @@ from multigrain_server.serving.service import ImageService
 class House:
     """One manager on a data folder, and what it told about health."""
 
-    def __init__(self, root: Path, config: ServingConfig) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: ServingConfig,
+        launch: Launch,
+        leases: Leases | None,
+        users: ModelUsers | None,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.health: dict[str, bool] = {}
         self.health_log: list[tuple[str, bool]] = []
         self.database = Database(root / "state.db", [SCHEMA])
         self.manager = ModelManager(
-            root / "models", self.database, config, self.registry, self._on_health
+            root / "models",
+            self.database,
+            config,
+            self.registry,
+            self._on_health,
+            users,
+            launch=launch,
+            leases=leases,
         )
         self.service = ImageService(self.manager)
 
@@ -46,9 +64,15 @@ class House:
 
 
 @asynccontextmanager
-async def house(root: Path, config: ServingConfig | None = None) -> AsyncIterator[House]:
+async def house(
+    root: Path,
+    config: ServingConfig | None = None,
+    launch: Launch = launch_process,
+    leases: Leases | None = None,
+    users: ModelUsers | None = None,
+) -> AsyncIterator[House]:
     """Started, and ended with all its engines."""
-    built = House(root, config or small_config())
+    built = House(root, config or small_config(), launch, leases, users)
     await built.manager.start()
     try:
         yield built

@@ -222,30 +222,29 @@ async def test_a_caller_that_goes_away_costs_nothing(root: Path) -> None:
         assert h.metric("multigrain_cancelled_items_total", where="queue") == 1
 
 
-async def test_a_killed_engine_costs_the_requests_in_flight_and_is_replaced(root: Path) -> None:
+async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answered(
+    root: Path,
+) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
         before = await h.embed(picture(1))
         engine = h.manager.route("").engine
         engine.hold(100)
-        inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(3)]
+        inside = [asyncio.create_task(h.embed(picture(1))) for _ in range(3)]
         await until(lambda: engine.pending == 3)
         assert h.health[EMBEDDING_SERVICE]
 
         os.kill(engine.pid, signal.SIGKILL)
-        killed = time.monotonic()
-        for result in await asyncio.gather(*inside, return_exceptions=True):
-            assert isinstance(result, MultigrainError)
-            assert result.kind is ErrorKind.UNAVAILABLE
-            assert "SIGKILL" in result.message
         await until(lambda: not h.health[EMBEDDING_SERVICE])
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert "SIGKILL" in caught.value.message
         assert h.manager.view("tiny").state.value == "failed"
 
-        await until(lambda: h.health[EMBEDDING_SERVICE])
-        assert time.monotonic() - killed < 5
+        for answer in await asyncio.gather(*inside):
+            assert answer.items == before.items
+        assert h.health[EMBEDDING_SERVICE]
         assert (await h.embed(picture(1))).items == before.items
         assert h.manager.view("tiny").restarts == 1
         assert h.metric("multigrain_engine_restarts_total") == 1
@@ -263,7 +262,7 @@ async def test_an_engine_that_hangs_is_killed_and_replaced(root: Path) -> None:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
         os.kill(engine.pid, signal.SIGSTOP)
-        with pytest.raises(MultigrainError, match="answered nothing") as caught:
+        with pytest.raises(MultigrainError, match="was killed") as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         await until(lambda: h.health[EMBEDDING_SERVICE] is False)

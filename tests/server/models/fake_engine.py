@@ -1,0 +1,149 @@
+"""Engines in the test's own process: the real wire, no network, faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from multigrain.engine.in_hand import Held
+from multigrain.engine.wire import Cancel, FrameParser, Ready, Result, Submit, encode
+from multigrain_server.serving.config import ServingConfig
+from multigrain_server.serving.engine_child import EngineChild, EngineOrder
+
+
+@dataclass
+class FakeEngines:
+    """Starts engines whose faults the test decides.
+
+    Attributes:
+        deadly: images that an engine dies of when it takes them in hand.
+        hanging: images that it never lets go of.
+        batch: images that it takes in hand at a time.
+        may_start: engines start while it is set.
+        may_compute: images are taken in hand while it is set.
+        failures: errors of the next starts.
+        children: all that were started, in order.
+        orders: what each was started for.
+        taken: how often each image was taken in hand.
+        memory: bytes that each says it holds.
+        cancelled: images that somebody said nobody waits for.
+    """
+
+    deadly: set[bytes] = field(default_factory=set)
+    hanging: set[bytes] = field(default_factory=set)
+    batch: int = 8
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)
+    may_compute: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: list[OSError] = field(default_factory=list)
+    orders: list[EngineOrder] = field(default_factory=list)
+    children: list[FakeChild] = field(default_factory=list)
+    taken: Counter[bytes] = field(default_factory=Counter)
+    memory: int = 0
+    cancelled: int = 0
+
+    def __post_init__(self) -> None:
+        self.may_start.set()
+        self.may_compute.set()
+
+    async def launch(self, order: EngineOrder, config: ServingConfig) -> EngineChild:
+        await self.may_start.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.orders.append(order)
+        self.children.append(FakeChild(self))
+        return self.children[-1]
+
+    @property
+    def running(self) -> list[FakeChild]:
+        return [child for child in self.children if not child.ended.is_set()]
+
+
+class FakeChild(EngineChild):
+    """One of them. Its answer to an image is the vector of its first four bytes."""
+
+    def __init__(self, engines: FakeEngines) -> None:
+        super().__init__()
+        self._engines = engines
+        self.socket, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+        self._waiting: list[tuple[Submit, bytes]] = []
+        self._arrived = asyncio.Event()
+        self._held: list[Held] = []
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._compute())]
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    def resident_bytes(self) -> int:
+        return 0 if self.ended.is_set() else self._engines.memory
+
+    def held(self) -> list[Held]:
+        return self._held
+
+    def kill(self) -> None:
+        self.die("signal SIGKILL")
+
+    def die(self, reason: str) -> None:
+        if self.ended.is_set():
+            return
+        for task in self._tasks:
+            task.cancel()
+        # A socket is closed only when nothing waits for it any more.
+        asyncio.get_running_loop().call_soon(self._theirs.close)
+        self.end_reason = reason
+        self.ended.set()
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        parser = FrameParser(1 << 20)
+        await self._send(
+            Ready(
+                runtime="fake 1.0",
+                reason="asked for",
+                resolutions=(32,),
+                embedding_size=4,
+                classes=0,
+                max_batch=8,
+                load_seconds=0.0,
+            )
+        )
+        while data := await loop.sock_recv(self._theirs, 65536):
+            for frame in parser.feed(data):
+                if isinstance(frame.message, Submit):
+                    self._waiting.append((frame.message, frame.payload))
+                    self._arrived.set()
+                elif isinstance(frame.message, Cancel):
+                    self._engines.cancelled += 1
+        self.die("exit code 0")
+
+    async def _compute(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await self._engines.may_compute.wait()
+            batch = self._waiting[: self._engines.batch]
+            del self._waiting[: self._engines.batch]
+            if not self._waiting:
+                self._arrived.clear()
+            self._held = [Held(request.id, time.monotonic_ns()) for request, _ in batch]
+            images = [image for _, image in batch]
+            self._engines.taken.update(images)
+            if self._engines.deadly.intersection(images):
+                self.die("signal SIGSEGV")
+                return
+            if self._engines.hanging.intersection(images):
+                await asyncio.Event().wait()
+            for request, image in batch:
+                vector = np.frombuffer(image[:4].ljust(4), np.uint8).astype("<f4").tobytes()
+                await self._send(Result(id=request.id, vector_bytes=len(vector)), vector)
+            self._held = []
+
+    async def _send(self, message: Ready | Result, payload: bytes = b"") -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._theirs, encode(message, len(payload)) + payload)

@@ -1,0 +1,46 @@
+"""Aliases while what they point at is being changed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.engine.bundles import write_bundle
+from tests.server.models.fake_engine import FakeEngines
+from tests.server.serving.house import house
+
+
+async def test_an_alias_that_is_set_while_an_unload_waits_keeps_the_model(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models")
+    engines = FakeEngines()
+    async with house(tmp_path, launch=engines.launch) as h:
+        await h.manager.load("tiny")
+        engines.may_start.clear()
+        switch = asyncio.create_task(h.manager.load("tiny", "mindspore"))
+        await asyncio.sleep(0)
+        unload = asyncio.create_task(h.manager.unload("tiny"))
+        await asyncio.sleep(0)
+        h.manager.set_alias("production", "tiny")
+        engines.may_start.set()
+        await switch
+        with pytest.raises(MultigrainError, match="while alias production") as caught:
+            await unload
+        assert caught.value.kind is ErrorKind.WRONG_STATE
+        assert (await h.embed(b"good", model="production")).model == "tiny@1"
+
+
+async def test_a_version_that_is_being_loaded_takes_no_alias_yet(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models")
+    engines = FakeEngines()
+    engines.may_start.clear()
+    async with house(tmp_path, launch=engines.launch) as h:
+        load = asyncio.create_task(h.manager.load("tiny"))
+        await asyncio.sleep(0)
+        with pytest.raises(MultigrainError, match="not loaded"):
+            h.manager.set_alias("production", "tiny")
+        engines.may_start.set()
+        await load
+        h.manager.set_alias("production", "tiny")
