@@ -19,6 +19,17 @@ from tests.server.serving.house import house, until
 
 # Runs an engine that has a child with the engine's output, as compilers of kernels are.
 _WITH_CHILD = "import os, subprocess, sys; subprocess.Popen(['sleep', '30']); os.execv(*%r)"
+# Runs an engine whose decoder is ended by a native fault in one image.
+_WITH_FAULT = """
+import os, runpy, sys
+from multigrain.images import preprocess
+whole = preprocess.preprocess
+def faulty(data, *rest):
+    return os.abort() if data == {deadly!r} else whole(data, *rest)
+preprocess.preprocess = faulty
+sys.argv = {command!r}
+runpy.run_module("multigrain.engine", run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -105,3 +116,27 @@ async def test_an_engine_that_leaves_a_child_behind_is_replaced_all_the_same(
         os.kill(h.manager.route("tiny@1").engine.pid, signal.SIGKILL)
         await until(lambda: h.manager.view("tiny@1").restarts == 1, seconds=5)
         await until(lambda: state(h.manager.view("tiny@1")) == "ready")
+
+
+async def test_an_image_that_ends_the_process_natively_is_found_and_its_neighbours_are_answered(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = asyncio.create_subprocess_exec
+    deadly = picture(2)
+
+    async def with_fault(*command: str, **options: object) -> asyncio.subprocess.Process:
+        program = _WITH_FAULT.format(deadly=deadly, command=list(command[2:]))
+        return await spawn(sys.executable, "-c", program, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", with_fault)
+    async with house(root) as h:
+        await h.manager.load("tiny@1")
+        answer = await h.embed(picture(1), deadly, picture(3))
+        errors = [item.error for item in answer.items]
+        assert errors[0] is None
+        assert errors[2] is None
+        assert errors[1] is not None
+        assert errors[1].kind is ErrorKind.IMAGE_HARMFUL
+        assert h.manager.view("tiny@1").restarts == 2
+        await until(lambda: state(h.manager.view("tiny@1")) == "ready")
+        assert (await h.embed(picture(1))).items[0].error is None

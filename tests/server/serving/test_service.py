@@ -242,10 +242,9 @@ async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answer
         assert "SIGKILL" in caught.value.message
         assert h.manager.view("tiny").state.value == "failed"
 
-        for answer in await asyncio.gather(*inside):
-            assert answer.items == before.items
+        for answer in (*await asyncio.gather(*inside), await h.embed(picture(1))):
+            np.testing.assert_allclose(vectors(answer), vectors(before), rtol=1e-4, atol=1e-6)
         assert h.health[EMBEDDING_SERVICE]
-        assert (await h.embed(picture(1))).items == before.items
         assert h.manager.view("tiny").restarts == 1
         assert h.metric("multigrain_engine_restarts_total") == 1
         assert [up for name, up in h.health_log if name == EMBEDDING_SERVICE] == [
