@@ -93,7 +93,7 @@ class LoadedModel(KeptModel):
         return f"{ready.runtime} ({ready.reason})" if ready is not None else ""
 
     def resident_bytes(self) -> int:
-        """Memory that its engine holds; 0 while there is none. May be called in any thread."""
+        """Memory that its engine holds; 0 while there is none."""
         engine = self._engine
         return engine.resident_bytes() if engine is not None else 0
 

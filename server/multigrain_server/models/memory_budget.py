@@ -77,7 +77,7 @@ class MemoryBudget:
     ) -> None:
         while True:
             used = more + sum(
-                size for version, size in (await self._measure()).items() if version not in leaving
+                size for version, size in self._measure().items() if version not in leaving
             )
             if not self._limit or used <= self._limit:
                 return
@@ -97,11 +97,9 @@ class MemoryBudget:
             )  # fmt: skip
             await self._unload(victim)
 
-    async def _measure(self) -> dict[ModelVersion, int]:
-        models = dict(self._router.loaded)
-        # It reads a file of every process of the machine.
-        sizes = await asyncio.to_thread(lambda: {v: m.resident_bytes() for v, m in models.items()})
-        found = {v: size for v, size in sizes.items() if size and v in self._router.loaded}
+    def _measure(self) -> dict[ModelVersion, int]:
+        sizes = {version: m.resident_bytes() for version, m in self._router.loaded.items()}
+        found = {version: size for version, size in sizes.items() if size}
         self._known |= found
         for version, size in found.items():
             self._metrics.engine_memory(version.name, version.version, size)

@@ -59,7 +59,7 @@ class EngineChild(ABC):
 
     @abstractmethod
     def resident_bytes(self) -> int:
-        """Memory that it and what it has started hold; 0 when it has ended. Any thread."""
+        """Memory that it holds; 0 when it has ended."""
 
     @abstractmethod
     def held(self) -> list[Held]:
@@ -97,9 +97,7 @@ class ChildProcess(EngineChild):
 
     def resident_bytes(self) -> int:
         try:
-            engine = psutil.Process(self._process.pid)
-            processes = [engine, *engine.children(recursive=True)]
-            return sum(process.memory_info().rss for process in processes)
+            return int(psutil.Process(self._process.pid).memory_info().rss)
         except psutil.Error:
             return 0
 

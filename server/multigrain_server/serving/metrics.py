@@ -107,7 +107,7 @@ class ServingMetrics:
         self._stages: dict[tuple[str, Stage], Histogram] = {}
         self._engine_memory = Gauge(
             "multigrain_engine_memory_bytes",
-            "Resident memory of a model's engine and of what it has started.",
+            "Resident memory of a model's engine.",
             ["model", "version"],
             registry=registry,
         )
