@@ -30,6 +30,36 @@ class WhiteningEntry(Spec):
     images: int = Field(0, ge=0)
 
 
+class GraphScores(Spec):
+    """Shares of labelled images whose class is the first, or among the first five."""
+
+    top1: float
+    top5: float
+
+
+class Int8Entry(Spec):
+    """A head's quantised graph (OpenVINO's .xml, its weights in the .bin beside it), and how it
+    does beside the float32 graph on ``images`` that it was not calibrated with.
+
+    ``same_top1`` is the share of them that both give the same class; ``f32`` and ``int8`` are
+    scored where the images lie in folders named as the model's labels.
+    """
+
+    file: str = Field(pattern=r"\.xml$")
+    calibration_images: int = Field(ge=1)
+    images: int = Field(ge=0)
+    cosine_mean: float
+    cosine_min: float
+    same_top1: float
+    labelled_images: int = 0
+    f32: GraphScores | None = None
+    int8: GraphScores | None = None
+
+    @property
+    def files(self) -> tuple[str, str]:
+        return self.file, f"{self.file.removesuffix('.xml')}.bin"
+
+
 class Head(Spec):
     """One resolution the bundle serves, with its files (names in ``BundleManifest.files``).
 
@@ -45,14 +75,14 @@ class Head(Spec):
     whitening: WhiteningEntry | None = None
     #: Test images and the network's own outputs, see ``multigrain.bundle.reference``.
     reference: str = ""
-    #: The quantised ONNX graph.
-    int8: str = ""
+    int8: Int8Entry | None = None
 
     @property
     def named_files(self) -> tuple[str, ...]:
         """The files of the bundle that this head names."""
         whitening = self.whitening.file if self.whitening is not None else ""
-        names = (self.mindir, self.onnx, self.air, whitening, self.reference, self.int8)
+        quantised = self.int8.files if self.int8 is not None else ()
+        names = (self.mindir, self.onnx, self.air, whitening, self.reference, *quantised)
         return tuple(name for name in names if name)
 
 

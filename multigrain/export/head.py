@@ -15,6 +15,7 @@ from multigrain.data.probe import probe
 from multigrain.evaluate.inference import Compiled, FloatArray, Inference
 from multigrain.events.records import LogRecord
 from multigrain.export import graphs
+from multigrain.export.int8 import Int8Images, write_int8
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.jobs.context import WorkerContext
@@ -24,6 +25,7 @@ from multigrain.whitening.moments import Moments
 from multigrain.whitening.whitening import fit, fold
 
 _FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
+_INT8 = "model-int8.xml"
 _WHITENING = "whitening.safetensors"
 _REFERENCE = "reference.safetensors"
 _MAX_UNREADABLE = 0.5
@@ -61,6 +63,7 @@ class HeadWriter:
         preprocessing: of the head.
         aside: the bundle's folder.
         default: whether this is the head that serves resolution 0.
+        int8: to calibrate and judge a quantised graph with, if there is to be one.
     """
 
     ctx: WorkerContext
@@ -69,6 +72,7 @@ class HeadWriter:
     preprocessing: Preprocessing
     aside: Path
     default: bool
+    int8: Int8Images | None = None
 
     def write(self, images: WhiteningImages | None) -> Head | None:
         """The head; None if asked to stop. ``images``: to fit a whitening to."""
@@ -89,6 +93,19 @@ class HeadWriter:
                 graphs.write_onnx(network, self.aside / name, compared, expected)
             else:
                 graphs.write_air(network, self.aside / name, compared)
+        quantised = None
+        if self.int8 is not None:
+            if self.ctx.reporter.stop_requested:
+                return None
+            name = self._name(_INT8)
+            self._log(f"writing {name}")
+            quantised = write_int8(
+                self.aside / names["onnx"],
+                self.aside / name,
+                self.int8,
+                self.preprocessing,
+                self.ctx.reporter.alive,
+            )
         entry = None
         if images is not None:
             entry = self._whitening(images)
@@ -100,6 +117,7 @@ class HeadWriter:
             preprocessing=self.preprocessing,
             whitening=entry,
             reference=reference,
+            int8=quantised,
             **names,
         )
 

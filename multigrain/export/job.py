@@ -24,6 +24,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.newest import newest_record
 from multigrain.events.records import ArtifactRecord
 from multigrain.export.head import HeadWriter, whitening_images
+from multigrain.export.int8 import int8_images
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.spec.export import ExportSpec
 
@@ -120,6 +121,7 @@ def _write(
     """Writes all files but the manifest; None if asked to stop."""
     _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])
     images = whitening_images(spec) if spec.whitening_path else None
+    int8 = int8_images(spec, restored.weights.labels) if spec.int8_path else None
     (aside / WEIGHTS).write_bytes(save_tensors(restored.state))
     labels = restored.weights.labels
     if labels:
@@ -131,7 +133,7 @@ def _write(
         one = restored if p == restored.spec.gem_p else restored.with_exponent(p)
         preprocessing = one.preprocessing(wanted.resolution)
         # The default head's files have the plain names.
-        writer = HeadWriter(ctx, spec, one, preprocessing, aside, default=not heads)
+        writer = HeadWriter(ctx, spec, one, preprocessing, aside, default=not heads, int8=int8)
         head = writer.write(images)
         if head is None:
             return None

@@ -37,6 +37,8 @@ class ExportSpec(_message.Message):
     WHITENING_PATH_FIELD_NUMBER: _builtins.int
     WHITENING_IMAGES_FIELD_NUMBER: _builtins.int
     RESOLUTIONS_FIELD_NUMBER: _builtins.int
+    INT8_PATH_FIELD_NUMBER: _builtins.int
+    INT8_IMAGES_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit.
     Not that of an alias.
@@ -55,6 +57,14 @@ class ExportSpec(_message.Message):
     """
     whitening_images: _builtins.int
     """Images of it that are used at most, drawn at random with a fixed seed. Default 20,000."""
+    int8_path: _builtins.str
+    """Folder of images like those that will be served (in sub-folders or not), under an allowed
+    root. The bundle then carries an 8-bit graph as well, calibrated with half of them at most,
+    which "auto" serves on the CPU; its scores beside the float32 graph's, on the other images,
+    stand in model.json. Needs format onnx, and NNCF on the server. Empty: no 8-bit graph.
+    """
+    int8_images: _builtins.int
+    """Images to calibrate with at most, drawn at random with a fixed seed. Default 300."""
     @_builtins.property
     def weights(self) -> _evaluation_spec_pb2.WeightsSource:
         """A job or a checkpoint (not a model: that is a bundle already)."""
@@ -85,13 +95,19 @@ class ExportSpec(_message.Message):
         whitening_path: _builtins.str | None = ...,
         whitening_images: _builtins.int | None = ...,
         resolutions: _abc.Iterable[Global___ResolutionSpec] | None = ...,
+        int8_path: _builtins.str | None = ...,
+        int8_images: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "gem_p", b"gem_p", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_int8_images", b"_int8_images", "_int8_path", b"_int8_path", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "gem_p", b"gem_p", "int8_images", b"int8_images", "int8_path", b"int8_path", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "formats", b"formats", "gem_p", b"gem_p", "model_name", b"model_name", "resolution", b"resolution", "resolutions", b"resolutions", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_int8_images", b"_int8_images", "_int8_path", b"_int8_path", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "formats", b"formats", "gem_p", b"gem_p", "int8_images", b"int8_images", "int8_path", b"int8_path", "model_name", b"model_name", "resolution", b"resolution", "resolutions", b"resolutions", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gem_p: _TypeAlias = _typing.Literal["gem_p"]  # noqa: Y015
     _WhichOneofArgType__gem_p: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p"]  # noqa: Y015
+    _WhichOneofReturnType__int8_images: _TypeAlias = _typing.Literal["int8_images"]  # noqa: Y015
+    _WhichOneofArgType__int8_images: _TypeAlias = _typing.Literal["_int8_images", b"_int8_images"]  # noqa: Y015
+    _WhichOneofReturnType__int8_path: _TypeAlias = _typing.Literal["int8_path"]  # noqa: Y015
+    _WhichOneofArgType__int8_path: _TypeAlias = _typing.Literal["_int8_path", b"_int8_path"]  # noqa: Y015
     _WhichOneofReturnType__model_name: _TypeAlias = _typing.Literal["model_name"]  # noqa: Y015
     _WhichOneofArgType__model_name: _TypeAlias = _typing.Literal["_model_name", b"_model_name"]  # noqa: Y015
     _WhichOneofReturnType__resolution: _TypeAlias = _typing.Literal["resolution"]  # noqa: Y015
@@ -106,6 +122,10 @@ class ExportSpec(_message.Message):
     _WhichOneofArgType__whitening_path: _TypeAlias = _typing.Literal["_whitening_path", b"_whitening_path"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gem_p) -> _WhichOneofReturnType__gem_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__int8_images) -> _WhichOneofReturnType__int8_images | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__int8_path) -> _WhichOneofReturnType__int8_path | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model_name) -> _WhichOneofReturnType__model_name | None: ...
     @_typing.overload

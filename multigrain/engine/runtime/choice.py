@@ -69,7 +69,9 @@ def load(asked: str, bundle: Bundle, compute: Compute) -> Loaded:
             refusals.append(f"{name}: {error.message}")
             continue
         why = "asked for" if name == asked else _why(asked, refusals)
-        return Loaded(loaded, f"{why}; {_describe(found)}")
+        reason = f"{why}; {_describe(found)}"
+        _LOG.info("served by %s (%s)", next(iter(loaded.values())).name, reason)
+        return Loaded(loaded, reason)
     raise MultigrainError(
         ErrorKind.UNSUPPORTED, f"no runtime can serve the bundle. {'. '.join(refusals)}"
     )
@@ -84,7 +86,7 @@ def _candidates(asked: str, bundle: Bundle, device: str) -> tuple[str, ...]:
 
 
 def _has_int8(bundle: Bundle) -> bool:
-    return all(head.int8 for head in bundle.manifest.heads)
+    return all(head.int8 is not None for head in bundle.manifest.heads)
 
 
 def _possible(name: str, bundle: Bundle, compute: Compute, *, chosen: bool) -> None:
@@ -122,10 +124,7 @@ def _load(name: str, bundle: Bundle, compute: Compute) -> dict[int, Runtime]:
         precision = _OPENVINO[name]
         return {
             head.resolution: OpenVinoRuntime(
-                bundle.path / (head.int8 if precision == "int8" else head.onnx),
-                head.resolution,
-                compute,
-                precision,
+                bundle.path / _graph(head, precision), head.resolution, compute, precision
             )
             for head in heads
         }
@@ -143,6 +142,10 @@ def _load(name: str, bundle: Bundle, compute: Compute) -> dict[int, Runtime]:
         head.resolution: MindSporeRuntime(bundle, head, compute, shared=first) for head in heads[1:]
     }
     return {heads[0].resolution: first, **others}
+
+
+def _graph(head: Head, precision: Precision) -> str:
+    return head.int8.file if precision == "int8" and head.int8 is not None else head.onnx
 
 
 def _check(runtimes: dict[int, Runtime], bundle: Bundle) -> list[Agreement]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
-import openvino
 
 from multigrain.bundle.agreement import Precision
 from multigrain.engine.runtime.base import (
@@ -16,6 +16,11 @@ from multigrain.engine.runtime.base import (
     full_batch,
 )
 from multigrain.errors import ErrorKind, MultigrainError
+
+# Each import of openvino would report itself to its makers over the network. Without this
+# package it does not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
 
 
 class OpenVinoRuntime(Runtime):

@@ -153,6 +153,11 @@ class SubmissionChecks:
             path = self._roots.check(spec.whitening_path, field)
             await _any_images(path, field)
             spec = spec.model_copy(update={"whitening_path": str(path)})
+        if spec.int8_path:
+            field = "spec.int8_path"
+            path = self._roots.check(spec.int8_path, field)
+            await _any_images(path, field)
+            spec = spec.model_copy(update={"int8_path": str(path)})
         weights = await self._weights(spec.weights)
         return CheckedSpec(JobKind.EXPORT, spec, str(weights), bool(spec.weights.job_id))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,13 @@ def test_an_answer_outlives_the_next_batch(network: TinyNetwork, tmp_path: Path)
 )  # fmt: skip
 def test_a_batch_is_as_large_as_it_pays(resolution: int, device: str, best: int) -> None:
     assert full_batch(resolution, Compute(device, max_batch=32)) == best
+
+
+def test_nothing_is_reported_to_the_makers_of_openvino() -> None:
+    code = "import sys, multigrain.engine.runtime.openvino; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "openvino" in loaded
+    # The sender's code; the name itself is taken, so that nobody can import it later.
+    assert [name for name in loaded if name.startswith("openvino_telemetry.")] == []

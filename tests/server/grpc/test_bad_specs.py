@@ -94,6 +94,7 @@ async def test_a_wrong_evaluation_spec_is_refused(
         (ExportSpec(model_name="m", formats=["pdf"]), INVALID, "spec.formats"),
         (ExportSpec(model_name="m", formats=["air"]), grpc.StatusCode.UNIMPLEMENTED, "Ascend"),
         (ExportSpec(model_name="m", whitening_path="/etc"), DENIED, "spec.whitening_path"),
+        (ExportSpec(model_name="m", int8_path="/etc"), DENIED, "spec.int8_path"),
         (
             ExportSpec(model_name="m", resolution=32, resolutions=[ResolutionSpec(resolution=64)]),
             INVALID,
