@@ -106,25 +106,29 @@ class Update(nn.Cell):
         """The scalars are float32; ``clip`` multiplies every gradient where ``clipped``."""
         if self.clipped:
             gradients = self.each(ops.partial(_scale, clip), gradients)
-        n, e = self.decayed, self.decayed + self.exponents
+        layers, n, e = self.layers, self.decayed, self.decayed + self.exponents
         weights, moments = self.weights, self.moments
-        decayed = gradients[self.layers : n]
-        if self.layers > 0:
-            layers = self.each(
-                _precondition, gradients[: self.layers], self.a_inverses, self.g_inverses
-            )
-            if self.kl_clip > 0:
-                products = self.join(self.each(_products, gradients[: self.layers], layers))
-                length = ops.maximum(self.total(products) * rate * rate, SMALLEST)
-                nu = ops.minimum(ops.sqrt(self.kl_clip / length), 1.0)
-                layers = self.each(ops.partial(_scale, nu), layers)
-            decayed = layers + decayed
-        if self.weight_decay > 0:
-            decayed = self.each(ops.partial(_decay, self.weight_decay), decayed, weights[:n])
-        self.each(
-            ops.partial(_apply, self.apply_momentum, rate, self.momentum),
-            weights[:n], moments[:n], decayed,
-        )  # fmt: skip
+        apply = ops.partial(_apply, self.apply_momentum, rate, self.momentum, self.weight_decay)
+        if layers > 0 and self.kl_clip > 0:
+            steps = self.each(_precondition, gradients[:layers], self.a_inverses, self.g_inverses)
+            products = self.join(self.each(_products, gradients[:layers], steps))
+            length = ops.maximum(self.total(products) * rate * rate, SMALLEST)
+            nu = ops.minimum(ops.sqrt(self.kl_clip / length), 1.0)
+            steps = self.each(ops.partial(_scale, nu), steps)
+            self.each(apply, weights[:layers], moments[:layers], steps)
+        elif layers > 0:
+            # One layer after the other: what is preconditioned is used at once, and its memory
+            # is free for the next one.
+            self.each(
+                ops.partial(
+                    _precondition_and_apply,
+                    self.apply_momentum, rate, self.momentum, self.weight_decay,
+                ),
+                weights[:layers], moments[:layers], gradients[:layers],
+                self.a_inverses, self.g_inverses,
+            )  # fmt: skip
+        if n > layers:
+            self.each(apply, weights[layers:n], moments[layers:n], gradients[layers:n])
         if self.exponents > 0:
             self.each(
                 ops.partial(_apply_at_least_one, rate, self.momentum),
@@ -132,7 +136,7 @@ class Update(nn.Cell):
             )  # fmt: skip
         if self.boundaries > 0:
             self.each(
-                ops.partial(_apply, self.apply_momentum, boundary_rate, BOUNDARY_MOMENTUM),
+                ops.partial(_apply, self.apply_momentum, boundary_rate, BOUNDARY_MOMENTUM, 0.0),
                 weights[e:], moments[e:], gradients[e:],
             )  # fmt: skip
         if self.count_statistics > 0:
@@ -158,8 +162,8 @@ def _moment(parameter: Parameter) -> Parameter:
 _scale = ops.MultitypeFuncGraph("scale")
 _products = ops.MultitypeFuncGraph("products")
 _precondition = ops.MultitypeFuncGraph("precondition")
-_decay = ops.MultitypeFuncGraph("decay")
 _apply = ops.MultitypeFuncGraph("apply")
+_precondition_and_apply = ops.MultitypeFuncGraph("precondition_and_apply")
 _apply_at_least_one = ops.MultitypeFuncGraph("apply_at_least_one")
 _copy = ops.MultitypeFuncGraph("copy")
 
@@ -181,15 +185,22 @@ def _precondition_one(gradient, a_inverse, g_inverse):  # type: ignore[no-untype
     return precondition(gradient, a_inverse, g_inverse)
 
 
-@_decay.register("Number", "Tensor", "Tensor")
-def _decay_one(weight_decay, gradient, weight):  # type: ignore[no-untyped-def]
-    return gradient + weight_decay * weight
-
-
-@_apply.register("Function", "Tensor", "Number", "Tensor", "Tensor", "Tensor")
-def _apply_one(operation, rate, momentum, weight, moment, gradient):  # type: ignore[no-untyped-def]
+@_apply.register("Function", "Tensor", "Number", "Number", "Tensor", "Tensor", "Tensor")
+def _apply_one(operation, rate, momentum, decay, weight, moment, gradient):  # type: ignore[no-untyped-def]
+    if decay > 0:
+        gradient = gradient + decay * weight
     operation(weight, moment, rate, gradient, momentum)
     return True
+
+
+@_precondition_and_apply.register(
+    "Function", "Tensor", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"
+)
+def _precondition_and_apply_one(  # type: ignore[no-untyped-def]
+    operation, rate, momentum, decay, weight, moment, gradient, a_inverse, g_inverse
+):
+    step = precondition(gradient, a_inverse, g_inverse)
+    return _apply_one(operation, rate, momentum, decay, weight, moment, step)
 
 
 @_apply_at_least_one.register("Tensor", "Number", "Tensor", "Tensor", "Tensor")

@@ -172,17 +172,6 @@ def test_too_many_skipped_steps_in_a_row_end_the_training() -> None:
     assert caught.value.kind is ErrorKind.DIVERGED
 
 
-def test_the_loss_scale_changes_nothing_but_rounding() -> None:
-    plain, scaled = tiny_step(tiny_spec()), tiny_step(tiny_spec(loss_scale=1024.0))
-    for i in range(4):
-        first, second = plain(*batch(i)), scaled(*batch(i))
-        assert first.loss == pytest.approx(second.loss, rel=1e-4)
-    for name, values in weights(plain).items():
-        np.testing.assert_allclose(
-            values, weights(scaled)[name], rtol=1e-3, atol=1e-4, err_msg=name
-        )
-
-
 def test_clipping_bounds_the_global_norm() -> None:
     """With momentum and no decay the first update is lr times the clipped gradient."""
     spec = tiny_spec("momentum", clip_norm=0.01)

@@ -41,8 +41,10 @@ def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tens
     if a_count == 1:
         g = multiply(ops.reshape(g, (1, padded_rows, a_size)), a_inverse)
     else:
-        g = ops.transpose(ops.reshape(g, (padded_rows, a_count, a_size)), (1, 0, 2))
-        g = ops.transpose(multiply(g, a_inverse), (1, 0, 2))
+        # Not ``transpose``, whose kernel keeps its memory (see ``taps.side_by_side``).
+        g = ops.reshape(g, (padded_rows, padded_columns))
+        g = ops.reshape(ops.concat(ops.split(g, a_size, 1), 0), (a_count, padded_rows, a_size))
+        g = ops.concat(ops.unstack(multiply(g, a_inverse), 0), 1)
     g = ops.reshape(g, (padded_rows, padded_columns))
     if padded_rows > rows or padded_columns > columns:
         g = g[:rows, :columns]

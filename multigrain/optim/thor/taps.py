@@ -69,8 +69,24 @@ def factor_scale(rows: int, positions: int) -> float:
     return math.sqrt(positions) / rows
 
 
+def side_by_side(x: Tensor) -> Tensor:
+    """(n, dim, positions) -> (1, dim, n * positions).
+
+    Not ``transpose``: that kernel keeps memory of its own for the life of the graph on the CPU,
+    more than the tensor has (MindSpore 2.8.0).
+    """
+    if x.shape[0] == 1:
+        return x
+    return ops.concat(ops.split(x, 1, 0), 2)
+
+
+def columns(x: Tensor) -> Tensor:
+    """(n, dim) -> (1, dim, n)."""
+    return ops.reshape(ops.transpose(x, (1, 0)), (1, x.shape[1], x.shape[0]))
+
+
 class BlockSecondMoment(nn.Cell):
-    """(dim, rows) -> the diagonal blocks of X X^T, shape (count, size, size), float32."""
+    """The diagonal blocks of X X^T, shape (count, size, size), float32."""
 
     def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
@@ -78,14 +94,23 @@ class BlockSecondMoment(nn.Cell):
         self.size = layout.size
         self.missing = layout.padded - layout.dim
         self.multiply = ops.BatchMatMul(transpose_b=True)
+        self.total = ops.ReduceSum()
 
     def construct(self, x: Tensor) -> Tensor:
+        """Of x (n, dim, positions): summed over examples and positions."""
+        n, _, positions = x.shape
+        if positions < self.size:
+            # Blocks of each example would be larger than the example.
+            x = side_by_side(x)
+            n, _, positions = x.shape
         if self.missing > 0:
             # Not ``Pad``, which is ten times slower on the CPU.
-            border = ops.zeros((self.missing, x.shape[1]), mindspore.float32)
-            x = ops.concat((x, border), 0)
-        x = ops.reshape(x, (self.count, self.size, -1))
-        return self.multiply(x, x)
+            x = ops.concat((x, ops.zeros((n, self.missing, positions), mindspore.float32)), 1)
+        x = ops.reshape(x, (n * self.count, self.size, positions))
+        blocks = self.multiply(x, x)
+        if n == 1:
+            return blocks
+        return self.total(ops.reshape(blocks, (n, self.count, self.size, self.size)), 0)
 
 
 class ConvInputTap(nn.Cell):
@@ -135,8 +160,7 @@ class ConvInputTap(nn.Cell):
                 pads=(pad_h, pad_w),
             )(x)
         patches = ops.reshape(patches, (n, self.dim, -1))
-        patches = ops.reshape(ops.transpose(patches, (1, 0, 2)), (self.dim, -1))
-        return self.blocks(patches) * factor_scale(patches.shape[1], rows_h * rows_w)
+        return self.blocks(patches) * factor_scale(n * patches.shape[2], rows_h * rows_w)
 
 
 class ConvOutputTap(nn.Cell):
@@ -162,8 +186,8 @@ class ConvOutputTap(nn.Cell):
         top = sample_offset(h, k, self.stride[0], self.padding[0])
         left = sample_offset(w, k, self.stride[1], self.padding[1])
         s = ops.cast(dout[:, :, top::k, left::k], mindspore.float32) * n
-        s = ops.reshape(ops.transpose(s, (1, 0, 2, 3)), (self.dim, -1))
-        return self.blocks(s) * factor_scale(s.shape[1], h * w)
+        s = ops.reshape(s, (n, self.dim, -1))
+        return self.blocks(s) * factor_scale(n * s.shape[2], h * w)
 
 
 class DenseInputTap(nn.Cell):
@@ -180,9 +204,7 @@ class DenseInputTap(nn.Cell):
         return dout, self.factor(x)
 
     def factor(self, x: Tensor) -> Tensor:
-        return self.blocks(ops.transpose(ops.cast(x, mindspore.float32), (1, 0))) * (
-            1.0 / x.shape[0]
-        )
+        return self.blocks(columns(ops.cast(x, mindspore.float32))) * (1.0 / x.shape[0])
 
 
 class DenseOutputTap(nn.Cell):
@@ -200,4 +222,4 @@ class DenseOutputTap(nn.Cell):
 
     def factor(self, dout: Tensor) -> Tensor:
         s = ops.cast(dout, mindspore.float32) * dout.shape[0]
-        return self.blocks(ops.transpose(s, (1, 0))) * (1.0 / dout.shape[0])
+        return self.blocks(columns(s)) * (1.0 / dout.shape[0])
