@@ -21,6 +21,7 @@ from multigrain.v1.inference.service_pb2_grpc import add_GRPCInferenceServiceSer
 from multigrain.v1.job_pb2_grpc import add_JobServiceServicer_to_server
 from multigrain.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from multigrain.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+from multigrain_server.access.access import Access
 from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
@@ -36,6 +37,7 @@ from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.grpc.job_service import JobServicer
 from multigrain_server.grpc.model_service import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
+from multigrain_server.grpc.tls import Certificates
 from multigrain_server.grpc.training_service import TrainingServicer
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.devices import Inventory
@@ -47,6 +49,7 @@ from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
+from multigrain_server.metrics.certificate import register_certificate
 from multigrain_server.metrics.host import HostCollector
 from multigrain_server.metrics.http import HttpServer
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
@@ -69,6 +72,7 @@ class App:
 
     Raises:
         DataDirError: if the data directory cannot be used or another daemon uses it.
+        TlsError, TokenFileError: if these files cannot be used.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class App:
         self.address = ""
         self.http_address = ""
         self.registry = CollectorRegistry()
+        self._access = Access(config.access)
+        self._certificates = Certificates(config.tls) if config.tls.enabled else None
         self._data = DataDir(config.data_dir)
         try:
             self._database = Database(self._data.database, [JOB_SCHEMA, MODEL_SCHEMA])
@@ -130,9 +136,12 @@ class App:
             JobCollector(self._store, self._supervisor, self._leases, self.feeds)
         )
         self.registry.register(self._host)
+        certificates = self._certificates
+        expiry = certificates.expiry if certificates is not None else None
+        register_certificate(self.registry, expiry)
 
     def _build_server(self) -> grpc.aio.Server:
-        interceptor = CallInterceptor(self._calls, RequestMetrics(self.registry))
+        interceptor = CallInterceptor(self._calls, RequestMetrics(self.registry), self._access)
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
             PathRoots(self.config.roots),
@@ -169,7 +178,11 @@ class App:
         """
         wanted = ListenAddress.parse(self.config.listen)
         try:
-            port = self._server.add_insecure_port(str(wanted))
+            if self._certificates is None:
+                port = self._server.add_insecure_port(str(wanted))
+            else:
+                credentials = self._certificates.credentials()
+                port = self._server.add_secure_port(str(wanted), credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {wanted}: is it in use?") from error
         self.address = str(wanted.with_port(port) if wanted.port == 0 else wanted)
@@ -180,6 +193,8 @@ class App:
             except OSError as error:
                 raise OSError(f"cannot listen on {http}: {error.strerror}") from error
         _log.info("listening", address=self.address, http=self.http_address or None)
+        for warning in self.config.warnings:
+            _log.warning(warning, address=self.address)
         await self.health.start()
         Recovery(self._data.jobs, self._store, self._supervisor, self.feeds).run()
         self._supervisor.start()

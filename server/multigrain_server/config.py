@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from multigrain.spec.base import Spec
+from multigrain_server.access.config import AccessConfig, TlsConfig
 from multigrain_server.address import ListenAddress
 from multigrain_server.jobs.devices import Inventory
 from multigrain_server.serving.config import ServingConfig
@@ -140,6 +141,8 @@ class ServerConfig(Spec):
         False,
         description="Allow a gRPC address that other machines can reach, without TLS.",
     )
+    tls: TlsConfig = TlsConfig()
+    access: AccessConfig = AccessConfig()
     log: LogConfig = LogConfig()
     grpc: GrpcConfig = GrpcConfig()
     jobs: JobsConfig = JobsConfig()
@@ -148,13 +151,26 @@ class ServerConfig(Spec):
 
     @model_validator(mode="after")
     def _safe_address(self) -> Self:
-        if not self.insecure and not ListenAddress.parse(self.listen).loopback:
+        reachable = not ListenAddress.parse(self.listen).loopback
+        if reachable and not (self.insecure or self.tls.enabled):
             raise ValueError(
-                f"listen: {self.listen} can be reached from other machines, and calls are neither "
-                "encrypted nor authenticated; listen on a loopback address behind a proxy, or "
+                f"listen: {self.listen} can be reached from other machines, and calls would not be "
+                "encrypted; give tls.certificate and tls.key, or listen on a loopback address, or "
                 "give --insecure if the network is trusted"
             )
         return self
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed, and an operator should know."""
+        if ListenAddress.parse(self.listen).loopback:
+            return ()
+        found = []
+        if self.access.tokens is not None and not self.tls.enabled:
+            found.append("tokens cross the network unencrypted")
+        if self.access.tokens is None and self.tls.client_ca is None:
+            found.append("whoever reaches the address may do everything")
+        return tuple(found)
 
     @property
     def roots(self) -> tuple[Path, ...]:

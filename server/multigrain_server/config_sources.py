@@ -64,6 +64,7 @@ class CommandLine:
 
     config: ServerConfig
     print_config: bool
+    new_token: str = ""
 
 
 def options(model: type[BaseModel] = ServerConfig, path: tuple[str, ...] = ()) -> Iterator[Option]:
@@ -88,6 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help=f"YAML file of keys. [{FILE_VARIABLE}]")
     parser.add_argument(
         "--print-config", action="store_true", help="Print the resulting configuration and exit."
+    )
+    parser.add_argument(
+        "--new-token",
+        metavar="NAME:ROLE,ROLE",
+        default="",
+        help="Print a line for the file of tokens, and the token itself to standard error; exit.",
     )
     for option in options():
         default = option.info.get_default()
@@ -131,7 +138,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLi
         config = ServerConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
-    return CommandLine(config, flags.print_config)
+    return CommandLine(config, flags.print_config, flags.new_token)
 
 
 def dump(config: ServerConfig) -> str:

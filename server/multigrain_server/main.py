@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import structlog
 
+from multigrain_server.access.tokens import NewToken, TokenFileError
 from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, dump, parse
 from multigrain_server.data_dir import DataDirError
 from multigrain_server.doctor import report
+from multigrain_server.grpc.tls import TlsError
 from multigrain_server.log import setup_logging
 
 _log = structlog.get_logger(__name__)
@@ -39,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if examine:
         return report.run(report.checks(line.config))
+    if line.new_token:
+        return _print_token(line.new_token)
     setup_logging(line.config.log)
     try:
         asyncio.run(serve(line.config))
-    except (DataDirError, OSError) as error:
+    except (DataDirError, TlsError, TokenFileError, OSError) as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 1
     return 0
@@ -56,7 +60,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         runner_command: see ``App``.
 
     Raises:
-        DataDirError, OSError: if it cannot start.
+        DataDirError, TlsError, TokenFileError, OSError: if it cannot start.
     """
     stop = asyncio.Event()
     again = asyncio.Event()
@@ -85,6 +89,17 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         await app.abandon()
         return
     await stopping
+
+
+def _print_token(wanted: str) -> int:
+    try:
+        made = NewToken.parse(wanted)
+    except ValueError as error:
+        print(f"multigrain-server: --new-token: {error}", file=sys.stderr)
+        return 2
+    print(made.line)
+    print(f"token of {made.entry.name}, shown only now: {made.token}", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, dump, options, parse
 
+TLS = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"]
+
 
 def test_flags_win_over_environment_over_file_over_default(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
@@ -52,6 +54,9 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         (["--listen", "nowhere"], "listen: .*is not an address"),
         (["--listen", "::1:5"], "brackets"),
         (["--listen", "0.0.0.0:50051"], "--insecure"),
+        (["--listen", "0.0.0.0:50051", "--access-tokens", "t.yaml"], "--insecure"),
+        (["--tls-certificate", "c.pem"], "tls: certificate and key belong together"),
+        (["--tls-client-ca", "ca.pem"], "tls: client_ca needs certificate and key"),
         (["--grpc-max-message-mib", "0"], "grpc.max_message_mib"),
         (["--log-level", "loud"], "log.level"),
         (["--config", "/nonexistent.yaml"], "No such file"),
@@ -81,6 +86,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
 
 def test_an_address_for_other_machines_needs_the_flag() -> None:
     assert parse(["--listen", "0.0.0.0:0", "--insecure"], {}).config.insecure
+    assert parse(["--listen", "0.0.0.0:0", *TLS], {}).config.tls.enabled
     assert ServerConfig(listen="unix:/run/m.sock").listen == "unix:/run/m.sock"
     assert ServerConfig(listen="[::1]:0").listen == "[::1]:0"
 
@@ -89,3 +95,20 @@ def test_http_needs_a_port() -> None:
     assert ServerConfig(http_listen="").http_listen == ""
     with pytest.raises(ValueError, match="host and a port"):
         ServerConfig(http_listen="unix:/run/m.sock")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warnings"),
+    [
+        (["--listen", "127.0.0.1:0"], []),
+        (["--listen", "0.0.0.0:0", "--insecure"], ["whoever reaches"]),
+        (["--listen", "0.0.0.0:0", "--insecure", "--access-tokens", "t"], ["unencrypted"]),
+        (["--listen", "0.0.0.0:0", *TLS], ["whoever reaches"]),
+        (["--listen", "0.0.0.0:0", *TLS, "--tls-client-ca", "ca.pem"], []),
+        (["--listen", "0.0.0.0:0", *TLS, "--access-tokens", "t"], []),
+    ],
+)
+def test_what_is_open_to_a_network_is_warned_of(arguments: list[str], warnings: list[str]) -> None:
+    found = parse(arguments, {}).config.warnings
+    assert len(found) == len(warnings)
+    assert all(part in text for text, part in zip(found, warnings, strict=True))

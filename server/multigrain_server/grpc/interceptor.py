@@ -1,4 +1,4 @@
-"""What every call gets: a request id, a log line, metrics, and errors as status."""
+"""What every call gets: a request id, a check, a log line, metrics, and errors as status."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import grpc.aio
 import structlog
 
 from multigrain.errors import MultigrainError
+from multigrain_server.access.access import Access
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.errors import internal_error, wire_error
 from multigrain_server.metrics.requests import RequestMetrics
@@ -40,10 +41,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of all four shapes of calls."""
 
-    def __init__(self, calls: Calls, metrics: RequestMetrics) -> None:
+    def __init__(self, calls: Calls, metrics: RequestMetrics, access: Access) -> None:
         self._calls = calls
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
+        self._access = access
 
     async def intercept_service(
         self,
@@ -115,8 +117,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         began = time.perf_counter()
         code, reason, counted = grpc.StatusCode.OK, "", False
         try:
-            counted = self._calls.enter(method)
-            yield
+            with self._access.enter(method, context.invocation_metadata() or ()) as holder:
+                if holder:
+                    structlog.contextvars.bind_contextvars(token=holder)
+                counted = self._calls.enter(method)
+                yield
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away, or its deadline passed.
             code = grpc.StatusCode.CANCELLED
@@ -153,7 +158,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     seconds=round(seconds, 6),
                     reason=reason,
                 )
-            structlog.contextvars.unbind_contextvars("request_id")
+            structlog.contextvars.unbind_contextvars("request_id", "token")
 
 
 def _level(method: str, code: grpc.StatusCode) -> int:

@@ -17,6 +17,8 @@ from multigrain.v1.inference.service_pb2_grpc import (
     add_GRPCInferenceServiceServicer_to_server,
 )
 from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
+from multigrain_server.access.access import Access
+from multigrain_server.access.config import AccessConfig
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.embedding_service import EmbeddingServicer
@@ -50,7 +52,7 @@ async def serving(
     root: Path, config: ServingConfig | None = None, grpc_config: GrpcConfig | None = None
 ) -> AsyncIterator[Serving]:
     async with house(root, config) as h:
-        interceptor = CallInterceptor(Calls(), RequestMetrics(h.registry))
+        interceptor = CallInterceptor(Calls(), RequestMetrics(h.registry), Access(AccessConfig()))
         server = build_server(grpc_config or GrpcConfig(), [interceptor])
         add_EmbeddingServiceServicer_to_server(EmbeddingServicer(h.manager), server)
         add_ModelServiceServicer_to_server(ModelServicer(h.manager), server)

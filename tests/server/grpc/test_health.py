@@ -29,6 +29,15 @@ async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Chan
         assert await _check(channel, service) == Status.NOT_SERVING
 
 
+async def test_a_list_tells_of_all_services_at_once(channel: grpc.aio.Channel) -> None:
+    answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+    found = {name: health.status for name, health in answer.statuses.items()}
+    assert found == {
+        **dict.fromkeys(("", *ALWAYS_READY), Status.SERVING),
+        **dict.fromkeys((EMBEDDING, INFERENCE), Status.NOT_SERVING),
+    }
+
+
 async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await _check(channel, "multigrain.v1.Nothing")

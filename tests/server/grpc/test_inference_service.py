@@ -14,9 +14,10 @@ from google.rpc import error_details_pb2
 
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain.v1 import embedding_pb2, model_pb2
+from multigrain.v1 import embedding_pb2
 from multigrain.v1.inference import model_pb2 as oip
 from multigrain.v1.inference import service_pb2
+from multigrain.v1.model_pb2 import GetModelRequest, LoadModelRequest
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.inference_unoffered import UNOFFERED
 from multigrain_server.serving.admission import Load
@@ -39,7 +40,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     write_bundle(root / "models", version=2)
     config = small_config(max_images_per_request=8, keep_replaced_versions=True)
     async with serving(root, config, GrpcConfig(max_message_mib=1)) as made:
-        await made.models.LoadModel(model_pb2.LoadModelRequest(model="tiny@1"))
+        await made.models.LoadModel(LoadModelRequest(model="tiny@1"))
         yield made
 
 
@@ -238,7 +239,8 @@ async def test_metadata_and_configuration_describe_the_tensors(served: Serving) 
     config = (await served.inference.ModelConfig(oip.ModelConfigRequest(name="tiny"))).config
     assert (config.name, config.max_batch_size) == ("tiny", 8)
     assert list(config.version_policy.specific.versions) == [1]
-    assert config.backend.startswith("onnxruntime")
+    model = await served.models.GetModel(GetModelRequest(model="tiny@1"))
+    assert config.backend == model.runtime != ""
     assert [(i.name, i.data_type, list(i.dims), i.optional) for i in config.input] == [
         ("images", oip.TYPE_STRING, [1], True),
         ("pixels", oip.TYPE_FP32, [3, -1, -1], True),

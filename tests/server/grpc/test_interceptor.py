@@ -12,6 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.access.access import Access
+from multigrain_server.access.config import AccessConfig
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.metrics.requests import RequestMetrics
@@ -32,7 +34,9 @@ class GoneContext:
 
 async def test_a_caller_that_goes_away_while_its_error_is_sent_is_no_error_of_the_server() -> None:
     calls = Calls()
-    interceptor = CallInterceptor(calls, RequestMetrics(CollectorRegistry()))
+    interceptor = CallInterceptor(
+        calls, RequestMetrics(CollectorRegistry()), Access(AccessConfig())
+    )
 
     async def too_late(request: object, context: object) -> None:
         raise MultigrainError(ErrorKind.DEADLINE, "the deadline passed")

@@ -1,0 +1,60 @@
+"""What an operator can set about access, with its defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from multigrain.spec.base import Spec
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path.expanduser().absolute() if path is not None else None
+
+
+OptionalFile = Annotated[Path | None, AfterValidator(_absolute)]
+
+
+class TlsConfig(Spec):
+    """TLS of the gRPC address. The files are read anew for the first connection after they
+    have changed."""
+
+    certificate: OptionalFile = Field(
+        None, description="The server's certificate and those that issued it, PEM; none = no TLS."
+    )
+    key: OptionalFile = Field(None, description="Its private key, PEM, without a passphrase.")
+    client_ca: OptionalFile = Field(
+        None,
+        description="Authorities, PEM, one of which must have issued every caller's certificate; "
+        "none = callers need no certificate.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both or none")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate and key")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        return self.certificate is not None
+
+
+class AccessConfig(Spec):
+    """Who may call what."""
+
+    tokens: OptionalFile = Field(
+        None,
+        description="YAML file of tokens, their roles and SHA-256; read anew when it has changed. "
+        "None = whoever can connect may do everything.",
+    )
+    health: Literal["open", "token"] = Field(
+        "open", description="Whether health checks need a token, of any role."
+    )
+    reflection: Literal["open", "token"] = Field(
+        "token", description="The same for reflection, which shows the calls and messages."
+    )

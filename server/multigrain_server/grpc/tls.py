@@ -1,0 +1,129 @@
+"""The server's certificate, which may be renewed while connections go on."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+
+from multigrain_server.access.config import TlsConfig
+
+_log = structlog.get_logger(__name__)
+
+
+# Of each file: time, size and number; None if it is missing.
+_Stamps = tuple[tuple[int, int, int] | None, ...]
+
+
+class TlsError(Exception):
+    """The files of certificates cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What the files held, and how they looked when they were read."""
+
+    stamps: _Stamps
+    configuration: grpc.ServerCertificateConfiguration
+    expiry: float
+
+
+class Certificates:
+    """Read anew for the first connection after one of the files has changed.
+
+    Files that do not fit together (one was renewed, the other not yet) leave the old ones in
+    use, and an error in the log; they are looked at again when they have changed again.
+
+    Raises:
+        TlsError: if they cannot be used at the start.
+    """
+
+    def __init__(self, config: TlsConfig) -> None:
+        assert config.certificate is not None
+        assert config.key is not None
+        self._certificate = config.certificate
+        self._key = config.key
+        self._client_ca = config.client_ca
+        self._loaded = self._load()
+        self._unusable: _Stamps = ()
+
+    def expiry(self) -> float:
+        """Unix time at which the first certificate of the chain in use ends."""
+        return self._loaded.expiry
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """gRPC's credentials; with ``client_ca``, callers must have a certificate."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._loaded.configuration,
+            self._renewed,  # type: ignore[arg-type]  # its stub forgot None
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by gRPC for each connection; None = nothing new."""
+        stamps = self._stamps()
+        if stamps in (self._loaded.stamps, self._unusable):
+            return None
+        try:
+            self._loaded = self._load()
+        except TlsError as error:
+            self._unusable = stamps
+            _log.error("certificates stay as they were", reason=str(error))
+            return None
+        _log.info("certificates read anew")
+        return self._loaded.configuration
+
+    def _load(self) -> _Loaded:
+        # Before reading: what changes meanwhile is read again.
+        stamps = self._stamps()
+        certificate, key = _read(self._certificate), _read(self._key)
+        try:
+            # Their fit is what OpenSSL knows best. A passphrase cannot be asked for.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise TlsError(
+                f"{self._certificate} and {self._key} are not a certificate and its key: {error}"
+            ) from None
+        authorities = None
+        if self._client_ca is not None:
+            authorities = _read(self._client_ca)
+            try:
+                context.load_verify_locations(cadata=authorities.decode("ascii"))
+            except (ssl.SSLError, ValueError) as error:
+                raise TlsError(f"{self._client_ca} holds no certificates: {error}") from None
+        configuration = grpc.ssl_server_certificate_configuration(
+            [(key, certificate)], root_certificates=authorities
+        )
+        return _Loaded(stamps, configuration, _expiry(certificate))
+
+    def _stamps(self) -> _Stamps:
+        files = (self._certificate, self._key, self._client_ca)
+        return tuple(_stamp(path) for path in files if path is not None)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TlsError(f"{path}: {error.strerror}") from None
+
+
+def _expiry(chain: bytes) -> float:
+    # Here, not above: a daemon without TLS need not wait for it.
+    from cryptography import x509
+
+    certificates = x509.load_pem_x509_certificates(chain)
+    return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)

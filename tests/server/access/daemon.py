@@ -1,0 +1,44 @@
+"""A daemon in the test's process, with TLS or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from multigrain_server.access.config import AccessConfig, TlsConfig
+from multigrain_server.access.role import Role
+from multigrain_server.access.tokens import NewToken
+from multigrain_server.app import App
+from multigrain_server.config import ServerConfig
+from tests.server.jobs.conftest import FAKE_RUNNER
+
+
+@asynccontextmanager
+async def daemon(
+    root: Path, *, tls: TlsConfig | None = None, access: AccessConfig | None = None
+) -> AsyncIterator[App]:
+    config = ServerConfig(
+        data_dir=root / "data",
+        listen="127.0.0.1:0",
+        http_listen="",
+        tls=tls or TlsConfig(),
+        access=access or AccessConfig(),
+    )
+    app = App(config, FAKE_RUNNER)
+    await app.start()
+    try:
+        yield app
+    finally:
+        await app.stop()
+
+
+def write_tokens(path: Path, *holders: str) -> dict[str, str]:
+    """Writes a file of tokens for holders ("name:role,role"); the tokens by name."""
+    made = [NewToken.parse(holder) for holder in holders]
+    path.write_text("".join(f"{token.line}\n" for token in made))
+    return {token.entry.name: token.token for token in made}
+
+
+def token_for_each_role(path: Path) -> dict[str, str]:
+    return write_tokens(path, *(f"{role.value}:{role.value}" for role in Role))

@@ -1,0 +1,69 @@
+"""Rates and numbers of calls of one holder."""
+
+from __future__ import annotations
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.access.limits import HolderLimits
+from multigrain_server.access.role import Role
+from multigrain_server.access.tokens import TokenEntry
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def entry(**limits: float) -> TokenEntry:
+    return TokenEntry(name="a", roles=(Role.READ,), sha256="0" * 64, **limits)
+
+
+def call(limits: HolderLimits, holder: TokenEntry) -> float:
+    """0, or the seconds that a refusal asks to wait."""
+    try:
+        with limits.enter(holder):
+            return 0
+    except MultigrainError as error:
+        if error.kind is not ErrorKind.OVERLOADED or error.retry_after is None:
+            raise
+        return error.retry_after
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0, 4.0])
+def test_a_second_of_calls_may_come_at_once_and_then_so_many_a_second(rate: float) -> None:
+    clock = Clock()
+    limits, holder = HolderLimits(clock), entry(calls_per_second=rate)
+    burst = max(1, int(rate))
+    assert [call(limits, holder) for _ in range(burst)] == [0] * burst
+    delay = call(limits, holder)
+    assert delay == pytest.approx(1 / rate)
+    clock.now += delay / 2
+    assert call(limits, holder) == pytest.approx(delay / 2)
+    clock.now += delay / 2
+    assert call(limits, holder) == 0
+    clock.now += 1000  # what was not used does not add up
+    assert [call(limits, holder) for _ in range(burst)] == [0] * burst
+    assert call(limits, holder) > 0
+
+
+def test_calls_in_work_are_counted_until_they_end_however_they_end() -> None:
+    limits, holder = HolderLimits(), entry(concurrent_calls=2)
+    with limits.enter(holder), limits.enter(holder):
+        assert call(limits, holder) > 0
+    with pytest.raises(ZeroDivisionError), limits.enter(holder):
+        raise ZeroDivisionError
+    with limits.enter(holder):
+        assert call(limits, holder) == 0
+
+
+def test_a_refused_call_takes_no_place() -> None:
+    clock = Clock()
+    limits, holder = HolderLimits(clock), entry(calls_per_second=1, concurrent_calls=1)
+    with limits.enter(holder):
+        assert call(limits, holder) > 0
+    clock.now += 1
+    assert call(limits, holder) == 0

@@ -1,0 +1,197 @@
+"""TLS of the daemon, on real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from multigrain.v1.job_pb2 import ListJobsRequest
+from multigrain.v1.job_pb2_grpc import JobServiceStub
+from multigrain_client import AsyncClient, Client, Tls, Unauthenticated
+from multigrain_server.access.config import AccessConfig, TlsConfig
+from multigrain_server.grpc.tls import Certificates, TlsError
+from tests.server.access.daemon import daemon, write_tokens
+
+
+@dataclass(frozen=True)
+class Files:
+    """A daemon's certificates in a folder."""
+
+    folder: Path
+
+    def config(self, *, mutual: bool = False) -> TlsConfig:
+        return TlsConfig(
+            certificate=self.folder / "server.pem",
+            key=self.folder / "server.key",
+            client_ca=self.folder / "ca.pem" if mutual else None,
+        )
+
+    def issue(self, authority: trustme.CA, not_after: datetime | None = None) -> None:
+        """Writes a certificate for 127.0.0.1, as a renewal would."""
+        made = authority.issue_cert("127.0.0.1", "localhost", not_after=not_after)
+        made.private_key_pem.write_to_path(str(self.folder / "server.key"))
+        chain = b"".join(part.bytes() for part in made.cert_chain_pems)
+        (self.folder / "server.pem").write_bytes(chain)
+        authority.cert_pem.write_to_path(str(self.folder / "ca.pem"))
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def files(tmp_path: Path, authority: trustme.CA) -> Files:
+    made = Files(tmp_path)
+    made.issue(authority)
+    return made
+
+
+def _client(authority: trustme.CA, holder: trustme.LeafCert | None = None) -> Tls:
+    if holder is None:
+        return Tls(ca=authority.cert_pem.bytes())
+    return Tls(
+        ca=authority.cert_pem.bytes(),
+        certificate=b"".join(part.bytes() for part in holder.cert_chain_pems),
+        key=holder.private_key_pem.bytes(),
+    )
+
+
+def _channel(address: str, tls: Tls) -> grpc.aio.Channel:
+    # Of its own: channels to one address would share a connection.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.secure_channel(address, tls.credentials(), options=options)
+
+
+async def _works(channel: grpc.aio.Channel) -> bool:
+    try:
+        await JobServiceStub(channel).ListJobs(ListJobsRequest(), timeout=20)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return False
+    return True
+
+
+async def test_callers_that_trust_the_authority_get_through_and_others_do_not(
+    files: Files, authority: trustme.CA, tmp_path: Path
+) -> None:
+    tokens = write_tokens(tmp_path / "tokens", "watcher:read")
+    access = AccessConfig(tokens=tmp_path / "tokens")
+    async with daemon(tmp_path, tls=files.config(), access=access) as app:
+        tls = Tls(ca=authority.cert_pem.bytes())
+        async with AsyncClient(app.address, tls=tls, token=tokens["watcher"]) as client:
+            assert [job async for job in client.jobs()] == []
+        async with AsyncClient(app.address, tls=tls) as client:
+            with pytest.raises(Unauthenticated):
+                await client.job("job-1")
+
+        def blocking() -> list[object]:
+            with Client(app.address, tls=tls, token=tokens["watcher"]) as client:
+                return list(client.jobs())
+
+        assert await asyncio.to_thread(blocking) == []
+        async with _channel(app.address, Tls(ca=trustme.CA().cert_pem.bytes())) as channel:
+            assert not await _works(channel)
+        async with grpc.aio.insecure_channel(app.address) as channel:
+            assert not await _works(channel)
+
+
+async def test_a_renewed_certificate_serves_new_connections_and_old_ones_go_on(
+    files: Files, authority: trustme.CA, tmp_path: Path
+) -> None:
+    renewed = trustme.CA()
+    async with daemon(tmp_path, tls=files.config()) as app:
+        async with _channel(app.address, Tls(ca=authority.cert_pem.bytes())) as old:
+            assert await _works(old)
+            files.issue(renewed)
+            async with _channel(app.address, Tls(ca=renewed.cert_pem.bytes())) as new:
+                assert await _works(new)
+            assert await _works(old)
+        async with _channel(app.address, Tls(ca=authority.cert_pem.bytes())) as late:
+            assert not await _works(late)
+
+
+async def test_the_end_of_the_certificate_in_use_is_a_metric(
+    files: Files, authority: trustme.CA, tmp_path: Path
+) -> None:
+    name = "multigrain_certificate_expiry_timestamp_seconds"
+    end = datetime(2090, 5, 6, tzinfo=UTC)
+    async with daemon(tmp_path, tls=files.config()) as app:
+        assert app.registry.get_sample_value(name) != end.timestamp()
+        files.issue(authority, not_after=end)
+        async with _channel(app.address, Tls(ca=authority.cert_pem.bytes())) as channel:
+            assert await _works(channel)
+        assert app.registry.get_sample_value(name) == end.timestamp()
+    async with daemon(tmp_path) as app:
+        assert app.registry.get_sample_value(name) == math.inf
+
+
+async def test_files_that_do_not_fit_together_leave_the_old_ones_in_use(
+    files: Files, authority: trustme.CA, tmp_path: Path
+) -> None:
+    tls = Tls(ca=authority.cert_pem.bytes())
+    async with daemon(tmp_path, tls=files.config()) as app:
+        good = (tmp_path / "server.key").read_bytes()
+        for content in (authority.issue_cert("x").private_key_pem.bytes(), b"", good[:100]):
+            (tmp_path / "server.key").write_bytes(content)
+            with capture_logs() as logs:
+                async with _channel(app.address, tls) as channel:
+                    assert await _works(channel)
+                async with _channel(app.address, tls) as channel:
+                    assert await _works(channel)
+            # Once for a state of the files, however many connections come.
+            assert [log["event"] for log in logs].count("certificates stay as they were") == 1
+            assert good.decode()[30:90] not in str(logs)
+        files.issue(authority)
+        with capture_logs() as logs:
+            async with _channel(app.address, tls) as channel:
+                assert await _works(channel)
+        assert "certificates read anew" in {log["event"] for log in logs}
+
+
+async def test_with_mutual_tls_a_caller_needs_a_certificate_of_the_authority(
+    files: Files, authority: trustme.CA, tmp_path: Path
+) -> None:
+    async with daemon(tmp_path, tls=files.config(mutual=True)) as app:
+        ours = authority.issue_cert("caller@example.org")
+        theirs = trustme.CA().issue_cert("caller@example.org")
+        for holder, works in ((ours, True), (theirs, False), (None, False)):
+            async with _channel(app.address, _client(authority, holder)) as channel:
+                assert await _works(channel) == works
+        # Another authority from now on, without a restart.
+        renewed = trustme.CA()
+        renewed.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        holder = renewed.issue_cert("caller@example.org")
+        async with _channel(app.address, _client(authority, holder)) as channel:
+            assert await _works(channel)
+        async with _channel(app.address, _client(authority, ours)) as channel:
+            assert not await _works(channel)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("server.pem", None, "server.pem: No such file"),
+        ("server.key", b"no key", "are not a certificate and its key"),
+        ("ca.pem", b"nothing", "ca.pem holds no certificates"),
+    ],
+)
+def test_unusable_files_are_named_at_the_start(
+    files: Files, tmp_path: Path, name: str, content: bytes | None, says: str
+) -> None:
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TlsError, match=says):
+        Certificates(files.config(mutual=True))

@@ -1,0 +1,212 @@
+"""The file of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_client import AsyncClient, Forbidden, Unauthenticated
+from multigrain_server.access.access import Access
+from multigrain_server.access.config import AccessConfig
+from multigrain_server.access.role import Role
+from multigrain_server.access.tokens import NewToken, TokenFile, TokenFileError, read_tokens
+from multigrain_server.main import main
+from tests.server.access.daemon import daemon, write_tokens
+from tests.server.serving.house import until
+
+LIST_JOBS = "/multigrain.v1.JobService/ListJobs"
+
+
+def enter(access: Access, method: str, *tokens: str) -> str:
+    """Makes a call that ends at once; its holder."""
+    metadata = [("authorization", f"Bearer {token}") for token in tokens]
+    with access.enter(method, metadata) as holder:
+        return holder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tokens.yaml"
+
+
+def test_a_token_is_found_by_its_hash_alone(path: Path) -> None:
+    tokens = write_tokens(path, "backend:infer,read", "robot:train")
+    file = TokenFile(path)
+    found = file.find(tokens["backend"])
+    assert found is not None
+    assert (found.name, found.roles) == ("backend", (Role.INFER, Role.READ))
+    assert found.sha256 == hashlib.sha256(tokens["backend"].encode()).hexdigest()
+    assert file.find(tokens["backend"][:-1]) is None
+    assert file.find("") is None
+    assert len({NewToken.parse("a:read").token for _ in range(100)}) == 100
+
+
+def test_every_entry_is_compared_in_constant_time_whichever_matches(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = write_tokens(path, "a:read", "b:read", "c:read")
+    file = TokenFile(path)
+    compared: list[str] = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or compare(a, b))
+    for token in (*tokens.values(), "unknown"):
+        file.find(token)
+    assert len(compared) == 4 * 3
+
+
+def test_a_changed_file_counts_from_then_on(path: Path) -> None:
+    old = write_tokens(path, "a:read")["a"]
+    file = TokenFile(path, check_seconds=0)
+    assert file.find(old) is not None
+    new = write_tokens(path, "a:read")["a"]
+    assert file.find(old) is None
+    assert file.find(new) is not None
+    # Replaced by renaming, with the same size and time.
+    other = path.with_suffix(".new")
+    newest = write_tokens(other, "a:read")["a"]
+    stat = path.stat()
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.rename(path)
+    assert file.find(newest) is not None
+
+
+@pytest.mark.parametrize("content", ["- {name: a, roles: [root]}", "a: [", None])
+def test_a_file_that_became_unusable_leaves_the_tokens_and_says_so(
+    path: Path, content: str | None
+) -> None:
+    token = write_tokens(path, "a:read")["a"]
+    file = TokenFile(path, check_seconds=0)
+    with capture_logs() as logs:
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
+        assert file.find(token) is not None
+        assert file.find(token) is not None
+    assert [log["event"] for log in logs] == ["tokens stay as they were"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("tokens: 3", "tuple"),
+        ("- {name: a, roles: [read]}", "0.sha256"),
+        ("- {name: a, roles: [], sha256: '%s'}" % ("0" * 64), "0.roles"),
+        ("- {name: a, roles: [read], sha256: secret}", "0.sha256"),
+        ("- {name: a b, roles: [read], sha256: '%s'}" % ("0" * 64), "0.name"),
+        ("- {name: a, roles: [read], sha256: '%s'}\n" % ("0" * 64) * 2, "the same name"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_without_repeating_it(path: Path, content: str, says: str) -> None:
+    path.write_text(content)
+    with pytest.raises(TokenFileError) as caught:
+        read_tokens(path)
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_empty_file_lets_nobody_in(path: Path) -> None:
+    path.write_text("")
+    with pytest.raises(MultigrainError) as caught:
+        enter(Access(AccessConfig(tokens=path)), LIST_JOBS, "x")
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
+
+
+def test_limits_stand_beside_the_token_and_hold_for_its_holder(path: Path) -> None:
+    tokens = write_tokens(path, "a:read", "b:read")
+    path.write_text(path.read_text().replace('"a",', '"a", concurrent_calls: 1,'))
+    access = Access(AccessConfig(tokens=path))
+    metadata = [("authorization", f"Bearer {tokens['a']}")]
+    with access.enter(LIST_JOBS, metadata):
+        assert enter(access, LIST_JOBS, tokens["b"]) == "b"
+        assert enter(access, "/grpc.health.v1.Health/Check", tokens["a"]) == ""
+        with pytest.raises(MultigrainError) as caught:
+            enter(access, LIST_JOBS, tokens["a"])
+    assert caught.value.kind is ErrorKind.OVERLOADED
+    assert enter(access, LIST_JOBS, tokens["a"]) == "a"
+
+
+def test_without_a_file_everybody_may_do_everything() -> None:
+    assert enter(Access(AccessConfig()), "/any.Service/Call") == ""
+
+
+def test_a_call_that_nobody_listed_is_refused_to_an_admin_as_well(path: Path) -> None:
+    token = write_tokens(path, "root:admin")["root"]
+    access = Access(AccessConfig(tokens=path))
+    assert enter(access, LIST_JOBS, token) == "root"
+    with pytest.raises(MultigrainError) as caught:
+        enter(access, "/multigrain.v1.JobService/NewCall", token)
+    assert caught.value.kind is ErrorKind.FORBIDDEN
+    with pytest.raises(MultigrainError):
+        enter(access, LIST_JOBS, token, token)  # which of them would it be?
+
+
+@pytest.mark.parametrize("special", ["health", "reflection"])
+def test_health_and_reflection_have_a_policy_of_their_own(path: Path, special: str) -> None:
+    token = write_tokens(path, "a:infer")["a"]
+    method = {
+        "health": "/grpc.health.v1.Health/Check",
+        "reflection": "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }[special]
+    enter(Access(AccessConfig(tokens=path, **{special: "open"})), method)
+    closed = Access(AccessConfig(tokens=path, **{special: "token"}))
+    with pytest.raises(MultigrainError):
+        enter(closed, method)
+    assert enter(closed, method, token) == "a"
+
+
+async def test_the_clients_send_their_token_and_the_log_names_its_holder(
+    tmp_path: Path, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tokens = write_tokens(path, "backend:infer", "watcher:read")
+    async with daemon(tmp_path, access=AccessConfig(tokens=path)) as app:
+        with capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+            async with AsyncClient(app.address, token=tokens["watcher"]) as client:
+                assert [job async for job in client.jobs()] == []
+            async with AsyncClient(app.address, token=tokens["backend"]) as client:
+                with pytest.raises(Forbidden, match="backend may not call this: it needs admin or"):
+                    await client.job("job-1")
+            async with AsyncClient(app.address) as client:
+                with pytest.raises(Unauthenticated, match="Bearer TOKEN"):
+                    await client.job("job-1")
+            # A line is written when the caller has its answer.
+            await until(lambda: [log["event"] for log in logs].count("call") == 3)
+    calls = [(log["code"], log.get("token")) for log in logs if log["event"] == "call"]
+    assert calls == [("OK", "watcher"), ("PERMISSION_DENIED", None), ("UNAUTHENTICATED", None)]
+    assert not any(token in str(logs) for token in tokens.values())
+
+
+def test_a_line_for_the_file_is_made_by_the_daemons_command(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--new-token", "backend:infer,read"]) == 0
+    printed = capsys.readouterr()
+    path.write_text(printed.out)
+    token = printed.err.strip().rpartition(" ")[2]
+    assert token not in printed.out
+    found = TokenFile(path).find(token)
+    assert found is not None
+    assert found.roles == (Role.INFER, Role.READ)
+    assert main(["--new-token", "backend:root"]) == 2
+    assert "infer,train,admin,read" in capsys.readouterr().err
+
+
+def test_a_daemon_whose_files_are_unusable_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "missing")
+    common = ["--data-dir", str(tmp_path / "data")]
+    assert main([*common, "--access-tokens", missing]) == 1
+    assert "missing: No such file" in capsys.readouterr().err
+    assert main([*common, "--tls-certificate", missing, "--tls-key", missing]) == 1
+    assert "missing: No such file" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""Certificates and tokens as the doctor sees them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+
+from multigrain_server.config import ServerConfig
+from multigrain_server.doctor import access
+from multigrain_server.doctor.finding import Finding, Level
+
+
+def certificates(folder: Path, days: float) -> Finding:
+    """Of a daemon whose certificate ends in so many days."""
+    end = datetime.now(UTC) + timedelta(days=days)
+    made = trustme.CA().issue_cert("localhost", not_before=end - timedelta(days=30), not_after=end)
+    made.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
+    made.private_key_pem.write_to_path(str(folder / "server.key"))
+    tls = {"certificate": folder / "server.pem", "key": folder / "server.key"}
+    (finding,) = access.certificates(ServerConfig.model_validate({"tls": tls}))
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("days", "level", "says"),
+    [
+        (20.3, Level.OK, "ends in 20 days"),
+        (5.3, Level.WARN, "ends in 5 days"),
+        (-3.3, Level.FAIL, "ended 3 days ago"),
+    ],
+)
+def test_a_certificate_is_judged_by_its_end(
+    tmp_path: Path, days: float, level: Level, says: str
+) -> None:
+    finding = certificates(tmp_path, days)
+    assert (finding.level, finding.message) == (level, says)
+
+
+def test_unusable_files_and_open_doors_are_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    config = ServerConfig.model_validate(
+        {
+            "listen": "0.0.0.0:0",
+            "insecure": True,
+            "tls": {"certificate": missing, "key": missing},
+            "access": {"tokens": missing},
+        }
+    )
+    (certificate,) = access.certificates(config)
+    (tokens,) = access.callers(config)
+    assert certificate.level is tokens.level is Level.FAIL
+    assert "No such file" in certificate.message
+    assert "No such file" in tokens.message
+    missing.write_text("")
+    exposed = ServerConfig.model_validate(
+        {"listen": "0.0.0.0:0", "insecure": True, "access": {"tokens": missing}}
+    )
+    empty, warning = access.callers(exposed)
+    assert (empty.level, empty.message) == (Level.OK, "0 in the file")
+    assert (warning.level, warning.message) == (
+        Level.WARN,
+        "tokens cross the network unencrypted",
+    )
+    assert not list(access.certificates(ServerConfig()))
