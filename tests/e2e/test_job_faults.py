@@ -31,7 +31,7 @@ def test_a_killed_worker_costs_one_attempt_and_no_step_is_lost(
     daemon: Daemon, digits: Path
 ) -> None:
     every = {"every_steps": 3}
-    spec = small_training(digits, epochs=6, workers=2, checkpointing=every, optimizer=MOMENTUM)
+    spec = small_training(digits, epochs=4, workers=2, checkpointing=every, optimizer=MOMENTUM)
     with daemon.client() as client:
         job = client.start_training(spec)
         wait_for_losses(daemon, job.job_id, 4)
@@ -68,7 +68,7 @@ def test_a_cancelled_job_saves_first_and_resumes_where_it_stopped(
     daemon: Daemon, digits: Path
 ) -> None:
     with daemon.client() as client:
-        spec = small_training(digits, epochs=10, workers=2, optimizer=MOMENTUM)
+        spec = small_training(digits, epochs=5, workers=2, optimizer=MOMENTUM)
         job = client.start_training(spec)
         waiting = client.start_training(small_training(digits, epochs=1), name="second")
         wait_for_losses(daemon, job.job_id, 2)
