@@ -11,11 +11,12 @@ from multigrain.bundle.folder import read
 from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import load
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.export import int8
+from multigrain.export import int8, run
 from multigrain.export.int8 import Int8Images, int8_images, write_int8
 from multigrain.images.preprocess import preprocess
 from multigrain.spec.export import ExportSpec
 from tests.engine.bundles import TinyNetwork, write_bundle
+from tests.evaluate.context import context, write_checkpoint
 from tests.images.files import encode, noise
 
 pytest.importorskip("nncf")
@@ -137,3 +138,18 @@ def test_what_cannot_be_quantised_is_refused_at_once(
     with pytest.raises(MultigrainError, match=r"pip install 'multigrain\[int8\]'") as caught:
         int8_images(spec(pictures), LABELS)
     assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+def test_an_export_writes_it_and_the_bundle_is_whole(pictures: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
+    export_spec = spec(pictures, formats=("onnx",), int8_images=10)
+    run(context(tmp_path, weights=checkpoint, export=export_spec))
+    folder = tmp_path / "models" / "m" / "1"
+    manifest = read(folder, verify=True)
+    entry = manifest.heads[0].int8
+    assert entry is not None
+    assert {"model-int8.xml", "model-int8.bin", "model.onnx"} <= set(manifest.files)
+    assert entry.cosine_mean > 0.99
+    assert 0 < entry.labelled_images < entry.images
+    loaded = load("openvino-int8", Bundle(folder, manifest), Compute(threads=1, max_batch=4))
+    assert loaded.runtimes[16].precision == "int8"
