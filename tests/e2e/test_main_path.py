@@ -76,7 +76,12 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
 
 def walk(daemon: Daemon, digits: Path, tmp_path: Path) -> None:
     with daemon.client() as client:
-        spec = small_training(digits, epochs=2, workers=2, evaluation={"every_epochs": 1})
+        schedule = {
+            "every_epochs": 1,
+            "tasks": ["classification", "copy_detection", "groups"],
+            "metric": "copy_map",
+        }
+        spec = small_training(digits, epochs=2, workers=2, evaluation=schedule)
         job = client.start_training(spec, name="whole way")
         points = list(client.stream_losses(job))
         job = client.wait(job)
@@ -90,6 +95,13 @@ def walk(daemon: Daemon, digits: Path, tmp_path: Path) -> None:
         assert points[1].refreshed_layers == 0
         assert job.last_checkpoint.step == job.progress.total_steps
         assert 0 <= job.metrics["top1"] <= job.metrics["top5"] <= 1
+        found = {
+            event.evaluation.step: event.evaluation.metrics["copy_map"]
+            for event in client.stream_events(job, kinds=["evaluation"])
+        }
+        assert list(found) == [job.progress.total_steps // 2, job.progress.total_steps]
+        assert job.best_checkpoint.step == max(found, key=lambda step: (found[step], -step))
+        assert 0 < job.metrics["groups_map"] <= 1
 
         val = digits / "val"
         evaluation = client.wait(client.evaluate(job=job, dataset_path=val))
