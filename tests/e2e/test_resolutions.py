@@ -52,7 +52,7 @@ def test_an_exponent_is_searched_by_two_workers_and_served_with_whitening(tmp_pa
                 whitening_path=str(dataset),
             )
             client.wait(export, timeout=240)
-            model = client.load_model("two", make_default=True)
+            model = client.load_model("two", runtime="openvino-f32", make_default=True)
             assert [(r.resolution, r.gem_p, r.whitened_size) for r in model.resolutions] == [
                 (16, 3.0, 513), (24, chosen, 513),
             ]  # fmt: skip
