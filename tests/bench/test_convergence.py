@@ -110,7 +110,8 @@ def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
     for candidates in CANDIDATES.values():
         names = [candidate.name for candidate in candidates]
         assert len(set(names)) == len(names)
-        assert {candidate.kind for candidate in candidates} == {"thor", "momentum"}
+        # What a quick run tries.
+        assert {candidate.kind for candidate in candidates[:2]} == {"thor", "momentum"}
 
 
 def test_the_trace_rule_changes_nothing_else() -> None:

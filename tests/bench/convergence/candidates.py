@@ -97,9 +97,11 @@ CANDIDATES: dict[str, list[Candidate]] = {
         momentum(0.3, 8),
     ],
     "glyphs": [
-        thor(0.4, 5, damping_init=1.0, **_PI),
-        momentum(0.2, 8),
-        thor(0.2, 5, damping_init=0.3, kl_clip=0.1, **_PI),
-        momentum(0.1, 8),
+        momentum(0.2, 10),
+        thor(0.4, 8, damping_init=1.0, **_PI),
+        momentum(0.2, 14),
+        thor(0.2, 8, damping_init=0.3, kl_clip=0.1, **_PI),
+        momentum(0.3, 14),
+        thor(0.4, 8, damping_init=1.0, kl_clip=0.1, **_AVERAGED),
     ],
 }

@@ -34,7 +34,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 BATCH = 96
-EPOCHS = {"digits": 14, "glyphs": 8}
+EPOCHS = {"digits": 12, "glyphs": 10}
 # The best of the rates that optimizers.py tries with momentum, for classification alone.
 RATE = 0.2
 FIGURES = ("top1", "copy_map", "instance_map", "class_map")
