@@ -131,7 +131,9 @@ class ConvInputTap(nn.Cell):
         return x
 
     def bprop(self, x: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        return dout, self.factor(x)
+        # Not before its turn in the backward pass: the graph would unfold the inputs of all layers
+        # at once, which takes gigabytes.
+        return dout, self.factor(ops.depend(x, dout))
 
     def factor(self, x: Tensor) -> Tensor:
         n, _, h, w = x.shape
