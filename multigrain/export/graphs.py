@@ -16,6 +16,7 @@ from multigrain.bundle.folder import FILE_MODE
 from multigrain.bundle.reference import Reference, normalized, pattern_pixels
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.export.dynamic_batch import INPUT, OUTPUTS, free_batch
+from multigrain.export.pooling import fold_borders
 from multigrain.images.parameters import Preprocessing
 
 FloatArray = NDArray[np.float32]
@@ -64,8 +65,10 @@ def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Refer
     mindspore.onnx.export(
         network, Tensor(np.zeros_like(images[:1])), file_name=str(fixed), input_names=[INPUT]
     )
-    model = free_batch(onnx.load(str(fixed)))
+    model = onnx.load(str(fixed))
     fixed.unlink()
+    fold_borders(model)
+    free_batch(model)
     model.producer_name = "multigrain"
     path.write_bytes(model.SerializeToString())
     path.chmod(FILE_MODE)
