@@ -29,7 +29,11 @@ def test_an_override_changes_one_field_of_a_preset_and_leaves_its_neighbours() -
         }
     )
     assert changed.optimizer.thor == ThorSpec(
-        frequency=100, block_size=128, damping_init=0.02345, damping_decay=0.5467
+        frequency=100,
+        block_size=128,
+        damping_init=0.02345,
+        damping_decay=0.5467,
+        early_refreshes=(10, 100),
     )
     assert changed.model_copy(update={"optimizer": preset.optimizer}) == preset
 
