@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from statistics import median
 
 import numpy as np
 
@@ -30,13 +31,13 @@ class Pace:
         self._trust = 1.0
 
     def seconds(self, size: int) -> float:
-        """What a batch of ``size`` should take at least; 0 while nothing is known.
+        """What a batch of ``size`` should take, or one a little smaller; 0 while nothing is known.
 
-        The fastest of the last few: other work on the machine makes a batch slow once, and
+        The median of the last few: other work on the machine makes a batch slow once, and
         nobody who could be answered in time shall be refused for that.
         """
         known = [other for other in self._seconds if other <= size]
-        return self._trust * min(self._seconds[max(known)]) if known else 0.0
+        return self._trust * median(self._seconds[max(known)]) if known else 0.0
 
     @property
     def rate(self) -> float:

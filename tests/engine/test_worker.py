@@ -155,3 +155,44 @@ def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> No
     assert {1, 2, 3} <= seen[0]
     assert any(1 in held for held in bench.seen_by_decoder)
     assert bench.in_hand.held() == []
+
+
+class TwoLanes(Moody):
+    """Waits in each batch until both lanes compute one."""
+
+    best_batch = 2
+    lanes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = threading.Barrier(2)
+
+    def run_beside(self, images: FloatArray, lane: int) -> Outputs:
+        self.together.wait(5)
+        return self.run(images)
+
+
+def test_lanes_compute_side_by_side() -> None:
+    results: dict[int, Frame] = {}
+    arrived = threading.Semaphore(0)
+
+    def take(frames: list[Frame]) -> None:
+        for frame in frames:
+            assert isinstance(frame.message, Result)
+            results[frame.message.id] = frame
+            arrived.release()
+
+    worker = Worker({4: TwoLanes()}, 4, decode, take, max_batch=2, decode_threads=1)
+    lane = threading.Thread(target=worker.compute_loop)
+    worker.hold(4)
+    worker.start()
+    lane.start()
+    for number in range(1, 5):
+        wants = VectorWants(normalize=False)
+        worker.submit(Submit(id=number, vector=wants), b"%d" % number)
+    for _ in range(4):
+        assert arrived.acquire(timeout=5)
+    worker.close()
+    lane.join(5)
+    values = {number: np.frombuffer(frame.payload, "<f4")[0] for number, frame in results.items()}
+    assert values == {number: number for number in range(1, 5)}

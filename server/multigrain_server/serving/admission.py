@@ -23,6 +23,8 @@ _MAX_RETRY_SECONDS = 10.0
 # Of the time that is left: what is measured varies, and an answer needs its way back.
 _USABLE = 0.8
 _LOG_SECONDS = 10.0
+# Of the rate that an engine reached while it was warmed up, with nothing to decode or to answer.
+_PROMISED = 0.7
 
 
 class Engine(Protocol):
@@ -111,7 +113,7 @@ class Admission:
         if flow is None:
             ready = engine.ready
             rate, busy = (ready.images_per_second, ready.busy_items) if ready else (0.0, 16)
-            flow = Flow(rate, busy, self._clock_ns)
+            flow = Flow(_PROMISED * rate, busy, self._clock_ns)
             self._flows[engine] = flow
         return flow
 
