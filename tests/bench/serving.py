@@ -21,7 +21,6 @@ from multigrain_client import Client
 from tests.bench.callers import Plan, Report
 from tests.bench.photographs import photographs
 from tests.bench.raw import Raw
-from tests.bench.resnet50 import write_bundle
 from tests.bench.servers import Server, by_hand, ours, pytriton
 
 PARTS = ("limit", "callers", "overload", "stream", "swaps", "by_hand", "pytriton")
@@ -51,6 +50,13 @@ def call(server: Server, **fields: object) -> Report:
         text=True,
     )
     return Report(**json.loads(done.stdout))
+
+
+def write_bundle(models_dir: Path, version: int = 1) -> Path:
+    """In a process of its own: MindSpore cannot be loaded beside gRPC's messages."""
+    command = [sys.executable, "-m", "tests.bench.resnet50", str(models_dir), "resnet50"]
+    subprocess.run([*command, str(version)], check=True, stdout=subprocess.DEVNULL)
+    return models_dir / "resnet50" / str(version)
 
 
 def row(name: str, *cells: object) -> None:
