@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -22,12 +21,13 @@ class SlowFirst:
         self._begin = state.begin
         self._fault = fault
         self._held = False
+        self.gave_up = False
         state.begin = self.begin
 
     def begin(self, name, request, context):
         first, self._held = not self._held, True
         if first:
-            self.release.wait(10)
+            self.gave_up = not self.release.wait(10)
         return self._begin(name, request, context)
 
 
@@ -41,9 +41,8 @@ def slow(state):
 def test_the_second_call_answers_for_a_first_that_hangs(make_client, server, state, slow):
     client = make_client(server.address, hedge_after=0.05)
     images = images_of(3)
-    begun = time.monotonic()
     np.testing.assert_array_equal(client.embed(images), expected(images))
-    assert time.monotonic() - begun < 8
+    assert not slow.gave_up
     assert state.calls["Embed"] == 1  # the first is still held
 
 
@@ -84,7 +83,7 @@ def test_two_failures_are_one_attempt_of_the_retry_policy(make_client, server, s
     assert state.calls["Embed"] == 5
 
 
-def test_calls_that_change_something_are_never_made_twice_at_once(make_client, server, state, slow):
+def test_other_calls_are_never_made_twice_at_once(make_client, server, state, slow):
     client = make_client(server.address, hedge_after=0.05)
     threading.Timer(0.4, slow.release.set).start()
     list(client.jobs())
