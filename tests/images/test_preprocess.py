@@ -65,9 +65,10 @@ def test_tiny_and_thin_pictures_work(size: tuple[int, int]) -> None:
 def test_a_long_thin_picture_costs_no_more_than_its_result() -> None:
     """Scaled to a short side of 256 first it would have 1.3 billion pixels."""
     data = encode(Image.new("RGB", (20_000, 1)), "PNG")
-    start = time.perf_counter()
+    # Time of this thread: what else the machine does is no matter.
+    start = time.thread_time()
     preprocess(data, Preprocessing.standard(224))
-    assert time.perf_counter() - start < 1.0
+    assert time.thread_time() - start < 1.0
 
 
 def test_a_cut_larger_than_the_scaled_side_is_the_whole_square() -> None:

@@ -176,11 +176,12 @@ def test_a_refusal_takes_far_less_than_a_millisecond() -> None:
     for _ in range(160):
         gate.enter(seconds=2)
     gate.refused(seconds=2)
+    # Time of this thread: what else the machine does is no matter.
     fastest = 1.0
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.thread_time()
         gate.refused(seconds=2)
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, time.thread_time() - start)
     assert fastest < 0.001
 
 
