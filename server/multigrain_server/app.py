@@ -96,7 +96,13 @@ class App:
         self.health = Health()
         self._calls = Calls()
         self._host = HostCollector(config.data_dir)
-        self._http = HttpServer(self.registry, lambda: self.health.ready)
+        tls = self._certificates if config.tls.http else None
+        self._http = HttpServer(
+            self.registry,
+            lambda: self.health.ready,
+            self._access,
+            tls.context() if tls is not None else None,
+        )
         self._gpu_watch: asyncio.Task[None] | None = None
         self._events = EventMetrics(self.registry)
         self._store = JobStore(self._database)
@@ -213,7 +219,7 @@ class App:
         self.feeds.close()
         if not await self._calls.drain(shutdown.drain_seconds):
             _log.warning("calls cut off", calls=self._calls.in_flight)
-        await self._server.stop(grace=0.1)
+        await self._calls.close(self._server)
         await self.models.close(0.0 if self._calls.in_flight else shutdown.drain_seconds)
         await self.abandon()
         _log.info("stopped")

@@ -1,13 +1,25 @@
-"""The calls that are being answered: their number, and whether new ones are welcome."""
+"""The calls that are being answered: their number, and whether new ones are welcome.
+
+When a gRPC server stops, calls that reach it in the same moment end as CANCELLED, as if their
+caller had given up, and nothing tells them to try elsewhere. Callers that send the next request on
+every answer hit that moment nearly every time. So the last refusals are held back until the server
+has said goodbye to its connections: a caller that waits sends nothing, and then hears UNAVAILABLE.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
+import grpc.aio
+
 from multigrain.errors import ErrorKind, MultigrainError
 
 # Infrastructure must hear the truth until the end, and its streams never end by themselves.
 _ALWAYS = ("/grpc.health.", "/grpc.reflection.")
+
+_LAST_CALLS_SECONDS = 0.2
+_GOODBYE_SECONDS = 0.05
+_GRACE_SECONDS = 1.0  # of streams that never end by themselves
 
 
 class Calls:
@@ -18,9 +30,13 @@ class Calls:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._refuse = asyncio.Event()
+        self._refuse.set()
 
-    def enter(self, method: str) -> bool:
+    async def enter(self, method: str) -> bool:
         """Counts a call in. False for one that is not counted and always admitted.
+
+        While the server closes, the refusal is held back for a moment.
 
         Raises:
             MultigrainError: UNAVAILABLE while draining.
@@ -28,6 +44,7 @@ class Calls:
         if method.startswith(_ALWAYS):
             return False
         if self._draining:
+            await self._refuse.wait()
             raise MultigrainError(
                 ErrorKind.UNAVAILABLE,
                 "the server is shutting down; try another one, or this one later",
@@ -50,3 +67,13 @@ class Calls:
         except TimeoutError:
             return False
         return True
+
+    async def close(self, server: grpc.aio.Server) -> None:
+        """Stops a drained server so that every caller hears an answer or UNAVAILABLE."""
+        self._refuse.clear()
+        # Answers are on their way out, and what their callers send next on its way in.
+        await asyncio.sleep(_LAST_CALLS_SECONDS)
+        stopping = asyncio.create_task(server.stop(grace=_GRACE_SECONDS))
+        await asyncio.sleep(_GOODBYE_SECONDS)
+        self._refuse.set()
+        await stopping

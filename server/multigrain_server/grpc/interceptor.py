@@ -120,7 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with self._access.enter(method, context.invocation_metadata() or ()) as holder:
                 if holder:
                     structlog.contextvars.bind_contextvars(token=holder)
-                counted = self._calls.enter(method)
+                counted = await self._calls.enter(method)
                 yield
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away, or its deadline passed.

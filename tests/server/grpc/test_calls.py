@@ -1,0 +1,42 @@
+"""What callers hear while the daemon stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from multigrain.v1.job_pb2 import ListJobsRequest
+from multigrain.v1.job_pb2_grpc import JobServiceStub
+from multigrain_server.app import App
+from multigrain_server.config import ServerConfig
+
+
+async def _until_nobody_listens(address: str, codes: Counter[grpc.StatusCode]) -> None:
+    """Sends the next request on every answer, whatever it says, without retries."""
+    async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
+        list_jobs = JobServiceStub(channel).ListJobs
+        while True:
+            try:
+                await list_jobs(ListJobsRequest(), timeout=60)
+                codes[grpc.StatusCode.OK] += 1
+            except grpc.aio.AioRpcError as error:
+                codes[error.code()] += 1
+                if "shutting down" not in (error.details() or ""):
+                    return
+
+
+async def test_callers_in_a_closed_loop_hear_that_the_daemon_stops(tmp_path: Path) -> None:
+    app = App(ServerConfig(data_dir=tmp_path, listen="127.0.0.1:0", http_listen=""))
+    await app.start()
+    codes: Counter[grpc.StatusCode] = Counter()
+    callers = [asyncio.create_task(_until_nobody_listens(app.address, codes)) for _ in range(16)]
+    while codes[grpc.StatusCode.OK] < 100:  # noqa: ASYNC110 - any moment will do
+        await asyncio.sleep(0.01)
+    await app.stop()
+    await asyncio.gather(*callers)
+    # Not CANCELLED, which would say that the caller itself had given up.
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
