@@ -139,7 +139,7 @@ class ServerConfig(Spec):
     )
     insecure: bool = Field(
         False,
-        description="Allow a gRPC address that other machines can reach, without TLS.",
+        description="Allow addresses that other machines can reach, without TLS.",
     )
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
@@ -151,25 +151,34 @@ class ServerConfig(Spec):
 
     @model_validator(mode="after")
     def _safe_address(self) -> Self:
-        reachable = not ListenAddress.parse(self.listen).loopback
-        if reachable and not (self.insecure or self.tls.enabled):
-            raise ValueError(
-                f"listen: {self.listen} can be reached from other machines, and calls would not be "
-                "encrypted; give tls.certificate and tls.key, or listen on a loopback address, or "
-                "give --insecure if the network is trusted"
-            )
+        for name, address, encrypted, keys in (
+            ("listen", self.listen, self.tls.enabled, "tls.certificate and tls.key"),
+            ("http_listen", self.http_listen, self.tls.http, "a certificate and tls.http"),
+        ):
+            reachable = address and not ListenAddress.parse(address).loopback
+            if reachable and not (self.insecure or encrypted):
+                raise ValueError(
+                    f"{name}: {address} can be reached from other machines, and calls would not be "
+                    f"encrypted; give {keys}, or listen on a loopback address, or give --insecure "
+                    "if the network is trusted"
+                )
         return self
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed, and an operator should know."""
-        if ListenAddress.parse(self.listen).loopback:
-            return ()
         found = []
-        if self.access.tokens is not None and not self.tls.enabled:
-            found.append("tokens cross the network unencrypted")
-        if self.access.tokens is None and self.tls.client_ca is None:
-            found.append("whoever reaches the address may do everything")
+        tokens, mutual = self.access.tokens is not None, self.tls.client_ca is not None
+        if not ListenAddress.parse(self.listen).loopback:
+            if tokens and not self.tls.enabled:
+                found.append("tokens cross the network unencrypted")
+            if not tokens and not mutual:
+                found.append("whoever reaches the address may do everything")
+        if self.http_listen and not ListenAddress.parse(self.http_listen).loopback:
+            if not self.tls.http:
+                found.append(f"{self.http_listen} is reachable without TLS (tls.http)")
+            if (not tokens or self.access.pages == "open") and not (mutual and self.tls.http):
+                found.append(f"whoever reaches {self.http_listen} may read metrics and pages")
         return tuple(found)
 
     @property

@@ -55,8 +55,14 @@ def setup_logging(config: LogConfig, stream: TextIO = sys.stderr) -> None:
 
 
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escapes control characters in all texts but the trace, whose lines are ours."""
+    """Escapes control characters in all texts. The lines of a trace stay lines, and cannot be
+    taken for lines of the log."""
     return {
-        key: value.translate(_ESCAPES) if isinstance(value, str) and key != "exception" else value
+        key: _indented(value) if key == "exception" else value.translate(_ESCAPES)
         for key, value in event.items()
-    }
+        if isinstance(value, str)
+    } | {key: value for key, value in event.items() if not isinstance(value, str)}
+
+
+def _indented(trace: str) -> str:
+    return "\n".join(f"  {line.translate(_ESCAPES)}" for line in trace.split("\n"))

@@ -55,6 +55,8 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         (["--listen", "::1:5"], "brackets"),
         (["--listen", "0.0.0.0:50051"], "--insecure"),
         (["--listen", "0.0.0.0:50051", "--access-tokens", "t.yaml"], "--insecure"),
+        (["--http-listen", "0.0.0.0:0", *TLS], "http_listen: .*--insecure"),
+        (["--tls-http"], "tls: http needs certificate and key"),
         (["--tls-certificate", "c.pem"], "tls: certificate and key belong together"),
         (["--tls-client-ca", "ca.pem"], "tls: client_ca needs certificate and key"),
         (["--grpc-max-message-mib", "0"], "grpc.max_message_mib"),
@@ -106,6 +108,9 @@ def test_http_needs_a_port() -> None:
         (["--listen", "0.0.0.0:0", *TLS], ["whoever reaches"]),
         (["--listen", "0.0.0.0:0", *TLS, "--tls-client-ca", "ca.pem"], []),
         (["--listen", "0.0.0.0:0", *TLS, "--access-tokens", "t"], []),
+        (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http", "--access-tokens", "t"], []),
+        (["--http-listen", "0.0.0.0:0", "--insecure"], ["reachable without TLS", "may read"]),
+        (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http"], ["may read metrics"]),
     ],
 )
 def test_what_is_open_to_a_network_is_warned_of(arguments: list[str], warnings: list[str]) -> None:

@@ -35,6 +35,21 @@ def test_control_characters_are_escaped_in_text() -> None:
     assert "\x1b" not in lines[0]
 
 
+def test_what_an_exception_says_cannot_forge_lines() -> None:
+    stream = io.StringIO()
+    setup_logging(LogConfig(format="text"), stream)
+    try:
+        raise ValueError("bad\n2026-01-01T00:00:00Z [info] forged\x1b[2J\r")
+    except ValueError:
+        structlog.get_logger().exception("call failed", number=3)
+    first, *trace = stream.getvalue().rstrip("\n").split("\n")
+    assert "call failed" in first
+    assert "number=3" in first
+    assert trace
+    assert all(line.startswith("  ") for line in trace if line)
+    assert not set("\x1b\r") & set(stream.getvalue())
+
+
 def test_json_lines_carry_the_bound_ids() -> None:
     stream = io.StringIO()
     setup_logging(LogConfig(format="json"), stream)

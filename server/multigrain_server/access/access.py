@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,12 +11,11 @@ from contextlib import contextmanager
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.limits import HolderLimits
-from multigrain_server.access.policy import RULES, Rule, Special
+from multigrain_server.access.policy import RULES, Rule, Special, page_rule
 from multigrain_server.access.role import Role
 from multigrain_server.access.tokens import TokenEntry, TokenFile
 
 _HEADER = "authorization"
-_SCHEME = "bearer "
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -33,6 +34,7 @@ class Access:
             for special, setting in (
                 (Special.HEALTH, config.health),
                 (Special.REFLECTION, config.reflection),
+                (Special.PAGES, config.pages),
             )
             if setting == "open"
         }
@@ -45,23 +47,33 @@ class Access:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
                 OVERLOADED beyond the token's limits.
         """
-        entry = self._check(method, metadata)
+        with self._enter(RULES.get(method), metadata) as holder:
+            yield holder
+
+    @contextmanager
+    def enter_page(self, path: str, authorization: Iterable[str]) -> Iterator[str]:
+        """The same for a request of a page, known or not, with its headers of that name."""
+        with self._enter(page_rule(path), [(_HEADER, value) for value in authorization]) as holder:
+            yield holder
+
+    @contextmanager
+    def _enter(self, rule: Rule | None, metadata: Metadata) -> Iterator[str]:
+        entry = self._check(rule, metadata)
         if entry is None:
             yield ""
             return
         with self._limits[entry.name].enter(entry):
             yield entry.name
 
-    def _check(self, method: str, metadata: Metadata) -> TokenEntry | None:
+    def _check(self, rule: Rule | None, metadata: Metadata) -> TokenEntry | None:
         if self._tokens is None:
             return None
-        rule = RULES.get(method)
         if rule in self._open:
             return None
         entry = self._holder(self._tokens, metadata)
         if rule is None:
             raise MultigrainError(ErrorKind.FORBIDDEN, "nobody may call this")
-        allowed = {Role.ADMIN, *(Role if isinstance(rule, Special) else rule)}
+        allowed = {Role.ADMIN, *(rule.roles if isinstance(rule, Special) else rule)}
         if allowed & set(entry.roles):
             return entry
         roles = " or ".join(sorted(role.value for role in allowed))
@@ -78,9 +90,22 @@ class Access:
             )
         value = values[0]
         text = value.decode("latin-1") if isinstance(value, bytes) else value
-        entry = None
-        if len(values) == 1 and text[: len(_SCHEME)].lower() == _SCHEME:
-            entry = tokens.find(text[len(_SCHEME) :].strip())
+        entry = tokens.find(_token(text)) if len(values) == 1 else None
         if entry is None:
             raise MultigrainError(ErrorKind.UNAUTHENTICATED, "the token is not known here")
         return entry
+
+
+def _token(authorization: str) -> str:
+    """The token; empty if there is none in it."""
+    scheme, _, rest = authorization.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return rest.strip()
+        case "basic":  # all that a browser can send: any name, and the token as its password
+            try:
+                pair = base64.b64decode(rest.strip(), validate=True).decode("latin-1")
+            except (binascii.Error, ValueError):
+                return ""
+            return pair.partition(":")[2]
+    return ""

@@ -18,8 +18,10 @@ OptionalFile = Annotated[Path | None, AfterValidator(_absolute)]
 
 
 class TlsConfig(Spec):
-    """TLS of the gRPC address. The files are read anew for the first connection after they
-    have changed."""
+    """TLS of the gRPC address, and of the HTTP address if wanted.
+
+    The files are read anew for the first connection after they have changed.
+    """
 
     certificate: OptionalFile = Field(
         None, description="The server's certificate and those that issued it, PEM; none = no TLS."
@@ -30,6 +32,9 @@ class TlsConfig(Spec):
         description="Authorities, PEM, one of which must have issued every caller's certificate; "
         "none = callers need no certificate.",
     )
+    http: bool = Field(
+        False, description="Whether the HTTP address has TLS too, with the same files and rules."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -37,6 +42,8 @@ class TlsConfig(Spec):
             raise ValueError("certificate and key belong together: give both or none")
         if self.client_ca is not None and self.certificate is None:
             raise ValueError("client_ca needs certificate and key")
+        if self.http and self.certificate is None:
+            raise ValueError("http needs certificate and key")
         return self
 
     @property
@@ -53,8 +60,14 @@ class AccessConfig(Spec):
         "None = whoever can connect may do everything.",
     )
     health: Literal["open", "token"] = Field(
-        "open", description="Whether health checks need a token, of any role."
+        "open",
+        description="Whether health checks, /healthz and /readyz need a token, of any role.",
     )
     reflection: Literal["open", "token"] = Field(
         "token", description="The same for reflection, which shows the calls and messages."
+    )
+    pages: Literal["open", "token"] = Field(
+        "token",
+        description="Whether /metrics and all other pages of the HTTP address need a token of "
+        "role read.",
     )

@@ -12,6 +12,12 @@ class Special(Enum):
 
     HEALTH = "health"
     REFLECTION = "reflection"
+    PAGES = "pages"
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """Who may, where a token is needed."""
+        return frozenset({Role.READ}) if self is Special.PAGES else frozenset(Role)
 
 
 Rule = frozenset[Role] | Special
@@ -84,6 +90,14 @@ _THEIRS: dict[str, dict[str, Rule]] = {
     },
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Special.REFLECTION},
 }
+
+_PAGES: dict[str, Rule] = {"/healthz": Special.HEALTH, "/readyz": Special.HEALTH}
+
+
+def page_rule(path: str) -> Rule:
+    """Of a page of the HTTP address, whether there is one or not."""
+    return _PAGES.get(path, Special.PAGES)
+
 
 #: By "/package.Service/Method".
 RULES: dict[str, Rule] = {

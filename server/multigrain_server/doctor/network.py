@@ -10,7 +10,7 @@ from contextlib import closing
 
 from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
-from multigrain_server.doctor.finding import Finding, fail, ok, warn
+from multigrain_server.doctor.finding import Finding, fail, ok
 
 
 def addresses(config: ServerConfig) -> Iterator[Finding]:
@@ -30,12 +30,6 @@ def addresses(config: ServerConfig) -> Iterator[Finding]:
                 f"{name} {text}",
                 f"cannot be listened on: {reason}",
                 f"end what holds it (ss -ltnp), or give --{name.replace('_', '-')}",
-            )
-        elif not address.loopback and name == "http_listen":
-            yield warn(
-                f"{name} {text}",
-                "metrics can be read by whoever reaches it, and are not encrypted",
-                "keep it to a network of your own",
             )
         else:
             yield ok(f"{name} {text}", "in use by the daemon" if reason else "free")

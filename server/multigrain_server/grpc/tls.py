@@ -29,6 +29,7 @@ class _Loaded:
 
     stamps: _Stamps
     configuration: grpc.ServerCertificateConfiguration
+    context: ssl.SSLContext
     expiry: float
 
 
@@ -48,7 +49,7 @@ class Certificates:
         self._certificate = config.certificate
         self._key = config.key
         self._client_ca = config.client_ca
-        self._loaded = self._load()
+        self._loaded = self._given = self._load()
         self._unusable: _Stamps = ()
 
     def expiry(self) -> float:
@@ -63,19 +64,37 @@ class Certificates:
             require_client_authentication=self._client_ca is not None,
         )
 
+    def context(self) -> ssl.SSLContext:
+        """The same for Python's own servers: each connection takes what is newest then."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = self._loaded.context.verify_mode
+
+        def newest(connection: ssl.SSLObject, _name: str | None, _: ssl.SSLContext) -> None:
+            self._refresh()
+            connection.context = self._loaded.context
+
+        context.sni_callback = newest
+        return context
+
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked by gRPC for each connection; None = nothing new."""
+        self._refresh()
+        if self._given is self._loaded:
+            return None
+        self._given = self._loaded
+        return self._loaded.configuration
+
+    def _refresh(self) -> None:
         stamps = self._stamps()
         if stamps in (self._loaded.stamps, self._unusable):
-            return None
+            return
         try:
             self._loaded = self._load()
         except TlsError as error:
             self._unusable = stamps
             _log.error("certificates stay as they were", reason=str(error))
-            return None
-        _log.info("certificates read anew")
-        return self._loaded.configuration
+        else:
+            _log.info("certificates read anew")
 
     def _load(self) -> _Loaded:
         # Before reading: what changes meanwhile is read again.
@@ -94,12 +113,13 @@ class Certificates:
             authorities = _read(self._client_ca)
             try:
                 context.load_verify_locations(cadata=authorities.decode("ascii"))
+                context.verify_mode = ssl.CERT_REQUIRED
             except (ssl.SSLError, ValueError) as error:
                 raise TlsError(f"{self._client_ca} holds no certificates: {error}") from None
         configuration = grpc.ssl_server_certificate_configuration(
             [(key, certificate)], root_certificates=authorities
         )
-        return _Loaded(stamps, configuration, _expiry(certificate))
+        return _Loaded(stamps, configuration, context, _expiry(certificate))
 
     def _stamps(self) -> _Stamps:
         files = (self._certificate, self._key, self._client_ca)

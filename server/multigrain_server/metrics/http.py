@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -11,10 +13,15 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.access.access import Access
+
 _log = structlog.get_logger(__name__)
 
 _READ_SECONDS = 5.0
 _MAX_CONNECTIONS = 64
+# A browser then asks for a name and a password, and sends the latter as the token.
+_CHALLENGE = 'WWW-Authenticate: Basic realm="multigrain", charset="UTF-8"'
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class _Answer:
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[str, ...] = ()
 
 
 class HttpServer:
@@ -31,11 +39,21 @@ class HttpServer:
     Args:
         registry: what /metrics shows.
         ready: whether the daemon takes requests (/readyz: 200 or 503).
+        access: who may see what.
+        tls: of each connection; None = none.
     """
 
-    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        access: Access,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._registry = registry
         self._ready = ready
+        self._access = access
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._connections = 0
 
@@ -45,7 +63,14 @@ class HttpServer:
         Raises:
             OSError: if the address cannot be used.
         """
-        self._server = await asyncio.start_server(self._connected, host, port, limit=8192)
+        self._server = await asyncio.start_server(
+            self._connected,
+            host,
+            port,
+            limit=8192,
+            ssl=self._tls,
+            ssl_handshake_timeout=_READ_SECONDS if self._tls is not None else None,
+        )
         chosen = self._server.sockets[0].getsockname()[1]
         return f"[{host}]:{chosen}" if ":" in host else f"{host}:{chosen}"
 
@@ -79,11 +104,13 @@ class HttpServer:
         if method not in ("GET", "HEAD"):
             answer = _Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n")
             return _encode(answer, True)
-        accept = next(
-            (line.partition(":")[2].strip() for line in rest if line.lower().startswith("accept:")),
-            "",
-        )
-        return _encode(self._answer(path, accept), method == "GET")
+        try:
+            with self._access.enter_page(path, _values(rest, "authorization")):
+                accept = next(iter(_values(rest, "accept")), "")
+                answer = self._answer(path, accept)
+        except MultigrainError as error:
+            answer = _refusal(error)
+        return _encode(answer, method == "GET")
 
     def _answer(self, path: str, accept: str) -> _Answer:
         match path:
@@ -103,11 +130,31 @@ class HttpServer:
         return _Answer(HTTPStatus.NOT_FOUND, b"try /metrics, /healthz or /readyz\n")
 
 
+def _values(lines: list[str], name: str) -> list[str]:
+    """Of the headers of that name."""
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for key, _, value in pairs if key.lower() == name]
+
+
+def _refusal(error: MultigrainError) -> _Answer:
+    body = f"{error.message}\n".encode()
+    match error.kind:
+        case ErrorKind.UNAUTHENTICATED:
+            return _Answer(HTTPStatus.UNAUTHORIZED, body, headers=(_CHALLENGE,))
+        case ErrorKind.OVERLOADED:
+            seconds = math.ceil(error.retry_after or 1)
+            wait = (f"Retry-After: {seconds}",)
+            return _Answer(HTTPStatus.TOO_MANY_REQUESTS, body, headers=wait)
+    return _Answer(HTTPStatus.FORBIDDEN, body)
+
+
 def _encode(answer: _Answer, with_body: bool) -> bytes:
-    head = (
-        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
-        f"Content-Type: {answer.content_type}\r\n"
-        f"Content-Length: {len(answer.body)}\r\n"
-        "Connection: close\r\n\r\n"
+    lines = (
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
+        f"Content-Type: {answer.content_type}",
+        f"Content-Length: {len(answer.body)}",
+        *answer.headers,
+        "Connection: close",
     )
+    head = "".join(f"{line}\r\n" for line in (*lines, ""))
     return head.encode("latin-1") + (answer.body if with_body else b"")

@@ -16,12 +16,16 @@ from tests.server.jobs.conftest import FAKE_RUNNER
 
 @asynccontextmanager
 async def daemon(
-    root: Path, *, tls: TlsConfig | None = None, access: AccessConfig | None = None
+    root: Path,
+    *,
+    tls: TlsConfig | None = None,
+    access: AccessConfig | None = None,
+    http: bool = False,
 ) -> AsyncIterator[App]:
     config = ServerConfig(
         data_dir=root / "data",
         listen="127.0.0.1:0",
-        http_listen="",
+        http_listen="127.0.0.1:0" if http else "",
         tls=tls or TlsConfig(),
         access=access or AccessConfig(),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,31 +16,10 @@ from structlog.testing import capture_logs
 from multigrain.v1.job_pb2 import ListJobsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain_client import AsyncClient, Client, Tls, Unauthenticated
-from multigrain_server.access.config import AccessConfig, TlsConfig
+from multigrain_server.access.config import AccessConfig
 from multigrain_server.grpc.tls import Certificates, TlsError
+from tests.server.access.certificates import Files
 from tests.server.access.daemon import daemon, write_tokens
-
-
-@dataclass(frozen=True)
-class Files:
-    """A daemon's certificates in a folder."""
-
-    folder: Path
-
-    def config(self, *, mutual: bool = False) -> TlsConfig:
-        return TlsConfig(
-            certificate=self.folder / "server.pem",
-            key=self.folder / "server.key",
-            client_ca=self.folder / "ca.pem" if mutual else None,
-        )
-
-    def issue(self, authority: trustme.CA, not_after: datetime | None = None) -> None:
-        """Writes a certificate for 127.0.0.1, as a renewal would."""
-        made = authority.issue_cert("127.0.0.1", "localhost", not_after=not_after)
-        made.private_key_pem.write_to_path(str(self.folder / "server.key"))
-        chain = b"".join(part.bytes() for part in made.cert_chain_pems)
-        (self.folder / "server.pem").write_bytes(chain)
-        authority.cert_pem.write_to_path(str(self.folder / "ca.pem"))
 
 
 @pytest.fixture(scope="module")
