@@ -82,7 +82,7 @@ async def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_ru
     await first.supervisor.stop()
     folder = JobFolder(first.root / "jobs" / job.job_id)
     # This process lives, but it started at another time.
-    folder.runner.write_text(f'{{"pid": {os.getpid()}, "start_time": 1.0, "written": ""}}')
+    folder.runner.write_text(f'{{"pid": {os.getpid()}, "started": "b/1", "written": ""}}')
     second = make_side("cpu:1")
     assert (await second.ended(job.job_id)).state is JobState.SUCCEEDED
 
