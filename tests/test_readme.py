@@ -20,6 +20,7 @@ from multigrain.v1.inference import service_pb2
 from multigrain_client.cli.main import COMMANDS
 from multigrain_server.config_sources import options
 from multigrain_server.metrics.jobs import EventMetrics
+from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.serving.metrics import ServingMetrics
 
@@ -68,9 +69,11 @@ def test_every_metric_is_in_the_readme():
     registry = CollectorRegistry()
     for metrics in (EventMetrics, RequestMetrics, ServingMetrics):
         metrics(registry)
+    register_process(registry, lambda: 0)
     names = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in registry.collect()
+        if family.name.startswith("multigrain_")
     }
     source = (ROOT / "server" / "multigrain_server" / "metrics" / "jobs.py").read_text()
     names |= {f"multigrain_job_{name}" for name in re.findall(r'family\("(\w+)"', source)}

@@ -53,6 +53,7 @@ from multigrain_server.metrics.certificate import register_certificate
 from multigrain_server.metrics.host import HostCollector
 from multigrain_server.metrics.http import HttpServer
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
+from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.store import SCHEMA as MODEL_SCHEMA
@@ -142,6 +143,7 @@ class App:
             JobCollector(self._store, self._supervisor, self._leases, self.feeds)
         )
         self.registry.register(self._host)
+        register_process(self.registry, lambda: self._calls.in_flight)
         certificates = self._certificates
         expiry = certificates.expiry if certificates is not None else None
         register_certificate(self.registry, expiry)
