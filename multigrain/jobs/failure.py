@@ -112,14 +112,25 @@ def cluster_timeout(missing: list[int], world: int, seconds: float, log: Path | 
     )
 
 
-def stalled(rank: int, seconds: float, log: Path | None) -> Failure:
-    """A worker lives but says nothing."""
+def stalled(rank: int, seconds: float, log: Path | None, *, held: bool, begun: bool) -> Failure:
+    """A worker lives but says nothing.
+
+    Args:
+        rank: which.
+        seconds: for how long.
+        log: its output.
+        held: whether a signal holds its process.
+        begun: whether the attempt had made a step.
+    """
+    key = "stall_timeout_seconds" if begun else "first_step_timeout_seconds"
+    why = "its process is stopped by a signal, SIGSTOP say" if held else "it hangs, or is too slow"
+    what = "a step" if begun else "the first step, with its compilation,"
     return Failure(
         JobError(
             kind=ErrorKind.STALLED.name,
             message=(
-                f"rank {rank} made no progress for {seconds:g} s and was ended; if a step may "
-                "take that long, raise spec.devices.stall_timeout_seconds"
+                f"rank {rank} made no progress for {seconds:.0f} s and was ended: {why}; if "
+                f"{what} may take that long, raise spec.devices.{key}"
             ),
             rank=rank,
             log_tail=log_tail(log),

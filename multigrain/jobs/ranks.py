@@ -7,17 +7,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from multigrain.events.records import EvaluationRecord, LossRecord, ProgressRecord
 from multigrain.jobs import failure
 from multigrain.jobs.channel import Peer
 from multigrain.jobs.failure import Failure
 from multigrain.jobs.launcher.base import LaunchPlan
-from multigrain.jobs.messages import SCHEDULER_RANK, Done, Exit, Failed, Message, Ready
+from multigrain.jobs.messages import SCHEDULER_RANK, Done, Emit, Exit, Failed, Message, Ready
 from multigrain.spec.base import DeviceSpec
 
 LEFT_WELL = Exit(0)
 
 MIN_STALL_SECONDS = 1.0
 """Below it a worker could not prove that it lives: signs of life are 0.25 s apart."""
+
+_STEP_RECORDS = LossRecord | EvaluationRecord | ProgressRecord
+"""What a worker tells once its graphs are compiled."""
 
 
 @dataclass
@@ -30,6 +36,7 @@ class Rank:
         heard: when it last said something, by the monotonic clock.
         done: its work returned.
         failed: its work raised.
+        stepped: it has told of a step, an image or a figure.
         exit: how its process ended, as its guard says.
         failed_at: when the first of ``failed`` and ``exit`` came; 0 if none has.
     """
@@ -37,6 +44,7 @@ class Rank:
     worker: Peer | None = None
     ready: bool = False
     heard: float = 0.0
+    stepped: bool = False
     done: Done | None = None
     failed: Failed | None = None
     exit: Exit | None = None
@@ -48,6 +56,8 @@ class Rank:
         match message:
             case Ready():
                 self.ready = True
+            case Emit(record):
+                self.stepped = self.stepped or isinstance(record, _STEP_RECORDS)
             case Done():
                 self.done = message
             case Failed():
@@ -65,6 +75,17 @@ class Rank:
             self.exit = Exit(128 + signal.SIGKILL, signal.SIGKILL)
         if self.exit and not self.failed_at:
             self.failed_at = time.monotonic()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal (SIGSTOP, or a debugger) holds its process."""
+        if self.worker is None or self.worker.hello is None:
+            return False
+        try:
+            status = psutil.Process(self.worker.hello.pid).status()
+        except psutil.Error:
+            return False
+        return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 class Ranks:
@@ -135,17 +156,37 @@ class Ranks:
         return failure.cluster_timeout(missing, len(self.workers), seconds, self._log(missing[0]))
 
     def find_silent(self) -> Failure | None:
-        """STALLED, if a worker has said nothing for too long: the one silent for longest."""
-        if not self._devices.stall_timeout_seconds:
+        """STALLED, if a worker has said nothing for too long.
+
+        Its peers wait for it in a collective operation and are silent as well: the one whose
+        process is held is named, or else the one silent for longest.
+        """
+        limit = self._silence_limit
+        now = time.monotonic()
+        silent = [
+            (not rank.stopped, rank.heard, number)
+            for number, rank in self.workers.items()
+            if limit and not rank.done and now - rank.heard > limit
+        ]
+        if not silent:
             return None
-        seconds = max(self._devices.stall_timeout_seconds, MIN_STALL_SECONDS)
-        heard, number = min(
-            ((rank.heard, number) for number, rank in self.workers.items() if not rank.done),
-            default=(0.0, -1),
+        running, heard, number = min(silent)
+        return failure.stalled(
+            number, now - heard, self._log(number), held=not running, begun=self._begun
         )
-        if number < 0 or time.monotonic() - heard <= seconds:
-            return None
-        return failure.stalled(number, seconds, self._log(number))
+
+    @property
+    def _begun(self) -> bool:
+        # Rank 0 tells of steps, which all take together.
+        return any(rank.stepped for rank in self.workers.values())
+
+    @property
+    def _silence_limit(self) -> float:
+        """Seconds, 0 for none: more before the first step, for which graphs are compiled."""
+        stall, first = self._devices.stall_timeout_seconds, self._devices.first_step_timeout_seconds
+        if not stall or (not self._begun and not first):
+            return 0.0
+        return max(stall if self._begun else max(stall, first), MIN_STALL_SECONDS)
 
     def _log(self, number: int) -> Path | None:
         if number == SCHEDULER_RANK:

@@ -26,6 +26,7 @@ class DeviceSpec(Spec):
     cluster_timeout_seconds: float = Field(300.0, ge=5, le=86_400)
     threads_per_worker: int = Field(0, ge=0, le=1024)
     stall_timeout_seconds: float = Field(1800.0, ge=0)
+    first_step_timeout_seconds: float = Field(3600.0, ge=0)
 
 
 class WeightsSource(Spec):

@@ -215,6 +215,7 @@ class DeviceSpec(_message.Message):
     CLUSTER_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     THREADS_PER_WORKER_FIELD_NUMBER: _builtins.int
     STALL_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """"cpu", "gpu" or "ascend"."""
     count: _builtins.int
@@ -229,7 +230,11 @@ class DeviceSpec(_message.Message):
     """Compute threads of each CPU worker; 0 = cores / workers, at least 1."""
     stall_timeout_seconds: _builtins.float
     """Seconds without progress (a step, an image, a heartbeat) after which a worker
-    counts as hung and is treated like a dead one. 0 = never.
+    counts as hung and is treated like a dead one. 0 = never. Default 1800.
+    """
+    first_step_timeout_seconds: _builtins.float
+    """The same before an attempt's first step or figure, while graphs are compiled; the larger one
+    of both counts. 0 = without limit. Default 3600.
     """
     def __init__(
         self,
@@ -241,15 +246,18 @@ class DeviceSpec(_message.Message):
         cluster_timeout_seconds: _builtins.float | None = ...,
         threads_per_worker: _builtins.int | None = ...,
         stall_timeout_seconds: _builtins.float | None = ...,
+        first_step_timeout_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cluster_timeout_seconds", b"_cluster_timeout_seconds", "_count", b"_count", "_launcher", b"_launcher", "_rank_table", b"_rank_table", "_stall_timeout_seconds", b"_stall_timeout_seconds", "_target", b"_target", "_threads_per_worker", b"_threads_per_worker", "cluster_timeout_seconds", b"cluster_timeout_seconds", "count", b"count", "launcher", b"launcher", "rank_table", b"rank_table", "stall_timeout_seconds", b"stall_timeout_seconds", "target", b"target", "threads_per_worker", b"threads_per_worker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cluster_timeout_seconds", b"_cluster_timeout_seconds", "_count", b"_count", "_first_step_timeout_seconds", b"_first_step_timeout_seconds", "_launcher", b"_launcher", "_rank_table", b"_rank_table", "_stall_timeout_seconds", b"_stall_timeout_seconds", "_target", b"_target", "_threads_per_worker", b"_threads_per_worker", "cluster_timeout_seconds", b"cluster_timeout_seconds", "count", b"count", "first_step_timeout_seconds", b"first_step_timeout_seconds", "launcher", b"launcher", "rank_table", b"rank_table", "stall_timeout_seconds", b"stall_timeout_seconds", "target", b"target", "threads_per_worker", b"threads_per_worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cluster_timeout_seconds", b"_cluster_timeout_seconds", "_count", b"_count", "_launcher", b"_launcher", "_rank_table", b"_rank_table", "_stall_timeout_seconds", b"_stall_timeout_seconds", "_target", b"_target", "_threads_per_worker", b"_threads_per_worker", "cluster_timeout_seconds", b"cluster_timeout_seconds", "count", b"count", "launcher", b"launcher", "rank_table", b"rank_table", "stall_timeout_seconds", b"stall_timeout_seconds", "target", b"target", "threads_per_worker", b"threads_per_worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cluster_timeout_seconds", b"_cluster_timeout_seconds", "_count", b"_count", "_first_step_timeout_seconds", b"_first_step_timeout_seconds", "_launcher", b"_launcher", "_rank_table", b"_rank_table", "_stall_timeout_seconds", b"_stall_timeout_seconds", "_target", b"_target", "_threads_per_worker", b"_threads_per_worker", "cluster_timeout_seconds", b"cluster_timeout_seconds", "count", b"count", "first_step_timeout_seconds", b"first_step_timeout_seconds", "launcher", b"launcher", "rank_table", b"rank_table", "stall_timeout_seconds", b"stall_timeout_seconds", "target", b"target", "threads_per_worker", b"threads_per_worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cluster_timeout_seconds: _TypeAlias = _typing.Literal["cluster_timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__cluster_timeout_seconds: _TypeAlias = _typing.Literal["_cluster_timeout_seconds", b"_cluster_timeout_seconds"]  # noqa: Y015
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
+    _WhichOneofReturnType__first_step_timeout_seconds: _TypeAlias = _typing.Literal["first_step_timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__first_step_timeout_seconds: _TypeAlias = _typing.Literal["_first_step_timeout_seconds", b"_first_step_timeout_seconds"]  # noqa: Y015
     _WhichOneofReturnType__launcher: _TypeAlias = _typing.Literal["launcher"]  # noqa: Y015
     _WhichOneofArgType__launcher: _TypeAlias = _typing.Literal["_launcher", b"_launcher"]  # noqa: Y015
     _WhichOneofReturnType__rank_table: _TypeAlias = _typing.Literal["rank_table"]  # noqa: Y015
@@ -264,6 +272,8 @@ class DeviceSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cluster_timeout_seconds) -> _WhichOneofReturnType__cluster_timeout_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_step_timeout_seconds) -> _WhichOneofReturnType__first_step_timeout_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__launcher) -> _WhichOneofReturnType__launcher | None: ...
     @_typing.overload

@@ -123,6 +123,7 @@ def make_job(
     *,
     kind: JobKind = JobKind.TRAINING,
     max_restarts: int = 3,
+    labels: dict[str, str] | None = None,
     **devices: object,
 ) -> Job:
     """A job folder as the daemon leaves it: spec.json and a first event, QUEUED."""
@@ -132,6 +133,7 @@ def make_job(
     request = JobRequest(
         job_id=folder.job_id,
         kind=kind,
+        labels=labels or {},
         create_time="2026-01-31T12:00:00.000000Z",
         training=TrainingSpec(devices=spec, max_restarts=max_restarts)
         if kind is JobKind.TRAINING

@@ -51,6 +51,8 @@ def ignore_stop(ctx: WorkerContext) -> Outcome:
 
 
 def stall_in_rank_1(ctx: WorkerContext) -> Outcome:
+    if ctx.rank == 0:
+        ctx.reporter.emit(loss(1))
     while ctx.rank != 1:
         ctx.reporter.alive()
         time.sleep(0.05)

@@ -1,0 +1,28 @@
+"""What a loss curve must look like, whatever happened to the processes that drew it."""
+
+from __future__ import annotations
+
+from multigrain.events.log import Event
+from multigrain.events.records import LossRecord
+from multigrain.jobs.folder import JobFolder
+from tests.faults import work
+
+
+def assert_whole_curve(events: list[Event], steps: int) -> None:
+    """One point for each step (the newest attempt's counts), each as of an undisturbed run, and
+    no step twice in one attempt."""
+    points = [(e.attempt, e.record) for e in events if isinstance(e.record, LossRecord)]
+    keys = [(attempt, record.step) for attempt, record in points]
+    assert len(set(keys)) == len(keys), "a step is told twice within an attempt"
+    newest = {record.step: record.loss for _, record in points}
+    assert [newest[step] for step in sorted(newest)] == work.losses(steps)
+
+
+def assert_numbered(events: list[Event]) -> None:
+    """``seq`` is 1, 2, 3, ..."""
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+def checkpoint_steps(folder: JobFolder) -> list[int]:
+    """Steps of the checkpoints that are there, oldest first."""
+    return sorted(int(path.name[5:]) for path in folder.checkpoints.glob("step-*"))

@@ -1,0 +1,80 @@
+"""SIGKILL of a worker, of msrun and of MindSpore's scheduler: the next attempt goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from multigrain.events.records import JobError, JobState
+from tests.faults.curve import assert_numbered, assert_whole_curve
+from tests.jobs.harness import Job
+
+NewJob = Callable[..., Job]
+
+STEPS = 40
+
+
+def errors(job: Job) -> list[JobError]:
+    return [record.error for record in job.states() if record.error is not None]
+
+
+def kill_at(job: Job, step: int, victim: Callable[[], psutil.Process]) -> None:
+    """Kills a process once the attempt holds at a step; returns when nothing of it is left."""
+    job.wait_for(lambda: any(loss.step == step for loss in job.losses()), timeout=60)
+    attempt = job.events()[-1].attempt
+    left = job.processes()
+    victim().kill()
+    job.wait_for(lambda: job.events()[-1].attempt > attempt, timeout=60)
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive, "processes of the attempt before live on"
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_no_more(
+    new_job: NewJob,
+) -> None:
+    job = new_job(labels={"steps": str(STEPS), "holds": "2"}, count=2)
+    runner = job.start("tests.faults.work:train")
+    kill_at(job, 10, lambda: job.workers()[0])
+    kill_at(job, 20, lambda: job.workers()[1])
+    assert runner.wait(60) == 0
+    assert job.states()[-1].state is JobState.SUCCEEDED
+    assert [(e.kind, e.signal) for e in errors(job)] == [("WORKER_DIED", 9)] * 2
+    events = job.events()
+    assert_numbered(events)
+    assert_whole_curve(events, STEPS)
+    # Checkpoints are 4 steps apart: 8 is the last before 10, 20 itself has one.
+    firsts = {e.attempt: e.record.step for e in reversed(events) if hasattr(e.record, "loss")}
+    assert firsts == {1: 1, 2: 9, 3: 21}
+
+
+@pytest.mark.slow
+def test_killed_msrun_and_scheduler_are_followed_by_attempts_from_the_last_checkpoint(
+    new_job: NewJob,
+) -> None:
+    job = new_job(labels={"steps": str(STEPS), "holds": "2"})
+    runner = job.start("tests.faults.work:train", module="tests.faults.light_msrun")
+
+    def msrun() -> psutil.Process:
+        (process,) = psutil.Process(runner.pid).children()
+        return process
+
+    def scheduler() -> psutil.Process:
+        # A guard of ours and its child, which is MindSpore's.
+        mine = [p for p in job.processes() if p.environ().get("MS_ROLE") == "MS_SCHED"]
+        pids = {process.pid for process in mine}
+        (process,) = [process for process in mine if process.ppid() in pids]
+        return process
+
+    kill_at(job, 10, msrun)
+    kill_at(job, 20, scheduler)
+    assert runner.wait(60) == 0
+    assert job.states()[-1].state is JobState.SUCCEEDED
+    by_msrun, by_scheduler = errors(job)
+    assert (by_msrun.kind, by_msrun.signal) == ("WORKER_DIED", 9)
+    assert (by_scheduler.kind, by_scheduler.signal) == ("WORKER_DIED", 9)
+    assert "scheduler" in by_scheduler.message
+    assert_numbered(job.events())
+    assert_whole_curve(job.events(), STEPS)
+    assert job.processes() == []
