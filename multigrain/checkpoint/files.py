@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from multigrain.checkpoint.manifest import FileEntry
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK = 1 << 20
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def write_synced(path: Path, data: bytes) -> FileEntry:
@@ -49,18 +53,37 @@ def describe(path: Path) -> FileEntry:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Renames a finished folder to its name; a folder already there is replaced."""
+    """Renames a finished folder to its name; a folder already there is replaced.
+
+    At every moment the old or the new one has the name, where the system can swap two names at
+    once; elsewhere, for the moment between two renames, none has.
+    """
     sync_folder(aside)
-    if final.exists():
-        old = final.with_name(f"{TEMPORARY_PREFIX}old-{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
+    if not final.exists():
+        aside.rename(final)
+        sync_folder(final.parent)
+        return
+    old = final.with_name(f"{TEMPORARY_PREFIX}old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if _swap(aside, final):
+        aside.rename(old)
+    else:
         final.rename(old)
         aside.rename(final)
-        sync_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        aside.rename(final)
-        sync_folder(final.parent)
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Gives each the other's name, in one step. False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
+    if rename is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    done: int = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return done == 0
 
 
 def clear_temporary(folder: Path) -> None:

@@ -64,8 +64,11 @@ class Event:
         try:
             body = json.loads(line)
             record = record_from_dict(body)
-            return cls(body["seq"], body["time"], body["job_id"], body["attempt"], record)
-        except (KeyError, TypeError) as error:
+            seq, attempt = body["seq"], body["attempt"]
+            if type(seq) is not int or type(attempt) is not int:
+                raise ValueError("seq and attempt of an event are numbers")
+            return cls(seq, body["time"], body["job_id"], attempt, record)
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not an event: {error!r}") from error
 
 

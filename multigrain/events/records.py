@@ -189,10 +189,13 @@ def record_from_dict(body: dict[str, Any]) -> Record:
     """The record in a decoded line. Unknown fields (of a newer writer) are ignored.
 
     Raises:
-        ValueError: if no known record key is present.
+        ValueError: if no known record key is present, or its content is no object.
+        TypeError, KeyError: if that has not the fields of the record.
     """
     for key, cls in RECORD_TYPES.items():
         if key in body:
+            if not isinstance(body[key], dict):
+                raise ValueError(f"the {key} of an event is no object")
             names = {f.name for f in fields(cls)}
             values = {name: value for name, value in body[key].items() if name in names}
             if cls in (LossRecord, EvaluationRecord):
