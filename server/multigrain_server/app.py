@@ -57,6 +57,8 @@ from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.store import SCHEMA as MODEL_SCHEMA
+from multigrain_server.status.site import StatusSite
+from multigrain_server.status.snapshot import Sources
 
 _log = structlog.get_logger(__name__)
 
@@ -97,13 +99,6 @@ class App:
         self.health = Health()
         self._calls = Calls()
         self._host = HostCollector(config.data_dir)
-        tls = self._certificates if config.tls.http else None
-        self._http = HttpServer(
-            self.registry,
-            lambda: self.health.ready,
-            self._access,
-            tls.context() if tls is not None else None,
-        )
         self._gpu_watch: asyncio.Task[None] | None = None
         self._events = EventMetrics(self.registry)
         self._store = JobStore(self._database)
@@ -138,6 +133,8 @@ class App:
             self.jobs.needs,
             leases=self._leases,
         )
+        self._calls_seen = RequestMetrics(self.registry)
+        self._http = self._build_http()
         self._server = self._build_server()
         self.registry.register(
             JobCollector(self._store, self._supervisor, self._leases, self.feeds)
@@ -148,8 +145,27 @@ class App:
         expiry = certificates.expiry if certificates is not None else None
         register_certificate(self.registry, expiry)
 
+    def _build_http(self) -> HttpServer:
+        site = StatusSite(
+            Sources(
+                self._data.jobs,
+                self.jobs,
+                self._store,
+                self._supervisor,
+                self._leases,
+                self.models,
+                self.health,
+                self._calls_seen,
+                self._host,
+                lambda: self.address,
+            )
+        )
+        tls = self._certificates if self.config.tls.http else None
+        context = tls.context() if tls is not None else None
+        return HttpServer(self.registry, lambda: self.health.ready, self._access, site, context)
+
     def _build_server(self) -> grpc.aio.Server:
-        interceptor = CallInterceptor(self._calls, RequestMetrics(self.registry), self._access)
+        interceptor = CallInterceptor(self._calls, self._calls_seen, self._access)
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
             PathRoots(self.config.roots),

@@ -126,7 +126,7 @@ class ServerConfig(Spec):
     )
     http_listen: TcpAddress | Literal[""] = Field(
         "127.0.0.1:9464",
-        description="HTTP address of /metrics, /healthz and /readyz; empty = none.",
+        description="HTTP address: status page, /metrics, /healthz and /readyz; empty = none.",
     )
     data_root: tuple[AbsolutePath, ...] = Field(
         (),

@@ -54,6 +54,11 @@ class HostCollector(Collector):
         self._gpus: list[GpuReading] = []
         psutil.cpu_percent()  # the first reading only begins the measurement
 
+    @property
+    def gpus(self) -> tuple[GpuReading, ...]:
+        """As last read."""
+        return tuple(self._gpus)
+
     async def watch_gpus(self, seconds: float = 10.0) -> None:
         """Reads the GPUs again and again; returns at once on a host without ``nvidia-smi``."""
         tool = shutil.which("nvidia-smi")

@@ -1,4 +1,5 @@
-"""The HTTP side: /metrics for Prometheus, /healthz and /readyz for whoever runs the daemon."""
+"""The HTTP side: status pages, /metrics for Prometheus, /healthz and /readyz for whoever runs the
+daemon."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from prometheus_client.exposition import choose_encoder
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
+from multigrain_server.status.shell import SECURITY_HEADERS
+from multigrain_server.status.site import StatusSite
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +43,7 @@ class HttpServer:
         registry: what /metrics shows.
         ready: whether the daemon takes requests (/readyz: 200 or 503).
         access: who may see what.
+        site: the pages for people.
         tls: of each connection; None = none.
     """
 
@@ -48,11 +52,13 @@ class HttpServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         access: Access,
+        site: StatusSite,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._registry = registry
         self._ready = ready
         self._access = access
+        self._site = site
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._connections = 0
@@ -85,7 +91,7 @@ class HttpServer:
             if self._connections > _MAX_CONNECTIONS:
                 return
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _READ_SECONDS)
-            writer.write(self._respond(head.decode("latin-1")))
+            writer.write(await self._respond(head.decode("latin-1")))
             await asyncio.wait_for(writer.drain(), _READ_SECONDS)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -95,24 +101,24 @@ class HttpServer:
             self._connections -= 1
             writer.close()
 
-    def _respond(self, head: str) -> bytes:
+    async def _respond(self, head: str) -> bytes:
         first, *rest = head.split("\r\n")
         parts = first.split(" ")
         if len(parts) != 3 or not parts[2].startswith("HTTP/1"):
             return _encode(_Answer(HTTPStatus.BAD_REQUEST, b"not HTTP/1.1\n"), True)
-        method, path = parts[0], parts[1].partition("?")[0]
+        method, (path, _, query) = parts[0], parts[1].partition("?")
         if method not in ("GET", "HEAD"):
             answer = _Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n")
             return _encode(answer, True)
         try:
             with self._access.enter_page(path, _values(rest, "authorization")):
                 accept = next(iter(_values(rest, "accept")), "")
-                answer = self._answer(path, accept)
+                answer = await self._answer(path, query, accept)
         except MultigrainError as error:
             answer = _refusal(error)
         return _encode(answer, method == "GET")
 
-    def _answer(self, path: str, accept: str) -> _Answer:
+    async def _answer(self, path: str, query: str, accept: str) -> _Answer:
         match path:
             case "/metrics":
                 try:
@@ -127,7 +133,14 @@ class HttpServer:
                 if self._ready():
                     return _Answer(HTTPStatus.OK, b"ready\n")
                 return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
-        return _Answer(HTTPStatus.NOT_FOUND, b"try /metrics, /healthz or /readyz\n")
+        try:
+            page = await self._site.page(path, query)
+        except Exception:  # a page's defect is no reason to hang
+            _log.exception("page cannot be shown", path=path)
+            return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"see the log\n")
+        if page is None:
+            return _Answer(HTTPStatus.NOT_FOUND, b"try /, /metrics, /healthz or /readyz\n")
+        return _Answer(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8", SECURITY_HEADERS)
 
 
 def _values(lines: list[str], name: str) -> list[str]:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.samples import Sample
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+@dataclass(frozen=True)
+class CallSummary:
+    """Calls of one method since the daemon started; median and p99 in seconds."""
+
+    rpc: str
+    answered: int
+    failed: int
+    median: float
+    p99: float
 
 
 class RequestMetrics:
@@ -36,3 +52,42 @@ class RequestMetrics:
             self._series[method, code] = series
         series[0].inc()
         series[1].observe(seconds)
+
+    def summary(self) -> list[CallSummary]:
+        """Every method that was called, the most frequent first."""
+        codes: dict[str, dict[str, int]] = {}
+        for sample in _samples(self._requests, "_total"):
+            codes.setdefault(sample.labels["rpc"], {})[sample.labels["code"]] = int(sample.value)
+        buckets: dict[str, list[tuple[float, float]]] = {}
+        for sample in _samples(self._seconds, "_bucket"):
+            bound = float(sample.labels["le"])
+            buckets.setdefault(sample.labels["rpc"], []).append((bound, sample.value))
+        found = [
+            CallSummary(
+                rpc,
+                answered=by_code.get("OK", 0),
+                failed=sum(by_code.values()) - by_code.get("OK", 0),
+                median=_quantile(0.5, buckets[rpc]),
+                p99=_quantile(0.99, buckets[rpc]),
+            )
+            for rpc, by_code in codes.items()
+        ]
+        return sorted(found, key=lambda call: -(call.answered + call.failed))
+
+
+def _samples(metric: Counter | Histogram, suffix: str) -> Iterator[Sample]:
+    for family in metric.collect():
+        yield from (sample for sample in family.samples if sample.name.endswith(suffix))
+
+
+def _quantile(share: float, buckets: list[tuple[float, float]]) -> float:
+    """As Prometheus's ``histogram_quantile``: linear within the bucket it falls into."""
+    wanted = share * buckets[-1][1]
+    low, below = 0.0, 0.0
+    for bound, value in buckets:
+        if value >= wanted:
+            if math.isinf(bound) or value == below:
+                return low
+            return low + (bound - low) * (wanted - below) / (value - below)
+        low, below = bound, value
+    return low

@@ -48,7 +48,7 @@ async def test_pages_need_a_token_that_may_read_whether_they_are_there_or_not(
         assert "WWW-Authenticate: Basic" in answer
         for role, token in tokens.items():
             allowed = role in (Role.READ.value, Role.ADMIN.value)
-            expected = (200 if path == "/metrics" else 404) if allowed else 403
+            expected = (200 if path in ("/metrics", "/") else 404) if allowed else 403
             assert (await get(app, path, bearer(token)))[0] == expected
             assert (await get(app, path, bearer(token), bearer(token)))[0] == 401
         for wrong in ("Bearer x", "Basic x", "Basic eDp5", "Digest x", "Bearer", ""):

@@ -81,7 +81,7 @@ async def test_job_series_come_and_go_with_the_job(
         ("GET /healthz HTTP/1.1", 200),
         ("GET /readyz?x=1 HTTP/1.1", 200),
         ("HEAD /metrics HTTP/1.1", 200),
-        ("GET / HTTP/1.1", 404),
+        ("GET / HTTP/1.1", 200),
         ("POST /metrics HTTP/1.1", 405),
         ("nonsense", 400),
         ("GET /metrics HTTP/1.1\r\nX: " + "y" * 20_000, 431),

@@ -1,0 +1,191 @@
+"""What the overview shows, taken from the daemon's state at one moment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from multigrain.jobs.folder import JobFolder
+from multigrain_server.grpc.health import Health
+from multigrain_server.jobs.devices import KINDS
+from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.service import Jobs
+from multigrain_server.jobs.store import JobStore
+from multigrain_server.jobs.supervisor import Supervisor
+from multigrain_server.metrics.host import GpuReading, HostCollector
+from multigrain_server.metrics.requests import CallSummary, RequestMetrics
+from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.view import ModelView
+from multigrain_server.serving.statistics import ModelStatistics
+
+# Rows of each kind at most: what a page costs does not grow with what the daemon holds.
+MAX_ACTIVE = 12
+MAX_QUEUED = 20
+MAX_ENDED = 15
+MAX_MODELS = 40
+MAX_DEVICES = 64
+MAX_CALLS = 40
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The parts of the daemon that the pages read, on its event loop."""
+
+    jobs_dir: Path
+    jobs: Jobs
+    store: JobStore
+    supervisor: Supervisor
+    leases: Leases
+    models: ModelManager
+    health: Health
+    calls: RequestMetrics
+    host: HostCollector
+    address: Callable[[], str]
+
+    def events_of(self, job_id: str) -> Path:
+        """The record of a job."""
+        return JobFolder(self.jobs_dir / job_id).events
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A version and, while it is loaded, what it has done."""
+
+    view: ModelView
+    statistics: ModelStatistics | None
+    default: bool
+
+
+@dataclass(frozen=True)
+class Device:
+    """One leasable unit; ``owner`` "" = free."""
+
+    kind: str
+    unit: int
+    owner: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """Load is that of the last minute, in cores; the rest bytes."""
+
+    cores: int
+    load: float
+    memory_used: int
+    memory_total: int
+    disk_used: int
+    disk_total: int
+    gpus: tuple[GpuReading, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """See the module. ``*_more`` counts what is there beyond the rows."""
+
+    ready: bool
+    embedding_ready: bool | None
+    version: str
+    address: str
+    uptime_seconds: float
+    counts: dict[str, int]
+    active: tuple[Job, ...]
+    active_more: int
+    queued: tuple[Job, ...]
+    queued_more: int
+    ended: tuple[Job, ...]
+    models: tuple[ModelRow, ...]
+    models_more: int
+    calls: tuple[CallSummary, ...]
+    inflight_items: int
+    queue_items: int
+    devices: tuple[Device, ...]
+    devices_more: int
+    host: Host
+
+
+def package_version() -> str:
+    """Of the installed distribution; "" where it runs from a bare folder."""
+    try:
+        return version("multigrain")
+    except PackageNotFoundError:
+        return ""
+
+
+def take(sources: Sources, started: float) -> Snapshot:
+    """Reads everything; ``started`` is when the daemon began, on ``time.monotonic``."""
+    running, queued = [], []
+    for entry in sources.supervisor.active.values():
+        (queued if entry.queued and not entry.cancel_requested else running).append(entry)
+    running.sort(key=lambda entry: entry.request.create_time, reverse=True)
+    queued.sort(key=lambda entry: entry.queue_key)
+    active_ids = {entry.job_id for entry in (*running, *queued)}
+    ended = [row.job for row in sources.store.latest_ended(MAX_ENDED)]
+    models = _models(sources.models)
+    devices = [
+        Device(kind, unit, _owner(sources.leases, kind, unit))
+        for kind in KINDS
+        for unit in sources.leases.inventory.units(kind)
+    ]
+    default = sources.models.catalogue.default_state()
+    return Snapshot(
+        ready=sources.health.ready,
+        embedding_ready=None if default is None else default.value == "ready",
+        version=package_version(),
+        address=sources.address(),
+        uptime_seconds=time.monotonic() - started,
+        counts=sources.store.counts(),
+        active=tuple(entry.job() for entry in running[:MAX_ACTIVE]),
+        active_more=max(0, len(running) - MAX_ACTIVE),
+        queued=tuple(entry.job() for entry in queued[:MAX_QUEUED]),
+        queued_more=max(0, len(queued) - MAX_QUEUED),
+        ended=tuple(job for job in ended if job.job_id not in active_ids),
+        models=tuple(models[:MAX_MODELS]),
+        models_more=max(0, len(models) - MAX_MODELS),
+        calls=tuple(sources.calls.summary()[:MAX_CALLS]),
+        inflight_items=sources.models.admission.items,
+        queue_items=sources.models.config.queue_items,
+        devices=tuple(devices[:MAX_DEVICES]),
+        devices_more=max(0, len(devices) - MAX_DEVICES),
+        host=_host(sources),
+    )
+
+
+def _models(models: ModelManager) -> list[ModelRow]:
+    """Those in service first."""
+    default = models.catalogue.page(size=1).default_model
+    rows = [
+        ModelRow(
+            view,
+            loaded.statistics if loaded is not None else None,
+            str(view.entry.version) == default,
+        )
+        for view in models.catalogue.views()
+        for loaded in (models.catalogue.loaded.get(view.entry.version),)
+    ]
+    return sorted(rows, key=lambda row: row.statistics is None)
+
+
+def _owner(leases: Leases, kind: str, unit: int) -> str:
+    return next((lease.owner for lease in leases.of_kind(kind) if unit in lease.units), "")
+
+
+def _host(sources: Sources) -> Host:
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(sources.jobs_dir)
+    return Host(
+        cores=os.cpu_count() or 1,
+        load=os.getloadavg()[0],
+        memory_used=memory.total - memory.available,
+        memory_total=memory.total,
+        disk_used=disk.total - disk.free,
+        disk_total=disk.total,
+        gpus=sources.host.gpus,
+    )
