@@ -102,6 +102,9 @@ DELETE_JOB = Method(_JOBS, "DeleteJob", job_pb2.DeleteJobRequest, job_pb2.Delete
 STREAM_EVENTS = Method(
     _JOBS, "StreamEvents", job_pb2.StreamEventsRequest, job_pb2.JobEvent, _always
 )
+STREAM_EVENT_BATCHES = Method(
+    _JOBS, "StreamEventBatches", job_pb2.StreamEventsRequest, job_pb2.JobEventBatch, _always
+)
 
 LIST_MODELS = Method(
     _MODELS, "ListModels", model_pb2.ListModelsRequest, model_pb2.ListModelsResponse, _always

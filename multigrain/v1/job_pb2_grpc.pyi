@@ -51,6 +51,10 @@ class JobServiceStub:
     """Every event after `after_seq`, once and in order: from disk, then live. With follow the
     stream ends with OK after the job's terminal event; without, when there is no more.
     """
+    StreamEventBatches: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEventBatch]
+    """The same events in the same order, many to a message where many are there: what is behind
+    catches up some ten times as fast, and many subscribers cost the server less.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -74,6 +78,10 @@ class JobServiceAsyncStub(JobServiceStub):
     StreamEvents: _aio.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEvent]  # type: ignore[assignment]
     """Every event after `after_seq`, once and in order: from disk, then live. With follow the
     stream ends with OK after the job's terminal event; without, when there is no more.
+    """
+    StreamEventBatches: _aio.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEventBatch]  # type: ignore[assignment]
+    """The same events in the same order, many to a message where many are there: what is behind
+    catches up some ten times as fast, and many subscribers cost the server less.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,6 +139,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_pb2.JobEvent], _abc.AsyncIterator[_job_pb2.JobEvent]]:
         """Every event after `after_seq`, once and in order: from disk, then live. With follow the
         stream ends with OK after the job's terminal event; without, when there is no more.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamEventBatches(
+        self,
+        request: _job_pb2.StreamEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_pb2.JobEventBatch], _abc.AsyncIterator[_job_pb2.JobEventBatch]]:
+        """The same events in the same order, many to a message where many are there: what is behind
+        catches up some ten times as fast, and many subscribers cost the server less.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

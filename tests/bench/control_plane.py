@@ -107,7 +107,7 @@ def replay(folder: Path, events: int) -> dict[str, float]:
     with daemon.client() as client:
         begun = time.perf_counter()
         last = count = 0
-        for event in client.StreamEvents(StreamEventsRequest(job_id=job_id)):
+        for event in client.stream_events(job_id, follow=False):
             count, last = count + 1, event.seq
         seconds = time.perf_counter() - begun
     daemon.stop()
@@ -119,16 +119,16 @@ async def follow(address: str, job_id: str, count: int, total: int) -> list[list
     """Receipt times of every event by every subscriber."""
 
     async def one(channel: aio.Channel) -> list[float]:
-        call = JobServiceStub(channel).StreamEvents(
+        call = JobServiceStub(channel).StreamEventBatches(
             StreamEventsRequest(job_id=job_id, after_seq=1, follow=True)
         )
         times = []
-        async for event in call:
-            if event.HasField("loss"):
-                times.append(time.time())
-                if len(times) == total:
-                    call.cancel()
-                    return times
+        async for batch in call:
+            now = time.time()
+            times += [now for event in batch.events if event.HasField("loss")]
+            if len(times) == total:
+                call.cancel()
+                return times
         return times
 
     # Fifty streams a connection: as many clients behind a few proxies.

@@ -94,13 +94,14 @@ class AsyncJobCalls(AsyncRpcs):
     async def _events(self, cursor: EventCursor, deadline: Deadline) -> AsyncIterator[JobEvent]:
         while True:
             stream = self._transport.stream(
-                methods.STREAM_EVENTS, cursor.request(), deadline.remaining
+                methods.STREAM_EVENT_BATCHES, cursor.request(), deadline.remaining
             )
             try:
                 async with aclosing(stream):
-                    async for event in stream:
-                        if cursor.accept(event):
-                            yield event
+                    async for batch in stream:
+                        for event in batch.events:
+                            if cursor.accept(event):
+                                yield event
                 return
             except StreamGap as gap:
                 delay = cursor.on_gap(gap)

@@ -113,13 +113,14 @@ class JobCalls(Rpcs):
     def _events(self, cursor: EventCursor, deadline: Deadline) -> Iterator[JobEvent]:
         while True:
             stream = self._transport.stream(
-                methods.STREAM_EVENTS, cursor.request(), deadline.remaining
+                methods.STREAM_EVENT_BATCHES, cursor.request(), deadline.remaining
             )
             try:
                 with closing(stream):
-                    for event in stream:
-                        if cursor.accept(event):
-                            yield event
+                    for batch in stream:
+                        for event in batch.events:
+                            if cursor.accept(event):
+                                yield event
                 return
             except StreamGap as gap:
                 delay = cursor.on_gap(gap)

@@ -197,6 +197,16 @@ class Rpcs:
         message = build(job_pb2.StreamEventsRequest, request, fields)
         return self._transport.stream(methods.STREAM_EVENTS, message, timeout)
 
+    def StreamEventBatches(
+        self,
+        request: job_pb2.StreamEventsRequest | None = None,
+        *,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Iterator[job_pb2.JobEventBatch]:
+        message = build(job_pb2.StreamEventsRequest, request, fields)
+        return self._transport.stream(methods.STREAM_EVENT_BATCHES, message, timeout)
+
     def DownloadModel(
         self,
         request: model_pb2.DownloadModelRequest | None = None,

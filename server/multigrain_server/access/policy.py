@@ -36,6 +36,7 @@ _OURS: dict[str, dict[str, Rule]] = {
         "GetJob": _JOBS,
         "ListJobs": _JOBS,
         "StreamEvents": _JOBS,
+        "StreamEventBatches": _JOBS,
         "CancelJob": _TRAIN,
         "ResumeJob": _TRAIN,
         "DeleteJob": _TRAIN,

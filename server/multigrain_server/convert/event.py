@@ -77,6 +77,14 @@ def artifact_message(body: dict[str, Any]) -> ArtifactEvent:
     return ArtifactEvent(model=f"{name}@{version}", **_known(ArtifactEvent, body))
 
 
+def _loss_message(body: dict[str, Any]) -> LossEvent:
+    try:
+        # A job has hundreds of thousands, nearly all of them just as the contract has them.
+        return LossEvent(**body)
+    except (TypeError, ValueError):
+        return LossEvent(**number(_known(LossEvent, body)))
+
+
 def event_message(event: EventLine) -> JobEvent:
     """A stored event as a JobEvent; one of a kind that the contract lacks has no content.
 
@@ -84,16 +92,15 @@ def event_message(event: EventLine) -> JobEvent:
         ValueError, KeyError, TypeError: if the line is damaged.
     """
     data = event.decode()
+    body: dict[str, Any] = data.get(event.kind, {})
     message = JobEvent(
         seq=event.seq,
         time=timestamp(data["time"]),
         job_id=data["job_id"],
         attempt=data["attempt"],
+        loss=_loss_message(body) if event.kind == "loss" else None,
     )
-    body: dict[str, Any] = data.get(event.kind, {})
     match event.kind:
-        case "loss":
-            message.loss.CopyFrom(LossEvent(**number(_known(LossEvent, body))))
         case "state":
             message.state.CopyFrom(
                 StateEvent(

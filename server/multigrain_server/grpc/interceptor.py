@@ -17,6 +17,7 @@ import structlog
 
 from multigrain.errors import MultigrainError
 from multigrain_server.access.access import Access
+from multigrain_server.convert.encoded import unless_encoded
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.errors import internal_error, wire_error
 from multigrain_server.metrics.requests import RequestMetrics
@@ -82,7 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._wrapped[method] = make(
             wrap(behaviour, method),
             request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            response_serializer=unless_encoded(handler.response_serializer),
         )
         return self._wrapped[method]
 

@@ -11,7 +11,6 @@ import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import record_from_dict
-from multigrain.v1.job_pb2 import JobEvent
 from multigrain_server.convert.event import event_message, heartbeat_message
 from multigrain_server.jobs.event_file import EventFile, EventLine
 from multigrain_server.jobs.view import JobView
@@ -19,25 +18,28 @@ from multigrain_server.jobs.view import JobView
 _log = structlog.get_logger(__name__)
 
 WINDOW = 1024
+# Of a batch, unless one event alone is larger: far below what a gRPC message may have.
+BATCH_BYTES = 1 << 18
 
 
 class _Entry:
     """An event on its way to subscribers, encoded once for all of them, and only if one asks."""
 
-    __slots__ = ("_message", "line")
+    __slots__ = ("_encoded", "line")
 
     def __init__(self, line: EventLine) -> None:
         self.line = line
-        self._message: JobEvent | None = None
+        self._encoded: bytes | None = None
 
-    def message(self) -> JobEvent | None:
-        """None (and a log line) if the line is damaged."""
-        if self._message is None:
+    def encoded(self) -> bytes:
+        """A JobEvent; nothing (and a log line) if the line is damaged."""
+        if self._encoded is None:
             try:
-                self._message = event_message(self.line)
+                self._encoded = event_message(self.line).SerializeToString()
             except (ValueError, TypeError, KeyError) as error:
                 _log.error("event unreadable", seq=self.line.seq, reason=repr(error))
-        return self._message
+                self._encoded = b""
+        return self._encoded
 
 
 class EventFeed:
@@ -135,10 +137,13 @@ class EventFeed:
         self._closed = reason
         self._wake()
 
-    async def stream(
+    async def batches(
         self, after_seq: int, kinds: frozenset[str], follow: bool
-    ) -> AsyncGenerator[JobEvent, None]:
+    ) -> AsyncGenerator[list[bytes], None]:
         """Events with a greater seq, of the given kinds (empty: all), once and in order.
+
+        A batch is what has happened since the one before it, of at most BATCH_BYTES or so: a
+        reader that is behind gets large ones. Each event is an encoded JobEvent.
 
         Ends when the job is in a terminal state and all was sent, or (``follow`` false) when
         all that is there was sent.
@@ -154,47 +159,56 @@ class EventFeed:
                 f"{after_seq} is beyond the newest event of job {self.job_id}, {self.last_seq}",
             )
         self.subscribers += 1
+        now = asyncio.get_running_loop().time
         try:
             cursor = after_seq
-            quiet_since = asyncio.get_running_loop().time()
+            quiet_since = now()
             while True:
                 # Taken before the look at last_seq, so that no wake-up is lost in between.
                 changed = self._changed
                 if self._closed is not None:
                     raise self._closed
                 if cursor < self.last_seq:
-                    for entry in self._after(cursor):
-                        cursor = entry.line.seq
-                        if kinds and entry.line.kind not in kinds:
-                            continue
-                        message = entry.message()
-                        if message is not None:
-                            yield message
-                            quiet_since = asyncio.get_running_loop().time()
+                    batch, cursor = self._batch(cursor, kinds)
+                    if batch:
+                        yield batch
+                        quiet_since = now()
                     # Give others a turn, also when all of it was filtered out.
                     await asyncio.sleep(0)
                     continue
                 if not follow or self.view.state.terminal:
                     return
-                now = asyncio.get_running_loop().time()
-                wait = quiet_since + self._heartbeat_seconds - now
-                if wait <= 0:
-                    yield heartbeat_message(self.job_id, self.view.attempt, cursor)
-                    quiet_since = asyncio.get_running_loop().time()
-                    continue
                 try:
-                    await asyncio.wait_for(changed.wait(), wait)
+                    async with asyncio.timeout_at(quiet_since + self._heartbeat_seconds):
+                        await changed.wait()
                 except TimeoutError:
-                    continue
+                    heartbeat = heartbeat_message(self.job_id, self.view.attempt, cursor)
+                    yield [heartbeat.SerializeToString()]
+                    quiet_since = now()
         finally:
             self.subscribers -= 1
+
+    def _batch(self, cursor: int, kinds: frozenset[str]) -> tuple[list[bytes], int]:
+        """What to send next, and the seq up to which that is everything."""
+        batch: list[bytes] = []
+        size = 0
+        for entry in self._after(cursor):
+            if not kinds or entry.line.kind in kinds:
+                encoded = entry.encoded()
+                size += len(encoded)
+                if batch and size > BATCH_BYTES:
+                    break
+                if encoded:
+                    batch.append(encoded)
+            cursor = entry.line.seq
+        return batch, cursor
 
     def _after(self, cursor: int) -> list[_Entry]:
         """The next events after ``cursor``: at least one, if there is a readable one."""
         if self._window and self._window[0].line.seq <= cursor + 1:
             # seq has no gap, so that the distance is the index.
             skip = cursor + 1 - self._window[0].line.seq
-            return [self._window[i] for i in range(skip, min(skip + 256, len(self._window)))]
+            return [self._window[i] for i in range(skip, len(self._window))]
         lines = self._file.read_after(cursor)
         if not lines:
             raise MultigrainError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 import structlog
 
 from multigrain.events.records import RECORD_TYPES
@@ -17,17 +17,19 @@ _log = structlog.get_logger(__name__)
 
 INDEX_EVERY = 64
 CHUNK_BYTES = 1 << 20
+READ_BYTES = 1 << 18
 
 
 # How every writer begins a line. A job has hundreds of thousands of losses of which most are
 # only passed over: this tells what is needed for that many times faster than decoding them.
 _HEAD = re.compile(rb'\{"seq":(\d+),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
 
+_EVENT_KEYS = frozenset({"seq", "time", "job_id", "attempt"})
+
 _CHECK = re.compile(rb'"(?:refreshed|kept)_layers": ?[1-9]')
 
 
-@dataclass(frozen=True, slots=True)
-class EventLine:
+class EventLine(NamedTuple):
     """One line. ``kind`` is a key of RECORD_TYPES, or that of a newer writer."""
 
     seq: int
@@ -45,11 +47,13 @@ class EventLine:
         Raises:
             ValueError: if it is damaged.
         """
-        data = json.loads(self.raw)
-        if not isinstance(data, dict) or not {"seq", "time", "job_id", "attempt"} <= data.keys():
+        # Half a surrogate pair (a file name that is not UTF-8, say), which no message can carry,
+        # is no JSON either for the faster reader.
+        halves = b"\\ud" in self.raw
+        data = _with_whole_characters(json.loads(self.raw)) if halves else orjson.loads(self.raw)
+        if not isinstance(data, dict) or not data.keys() >= _EVENT_KEYS:
             raise ValueError("not an event")
-        # A file name that is not UTF-8, say: no message could carry it.
-        return _with_whole_characters(data) if b"\\ud" in self.raw else data
+        return data
 
 
 def _with_whole_characters(value: Any) -> Any:
@@ -121,7 +125,7 @@ class EventFile:
         self.offset = position
         return lines
 
-    def read_after(self, after_seq: int, limit: int = 256) -> list[EventLine]:
+    def read_after(self, after_seq: int, limit: int = 1024) -> list[EventLine]:
         """At most ``limit`` events with a greater seq, among those ``read_new`` has returned."""
         at = bisect_right(self._index_seqs, after_seq + 1) - 1
         position = self._index_offsets[at] if at >= 0 else 0
@@ -129,9 +133,12 @@ class EventFile:
         with self.path.open("rb") as file:
             file.seek(position)
             while position < self.offset and len(events) < limit:
-                raw = file.readline()
-                position += len(raw)
-                event = parse_line(raw)
-                if event is not None and event.seq > after_seq:
-                    events.append(event)
-        return events
+                data = file.read(min(READ_BYTES, self.offset - position))
+                if not data.endswith(b"\n"):
+                    data += file.readline()
+                position += len(data)
+                for raw in data.split(b"\n")[:-1]:
+                    event = parse_line(raw)
+                    if event is not None and event.seq > after_seq:
+                        events.append(event)
+        return events[:limit]

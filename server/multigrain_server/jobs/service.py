@@ -18,7 +18,6 @@ from multigrain.events.log import utc_now
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.v1.job_pb2 import JobEvent
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.creation import (
     check_job_id,
@@ -254,18 +253,19 @@ class Jobs:
         if trash is not None:
             await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
 
-    async def stream(
+    async def event_batches(
         self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool
-    ) -> AsyncGenerator[JobEvent, None]:
-        """Events of a job; see ``EventFeed.stream``.
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Events of a job; see ``EventFeed.batches``.
 
         Raises:
             MultigrainError: INVALID_FIELD, NOT_FOUND; UNAVAILABLE when the server stops.
         """
         self._row(job_id)
-        async with aclosing(self._feeds.open(job_id).stream(after_seq, kinds, follow)) as events:
-            async for event in events:
-                yield event
+        feed = self._feeds.open(job_id)
+        async with aclosing(feed.batches(after_seq, kinds, follow)) as batches:
+            async for batch in batches:
+                yield batch
 
     def _row(self, job_id: str) -> JobRow:
         row = self._store.get(check_job_id(job_id))

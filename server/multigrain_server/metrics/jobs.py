@@ -41,8 +41,8 @@ class EventMetrics:
     def read(self, kind: str) -> None:
         self._read.labels(kind or "unknown").inc()
 
-    def streamed(self) -> None:
-        self._streamed.inc()
+    def streamed(self, events: int) -> None:
+        self._streamed.inc(events)
 
 
 class JobCollector(Collector):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -34,8 +36,17 @@ def _write(path: Path, losses: int, end: JobState | None = JobState.SUCCEEDED) -
             writer.append(StateRecord(end), 1)
 
 
+async def _stream(
+    feed: EventFeed, after: int = 0, kinds: frozenset[str] = ALL, follow: bool = True
+) -> AsyncGenerator[JobEvent, None]:
+    async with aclosing(feed.batches(after, kinds, follow)) as batches:
+        async for batch in batches:
+            for event in batch:
+                yield JobEvent.FromString(event)
+
+
 async def _all(feed: EventFeed, after: int = 0, follow: bool = True) -> list[JobEvent]:
-    return [event async for event in feed.stream(after, ALL, follow)]
+    return [event async for event in _stream(feed, after, ALL, follow)]
 
 
 async def test_an_ended_job_is_read_from_any_point(path: Path) -> None:
@@ -56,7 +67,7 @@ async def test_a_point_beyond_the_end_is_refused_with_the_newest_seq(path: Path)
 async def test_kinds_choose_what_is_sent(path: Path) -> None:
     _write(path, 10)
     feed = EventFeed("job-1", path)
-    events = [event async for event in feed.stream(0, frozenset({"state"}), True)]
+    events = [event async for event in _stream(feed, 0, frozenset({"state"}))]
     assert [event.seq for event in events] == [1, 12]
 
 
@@ -65,6 +76,21 @@ async def test_without_follow_a_stream_of_a_running_job_ends_when_there_is_no_mo
 ) -> None:
     _write(path, 10, end=None)
     assert len(await _all(EventFeed("job-1", path), follow=False)) == 11
+
+
+async def test_who_is_behind_gets_large_batches_within_their_bound(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(path, 3000)
+    monkeypatch.setattr(event_feed, "BATCH_BYTES", 2000)
+    with EventWriter(path, "job-1") as writer:
+        writer.append(LogRecord("INFO", "x" * 5000), 1)
+        writer.append(StateRecord(JobState.SUCCEEDED), 2)
+    batches = [batch async for batch in EventFeed("job-1", path).batches(0, ALL, True)]
+    assert max(len(batch) for batch in batches) > 5
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= 2000 for batch in batches)
+    events = [JobEvent.FromString(event).seq for batch in batches for event in batch]
+    assert events == list(range(1, 3005))
 
 
 def test_a_torn_line_is_held_back_until_it_is_whole(path: Path) -> None:
@@ -93,7 +119,7 @@ def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
 async def test_silence_is_broken_by_heartbeats_that_tell_the_newest_seq(path: Path) -> None:
     _write(path, 2, end=None)
     feed = EventFeed("job-1", path, heartbeat_seconds=0.05)
-    stream = feed.stream(3, ALL, True)
+    stream = _stream(feed, 3)
     beats = [await anext(stream) for _ in range(2)]
     await stream.aclose()
     assert [(beat.WhichOneof("event"), beat.seq) for beat in beats] == [("heartbeat", 3)] * 2
@@ -156,7 +182,7 @@ async def test_twenty_subscribers_cut_off_and_resumed_at_random_get_the_same_who
         while not ended:
             last = JobEvent.FromString(got[-1]).seq if got else 0
             budget = chance.randrange(1, 400) if number % 2 else total * 2
-            stream = feed.stream(last, ALL, True)
+            stream = _stream(feed, last)
             ended = True
             async for event in stream:
                 if event.HasField("heartbeat"):

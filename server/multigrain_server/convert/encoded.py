@@ -1,0 +1,35 @@
+"""Messages that are encoded once and sent to many.
+
+https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_LENGTH_DELIMITED = 2
+
+
+def joined(field: int, messages: Sequence[bytes]) -> bytes:
+    """A message whose repeated field ``field`` (of a number below 16) holds ``messages``."""
+    tag = bytes([field << 3 | _LENGTH_DELIMITED])
+    return b"".join([part for one in messages for part in (tag, _varint(len(one)), one)])
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def unless_encoded(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A serializer that lets bytes through: a handler may answer with an encoded message."""
+
+    def encode(message: Any) -> bytes:
+        return message if isinstance(message, bytes) else serialize(message)
+
+    return encode
