@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.engine.connection import Connection
+from multigrain.engine.exhaustion import end_if_out_of_memory
 from multigrain.engine.in_hand import InHand
 from multigrain.engine.pace import measure
 from multigrain.engine.parent import die_with_parent
@@ -133,6 +134,9 @@ def read_requests(connection: Connection, worker: Worker) -> None:
                     raise WireError(f"an engine takes no {type(frame.message).__name__}")
     except WireError as error:
         _LOG.error("the daemon sent what an engine does not understand: %s", error)
+    except Exception as error:  # an engine that hears nothing any more must not look alive
+        end_if_out_of_memory(error)
+        _LOG.exception("requests cannot be read")
     # There is nothing to save, and a thread inside a native library must not delay the end.
     sys.stderr.flush()
     os._exit(0)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from multigrain.engine.answer import encode_vector, probabilities, top_classes
 from multigrain.engine.batcher import Batch, Batcher, Limits
+from multigrain.engine.exhaustion import end_if_nothing_is_left, end_if_out_of_memory
 from multigrain.engine.in_hand import InHand
 from multigrain.engine.item import Drop, Item
 from multigrain.engine.pace import Pace
@@ -132,6 +133,7 @@ class Worker:
             try:
                 frames = self._compute(work.items, lane, alone=work.alone)
             except Exception as error:  # one image must not end the loop, whatever a runtime raises
+                end_if_out_of_memory(error)
                 _LOG.exception("a batch of %d images failed", len(work.items))
                 frames = self._one_by_one(work.items, lane, error)
             elapsed = time.monotonic_ns() - start
@@ -195,6 +197,9 @@ class Worker:
             self._in_hand.take(slot, item.request.id)
             try:
                 item.tensor = self._prepare(item)
+            except Exception as error:
+                end_if_nothing_is_left(error)  # while it is noted whose image it was
+                raise
             finally:
                 self._in_hand.put_down(slot)
         except MultigrainError as error:

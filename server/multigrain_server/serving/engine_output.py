@@ -6,6 +6,8 @@ import asyncio
 import logging
 import signal
 
+from multigrain.engine.exhaustion import EXIT_OUT_OF_MEMORY
+
 _LOG = logging.getLogger(__name__)
 _LINE_BYTES = 4096
 
@@ -37,6 +39,8 @@ class EngineOutput:
 
 def describe_exit(code: int) -> str:
     """A return code of ``asyncio.subprocess`` in words."""
+    if code == EXIT_OUT_OF_MEMORY:
+        return "out of memory"
     if code >= 0:
         return f"exit code {code}"
     try:

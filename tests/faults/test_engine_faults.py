@@ -1,0 +1,91 @@
+"""An engine dies, hangs or runs out of memory while callers of two models keep the daemon busy."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+from tests.e2e.daemon import Daemon, processes_below
+from tests.engine.pictures import encoded, picture
+from tests.faults.serving import Seen, amount, callers, samples, serving_daemon, until
+
+
+def engine_of(daemon: Daemon, model: str) -> psutil.Process | None:
+    """The process that answers for a model."""
+    for process in processes_below(daemon.data_dir):
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if "multigrain.engine" in command and any(f"/models/{model}/" in part for part in command):
+            return process
+    return None
+
+
+async def test_an_engine_that_fails_under_load_is_replaced_and_other_models_are_untouched(
+    tmp_path: Path,
+) -> None:
+    # A crash from outside, a crash inside, a library that waits for ever.
+    faults = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP) * amount(1, 10)
+    daemon = serving_daemon(tmp_path, ["tiny", "other"], ["--serving-engine-stall-seconds=4"])
+    try:
+        hit, spared = Seen(), Seen()
+        async with (
+            callers(daemon.address, "tiny", 6, hit),
+            callers(daemon.address, "other", 2, spared),
+        ):
+            for fault in faults:
+                await more_answers(hit)
+                failed = engine_of(daemon, "tiny")
+                assert failed is not None
+                failed.send_signal(fault)
+                await until(lambda: not failed.is_running())  # noqa: B023
+                await more_answers(spared)
+                await more_answers(hit)
+                assert engine_of(daemon, "tiny") not in (None, failed)
+        # Answered by the next engine, or told to come again.
+        assert set(hit.codes) <= {"OK", "UNAVAILABLE"}
+        assert hit.without_delay == hit.wrong == 0
+        assert set(spared.codes) == {"OK"}
+        assert spared.wrong == 0
+        assert samples(daemon)["multigrain_engine_restarts_total"] == len(faults)
+        log = daemon.log.read_text()
+        for reason in ("signal SIGKILL", "signal SIGSEGV", "and it was killed"):
+            assert reason in log
+    finally:
+        daemon.end()
+
+
+async def more_answers(seen: Seen) -> None:
+    before = seen.answered
+    await until(lambda: seen.answered >= before + 20)
+
+
+async def test_an_engine_without_memory_is_replaced_and_the_image_is_answered(
+    tmp_path: Path,
+) -> None:
+    # Takes 100 MB to decode, and little to send.
+    large = encoded(Image.new("RGB", (5800, 5800), (200, 90, 40)))
+    daemon = serving_daemon(tmp_path, ["tiny", "other"])
+    try:
+        spared = Seen()
+        async with callers(daemon.address, "other", 2, spared):
+            engine = engine_of(daemon, "tiny")
+            assert engine is not None
+            size = engine.memory_info().vms
+            engine.rlimit(resource.RLIMIT_AS, (size, size))
+            with daemon.client() as client:
+                vectors = client.embed([picture(1), large, picture(2)], model="tiny")
+            assert vectors.shape[0] == 3
+            assert engine_of(daemon, "tiny") not in (None, engine)
+            await more_answers(spared)
+        assert set(spared.codes) == {"OK"}
+        log = daemon.log.read_text()
+        assert "engine of tiny@1 ended: out of memory" in log
+        assert samples(daemon)["multigrain_engine_restarts_total"] == 1
+    finally:
+        daemon.end()
