@@ -104,15 +104,23 @@ def replay(folder: Path, events: int) -> dict[str, float]:
     """Events a second from an ended job's log to one client."""
     job_id = make_job(folder / "data", 1, events)
     daemon = Daemon(folder).start()
+    process = psutil.Process(daemon.process.pid)
     with daemon.client() as client:
-        begun = time.perf_counter()
+        used, own, begun = process.cpu_times(), time.process_time(), time.perf_counter()
         last = count = 0
         for event in client.stream_events(job_id, follow=False):
             count, last = count + 1, event.seq
-        seconds = time.perf_counter() - begun
+        seconds, own = time.perf_counter() - begun, time.process_time() - own
+        daemons = sum(process.cpu_times()[:2]) - sum(used[:2])
     daemon.stop()
     assert count == last == events + 4
-    return {"events": count, "seconds": seconds, "events_a_second": count / seconds}
+    return {
+        "events": count,
+        "seconds": seconds,
+        "events_a_second": count / seconds,
+        "daemon_cpu_us_an_event": 1e6 * daemons / count,
+        "client_cpu_us_an_event": 1e6 * own / count,
+    }
 
 
 async def follow(address: str, job_id: str, count: int, total: int) -> list[list[float]]:

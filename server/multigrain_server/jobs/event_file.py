@@ -141,4 +141,6 @@ class EventFile:
                     event = parse_line(raw)
                     if event is not None and event.seq > after_seq:
                         events.append(event)
-        return events[:limit]
+                        if len(events) == limit:
+                            return events
+        return events
