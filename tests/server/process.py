@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -43,6 +44,11 @@ class DaemonProcess:
                 break
             time.sleep(0.02)
         raise AssertionError(f"the daemon did not start:\n{self.log.read_text()}")
+
+    def http_address(self) -> str:
+        """Of the status page and /metrics, once it is ready."""
+        lines = map(json.loads, self.log.read_text().splitlines())
+        return next(str(line["http"]) for line in lines if line.get("event") == "listening")
 
     def end(self) -> None:
         if self.popen.poll() is None:

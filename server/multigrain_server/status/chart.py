@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from multigrain_server.status.curve import CurvePoint
-from multigrain_server.status.markup import Markup, element, join
+from multigrain_server.status.markup import Markup, element
 from multigrain_server.status.words import figure
 
 _TERMS: tuple[tuple[str, str, Callable[[CurvePoint], float]], ...] = (
@@ -57,52 +57,42 @@ def sparkline(points: Sequence[CurvePoint]) -> Markup:
     )
 
 
-def chart(points: Sequence[CurvePoint], height: int = 180) -> Markup:
-    """Every term over the steps, with axes and a legend; "" if there are fewer than two points."""
+def chart(points: Sequence[CurvePoint]) -> Markup:
+    """Every term over the steps, with axes and a legend; "" if there are fewer than two points.
+
+    Its numbers are HTML beside the drawing: they keep their size where that is stretched.
+    """
     known = [point for point in points if _shown(point.loss)]
     if len(known) < 2:
         return Markup("")
     terms = [term for term in _TERMS if any(term[2](point) for point in known)] or [_TERMS[0]]
     values = [v for _, _, of in terms for point in known if _shown(v := of(point))]
     ticks = _ticks(min(values), max(values))
-    width = 640
-    frame = _Frame(
-        known[0].step, known[-1].step, ticks[0], ticks[-1], 46, width - 8, 8, height - 22
-    )
+    frame = _Frame(known[0].step, known[-1].step, ticks[0], ticks[-1], 0, 600, 0, 200)
     grid = [
-        join(
-            element("line", x1=frame.left, x2=frame.right, y1=_n(y), y2=_n(y), class_="grid"),
-            element("text", figure(tick), x=frame.left - 6, y=_n(y + 3.5), class_="tick end"),
-        )
-        for tick in ticks
-        for y in (frame.y(tick),)
+        element("line", x1=0, x2=600, y1=_n(y), y2=_n(y), class_="grid")
+        for y in map(frame.y, ticks)
     ]
-    steps = join(
-        element("text", f"step {known[0].step}", x=frame.left, y=height - 5, class_="tick"),
-        element("text", known[-1].step, x=frame.right, y=height - 5, class_="tick end"),
-    )
     attempts = [
         element(
             "line",
             element("title", f"attempt {after.attempt}"),
             x1=_n(frame.x(after.step)),
             x2=_n(frame.x(after.step)),
-            y1=frame.top,
-            y2=frame.bottom,
+            y1=0,
+            y2=200,
             class_="attempt",
         )
         for before, after in pairwise(known)
         if after.attempt != before.attempt
     ]
-    lines = [_line(frame, points, of, name) for name, _, of in reversed(terms)]
     drawing = element(
         "svg",
         *grid,
-        steps,
         *attempts,
-        *lines,
-        viewBox=f"0 0 {width} {height}",
-        class_="chart",
+        *(_line(frame, points, of, name) for name, _, of in reversed(terms)),
+        viewBox="0 0 600 200",
+        preserveAspectRatio="none",
         role="img",
         aria_label=_said(known),
     )
@@ -110,7 +100,21 @@ def chart(points: Sequence[CurvePoint], height: int = 180) -> Markup:
         element("li", element("i", class_=f"key {name}"), label, " ", _value(of(known[-1])))
         for name, label, of in terms
     ]
-    return element("figure", drawing, element("ul", *legend, class_="legend"))
+    return element(
+        "figure",
+        element(
+            "div", *(element("span", f"{tick:.6g}") for tick in reversed(ticks)), class_="ticks"
+        ),
+        drawing,
+        element(
+            "div",
+            element("span", f"step {known[0].step}"),
+            element("span", known[-1].step),
+            class_="steps",
+        ),
+        element("ul", *legend, class_="legend"),
+        class_="chart",
+    )
 
 
 def _said(points: Sequence[CurvePoint]) -> str:

@@ -15,7 +15,6 @@ from multigrain_server.status.words import ago, count, duration, figure
 
 def running_card(job: Job, points: Sequence[CurvePoint], now: datetime) -> Markup:
     """One job that runs: how far it is, how fast, and its curve."""
-    view = job.view
     return element(
         "article",
         element("h3", job_link(job), " ", badge(job.state.value)),
@@ -23,11 +22,15 @@ def running_card(job: Job, points: Sequence[CurvePoint], now: datetime) -> Marku
         progress_bar(job),
         running_facts(job),
         chart(points) if points else None,
-        element("p", shortened(job.state_message), class_="muted") if job.state_message else None,
-        element("p", "started ", ago(view.start_time, now), class_="muted")
-        if view.start_time
-        else None,
+        element("p", *_said(job, now), class_="muted"),
     )
+
+
+def _said(job: Job, now: datetime) -> list[Child]:
+    said = shortened(job.state_message)
+    if not job.view.start_time:
+        return [said]
+    return [f"{said} · started " if said else "started ", ago(job.view.start_time, now)]
 
 
 def progress_bar(job: Job) -> Markup:

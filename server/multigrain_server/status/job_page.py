@@ -41,7 +41,7 @@ def render(
                 _error(job),
                 class_="panel",
             ),
-            section("Loss", element("div", chart(points, 280), class_="panel")) if points else None,
+            section("Loss", element("div", chart(points), class_="panel")) if points else None,
             _figures(job),
             _checkpoints(job, now),
             _messages(messages, now),
