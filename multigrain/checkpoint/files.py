@@ -26,6 +26,14 @@ def write_synced(path: Path, data: bytes) -> FileEntry:
     return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Gives a file new content: after a power cut it has the old one or the new one."""
+    aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    write_synced(aside, data)
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
 def sync_file(path: Path) -> None:
     """Forces a file that somebody else wrote to the disk."""
     with path.open("rb") as file:

@@ -37,6 +37,11 @@ class JobFolder:
         return self.path / "lease.json"
 
     @property
+    def cancel(self) -> Path:
+        """That somebody asked the job to end: written by the daemon, for the next one."""
+        return self.path / "cancel"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

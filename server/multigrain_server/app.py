@@ -25,7 +25,7 @@ from multigrain_server.access.access import Access
 from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
-from multigrain_server.database import Database
+from multigrain_server.database import open_index
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.embedding_service import EmbeddingServicer
 from multigrain_server.grpc.evaluation_service import EvaluationServicer
@@ -56,7 +56,6 @@ from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.store import SCHEMA as MODEL_SCHEMA
 from multigrain_server.status.site import StatusSite
 from multigrain_server.status.snapshot import Sources
 
@@ -89,12 +88,11 @@ class App:
         self._certificates = Certificates(config.tls) if config.tls.enabled else None
         self._data = DataDir(config.data_dir)
         try:
-            self._database = Database(self._data.database, [JOB_SCHEMA, MODEL_SCHEMA])
+            self._database = open_index(self._data.database, [JOB_SCHEMA])
         except sqlite3.Error as error:
             self._data.close()
             raise DataDirError(
-                f"{self._data.database} cannot be read ({error}); if it is damaged, move it away: "
-                "jobs and models are found again from their folders"
+                f"{self._data.database} cannot be opened ({error}): is the disk full, or read-only?"
             ) from error
         self.health = Health()
         self._calls = Calls()
@@ -126,7 +124,7 @@ class App:
         )
         self.models = ModelManager(
             self._data.models,
-            self._database,
+            self._data.serving,
             config.serving,
             self.registry,
             self.health.on_health,

@@ -65,6 +65,7 @@ class CommandLine:
     config: ServerConfig
     print_config: bool
     new_token: str = ""
+    rebuild_index: bool = False
 
 
 def options(model: type[BaseModel] = ServerConfig, path: tuple[str, ...] = ()) -> Iterator[Option]:
@@ -95,6 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME:ROLE,ROLE",
         default="",
         help="Print a line for the file of tokens, and the token itself to standard error; exit.",
+    )
+    parser.add_argument(
+        "--rebuild-index",
+        action="store_true",
+        help="Put the index of jobs aside, make it anew from the job folders, say what was found, "
+        "and exit; no daemon may use the data directory.",
     )
     for option in options():
         default = option.info.get_default()
@@ -138,7 +145,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLi
         config = ServerConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
-    return CommandLine(config, flags.print_config, flags.new_token)
+    return CommandLine(config, flags.print_config, flags.new_token, flags.rebuild_index)
 
 
 def dump(config: ServerConfig) -> str:

@@ -52,6 +52,11 @@ class DataDir:
         return self.path / "state.db"
 
     @property
+    def serving(self) -> Path:
+        """What is loaded, under which aliases."""
+        return self.path / "serving.json"
+
+    @property
     def address(self) -> Path:
         """Where the daemon listens, for programs on this machine."""
         return self.path / "address"

@@ -18,6 +18,7 @@ from multigrain_server.data_dir import DataDirError
 from multigrain_server.doctor import report
 from multigrain_server.grpc.tls import TlsError
 from multigrain_server.log import setup_logging
+from multigrain_server.rebuild import rebuild_index
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if line.new_token:
         return _print_token(line.new_token)
     setup_logging(line.config.log)
+    if line.rebuild_index:
+        return _rebuild(line.config)
     try:
         asyncio.run(serve(line.config))
     except (DataDirError, TlsError, TokenFileError, OSError) as error:
@@ -89,6 +92,15 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         await app.abandon()
         return
     await stopping
+
+
+def _rebuild(config: ServerConfig) -> int:
+    try:
+        print(rebuild_index(config))
+    except (DataDirError, OSError) as error:
+        print(f"multigrain-server: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _print_token(wanted: str) -> int:

@@ -125,16 +125,3 @@ def test_a_wrong_flag_ends_with_code_2_and_a_sentence() -> None:
     assert run.returncode == 2
     assert run.stderr.startswith("multigrain-server: devices: ")
     assert "Traceback" not in run.stderr
-
-
-def test_a_damaged_index_is_told_in_a_sentence(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "state.db").write_bytes(b"not a database" * 100)
-    daemon = DaemonProcess(data)
-    try:
-        assert daemon.popen.wait(timeout=20) == 1
-        assert "move it away" in daemon.log.read_text()
-        assert "Traceback" not in daemon.log.read_text()
-    finally:
-        daemon.end()

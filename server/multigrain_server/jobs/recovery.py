@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -9,12 +10,76 @@ import structlog
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobRequest
 from multigrain_server.jobs.active import ActiveJob
+from multigrain_server.jobs.cancel_file import load_cancel
 from multigrain_server.jobs.creation import remove_leftovers
+from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Indexing:
+    """What the folders had that the index had not.
+
+    Attributes:
+        added: jobs that were entered.
+        dropped: jobs whose folders are gone.
+        refused: folder -> why it is not a job's; left alone.
+    """
+
+    added: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def index_folders(jobs_dir: Path, store: JobStore) -> Indexing:
+    """Enters every job folder that is not in the index, and drops what has no folder.
+
+    Raises:
+        MultigrainError: STORAGE, if the index cannot be written.
+    """
+    done = Indexing()
+    known = store.covered().keys()
+    found = {path.name for path in jobs_dir.iterdir() if path.is_dir()}
+    with store.transaction():  # one wait for the disk, not one for each job
+        for job_id in sorted(known - found):
+            _log.warning("job's folder is gone; dropped from the index", job_id=job_id)
+            store.delete(job_id)
+            done.dropped.append(job_id)
+        for job_id in sorted(found - known):
+            try:
+                state = _index(JobFolder(jobs_dir / job_id), store)
+            except (OSError, ValueError) as error:
+                reason = str(error)[:500]
+                done.refused[job_id] = reason
+                _log.error("folder is not a job; left alone", folder=job_id, reason=reason)
+                continue
+            done.added.append(job_id)
+            _log.info("job indexed from its folder", job_id=job_id, state=state)
+    return done
+
+
+def _index(folder: JobFolder, store: JobStore) -> str:
+    """Enters one job; returns its state.
+
+    Raises:
+        OSError, ValueError: if it is not a job.
+    """
+    request = JobRequest.load(folder.spec)
+    if request.job_id != folder.job_id:
+        raise ValueError(f"spec.json belongs to job {request.job_id}")
+    if request.request_id and store.by_request_id(request.request_id):
+        # A copied folder, say. The key stays with the job that has it.
+        request = request.model_copy(update={"request_id": ""})
+    feed = EventFeed(folder.job_id, folder.events)
+    feed.poll()
+    store.insert(request, feed.view, feed.offset)
+    if load_cancel(folder, feed.view.queued_time):
+        store.save_cancel(folder.job_id, True)
+    return feed.view.state.value
 
 
 class Recovery:
@@ -34,35 +99,15 @@ class Recovery:
 
     def run(self) -> None:
         remove_leftovers(self._jobs_dir)
-        covered = self._store.covered()
-        found = {path.name for path in self._jobs_dir.iterdir() if path.is_dir()}
-        for job_id in sorted(covered.keys() - found):
-            _log.warning("job's folder is gone; dropped from the index", job_id=job_id)
-            self._store.delete(job_id)
-        for job_id in sorted(found - covered.keys()):
-            self._index(job_id)
-        # Again, with those: a folder that was not in the index may be of a job that runs. In
-        # the order of their creation, which is that of the queue.
+        index_folders(self._jobs_dir, self._store)
+        # All of them: a folder that was not in the index may be of a job that runs. In the order
+        # of their creation, which is that of the queue.
         for job_id, known in self._store.covered().items():
-            if not known.ended or self._events_bytes(job_id) != known.events_bytes:
-                self._take(job_id)
-
-    def _index(self, job_id: str) -> None:
-        folder = JobFolder(self._jobs_dir / job_id)
-        try:
-            request = JobRequest.load(folder.spec)
-            if request.job_id != job_id:
-                raise ValueError(f"spec.json belongs to job {request.job_id}")
-        except (OSError, ValueError) as error:
-            _log.error("folder is not a job; left alone", folder=job_id, reason=str(error)[:500])
-            return
-        if request.request_id and self._store.by_request_id(request.request_id):
-            # A copied folder, say. The key stays with the job that has it.
-            request = request.model_copy(update={"request_id": ""})
-        feed = self._feeds.new(job_id)
-        feed.poll()
-        self._store.insert(request, feed.view, feed.offset)
-        _log.info("job indexed from its folder", job_id=job_id, state=feed.view.state.value)
+            try:
+                if not known.ended or self._events_bytes(job_id) != known.events_bytes:
+                    self._take(job_id)
+            except OSError as error:  # one job's folder must not keep the daemon from starting
+                _log.error("job unreadable; left alone", job_id=job_id, reason=str(error))
 
     def _events_bytes(self, job_id: str) -> int:
         try:
@@ -71,11 +116,17 @@ class Recovery:
             return 0
 
     def _take(self, job_id: str) -> None:
-        row = self._store.get(job_id)
+        folder = JobFolder(self._jobs_dir / job_id)
+        try:
+            row = self._store.get(job_id)
+        except ValueError as error:
+            _log.error("row unreadable; indexed anew", job_id=job_id, reason=str(error)[:500])
+            self._store.delete(job_id)
+            index_folders(self._jobs_dir, self._store)
+            row = self._store.get(job_id)
         if row is None:
             return
         job = row.job
-        folder = JobFolder(self._jobs_dir / job_id)
         feed = self._feeds.new(job.job_id)
         feed.poll()
         self._store.save_view(job.job_id, feed.view, feed.offset)

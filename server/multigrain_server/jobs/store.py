@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 from multigrain.events.records import JobState
@@ -46,6 +47,7 @@ _SHOWN_STATE = (
     "(CASE WHEN cancel_requested AND state IN ('QUEUED', 'STARTING', 'RUNNING')"
     " THEN 'STOPPING' ELSE state END)"
 )
+_ENDED = frozenset(state.value for state in JobState if state.terminal)
 _TERMINAL = "('SUCCEEDED', 'FAILED', 'CANCELLED')"
 
 
@@ -92,6 +94,10 @@ class JobStore:
                 database.execute(
                     "INSERT OR REPLACE INTO job_view_format VALUES (1, ?)", (VIEW_FORMAT,)
                 )
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All changes of the block are made together, or none if it raises."""
+        return self._database.transaction()
 
     def insert(self, request: JobRequest, view: JobView, events_bytes: int) -> None:
         """Adds a job.
@@ -143,10 +149,7 @@ class JobStore:
         rows = self._database.execute(
             "SELECT job_id, state, events_bytes FROM jobs ORDER BY create_time, job_id"
         )
-        return {
-            row["job_id"]: Covered(JobState(row["state"]).terminal, row["events_bytes"])
-            for row in rows
-        }
+        return {row["job_id"]: Covered(row["state"] in _ENDED, row["events_bytes"]) for row in rows}
 
     def counts(self) -> dict[str, int]:
         """Number of jobs by state."""

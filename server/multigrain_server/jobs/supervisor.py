@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from multigrain.errors import MultigrainError
 from multigrain.events.records import JobError, JobState, Record, StateRecord
 from multigrain_server.jobs.active import ActiveJob
+from multigrain_server.jobs.cancel_file import save_cancel
 from multigrain_server.jobs.journal import append, runner_log_tail
 from multigrain_server.jobs.lease_file import drop_lease, load_lease, save_lease
 from multigrain_server.jobs.leases import Leases
@@ -258,7 +260,12 @@ class Supervisor:
         """Asks an active job to end; a queued one ends at once."""
         if not active.cancel_requested:
             active.cancel_requested = True
-            self._store.save_cancel(active.job_id, True)
+            try:
+                save_cancel(active.folder, active.feed.view.queued_time)
+                self._store.save_cancel(active.job_id, True)
+            except (OSError, MultigrainError) as error:
+                # On a full disk above all a job must end that was asked to.
+                _log.error("request to end not noted", job_id=active.job_id, reason=str(error))
         self._tell_to_end(active)
 
     def _tell_to_end(self, active: ActiveJob) -> None:

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from multigrain.engine.runtime.names import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.database import Database
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.models.announcer import ModelAnnouncer
 from multigrain_server.models.catalogue import ModelCatalogue
@@ -42,7 +41,7 @@ class ModelManager:
 
     Args:
         models_dir: folder of bundles.
-        database: with the schema of ``multigrain_server.models.store``.
+        state: the file that keeps what is loaded; see ``ModelStore``.
         config: limits of serving.
         registry: where metrics are registered.
         on_health: called with a health name and whether it serves, at each change.
@@ -54,7 +53,7 @@ class ModelManager:
     def __init__(
         self,
         models_dir: Path,
-        database: Database,
+        state: Path,
         config: ServingConfig,
         registry: CollectorRegistry,
         on_health: Callable[[str, bool], None],
@@ -68,7 +67,7 @@ class ModelManager:
         self.cache = ResponseCache(config.cache_bytes, self.metrics)
         self.bundles = BundleRegistry(models_dir)
         self._users = users or NoUsers()
-        self._store = ModelStore(database)
+        self._store = ModelStore(state)
         self._router = ModelRouter(self._store, self.bundles)
         self.catalogue = ModelCatalogue(self.bundles, self._router, config.max_batch)
         self._announcer = ModelAnnouncer(
@@ -171,7 +170,7 @@ class ModelManager:
             elif current.state is not ModelState.READY or runtime not in ("", current.runtime):
                 await asyncio.to_thread(verify, entry)
                 await current.switch_runtime(runtime or current.runtime)
-                self._store.add_loaded(LoadedRow(version, current.runtime))
+                self._store.add_loaded(LoadedRow(version=version, runtime=current.runtime))
             if make_default:
                 self._store.set_default(model)
                 self._router.refresh()
@@ -247,10 +246,10 @@ class ModelManager:
             await asyncio.to_thread(verify, entry)
             await model.load()
             await self._budget.settle(version, replaced)
+            self._store.add_loaded(LoadedRow(version=version, runtime=runtime))
         except BaseException:
             await self._departures.take_out(version, model)
             raise
-        self._store.add_loaded(LoadedRow(version, runtime))
 
     def _replaced_by(self, version: ModelVersion) -> list[ModelVersion]:
         return [] if self.config.keep_replaced_versions else self._router.older(version)

@@ -2,93 +2,154 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from pathlib import Path
 
-from multigrain_server.database import Database
-from multigrain_server.models.reference import ModelVersion
+from pydantic import Field, ValidationError, field_validator
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS loaded_models (
-  name TEXT NOT NULL,
-  version INTEGER NOT NULL,
-  runtime TEXT NOT NULL,
-  PRIMARY KEY (name, version)
-);
-CREATE TABLE IF NOT EXISTS model_aliases (
-  alias TEXT PRIMARY KEY,
-  name TEXT NOT NULL,
-  version INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS default_model (
-  id INTEGER PRIMARY KEY CHECK (id = 1),
-  reference TEXT NOT NULL
-);
-"""
+from multigrain.checkpoint.files import replace_file
+from multigrain.engine.runtime.names import RUNTIMES
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.spec.base import Spec
+from multigrain_server.models.reference import ModelReference, ModelVersion
+
+_LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LoadedRow:
+class LoadedRow(Spec):
     """A model that answered when it was last heard of; ``runtime`` is what was asked for."""
 
     version: ModelVersion
     runtime: str
 
+    @field_validator("version")
+    @classmethod
+    def _named(cls, version: ModelVersion) -> ModelVersion:
+        return _checked(version)
+
+    @field_validator("runtime")
+    @classmethod
+    def _known(cls, runtime: str) -> str:
+        if runtime not in ("", *RUNTIMES):
+            raise ValueError(f"{runtime[:80]!r} is not a runtime")
+        return runtime
+
+
+class _Serving(Spec):
+    """Content of the file. ``loaded`` is in the order of loading; ``default`` is a reference."""
+
+    loaded: tuple[LoadedRow, ...] = ()
+    aliases: dict[str, ModelVersion] = Field(default_factory=dict)
+    default: str = ""
+
+    @field_validator("aliases")
+    @classmethod
+    def _named(cls, aliases: dict[str, ModelVersion]) -> dict[str, ModelVersion]:
+        for alias, version in aliases.items():
+            _checked(ModelVersion(alias, 1))
+            _checked(version)
+        return aliases
+
+    @field_validator("default")
+    @classmethod
+    def _reference(cls, default: str) -> str:
+        if default:
+            _parsed(default)
+        return default
+
 
 class ModelStore:
-    """Tables of :data:`SCHEMA`."""
+    """``<data-dir>/serving.json``, written as a whole with each change.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    What changes something raises MultigrainError STORAGE if it cannot be written, and has then
+    changed nothing.
+
+    Args:
+        path: the file. One that cannot be read is put aside, and nothing is loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._state = _read(path)
 
     def loaded(self) -> list[LoadedRow]:
         """In the order in which they were loaded."""
-        rows = self._database.execute(
-            "SELECT name, version, runtime FROM loaded_models ORDER BY rowid"
-        )
-        return [
-            LoadedRow(ModelVersion(row["name"], row["version"]), row["runtime"]) for row in rows
-        ]
+        return list(self._state.loaded)
 
     def has_loaded(self, version: ModelVersion) -> bool:
-        return any(row.version == version for row in self.loaded())
+        return any(row.version == version for row in self._state.loaded)
 
     def add_loaded(self, row: LoadedRow) -> None:
-        self._database.execute(
-            "INSERT INTO loaded_models (name, version, runtime) VALUES (?, ?, ?) "
-            "ON CONFLICT (name, version) DO UPDATE SET runtime = excluded.runtime",
-            (row.version.name, row.version.version, row.runtime),
-        )
+        """Adds a model, or changes its runtime and leaves it in its place."""
+        rows = [row if known.version == row.version else known for known in self._state.loaded]
+        self._change(loaded=tuple(rows if row in rows else [*rows, row]))
 
     def remove_loaded(self, version: ModelVersion) -> None:
-        self._database.execute(
-            "DELETE FROM loaded_models WHERE name = ? AND version = ?",
-            (version.name, version.version),
-        )
+        self._change(loaded=tuple(row for row in self._state.loaded if row.version != version))
 
     def aliases(self) -> dict[str, ModelVersion]:
-        rows = self._database.execute("SELECT alias, name, version FROM model_aliases")
-        return {row["alias"]: ModelVersion(row["name"], row["version"]) for row in rows}
+        return dict(self._state.aliases)
 
     def set_alias(self, alias: str, version: ModelVersion) -> None:
-        self._database.execute(
-            "INSERT OR REPLACE INTO model_aliases (alias, name, version) VALUES (?, ?, ?)",
-            (alias, version.name, version.version),
-        )
+        self._change(aliases={**self._state.aliases, alias: version})
 
     def remove_alias(self, alias: str) -> bool:
         """Whether there was one."""
-        cursor = self._database.execute("DELETE FROM model_aliases WHERE alias = ?", (alias,))
-        return cursor.rowcount > 0
+        known = self.aliases()
+        found = known.pop(alias, None) is not None
+        self._change(aliases=known)
+        return found
 
     def default(self) -> str:
         """The reference that was made the default: a name, "name@version" or an alias; or ""."""
-        row = self._database.execute("SELECT reference FROM default_model").fetchone()
-        return str(row["reference"]) if row is not None else ""
+        return self._state.default
 
     def set_default(self, reference: str) -> None:
-        self._database.execute(
-            "INSERT OR REPLACE INTO default_model (id, reference) VALUES (1, ?)", (reference,)
-        )
+        self._change(default=reference)
 
     def clear_default(self) -> None:
-        self._database.execute("DELETE FROM default_model")
+        self._change(default="")
+
+    def _change(self, **changed: object) -> None:
+        state = self._state.model_copy(update=changed)
+        if state == self._state:
+            return
+        try:
+            replace_file(self._path, state.model_dump_json(indent=1).encode() + b"\n")
+        except OSError as error:
+            raise MultigrainError(
+                ErrorKind.STORAGE,
+                f"what is loaded cannot be noted ({error.strerror}); make room on the disk of the "
+                "data directory",
+            ) from error
+        self._state = state
+
+
+def _read(path: Path) -> _Serving:
+    try:
+        return _Serving.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return _Serving()
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        aside = path.with_name(f"{path.name}.damaged")
+        _LOG.error(
+            "%s is refused: %s. It is put aside as %s: load the models, and set aliases, again",
+            path.name,
+            reason,
+            aside.name,
+        )
+        path.replace(aside)
+        return _Serving()
+
+
+def _checked(version: ModelVersion) -> ModelVersion:
+    _parsed(str(version))
+    return version
+
+
+def _parsed(text: str) -> ModelReference:
+    try:
+        return ModelReference.parse(text)
+    except MultigrainError as error:
+        raise ValueError(error.message) from error

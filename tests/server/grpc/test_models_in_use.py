@@ -20,7 +20,6 @@ from multigrain.v1.model_pb2 import DeleteModelRequest
 from multigrain.v1.model_pb2_grpc import ModelServiceStub
 from multigrain_server.app import App
 from multigrain_server.models.reference import ModelVersion
-from multigrain_server.models.store import ModelStore
 from tests.engine.bundles import write_bundle
 
 
@@ -56,7 +55,7 @@ async def test_a_model_that_an_evaluation_needs_is_not_deleted(
 async def test_an_export_is_not_given_the_name_of_an_alias(
     app: App, channel: grpc.aio.Channel
 ) -> None:
-    ModelStore(app._database).set_alias("production", ModelVersion("tiny", 1))
+    app.models._store.set_alias("production", ModelVersion("tiny", 1))
     app.models._router.refresh()
     spec = ExportSpec(
         weights=WeightsSource(checkpoint_path=str(app.config.data_dir)), model_name="production"

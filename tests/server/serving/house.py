@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from multigrain.engine.wire import VectorWants
-from multigrain_server.database import Database
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.store import SCHEMA
 from multigrain_server.models.users import ModelUsers
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.engine_child import Launch
@@ -39,10 +37,9 @@ class House:
         self.registry = CollectorRegistry()
         self.health: dict[str, bool] = {}
         self.health_log: list[tuple[str, bool]] = []
-        self.database = Database(root / "state.db", [SCHEMA])
         self.manager = ModelManager(
             root / "models",
-            self.database,
+            root / "serving.json",
             config,
             self.registry,
             self._on_health,
@@ -78,7 +75,6 @@ async def house(
         yield built
     finally:
         await built.manager.close(1.0)
-        built.database.close()
 
 
 def small_config(**fields: object) -> ServingConfig:
