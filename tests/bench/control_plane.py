@@ -3,8 +3,10 @@
     python -m tests.bench.control_plane registry --jobs 10000
     python -m tests.bench.control_plane replay --events 1000000
     python -m tests.bench.control_plane subscribers --count 500 --rate 50 --seconds 20
+    python -m tests.bench.control_plane writing --events 2000
 
-Each starts a real daemon on loopback with a data directory made for it, and prints JSON.
+Each prints JSON; the first three start a real daemon on loopback with a data directory made for
+it, the last one a runner's end of a worker's channel.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -24,7 +29,10 @@ from grpc import aio
 
 from multigrain.events.log import Event, EventWriter, utc_now
 from multigrain.events.records import JobState, LossRecord, StateRecord
+from multigrain.jobs.channel import ChannelServer
 from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.messages import Done, Emit, Hello
+from multigrain.jobs.reporter import ChannelReporter
 from multigrain.jobs.request import JobKind, JobRequest
 from multigrain.spec.training import TrainingSpec
 from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
@@ -197,6 +205,57 @@ def _follow(address: str, job_id: str, count: int, total: int) -> list[list[floa
     return asyncio.run(follow(address, job_id, count, total))
 
 
+def _record(folder: Path, address: Connection) -> None:
+    """The runner's side: takes what a worker says and appends it to the log."""
+    server = ChannelServer(folder)
+    address.send((server.address, server.token))
+    used, told = time.process_time(), 0
+    with EventWriter(folder / "events.jsonl", "job") as writer:
+        while True:
+            for received in server.wait(1.0):
+                match received.message:
+                    case Emit(record):
+                        writer.append(record, 1)
+                        told += 1
+                    case Done():
+                        address.send((told, time.process_time() - used))
+                        server.close()
+                        return
+
+
+def writing(folder: Path, events: int) -> dict[str, float]:
+    """What an event costs the trainer, all its threads together, and the runner beside it."""
+    ours, theirs = multiprocessing.Pipe()
+    runner = multiprocessing.get_context("spawn").Process(target=_record, args=(folder, theirs))
+    runner.start()
+    address, token = ours.recv()
+    lost = threading.Event()
+    reporter = ChannelReporter(address, Hello(token, 0, 1, os.getpid()), lambda _: lost.set())
+    pause = 0.005
+    used = time.process_time()
+    for _ in range(events):
+        time.sleep(pause)
+    idle = time.process_time() - used
+    used, in_step = time.process_time(), 0.0
+    for step in range(events):
+        begun = time.thread_time()
+        reporter.emit(loss(step + 1, events))
+        in_step += time.thread_time() - begun
+        time.sleep(pause)
+    reporter.finish(Done(True, ""))
+    used = time.process_time() - used - idle
+    told, runners = ours.recv()
+    runner.join()
+    assert told == events
+    return {
+        "events": events,
+        "in_the_step_us": 1e6 * in_step / events,
+        "trainer_cpu_us": 1e6 * used / events,
+        "share_of_a_50_ms_step": used / events / 0.05,
+        "runner_cpu_us": 1e6 * runners / events,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest="part", required=True)
@@ -208,8 +267,15 @@ def main() -> None:
     part.add_argument("--count", type=int, default=500)
     part.add_argument("--rate", type=float, default=50)
     part.add_argument("--seconds", type=float, default=20)
+    part = parts.add_parser("writing")
+    part.add_argument("--events", type=int, default=2000)
     options = vars(parser.parse_args())
-    run = {"registry": registry, "replay": replay, "subscribers": subscribers}[options.pop("part")]
+    run = {
+        "registry": registry,
+        "replay": replay,
+        "subscribers": subscribers,
+        "writing": writing,
+    }[options.pop("part")]
     with tempfile.TemporaryDirectory() as folder:
         json.dump(run(Path(folder), **options), sys.stdout, indent=2)
         print()
