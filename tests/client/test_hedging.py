@@ -27,7 +27,7 @@ class SlowFirst:
     def begin(self, name, request, context):
         first, self._held = not self._held, True
         if first:
-            self.gave_up = not self.release.wait(10)
+            self.gave_up = not self.release.wait(60)
         return self._begin(name, request, context)
 
 

@@ -40,7 +40,7 @@ def test_engines_die_with_a_killed_daemon_and_come_back_with_the_next(serving: D
 
     serving.start()
     with serving.client() as client:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not any(model.state == MODEL_STATE_READY for model in client.models()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -69,9 +69,9 @@ def test_a_stopped_daemon_answers_what_it_has_and_leaves_nothing_behind(serving:
         client.load_model("tiny")
     thread = threading.Thread(target=caller)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     assert serving.stop() == 0
-    thread.join(60)
+    thread.join(120)
     assert codes[0] is grpc.StatusCode.OK
     # The caller ends on the refusal of new work, never on lost work.
     assert codes[-1] is grpc.StatusCode.UNAVAILABLE

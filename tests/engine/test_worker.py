@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from multigrain.engine.in_hand import InHand
-from multigrain.engine.runtime.base import FloatArray, Outputs, Runtime
+from multigrain.engine.runtime.base import FloatArray, Outputs, Pixels, Runtime
 from multigrain.engine.wire import Frame, Result, Submit, VectorWants
 from multigrain.engine.worker import Worker
 from multigrain.errors import ErrorKind
 
 NAN, POISON, CRASH_DECODER = b"nan", b"poison", b"crash"
+NAN_PIXEL, POISON_PIXEL = 255, 254
 
 
 class Moody(Runtime):
-    """The mean of an image as its embedding; raises for a batch that holds a -1."""
+    """The mean of an image as its embedding; raises for a batch that holds poison."""
 
     name = "moody"
     warm_sizes = (1,)
@@ -29,20 +29,24 @@ class Moody(Runtime):
         self.batches: list[int] = []
         self.watch: Callable[[], object] = lambda: None
 
+    def normalized(self, pixels: Pixels) -> FloatArray:
+        return pixels.transpose(2, 0, 1).astype(np.float32)
+
     def run(self, images: FloatArray) -> Outputs:
         self.watch()
         self.batches.append(len(images))
         values = images.mean(axis=(1, 2, 3))
-        if (values == -1).any():
+        values[values == NAN_PIXEL] = np.nan
+        if (values == POISON_PIXEL).any():
             raise RuntimeError("no")
         return Outputs(np.stack([values, values], 1), np.zeros((len(images), 2), np.float32))
 
 
-def decode(data: bytes, resolution: int) -> NDArray[np.float32]:
+def decode(data: bytes, resolution: int) -> Pixels:
     if data == CRASH_DECODER:
         raise ZeroDivisionError
-    value = {NAN: np.nan, POISON: -1.0}.get(data) or float(data)
-    return np.full((3, resolution, resolution), value, np.float32)
+    value = {NAN: NAN_PIXEL, POISON: POISON_PIXEL}.get(data) or int(data)
+    return np.full((resolution, resolution, 3), value, np.uint8)
 
 
 class Bench:
@@ -65,7 +69,7 @@ class Bench:
         self.thread = threading.Thread(target=self.worker.compute_loop)
         self.thread.start()
 
-    def decode(self, data: bytes, resolution: int) -> NDArray[np.float32]:
+    def decode(self, data: bytes, resolution: int) -> Pixels:
         self.seen_by_decoder.append({held.item_id for held in self.in_hand.held()})
         return decode(data, resolution)
 
@@ -83,7 +87,7 @@ class Bench:
 
     def result(self, number: int) -> Result:
         with self.arrived:
-            assert self.arrived.wait_for(lambda: number in self.results, 5)
+            assert self.arrived.wait_for(lambda: number in self.results, 60)
         message = self.results[number].message
         assert isinstance(message, Result)
         return message
@@ -98,7 +102,7 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.worker.close()
-    made.thread.join(5)
+    made.thread.join(60)
     assert not made.thread.is_alive()
 
 
@@ -151,48 +155,17 @@ def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> No
         bench.submit(number, b"5")
     assert bench.value(3) == 5
     bench.worker.close()
-    bench.thread.join(5)
+    bench.thread.join(60)
     assert {1, 2, 3} <= seen[0]
     assert any(1 in held for held in bench.seen_by_decoder)
     assert bench.in_hand.held() == []
 
 
-class TwoLanes(Moody):
-    """Waits in each batch until both lanes compute one."""
-
-    best_batch = 2
-    lanes = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.together = threading.Barrier(2)
-
-    def run_beside(self, images: FloatArray, lane: int) -> Outputs:
-        self.together.wait(5)
-        return self.run(images)
-
-
-def test_lanes_compute_side_by_side() -> None:
-    results: dict[int, Frame] = {}
-    arrived = threading.Semaphore(0)
-
-    def take(frames: list[Frame]) -> None:
-        for frame in frames:
-            assert isinstance(frame.message, Result)
-            results[frame.message.id] = frame
-            arrived.release()
-
-    worker = Worker({4: TwoLanes()}, 4, decode, take, max_batch=2, decode_threads=1)
-    lane = threading.Thread(target=worker.compute_loop)
-    worker.hold(4)
-    worker.start()
-    lane.start()
-    for number in range(1, 5):
-        wants = VectorWants(normalize=False)
-        worker.submit(Submit(id=number, vector=wants), b"%d" % number)
-    for _ in range(4):
-        assert arrived.acquire(timeout=5)
-    worker.close()
-    lane.join(5)
-    values = {number: np.frombuffer(frame.payload, "<f4")[0] for number, frame in results.items()}
-    assert values == {number: number for number in range(1, 5)}
+def test_prepared_images_go_with_others_in_one_batch(bench: Bench) -> None:
+    bench.worker.hold(3)
+    bench.submit(0, b"1")
+    prepared = np.full((3, 4, 4), 2.5, "<f4").tobytes()
+    bench.worker.submit(Submit(id=1, vector=VectorWants(normalize=False), tensor=True), prepared)
+    bench.submit(2, b"3")
+    assert [bench.value(number) for number in range(3)] == [1, 2.5, 3]
+    assert bench.runtime.batches == [3]

@@ -73,7 +73,7 @@ class Job:
     def losses(self) -> list[LossRecord]:
         return [record for record in self.records() if isinstance(record, LossRecord)]
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 20) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, [str(record) for record in self.records()]

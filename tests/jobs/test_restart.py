@@ -47,7 +47,7 @@ def test_sigkill_from_outside_is_noticed(new_job: NewJob, victim: str) -> None:
     job.wait_for(lambda: bool(job.losses()))
     process = job.workers()[0]
     (process if victim == "worker" else process.parent()).kill()  # type: ignore[union-attr]
-    assert runner.wait(10) == 0
+    assert runner.wait(60) == 0
     error = job.states()[-1].error
     assert error is not None
     assert (error.kind, error.signal) == ("WORKER_DIED", 9)
@@ -127,7 +127,7 @@ def test_workers_die_with_their_runner_and_a_new_runner_goes_on(new_job: NewJob)
     assert len(job.processes()) == 4
     runner.kill()
     runner.wait()
-    job.wait_for(lambda: not job.processes(), timeout=2)
+    job.wait_for(lambda: not job.processes(), timeout=60)
     assert job.run("succeed") is JobState.SUCCEEDED
     lost = next(record for record in job.states() if record.error)
     assert lost.error is not None
@@ -142,7 +142,7 @@ def test_workers_that_ignore_everything_die_with_their_runner_too(new_job: NewJo
     job.wait_for(lambda: bool(job.losses()))
     runner.kill()
     runner.wait()
-    job.wait_for(lambda: not job.processes(), timeout=2)
+    job.wait_for(lambda: not job.processes(), timeout=60)
 
 
 def test_a_lost_runner_counts_as_a_restart(new_job: NewJob) -> None:

@@ -61,7 +61,7 @@ def test_the_runner_tells_who_it_is_and_holds_the_lock(new_job: NewJob) -> None:
     assert identity.process() is not None
     assert is_locked(job.folder.events)
     assert "mindspore" not in str(psutil.Process(runner.pid).memory_maps())
-    assert job.start("succeed").wait(10) == 0  # a second runner leaves at once
+    assert job.start("succeed").wait(60) == 0  # a second runner leaves at once
     assert states(job)[-1] is JobState.RUNNING
     runner.kill()
     runner.wait()
@@ -74,7 +74,7 @@ def test_cancel_saves_a_checkpoint_first(new_job: NewJob) -> None:
     # The other worker may come later than rank 0's first losses, and RUNNING with it.
     job.wait_for(lambda: len(job.losses()) > 3 and JobState.RUNNING in states(job))
     runner.send_signal(signal.SIGTERM)
-    assert runner.wait(10) == 0
+    assert runner.wait(60) == 0
     assert states(job)[2:] == [JobState.RUNNING, JobState.STOPPING, JobState.CANCELLED]
     assert isinstance(job.records()[-2], CheckpointRecord)
     assert job.states()[-1].message.startswith("stopped at step")
@@ -86,7 +86,7 @@ def test_work_that_was_complete_when_it_was_cancelled_has_succeeded(new_job: New
     runner = job.start("finish_when_stopped")
     job.wait_for(lambda: bool(job.losses()))
     runner.send_signal(signal.SIGTERM)
-    runner.wait(10)
+    runner.wait(60)
     assert states(job)[-2:] == [JobState.STOPPING, JobState.SUCCEEDED]
 
 
@@ -95,7 +95,7 @@ def test_work_that_does_not_stop_is_killed_after_the_grace(new_job: NewJob) -> N
     runner = job.start("ignore_stop", "--stop-grace", "0.5")
     job.wait_for(lambda: bool(job.losses()))
     runner.send_signal(signal.SIGTERM)
-    assert runner.wait(10) == 0
+    assert runner.wait(60) == 0
     assert states(job)[-1] is JobState.CANCELLED
     assert "0.5 s" in job.states()[-1].message
     assert job.processes() == []
@@ -106,7 +106,7 @@ def test_sigterm_to_any_guard_ends_the_job_in_order(new_job: NewJob) -> None:
     runner = job.start("run_until_stopped")
     job.wait_for(lambda: bool(job.losses()))
     job.workers()[1].parent().send_signal(signal.SIGTERM)  # type: ignore[union-attr]
-    assert runner.wait(10) == 0
+    assert runner.wait(60) == 0
     assert states(job)[-2:] == [JobState.STOPPING, JobState.CANCELLED]
 
 
@@ -115,7 +115,7 @@ def test_cancel_while_starting_ends_at_once(new_job: NewJob) -> None:
     runner = job.start("tests.jobs.late:succeed")
     job.wait_for(lambda: JobState.STARTING in states(job))
     runner.send_signal(signal.SIGTERM)
-    assert runner.wait(10) == 0
+    assert runner.wait(60) == 0
     assert states(job)[-1] is JobState.CANCELLED
     assert job.processes() == []
 

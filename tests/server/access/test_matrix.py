@@ -99,7 +99,7 @@ class Guarded:
         shape = _shape(method)
         make = getattr(self.channel, shape)
         request = iter(()) if shape.startswith("stream") else b""
-        call = make(method)(request, metadata=metadata, timeout=20)
+        call = make(method)(request, metadata=metadata, timeout=60)
         try:
             if shape.endswith("stream"):
                 # Health's Watch never ends.

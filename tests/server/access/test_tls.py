@@ -52,7 +52,7 @@ def _channel(address: str, tls: Tls) -> grpc.aio.Channel:
 
 async def _works(channel: grpc.aio.Channel) -> bool:
     try:
-        await JobServiceStub(channel).ListJobs(ListJobsRequest(), timeout=20)
+        await JobServiceStub(channel).ListJobs(ListJobsRequest(), timeout=60)
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             raise

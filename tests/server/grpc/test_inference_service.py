@@ -300,4 +300,4 @@ async def test_a_caller_that_goes_away_leaves_nothing_behind(served: Serving) ->
     call.cancel()
     await until(lambda: engine.pending == 0 and served.manager.admission.items == 0)
     engine.hold(0)
-    await asyncio.wait_for(served.inference.ModelInfer(files(PICTURES[0])), 10)
+    await asyncio.wait_for(served.inference.ModelInfer(files(PICTURES[0])), 60)

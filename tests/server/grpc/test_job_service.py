@@ -53,7 +53,7 @@ class Caller:
         return [event async for event in self.jobs.StreamEvents(request)]
 
     async def until(self, job_id: str, *states: int) -> Job:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 job = await self.jobs.GetJob(GetJobRequest(job_id=job_id))
                 if job.state in states:

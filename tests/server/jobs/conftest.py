@@ -63,7 +63,7 @@ class JobSide:
         return await self.jobs.submit(submission, check)
 
     async def until(self, job_id: str, wanted: Callable[[Job], bool]) -> Job:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not wanted(job := self.jobs.get(job_id)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             return job

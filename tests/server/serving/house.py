@@ -98,7 +98,7 @@ def vectors(answer: Answer) -> NDArray[np.float32]:
     return np.stack([np.frombuffer(item.vector, "<f4") for item in answer.items])
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for a condition; fails when it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
