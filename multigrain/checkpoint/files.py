@@ -49,6 +49,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, durably; harmless if it is there."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 def describe(path: Path) -> FileEntry:
     """Size and SHA-256 of a file."""
     digest = hashlib.sha256()

@@ -18,6 +18,7 @@ from safetensors.numpy import save as save_tensors
 from multigrain.checkpoint.files import (
     TEMPORARY_PREFIX,
     clear_temporary,
+    make_folder,
     publish,
     write_synced,
 )
@@ -73,7 +74,7 @@ def save(
     name = folder_name(manifest.step)
     aside = checkpoints / f"{TEMPORARY_PREFIX}{name}"
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(checkpoints)
         clear_temporary(checkpoints)
         aside.mkdir()
         files = {

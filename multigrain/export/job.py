@@ -15,6 +15,7 @@ from multigrain.bundle.manifest import BundleManifest, Head, Source
 from multigrain.checkpoint.files import (
     TEMPORARY_PREFIX,
     describe,
+    make_folder,
     sync_file,
     sync_folder,
     write_synced,
@@ -52,7 +53,8 @@ def run_export(ctx: WorkerContext) -> Outcome:
     aside = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
     try:
         shutil.rmtree(aside, ignore_errors=True)  # an earlier attempt's
-        aside.mkdir(parents=True)
+        make_folder(folder)
+        aside.mkdir()
         manifest = _write(ctx, spec, restored, aside)
         if manifest is None:
             return Outcome(stopped=True, message="stopped before the bundle was whole")

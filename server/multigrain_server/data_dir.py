@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from multigrain.checkpoint.files import make_folder
+
 
 class DataDirError(Exception):
     """The data directory cannot be used; the message says why."""
@@ -24,7 +26,7 @@ class DataDir:
         self.path = path
         try:
             for folder in (path, self.jobs, self.models):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise DataDirError(f"{path} cannot be used: {error.strerror}") from error

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from multigrain.bundle.folder import read, unpack_tar, write_manifest, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.checkpoint.files import sync_file
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.reference import ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, verify
 from multigrain_server.models.view import ModelView
+from multigrain_server.threads import to_the_end
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1024 * 1024
@@ -54,8 +55,9 @@ class BundleImport:
         self._expected = sha256.lower()
         self._digest = hashlib.sha256()
         self._received = 0
-        self._work = manager.bundles.work_folder()
-        self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
+        with _stored():
+            self._work = manager.bundles.work_folder()
+            self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
 
     async def write(self, chunk: bytes) -> None:
         """Takes the next part. Raises INVALID_FIELD for one, or a whole, that is too large."""
@@ -70,7 +72,7 @@ class BundleImport:
                 "chunk",
                 f"the archive is larger than {limit} bytes (serving.max_bundle_bytes)",
             )
-        await asyncio.to_thread(self._append, chunk)
+        await to_the_end(self._append, chunk)
 
     async def finish(self) -> ModelView:
         """Checks the archive and makes the bundle visible.
@@ -85,7 +87,7 @@ class BundleImport:
                 "send it again",
             )
         folder = self._work / "bundle"
-        manifest = await asyncio.to_thread(self._unpack, folder)
+        manifest = await to_the_end(self._unpack, folder)
         name = self._name or manifest.name
         if self._manager.catalogue.is_alias(name):
             raise MultigrainError.field(
@@ -96,29 +98,28 @@ class BundleImport:
         # From here to the rename nothing waits, so that two imports cannot take one version.
         version = ModelVersion(name, self._version or self._manager.bundles.next_version(name))
         renamed = manifest.model_copy(update={"name": name, "version": version.version})
-        write_manifest(folder, renamed)
-        self._manager.bundles.add(folder, version)
+        with _stored():
+            write_manifest(folder, renamed)
+            self._manager.bundles.add(folder, version)
         self._manager.rescan()
         _LOG.info("imported %s, %d bytes", version, self._received)
         return self._manager.view(str(version))
 
     async def close(self) -> None:
         """Removes what is left; after :meth:`finish` or without it."""
-        self._file.close()
-        await asyncio.to_thread(shutil.rmtree, self._work, True)
+        with suppress(OSError):  # what is still in its buffer
+            self._file.close()
+        await to_the_end(shutil.rmtree, self._work, True)
 
     def _append(self, chunk: bytes) -> None:
         self._digest.update(chunk)
-        try:
+        with _stored():
             self._file.write(chunk)
-        except OSError as error:
-            raise MultigrainError(
-                ErrorKind.STORAGE, f"the archive cannot be stored: {error.strerror}"
-            ) from error
 
     def _unpack(self, folder: Path) -> BundleManifest:
-        self._file.flush()
-        self._file.seek(0)
+        with _stored():
+            self._file.flush()
+            self._file.seek(0)
         unpack_tar(self._file, folder, max_bytes=self._manager.config.max_bundle_bytes)
         try:
             manifest = read(folder, verify=True)
@@ -129,6 +130,8 @@ class BundleImport:
         for path in folder.iterdir():
             if path.name != MANIFEST_NAME and path.name not in manifest.files:
                 path.unlink()  # what nobody can check is not kept
+            else:
+                sync_file(path)
         return manifest
 
 
@@ -143,7 +146,7 @@ class BundleArchive:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Pieces of at most 1 MiB."""
         with self.path.open("rb") as file:
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            while chunk := await to_the_end(file.read, _CHUNK):
                 yield chunk
 
 
@@ -155,18 +158,32 @@ async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[Bund
         MultigrainError: NOT_FOUND, CHECKPOINT (the bundle on disk is damaged).
     """
     entry = manager.view(model).entry
-    work = manager.bundles.work_folder()
+    with _stored():
+        work = manager.bundles.work_folder()
     try:
-        yield await asyncio.to_thread(_pack, entry, work / "archive.tar")
+        yield await to_the_end(_pack, entry, work / "archive.tar")
     finally:
-        await asyncio.to_thread(shutil.rmtree, work, True)
+        await to_the_end(shutil.rmtree, work, True)
 
 
 def _pack(entry: BundleEntry, target: Path) -> BundleArchive:
     verify(entry)
-    with target.open("w+b") as file:
+    with _stored(), target.open("w+b") as file:
         write_tar(entry.path, file)
         file.flush()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return BundleArchive(target, target.stat().st_size, digest)
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """Makes a disk's refusal one that callers can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise MultigrainError(
+            ErrorKind.STORAGE,
+            f"the archive cannot be stored ({error.strerror}); make room on the disk of the data "
+            "directory",
+        ) from error

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.checkpoint.files import sync_folder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.reference import ModelReference, ModelVersion
 
@@ -94,11 +95,18 @@ class BundleRegistry:
         shutil.rmtree(self._root / _ASIDE, ignore_errors=True)
 
     def add(self, folder: Path, version: ModelVersion) -> BundleEntry:
-        """Moves a finished bundle folder into place. Raises ALREADY_EXISTS."""
+        """Moves a finished bundle folder, whose files are on the disk, durably into place.
+
+        Raises:
+            MultigrainError: ALREADY_EXISTS.
+            OSError: if it cannot be moved.
+        """
         target = self.folder(version)
         target.parent.mkdir(exist_ok=True)
         try:
             os.rename(folder, target)
+            sync_folder(target.parent)
+            sync_folder(self._root)
         except OSError as error:
             if target.exists():
                 raise MultigrainError(

@@ -1,0 +1,71 @@
+"""Run under strace by test_fsync.py: writes one thing of each kind, with a mark before it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from multigrain.bundle.folder import write_tar
+from multigrain.checkpoint import store
+from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.events.log import EventWriter
+from multigrain.events.records import JobState, StateRecord
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.spec.training import ModelSpec, TrainingSpec
+from multigrain_server.data_dir import DataDir
+from multigrain_server.jobs.creation import create_folder
+from multigrain_server.models.archive import BundleImport
+from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.store import ModelStore
+from multigrain_server.serving.config import ServingConfig
+from tests.engine.bundles import write_bundle
+
+
+def mark(name: str) -> None:
+    os.path.exists(f"/mark/{name}")
+
+
+async def main(root: Path) -> None:
+    manifest = CheckpointManifest(step=1, epoch=1, model=ModelSpec(classes=2))
+    tensors = {"w": np.zeros(4)}
+    request = JobRequest(
+        job_id="train-1",
+        kind=JobKind.TRAINING,
+        create_time="2026-01-31T12:00:00.000000Z",
+        training=TrainingSpec(),
+    )
+    archive = io.BytesIO()
+    write_tar(write_bundle(root / "elsewhere"), archive)
+
+    mark("folders")
+    data = DataDir(root / "data")
+    mark("job")
+    folder = create_folder(data.jobs, request, "queued")
+    mark("event")
+    with EventWriter(folder.events, "train-1") as writer:
+        writer.append(StateRecord(JobState.STARTING), 1)
+    mark("checkpoint")
+    store.save(folder.checkpoints, manifest, tensors, tensors)
+    mark("checkpoint written again")
+    store.save(folder.checkpoints, manifest, tensors, tensors)
+    mark("loaded models")
+    ModelStore(data.serving).set_default("tiny")
+    models = ModelManager(
+        data.models, data.serving, ServingConfig(), CollectorRegistry(), lambda *_: None
+    )
+    mark("imported bundle")
+    arriving = BundleImport(models, name="", version=0, sha256="")
+    await arriving.write(archive.getvalue())
+    await arriving.finish()
+    await arriving.close()
+    mark("end")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))
