@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from multigrain.v1 import (
     embedding_pb2,
@@ -19,10 +18,6 @@ from multigrain.v1 import (
 from multigrain.v1.inference import service_pb2
 from multigrain_client.cli.main import COMMANDS
 from multigrain_server.config_sources import options
-from multigrain_server.metrics.jobs import EventMetrics
-from multigrain_server.metrics.process import register_process
-from multigrain_server.metrics.requests import RequestMetrics
-from multigrain_server.serving.metrics import ServingMetrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,21 +58,6 @@ def test_every_key_of_the_configuration_is_in_the_readme_with_its_default(option
         assert float(shown) == default
     else:
         assert shown == (str(default) if default else "none")
-
-
-def test_every_metric_is_in_the_readme():
-    registry = CollectorRegistry()
-    for metrics in (EventMetrics, RequestMetrics, ServingMetrics):
-        metrics(registry)
-    register_process(registry, lambda: 0)
-    names = {
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in registry.collect()
-        if family.name.startswith("multigrain_")
-    }
-    source = (ROOT / "server" / "multigrain_server" / "metrics" / "jobs.py").read_text()
-    names |= {f"multigrain_job_{name}" for name in re.findall(r'family\("(\w+)"', source)}
-    assert not {name for name in names if f"`{name}`" not in README}
 
 
 def test_every_preset_is_in_the_readme():

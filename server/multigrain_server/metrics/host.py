@@ -98,8 +98,6 @@ class HostCollector(Collector):
         yield GaugeMetricFamily(
             "multigrain_data_total_bytes", "Size of the file system it is on.", disk.total
         )
-        if not self._gpus:
-            return
         busy = GaugeMetricFamily(
             "multigrain_gpu_utilization_ratio", "Share of time a GPU was busy.", labels=["gpu"]
         )

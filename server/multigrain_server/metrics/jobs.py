@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from multigrain.events.records import JobState
+from multigrain.events.records import RECORD_TYPES, JobState
 from multigrain_server.jobs.devices import KINDS
 from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.job import Job
@@ -39,7 +40,7 @@ class EventMetrics:
         )
 
     def read(self, kind: str) -> None:
-        self._read.labels(kind or "unknown").inc()
+        self._read.labels(kind if kind in RECORD_TYPES else "unknown").inc()
 
     def streamed(self, events: int) -> None:
         self._streamed.inc(events)
@@ -57,10 +58,19 @@ class JobCollector(Collector):
         self._feeds = feeds
 
     def collect(self) -> Iterator[Metric]:
-        active = [entry.job() for entry in self._supervisor.active.values()]
+        entries = self._supervisor.active
+        active = [entry.job() for entry in entries.values()]
         known = {job.job_id for job in active}
         ended = [row.job for row in self._store.latest_ended(MAX_ENDED)]
         yield from _job_series([*active, *(job for job in ended if job.job_id not in known)])
+        lag = GaugeMetricFamily(
+            "multigrain_job_event_lag_bytes",
+            "Bytes of an active job's record that the daemon has not read yet.",
+            labels=["job"],
+        )
+        for entry in entries.values():
+            lag.add_metric([entry.job_id], max(0, _size(entry.folder.events) - entry.feed.offset))
+        yield lag
         counts = self._store.counts()
         jobs = GaugeMetricFamily("multigrain_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:
@@ -137,8 +147,15 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
         wait.add_metric([name], point.data_wait)
         seconds.add_metric([name], point.step_seconds)
     yield from (state, attempt, step, total, progress, loss, rate, damping, speed, wait, seconds)
-    yield from (metric, last_seq, layers, told, saved)
+    yield from (metric, last_seq, layers, told, saved, skipped, scale)
 
 
 def _unix(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

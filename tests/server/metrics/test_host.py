@@ -16,7 +16,7 @@ def test_gpu_lines_are_read_in_base_units_and_unsupported_ones_left_out() -> Non
 
 
 def test_cpu_memory_and_disk_are_always_there_and_gpus_only_if_read(tmp_path: Path) -> None:
-    names = {metric.name for metric in HostCollector(tmp_path).collect()}
+    names = {metric.name for metric in HostCollector(tmp_path).collect() if metric.samples}
     assert names == {
         "multigrain_host_cpu_ratio",
         "multigrain_host_memory_used_bytes",
