@@ -20,7 +20,14 @@ from multigrain_client import Client
 class Daemon:
     """``multigrain-server`` on a free loopback port with its own data directory."""
 
-    def __init__(self, folder: Path, roots: Sequence[Path] = (), flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        roots: Sequence[Path] = (),
+        flags: Sequence[str] = (),
+        module: str = "multigrain_server.main",
+    ) -> None:
+        self._module = module
         self.data_dir = folder / "data"
         self.log = folder / "daemon.log"
         self._roots = list(roots)
@@ -34,7 +41,7 @@ class Daemon:
         command = [
             sys.executable,
             "-m",
-            "multigrain_server.main",
+            self._module,
             f"--data-dir={self.data_dir}",
             f"--listen=127.0.0.1:{self._port}",
             "--http-listen=127.0.0.1:0",
@@ -43,7 +50,7 @@ class Daemon:
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not address.exists() or not address.read_text().strip():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon did not start:\n{self.log.read_text()}")
@@ -116,7 +123,7 @@ def processes_below(data_dir: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for_no_processes(data_dir: Path, seconds: float = 10) -> None:
+def wait_for_no_processes(data_dir: Path, seconds: float = 60) -> None:
     """Fails if a process of the data directory is still there after ``seconds``."""
     deadline = time.monotonic() + seconds
     while left := processes_below(data_dir):

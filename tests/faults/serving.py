@@ -32,13 +32,18 @@ def amount(usual: int, full: int) -> int:
 
 
 def serving_daemon(
-    folder: Path, models: Sequence[str] = ("tiny",), flags: Sequence[str] = ()
+    folder: Path,
+    models: Sequence[str] = ("tiny",),
+    flags: Sequence[str] = (),
+    *,
+    roots: Sequence[Path] = (),
+    module: str = "multigrain_server.main",
 ) -> Daemon:
     """Started, with these small models loaded."""
     for number, name in enumerate(models, 1):
         write_bundle(folder / "data" / "models", name, number)
     light = ("--serving-decode-threads=1", "--serving-engine-threads=1")
-    daemon = Daemon(folder, flags=(*light, *flags)).start()
+    daemon = Daemon(folder, roots, (*light, *flags), module).start()
     with daemon.client() as client:
         for name in models:
             client.load_model(name)

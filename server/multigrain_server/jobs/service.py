@@ -35,6 +35,7 @@ from multigrain_server.jobs.resumable import check_resumable
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor
+from multigrain_server.threads import to_the_end
 
 _log = structlog.get_logger(__name__)
 
@@ -251,7 +252,7 @@ class Jobs:
         gone = MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted")
         self._feeds.drop(job_id, gone)
         if trash is not None:
-            await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+            await to_the_end(shutil.rmtree, trash, ignore_errors=True)
 
     async def event_batches(
         self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool

@@ -34,6 +34,7 @@ from multigrain_server.serving.engine_child import Launch
 from multigrain_server.serving.engine_child import launch as launch_process
 from multigrain_server.serving.metrics import ServingMetrics
 from multigrain_server.serving.response_cache import ResponseCache
+from multigrain_server.threads import to_the_end
 
 
 class ModelManager:
@@ -222,7 +223,7 @@ class ModelManager:
                     ErrorKind.WRONG_STATE,
                     f"{version} is in use: job {reader} reads it; wait for its end, or cancel it",
                 )
-            await asyncio.to_thread(self.bundles.remove, version)
+            await to_the_end(self.bundles.remove, version)
             self.metrics.model_state(version.name, version.version, None)
 
     def _model(self, entry: BundleEntry, runtime: str) -> LoadedModel:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models import archive
 from multigrain_server.models.archive import BundleImport, export_bundle
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.view import ModelView
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
-from tests.server.serving.house import House, house, small_config
+from tests.server.serving.house import House, house, small_config, until
 
 
 async def download(manager: ModelManager, model: str) -> bytes:
-    async with export_bundle(manager, model) as archive:
-        content = b"".join([chunk async for chunk in archive.chunks()])
-        assert len(content) == archive.size
-        assert hashlib.sha256(content).hexdigest() == archive.sha256
+    async with export_bundle(manager, model) as packed:
+        content = b"".join([chunk async for chunk in packed.chunks()])
+        assert len(content) == packed.size
+        assert hashlib.sha256(content).hexdigest() == packed.sha256
         return content
 
 
@@ -41,13 +44,13 @@ async def upload(
 
 def tar(files: dict[str, bytes], **odd: object) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
+    with tarfile.open(fileobj=out, mode="w") as packed:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             for key, value in odd.items():
                 setattr(info, key, value)
-            archive.addfile(info, io.BytesIO(content))
+            packed.addfile(info, io.BytesIO(content))
     return out.getvalue()
 
 
@@ -187,4 +190,30 @@ async def test_a_wrong_start_is_refused_by_name(
         with pytest.raises(MultigrainError) as caught:
             BundleImport(h.manager, **{"name": "", "version": 0, "sha256": "", **fields})
         assert caught.value.violations[0].field == named
+        assert left_aside(h, tmp_path) == []
+
+
+async def test_what_a_thread_still_writes_for_a_caller_that_left_is_removed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tar(bundle_files(tmp_path))
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(_file: object, folder: Path, **_limits: object) -> None:
+        begun.set()
+        go_on.wait(60)
+        folder.mkdir(parents=True)
+        (folder / "late").write_bytes(b"x")
+        ended.set()
+
+    monkeypatch.setattr(archive, "unpack_tar", slowly)
+    async with house(tmp_path) as h:
+        call = asyncio.create_task(upload(h.manager, content))
+        await until(begun.is_set)
+        call.cancel()
+        await asyncio.wait([call], timeout=0.3)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(ended.is_set)
         assert left_aside(h, tmp_path) == []

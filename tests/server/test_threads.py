@@ -1,0 +1,34 @@
+"""Threads whose work is over when their caller goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from multigrain_server.threads import to_the_end
+
+
+async def test_work_that_waits_for_a_thread_is_done_although_its_caller_was_cancelled() -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    go_on, done = threading.Event(), threading.Event()
+    busy = asyncio.create_task(asyncio.to_thread(go_on.wait, 60))
+    await asyncio.sleep(0)
+    work = asyncio.create_task(to_the_end(done.set))
+    await asyncio.sleep(0)
+    work.cancel()
+    await asyncio.sleep(0)
+    assert not work.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert done.is_set()
+    await busy
+
+
+async def test_results_and_errors_are_those_of_the_function() -> None:
+    assert await to_the_end(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await to_the_end(divmod, 7, 0)
