@@ -10,9 +10,6 @@ import sys
 import threading
 import time
 
-import numpy as np
-from numpy.typing import NDArray
-
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.engine.connection import Connection
 from multigrain.engine.exhaustion import end_if_out_of_memory
@@ -20,14 +17,14 @@ from multigrain.engine.in_hand import InHand
 from multigrain.engine.pace import measure
 from multigrain.engine.parent import die_with_parent
 from multigrain.engine.priority import background
-from multigrain.engine.runtime.base import Bundle, Compute
+from multigrain.engine.runtime.base import Bundle, Compute, Pixels
 from multigrain.engine.runtime.choice import load
 from multigrain.engine.settings import EngineSettings
 from multigrain.engine.wire import Cancel, Hold, LoadFailed, Ready, Submit, WireError
 from multigrain.engine.worker import Decode, Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import ImageLimits
-from multigrain.images.preprocess import preprocess
+from multigrain.images.preprocess import crop
 from multigrain.whitening.file import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
@@ -113,8 +110,8 @@ def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     parameters = {head.resolution: head.preprocessing for head in bundle.manifest.heads}
 
-    def decode(data: bytes, resolution: int) -> NDArray[np.float32]:
-        return preprocess(data, parameters[resolution], limits)
+    def decode(data: bytes, resolution: int) -> Pixels:
+        return crop(data, parameters[resolution], limits)
 
     return decode
 

@@ -25,29 +25,18 @@ class Limits:
 
     Attributes:
         max_batch: images in a batch at most.
-        lanes: batches that are computed at a time, each by a thread of its own.
-        decode_ahead: decoded images that may wait, beyond a held batch. They are hundreds of
-            times larger than the files they come from: enough to keep the network busy, no more.
+        decode_ahead: decoded images that may wait, beyond a held batch. They are larger than
+            the files they come from: enough to keep the network busy, no more.
         decoded_bytes: of those images; one is always allowed.
     """
 
     max_batch: int
-    lanes: int
     decode_ahead: int
     decoded_bytes: int = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Images of one resolution, to compute together. ``alone``: no other batch is computed
-    before this one is done, so that it may use the whole device."""
-
-    items: list[Item]
-    alone: bool
-
-
 class Batcher:
-    """Thread-safe: one reader submits, some threads decode, ``limits.lanes`` compute.
+    """Thread-safe: one reader submits, some threads decode, one computes.
 
     Args:
         limits: see there.
@@ -68,9 +57,7 @@ class Batcher:
         self._decoded: list[Item] = []
         self._decoding: list[Item] = []
         self._bytes = 0
-        self._running = 0
-        self._alone = False
-        self._idle_lanes = 0
+        self._idle = False
         self._hold = 0
         self._held = 0
         self._closed = False
@@ -81,12 +68,12 @@ class Batcher:
 
     def submit(self, item: Item) -> None:
         with self._lock:
-            item.lonely = not self._items
+            lonely = not self._items
             self._items[item.request.id] = item
             self._turns.enter(item)
             heapq.heappush(self._waiting, item)
-            if item.lonely and self._idle_lanes:
-                # An idle lane decodes by itself, which saves a change of threads.
+            if lonely and self._idle:
+                # The idle network's thread decodes by itself, which saves a change of threads.
                 self._may_compute.notify()
             else:
                 self._may_decode.notify()
@@ -102,7 +89,7 @@ class Batcher:
                 _remove(self._waiting, item)
             elif item.stage is Stage.DECODED:
                 _remove(self._decoded, item)
-                self._bytes -= item.tensor_bytes
+                self._bytes -= item.decoded_bytes
                 self._may_decode.notify()
             else:
                 return
@@ -129,17 +116,17 @@ class Batcher:
                 return item
             self._on_drop(item, self._reason(item))
 
-    def decoded(self, item: Item, *, by_lane: bool = False) -> None:
-        """Hands over an image whose ``tensor`` is set; a lane comes back for it by itself."""
+    def decoded(self, item: Item, *, by_computing: bool = False) -> None:
+        """Hands over a decoded image; the computing thread comes back for its own by itself."""
         with self._lock:
             self._decoding.remove(item)
             if not item.cancelled:
                 item.stage = Stage.DECODED
                 heapq.heappush(self._decoded, item)
-                if not by_lane:
+                if not by_computing:
                     self._may_compute.notify()
                 return
-            self._bytes -= item.tensor_bytes
+            self._bytes -= item.decoded_bytes
             self._forget(item)
             self._may_decode.notify()
         self._on_drop(item, Drop.CANCELLED)
@@ -148,11 +135,11 @@ class Batcher:
         """Forgets an image that could not be decoded; the caller answers it."""
         with self._lock:
             self._decoding.remove(item)
-            self._bytes -= item.tensor_bytes
+            self._bytes -= item.decoded_bytes
             self._forget(item)
             self._may_decode.notify()
 
-    def next_work(self) -> Batch | Item | None:
+    def next_work(self) -> list[Item] | Item | None:
         """Waits for a batch or, with nothing to compute, an image to decode; None when closed.
 
         A batch holds images of one resolution, in the order of their ranks. After it,
@@ -160,37 +147,32 @@ class Batcher:
         """
         while True:
             with self._may_compute:
-                self._idle_lanes += 1
-                while not (self._closed or self._can_compute() or self._lane_can_decode()):
+                self._idle = True
+                while not (self._closed or self._can_compute() or self._computing_can_decode()):
                     self._may_compute.wait()
-                self._idle_lanes -= 1
+                self._idle = False
                 if self._closed:
                     return None
                 if not self._can_compute():
                     item = self._take_to_decode()
-                    batch, late = None, [] if item.stage is Stage.DECODING else [item]
+                    batch, late = [], [] if item.stage is Stage.DECODING else [item]
                 else:
                     item = None
                     batch, late = self._take_batch()
             for dropped in late:
                 self._on_drop(dropped, self._reason(dropped))
-            if batch is not None:
+            if batch:
                 return batch
             if item is not None and not late:
                 return item
 
-    def done(self, batch: Batch, seconds: float) -> list[Item]:
+    def done(self, batch: list[Item], seconds: float) -> list[Item]:
         """The batch took so long; returns its images for whose answer nobody waits any more."""
         with self._lock:
-            self._running -= 1
-            pace = self._paces[batch.items[0].request.resolution]
-            pace.measured(len(batch.items), seconds)
-            if batch.alone:
-                self._alone = False
-                self._may_compute.notify_all()
-            for item in batch.items:
+            self._paces[batch[0].request.resolution].measured(len(batch), seconds)
+            for item in batch:
                 self._forget(item)
-            return [item for item in batch.items if item.cancelled]
+            return [item for item in batch if item.cancelled]
 
     def close(self) -> None:
         with self._lock:
@@ -208,17 +190,17 @@ class Batcher:
         ahead = len(self._decoded) + len(self._decoding)
         if ahead < self._hold:
             return True
-        next_bytes = self._bytes + self._waiting[0].tensor_bytes
+        next_bytes = self._bytes + self._waiting[0].decoded_bytes
         return not ahead or (
             ahead < self._limits.decode_ahead and next_bytes <= self._limits.decoded_bytes
         )
 
     def _can_compute(self) -> bool:
-        return bool(self._decoded) and len(self._decoded) >= self._hold and not self._alone
+        return bool(self._decoded) and len(self._decoded) >= self._hold
 
-    def _lane_can_decode(self) -> bool:
+    def _computing_can_decode(self) -> bool:
         # Only what no decoder has begun to fetch for it.
-        return self._can_decode() and not self._decoded and not self._alone
+        return self._can_decode() and not self._decoded
 
     def _take_to_decode(self) -> Item:
         """The first that waits: in stage DECODING, or forgotten because it would be late."""
@@ -229,7 +211,7 @@ class Batcher:
             return item
         item.stage = Stage.DECODING
         self._decoding.append(item)
-        self._bytes += item.tensor_bytes
+        self._bytes += item.decoded_bytes
         return item
 
     def _reason(self, item: Item) -> Drop:
@@ -240,13 +222,13 @@ class Batcher:
 
     def _soonest_ns(self, item: Item) -> int:
         """How long it will be before an item that waits can be done: what goes before it is
-        computed first, on all lanes."""
+        computed first."""
         pace = self._paces[item.request.resolution]
         ahead = sum(other < item for queue in (self._decoded, self._decoding) for other in queue)
-        batches = ahead // (pace.best * self._limits.lanes)
+        batches = ahead // pace.best
         return int(1e9 * (batches * pace.seconds(pace.best) + pace.seconds(1)))
 
-    def _take_batch(self) -> tuple[Batch | None, list[Item]]:
+    def _take_batch(self) -> tuple[list[Item], list[Item]]:
         """Removes the next batch from the decoded images, and what is late in front of it."""
         first = self._decoded[0]
         resolution = first.request.resolution
@@ -261,7 +243,7 @@ class Batcher:
             if item.request.resolution != resolution:
                 others.append(item)
                 continue
-            self._bytes -= item.tensor_bytes
+            self._bytes -= item.decoded_bytes
             if item.late(finish):
                 self._forget(item)
                 pace.doubt()
@@ -273,31 +255,13 @@ class Batcher:
         for item in others:
             heapq.heappush(self._decoded, item)
         self._may_decode.notify_all()
-        if not items:
-            return None, late
         self._held = max(0, self._held - len(items))
-        self._running += 1
-        if self._decoded:
-            self._may_compute.notify()
-        self._alone = self._is_alone(items)
-        return Batch(items, self._alone), late
+        return items, late
 
     def _size(self, pace: Pace) -> int:
         """Images that the next batch may have."""
         self._held, self._hold = self._hold or self._held, 0
-        if self._held:
-            return self._limits.max_batch
-        # Of a short queue every lane that is free gets its part.
-        free = self._limits.lanes - self._running
-        return min(pace.best, -(-len(self._decoded) // free))
-
-    def _is_alone(self, items: list[Item]) -> bool:
-        """Whether a batch has the engine for itself: always on one lane; on several only the
-        single image of a lone caller, for whom all cores together are faster than one."""
-        if self._limits.lanes == 1:
-            return True
-        rest = self._decoded or self._waiting or self._decoding
-        return self._running == 1 and len(items) == 1 and items[0].lonely and not rest
+        return self._limits.max_batch if self._held else pace.best
 
 
 def _remove(heap: list[Item], item: Item) -> None:

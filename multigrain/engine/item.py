@@ -41,27 +41,27 @@ class Item:
     """An image and what has become of it.
 
     Attributes:
-        tensor: float32 (3, S, S) once it is decoded.
-        lonely: nothing else was in work when it came.
+        pixels: uint8 (S, S, 3) once it is decoded.
+        tensor: instead, float32 (3, S, S), if it came prepared.
     """
 
     request: Submit
     data: bytes
     received_ns: int = field(default_factory=time.monotonic_ns)
     decode_ns: int = 0
+    pixels: NDArray[np.uint8] | None = None
     tensor: NDArray[np.float32] | None = None
     stage: Stage = Stage.WAITING
     cancelled: bool = False
-    lonely: bool = False
     rank: Rank = (0, 0, 0)
 
     def __lt__(self, other: Item) -> bool:
         return self.rank < other.rank
 
     @property
-    def tensor_bytes(self) -> int:
+    def decoded_bytes(self) -> int:
         """What it takes once it is decoded."""
-        return 12 * self.request.resolution**2
+        return (12 if self.request.tensor else 3) * self.request.resolution**2
 
     def late(self, finish_ns: int) -> bool:
         """Whether finishing then would be too late for the answer to arrive in time."""

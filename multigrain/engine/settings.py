@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-#: Batches that an engine computes at a time, at most.
-MAX_LANES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class EngineSettings:
     @property
     def slots(self) -> int:
         """Images that can be in the engine's hands at a time."""
-        return MAX_LANES * self.max_batch + self.decode_threads
+        return self.max_batch + self.decode_threads
 
     def arguments(self) -> list[str]:
         """The command line that :meth:`parse` reads."""

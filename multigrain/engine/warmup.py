@@ -8,7 +8,6 @@ from multigrain.bundle.agreement import MAX_DIFFERENCE, MIN_COSINE, Agreement, a
 from multigrain.bundle.reference import Reference
 from multigrain.engine.runtime.base import Runtime
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.parameters import Preprocessing
 
 
 def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int) -> None:
@@ -41,18 +40,18 @@ def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int
             )
 
 
-def check_agreement(
-    runtime: Runtime, reference: Reference, preprocessing: Preprocessing
-) -> Agreement:
+def check_agreement(runtime: Runtime, reference: Reference) -> Agreement:
     """Runs the bundle's reference images.
 
     Raises:
         MultigrainError: CHECKPOINT if the outputs have other shapes than the reference's;
             UNSUPPORTED if they differ beyond the tolerance of the runtime's precision.
     """
-    images = reference.images(preprocessing)
+    images = list(reference.pixels)
     size = max(runtime.warm_sizes)
-    parts = [runtime.run(images[start : start + size]) for start in range(0, len(images), size)]
+    parts = [
+        runtime.run_pixels(images[start : start + size]) for start in range(0, len(images), size)
+    ]
     embedding = np.concatenate([part.embedding for part in parts])
     logits = np.concatenate([part.logits for part in parts])
     for what, ours, theirs in (

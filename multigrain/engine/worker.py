@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.engine.answer import encode_vector, probabilities, top_classes
-from multigrain.engine.batcher import Batch, Batcher, Limits
+from multigrain.engine.batcher import Batcher, Limits
 from multigrain.engine.exhaustion import end_if_nothing_is_left, end_if_out_of_memory
 from multigrain.engine.in_hand import InHand
 from multigrain.engine.item import Drop, Item
 from multigrain.engine.pace import Pace
-from multigrain.engine.runtime.base import Runtime
+from multigrain.engine.runtime.base import Outputs, Pixels, Runtime
 from multigrain.engine.wire import Frame, Result, Submit
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.whitening.file import StoredWhitening
 
 _LOG = logging.getLogger(__name__)
 
-Decode = Callable[[bytes, int], NDArray[np.float32]]
+Decode = Callable[[bytes, int], Pixels]
 Send = Callable[[list[Frame]], None]
 
 
@@ -31,19 +31,19 @@ class Worker:
     """Answers every submitted image exactly once, whatever happens to its neighbours.
 
     ``images_per_second`` at the default resolution is what its paces promise; with
-    ``busy_items`` images in work, all lanes are busy all the time.
+    ``busy_items`` images in work, the network is busy all the time.
 
     Args:
         runtimes: a loaded network for each resolution.
         default_resolution: for images that ask for resolution 0.
-        decode: encoded bytes and resolution -> float32 (3, S, S); raises MultigrainError.
+        decode: encoded bytes and resolution -> uint8 (S, S, 3); raises MultigrainError.
         send: takes result frames; called from several threads.
         max_batch: images in a batch at most.
         decode_threads: at least 1.
         paces: how fast the networks are; those that are not known yet are found out.
         whitenings: for the resolutions that have one; nobody asks for whitening at others.
-        in_hand: ``max_batch`` slots for each lane, then one for each decoding thread, where
-            work that begins is noted.
+        in_hand: ``max_batch`` slots, then one for each decoding thread, where work that
+            begins is noted.
     """
 
     def __init__(
@@ -64,38 +64,28 @@ class Worker:
         self._default_resolution = default_resolution
         self._decode = decode
         self._send = send
-        self._max_batch = max_batch
-        self._lanes = min(runtime.lanes for runtime in runtimes.values())
         paces = paces or {
             side: Pace(min(runtime.best_batch, max_batch)) for side, runtime in runtimes.items()
         }
-        slots = self._lanes * max_batch + decode_threads
+        slots = max_batch + decode_threads
         self._in_hand = in_hand or InHand(InHand.allocate(slots), slots)
         pace = paces[default_resolution]
-        self.images_per_second = self._lanes * pace.rate
-        best = max(pace.best for pace in paces.values())
-        self.busy_items = 2 * best * self._lanes
+        self.images_per_second = pace.rate
+        self.busy_items = 2 * max(pace.best for pace in paces.values())
         ahead = self.busy_items + decode_threads
-        self._batcher = Batcher(Limits(max_batch, self._lanes, ahead), paces, self._dropped)
-        first = self._lanes * max_batch
+        self._batcher = Batcher(Limits(max_batch, ahead), paces, self._dropped)
         self._threads = [
             threading.Thread(
                 target=self._decode_loop,
-                args=(first + number,),
+                args=(max_batch + number,),
                 name=f"decode-{number}",
                 daemon=True,
             )
             for number in range(decode_threads)
         ]
-        self._threads += [
-            threading.Thread(
-                target=self.compute_loop, args=(lane,), name=f"lane-{lane}", daemon=True
-            )
-            for lane in range(1, self._lanes)
-        ]
 
     def start(self) -> None:
-        """Starts all threads but that of lane 0, which is :meth:`compute_loop`'s caller's."""
+        """Starts the decoding threads; the network is for :meth:`compute_loop`'s caller."""
         for thread in self._threads:
             thread.start()
 
@@ -120,33 +110,29 @@ class Worker:
         """Makes :meth:`compute_loop` return."""
         self._batcher.close()
 
-    def compute_loop(self, lane: int = 0) -> None:
+    def compute_loop(self) -> None:
         """Computes batches in the calling thread until closed."""
-        slot = lane * self._max_batch
         while (work := self._batcher.next_work()) is not None:
             if isinstance(work, Item):
-                self._fetch(work, slot, by_lane=True)
+                self._fetch(work, 0, by_computing=True)
                 continue
             start = time.monotonic_ns()
-            for number, item in enumerate(work.items):
-                self._in_hand.take(slot + number, item.request.id)
+            for slot, item in enumerate(work):
+                self._in_hand.take(slot, item.request.id)
             try:
-                frames = self._compute(work.items, lane, alone=work.alone)
+                frames = self._compute(work)
             except Exception as error:  # one image must not end the loop, whatever a runtime raises
                 end_if_out_of_memory(error)
-                _LOG.exception("a batch of %d images failed", len(work.items))
-                frames = self._one_by_one(work.items, lane, error)
+                _LOG.exception("a batch of %d images failed", len(work))
+                frames = self._one_by_one(work, error)
             elapsed = time.monotonic_ns() - start
             self._send(self._finished(work, frames, start, elapsed))
-            for number in range(len(work.items)):
-                self._in_hand.put_down(slot + number)
+            for slot in range(len(work)):
+                self._in_hand.put_down(slot)
 
-    def _compute(self, items: list[Item], lane: int, *, alone: bool) -> list[Frame]:
-        tensors = [item.tensor for item in items if item.tensor is not None]
-        images = np.stack(tensors) if len(tensors) > 1 else tensors[0][np.newaxis]
+    def _compute(self, items: list[Item]) -> list[Frame]:
         resolution = items[0].request.resolution
-        runtime = self._runtimes[resolution]
-        outputs = runtime.run(images) if alone else runtime.run_beside(images, lane)
+        outputs = _run(self._runtimes[resolution], items)
         wanted = [row for row, item in enumerate(items) if _whitens(item)]
         whitened: dict[int, NDArray[np.float32]] = {}
         if wanted:
@@ -157,7 +143,7 @@ class Worker:
             for row, item in enumerate(items)
         ]
 
-    def _one_by_one(self, items: list[Item], lane: int, error: Exception) -> list[Frame]:
+    def _one_by_one(self, items: list[Item], error: Exception) -> list[Frame]:
         """Computes each image of a failed batch by itself, so that only the culprit fails."""
         if len(items) == 1:
             message = "the model could not compute this image; the server's log has the reason"
@@ -165,15 +151,17 @@ class Worker:
         frames: list[Frame] = []
         for item in items:
             try:
-                frames += self._compute([item], lane, alone=False)
+                frames += self._compute([item])
             except Exception as own_error:  # as in compute_loop
-                frames += self._one_by_one([item], lane, own_error)
+                frames += self._one_by_one([item], own_error)
         return frames
 
-    def _finished(self, batch: Batch, frames: list[Frame], start: int, elapsed: int) -> list[Frame]:
+    def _finished(
+        self, batch: list[Item], frames: list[Frame], start: int, elapsed: int
+    ) -> list[Frame]:
         out = []
         gone = self._batcher.done(batch, elapsed / 1e9)
-        for number, (item, frame) in enumerate(zip(batch.items, frames, strict=True)):
+        for number, (item, frame) in enumerate(zip(batch, frames, strict=True)):
             if item in gone:
                 frame = _dropped(item, Drop.CANCELLED, "batch")
             result = frame.message
@@ -181,22 +169,22 @@ class Worker:
             result.decode_ns = item.decode_ns
             result.queue_ns = max(0, start - item.received_ns - item.decode_ns)
             result.compute_ns = elapsed
-            result.batch_items = len(batch.items)
+            result.batch_items = len(batch)
             result.leads_batch = number == 0
             out.append(frame)
         return out
 
     def _decode_loop(self, slot: int) -> None:
         while (item := self._batcher.next_to_decode()) is not None:
-            self._fetch(item, slot, by_lane=False)
+            self._fetch(item, slot, by_computing=False)
 
-    def _fetch(self, item: Item, slot: int, *, by_lane: bool) -> None:
-        """Makes the tensor of an image, or refuses it."""
+    def _fetch(self, item: Item, slot: int, *, by_computing: bool) -> None:
+        """Makes of an image what the network takes, or refuses it."""
         start = time.monotonic_ns()
         try:
             self._in_hand.take(slot, item.request.id)
             try:
-                item.tensor = self._prepare(item)
+                self._prepare(item)
             except Exception as error:
                 end_if_nothing_is_left(error)  # while it is noted whose image it was
                 raise
@@ -211,18 +199,19 @@ class Worker:
         else:
             item.data = b""
             item.decode_ns = time.monotonic_ns() - start
-            self._batcher.decoded(item, by_lane=by_lane)
+            self._batcher.decoded(item, by_computing=by_computing)
 
-    def _prepare(self, item: Item) -> NDArray[np.float32]:
-        """What the network sees of an image, (3, S, S); decoded, unless it came like that."""
+    def _prepare(self, item: Item) -> None:
+        """Sets the pixels; or the tensor, if the image came prepared."""
         side = item.request.resolution
         if not item.request.tensor:
-            return self._decode(item.data, side)
+            item.pixels = self._decode(item.data, side)
+            return
         tensor = np.frombuffer(item.data, "<f4").reshape(3, side, side)
         if not np.isfinite(tensor).all():
             message = "a prepared image holds numbers that are not finite"
             raise MultigrainError(ErrorKind.INVALID_FIELD, message)
-        return tensor
+        item.tensor = tensor
 
     def _refuse(self, item: Item, error: MultigrainError, start: int) -> None:
         item.decode_ns = time.monotonic_ns() - start
@@ -231,6 +220,17 @@ class Worker:
 
     def _dropped(self, item: Item, why: Drop) -> None:
         self._send([_dropped(item, why, "queue")])
+
+
+def _run(runtime: Runtime, items: list[Item]) -> Outputs:
+    pixels = [item.pixels for item in items if item.pixels is not None]
+    if len(pixels) == len(items):
+        return runtime.run_pixels(pixels)
+    tensors = [
+        runtime.normalized(item.pixels) if item.pixels is not None else item.tensor
+        for item in items
+    ]
+    return runtime.run(np.stack([tensor for tensor in tensors if tensor is not None]))
 
 
 def _whitens(item: Item) -> bool:

@@ -109,8 +109,8 @@ def write_int8(
     )
     openvino.save_model(quantised, path, compress_to_fp16=False)
     compute = Compute()
-    right = OpenVinoRuntime(onnx, preprocessing.size, compute, "f32")
-    ours = OpenVinoRuntime(path, preprocessing.size, compute, "int8")
+    right = OpenVinoRuntime(onnx, preprocessing, compute, "f32")
+    ours = OpenVinoRuntime(path, preprocessing, compute, "int8")
     judge = _Judge()
     chunk: list[tuple[int, FloatArray]] = []
     for item in _load(images, images.evaluation, preprocessing):

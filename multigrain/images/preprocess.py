@@ -43,7 +43,16 @@ def preprocess(
     Raises:
         MultigrainError: of a kind IMAGE_*, see ``multigrain.images.decode.decode``.
     """
-    return preprocess_image(decode_image(data, limits, shortest=_SPARE * p.resize_short), p)
+    return normalize(crop(data, p, limits), p.mean, p.std)
+
+
+def crop(data: bytes, p: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """``preprocess`` without its last step, normalising; uint8 (size, size, 3), RGB.
+
+    Raises:
+        MultigrainError: as ``preprocess``.
+    """
+    return np.asarray(centre(decode_image(data, limits, shortest=_SPARE * p.resize_short), p))
 
 
 def preprocess_image(image: Image.Image, p: Preprocessing) -> NDArray[np.float32]:

@@ -9,17 +9,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from multigrain.bundle.manifest import BundleManifest
-from multigrain.engine.runtime.base import Bundle, Compute, FloatArray
+from multigrain.engine.runtime.base import Bundle, Compute, Pixels, Runtime
 from multigrain.engine.runtime.choice import load
-from multigrain.images.preprocess import preprocess
+from multigrain.images.preprocess import crop
 from tests.bench.photographs import photographs
 
 _SECONDS = 4.0
@@ -27,55 +25,46 @@ _SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Raw:
-    """Images a second of the engine on all cores, one batch after the other or a lane a core;
-    milliseconds of preparing one photograph, and of one that is prepared and computed alone."""
+    """Images a second of the engine on all cores, one full batch after the other; milliseconds of
+    preparing one photograph, and of one that is prepared and computed alone."""
 
     runtime: str
     prepare_ms: float
-    wide: float
-    lanes: float
+    engine: float
     alone_ms: float
 
     @property
     def limit(self) -> float:
         """Images a second if every core did nothing but prepare and compute."""
         cores = os.cpu_count() or 1
-        return 1 / (self.prepare_ms / 1000 / cores + 1 / max(self.wide, self.lanes))
+        return 1 / (self.prepare_ms / 1000 / cores + 1 / self.engine)
 
 
 def measure(bundle: Bundle, runtime_name: str) -> Raw:
     head = bundle.manifest.heads[0]
     pictures = photographs()
     runtime = load(runtime_name, bundle, Compute()).runtimes[head.resolution]
-    prepared = np.stack([preprocess(data, head.preprocessing) for data in pictures])
+    prepared = [crop(data, head.preprocessing) for data in pictures]
     best = runtime.best_batch
     start = time.perf_counter()
     for _ in range(3):
         for data in pictures:
-            preprocess(data, head.preprocessing)
+            crop(data, head.preprocessing)
     prepare = (time.perf_counter() - start) / 3 / len(pictures)
-    wide = _rate(runtime.run, prepared, best)
-    lanes = 0.0
-    if runtime.lanes > 1:
-        with ThreadPoolExecutor(runtime.lanes) as pool:
-            rates = pool.map(
-                lambda lane: _rate(lambda x: runtime.run_beside(x, lane), prepared, best),
-                range(runtime.lanes),
-            )
-            lanes = sum(rates)
+    engine = _rate(runtime, prepared, best)
     alone = []
     for data in pictures * 3:
         start = time.perf_counter()
-        runtime.run(preprocess(data, head.preprocessing)[np.newaxis])
+        runtime.run_pixels([crop(data, head.preprocessing)])
         alone.append(time.perf_counter() - start)
-    return Raw(runtime.name, 1000 * prepare, wide, lanes, 1000 * float(np.median(alone)))
+    return Raw(runtime.name, 1000 * prepare, engine, 1000 * float(np.median(alone)))
 
 
-def _rate(run: Callable[[FloatArray], object], images: FloatArray, best: int) -> float:
+def _rate(runtime: Runtime, images: list[Pixels], best: int) -> float:
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < _SECONDS:
         first = count % (len(images) - best + 1)
-        run(images[first : first + best])
+        runtime.run_pixels(images[first : first + best])
         count += best
     return count / elapsed
 

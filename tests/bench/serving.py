@@ -72,7 +72,7 @@ def raw(bundle: Path, options: Options) -> Raw:
     found = Raw(**json.loads(done.stdout))
     row("raw", found.runtime)
     row("preprocessing ms on one core", found.prepare_ms)
-    row("engine images/s: all cores for a batch", found.wide, "a lane a core", found.lanes)
+    row("engine images/s on all cores", found.engine)
     row("limit images/s", found.limit, "one image alone ms", found.alone_ms)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 
 from multigrain.bundle.agreement import Precision
 from multigrain.bundle.manifest import BundleManifest
+from multigrain.images.parameters import Preprocessing
+from multigrain.images.preprocess import normalize
 
 FloatArray = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 # On a CPU a batch of 8 pictures of 224 x 224 keeps all units busy: larger ones were no faster
 # (ResNet-50 with OpenVINO on two cores), they only let the first picture wait for the last.
@@ -46,7 +50,7 @@ class Outputs:
 
 
 class Runtime(ABC):
-    """One network at one resolution, loaded. Used from one thread, or one for each lane."""
+    """One network at one resolution, loaded. Used from one thread."""
 
     #: Library, version, device and precision, e.g. "openvino 2026.4.1 cpu bf16".
     name: str
@@ -56,16 +60,20 @@ class Runtime(ABC):
     warm_sizes: tuple[int, ...]
     #: The smallest batch with full throughput: a larger one costs latency and gains nothing.
     best_batch: int
-    #: Batches that may be computed at a time, each from a thread of its own.
-    lanes: int = 1
+    #: Its size and normalisation are what the network takes.
+    preprocessing: Preprocessing
 
     @abstractmethod
     def run(self, images: FloatArray) -> Outputs:
         """Computes a batch: images float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``."""
 
-    def run_beside(self, images: FloatArray, lane: int) -> Outputs:
-        """As ``run``, while other lanes compute too; ``lane`` < ``lanes`` is the caller's."""
-        return self.run(images)
+    def run_pixels(self, pictures: Sequence[Pixels]) -> Outputs:
+        """As ``run``, of pictures uint8 (S, S, 3) that are scaled and cut, not normalised."""
+        return self.run(np.stack([self.normalized(pixels) for pixels in pictures]))
+
+    def normalized(self, pixels: Pixels) -> FloatArray:
+        """uint8 (S, S, 3) -> float32 (3, S, S)."""
+        return normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
 
 
 def full_batch(resolution: int, compute: Compute) -> int:

@@ -124,7 +124,7 @@ def _load(name: str, bundle: Bundle, compute: Compute) -> dict[int, Runtime]:
         precision = _OPENVINO[name]
         return {
             head.resolution: OpenVinoRuntime(
-                bundle.path / _graph(head, precision), head.resolution, compute, precision
+                bundle.path / _graph(head, precision), head.preprocessing, compute, precision
             )
             for head in heads
         }
@@ -132,7 +132,7 @@ def _load(name: str, bundle: Bundle, compute: Compute) -> dict[int, Runtime]:
         from multigrain.engine.runtime.onnx import OnnxRuntime
 
         return {
-            head.resolution: OnnxRuntime(bundle.path / head.onnx, head.resolution, compute)
+            head.resolution: OnnxRuntime(bundle.path / head.onnx, head.preprocessing, compute)
             for head in heads
         }
     from multigrain.engine.runtime.mindspore import MindSporeRuntime
@@ -163,7 +163,7 @@ def _check(runtimes: dict[int, Runtime], bundle: Bundle) -> list[Agreement]:
 
 def _compare(runtime: Runtime, head: Head, bundle: Bundle) -> Agreement:
     reference = read_reference(bundle.path / head.reference)
-    return check_agreement(runtime, reference, head.preprocessing)
+    return check_agreement(runtime, reference)
 
 
 def _why(asked: str, refusals: list[str]) -> str:

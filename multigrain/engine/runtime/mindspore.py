@@ -56,6 +56,7 @@ class MindSporeRuntime(Runtime):
         self._network = Pooled(weights, head.gem_p)
         self._network.set_train(False)
         self._tensor = Tensor
+        self.preprocessing = head.preprocessing
         self._sizes = _batch_sizes(compute.max_batch)
         self.name = f"mindspore {mindspore.__version__} {compute.device} f32"
         self.best_batch = compute.max_batch  # a graph for each size: the largest wastes least

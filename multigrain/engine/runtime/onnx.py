@@ -16,6 +16,7 @@ from multigrain.engine.runtime.base import (
     padded,
 )
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
 
 
 class OnnxRuntime(Runtime):
@@ -25,7 +26,7 @@ class OnnxRuntime(Runtime):
         MultigrainError: UNSUPPORTED if the graph cannot be run here.
     """
 
-    def __init__(self, path: Path, resolution: int, compute: Compute) -> None:
+    def __init__(self, path: Path, preprocessing: Preprocessing, compute: Compute) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = compute.threads
         options.inter_op_num_threads = 1
@@ -50,7 +51,8 @@ class OnnxRuntime(Runtime):
         batch = self._session.get_inputs()[0].shape[0]
         self._fixed = batch if isinstance(batch, int) else 0
         self.name = f"onnxruntime {onnxruntime.__version__} {compute.device} f32"
-        self.best_batch = full_batch(resolution, compute)
+        self.preprocessing = preprocessing
+        self.best_batch = full_batch(preprocessing.size, compute)
         self.warm_sizes = (self._fixed,) if self._fixed else (1, compute.max_batch)
 
     def run(self, images: FloatArray) -> Outputs:

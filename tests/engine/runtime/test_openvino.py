@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multigrain.bundle.reference import pattern_pixels
 from multigrain.engine.runtime.base import Compute, FloatArray, full_batch
 from multigrain.engine.runtime.openvino import OpenVinoRuntime
+from multigrain.images.parameters import Preprocessing
 from tests.engine.bundles import TinyNetwork
 
 SIZE = 24
+PREPROCESSING = Preprocessing.standard(SIZE)
 
 
 def images(count: int) -> FloatArray:
@@ -32,7 +35,9 @@ def test_every_batch_size_gives_the_networks_numbers(
     count: int, network: TinyNetwork, tmp_path: Path
 ) -> None:
     """Of twelve images with batches of three, four batches are made."""
-    runtime = OpenVinoRuntime(tmp_path / "model.onnx", SIZE, Compute(threads=1, max_batch=3), "f32")
+    runtime = OpenVinoRuntime(
+        tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1, max_batch=3), "f32"
+    )
     assert runtime.best_batch == 3
     assert runtime.warm_sizes == (1, 2, 3)
     batch = images(count)
@@ -43,8 +48,20 @@ def test_every_batch_size_gives_the_networks_numbers(
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-4)
 
 
+def test_pictures_give_what_their_normalised_tensors_give(
+    network: TinyNetwork, tmp_path: Path
+) -> None:
+    runtime = OpenVinoRuntime(tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1), "f32")
+    pictures = list(pattern_pixels(SIZE, 3))
+    outputs = runtime.run_pixels(pictures)
+    expected = [network.embed(runtime.normalized(picture)) for picture in pictures]
+    np.testing.assert_allclose(outputs.embedding, np.stack(expected), rtol=1e-4)
+    tensors = runtime.run(np.stack([runtime.normalized(picture) for picture in pictures]))
+    np.testing.assert_allclose(outputs.embedding, tensors.embedding, rtol=1e-5)
+
+
 def test_an_answer_outlives_the_next_batch(network: TinyNetwork, tmp_path: Path) -> None:
-    runtime = OpenVinoRuntime(tmp_path / "model.onnx", SIZE, Compute(threads=1), "f32")
+    runtime = OpenVinoRuntime(tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1), "f32")
     first, second = images(2)[:1], images(2)[1:]
     outputs = runtime.run(first)
     kept = outputs.embedding.copy()
