@@ -13,6 +13,7 @@ from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.limits import HolderLimits
 from multigrain_server.access.policy import RULES, Rule, Special, page_rule
 from multigrain_server.access.role import Role
+from multigrain_server.access.streams import ClientStreams
 from multigrain_server.access.tokens import TokenEntry, TokenFile
 
 _HEADER = "authorization"
@@ -29,6 +30,7 @@ class Access:
     def __init__(self, config: AccessConfig) -> None:
         self._tokens = TokenFile(config.tokens) if config.tokens is not None else None
         self._limits: defaultdict[str, HolderLimits] = defaultdict(HolderLimits)
+        self._streams = ClientStreams(config)
         self._open: set[Rule] = {
             special
             for special, setting in (
@@ -40,15 +42,24 @@ class Access:
         }
 
     @contextmanager
-    def enter(self, method: str, metadata: Metadata) -> Iterator[str]:
+    def enter(self, method: str, metadata: Metadata, *, stream_from: str = "") -> Iterator[str]:
         """Lets a call of ``/package.Service/Method`` run; the holder's name, or "" for none.
+
+        Args:
+            method: as gRPC names it.
+            metadata: of the call.
+            stream_from: gRPC's name of the peer, if the call is a stream.
 
         Raises:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
-                OVERLOADED beyond the token's limits.
+                OVERLOADED beyond the token's limits, or the client's.
         """
         with self._enter(RULES.get(method), metadata) as holder:
-            yield holder
+            if not stream_from:
+                yield holder
+                return
+            with self._streams.enter(method, holder, stream_from):
+                yield holder
 
     @contextmanager
     def enter_page(self, path: str, authorization: Iterable[str]) -> Iterator[str]:

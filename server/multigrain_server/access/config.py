@@ -71,3 +71,10 @@ class AccessConfig(Spec):
         description="Whether /metrics and all other pages of the HTTP address need a token of "
         "role read.",
     )
+    max_streams_per_client: int = Field(
+        1000,
+        ge=1,
+        description="Streaming calls that one client may have open: one holder of a token, or "
+        "without tokens one host.",
+    )
+    max_subscribers_per_client: int = Field(1000, ge=1, description="Streams of events among them.")

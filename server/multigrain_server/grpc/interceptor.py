@@ -20,6 +20,7 @@ from multigrain_server.access.access import Access
 from multigrain_server.convert.encoded import unless_encoded
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.errors import internal_error, wire_error
+from multigrain_server.grpc.unreadable import all_readable, readable, reading
 from multigrain_server.metrics.requests import RequestMetrics
 
 _log = structlog.get_logger(__name__)
@@ -79,24 +80,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if found is not None
         )
         wrap = self._stream if handler.response_streaming else self._single
+        read = all_readable if handler.request_streaming else readable
+        streams = bool(handler.request_streaming or handler.response_streaming)
         # Kept: only methods that exist come here, and each is wrapped the same way every time.
         self._wrapped[method] = make(
-            wrap(behaviour, method),
-            request_deserializer=handler.request_deserializer,
+            wrap(lambda request, context: behaviour(read(request), context), method, streams),
+            request_deserializer=reading(handler.request_deserializer),
             response_serializer=unless_encoded(handler.response_serializer),
         )
         return self._wrapped[method]
 
-    def _single(self, behaviour: Any, method: str) -> Any:
+    def _single(self, behaviour: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._scope(method, context):
+            async with self._scope(method, context, streams):
                 return await behaviour(request, context)
 
         return call
 
-    def _stream(self, behaviour: Any, method: str) -> Any:
+    def _stream(self, behaviour: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._scope(method, context):
+            async with self._scope(method, context, streams):
                 answers = behaviour(request, context)
                 if not hasattr(answers, "__aiter__"):
                     # A handler that writes to the context by itself (health's Watch).
@@ -111,14 +114,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     @asynccontextmanager
-    async def _scope(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _scope(self, method: str, context: Context, streams: bool) -> AsyncIterator[None]:
         request_id = _request_id(context)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         began = time.perf_counter()
         code, reason, counted = grpc.StatusCode.OK, "", False
         try:
-            with self._access.enter(method, context.invocation_metadata() or ()) as holder:
+            metadata = context.invocation_metadata() or ()
+            peer = context.peer() if streams else ""
+            with self._access.enter(method, metadata, stream_from=peer) as holder:
                 if holder:
                     structlog.contextvars.bind_contextvars(token=holder)
                 counted = await self._calls.enter(method)
