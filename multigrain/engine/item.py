@@ -14,8 +14,9 @@ from multigrain.engine.wire import Submit
 #: Orders items: turn, deadline, arrival. Smaller goes first.
 Rank = tuple[int, int, int]
 
-# For an answer's way to its caller; of short deadlines a twentieth.
-_WAY_BACK_NS = 20_000_000
+# For an answer's way to its caller, which on a busy host takes tens of milliseconds; of short
+# deadlines a twentieth.
+_WAY_BACK_NS = 100_000_000
 
 
 class Stage(Enum):

@@ -20,8 +20,9 @@ _LOG = logging.getLogger(__name__)
 
 _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 10.0
-# Of the time that is left: what is measured varies, and an answer needs its way back.
-_USABLE = 0.8
+# Of the time that is left: what is measured varies, and an answer needs its way back. A queue of
+# this length keeps an engine as busy as a longer one would.
+_USABLE = 0.7
 _LOG_SECONDS = 10.0
 # Of the rate that an engine reached while it was warmed up, with nothing to decode or to answer.
 _PROMISED = 0.7

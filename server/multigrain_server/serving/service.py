@@ -12,10 +12,11 @@ from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.serving.admission import Load
 from multigrain_server.serving.assembly import assemble
-from multigrain_server.serving.engine_item import PendingItem
+from multigrain_server.serving.engine_item import EngineResult, PendingItem
 from multigrain_server.serving.engine_process import EngineProcess
 from multigrain_server.serving.request import Answer, ImageRequest, ItemError, new_caller
 from multigrain_server.serving.work import Wanted, Work
+from multigrain_server.tracing.call import call_trace
 
 
 class _TooBusyError(Exception):
@@ -23,6 +24,8 @@ class _TooBusyError(Exception):
 
 
 _DEFAULT_TOP_K = 5
+# For a refusal's way to its caller; half of what an engine allows for an answer's.
+_REFUSAL_SECONDS = 0.05
 # What says something about the call, not about one image of it.
 _CALL_KINDS = {
     ErrorKind.DEADLINE,
@@ -122,6 +125,10 @@ class ImageService:
                 raise self._admission.too_late(load, engine) from None
             finally:
                 self._metrics.queue(name, -load.items)
+        trace = call_trace.get()
+        if trace is not None:
+            done = [item.result.result for item in work if isinstance(item.result, EngineResult)]
+            trace.computed(str(model.entry.version), done)
 
     async def _gather(
         self, work: list[Work], wanted: Wanted, load: Load, engine: EngineProcess
@@ -131,7 +138,7 @@ class ImageService:
         try:
             # One after the other, so that an error leaves those before it to be cancelled.
             pending.extend(engine.submit(item.image, **fields) for item in work)
-            async with asyncio.timeout(_seconds_left(load.deadline_ns)):
+            async with asyncio.timeout(_seconds_to_answer(load.deadline_ns)):
                 await engine.drained()
                 # One await an image, not a task: they are in work already.
                 for item, sent in zip(work, pending, strict=True):
@@ -143,6 +150,8 @@ class ImageService:
                 engine.cancel(sent)
                 sent.future.cancel()
             if isinstance(error, TimeoutError):
+                if engine.pending > len(pending):
+                    raise _TooBusyError from None  # alone it would have been in time
                 raise _deadline() from None
             raise
 
@@ -222,8 +231,12 @@ def _whitens(request: ImageRequest) -> bool:
     return request.vector is not None and request.vector.whiten
 
 
-def _seconds_left(deadline_ns: int) -> float | None:
-    return (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
+def _seconds_to_answer(deadline_ns: int) -> float | None:
+    """How long to wait for an engine so that a refusal still comes in time."""
+    if not deadline_ns:
+        return None
+    seconds = (deadline_ns - time.monotonic_ns()) / 1e9
+    return seconds - min(_REFUSAL_SECONDS, seconds / 40)
 
 
 def _deadline() -> MultigrainError:

@@ -58,6 +58,25 @@ async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
         await inside
 
 
+async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a_delay(
+    root: Path,
+) -> None:
+    async with house(root) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.route("").engine
+        engine.hold(100)
+        other = asyncio.create_task(h.embed(picture(1)))
+        await until(lambda: engine.pending == 1)
+        deadline = time.monotonic_ns() + 200_000_000
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(picture(2), deadline_ns=deadline)
+        assert caught.value.kind is ErrorKind.OVERLOADED
+        assert caught.value.retry_after
+        assert h.metric("multigrain_rejected_total", reason="late") == 1
+        engine.hold(0)
+        await other
+
+
 async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
     big = picture(1, size=(64, 64), kind="BMP")
     config = small_config(queue_bytes=len(big) * 2, max_image_bytes=len(big))
