@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 from multigrain_client.errors import InvalidRequest
+from multigrain_client.trace import trace_context
 
 ChannelOption = tuple[str, str | int]
 MIB = 1024 * 1024
@@ -55,6 +56,10 @@ class ChannelConfig:
     options: tuple[ChannelOption, ...]
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...] = field(repr=False, default=())
+
+    def call_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with the call that is made now."""
+        return (*self.metadata, *trace_context())
 
 
 def channel_config(

@@ -57,7 +57,8 @@ from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.status.site import StatusSite
-from multigrain_server.status.snapshot import Sources
+from multigrain_server.status.snapshot import Sources, package_version
+from multigrain_server.tracing.opening import open_tracing
 
 _log = structlog.get_logger(__name__)
 
@@ -132,6 +133,7 @@ class App:
             leases=self._leases,
         )
         self._calls_seen = RequestMetrics(self.registry)
+        self._tracing = open_tracing(config.tracing, package_version())
         self._http = self._build_http()
         self._server = self._build_server()
         self.registry.register(
@@ -163,7 +165,7 @@ class App:
         return HttpServer(self.registry, lambda: self.health.ready, self._access, site, context)
 
     def _build_server(self) -> grpc.aio.Server:
-        interceptor = CallInterceptor(self._calls, self._calls_seen, self._access)
+        interceptor = CallInterceptor(self._calls, self._calls_seen, self._access, self._tracing)
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
             PathRoots(self.config.roots),
@@ -245,6 +247,9 @@ class App:
         if self._gpu_watch is not None:
             self._gpu_watch.cancel()
         await self._server.stop(grace=None)
+        if self._tracing is not None:
+            # In a thread: it waits for the collector.
+            await asyncio.to_thread(self._tracing.close)
         await self._supervisor.stop()
         await self._http.stop()
         self._database.close()

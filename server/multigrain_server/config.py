@@ -16,6 +16,7 @@ from multigrain_server.access.config import AccessConfig, TlsConfig
 from multigrain_server.address import ListenAddress
 from multigrain_server.jobs.devices import Inventory
 from multigrain_server.serving.config import ServingConfig
+from multigrain_server.tracing.config import TracingConfig
 
 
 def _address(text: str) -> str:
@@ -148,6 +149,7 @@ class ServerConfig(Spec):
     jobs: JobsConfig = JobsConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     serving: ServingConfig = ServingConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @model_validator(mode="after")
     def _safe_address(self) -> Self:

@@ -156,7 +156,7 @@ class AsyncTransport:
 
     @property
     def _metadata(self) -> aio.Metadata:
-        return aio.Metadata(*self.config.metadata)
+        return aio.Metadata(*self.config.call_metadata())
 
     async def _messages(
         self, call: Any, method: Method[Any, Response]

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
@@ -183,11 +184,11 @@ class ImageCalls(Rpcs):
         with ThreadPoolExecutor(self._concurrency, "multigrain-client") as pool:
             try:
                 for batch in head:
-                    waiting.append(pool.submit(call, batch))
+                    waiting.append(pool.submit(copy_context().run, call, batch))
                 for batch in batches:
                     if len(waiting) >= self._concurrency:
                         answers += waiting.popleft().result()
-                    waiting.append(pool.submit(call, batch))
+                    waiting.append(pool.submit(copy_context().run, call, batch))
                 while waiting:
                     answers += waiting.popleft().result()
             finally:

@@ -58,7 +58,7 @@ class Transport:
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
-        metadata = self.config.metadata
+        metadata = self.config.call_metadata()
         hedge_after = self._hedge_after if method.hedged else None
 
         def begin(remaining: float | None) -> Any:
@@ -101,7 +101,7 @@ class Transport:
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(request, timeout=timeout, metadata=self.config.metadata)
+        )(request, timeout=timeout, metadata=self.config.call_metadata())
         return self._messages(call, method)
 
     def upload(
@@ -125,7 +125,7 @@ class Transport:
             response = call(
                 iter(guarded),
                 timeout=self.seconds(method, timeout),
-                metadata=self.config.metadata,
+                metadata=self.config.call_metadata(),
             )
         except grpc.RpcError as rpc_error:
             if guarded.failure is not None:
@@ -149,7 +149,7 @@ class Transport:
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(iter(requests), timeout=timeout, metadata=self.config.metadata)
+        )(iter(requests), timeout=timeout, metadata=self.config.call_metadata())
         return self._messages(call, method)
 
     def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:

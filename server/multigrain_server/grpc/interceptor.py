@@ -22,6 +22,7 @@ from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.errors import internal_error, wire_error
 from multigrain_server.grpc.unreadable import all_readable, readable, reading
 from multigrain_server.metrics.requests import RequestMetrics
+from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
 
 _log = structlog.get_logger(__name__)
 
@@ -43,11 +44,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of all four shapes of calls."""
 
-    def __init__(self, calls: Calls, metrics: RequestMetrics, access: Access) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        metrics: RequestMetrics,
+        access: Access,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._calls = calls
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
         self._access = access
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -118,6 +126,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         request_id = _request_id(context)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        trace: CallTrace | None = None
         began = time.perf_counter()
         code, reason, counted = grpc.StatusCode.OK, "", False
         try:
@@ -126,6 +135,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with self._access.enter(method, metadata, stream_from=peer) as holder:
                 if holder:
                     structlog.contextvars.bind_contextvars(token=holder)
+                if self._tracing is not None:
+                    pairs = context.invocation_metadata() or ()
+                    trace = self._tracing.begin(method, pairs, request_id)
+                    call_trace.set(trace)
                 counted = await self._calls.enter(method)
                 yield
         except (asyncio.CancelledError, GeneratorExit):
@@ -153,6 +166,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._calls.leave()
             seconds = time.perf_counter() - began
             self._metrics.observe(method, code.name, seconds)
+            if trace is not None:
+                trace.end(code.name, reason)
             level = _level(method, code)
             # Making a line and throwing it away would cost as much as writing it.
             if _STANDARD.isEnabledFor(level):

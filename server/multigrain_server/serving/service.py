@@ -12,10 +12,11 @@ from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.serving.admission import Load
 from multigrain_server.serving.assembly import assemble
-from multigrain_server.serving.engine_item import PendingItem
+from multigrain_server.serving.engine_item import EngineResult, PendingItem
 from multigrain_server.serving.engine_process import EngineProcess
 from multigrain_server.serving.request import Answer, ImageRequest, ItemError, new_caller
 from multigrain_server.serving.work import Wanted, Work
+from multigrain_server.tracing.call import call_trace
 
 
 class _TooBusyError(Exception):
@@ -124,6 +125,14 @@ class ImageService:
                 raise self._admission.too_late(load, engine) from None
             finally:
                 self._metrics.queue(name, -load.items)
+        trace = call_trace.get()
+        if trace is not None:
+            done = [item.result.result for item in work if isinstance(item.result, EngineResult)]
+            trace.computed(str(model.entry.version), done)
+        trace = call_trace.get()
+        if trace is not None:
+            done = [item.result.result for item in work if isinstance(item.result, EngineResult)]
+            trace.computed(str(model.entry.version), done)
 
     async def _gather(
         self, work: list[Work], wanted: Wanted, load: Load, engine: EngineProcess

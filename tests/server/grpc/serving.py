@@ -29,6 +29,7 @@ from multigrain_server.grpc.model_service import ModelServicer
 from multigrain_server.grpc.server import build_server
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.serving.config import ServingConfig
+from multigrain_server.tracing.call import Tracing
 from tests.server.serving.house import House, house
 
 
@@ -49,10 +50,14 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    root: Path, config: ServingConfig | None = None, grpc_config: GrpcConfig | None = None
+    root: Path,
+    config: ServingConfig | None = None,
+    grpc_config: GrpcConfig | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Serving]:
     async with house(root, config) as h:
-        interceptor = CallInterceptor(Calls(), RequestMetrics(h.registry), Access(AccessConfig()))
+        metrics, access = RequestMetrics(h.registry), Access(AccessConfig())
+        interceptor = CallInterceptor(Calls(), metrics, access, tracing)
         server = build_server(grpc_config or GrpcConfig(), [interceptor])
         add_EmbeddingServiceServicer_to_server(EmbeddingServicer(h.manager), server)
         add_ModelServiceServicer_to_server(ModelServicer(h.manager), server)

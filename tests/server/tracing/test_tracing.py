@@ -1,0 +1,83 @@
+"""A trace from a client to the engine and into a collector."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from multigrain_client import AsyncClient, Client
+from multigrain_server.config_sources import ConfigError, parse
+from multigrain_server.tracing.config import TracingConfig
+from multigrain_server.tracing.opening import open_tracing
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.grpc.serving import serving
+from tests.server.tracing.collector import Collector
+
+
+async def test_a_trace_goes_from_the_client_through_the_batch_into_a_collector(
+    tmp_path: Path,
+) -> None:
+    write_bundle(tmp_path / "models")
+    images = [picture(number) for number in range(3)]
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    with Collector() as collector:
+        tracing = open_tracing(TracingConfig(endpoint=collector.endpoint, sample_ratio=0), "1")
+        assert tracing is not None
+        async with serving(tmp_path, tracing=tracing) as s:
+            await s.manager.load("tiny")
+
+            def from_a_thread() -> str:
+                with tracer.start_as_current_span("mine") as span, Client(s.address) as client:
+                    client.embed(images)
+                return f"{span.get_span_context().trace_id:032x}"
+
+            mine = await asyncio.to_thread(from_a_thread)
+            async with AsyncClient(s.address) as client:
+                with tracer.start_as_current_span("other") as span:
+                    await client.classify(images[0])
+                    other = f"{span.get_span_context().trace_id:032x}"
+                await client.embed(images)  # in no trace: not kept
+        await asyncio.to_thread(tracing.close)
+        call = collector.wait_for("multigrain.v1.EmbeddingService/Embed")
+        assert call.trace_id.hex() == mine
+        classify = collector.wait_for("multigrain.v1.EmbeddingService/Classify")
+        assert classify.trace_id.hex() == other
+        assert len(collector.named("multigrain.v1.EmbeddingService/Embed")) == 1
+        infer = collector.wait_for("infer")
+        assert infer.parent_span_id == call.span_id
+        batches = {span.span_id: span for span in collector.named("engine batch")}
+        assert infer.links
+        assert {link.span_id for link in infer.links} <= batches.keys()
+        first = batches[infer.links[0].span_id]
+        assert first.links[0].span_id == call.span_id
+        assert {span.name for span in collector.named("decode")} == {"decode"}
+
+
+def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
+    code = (
+        "import sys; import multigrain_server.main, multigrain_client;"
+        "from multigrain_server.tracing.config import TracingConfig;"
+        "from multigrain_server.tracing.opening import open_tracing;"
+        "from multigrain_client.trace import trace_context;"
+        "assert open_tracing(TracingConfig(), '') is None;"
+        "assert trace_context() == ();"
+        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_address_that_is_no_collector_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"tracing.endpoint.*http://HOST:4317"):
+        parse(["--tracing-endpoint", "127.0.0.1:4317"], {})
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multigrain_server.tracing.config._installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"multigrain\[tracing\]"):
+        parse(["--tracing-endpoint", "http://127.0.0.1:4317"], {})
