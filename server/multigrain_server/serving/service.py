@@ -129,10 +129,6 @@ class ImageService:
         if trace is not None:
             done = [item.result.result for item in work if isinstance(item.result, EngineResult)]
             trace.computed(str(model.entry.version), done)
-        trace = call_trace.get()
-        if trace is not None:
-            done = [item.result.result for item in work if isinstance(item.result, EngineResult)]
-            trace.computed(str(model.entry.version), done)
 
     async def _gather(
         self, work: list[Work], wanted: Wanted, load: Load, engine: EngineProcess
