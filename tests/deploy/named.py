@@ -1,4 +1,4 @@
-"""Which series the files of deploy/ name."""
+"""What the files of deploy/ name: series, and the command of the image."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ import yaml
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 _SERIES = re.compile(r"\bmultigrain[_:][a-z0-9_:]+")
+
+
+def container_command() -> list[str]:
+    """What the image runs."""
+    recipe = (DEPLOY / "container" / "Dockerfile").read_text().splitlines()
+    words: list[str] = []
+    for name in ("ENTRYPOINT ", "CMD "):
+        (line,) = (line for line in recipe if line.startswith(name))
+        words += json.loads(line.removeprefix(name))
+    return words
 
 
 def expressions() -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from multigrain_server.config import ServerConfig
-from tests.deploy.named import DEPLOY, expressions, recorded, series
+from tests.deploy.named import DEPLOY, container_command, expressions, recorded, series
 
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
@@ -44,14 +44,12 @@ def test_flags_of_the_service_and_the_container_are_flags_of_the_daemon() -> Non
     service = (DEPLOY / "systemd" / "multigrain.service").read_text()
     command = re.search(r"^ExecStart=(.*)$", service, re.M)
     assert command
-    dockerfile = (DEPLOY / "container" / "Dockerfile").read_text()
-    entry = re.search(r"^ENTRYPOINT (.*)$", dockerfile, re.M)
-    assert entry
     compose = yaml.safe_load((DEPLOY / "container" / "compose.yml").read_text())
+    image = container_command()
     commands = [
         shlex.split(command[1]),
-        json.loads(entry[1]),
-        compose["services"]["multigrain"]["entrypoint"],
+        image,
+        [image[0], *compose["services"]["multigrain"]["command"]],
     ]
     for words in commands:
         assert words[0].endswith("multigrain-server")
