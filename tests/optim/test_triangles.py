@@ -99,6 +99,10 @@ def test_however_many_share_them_all_hold_the_same_inverses(world: int) -> None:
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_check_at_which_every_layer_is_kept_inverts_nothing_on_any_worker() -> None:
+    assert every_rank([], 2) == [[], []]
+
+
 def test_an_inversion_that_one_worker_fails_at_has_failed_on_all() -> None:
     jobs = jobs_of([13, 4])
     jobs[0].blocks[2, 1, 2] = np.nan

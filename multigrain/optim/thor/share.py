@@ -44,6 +44,8 @@ def shared_inverses(jobs: Sequence[Inversion], reducer: Reducer) -> list[np.ndar
     dividing the work this keeps the weights of all workers identical: the same matrix inverted
     on two kinds of processor differs in its last bits.
     """
+    if not jobs:
+        return []
     if reducer.world == 1:
         return [damped_inverse(job.blocks, job.damping, job.layout) for job in jobs]
     blocks = [(job, index) for job in jobs for index in range(job.layout.count)]
