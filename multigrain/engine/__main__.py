@@ -66,10 +66,12 @@ def main() -> int:
     worker.start()
     # The network computes in the main thread: MindSpore keeps state by thread.
     threading.Thread(target=read_requests, args=(connection, worker), daemon=True).start()
+    first = next(iter(runtimes.values()))
     connection.send(
         Ready(
-            runtime=next(iter(runtimes.values())).name,
+            runtime=first.name,
             reason=loaded.reason,
+            precision=first.precision,
             resolutions=tuple(runtimes),
             embedding_size=manifest.embedding_size,
             classes=manifest.model.classes or len(manifest.labels),

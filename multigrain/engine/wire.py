@@ -60,6 +60,7 @@ class Hold(Spec):
 class Ready(Spec):
     """The model answers. Sent once, before any result.
 
+    ``precision`` is what it computes in, see ``multigrain.bundle.agreement``;
     ``images_per_second`` is what its batches reached while it was warmed up; with
     ``busy_items`` images in work it is busy all the time.
     """
@@ -67,6 +68,7 @@ class Ready(Spec):
     type: Literal["ready"] = "ready"
     runtime: str
     reason: str
+    precision: str = "f32"
     resolutions: tuple[int, ...]
     embedding_size: int
     classes: int

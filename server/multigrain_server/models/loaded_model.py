@@ -17,7 +17,7 @@ from multigrain_server.models.registry import BundleEntry
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.engine_child import EngineOrder, Launch
 from multigrain_server.serving.engine_process import EngineProcess
-from multigrain_server.serving.metrics import ServingMetrics
+from multigrain_server.serving.metrics import ModelInfo, ServingMetrics
 from multigrain_server.serving.refused_images import RefusedImages
 from multigrain_server.serving.statistics import ModelStatistics
 
@@ -194,6 +194,12 @@ class LoadedModel(KeptModel):
     def _set(self, state: ModelState, message: str) -> None:
         self.state = state
         self.message = message
+        version, ready = self.entry.version, self._engine.ready if self._engine else None
+        info = None
+        if ready is not None:
+            runtime = ready.runtime.partition(" ")[0]
+            info = ModelInfo(runtime, ready.precision, self._config.device)
+        self._metrics.model_info(version.name, version.version, info)
         self._on_change()
 
     def _observe(self, result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -21,6 +22,15 @@ _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 # rate() sees.
 REFUSALS = ("too_many_items", "deadline", "draining", "bytes", "queue_full")
 GIVEN_UP = ("queue", "batch")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What computes a loaded model, e.g. openvino, bf16, cpu."""
+
+    runtime: str
+    precision: str
+    device: str
 
 
 class ServingMetrics:
@@ -98,6 +108,12 @@ class ServingMetrics:
             ["model", "version", "state"],
             registry=registry,
         )
+        self._model_info = Gauge(
+            "multigrain_model_info",
+            "1 for each loaded model version: what computes it.",
+            ["model", "version", "runtime", "precision", "device"],
+            registry=registry,
+        )
         self.engine_restarts = Counter(
             "multigrain_engine_restarts_total",
             "Engines that ended by themselves and were replaced.",
@@ -112,6 +128,7 @@ class ServingMetrics:
             registry=registry,
         )
         self._states: dict[tuple[str, int], str] = {}
+        self._infos: dict[tuple[str, int], ModelInfo] = {}
         for reason in REFUSALS:
             self.rejected.labels(reason)
         for where in GIVEN_UP:
@@ -136,6 +153,15 @@ class ServingMetrics:
         """Removes the series of an engine's memory."""
         with contextlib.suppress(KeyError):
             self._engine_memory.remove(name, str(version))
+
+    def model_info(self, name: str, version: int, info: ModelInfo | None) -> None:
+        """Sets what computes a model version; None removes its series."""
+        before = self._infos.pop((name, version), None)
+        if before is not None:
+            self._model_info.remove(name, str(version), *astuple(before))
+        if info is not None:
+            self._infos[name, version] = info
+            self._model_info.labels(name, str(version), *astuple(info)).set(1)
 
     def model_state(self, name: str, version: int, state: str | None) -> None:
         """Sets the state of a model version; None removes its series."""

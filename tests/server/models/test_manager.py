@@ -53,6 +53,25 @@ async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
         assert again.load_seconds == view.load_seconds
 
 
+async def test_a_metric_tells_what_computes_each_loaded_model(root: Path) -> None:
+    def infos() -> list[tuple[str, ...]]:
+        names = ("model", "version", "runtime", "precision", "device")
+        return [
+            tuple(sample.labels[name] for name in names)
+            for family in h.registry.collect()
+            for sample in family.samples
+            if sample.name == "multigrain_model_info"
+        ]
+
+    async with house(root) as h:
+        await h.manager.load("tiny", "openvino-f32")
+        assert infos() == [("tiny", "2", "openvino", "f32", "cpu")]
+        await h.manager.load("tiny", "onnxruntime")
+        assert infos() == [("tiny", "2", "onnxruntime", "f32", "cpu")]
+        await h.manager.unload("tiny@2")
+        assert infos() == []
+
+
 async def test_a_name_means_the_newest_loaded_version(root: Path) -> None:
     async with house(root, small_config(keep_replaced_versions=True)) as h:
         await h.manager.load("tiny@1")
