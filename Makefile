@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS ?= .venv-peers
 
-.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench clean
+.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench fuzz soak audit clean
 
 # The README's first command: train, evaluate, export and serve on real images.
 demo: $(STAMP)
@@ -62,6 +62,23 @@ bench: $(STAMP) $(PEERS)/.installed
 	-$(BIN)/python -m tests.bench.job_overhead
 	-$(BIN)/python -m tests.bench.pytorch_step --pytorch $(PEERS)/bin/python
 	-$(BIN)/python -m tests.bench.scaling
+
+# Every call and every reader of bytes from elsewhere, with input that is nearly right: so many
+# seconds for each of thirteen parts, from a new seed each time (printed where it fails).
+FUZZ_SECONDS ?= 20
+fuzz: $(STAMP)
+	MULTIGRAIN_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz
+
+# Training, serving, swapping, cancelling and killing at once; then the same with a daemon that
+# leaks, which must be noticed.
+MINUTES ?= 30
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+# Known holes in what is installed; needs pypi.org or osv.dev.
+audit: $(STAMP)
+	$(BIN)/pip install --quiet 'pip-audit>=2.9,<3'
+	$(BIN)/pip-audit --skip-editable
 
 clean:
 	rm -rf $(VENV) $(PEERS) demo-out build dist

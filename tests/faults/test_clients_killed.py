@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from PIL import Image
 
 from tests.e2e.daemon import Daemon
 from tests.faults import killed_client
+from tests.faults.killing import kill_in_the_middle, starter
 from tests.faults.serving import amount, samples, serving_daemon, until
 
 AT_ONCE = 4
@@ -26,14 +26,6 @@ WORK = (
 HELD = ("multigrain_tasks", "process_open_fds")
 # Of the daemon: buffers of the allocator that come and go, and so much for each client.
 SLACK_BYTES, EACH_BYTES = 48 << 20, 8 << 10
-
-
-@pytest.fixture
-def clients() -> ForkServerContext:
-    """Starts processes that have imported everything and not yet used it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([killed_client.__name__])
-    return context
 
 
 @contextmanager
@@ -55,24 +47,6 @@ def daemon_with_a_job(folder: Path) -> Iterator[tuple[Daemon, str]]:
         daemon.end()
 
 
-def kill_in_the_middle(
-    clients: ForkServerContext, number: int, address: str, job: str, chance: random.Random
-) -> None:
-    ours, theirs = clients.Pipe()
-    kind = number % len(killed_client.KINDS)
-    process = clients.Process(target=killed_client.run, args=(kind, address, job, theirs))
-    process.start()
-    theirs.close()
-    assert ours.poll(60), "a client did not come so far"
-    assert ours.recv_bytes() == b"!"
-    process.join(chance.random() * 0.03)
-    assert process.is_alive()
-    process.kill()
-    process.join(60)
-    assert not process.is_alive()
-    ours.close()
-
-
 async def kill(clients: ForkServerContext, count: int, daemon: Daemon, job: str) -> None:
     numbers = iter(range(count))
     chance = random.Random(count)
@@ -87,7 +61,7 @@ async def kill(clients: ForkServerContext, count: int, daemon: Daemon, job: str)
 
 
 async def test_nothing_is_left_of_clients_that_were_killed(
-    tmp_path: Path, clients: ForkServerContext, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The allocator gives back what is free, so that its habits are not taken for a leak.
     for name, value in (
@@ -96,7 +70,7 @@ async def test_nothing_is_left_of_clients_that_were_killed(
         ("MMAP_THRESHOLD_", "65536"),
     ):
         monkeypatch.setenv(f"MALLOC_{name}", value)
-    kills = amount(56, 1000)
+    kills, clients = amount(56, 1000), starter()
     with daemon_with_a_job(tmp_path) as (daemon, job):
 
         def held(known: dict[str, float] | None) -> dict[str, float] | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from multigrain.errors import ErrorKind, MultigrainError
 
 _UNREADABLE = object()
@@ -18,7 +16,7 @@ def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
     def read(data: bytes) -> Any:
         try:
             return data if deserialize is None else deserialize(data)
-        except DecodeError:
+        except Exception:  # DecodeError, or whatever a slower parser stumbles over
             return _UNREADABLE
 
     return read

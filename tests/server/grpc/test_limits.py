@@ -108,11 +108,11 @@ def test_a_message_that_is_too_large_once_unpacked_is_refused_before_memory_grow
             server.address, [("grpc.max_send_message_length", -1)]
         ) as channel:
             embed = channel.unary_unary("/multigrain.v1.EmbeddingService/Embed")
-            # The second is a quarter of a megabyte on its way.
+            # The others are an eighth of a megabyte on their way.
             for size, how, says in (
                 (5 * MIB, grpc.Compression.NoCompression, "larger than max"),
-                (256 * MIB, grpc.Compression.Gzip, "larger than max"),
-                (256 * MIB, grpc.Compression.Deflate, "larger than max"),
+                (128 * MIB, grpc.Compression.Gzip, "larger than max"),
+                (128 * MIB, grpc.Compression.Deflate, "larger than max"),
             ):
                 with pytest.raises(grpc.RpcError, match=says) as caught:
                     embed(bytes(size), compression=how, timeout=60)
