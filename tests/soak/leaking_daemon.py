@@ -1,0 +1,33 @@
+"""The daemon of a control run: it keeps a little of every request, as a defect would."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from multigrain_server.config_sources import parse
+from multigrain_server.log import setup_logging
+from multigrain_server.main import serve
+from multigrain_server.serving.service import ImageService
+from tests.server.jobs.conftest import FAKE_RUNNER
+
+_BYTES = 4096
+_REQUESTS_A_DESCRIPTOR = 500
+_kept: list[bytes] = []
+_answer = ImageService.answer
+
+
+async def _leaking(self: ImageService, request: Any) -> Any:
+    _kept.append(os.urandom(_BYTES))
+    if len(_kept) % _REQUESTS_A_DESCRIPTOR == 0:
+        os.dup(2)
+    return await _answer(self, request)
+
+
+if __name__ == "__main__":
+    ImageService.answer = _leaking  # type: ignore[method-assign]
+    config = parse(sys.argv[1:], os.environ).config
+    setup_logging(config.log)
+    asyncio.run(serve(config, FAKE_RUNNER))
