@@ -26,6 +26,7 @@ from multigrain.jobs.ranks import LEFT_WELL, Rank, Ranks
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
+_HELD_UP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class _Launch:
         self._launched = time.monotonic()
         self._stopping_since: float | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._quiet = False
         self.running = False
 
     def run(self) -> AttemptEnd:
@@ -100,8 +102,12 @@ class _Launch:
                 self._processes.append(self._start(process))
             end: AttemptEnd | None = None
             while end is None:
+                began = time.monotonic()
                 self._listen()
-                end = self._judge()
+                # Held up itself (by a full disk, say), it must hear what was said meanwhile before
+                # it calls anybody silent or dead.
+                if time.monotonic() - began < _HELD_UP_SECONDS:
+                    end = self._judge()
             if isinstance(end, Finished):
                 self._let_workers_leave()
             return end
@@ -130,7 +136,9 @@ class _Launch:
     # What comes in.
 
     def _listen(self) -> None:
-        for received in self._server.wait(_TICK_SECONDS):
+        messages = self._server.wait(_TICK_SECONDS)
+        self._quiet = not messages
+        for received in messages:
             hello = received.peer.hello
             rank = self._ranks.get(hello.rank) if hello else None
             if rank is None:
@@ -216,8 +224,9 @@ class _Launch:
         return failure.work_failed(stopped[0], unasked, self._plan.worker_logs[stopped[0]])
 
     def _find_dead_launcher(self) -> Failure | None:
-        """msrun ends by itself after a worker has; here, before any has."""
-        if any(rank.exit for rank in self._ranks.workers.values()):
+        """msrun ends by itself after a worker has; here, before any has. Workers end with it, so
+        that there is nothing more to hear once all they said has been heard."""
+        if not self._quiet or any(rank.exit for rank in self._ranks.workers.values()):
             return None
         for process, plan in zip(self._processes, self._plan.processes, strict=True):
             code = process.poll()

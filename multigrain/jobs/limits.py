@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+
+EXIT_NO_ROOM = 73
+"""Exit code of a runner that the disk had no room for (EX_CANTCREAT of sysexits.h)."""
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is a full disk or a quota that is used up."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 @dataclass(frozen=True)
@@ -14,8 +27,9 @@ class RunnerLimits:
         leave_seconds: for workers to end after their work is done.
         settle_seconds: after a first sign of failure, for its cause to arrive as well.
         restart_delay_seconds: before the next attempt.
-        storage_patience_seconds: for a full disk to get room again, before the runner gives up.
-        storage_retry_seconds: between two tries at a full disk.
+        storage_patience_seconds: for a disk that fails to work again, before the runner gives up.
+            (For room on a full one it waits as long as it takes, or until the job is to end.)
+        storage_retry_seconds: between two tries at such a disk.
         port_attempts: ports tried for the scheduler within one attempt.
         restarts: of evaluation and export; training has ``max_restarts``.
     """

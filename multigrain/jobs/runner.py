@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from multigrain.jobs.identity import RunnerIdentity
 from multigrain.jobs.launcher.base import Launcher, RankCommand
 from multigrain.jobs.launcher.choice import choose_launcher, world_of
 from multigrain.jobs.launcher.direct import DirectLauncher
-from multigrain.jobs.limits import RunnerLimits, StopSignal
+from multigrain.jobs.limits import EXIT_NO_ROOM, RunnerLimits, StopSignal, no_room
 from multigrain.jobs.processes import adopt_orphans, end_all
 from multigrain.jobs.request import JobRequest
 
@@ -161,10 +162,16 @@ class Runner:
         """Stores a record. While the disk is full everything waits: nothing is left out."""
         if isinstance(record, StateRecord):
             self._state = record.state
-        deadline = time.monotonic() + self._limits.storage_patience_seconds
-        before = self._writer.last_seq
+        began = time.monotonic()
+        waited = told = False
         while True:
+            before = self._writer.last_seq
             try:
+                if waited and not told:
+                    seconds = time.monotonic() - began
+                    message = f"the event log could not be written for {seconds:.0f} s: all waited"
+                    before = self._writer.append(LogRecord("WARNING", message), self._attempt)
+                    told = True
                 self._writer.append(record, self._attempt)
                 return
             except MultigrainError as error:
@@ -172,10 +179,18 @@ class Runner:
                     # It stands, and readers may have seen it: once more would be twice.
                     log.error("not known to be on the disk: %s", error.message)
                     return
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= began + self._patience(error):
                     raise
-                log.error("%s", error.message)
+                if not waited:
+                    log.error("%s", error.message)
+                waited = True
             time.sleep(self._limits.storage_retry_seconds)
+
+    def _patience(self, error: MultigrainError) -> float:
+        """Seconds that a record may wait; a full disk is emptied by somebody, in their time."""
+        if not no_room(error):
+            return self._limits.storage_patience_seconds
+        return self._limits.stop_grace_seconds if self._stop.requested else math.inf
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -225,7 +240,11 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("another runner has the job")
         return 0
     with writer:
-        RunnerIdentity.of_this_process().save(folder.runner)
+        try:
+            RunnerIdentity.of_this_process().save(folder.runner)
+        except OSError as error:
+            log.error("cannot say who it is: %s", error)
+            return EXIT_NO_ROOM if no_room(error) else 1
         adopt_orphans()
         limits = RunnerLimits(stop_grace_seconds=options.stop_grace)
         runner = Runner(folder, writer, limits, stop, work=options.work, bare=options.bare)
@@ -233,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
             runner.run()
         except MultigrainError as error:
             log.error("the job cannot go on: %s", error.message)
-            return 1
+            return EXIT_NO_ROOM if no_room(error) else 1
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -75,21 +76,28 @@ def run_worker(options: RankOptions) -> int:
             )
         )
     except MultigrainError as error:
-        traceback.print_exc()
+        _log_trace()
         field = error.violations[0].field if error.violations else ""
         return _give_up(reporter, Failed(error.kind.name, error.message, field))
     except Exception as error:  # a defect of ours or of a library: the runner restarts the job
-        traceback.print_exc()
+        _log_trace()
         first_line = next(iter(str(error).splitlines()), "")[:500]
         return _give_up(reporter, Failed("", f"{type(error).__name__}: {first_line}"))
     reporter.finish(Done(outcome.stopped, outcome.message))
     return 0
 
 
+def _log_trace() -> None:
+    # On a full disk the log takes nothing, and the runner must hear of the cause all the same.
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+
+
 def _give_up(reporter: ChannelReporter, failed: Failed) -> int:
     reporter.finish(failed)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # MindSpore's way out waits for the other workers, which wait for this one.
     os._exit(1)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from multigrain.events.log import Event
 from multigrain.events.records import LossRecord
 from multigrain.jobs.folder import JobFolder
 from tests.faults import work
+
+ROOT = Path(__file__).parents[2]
 
 
 def assert_whole_curve(events: list[Event], steps: int) -> None:

@@ -1,13 +1,15 @@
 """A training without MindSpore: steps that depend on all before them, and real checkpoints.
 
 Labels of the job say how it goes: ``steps`` (in all), ``pause`` (seconds a step), ``every``
-(steps between checkpoints), ``holds`` (attempts that stay, alive, behind step 10, 20, 30, ...
-until somebody ends them).
+(steps between checkpoints; 0: none, not even at the end), ``holds`` (attempts that stay, alive,
+behind step 10, 20, 30, ... until somebody ends them), ``gate`` (a file without which no step after
+the 20th is made).
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +38,7 @@ def train(ctx: WorkerContext) -> Outcome:
     labels = ctx.request.labels
     total, every = int(labels.get("steps", "40")), int(labels.get("every", "4"))
     hold_at = 10 * ctx.attempt if ctx.attempt <= int(labels.get("holds", "0")) else total
+    gate = Path(labels.get("gate", "/"))
     step, weight = 0, 0.0
     good = store.latest_good(ctx.folder.checkpoints)
     if good is not None and ctx.rank == 0:
@@ -43,9 +46,10 @@ def train(ctx: WorkerContext) -> Outcome:
         step, weight = checkpoint.manifest.step, float(checkpoint.model["w"][0])
     while step < total:
         if ctx.reporter.stop_requested:
-            _save(ctx, step, weight)
+            if every:
+                _save(ctx, step, weight)
             return Outcome(stopped=True, message=f"stopped at step {step}")
-        if step >= hold_at or ctx.rank != 0:
+        if step >= hold_at or ctx.rank != 0 or (step >= 20 and not gate.exists()):
             # Other ranks stay until rank 0 is done: the end of the loop is theirs to see.
             ctx.reporter.alive()
             time.sleep(0.02)
@@ -55,7 +59,7 @@ def train(ctx: WorkerContext) -> Outcome:
         step += 1
         weight = next_weight(weight, step)
         ctx.reporter.emit(LossRecord(step, total, 1, 1, weight, 0.0, 0.0, 0.1))
-        if step % every == 0 or step == total:
+        if every and (step % every == 0 or step == total):
             _save(ctx, step, weight)
         time.sleep(float(labels.get("pause", "0")))
     return Outcome(message=f"{total} steps")

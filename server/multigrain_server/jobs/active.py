@@ -23,6 +23,7 @@ class ActiveJob:
         not_before: loop time before which no runner is started again.
         look_at: loop time before which it is not looked at again, after that went wrong.
         told_to_end: whether its runner has heard of ``cancel_requested``.
+        disk_full: whether its disk has no room for an event.
         saved_at: loop time of the last write to the index.
     """
 
@@ -37,6 +38,7 @@ class ActiveJob:
     cancel_requested: bool = False
     told_to_end: bool = False
     waiting: str = ""
+    disk_full: bool = False
     saved_at: float = 0.0
     saved_state: JobState | None = None
     saved_seq: int = -1
@@ -55,4 +57,6 @@ class ActiveJob:
         return (self.feed.view.queued_time, self.job_id)
 
     def job(self) -> Job:
-        return Job(self.request, self.feed.view, self.cancel_requested, self.waiting)
+        return Job(
+            self.request, self.feed.view, self.cancel_requested, self.waiting, self.disk_full
+        )

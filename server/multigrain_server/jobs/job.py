@@ -16,12 +16,14 @@ class Job:
     Attributes:
         cancel_requested: whether CancelJob was called in this run of the job.
         waiting: why a queued job waits, or "".
+        disk_full: whether it waits for room on its disk.
     """
 
     request: JobRequest
     view: JobView
     cancel_requested: bool = False
     waiting: str = ""
+    disk_full: bool = False
 
     @property
     def job_id(self) -> str:
@@ -38,6 +40,8 @@ class Job:
 
     @property
     def state_message(self) -> str:
+        if self.disk_full and not self.view.state.terminal:
+            return "the disk of the data directory is full: what the job has to say waits for room"
         if self._being_ended and self.view.state is not JobState.STOPPING:
             return "asked to end"
         if self.view.state is JobState.QUEUED and self.waiting:

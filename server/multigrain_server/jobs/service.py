@@ -141,7 +141,7 @@ class Jobs:
         feed.poll()
         try:
             self._store.insert(request, feed.view, feed.offset)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MultigrainError) as error:
             # The caller is told that there is no job, so there must not be one.
             shutil.rmtree(move_to_trash(folder), ignore_errors=True)
             raise MultigrainError(
@@ -214,13 +214,13 @@ class Jobs:
             folder, StateRecord(JobState.QUEUED, message), job.view.attempt
         ):
             raise _still_ending(job_id)
-        self._store.save_cancel(job_id, False)
         feed = self._feeds.take(job_id)
         feed.poll()
-        self._store.save_view(job_id, feed.view, feed.offset)
         active = ActiveJob(job.request, folder, feed)
         self._supervisor.add(active)
         self._supervisor.schedule()
+        # Last: should the index refuse it, the job runs all the same, and is noted a moment later.
+        self._store.save_cancel(job_id, False)
         return active.job()
 
     def _resumable(self, job_id: str) -> Job:

@@ -10,8 +10,10 @@ import structlog
 
 from multigrain.errors import MultigrainError
 from multigrain.events.records import JobError, JobState, Record, StateRecord
+from multigrain.jobs.limits import EXIT_NO_ROOM, no_room
 from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.cancel_file import save_cancel
+from multigrain_server.jobs.disk_room import DiskRoom
 from multigrain_server.jobs.journal import append, runner_log_tail
 from multigrain_server.jobs.lease_file import drop_lease, load_lease, save_lease
 from multigrain_server.jobs.leases import Leases
@@ -71,6 +73,7 @@ class Supervisor:
         self.active: dict[str, ActiveJob] = {}
         self._task: asyncio.Task[None] | None = None
         self._schedule_at = 0.0
+        self._room = DiskRoom()
 
     def add(self, active: ActiveJob) -> None:
         """Takes charge of a job that has not ended; finds its runner and its devices."""
@@ -120,10 +123,17 @@ class Supervisor:
             if now < active.look_at:
                 continue
             try:
+                active.disk_full = self._room.full(active.folder.path)
                 self._tick(active)
-            except Exception:
+            except Exception as error:
                 active.look_at = now + self._options.trouble_seconds
-                _log.exception("job could not be looked after", job_id=active.job_id)
+                known = isinstance(error, MultigrainError)  # the disk, which its message says
+                _log.error(
+                    "job could not be looked after",
+                    job_id=active.job_id,
+                    reason=str(error),
+                    exc_info=not known,
+                )
             await asyncio.sleep(0)
         if now < self._schedule_at:
             return
@@ -172,6 +182,9 @@ class Supervisor:
         if view.state.terminal:
             self._finish(active)
             return
+        if runner is not None and runner.exit_code == EXIT_NO_ROOM:
+            self._wait_for_room(active, "its runner ended")
+            return
         active.crashes += 1
         delay = self._options.restart_delay_seconds * 2 ** (active.crashes - 1)
         active.not_before = asyncio.get_running_loop().time() + delay
@@ -211,6 +224,9 @@ class Supervisor:
                 save_lease(active.folder, lease)
             active.runner = RunnerProcess.spawn(active.folder, self._options.command, environment)
         except OSError as error:
+            if no_room(error):
+                self._wait_for_room(active, str(error))
+                return
             active.crashes += 1
             delay = self._options.restart_delay_seconds * 2**active.crashes
             active.not_before = asyncio.get_running_loop().time() + delay
@@ -218,10 +234,15 @@ class Supervisor:
             return
         _log.info("runner started", job_id=active.job_id, runner=active.runner.pid)
 
+    def _wait_for_room(self, active: ActiveJob, reason: str) -> None:
+        """A full disk is no crash of a runner: it is tried again for as long as it takes."""
+        active.not_before = asyncio.get_running_loop().time() + self._options.trouble_seconds
+        _log.error("no room for the job on the disk", job_id=active.job_id, reason=reason)
+
     def _finish(self, active: ActiveJob) -> None:
-        self._save(active)
         self._leases.release(active.job_id)
         drop_lease(active.folder)
+        self._save(active)  # on a full disk that raises: it is tried again
         self.active.pop(active.job_id, None)
         view = active.feed.view
         _log.info(

@@ -1,0 +1,23 @@
+"""The daemon as it is, whose jobs do the light work of ``tests.faults.work`` in real runners."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from multigrain_server.config_sources import parse
+from multigrain_server.log import setup_logging
+from multigrain_server.main import serve
+from tests.faults.curve import ROOT
+
+RUNNER = (
+    *(sys.executable, "-m", "multigrain.jobs.runner"),
+    *("--bare", "--work", "tests.faults.work:train"),
+)
+
+if __name__ == "__main__":
+    config = parse(sys.argv[1:], os.environ).config
+    setup_logging(config.log)
+    os.environ["PYTHONPATH"] = str(ROOT)  # runners work in the folders of their jobs
+    asyncio.run(serve(config, RUNNER))
