@@ -6,6 +6,7 @@ import asyncio
 
 from multigrain.engine.wire import LoadFailed, Ready
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.serving.foreign_paths import without_folders
 
 
 class EngineHello:
@@ -32,7 +33,7 @@ class EngineHello:
                 MultigrainError(
                     ErrorKind.UNAVAILABLE,
                     f"the engine of {self._label} ended while loading ({reason}); "
-                    f"its last words: {last_words[:500]}",
+                    f"its last words: {without_folders(last_words[:500])}",
                 )
             )
             # Also read when nobody waits for it any more (stop during a load).
@@ -54,5 +55,6 @@ class EngineHello:
                 "serving.load_timeout_seconds, or look at the server's log",
             ) from None
         if isinstance(first, LoadFailed):
-            raise MultigrainError(ErrorKind(first.kind), f"{self._label}: {first.message}")
+            message = without_folders(first.message)
+            raise MultigrainError(ErrorKind(first.kind), f"{self._label}: {message}")
         return first
