@@ -36,8 +36,19 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Daemon:
+        """Starts it, and returns when it takes calls."""
         address = self.data_dir / "address"
         address.unlink(missing_ok=True)
+        self.start_process()
+        deadline = time.monotonic() + 60
+        while not address.exists() or not address.read_text().strip():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the daemon did not start:\n{self.log.read_text()}")
+            time.sleep(0.05)
+        return self
+
+    def start_process(self) -> None:
+        """Starts it, and does not wait for anything."""
         command = [
             sys.executable,
             "-m",
@@ -50,12 +61,6 @@ class Daemon:
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while not address.exists() or not address.read_text().strip():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the daemon did not start:\n{self.log.read_text()}")
-            time.sleep(0.05)
-        return self
 
     def fix_port(self, port: str) -> None:
         """Later starts listen on this port, so that clients find the daemon again."""
