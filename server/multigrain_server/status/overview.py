@@ -66,7 +66,7 @@ def _tiles(snapshot: Snapshot) -> Markup:
     tiles: tuple[tuple[str, Child, str], ...] = (
         ("Jobs running", count(running), f"{counts.get('QUEUED', 0)} queued"),
         (
-            "Jobs ended",
+            "Jobs succeeded",
             count(counts.get("SUCCEEDED", 0)),
             f"{counts.get('FAILED', 0)} failed, {counts.get('CANCELLED', 0)} cancelled",
         ),
