@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc.aio
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+from multigrain.v1.job_pb2 import ListJobsRequest
+from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain_client import AsyncClient, Client
+from multigrain_server.app import App
+from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, parse
 from multigrain_server.tracing.config import TracingConfig
 from multigrain_server.tracing.opening import open_tracing
@@ -58,6 +63,25 @@ async def test_a_trace_goes_from_the_client_through_the_batch_into_a_collector(
         leaders = {link.span_id for span in batches.values() for link in span.links}
         assert leaders <= {one.span_id for one in (*calls, classify)}
         assert {span.name for span in collector.named("decode")} == {"decode"}
+
+
+async def test_a_daemon_sends_what_is_left_when_it_stops(tmp_path: Path) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with Collector() as collector:
+        config = ServerConfig(
+            data_dir=tmp_path / "data",
+            listen="127.0.0.1:0",
+            http_listen="",
+            tracing=TracingConfig(endpoint=collector.endpoint),
+        )
+        app = App(config)
+        await app.start()
+        async with grpc.aio.insecure_channel(app.address) as channel:
+            metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+            await JobServiceStub(channel).ListJobs(ListJobsRequest(), metadata=metadata)
+        await app.stop()
+        (span,) = collector.named("multigrain.v1.JobService/ListJobs")
+    assert span.trace_id.hex() == trace
 
 
 def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
