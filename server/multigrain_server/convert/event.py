@@ -60,6 +60,8 @@ def timestamp(text: str) -> Timestamp | None:
 
 def _known(cls: type, body: dict[str, Any]) -> dict[str, Any]:
     known = _FIELDS[cls]
+    if not isinstance(body, dict):
+        raise ValueError(f"not the fields of a {cls.__name__}")
     return {name: value for name, value in body.items() if name in known and value is not None}
 
 

@@ -22,7 +22,7 @@ READ_BYTES = 1 << 18
 
 # How every writer begins a line. A job has hundreds of thousands of losses of which most are
 # only passed over: this tells what is needed for that many times faster than decoding them.
-_HEAD = re.compile(rb'\{"seq":(\d+),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
+_HEAD = re.compile(rb'\{"seq":(\d{1,18}),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
 
 _EVENT_KEYS = frozenset({"seq", "time", "job_id", "attempt"})
 
@@ -76,8 +76,10 @@ def parse_line(raw: bytes) -> EventLine | None:
     try:
         data = EventLine(0, "", raw).decode()
         kind = next((key for key in RECORD_TYPES if key in data), "")
-        return EventLine(int(data["seq"]), kind, raw)
-    except (ValueError, TypeError) as error:
+        if not isinstance(data["seq"], int) or not 0 < data["seq"] < 10**18:
+            raise ValueError("its seq is no number that the index can hold")
+        return EventLine(data["seq"], kind, raw)
+    except (ValueError, TypeError, RecursionError) as error:
         _log.error("event line unreadable", reason=repr(error), line=repr(raw[:200]))
         return None
 

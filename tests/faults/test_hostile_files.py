@@ -1,0 +1,244 @@
+"""Files that are corrupt, or that somebody wrote on purpose: refused by name, and never run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import multigrain
+import multigrain_client
+import multigrain_server
+from multigrain.checkpoint import store
+from multigrain.checkpoint.files import write_synced
+from multigrain.checkpoint.weights import load_weights
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.records import JobState
+from multigrain.jobs.folder import JobFolder
+from multigrain.spec import yaml_file
+from multigrain_server.convert.job import job_message
+from multigrain_server.database import Database
+from multigrain_server.jobs.recovery import index_folders
+from multigrain_server.jobs.store import SCHEMA, JobStore
+from multigrain_server.models.reference import ModelVersion
+from multigrain_server.models.store import LoadedRow, ModelStore
+from tests.faults.test_power_lost import save
+from tests.server.jobs.conftest import MakeSide, make_side
+
+__all__ = ["make_side"]
+
+
+MARK = f"/tmp/multigrain-was-unpickled-{os.getpid()}"
+
+
+class Evil:
+    """Whoever unpickles it writes a file."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (MARK,))
+
+
+def was_unpickled() -> bool:
+    return os.path.exists(MARK)
+
+
+NONSENSE = [
+    b"",
+    b"\0" * 4096,
+    b"\xff\xfe\x00",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"1e999",
+    b"{" * 50_000,
+    b"[" * 50_000,
+    b'{"a":' * 50_000,
+    b"{}",
+    pickle.dumps(Evil()),
+]
+
+
+def test_nothing_in_the_program_can_unpickle_or_evaluate_what_it_reads() -> None:
+    found = []
+    roots = [Path(str(package.__file__)).parent for package in
+             (multigrain, multigrain_server, multigrain_client)]  # fmt: skip
+    files = [path for root in roots for path in root.rglob("*.py")]
+    assert len(files) > 200
+    for path in files:
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        found += [f"{path}: {fault}" for call in calls if (fault := _fault(call))]
+    assert found == []
+    assert issubclass(yaml_file._Loader, yaml.SafeLoader)
+
+
+def _fault(call: ast.Call) -> str:
+    name = ast.unparse(call.func)
+    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
+        return "np.load with pickles"
+    if name == "torch.load" and given.get("weights_only") != "True":
+        return "torch.load without weights_only"
+    module = name.partition(".")[0]
+    if module in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"):
+        return name
+    if name == "yaml.load" and given.get("Loader") != "_Loader":
+        return name
+    if name in ("eval", "exec", "yaml.unsafe_load", "os.system", "os.popen"):
+        return name
+    if given.get("shell", "False") != "False":
+        return f"{name} with a shell"
+    return ""
+
+
+@pytest.mark.parametrize(
+    "name", ["spec.json", "events.jsonl", "lease.json", "runner.json", "cancel"]
+)
+async def test_a_job_folder_with_nonsense_holds_up_nobody(
+    make_side: MakeSide, tmp_path: Path, name: str
+) -> None:
+    first = make_side("cpu:1")
+    good = await first.submit(request_id="good", events="3")
+    await first.ended(good.job_id)
+    victims = []
+    for _ in NONSENSE:
+        victims.append((await first.submit(mute="1")).job_id)
+        first.jobs.cancel(victims[-1])
+    await first.stop()
+    (tmp_path / "state.db").unlink()
+    for victim, content in zip(victims, NONSENSE, strict=True):
+        path = tmp_path / "jobs" / victim / name
+        path.write_bytes(content if name == "spec.json" or not content else content + b"\n")
+    second = make_side("cpu:0")
+    assert second.jobs.get(good.job_id).state is JobState.SUCCEEDED
+    assert (await second.submit(request_id="good", events="3")).job_id == good.job_id
+    for victim in victims:
+        if name == "spec.json":
+            with pytest.raises(MultigrainError) as caught:
+                second.jobs.get(victim)
+            assert caught.value.kind is ErrorKind.NOT_FOUND
+        else:
+            job_message(second.jobs.get(victim))
+    assert not was_unpickled()
+
+
+EVENT = {"seq": 2, "time": "2026-01-31T12:00:00.000000Z", "job_id": "x", "attempt": 1}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {**EVENT, "state": {"state": "NOT_ONE"}},
+        {**EVENT, "state": {"state": "RUNNING", "error": [1]}},
+        {**EVENT, "state": []},
+        {**EVENT, "loss": {"step": 1}},
+        {**EVENT, "loss": "text"},
+        {**EVENT, "novelty": {}},
+        {**EVENT, "seq": "2", "state": {"state": "RUNNING"}},
+        {**EVENT, "seq": 10**30, "state": {"state": "RUNNING"}},
+        {**EVENT, "attempt": None, "state": {"state": "RUNNING"}},
+        {"seq": 2},
+    ],
+    ids=lambda event: json.dumps(event)[-40:],
+)
+async def test_an_event_that_is_none_is_passed_over_or_streamed_as_far_as_it_goes(
+    make_side: MakeSide, event: dict[str, object]
+) -> None:
+    side = make_side("cpu:0")
+    job = await side.submit()
+    path = JobFolder(side.root / "jobs" / job.job_id).events
+    with path.open("ab") as file:
+        file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+    await side.stop()
+    later = make_side("cpu:0")
+    job_message(later.jobs.get(job.job_id))
+    async for _ in later.jobs.event_batches(job.job_id, 0, frozenset(), False):
+        pass
+
+
+def test_folders_that_lead_elsewhere_are_no_jobs(tmp_path: Path) -> None:
+    for name in ("train-1", "Train 2", "..."):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+    body = '{"job_id": "../../etc", "kind": "EXPORT", "create_time": "now"}'
+    for name in ("train-1", "Train 2", "..."):
+        (tmp_path / "jobs" / name / "spec.json").write_text(body)
+    with closing(Database(":memory:", [SCHEMA])) as database:
+        done = index_folders(tmp_path / "jobs", JobStore(database))
+    assert set(done.refused) == {"train-1", "Train 2", "..."}
+    assert "belongs to job ../../etc" in done.refused["train-1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *NONSENSE[1:10],
+        b'{"loaded": [{"version": {"name": "../../x", "version": 1}, "runtime": ""}]}',
+        b'{"loaded": [{"version": {"name": "x", "version": 1}, "runtime": "rm -rf"}]}',
+        b'{"aliases": {"a/b": {"name": "x", "version": 1}}}',
+        b'{"default": "../x"}',
+    ],
+)
+def test_what_is_to_be_loaded_is_refused_by_name_and_kept(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "serving.json"
+    path.write_bytes(content)
+    store = ModelStore(path)
+    assert (store.loaded(), store.aliases(), store.default()) == ([], {}, "")
+    assert "serving.json is refused" in caplog.text
+    assert (tmp_path / "serving.json.damaged").read_bytes() == content
+    row = LoadedRow(version=ModelVersion("x", 1), runtime="auto")
+    store.add_loaded(row)
+    store.set_alias("production", row.version)
+    again = ModelStore(path)
+    assert (again.loaded(), again.aliases()) == ([row], {"production": row.version})
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "manifest.json"])
+@pytest.mark.parametrize("content", NONSENSE)
+def test_a_checkpoint_with_nonsense_is_refused_by_name(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (save(tmp_path, 1) / name).write_bytes(content)
+    with pytest.raises(MultigrainError, match="step-00000001") as caught:
+        store.load(tmp_path / "step-00000001")
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+    assert store.latest_good(tmp_path) is None
+
+
+def test_a_manifest_that_vouches_for_nonsense_or_for_files_elsewhere_is_refused(
+    tmp_path: Path,
+) -> None:
+    folder = save(tmp_path, 1)
+    (tmp_path / "outside").write_bytes(b"secret")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    evil = pickle.dumps({"w": np.zeros(3)})
+    (folder / "model.safetensors").unlink()
+    entry = write_synced(folder / "model.safetensors", evil)
+    manifest["files"]["model.safetensors"] = entry.model_dump()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MultigrainError, match=r"model\.safetensors cannot be read") as caught:
+        store.load(folder)
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+    manifest["files"]["../outside"] = {"sha256": "0" * 64, "bytes": 6}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MultigrainError, match=r"\.\./outside is missing"):
+        store.verify(folder)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt", ".pth", ".npy", ".pkl"])
+def test_a_pickle_under_any_name_is_no_weights_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"weights{ending}"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(MultigrainError) as caught:
+        load_weights(path)
+    assert caught.value.kind in (ErrorKind.CHECKPOINT, ErrorKind.UNSUPPORTED)
+    assert not was_unpickled()
