@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS ?= .venv-peers
 
-.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench fuzz soak audit clean
+.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench fuzz soak audit clean faults
 
 # The README's first command: train, evaluate, export and serve on real images.
 demo: $(STAMP)
@@ -62,6 +62,11 @@ bench: $(STAMP) $(PEERS)/.installed
 	-$(BIN)/python -m tests.bench.job_overhead
 	-$(BIN)/python -m tests.bench.pytorch_step --pytorch $(PEERS)/bin/python
 	-$(BIN)/python -m tests.bench.scaling
+
+# The promises of the README with many more faults than in `make test`: half an hour. What is random
+# prints its seed; MULTIGRAIN_FAULT_SEED=N repeats it.
+faults: $(STAMP)
+	MULTIGRAIN_FAULTS=full $(BIN)/pytest -s --timeout 3600 tests/faults
 
 # Every call and every reader of bytes from elsewhere, with input that is nearly right: so many
 # seconds for each of thirteen parts, from a new seed each time (printed where it fails).

@@ -19,5 +19,7 @@ RUNNER = (
 if __name__ == "__main__":
     config = parse(sys.argv[1:], os.environ).config
     setup_logging(config.log)
-    os.environ["PYTHONPATH"] = str(ROOT)  # runners work in the folders of their jobs
+    # Runners work in the folders of their jobs.
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [before]), str(ROOT)])
     asyncio.run(serve(config, RUNNER))
