@@ -24,6 +24,9 @@ from multigrain.v1.inference import service_pb2, service_pb2_grpc
 from tests.bench.photographs import photographs
 
 Call = Callable[[int, float], Awaitable[Any]]
+#: Where a call's time goes: the last two are the daemon's side of the engine's socket, and gRPC on
+#: both sides with the caller's own work.
+STAGES = ("decode", "queue", "compute", "daemon to engine and back", "caller to daemon and back")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Plan:
 
 @dataclass
 class Report:
-    """What became of it. ``by_second``: answers in each second."""
+    """What became of it. ``by_second``: answers in each second. ``stages_ms``: of a single caller
+    of ours, medians of where its time went."""
 
     answered: int = 0
     seconds: float = 0.0
@@ -65,6 +69,7 @@ class Report:
     by_second: list[int] = field(default_factory=list)
     cpu_seconds: float = 0.0
     rss_mb: tuple[float, ...] = ()
+    stages_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -81,11 +86,19 @@ class Tally:
         self.codes: Counter[str] = Counter()
         self.told = 0
         self.rss: list[float] = []
+        self.stages: list[tuple[float, ...]] = []
 
-    def answered(self, began: float) -> None:
+    def answered(self, began: float, answer: object = None) -> None:
         now = time.perf_counter()
         self.latencies.append(now - began)
         self.ends.append(now - self.start)
+        if isinstance(answer, embedding_pb2.EmbedResponse):
+            t = answer.timings
+            inside = t.decode_ns + t.queue_ns + t.compute_ns
+            outside = 1e9 * (now - began) - t.total_ns
+            self.stages.append(
+                (t.decode_ns, t.queue_ns, t.compute_ns, t.total_ns - inside, outside)
+            )
 
     def report(self) -> Report:
         seconds = time.perf_counter() - self.start
@@ -101,7 +114,14 @@ class Tally:
             by_second=np.bincount(np.array(self.ends, int), minlength=int(seconds)).tolist(),
             cpu_seconds=cpu.user + cpu.system,
             rss_mb=tuple(self.rss),
+            stages_ms=self._stages_ms(),
         )
+
+    def _stages_ms(self) -> dict[str, float]:
+        if not self.stages:
+            return {}
+        medians = np.median(np.array(self.stages), axis=0) / 1e6
+        return dict(zip(STAGES, medians.tolist(), strict=True))
 
 
 async def run(plan: Plan) -> Report:
@@ -165,7 +185,7 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
     """One call; how long to wait after it if it was refused."""
     began = time.perf_counter()
     try:
-        await call(number, plan.deadline)
+        answer = await call(number, plan.deadline)
     except grpc.aio.AioRpcError as error:
         tally.codes[error.code().name] += 1
         for key, value in error.trailing_metadata() or ():
@@ -173,7 +193,7 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
                 tally.told += 1
                 return int(value) / 1000
         return 0.1
-    tally.answered(began)
+    tally.answered(began, answer if plan.callers == 1 else None)
     return None
 
 

@@ -86,7 +86,7 @@ def by_hand(bundle: Path, scratch: Path) -> Iterator[Server]:
 
 @contextmanager
 def pytriton(bundle: Path, scratch: Path, python: Path) -> Iterator[Server]:
-    """``peers.pytriton`` with the interpreter of an environment that has it."""
+    """``peers.triton_onnx`` with the interpreter of an environment that has it."""
     log = scratch / "pytriton.log"
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -94,7 +94,7 @@ def pytriton(bundle: Path, scratch: Path, python: Path) -> Iterator[Server]:
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen(
-            [str(python), str(_PEERS / "pytriton.py"), str(bundle / "model.onnx"), str(port)],
+            [str(python), str(_PEERS / "triton_onnx.py"), str(bundle / "model.onnx"), str(port)],
             stdout=out,
             stderr=subprocess.STDOUT,
         )

@@ -1,7 +1,8 @@
 """Serving at the machine's limit: ours beside two servers that one would take instead.
 
 ``python -m tests.bench.serving [PART ...]``; without a part, all of them in one run. Parts:
-limit, callers, overload, stream, swaps, by_hand, pytriton. ResNet-50 with GeM at 224 px, random
+limit, callers, overload, stream, swaps, by_hand, pytriton (in an environment of its own: make
+peers-serving). ResNet-50 with GeM at 224 px, random
 weights, 64 photographs; callers and servers share the machine.
 """
 
@@ -16,6 +17,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from multigrain_client import Client
 from tests.bench.callers import Plan, Report
@@ -91,6 +94,8 @@ def common(name: str, server: Server, options: Options) -> float:
         *(many.rate, many.p99_ms),
     )
     row("codes of the 256", json.dumps(many.codes), "with a delay", many.told_to_wait)
+    for stage, ms in one.stages_ms.items():
+        row("1 caller, p50 ms", stage, ms)
     row("cold start s", server.cold_seconds, "RSS MB", server.rss_mb())
     for part, seconds in after.items():
         row(f"CPU ms an image, {part}", 1000 * (seconds - before[part]) / sixteen.answered)
@@ -101,11 +106,14 @@ def common(name: str, server: Server, options: Options) -> float:
 def overload(server: Server, options: Options) -> None:
     """Five times what it can, for a while; then normal load again."""
     normal = call(server, callers=16, seconds=options.seconds)
-    before = server.rss_mb()
+    before, cpu = server.rss_mb(), server.parts()
     five = call(server, rate=5 * normal.rate, seconds=options.overload_seconds, deadline=2.0)
+    took = {part: used - cpu[part] for part, used in server.parts().items()}
     after = call(server, callers=16, seconds=options.seconds)
     row("5 x overload", "good/s", five.rate, "of normal", five.rate / normal.rate)
     row("p99 of the accepted ms", five.p99_ms, json.dumps(five.codes), five.told_to_wait)
+    row("cores that callers took", five.cpu_seconds / five.seconds)
+    row("cores that the daemon took, refusals and all", took["daemon"] / five.seconds)
     row("afterwards by second", *after.by_second[:5], "normal", normal.rate)
     row("RSS MB before, after", before, server.rss_mb())
 
@@ -161,11 +169,19 @@ def swaps(server: Server, options: Options) -> None:
             task.cancel()
 
     asyncio.run(load())
+    p99s = []
     for name, during in (("calm", False), ("during a swap", True)):
         times = sorted(seconds for _, seconds, swapping in seen if swapping is during) or [0.0]
-        row(f"p99 ms {name}", 1000 * times[int(0.99 * len(times))], "calls", len(times))
+        p99s.append(1000 * times[int(0.99 * len(times))])
+        row(f"p99 ms {name}", p99s[-1], "calls", len(times))
+    row("p99 during a swap over else", p99s[1] / (p99s[0] or 1))
     row("errors", len(errors), *errors[:3])
-    row("swaps", len(rss), "server RSS MB", *(round(value) for value in rss))
+    row("swaps", len(rss), "server RSS MB after each", *(round(value) for value in rss))
+    if len(rss) > 2:
+        # The first swaps fill what is kept for good.
+        later = rss[len(rss) // 4 :]
+        slope = float(np.polyfit(range(len(later)), later, 1)[0])
+        row("server RSS MB a swap, fitted to the last three quarters", slope)
 
 
 def main() -> None:

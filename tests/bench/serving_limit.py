@@ -20,11 +20,11 @@ from PIL import Image
 
 from multigrain.bundle.folder import read
 from multigrain.engine.answer import encode_vector
-from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Runtime
+from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Pixels, Runtime
 from multigrain.engine.runtime.choice import load
 from multigrain.engine.wire import VectorWants
 from multigrain.images.decode import decode_image
-from multigrain.images.preprocess import preprocess, preprocess_image
+from multigrain.images.preprocess import crop, preprocess, preprocess_image
 from tests.bench.calibrated import PREPROCESSING, REFERENCE, write_bundle
 from tests.bench.photographs import photographs
 
@@ -49,27 +49,29 @@ def preprocessing_rate(files: list[bytes], threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
 
         def work() -> int:
-            return sum(1 for _ in pool.map(lambda data: preprocess(data, PREPROCESSING), files))
+            return sum(1 for _ in pool.map(lambda data: crop(data, PREPROCESSING), files))
 
         return rate(work)
 
 
-def engine_rate(runtime: Runtime, images: FloatArray, batch: int) -> float:
+def engine_rate(runtime: Runtime, pictures: list[Pixels], batch: int) -> float:
     def work() -> int:
-        runtime.run(images[:batch])
+        runtime.run_pixels(pictures[:batch])
         return batch
 
     return rate(work)
 
 
-def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
     return np.asarray((a64 * b64).sum(axis=1) / norms)
 
 
-def compute(runtime: Runtime, images: FloatArray) -> Outputs:
-    parts = [runtime.run(images[start : start + 8]) for start in range(0, len(images), 8)]
+def compute(runtime: Runtime, pictures: list[Pixels]) -> Outputs:
+    parts = [
+        runtime.run_pixels(pictures[start : start + 8]) for start in range(0, len(pictures), 8)
+    ]
     return Outputs(
         np.concatenate([part.embedding for part in parts]),
         np.concatenate([part.logits for part in parts]),
@@ -122,7 +124,7 @@ def main(models_dir: Path) -> None:
     folder = write_bundle(models_dir)
     bundle = Bundle(folder, read(folder))
     files = photographs()
-    images = np.stack([preprocess(data, PREPROCESSING) for data in files])
+    pictures = [crop(data, PREPROCESSING) for data in files]
     expected = np.load(folder / REFERENCE)
     cores = os.cpu_count() or 1
     one, both = preprocessing_rate(files, 1), preprocessing_rate(files, cores)
@@ -135,8 +137,8 @@ def main(models_dir: Path) -> None:
         start = time.perf_counter()
         (runtime,) = load(name, bundle, Compute()).runtimes.values()
         seconds = time.perf_counter() - start
-        single, full = (engine_rate(runtime, images, n) for n in (1, runtime.best_batch))
-        got = compute(runtime, images)
+        single, full = (engine_rate(runtime, pictures, n) for n in (1, runtime.best_batch))
+        got = compute(runtime, pictures)
         cosine = cosines(got.embedding, expected["embedding"]).min()
         same = (got.logits.argmax(1) == expected["logits"].argmax(1)).mean()
         print(
