@@ -7,11 +7,8 @@ PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
 
-<<<<<<< Updated upstream
-.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench fuzz soak audit clean faults
-=======
-.PHONY: demo test lint types stubs stubs-check protos-check unit peers bench peers-serving clean
->>>>>>> Stashed changes
+.PHONY: demo test lint types stubs stubs-check protos-check unit peers peers-serving bench fuzz soak
+.PHONY: audit clean faults
 
 # The README's first command: train, evaluate, export and serve on real images.
 demo: $(STAMP)
@@ -69,7 +66,6 @@ bench: $(STAMP) $(PEERS)/.installed
 	-$(BIN)/python -m tests.bench.pytorch_step --pytorch $(PEERS)/bin/python
 	-$(BIN)/python -m tests.bench.scaling
 
-<<<<<<< Updated upstream
 # The promises of the README with many more faults than in `make test`: half an hour. What is random
 # prints its seed; MULTIGRAIN_FAULT_SEED=N repeats it.
 faults: $(STAMP)
@@ -93,7 +89,7 @@ audit: $(STAMP)
 	$(BIN)/pip install --quiet 'pip-audit>=2.9,<3'
 	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/installed.txt
-=======
+
 # Serving beside a server written by hand and PyTriton: five minutes. Triton brings the
 # interpreter of Python 3.11.0 and runs it with the standard library that it finds, for which
 # those of newer 3.11 are too new: Debian's own is not.
@@ -105,7 +101,6 @@ $(TRITON)/.installed:
 	$(TRITON_PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/pip install --quiet nvidia-pytriton==0.7.0 onnxruntime==1.32.0 pillow numpy
 	touch $@
->>>>>>> Stashed changes
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(TRITON) demo-out build dist
