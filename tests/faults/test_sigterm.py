@@ -7,9 +7,18 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
+import grpc.aio
+import pytest
+
+from multigrain.v1.embedding_pb2 import EmbedRequest
+from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from multigrain_client import AsyncClient
 from tests.e2e.daemon import Daemon, wait_for_no_processes
+from tests.engine.pictures import picture
 from tests.faults.serving import Seen, amount, callers, serving_daemon, until
 
 CALLERS = 16
@@ -49,5 +58,52 @@ async def test_a_daemon_that_is_told_to_end_under_full_load_loses_no_call(tmp_pa
         assert all("shutting down" in r or "failed to connect" in r for r in seen.reasons), seen
         assert seen.wrong == 0
         wait_for_no_processes(daemon.data_dir, 60)
+    finally:
+        daemon.end()
+
+
+async def test_bulk_streams_end_with_their_answers_and_go_on_with_the_next_daemon(
+    tmp_path: Path,
+) -> None:
+    daemon = serving_daemon(tmp_path)
+    try:
+        daemon.fix_port(daemon.address.rpartition(":")[2])
+        restarted = asyncio.Event()
+        pictures = [picture(seed) for seed in range(5)]
+        sent = 0
+
+        async def feed() -> AsyncIterator[bytes]:
+            nonlocal sent
+            while not restarted.is_set() or sent % 100:
+                yield pictures[sent % 5]
+                sent += 1
+
+        async def restart() -> None:
+            assert await asyncio.to_thread(daemon.stop) == 0
+            await asyncio.to_thread(daemon.start)
+            restarted.set()
+
+        channel = grpc.aio.insecure_channel(daemon.address)
+        async with channel, AsyncClient(daemon.address) as client:
+            expected = await client.embed(pictures)
+            # One that says nothing more holds nothing up either.
+            idle = EmbeddingServiceStub(channel).EmbedStream(timeout=60)
+            await idle.write(EmbedRequest(images=[pictures[0]]))
+            assert await idle.read() is not grpc.aio.EOF
+            got, restarting = 0, None
+            async for answer in client.embed_stream(feed()):
+                assert answer.index == got
+                assert answer.vector == pytest.approx(expected[got % 5], abs=1e-4)
+                got += 1
+                if got == 50:
+                    restarting = asyncio.create_task(restart())
+            assert restarting is not None
+            await restarting
+            assert got == sent
+            with pytest.raises(grpc.aio.AioRpcError, match="shutting down") as caught:
+                await idle.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "cut off" not in daemon.log.read_text()
+        daemon.stop()
     finally:
         daemon.end()

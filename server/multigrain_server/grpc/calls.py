@@ -9,6 +9,8 @@ has said goodbye to its connections: a caller that waits sends nothing, and then
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 
@@ -32,6 +34,9 @@ class Calls:
         self._idle.set()
         self._refuse = asyncio.Event()
         self._refuse.set()
+        # That wait for the next message of their stream; those of them that are not to wait on.
+        self._reading: set[asyncio.Task[Any]] = set()
+        self._told: set[asyncio.Task[Any]] = set()
 
     async def enter(self, method: str) -> bool:
         """Counts a call in. False for one that is not counted and always admitted.
@@ -45,11 +50,7 @@ class Calls:
             return False
         if self._draining:
             await self._refuse.wait()
-            raise MultigrainError(
-                ErrorKind.UNAVAILABLE,
-                "the server is shutting down; try another one, or this one later",
-                retry_after=1.0,
-            )
+            raise _shutting_down()
         self.in_flight += 1
         self._idle.clear()
         return True
@@ -59,9 +60,39 @@ class Calls:
         if self.in_flight == 0:
             self._idle.set()
 
+    async def incoming(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The messages of a stream that its caller may go on with elsewhere.
+
+        Raises:
+            MultigrainError: UNAVAILABLE once the server drains, in place of the next message:
+                what came before is answered.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        iterator = aiter(messages)
+        while not self._draining:
+            self._reading.add(task)
+            try:
+                message = await anext(iterator)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if task not in self._told:
+                    raise
+                task.uncancel()
+                break
+            finally:
+                self._reading.discard(task)
+                self._told.discard(task)
+            yield message
+        raise _shutting_down()
+
     async def drain(self, seconds: float) -> bool:
         """Refuses new calls and waits for those in flight. False if the time was too short."""
         self._draining = True
+        self._told |= self._reading
+        for task in self._reading:
+            task.cancel()
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
@@ -77,3 +108,11 @@ class Calls:
         await asyncio.sleep(_GOODBYE_SECONDS)
         self._refuse.set()
         await stopping
+
+
+def _shutting_down() -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.UNAVAILABLE,
+        "the server is shutting down; try another one, or this one later",
+        retry_after=1.0,
+    )

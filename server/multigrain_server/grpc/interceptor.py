@@ -36,6 +36,13 @@ _FREQUENT = frozenset(
         "/inference.GRPCInferenceService/ModelInfer",
     )
 )
+# Endless by their nature; their callers go on elsewhere with what was not answered.
+_RESUMABLE = frozenset(
+    (
+        "/multigrain.v1.EmbeddingService/EmbedStream",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+    )
+)
 _GOOD_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -89,6 +96,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
         wrap = self._stream if handler.response_streaming else self._single
         read = all_readable if handler.request_streaming else readable
+        if method in _RESUMABLE:
+            read = self._all_readable_until_drained
         streams = bool(handler.request_streaming or handler.response_streaming)
         # Kept: only methods that exist come here, and each is wrapped the same way every time.
         self._wrapped[method] = make(
@@ -97,6 +106,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             response_serializer=unless_encoded(handler.response_serializer),
         )
         return self._wrapped[method]
+
+    def _all_readable_until_drained(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        return all_readable(self._calls.incoming(messages))
 
     def _single(self, behaviour: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
