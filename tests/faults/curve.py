@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from multigrain.events.log import Event
-from multigrain.events.records import LossRecord
-from multigrain.jobs.folder import JobFolder
+from multigrain.events.records import JobState, LossRecord
 from tests.faults import work
+from tests.jobs.harness import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,12 @@ def assert_numbered(events: list[Event]) -> None:
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
 
 
-def checkpoint_steps(folder: JobFolder) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
-    return sorted(int(path.name[5:]) for path in folder.checkpoints.glob("step-*"))
+def wait_until_running(job: Job, attempt: int) -> None:
+    """Until every worker of an attempt is there: rank 0 makes steps without the others."""
+    job.wait_for(
+        lambda: any(
+            event.attempt == attempt and getattr(event.record, "state", None) is JobState.RUNNING
+            for event in job.events()
+        ),
+        timeout=60,
+    )

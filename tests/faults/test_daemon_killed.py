@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
+import socket
 import statistics
 import threading
 import time
@@ -40,6 +42,15 @@ def wait(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+def steady_port() -> int:
+    """A port that the kernel gives to no connection while the daemon is away."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)  # below the ephemeral ones
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Chaos:
     """A daemon that is killed, what was asked of it, and what it has promised.
 
@@ -55,11 +66,10 @@ class Chaos:
         self.daemon = serving_daemon(
             folder,
             MODELS,
-            ["--devices=cpu:2", "--jobs-poll-seconds=0.02"],
+            ["--devices=cpu:2", "--jobs-poll-seconds=0.02", f"--listen=127.0.0.1:{steady_port()}"],
             roots=[images],
             module="tests.faults.quick_daemon",
         )
-        self.daemon.fix_port(self.daemon.address.rsplit(":", 1)[1])
         self.address = self.daemon.address
         self.spec = {
             "preset": "digits-demo",

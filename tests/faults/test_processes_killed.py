@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from multigrain.events.records import JobError, JobState
-from tests.faults.curve import assert_numbered, assert_whole_curve
+from tests.faults.curve import assert_numbered, assert_whole_curve, wait_until_running
 from tests.jobs.harness import Job
 
 NewJob = Callable[..., Job]
@@ -24,6 +24,7 @@ def kill_at(job: Job, step: int, victim: Callable[[], psutil.Process]) -> None:
     """Kills a process once the attempt holds at a step; returns when nothing of it is left."""
     job.wait_for(lambda: any(loss.step == step for loss in job.losses()), timeout=60)
     attempt = job.events()[-1].attempt
+    wait_until_running(job, attempt)
     left = job.processes()
     victim().kill()
     job.wait_for(lambda: job.events()[-1].attempt > attempt, timeout=60)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 from multigrain.events.records import JobState
-from tests.faults.curve import assert_numbered, assert_whole_curve
+from tests.faults.curve import assert_numbered, assert_whole_curve, wait_until_running
 from tests.jobs.harness import Job
 
 NewJob = Callable[..., Job]
@@ -21,6 +21,7 @@ def test_a_stopped_worker_is_named_ended_and_followed_by_the_next_attempt(
     job = new_job(labels={"holds": "1"}, count=2, stall_timeout_seconds=2)
     runner = job.start(WORK)
     job.wait_for(lambda: len(job.losses()) == 10, timeout=60)
+    wait_until_running(job, 1)
     stopped = next(p for p in job.workers() if p.environ()["RANK_ID"] == "1")
     stopped.send_signal(signal.SIGSTOP)
     assert runner.wait(60) == 0
