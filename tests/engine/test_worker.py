@@ -55,6 +55,7 @@ class Bench:
         self.results: dict[int, Frame] = {}
         self.arrived = threading.Condition()
         self.seen_by_decoder: list[set[int]] = []
+        self.decoded: Callable[[bytes], object] = lambda data: None
         self.in_hand = InHand(InHand.allocate(10), 10)
         self.worker = Worker(
             {4: self.runtime, 8: Moody()},
@@ -71,6 +72,7 @@ class Bench:
 
     def decode(self, data: bytes, resolution: int) -> Pixels:
         self.seen_by_decoder.append({held.item_id for held in self.in_hand.held()})
+        self.decoded(data)
         return decode(data, resolution)
 
     def take(self, frames: list[Frame]) -> None:
@@ -145,6 +147,21 @@ def test_a_cancelled_image_of_an_unknown_id_changes_nothing(bench: Bench) -> Non
     bench.worker.cancel(12345)
     bench.submit(1, b"5")
     assert bench.value(1) == 5
+
+
+def test_the_next_image_is_decoded_while_the_network_computes(bench: Bench) -> None:
+    computing, decoded = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        computing.set()
+        assert decoded.wait(60)
+
+    bench.runtime.watch = watch
+    bench.submit(1, b"1")
+    assert computing.wait(60)
+    bench.decoded = lambda data: decoded.set()
+    bench.submit(2, b"2")
+    assert (bench.value(1), bench.value(2)) == (1, 2)
 
 
 def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> None:

@@ -1,0 +1,49 @@
+"""What gRPC's own defaults would spoil: large images, and connections that never end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from multigrain.v1 import embedding_pb2
+from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from multigrain_server.config import GrpcConfig
+from tests.engine.bundles import write_bundle
+from tests.engine.pictures import picture
+from tests.server.grpc.serving import serving
+
+
+async def test_an_image_beyond_grpcs_usual_four_mebibytes_is_embedded(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models")
+    large = picture(1, size=(1300, 1300), kind="BMP")
+    assert len(large) > 4 << 20
+    async with serving(tmp_path) as served:
+        await served.manager.load("tiny")
+        async with grpc.aio.insecure_channel(served.address) as channel:
+            request = embedding_pb2.EmbedRequest(images=[large])
+            answer = await EmbeddingServiceStub(channel).Embed(request)
+    assert answer.results[0].status.code == 0
+    assert answer.results[0].embedding.size == 16
+
+
+async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Path) -> None:
+    """Callers that stay connected for ever would never reach a replica that came later."""
+    write_bundle(tmp_path / "models")
+    request = embedding_pb2.EmbedRequest(images=[picture(1)])
+    config = GrpcConfig(max_connection_age_seconds=1.0, connection_grace_seconds=60.0)
+    async with serving(tmp_path, grpc_config=config) as served:
+        await served.manager.load("tiny")
+        engine = served.manager.route("").engine
+        await served.embedding.Embed(request)
+        engine.hold(2)
+        under_way = served.embedding.Embed(request)
+        ready = grpc.ChannelConnectivity.READY
+        async with asyncio.timeout(60):
+            while served.channel.get_state() is ready:
+                await served.channel.wait_for_state_change(ready)
+            # Over a new connection; together with the one that has waited in the old one.
+            answers = [await served.embedding.Embed(request), await under_way]
+    assert [answer.results[0].embedding.size for answer in answers] == [16, 16]
