@@ -37,11 +37,21 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_no_more(
 ) -> None:
     job = new_job(labels={"steps": str(STEPS), "holds": "2"}, count=2)
     runner = job.start("tests.faults.work:train")
-    kill_at(job, 10, lambda: job.workers()[0])
-    kill_at(job, 20, lambda: job.workers()[1])
+
+    def rank(number: int) -> psutil.Process:
+        (found,) = [p for p in job.workers() if p.environ()["RANK_ID"] == str(number)]
+        return found
+
+    kill_at(job, 10, lambda: rank(0))
+    kill_at(job, 20, lambda: rank(1))
     assert runner.wait(60) == 0
     assert job.states()[-1].state is JobState.SUCCEEDED
-    assert [(e.kind, e.signal) for e in errors(job)] == [("WORKER_DIED", 9)] * 2
+    assert [(e.kind, e.rank, e.signal) for e in errors(job)] == [
+        ("WORKER_DIED", 0, 9),
+        ("WORKER_DIED", 1, 9),
+    ]
+    assert "restart 1 of 3" in next(record.message for record in job.states() if record.error)
+    assert job.processes() == []
     events = job.events()
     assert_numbered(events)
     assert_whole_curve(events, STEPS)

@@ -60,15 +60,6 @@ def stall_in_rank_1(ctx: WorkerContext) -> Outcome:
     return Outcome()
 
 
-def die_in_first_attempt(ctx: WorkerContext) -> Outcome:
-    ctx.reporter.emit(LogRecord("INFO", f"attempt {ctx.attempt} resume {ctx.resume}", ctx.rank))
-    if ctx.attempt == 1 and ctx.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if ctx.attempt == 1:
-        time.sleep(60)
-    return succeed(ctx)
-
-
 def always_die(ctx: WorkerContext) -> Outcome:
     print(f"rank {ctx.rank} is about to die", flush=True)
     if ctx.rank == 1:
