@@ -228,8 +228,15 @@ class App:
         self._data.write_address(self.address)
         self._gpu_watch = asyncio.create_task(self._host.watch_gpus(), name="gpus")
 
-    async def stop(self) -> None:
-        """Drains and ends. Running jobs go on without the daemon."""
+    async def stop(self, *, with_process: bool = False) -> None:
+        """Drains and ends. Running jobs go on without the daemon.
+
+        Args:
+            with_process: the process ends right after this, and its connections with it. Until
+                then calls are refused with UNAVAILABLE, and a call that comes too late even for
+                that hears the same from its own side. (gRPC's way of ending a server cancels
+                such calls, as if their callers had given up.)
+        """
         shutdown = self.config.shutdown
         _log.info("stopping", calls=self._calls.in_flight)
         await self.health.drain()
@@ -237,16 +244,20 @@ class App:
         self.feeds.close()
         if not await self._calls.drain(shutdown.drain_seconds):
             _log.warning("calls cut off", calls=self._calls.in_flight)
-        await self._calls.close(self._server)
+        if with_process:
+            await self._calls.linger()
+        else:
+            await self._calls.close(self._server)
         await self.models.close(0.0 if self._calls.in_flight else shutdown.drain_seconds)
-        await self.abandon()
+        await self.abandon(keep_connections=with_process)
         _log.info("stopped")
 
-    async def abandon(self) -> None:
+    async def abandon(self, *, keep_connections: bool = False) -> None:
         """Gives back what the daemon holds, without draining."""
         if self._gpu_watch is not None:
             self._gpu_watch.cancel()
-        await self._server.stop(grace=None)
+        if not keep_connections:
+            await self._server.stop(grace=None)
         if self._tracing is not None:
             # In a thread: it waits for the collector.
             await asyncio.to_thread(self._tracing.close)

@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COMMAND) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+    """Runs until SIGTERM or SIGINT, then drains and ends the process with exit code 0; a second
+    signal ends it at once.
 
     Args:
         config: everything an operator can set.
@@ -81,7 +82,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         await app.abandon()
         raise
     await stop.wait()
-    stopping = asyncio.create_task(app.stop())
+    stopping = asyncio.create_task(app.stop(with_process=True))
     impatient = asyncio.create_task(again.wait())
     await asyncio.wait((stopping, impatient), return_when=asyncio.FIRST_COMPLETED)
     impatient.cancel()
@@ -92,6 +93,10 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         await app.abandon()
         return
     await stopping
+    # Not by way of the event loop's end, which would cancel the calls that came last.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _rebuild(config: ServerConfig) -> int:

@@ -99,6 +99,10 @@ class Calls:
             return False
         return True
 
+    async def linger(self) -> None:
+        """Gives answers the time to leave, while new calls are refused."""
+        await asyncio.sleep(_LAST_CALLS_SECONDS)
+
     async def close(self, server: grpc.aio.Server) -> None:
         """Stops a drained server so that every caller hears an answer or UNAVAILABLE."""
         self._refuse.clear()
