@@ -26,7 +26,7 @@ class Held:
 
 
 class InHand:
-    """Slots: first one for each image of each lane's batch, then one for each decoding thread.
+    """Slots: first one for each image of a batch, then one for each decoding thread.
 
     Args:
         fd: of shared memory that :meth:`allocate` made; it can be closed afterwards.

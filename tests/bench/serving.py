@@ -41,6 +41,7 @@ class Options:
     requests: int
     swap_every: int
     pytriton: Path | None
+    daemon: str
 
 
 def call(server: Server, **fields: object) -> Report:
@@ -162,6 +163,8 @@ def swaps(server: Server, options: Options) -> None:
                     await client.unload_model(f"resnet50@{3 - version}")
                     swapping = False
                     version = 3 - version
+                    while len(server.process.children(recursive=True)) > 1:
+                        await asyncio.sleep(0.05)  # the old engine has not ended yet
                     rss.append(server.rss_mb())
 
             task = asyncio.create_task(swap())
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--stream-images", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--swap-every", type=int, default=2000)
+    parser.add_argument("--daemon", default="", help='flags of ours: "--serving-decode-threads 1"')
     parser.add_argument("--long", action="store_true", help="100,000 requests of swaps")
     parser.add_argument("--pytriton", type=Path, help="python of an environment that has it")
     given = vars(parser.parse_args())
@@ -207,7 +211,7 @@ def main() -> None:
     if "limit" in parts:
         limit = raw(bundle, options).limit
     if {"callers", "overload", "stream"} & set(parts):
-        with ours(data, "resnet50@1", runtime=options.runtime) as server:
+        with ours(data, "resnet50@1", *options.daemon.split(), runtime=options.runtime) as server:
             if "callers" in parts:
                 rate = common("multigrain", server, options)
             if "stream" in parts:
@@ -220,7 +224,7 @@ def main() -> None:
         row("16 callers / limit", rate / limit)
     if "swaps" in parts:
         write_bundle(data / "models", version=2)
-        with ours(data, "resnet50@1", runtime=options.runtime) as server:
+        with ours(data, "resnet50@1", *options.daemon.split(), runtime=options.runtime) as server:
             with Client(server.address) as client:
                 client.load_model("resnet50@1", make_default=True)
             swaps(server, options)
