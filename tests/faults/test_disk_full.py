@@ -20,6 +20,7 @@ from tests.engine.pictures import picture
 from tests.faults.curve import assert_numbered, assert_whole_curve
 from tests.faults.serving import serving_daemon
 from tests.faults.small_disk import SmallDisk, small_disk
+from tests.server.process import DaemonProcess
 
 STEPS = 80
 
@@ -135,5 +136,22 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
             cancelled.job_id: job_pb2.JOB_STATE_CANCELLED,
             more.job_id: job_pb2.JOB_STATE_SUCCEEDED,
         }
+    finally:
+        daemon.end()
+
+
+def test_a_daemon_that_finds_no_room_at_its_start_says_so_and_starts_with_room(
+    tmp_path: Path, disk: SmallDisk
+) -> None:
+    disk.fill()
+    refused = DaemonProcess(disk.path)
+    assert refused.popen.wait(60) == 1
+    said = refused.log.read_text()
+    assert "is the disk full" in said or "No space left on device" in said
+    assert "Traceback" not in said
+    disk.empty()
+    daemon = DaemonProcess(disk.path)
+    try:
+        daemon.wait_ready()
     finally:
         daemon.end()
