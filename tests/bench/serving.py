@@ -163,8 +163,8 @@ def swaps(server: Server, options: Options) -> None:
                     await client.unload_model(f"resnet50@{3 - version}")
                     swapping = False
                     version = 3 - version
-                    while len(server.process.children(recursive=True)) > 1:
-                        await asyncio.sleep(0.05)  # the old engine has not ended yet
+                    while len(server.process.children(recursive=True)) > 1:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)  # nothing tells of another process's end
                     rss.append(server.rss_mb())
 
             task = asyncio.create_task(swap())
