@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -108,4 +109,8 @@ def run(kind: int, address: str, job: str, there: Connection) -> None:
             there.send_bytes(b"!")
 
     with grpc.insecure_channel(address) as channel:
-        KINDS[kind](channel, job, say)
+        while True:
+            # A busy daemon may refuse: then again.
+            with contextlib.suppress(grpc.RpcError):
+                KINDS[kind](channel, job, say)
+            time.sleep(0.01)

@@ -31,7 +31,7 @@ async def test_an_engine_that_fails_under_load_is_replaced_and_other_models_are_
 ) -> None:
     # A crash from outside, a crash inside, a library that waits for ever.
     faults = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP) * amount(1, 10)
-    daemon = serving_daemon(tmp_path, ["tiny", "other"], ["--serving-engine-stall-seconds=4"])
+    daemon = serving_daemon(tmp_path, ["tiny", "other"], ["--serving-engine-stall-seconds=8"])
     try:
         hit, spared = Seen(), Seen()
         async with (
