@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mindspore import nn
 
+from multigrain.model.assign import assign
 from tests.bench.convergence import objectives, optimizers
-from tests.bench.convergence.candidates import CANDIDATES, TARGET, by_trace
+from tests.bench.convergence.candidates import CANDIDATES, TARGET, at_fixed_frequency
 from tests.bench.convergence.journal import Journal, Record
 from tests.bench.convergence.run import merged
+from tests.bench.convergence.statistics import statistics_of
 from tests.bench.datasets.dataset import DATASETS
 from tests.bench.datasets.glyphs import (
     FONTS,
@@ -114,13 +118,26 @@ def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
         assert {candidate.kind for candidate in candidates[:2]} == {"thor", "momentum"}
 
 
-def test_the_trace_rule_changes_nothing_else() -> None:
+def test_a_fixed_frequency_changes_nothing_else() -> None:
     candidate = next(c for c in CANDIDATES["digits"] if c.kind == "thor")
-    ruled = by_trace(candidate).settings
-    assert ruled["optimizer"]["thor"].pop("refresh") == "trace"
-    for key in ("w1", "w2"):
-        del ruled["optimizer"]["thor"][key]
-    assert ruled == candidate.settings
+    fixed = at_fixed_frequency(candidate)
+    assert fixed.name != candidate.name
+    assert fixed.settings["optimizer"]["thor"].pop("refresh") == "fixed"
+    assert candidate.settings["optimizer"]["thor"].pop("refresh") == "trace"
+    assert fixed.settings == candidate.settings
+
+
+def test_inside_batch_norm_has_the_statistics_of_the_images_and_after_it_its_own() -> None:
+    layer = nn.BatchNorm2d(3, momentum=0.9)
+    assign(layer.moving_mean, np.full(3, 5, np.float32))
+    images = np.random.default_rng(0).normal(2, 3, (8, 3, 4, 4)).astype(np.float32)
+    with statistics_of(nn.SequentialCell(layer), images):
+        np.testing.assert_allclose(layer.moving_mean.asnumpy(), images.mean((0, 2, 3)), rtol=1e-4)
+        np.testing.assert_allclose(
+            layer.moving_variance.asnumpy(), images.var((0, 2, 3)), rtol=0.02
+        )
+    assert layer.moving_mean.asnumpy().tolist() == [5, 5, 5]
+    assert layer.moving_variance.asnumpy().tolist() == [1, 1, 1]
 
 
 def test_objectives_are_told_apart_in_the_table_with_their_spread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from multigrain.data.folder import ImageFolder
 from multigrain.data.pipeline import TrainingData
 from multigrain.evaluate.inference import Compiled, Inference
 from multigrain.images.parameters import Preprocessing
@@ -19,9 +21,11 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.step import TrainStep
+from tests.bench.convergence.statistics import statistics_of
 from tests.bench.datasets.subset import Split
 
 EVALUATION_BATCH = 128
+STATISTICS_IMAGES = 288
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,16 @@ class Epoch:
 
 @dataclass
 class Run:
-    """Trains one model; iterate over :meth:`epochs`, afterwards ``model`` is trained."""
+    """Trains one model; iterate over :meth:`epochs`, afterwards ``model`` is trained.
+
+    Args:
+        recompute: evaluate with BatchNorm's statistics of some training images under the present
+            weights instead of the running ones, which are those of the last steps' weights.
+    """
 
     spec: TrainingSpec
     split: Split
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         self.model: MultiGrain = build_model(
@@ -96,7 +106,8 @@ class Run:
                 skipped += int(result.skipped)
             if epoch % evaluate_every and epoch != self.spec.schedule.epochs:
                 continue
-            top1, held_out_loss = self._evaluated()
+            with self._statistics():
+                top1, held_out_loss = self._evaluated()
             yield Epoch(
                 epoch, top1, held_out_loss, sum(losses) / len(losses), wall, cpu,
                 refreshes, checks, skipped,
@@ -117,7 +128,21 @@ class Run:
         return float(top1), float((logsumexp(logits, axis=1) - own).mean())
 
     def _load(self, index: int) -> NDArray[np.float32]:
-        return preprocess(self.split.held_out.read(index), self.preprocessing)
+        return self._prepared(self.split.held_out, index)
+
+    def _prepared(self, folder: ImageFolder, index: int) -> NDArray[np.float32]:
+        return preprocess(folder.read(index), self.preprocessing)
+
+    def _statistics(self) -> AbstractContextManager[None]:
+        """What the network is scored with; see ``recompute``."""
+        if not self.recompute:
+            return nullcontext()
+        train = self.split.train
+        # Classes lie one after the other in a folder: these are of all of them.
+        chosen = np.linspace(0, len(train) - 1, STATISTICS_IMAGES).astype(int).tolist()
+        return statistics_of(
+            self.model, np.stack([self._prepared(train, index) for index in chosen])
+        )
 
 
 def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
