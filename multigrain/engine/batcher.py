@@ -217,7 +217,9 @@ class Batcher:
     def _reason(self, item: Item) -> Drop:
         """Of an image that is dropped because it would be late."""
         alone_ns = int(1e9 * self._paces[item.request.resolution].seconds(1))
-        return Drop.DEADLINE if item.late(item.received_ns + alone_ns) else Drop.BUSY
+        passed = item.request.deadline_ns <= time.monotonic_ns()
+        hopeless = passed or item.late(item.received_ns + alone_ns)
+        return Drop.DEADLINE if hopeless else Drop.BUSY
 
     def _soonest_ns(self, item: Item) -> int:
         """How long it will be before an item that waits can be done: what goes before it is
