@@ -13,6 +13,9 @@ from tests.e2e.daemon import Daemon, processes_below
 from tests.engine.pictures import encoded, picture
 from tests.faults.serving import Seen, amount, callers, samples, serving_daemon, until
 
+# The pause before a replacement grows with every death in a row.
+FLAGS = ("--serving-engine-stall-seconds=8", "--serving-restart-backoff-max-seconds=0.5")
+
 
 def engine_of(daemon: Daemon, model: str) -> psutil.Process | None:
     """The process that answers for a model."""
@@ -30,8 +33,8 @@ async def test_an_engine_that_fails_under_load_is_replaced_and_other_models_are_
     tmp_path: Path,
 ) -> None:
     # A crash from outside, a crash inside, a library that waits for ever.
-    faults = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP) * amount(1, 10)
-    daemon = serving_daemon(tmp_path, ["tiny", "other"], ["--serving-engine-stall-seconds=8"])
+    faults = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP) * amount(1, 5)
+    daemon = serving_daemon(tmp_path, ["tiny", "other"], FLAGS)
     try:
         hit, spared = Seen(), Seen()
         async with (
