@@ -155,7 +155,8 @@ class Batcher:
                     return None
                 if not self._can_compute():
                     item = self._take_to_decode()
-                    batch, late = [], [] if item.stage is Stage.DECODING else [item]
+                    batch: list[Item] = []
+                    late = [] if item.stage is Stage.DECODING else [item]
                 else:
                     item = None
                     batch, late = self._take_batch()

@@ -39,9 +39,10 @@ async def app(tmp_path: Path, dataset: Path) -> AsyncIterator[App]:
     app = App(config, FAKE_RUNNER)
     await app.start()
     yield app
+    await app.stop()
+    # Not before: the next job of the queue would be started.
     for pid in app.runner_pids():
         os.kill(pid, signal.SIGKILL)
-    await app.stop()
 
 
 @pytest.fixture

@@ -95,15 +95,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if found is not None
         )
         wrap = self._stream if handler.response_streaming else self._single
-        read = all_readable if handler.request_streaming else readable
+        read: Any = all_readable if handler.request_streaming else readable
         if method in _RESUMABLE:
             read = self._all_readable_until_drained
+        serializer = handler.response_serializer
+        assert serializer is not None
         streams = bool(handler.request_streaming or handler.response_streaming)
         # Kept: only methods that exist come here, and each is wrapped the same way every time.
         self._wrapped[method] = make(
             wrap(lambda request, context: behaviour(read(request), context), method, streams),
             request_deserializer=reading(handler.request_deserializer),
-            response_serializer=unless_encoded(handler.response_serializer),
+            response_serializer=unless_encoded(serializer),
         )
         return self._wrapped[method]
 
@@ -148,8 +150,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if holder:
                     structlog.contextvars.bind_contextvars(token=holder)
                 if self._tracing is not None:
-                    pairs = context.invocation_metadata() or ()
-                    trace = self._tracing.begin(method, pairs, request_id)
+                    trace = self._tracing.begin(method, tuple(metadata), request_id)
                     call_trace.set(trace)
                 counted = await self._calls.enter(method)
                 yield

@@ -14,6 +14,7 @@ from multigrain.v1 import job_pb2, job_pb2_grpc
 from multigrain_server.convert.encoded import joined
 from multigrain_server.convert.event import KIND_OF_ENUM
 from multigrain_server.convert.job import job_message
+from multigrain_server.jobs.event_feed import EventBatch
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
 from multigrain_server.metrics.jobs import EventMetrics
@@ -83,7 +84,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def _batches(
         self, request: job_pb2.StreamEventsRequest
-    ) -> AsyncGenerator[list[bytes], None]:
+    ) -> AsyncGenerator[EventBatch, None]:
         kinds = _names("kinds", request.kinds, job_pb2.EventKind, "EVENT_KIND_")
         chosen = frozenset(KIND_OF_ENUM[job_pb2.EventKind.Value(f"EVENT_KIND_{k}")] for k in kinds)
         stream = self._jobs.event_batches(request.job_id, request.after_seq, chosen, request.follow)

@@ -21,6 +21,9 @@ WINDOW = 1024
 # Of a batch, unless one event alone is larger: far below what a gRPC message may have.
 BATCH_BYTES = 1 << 18
 
+EventBatch = list[bytes]
+"""Encoded JobEvents, in order."""
+
 
 class _Entry:
     """An event on its way to subscribers, encoded once for all of them, and only if one asks."""
@@ -139,7 +142,7 @@ class EventFeed:
 
     async def batches(
         self, after_seq: int, kinds: frozenset[str], follow: bool
-    ) -> AsyncGenerator[list[bytes], None]:
+    ) -> AsyncGenerator[EventBatch, None]:
         """Events with a greater seq, of the given kinds (empty: all), once and in order.
 
         A batch is what has happened since the one before it, of at most BATCH_BYTES or so: a

@@ -25,6 +25,7 @@ from multigrain_server.jobs.creation import (
     move_to_trash,
     new_job_id,
 )
+from multigrain_server.jobs.event_feed import EventBatch
 from multigrain_server.jobs.feeds import Feeds
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.journal import append
@@ -256,7 +257,7 @@ class Jobs:
 
     async def event_batches(
         self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool
-    ) -> AsyncGenerator[list[bytes], None]:
+    ) -> AsyncGenerator[EventBatch, None]:
         """Events of a job; see ``EventFeed.batches``.
 
         Raises:

@@ -14,6 +14,7 @@ import psutil
 
 from multigrain.jobs.folder import JobFolder
 from multigrain_server.grpc.health import Health
+from multigrain_server.jobs.active import ActiveJob
 from multigrain_server.jobs.devices import KINDS
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.leases import Leases
@@ -121,7 +122,8 @@ def package_version() -> str:
 
 def take(sources: Sources, started: float) -> Snapshot:
     """Reads everything; ``started`` is when the daemon began, on ``time.monotonic``."""
-    running, queued = [], []
+    running: list[ActiveJob] = []
+    queued: list[ActiveJob] = []
     for entry in sources.supervisor.active.values():
         (queued if entry.queued and not entry.cancel_requested else running).append(entry)
     running.sort(key=lambda entry: entry.request.create_time, reverse=True)
