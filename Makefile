@@ -83,7 +83,7 @@ MINUTES ?= 30
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-# Known holes in what is installed, asked of pypi.org; fails too where that does not answer for
+# Known holes in what is installed, asked of the package index; fails too where that does not answer for
 # every package (an index of one's own does not know them).
 audit: $(STAMP)
 	$(BIN)/pip install --quiet 'pip-audit>=2.9,<3'
