@@ -26,8 +26,13 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def unless_encoded(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """A serializer that lets bytes through: a handler may answer with an encoded message."""
+def unless_encoded(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """A serializer that lets bytes through: a handler may answer with an encoded message.
+
+    None, of a handler whose messages are bytes anyway, stays None.
+    """
+    if serialize is None:
+        return None
 
     def encode(message: Any) -> bytes:
         return message if isinstance(message, bytes) else serialize(message)

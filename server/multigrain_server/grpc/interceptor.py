@@ -98,14 +98,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         read: Any = all_readable if handler.request_streaming else readable
         if method in _RESUMABLE:
             read = self._all_readable_until_drained
-        serializer = handler.response_serializer
-        assert serializer is not None
         streams = bool(handler.request_streaming or handler.response_streaming)
         # Kept: only methods that exist come here, and each is wrapped the same way every time.
         self._wrapped[method] = make(
             wrap(lambda request, context: behaviour(read(request), context), method, streams),
             request_deserializer=reading(handler.request_deserializer),
-            response_serializer=unless_encoded(serializer),
+            response_serializer=unless_encoded(handler.response_serializer),
         )
         return self._wrapped[method]
 

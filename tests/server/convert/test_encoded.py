@@ -18,5 +18,7 @@ def test_joined_messages_are_what_protobuf_would_write() -> None:
 
 def test_what_is_encoded_already_is_sent_as_it_is() -> None:
     encode = unless_encoded(JobEvent.SerializeToString)
+    assert encode is not None
     event = JobEvent(seq=7)
+    assert unless_encoded(None) is None
     assert encode(event) == encode(event.SerializeToString()) == event.SerializeToString()
