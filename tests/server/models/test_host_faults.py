@@ -23,10 +23,10 @@ _WITH_CHILD = "import os, subprocess, sys; subprocess.Popen(['sleep', '30']); os
 _WITH_FAULT = """
 import os, runpy, sys
 from multigrain.images import preprocess
-whole = preprocess.preprocess
+whole = preprocess.crop
 def faulty(data, *rest):
     return os.abort() if data == {deadly!r} else whole(data, *rest)
-preprocess.preprocess = faulty
+preprocess.crop = faulty
 sys.argv = {command!r}
 runpy.run_module("multigrain.engine", run_name="__main__")
 """
