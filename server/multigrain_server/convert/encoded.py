@@ -6,6 +6,7 @@ https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 _LENGTH_DELIMITED = 2
@@ -13,8 +14,13 @@ _LENGTH_DELIMITED = 2
 
 def joined(field: int, messages: Sequence[bytes]) -> bytes:
     """A message whose repeated field ``field`` (of a number below 16) holds ``messages``."""
-    tag = bytes([field << 3 | _LENGTH_DELIMITED])
-    return b"".join([part for one in messages for part in (tag, _varint(len(one)), one)])
+    return b"".join([part for one in messages for part in (_head(field, len(one)), one)])
+
+
+@lru_cache(maxsize=1024)
+def _head(field: int, length: int) -> bytes:
+    """What stands before a message in a field; those of a job are of few lengths."""
+    return bytes([field << 3 | _LENGTH_DELIMITED]) + _varint(length)
 
 
 def _varint(value: int) -> bytes:

@@ -125,4 +125,6 @@ def test_times_keep_their_microseconds() -> None:
     stamp = timestamp("2026-01-31T12:00:00.000001Z")
     assert stamp is not None
     assert stamp.nanos == 1000
+    assert stamp == timestamp("2026-01-31T12:00:00.000001+00:00")
+    assert timestamp("2026-01-31T12:00:00.5+00:00") == timestamp("2026-01-31T12:00:00.500000Z")
     assert timestamp("") is None
