@@ -169,6 +169,19 @@ def test_models_load_unload_and_alias(run, state):
     assert run("unload", "fake@1")[1] == "fake@1  unloaded\n"
 
 
+def test_a_bundle_is_imported_and_downloaded(run, state, tmp_path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model.json").write_text("{}")
+    code, out, _ = run("import", str(bundle), "--name", "birds", "--version", "3")
+    assert (code, out) == (0, "birds@3  imported; serve it with: multigrain load birds@3\n")
+    archive = tmp_path / "birds.tar"
+    code, out, _ = run("download", "birds@3", "--out", str(archive), "--json")
+    assert code == 0
+    assert json.loads(out) == {"file": str(archive), "bytes": len(archive.read_bytes())}
+    assert run("import", str(tmp_path / "lost"))[0] == 2
+
+
 def test_embed_writes_an_array_or_prints_json(run, tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"12345678")
