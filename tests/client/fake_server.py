@@ -276,7 +276,9 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         self.state.bundle = b"".join(part.chunk for part in parts[1:])
         with tarfile.open(fileobj=BytesIO(self.state.bundle)) as archive:
             files = {member.name: member.size for member in archive}
-        return model_pb2.Model(name=parts[0].start.name, version=parts[0].start.version or 1, files=files)
+        return model_pb2.Model(
+            name=parts[0].start.name, version=parts[0].start.version or 1, files=files
+        )
 
     def DownloadModel(self, request, context):
         self.state.begin("DownloadModel", request, context)
