@@ -228,14 +228,11 @@ class App:
         self._data.write_address(self.address)
         self._gpu_watch = asyncio.create_task(self._host.watch_gpus(), name="gpus")
 
-    async def stop(self, *, with_process: bool = False) -> None:
-        """Drains and ends. Running jobs go on without the daemon.
+    async def stop(self) -> None:
+        """Drains and gives back what the daemon holds. Running jobs go on without it.
 
-        Args:
-            with_process: the process ends right after this, and its connections with it. Until
-                then calls are refused with UNAVAILABLE, and a call that comes too late even for
-                that hears the same from its own side. (gRPC's way of ending a server cancels
-                such calls, as if their callers had given up.)
+        Its connections are to end with the process, right after this; until then calls are
+        refused with UNAVAILABLE.
         """
         shutdown = self.config.shutdown
         _log.info("stopping", calls=self._calls.in_flight)
@@ -244,20 +241,23 @@ class App:
         self.feeds.close()
         if not await self._calls.drain(shutdown.drain_seconds):
             _log.warning("calls cut off", calls=self._calls.in_flight)
-        if with_process:
-            await self._calls.linger()
-        else:
-            await self._calls.close(self._server)
+        await self._calls.linger()
         await self.models.close(0.0 if self._calls.in_flight else shutdown.drain_seconds)
-        await self.abandon(keep_connections=with_process)
+        await self._release()
         _log.info("stopped")
 
-    async def abandon(self, *, keep_connections: bool = False) -> None:
-        """Gives back what the daemon holds, without draining."""
+    async def abandon(self) -> None:
+        """Gives back what the daemon holds, without draining, and hangs up."""
+        await self.hang_up()
+        await self._release()
+
+    async def hang_up(self) -> None:
+        """Ends every connection: for a process that does not end itself."""
+        await self._server.stop(grace=None)
+
+    async def _release(self) -> None:
         if self._gpu_watch is not None:
             self._gpu_watch.cancel()
-        if not keep_connections:
-            await self._server.stop(grace=None)
         if self._tracing is not None:
             # In a thread: it waits for the collector.
             await asyncio.to_thread(self._tracing.close)

@@ -82,7 +82,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         await app.abandon()
         raise
     await stop.wait()
-    stopping = asyncio.create_task(app.stop(with_process=True))
+    stopping = asyncio.create_task(app.stop())
     impatient = asyncio.create_task(again.wait())
     await asyncio.wait((stopping, impatient), return_when=asyncio.FIRST_COMPLETED)
     impatient.cancel()

@@ -73,6 +73,7 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
     for pid in app.runner_pids():
         os.kill(pid, signal.SIGKILL)
     await app.stop()
+    await app.hang_up()
 
 
 async def call(

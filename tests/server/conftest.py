@@ -40,6 +40,7 @@ async def app(tmp_path: Path, dataset: Path) -> AsyncIterator[App]:
     await app.start()
     yield app
     await app.stop()
+    await app.hang_up()
     # Not before: the next job of the queue would be started.
     for pid in app.runner_pids():
         os.kill(pid, signal.SIGKILL)

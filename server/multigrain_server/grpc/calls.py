@@ -2,8 +2,9 @@
 
 When a gRPC server stops, calls that reach it in the same moment end as CANCELLED, as if their
 caller had given up, and nothing tells them to try elsewhere. Callers that send the next request on
-every answer hit that moment nearly every time. So the last refusals are held back until the server
-has said goodbye to its connections: a caller that waits sends nothing, and then hears UNAVAILABLE.
+every answer hit that moment nearly every time. So the server does not stop: it refuses with
+UNAVAILABLE until its process ends, and a call that comes too late even for that hears the same from
+its own side.
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc.aio
-
 from multigrain.errors import ErrorKind, MultigrainError
 
 # Infrastructure must hear the truth until the end, and its streams never end by themselves.
 _ALWAYS = ("/grpc.health.", "/grpc.reflection.")
 
 _LAST_CALLS_SECONDS = 0.2
-_GOODBYE_SECONDS = 0.05
-_GRACE_SECONDS = 1.0  # of streams that never end by themselves
 
 
 class Calls:
@@ -32,16 +29,12 @@ class Calls:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._refuse = asyncio.Event()
-        self._refuse.set()
         # That wait for the next message of their stream; those of them that are not to wait on.
         self._reading: set[asyncio.Task[Any]] = set()
         self._told: set[asyncio.Task[Any]] = set()
 
-    async def enter(self, method: str) -> bool:
+    def enter(self, method: str) -> bool:
         """Counts a call in. False for one that is not counted and always admitted.
-
-        While the server closes, the refusal is held back for a moment.
 
         Raises:
             MultigrainError: UNAVAILABLE while draining.
@@ -49,7 +42,6 @@ class Calls:
         if method.startswith(_ALWAYS):
             return False
         if self._draining:
-            await self._refuse.wait()
             raise _shutting_down()
         self.in_flight += 1
         self._idle.clear()
@@ -102,16 +94,6 @@ class Calls:
     async def linger(self) -> None:
         """Gives answers the time to leave, while new calls are refused."""
         await asyncio.sleep(_LAST_CALLS_SECONDS)
-
-    async def close(self, server: grpc.aio.Server) -> None:
-        """Stops a drained server so that every caller hears an answer or UNAVAILABLE."""
-        self._refuse.clear()
-        # Answers are on their way out, and what their callers send next on its way in.
-        await asyncio.sleep(_LAST_CALLS_SECONDS)
-        stopping = asyncio.create_task(server.stop(grace=_GRACE_SECONDS))
-        await asyncio.sleep(_GOODBYE_SECONDS)
-        self._refuse.set()
-        await stopping
 
 
 def _shutting_down() -> MultigrainError:

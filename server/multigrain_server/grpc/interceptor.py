@@ -150,7 +150,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if self._tracing is not None:
                     trace = self._tracing.begin(method, tuple(metadata), request_id)
                     call_trace.set(trace)
-                counted = await self._calls.enter(method)
+                counted = self._calls.enter(method)
                 yield
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away, or its deadline passed.

@@ -35,6 +35,7 @@ async def daemon(
         yield app
     finally:
         await app.stop()
+        await app.hang_up()
 
 
 def write_tokens(path: Path, *holders: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import grpc.aio
 
 from multigrain.v1.job_pb2 import ListJobsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
-from multigrain_server.app import App
-from multigrain_server.config import ServerConfig
+from tests.server.process import DaemonProcess
 
 
 async def _until_nobody_listens(address: str, codes: Counter[grpc.StatusCode]) -> None:
@@ -30,13 +30,17 @@ async def _until_nobody_listens(address: str, codes: Counter[grpc.StatusCode]) -
 
 
 async def test_callers_in_a_closed_loop_hear_that_the_daemon_stops(tmp_path: Path) -> None:
-    app = App(ServerConfig(data_dir=tmp_path, listen="127.0.0.1:0", http_listen=""))
-    await app.start()
-    codes: Counter[grpc.StatusCode] = Counter()
-    callers = [asyncio.create_task(_until_nobody_listens(app.address, codes)) for _ in range(16)]
-    while codes[grpc.StatusCode.OK] < 100:  # noqa: ASYNC110 - any moment will do
-        await asyncio.sleep(0.01)
-    await app.stop()
-    await asyncio.gather(*callers)
+    daemon = DaemonProcess(tmp_path / "data")
+    try:
+        address = await asyncio.to_thread(daemon.wait_ready)
+        codes: Counter[grpc.StatusCode] = Counter()
+        callers = [asyncio.create_task(_until_nobody_listens(address, codes)) for _ in range(16)]
+        while codes[grpc.StatusCode.OK] < 100:  # noqa: ASYNC110 - any moment will do
+            await asyncio.sleep(0.01)
+        daemon.popen.send_signal(signal.SIGTERM)
+        await asyncio.gather(*callers)
+        assert await asyncio.to_thread(daemon.popen.wait, 60) == 0
+    finally:
+        daemon.end()
     # Not CANCELLED, which would say that the caller itself had given up.
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
