@@ -1,24 +1,56 @@
 """Every RPC of the contract under its own name."""
 
-# ruff: noqa: N802 - the names are the contract's.
-
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, Generic
 
-from multigrain.v1 import (
-    embedding_pb2,
-    evaluation_pb2,
-    export_pb2,
-    job_pb2,
-    model_pb2,
-    training_pb2,
-)
 from multigrain_client import methods
 from multigrain_client.messages import build
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.sync.transport import Transport
+
+
+class _Rpc(Generic[Request, Response]):
+    def __init__(self, transport: Transport, method: Method[Request, Response]) -> None:
+        self.method = method
+        self._transport = transport
+
+
+class Unary(_Rpc[Request, Response]):
+    """A message for a message."""
+
+    def __call__(
+        self, request: Request | None = None, *, timeout: float | None = None, **fields: Any
+    ) -> Response:
+        message = build(self.method.request, request, fields)
+        return self._transport.unary(self.method, message, timeout)
+
+
+class Stream(_Rpc[Request, Response]):
+    """Many messages for a message."""
+
+    def __call__(
+        self, request: Request | None = None, *, timeout: float | None = None, **fields: Any
+    ) -> Generator[Response, None, None]:
+        message = build(self.method.request, request, fields)
+        return self._transport.stream(self.method, message, timeout)
+
+
+class Upload(_Rpc[Request, Response]):
+    """A message for many messages."""
+
+    def __call__(self, requests: Iterable[Request], *, timeout: float | None = None) -> Response:
+        return self._transport.upload(self.method, requests, timeout)
+
+
+class Exchange(_Rpc[Request, Response]):
+    """Many messages for many messages."""
+
+    def __call__(
+        self, requests: Iterable[Request], *, timeout: float | None = None
+    ) -> Generator[Response, None, None]:
+        return self._transport.exchange(self.method, requests, timeout)
 
 
 class Rpcs:
@@ -32,203 +64,24 @@ class Rpcs:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-
-    def _unary(
-        self,
-        method: Method[Request, Response],
-        request: Request | None,
-        timeout: float | None,
-        fields: dict[str, Any],
-    ) -> Response:
-        message = build(method.request, request, fields)
-        return self._transport.unary(method, message, timeout)
-
-    def StartTraining(
-        self,
-        request: training_pb2.StartTrainingRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.Job:
-        return self._unary(methods.START_TRAINING, request, timeout, fields)
-
-    def StartEvaluation(
-        self,
-        request: evaluation_pb2.StartEvaluationRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.Job:
-        return self._unary(methods.START_EVALUATION, request, timeout, fields)
-
-    def StartExport(
-        self,
-        request: export_pb2.StartExportRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.Job:
-        return self._unary(methods.START_EXPORT, request, timeout, fields)
-
-    def GetJob(
-        self,
-        request: job_pb2.GetJobRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.Job:
-        return self._unary(methods.GET_JOB, request, timeout, fields)
-
-    def ListJobs(
-        self,
-        request: job_pb2.ListJobsRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.ListJobsResponse:
-        return self._unary(methods.LIST_JOBS, request, timeout, fields)
-
-    def CancelJob(
-        self,
-        request: job_pb2.CancelJobRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.Job:
-        return self._unary(methods.CANCEL_JOB, request, timeout, fields)
-
-    def ResumeJob(
-        self,
-        request: job_pb2.ResumeJobRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.Job:
-        return self._unary(methods.RESUME_JOB, request, timeout, fields)
-
-    def DeleteJob(
-        self,
-        request: job_pb2.DeleteJobRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> job_pb2.DeleteJobResponse:
-        return self._unary(methods.DELETE_JOB, request, timeout, fields)
-
-    def ListModels(
-        self,
-        request: model_pb2.ListModelsRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> model_pb2.ListModelsResponse:
-        return self._unary(methods.LIST_MODELS, request, timeout, fields)
-
-    def GetModel(
-        self,
-        request: model_pb2.GetModelRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> model_pb2.Model:
-        return self._unary(methods.GET_MODEL, request, timeout, fields)
-
-    def LoadModel(
-        self,
-        request: model_pb2.LoadModelRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> model_pb2.Model:
-        return self._unary(methods.LOAD_MODEL, request, timeout, fields)
-
-    def UnloadModel(
-        self,
-        request: model_pb2.UnloadModelRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> model_pb2.Model:
-        return self._unary(methods.UNLOAD_MODEL, request, timeout, fields)
-
-    def SetAlias(
-        self,
-        request: model_pb2.SetAliasRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> model_pb2.SetAliasResponse:
-        return self._unary(methods.SET_ALIAS, request, timeout, fields)
-
-    def DeleteModel(
-        self,
-        request: model_pb2.DeleteModelRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> model_pb2.DeleteModelResponse:
-        return self._unary(methods.DELETE_MODEL, request, timeout, fields)
-
-    def Embed(
-        self,
-        request: embedding_pb2.EmbedRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> embedding_pb2.EmbedResponse:
-        return self._unary(methods.EMBED, request, timeout, fields)
-
-    def Classify(
-        self,
-        request: embedding_pb2.ClassifyRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> embedding_pb2.ClassifyResponse:
-        return self._unary(methods.CLASSIFY, request, timeout, fields)
-
-    def StreamEvents(
-        self,
-        request: job_pb2.StreamEventsRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> Iterator[job_pb2.JobEvent]:
-        message = build(job_pb2.StreamEventsRequest, request, fields)
-        return self._transport.stream(methods.STREAM_EVENTS, message, timeout)
-
-    def StreamEventBatches(
-        self,
-        request: job_pb2.StreamEventsRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> Iterator[job_pb2.JobEventBatch]:
-        message = build(job_pb2.StreamEventsRequest, request, fields)
-        return self._transport.stream(methods.STREAM_EVENT_BATCHES, message, timeout)
-
-    def DownloadModel(
-        self,
-        request: model_pb2.DownloadModelRequest | None = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> Iterator[model_pb2.DownloadModelResponse]:
-        message = build(model_pb2.DownloadModelRequest, request, fields)
-        return self._transport.stream(methods.DOWNLOAD_MODEL, message, timeout)
-
-    def ImportModel(
-        self,
-        requests: Iterable[model_pb2.ImportModelRequest],
-        *,
-        timeout: float | None = None,
-    ) -> model_pb2.Model:
-        return self._transport.upload(methods.IMPORT_MODEL, requests, timeout)
-
-    def EmbedStream(
-        self,
-        requests: Iterable[embedding_pb2.EmbedRequest],
-        *,
-        timeout: float | None = None,
-    ) -> Iterator[embedding_pb2.EmbedResponse]:
-        return self._transport.exchange(methods.EMBED_STREAM, requests, timeout)
+        self.StartTraining = Unary(transport, methods.START_TRAINING)
+        self.StartEvaluation = Unary(transport, methods.START_EVALUATION)
+        self.StartExport = Unary(transport, methods.START_EXPORT)
+        self.GetJob = Unary(transport, methods.GET_JOB)
+        self.ListJobs = Unary(transport, methods.LIST_JOBS)
+        self.CancelJob = Unary(transport, methods.CANCEL_JOB)
+        self.ResumeJob = Unary(transport, methods.RESUME_JOB)
+        self.DeleteJob = Unary(transport, methods.DELETE_JOB)
+        self.StreamEvents = Stream(transport, methods.STREAM_EVENTS)
+        self.StreamEventBatches = Stream(transport, methods.STREAM_EVENT_BATCHES)
+        self.ListModels = Unary(transport, methods.LIST_MODELS)
+        self.GetModel = Unary(transport, methods.GET_MODEL)
+        self.LoadModel = Unary(transport, methods.LOAD_MODEL)
+        self.UnloadModel = Unary(transport, methods.UNLOAD_MODEL)
+        self.SetAlias = Unary(transport, methods.SET_ALIAS)
+        self.DeleteModel = Unary(transport, methods.DELETE_MODEL)
+        self.ImportModel = Upload(transport, methods.IMPORT_MODEL)
+        self.DownloadModel = Stream(transport, methods.DOWNLOAD_MODEL)
+        self.Embed = Unary(transport, methods.EMBED)
+        self.Classify = Unary(transport, methods.CLASSIFY)
+        self.EmbedStream = Exchange(transport, methods.EMBED_STREAM)
