@@ -72,6 +72,16 @@ def test_a_refusal_with_a_retry_delay_is_waited_out(client, state):
     assert len(list(client.stream_events("job-1"))) == 4
 
 
+def test_a_server_of_before_there_were_batches_is_read_event_by_event(client, state):
+    state.events["job-1"] = training_events(6)
+    unknown = Fault(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    state.faults["StreamEventBatches"].extend([unknown] * 10)
+    state.faults["StreamEvents"].append(Fault(after=3))
+    events = list(client.stream_events("job-1"))
+    assert [event.seq for event in events] == list(range(1, 9))
+    assert state.calls["StreamEvents"] == 2
+
+
 def test_an_error_that_the_server_explains_ends_the_stream(client, state):
     state.faults["StreamEventBatches"].append(
         Fault(grpc.StatusCode.NOT_FOUND, "there is no job job-9", "NOT_FOUND")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 
-from multigrain.v1.job_pb2 import Job, JobEvent
-from multigrain_client import methods
+from multigrain.v1.job_pb2 import Job, JobEvent, StreamEventsRequest
 from multigrain_client.cursor import EventCursor
-from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
+from multigrain_client.errors import (
+    DeadlineExceeded,
+    MultigrainClientError,
+    StreamGap,
+    Unsupported,
+)
 from multigrain_client.losses import LossPoint
 from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
 from multigrain_client.requests import (
@@ -112,13 +116,10 @@ class JobCalls(Rpcs):
 
     def _events(self, cursor: EventCursor, deadline: Deadline) -> Iterator[JobEvent]:
         while True:
-            stream = self._transport.stream(
-                methods.STREAM_EVENT_BATCHES, cursor.request(), deadline.remaining
-            )
             try:
-                with closing(stream):
-                    for batch in stream:
-                        for event in batch.events:
+                with closing(self._batches(cursor.request(), deadline)) as batches:
+                    for batch in batches:
+                        for event in batch:
                             if cursor.accept(event):
                                 yield event
                 return
@@ -129,6 +130,22 @@ class JobCalls(Rpcs):
                     raise
                 delay = cursor.on_error(error)
             time.sleep(deadline.within(delay))
+
+    def _batches(
+        self, request: StreamEventsRequest, deadline: Deadline
+    ) -> Generator[Sequence[JobEvent]]:
+        """Events as they come; one by one from a server of before there were batches."""
+        try:
+            with closing(self.StreamEventBatches(request, timeout=deadline.remaining)) as batches:
+                for batch in batches:
+                    yield batch.events
+            return
+        except Unsupported as error:
+            if error.kind:
+                raise
+        with closing(self.StreamEvents(request, timeout=deadline.remaining)) as events:
+            for event in events:
+                yield (event,)
 
     def stream_losses(
         self,
