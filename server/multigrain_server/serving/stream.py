@@ -8,6 +8,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from multigrain.errors import MultigrainError
+
+# A refused caller is read on until nothing comes for this long, and so many times at most.
+_QUIET_SECONDS = 0.02
+_MOST_ROUNDS = 10
+
 
 class Imaged(Protocol):
     """A request that brings images."""
@@ -47,6 +53,10 @@ class _Window:
         self._used -= items
         self._changed.set()
 
+    def empty(self) -> None:
+        self._used = 0
+        self._changed.set()
+
 
 @dataclass(frozen=True)
 class _Work(Generic[Reply]):
@@ -61,7 +71,9 @@ class AnswerStream(Generic[Request, Reply]):
 
     Each request passes the same admission as a unary call. The first that is refused or fails
     ends the stream with its error, after the answers to all requests before it: the caller
-    knows from the number of answers where to go on.
+    knows from the number of answers where to go on. What it is still sending is read and dropped
+    for a moment, before it is told: of a stream that ends while a message is being written, some
+    clients (grpc.aio) hear that the writing failed, and never why.
 
     Args:
         service: the core.
@@ -73,6 +85,8 @@ class AnswerStream(Generic[Request, Reply]):
         self._window = _Window(window)
         self._tasks: asyncio.Queue[_Work[Reply] | BaseException | None]
         self._tasks = asyncio.Queue()
+        self._refused = False
+        self._dropped = 0
 
     async def answers(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Reply, None]:
         """One answer for each request, in order. Raises what the first failing one raised."""
@@ -81,20 +95,31 @@ class AnswerStream(Generic[Request, Reply]):
             while (work := await self._tasks.get()) is not None:
                 if isinstance(work, BaseException):
                     raise work
-                task, items = work.task, work.items
                 try:
-                    yield await task
+                    answer = await work.task
+                except MultigrainError:
+                    await self._read_on(reader)
+                    raise
+                try:
+                    yield answer
                 finally:
                     # Only now: an answer that the caller does not take is still work.
-                    self._window.leave(items)
+                    self._window.leave(work.items)
         finally:
-            await self._stop(reader)
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+            await self._drop_work()
 
     async def _read(self, requests: AsyncIterable[Request]) -> None:
         try:
             async for request in requests:
                 items = len(request.images)
                 await self._window.enter(items)
+                if self._refused:
+                    self._window.empty()
+                    self._dropped += 1
+                    continue
                 task = asyncio.create_task(self._service.answer(request))
                 self._tasks.put_nowait(_Work(task, items))
         except Exception as error:  # handed to the consumer, in its place in the order
@@ -102,10 +127,17 @@ class AnswerStream(Generic[Request, Reply]):
         else:
             self._tasks.put_nowait(None)
 
-    async def _stop(self, reader: asyncio.Task[None]) -> None:
-        reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reader
+    async def _read_on(self, reader: asyncio.Task[None]) -> None:
+        self._refused = True
+        await self._drop_work()
+        self._window.empty()
+        for _ in range(_MOST_ROUNDS):
+            before = self._dropped
+            await asyncio.wait([reader], timeout=_QUIET_SECONDS)
+            if reader.done() or self._dropped == before:
+                return
+
+    async def _drop_work(self) -> None:
         rest = []
         while not self._tasks.empty():
             work = self._tasks.get_nowait()
