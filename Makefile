@@ -95,7 +95,7 @@ audit: $(STAMP)
 # those of newer 3.11 are too new: Debian's own is not.
 peers-serving: $(STAMP) $(TRITON)/.installed
 	$(BIN)/python -m tests.bench.serving --pytriton $(TRITON)/bin/python \
-	    limit callers by_hand pytriton
+	    callers by_hand pytriton
 
 $(TRITON)/.installed:
 	$(TRITON_PYTHON) -m venv $(TRITON)

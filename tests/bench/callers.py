@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ import psutil
 
 from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain.v1.inference import service_pb2, service_pb2_grpc
+from multigrain_client import Client
 from tests.bench.photographs import photographs
 
 Call = Callable[[int, float], Awaitable[Any]]
@@ -39,7 +40,7 @@ class Plan:
         callers: each sends its next image when the last is answered; who is refused waits as
             long as the server says, or 0.1 s.
         rate: instead, calls a second, whatever becomes of them.
-        stream: instead, images of one EmbedStream with ``callers`` of them under way.
+        stream: instead, images of one EmbedStream by the client of ours, as it comes.
         seconds: how long.
         deadline: of each call, in seconds.
         model: for PyTriton.
@@ -58,7 +59,8 @@ class Plan:
 @dataclass
 class Report:
     """What became of it. ``by_second``: answers in each second. ``stages_ms``: of a single caller
-    of ours, medians of where its time went."""
+    of ours, medians of where its time went. ``cpu_seconds``: of the callers' process since the
+    first call."""
 
     answered: int = 0
     seconds: float = 0.0
@@ -81,6 +83,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
+        self._cpu = time.process_time()
         self.latencies: list[float] = []
         self.ends: list[float] = []
         self.codes: Counter[str] = Counter()
@@ -103,7 +106,6 @@ class Tally:
     def report(self) -> Report:
         seconds = time.perf_counter() - self.start
         latencies = np.array(self.latencies or [0.0]) * 1000
-        cpu = psutil.Process().cpu_times()
         return Report(
             answered=len(self.latencies),
             seconds=seconds,
@@ -112,7 +114,7 @@ class Tally:
             codes=dict(self.codes),
             told_to_wait=self.told,
             by_second=np.bincount(np.array(self.ends, int), minlength=int(seconds)).tolist(),
-            cpu_seconds=cpu.user + cpu.system,
+            cpu_seconds=time.process_time() - self._cpu,
             rss_mb=tuple(self.rss),
             stages_ms=self._stages_ms(),
         )
@@ -130,8 +132,6 @@ async def run(plan: Plan) -> Report:
         call = _call(plan, channel)
         for number in range(8):
             await call(number, 60.0)
-        if plan.stream:
-            return await _stream(plan, channel)
         tally = Tally()
         if plan.rate:
             await _at_rate(plan, call, tally)
@@ -197,27 +197,29 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
     return None
 
 
-async def _stream(plan: Plan, channel: grpc.aio.Channel) -> Report:
-    stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-    requests = [embedding_pb2.EmbedRequest(images=[data]) for data in photographs()]
-    room = asyncio.Semaphore(plan.callers)
-    sent: list[float] = []
-    tally = Tally()
-
-    async def send() -> AsyncIterator[embedding_pb2.EmbedRequest]:
-        for number in range(plan.stream):
-            await room.acquire()
-            sent.append(time.perf_counter())
-            yield requests[number % len(requests)]
-
+def stream(plan: Plan) -> Report:
+    """One client's bulk embedding, as its users call it."""
+    pictures = photographs()
     process = psutil.Process()
-    async for _ in stub.EmbedStream(send()):
-        tally.answered(sent[len(tally.latencies)])
-        if len(tally.latencies) % 500 == 1:
-            tally.rss.append(process.memory_info().rss / 1e6)
-        room.release()
+    with Client(plan.address) as client:
+        for _ in client.embed_stream(pictures):
+            pass
+        tally = Tally()
+        images = (pictures[number % len(pictures)] for number in range(plan.stream))
+        for answer in client.embed_stream(images):
+            if answer.error is not None:
+                raise RuntimeError(f"image {answer.index}: {answer.error}")
+            tally.answered(tally.start)
+            if len(tally.latencies) % 500 == 1:
+                tally.rss.append(process.memory_info().rss / 1e6)
     return tally.report()
 
 
+def main() -> None:
+    plan = Plan(**json.loads(sys.argv[1]))
+    report = stream(plan) if plan.stream else asyncio.run(run(plan))
+    print(json.dumps(asdict(report)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(asdict(asyncio.run(run(Plan(**json.loads(sys.argv[1])))))))
+    main()

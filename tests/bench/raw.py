@@ -1,34 +1,38 @@
 """What the machine can do without a server: preprocessing and the network, in one process.
 
-``python -m tests.bench.raw BUNDLE [RUNTIME]`` writes a :class:`Raw` as JSON.
+``python -m tests.bench.raw BUNDLE [RUNTIME]`` is a contestant (``tests.bench.contestant``) whose
+steps are measurements; :class:`Machine` is the side that asks it. It stays for as long as the
+servers are measured and takes turns with them: one moment of a shared machine differs from the
+next by a tenth, which hits a server and the limit beside it alike.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from multigrain.bundle.manifest import BundleManifest
-from multigrain.engine.runtime.base import Bundle, Compute, Pixels, Runtime
+from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import load
 from multigrain.images.preprocess import crop
+from tests.bench.contestant import Contestant, Turn, serve
 from tests.bench.photographs import photographs
 
-_SECONDS = 4.0
+_STEPS = 2
+_BATCHES = 24
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Images a second of the engine on all cores, one full batch after the other; milliseconds of
-    preparing one photograph, and of one that is prepared and computed alone."""
+    """Milliseconds of preparing one photograph on one core, images a second of the engine on all
+    cores in batches of its best size, and milliseconds of one photograph that is prepared and
+    computed alone."""
 
-    runtime: str
     prepare_ms: float
     engine: float
     alone_ms: float
@@ -39,38 +43,76 @@ class Raw:
         cores = os.cpu_count() or 1
         return 1 / (self.prepare_ms / 1000 / cores + 1 / self.engine)
 
+    def between(self, other: Raw) -> Raw:
+        """What held between this moment and another."""
+        return Raw(
+            (self.prepare_ms + other.prepare_ms) / 2,
+            2 / (1 / self.engine + 1 / other.engine),
+            (self.alone_ms + other.alone_ms) / 2,
+        )
 
-def measure(bundle: Bundle, runtime_name: str) -> Raw:
+
+class Machine:
+    """Measures itself when asked.
+
+    Args:
+        bundle: folder of the model.
+        runtime: as for LoadModel.
+    """
+
+    def __init__(self, bundle: Path, runtime: str) -> None:
+        self._contestant = Contestant("tests.bench.raw", [str(bundle), runtime or "auto"])
+
+    def measure(self) -> Raw:
+        """Two seconds on all cores."""
+        parts = self._contestant.turn(_STEPS, parts=True).parts
+        return Raw(1000 * parts["prepare"], 1 / parts["image"], 1000 * parts["alone"])
+
+    def close(self) -> None:
+        self._contestant.__exit__(None, None, None)
+
+
+def main() -> None:
+    path = Path(sys.argv[1])
+    bundle = Bundle(path, BundleManifest.model_validate_json((path / "model.json").read_text()))
     head = bundle.manifest.heads[0]
+    runtime = load(sys.argv[2], bundle, Compute()).runtimes[head.resolution]
     pictures = photographs()
-    runtime = load(runtime_name, bundle, Compute()).runtimes[head.resolution]
     prepared = [crop(data, head.preprocessing) for data in pictures]
     best = runtime.best_batch
-    start = time.perf_counter()
-    for _ in range(3):
+
+    def prepare() -> float:
+        start = time.perf_counter()
         for data in pictures:
             crop(data, head.preprocessing)
-    prepare = (time.perf_counter() - start) / 3 / len(pictures)
-    engine = _rate(runtime, prepared, best)
-    alone = []
-    for data in pictures * 3:
+        return (time.perf_counter() - start) / len(pictures)
+
+    def image() -> float:
         start = time.perf_counter()
-        runtime.run_pixels([crop(data, head.preprocessing)])
-        alone.append(time.perf_counter() - start)
-    return Raw(runtime.name, 1000 * prepare, engine, 1000 * float(np.median(alone)))
+        for number in range(_BATCHES):
+            first = number * best % (len(prepared) - best + 1)
+            runtime.run_pixels(prepared[first : first + best])
+        return (time.perf_counter() - start) / (_BATCHES * best)
 
+    def alone() -> list[float]:
+        seconds = []
+        for data in pictures:
+            start = time.perf_counter()
+            runtime.run_pixels([crop(data, head.preprocessing)])
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
-def _rate(runtime: Runtime, images: list[Pixels], best: int) -> float:
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < _SECONDS:
-        first = count % (len(images) - best + 1)
-        runtime.run_pixels(images[first : first + best])
-        count += best
-    return count / elapsed
+    def take(steps: int, _parts: bool) -> Turn:
+        found = [(prepare(), image(), alone()) for _ in range(steps)]
+        parts = {
+            "prepare": float(np.mean([one for one, _, _ in found])),
+            "image": float(np.mean([one for _, one, _ in found])),
+            "alone": float(np.median([one for _, _, many in found for one in many])),
+        }
+        return Turn([], parts=parts)
+
+    serve(take)
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    manifest = BundleManifest.model_validate_json((path / "model.json").read_text())
-    name = sys.argv[2] if len(sys.argv) > 2 else "auto"
-    print(json.dumps(asdict(measure(Bundle(path, manifest), name))))
+    main()

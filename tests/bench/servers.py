@@ -22,12 +22,14 @@ _START_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers at ``address``; ``cold_seconds`` from its start to that moment."""
+    """A server that answers at ``address``; ``cold_seconds`` from its start to that moment;
+    ``runtime`` as the daemon names it."""
 
     address: str
     process: psutil.Process
     cold_seconds: float
     protocol: str = "embed"
+    runtime: str = ""
 
     def cpu_seconds(self) -> float:
         """Of the whole tree, so far."""
@@ -59,9 +61,9 @@ def ours(data_dir: Path, model: str, *options: str, runtime: str = "") -> Iterat
     try:
         address = _wait_for(process, log, r"listening .*address=(\S+)")
         with Client(address) as client:
-            client.load_model(model, **({"runtime": runtime} if runtime else {}))
+            loaded = client.load_model(model, runtime=runtime)
         seconds = time.perf_counter() - started
-        yield Server(address, psutil.Process(process.pid), seconds)
+        yield Server(address, psutil.Process(process.pid), seconds, runtime=loaded.runtime)
     finally:
         _end(process)
 

@@ -1,9 +1,10 @@
 """Serving at the machine's limit: ours beside two servers that one would take instead.
 
 ``python -m tests.bench.serving [PART ...]``; without a part, all of them in one run. Parts:
-limit, callers, overload, stream, swaps, by_hand, pytriton (in an environment of its own: make
-peers-serving). ResNet-50 with GeM at 224 px, random
-weights, 64 photographs; callers and servers share the machine.
+callers, overload, stream, swaps, by_hand, pytriton (in an environment of its own: make
+peers-serving). ResNet-50 with GeM at 224 px, random weights, 64 photographs; callers and servers
+share the machine. The limit is measured before and after each figure that is compared with it, by
+turns (``tests.bench.raw``).
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from multigrain_client import Client
 from tests.bench.callers import Plan, Report
-from tests.bench.photographs import photographs
-from tests.bench.raw import Raw
+from tests.bench.raw import Machine, Raw
 from tests.bench.servers import Server, by_hand, ours, pytriton
+from tests.bench.swaps import swap_under_load
 
-PARTS = ("limit", "callers", "overload", "stream", "swaps", "by_hand", "pytriton")
+PARTS = ("callers", "stream", "overload", "swaps", "by_hand", "pytriton")
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Options:
 
     out: Path
     runtime: str
+    rounds: int
     seconds: float
     overload_seconds: float
     stream_images: int
@@ -69,39 +69,50 @@ def row(name: str, *cells: object) -> None:
     print(f"| {' | '.join([name, *text])} |", flush=True)
 
 
-def raw(bundle: Path, options: Options) -> Raw:
-    """The machine's limit, found in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.raw", str(bundle), options.runtime or "auto"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    found = Raw(**json.loads(done.stdout))
-    row("raw", found.runtime)
-    row("preprocessing ms on one core", found.prepare_ms)
-    row("engine images/s on all cores", found.engine)
-    row("limit images/s", found.limit, "one image alone ms", found.alone_ms)
-    return found
+def each(name: str, found: list[float]) -> None:
+    """What the rounds gave, and their median."""
+    row(name, statistics.median(found), "of", *found)
 
 
-def common(name: str, server: Server, options: Options) -> float:
+def measured(name: str, server: Server, machine: Machine, options: Options) -> float:
     """What is measured of every server; the rate with 16 callers."""
-    before = server.parts()
-    sixteen = call(server, callers=16, seconds=options.seconds)
-    after = server.parts()
-    one = call(server, callers=1, seconds=options.seconds / 2)
-    many = call(server, callers=256, seconds=options.seconds, deadline=2.0)
-    row("server", "16 callers/s", "p50 ms", "p99", "1 caller p50", "p99", "256: good/s", "p99")
-    row(
-        name,
-        *(sixteen.rate, sixteen.p50_ms, sixteen.p99_ms, one.p50_ms, one.p99_ms),
-        *(many.rate, many.p99_ms),
+    limits: list[Raw] = []
+    sixteens, ones, manys = [], [], []
+    for _ in range(options.rounds):
+        before, parts = machine.measure(), server.parts()
+        sixteens.append(call(server, callers=16, seconds=options.seconds))
+        took = {part: used - parts[part] for part, used in server.parts().items()}
+        between = machine.measure()
+        ones.append(call(server, callers=1, seconds=options.seconds / 2))
+        after = machine.measure()
+        manys.append(call(server, callers=256, seconds=options.seconds, deadline=2.0))
+        limits += [before.between(between), between.between(after)]
+    row("server", name, server.runtime)
+    each("preparing an image on one core, ms", [found.prepare_ms for found in limits])
+    each("engine on all cores, images/s", [found.engine for found in limits])
+    each("limit, images/s", [found.limit for found in limits])
+    each("16 callers, images/s", [report.rate for report in sixteens])
+    against = zip(sixteens, limits[::2], strict=True)
+    each("16 callers, over the limit", [report.rate / found.limit for report, found in against])
+    each("one image alone, ms", [found.alone_ms for found in limits])
+    each("1 caller, p50 ms", [report.p50_ms for report in ones])
+    alone = zip(ones, limits[1::2], strict=True)
+    each(
+        "1 caller, p50 over alone, ms", [report.p50_ms - found.alone_ms for report, found in alone]
     )
-    row("codes of the 256", json.dumps(many.codes), "with a delay", many.told_to_wait)
-    for stage, ms in one.stages_ms.items():
+    for stage, ms in ones[-1].stages_ms.items():
         row("1 caller, p50 ms", stage, ms)
+    pairs = zip(manys, sixteens, strict=True)
+    each("256 callers, in time/s", [report.rate for report in manys])
+    each("256 callers, over 16 callers", [many.rate / report.rate for many, report in pairs])
+    each("256 callers, p99 ms", [report.p99_ms for report in manys])
+    for report in manys:
+        row("codes of the 256", json.dumps(report.codes), "with a delay", report.told_to_wait)
     row("cold start s", server.cold_seconds, "RSS MB", server.rss_mb())
-    for part, seconds in after.items():
-        row(f"CPU ms an image, {part}", 1000 * (seconds - before[part]) / sixteen.answered)
-    row("CPU ms an image, callers", 1000 * sixteen.cpu_seconds / sixteen.answered)
-    return sixteen.rate
+    for part, seconds in took.items():
+        row(f"CPU ms an image, {part}", 1000 * seconds / sixteens[-1].answered)
+    row("CPU ms an image, callers", 1000 * sixteens[-1].cpu_seconds / sixteens[-1].answered)
+    return statistics.median(report.rate for report in sixteens)
 
 
 def overload(server: Server, options: Options) -> None:
@@ -119,72 +130,19 @@ def overload(server: Server, options: Options) -> None:
     row("RSS MB before, after", before, server.rss_mb())
 
 
-def stream(server: Server, options: Options) -> float:
-    """One client's EmbedStream; images a second."""
-    before = server.rss_mb()
-    report = call(server, stream=options.stream_images, callers=64, deadline=0)
-    row("EmbedStream images/s", report.rate, "images", report.answered)
-    row("client RSS MB", *report.rss_mb[:: max(1, len(report.rss_mb) // 6)])
-    row("server RSS MB before, after", before, server.rss_mb())
-    return report.rate
-
-
-def swaps(server: Server, options: Options) -> None:
-    """Model swaps under load: every so many requests the other version is loaded."""
-    seen: list[tuple[float, float, bool]] = []
-    errors: list[str] = []
-    rss: list[float] = []
-
-    async def load() -> None:
-        from multigrain_client import AsyncClient
-
-        pictures = photographs()
-        swapping = False
-        async with AsyncClient(server.address) as client:
-
-            async def caller(first: int) -> None:
-                for number in range(first, options.requests, 8):
-                    began = time.perf_counter()
-                    try:
-                        await client.embed(pictures[number % len(pictures)])
-                    except Exception as error:  # counted, whatever it is
-                        errors.append(repr(error)[:200])
-                    seen.append((began, time.perf_counter() - began, swapping))
-
-            async def swap() -> None:
-                nonlocal swapping
-                version = 2
-                while len(seen) < options.requests:
-                    await asyncio.sleep(0.05)
-                    if len(seen) < (len(rss) + 1) * options.swap_every:
-                        continue
-                    swapping = True
-                    await client.load_model(f"resnet50@{version}", make_default=True)
-                    await client.unload_model(f"resnet50@{3 - version}")
-                    swapping = False
-                    version = 3 - version
-                    while len(server.process.children(recursive=True)) > 1:  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)  # nothing tells of another process's end
-                    rss.append(server.rss_mb())
-
-            task = asyncio.create_task(swap())
-            await asyncio.gather(*(caller(number) for number in range(8)))
-            task.cancel()
-
-    asyncio.run(load())
-    p99s = []
-    for name, during in (("calm", False), ("during a swap", True)):
-        times = sorted(seconds for _, seconds, swapping in seen if swapping is during) or [0.0]
-        p99s.append(1000 * times[int(0.99 * len(times))])
-        row(f"p99 ms {name}", p99s[-1], "calls", len(times))
-    row("p99 during a swap over else", p99s[1] / (p99s[0] or 1))
-    row("errors", len(errors), *errors[:3])
-    row("swaps", len(rss), "server RSS MB after each", *(round(value) for value in rss))
-    if len(rss) > 2:
-        # The first swaps fill what is kept for good.
-        later = rss[len(rss) // 4 :]
-        slope = float(np.polyfit(range(len(later)), later, 1)[0])
-        row("server RSS MB a swap, fitted to the last three quarters", slope)
+def stream(server: Server, machine: Machine, options: Options) -> None:
+    """One client's bulk embedding."""
+    memory = server.rss_mb()
+    shares = []
+    for _ in range(options.rounds):
+        before = machine.measure()
+        report = call(server, stream=options.stream_images // options.rounds)
+        limit = before.between(machine.measure()).limit
+        shares.append(report.rate / limit)
+        row("EmbedStream images/s", report.rate, "limit", limit, "images", report.answered)
+        row("client RSS MB", *report.rss_mb[:: max(1, len(report.rss_mb) // 6)])
+    each("EmbedStream, over the limit", shares)
+    row("server RSS MB before, after", memory, server.rss_mb())
 
 
 def main() -> None:
@@ -192,7 +150,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
     parser.add_argument("--runtime", default="", help="of LoadModel; default auto")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--stream-images", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=4000)
@@ -204,40 +163,41 @@ def main() -> None:
     parts: Iterable[str] = given.pop("parts") or PARTS
     if given.pop("long"):
         given["requests"] = 100_000
-    options = Options(**given)
+    run(set(parts), Options(**given))
+
+
+def run(parts: set[str], options: Options) -> None:
     data = options.out / "data"
     bundle = write_bundle(data / "models")
-    limit = rate = 0.0
-    if "limit" in parts:
-        limit = raw(bundle, options).limit
-    if {"callers", "overload", "stream"} & set(parts):
-        with ours(data, "resnet50@1", *options.daemon.split(), runtime=options.runtime) as server:
+    daemon = options.daemon.split()
+    rate = 0.0
+    machine = Machine(bundle, options.runtime)
+    if {"callers", "overload", "stream"} & parts:
+        with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
             if "callers" in parts:
-                rate = common("multigrain", server, options)
+                rate = measured("multigrain", server, machine, options)
             if "stream" in parts:
-                streamed = stream(server, options)
-                if limit:
-                    row("EmbedStream / limit", streamed / limit)
+                stream(server, machine, options)
             if "overload" in parts:
                 overload(server, options)
-    if limit and rate:
-        row("16 callers / limit", rate / limit)
-    if "swaps" in parts:
-        write_bundle(data / "models", version=2)
-        with ours(data, "resnet50@1", *options.daemon.split(), runtime=options.runtime) as server:
-            with Client(server.address) as client:
-                client.load_model("resnet50@1", make_default=True)
-            swaps(server, options)
     if "by_hand" in parts:
         with by_hand(bundle, options.out) as server:
-            peer = common("grpc.aio by hand, onnxruntime f32", server, options)
+            peer = measured("grpc.aio by hand, onnxruntime f32", server, machine, options)
             if rate:
                 row("ours / by hand", rate / peer)
     if "pytriton" in parts and options.pytriton is not None:
         with pytriton(bundle, options.out, options.pytriton) as server:
-            peer = common("PyTriton, onnxruntime f32", server, options)
+            peer = measured("PyTriton, onnxruntime f32", server, machine, options)
             if rate:
                 row("ours / PyTriton", rate / peer)
+    machine.close()
+    if "swaps" in parts:
+        write_bundle(data / "models", version=2)
+        with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
+            with Client(server.address) as client:
+                client.load_model("resnet50@1", make_default=True)
+            found = asyncio.run(swap_under_load(server, options.requests, options.swap_every))
+            found.report(row)
 
 
 if __name__ == "__main__":
