@@ -15,17 +15,16 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.jobs.leases import Leases
 from multigrain_server.models.announcer import ModelAnnouncer
 from multigrain_server.models.catalogue import ModelCatalogue
-from multigrain_server.models.departures import Departures
 from multigrain_server.models.engine_devices import EngineDevices
 from multigrain_server.models.labels import ModelLabels
-from multigrain_server.models.loaded_model import LoadedModel, ModelState
-from multigrain_server.models.memory_budget import MemoryBudget
+from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.on_demand import OnDemand
-from multigrain_server.models.reference import ModelReference, ModelVersion
-from multigrain_server.models.registry import BundleEntry, BundleRegistry, verify
+from multigrain_server.models.reference import ModelReference
+from multigrain_server.models.registry import BundleRegistry
+from multigrain_server.models.residents import Residents
 from multigrain_server.models.restoration import Restoration
 from multigrain_server.models.router import ModelRouter
-from multigrain_server.models.store import LoadedRow, ModelStore
+from multigrain_server.models.store import ModelStore
 from multigrain_server.models.users import ModelUsers, NoUsers
 from multigrain_server.models.view import ModelView
 from multigrain_server.serving.admission import Admission
@@ -82,24 +81,24 @@ class ModelManager:
             self._users,
             on_demand=config.load_on_demand,
         )
-        self._budget = MemoryBudget(
+        self._residents = Residents(
             config,
-            self._router,
             self.metrics,
-            busy=lambda version: self._lock(version).locked(),
-            unload=self._make_way,
+            self._store,
+            self._router,
+            launch,
+            EngineDevices(config.device, leases),
+            self._announcer.publish,
+        )
+        self._restoration = Restoration(
+            self._store,
+            self.bundles,
+            self._router,
+            self._residents.model,
+            self._residents.lock,
         )
         self._on_demand = OnDemand(self.load, self._spawn, config.restart_backoff_max_seconds)
-        self._launch = launch
-        self._devices = EngineDevices(config.device, leases)
-        self._locks: dict[ModelVersion, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._restoration = Restoration(
-            self._store, self.bundles, self._router, self._model, self._lock
-        )
-        self._departures = Departures(
-            self._router, self.metrics, config.drain_seconds, self._announcer.publish
-        )
 
     async def start(self) -> None:
         """Begins to load what was loaded before; returns at once."""
@@ -107,7 +106,7 @@ class ModelManager:
         self._restoration.announce()
         self._announcer.publish()
         self._spawn(self._restoration.run())
-        self._spawn(self._budget.watch())
+        self._spawn(self._residents.budget.watch())
 
     async def close(self, drain_seconds: float) -> None:
         """Refuses new images, lets those in work finish, ends all engines.
@@ -118,10 +117,7 @@ class ModelManager:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        models = (*self._router.loaded.values(), *self._router.draining.values())
-        await asyncio.gather(*(model.end(drain_seconds) for model in models))
-        await self._departures.finish()
-        self._router.loaded.clear()
+        await self._residents.end(drain_seconds)
         self._announcer.publish()
 
     def rescan(self) -> None:
@@ -162,22 +158,16 @@ class ModelManager:
                 "runtime", f"{runtime[:80]!r} is unknown: use one of {', '.join(RUNTIMES)}"
             )
         version = self.catalogue.find(model).version
-        async with self._lock(version):
+        async with self._residents.lock(version):
             # It may have been deleted while this waited.
             entry = self.bundles.find(ModelReference(version.name, version.version))
-            current = self._router.loaded.get(version)
-            if current is None:
-                await self._load_new(entry, runtime or self.config.runtime)
-            elif current.state is not ModelState.READY or runtime not in ("", current.runtime):
-                await asyncio.to_thread(verify, entry)
-                await current.switch_runtime(runtime or current.runtime)
-                self._store.add_loaded(LoadedRow(version=version, runtime=current.runtime))
+            await self._residents.let_in(entry, runtime)
             if make_default:
                 self._store.set_default(model)
                 self._router.refresh()
         self._announcer.publish()
-        for older in self._replaced_by(version):
-            self._spawn(self._retire(older))
+        for older in self._residents.replaced_by(version):
+            self._spawn(self._residents.retire(older))
         return self.catalogue.view(entry)
 
     async def unload(self, model: str) -> ModelView:
@@ -190,9 +180,9 @@ class ModelManager:
         version = self._router.version_of(reference)
         if version is None:
             return self.catalogue.view(self.catalogue.find(model))
-        async with self._lock(version):
+        async with self._residents.lock(version):
             self._labels.refuse(version, "unloaded")
-            await self._unload(version)
+            await self._residents.let_out(version)
         return self.catalogue.view(self.bundles.find(ModelReference(version.name, version.version)))
 
     def set_alias(self, alias: str, model: str) -> str:
@@ -211,7 +201,7 @@ class ModelManager:
             raise MultigrainError.field("model", 'must state the version, as "name@version"')
         entry = self.bundles.find(reference)
         version = entry.version
-        async with self._lock(version):
+        async with self._residents.lock(version):
             if version in self._router.loaded:
                 raise MultigrainError(
                     ErrorKind.WRONG_STATE, f"{version} is loaded: UnloadModel first"
@@ -225,61 +215,6 @@ class ModelManager:
                 )
             await to_the_end(self.bundles.remove, version)
             self.metrics.model_state(version.name, version.version, None)
-
-    def _model(self, entry: BundleEntry, runtime: str) -> LoadedModel:
-        return LoadedModel(
-            entry,
-            runtime,
-            self.config,
-            self.metrics,
-            self._launch,
-            self._devices,
-            self._announcer.publish,
-        )
-
-    async def _load_new(self, entry: BundleEntry, runtime: str) -> None:
-        version = entry.version
-        model = self._model(entry, runtime)
-        self._router.loaded[version] = model
-        replaced = self._replaced_by(version)
-        try:
-            await self._budget.make_room(version, replaced)
-            await asyncio.to_thread(verify, entry)
-            await model.load()
-            await self._budget.settle(version, replaced)
-            self._store.add_loaded(LoadedRow(version=version, runtime=runtime))
-        except BaseException:
-            await self._departures.take_out(version, model)
-            raise
-
-    def _replaced_by(self, version: ModelVersion) -> list[ModelVersion]:
-        return [] if self.config.keep_replaced_versions else self._router.older(version)
-
-    async def _retire(self, version: ModelVersion) -> None:
-        async with self._lock(version):
-            if not self._router.pinned(version):
-                await self._unload(version)
-
-    async def _unload(self, version: ModelVersion) -> None:
-        model = self._router.loaded.get(version)
-        if model is None:
-            return
-        self._store.remove_loaded(version)
-        if self._router.default_reference == str(version):
-            self._store.clear_default()
-            self._router.refresh()
-        await self._departures.take_out(version, model)
-
-    async def _make_way(self, version: ModelVersion) -> None:
-        """Unloads a model for another one; what points at it stays, and loads it again."""
-        async with self._lock(version):
-            model = self._router.loaded.get(version)
-            if model is not None:
-                self._store.remove_loaded(version)
-                await self._departures.take_out(version, model)
-
-    def _lock(self, version: ModelVersion) -> asyncio.Lock:
-        return self._locks.setdefault(version, asyncio.Lock())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
