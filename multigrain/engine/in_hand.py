@@ -65,3 +65,8 @@ class InHand:
             for since_ns, item_id in zip(numbers[::2], numbers[1::2], strict=True)
             if item_id
         ]
+
+    def close(self) -> None:
+        """Gives the memory back, and the descriptor that it holds; nothing is read after that."""
+        self._numbers.release()
+        self._memory.close()

@@ -88,6 +88,7 @@ class ChildProcess(EngineChild):
         self.socket = ours
         self._process = process
         self._in_hand = in_hand
+        self._died_with: list[Held] = []
         self._output = EngineOutput(label)
         self._watch = asyncio.create_task(self._follow())
 
@@ -102,7 +103,7 @@ class ChildProcess(EngineChild):
             return 0
 
     def held(self) -> list[Held]:
-        return self._in_hand.held()
+        return self._died_with if self.ended.is_set() else self._in_hand.held()
 
     def kill(self) -> None:
         if not self.ended.is_set():
@@ -115,6 +116,8 @@ class ChildProcess(EngineChild):
         assert self._process.stdout is not None
         await self._output.copy(self._process.stdout)
         code = await self._process.wait()
+        self._died_with = self._in_hand.held()
+        self._in_hand.close()
         self.end_reason = describe_exit(code)
         self.last_words = self._output.last_line
         self.ended.set()

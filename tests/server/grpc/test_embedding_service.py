@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -195,9 +196,20 @@ async def test_a_cancelled_call_drops_its_work(root: Path) -> None:
         await asyncio.gather(waiting, return_exceptions=True)
 
 
+def memory_shared_with_engines() -> set[int]:
+    """Inodes of what this process has open of it."""
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(fd).startswith("/memfd:multigrain-in-hand"):
+                found.add(fd.stat().st_ino)
+    return found
+
+
 async def test_a_killed_engine_is_unavailable_and_the_next_one_answers_what_it_had(
     root: Path,
 ) -> None:
+    before = memory_shared_with_engines()
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.route("").engine
@@ -210,6 +222,9 @@ async def test_a_killed_engine_is_unavailable_and_the_next_one_answers_what_it_h
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert (await call).results
         assert (await s.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
+        # Without waiting for the garbage collector.
+        assert len(memory_shared_with_engines() - before) == 1
+    assert not memory_shared_with_engines() - before
 
 
 async def test_a_stream_keeps_order_and_ids(root: Path) -> None:
