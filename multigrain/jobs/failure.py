@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from multigrain.events.records import JobError
 from multigrain.jobs.messages import SCHEDULER_RANK, Exit, Failed
 
 LOG_TAIL_BYTES = 8192
+_LOOKED_AT_BYTES = 16 * LOG_TAIL_BYTES
+_CHATTER = re.compile(rb"\[WARNING\] [A-Z_]+\(\d+")
 
 RETRIED = frozenset(
     kind.name
@@ -166,18 +169,29 @@ def runner_lost(attempt: int) -> Failure:
 
 
 def log_tail(path: Path | None) -> str:
-    """The last whole lines of a log, at most LOG_TAIL_BYTES of them; "" if there is none."""
+    """The last whole lines of a log, at most LOG_TAIL_BYTES of them; "" if there is none.
+
+    MindSpore's own warnings (dozens while a cluster forms) are left out, unless there is nothing
+    else: they hide the lines that say why the process ended.
+    """
     if path is None:
         return ""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            start = max(0, size - LOG_TAIL_BYTES)
+            start = max(0, size - _LOOKED_AT_BYTES)
             file.seek(start)
-            data = file.read(LOG_TAIL_BYTES)
+            data = file.read(_LOOKED_AT_BYTES)
     except OSError:
         return ""
-    if start > 0 and b"\n" in data[:-1]:
+    lines = data.splitlines(keepends=True)
+    kept = b"".join(line for line in lines if not _CHATTER.match(line))
+    cut = start > 0
+    if kept.strip():
+        data = kept
+    if len(data) > LOG_TAIL_BYTES:
+        data, cut = data[-LOG_TAIL_BYTES:], True
+    if cut and b"\n" in data[:-1]:
         data = data[data.index(b"\n") + 1 :]
     # "ignore": a replacement character would take more bytes than what it replaces.
     return data.decode(errors="ignore")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.context import WorkerContext
+from multigrain.jobs.defect import in_words
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.launcher.base import COLLECTIVES, SET_DEVICE
 from multigrain.jobs.messages import Done, Failed, Hello
@@ -81,8 +82,7 @@ def run_worker(options: RankOptions) -> int:
         return _give_up(reporter, Failed(error.kind.name, error.message, field))
     except Exception as error:  # a defect of ours or of a library: the runner restarts the job
         _log_trace()
-        first_line = next(iter(str(error).splitlines()), "")[:500]
-        return _give_up(reporter, Failed("", f"{type(error).__name__}: {first_line}"))
+        return _give_up(reporter, Failed("", in_words(error)))
     reporter.finish(Done(outcome.stopped, outcome.message))
     return 0
 

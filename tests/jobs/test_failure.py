@@ -28,6 +28,15 @@ def test_one_endless_line_and_bytes_that_are_no_text_do_no_harm(tmp_path: Path) 
     assert 0 < len(log_tail(path).encode()) <= LOG_TAIL_BYTES
 
 
+def test_warnings_of_mindspore_do_not_hide_the_cause(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    warning = b"[WARNING] DISTRIBUTED(4942,7f08,python):2026-11-24 [tcp_comm.cc:485] 12\n"
+    path.write_bytes(b"ValueError: the cause\n" + 900 * warning)
+    assert log_tail(path) == "ValueError: the cause\n"
+    path.write_bytes(900 * warning)
+    assert log_tail(path).startswith("[WARNING] DISTRIBUTED")
+
+
 def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
     assert log_tail(tmp_path / "log") == ""
     assert log_tail(None) == ""
