@@ -111,7 +111,8 @@ def _fill(
             try:
                 _set(message, field, value, here, violations)
             except (TypeError, ValueError, AttributeError) as error:
-                detail = "" if isinstance(value, int) else f": {error}"
+                # Of a plain value the error says no more than that it is of another type.
+                detail = "" if isinstance(value, (int, float, str)) else f": {error}"
                 violations.append(FieldViolation(here, f"{_wanted(field)}; not {value!r}{detail}"))
 
 

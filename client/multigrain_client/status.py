@@ -112,7 +112,8 @@ def _sentence(code: grpc.StatusCode, message: str, kind: str, method: str, targe
         return message or f"{method} failed with {kind}"
     # Without ErrorInfo it is gRPC that speaks, and its messages need a word of explanation.
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"cannot reach the server at {target}: {message or 'no answer'}"
+        why = message or "no answer"
+        return f"cannot reach the server at {target}: {why}; is multigrain-server running there?"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"{method}: no answer from {target} before the time-out"
     if code is grpc.StatusCode.UNIMPLEMENTED:
