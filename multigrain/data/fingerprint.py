@@ -29,7 +29,8 @@ class ClassPrint(Spec):
 
 class DatasetFingerprint(Spec):
     """What is remembered of a dataset: names and sizes of its files. None is opened, so that an
-    image replaced by another one of exactly its size is not noticed."""
+    image replaced by another one of exactly its size is not noticed. Dates are left out: those of
+    a copy, or of a backup that was put back, are new."""
 
     images: int
     sha256: str
