@@ -28,7 +28,7 @@ class Tracing(Protocol):
         """Of a call of ``/package.Service/Method`` that has just come in; None = not wanted."""
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends what is left, for a moment at most."""
 
 
 #: None wherever a call is not traced: one look at it is all that tracing costs then.

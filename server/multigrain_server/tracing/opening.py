@@ -17,4 +17,6 @@ def open_tracing(config: TracingConfig, version: str) -> Tracing | None:
 
     plain = config.endpoint.startswith("http://")
     exporter = OTLPSpanExporter(endpoint=config.endpoint, insecure=plain)
-    return Spans(BatchSpanProcessor(exporter), config.sample_ratio, version)
+    return Spans(
+        BatchSpanProcessor(exporter), config.sample_ratio, version, give_up=exporter.shutdown
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -31,6 +32,8 @@ _FAULTS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 )
 _BATCHES = 256
+# The rest of what is to be sent may take so long; a collector that is gone holds up no stop.
+_CLOSE_SECONDS = 2.0
 
 # Of one forward pass: the model, how long it took in ns, and its images. All of its images tell the
 # same. Two passes that do would be taken for one, which is rare, and costs a link.
@@ -44,10 +47,18 @@ class Spans:
         processor: where finished spans go.
         sample_ratio: share that is kept of the traces that begin here.
         version: of this service.
+        give_up: makes the processor's sending end at once.
     """
 
-    def __init__(self, processor: SpanProcessor, sample_ratio: float, version: str) -> None:
+    def __init__(
+        self,
+        processor: SpanProcessor,
+        sample_ratio: float,
+        version: str,
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self._processor = processor
+        self._give_up = give_up
         resource = Resource.create({"service.name": "multigrain", "service.version": version})
 
         def tracer(sampler: Sampler) -> Tracer:
@@ -80,8 +91,14 @@ class Spans:
         return CallSpan(self._tracer, span, self._batches) if span.is_recording() else None
 
     def close(self) -> None:
-        """Sends what is left."""
-        self._processor.shutdown()
+        """Sends what is left, if that can be done soon."""
+        # The processor itself would wait for half a minute.
+        impatient = threading.Timer(_CLOSE_SECONDS, self._give_up)
+        impatient.start()
+        try:
+            self._processor.shutdown()
+        finally:
+            impatient.cancel()
 
 
 class CallSpan:

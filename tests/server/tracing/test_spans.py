@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -130,3 +132,19 @@ def test_what_is_remembered_of_passes_is_bounded() -> None:
     for number in range(1000):
         call.computed("m@1", [result(compute_ns=1_000_000 + number)])
     assert len(made.spans._batches._known) <= 256
+
+
+def test_a_collector_that_is_gone_holds_up_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(SpanProcessor):
+        """Would send until it is told to give up."""
+
+        gave_up = threading.Event()
+        ended = False
+
+        def shutdown(self) -> None:
+            self.ended = self.gave_up.wait(60)
+
+    monkeypatch.setattr("multigrain_server.tracing.spans._CLOSE_SECONDS", 0.05)
+    stuck = Stuck()
+    Spans(stuck, 1.0, "1", give_up=stuck.gave_up.set).close()
+    assert stuck.ended
