@@ -103,7 +103,9 @@ def write_int8(
         return preprocess(images.folder.read(index), preprocessing)[None]
 
     quantised = nncf.quantize(
-        openvino.Core().read_model(onnx),
+        # Unlike Core.read_model this joins each BatchNorm with its convolution. Left apart, NNCF
+        # would round to 8 bits between the two as well: a quarter slower, and less exact.
+        openvino.convert_model(onnx),
         nncf.Dataset(readable, prepared),
         subset_size=len(readable),
     )

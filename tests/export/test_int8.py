@@ -151,5 +151,7 @@ def test_an_export_writes_it_and_the_bundle_is_whole(pictures: Path, tmp_path: P
     assert {"model-int8.xml", "model-int8.bin", "model.onnx"} <= set(manifest.files)
     assert entry.cosine_mean > 0.99
     assert 0 < entry.labelled_images < entry.images
+    # Part of its convolution: nothing is rounded to 8 bits between the two.
+    assert "BatchNormInference" not in (folder / "model-int8.xml").read_text()
     loaded = load("openvino-int8", Bundle(folder, manifest), Compute(threads=1, max_batch=4))
     assert loaded.runtimes[16].precision == "int8"
