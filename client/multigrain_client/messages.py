@@ -18,6 +18,12 @@ from multigrain_client.errors import FieldViolation, InvalidRequest
 M = TypeVar("M", bound=Message)
 
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
+_INTEGERS = (
+    FieldDescriptor.CPPTYPE_INT32,
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT32,
+    FieldDescriptor.CPPTYPE_UINT64,
+)
 
 
 def build(message_type: type[M], request: M | None, fields: Mapping[str, Any]) -> M:
@@ -150,6 +156,8 @@ def _extend(
     path: str,
     violations: list[FieldViolation],
 ) -> None:
+    if field.message_type is None and not isinstance(value, bool):
+        value = _listed(field, value)
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise TypeError("it is not a list")
     target = getattr(message, field.name)
@@ -160,6 +168,16 @@ def _extend(
             _fill(target.add(), item, f"{path}[{index}]", violations)
         else:
             target.add().CopyFrom(item)
+
+
+def _listed(field: FieldDescriptor, value: Any) -> Any:
+    """As a command line gives a list: "holidays,ukb", "2,3.5", or one number alone."""
+    if isinstance(value, (int, float)):
+        return [value]
+    if not isinstance(value, str) or field.type == FieldDescriptor.TYPE_BYTES:
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    return [int(part) for part in parts] if field.cpp_type in _INTEGERS else parts
 
 
 def _scalar(field: FieldDescriptor, value: Any) -> Any:

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from multigrain.v1.embedding_pb2 import EmbedRequest
+from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
 from multigrain.v1.job_pb2 import Job, JobEvent
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client import InvalidRequest, LossPoint, RetryPolicy, Tls, Unavailable, latest_curve
@@ -122,6 +124,29 @@ def test_every_wrong_field_is_reported_at_once():
     assert fields["spec.seed"] == "must be a whole number, 0 or more; not -1"
     assert fields["spec.sched"] == "no such field; did you mean 'schedule'?"
     assert fields["spec.model.learn_gem_p"].startswith("must be true or false; not 1")
+
+
+def test_a_list_can_be_written_as_on_a_command_line():
+    spec = TrainingSpec()
+    fill(
+        spec,
+        {
+            "evaluation": {"tasks": "classification, holidays"},
+            "schedule": {"learning_rate": {"milestones": 30}},
+            "optimizer": {"thor": {"early_refreshes": "1,50"}},
+        },
+    )
+    assert list(spec.evaluation.tasks) == ["classification", "holidays"]
+    assert list(spec.schedule.learning_rate.milestones) == [30.0]
+    assert list(spec.optimizer.thor.early_refreshes) == [1, 50]
+    fill(exponent := EvaluationSpec(), {"exponent": {"candidates": "2,3.5"}})
+    assert list(exponent.exponent.candidates) == [2.0, 3.5]
+    with pytest.raises(InvalidRequest, match="each a whole number, 0 or more; not '1,x'"):
+        fill(spec, {"optimizer": {"thor": {"early_refreshes": "1,x"}}})
+    with pytest.raises(InvalidRequest, match="must be a list, each a text; not True"):
+        fill(spec, {"evaluation": {"tasks": True}})
+    with pytest.raises(InvalidRequest, match="must be a list"):
+        fill(EmbedRequest(), {"images": "a.jpg"})
 
 
 def test_dotted_and_nested_keys_are_the_same():

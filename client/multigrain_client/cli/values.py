@@ -10,7 +10,8 @@ from typing import Any
 
 def setting(text: str) -> tuple[str, Any]:
     """``schedule.epochs=3`` -> ("schedule.epochs", 3). Numbers, true, false and [lists] are
-    read as JSON, everything else is a text.
+    read as JSON, everything else is a text; of a text with commas a field of many values makes
+    its list.
 
     Raises:
         ArgumentTypeError: without a key and "=".
@@ -65,7 +66,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=setting,
         metavar="KEY=VALUE",
-        help="one field over the preset and the file, such as schedule.epochs=3; repeatable",
+        help="one field over the preset and the file, such as schedule.epochs=3, or "
+        "evaluation.tasks=classification,copy_detection; repeatable",
     )
     parser.add_argument("--name", default="", help="name of the job, for people")
     parser.add_argument(
