@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from multigrain_client.cli.command import OK, Command, Context
-from multigrain_client.cli.follow import follow
+from multigrain_client.cli.command import Command, Context
+from multigrain_client.cli.follow import started
 from multigrain_client.cli.values import add_settings, pairs
 
 
@@ -66,11 +66,7 @@ def run(context: Context) -> int:
             labels=pairs(arguments.labels),
             **{**chosen, **pairs(arguments.settings)},
         )
-        if arguments.watch:
-            return follow(client, job, context.output)
-        context.output.data(job)
-        context.output.line(f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}")
-    return OK
+        return started(context, client, job)
 
 
 COMMAND = Command("evaluate", "start an evaluation job", configure, run)

@@ -1,16 +1,25 @@
-"""Shows a job until it has ended."""
+"""Shows a job that was started until it has ended."""
 
 from __future__ import annotations
 
 import sys
 
 from multigrain.v1.job_pb2 import Job
-from multigrain_client.cli.command import FAILED, INTERRUPTED, OK
+from multigrain_client.cli.command import FAILED, INTERRUPTED, OK, Context
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import Display, choose
 from multigrain_client.outcome import is_terminal
 from multigrain_client.requests import state_name
 from multigrain_client.sync.client import Client
+
+
+def started(context: Context, client: Client, job: Job) -> int:
+    """Says that a job has been started, or follows it if that is wanted; the exit code."""
+    if context.arguments.watch:
+        return follow(client, job, context.output)
+    context.output.data(job)
+    context.output.line(f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}")
+    return OK
 
 
 def follow(

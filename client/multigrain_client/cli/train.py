@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from multigrain_client.cli.command import OK, Command, Context
-from multigrain_client.cli.follow import follow
+from multigrain_client.cli.command import Command, Context
+from multigrain_client.cli.follow import started
 from multigrain_client.cli.values import add_settings, pairs
 
 
@@ -39,11 +39,7 @@ def run(context: Context) -> int:
             request_id=arguments.request_id,
             **overrides,
         )
-        if arguments.watch:
-            return follow(client, job, context.output)
-        context.output.data(job)
-        context.output.line(f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}")
-    return OK
+        return started(context, client, job)
 
 
 COMMAND = Command("train", "start a training job", configure, run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from multigrain.spec.base import Spec
 from multigrain.spec.export import NAME_PATTERN
 from multigrain_server.access.role import Role
+from multigrain_server.file_stamp import stamp
 
 _log = structlog.get_logger(__name__)
 _PREFIX = "mg_"
@@ -107,7 +107,7 @@ class TokenFile:
     def __init__(self, path: Path, check_seconds: float = _CHECK_SECONDS) -> None:
         self._path = path
         self._check_seconds = check_seconds
-        self._stamp = _stamp(path)
+        self._stamp = stamp(path)
         self._entries = read_tokens(path)
         self._checked = time.monotonic()
 
@@ -126,10 +126,10 @@ class TokenFile:
         if now - self._checked < self._check_seconds:
             return
         self._checked = now
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        found = stamp(self._path)
+        if found == self._stamp:
             return
-        self._stamp = stamp
+        self._stamp = found
         try:
             self._entries = read_tokens(self._path)
         except TokenFileError as error:
@@ -153,11 +153,3 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise TokenFileError(": ".join(filter(None, (str(path), where, message)))) from None
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)

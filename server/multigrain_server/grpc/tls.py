@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ import grpc
 import structlog
 
 from multigrain_server.access.config import TlsConfig
+from multigrain_server.file_stamp import Stamp, stamp
 
 _log = structlog.get_logger(__name__)
 
 
 # Of each file: time, size and number; None if it is missing.
-_Stamps = tuple[tuple[int, int, int] | None, ...]
+_Stamps = tuple[Stamp | None, ...]
 
 
 class TlsError(Exception):
@@ -123,7 +123,7 @@ class Certificates:
 
     def _stamps(self) -> _Stamps:
         files = (self._certificate, self._key, self._client_ca)
-        return tuple(_stamp(path) for path in files if path is not None)
+        return tuple(stamp(path) for path in files if path is not None)
 
 
 def _read(path: Path) -> bytes:
@@ -139,11 +139,3 @@ def _expiry(chain: bytes) -> float:
 
     certificates = x509.load_pem_x509_certificates(chain)
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -14,16 +14,9 @@ from multigrain.checkpoint.files import describe
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.announcer import EMBEDDING_SERVICE
 from multigrain_server.models.view import ModelView
-from tests.engine.bundles import TinyNetwork, write_bundle
+from tests.engine.bundles import TinyNetwork
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "models", version=1)
-    write_bundle(tmp_path / "models", version=2)
-    return tmp_path
 
 
 def state(view: ModelView) -> str:

@@ -16,13 +16,6 @@ from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until, vectors
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "models", version=1)
-    write_bundle(tmp_path / "models", version=2)
-    return tmp_path
-
-
 def state(view: ModelView) -> str:
     return view.state.value
 
