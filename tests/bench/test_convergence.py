@@ -141,15 +141,15 @@ def test_inside_batch_norm_has_the_statistics_of_the_images_and_after_it_its_own
 
 
 def test_objectives_are_told_apart_in_the_table_with_their_spread() -> None:
-    base = {"dataset": "digits", "copy_map": 0.5, "class_map": 0.25}
+    base = {"dataset": "digits", "epochs": 10, "copy_map": 0.5, "class_map": 0.25}
     found = [
         {**base, "objective": "joint", "top1": 0.9},
         {**base, "objective": "joint", "top1": 0.8},
         {**base, "objective": "classification", "top1": 0.7},
     ]
     table = objectives.table(found)
-    assert "| digits | joint | 85.0 +- 7.1 | 50.0 +- 0.0 |  | 25.0 +- 0.0 | 2 |" in table
-    assert "| digits | classification | 70.0 | 50.0 |  | 25.0 | 1 |" in table
+    assert "| digits | 10 | joint | 85.0 +- 7.1 | 50.0 +- 0.0 |  | 25.0 +- 0.0 | 2 |" in table
+    assert "| digits | 10 | classification | 70.0 | 50.0 |  | 25.0 | 1 |" in table
 
 
 def test_settings_are_merged_key_by_key() -> None:

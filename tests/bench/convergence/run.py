@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
+from multigrain.model.state import load_model_state
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.step import TrainStep
 from tests.bench.convergence.statistics import statistics_of
@@ -61,14 +62,16 @@ class Run:
     Args:
         recompute: evaluate with BatchNorm's statistics of some training images under the present
             weights instead of the running ones, which are those of the last steps' weights.
+        build: makes the network.
     """
 
     spec: TrainingSpec
     split: Split
     recompute: bool = False
+    build: Callable[..., MultiGrain] = build_model
 
     def __post_init__(self) -> None:
-        self.model: MultiGrain = build_model(
+        self.model: MultiGrain = self.build(
             self.spec.model, len(self.split.train.classes), seed=self.spec.seed
         )
         self.preprocessing = Preprocessing.standard(
@@ -88,6 +91,11 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Steps that an epoch has."""
         return self._data.steps_per_epoch
+
+    def start_from(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Takes the weights of ``model_state``; call it before the first step."""
+        load_model_state(self.model, state)
+        self._step.remember_statistics()
 
     def epochs(self, evaluate_every: int = 1) -> Iterator[Epoch]:
         """Trains, and reports after every ``evaluate_every`` epochs and after the last."""
@@ -112,6 +120,10 @@ class Run:
                 epoch, top1, held_out_loss, sum(losses) / len(losses), wall, cpu,
                 refreshes, checks, skipped,
             )  # fmt: skip
+
+    def to_the_end(self) -> Epoch:
+        """Trains, and reports on the last epoch."""
+        return list(self.epochs(evaluate_every=self.spec.schedule.epochs))[-1]
 
     def _evaluated(self) -> tuple[float, float]:
         """Share of the held-out images that are recognised, and their mean cross-entropy."""

@@ -1,0 +1,47 @@
+"""A small network of the library's own parts, for runs of many steps on one core."""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from multigrain.model.gem import GeM
+from multigrain.model.initial import initialise
+from multigrain.model.layers import Conv2d
+from multigrain.model.multigrain import MultiGrain
+from multigrain.model.resnet import BasicBlock, batch_norm
+from multigrain.spec.training import ModelSpec
+
+WIDTHS = (16, 32, 64, 128)
+BLOCKS = 1
+
+
+class NarrowTrunk(nn.Cell):
+    """ResNet-18 at a quarter of its width, behind one 3x3 convolution of stride 2.
+
+    Of 32 px the last map has 2x2 positions, so that GeM has something to pool: behind the
+    ImageNet stem it would have one. (N, 3, H, W) -> (N, 128, H / 16, W / 16).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = WIDTHS[0]
+        self.conv1 = Conv2d(3, channels, 3, stride=2, padding=1)
+        self.bn1 = batch_norm(channels)
+        blocks = []
+        for width in WIDTHS:
+            for _ in range(BLOCKS):
+                stride = 2 if width != channels else 1
+                blocks.append(BasicBlock(channels, width, stride, squeeze=False))
+                channels = width
+        self.blocks = nn.SequentialCell(blocks)
+        self.out_channels = channels
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.blocks(ops.relu(self.bn1(self.conv1(x))))
+
+
+def narrow_model(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
+    """As ``build_model``, with the narrow trunk whatever ``spec.trunk`` says."""
+    model = MultiGrain(NarrowTrunk(), GeM(spec.gem_p), classes)  # type: ignore[arg-type]
+    initialise(model, seed, zero_init_residual=spec.zero_init_residual)
+    return model
