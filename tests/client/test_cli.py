@@ -169,6 +169,13 @@ def test_models_load_unload_and_alias(run, state):
     assert run("unload", "fake@1")[1] == "fake@1  unloaded\n"
 
 
+def test_the_server_may_be_named_before_the_command_or_after_it(run, server, monkeypatch):
+    monkeypatch.setenv("MULTIGRAIN_SERVER", "127.0.0.1:1")
+    assert run("--server", server.address, "--json", "jobs")[:2] == (0, "[]\n")
+    assert run("--server", "127.0.0.1:1", "jobs", "--server", server.address)[0] == 0
+    assert run("--timeout", "0.2", "jobs")[0] == 1
+
+
 def test_a_bundle_is_imported_and_downloaded(run, state, tmp_path):
     bundle = tmp_path / "bundle"
     bundle.mkdir()

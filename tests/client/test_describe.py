@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from multigrain.v1 import job_pb2
 from multigrain_client.cli.describe import event_line
 from tests.client.events import loss_event
 
@@ -24,6 +25,13 @@ def test_a_check_of_the_curvature_is_told(
     event.loss.refreshed_layers, event.loss.kept_layers = refreshed, kept
     event.loss.stopped_layers = stopped
     assert text in event_line(event)
+
+
+def test_a_long_note_is_one_line_and_a_long_warning_is_whole() -> None:
+    log = job_pb2.LogEvent(level=job_pb2.LogEvent.LEVEL_INFO, message="2 layers\nconv1\nconv2")
+    assert event_line(job_pb2.JobEvent(log=log)).endswith(": 2 layers (2 more lines with --json)")
+    log.level = job_pb2.LogEvent.LEVEL_WARNING
+    assert event_line(job_pb2.JobEvent(log=log)).endswith(": 2 layers\nconv1\nconv2")
 
 
 def test_a_step_without_a_check_says_nothing_of_curvature() -> None:

@@ -95,7 +95,7 @@ def test_the_table_lists_every_layer() -> None:
     for text in ("trunk.bn1.(gamma, beta)", "pool.(p)", "classifier.(bias)"):
         (line,) = [line for line in table.splitlines() if line.startswith(text)]
         assert "excluded because" in line
-    assert table.splitlines()[-1].endswith("4 parameters with their plain gradient")
+    assert table.splitlines()[0].endswith("4 parameters with their plain gradient")
 
 
 TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}

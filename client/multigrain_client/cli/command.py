@@ -52,20 +52,17 @@ class Command:
     run: Callable[[Context], int]
 
 
-def shared_arguments() -> argparse.ArgumentParser:
-    """Parent parser of every command."""
-    parser = argparse.ArgumentParser(add_help=False)
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command takes, before its name or after it. Defaults: shared_defaults."""
     group = parser.add_argument_group("connection and output")
     group.add_argument(
         "--server",
         metavar="HOST:PORT",
-        default=os.environ.get("MULTIGRAIN_SERVER", DEFAULT_SERVER),
         help="address of the server, or several separated by commas "
         f"(environment: MULTIGRAIN_SERVER; default {DEFAULT_SERVER})",
     )
     group.add_argument(
         "--token",
-        default=os.environ.get("MULTIGRAIN_TOKEN"),
         help="sent as 'authorization: Bearer TOKEN' (environment: MULTIGRAIN_TOKEN, which keeps "
         "it out of the process list)",
     )
@@ -77,7 +74,14 @@ def shared_arguments() -> argparse.ArgumentParser:
         "--timeout", type=float, metavar="SECONDS", help="for each call; default 60, models 900"
     )
     group.add_argument("--json", action="store_true", help="print JSON for programs")
-    return parser
+
+
+def shared_defaults() -> dict[str, str | None]:
+    """What the environment says of the shared arguments."""
+    return {
+        "server": os.environ.get("MULTIGRAIN_SERVER", DEFAULT_SERVER),
+        "token": os.environ.get("MULTIGRAIN_TOKEN"),
+    }
 
 
 def connect(arguments: argparse.Namespace) -> Client:

@@ -132,6 +132,10 @@ def _checkpoint(event: CheckpointEvent) -> str:
 def _log(event: LogEvent) -> str:
     level = enum_name(LogEvent.Level.DESCRIPTOR, event.level).lower()
     who = "runner" if event.rank < 0 else f"worker {event.rank}"
+    first, *more = event.message.splitlines() or [""]
+    if more and event.level == LogEvent.LEVEL_INFO:
+        # A table of every layer would push all else off the screen.
+        return f"{level} {who}: {first} ({len(more)} more lines with --json)"
     return f"{level} {who}: {event.message}"
 
 
@@ -193,7 +197,8 @@ def model_row(model: Model) -> list[str]:
         str(model.embedding_size),
         str(model.classes),
         str(model.resolution),
-        model.runtime or "-",
+        # Without how it was chosen, which `load` says.
+        model.runtime.partition(" (")[0] or "-",
         ", ".join(model.aliases) or "-",
     ]
 

@@ -38,8 +38,10 @@ def run(context: Context) -> int:
         with Path(arguments.out).open("wb") as file:
             np.save(file, vectors)
         rows, size = vectors.shape
-        context.output.data({"file": arguments.out, "images": rows, "size": size})
-        context.output.line(f"{arguments.out}: {rows} vectors of {size}")
+        failed = int(np.isnan(vectors).any(axis=1).sum())
+        context.output.data({"file": arguments.out, "images": rows, "failed": failed, "size": size})
+        note = f", {failed} of them not-a-number: no image, or a bad one" if failed else ""
+        context.output.line(f"{arguments.out}: {rows} vectors of {size}{note}")
     else:
         context.output.json(
             [

@@ -37,6 +37,7 @@ from multigrain_client.cli.command import (
     Command,
     make_context,
     shared_arguments,
+    shared_defaults,
 )
 from multigrain_client.errors import InvalidRequest, JobFailed, MultigrainClientError
 
@@ -82,8 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"multigrain {__version__}")
+    # Before the command or after it; what stands after wins, if it is there at all.
+    shared_arguments(parser)
+    parser.set_defaults(**shared_defaults())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    shared = shared_arguments()
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared_arguments(shared)
     for command in COMMANDS:
         sub = commands.add_parser(
             command.name, help=command.help, description=command.help, parents=[shared]

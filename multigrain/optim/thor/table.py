@@ -8,10 +8,14 @@ from multigrain.optim.thor.capture import CapturedLayer, ExcludedLayer
 
 
 def curvature_table(layers: Sequence[CapturedLayer], left_out: Sequence[ExcludedLayer]) -> str:
-    """One line for each captured layer, then one for each cell that is left out, and why."""
+    """How many there are; one line for each captured layer, one for each cell left out, and why."""
     excluded_names = [f"{x.name}.({', '.join(x.parameters)})" for x in left_out]
     width = max(len(name) for name in [*(x.name for x in layers), *excluded_names, "layer"])
-    lines = [f"{'layer':<{width}}  kind   weight          A blocks    G blocks"]
+    plain = sum(len(x.parameters) for x in left_out)
+    lines = [
+        f"{len(layers)} layers preconditioned, {plain} parameters with their plain gradient",
+        f"{'layer':<{width}}  kind   weight          A blocks    G blocks",
+    ]
     for x in layers:
         weight = f"{x.g.dim} x {x.a.dim}"
         lines.append(
@@ -20,8 +24,4 @@ def curvature_table(layers: Sequence[CapturedLayer], left_out: Sequence[Excluded
         )
     for name, cell in zip(excluded_names, left_out, strict=True):
         lines.append(f"{name:<{width}}  excluded because {cell.reason}")
-    plain = sum(len(x.parameters) for x in left_out)
-    lines.append(
-        f"{len(layers)} layers preconditioned, {plain} parameters with their plain gradient"
-    )
     return "\n".join(lines)
