@@ -132,19 +132,23 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLi
         known = [action for group in parser._actions for action in group.option_strings]
         raise ConfigError(f"unknown argument {unknown[0]}{_nearest(unknown[0], known)}")
     values: dict[str, Any] = {}
+    _check_variables(environment)
+    sources: dict[str, str] = {}
     file = flags.config or environment.get(FILE_VARIABLE)
     if file:
         values = _read_file(Path(file))
     for option in options():
         if option.variable in environment:
             _put(values, option.path, _from_text(option, environment[option.variable]))
+            sources[option.key] = option.variable
         flag = getattr(flags, option.key)
         if flag is not None:
             _put(values, option.path, flag)
+            sources[option.key] = option.flag
     try:
         config = ServerConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, sources, file or "")) from None
     return CommandLine(config, flags.print_config, flags.new_token, flags.rebuild_index)
 
 
@@ -194,6 +198,14 @@ def _check_keys(body: dict[Any, Any], model: type[BaseModel], file: str, prefix:
             _check_keys(value, kind, file, f"{prefix}{key}.")
 
 
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """Only those that can be nobody else's: with a section, as in MULTIGRAIN_SERVING__MAX_BATCH."""
+    known = [option.variable for option in options()]
+    for name in environment:
+        if name.startswith(PREFIX) and "__" in name and name not in known:
+            raise ConfigError(f"unknown environment variable {name}{_nearest(name, known)}")
+
+
 def _from_text(option: Option, text: str) -> Any:
     if option.many:
         return [part for part in (piece.strip() for piece in text.split(",")) if part]
@@ -211,10 +223,17 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, sources: Mapping[str, str], file: str) -> str:
+    """What is wrong, and where it was given: a flag, a variable, or else the file."""
     parts = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{key}: {message}" if key else message)
+        # Ours name the value; pydantic's own do not.
+        if not item["type"].startswith("value_error") and isinstance(
+            item["input"], (str, int, float)
+        ):
+            message = f"is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+        where = sources.get(key, file)
+        parts.append(f"{key}: {message}{f' (from {where})' * bool(where)}" if key else message)
     return "; ".join(parts)

@@ -86,6 +86,24 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
         parse(["--config", str(file)], {})
 
 
+def test_a_wrong_value_is_told_with_where_it_was_given(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("serving: {max_batch: many}\n")
+    with pytest.raises(ConfigError, match=rf"serving\.max_batch: is 'many'.*\(from {file}\)$"):
+        parse(["--config", str(file)], {})
+    variable = "MULTIGRAIN_SERVING__MAX_BATCH"
+    with pytest.raises(ConfigError, match=rf"is 'few'.*\(from {variable}\)$"):
+        parse(["--config", str(file)], {variable: "few"})
+    with pytest.raises(ConfigError, match=r"is '0'.*\(from --serving-max-batch\)$"):
+        parse(["--serving-max-batch", "0"], {variable: "few"})
+
+
+def test_a_misspelt_variable_of_a_section_is_refused_and_another_programs_is_not() -> None:
+    with pytest.raises(ConfigError, match="did you mean MULTIGRAIN_SERVING__MAX_BATCH"):
+        parse([], {"MULTIGRAIN_SERVING__MAX_BTCH": "3"})
+    parse([], {"MULTIGRAIN_SERVING_PORT_50051_TCP": "tcp://10.0.0.1:50051", "A__B": "1"})
+
+
 def test_an_address_for_other_machines_needs_the_flag() -> None:
     assert parse(["--listen", "0.0.0.0:0", "--insecure"], {}).config.insecure
     assert parse(["--listen", "0.0.0.0:0", *TLS], {}).config.tls.enabled
