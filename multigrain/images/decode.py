@@ -149,7 +149,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """The image with its header read and checked, not yet decoded."""
     if not data:
         raise MultigrainError(
-            ErrorKind.IMAGE_UNREADABLE, "the image is empty (0 bytes): send the bytes of the file"
+            ErrorKind.IMAGE_UNREADABLE, "the image is empty (0 bytes): send or copy the file again"
         )
     if len(data) > limits.max_bytes:
         raise MultigrainError(
@@ -191,7 +191,7 @@ def _too_large(what: str, limits: ImageLimits) -> MultigrainError:
     return MultigrainError(
         ErrorKind.IMAGE_TOO_LARGE,
         f"the image is too large: {what}, more than the limit of {limits.max_pixels} pixels: "
-        "scale it down before sending",
+        "scale it down",
     )
 
 
