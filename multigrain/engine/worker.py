@@ -223,14 +223,16 @@ class Worker:
 
 
 def _run(runtime: Runtime, items: list[Item]) -> Outputs:
+    scores = any(item.request.top_k or item.request.scores for item in items)
     pixels = [item.pixels for item in items if item.pixels is not None]
     if len(pixels) == len(items):
-        return runtime.run_pixels(pixels)
+        return runtime.run_pixels(pixels, scores=scores)
     tensors = [
         runtime.normalized(item.pixels) if item.pixels is not None else item.tensor
         for item in items
     ]
-    return runtime.run(np.stack([tensor for tensor in tensors if tensor is not None]))
+    images = np.stack([tensor for tensor in tensors if tensor is not None])
+    return runtime.run(images, scores=scores)
 
 
 def _whitens(item: Item) -> bool:

@@ -56,7 +56,7 @@ def preprocessing_rate(files: list[bytes], threads: int) -> float:
 
 def engine_rate(runtime: Runtime, pictures: list[Pixels], batch: int) -> float:
     def work() -> int:
-        runtime.run_pixels(pictures[:batch])
+        runtime.run_pixels(pictures[:batch], scores=False)
         return batch
 
     return rate(work)

@@ -27,14 +27,16 @@ class Moody(Runtime):
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.scored: list[bool] = []
         self.watch: Callable[[], object] = lambda: None
 
     def normalized(self, pixels: Pixels) -> FloatArray:
         return pixels.transpose(2, 0, 1).astype(np.float32)
 
-    def run(self, images: FloatArray) -> Outputs:
+    def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
         self.watch()
         self.batches.append(len(images))
+        self.scored.append(scores)
         values = images.mean(axis=(1, 2, 3))
         values[values == NAN_PIXEL] = np.nan
         if (values == POISON_PIXEL).any():
@@ -186,3 +188,16 @@ def test_prepared_images_go_with_others_in_one_batch(bench: Bench) -> None:
     bench.submit(2, b"3")
     assert [bench.value(number) for number in range(3)] == [1, 2.5, 3]
     assert bench.runtime.batches == [3]
+
+
+def test_the_network_scores_classes_only_for_batches_where_somebody_asks(bench: Bench) -> None:
+    bench.submit(1, b"1")
+    bench.value(1)
+    bench.worker.hold(2)
+    bench.submit(2, b"2")
+    bench.worker.submit(Submit(id=3, top_k=1), b"3")
+    assert bench.value(2) == 2
+    assert bench.result(3).classes == 1
+    bench.worker.submit(Submit(id=4, scores=True), b"4")
+    assert bench.result(4).scores == 2
+    assert bench.runtime.scored == [False, True, True]

@@ -43,7 +43,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Outputs:
-    """embedding float32 (N, C), as the network gives it; logits float32 (N, K)."""
+    """embedding float32 (N, C), as the network gives it; logits float32 (N, K), or (N, 0)."""
 
     embedding: FloatArray
     logits: FloatArray
@@ -64,12 +64,16 @@ class Runtime(ABC):
     preprocessing: Preprocessing
 
     @abstractmethod
-    def run(self, images: FloatArray) -> Outputs:
-        """Computes a batch: images float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``."""
+    def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
+        """Computes a batch: images float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``.
 
-    def run_pixels(self, pictures: Sequence[Pixels]) -> Outputs:
+        Without ``scores`` the logits may be left out.
+        """
+
+    def run_pixels(self, pictures: Sequence[Pixels], *, scores: bool = True) -> Outputs:
         """As ``run``, of pictures uint8 (S, S, 3) that are scaled and cut, not normalised."""
-        return self.run(np.stack([self.normalized(pixels) for pixels in pictures]))
+        images = np.stack([self.normalized(pixels) for pixels in pictures])
+        return self.run(images, scores=scores)
 
     def normalized(self, pixels: Pixels) -> FloatArray:
         """uint8 (S, S, 3) -> float32 (3, S, S)."""

@@ -62,7 +62,7 @@ class MindSporeRuntime(Runtime):
         self.best_batch = compute.max_batch  # a graph for each size: the largest wastes least
         self.warm_sizes = self._sizes
 
-    def run(self, images: FloatArray) -> Outputs:
+    def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
         size = next(size for size in self._sizes if size >= len(images))
         embedding, logits = self._network(self._tensor(padded(images, size)))
         return Outputs(

@@ -55,7 +55,7 @@ class OnnxRuntime(Runtime):
         self.best_batch = full_batch(preprocessing.size, compute)
         self.warm_sizes = (self._fixed,) if self._fixed else (1, compute.max_batch)
 
-    def run(self, images: FloatArray) -> Outputs:
+    def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
         if not self._fixed:
             return Outputs(*self._session.run(["embedding", "logits"], {"images": images}))
         parts = [

@@ -11,7 +11,7 @@ import pytest
 
 from multigrain.bundle.reference import pattern_pixels
 from multigrain.engine.runtime.base import Compute, FloatArray, full_batch
-from multigrain.engine.runtime.openvino import OpenVinoRuntime
+from multigrain.engine.runtime.openvino import OpenVinoRuntime, parts
 from multigrain.images.parameters import Preprocessing
 from tests.engine.bundles import TinyNetwork
 
@@ -67,6 +67,31 @@ def test_an_answer_outlives_the_next_batch(network: TinyNetwork, tmp_path: Path)
     kept = outputs.embedding.copy()
     runtime.run(second)
     np.testing.assert_array_equal(outputs.embedding, kept)
+
+
+def test_scores_are_left_out_where_nobody_asked(network: TinyNetwork, tmp_path: Path) -> None:
+    runtime = OpenVinoRuntime(
+        tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1, max_batch=3), "f32"
+    )
+    pictures = list(pattern_pixels(SIZE, 4))
+    asked, plain = (runtime.run_pixels(pictures, scores=scores) for scores in (True, False))
+    np.testing.assert_array_equal(asked.embedding, plain.embedding)
+    assert (asked.logits.shape[0], plain.logits.shape) == (4, (4, 0))
+
+
+def test_a_graph_whose_scores_need_the_images_stays_whole() -> None:
+    import openvino  # after the runtime, which sees to it that it reports nothing
+    import openvino.opset13 as opset
+
+    images = opset.parameter([-1, 4], name="images")
+    embedding = opset.relu(images)
+    logits = opset.add(embedding, images)
+    embedding.output(0).set_names({"embedding"})
+    logits.output(0).set_names({"logits"})
+    model = openvino.Model([embedding, logits], [images])
+    whole, classifier = parts(model)
+    assert classifier is None
+    assert len(whole.outputs) == 2
 
 
 @pytest.mark.parametrize(
