@@ -121,6 +121,13 @@ def _resolve(target: str) -> tuple[str, str]:
     addresses = [part.strip() for part in target.split(",") if part.strip()]
     if not addresses:
         raise InvalidRequest("target: empty; give HOST:PORT, such as 127.0.0.1:50051")
+    for address in addresses:
+        scheme, slashes, rest = address.partition("://")
+        if slashes and scheme.lower() in ("http", "https", "grpc", "grpcs"):
+            raise InvalidRequest(
+                f"target: {address!r} is a URL; give HOST:PORT, such as {rest.rstrip('/')!r}, and "
+                "tls for TLS"
+            )
     if len(addresses) == 1:
         return addresses[0], ""
     families: dict[int, list[str]] = {}

@@ -113,12 +113,23 @@ def _sentence(code: grpc.StatusCode, message: str, kind: str, method: str, targe
     # Without ErrorInfo it is gRPC that speaks, and its messages need a word of explanation.
     if code is grpc.StatusCode.UNAVAILABLE:
         why = message or "no answer"
-        return f"cannot reach the server at {target}: {why}; is multigrain-server running there?"
+        return f"cannot reach the server at {target}: {why}; {_hint(why)}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"{method}: no answer from {target} before the time-out"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"{method}: the server at {target} does not know this call: {message}"
     return f"{method} failed with {code.name}: {message}" if message else f"{method}: {code.name}"
+
+
+def _hint(why: str) -> str:
+    """What to look at first, from the words of gRPC."""
+    if "http1" in why:
+        return "an HTTP server answers there: give the gRPC address, not that of the status page"
+    if "handshake" in why.lower() or "certificate" in why.lower():
+        return "does the server use TLS, and are its name and authority those that you trust?"
+    if "Socket closed" in why or "reset" in why:
+        return "does the server use TLS, and this client not?"
+    return "is multigrain-server running there?"
 
 
 def _text(value: str | bytes | None) -> str:

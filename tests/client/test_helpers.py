@@ -21,6 +21,7 @@ from multigrain_client.images import EncodedImage
 from multigrain_client.messages import fill, nest
 from multigrain_client.plain import to_plain
 from multigrain_client.retry import BulkRetries, stream_delay, unary_delay
+from multigrain_client.status import from_rpc
 from tests.client.events import loss_event
 
 
@@ -189,6 +190,7 @@ def test_targets_are_written_as_grpc_wants_them(target, resolved):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
+        ("https://10.0.0.1:50051/", r"is a URL; give HOST:PORT, such as '10\.0\.0\.1:50051'"),
         ("", "give HOST:PORT"),
         ("a,b:2", "'a' is not HOST:PORT"),
         ("10.0.0.1:1,[::1]:2", "mix IPv4 and IPv6"),
@@ -197,6 +199,22 @@ def test_targets_are_written_as_grpc_wants_them(target, resolved):
 def test_wrong_targets_are_explained(target, message):
     with pytest.raises(InvalidRequest, match=message):
         channel_config(target)
+
+
+@pytest.mark.parametrize(
+    ("why", "hint"),
+    [
+        ("Connection refused", "running there"),
+        ("Tls handshake failed (TSI_PROTOCOL_FAILURE)", "authority those that you trust"),
+        ("Socket closed", "this client not"),
+        ("Failed parsing HTTP/2 (Trying to connect an http1.x server)", "give the gRPC address"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_told_with_what_to_look_at(why, hint):
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=why
+    )
+    assert hint in str(from_rpc(error, "Embed", "a:1"))
 
 
 def test_the_token_is_not_shown_by_repr():

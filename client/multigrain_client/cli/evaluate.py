@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="tasks",
         action="append",
         help="classification, copy_detection, groups (repeatable; default the first two), or one "
-        "of holidays, ukb, copydays",
+        "of gem_p, holidays, ukb, copydays",
     )
     parser.add_argument(
         "--transform",
