@@ -79,8 +79,11 @@ class Gradients:
 class GradientFunction:
     """Two compiled functions of one network: gradients alone, and with the factors.
 
-    The taps of the network are in both graphs; where no factor is asked for, nothing uses what
-    they compute and the compiler drops it.
+    Args:
+        slots: the taps' slots; none without THOR.
+        tap: puts the network's taps in, or leaves them out of, a graph that is compiled now.
+            Without factors nothing would use what they compute: the compiler would drop them,
+            after seconds spent on them.
     """
 
     def __init__(
@@ -89,8 +92,10 @@ class GradientFunction:
         parameters: Sequence[Parameter],
         slots: Sequence[Parameter],
         reducer: Reducer,
+        tap: Callable[[bool], None],
     ) -> None:
         self._forward = forward
+        self._tap = tap
         self._count = len(parameters)
         self._plain = _compile(forward, parameters, (), reducer)
         self._with_factors = _compile(forward, parameters, slots, reducer) if slots else None
@@ -113,6 +118,7 @@ class GradientFunction:
         function = self._with_factors if factors else self._plain
         if function is None:
             raise ValueError("there are no curvature slots to take factors from")
+        self._tap(factors)  # a batch of another shape compiles anew
         numbers, *tensors = function(
             images,
             labels,

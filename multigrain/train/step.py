@@ -85,6 +85,7 @@ class TrainStep:
             [t.parameter for t in self._update.trained],
             self._curvature.inverses if self._curvature else [],
             self._reducer,
+            self._curvature.tap if self._curvature else _no_taps,
         )
         self._skips = Skips(optimizer.max_skipped_steps)
         self.step = 0
@@ -266,6 +267,10 @@ def _compiled(update: Update):  # type: ignore[no-untyped-def]
         return update(rate, boundary_rate, clip, *gradients)
 
     return apply
+
+
+def _no_taps(on: bool) -> None:
+    """Momentum attaches none."""
 
 
 def _scalar(value: float) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mindspore import Parameter, ops
 
+from multigrain.model.layers import Dense
 from multigrain.optim.thor.average import FactorAverage
 from multigrain.optim.thor.capture import CapturedLayer
 from multigrain.optim.thor.factors import Factors, split_damping, trace
@@ -24,8 +24,7 @@ SOME = Factors(blocks(A, 0, 30.0), blocks(G, 1, 0.02))
 
 
 def layer() -> CapturedLayer:
-    weight = Parameter(ops.zeros((7, 13)))
-    return CapturedLayer("x", "dense", weight, A, G, LayerPreconditioner("x", A, G))
+    return CapturedLayer("x", "dense", Dense(13, 7), A, G, LayerPreconditioner("x", A, G))
 
 
 def add(average: FactorAverage, factors: Factors) -> Factors:

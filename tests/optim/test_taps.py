@@ -12,6 +12,7 @@ from mindspore import Tensor, nn
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.layers import Conv2d, Dense, Pair
 from multigrain.optim.thor.capture import CapturedLayer, attach, excluded
+from multigrain.optim.thor.taps import side_by_side
 
 Net = nn.Cell
 
@@ -254,3 +255,10 @@ def test_what_is_left_out_has_a_reason() -> None:
     assert "BatchNorm" in found["1"][1]
     assert found["2"] == (("weight",), "no capture exists for Conv2d")
     assert found["3"][0] == ("bias",)
+
+
+@pytest.mark.parametrize("examples", [1, 5, 36, 37, 40])
+def test_examples_that_are_put_side_by_side_keep_their_order(examples: int) -> None:
+    x = np.random.default_rng(3).standard_normal((examples, 3, 2)).astype(np.float32)
+    joined = side_by_side(Tensor(x)).asnumpy()
+    np.testing.assert_array_equal(joined, x.transpose(1, 0, 2).reshape(1, 3, 2 * examples))

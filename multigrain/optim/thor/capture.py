@@ -28,7 +28,7 @@ class CapturedLayer:
     Attributes:
         name: the layer's path in the network.
         kind: "conv" or "dense".
-        weight: the weight that is preconditioned, (O, I) or (O, I, kh, kw).
+        cell: the layer itself.
         a: blocks of the input side (I * kh * kw).
         g: blocks of the output side (O).
         preconditioner: the stored inverses.
@@ -36,10 +36,15 @@ class CapturedLayer:
 
     name: str
     kind: str
-    weight: Parameter
+    cell: Conv2d | Dense
     a: BlockLayout
     g: BlockLayout
     preconditioner: LayerPreconditioner
+
+    @property
+    def weight(self) -> Parameter:
+        """The weight that is preconditioned, (O, I) or (O, I, kh, kw)."""
+        return self.cell.weight
 
     @property
     def slots(self) -> tuple[Parameter, Parameter]:
@@ -90,7 +95,7 @@ def attach(
             kind = "dense"
         else:
             continue
-        layer = CapturedLayer(name, kind, cell.weight, a, g, LayerPreconditioner(name, a, g))
+        layer = CapturedLayer(name, kind, cell, a, g, LayerPreconditioner(name, a, g))
         cell.a_slot, cell.g_slot = layer.slots
         cell.tapped = True
         captured.append(layer)

@@ -87,6 +87,11 @@ class Curvature:
         """That weight's preconditioner; None for what keeps its plain gradient."""
         return self._of_weight.get(weight.name)
 
+    def tap(self, on: bool) -> None:
+        """Whether a graph that is compiled from now on has the taps; existing ones stay."""
+        for layer in self.layers:
+            layer.cell.tapped = on
+
     def due(self, step: int) -> bool:
         """Whether :meth:`refresh` is due in step ``step``, counted from 0."""
         return self._rule.due(step)

@@ -33,18 +33,18 @@ def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tens
     padded_rows = g_count * g_size
     padded_columns = a_count * a_size
     if padded_rows > rows:
-        g = ops.concat((g, ops.zeros((padded_rows - rows, columns), mindspore.float32)), 0)
+        g = ops.Concat(0)((g, ops.zeros((padded_rows - rows, columns), mindspore.float32)))
     if padded_columns > columns:
         border = ops.zeros((padded_rows, padded_columns - columns), mindspore.float32)
-        g = ops.concat((g, border), 1)
+        g = ops.Concat(1)((g, border))
     g = multiply(g_inverse, ops.reshape(g, (g_count, g_size, padded_columns)))
     if a_count == 1:
         g = multiply(ops.reshape(g, (1, padded_rows, a_size)), a_inverse)
     else:
         # Not ``transpose``, whose kernel keeps its memory (see ``taps.side_by_side``).
         g = ops.reshape(g, (padded_rows, padded_columns))
-        g = ops.reshape(ops.concat(ops.split(g, a_size, 1), 0), (a_count, padded_rows, a_size))
-        g = ops.concat(ops.unstack(multiply(g, a_inverse), 0), 1)
+        g = ops.reshape(ops.Concat(0)(ops.Split(1, a_count)(g)), (a_count, padded_rows, a_size))
+        g = ops.Concat(1)(ops.Unstack(0, a_count)(multiply(g, a_inverse)))
     g = ops.reshape(g, (padded_rows, padded_columns))
     if padded_rows > rows or padded_columns > columns:
         g = g[:rows, :columns]

@@ -69,15 +69,33 @@ def factor_scale(rows: int, positions: int) -> float:
     return math.sqrt(positions) / rows
 
 
+@constexpr
+def group_count(examples: int) -> int:
+    """In how many groups many examples are put side by side: near the root of their number.
+
+    It must divide them; 1 where there are so few that grouping saves nothing.
+    """
+    if examples <= 32:
+        return 1
+    return max(k for k in range(1, math.isqrt(examples) + 1) if examples % k == 0)
+
+
 def side_by_side(x: Tensor) -> Tensor:
     """(n, dim, positions) -> (1, dim, n * positions).
 
     Not ``transpose``: that kernel keeps memory of its own for the life of the graph on the CPU,
-    more than the tensor has (MindSpore 2.8.0).
+    more than the tensor has (MindSpore 2.8.0). Many examples are put together in groups first, and
+    then the groups: a node of the graph for every example would take long to compile. So would
+    ``ops.split`` and ``ops.concat``, Python code that is compiled anew for every layer.
     """
-    if x.shape[0] == 1:
-        return x
-    return ops.concat(ops.split(x, 1, 0), 2)
+    n, dim, positions = x.shape
+    groups = group_count(n)
+    if groups > 1:
+        x = ops.reshape(x, (groups, n // groups, dim, positions))
+        x = ops.reshape(ops.Concat(3)(ops.Split(1, n // groups)(x)), (groups, dim, -1))
+    if n > 1:
+        x = ops.Concat(2)(ops.Split(0, groups if groups > 1 else n)(x))
+    return x
 
 
 def columns(x: Tensor) -> Tensor:
