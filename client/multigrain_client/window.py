@@ -6,12 +6,15 @@ from collections import deque
 
 from multigrain_client.batches import Batch
 
+# Batches of errors alone that may wait besides those under way.
+_MOST_UNSENT = 16
+
 
 class ReplayWindow:
     """The unanswered batches in order, each with an absolute position. Does not block.
 
-    A batch that holds errors alone is never sent and never answered; it waits here only for
-    its turn, and does not count towards the limit (the window could fill with such and stop).
+    A batch that holds errors alone is never sent and never answered: it waits here only for its
+    turn, which comes with an answer. Where none is to come the window gets stuck.
 
     Args:
         limit: batches that may be under way at the same time.
@@ -30,7 +33,12 @@ class ReplayWindow:
 
     @property
     def full(self) -> bool:
-        return self._under_way >= self._limit
+        return self._under_way >= self._limit or len(self._batches) >= self._limit + _MOST_UNSENT
+
+    @property
+    def stuck(self) -> bool:
+        """Full of batches that no answer will take out: the connection is to be ended."""
+        return self.full and not self._under_way
 
     def add(self, batch: Batch) -> None:
         self._batches.append(batch)

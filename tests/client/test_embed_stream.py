@@ -51,6 +51,25 @@ def test_embed_stream_reads_its_input_only_as_fast_as_answers_come(client):
     stream.close()
 
 
+def test_a_long_run_of_files_that_cannot_be_read_is_told_as_it_is_read(client):
+    taken = 0
+
+    def source():
+        nonlocal taken
+        yield b"0" * 8
+        for number in range(500):
+            taken += 1
+            yield f"/nowhere/{number}.png"
+        yield b"1" * 8
+
+    stream = client.embed_stream(source(), batch_size=2, window=3)
+    answers = [next(stream) for _ in range(50)]
+    assert taken < 200
+    answers += stream
+    assert [answer.index for answer in answers] == list(range(502))
+    assert [answer.index for answer in answers if answer.error is None] == [0, 501]
+
+
 def test_what_the_input_raises_reaches_the_caller(client):
     def source():
         yield from images_of(5)

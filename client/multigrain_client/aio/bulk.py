@@ -36,6 +36,8 @@ class AsyncBulkEmbedding:
         self._window = ReplayWindow(max(window, 1))
         self._changed = asyncio.Condition()
         self._ended = False
+        # The connection ends because the window is stuck, and another one is to follow.
+        self._resting = False
         self._failure: BaseException | None = None
 
     async def run(self) -> AsyncGenerator[EmbeddedImage]:
@@ -52,6 +54,8 @@ class AsyncBulkEmbedding:
                             retries.answered()
                             for answer in answers:
                                 yield answer
+                    if self._resting:
+                        continue
                     break
                 except MultigrainClientError as error:
                     delay = retries.delay(error)
@@ -66,27 +70,27 @@ class AsyncBulkEmbedding:
 
     async def _connect(self) -> AsyncGenerator[list[EmbeddedImage], None]:
         """Answers of one connection, batch by batch."""
+        self._resting = False
         requests = self._requests(self._window.first)
         responses = self._transport.exchange(methods.EMBED_STREAM, requests)
         async with aclosing(responses):
             async for response in responses:
-                for answers in self._unsent():
+                async for answers in self._unsent():
                     yield answers
                 batch = self._window.answered()
                 await self._notify()
                 if batch is None:
                     raise ServerError("EmbedStream: the server sent more answers than requests")
                 yield embedded(batch, response)
-        for answers in self._unsent():
+        async for answers in self._unsent():
             yield answers
-        if self._window.at(self._window.first) is not None:
+        if self._window.at(self._window.first) is not None and not self._resting:
             raise ServerError("EmbedStream: the server ended the stream before its last answer")
 
-    def _unsent(self) -> list[list[EmbeddedImage]]:
-        found: list[list[EmbeddedImage]] = []
+    async def _unsent(self) -> AsyncGenerator[list[EmbeddedImage], None]:
         while (batch := self._window.unsent()) is not None:
-            found.append(embedded(batch, None))
-        return found
+            await self._notify()
+            yield embedded(batch, None)
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -111,10 +115,13 @@ class AsyncBulkEmbedding:
     async def _requests(self, position: int) -> AsyncIterator[EmbedRequest]:
         while True:
             async with self._changed:
-                while not self._ended and self._window.at(position) is None:
+                while not (
+                    self._ended or self._window.stuck or self._window.at(position) is not None
+                ):
                     await self._changed.wait()
             batch = self._window.at(position)
             if batch is None:
+                self._resting = not self._ended
                 return
             position += 1
             if batch.images:

@@ -37,6 +37,8 @@ class BulkEmbedding:
         self._closed = False
         self._failure: BaseException | None = None
         self._connection = 0
+        # The connection ends because the window is stuck, and another one is to follow.
+        self._resting = False
 
     def run(self) -> Generator[EmbeddedImage]:
         """Raises:
@@ -50,6 +52,8 @@ class BulkEmbedding:
                     for answers in self._connect():
                         retries.answered()
                         yield from answers
+                    if self._resting:
+                        continue
                     break
                 except MultigrainClientError as error:
                     delay = retries.delay(error)
@@ -67,6 +71,7 @@ class BulkEmbedding:
         """Answers of one connection, batch by batch."""
         with self._changed:
             self._connection += 1
+            self._resting = False
             requests = self._requests(self._connection, self._window.first)
         responses = self._transport.exchange(methods.EMBED_STREAM, requests)
         with closing(responses):
@@ -80,13 +85,14 @@ class BulkEmbedding:
                 yield embedded(batch, response)
         yield from self._unsent()
         with self._changed:
-            if self._window.at(self._window.first) is not None:
+            if self._window.at(self._window.first) is not None and not self._resting:
                 raise ServerError("EmbedStream: the server ended the stream before its last answer")
 
     def _unsent(self) -> Iterator[list[EmbeddedImage]]:
         while True:
             with self._changed:
                 batch = self._window.unsent()
+                self._changed.notify_all()
             if batch is None:
                 return
             yield embedded(batch, None)
@@ -117,6 +123,7 @@ class BulkEmbedding:
                     not self._closed
                     and not self._ended
                     and self._connection == connection
+                    and not self._window.stuck
                     and self._window.at(position) is None
                 ):
                     self._changed.wait()
@@ -124,6 +131,7 @@ class BulkEmbedding:
                     return
                 batch = self._window.at(position)
                 if batch is None:
+                    self._resting = not self._ended
                     return
             position += 1
             if batch.images:
