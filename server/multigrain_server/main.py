@@ -16,6 +16,7 @@ from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, dump, parse
 from multigrain_server.data_dir import DataDirError
 from multigrain_server.doctor import report
+from multigrain_server.doctor.machine import missing_at_start
 from multigrain_server.grpc.tls import TlsError
 from multigrain_server.log import setup_logging
 from multigrain_server.rebuild import rebuild_index
@@ -81,6 +82,8 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     except BaseException:
         await app.abandon()
         raise
+    for finding in missing_at_start(config):
+        _log.warning(f"{finding.subject}: {finding.message}", fix=finding.fix)
     await stop.wait()
     stopping = asyncio.create_task(app.stop())
     impatient = asyncio.create_task(again.wait())

@@ -89,6 +89,25 @@ def test_a_second_daemon_on_the_same_data_is_refused(daemon: DaemonProcess) -> N
         second.end()
 
 
+def test_what_is_configured_and_not_there_is_warned_of_after_the_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # no driver's tool
+    lost = tmp_path / "lost"
+    flags = ("--data-root", str(lost), "--devices", "cpu:1,ascend:0-7")
+    process = DaemonProcess(tmp_path / "data", flags)
+    process.wait_ready()
+    process.popen.send_signal(signal.SIGTERM)
+    process.popen.wait(timeout=60)
+    first, *others = [json.loads(line) for line in process.log.read_text().splitlines()]
+    assert first["event"] == "listening"
+    warnings = [line["event"] for line in others if line["level"] == "warning"]
+    assert warnings == [
+        f"data root {lost}: is no folder",
+        "devices: ascend: 8 are configured and npu-smi is not found",
+    ]
+
+
 def test_a_port_in_use_is_told_in_a_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
     address = daemon.wait_ready()
     second = DaemonProcess(tmp_path / "other", ["--listen", address])

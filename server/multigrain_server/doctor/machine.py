@@ -24,6 +24,7 @@ _FREE_FAIL, _FREE_WARN = GIB, 0.1
 # A checkpoint is fsynced; a disk that takes longer than this holds up every save and event.
 _SLOW_FSYNC = 0.1
 _CLOCK_SECONDS = 2.0
+_LISTINGS = {"gpu": ("nvidia-smi", "--list-gpus"), "ascend": ("npu-smi", "info", "-l")}
 _FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
 
@@ -41,23 +42,34 @@ def cpu() -> Iterator[Finding]:
     yield ok("cpu serving", how)
 
 
-def devices(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the devices are there that jobs may use."""
+def missing_at_start(config: ServerConfig) -> Iterator[Finding]:
+    """What a starting daemon warns of, found without a pause: folders and drivers that are not
+    there (yet: a disk may be mounted later)."""
+    yield from (finding for finding in roots(config) if finding.fix)
+    yield from drivers(config)
+
+
+def drivers(config: ServerConfig) -> Iterator[Finding]:
+    """Devices that jobs may use and whose driver is not installed."""
     inventory = Inventory.parse(config.devices)
-    yield ok("devices", f"jobs may use {inventory}")
-    for kind, tool, listing in (
-        ("gpu", "nvidia-smi", ["nvidia-smi", "--list-gpus"]),
-        ("ascend", "npu-smi", ["npu-smi", "info", "-l"]),
-    ):
+    for kind, (tool, *_) in _LISTINGS.items():
         wanted = inventory.units(kind)
-        if not wanted:
-            continue
-        if shutil.which(tool) is None:
+        if wanted and shutil.which(tool) is None:
             yield fail(
                 f"devices: {kind}",
                 f"{len(wanted)} are configured and {tool} is not found",
                 f"install the driver, or take {kind} out of --devices",
             )
+
+
+def devices(config: ServerConfig) -> Iterator[Finding]:
+    """Whether the devices are there that jobs may use."""
+    inventory = Inventory.parse(config.devices)
+    yield ok("devices", f"jobs may use {inventory}")
+    yield from drivers(config)
+    for kind, listing in _LISTINGS.items():
+        wanted, tool = inventory.units(kind), listing[0]
+        if not wanted or shutil.which(tool) is None:
             continue
         done = subprocess.run(listing, capture_output=True, text=True, timeout=60)
         there = sum(
