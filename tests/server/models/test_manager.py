@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
@@ -44,6 +45,21 @@ async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
         assert h.metric("multigrain_model_load_seconds_count") == 1
         again = await h.manager.load("tiny")
         assert again.load_seconds == view.load_seconds
+
+
+async def test_an_engine_keeps_its_numbers_in_huge_pages(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tunables() -> str | None:
+        async with house(root) as h:
+            await h.manager.load("tiny", "openvino-f32")
+            engine = psutil.Process(h.manager.route("tiny").engine.pid)
+            return engine.environ().get("GLIBC_TUNABLES")
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert await tunables() == "glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # an operator's word
+    assert await tunables() == "glibc.malloc.hugetlb=0"
 
 
 async def test_a_metric_tells_what_computes_each_loaded_model(root: Path) -> None:
