@@ -44,6 +44,8 @@ def run_training(ctx: WorkerContext) -> Outcome:
     data = TrainingData(
         folder, spec, rank=ctx.rank, world=ctx.world, threads=spec.dataset.loader_threads
     )
+    if ctx.rank == 0:
+        _warn_of_large_steps(ctx, spec, len(folder))
     step = TrainStep(
         model,
         JointObjective(spec.objective),
@@ -100,6 +102,20 @@ def _begin_with(
     if ctx.rank == 0:
         for note in initial.notes:
             _log(ctx, note)
+
+
+def _warn_of_large_steps(ctx: WorkerContext, spec: TrainingSpec, images: int) -> None:
+    """A step may take more images than there are: they come again in it, and an epoch is it."""
+    repeats = spec.augmentation.repeats
+    taken = -(-spec.schedule.batch_size // repeats) * ctx.world
+    if taken <= images:
+        return
+    largest = images // ctx.world * repeats
+    message = (
+        f"a step takes {taken} different images over all workers, and the training set has "
+        f"{images}: some come again within a step; with schedule.batch_size {largest} none do"
+    )
+    ctx.reporter.emit(LogRecord("WARNING", message, ctx.rank))
 
 
 def _log(ctx: WorkerContext, message: str) -> None:

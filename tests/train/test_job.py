@@ -149,6 +149,21 @@ def test_the_log_says_which_weights_a_training_starts_from(tmp_path: Path) -> No
     assert any("it starts from random weights" in message for message in logs)
 
 
+@pytest.mark.parametrize(("batch", "warned"), [(36, False), (48, True)])
+def test_a_step_that_takes_more_images_than_there_are_is_warned_of(
+    tmp_path: Path, batch: int, warned: bool
+) -> None:
+    training = spec(
+        write_dataset(tmp_path / "data"),
+        optimizer={"kind": "momentum"},
+        augmentation={"repeats": 3},
+        schedule={"epochs": 1, "max_steps": 1, "batch_size": batch},
+    )
+    _, reporter = run(tmp_path / "job", training)
+    logs = [record.message for record in reporter.records if isinstance(record, LogRecord)]
+    assert any("schedule.batch_size 36" in message for message in logs) == warned
+
+
 def test_a_learned_exponent_starts_from_the_given_weights(tmp_path: Path) -> None:
     given = weights(tmp_path / "weights.safetensors", **{"pool.p": 2.5})
     training = spec(
