@@ -111,7 +111,7 @@ def _messages(messages: Sequence[Message], now: datetime) -> Markup | None:
         (
             ago(message.time, now),
             badge(message.level),
-            "runner" if message.rank < 0 else f"rank {message.rank}",
+            "runner" if message.rank < 0 else f"rank\u00a0{message.rank}",
             shortened(message.text, _LONG),
         )
         for message in messages
