@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from mindspore import nn
 
 from multigrain.model.assign import assign
+from multigrain.spec.resolve import resolve_training
 from tests.bench.convergence import objectives, optimizers
-from tests.bench.convergence.candidates import CANDIDATES, TARGET, at_fixed_frequency
+from tests.bench.convergence.candidates import CANDIDATES, TARGET
 from tests.bench.convergence.journal import Journal, Record
+from tests.bench.convergence.restart import constants
 from tests.bench.convergence.run import merged
 from tests.bench.convergence.statistics import statistics_of
 from tests.bench.datasets.dataset import DATASETS
@@ -26,11 +29,11 @@ from tests.bench.datasets.glyphs import (
 
 
 def record(candidate: str, kind: str, top1: list[float], loss: float = 1.0) -> Record:
-    epochs = [
-        {"epoch": i, "top1": x, "held_out_loss": loss, "cpu": 10.0 * i, "refreshes": 5, "checks": 6}
-        for i, x in enumerate(top1, 1)
+    figures = {"held_out_loss": loss, "refreshes": 5, "checks": 6}
+    points = [
+        {"epoch": i / 2, "top1": x, "cpu": 10.0 * i, **figures} for i, x in enumerate(top1, 1)
     ]
-    return {"candidate": candidate, "kind": kind, "epochs": epochs}
+    return {"candidate": candidate, "kind": kind, "compiling": 3.0, "points": points}
 
 
 def test_glyphs_are_the_same_in_every_run_and_no_font_is_on_both_sides(tmp_path: Path) -> None:
@@ -85,8 +88,10 @@ def test_a_series_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     assert journal.records()["d"]["value"] == 2
 
 
-def test_the_target_is_reached_in_the_first_epoch_that_is_as_good() -> None:
-    assert optimizers.reached(record("x", "thor", [0.5, 0.9, 0.8, 0.95]), 0.9) == 2
+def test_the_target_is_reached_at_the_first_point_that_is_as_good() -> None:
+    found = optimizers.reached(record("x", "thor", [0.5, 0.9, 0.8, 0.95]), 0.9)
+    assert found is not None
+    assert found["epoch"] == 1
     assert optimizers.reached(record("x", "thor", [0.5]), 0.9) is None
 
 
@@ -98,15 +103,23 @@ def test_the_best_candidate_is_the_fastest_and_then_the_surest() -> None:
         record("never", "thor", [0.1, 0.1, 0.1], loss=0.0),
         record("other", "momentum", [0.9]),
     ]
-    assert optimizers.best(records, "thor", 0.9) == "fast and sure"
-    assert optimizers.best(records, "momentum", 0.9) == "other"
+    ranking = ["fast and sure", "fast", "slow", "never"]
+    assert optimizers.ranked(records, "thor", 0.9) == ranking
+    assert optimizers.ranked(records, "momentum", 0.9) == ["other"]
+
+
+def test_what_was_tried_more_often_is_ranked_by_all_of_its_runs_and_before_the_rest() -> None:
+    records = [record("once", "thor", [0.9])]
+    records += [record("lucky", "thor", [0.9]), record("lucky", "thor", [0.1])]
+    records += [record("steady", "thor", [0.1, 0.9]) for _ in range(2)]
+    assert optimizers.ranked(records, "thor", 0.9) == ["steady", "lucky", "once"]
 
 
 def test_the_table_says_when_a_run_never_reached_the_target() -> None:
     runs = [record("x", "thor", [0.1, 0.9]), record("x", "thor", [0.9, 0.9])]
-    assert "| x | 2, 1 | 1.5 | 15 | 90.0 | 5 | 6 |" in optimizers.final_table(runs, 0.9)
+    assert "| x | 1, 0.5 | 0.75 | 15 | 3 | 90.0, 90.0 | 5 | 6 |" in optimizers.table(runs, 0.9)
     runs.append(record("x", "thor", [0.1, 0.2]))
-    assert "| x | 2, 1, never |  | 15 |" in optimizers.final_table(runs, 0.9)
+    assert "| x | 1, 0.5, never |  | 15 |" in optimizers.table(runs, 0.9)
 
 
 def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
@@ -118,13 +131,27 @@ def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
         assert {candidate.kind for candidate in candidates[:2]} == {"thor", "momentum"}
 
 
-def test_a_fixed_frequency_changes_nothing_else() -> None:
-    candidate = next(c for c in CANDIDATES["digits"] if c.kind == "thor")
-    fixed = at_fixed_frequency(candidate)
-    assert fixed.name != candidate.name
-    assert fixed.settings["optimizer"]["thor"].pop("refresh") == "fixed"
-    assert candidate.settings["optimizer"]["thor"].pop("refresh") == "trace"
-    assert fixed.settings == candidate.settings
+def test_both_optimisers_have_as_many_candidates() -> None:
+    for candidates in CANDIDATES.values():
+        kinds = [candidate.kind for candidate in candidates]
+        assert kinds.count("thor") == kinds.count("momentum")
+
+
+@pytest.mark.parametrize("changed", ["rate", "damping", "kl_clip", "momentum"])
+def test_runs_share_graphs_unless_a_constant_of_them_differs(changed: str) -> None:
+    base: dict[str, Any] = {
+        "dataset": {"train_path": "x"},
+        "optimizer": {"kind": "thor", "momentum": 0.9, "thor": {"damping_init": 1, "kl_clip": 0}},
+        "schedule": {"learning_rate": {"init": 0.1}},
+    }
+    other: dict[str, dict[str, Any]] = {
+        "rate": {"schedule": {"learning_rate": {"init": 0.2}}},
+        "damping": {"optimizer": {"thor": {"damping_init": 2, "refresh": "trace"}}},
+        "kl_clip": {"optimizer": {"thor": {"kl_clip": 0.1}}},
+        "momentum": {"optimizer": {"momentum": 0.8}},
+    }
+    first, second = (resolve_training(x) for x in (base, merged(base, other[changed])))
+    assert (constants(first) == constants(second)) == (changed in ("rate", "damping"))
 
 
 def test_inside_batch_norm_has_the_statistics_of_the_images_and_after_it_its_own() -> None:

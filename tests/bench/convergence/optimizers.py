@@ -1,175 +1,237 @@
 """Epochs to a target accuracy: THOR against SGD with momentum.
 
-``python -m tests.bench.convergence.optimizers --out DIR [--dataset digits]`` first tries every
-candidate of both optimisers on an inner split of the training images, then trains with the best
-of each optimiser on all of them, three seeds, and prints tables of both. Results in ``DIR`` are
-not computed again.
+``python -m tests.bench.convergence.optimizers --out DIR [--dataset digits]``; results in ``DIR``
+are not computed again.
 
-Classification alone. The same network, batches, data order, start weights and seeds for both.
-The best candidate is the one that reaches the target in the fewest epochs of the inner split, at
-equal epochs the one of the smaller held-out loss at the end. Each optimiser has its own
-schedules, because how soon the rate falls decides how soon the target is reached. THOR's best
-candidate, which follows the trace rule, is also trained at a fixed frequency.
+The protocol, fixed before the first run of the series:
 
-Accuracies are those with BatchNorm's statistics of training images under the weights of that
-moment, for both optimisers: the running values are those of the last ten or so steps, two epochs
-here, and hide what fast weights have learned.
+* Classification alone. The same network, batches, data order, start weights and seeds for both.
+* Both optimisers have the same number of candidates (``candidates.py``), each with its own
+  schedule: how soon the rate falls decides how soon the target is reached. All are trained once on
+  an inner split of the training images; the best ``FINALISTS`` of each optimiser with two
+  further seeds. The one with the fewest runs that never reach the target is taken, at equal
+  numbers the one with the fewest epochs to it on the mean, then with the smaller loss.
+* With what is chosen for each, ``FINAL_SEEDS`` runs on all training images, accuracies on the
+  held-out ones.
+* Accuracy is taken after every step from the second epoch on, until the target is reached, and
+  at the end of every epoch: with five steps an epoch whole epochs are too coarse. It is that
+  with BatchNorm's statistics of training images under the weights of that moment: the running
+  values are those of the last ten or so steps, two epochs here, and hide what fast weights have
+  learned.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from multigrain.spec.resolve import resolve_training
-from tests.bench.convergence.candidates import CANDIDATES, TARGET, Candidate, at_fixed_frequency
+from multigrain.spec.training import TrainingSpec
+from tests.bench.convergence.candidates import CANDIDATES, TARGET, Candidate
 from tests.bench.convergence.command import Command
-from tests.bench.convergence.journal import Record
-from tests.bench.convergence.run import Run, merged
+from tests.bench.convergence.journal import Journal, Record
+from tests.bench.convergence.restart import constants
+from tests.bench.convergence.run import Point, Run, merged
 from tests.bench.datasets.dataset import Dataset
 from tests.bench.datasets.subset import Split
 
 BATCH = 256
 KINDS = ("momentum", "thor")
+FINALISTS = 2
+FURTHER_SEEDS = (1, 2)
+FINAL_SEEDS = (0, 1, 2, 3, 4)
 CLASSIFICATION = {
     "objective": {"classification_weight": 1.0, "instance_loss": "none"},
     "augmentation": {"repeats": 1},
 }
 
 
-def trained(
-    command: Command, dataset: Dataset, split: Split, candidate: Candidate, seed: int
-) -> Record:
-    """The run's figures at the end of every epoch."""
-    few = command.shortened(split)
-    spec = resolve_training(
-        merged(
-            dataset.settings,
-            CLASSIFICATION,
-            candidate.settings,
-            {
-                "dataset": {"train_path": str(split.train.root)},
-                "schedule": {
-                    "epochs": command.epochs(candidate.epochs),
-                    "batch_size": min(BATCH, len(few.train)),
-                    "length_factor": 1,
+@dataclass
+class Runs:
+    """Runs of one command, those with the same constants in the same compiled graphs."""
+
+    compiled: dict[str, tuple[Run, float]] = field(default_factory=dict)
+
+    def begin(self, spec: TrainingSpec, split: Split) -> tuple[Run, float]:
+        """A run before its first step, and the processor time that compiling took."""
+        key = constants(spec)
+        if key in self.compiled:
+            self.compiled[key][0].restart(spec, split)
+        else:
+            run = Run(spec, split, recompute=True)
+            self.compiled[key] = (run, run.compile())
+        return self.compiled[key]
+
+
+@dataclass(frozen=True)
+class Series:
+    """All runs on one dataset."""
+
+    command: Command
+    dataset: Dataset
+    runs: Runs
+
+    @property
+    def target(self) -> float:
+        """Top-1 of the held-out images."""
+        return TARGET[self.dataset.name]
+
+    def complete(
+        self, journal: Journal, split: Split, wanted: Sequence[tuple[Candidate, int]]
+    ) -> bool:
+        """Trains every candidate with its seed; see :meth:`Journal.complete`."""
+        jobs: list[tuple[str, Callable[[], Record]]] = [
+            (f"{candidate.name} seed {seed}", partial(self.trained, split, candidate, seed))
+            for candidate, seed in wanted
+        ]
+        return self.command.complete(journal, jobs)
+
+    def trained(self, split: Split, candidate: Candidate, seed: int) -> Record:
+        """One run's figures."""
+        few = self.command.shortened(split)
+        epochs = self.command.epochs(candidate.epochs)
+        spec = resolve_training(
+            merged(
+                self.dataset.settings,
+                CLASSIFICATION,
+                candidate.settings,
+                {
+                    "dataset": {"train_path": str(split.train.root)},
+                    "schedule": {
+                        "epochs": epochs,
+                        "batch_size": min(BATCH, len(few.train)),
+                        "length_factor": 1,
+                    },
+                    "devices": {"count": 1},
+                    "seed": seed,
                 },
-                "devices": {"count": 1},
-                "seed": seed,
-            },
+            )
         )
-    )
-    run = Run(spec, few, recompute=True)
-    return {
-        "candidate": candidate.name,
-        "kind": candidate.kind,
-        "seed": seed,
-        "steps_per_epoch": run.steps_per_epoch,
-        "epochs": [asdict(epoch) for epoch in run.epochs()],
-    }
+        run, compiling = self.runs.begin(spec, few)
+        length = run.steps_per_epoch
+        points: list[Point] = []
+
+        def due(step: int) -> bool:
+            there = any(point.top1 >= self.target for point in points)
+            return step % length == 0 or (step > length and not there)
+
+        for point in run.points(due):
+            points.append(point)  # noqa: PERF402 - one by one: due() reads them
+        return {
+            "candidate": candidate.name,
+            "kind": candidate.kind,
+            "seed": seed,
+            "steps_per_epoch": length,
+            "compiling": compiling,
+            "points": [asdict(point) for point in points],
+        }
 
 
-def reached(record: Record, target: float) -> int | None:
-    """The first epoch at whose end the held-out images are recognised that well; None: never."""
-    for epoch in record["epochs"]:
-        if epoch["top1"] >= target:
-            return int(epoch["epoch"])
-    return None
+def reached(record: Record, target: float) -> dict[str, Any] | None:
+    """The first point at which the held-out images are recognised that well; None: never."""
+    return next((point for point in record["points"] if point["top1"] >= target), None)
 
 
-def order(record: Record, target: float) -> tuple[float, float]:
-    """Smaller is better."""
+def order(records: Sequence[Record], target: float) -> tuple[int, float, float]:
+    """Of a candidate's runs; smaller is better."""
+    found = [reached(record, target) for record in records]
+    epochs = [point["epoch"] for point in found if point]
     return (
-        float(reached(record, target) or float("inf")),
-        float(record["epochs"][-1]["held_out_loss"]),
+        len(records) - len(epochs),
+        statistics.mean(epochs) if epochs else float("inf"),
+        statistics.mean(record["points"][-1]["held_out_loss"] for record in records),
     )
 
 
-def best(records: Iterable[Record], kind: str, target: float) -> str:
-    """Name of the best candidate of an optimiser."""
-    own = [record for record in records if record["kind"] == kind]
-    return str(min(own, key=lambda record: order(record, target))["candidate"])
+def ranked(records: Iterable[Record], kind: str, target: float) -> list[str]:
+    """Names of an optimiser's candidates, those with the most runs first, then the best."""
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        if record["kind"] == kind:
+            runs.setdefault(record["candidate"], []).append(record)
+    return sorted(runs, key=lambda name: (-len(runs[name]), order(runs[name], target)))
 
 
 def main() -> None:
     command = Command.parsed(__doc__)
     for dataset in command.datasets:
-        split = dataset.split(command.out)
-        inner = dataset.inner(split.train)
-        target = TARGET[dataset.name]
-        # The first two are one of each optimiser.
-        listed = CANDIDATES[dataset.name][: 2 if command.quick else None]
-        candidates = {c.name: c for c in listed}
-        tuning = command.journal(f"epochs-{dataset.name}-tuning")
-        jobs: list[tuple[str, Callable[[], Record]]] = [
-            (name, partial(trained, command, dataset, inner, candidate, 0))
-            for name, candidate in candidates.items()
-        ]
-        if not command.complete(tuning, jobs):
-            print("not all candidates are tried: call again")
-            continue
-        tried = list(tuning.records().values())
-        print(f"\n{dataset.name}, inner split, target {target:.1%}\n{tuning_table(tried, target)}")
-        chosen = [candidates[best(tried, kind, target)] for kind in KINDS]
-        chosen += [
-            at_fixed_frequency(candidate) for candidate in chosen if candidate.kind == "thor"
-        ]
-        final = command.journal(f"epochs-{dataset.name}")
-        command.complete(
-            final,
-            [
-                (
-                    f"{candidate.name} seed {seed}",
-                    partial(trained, command, dataset, split, candidate, seed),
-                )
-                for seed in command.seeds()
-                for candidate in chosen
-            ],
-        )
-        names = {candidate.name for candidate in chosen}
-        runs = [r for r in final.records().values() if r["candidate"] in names]
-        print(f"\n{dataset.name}, held-out images\n{final_table(runs, target)}")
+        measure(Series(command, dataset, Runs()))
 
 
-def tuning_table(records: Iterable[Record], target: float) -> str:
-    """Every candidate, the best of each optimiser first."""
-    rows = ["| candidate | of epochs | target after | top-1 | loss |", "|---|---|---|---|---|"]
-    for record in sorted(records, key=lambda r: (r["kind"], order(r, target))):
-        last: dict[str, Any] = record["epochs"][-1]
-        rows.append(
-            f"| {record['candidate']} | {last['epoch']} | {reached(record, target) or 'never'} "
-            f"| {100 * last['top1']:.1f} | {last['held_out_loss']:.3f} |"
-        )
-    return "\n".join(rows)
-
-
-def final_table(records: Iterable[Record], target: float) -> str:
-    """Each optimiser over the seeds."""
-    rows = [
-        "| optimiser | target after epochs | mean | CPU seconds to it | top-1 at the end "
-        "| layers renewed | looked at |",
-        "|---|---|---|---|---|---|---|",
+def measure(series: Series) -> None:
+    """Chooses, trains with what is chosen, and prints both tables."""
+    command, name, target = series.command, series.dataset.name, series.target
+    split = series.dataset.split(command.out)
+    inner = series.dataset.inner(split.train)
+    # The first two are one of each optimiser.
+    listed = CANDIDATES[name][: 2 if command.quick else None]
+    candidates = {candidate.name: candidate for candidate in listed}
+    tuning = command.journal(f"target-{name}-tuning")
+    if not series.complete(tuning, inner, [(candidate, 0) for candidate in listed]):
+        print("not all candidates are tried: call again")
+        return
+    first = [record for record in tuning.records().values() if record["seed"] == 0]
+    finalists = [
+        candidates[best]
+        for best in alternating([ranked(first, kind, target)[:FINALISTS] for kind in KINDS])
     ]
-    found = list(records)
-    for name in dict.fromkeys(record["candidate"] for record in found):
-        runs = [record for record in found if record["candidate"] == name]
-        epochs = [reached(run, target) for run in runs]
-        hits = [(run, epoch) for run, epoch in zip(runs, epochs, strict=True) if epoch]
-        seconds = [run["epochs"][epoch - 1]["cpu"] for run, epoch in hits]
-        ends = [run["epochs"][-1] for run in runs]
-        refreshes = statistics.mean(end["refreshes"] for end in ends)
-        checks = statistics.mean(end["checks"] for end in ends)
-        top1 = statistics.mean(100 * end["top1"] for end in ends)
-        mean = f"{statistics.mean(e for _, e in hits):.1f}" if len(hits) == len(runs) else ""
-        time = f"{statistics.mean(seconds):.0f}" if seconds else ""
-        listed = ", ".join(str(epoch or "never") for epoch in epochs)
-        rows.append(
-            f"| {name} | {listed} | {mean} | {time} | {top1:.1f} | {refreshes:.0f} | {checks:.0f} |"
-        )
+    further = [] if command.quick else [(c, seed) for c in finalists for seed in FURTHER_SEEDS]
+    if not series.complete(tuning, inner, further):
+        print("not all finalists are tried: call again")
+        return
+    tried = list(tuning.records().values())
+    print(f"\n{name}, inner split, target {target:.1%}\n{table(tried, target)}")
+    chosen = [candidates[ranked(tried, kind, target)[0]] for kind in KINDS]
+    final = command.journal(f"target-{name}")
+    seeds = FINAL_SEEDS[: 1 if command.quick else None]
+    series.complete(final, split, [(candidate, seed) for seed in seeds for candidate in chosen])
+    names = {candidate.name for candidate in chosen}
+    runs = [record for record in final.records().values() if record["candidate"] in names]
+    print(f"\n{name}, held-out images\n{table(runs, target)}")
+
+
+def alternating(lists: Sequence[Sequence[str]]) -> list[str]:
+    """One of each in turn, so that a series that is cut short has as many of both."""
+    return [name for names in zip(*lists, strict=True) for name in names]
+
+
+def table(records: Sequence[Record], target: float) -> str:
+    """Every candidate, the best of each optimiser first."""
+    rows = [
+        "| candidate | target after epochs | mean | CPU seconds to it | compiling "
+        "| top-1 at the end | renewed | looked at |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        rows += [
+            _row([record for record in records if record["candidate"] == name], target)
+            for name in ranked(records, kind, target)
+        ]
     return "\n".join(rows)
+
+
+def _row(runs: Sequence[Record], target: float) -> str:
+    hits = [reached(run, target) for run in runs]
+    found = [hit for hit in hits if hit]
+    ends = [run["points"][-1] for run in runs]
+
+    def mean(name: str, points: Sequence[dict[str, Any]], factor: float = 1.0) -> float:
+        return factor * statistics.mean(point[name] for point in points)
+
+    cells = [
+        runs[0]["candidate"],
+        ", ".join(f"{hit['epoch']:.2g}" if hit else "never" for hit in hits),
+        f"{mean('epoch', found):.2f}" if len(found) == len(runs) else "",
+        f"{mean('cpu', found):.0f}" if found else "",
+        f"{mean('compiling', runs):.0f}",
+        ", ".join(f"{100 * end['top1']:.1f}" for end in ends),
+        f"{mean('refreshes', ends):.0f}",
+        f"{mean('checks', ends):.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
-from multigrain.model.state import load_model_state
+from multigrain.model.state import load_model_state, model_state
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.step import TrainStep
+from tests.bench.convergence.restart import constants, reset
 from tests.bench.convergence.statistics import statistics_of
 from tests.bench.datasets.subset import Split
 
@@ -30,13 +31,13 @@ STATISTICS_IMAGES = 288
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What is known at the end of an epoch.
+class Point:
+    """What is known after a step.
 
     Args:
-        epoch: counted from 1.
+        epoch: steps so far, in epochs.
         top1, held_out_loss: of the held-out images, prepared as for serving.
-        loss: mean of the joint loss over the epoch's steps.
+        loss: mean of the joint loss over the steps since the last epoch's end.
         wall, cpu: seconds of the training steps so far (data and evaluation left out), by the
             clock and of this process's processor time.
         refreshes: layers whose curvature was renewed so far, each time counted.
@@ -44,7 +45,7 @@ class Epoch:
         skipped: steps that were not finite so far.
     """
 
-    epoch: int
+    epoch: float
     top1: float
     held_out_loss: float
     loss: float
@@ -57,7 +58,7 @@ class Epoch:
 
 @dataclass
 class Run:
-    """Trains one model; iterate over :meth:`epochs`, afterwards ``model`` is trained.
+    """Trains one model; iterate over :meth:`points`, afterwards ``model`` is trained.
 
     Args:
         recompute: evaluate with BatchNorm's statistics of some training images under the present
@@ -71,14 +72,12 @@ class Run:
     build: Callable[..., MultiGrain] = build_model
 
     def __post_init__(self) -> None:
-        self.model: MultiGrain = self.build(
-            self.spec.model, len(self.split.train.classes), seed=self.spec.seed
-        )
+        self.model: MultiGrain = self._initial()
         self.preprocessing = Preprocessing.standard(
             self.spec.model.image_size, self.spec.model.center_crop
         )
         self._compiled = Compiled(self.model)
-        self._data = TrainingData(self.split.train, self.spec, rank=0, world=1, threads=1)
+        self._data = self._training_data()
         self._step = TrainStep(
             self.model,
             JointObjective(self.spec.objective),
@@ -86,6 +85,7 @@ class Run:
             world=1,
             steps_per_epoch=self._data.steps_per_epoch,
         )
+        self._unused = self._step.state()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,33 +97,67 @@ class Run:
         load_model_state(self.model, state)
         self._step.remember_statistics()
 
-    def epochs(self, evaluate_every: int = 1) -> Iterator[Epoch]:
-        """Trains, and reports after every ``evaluate_every`` epochs and after the last."""
+    def restart(self, spec: TrainingSpec, split: Split) -> None:
+        """Begins another run in the same compiled graphs; see :func:`constants`."""
+        if constants(spec) != constants(self.spec):
+            raise ValueError("the compiled graphs have other constants")
+        self.spec, self.split = spec, split
+        self._data = self._training_data()
+        load_model_state(self.model, model_state(self._initial()))
+        reset(self._step, spec, self._unused, self.steps_per_epoch)
+
+    def compile(self) -> float:
+        """Takes a step with and one without new curvature, to no effect but that the graphs are
+        there; the processor time it took."""
+        spec = self.spec
+        alternating = {"refresh": "fixed", "frequency": 2, "early_refreshes": ()}
+        thor = spec.optimizer.thor.model_copy(update=alternating)
+        optimizer = spec.optimizer.model_copy(update={"thor": thor})
+        self.restart(spec.model_copy(update={"optimizer": optimizer}), self.split)
+        batch = next(iter(self._data.epoch(0)))
+        began = time.process_time()
+        for _ in range(2):
+            self._step(batch.images, batch.labels, batch.instances)
+        seconds = time.process_time() - began
+        self.restart(spec, self.split)
+        return seconds
+
+    def points(self, due: Callable[[int], bool]) -> Iterator[Point]:
+        """Trains, and reports after every step, counted from 1, that is ``due``."""
         wall = cpu = 0.0
-        refreshes = checks = skipped = 0
-        for epoch in range(1, self.spec.schedule.epochs + 1):
+        step = refreshes = checks = skipped = 0
+        for epoch in range(self.spec.schedule.epochs):
             losses = []
-            for batch in self._data.epoch(epoch - 1):
+            for batch in self._data.epoch(epoch):
                 began = (time.perf_counter(), time.process_time())
                 result = self._step(batch.images, batch.labels, batch.instances)
                 wall += time.perf_counter() - began[0]
                 cpu += time.process_time() - began[1]
+                step += 1
                 losses.append(result.loss)
                 refreshes += result.refreshed_layers
                 checks += result.refreshed_layers + result.kept_layers
                 skipped += int(result.skipped)
-            if epoch % evaluate_every and epoch != self.spec.schedule.epochs:
-                continue
-            with self._statistics():
-                top1, held_out_loss = self._evaluated()
-            yield Epoch(
-                epoch, top1, held_out_loss, sum(losses) / len(losses), wall, cpu,
-                refreshes, checks, skipped,
-            )  # fmt: skip
+                if not due(step):
+                    continue
+                with self._statistics():
+                    top1, held_out_loss = self._evaluated()
+                yield Point(
+                    step / self.steps_per_epoch, top1, held_out_loss, sum(losses) / len(losses),
+                    wall, cpu, refreshes, checks, skipped,
+                )  # fmt: skip
 
-    def to_the_end(self) -> Epoch:
-        """Trains, and reports on the last epoch."""
-        return list(self.epochs(evaluate_every=self.spec.schedule.epochs))[-1]
+    def to_the_end(self) -> Point:
+        """Trains, and reports on the last step."""
+        steps = self.spec.schedule.epochs * self.steps_per_epoch
+        (last,) = self.points(lambda step: step == steps)
+        return last
+
+    def _initial(self) -> MultiGrain:
+        return self.build(self.spec.model, len(self.split.train.classes), seed=self.spec.seed)
+
+    def _training_data(self) -> TrainingData:
+        return TrainingData(self.split.train, self.spec, rank=0, world=1, threads=1)
 
     def _evaluated(self) -> tuple[float, float]:
         """Share of the held-out images that are recognised, and their mean cross-entropy."""

@@ -1,0 +1,58 @@
+"""Another training run in graphs that are compiled already.
+
+Compiling costs as much as some epochs of the small runs measured here. Most of what a search varies
+(rates, damping, when curvature is renewed) is no constant of the graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from multigrain.optim.thor.average import FactorAverage
+from multigrain.optim.thor.curvature import _rule
+from multigrain.spec.training import TrainingSpec
+from multigrain.train.step import TrainStep
+
+
+def constants(spec: TrainingSpec) -> str:
+    """What the graphs of a job were compiled with; jobs that agree in it can share them."""
+    optimizer, schedule = spec.optimizer, spec.schedule
+    return repr(
+        (
+            spec.model.model_copy(update={"zero_init_residual": True}),  # of the first weights
+            spec.objective,
+            spec.augmentation.repeats,
+            spec.precision,
+            schedule.batch_size,
+            optimizer.model_copy(update={"thor": None}),
+            (optimizer.thor.block_size, optimizer.thor.kl_clip),
+        )
+    )
+
+
+def reset(
+    step: TrainStep,
+    spec: TrainingSpec,
+    unused: Mapping[str, np.ndarray],
+    steps_per_epoch: int,
+) -> None:
+    """Puts a step back to before its first call, with other hyper-parameters.
+
+    It reaches into the step and its curvature: a product that trains one model has no use for it.
+
+    Args:
+        unused: the step's state before its first call.
+    """
+    step._spec, step._steps_per_epoch = spec, steps_per_epoch
+    state = {name: value for name, value in unused.items() if not name.startswith("curvature_")}
+    curvature, thor = step._curvature, spec.optimizer.thor
+    if curvature:
+        curvature._rule = _rule(thor, curvature.layers, steps_per_epoch)
+        curvature._pi_correction = thor.pi_correction
+        curvature._average = None
+        if thor.factor_average > 0:
+            curvature._average = FactorAverage(curvature.layers, thor.factor_average)
+        state |= curvature.state()
+    step.load_state(state)
