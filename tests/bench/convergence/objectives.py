@@ -4,7 +4,7 @@
 seed and objective that ``DIR`` has no result of yet, and prints the table.
 
 A seed has one network, trained for classification; each objective goes on from these weights
-with an optimiser of its own. Both have the same network, rate, schedule, augmentation, batch
+with an optimiser of its own. All have the same network, rate, schedule, augmentation, batch
 size and number of steps, so the same number of views goes through the network; with repeated
 augmentation they are of a third of the images an epoch, three of each.
 
@@ -42,6 +42,8 @@ CLASSIFICATION: dict[str, Any] = {
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "classification": CLASSIFICATION,
+    # Between the two: what is due to seeing a third of the images, three times.
+    "repeated": {**CLASSIFICATION, "augmentation": {"repeats": 3}},
     "joint": {
         "objective": {
             "classification_weight": 0.5,
@@ -98,7 +100,7 @@ def prepared(
 def start_weights(
     command: Command, dataset: Dataset, split: Split, seed: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Of the network that both objectives go on from; trained when they are not there yet."""
+    """Of the network that the objectives go on from; trained when they are not there yet."""
     file = command.out / f"start-{dataset.name}-{seed}{'-quick' if command.quick else ''}.npz"
     if not file.exists():
         run = prepared(
