@@ -245,12 +245,11 @@ class Supervisor:
         self._save(active)  # on a full disk that raises: it is tried again
         self.active.pop(active.job_id, None)
         view = active.feed.view
-        _log.info(
-            "job ended",
-            job_id=active.job_id,
-            state=view.state.value,
-            error=view.error.message if view.error else None,
-        )
+        ended = _log.bind(job_id=active.job_id, state=view.state.value)
+        if view.error:
+            ended.warning("job ended", error=view.error.message)
+        else:
+            ended.info("job ended")
         self._on_end(active)
 
     # --- what requests ask for -------------------------------------------------------------

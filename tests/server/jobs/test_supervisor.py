@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import is_locked
@@ -31,9 +32,14 @@ async def test_a_job_runs_from_queued_to_succeeded(side: JobSide) -> None:
     assert job.view.end_time
 
 
-async def test_a_failed_job_keeps_its_reason(side: JobSide) -> None:
-    job = await side.submit(end="FAILED")
-    job = await side.ended(job.job_id)
+async def test_a_failed_job_keeps_its_reason_and_is_a_warning_in_the_log(side: JobSide) -> None:
+    with capture_logs() as logs:
+        job = await side.submit(end="FAILED")
+        job = await side.ended(job.job_id)
+        async with asyncio.timeout(60):
+            while not (ended := [line for line in logs if line["event"] == "job ended"]):
+                await asyncio.sleep(0.01)
+    assert [(line["log_level"], line["state"]) for line in ended] == [("warning", "FAILED")]
     assert job.state is JobState.FAILED
     assert job.view.error is not None
     assert (job.view.error.kind, job.view.error.rank) == ("DIVERGED", 1)
