@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from multigrain import heap
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.engine.connection import Connection
 from multigrain.engine.exhaustion import end_if_out_of_memory
@@ -52,6 +53,7 @@ def main() -> int:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
         return 1
     paces = {side: measure(runtime, side) for side, runtime in runtimes.items()}
+    heap.trim()
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,

@@ -9,6 +9,7 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from multigrain import heap
 from multigrain.optim.not_finite import NotFinite, first_gradient
 from multigrain.optim.reduce import BucketedMean, Reducer
 
@@ -97,6 +98,7 @@ class GradientFunction:
         self._forward = forward
         self._tap = tap
         self._count = len(parameters)
+        self._compiled: set[bool] = set()
         self._plain = _compile(forward, parameters, (), reducer)
         self._with_factors = _compile(forward, parameters, slots, reducer) if slots else None
 
@@ -128,6 +130,9 @@ class GradientFunction:
             Tensor(float(stop), mindspore.float32),
         )
         found = numbers.asnumpy().astype(np.float64)
+        if factors not in self._compiled:
+            self._compiled.add(factors)
+            heap.trim()
         squared, loss, classification, instance, stops = (float(x) for x in found[:5])
         return Gradients(
             loss,

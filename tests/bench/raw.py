@@ -1,9 +1,9 @@
 """What the machine can do without a server: preprocessing and the network, in one process.
 
 ``python -m tests.bench.raw BUNDLE [RUNTIME]`` is a contestant (``tests.bench.contestant``) whose
-steps are measurements; :class:`Machine` is the side that asks it. It stays for as long as the
-servers are measured and takes turns with them: one moment of a shared machine differs from the
-next by a tenth, which hits a server and the limit beside it alike.
+steps are measurements; :class:`Machine` is the side that asks it. It allocates as our engines do,
+stays for as long as the servers are measured, and takes turns with them: one moment of a shared
+machine differs from the next by a tenth, which hits a server and the limit beside it alike.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from multigrain.bundle.manifest import BundleManifest
 from multigrain.engine.runtime.base import Bundle, Compute
 from multigrain.engine.runtime.choice import load
 from multigrain.images.preprocess import crop
+from multigrain_server.serving.engine_child import HUGE_PAGES
 from tests.bench.contestant import Contestant, Turn, serve
 from tests.bench.photographs import photographs
 
@@ -61,7 +62,9 @@ class Machine:
     """
 
     def __init__(self, bundle: Path, runtime: str) -> None:
-        self._contestant = Contestant("tests.bench.raw", [str(bundle), runtime or "auto"])
+        self._contestant = Contestant(
+            "tests.bench.raw", [str(bundle), runtime or "auto"], environment=HUGE_PAGES
+        )
 
     def measure(self) -> Raw:
         """Two seconds on all cores."""
