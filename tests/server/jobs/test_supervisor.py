@@ -37,7 +37,7 @@ async def test_a_failed_job_keeps_its_reason_and_is_a_warning_in_the_log(side: J
         job = await side.submit(end="FAILED")
         job = await side.ended(job.job_id)
         async with asyncio.timeout(60):
-            while not (ended := [line for line in logs if line["event"] == "job ended"]):
+            while not (ended := [x for x in logs if x["event"] == "job ended"]):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert [(line["log_level"], line["state"]) for line in ended] == [("warning", "FAILED")]
     assert job.state is JobState.FAILED
