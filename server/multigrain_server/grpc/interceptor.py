@@ -188,7 +188,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     method=method,
                     code=code.name,
                     seconds=round(seconds, 6),
-                    reason=reason,
+                    **({"reason": reason} if reason else {}),
                 )
             structlog.contextvars.unbind_contextvars("request_id", "token")
 
