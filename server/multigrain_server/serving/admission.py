@@ -22,7 +22,10 @@ _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 10.0
 # Of the time that is left: what is measured varies, and an answer needs its way back. A queue of
 # this length keeps an engine as busy as a longer one would.
-_USABLE = 0.7
+_USABLE = 0.75
+# Of what is before an engine must be done before those who were refused come again: as they come no
+# faster than it works, the rest keeps it busy, and nobody asks many times over meanwhile.
+_DONE_BEFORE_RETRY = 0.5
 _LOG_SECONDS = 10.0
 # Of the rate that an engine reached while it was warmed up, with nothing to decode or to answer.
 _PROMISED = 0.7
@@ -171,7 +174,8 @@ class Admission:
         )
 
     def _overloaded(self, why: str, load: Load, flow: Flow, wait: float) -> MultigrainError:
-        delay = flow.retry_seconds(load.items, max(wait, _MIN_RETRY_SECONDS))
+        done = _DONE_BEFORE_RETRY * flow.items / flow.rate if flow.rate else 0.0
+        delay = flow.retry_seconds(load.items, max(wait, done, _MIN_RETRY_SECONDS))
         delay = min(delay, _MAX_RETRY_SECONDS)
         self._tell(why)
         return MultigrainError(

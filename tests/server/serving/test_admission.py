@@ -95,8 +95,8 @@ def test_room_is_given_back_however_the_work_ends() -> None:
 
 def test_no_more_is_admitted_than_can_be_answered_within_the_deadline() -> None:
     gate = Gate(rate=100)
-    # 200 images are two seconds' work; three tenths of the time are kept for what is not foreseen.
-    for _ in range(140):
+    # 200 images are two seconds' work; a quarter of the time is kept for what is not foreseen.
+    for _ in range(150):
         gate.enter(seconds=2)
     assert gate.refused(seconds=2).kind is ErrorKind.OVERLOADED
     assert gate.registry.get_sample_value("multigrain_rejected_total", {"reason": "late"}) == 1
@@ -127,8 +127,8 @@ def test_a_caller_of_many_images_does_not_shut_others_out() -> None:
 
 def test_what_is_inside_with_an_earlier_deadline_comes_before_all_of_it() -> None:
     gate = Gate(rate=100)
-    gate.enter(70, seconds=1)
-    # By turns it would be computed second; but the 70 were promised what is left.
+    gate.enter(75, seconds=1)
+    # By turns it would be computed second; but the 75 were promised what is left.
     gate.refused(seconds=1.001)
     gate.enter(seconds=0.9)
 
@@ -143,6 +143,13 @@ def test_whoever_is_refused_is_told_to_come_back_at_a_time_of_its_own() -> None:
     assert gate.delay(4) - delays[-1] == pytest.approx(0.04)
     gate.clock.ns += 1_000_000_000
     assert gate.delay() == pytest.approx(0.05)
+
+
+def test_who_is_refused_comes_again_when_half_of_the_queue_is_done() -> None:
+    gate = Gate(rate=100)
+    for _ in range(150):
+        gate.enter(seconds=2)
+    assert gate.delay(seconds=2) == pytest.approx(0.75)
 
 
 def test_delays_have_an_end() -> None:
@@ -173,7 +180,7 @@ def test_a_draining_gate_admits_nothing() -> None:
 
 def test_a_refusal_takes_far_less_than_a_millisecond() -> None:
     gate = Gate(rate=100)
-    for _ in range(140):
+    for _ in range(150):
         gate.enter(seconds=2)
     gate.refused(seconds=2)
     # Time of this thread: what else the machine does is no matter.
