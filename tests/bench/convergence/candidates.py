@@ -84,6 +84,10 @@ CANDIDATES: dict[str, list[Candidate]] = {
         momentum(0.2, 5, mu=0.8),
         thor(0.2, 4, damping=0.3, **_AVERAGED),
         momentum(0.15, 4, mu=0.8),
+        thor(0.1, 4, damping=0.3, **_EARLY),
+        momentum(0.07, 6),
+        thor(0.1, 5, damping=0.3, **_EARLY),
+        momentum(0.1, 8),
     ],
     "glyphs": [
         thor(0.1, 4, damping=0.3),
@@ -94,5 +98,9 @@ CANDIDATES: dict[str, list[Candidate]] = {
         momentum(0.2, 8, warmup=1.0),
         thor(0.2, 5, damping=0.3, **_AVERAGED),
         momentum(0.2, 6, warmup=1.0),
+        thor(0.1, 4, damping=0.3, **_EARLY),
+        momentum(0.07, 8),
+        thor(0.1, 6, damping=0.3, **_EARLY),
+        momentum(0.1, 10),
     ],
 }
