@@ -21,7 +21,8 @@ from multigrain_server.status.site import StatusSite
 
 _log = structlog.get_logger(__name__)
 
-_READ_SECONDS = 5.0
+# That a client has to send its request, and to take the answer.
+_CLIENT_SECONDS = 5.0
 _MAX_CONNECTIONS = 64
 # A browser then asks for a name and a password, and sends the latter as the token.
 _CHALLENGE = 'WWW-Authenticate: Basic realm="multigrain", charset="UTF-8"'
@@ -75,7 +76,7 @@ class HttpServer:
             port,
             limit=8192,
             ssl=self._tls,
-            ssl_handshake_timeout=_READ_SECONDS if self._tls is not None else None,
+            ssl_handshake_timeout=_CLIENT_SECONDS if self._tls is not None else None,
         )
         chosen = self._server.sockets[0].getsockname()[1]
         return f"[{host}]:{chosen}" if ":" in host else f"{host}:{chosen}"
@@ -88,18 +89,23 @@ class HttpServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         try:
-            if self._connections > _MAX_CONNECTIONS:
-                return
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _READ_SECONDS)
-            writer.write(await self._respond(head.decode("latin-1")))
-            await asyncio.wait_for(writer.drain(), _READ_SECONDS)
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
+            if self._connections <= _MAX_CONNECTIONS:
+                writer.write(await self._reply(reader))
+            writer.close()
+            await asyncio.wait_for(writer.wait_closed(), _CLIENT_SECONDS)
+        except (OSError, asyncio.IncompleteReadError):  # also of TLS, and that the time is over
             pass
-        except asyncio.LimitOverrunError:
-            writer.write(_encode(_Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b""), True))
         finally:
             self._connections -= 1
-            writer.close()
+            # Who does not take the answer must not keep the connection, nor the answer in memory.
+            writer.transport.abort()
+
+    async def _reply(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _CLIENT_SECONDS)
+        except asyncio.LimitOverrunError:
+            return _encode(_Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b""), True)
+        return await self._respond(head.decode("latin-1"))
 
     async def _respond(self, head: str) -> bytes:
         first, *rest = head.split("\r\n")

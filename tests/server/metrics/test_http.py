@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import grpc.aio
+import psutil
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from multigrain.v1.job_pb2 import DeleteJobRequest, StreamEventsRequest
@@ -15,6 +18,7 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
+from multigrain_server.metrics import http
 
 
 async def _http(app: App, head: str) -> tuple[int, str]:
@@ -95,3 +99,54 @@ async def test_a_draining_daemon_is_alive_but_not_ready(app: App) -> None:
     await app.health.drain()
     assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
     assert (await _http(app, "GET /readyz HTTP/1.1"))[0] == 503
+
+
+async def test_who_does_not_take_the_answer_loses_the_connection(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_CLIENT_SECONDS", 0.1)
+    # More than the sockets of both sides hold.
+    Gauge("large", "x" * 16_000_000, registry=app.registry)
+    process = psutil.Process()
+    host, _, port = app.http_address.rpartition(":")
+    before = process.num_fds()
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(10):
+            while app._http._connections == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            while app._http._connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while process.num_fds() > before + 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_connections_beyond_the_limit_are_hung_up_on(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_MAX_CONNECTIONS", 2)
+    host, _, port = app.http_address.rpartition(":")
+    idle = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while app._http._connections < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        assert await reader.read() == b""
+        writer.close()
+        for _, other in idle:
+            other.close()
+        while app._http._connections:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
+
+
+async def test_who_sends_no_request_is_hung_up_on(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_CLIENT_SECONDS", 0.1)
+    host, _, port = app.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /metr")
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    writer.close()
