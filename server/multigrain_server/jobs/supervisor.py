@@ -100,12 +100,11 @@ class Supervisor:
         self._task = asyncio.create_task(self._run(), name="supervisor")
 
     async def stop(self) -> None:
-        """Stops looking. Runners go on: a later daemon finds them again."""
+        """Stops looking. Runners go on: a later daemon finds them again, and takes what they told
+        from their jobs' records."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for active in self.active.values():
-            self._save(active)
 
     async def _run(self) -> None:
         while True:
@@ -185,9 +184,7 @@ class Supervisor:
         if runner is not None and runner.exit_code == EXIT_NO_ROOM:
             self._wait_for_room(active, "its runner ended")
             return
-        active.crashes += 1
-        delay = self._options.restart_delay_seconds * 2 ** (active.crashes - 1)
-        active.not_before = asyncio.get_running_loop().time() + delay
+        self._crashed(active)
         _log.warning(
             "runner ended without an end of its job",
             job_id=active.job_id,
@@ -227,12 +224,15 @@ class Supervisor:
             if no_room(error):
                 self._wait_for_room(active, str(error))
                 return
-            active.crashes += 1
-            delay = self._options.restart_delay_seconds * 2**active.crashes
-            active.not_before = asyncio.get_running_loop().time() + delay
+            self._crashed(active)
             _log.error("runner cannot be started", job_id=active.job_id, reason=str(error))
             return
         _log.info("runner started", job_id=active.job_id, runner=active.runner.pid)
+
+    def _crashed(self, active: ActiveJob) -> None:
+        delay = self._options.restart_delay_seconds * 2**active.crashes
+        active.crashes += 1
+        active.not_before = asyncio.get_running_loop().time() + delay
 
     def _wait_for_room(self, active: ActiveJob, reason: str) -> None:
         """A full disk is no crash of a runner: it is tried again for as long as it takes."""

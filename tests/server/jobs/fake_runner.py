@@ -2,7 +2,8 @@
 
 Labels of the job say how it behaves: ``events`` (loss points to write in all), ``pause``
 (seconds between them), ``end`` (SUCCEEDED, FAILED, or "crash" = exit with 3 without an end),
-``crash_at`` (exit with 3 behind this point, the first time), ``mute`` (crash before writing).
+``crash_at`` (exit with 3 behind this point, the first time), ``crash_each`` (behind every point),
+``mute`` (crash before writing).
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def run(folder: JobFolder) -> int:
         for step in range(done + 1, total + 1):
             writer.append(loss(step, total), attempt)
             if attempt == 1 and str(step) == labels.get("crash_at"):
+                return 3
+            if "crash_each" in labels:
                 return 3
             if stop:
                 writer.append(StateRecord(JobState.STOPPING), attempt)

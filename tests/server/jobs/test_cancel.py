@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from multigrain.events.records import JobState
+from multigrain_server.jobs.runner_process import RunnerProcess
 from tests.server.jobs.conftest import FAKE_RUNNER, JobSide, MakeSide, states
 
 
@@ -14,6 +17,17 @@ async def test_cancel_of_a_queued_job_ends_it_at_once(make_side: MakeSide) -> No
     assert side.jobs.cancel(job.job_id).state is JobState.CANCELLED
     assert side.jobs.cancel(job.job_id).state is JobState.CANCELLED
     assert states(side, job.job_id) == ["QUEUED", "CANCELLED"]
+
+
+async def test_events_that_the_daemon_writes_are_counted_as_others_are(
+    make_side: MakeSide,
+) -> None:
+    side = make_side("cpu:0")
+    kinds: list[str] = []
+    side.supervisor._on_event = kinds.append
+    job = await side.submit()
+    side.jobs.cancel(job.job_id)
+    assert kinds == ["state"]
 
 
 async def test_cancel_of_a_running_job_lets_its_runner_save(side: JobSide) -> None:
@@ -34,13 +48,15 @@ async def test_cancel_just_after_the_start_is_not_lost(side: JobSide) -> None:
 
 
 async def test_a_cancel_that_the_daemon_did_not_live_to_pass_on_is_not_lost(
-    make_side: MakeSide,
+    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_side()
     job = await first.submit(events="100000", pause="0.01")
     await first.until(job.job_id, lambda j: j.view.last_seq > 3)
-    first.store.save_cancel(job.job_id, True)  # and the daemon dies here
-    await first.supervisor.stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunnerProcess, "terminate", lambda _: False)
+        first.jobs.cancel(job.job_id)  # and the daemon dies here
+        await first.supervisor.stop()
     second = make_side()
     ended = await second.ended(job.job_id)
     assert (ended.state, ended.state_message) == (JobState.CANCELLED, "as asked")

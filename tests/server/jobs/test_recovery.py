@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -31,7 +32,29 @@ async def test_a_runner_that_never_writes_fails_the_job(side: JobSide) -> None:
     assert job.state is JobState.FAILED
     assert job.view.error is not None
     assert job.view.error.kind == "RUNNER_LOST"
-    assert "no voice" in job.view.error.log_tail
+    # As often as max_runner_crashes says.
+    assert job.view.error.log_tail.count("no voice") == 3
+    assert "ended 3 times in a row" in job.view.error.message
+
+
+async def test_crashes_that_bring_a_job_on_are_not_in_a_row(side: JobSide) -> None:
+    job = await side.submit(events="5", crash_each="1")
+    job = await side.ended(job.job_id)
+    assert (job.state, job.view.attempt) == (JobState.SUCCEEDED, 6)
+
+
+async def test_the_pause_before_a_restart_doubles_with_each_crash(make_side: MakeSide) -> None:
+    side = make_side("cpu:0")
+    job = await side.submit()
+    await side.supervisor.stop()
+    active = side.supervisor.active[job.job_id]
+    now = asyncio.get_running_loop().time
+    pauses = []
+    for _ in range(3):
+        began = now()
+        side.supervisor._runner_ended(active)
+        pauses.append(active.not_before - began)
+    assert pauses == pytest.approx([0.02, 0.04, 0.08], abs=0.01)
 
 
 async def test_a_runner_that_cannot_be_started_fails_the_job(make_side: MakeSide) -> None:

@@ -107,6 +107,32 @@ async def test_a_job_that_no_device_is_left_for_does_not_hold_up_others(
     )
 
 
+async def test_a_job_does_not_overtake_an_earlier_one_that_waits_for_the_same_kind(
+    make_side: MakeSide,
+) -> None:
+    side = make_side("gpu:0-1")
+
+    async def submit(body: str, gpus: int, **labels: str) -> str:
+        spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": gpus}})
+
+        async def check() -> CheckedSpec:
+            return CheckedSpec(JobKind.TRAINING, spec)
+
+        job = await side.jobs.submit(Submission(JobKind.TRAINING, body, labels=labels), check)
+        return job.job_id
+
+    held = await submit("a", 1, events="10000", pause="0.01")
+    large, small = await submit("b", 2), await submit("c", 1)
+    await side.until(held, lambda j: j.state is JobState.RUNNING)
+    side.supervisor.schedule()
+    assert side.jobs.get(small).state_message == (
+        f"waiting for a free GPU: 1 of 2 in use by job {held}; 1 before it in the queue"
+    )
+    side.jobs.cancel(held)
+    first, second = [(await side.ended(job)).view for job in (large, small)]
+    assert first.end_time < second.start_time
+
+
 async def test_what_a_reader_of_events_saw_first_is_counted_and_indexed_all_the_same(
     make_side: MakeSide,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobState
 from tests.server.jobs.conftest import JobSide
 
@@ -68,3 +69,19 @@ async def test_a_defect_with_one_job_does_not_stop_the_others(
     monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
     good = await side.submit(events="1")
     assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_daemon_stops_also_where_the_index_cannot_be_written(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [await side.submit(events="100000", pause="0.05") for _ in range(2)]
+    await side.supervisor.stop()
+
+    def full(*_: Any) -> None:
+        raise MultigrainError(ErrorKind.STORAGE, "the index of jobs cannot be written")
+
+    for active in side.supervisor.active.values():
+        active.saved_seq = -1
+    monkeypatch.setattr(side.store, "save_view", full)
+    await side.supervisor.stop()
+    assert set(side.supervisor.active) == {job.job_id for job in jobs}
