@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+_log = structlog.get_logger(__name__)
 
 _QUERY = "index,utilization.gpu,memory.used,memory.total"
 
@@ -65,15 +68,20 @@ class HostCollector(Collector):
         if tool is None:
             return
         while True:
-            process = await asyncio.create_subprocess_exec(
-                tool,
-                f"--query-gpu={_QUERY}",
-                "--format=csv,noheader,nounits",
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            output, _ = await process.communicate()
-            self._gpus = parse_nvidia_smi(output.decode(errors="replace"))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    tool,
+                    f"--query-gpu={_QUERY}",
+                    "--format=csv,noheader,nounits",
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
+            except OSError as error:  # short of processes or open files: not for ever, it may be
+                _log.warning("GPUs not read", reason=str(error))
+                self._gpus = []
+            else:
+                output, _ = await process.communicate()
+                self._gpus = parse_nvidia_smi(output.decode(errors="replace"))
             await asyncio.sleep(seconds)
 
     def collect(self) -> Iterator[Metric]:

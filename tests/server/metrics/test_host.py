@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+
+import pytest
 
 from multigrain_server.metrics.host import GpuReading, HostCollector, parse_nvidia_smi
 
@@ -24,3 +27,27 @@ def test_cpu_memory_and_disk_are_always_there_and_gpus_only_if_read(tmp_path: Pa
         "multigrain_data_free_bytes",
         "multigrain_data_total_bytes",
     }
+
+
+async def test_gpus_are_read_again_after_their_tool_could_not_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0, 35, 1024, 2048\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    host = HostCollector(tmp_path)
+    watch = asyncio.create_task(host.watch_gpus(0.01))
+    try:
+        async with asyncio.timeout(20):
+            for change, read in (
+                (lambda: None, True),
+                (lambda: tool.rename(tmp_path / "away"), False),
+                (lambda: (tmp_path / "away").rename(tool), True),
+            ):
+                change()
+                while bool(host.gpus) is not read:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    finally:
+        watch.cancel()
+    assert [gpu.utilization for gpu in host.gpus] == [0.35]
