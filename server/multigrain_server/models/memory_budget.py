@@ -49,7 +49,10 @@ class MemoryBudget:
         """Measures, and keeps within the budget, for ever: engines grow as they are used."""
         while True:
             await asyncio.sleep(_ROUND_SECONDS)
-            await self._shrink(None)
+            try:
+                await self._shrink(None)
+            except MultigrainError as error:  # a full disk, say; the next round tries again
+                _LOG.error("engines cannot be kept within their memory: %s", error.message)
 
     async def make_room(self, version: ModelVersion, leaving: Collection[ModelVersion]) -> None:
         """Before a load: unloads others if it is known not to fit beside them.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.models import memory_budget
 from tests.engine.bundles import write_bundle
 from tests.server.models.fake_engine import FakeEngines
 from tests.server.serving.house import House, house, small_config, until
@@ -168,3 +169,27 @@ async def test_an_alias_may_point_at_what_is_loaded_on_demand(on_demand: House) 
     assert on_demand.manager.set_alias("production", "a") == "a@1"
     with pytest.raises(MultigrainError, match="no model nothing"):
         on_demand.manager.set_alias("production", "nothing")
+
+
+async def test_the_budget_is_watched_on_after_a_disk_was_full(
+    two_fit: House, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_budget, "_ROUND_SECONDS", 0.01)
+    h = two_fit
+    await h.manager.load("a")
+    await h.manager.load("b", make_default=True)
+    full = MultigrainError(ErrorKind.STORAGE, "what is loaded cannot be noted")
+    tried: list[None] = []
+
+    def cannot(_version: object) -> None:
+        tried.append(None)
+        raise full
+
+    store = h.manager._store
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "remove_loaded", cannot)
+        engines.memory = 200 * MIB
+        h.manager._spawn(h.manager._residents.budget.watch())
+        await until(lambda: len(tried) > 1, 10)
+        assert loaded(h) == ["a", "b"]
+    await until(lambda: loaded(h) == ["b"], 10)
