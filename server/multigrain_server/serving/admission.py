@@ -107,7 +107,7 @@ class Admission:
 
     def too_late(self, load: Load, engine: Engine) -> MultigrainError:
         """For what was admitted and yet could not be computed in time."""
-        self._metrics.rejected.labels("late").inc()
+        self._metrics.refused("late")
         return self._overloaded(
             "it has become slower than it was", load, self._flow(engine), wait=_MIN_RETRY_SECONDS
         )
@@ -123,7 +123,7 @@ class Admission:
 
     def _check(self, load: Load, flow: Flow) -> None:
         if self._draining:
-            self._metrics.rejected.labels("draining").inc()
+            self._metrics.refused("draining")
             raise MultigrainError(
                 ErrorKind.UNAVAILABLE,
                 "the server is shutting down: send the request to another one",
@@ -131,14 +131,14 @@ class Admission:
             )
         config = self._config
         if load.size > config.queue_bytes:
-            self._metrics.rejected.labels("bytes").inc()
+            self._metrics.refused("bytes")
             raise MultigrainError.field(
                 "images",
                 f"{load.size} bytes together, more than the {config.queue_bytes} that the server "
                 "holds at a time: send fewer in a request",
             )
         if self._items + load.items > config.queue_items:
-            self._metrics.rejected.labels("queue_full").inc()
+            self._metrics.refused("queue_full")
             excess = self._items + load.items - config.queue_items
             raise self._overloaded(
                 f"{self._items} images are in work, the limit is {config.queue_items}",
@@ -147,7 +147,7 @@ class Admission:
                 wait=excess / flow.rate if flow.rate else 1.0,
             )
         if self._bytes + load.size > config.queue_bytes:
-            self._metrics.rejected.labels("bytes").inc()
+            self._metrics.refused("bytes")
             share = (self._bytes + load.size - config.queue_bytes) / max(self._bytes, 1)
             raise self._overloaded(
                 f"{self._bytes} bytes of images are in work, the limit is {config.queue_bytes}",
@@ -168,7 +168,7 @@ class Admission:
         seconds = flow.seconds_before(load.caller, load.items, load.deadline_ns)
         if seconds <= left:
             return
-        self._metrics.rejected.labels("late").inc()
+        self._metrics.refused("late")
         raise self._overloaded(
             f"it would answer in {seconds:.2f} s, after the deadline", load, flow, seconds - left
         )

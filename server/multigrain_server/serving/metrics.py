@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import astuple, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -18,9 +18,7 @@ _SECONDS = (
 _LOAD_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
-# Series of these exist from the start, so that the first of a kind is an increase from 0 that
-# rate() sees.
-REFUSALS = ("too_many_items", "deadline", "draining", "bytes", "queue_full")
+Refusal = Literal["too_many_items", "deadline", "late", "draining", "bytes", "queue_full"]
 GIVEN_UP = ("queue", "batch")
 
 
@@ -67,7 +65,7 @@ class ServingMetrics:
             "Encoded bytes of those images.",
             registry=registry,
         )
-        self.rejected = Counter(
+        self._rejected = Counter(
             "multigrain_rejected_total",
             "Requests refused before any work.",
             ["reason"],
@@ -129,10 +127,15 @@ class ServingMetrics:
         )
         self._states: dict[tuple[str, int], str] = {}
         self._infos: dict[tuple[str, int], ModelInfo] = {}
-        for reason in REFUSALS:
-            self.rejected.labels(reason)
+        # These exist from the start, so that the first of a kind is an increase from 0 that rate()
+        # sees.
+        for reason in get_args(Refusal):
+            self._rejected.labels(reason)
         for where in GIVEN_UP:
             self.cancelled_items.labels(where)
+
+    def refused(self, reason: Refusal) -> None:
+        self._rejected.labels(reason).inc()
 
     def stage(self, model: str, stage: Stage, seconds: float) -> None:
         series = self._stages.get((model, stage))

@@ -160,7 +160,7 @@ class ImageService:
         if not images:
             raise MultigrainError.field("images", "is empty: send at least one encoded image")
         if len(images) > limit:
-            self._metrics.rejected.labels("too_many_items").inc()
+            self._metrics.refused("too_many_items")
             raise MultigrainError.field(
                 "images",
                 f"has {len(images)} images, at most {limit} in a request: split them, "
@@ -195,7 +195,7 @@ class ImageService:
 
     def _check_deadline(self, request: ImageRequest) -> None:
         if request.deadline_ns and request.deadline_ns <= time.monotonic_ns():
-            self._metrics.rejected.labels("deadline").inc()
+            self._metrics.refused("deadline")
             raise _deadline()
 
     def _top_k(self, request: ImageRequest, model: LoadedModel) -> int:

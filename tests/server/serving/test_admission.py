@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import ExitStack
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,7 +16,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.admission import Admission, Load
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.flow import Flow
-from multigrain_server.serving.metrics import ServingMetrics
+from multigrain_server.serving.metrics import Refusal, ServingMetrics
 
 
 class Engine:
@@ -228,3 +229,11 @@ def test_the_pace_of_a_busy_engine_is_learned_and_that_of_an_idle_one_is_not() -
     assert flow.rate < 55
     work(200, inside=10, answers=600)
     assert flow.rate == pytest.approx(200, rel=0.05)
+
+
+def test_every_reason_of_a_refusal_has_a_series_before_the_first_one() -> None:
+    registry = CollectorRegistry()
+    ServingMetrics(registry)
+    for reason in get_args(Refusal):
+        assert registry.get_sample_value("multigrain_rejected_total", {"reason": reason}) == 0.0
+    assert "late" in get_args(Refusal)
