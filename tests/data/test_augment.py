@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from multigrain.data import augment, autoaugment
+from multigrain.data import augment
 from multigrain.data.augment import Augmenter
+from multigrain.data.autoaugment import autoaugment
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import normalize, preprocess_image
 from multigrain.spec.training import AugmentationSpec
@@ -89,6 +91,24 @@ def test_crops_keep_the_stated_area_and_ratio(monkeypatch: pytest.MonkeyPatch) -
     assert 0.48 < max(areas) < 0.51
     assert 0.73 < min(ratios) < 0.78
     assert 1.28 < max(ratios) < 1.37
+    # Anywhere: as much to the left as to the right, and as high as low.
+    for places in ([l / (300 - r + l) for l, _, r, _ in boxes],  # noqa: E741
+                   [t / (200 - b + t) for _, t, _, b in boxes]):  # fmt: skip
+        assert (min(places), max(places)) == (0, 1)
+        assert np.mean(places) == pytest.approx(0.5, abs=4 * 0.29 / np.sqrt(500))
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((300, 20), (136, 0, 163, 20)), ((20, 300), (0, 136, 20, 163))]
+)
+def test_where_no_crop_fits_it_is_the_largest_centred_one_of_an_allowed_ratio(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], box: tuple[int, ...]
+) -> None:
+    """27 to 20 is the 4 to 3 that is nearest to the picture's shape."""
+    boxes = []
+    monkeypatch.setattr(Image.Image, "resize", lambda _self, *_, box: boxes.append(box))
+    augment.random_resized_crop(Image.new("RGB", size), 10, spec(crop_scale_min=0.9), Random(0))
+    assert boxes == [box]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1)])
@@ -110,6 +130,54 @@ def test_colour_changes_equal_pillow_s_own(ours, theirs, factor: float) -> None:
     image = noise(40, 30)
     expected = np.asarray(theirs(image).enhance(factor)).astype(int)
     assert np.abs(np.asarray(ours(image, factor)).astype(int) - expected).max() <= 1
+
+
+def test_jitter_is_even_around_one_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float]] = []
+    names = ("brightness", "contrast", "saturation")
+    for name in names:
+        monkeypatch.setattr(augment, name, lambda x, f, name=name: seen.append((name, f)) or x)
+    random, image = Random(0), noise(4, 4)
+    for _ in range(600):
+        augment.color_jitter(image, 0.3, random)
+    orders = [tuple(name for name, _ in seen[k : k + 3]) for k in range(0, len(seen), 3)]
+    for order in itertools.permutations(names):
+        assert orders.count(order) == pytest.approx(100, abs=40)
+    for name in names:
+        factors = [f for of, f in seen if of == name]
+        assert (min(factors), max(factors)) == pytest.approx((0.7, 1.3), abs=0.01)
+        assert np.mean(factors) == pytest.approx(1, abs=4 * 0.6 * 0.29 / np.sqrt(600))
+    seen.clear()
+    for _ in range(100):
+        augment.color_jitter(image, 1.0, random)
+    assert all(0 <= f <= 2 for _, f in seen)
+
+
+@pytest.mark.parametrize("kind", ["full", "autoaugment", "plain"])
+def test_each_kind_has_its_own_steps_in_order(kind: str) -> None:
+    image = noise(20, 20)
+    augmenter = Augmenter(spec(kind=kind, flip=0.0), 20, mean=(0, 0, 0), std=(1, 1, 1))
+    for seed in range(5):
+        random, offset = Random(seed), np.zeros(3)
+        view = augment.random_resized_crop(image, 20, spec(), random)
+        if kind == "full":
+            view = augment.color_jitter(view, 0.3, random)
+            offset = augment.lighting(0.1, random)
+        elif kind == "autoaugment":
+            view = autoaugment(view, random)
+        expected = np.clip(np.asarray(view) / 255 + offset, 0, 1).transpose(2, 0, 1)
+        np.testing.assert_allclose(augmenter(image, Random(seed)), expected, atol=1e-6)
+
+
+def test_lighting_has_the_published_components() -> None:
+    """Krizhevsky et al. 2012; as every implementation has them."""
+    assert augment.LIGHTING_VALUES.tolist() == [0.2175, 0.0188, 0.0045]
+    assert augment.LIGHTING_VECTORS.tolist() == [
+        [-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]
+    ]  # fmt: skip
+    # They are the axes of a rotation: each as long as 1, at right angles.
+    product = augment.LIGHTING_VECTORS.T @ augment.LIGHTING_VECTORS
+    np.testing.assert_allclose(product, np.eye(3), atol=2e-4)
 
 
 def test_lighting_has_the_stated_covariance() -> None:
@@ -135,43 +203,3 @@ def test_rotation_fills_corners_with_the_border_s_colour() -> None:
     for degrees in (-30.0, 10.0, 45.0):
         turned = np.asarray(augment.rotate(image, degrees))
         assert np.abs(turned.astype(int) - (10, 20, 30)).max() <= 1
-
-
-def test_every_operation_of_the_policy_changes_the_picture_and_keeps_its_size() -> None:
-    image = noise(32, 24)
-    names = {name for pair in autoaugment.POLICY for name, _, _ in pair}
-    assert len(autoaugment.POLICY) == 25
-    for name in names:
-        changed = autoaugment.apply(image, name, 9, 1.0)
-        assert changed.size == image.size
-        assert changed.mode == "RGB"
-        assert not np.array_equal(np.asarray(changed), np.asarray(image)), name
-
-
-def test_the_policy_is_the_published_one() -> None:
-    """Against torchvision's transcription of the table, which has no magnitude where none acts."""
-    published = """
-        posterize 0.4 8 rotate 0.6 9, solarize 0.6 5 autocontrast 0.6 -,
-        equalize 0.8 - equalize 0.6 -,
-        posterize 0.6 7 posterize 0.6 6, equalize 0.4 - solarize 0.2 4, equalize 0.4 - rotate 0.8 8,
-        solarize 0.6 3 equalize 0.6 -, posterize 0.8 5 equalize 1.0 -, rotate 0.2 3 solarize 0.6 8,
-        equalize 0.6 - posterize 0.4 6, rotate 0.8 8 color 0.4 0, rotate 0.4 9 equalize 0.6 -,
-        equalize 0.0 - equalize 0.8 -, invert 0.6 - equalize 1.0 -, color 0.6 4 contrast 1.0 8,
-        rotate 0.8 8 color 1.0 2, color 0.8 8 solarize 0.8 7, sharpness 0.4 7 invert 0.6 -,
-        shear_x 0.6 5 equalize 1.0 -, color 0.4 0 equalize 0.6 -, equalize 0.4 - solarize 0.2 4,
-        solarize 0.6 5 autocontrast 0.6 -, invert 0.6 - equalize 1.0 -, color 0.6 4 contrast 1.0 8,
-        equalize 0.8 - equalize 0.6 -"""
-    without = {"autocontrast", "equalize", "invert"}
-    ours = [
-        " ".join(f"{name} {p} {'-' if name in without else m}" for name, p, m in pair)
-        for pair in autoaugment.POLICY
-    ]
-    assert ours == [" ".join(pair.split()) for pair in published.split(",")]
-
-
-def test_operations_have_the_stated_range() -> None:
-    grey = Image.new("RGB", (4, 4), (200, 200, 200))
-    assert autoaugment.apply(grey, "solarize", 9, 1.0).getpixel((0, 0)) == (55, 55, 55)
-    assert autoaugment.apply(grey, "solarize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
-    assert autoaugment.apply(grey, "posterize", 9, 1.0).getpixel((0, 0)) == (192, 192, 192)
-    assert autoaugment.apply(grey, "posterize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)

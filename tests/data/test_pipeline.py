@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -102,6 +104,20 @@ def test_epochs_ranks_and_seeds_give_other_batches(tmp_path: Path) -> None:
     assert owned[0] | owned[1] == set(range(12))
 
 
+def test_one_picture_looks_different_in_every_epoch_on_every_rank_and_for_every_seed(
+    tmp_path: Path,
+) -> None:
+    """Two files of the same picture: what differs is the view, whichever of them comes."""
+    root = write_dataset(tmp_path, classes=1, each=1)
+    shutil.copy(root / "c0" / "000.png", root / "c0" / "001.png")
+    views = [
+        next(iter(data(root, rank=rank, world=2, seed=seed).epoch(epoch))).images.copy()
+        for rank, seed, epoch in [(0, 11, 0), (0, 11, 1), (1, 11, 0), (0, 12, 0)]
+    ]
+    for one, other in itertools.combinations(views, 2):
+        assert not np.array_equal(one, other)
+
+
 def test_a_batch_that_repeats_do_not_divide_works(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     schedule = {"batch_size": 7, "length_factor": 3.0}
@@ -135,10 +151,25 @@ def test_an_unreadable_image_is_replaced_with_all_its_copies_and_named(
     for batch in batches:
         assert bad not in batch.instances
         np.testing.assert_array_equal(batch.labels, folder.labels[batch.instances])
+    for batch, drawn in zip(batches, made._sampler.epoch(0), strict=True):
+        # All copies in a batch get the same picture, also those of different rows.
+        assert len(set(batch.instances[drawn == bad])) <= 1
     if batch_size == 6:
         for batch in batches:
             assert sorted(np.unique(batch.instances, return_counts=True)[1]) == [3, 3]
     assert equal(batches, list(data(root, threads=2, **changes).epoch(0)))
+
+
+def test_a_substitute_is_an_image_that_the_batch_has_not(tmp_path: Path) -> None:
+    """Of three images one is broken, and a batch has two: the third stands in."""
+    root = write_dataset(tmp_path, classes=1, each=3)
+    break_files(root, "c0/001.png")
+    for seed in range(6):
+        schedule = {"batch_size": 6, "length_factor": 6.0}
+        made = data(root, seed=seed, dataset={"max_unreadable": 0.5}, schedule=schedule)
+        for batch, drawn in zip(made.epoch(0), made._sampler.epoch(0), strict=True):
+            if len(set(drawn)) == 2:  # where one pass ends and the next begins, one may come twice
+                assert set(batch.instances.tolist()) == {0, 2}
 
 
 def test_too_many_unreadable_images_end_the_epoch_by_name(tmp_path: Path) -> None:

@@ -93,8 +93,10 @@ def test_epochs_differ_and_repeat_exactly() -> None:
 
 
 def test_an_epoch_longer_than_the_dataset_goes_round_again() -> None:
-    counts = Counter(sampler(images=60, repeats=1, batch=6, factor=4.0).epoch(0).ravel().tolist())
-    assert counts == Counter(dict.fromkeys(range(60), 4))
+    stream = sampler(images=60, repeats=1, batch=6, factor=4.0).epoch(0).ravel()
+    assert Counter(stream.tolist()) == Counter(dict.fromkeys(range(60), 4))
+    passes = {tuple(turn) for turn in stream.reshape(4, 60).tolist()}
+    assert len(passes) == 4  # each in an order of its own
 
 
 def test_images_that_do_not_divide_sit_out_in_turn() -> None:
