@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from multigrain.losses.distance import distances
 from multigrain.losses.margin import MarginLoss, log_weights, sample_negatives
 from multigrain.losses.pairs import positive_pairs, same_image
 
@@ -86,6 +87,27 @@ def test_gradient_of_the_embedding_is_the_finite_difference() -> None:
         assert gradient[index] == pytest.approx((up - down) / 2e-6, rel=2e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("dimension", [4, 64, 2048])
+def test_the_weight_is_one_over_the_density_of_distances(dimension: int) -> None:
+    z = np.array([0.1, 0.5, 0.6, 1.0, 1.3, 1.4, 1.9], np.float32)
+    found = log_weights(Tensor(z), dimension).asnumpy()
+    near = np.clip(z.astype(np.float64), 0.5, 1.4)
+    density = (dimension - 2) * np.log(near) + (dimension - 3) / 2 * np.log(1 - near**2 / 4)
+    np.testing.assert_allclose(found, -density, rtol=1e-5, atol=1e-4)
+
+
+def test_where_one_negative_is_near_no_far_one_is_drawn() -> None:
+    """At 1.4 the hinge of a negative is out of reach; 1.39 and 1.41 weigh about the same."""
+    ids = np.array([0, 0, 1, 2], np.int32)
+    distance = np.zeros((4, 4), np.float32)
+    distance[0] = [0, 0.7, 1.41, 1.39]
+    drawn = {
+        int(sample(Tensor(distance), Tensor(ids), Tensor(gumbel(4, seed)), 4).asnumpy()[0, 1])
+        for seed in range(30)
+    }
+    assert drawn == {3}
+
+
 def test_negatives_are_drawn_with_the_published_distribution() -> None:
     rng = np.random.default_rng(2)
     ids = np.array([0, 0, 1, 2, 3, 4, 5], np.int32)
@@ -115,6 +137,34 @@ def test_with_no_near_negative_any_other_image_is_drawn() -> None:
     e = np.array([[1, 0], [1, 0], [-1, 0], [-1, 0]], np.float32)
     drawn = {int(draw(e, ids, gumbel(4, seed))[0, 1]) for seed in range(40)}
     assert drawn == {2, 3}
+
+
+def test_a_batch_of_one_image_has_its_positives_alone() -> None:
+    e = np.random.default_rng(4).random((4, 6)).astype(np.float32)
+    ids = Tensor(np.zeros(4, np.int32))
+    found = float(MarginLoss(0.2, 0.3)(Tensor(e), ids, Tensor(gumbel(4))).asnumpy())
+    u = unit(e.astype(np.float64))
+    pulls = [
+        0.2 + np.sqrt(((u[i] - u[j]) ** 2).sum() + 1e-8) - 0.3
+        for i in range(4)
+        for j in range(4)
+        if i != j
+    ]
+    assert found == pytest.approx(np.mean([pull for pull in pulls if pull > 0]), rel=1e-4)
+
+
+def test_pictures_that_are_the_same_to_the_last_bit_have_a_gradient() -> None:
+    """Also where rounding makes the cosine of two exactly 1, or a little more."""
+    exact = np.eye(2, 3, dtype=np.float32).repeat(2, 0)
+    apart = distances(Tensor(exact)).asnumpy()
+    np.testing.assert_allclose(apart[0], [1e-4, 1e-4, 2**0.5, 2**0.5], rtol=1e-6)
+    rounded = np.random.default_rng(5).random((32, 2048)).astype(np.float32).repeat(2, 0)
+    for e in (exact, rounded):
+        ids, noise = Tensor(np.arange(len(e), dtype=np.int32) // 2), Tensor(gumbel(len(e)))
+        loss = MarginLoss(0.2, 0.1)
+        value, gradient = mindspore.value_and_grad(lambda x: loss(x, ids, noise))(Tensor(e))  # noqa: B023
+        assert np.isfinite(value.asnumpy())
+        assert np.isfinite(gradient.asnumpy()).all()
 
 
 def test_weights_of_large_embeddings_stay_finite() -> None:

@@ -33,6 +33,21 @@ def test_value_is_the_generalised_mean(maps: np.ndarray, p: float) -> None:
     np.testing.assert_allclose(GeM(p)(Tensor(maps)).asnumpy(), reference(maps, p), rtol=2e-6)
 
 
+def test_the_clamp_is_the_published_one() -> None:
+    assert EPSILON == 1e-6
+    x = np.array([-3.0, 1e-7, 1e-6, 2e-6], np.float32).reshape(1, 1, 2, 2)
+    found = GeM(1.0, learn=True)(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(found, (3 * 1e-6 + 2e-6) / 4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, math.inf])
+def test_half_precision_is_pooled_in_float32(maps: np.ndarray, p: float) -> None:
+    half = maps.astype(np.float16)
+    found = GeM(p)(Tensor(half))
+    assert found.dtype == mindspore.float32
+    np.testing.assert_allclose(found.asnumpy(), reference(half, p), rtol=2e-6)
+
+
 def test_average_pooling_does_not_clamp_negative_values() -> None:
     x = np.full((1, 1, 2, 2), -1.0, np.float32)
     assert GeM(1.0)(Tensor(x)).asnumpy() == -1.0

@@ -8,7 +8,7 @@ from mindspore import Tensor
 
 from multigrain.model.layers import Conv2d, Pair
 from multigrain.model.multigrain import SMALL_MAP, build_model
-from multigrain.model.resnet import LAYOUTS, MaxPool
+from multigrain.model.resnet import LAYOUTS, MaxPool, batch_norm
 from multigrain.spec.training import ModelSpec
 
 # torchvision's counts with 1000 classes; SE-ResNet-50: 28.1 million.
@@ -107,8 +107,38 @@ def test_the_seed_decides_the_weights() -> None:
     assert weight(3).std() == pytest.approx(np.sqrt(2 / (64 * 49)), rel=0.05)
 
 
+def test_every_weight_starts_with_its_own_deviation() -> None:
+    """Convolutions: He over the fan-out; gates: He over the fan-in; the classifier: small."""
+    net = build_model(ModelSpec(trunk="se_resnet50"), 1000)
+    block = net.trunk.layer4[0]
+    for weight, deviation in (
+        (block.conv1.weight, np.sqrt(2 / 512)),
+        (block.conv3.weight, np.sqrt(2 / 2048)),
+        (block.se.fc1.weight, np.sqrt(2 / 2048)),
+        (block.se.fc2.weight, np.sqrt(2 / 128)),
+        (net.classifier.weight, 0.01),
+    ):
+        values = weight.asnumpy()
+        assert values.std() == pytest.approx(deviation, rel=0.02), weight.name
+        assert abs(values.mean()) < 0.02 * deviation, weight.name
+    assert (net.classifier.bias.asnumpy() == 0).all()
+
+
+def test_running_statistics_move_by_a_tenth_towards_the_batch() -> None:
+    """PyTorch's momentum of 0.1; the variance is the unbiased one, as there."""
+    norm = batch_norm(3)
+    norm.set_train(True)
+    x = np.random.default_rng(0).normal(2.0, 3.0, (4, 3, 5, 5)).astype(np.float32)
+    norm(Tensor(x))
+    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), ddof=1)
+    np.testing.assert_allclose(norm.moving_mean.asnumpy(), 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance.asnumpy(), 0.9 + 0.1 * variance, rtol=1e-5)
+
+
 @pytest.mark.parametrize("zero", [True, False])
 def test_last_norm_of_a_block_starts_at_zero_on_request(zero: bool) -> None:
-    net = build_model(ModelSpec(trunk="resnet18", zero_init_residual=zero), 10)
-    assert net.trunk.layer1[0].bn2.gamma.asnumpy().max() == (0 if zero else 1)
-    assert net.trunk.layer1[0].bn1.gamma.asnumpy().max() == 1
+    for trunk, norms in (("resnet18", ("bn1", "bn2")), ("resnet50", ("bn1", "bn2", "bn3"))):
+        net = build_model(ModelSpec(trunk=trunk, zero_init_residual=zero), 10)
+        *others, last = (getattr(net.trunk.layer1[0], name).gamma.asnumpy() for name in norms)
+        assert last.max() == (0 if zero else 1)
+        assert all((other == 1).all() for other in others)
