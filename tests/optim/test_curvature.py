@@ -1,0 +1,141 @@
+"""What a refresh does to the inverses, the running average and the rule, all or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from multigrain.model.layers import Conv2d, Dense
+from multigrain.optim.not_finite import NotFinite
+from multigrain.optim.reduce import Reducer
+from multigrain.optim.thor.curvature import Curvature, RefreshResult
+from multigrain.optim.thor.taps import ROW_LIMIT
+from multigrain.spec.training import ThorSpec
+
+DAMPING = 0.04
+SIDES = ((3, 2), (2, 4))  # inputs and outputs of two dense layers
+
+
+def curvature(**options: Any) -> Curvature:
+    net = nn.SequentialCell([Dense(*sides) for sides in SIDES])
+    spec = ThorSpec(**{"frequency": 1, "frequency_growth": 1.0, **options})
+    return Curvature(net, spec, steps_per_epoch=100, reducer=Reducer(1))
+
+
+def some(seed: int, scale: float = 1.0) -> list[np.ndarray]:
+    """Factors of both layers: all A, then all G; those of the first layer have this scale."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for side in (0, 1):
+        for layer, sides in enumerate(SIDES):
+            rows = rng.standard_normal((20, sides[side])) * (scale if layer == 0 else 1)
+            found.append((rows.T @ rows / 20).astype(np.float32)[None])
+    return found
+
+
+def check(subject: Curvature, factors: list[np.ndarray], step: int) -> RefreshResult:
+    traces = np.array([np.trace(f[0]) for f in factors], np.float64).reshape(2, 2)
+    return subject.refresh([Tensor(f) for f in factors], traces, DAMPING, step)
+
+
+def inverses(subject: Curvature) -> list[np.ndarray]:
+    return [p.asnumpy()[0] for p in subject.inverses]
+
+
+def inverted(factors: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.linalg.inv(f[0].astype(np.float64) + 0.2 * np.eye(len(f[0]))) for f in factors]
+
+
+def mean_of(history: list[list[np.ndarray]], decay: float) -> list[np.ndarray]:
+    weights = decay ** np.arange(len(history))[::-1]
+    return [np.average(x, 0, weights) for x in zip(*history, strict=True)]
+
+
+def assert_equal(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_each_refresh_inverts_what_it_is_given_and_nothing_of_before() -> None:
+    subject = curvature()
+    for step in range(3):
+        assert check(subject, some(step), step) == RefreshResult(refreshed=2)
+        assert_equal(inverses(subject), inverted(some(step)))
+
+
+def test_with_an_average_the_inverses_are_those_of_the_weighted_mean() -> None:
+    subject = curvature(factor_average=0.7)
+    history = [some(step) for step in range(3)]
+    for step, factors in enumerate(history):
+        check(subject, factors, step)
+    assert_equal(inverses(subject), inverted(mean_of(history, 0.7)))
+
+
+def test_the_rule_looks_at_the_trace_of_the_mean_and_kept_layers_join_it() -> None:
+    """Layer 0 grows by so little that its mean's trace passes the bound at the third look only,
+    when its own would have passed it at the second."""
+    history = [some(0), some(0, 1.03), some(0, 1.06)]
+    subject = curvature(factor_average=0.9, refresh="trace", w1=0.08, w2=0.0)
+    results = [check(subject, factors, step) for step, factors in enumerate(history)]
+    assert results == [RefreshResult(2, 0), RefreshResult(0, 2), RefreshResult(1, 1)]
+
+    def trace(factors: list[np.ndarray]) -> float:
+        return float(np.trace(factors[0][0]) * np.trace(factors[2][0]))
+
+    damped = DAMPING * 6
+    own, *means = [
+        (trace(factors) - trace(history[0])) / (trace(history[0]) + damped)
+        for factors in (history[1], mean_of(history[:2], 0.9), mean_of(history, 0.9))
+    ]
+    assert own > 0.08
+    assert means[0] < 0.08 < means[1]
+    expected = inverted(mean_of(history, 0.9))
+    assert_equal([inverses(subject)[0], inverses(subject)[2]], [expected[0], expected[2]])
+
+
+@pytest.mark.parametrize("average", [0.0, 0.8])
+def test_an_inverse_that_fails_leaves_rule_average_and_the_other_layers_as_they_were(
+    average: float,
+) -> None:
+    subject = curvature(factor_average=average, refresh="trace", w1=0.0, w2=0.0)
+    check(subject, some(0), 0)
+    before, held = subject.state(), inverses(subject)
+    broken = some(1)
+    broken[3][0, 0, 1] = np.nan  # G of the second layer; its trace is finite
+    result = check(subject, broken, 1)
+    assert result == RefreshResult(problem=NotFinite("inverse", "1"))
+    assert subject.due(1)
+    after = subject.state()
+    assert after.keys() == before.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)
+    for one, other in zip(inverses(subject), held, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert check(subject, some(1), 1).refreshed == 2
+
+
+def test_a_factor_without_a_finite_trace_is_named_before_anything_is_touched() -> None:
+    subject = curvature(refresh="trace")
+    broken = some(0)
+    broken[1][0, 1, 1] = np.inf
+    assert check(subject, broken, 0).problem == NotFinite("A", "1")
+    assert subject.due(0)
+
+
+class TwoWorkers(Reducer):
+    """Knows that there are two; nothing is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.world = 2
+
+
+def test_the_rows_of_a_factor_are_shared_by_the_workers() -> None:
+    net = nn.SequentialCell([Conv2d(3, 4, 3)])
+    subject = Curvature(net, ThorSpec(), steps_per_epoch=1, reducer=TwoWorkers())
+    (layer,) = subject.layers
+    limits = [layer.cell.input_tap.row_limit, layer.cell.output_tap.row_limit]
+    assert limits == [ROW_LIMIT // 2] * 2
