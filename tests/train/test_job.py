@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from safetensors.numpy import save_file
 
 from multigrain.checkpoint import store
 from multigrain.events.records import LogRecord, LossRecord, Record
-from multigrain.jobs.context import Outcome
+from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import model_state
 from multigrain.spec.training import TrainingSpec
+from multigrain.train import job
 from tests.data.datasets import write_dataset
 from tests.train.tiny import tiny_model
 from tests.train.tiny_job import TinyJob
@@ -94,6 +99,48 @@ def test_a_job_that_was_stopped_and_continued_ends_with_the_same_bits(
             np.testing.assert_array_equal(one[name], values, err_msg=name)
 
 
+class EnoughSeenError(Exception):
+    """Ends a job whose parts have been made."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_parts_of_a_job_are_made_for_its_seed_and_this_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def network(_spec: object, classes: int, *, seed: int) -> MultiGrain:
+        seen.update(classes=classes, seed=seed)
+        return tiny_model()
+
+    def step(*_arguments: object, **options: int) -> None:
+        seen["step"] = options
+        raise EnoughSeenError
+
+    def data(*_arguments: object, **options: int) -> Any:
+        seen["data"] = options
+        return SimpleNamespace(steps_per_epoch=77)
+
+    for name, made in (("build_model", network), ("TrainingData", data), ("TrainStep", step)):
+        monkeypatch.setattr(job, name, made)
+    training = spec(write_dataset(tmp_path / "data"), seed=5)
+    request = JobRequest(
+        job_id="job",
+        kind=JobKind.TRAINING,
+        create_time="2026-01-31T12:00:00Z",
+        training=training,
+    )
+    folder = JobFolder(tmp_path / "job")
+    with pytest.raises(EnoughSeenError):
+        job.run_training(WorkerContext(request, folder, Reporter(), rank=rank, world=3))
+    assert seen == {
+        "classes": 3,
+        "seed": 5,
+        "data": {"rank": rank, "world": 3, "threads": 0},
+        "step": {"world": 3, "steps_per_epoch": 77},
+    }
+
+
 def weights(path: Path, **changes: float) -> Path:
     """Weights of the tiny network, in a bare file; its statistics are not those of a new one."""
     state = model_state(tiny_model())
@@ -108,7 +155,6 @@ def test_a_skipped_first_step_leaves_the_statistics_of_the_given_weights(tmp_pat
     training = spec(
         write_dataset(tmp_path / "data"),
         initial_weights=str(given),
-        # Its square overflows: the first step's gradients are not finite.
         # More than float32 holds: the gradients of the first step are not finite.
         optimizer={"kind": "momentum", "loss_scale": 1e39},
         schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.losses.objective import JointObjective
 from multigrain.model.state import load_model_state, model_state
 from multigrain.train.step import TrainStep
 from tests.train.tiny import batch, tiny_spec, tiny_step
@@ -156,6 +158,59 @@ def test_a_step_that_is_not_finite_changes_nothing(at: int) -> None:
     following = step(*batch(at + 1))
     assert not following.skipped
     assert following.refreshed_layers == (3 if due else 0)
+
+
+def test_a_run_that_goes_on_after_a_skipped_step_remembers_it() -> None:
+    """The refresh that it lacks, how many were skipped in a row, and what to go back to."""
+    spec = tiny_spec(frequency=3, max_skipped_steps=3)
+    bad = batch(0)
+    bad[0][:] = np.nan
+    before = tiny_step(spec)
+    for i in range(3):
+        before(*batch(i))
+    assert before(*bad).skipped
+    saved_model, saved_state = weights(before), before.state()
+
+    resumed = tiny_step(spec)
+    load_model_state(resumed._model, saved_model)
+    resumed.load_state(saved_state)
+    assert resumed(*batch(4)).refreshed_layers == 3
+    load_model_state(resumed._model, saved_model)
+    resumed.load_state(saved_state)
+    assert resumed(*bad).skipped_total == 2
+    assert_same(weights(resumed), saved_model)
+    with pytest.raises(MultigrainError, match="3 steps in a row"):
+        resumed(*bad)
+
+
+def test_the_noise_is_another_in_each_step_on_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[tuple[int, ...]] = []
+    noise = JointObjective.noise
+
+    def watched(self: JointObjective, n: int, key: tuple[int, ...]) -> Tensor:
+        keys.append(key)
+        return noise(self, n, key)
+
+    monkeypatch.setattr(JointObjective, "noise", watched)
+    step = tiny_step(tiny_spec("momentum"))
+    step._reducer.rank = 2
+    for i in range(2):
+        step(*batch(i))
+    assert keys == [(11, 0, 2), (11, 1, 2)]  # seed, step, rank
+
+
+def test_beta_has_a_rate_of_its_own_that_falls_as_the_learning_rate_does() -> None:
+    step = tiny_step(tiny_spec("momentum"))
+    beta, rates = 1.2, []
+    for i in range(5):
+        result = step(*batch(i))
+        moment = float(step.state()["momentum.instance.beta"])
+        assert beta - result.beta == pytest.approx(
+            0.1 * result.learning_rate / 0.05 * moment, rel=1e-3, abs=1e-6
+        )
+        beta, rates = result.beta, [*rates, result.learning_rate]
+    assert abs(moment) > 0.1
+    assert rates[-1] < 0.9 * rates[0]
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_training() -> None:

@@ -8,13 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from multigrain.checkpoint import store
 from multigrain.events.records import EvaluationRecord, Record
 from multigrain.jobs.context import Outcome
+from multigrain.jobs.folder import JobFolder
 from multigrain.spec.training import TrainingSpec
 from multigrain.train.best import Best
 from multigrain.train.result import StepResult
+from multigrain.train.saver import Saver as RealSaver
 from multigrain.train.trainer import Start, Trainer
+from tests.train.tiny import tiny_model
 
 PER_EPOCH = 3
 
@@ -49,13 +54,16 @@ class Data:
 
 
 class Step:
-    """Agrees to stop as soon as it is told to."""
+    """Agrees to stop as soon as it is told to; notes when statistics are averaged."""
+
+    def __init__(self, order: list[str] | None = None) -> None:
+        self.order = order if order is not None else []
 
     def __call__(self, *_arrays: object, stop: bool) -> StepResult:
         return StepResult(0, 1.0, 1.0, 1.0, 0.1, 0.0, False, 0, 0, 0.0, 3.0, stop_agreed=stop)
 
     def sync_statistics(self) -> None:
-        pass
+        self.order.append("averaged")
 
 
 class Saver:
@@ -81,12 +89,13 @@ def train(
     *,
     reporter: Reporter | None = None,
     start: Start | None = None,
+    step: Step | None = None,
 ) -> Outcome:
     spec = TrainingSpec.model_validate(
         {"schedule": {"epochs": 2}, "evaluation": {"every_epochs": 1}}
     )
     context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=Path())
-    fakes: Any = (context, spec, Data(), Step(), saver, start or Start(), evaluate)
+    fakes: Any = (context, spec, Data(), step or Step(), saver, start or Start(), evaluate)
     return Trainer(*fakes).run()
 
 
@@ -99,6 +108,36 @@ def test_each_epoch_is_evaluated_and_then_saved() -> None:
     outcome = train(saver, figures)
     assert saver.saved == [(3, True, True), (6, True, True)]
     assert (outcome.stopped, outcome.message) == (False, "6 steps done")
+
+
+def test_an_evaluation_sees_the_statistics_of_all_workers() -> None:
+    order: list[str] = []
+
+    def evaluate(step: int, epoch: int) -> EvaluationRecord:
+        order.append("evaluated")
+        return figures(step, epoch)
+
+    train(Saver(), evaluate, step=Step(order))
+    assert order == ["averaged", "evaluated"] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_worker_takes_part_in_averaging_what_the_first_one_saves(
+    tmp_path: Path, rank: int
+) -> None:
+    """Collective: were it the first one's business alone, it would wait for ever."""
+    model, order = tiny_model(), list[str]()
+    step: Any = Step(order)
+    step.state = dict
+    context: Any = SimpleNamespace(
+        reporter=Reporter(), rank=rank, world=2, folder=JobFolder(tmp_path),
+        request=SimpleNamespace(job_id="job"),
+    )  # fmt: skip
+    spec = TrainingSpec()
+    saver = RealSaver(context, spec.checkpointing, spec.model, ("a",), model, step, Best("top1"))
+    saver.save(3, 1, {}, is_best=False)
+    assert order == ["averaged"]
+    assert len(store.steps(JobFolder(tmp_path).checkpoints)) == (1 if rank == 0 else 0)
 
 
 def test_a_stop_saves_the_step_it_was_seen_at() -> None:
