@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate import distortion
 from multigrain.evaluate.copy_detection import (
     UNREAD,
     CopyDetectionResult,
@@ -112,6 +115,41 @@ def test_a_copy_is_decided_by_its_seed_and_differs_from_the_original() -> None:
         copy = np.asarray(distort(image, Random(seed))).astype(int)
         difference = np.abs(copy - np.asarray(image).astype(int)).mean()
         assert 1 < difference < 100
+
+
+def test_distortions_have_the_stated_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[float]] = {}
+
+    def watch(owner: object, name: str, of: Callable[..., list[float]]) -> None:
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.setdefault(name, []).extend(of(*arguments, **options))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    sides = (100, 50)
+    watch(Image.Image, "resize", lambda *_, box, **__: [(box[i + 2] - box[i]) / sides[i]
+                                                       for i in (0, 1)])  # fmt: skip
+    watch(distortion, "rotate", lambda _, degrees: [degrees])
+    watch(distortion, "brightness", lambda _, factor: [factor])
+    watch(distortion, "contrast", lambda _, factor: [factor])
+    watch(ImageFilter, "GaussianBlur", lambda radius: [radius / 50])
+    watch(distortion, "_noisy", lambda _image, std, _seed: [std])
+    watch(distortion, "_jpeg", lambda _, quality: [quality])
+    image = Image.new("RGB", sides, (90, 140, 60))
+    for seed in range(400):
+        distort(image, Random(seed))
+    ranges = {
+        "resize": (0.7, 0.95), "rotate": (-8, 8), "brightness": (0.7, 1.3), "contrast": (0.7, 1.3),
+        "GaussianBlur": (0.005, 0.02), "_noisy": (3, 12), "_jpeg": (30, 90),
+    }  # fmt: skip
+    for name, (low, high) in ranges.items():
+        assert low <= min(seen[name]) < low + 0.1 * (high - low), name
+        assert high - 0.1 * (high - low) < max(seen[name]) <= high + 1e-9, name
+        always = {"resize": 800, "_jpeg": 400}
+        assert len(seen[name]) == always.get(name, pytest.approx(200, abs=40)), name
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])

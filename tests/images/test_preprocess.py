@@ -48,6 +48,15 @@ def test_it_equals_scaling_first_and_cutting_then(
     assert np.abs(got - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize(
+    ("size", "short"), [(224, 256), (500, 571), (800, 914), (300, 342), (32, 36)]
+)
+def test_the_short_side_is_the_published_evaluation_s(size: int, short: int) -> None:
+    """int(256 / 224 * size), the fraction dropped: 342.9 of 300."""
+    assert Preprocessing.standard(size) == Preprocessing(size=size, resize_short=short)
+    assert Preprocessing.standard(size, center_crop=1.0).resize_short == size
+
+
 def test_a_picture_of_the_right_size_is_left_alone() -> None:
     image = noise(32, 32)
     p = Preprocessing(size=32, resize_short=32)
