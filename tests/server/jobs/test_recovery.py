@@ -167,6 +167,20 @@ async def test_a_lease_that_cannot_be_read_does_not_keep_the_daemon_from_startin
     assert make_side("cpu:1").leases.free("cpu") == ()
 
 
+async def test_a_job_whose_record_cannot_be_read_does_not_keep_the_others_from_going_on(
+    make_side: MakeSide,
+) -> None:
+    first = make_side("cpu:0")
+    bad, good = [await first.submit(events="1") for _ in range(2)]
+    await first.supervisor.stop()
+    record = first.root / "jobs" / bad.job_id / "events.jsonl"
+    record.unlink()
+    record.mkdir()
+    second = make_side("cpu:1")
+    assert set(second.supervisor.active) == {good.job_id}
+    assert (await second.ended(good.job_id)).state is JobState.SUCCEEDED
+
+
 async def test_views_of_another_version_are_folded_again(make_side: MakeSide) -> None:
     first = make_side()
     job = await first.submit(events="4")
