@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 
 import grpc
@@ -297,3 +298,37 @@ def test_health_is_told_as_a_whole_and_by_service(client):
     assert client.health("multigrain.v1.EmbeddingService") is HealthStatus.NOT_SERVING
     with pytest.raises(NotFound):
         client.health("multigrain.v1.NoService")
+
+
+def test_a_delay_that_the_server_asks_for_is_kept(client, state):
+    state.jobs["job-1"] = job_of("job-1")
+    state.faults["GetJob"].append(
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=0.3)
+    )
+    began = time.monotonic()
+    client.job("job-1")
+    assert time.monotonic() - began >= 0.3
+
+
+def test_calls_that_move_or_start_a_model_have_longer_than_others(client, state):
+    remaining = {}
+    begin = state.begin
+
+    def look(name, request, context):
+        remaining[name] = context.time_remaining()
+        return begin(name, request, context)
+
+    state.begin = look
+    state.models["digits"] = model_pb2.Model(name="digits", version=1)
+    state.jobs["job-1"] = job_of("job-1")
+    client.load_model("digits")
+    client.unload_model("digits")
+    client.job("job-1")
+    assert remaining["GetJob"] < 20.0  # 10 are the client's
+    assert min(remaining["LoadModel"], remaining["UnloadModel"]) > 800.0
+
+
+def test_an_answer_larger_than_grpc_takes_by_itself_arrives(client, state):
+    state.jobs["job-1"] = job_of("job-1")
+    state.jobs["job-1"].name = "x" * 5_000_000
+    assert len(client.job("job-1").name) == 5_000_000

@@ -9,19 +9,21 @@ import pytest
 
 from multigrain.v1.embedding_pb2 import EmbedRequest
 from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
-from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain.v1.job_pb2 import EventKind, Job, JobEvent
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client import InvalidRequest, LossPoint, RetryPolicy, Tls, Unavailable, latest_curve
-from multigrain_client.batches import split
+from multigrain_client.batches import Batch, split
 from multigrain_client.channel import channel_config
 from multigrain_client.cli.describe import duration
 from multigrain_client.cli.progress.curve import block_curve
-from multigrain_client.errors import Overloaded
+from multigrain_client.cursor import EventCursor
+from multigrain_client.errors import ImageError, Overloaded, StreamGap
 from multigrain_client.images import EncodedImage
 from multigrain_client.messages import fill, nest
 from multigrain_client.plain import to_plain
 from multigrain_client.retry import BulkRetries, stream_delay, unary_delay
 from multigrain_client.status import from_rpc
+from multigrain_client.window import ReplayWindow
 from tests.client.events import loss_event
 
 
@@ -79,6 +81,39 @@ def test_a_stream_is_given_up_when_its_patience_is_over():
     assert stream_delay(policy, error, failures=1, quiet=10.1) is None
 
 
+def _cursor(*kinds: int, **policy: float) -> EventCursor:
+    policy = RetryPolicy(**policy)
+    return EventCursor("job-1", after_seq=0, kinds=kinds, follow=True, policy=policy)
+
+
+def test_the_pause_before_a_stream_is_taken_up_begins_anew_after_an_event():
+    error = Unavailable("away", code=grpc.StatusCode.UNAVAILABLE)
+    cursor = _cursor(initial=1.0, multiplier=100.0, maximum=100.0)
+    assert cursor.on_error(error) <= 1.0
+    assert cursor.on_error(error) >= 10.0
+    assert cursor.accept(loss_event(1, step=1))
+    assert cursor.on_error(error) <= 1.0
+
+
+def test_gaps_are_counted_in_a_row():
+    cursor, gap = _cursor(), StreamGap("events are missing")
+    for seq in (1, 2):
+        assert [cursor.on_gap(gap) > 0 for _ in range(2)] == [True, True]
+        assert cursor.accept(loss_event(seq, step=seq))
+    for _ in range(2):
+        cursor.on_gap(gap)
+    with pytest.raises(StreamGap):
+        cursor.on_gap(gap)
+
+
+def test_a_heartbeat_vouches_only_for_events_that_were_not_asked_for():
+    ahead = JobEvent(seq=7, heartbeat={})
+    every, losses = _cursor(), _cursor(EventKind.EVENT_KIND_LOSS)
+    assert not every.accept(ahead)
+    assert not losses.accept(ahead)
+    assert (every.seq, losses.seq) == (0, 7)
+
+
 def test_a_bulk_stream_whose_server_is_gone_is_given_up_after_the_patience():
     clock = SimpleNamespace(now=0.0)
     retries = BulkRetries(RetryPolicy(attempts=2, stream_patience=10), lambda: clock.now)
@@ -109,6 +144,22 @@ def test_batches_respect_both_limits_and_keep_the_order():
     assert [[image.index for image in batch.images] for batch in batches] == [[0, 1], [2, 4, 5]]
     assert [error.index for batch in batches for error in batch.errors] == [3]
     assert all(sum(len(image.data) for image in batch.images) <= 8 for batch in batches)
+    exactly = [EncodedImage(index, "", b"x" * 4) for index in range(2)]
+    assert len(list(split(exactly, max_images=3, max_bytes=8))) == 1
+
+
+def test_a_window_is_full_of_what_is_under_way_and_takes_more_that_is_not_sent():
+    window = ReplayWindow(2)
+    sent = Batch((EncodedImage(0, "", b"x"),))
+    unsent = Batch((), (ImageError(1, "", "IMAGE_UNREADABLE", ""),))
+    for batch in (sent, unsent, unsent):
+        window.add(batch)
+        assert not window.full
+    window.add(sent)
+    assert window.full
+    assert not window.stuck
+    assert window.answered() is sent
+    assert not window.full
 
 
 def test_every_wrong_field_is_reported_at_once():
@@ -243,3 +294,21 @@ def test_the_curve_fits_its_box_and_touches_top_and_bottom():
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_delay_that_is_negative_means_that_no_try_is_wanted():
+    def error(milliseconds: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            code=lambda: grpc.StatusCode.RESOURCE_EXHAUSTED,
+            details=lambda: "full",
+            trailing_metadata=lambda: (("grpc-retry-pushback-ms", milliseconds),),
+        )
+
+    assert from_rpc(error("250"), "Embed", "here").retry_after == 0.25
+    assert from_rpc(error("-1"), "Embed", "here").retry_after is None
+
+
+def test_connections_are_probed_as_often_as_asked():
+    options = dict(channel_config("here:1", keepalive=5.0).options)
+    assert options["grpc.keepalive_time_ms"] == 5000
+    assert "grpc.keepalive_time_ms" not in dict(channel_config("here:1", keepalive=0).options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import grpc
 import pytest
 
 from multigrain.v1 import model_pb2
-from multigrain_client import InvalidRequest, NotFound
+from multigrain_client import InvalidRequest, NotFound, ServerError
+from multigrain_client.bundles import BundleWriter
 from tests.client.faults import Fault
 
 
@@ -52,3 +55,24 @@ def test_a_download_that_breaks_leaves_nothing_behind(client, state, tmp_path):
     with pytest.raises(NotFound):
         client.download_model("digits@1", tmp_path / "digits.tar")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("total", "sha256", "message"),
+    [
+        (4, hashlib.sha256(b"abc").hexdigest(), "received 3 of 4 bytes"),
+        (3, hashlib.sha256(b"abd").hexdigest(), "its SHA-256 is not the server's"),
+        (3, "", "its SHA-256 is not the server's"),
+    ],
+)
+def test_a_bundle_that_arrives_damaged_is_not_kept(tmp_path, total, sha256, message):
+    path = tmp_path / "digits.tar"
+    path.write_bytes(b"older")
+    with BundleWriter(path) as writer:
+        writer.write(model_pb2.DownloadModelResponse(chunk=b"abc", total_bytes=total))
+        writer.write(model_pb2.DownloadModelResponse(sha256=sha256))
+        with pytest.raises(ServerError, match=message):
+            writer.finish()
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {
+        "digits.tar": b"older"
+    }

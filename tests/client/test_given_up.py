@@ -1,0 +1,133 @@
+"""What is given up leaves nothing under way, and what is slow holds nothing else up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from multigrain.v1 import job_pb2
+from multigrain_client import AsyncClient, Client, DeadlineExceeded, InvalidRequest
+from tests.client.events import job_of
+from tests.client.faults import Fault, abort
+from tests.client.held import Held
+from tests.client.pictures import expected, images_of
+
+
+def test_of_two_calls_the_slower_is_cancelled(make_client, server, state):
+    first = True
+
+    def once(_request):
+        nonlocal first
+        held, first = first, False
+        return held
+
+    held = Held(state, "Embed", once)
+    client = make_client(server.address, hedge_after=0.05)
+    images = images_of(2)
+    np.testing.assert_array_equal(client.embed(images), expected(images))
+    try:
+        assert held.ended.acquire(timeout=10)
+    finally:
+        held.release()
+
+
+def test_a_classification_that_hangs_is_asked_for_a_second_time(make_client, server, state):
+    held = Held(state, "Classify")
+    client = make_client(server.address, hedge_after=0.05)
+    answer = threading.Thread(target=client.classify, args=(images_of(1),))
+    answer.start()
+    try:
+        assert held.arrived.acquire(timeout=10)
+        assert held.arrived.acquire(timeout=10)
+    finally:
+        held.release()
+        answer.join()
+
+
+def test_a_wait_for_a_job_that_says_nothing_ends_with_its_timeout(client, state):
+    state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_RUNNING)
+    held = Held(state, "StreamEventBatches")
+    timer = threading.Timer(5.0, held.release)
+    timer.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(DeadlineExceeded, match="still RUNNING"):
+            client.wait("job-1", timeout=0.3)
+        assert time.monotonic() - began < 3.0
+    finally:
+        timer.cancel()
+        held.release()
+
+
+def test_images_are_read_only_as_calls_are_made(make_client, server, state):
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for data in images_of(100):
+            taken += 1
+            yield data
+
+    held = Held(state, "Embed")
+    client = make_client(server.address, concurrency=2, batch_size=1)
+    call = threading.Thread(target=client.embed, args=(source(),))
+    call.start()
+    try:
+        for _ in range(2):
+            assert held.arrived.acquire(timeout=10)
+        time.sleep(0.3)
+        assert taken <= 4
+    finally:
+        held.release()
+        call.join()
+    assert taken == 100
+
+
+async def test_an_error_of_one_call_does_not_wait_for_the_others(server, state):
+    held = Held(state, "Embed", lambda request: request.images[0] != b"wrong")
+    begin = state.begin
+
+    def refuse(name, request, context):
+        if request.images[0] == b"wrong":
+            abort(context, Fault(grpc.StatusCode.INVALID_ARGUMENT, kind="INVALID_FIELD"))
+        return begin(name, request, context)
+
+    state.begin = refuse
+    try:
+        async with AsyncClient(server.address, batch_size=1, timeout=20.0) as client:
+            began = time.monotonic()
+            with pytest.raises(InvalidRequest):
+                await client.embed([b"wrong", *images_of(3)])
+            assert time.monotonic() - began < 10.0
+    finally:
+        held.release()
+
+
+def test_the_thread_that_reads_for_a_stream_ends_with_it(server):
+    with Client(server.address) as client:
+        stream = client.embed_stream(images_of(100), batch_size=1, window=2)
+        next(stream)
+        assert _readers()
+        stream.close()
+        end = time.monotonic() + 10
+        while _readers():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def _readers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "multigrain-embed-stream"]
+
+
+async def test_the_task_that_reads_for_a_stream_ends_with_it(server):
+    async with AsyncClient(server.address) as client:
+        stream = client.embed_stream(images_of(100), batch_size=1, window=2)
+        await anext(stream)
+        await stream.aclose()
+        reading = [task for task in asyncio.all_tasks() if "BulkEmbedding._read" in repr(task)]
+        assert not reading
