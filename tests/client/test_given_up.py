@@ -31,7 +31,7 @@ def test_of_two_calls_the_slower_is_cancelled(make_client, server, state):
     images = images_of(2)
     np.testing.assert_array_equal(client.embed(images), expected(images))
     try:
-        assert held.ended.acquire(timeout=10)
+        assert held.ended.acquire(timeout=3)
     finally:
         held.release()
 
