@@ -33,10 +33,8 @@ class GoneContext:
 
 
 async def test_a_caller_that_goes_away_while_its_error_is_sent_is_no_error_of_the_server() -> None:
-    calls = Calls()
-    interceptor = CallInterceptor(
-        calls, RequestMetrics(CollectorRegistry()), Access(AccessConfig())
-    )
+    calls, registry = Calls(), CollectorRegistry()
+    interceptor = CallInterceptor(calls, RequestMetrics(registry), Access(AccessConfig()))
 
     async def too_late(request: object, context: object) -> None:
         raise MultigrainError(ErrorKind.DEADLINE, "the deadline passed")
@@ -49,3 +47,5 @@ async def test_a_caller_that_goes_away_while_its_error_is_sent_is_no_error_of_th
     with pytest.raises(asyncio.CancelledError):
         await wrapped.unary_unary(b"", GoneContext())
     assert calls.in_flight == 0
+    labels = {"rpc": "EmbeddingService/Embed", "code": "DEADLINE_EXCEEDED"}
+    assert registry.get_sample_value("multigrain_requests_total", labels) == 1

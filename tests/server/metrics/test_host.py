@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from multigrain_server.metrics.host import GpuReading, HostCollector, parse_nvidia_smi
@@ -51,3 +54,26 @@ async def test_gpus_are_read_again_after_their_tool_could_not_be_started(
     finally:
         watch.cancel()
     assert [gpu.utilization for gpu in host.gpus] == [0.35]
+
+
+def test_each_series_of_the_host_has_the_figure_that_it_is_named_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SimpleNamespace(total=100, available=30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: 50.0)
+    disk = SimpleNamespace(total=1000, used=900, free=50)  # 50 are kept back for root
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: disk)
+    host = HostCollector(tmp_path)
+    host._gpus = [GpuReading(1, 0.5, 3, 4)]
+    found = {sample.name: sample.value for metric in host.collect() for sample in metric.samples}
+    assert found == {
+        "multigrain_host_cpu_ratio": 0.5,
+        "multigrain_host_memory_used_bytes": 70,
+        "multigrain_host_memory_total_bytes": 100,
+        "multigrain_data_free_bytes": 50,
+        "multigrain_data_total_bytes": 1000,
+        "multigrain_gpu_utilization_ratio": 0.5,
+        "multigrain_gpu_memory_used_bytes": 3,
+        "multigrain_gpu_memory_total_bytes": 4,
+    }
