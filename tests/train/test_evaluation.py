@@ -26,14 +26,14 @@ P = Preprocessing.standard(16, 0.875)
 
 
 def evaluation(
-    train: Path, held_out: Path, *, stop: bool = False, **schedule: Any
+    train: Path, held_out: Path, *, stop: bool = False, crop: float = 0.875, **schedule: Any
 ) -> tuple[HeldOut, RecordingReporter]:
     reporter = RecordingReporter(stop_after=0 if stop else -1)
     context: Any = SimpleNamespace(rank=0, world=1, reporter=reporter)
     spec = TrainingSpec.model_validate(
         {
             "dataset": {"val_path": str(held_out)},
-            "model": {"image_size": 16},
+            "model": {"image_size": 16, "center_crop": crop},
             "evaluation": {"every_epochs": 1, **schedule},
         }
     )
@@ -51,6 +51,15 @@ def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: P
     alone = classify(MeanColour(), scan(part).relabelled(("c0", "c1", "c2")), P)
     assert alone.labels.tolist() == [2, 2, 2, 2]
     assert record.metrics == alone.metrics
+
+
+def test_held_out_images_are_cut_as_the_model_says(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path, classes=3, each=4)
+    record = evaluation(train, train, crop=0.5)[0](1, 1)
+    assert record is not None
+    expected = classify(MeanColour(), scan(train), Preprocessing.standard(16, 0.5)).metrics
+    assert record.metrics == expected
+    assert expected["loss"] != classify(MeanColour(), scan(train), P).metrics["loss"]
 
 
 def test_held_out_images_of_an_unknown_class_are_refused(tmp_path: Path) -> None:

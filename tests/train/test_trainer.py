@@ -90,9 +90,11 @@ def train(
     reporter: Reporter | None = None,
     start: Start | None = None,
     step: Step | None = None,
+    max_steps: int = 0,
+    every: int = 1,
 ) -> Outcome:
     spec = TrainingSpec.model_validate(
-        {"schedule": {"epochs": 2}, "evaluation": {"every_epochs": 1}}
+        {"schedule": {"epochs": 2, "max_steps": max_steps}, "evaluation": {"every_epochs": every}}
     )
     context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=Path())
     fakes: Any = (context, spec, Data(), step or Step(), saver, start or Start(), evaluate)
@@ -108,6 +110,22 @@ def test_each_epoch_is_evaluated_and_then_saved() -> None:
     outcome = train(saver, figures)
     assert saver.saved == [(3, True, True), (6, True, True)]
     assert (outcome.stopped, outcome.message) == (False, "6 steps done")
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "every", "saved"),
+    [
+        (5, 1, [(3, True, True), (5, True, True)]),
+        (0, 2, [(3, False, False), (6, True, True)]),
+        (0, 5, [(3, False, False), (6, True, True)]),
+    ],
+)
+def test_the_end_is_evaluated_whatever_the_schedule_and_saved(
+    max_steps: int, every: int, saved: list[tuple[int, bool, bool]]
+) -> None:
+    saver = Saver()
+    train(saver, figures, max_steps=max_steps, every=every)
+    assert saver.saved == saved
 
 
 def test_an_evaluation_sees_the_statistics_of_all_workers() -> None:
