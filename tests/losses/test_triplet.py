@@ -34,6 +34,21 @@ def test_semi_hard_negatives_equal_the_loops(spread: float) -> None:
     assert float(found) == pytest.approx(by_loops(e.astype(np.float64), ids, 0.1), rel=1e-4)
 
 
+def test_the_gradient_is_the_finite_difference() -> None:
+    """The choice of the negative has no part in it."""
+    rng = np.random.default_rng(1)
+    ids = np.repeat(np.arange(4), 2).astype(np.int32)
+    e = rng.random((8, 6)).astype(np.float32)
+    loss = TripletLoss(0.1)
+    gradient = mindspore.grad(lambda x: loss(x, Tensor(ids)))(Tensor(e)).asnumpy()
+    assert (np.abs(gradient).max(1) > 1e-3).any()
+    for index in np.ndindex(8, 6):
+        step = np.zeros_like(e, np.float64)
+        step[index] = 1e-6
+        up, down = by_loops(e + step, ids, 0.1), by_loops(e - step, ids, 0.1)
+        assert gradient[index] == pytest.approx((up - down) / 2e-6, rel=2e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize("ids", [[0, 1, 2], [0, 0, 0]])
 def test_without_a_pair_or_without_another_image_it_is_zero(ids: list[int]) -> None:
     loss = TripletLoss(0.1)

@@ -158,6 +158,8 @@ def test_factors_of_a_dense_layer() -> None:
         (3, 1, 2, 2),
         (3, 2, 2, 3),
         ((1, 5), (1, 2), (0, 2), 1),
+        ((1, 5), 1, (0, 2), 1),  # centred in one direction, from the border in the other
+        ((5, 1), 1, (2, 0), 1),
         ((5, 2), (2, 1), (2, 0), (1, 3)),
     ],
 )

@@ -11,7 +11,7 @@ from multigrain.optim.thor.factors import Factors
 
 
 class FactorAverage:
-    """Weighted mean of a layer's factors over its refreshes, the k-th last weighing ``decay^k``.
+    """Weighted mean of a layer's factors over the checks, the k-th last weighing ``decay^k``.
 
     The sum of the weights is kept beside the mean, so that the first value is exact and nothing
     is biased towards a start value (as in kfac-jax)::
