@@ -7,31 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.v1 import (
-    embedding_pb2,
-    evaluation_pb2,
-    export_pb2,
-    job_pb2,
-    model_pb2,
-    training_pb2,
-)
-from multigrain.v1.inference import service_pb2
 from multigrain_client.cli.main import COMMANDS
 from multigrain_server.config_sources import options
+from tests.contract import calls
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
-MODULES = (
-    *(embedding_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2, training_pb2),
-    service_pb2,
-)
-RPCS = [
-    method.name
-    for module in MODULES
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-]
+RPCS = [rpc.name for rpc in (*calls().values(), *calls("v1/inference").values())]
 
 
 @pytest.mark.parametrize("rpc", RPCS)

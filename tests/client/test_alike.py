@@ -8,23 +8,10 @@ from typing import Any
 
 import pytest
 
-from multigrain.v1 import (
-    embedding_pb2,
-    evaluation_pb2,
-    export_pb2,
-    job_pb2,
-    model_pb2,
-    training_pb2,
-)
 from multigrain_client import AsyncClient, Client, methods
+from tests.contract import calls
 
-FILES = (training_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2, embedding_pb2)
-RPCS = {
-    f"/{service.full_name}/{rpc.name}": rpc
-    for file in FILES
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for rpc in service.methods
-}
+RPCS = calls()
 
 
 def _convenient(client: type) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 
 from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import parse
-from multigrain_server.grpc.health import ALWAYS_READY, EMBEDDING
+from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING
 from tests.deploy.named import DEPLOY
 from tests.deploy.tools import output, packaged
 

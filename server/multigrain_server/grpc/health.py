@@ -9,31 +9,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from multigrain.v1 import (
-    embedding_pb2,
-    evaluation_pb2,
-    export_pb2,
-    job_pb2,
-    model_pb2,
-    training_pb2,
-)
-from multigrain.v1.inference import service_pb2
+from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
 
 _Status = health_pb2.HealthCheckResponse
-
-
-def _names() -> tuple[str, ...]:
-    files = (training_pb2, evaluation_pb2, export_pb2, job_pb2, model_pb2)
-    return tuple(
-        service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()
-    )
-
-
-# Ready as soon as the daemon is.
-ALWAYS_READY = _names()
-EMBEDDING = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
-# The same models in another protocol.
-INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -72,7 +50,7 @@ class Health:
 
     async def start(self) -> None:
         """Before the server starts: everything but serving is decided then."""
-        for name in ("", *ALWAYS_READY, EMBEDDING, INFERENCE):
+        for name in ("", *EVERY):
             await self._servicer.set(name, _Status.NOT_SERVING)
 
     async def serve(self) -> None:

@@ -8,26 +8,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from multigrain.v1 import (
-    embedding_pb2,
-    evaluation_pb2,
-    export_pb2,
-    job_pb2,
-    model_pb2,
-    training_pb2,
-)
-from multigrain.v1.inference import service_pb2
 from multigrain_server.config import GrpcConfig
-
-_FILES = (
-    training_pb2,
-    evaluation_pb2,
-    export_pb2,
-    job_pb2,
-    model_pb2,
-    embedding_pb2,
-    service_pb2,
-)
+from multigrain_server.grpc.services import EVERY, names
 
 
 def build_server(
@@ -58,9 +40,5 @@ def build_server(
 
 def enable_reflection(server: grpc.aio.Server) -> None:
     """Lets grpcurl and friends work without .proto files."""
-    names = [
-        service.full_name
-        for file in (*_FILES, health_pb2)
-        for service in file.DESCRIPTOR.services_by_name.values()
-    ]
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    known = (*EVERY, *names(health_pb2), reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(known, server)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import pytest
 
 from multigrain.v1 import embedding_pb2
 from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain_server.config import GrpcConfig
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
@@ -47,3 +49,17 @@ async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Pa
             # Over a new connection; together with the one that has waited in the old one.
             answers = [await served.embedding.Embed(request), await under_way]
     assert [answer.results[0].embedding.size for answer in answers] == [16, 16]
+
+
+async def test_a_connection_has_only_so_many_calls_at_a_time(tmp_path: Path) -> None:
+    config = GrpcConfig(max_concurrent_streams=1)
+    async with serving(tmp_path, grpc_config=config) as served:
+        list_models = served.models.ListModels
+        await list_models(ListModelsRequest())
+        open_call = served.embedding.EmbedStream()
+        await open_call.wait_for_connection()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await list_models(ListModelsRequest(), timeout=0.3)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        open_call.cancel()
+        await list_models(ListModelsRequest(), timeout=60)

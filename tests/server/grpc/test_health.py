@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from multigrain_server.app import App
-from multigrain_server.grpc.health import ALWAYS_READY, EMBEDDING, INFERENCE
+from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
+from tests.contract import services
 
 Status = health_pb2.HealthCheckResponse
 
@@ -22,7 +23,7 @@ async def _check(channel: grpc.aio.Channel, service: str) -> int:
 
 
 async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Channel) -> None:
-    assert len(ALWAYS_READY) == 5
+    assert set(EVERY) == {*services(), *services("v1/inference")}
     for service in ("", *ALWAYS_READY):
         assert await _check(channel, service) == Status.SERVING
     for service in (EMBEDDING, INFERENCE):
@@ -67,4 +68,4 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
         raise AssertionError("no answer")
 
     names = {service.name for service in (await ask()).list_services_response.service}
-    assert {*ALWAYS_READY, EMBEDDING, INFERENCE, "grpc.health.v1.Health"} <= names
+    assert {*EVERY, "grpc.health.v1.Health"} <= names
