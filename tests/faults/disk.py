@@ -30,6 +30,7 @@ class Disk:
     _dirty: set[PurePath] = field(default_factory=set)
     _unsynced: set[PurePath] = field(default_factory=set)
     _known: set[PurePath] = field(default_factory=set)
+    _moved: set[PurePath] = field(default_factory=set)
 
     def take(self, line: str) -> None:
         """Takes in one line of the trace."""
@@ -62,6 +63,7 @@ class Disk:
             if call in ("fsync", "fdatasync"):
                 self._dirty.discard(path)
                 self._unsynced = {name for name in self._unsynced if name.parent != path}
+                self._moved = {name for name in self._moved if name.parent != path}
             elif path.is_relative_to(self.root):
                 self._dirty.add(path)
 
@@ -73,6 +75,11 @@ class Disk:
         self._unsynced = {name for name in self._unsynced if not name.is_relative_to(old)}
         self._dirty = {name for name in self._dirty if not name.is_relative_to(old)}
         self._unsynced.add(new)
+        # What is hidden was not there to anybody.
+        if old.is_relative_to(self.root) and not any(
+            part.startswith(".") for part in old.relative_to(self.root).parts
+        ):
+            self._moved.add(old)
         below = {name for name in self._known if name.is_relative_to(old)}
         self._known |= {new, *(new / name.relative_to(old) for name in below)}
 
@@ -82,5 +89,9 @@ class Disk:
             for path in sorted(paths):
                 if Path(path).exists():
                     self.faults.append(f"{self._mark}: the {what} of {path} is not on the disk")
+        for path in sorted(self._moved):
+            if not Path(path).exists():
+                self.faults.append(f"{self._mark}: that {path} is gone is not on the disk")
         self._dirty.clear()
         self._unsynced.clear()
+        self._moved.clear()

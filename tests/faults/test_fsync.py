@@ -31,7 +31,7 @@ def test_what_is_told_to_be_done_is_on_the_disk_contents_before_names(tmp_path: 
     for line in trace.read_text().splitlines():
         disk.take(line)
     assert disk.seen[-1] == "end"
-    assert len(disk.seen) == 8
+    assert len(disk.seen) == 10
     # Only the lock of a living daemon: it need not outlive the machine.
     faults = [fault for fault in disk.faults if str(disk.root / "daemon.lock") not in fault]
     assert not faults, "\n".join(faults)

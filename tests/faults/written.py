@@ -19,7 +19,7 @@ from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.request import JobKind, JobRequest
 from multigrain.spec.training import ModelSpec, TrainingSpec
 from multigrain_server.data_dir import DataDir
-from multigrain_server.jobs.creation import create_folder
+from multigrain_server.jobs.creation import create_folder, move_to_trash
 from multigrain_server.models.archive import BundleImport
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.store import ModelStore
@@ -64,6 +64,10 @@ async def main(root: Path) -> None:
     await arriving.write(archive.getvalue())
     await arriving.finish()
     await arriving.close()
+    mark("deleted job")
+    move_to_trash(folder)
+    mark("deleted bundle")
+    await models.delete("tiny@1")
     mark("end")
 
 

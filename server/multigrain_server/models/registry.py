@@ -117,12 +117,14 @@ class BundleRegistry:
         return self.find(ModelReference(version.name, version.version))
 
     def remove(self, version: ModelVersion) -> None:
-        """Deletes a bundle: gone at once, its files a moment later."""
+        """Deletes a bundle: gone at once and for good, its files a moment later."""
+        folder = self.folder(version)
         aside = self.work_folder()
-        os.rename(self.folder(version), aside / "bundle")
+        os.rename(folder, aside / "bundle")
+        sync_folder(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):  # other versions remain
-            self.folder(version).parent.rmdir()
+            folder.parent.rmdir()
 
     def _read(self, path: Path) -> BundleEntry | None:
         try:
