@@ -121,3 +121,26 @@ def test_a_page_token_is_good_for_its_own_query_only() -> None:
     assert (page_size(0), page_size(1000)) == (50, 1000)
     with pytest.raises(MultigrainError, match="page_size"):
         page_size(1001)
+
+
+def test_jobs_that_have_ended_are_decoded_again_only_when_they_have_changed(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.insert(_request(number), JobView(state=JobState.FAILED, last_seq=1), 10)
+    decoded: list[str] = []
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda job_id: decoded.append(job_id) or get(job_id))
+
+    def ended() -> dict[str, str]:
+        return {row.job.job_id: row.job.state.value for row in store.latest_ended(10)}
+
+    newest_first = ["train-2", "train-1", "train-0"]
+    assert list(ended()) == list(ended()) == newest_first
+    assert decoded == newest_first
+    store.save_view("train-1", JobView(state=JobState.CANCELLED, last_seq=2), 20)
+    store.delete("train-0")
+    assert ended() == {"train-2": "FAILED", "train-1": "CANCELLED"}
+    assert decoded == [*newest_first, "train-1"]
+    store.save_view("train-2", JobView(state=JobState.RUNNING, last_seq=2), 20)
+    assert list(ended()) == ["train-1"]
