@@ -18,6 +18,7 @@ from multigrain_server.jobs.event_feed import EventBatch
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
 from multigrain_server.metrics.jobs import EventMetrics
+from multigrain_server.turns import in_turns
 
 _EVENTS = job_pb2.JobEventBatch.EVENTS_FIELD_NUMBER
 
@@ -46,9 +47,10 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             labels=tuple(sorted(request.labels.items())),
             name_contains=request.name_contains,
         )
-        page = self._jobs.list(which, request.page_size, request.page_token)
+        page = await self._jobs.list(which, request.page_size, request.page_token)
         return job_pb2.ListJobsResponse(
-            jobs=[job_message(job) for job in page.jobs], next_page_token=page.next_token
+            jobs=[job_message(job) async for job in in_turns(page.jobs)],
+            next_page_token=page.next_token,
         )
 
     async def CancelJob(  # noqa: N802

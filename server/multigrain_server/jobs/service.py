@@ -37,6 +37,7 @@ from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor
 from multigrain_server.threads import to_the_end
+from multigrain_server.turns import in_turns
 
 _log = structlog.get_logger(__name__)
 
@@ -166,7 +167,7 @@ class Jobs:
         """Raises MultigrainError: INVALID_FIELD, NOT_FOUND."""
         return self._fresh(self._row(job_id))
 
-    def list(self, which: JobFilter, asked_size: int, token: str) -> JobPage:
+    async def list(self, which: JobFilter, asked_size: int, token: str) -> JobPage:
         """A page, newest first.
 
         Raises:
@@ -176,11 +177,12 @@ class Jobs:
         after = PageToken.decode(token, query)
         size = page_size(asked_size)
         rows = self._store.page(which, after, size + 1)
+        jobs = [self._fresh(row) async for row in in_turns(rows)]
         more = ""
-        if len(rows) > size:
-            last = rows[size - 1].job
+        if len(jobs) > size:
+            last = jobs[size - 1]
             more = PageToken(last.request.create_time, last.job_id).encode(query)
-        return JobPage([self._fresh(row) for row in rows[:size]], more)
+        return JobPage(jobs[:size], more)
 
     def cancel(self, job_id: str) -> Job:
         """Asks a job to end. Harmless when repeated.

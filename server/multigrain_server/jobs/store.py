@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -173,8 +174,9 @@ class JobStore:
         )
         return [self._ended(*row) for row in rows.fetchall()]
 
-    def page(self, which: JobFilter, after: PageToken | None, limit: int) -> list[JobRow]:
-        """At most ``limit`` jobs, newest first, beginning behind ``after``."""
+    def page(self, which: JobFilter, after: PageToken | None, limit: int) -> Iterator[JobRow]:
+        """At most ``limit`` jobs, newest first, beginning behind ``after``; as they are now, and
+        decoded as they are taken."""
         where, values = ["1"], []
         for column, wanted in (("kind", which.kinds), (_SHOWN_STATE, which.states)):
             if wanted:
@@ -194,7 +196,7 @@ class JobStore:
             " ORDER BY create_time DESC, job_id DESC LIMIT ?",
             (*values, limit),
         )
-        return [_row(row) for row in rows.fetchall()]
+        return map(_row, rows.fetchall())
 
     def _fetch(self, job_id: str, *_changing: int) -> JobRow:
         """A row that there is, known by its id and what changes with it."""

@@ -8,7 +8,11 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client import CollectorRegistry
 
+from multigrain.events.records import JobState
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.spec import training
 from multigrain.v1.job_pb2 import (
     EVENT_KIND_STATE,
     JOB_STATE_CANCELLED,
@@ -30,6 +34,9 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
+from multigrain_server.grpc.job_service import JobServicer
+from multigrain_server.jobs.view import JobView
+from multigrain_server.metrics.jobs import EventMetrics
 
 
 class Caller:
@@ -208,3 +215,28 @@ async def test_a_stopping_server_ends_streams_with_unavailable(caller: Caller, a
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await following
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_long_listing_lets_others_have_their_turns(app: App) -> None:
+    for number in range(80):
+        request = JobRequest(
+            job_id=f"train-{number}",
+            kind=JobKind.TRAINING,
+            create_time="2026-01-31T12:00:00Z",
+            training=training.TrainingSpec(),
+        )
+        app._store.insert(request, JobView(state=JobState.FAILED), 0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    service = JobServicer(app.jobs, EventMetrics(CollectorRegistry()))
+    others = asyncio.create_task(count())
+    page = await service.ListJobs(ListJobsRequest(page_size=80), None)  # type: ignore[arg-type]
+    others.cancel()
+    assert len(page.jobs) == 80
+    assert turns >= 20

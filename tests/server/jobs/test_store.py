@@ -86,18 +86,18 @@ def test_a_job_asked_to_end_is_listed_and_counted_as_stopping(store: JobStore) -
 def test_labels_with_quotes_are_found(store: JobStore) -> None:
     store.insert(_request(1, labels={'a"b': "c' OR 1"}), JobView(), 0)
     store.insert(_request(2, labels={"x": "y"}), JobView(), 0)
-    found = store.page(JobFilter(labels=(('a"b', "c' OR 1"),)), None, 10)
+    found = list(store.page(JobFilter(labels=(('a"b', "c' OR 1"),)), None, 10))
     assert [row.job.job_id for row in found] == ["train-1"]
 
 
 def test_pages_go_from_newest_to_oldest(store: JobStore) -> None:
     for number in (3, 1, 2):
         store.insert(_request(number), JobView(), 0)
-    first = store.page(JobFilter(), None, 2)
+    first = list(store.page(JobFilter(), None, 2))
     assert [row.job.job_id for row in first] == ["train-3", "train-2"]
     last = first[-1].job
     token = PageToken(last.request.create_time, last.job_id).encode("q")
-    rest = store.page(JobFilter(), PageToken.decode(token, "q"), 2)
+    rest = list(store.page(JobFilter(), PageToken.decode(token, "q"), 2))
     assert [row.job.job_id for row in rest] == ["train-1"]
 
 
