@@ -102,6 +102,11 @@ def test_unreadable_images_are_named_and_in_no_figure(tmp_path: Path) -> None:
     assert result.unreadable_images == 1
     assert result.rank[7] == UNREAD
     assert result.confusion().sum() == 14
+    # As if the file were not there.
+    (root / "c1" / "002.png").unlink()
+    without = classify(MeanColour(), scan(root), P)
+    assert result.metrics == pytest.approx(without.metrics, rel=1e-6)
+    assert result.per_class() == without.per_class()
 
 
 def test_a_batch_without_a_readable_image_is_passed_over(tmp_path: Path) -> None:
