@@ -132,6 +132,15 @@ def test_colour_changes_equal_pillow_s_own(ours, theirs, factor: float) -> None:
     assert np.abs(np.asarray(ours(image, factor)).astype(int) - expected).max() <= 1
 
 
+def test_contrast_turns_about_the_rounded_mean_as_pillow_does() -> None:
+    image = Image.new("RGB", (2, 1), (100, 100, 100))
+    image.putpixel((1, 0), (101, 101, 101))  # the mean is 100.5
+    flat = augment.contrast(image, 0.0)
+    assert flat.getpixel((0, 0)) == flat.getpixel((1, 0)) == (101, 101, 101)
+    expected = ImageEnhance.Contrast(image).enhance(0.0)
+    np.testing.assert_array_equal(np.asarray(flat), np.asarray(expected))
+
+
 def test_jitter_is_even_around_one_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float]] = []
     names = ("brightness", "contrast", "saturation")

@@ -73,6 +73,7 @@ def test_an_indivisible_batch_lets_copies_begin_the_next_one() -> None:
         (1_281_167, 128, 4, 2.0, 5004),  # the paper's: 5005 with its unfinished last batch
         (1437, 48, 2, 1.0, 14),
         (240, 24, 1, 0.1, 1),
+        (90, 9, 1, 0.7, 7),  # 6.999999999999999 in binary fractions
         (10, 64, 1, 1.0, 1),  # never none
     ],
 )

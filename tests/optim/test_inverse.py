@@ -43,6 +43,21 @@ def test_a_block_that_rounding_made_indefinite_is_inverted_all_the_same() -> Non
     assert values.max() == pytest.approx(1e4, rel=0.5)
 
 
+@pytest.mark.parametrize(
+    ("scale", "rank", "damping"), [(1.0, 1000, 0.1), (1e6, 3, 1e-4)], ids=["cholesky", "eigen"]
+)
+def test_only_the_upper_triangle_of_a_block_is_read(
+    scale: float, rank: int, damping: float
+) -> None:
+    layout = BlockLayout.of(64, 128)
+    f = scale * blocks(layout, rank)
+    spoilt = f.copy()
+    spoilt[:, *np.tril_indices(64, -1)] = 7 * scale
+    found = damped_inverse(spoilt, damping, layout)
+    assert found is not None
+    np.testing.assert_array_equal(found, damped_inverse(f, damping, layout))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_never_accepted(bad: float) -> None:
     layout = BlockLayout.of(8, 8)
