@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from multigrain.losses.classification import SmoothedCrossEntropy
+from multigrain.losses.margin import MarginLoss
 from multigrain.losses.objective import JointObjective
+from multigrain.losses.triplet import TripletLoss
 from multigrain.spec.training import ObjectiveSpec
 
 RNG = np.random.default_rng(0)
@@ -25,6 +28,24 @@ def test_joint_loss_is_the_weighted_sum(kind: str) -> None:
     )
     assert instance > 0
     assert joint == pytest.approx(0.3 * classification + 0.7 * instance, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["margin", "triplet"])
+def test_every_option_reaches_its_loss(kind: str) -> None:
+    spec = ObjectiveSpec(instance_loss=kind, label_smoothing=0.2, margin=0.7, beta_init=0.9)
+    objective = JointObjective(spec)
+    noise = objective.noise(6, (0, 0, 0))
+    _, classification, instance = (
+        float(x.asnumpy()) for x in objective(EMBEDDING, LOGITS, LABELS, INSTANCES, noise)
+    )
+    smoothed = SmoothedCrossEntropy(0.2)(LOGITS, LABELS)
+    assert classification == float(smoothed.asnumpy())
+    if kind == "margin":
+        expected = MarginLoss(0.7, 0.9)(EMBEDDING, INSTANCES, noise)
+    else:
+        expected = TripletLoss(0.7)(EMBEDDING, INSTANCES)
+    assert instance == float(expected.asnumpy())
+    assert objective.beta == pytest.approx(0.9 if kind == "margin" else 0)
 
 
 def test_without_an_instance_loss_the_joint_loss_is_classification() -> None:
