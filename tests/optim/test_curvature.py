@@ -125,6 +125,38 @@ def test_a_factor_without_a_finite_trace_is_named_before_anything_is_touched() -
     assert subject.due(0)
 
 
+@pytest.mark.parametrize(
+    ("options", "due"),
+    [
+        ({"frequency": 4, "early_refreshes": (1, 6)}, [0, 1, 4, 6, 8, 12, 16]),
+        ({"frequency": 4, "early_refreshes": (1, 6), "refresh": "trace"}, [0, 1, 4, 6, 8, 12, 16]),
+        ({"frequency": 2, "frequency_growth": 2.0, "refresh": "trace"}, [0, 2, 6, 14]),
+        (
+            {"frequency": 2, "frequency_growth": 2.0, "frequency_max": 5, "refresh": "trace"},
+            [0, 2, 6, 11, 16],
+        ),
+    ],
+    ids=["fixed", "early", "growth", "longest"],
+)
+def test_the_options_decide_when_it_is_due(options: dict[str, Any], due: list[int]) -> None:
+    subject = curvature(w1=0.0, **options)
+    found = []
+    for step in range(18):
+        if subject.due(step):
+            found.append(step)
+            assert check(subject, some(step), step).refreshed == 2
+    assert found == due
+
+
+def test_the_bounds_of_the_rule_are_the_specification_s() -> None:
+    """Layer 0 changes by less than w1 and more than w2, layer 1 by less than w2."""
+    subject = curvature(refresh="trace", w1=0.2, w2=0.05)
+    check(subject, some(0), 0)
+    assert check(subject, some(0, 1.03), 1) == RefreshResult(0, 2)
+    assert subject.stopped == 1
+    assert check(subject, some(0, 1.1), 2) == RefreshResult(1, 0)
+
+
 class TwoWorkers(Reducer):
     """Knows that there are two; nothing is sent."""
 
