@@ -20,6 +20,7 @@ from multigrain_server.access.access import Access
 from multigrain_server.convert.encoded import unless_encoded
 from multigrain_server.grpc.calls import Calls
 from multigrain_server.grpc.errors import internal_error, wire_error
+from multigrain_server.grpc.incoming import Incoming
 from multigrain_server.grpc.unreadable import all_readable, readable, reading
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
@@ -112,15 +113,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, behaviour: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._scope(method, context, streams):
-                return await behaviour(request, context)
+            async with self._scope(method, request, context, streams) as received:
+                return await behaviour(received, context)
 
         return call
 
     def _stream(self, behaviour: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._scope(method, context, streams):
-                answers = behaviour(request, context)
+            async with self._scope(method, request, context, streams) as received:
+                answers = behaviour(received, context)
                 if not hasattr(answers, "__aiter__"):
                     # A handler that writes to the context by itself (health's Watch).
                     await answers
@@ -134,7 +135,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     @asynccontextmanager
-    async def _scope(self, method: str, context: Context, streams: bool) -> AsyncIterator[None]:
+    async def _scope(
+        self, method: str, request: Any, context: Context, streams: bool
+    ) -> AsyncIterator[Any]:
+        """Around a handler, which gets what this yields in place of the request."""
+        incoming = Incoming(request) if isinstance(request, AsyncIterator) else None
         request_id = _request_id(context)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
@@ -151,7 +156,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     trace = self._tracing.begin(method, tuple(metadata), request_id)
                     call_trace.set(trace)
                 counted = self._calls.enter(method)
-                yield
+                yield request if incoming is None else incoming
         except (asyncio.CancelledError, GeneratorExit):
             # The caller went away, or its deadline passed.
             code = grpc.StatusCode.CANCELLED
@@ -166,6 +171,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             wire = wire_error(error, request_id)
             code, reason = wire.code, wire.details
             trailing = ((REQUEST_ID, request_id), *wire.trailing_metadata)
+            if incoming is not None:
+                await incoming.read_on()
             try:
                 await context.abort(code, wire.details, trailing)
             except grpc.aio.InternalError:
@@ -173,6 +180,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # is nobody to tell, and nothing wrong with the server.
                 raise asyncio.CancelledError from None
         finally:
+            if incoming is not None:
+                incoming.close()
             if counted:
                 self._calls.leave()
             seconds = time.perf_counter() - began

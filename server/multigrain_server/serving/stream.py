@@ -8,12 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from multigrain.errors import MultigrainError
-
-# A refused caller is read on until nothing comes for this long, and so many times at most.
-_QUIET_SECONDS = 0.02
-_MOST_ROUNDS = 10
-
 
 class Imaged(Protocol):
     """A request that brings images."""
@@ -53,10 +47,6 @@ class _Window:
         self._used -= items
         self._changed.set()
 
-    def empty(self) -> None:
-        self._used = 0
-        self._changed.set()
-
 
 @dataclass(frozen=True)
 class _Work(Generic[Reply]):
@@ -71,9 +61,7 @@ class AnswerStream(Generic[Request, Reply]):
 
     Each request passes the same admission as a unary call. The first that is refused or fails
     ends the stream with its error, after the answers to all requests before it: the caller
-    knows from the number of answers where to go on. What it is still sending is read and dropped
-    for a moment, before it is told: of a stream that ends while a message is being written, some
-    clients (grpc.aio) hear that the writing failed, and never why.
+    knows from the number of answers where to go on.
 
     Args:
         service: the core.
@@ -85,8 +73,6 @@ class AnswerStream(Generic[Request, Reply]):
         self._window = _Window(window)
         self._tasks: asyncio.Queue[_Work[Reply] | BaseException | None]
         self._tasks = asyncio.Queue()
-        self._refused = False
-        self._dropped = 0
 
     async def answers(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Reply, None]:
         """One answer for each request, in order. Raises what the first failing one raised."""
@@ -95,11 +81,7 @@ class AnswerStream(Generic[Request, Reply]):
             while (work := await self._tasks.get()) is not None:
                 if isinstance(work, BaseException):
                     raise work
-                try:
-                    answer = await work.task
-                except MultigrainError:
-                    await self._read_on(reader)
-                    raise
+                answer = await work.task
                 try:
                     yield answer
                 finally:
@@ -116,26 +98,12 @@ class AnswerStream(Generic[Request, Reply]):
             async for request in requests:
                 items = len(request.images)
                 await self._window.enter(items)
-                if self._refused:
-                    self._window.empty()
-                    self._dropped += 1
-                    continue
                 task = asyncio.create_task(self._service.answer(request))
                 self._tasks.put_nowait(_Work(task, items))
         except Exception as error:  # handed to the consumer, in its place in the order
             self._tasks.put_nowait(error)
         else:
             self._tasks.put_nowait(None)
-
-    async def _read_on(self, reader: asyncio.Task[None]) -> None:
-        self._refused = True
-        await self._drop_work()
-        self._window.empty()
-        for _ in range(_MOST_ROUNDS):
-            before = self._dropped
-            await asyncio.wait([reader], timeout=_QUIET_SECONDS)
-            if reader.done() or self._dropped == before:
-                return
 
     async def _drop_work(self) -> None:
         rest = []

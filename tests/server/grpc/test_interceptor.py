@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,9 @@ class GoneContext:
     def set_trailing_metadata(self, metadata: object) -> None:
         pass
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:5"
+
     async def abort(self, *status: object) -> None:
         raise grpc.aio.InternalError("Failed execute_batch")
 
@@ -49,3 +53,50 @@ async def test_a_caller_that_goes_away_while_its_error_is_sent_is_no_error_of_th
     assert calls.in_flight == 0
     labels = {"rpc": "EmbeddingService/Embed", "code": "DEADLINE_EXCEEDED"}
     assert registry.get_sample_value("multigrain_requests_total", labels) == 1
+
+
+class RefusedContext(GoneContext):
+    """Of a call that is refused; calls ``told`` when its caller hears of it."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+
+    async def abort(self, *status: object) -> None:
+        self._told()
+        raise grpc.aio.AbortError
+
+
+@pytest.mark.parametrize("drains", [False, True], ids=["wrong request", "draining"])
+async def test_what_a_refused_caller_is_still_sending_is_read_before_it_is_told(
+    drains: bool,
+) -> None:
+    calls = Calls()
+    interceptor = CallInterceptor(
+        calls, RequestMetrics(CollectorRegistry()), Access(AccessConfig())
+    )
+    read: list[int] = []
+    read_before_it_was_told: list[int] = []
+
+    async def messages() -> AsyncIterator[bytes]:
+        for number in range(50):
+            await asyncio.sleep(0)
+            read.append(number)
+            yield b""
+
+    async def wrong(requests: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            raise MultigrainError.field("images", "is empty")
+        yield b""
+
+    async def handler(_details: object) -> Any:
+        return grpc.stream_stream_rpc_method_handler(wrong)
+
+    if drains:
+        await calls.drain(0)
+    details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/EmbedStream")
+    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    context = RefusedContext(lambda: read_before_it_was_told.extend(read))
+    with pytest.raises(grpc.aio.AbortError):
+        await anext(wrapped.stream_stream(messages(), context))
+    assert read_before_it_was_told == list(range(50))
+    assert calls.in_flight == 0

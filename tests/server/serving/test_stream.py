@@ -105,28 +105,6 @@ async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> Non
         assert h.manager.admission.items == 0
 
 
-async def test_what_a_refused_caller_is_still_sending_is_read_before_it_is_told(
-    root: Path,
-) -> None:
-    requests = Requests([embed(picture(1))] * 50)
-    async with house(root) as h:
-        with pytest.raises(MultigrainError, match="no model"):
-            await anext(AnswerStream(h.service, 4).answers(requests))
-        assert requests.read == 50
-        assert h.manager.admission.items == 0
-
-
-async def test_a_refused_caller_that_never_stops_sending_is_told_all_the_same(root: Path) -> None:
-    async def endless() -> AsyncIterator[ImageRequest]:
-        while True:
-            await asyncio.sleep(0)
-            yield embed(picture(1))
-
-    async with house(root) as h:
-        with pytest.raises(MultigrainError, match="no model"):
-            await anext(AnswerStream(h.service, 4).answers(endless()))
-
-
 async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
