@@ -24,4 +24,4 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("alias", "point an alias at a loaded model", configure, run)
+COMMAND = Command("alias", "point an alias at a loaded model", configure, run, call="SetAlias")

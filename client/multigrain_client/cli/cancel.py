@@ -26,4 +26,6 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("cancel", "end a job; a training saves a checkpoint first", configure, run)
+COMMAND = Command(
+    "cancel", "end a job; a training saves a checkpoint first", configure, run, call="CancelJob"
+)

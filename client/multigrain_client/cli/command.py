@@ -44,12 +44,14 @@ class Command:
         help: one line.
         configure: adds its arguments.
         run: does it; returns the exit code.
+        call: what it calls on the server ("LoadModel"), if that goes by another name there.
     """
 
     name: str
     help: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], int]
+    call: str = ""
 
 
 def shared_arguments(parser: argparse.ArgumentParser) -> None:

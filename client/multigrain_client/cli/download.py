@@ -23,4 +23,6 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("download", "write a model bundle to a tar archive", configure, run)
+COMMAND = Command(
+    "download", "write a model bundle to a tar archive", configure, run, call="DownloadModel"
+)

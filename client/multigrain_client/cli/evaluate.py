@@ -69,4 +69,4 @@ def run(context: Context) -> int:
         return started(context, client, job)
 
 
-COMMAND = Command("evaluate", "start an evaluation job", configure, run)
+COMMAND = Command("evaluate", "start an evaluation job", configure, run, call="StartEvaluation")

@@ -45,4 +45,6 @@ def run(context: Context) -> int:
         return started(context, client, job)
 
 
-COMMAND = Command("export", "start an export job, which writes a model bundle", configure, run)
+COMMAND = Command(
+    "export", "start an export job, which writes a model bundle", configure, run, call="StartExport"
+)

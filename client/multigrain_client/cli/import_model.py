@@ -33,4 +33,6 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("import", "send a model bundle to the server's registry", configure, run)
+COMMAND = Command(
+    "import", "send a model bundle to the server's registry", configure, run, call="ImportModel"
+)

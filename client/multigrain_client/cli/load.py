@@ -34,4 +34,4 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("load", "load a model for serving", configure, run)
+COMMAND = Command("load", "load a model for serving", configure, run, call="LoadModel")

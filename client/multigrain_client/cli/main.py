@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -62,6 +63,9 @@ COMMANDS: tuple[Command, ...] = (
     plot.COMMAND,
     demo.COMMAND,
 )
+
+_COMMAND_OF = {command.call: command.name for command in COMMANDS if command.call}
+_CALL = re.compile(rf"\b({'|'.join(_COMMAND_OF)})\b")
 
 EPILOG = """\
 exit codes: 0 success, 1 the job or the call failed, 2 wrong usage, 130 interrupted
@@ -127,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(error: MultigrainClientError) -> str:
     text = " ".join(str(error).split())
+    if error.kind:  # the server speaks, to callers of whatever kind
+        text = _CALL.sub(lambda call: f"`multigrain {_COMMAND_OF[call[0]]}`", text)
     notes = []
     if error.retry_after is not None:
         notes.append(f"try again in {error.retry_after:g} s")

@@ -25,5 +25,9 @@ def run(context: Context) -> int:
 
 
 COMMAND = Command(
-    "resume", "run a failed or cancelled job again from its last checkpoint", configure, run
+    "resume",
+    "run a failed or cancelled job again from its last checkpoint",
+    configure,
+    run,
+    call="ResumeJob",
 )

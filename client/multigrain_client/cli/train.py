@@ -42,4 +42,4 @@ def run(context: Context) -> int:
         return started(context, client, job)
 
 
-COMMAND = Command("train", "start a training job", configure, run)
+COMMAND = Command("train", "start a training job", configure, run, call="StartTraining")

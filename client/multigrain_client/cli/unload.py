@@ -20,4 +20,10 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("unload", "stop serving a model, after the requests in flight", configure, run)
+COMMAND = Command(
+    "unload",
+    "stop serving a model, after the requests in flight",
+    configure,
+    run,
+    call="UnloadModel",
+)
