@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Raw:
 
 
 class Machine:
-    """Measures itself when asked.
+    """Measures itself when asked. A context manager: its process ends with it.
 
     Args:
         bundle: folder of the model.
@@ -71,8 +72,16 @@ class Machine:
         parts = self._contestant.turn(_STEPS, parts=True).parts
         return Raw(1000 * parts["prepare"], 1 / parts["image"], 1000 * parts["alone"])
 
-    def close(self) -> None:
-        self._contestant.__exit__(None, None, None)
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._contestant.__exit__(kind, error, trace)
 
 
 def main() -> None:

@@ -171,26 +171,25 @@ def run(parts: set[str], options: Options) -> None:
     bundle = write_bundle(data / "models")
     daemon = options.daemon.split()
     rate = 0.0
-    machine = Machine(bundle, options.runtime)
-    if {"callers", "overload", "stream"} & parts:
-        with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
-            if "callers" in parts:
-                rate = measured("multigrain", server, machine, options)
-            if "stream" in parts:
-                stream(server, machine, options)
-            if "overload" in parts:
-                overload(server, options)
-    if "by_hand" in parts:
-        with by_hand(bundle, options.out) as server:
-            peer = measured("grpc.aio by hand, onnxruntime f32", server, machine, options)
-            if rate:
-                row("ours / by hand", rate / peer)
-    if "pytriton" in parts and options.pytriton is not None:
-        with pytriton(bundle, options.out, options.pytriton) as server:
-            peer = measured("PyTriton, onnxruntime f32", server, machine, options)
-            if rate:
-                row("ours / PyTriton", rate / peer)
-    machine.close()
+    with Machine(bundle, options.runtime) as machine:
+        if {"callers", "overload", "stream"} & parts:
+            with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
+                if "callers" in parts:
+                    rate = measured("multigrain", server, machine, options)
+                if "stream" in parts:
+                    stream(server, machine, options)
+                if "overload" in parts:
+                    overload(server, options)
+        if "by_hand" in parts:
+            with by_hand(bundle, options.out) as server:
+                peer = measured("grpc.aio by hand, onnxruntime f32", server, machine, options)
+                if rate:
+                    row("ours / by hand", rate / peer)
+        if "pytriton" in parts and options.pytriton is not None:
+            with pytriton(bundle, options.out, options.pytriton) as server:
+                peer = measured("PyTriton, onnxruntime f32", server, machine, options)
+                if rate:
+                    row("ours / PyTriton", rate / peer)
     if "swaps" in parts:
         write_bundle(data / "models", version=2)
         with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
