@@ -99,6 +99,7 @@ class App:
         self._calls = Calls()
         self._host = HostCollector(config.data_dir)
         self._gpu_watch: asyncio.Task[None] | None = None
+        self._released = False
         self._events = EventMetrics(self.registry)
         self._store = JobStore(self._database)
         self._leases = Leases(Inventory.parse(config.devices))
@@ -256,6 +257,8 @@ class App:
         await self._server.stop(grace=None)
 
     async def _release(self) -> None:
+        if self._released:  # a second signal may come when all is done but the last word
+            return
         if self._gpu_watch is not None:
             self._gpu_watch.cancel()
         if self._tracing is not None:
@@ -265,6 +268,7 @@ class App:
         await self._http.stop()
         self._database.close()
         self._data.close()
+        self._released = True
 
     def runner_pids(self) -> list[int]:
         """Processes that run jobs now."""

@@ -35,3 +35,14 @@ async def test_the_registry_looks_again_after_an_export_that_succeeded(
         pass
     await app.until_idle()
     assert len(rescans) == looks
+
+
+async def test_a_daemon_that_has_stopped_may_be_abandoned_all_the_same(
+    app: App, tmp_path: Path
+) -> None:
+    """As by a second signal that comes when the first has nearly done its work."""
+    await app.stop()
+    file_in_its_place = (tmp_path / "later").open("w")
+    await app.abandon()
+    with file_in_its_place:  # not closed in place of the data directory's lock
+        file_in_its_place.write("still open")
