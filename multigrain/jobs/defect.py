@@ -26,9 +26,12 @@ def in_words(error: Exception) -> str:
     text = _first_sentence(str(error))[:MAX_LENGTH]
     name = type(error).__name__
     said = f"{name}: {text}" if text else name
-    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
-        return f"{said} ({_ADVICE})"
-    return said
+    return f"{said} ({_ADVICE})" if out_of_memory(error) else said
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was not enough memory, of the machine or of a device."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
 
 
 def _first_sentence(message: str) -> str:

@@ -30,11 +30,10 @@ RETRIED = frozenset(
 """Kinds that another attempt may not meet again. Every other one would come back: wrong input,
 a missing data set, a loss that is not finite."""
 
+_MEMORY_ADVICE = "use a smaller batch_size, fewer workers or more memory"
+
 _SIGNAL_HINTS: dict[int, str] = {
-    signal.SIGKILL: (
-        "most often because the machine ran out of memory; use a smaller batch_size, fewer "
-        "workers or more memory"
-    ),
+    signal.SIGKILL: f"most often because the machine ran out of memory; {_MEMORY_ADVICE}",
     signal.SIGBUS: "most often because /dev/shm is full; give the machine or container more",
     signal.SIGSEGV: "a crash in native code; the log has the Python stack",
     signal.SIGABRT: "native code gave up; the log says why",
@@ -44,9 +43,15 @@ _SIGNAL_HINTS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of an attempt that did not do its work."""
+    """The end of an attempt that did not do its work.
+
+    Attributes:
+        error: what the job will say.
+        out_of_memory: it is known that memory ran out, of the machine or of a device.
+    """
 
     error: JobError
+    out_of_memory: bool = False
 
     @property
     def retried(self) -> bool:
@@ -60,10 +65,23 @@ class Failure:
         return self.error.exit_code
 
 
-def worker_died(rank: int, exit: Exit, log: Path | None) -> Failure:
-    """A worker, or the scheduler, ended without having said how its work ended."""
+def worker_died(rank: int, exit: Exit, log: Path | None, *, oom_killer: bool = False) -> Failure:
+    """A worker, or the scheduler, ended without having said how its work ended.
+
+    Args:
+        rank: which.
+        exit: how.
+        log: its output.
+        oom_killer: whether the kernel has killed for want of memory since the attempt began.
+    """
     who = _name(rank)
-    if exit.signal is not None:
+    out_of_memory = oom_killer and exit.signal == signal.SIGKILL
+    if out_of_memory:
+        message = (
+            f"{who} was killed by SIGKILL (signal 9), by the kernel: the memory of the machine, "
+            f"or of its container, ran out; {_MEMORY_ADVICE}"
+        )
+    elif exit.signal is not None:
         hint = _SIGNAL_HINTS.get(exit.signal, "see the tail of its log")
         message = f"{who} was killed by {_signal_name(exit.signal)}: {hint}"
     elif exit.code == 0:
@@ -78,7 +96,8 @@ def worker_died(rank: int, exit: Exit, log: Path | None) -> Failure:
             exit_code=None if exit.signal is not None else exit.code,
             signal=exit.signal,
             log_tail=log_tail(log),
-        )
+        ),
+        out_of_memory,
     )
 
 
@@ -95,7 +114,8 @@ def work_failed(rank: int, failed: Failed, log: Path | None) -> Failure:
             rank=rank,
             exit_code=1,
             log_tail=log_tail(log),
-        )
+        ),
+        failed.out_of_memory,
     )
 
 

@@ -60,12 +60,14 @@ class Alive:
 
 @dataclass(frozen=True)
 class Failed:
-    """The work raised. ``kind`` is a name of ErrorKind, or "" for a defect: any other exception."""
+    """The work raised. ``kind`` is a name of ErrorKind, or "" for a defect: any other exception,
+    for want of memory say."""
 
     name: ClassVar[str] = "failed"
     kind: str
     message: str
     field: str = ""
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from multigrain.jobs.channel import Peer
 from multigrain.jobs.failure import Failure
 from multigrain.jobs.launcher.base import LaunchPlan
 from multigrain.jobs.messages import SCHEDULER_RANK, Done, Emit, Exit, Failed, Message, Ready
+from multigrain.jobs.oom import oom_kills
 from multigrain.spec.base import DeviceSpec
 
 LEFT_WELL = Exit(0)
@@ -102,6 +103,7 @@ class Ranks:
         self.scheduler = Rank()
         self._devices = devices
         self._plan = plan
+        self._oom_kills = oom_kills()
 
     def get(self, number: int) -> Rank | None:
         return self.scheduler if number == SCHEDULER_RANK else self.workers.get(number)
@@ -141,7 +143,8 @@ class Ranks:
                 return failure.work_failed(number, rank.failed, self._log(number))
         for number, rank in ordered:
             if rank.exit and rank.exit.signal is not None and number != SCHEDULER_RANK:
-                return failure.worker_died(number, rank.exit, self._log(number))
+                killer = oom_kills() > self._oom_kills
+                return failure.worker_died(number, rank.exit, self._log(number), oom_killer=killer)
         number, rank = ordered[0]
         if rank.failed:
             return failure.work_failed(number, rank.failed, self._log(number))

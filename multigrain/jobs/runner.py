@@ -19,7 +19,14 @@ from types import FrameType
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.lock import LockHeldError
 from multigrain.events.log import EventWriter
-from multigrain.events.records import JobError, JobState, LogRecord, Record, StateRecord
+from multigrain.events.records import (
+    CheckpointRecord,
+    JobError,
+    JobState,
+    LogRecord,
+    Record,
+    StateRecord,
+)
 from multigrain.jobs.attempt import Attempt, Finished
 from multigrain.jobs.channel import remove_channels
 from multigrain.jobs.failure import Failure, runner_lost
@@ -64,6 +71,8 @@ class Runner:
         self._bare = bare
         self._attempt = 0
         self._state = JobState.QUEUED
+        # The newest attempt that ended did so for want of memory; no checkpoint came since.
+        self._starved = False
 
     def run(self) -> None:
         """Runs attempts until the job has ended and its terminal state is recorded.
@@ -105,9 +114,11 @@ class Runner:
                 return
         while True:
             if failed is not None:
-                if not failed.retried or restarts >= allowed:
-                    self._fail(failed, restarts)
+                why_not = self._why_not_again(failed, restarts, allowed)
+                if why_not is not None:
+                    self._fail(failed, why_not)
                     return
+                self._starved = failed.out_of_memory
                 restarts += 1
                 self._tell_restart(failed, restarts, allowed)
                 self._pause(self._limits.restart_delay_seconds)
@@ -152,16 +163,30 @@ class Runner:
         self.store(LogRecord("ERROR", message))
         self.store(StateRecord(self._state, message, failed.error, failed.exit_code))
 
-    def _fail(self, failed: Failure, restarts: int = 0) -> None:
-        message = failed.error.message
-        if restarts and failed.retried:
-            message += f" (restarted {restarts} times, max_restarts)"
+    def _why_not_again(self, failed: Failure, restarts: int, allowed: int) -> str | None:
+        """Why there is no further attempt, to stand behind the error; None if there is one.
+
+        One that ran out of memory is made again, as another program may have had it; twice in a
+        row, and without a checkpoint in between, it is the work itself that needs too much.
+        """
+        if not failed.retried:
+            return ""
+        if restarts >= allowed:
+            return f" (restarted {restarts} times, max_restarts)" if restarts else ""
+        if failed.out_of_memory and self._starved:
+            return " (for the second time in a row, and without a checkpoint in between)"
+        return None
+
+    def _fail(self, failed: Failure, why_no_restart: str = "") -> None:
+        message = failed.error.message + why_no_restart
         self.store(StateRecord(JobState.FAILED, message, failed.error, failed.exit_code))
 
     def store(self, record: Record) -> None:
         """Stores a record. While the disk is full everything waits: nothing is left out."""
         if isinstance(record, StateRecord):
             self._state = record.state
+        elif isinstance(record, CheckpointRecord):
+            self._starved = False
         began = time.monotonic()
         waited = told = False
         while True:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.context import WorkerContext
-from multigrain.jobs.defect import in_words
+from multigrain.jobs.defect import in_words, out_of_memory
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.launcher.base import COLLECTIVES, SET_DEVICE
 from multigrain.jobs.messages import Done, Failed, Hello
@@ -82,7 +82,8 @@ def run_worker(options: RankOptions) -> int:
         return _give_up(reporter, Failed(error.kind.name, error.message, field))
     except Exception as error:  # a defect of ours or of a library: the runner restarts the job
         _log_trace()
-        return _give_up(reporter, Failed("", in_words(error)))
+        memory = out_of_memory(error)
+        return _give_up(reporter, Failed("", in_words(error), out_of_memory=memory))
     reporter.finish(Done(outcome.stopped, outcome.message))
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multigrain.jobs.defect import MAX_LENGTH, in_words
+from multigrain.jobs.defect import MAX_LENGTH, in_words, out_of_memory
 
 # As MindSpore 2.8 raises it.
 NO_MEMORY = """
@@ -24,6 +24,8 @@ def test_a_framed_message_is_told_by_its_text_and_memory_by_what_to_do() -> None
     assert "use a smaller schedule.batch_size" in said
     assert "\n" not in said
     assert in_words(MemoryError()).startswith("MemoryError (use a smaller")
+    assert out_of_memory(RuntimeError(NO_MEMORY))
+    assert not out_of_memory(RuntimeError("the connection was lost"))
 
 
 def test_a_plain_message_is_told_by_its_first_line() -> None:

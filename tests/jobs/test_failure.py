@@ -42,6 +42,17 @@ def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
     assert log_tail(None) == ""
 
 
+def test_what_the_kernel_killed_for_want_of_memory_is_told_from_what_others_killed() -> None:
+    killed = worker_died(3, Exit(137, signal.SIGKILL), None, oom_killer=True)
+    assert killed.out_of_memory
+    assert killed.retried
+    assert killed.error.message.startswith("rank 3 was killed by SIGKILL (signal 9), by the kernel")
+    assert "batch_size" in killed.error.message
+    # It killed somebody else meanwhile.
+    assert not worker_died(3, Exit(139, signal.SIGSEGV), None, oom_killer=True).out_of_memory
+    assert not worker_died(3, Exit(137, signal.SIGKILL), None).out_of_memory
+
+
 def test_a_signal_is_named_with_what_to_do() -> None:
     failure = worker_died(3, Exit(137, signal.SIGKILL), None)
     assert failure.error.message.startswith("rank 3 was killed by SIGKILL (signal 9): ")

@@ -59,6 +59,26 @@ def test_a_defect_is_retried_and_named(new_job: NewJob) -> None:
     assert job.events()[-1].attempt == 2
 
 
+def test_memory_that_runs_out_twice_in_a_row_fails_the_job_with_the_advice(
+    new_job: NewJob,
+) -> None:
+    job = new_job(max_restarts=5)
+    assert job.run("run_out_of_memory") is JobState.FAILED
+    last = job.states()[-1]
+    assert last.error is not None
+    assert last.error.kind == "WORKER_DIED"
+    assert "use a smaller schedule.batch_size" in last.error.message
+    assert last.message.endswith("second time in a row, and without a checkpoint in between)")
+    assert job.events()[-1].attempt == 2
+
+
+def test_a_job_that_gets_on_before_memory_runs_out_has_all_its_restarts(new_job: NewJob) -> None:
+    job = new_job(max_restarts=3)
+    assert job.run("save_and_run_out_of_memory") is JobState.FAILED
+    assert job.states()[-1].message.endswith("(restarted 3 times, max_restarts)")
+    assert job.events()[-1].attempt == 4
+
+
 def test_an_exit_code_is_reported(new_job: NewJob) -> None:
     job = new_job(max_restarts=0)
     assert job.run("leave_without_a_word") is JobState.FAILED

@@ -73,6 +73,15 @@ def raise_defect(ctx: WorkerContext) -> Outcome:
     raise ZeroDivisionError("somewhere deep")
 
 
+def run_out_of_memory(ctx: WorkerContext) -> Outcome:
+    raise MemoryError
+
+
+def save_and_run_out_of_memory(ctx: WorkerContext) -> Outcome:
+    ctx.reporter.emit(CheckpointRecord(ctx.attempt, 1, f"step-{ctx.attempt}"))
+    raise RuntimeError("Memory isn't enough and alloc failed")
+
+
 def leave_without_a_word(ctx: WorkerContext) -> Outcome:
     os._exit(3)
 
