@@ -36,7 +36,8 @@ from multigrain_server.grpc.inference_unoffered import UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.grpc.job_service import JobServicer
 from multigrain_server.grpc.model_service import ModelServicer
-from multigrain_server.grpc.server import build_server, enable_reflection
+from multigrain_server.grpc.reflection import enable_reflection
+from multigrain_server.grpc.server import build_server
 from multigrain_server.grpc.tls import Certificates
 from multigrain_server.grpc.training_service import TrainingServicer
 from multigrain_server.jobs.active import ActiveJob

@@ -90,6 +90,7 @@ _THEIRS: dict[str, dict[str, Rule]] = {
         "Watch": Special.HEALTH,
     },
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Special.REFLECTION},
+    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": Special.REFLECTION},
 }
 
 _PAGES: dict[str, Rule] = {"/healthz": Special.HEALTH, "/readyz": Special.HEALTH}

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc.aio
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 
 from multigrain_server.config import GrpcConfig
-from multigrain_server.grpc.services import EVERY, names
 
 
 def build_server(
@@ -36,9 +33,3 @@ def build_server(
             ("grpc.max_connection_age_grace_ms", int(config.connection_grace_seconds * 1000)),
         ]
     return grpc.aio.server(interceptors=list(interceptors), options=options)
-
-
-def enable_reflection(server: grpc.aio.Server) -> None:
-    """Lets grpcurl and friends work without .proto files."""
-    known = (*EVERY, *names(health_pb2), reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(known, server)

@@ -76,6 +76,7 @@ MATRIX = {
     },
     "grpc.health.v1.Health": {"Check": "open", "List": "open", "Watch": "open"},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": "infer train read"},
+    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": "infer train read"},
 }
 EXPECTED = {
     f"/{service}/{call}": roles

@@ -7,8 +7,9 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from multigrain_server.app import App
 from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
@@ -58,14 +59,26 @@ async def test_watch_tells_changes(app: App, channel: grpc.aio.Channel, service:
     await asyncio.sleep(0)
 
 
-async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-
-    async def ask() -> reflection_pb2.ServerReflectionResponse:
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for answer in stub.ServerReflectionInfo(iter([request])):
-            return answer
-        raise AssertionError("no answer")
-
-    names = {service.name for service in (await ask()).list_services_response.service}
-    assert {*EVERY, "grpc.health.v1.Health"} <= names
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_and_describes_the_services(
+    channel: grpc.aio.Channel, version: str
+) -> None:
+    service = f"grpc.reflection.{version}.ServerReflection"
+    call = channel.stream_stream(
+        f"/{service}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    questions = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=service),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=EMBEDDING),
+    ]
+    listed, own, ours = [answer async for answer in call(iter(questions))]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {*EVERY, "grpc.health.v1.Health", service} <= names
+    for answer, name in ((own, service), (ours, EMBEDDING)):
+        file = FileDescriptorProto.FromString(
+            answer.file_descriptor_response.file_descriptor_proto[0]
+        )
+        assert name in {f"{file.package}.{service.name}" for service in file.service}
