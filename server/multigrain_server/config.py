@@ -63,7 +63,10 @@ class GrpcConfig(Spec):
         1000, ge=1, description="Calls in flight on one connection."
     )
     keepalive_seconds: float = Field(
-        30.0, ge=1, description="Seconds of silence after which a connection is probed."
+        30.0,
+        ge=1,
+        description="Seconds of silence after which a connection is probed. Clients may probe "
+        "every 5 seconds; one that does so more often is hung up on.",
     )
     keepalive_timeout_seconds: float = Field(
         20.0, ge=1, description="Seconds after which a connection that does not answer is closed."

@@ -75,8 +75,8 @@ async def test_a_downloaded_bundle_can_be_imported_elsewhere_and_answers_the_sam
         second = await upload(b.manager, content, name="copy", version=7)
         assert str(first.entry.version) == "tiny@1"
         assert str(second.entry.version) == "copy@7"
-        await a.manager.load("tiny")
-        await b.manager.load("copy")
+        here, there = await a.manager.load("tiny"), await b.manager.load("copy")
+        assert here.runtime == there.runtime  # auto could go on to another one on either side
         ours, theirs = await a.embed(picture(1)), await b.embed(picture(1))
         assert ours.items == theirs.items
         assert left_aside(a, tmp_path / "a") == left_aside(b, tmp_path / "b") == []
