@@ -11,19 +11,9 @@ from mindspore import Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.losses.objective import JointObjective
-from multigrain.model.state import load_model_state, model_state
-from multigrain.train.step import TrainStep
-from tests.train.tiny import batch, tiny_spec, tiny_step
+from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
-
-def weights(step: TrainStep) -> dict[str, np.ndarray]:
-    return model_state(step._model)
-
-
-def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
-    assert first.keys() == second.keys()
-    for name, values in first.items():
-        np.testing.assert_array_equal(values, second[name], err_msg=name)
+TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}
 
 
 @pytest.mark.parametrize("kind", ["thor", "momentum"])
@@ -100,41 +90,6 @@ def test_the_table_lists_every_layer() -> None:
     assert table.splitlines()[0].endswith("4 parameters with their plain gradient")
 
 
-TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}
-OPTIONS: dict[str, Any] = {"pi_correction": True, "factor_average": 0.9, "kl_clip": 1e-3}
-
-
-@pytest.mark.parametrize(
-    ("kind", "at", "thor"),
-    [
-        ("thor", 3, {}),
-        ("thor", 4, {}),
-        ("momentum", 4, {}),
-        ("thor", 2, TRACE),
-        ("thor", 5, TRACE | {"w2": 0.0} | OPTIONS),
-    ],
-)
-def test_continuing_from_the_state_equals_going_on(
-    kind: str, at: int, thor: dict[str, Any]
-) -> None:
-    spec = tiny_spec(kind, **thor)
-    whole = tiny_step(spec)
-    for i in range(at):
-        whole(*batch(i))
-    saved_model, saved_state = weights(whole), whole.state()
-    rest = [whole(*batch(i)) for i in range(at, 8)]
-    if thor:
-        assert any(r.kept_layers for r in rest)  # something depends on the rule's state
-
-    resumed = tiny_step(spec)
-    resumed(*batch(99))  # leaves other values everywhere
-    load_model_state(resumed._model, saved_model)
-    resumed.load_state(saved_state)
-    assert [resumed(*batch(i)) for i in range(at, 8)] == rest
-    assert_same(weights(resumed), weights(whole))
-    assert_same(resumed.state(), whole.state())
-
-
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_step_that_is_not_finite_changes_nothing(at: int) -> None:
     """Also where the curvature was due: the next step makes up for it."""
@@ -158,29 +113,6 @@ def test_a_step_that_is_not_finite_changes_nothing(at: int) -> None:
     following = step(*batch(at + 1))
     assert not following.skipped
     assert following.refreshed_layers == (3 if due else 0)
-
-
-def test_a_run_that_goes_on_after_a_skipped_step_remembers_it() -> None:
-    """The refresh that it lacks, how many were skipped in a row, and what to go back to."""
-    spec = tiny_spec(frequency=3, max_skipped_steps=3)
-    bad = batch(0)
-    bad[0][:] = np.nan
-    before = tiny_step(spec)
-    for i in range(3):
-        before(*batch(i))
-    assert before(*bad).skipped
-    saved_model, saved_state = weights(before), before.state()
-
-    resumed = tiny_step(spec)
-    load_model_state(resumed._model, saved_model)
-    resumed.load_state(saved_state)
-    assert resumed(*batch(4)).refreshed_layers == 3
-    load_model_state(resumed._model, saved_model)
-    resumed.load_state(saved_state)
-    assert resumed(*bad).skipped_total == 2
-    assert_same(weights(resumed), saved_model)
-    with pytest.raises(MultigrainError, match="3 steps in a row"):
-        resumed(*bad)
 
 
 def test_the_noise_is_another_in_each_step_on_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,13 +176,6 @@ def test_clipping_bounds_the_global_norm() -> None:
     moments = [v for name, v in step.state().items() if name.startswith("momentum.")]
     norm = np.sqrt(sum((v.astype(np.float64) ** 2).sum() for v in moments))
     assert norm == pytest.approx(0.01, rel=1e-4)
-
-
-def test_a_state_of_another_model_is_refused() -> None:
-    state = tiny_step(tiny_spec("momentum")).state()
-    with pytest.raises(MultigrainError, match="curvature") as caught:
-        tiny_step(tiny_spec("thor")).load_state(state)
-    assert caught.value.kind is ErrorKind.CHECKPOINT
 
 
 def test_switching_to_evaluation_and_back_does_not_disturb_training() -> None:

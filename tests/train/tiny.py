@@ -11,6 +11,7 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d
 from multigrain.model.multigrain import MultiGrain
+from multigrain.model.state import model_state
 from multigrain.spec.training import (
     LearningRateSpec,
     ObjectiveSpec,
@@ -95,3 +96,14 @@ def batch(step: int, images: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarra
     x = np.repeat(base, 2, 0) + 0.1 * rng.standard_normal((2 * images, 3, SIDE, SIDE))
     ids = np.repeat(100 * step + np.arange(images), 2)
     return x.astype(np.float32), np.repeat(labels, 2).astype(np.int32), ids.astype(np.int32)
+
+
+def weights(step: TrainStep) -> dict[str, np.ndarray]:
+    """Of the model that it trains."""
+    return model_state(step._model)
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
