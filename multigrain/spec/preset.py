@@ -40,10 +40,8 @@ def preset_values(name: str) -> dict[str, Any]:
     """
     if name not in _names():
         guess = nearest(name, _names())
-        hint = f"did you mean '{guess}'? " if guess else ""
-        raise MultigrainError.field(
-            "spec.preset", f"unknown preset; {hint}The presets are {', '.join(_names())}"
-        )
+        hint = f"did you mean '{guess}'? There are" if guess else "there are"
+        raise MultigrainError.field("spec.preset", f"unknown preset: {hint} {', '.join(_names())}")
     values = dict(_document(name))
     del values["description"]
     base = values.pop("extends", None)

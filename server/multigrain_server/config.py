@@ -60,7 +60,10 @@ class GrpcConfig(Spec):
         64, ge=1, le=2047, description="Largest message either way, in MiB."
     )
     max_concurrent_streams: int = Field(
-        1000, ge=1, description="Calls in flight on one connection."
+        1000,
+        ge=1,
+        description="Calls in flight on one connection. Of a client that goes to this "
+        "limit, some calls may be refused with UNAVAILABLE before they are begun.",
     )
     keepalive_seconds: float = Field(
         30.0,

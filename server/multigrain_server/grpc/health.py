@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -15,7 +16,7 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no types
-    """With the call that grpcio's own lacks."""
+    """With what grpcio's own lacks: a call, and a word about services that there are not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +25,19 @@ class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no t
     async def set(self, service: str, status: int) -> None:
         self._names.add(service)
         await super().set(service, status)
+
+    async def Check(  # noqa: N802
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> health_pb2.HealthCheckResponse:
+        if request.service not in self._names:
+            known = ", ".join(sorted(self._names - {""}))
+            message = (
+                f"no service {request.service[:80]!r}: leave it out, or ask for one of {known}"
+            )
+            await context.abort(grpc.StatusCode.NOT_FOUND, message)
+        return await super().Check(request, context)  # type: ignore[no-any-return]
 
     async def List(  # noqa: N802
         self,

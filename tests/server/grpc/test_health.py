@@ -44,6 +44,9 @@ async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> Non
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await _check(channel, "multigrain.v1.Nothing")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    said = caught.value.details() or ""
+    assert said.startswith("no service 'multigrain.v1.Nothing': leave it out, or ask for one of ")
+    assert EMBEDDING in said
 
 
 @pytest.mark.parametrize("service", [EMBEDDING, INFERENCE])
