@@ -17,9 +17,7 @@ from multigrain_client import (
     InvalidRequest,
     NotFound,
     Overloaded,
-    ServerError,
     Unavailable,
-    WrongState,
 )
 from tests.client.events import job_of
 from tests.client.faults import Fault
@@ -184,45 +182,6 @@ def test_the_timeout_of_a_call_covers_all_its_attempts(client, state):
     state.delay = 1.0
     with pytest.raises(DeadlineExceeded, match="GetJob: no answer"):
         client.job("job-1", timeout=0.2)
-
-
-def test_errors_carry_kind_violations_and_request_id(client, state):
-    state.faults["StartTraining"].append(
-        Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "2 fields are wrong",
-            "INVALID_FIELD",
-            fields=(("spec.schedule.epochs", "must be >= 1"), ("spec.seed", "must be >= 0")),
-            request_id="req-7",
-        )
-    )
-    with pytest.raises(InvalidRequest) as info:
-        client.start_training(preset="digits-demo")
-    error = info.value
-    assert (error.kind, error.request_id, error.method) == (
-        "INVALID_FIELD",
-        "req-7",
-        "StartTraining",
-    )
-    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert str(error) == (
-        "2 fields are wrong; spec.schedule.epochs: must be >= 1; spec.seed: must be >= 0"
-    )
-
-
-@pytest.mark.parametrize(
-    ("code", "kind", "expected"),
-    [
-        (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", NotFound),
-        (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE", WrongState),
-        (grpc.StatusCode.INTERNAL, "INTERNAL", ServerError),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE", TimeoutError),
-    ],
-)
-def test_each_status_has_its_own_error(client, state, code, kind, expected):
-    state.faults["GetJob"].append(Fault(code, "words of the server", kind))
-    with pytest.raises(expected, match=r"^words of the server$"):
-        client.job("job-1")
 
 
 def test_jobs_pages_by_itself_and_filters(client, state):
