@@ -20,6 +20,8 @@ from multigrain.spec.violations import nearest
 # The one number that may be infinite: GeM with p = infinity is max pooling.
 _MAY_BE_INFINITE = frozenset({"spec.model.gem_p", "spec.gem_p", "spec.resolutions[].gem_p"})
 _SMALLEST_IMAGE = 16
+_SOURCES = ("job_id", "checkpoint_path", "model")
+_SOURCES_OF_EXPORTS = ("job_id", "checkpoint_path")
 
 
 def check_training(spec: TrainingSpec) -> list[FieldViolation]:
@@ -57,7 +59,8 @@ def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
 
 def check_export(spec: ExportSpec) -> list[FieldViolation]:
     """Every contradiction in an export specification."""
-    found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
+    weights = _weights(spec.weights, _SOURCES_OF_EXPORTS)
+    found = [*_infinities(spec), *weights, *_devices(spec.devices)]
     if spec.weights.model:
         found.append(
             _v("weights.model", "a model is an exported bundle already; give a job or a checkpoint")
@@ -235,11 +238,12 @@ def _devices(spec: DeviceSpec) -> Iterator[FieldViolation]:
         )
 
 
-def _weights(spec: WeightsSource) -> Iterator[FieldViolation]:
-    given = [name for name in ("job_id", "checkpoint_path", "model") if getattr(spec, name)]
+def _weights(spec: WeightsSource, allowed: tuple[str, ...] = _SOURCES) -> Iterator[FieldViolation]:
+    given = [name for name in _SOURCES if getattr(spec, name)]
     if len(given) != 1:
         what = f"{' and '.join(given)} are set" if given else "none is set"
-        yield _v("weights", f"exactly one of job_id, checkpoint_path and model is needed; {what}")
+        names = f"{', '.join(allowed[:-1])} and {allowed[-1]}"
+        yield _v("weights", f"exactly one of {names} is needed; {what}")
     if not re.fullmatch(r"last|best|[0-9]{1,18}", spec.checkpoint):
         yield _v(
             "weights.checkpoint",

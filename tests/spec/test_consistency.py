@@ -193,6 +193,8 @@ def test_an_export_takes_no_model_and_has_one_worker() -> None:
     overrides = {"weights": {"model": "m"}, "model_name": "m", "devices": {"count": 2}}
     found = refused(overrides, resolve_export)
     assert found.keys() == {"spec.weights.model", "spec.devices.count"}
+    without = refused({"model_name": "m"}, resolve_export)["spec.weights"]
+    assert without == "exactly one of job_id and checkpoint_path is needed; none is set"
 
 
 def test_air_is_unsupported_off_ascend_and_allowed_on_it() -> None:
