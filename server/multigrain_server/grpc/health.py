@@ -32,10 +32,10 @@ class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no t
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
-            known = ", ".join(sorted(self._names - {""}))
-            message = (
-                f"no service {request.service[:80]!r}: leave it out, or ask for one of {known}"
-            )
+            # Not those of models, of which there may be any number: List has them.
+            known = ", ".join(EVERY)
+            asked = request.service[:80]
+            message = f"no service {asked!r}: leave it out, or ask for one of {known}"
             await context.abort(grpc.StatusCode.NOT_FOUND, message)
         return await super().Check(request, context)
 
