@@ -35,6 +35,11 @@ def import_requests(
                 yield from _requests(archive, name, version)
         else:
             with source.open("rb") as archive:
+                if not tarfile.is_tarfile(archive):
+                    raise InvalidRequest(
+                        f"{source} is no model bundle, neither a folder nor an uncompressed tar of "
+                        "one; export makes one of a file of weights (checkpoint_path)"
+                    )
                 yield from _requests(archive, name, version)
     except OSError as error:
         raise InvalidRequest(f"cannot read {source}: {error.strerror or error}") from error

@@ -71,7 +71,11 @@ def read_pytorch(path: Path) -> dict[str, NDArray[np.generic]]:
             "Save its state_dict by itself, or convert it to .safetensors, where you trust it",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise _unusable(path, "it is not a whole PyTorch file") from error
+        raise _unusable(
+            path,
+            "it is not a whole PyTorch file of a state_dict; copy it once more, or save its "
+            "state_dict by itself",
+        ) from error
     tensors = {
         name: value
         for name, value in _holder(content, path).items()

@@ -118,6 +118,7 @@ def _outputs(state: dict[str, NDArray[np.generic]]) -> int:
     if classifier is None or classifier.ndim != 2:
         raise MultigrainError(
             ErrorKind.CHECKPOINT,
-            f"the weights have no {_CLASSIFIER}: they are not those of a MultiGrain network",
+            f"the weights have no {_CLASSIFIER}, which evaluation and export need: start a "
+            "training from them (initial_weights), which gives them one, and use its checkpoint",
         )
     return int(classifier.shape[0])

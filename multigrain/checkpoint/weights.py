@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from multigrain.checkpoint.files import describe
 from multigrain.checkpoint.naming.translate import is_ours, translate
 from multigrain.checkpoint.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.checkpoint.pytorch import read_pytorch
+from multigrain.checkpoint.reader import MANIFEST as CHECKPOINT_MANIFEST
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.remedy import remedy
 from multigrain.spec.training import ModelSpec
 
 # What training programs write into a .ckpt besides the network.
@@ -27,6 +30,7 @@ _NOT_WEIGHTS = (
     "cov_step", "momentum",
 )  # fmt: skip
 
+_SUFFIXES = (".safetensors", ".ckpt", *PYTORCH_SUFFIXES)
 _FILES = "a .safetensors, .ckpt or .pth file"
 
 
@@ -76,6 +80,8 @@ def load_weights(path: Path) -> Weights:
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return _from_bundle(path)
+        if path.suffix in _SUFFIXES and not (path / CHECKPOINT_MANIFEST).is_file():
+            raise _unusable(path, f"it is a folder; give the path of a file, {_FILES}")
         manifest, model = store.load_model(path)
         return Weights(
             model=model,
@@ -92,6 +98,7 @@ def load_weights(path: Path) -> Weights:
             ErrorKind.NOT_FOUND,
             f"there are no weights at {path}: give a checkpoint folder, or {_FILES}",
         )
+    _check_readable(path)
     if path.suffix == ".safetensors":
         return _from_file(path, _read_safetensors(path))
     if path.suffix == ".ckpt":
@@ -105,7 +112,23 @@ def load_weights(path: Path) -> Weights:
     )
 
 
+def _check_readable(path: Path) -> None:
+    """Before a reader's own word for it, which would be that the file is damaged."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        todo = remedy(error, "read it", "check the disk")
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            f"the weights in {path.name} cannot be read: {error.strerror}; {todo}",
+        ) from error
+
+
 def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
+    broken = sorted(name for name, array in state.items() if not _finite(array))
+    if broken:
+        # A ReLU turns them into zeros: figures and vectors would look like a bad network's.
+        raise _unusable(path, f"{broken[0]} holds numbers that are not finite in float32")
     if is_ours(state):
         return Weights(model=state)
     found = translate(state, path.name)
@@ -160,6 +183,10 @@ def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
     # A protobuf, not a pickle: reading one cannot run code.
     from mindspore import load_checkpoint
 
+    if zipfile.is_zipfile(path):
+        raise _unusable(
+            path, "it is PyTorch's (Lightning calls them so), not MindSpore's; name it .pth"
+        )
     try:
         parameters = load_checkpoint(str(path))
     except (ValueError, OSError, RuntimeError) as error:
@@ -169,6 +196,13 @@ def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
         for name, parameter in parameters.items()
         if not name.startswith(_NOT_WEIGHTS)
     }
+
+
+def _finite(array: NDArray[np.generic]) -> bool:
+    if not np.issubdtype(array.dtype, np.floating):
+        return True
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
 def _unusable(path: Path, what: str) -> MultigrainError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.model.layouts import trunk_shapes
 from multigrain.spec.training import ModelSpec
 from tests.peers.names import pytorch_shapes
+from tests.unprivileged import unprivileged
 
 MODEL = {"trunk.w": np.arange(6, dtype=np.float32).reshape(2, 3), "pool.p": np.array(3.0, "f4")}
 SPEC = ModelSpec(trunk="resnet18", classes=2)
@@ -121,6 +124,43 @@ def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
         load_weights(tmp_path / name)
     assert caught.value.kind is ErrorKind.CHECKPOINT
     assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), np.float32("inf"), np.float64(1e39)])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    state: dict[str, np.ndarray[Any, Any]] = {
+        name: np.ones(shape, np.float32) for name, shape in pytorch_shapes("resnet18", 4).items()
+    }
+    state["conv1.weight"] = np.full(state["conv1.weight"].shape, value)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(MultigrainError, match=r"conv1\.weight holds numbers that are not finite"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".pth"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(open_path: Path, suffix: str) -> None:
+    path = open_path / f"w{suffix}"
+    save_file(MODEL, path)
+    path.chmod(0)
+    with unprivileged() as uid, pytest.raises(MultigrainError) as caught:
+        load_weights(path)
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+    assert f"w{suffix} cannot be read: Permission denied; let uid {uid} read it" in str(
+        caught.value
+    )
+
+
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").mkdir()
+    with pytest.raises(MultigrainError, match="it is a folder; give the path of a file"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def test_pytorchs_checkpoints_with_mindspores_suffix_are_told_apart(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    with pytest.raises(MultigrainError, match=r"it is PyTorch's .* name it \.pth"):
+        load_weights(tmp_path / "last.ckpt")
 
 
 def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:

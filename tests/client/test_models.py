@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 
 import grpc
 import pytest
@@ -39,9 +40,15 @@ def test_a_bundle_goes_up_from_a_folder_and_comes_down_whole(client, state, tmp_
 
 
 def test_a_version_that_is_none_is_refused_by_name(client, tmp_path):
-    (tmp_path / "bundle.tar").write_bytes(b"x")
+    tarfile.open(tmp_path / "bundle.tar", "w").close()
     with pytest.raises(InvalidRequest, match=r"^start\.version: must be"):
         client.import_model(tmp_path / "bundle.tar", version=-1)
+
+
+def test_a_file_of_weights_is_not_sent_but_told_how_it_becomes_a_bundle(client, tmp_path):
+    (tmp_path / "resnet50.safetensors").write_bytes(b"x" * 3000)
+    with pytest.raises(InvalidRequest, match=r"no model bundle.*export makes one of a file of wei"):
+        client.import_model(tmp_path / "resnet50.safetensors")
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(client, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ from multigrain.model.layouts import LAYOUTS, Shape, trunk_of, trunk_shapes
 
 SCHEMES: tuple[Scheme, ...] = (TORCHVISION, TIMM, PUBLISHED)
 
-# torch.nn.DataParallel puts it before every name.
-_WRAPPER = "module."
+# A word before every name: "module." of DataParallel, "model." of Lightning, "backbone.", ...
+_WRAPPER = re.compile(r"[A-Za-z_]\w*\.")
 _OWN = "trunk."
 _CLASSIFIER = ("classifier.weight", "classifier.bias")
 _GEM_P = "pool.p"
@@ -60,12 +61,12 @@ def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated
     Raises:
         MultigrainError: CHECKPOINT, naming what is unknown, missing or of another shape.
     """
-    if state and all(name.startswith(_WRAPPER) for name in state):
-        state = {name.removeprefix(_WRAPPER): array for name, array in state.items()}
+    given = sorted(state)
+    state = _unwrapped(state)
     why = reason_against(state)
     if why:
         raise _unusable(file, why)
-    scheme = _scheme_of(state, file)
+    scheme = _scheme_of(state, given, file)
     model: dict[str, NDArray[np.generic]] = {}
     unknown = []
     for name, array in state.items():
@@ -91,7 +92,21 @@ def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated
     )
 
 
-def _scheme_of(names: Iterable[str], file: str) -> Scheme:
+def _unwrapped(state: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[np.generic]]:
+    """Without words that stand before every name, and in order, for messages to be the same."""
+    state = dict(sorted(state.items()))
+    # The trunk's word in the published names is the scheme's.
+    while found := _WRAPPER.match(next(iter(state), "")):
+        word = found.group()
+        if word == "features." or not all(name.startswith(word) for name in state):
+            break
+        state = {name.removeprefix(word): array for name, array in state.items()}
+    return state
+
+
+def _scheme_of(names: Iterable[str], given: list[str], file: str) -> Scheme:
+    if not given:
+        raise _unusable(file, "it holds no tensors")
     names = list(names)
     hits = {s.name: sum(s.ours(name) is not None for name in names) for s in SCHEMES}
     # The first of equals: a plain ResNet of timm's is called torchvision's, which it is.
@@ -99,7 +114,7 @@ def _scheme_of(names: Iterable[str], file: str) -> Scheme:
     if hits[scheme.name] == 0:
         known = ", ".join(s.name for s in SCHEMES)
         raise _unusable(
-            file, f"its names ({_list(names)}) are none of the known ones (ours, {known})"
+            file, f"its names ({_list(given)}) are none of the known ones (ours, {known})"
         )
     return scheme
 

@@ -143,8 +143,36 @@ def test_networks_that_only_look_alike_are_refused_with_the_reason(name: str) ->
     assert OTHER_NETWORKS[name] in caught.value.message
 
 
-@pytest.mark.parametrize("names", [("encoder.0.weight", "encoder.0.bias"), ()])
-def test_names_of_nothing_known_are_shown(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", ["module.", "model.", "_orig_mod.", "net.backbone."])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_words_before_every_name_are_taken_off(words: str, scheme: Scheme) -> None:
+    trunk = "se_resnet50" if scheme is TIMM else "resnet18"
+    plain = state(theirs(scheme, trunk))
+    found = translate({words + name: array for name, array in plain.items()}, "w")
+    assert (found.trunk, found.naming) == (trunk, scheme.name)
+    assert found.model.keys() == translate(plain, "w").model.keys()
+
+
+def test_a_word_before_some_names_only_is_not_taken_off() -> None:
+    given = state(theirs(TORCHVISION, "resnet18"))
+    given["model.conv1.weight"] = given.pop("conv1.weight")
+    with pytest.raises(MultigrainError, match=r"unknown: model\.conv1\.weight; missing: conv1"):
+        translate(given, "w")
+
+
+def test_names_are_shown_in_order_whatever_the_files_is() -> None:
+    given = state(theirs(TORCHVISION, "resnet18")) | {f"x{i}": np.zeros(1) for i in (3, 1, 2)}
+    with pytest.raises(MultigrainError, match=r"unknown: x1, x2, x3\)"):
+        translate(given, "w")
+
+
+def test_a_file_without_a_tensor_says_so() -> None:
+    with pytest.raises(MultigrainError, match="it holds no tensors"):
+        translate({}, "w")
+
+
+def test_names_of_nothing_known_are_shown() -> None:
+    names = ("encoder.0.bias", "encoder.0.weight")
     with pytest.raises(MultigrainError) as caught:
         translate({name: np.zeros(1) for name in names}, "w")
     assert ", ".join(names) in caught.value.message
