@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.remedy import remedy
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _NAMED = 5  # how many names an error message lists
@@ -102,9 +103,7 @@ def scan(root: Path) -> ImageFolder:
         folders = [e for e in listed if e.is_dir() and not e.name.startswith(".")]
         found = [(e.name, _images(root, Path(e.path))) for e in folders]
     except OSError as error:
-        raise MultigrainError(
-            ErrorKind.DATASET, f"the dataset {root} cannot be listed: {error.strerror}"
-        ) from error
+        raise _unlisted(error) from error
     if not folders:
         loose = sum(_is_image(entry.name) for entry in listed)
         hint = f" ({loose} images lie directly in it)" if loose else ""
@@ -149,7 +148,10 @@ def scan_images(root: Path) -> ImageFolder:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise MultigrainError(ErrorKind.DATASET, f"{root} {what}: give a folder of images")
-    paths = _images(root, root)
+    try:
+        paths = _images(root, root)
+    except OSError as error:
+        raise _unlisted(error) from error
     if not paths:
         raise MultigrainError(
             ErrorKind.DATASET, f"{root} has no images: add image files ({', '.join(EXTENSIONS)})"
@@ -157,10 +159,22 @@ def scan_images(root: Path) -> ImageFolder:
     return ImageFolder(root, ("",), paths, np.zeros(len(paths), np.int32))
 
 
+def _unlisted(error: OSError) -> MultigrainError:
+    todo = remedy(error, "list and read it", "check the disk")
+    return MultigrainError(
+        ErrorKind.DATASET, f"the folder {error.filename} cannot be listed: {error.strerror}; {todo}"
+    )
+
+
 def _images(root: Path, folder: Path) -> list[str]:
     images = []
     prefix = folder.relative_to(root).as_posix()
-    for directory, subfolders, names in os.walk(folder):
+
+    # os.walk leaves out what it cannot list: the images in there would be missing without a word.
+    def failed(error: OSError) -> None:
+        raise error
+
+    for directory, subfolders, names in os.walk(folder, onerror=failed):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = Path(directory).relative_to(folder).as_posix()
         start = "/".join(part for part in (prefix, below) if part != ".")

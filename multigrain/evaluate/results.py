@@ -17,6 +17,7 @@ from multigrain.evaluate.copy_detection import CopyDetectionResult
 from multigrain.evaluate.evaluator import Measured
 from multigrain.evaluate.precision import average_precision
 from multigrain.events.records import EvaluationRecord
+from multigrain.remedy import remedy
 
 METRICS = "metrics.json"
 IMAGES = "images.csv"
@@ -67,7 +68,8 @@ def write_results(
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE,
-            f"the results cannot be written ({error.strerror}): free some space and try again",
+            f"the results cannot be written ({error.strerror}): "
+            + remedy(error, "write in the job's folder", "free some space and try again"),
         ) from error
 
 

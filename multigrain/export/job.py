@@ -27,6 +27,7 @@ from multigrain.events.records import ArtifactRecord
 from multigrain.export.head import HeadWriter, whitening_images
 from multigrain.export.int8 import int8_images
 from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.remedy import remedy
 from multigrain.spec.export import ExportSpec
 
 WEIGHTS = "weights.safetensors"
@@ -62,7 +63,10 @@ def run_export(ctx: WorkerContext) -> Outcome:
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE,
-            f"the bundle cannot be written ({error.strerror}): free some space and try again",
+            f"the bundle cannot be written ({error.strerror}): "
+            + remedy(
+                error, "write in models/ of the data directory", "free some space and try again"
+            ),
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
+from multigrain.remedy import remedy
 
 # Limits of Linux: PATH_MAX and NAME_MAX.
 MAX_PATH_BYTES = 4095
@@ -63,9 +64,8 @@ class PathRoots:
                 f"{field}: {reason}",
                 violations=(FieldViolation(field, reason),),
             )
-        # A path that cannot be looked at (a loop of links, no permission) is as good as none.
-        if must_exist and not os.path.exists(real):
-            raise MultigrainError.field(field, f"no such file or folder on the server: {path}")
+        if must_exist and (missing := _missing(real, path)):
+            raise MultigrainError.field(field, missing)
         return real
 
 
@@ -84,4 +84,15 @@ def _malformed(path: str) -> str | None:
         return f"has a name of more than {MAX_NAME_BYTES} bytes"
     if not path.startswith("/"):
         return f"is relative ({path[:60]!r}); the server needs an absolute path"
+    return None
+
+
+def _missing(real: Path, path: str) -> str | None:
+    try:
+        real.stat()
+    except PermissionError as error:
+        todo = remedy(error, "enter the folders above it", "")
+        return f"the server may not look at {path}; {todo}"
+    except OSError:  # a loop of links is as good as nothing
+        return f"no such file or folder on the server: {path}"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ class App:
         except sqlite3.Error as error:
             self._data.close()
             raise DataDirError(
-                f"{self._data.database} cannot be opened ({error}): is the disk full, or read-only?"
+                f"{self._data.database} cannot be opened ({error}): is the disk full or "
+                f"read-only, or may uid {os.geteuid()} not write the file?"
             ) from error
         self.health = Health()
         self._calls = Calls()
@@ -210,14 +212,16 @@ class App:
                 credentials = self._certificates.credentials()
                 port = self._server.add_secure_port(str(wanted), credentials)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {wanted}: is it in use?") from error
+            raise OSError(
+                f"cannot listen on {wanted}: {wanted.trouble() or 'is it in use?'}"
+            ) from error
         self.address = str(wanted.with_port(port) if wanted.port == 0 else wanted)
         if self.config.http_listen:
             http = ListenAddress.parse(self.config.http_listen)
             try:
                 self.http_address = await self._http.start(http.host, http.port)
             except OSError as error:
-                raise OSError(f"cannot listen on {http}: {error.strerror}") from error
+                raise OSError(f"cannot listen on {http}: {http.explain(error)}") from error
         _log.info("listening", address=self.address, http=self.http_address or None)
         for warning in self.config.warnings:
             _log.warning(warning, address=self.address)

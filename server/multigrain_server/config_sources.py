@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from multigrain.remedy import remedy
 from multigrain_server.config import ServerConfig
 
 PREFIX = "MULTIGRAIN_"
@@ -175,7 +176,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        todo = remedy(error, "read it", "give the configuration file with --config")
+        raise ConfigError(f"{path}: {error.strerror}; {todo}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if body is None:

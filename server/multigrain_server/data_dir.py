@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
 
 from multigrain.checkpoint.files import make_folder
+from multigrain.remedy import remedy
 
 
 class DataDirError(Exception):
@@ -28,9 +30,17 @@ class DataDir:
         try:
             for folder in (path, self.jobs, self.models):
                 make_folder(folder)
+            _require(self.jobs, os.R_OK | os.W_OK | os.X_OK)
+            # Replicas that only serve have their bundles on a read-only volume.
+            _require(self.models, os.R_OK | os.X_OK)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise DataDirError(f"{path} cannot be used: {error.strerror}") from error
+            todo = remedy(
+                error, f"write in {error.filename}, or give --data-dir", "give another --data-dir"
+            )
+            raise DataDirError(
+                f"the data directory {path} cannot be used: {error.strerror}; {todo}"
+            ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,3 +84,9 @@ class DataDir:
         """Forgets the address and gives the lock back."""
         self.address.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+def _require(folder: Path, access: int) -> None:
+    """Now, not when the first job or model is lost from sight. Raises PermissionError."""
+    if not os.access(folder, access, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.data.folder import scan
+from multigrain.data.folder import scan, scan_images
 from multigrain.errors import ErrorKind, MultigrainError
+from tests.unprivileged import unprivileged
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -99,3 +100,17 @@ def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError) as caught:
         folder.read(0)
     assert caught.value.kind is ErrorKind.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize("closed", ["b", "b/deep", "."])
+def test_a_folder_that_may_not_be_listed_is_no_empty_one(open_path: Path, closed: str) -> None:
+    touch(open_path, "a/1.png", "b/2.png", "b/deep/3.png")
+    (open_path / closed).chmod(0)
+    for look in (scan, scan_images):
+        with unprivileged() as uid, pytest.raises(MultigrainError) as caught:
+            look(open_path)
+        assert caught.value.kind is ErrorKind.DATASET
+        assert caught.value.message == (
+            f"the folder {open_path / closed} cannot be listed: Permission denied; let uid {uid} "
+            "list and read it"
+        )

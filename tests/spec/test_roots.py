@@ -10,6 +10,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.spec.roots import PathRoots
+from tests.unprivileged import unprivileged
 
 FIELD = "spec.dataset.train_path"
 
@@ -155,3 +156,16 @@ def test_no_mixture_of_steps_gets_out(area: Path) -> None:
         # Where the operating system would follow the spelling too, it comes to the same place.
         assert not os.path.exists(path) or os.path.samefile(real, path)
     assert passed > 50
+
+
+def test_a_path_that_may_not_be_looked_at_is_not_called_missing(open_path: Path) -> None:
+    (open_path / "closed/data").mkdir(parents=True)
+    (open_path / "closed").chmod(0)
+    roots = PathRoots([open_path])
+    with unprivileged() as uid, pytest.raises(MultigrainError) as caught:
+        roots.check(f"{open_path}/closed/data", FIELD)
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+    assert caught.value.message == (
+        f"{FIELD}: the server may not look at {open_path}/closed/data; let uid {uid} enter the "
+        "folders above it"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from multigrain.data.folder import EXTENSIONS
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.remedy import remedy
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ def image_paths(root: Path, folder: Path) -> list[str]:
     found: list[str] = []
 
     def failed(error: OSError) -> None:
-        raise dataset_error(f"{folder} cannot be listed: {error.strerror}") from error
+        todo = remedy(error, "list and read it", "check the disk")
+        raise dataset_error(
+            f"{error.filename} cannot be listed: {error.strerror}; {todo}"
+        ) from error
 
     for directory, subfolders, names in os.walk(folder, onerror=failed):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]

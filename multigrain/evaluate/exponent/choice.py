@@ -34,6 +34,7 @@ from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.decode import decode_image
 from multigrain.images.preprocess import preprocess, preprocess_image
 from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.remedy import remedy
 from multigrain.spec.evaluation import EvaluationSpec
 
 _MAX_UNREADABLE = 0.5
@@ -259,5 +260,6 @@ class _Choice:
         except OSError as error:
             raise MultigrainError(
                 ErrorKind.STORAGE,
-                f"the results cannot be written ({error.strerror}): free some space and try again",
+                f"the results cannot be written ({error.strerror}): "
+                + remedy(error, "write in the job's folder", "free some space and try again"),
             ) from error

@@ -14,6 +14,7 @@ import structlog
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from multigrain.remedy import remedy
 from multigrain.spec.base import Spec
 from multigrain.spec.export import NAME_PATTERN
 from multigrain_server.access.role import Role
@@ -143,7 +144,8 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     try:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TokenFileError(f"{path}: {error.strerror}") from None
+        todo = remedy(error, "read it", "give the file of tokens with --access-tokens")
+        raise TokenFileError(f"{path}: {error.strerror}; {todo}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise TokenFileError(f"{path} is not YAML") from None
     try:

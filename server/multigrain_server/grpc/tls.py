@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from multigrain.remedy import remedy
 from multigrain_server.access.config import TlsConfig
 from multigrain_server.file_stamp import Stamp, stamp
 
@@ -130,7 +131,8 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise TlsError(f"{path}: {error.strerror}") from None
+        todo = remedy(error, "read it", "see --tls-certificate, --tls-key and --tls-client-ca")
+        raise TlsError(f"{path}: {error.strerror}; {todo}") from None
 
 
 def _expiry(chain: bytes) -> float:

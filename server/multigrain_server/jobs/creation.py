@@ -14,6 +14,7 @@ from multigrain.events.log import EventWriter
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.remedy import remedy
 
 _PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -80,8 +81,12 @@ def create_folder(
             raise
         raise MultigrainError(
             ErrorKind.STORAGE,
-            f"the job cannot be written ({error.strerror}); make room on the disk of the data "
-            "directory",
+            f"the job cannot be written ({error.strerror}); "
+            + remedy(
+                error,
+                "write in jobs/ of the data directory",
+                "make room on the disk of the data directory",
+            ),
         ) from error
     return final
 

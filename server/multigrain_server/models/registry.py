@@ -16,11 +16,16 @@ from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.checkpoint.files import sync_folder
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.remedy import remedy
 from multigrain_server.models.reference import ModelReference, ModelVersion
 
 _LOG = logging.getLogger(__name__)
 # Work folders beside the models; the dot keeps them from being taken for a model.
 _ASIDE = ".aside"
+
+
+# When content and rights of a file changed, in ns, and its bytes.
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class BundleEntry:
 
 @dataclass(frozen=True)
 class _Cached:
-    stamp: tuple[int, int]
+    stamp: _Stamp
     entry: BundleEntry
 
 
@@ -49,15 +54,16 @@ class BundleRegistry:
         self._root = models_dir
         self._root.mkdir(parents=True, exist_ok=True)
         self._cache: dict[Path, _Cached] = {}
-        self._damaged: dict[Path, tuple[int, int]] = {}
+        self._refused: dict[Path, _Stamp] = {}
 
     def entries(self) -> dict[ModelVersion, BundleEntry]:
         """All bundles, by name and version."""
         found: dict[ModelVersion, BundleEntry] = {}
-        for path in sorted(self._root.glob(f"[!.]*/[!.]*/{MANIFEST_NAME}")):
-            entry = self._read(path)
-            if entry is not None:
-                found[entry.version] = entry
+        for name in self._folders(self._root):
+            for version in self._folders(name):
+                entry = self._read(version / MANIFEST_NAME)
+                if entry is not None:
+                    found[entry.version] = entry
         return dict(sorted(found.items()))
 
     def find(self, reference: ModelReference) -> BundleEntry:
@@ -126,28 +132,50 @@ class BundleRegistry:
         with contextlib.suppress(OSError):  # other versions remain
             folder.parent.rmdir()
 
+    def _folders(self, parent: Path) -> list[Path]:
+        """Below ``parent``; none, and a word in the log, where they cannot be listed."""
+        try:
+            found = [path for path in parent.iterdir() if not path.name.startswith(".")]
+        except NotADirectoryError:
+            return []
+        except OSError as error:
+            self._refuse(parent, (0, 0, 0), "cannot be listed", error)
+            return []
+        self._refused.pop(parent, None)
+        return sorted(found)
+
     def _read(self, path: Path) -> BundleEntry | None:
+        stamp = (0, 0, 0)
         try:
             stat = path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_size)
+            stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
             cached = self._cache.get(path)
             if cached is not None and cached.stamp == stamp:
                 return cached.entry
-            if self._damaged.get(path) == stamp:
+            if self._refused.get(path) == stamp:
                 return None
             manifest = BundleManifest.model_validate_json(path.read_bytes())
             version = ModelVersion(manifest.name, manifest.version)
             if path.parent != self.folder(version):
                 raise ValueError(f"it says {version}")
+        except (FileNotFoundError, NotADirectoryError):
+            self._refused.pop(path, None)
+            return None
         except (OSError, ValueError, ValidationError) as error:
-            where = path.relative_to(self._root)
-            _LOG.warning("%s is not a usable bundle manifest: %s", where, error)
-            with contextlib.suppress(OSError, UnboundLocalError):
-                self._damaged[path] = stamp
+            self._refuse(path, stamp, "is not a usable bundle manifest", error)
             return None
         entry = BundleEntry(version, path.parent, manifest)
         self._cache[path] = _Cached(stamp, entry)
+        self._refused.pop(path, None)
         return entry
+
+    def _refuse(self, path: Path, stamp: _Stamp, what: str, error: Exception) -> None:
+        if self._refused.get(path) != stamp:  # once, not with every look
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"{error.strerror}; {remedy(error, 'read it', 'check the disk')}"
+            _LOG.warning("%s %s: %s", path.relative_to(self._root), what, reason)
+        self._refused[path] = stamp
 
     def _unknown(
         self, reference: ModelReference, entries: dict[ModelVersion, BundleEntry]
@@ -155,6 +183,8 @@ class BundleRegistry:
         versions = [str(key.version) for key in entries if key.name == reference.name]
         if versions:
             hint = f"it has version {', '.join(versions)}"
+        elif any(path.is_relative_to(self._root / reference.name) for path in self._refused):
+            hint = "the server has its folder but cannot use what is in it: see the server's log"
         elif entries:
             names = sorted({key.name for key in entries})
             hint = f"there is {', '.join(names[:10])}"

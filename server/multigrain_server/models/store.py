@@ -10,7 +10,9 @@ from pydantic import Field, ValidationError, field_validator
 from multigrain.checkpoint.files import replace_file
 from multigrain.engine.runtime.names import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.remedy import remedy
 from multigrain.spec.base import Spec
+from multigrain_server.data_dir import DataDirError
 from multigrain_server.models.reference import ModelReference, ModelVersion
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +67,10 @@ class ModelStore:
     changed nothing.
 
     Args:
-        path: the file. One that cannot be read is put aside, and nothing is loaded.
+        path: the file. One that is damaged is put aside, and nothing is loaded.
+
+    Raises:
+        DataDirError: if this process may not read it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,8 +124,12 @@ class ModelStore:
         except OSError as error:
             raise MultigrainError(
                 ErrorKind.STORAGE,
-                f"what is loaded cannot be noted ({error.strerror}); make room on the disk of the "
-                "data directory",
+                f"what is loaded cannot be noted ({error.strerror}); "
+                + remedy(
+                    error,
+                    "write in the data directory",
+                    "make room on the disk of the data directory",
+                ),
             ) from error
         self._state = state
 
@@ -130,6 +139,11 @@ def _read(path: Path) -> _Serving:
         return _Serving.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return _Serving()
+    except PermissionError as error:
+        # Nothing is wrong with it: put aside, it would be lost.
+        raise DataDirError(
+            f"{path} cannot be read: {error.strerror}; " + remedy(error, "read it", "")
+        ) from error
     except (OSError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         aside = path.with_name(f"{path.name}.damaged")

@@ -1,0 +1,91 @@
+"""A daemon that runs as the wrong user: it says so at once, and loses nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from multigrain_server.access.tokens import TokenFileError, read_tokens
+from multigrain_server.config_sources import ConfigError, parse
+from multigrain_server.data_dir import DataDir, DataDirError
+from multigrain_server.models.reference import ModelReference
+from multigrain_server.models.registry import BundleRegistry
+from multigrain_server.models.store import ModelStore
+from tests.engine.bundles import write_bundle
+from tests.unprivileged import unprivileged
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode"), [("", 0o555), ("jobs", 0), ("jobs", 0o555), ("models", 0)]
+)
+def test_a_data_directory_of_another_user_is_refused(
+    open_path: Path, closed: str, mode: int
+) -> None:
+    folders = [open_path / "data", open_path / "data/jobs", open_path / "data/models"]
+    for folder in folders if closed else folders[:1]:
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o777)
+    (open_path / "data" / closed).chmod(mode)
+    named = open_path / "data" / (closed or "jobs")
+    with unprivileged() as uid, pytest.raises(DataDirError) as caught:
+        DataDir(open_path / "data")
+    assert str(caught.value) == (
+        f"the data directory {open_path}/data cannot be used: Permission denied; let uid {uid} "
+        f"write in {named}, or give --data-dir"
+    )
+
+
+def test_bundles_on_a_read_only_volume_will_do(open_path: Path) -> None:
+    for folder in (open_path, open_path / "jobs", open_path / "models"):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+    (open_path / "models").chmod(0o555)
+    with unprivileged():
+        DataDir(open_path).close()
+
+
+def test_what_is_loaded_is_not_put_aside_because_it_may_not_be_read(open_path: Path) -> None:
+    path = open_path / "serving.json"
+    ModelStore(path).set_default("imagenet")
+    path.chmod(0)
+    open_path.chmod(0o777)
+    with unprivileged() as uid, pytest.raises(DataDirError, match=f"let uid {uid} read it"):
+        ModelStore(path)
+    path.chmod(0o600)
+    assert ModelStore(path).default() == "imagenet"
+    assert [p.name for p in open_path.iterdir()] == ["serving.json"]
+
+
+@pytest.mark.parametrize("closed", ["tiny", "tiny/1", "tiny/1/model.json"])
+def test_a_bundle_that_may_not_be_read_is_named_once_and_found_when_it_may(
+    open_path: Path, caplog: pytest.LogCaptureFixture, closed: str
+) -> None:
+    write_bundle(open_path, version=1)
+    registry = BundleRegistry(open_path)
+    path = open_path / closed
+    mode = path.stat().st_mode
+    path.chmod(0)
+    with unprivileged() as uid, caplog.at_level(logging.WARNING):
+        assert registry.entries() == {}
+        with pytest.raises(Exception, match="cannot use what is in it: see the server's log"):
+            registry.find(ModelReference("tiny", None))
+        with pytest.raises(Exception, match="there is none yet"):
+            registry.find(ModelReference("other", None))
+    assert len(caplog.messages) == 1
+    assert closed in caplog.messages[0]
+    assert f"Permission denied; let uid {uid} read it" in caplog.messages[0]
+    path.chmod(mode)
+    assert len(registry.entries()) == 1
+
+
+def test_files_of_the_configuration_are_named_with_who_may_not_read_them(open_path: Path) -> None:
+    path = open_path / "file.yaml"
+    path.write_text("{}")
+    path.chmod(0)
+    with unprivileged() as uid:
+        with pytest.raises(ConfigError, match=f"file.yaml: Permission denied; let uid {uid} read"):
+            parse(["--config", str(path)], {})
+        with pytest.raises(TokenFileError, match=f"Permission denied; let uid {uid} read it"):
+            read_tokens(path)
