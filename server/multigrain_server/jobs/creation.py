@@ -9,12 +9,12 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.errors import MultigrainError
 from multigrain.events.log import EventWriter
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.remedy import remedy
+from multigrain_server.stored import stored
 
 _PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -59,35 +59,26 @@ def create_folder(
     aside = JobFolder(jobs_dir / f".new-{request.job_id}")
     final = JobFolder(jobs_dir / request.job_id)
     try:
-        aside.path.mkdir()
-        aside.logs.mkdir()
-        if checkpoint is not None:
-            # Here, not above: it brings numpy, which a start of the daemon should not wait for.
-            from multigrain.checkpoint.store import link_model
+        with stored("the job cannot be written", "jobs/ of the data directory"):
+            aside.path.mkdir()
+            aside.logs.mkdir()
+            if checkpoint is not None:
+                # Here, not above: it brings numpy, which a start of the daemon should not wait for.
+                from multigrain.checkpoint.store import link_model
 
-            link_model(checkpoint, aside.weights)
-        with aside.spec.open("x") as file:
-            file.write(request.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with EventWriter(aside.events, request.job_id) as writer:
-            writer.append(StateRecord(JobState.QUEUED, message), 0)
-        sync_folder(aside.path)
-        aside.path.rename(final.path)
-        sync_folder(jobs_dir)
-    except (OSError, MultigrainError) as error:
+                link_model(checkpoint, aside.weights)
+            with aside.spec.open("x") as file:
+                file.write(request.model_dump_json(indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with EventWriter(aside.events, request.job_id) as writer:
+                writer.append(StateRecord(JobState.QUEUED, message), 0)
+            sync_folder(aside.path)
+            aside.path.rename(final.path)
+            sync_folder(jobs_dir)
+    except MultigrainError:
         shutil.rmtree(aside.path, ignore_errors=True)
-        if isinstance(error, MultigrainError):
-            raise
-        raise MultigrainError(
-            ErrorKind.STORAGE,
-            f"the job cannot be written ({error.strerror}); "
-            + remedy(
-                error,
-                "write in jobs/ of the data directory",
-                "make room on the disk of the data directory",
-            ),
-        ) from error
+        raise
     return final
 
 

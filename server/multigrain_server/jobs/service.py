@@ -36,6 +36,7 @@ from multigrain_server.jobs.resumable import check_resumable
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor
+from multigrain_server.stored import stored
 from multigrain_server.threads import to_the_end
 from multigrain_server.turns import in_turns
 
@@ -213,9 +214,11 @@ class Jobs:
             await asyncio.to_thread(check_resumable, job.request.training, folder)
             job = self._resumable(job_id)  # somebody may have resumed or deleted it meanwhile
         message = self._queue_message(job.request, "resumed")
-        if job_id in self._supervisor.active or not append(
-            folder, StateRecord(JobState.QUEUED, message), job.view.attempt
-        ):
+        if job_id in self._supervisor.active:
+            raise _still_ending(job_id)
+        with stored("the job cannot be resumed", "the job's folder"):
+            noted = append(folder, StateRecord(JobState.QUEUED, message), job.view.attempt)
+        if not noted:
             raise _still_ending(job_id)
         feed = self._feeds.take(job_id)
         feed.poll()
@@ -250,7 +253,8 @@ class Jobs:
         if reader:
             raise _wrong_state(job, f"is in use: job {reader} reads its checkpoints")
         # Without a folder somebody removed it by hand, and the index is all that is left.
-        trash = move_to_trash(folder) if folder.path.exists() else None
+        with stored("the job cannot be deleted", "jobs/ of the data directory"):
+            trash = move_to_trash(folder) if folder.path.exists() else None
         self._store.delete(job_id)
         gone = MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted")
         self._feeds.drop(job_id, gone)

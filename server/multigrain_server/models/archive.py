@@ -6,8 +6,8 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,7 @@ from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.reference import ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, verify
 from multigrain_server.models.view import ModelView
+from multigrain_server.stored import stored
 from multigrain_server.threads import to_the_end
 
 _LOG = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ _CHUNK = 1024 * 1024
 _MAX_CHUNK = 2 * 1024 * 1024
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 _MAX_VERSION = 2**63 - 1
+
+# For ``stored``.
+_ARCHIVE = ("the archive cannot be stored", "models/ of the data directory")
 
 
 class BundleImport:
@@ -55,7 +59,7 @@ class BundleImport:
         self._expected = sha256.lower()
         self._digest = hashlib.sha256()
         self._received = 0
-        with _stored():
+        with stored(*_ARCHIVE):
             self._work = manager.bundles.work_folder()
             self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
 
@@ -98,7 +102,7 @@ class BundleImport:
         # From here to the rename nothing waits, so that two imports cannot take one version.
         version = ModelVersion(name, self._version or self._manager.bundles.next_version(name))
         renamed = manifest.model_copy(update={"name": name, "version": version.version})
-        with _stored():
+        with stored(*_ARCHIVE):
             write_manifest(folder, renamed)
             self._manager.bundles.add(folder, version)
         self._manager.rescan()
@@ -113,11 +117,11 @@ class BundleImport:
 
     def _append(self, chunk: bytes) -> None:
         self._digest.update(chunk)
-        with _stored():
+        with stored(*_ARCHIVE):
             self._file.write(chunk)
 
     def _unpack(self, folder: Path) -> BundleManifest:
-        with _stored():
+        with stored(*_ARCHIVE):
             self._file.flush()
             self._file.seek(0)
         unpack_tar(self._file, folder, max_bytes=self._manager.config.max_bundle_bytes)
@@ -158,7 +162,7 @@ async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[Bund
         MultigrainError: NOT_FOUND, CHECKPOINT (the bundle on disk is damaged).
     """
     entry = manager.view(model).entry
-    with _stored():
+    with stored(*_ARCHIVE):
         work = manager.bundles.work_folder()
     try:
         yield await to_the_end(_pack, entry, work / "archive.tar")
@@ -168,22 +172,9 @@ async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[Bund
 
 def _pack(entry: BundleEntry, target: Path) -> BundleArchive:
     verify(entry)
-    with _stored(), target.open("w+b") as file:
+    with stored(*_ARCHIVE), target.open("w+b") as file:
         write_tar(entry.path, file)
         file.flush()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return BundleArchive(target, target.stat().st_size, digest)
-
-
-@contextmanager
-def _stored() -> Iterator[None]:
-    """Makes a disk's refusal one that callers can act on."""
-    try:
-        yield
-    except OSError as error:
-        raise MultigrainError(
-            ErrorKind.STORAGE,
-            f"the archive cannot be stored ({error.strerror}); make room on the disk of the data "
-            "directory",
-        ) from error

@@ -33,6 +33,7 @@ from multigrain_server.serving.engine_child import Launch
 from multigrain_server.serving.engine_child import launch as launch_process
 from multigrain_server.serving.metrics import ServingMetrics
 from multigrain_server.serving.response_cache import ResponseCache
+from multigrain_server.stored import stored
 from multigrain_server.threads import to_the_end
 
 
@@ -213,7 +214,8 @@ class ModelManager:
                     ErrorKind.WRONG_STATE,
                     f"{version} is in use: job {reader} reads it; wait for its end, or cancel it",
                 )
-            await to_the_end(self.bundles.remove, version)
+            with stored(f"{version} cannot be deleted", "models/ of the data directory"):
+                await to_the_end(self.bundles.remove, version)
             self.metrics.model_state(version.name, version.version, None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

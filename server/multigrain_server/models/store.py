@@ -9,11 +9,12 @@ from pydantic import Field, ValidationError, field_validator
 
 from multigrain.checkpoint.files import replace_file
 from multigrain.engine.runtime.names import RUNTIMES
-from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.errors import MultigrainError
 from multigrain.remedy import remedy
 from multigrain.spec.base import Spec
 from multigrain_server.data_dir import DataDirError
 from multigrain_server.models.reference import ModelReference, ModelVersion
+from multigrain_server.stored import stored
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,18 +120,8 @@ class ModelStore:
         state = self._state.model_copy(update=changed)
         if state == self._state:
             return
-        try:
+        with stored("what is loaded cannot be noted", "the data directory"):
             replace_file(self._path, state.model_dump_json(indent=1).encode() + b"\n")
-        except OSError as error:
-            raise MultigrainError(
-                ErrorKind.STORAGE,
-                f"what is loaded cannot be noted ({error.strerror}); "
-                + remedy(
-                    error,
-                    "write in the data directory",
-                    "make room on the disk of the data directory",
-                ),
-            ) from error
         self._state = state
 
 

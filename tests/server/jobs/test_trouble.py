@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from dataclasses import replace
 from typing import Any
@@ -85,3 +86,25 @@ async def test_a_daemon_stops_also_where_the_index_cannot_be_written(
     monkeypatch.setattr(side.store, "save_view", full)
     await side.supervisor.stop()
     assert set(side.supervisor.active) == {job.job_id for job in jobs}
+
+
+@pytest.mark.parametrize("call", ["delete", "resume"])
+async def test_a_job_folder_of_another_user_is_told_and_stays(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    job = await side.submit(events="10000", pause="0.01")
+    side.jobs.cancel(job.job_id)
+    await side.ended(job.job_id)
+
+    def refused(*_arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    word = {"delete": "move_to_trash", "resume": "append"}[call]
+    monkeypatch.setattr(f"multigrain_server.jobs.service.{word}", refused)
+    with pytest.raises(MultigrainError) as caught:
+        await getattr(side.jobs, call)(job.job_id)
+    assert caught.value.kind is ErrorKind.STORAGE
+    assert f"the job cannot be {call}d (Permission denied); let uid" in caught.value.message
+    monkeypatch.undo()
+    assert side.jobs.get(job.job_id).state is JobState.CANCELLED
+    await side.jobs.delete(job.job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,21 @@ async def test_another_runtime_is_switched_to_only_if_it_works(root: Path) -> No
         await h.embed(picture(1))
         with pytest.raises(MultigrainError, match="runtime"):
             await h.manager.load("tiny@1", "tensorrt")
+
+
+async def test_a_bundle_of_another_user_is_told_and_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    async with house(root) as h:
+        monkeypatch.setattr("multigrain_server.models.registry.os.rename", refused)
+        with pytest.raises(MultigrainError, match=r"tiny@1 cannot .*; let uid") as caught:
+            await h.manager.delete("tiny@1")
+        monkeypatch.undo()
+        assert caught.value.kind is ErrorKind.STORAGE
+        await h.manager.delete("tiny@1")
 
 
 async def test_only_what_is_not_in_use_can_be_deleted(root: Path) -> None:
