@@ -11,6 +11,7 @@ import yaml
 
 from multigrain_server.config import ServerConfig
 from tests.deploy.named import DEPLOY, container_command, expressions, recorded, series
+from tests.server.metrics.test_series import described
 
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
@@ -37,6 +38,18 @@ def test_every_expression_asks_for_a_series_of_ours() -> None:
         assert all(series(text) for text in texts)
         made = {name for text in texts for name in series(text) if ":" in name}
         assert made <= recorded()
+
+
+def test_every_series_that_is_asked_for_is_one_that_the_daemon_has() -> None:
+    has = described()
+    parts = {
+        f"{name}{part}"
+        for name, (kind, _) in has.items()
+        for part in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
+    }
+    for file, texts in expressions().items():
+        unknown = {name for text in texts for name in series(text) if ":" not in name} - parts
+        assert not unknown, file
 
 
 def test_flags_of_the_service_and_the_container_are_flags_of_the_daemon() -> None:

@@ -28,6 +28,26 @@ def test_the_table_has_every_kind_and_never_ok() -> None:
     assert grpc.StatusCode.UNKNOWN not in STATUS_OF.values()
 
 
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("INVALID_FIELD", "INVALID_ARGUMENT"),
+        ("PATH_NOT_ALLOWED", "PERMISSION_DENIED"),
+        ("OVERLOADED", "RESOURCE_EXHAUSTED"),
+        ("STORAGE", "RESOURCE_EXHAUSTED"),
+        ("UNAVAILABLE", "UNAVAILABLE"),
+        ("DEADLINE", "DEADLINE_EXCEEDED"),
+        ("NOT_FOUND", "NOT_FOUND"),
+        ("WRONG_STATE", "FAILED_PRECONDITION"),
+        ("CHECKPOINT", "FAILED_PRECONDITION"),
+        ("UNAUTHENTICATED", "UNAUTHENTICATED"),
+        ("FORBIDDEN", "PERMISSION_DENIED"),
+    ],
+)
+def test_what_callers_decide_by_has_the_status_that_is_promised(kind: str, code: str) -> None:
+    assert STATUS_OF[ErrorKind[kind]] is grpc.StatusCode[code]
+
+
 def test_kinds_are_those_of_the_contract() -> None:
     contract = {
         name.removeprefix("ERROR_KIND_"): number for name, number in common_pb2.ErrorKind.items()
