@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import grpc.aio
@@ -10,9 +12,10 @@ import pytest
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_pb2_grpc import ExportServiceStub
 from multigrain.v1.export_spec_pb2 import ExportSpec
-from multigrain.v1.job_pb2 import StreamEventsRequest
+from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain_server.app import App
+from multigrain_server.config import JobsConfig, ServerConfig, ShutdownConfig
 
 
 @pytest.mark.parametrize(("end", "looks"), [("SUCCEEDED", 1), ("FAILED", 0)])
@@ -46,3 +49,54 @@ async def test_a_daemon_that_has_stopped_may_be_abandoned_all_the_same(
     await app.abandon()
     with file_in_its_place:  # not closed in place of the data directory's lock
         file_in_its_place.write("still open")
+
+
+async def test_what_is_set_for_jobs_reaches_those_who_look_after_them(tmp_path: Path) -> None:
+    jobs = JobsConfig(
+        poll_seconds=0.02, heartbeat_seconds=3.0, max_runner_crashes=7, runner_restart_seconds=0.9
+    )
+    app = App(ServerConfig(data_dir=tmp_path, jobs=jobs))
+    options = app._supervisor._options
+    assert options.poll_seconds == 0.02
+    assert options.max_runner_crashes == 7
+    assert options.restart_delay_seconds == 0.9
+    assert app.feeds.new("train-1")._heartbeat_seconds == 3.0
+    await app.abandon()
+
+
+def _quick_to_stop(tmp_path: Path, **seconds: float) -> App:
+    return App(
+        ServerConfig(
+            data_dir=tmp_path,
+            listen="127.0.0.1:0",
+            http_listen="",
+            shutdown=ShutdownConfig(**seconds),
+        )
+    )
+
+
+async def test_calls_have_as_long_to_finish_as_is_set(tmp_path: Path) -> None:
+    app = _quick_to_stop(tmp_path, drain_seconds=0.2)
+    await app.start()
+    app._calls.enter("/multigrain.v1.ModelService/LoadModel")  # and does not leave
+    began = time.monotonic()
+    async with asyncio.timeout(10):
+        await app.stop()
+    await app.hang_up()
+    assert time.monotonic() - began >= 0.2
+
+
+async def test_a_stopping_daemon_serves_on_for_as_long_as_is_set(tmp_path: Path) -> None:
+    app = _quick_to_stop(tmp_path, keep_serving_seconds=1.0)
+    await app.start()
+    async with grpc.aio.insecure_channel(app.address) as channel:
+        list_jobs = JobServiceStub(channel).ListJobs
+        await list_jobs(ListJobsRequest())
+        stopping = asyncio.create_task(app.stop())
+        while app.health.ready:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await list_jobs(ListJobsRequest())
+        await stopping
+        with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
+            await list_jobs(ListJobsRequest())
+        await app.hang_up()

@@ -13,6 +13,7 @@ from multigrain.v1 import embedding_pb2
 from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain_server.config import GrpcConfig
+from multigrain_server.grpc.server import build_server
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving
@@ -63,3 +64,15 @@ async def test_a_connection_has_only_so_many_calls_at_a_time(tmp_path: Path) -> 
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         open_call.cancel()
         await list_models(ListModelsRequest(), timeout=60)
+
+
+@pytest.mark.parametrize("field", GrpcConfig.model_fields)
+def test_every_limit_that_is_set_reaches_grpc(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, int]] = []
+    monkeypatch.setattr(
+        grpc.aio, "server", lambda interceptors, options: made.append(dict(options))
+    )
+    age = {"max_connection_age_seconds": 7.0}
+    for fields in (age, {**age, field: 11}):
+        build_server(GrpcConfig(**fields), [])
+    assert made[0] != made[1]
