@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
@@ -64,8 +66,9 @@ async def test_what_is_set_for_jobs_reaches_those_who_look_after_them(tmp_path: 
     await app.abandon()
 
 
-def _quick_to_stop(tmp_path: Path, **seconds: float) -> App:
-    return App(
+@asynccontextmanager
+async def _stopping(tmp_path: Path, **seconds: float) -> AsyncIterator[App]:
+    app = App(
         ServerConfig(
             data_dir=tmp_path,
             listen="127.0.0.1:0",
@@ -73,30 +76,32 @@ def _quick_to_stop(tmp_path: Path, **seconds: float) -> App:
             shutdown=ShutdownConfig(**seconds),
         )
     )
+    await app.start()
+    try:
+        yield app
+    finally:
+        await app.hang_up()
 
 
 async def test_calls_have_as_long_to_finish_as_is_set(tmp_path: Path) -> None:
-    app = _quick_to_stop(tmp_path, drain_seconds=0.2)
-    await app.start()
-    app._calls.enter("/multigrain.v1.ModelService/LoadModel")  # and does not leave
-    began = time.monotonic()
-    async with asyncio.timeout(10):
+    async with _stopping(tmp_path, drain_seconds=0.2) as app, asyncio.timeout(10):
+        app._calls.enter("/multigrain.v1.ModelService/LoadModel")  # and does not leave
+        began = time.monotonic()
         await app.stop()
-    await app.hang_up()
-    assert time.monotonic() - began >= 0.2
+        assert time.monotonic() - began >= 0.2
 
 
 async def test_a_stopping_daemon_serves_on_for_as_long_as_is_set(tmp_path: Path) -> None:
-    app = _quick_to_stop(tmp_path, keep_serving_seconds=1.0)
-    await app.start()
-    async with grpc.aio.insecure_channel(app.address) as channel:
+    async with (
+        _stopping(tmp_path, keep_serving_seconds=1.0) as app,
+        grpc.aio.insecure_channel(app.address) as channel,
+    ):
         list_jobs = JobServiceStub(channel).ListJobs
         await list_jobs(ListJobsRequest())
-        stopping = asyncio.create_task(app.stop())
+        stop = asyncio.create_task(app.stop())
         while app.health.ready:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await list_jobs(ListJobsRequest())
-        await stopping
+        await stop
         with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
             await list_jobs(ListJobsRequest())
-        await app.hang_up()
