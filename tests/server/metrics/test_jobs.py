@@ -109,3 +109,16 @@ async def test_a_job_that_nobody_looks_after_holds_its_device_and_its_record_is_
     assert active.feed.offset > 0
     assert found["multigrain_devices/cpu/free"] == 0
     assert found["multigrain_devices/cpu/leased"] == 1
+    # It has ended and still holds its device: both the index and the supervisor have it.
+    active.feed.poll()
+    app._store.save_view(job.job_id, active.feed.view, size)
+    states = [
+        sample.labels
+        for metric in app.registry.collect()
+        for sample in metric.samples
+        if sample.name == "multigrain_job_state"
+    ]
+    assert states == [{"job": job.job_id, "state": "SUCCEEDED"}]
+    app._calls.enter("/multigrain.v1.JobService/GetJob")
+    assert app.registry.get_sample_value("multigrain_calls_in_flight") == 1
+    app._calls.leave()

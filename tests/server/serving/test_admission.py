@@ -65,6 +65,17 @@ class Gate:
         load = Load(items, size, caller or self._callers, deadline)
         self._inside.enter_context(self.admission.admit(load, self.engine))
 
+    def counted(self, name: str) -> float | None:
+        return self.registry.get_sample_value(f"multigrain_{name}")
+
+    def refusals(self) -> dict[str, float]:
+        """By reason, those that there were."""
+        counts = {
+            reason: self.registry.get_sample_value("multigrain_rejected_total", {"reason": reason})
+            for reason in get_args(Refusal)
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
     def refused(self, items: int = 1, **fields: float) -> MultigrainError:
         before = self.admission.items
         with pytest.raises(MultigrainError) as caught:
@@ -92,6 +103,31 @@ def test_room_is_given_back_however_the_work_ends() -> None:
         fail()
     assert inside == [4]
     assert gate.admission.items == 0
+
+
+def test_items_and_bytes_may_fill_their_limits_and_each_refusal_has_its_reason_once() -> None:
+    gate = Gate(queue_items=4, max_image_bytes=1024, queue_bytes=2048)
+    with gate.admission.admit(Load(4, 2048), gate.engine):
+        assert gate.counted("inflight_bytes") == 2048
+        assert gate.refused(1, size=0).kind is ErrorKind.OVERLOADED
+        assert gate.refusals() == {"queue_full": 1}
+    assert (gate.counted("inflight_items"), gate.counted("inflight_bytes")) == (0, 0)
+    with gate.admission.admit(Load(2, 2048), gate.engine):
+        assert gate.refused(1, size=1).kind is ErrorKind.OVERLOADED
+        assert gate.refusals() == {"queue_full": 1, "bytes": 1}
+    # More than ever fits.
+    assert gate.refused(1, size=2049).kind is ErrorKind.INVALID_FIELD
+    assert gate.refusals() == {"queue_full": 1, "bytes": 2}
+    gate.admission.too_late(Load(1, 1), gate.engine)
+    gate.admission.drain()
+    assert gate.refused(1, size=1).kind is ErrorKind.UNAVAILABLE
+    assert gate.refusals() == {"queue_full": 1, "bytes": 2, "late": 1, "draining": 1}
+
+
+def test_nobody_is_sent_away_for_longer_than_ten_seconds() -> None:
+    gate = Gate(rate=0.1, queue_items=4)
+    gate.enter(4)
+    assert gate.delay(4) == 10.0
 
 
 def test_no_more_is_admitted_than_can_be_answered_within_the_deadline() -> None:

@@ -1,0 +1,48 @@
+"""Requests and images that get no answer are counted once each, by their reason."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.engine.bundles import write_bundle
+from tests.server.models.fake_engine import FakeEngines
+from tests.server.serving.house import House, house, small_config
+
+
+@pytest.fixture
+async def h(tmp_path: Path) -> AsyncIterator[House]:
+    write_bundle(tmp_path / "models")
+    config = small_config(max_images_per_request=2, max_image_bytes=1024)
+    async with house(tmp_path, config, FakeEngines().launch) as h:
+        await h.manager.load("tiny")
+        yield h
+
+
+async def test_a_request_of_too_many_images(h: House) -> None:
+    with pytest.raises(MultigrainError, match="at most 2 in a request"):
+        await h.embed(b"a", b"b", b"c")
+    assert h.metric("multigrain_rejected_total", reason="too_many_items") == 1
+
+
+async def test_a_request_whose_deadline_has_passed(h: House) -> None:
+    with pytest.raises(MultigrainError) as caught:
+        await h.embed(b"a", deadline_ns=1)
+    assert caught.value.kind is ErrorKind.DEADLINE
+    assert h.metric("multigrain_rejected_total", reason="deadline") == 1
+    statistics = h.manager.route("").statistics
+    assert (statistics.fail.count, statistics.success.count) == (1, 0)
+
+
+async def test_an_image_that_is_too_large(h: House) -> None:
+    answer = await h.embed(b"a", b"x" * 1025)
+    assert [item.error.kind if item.error else None for item in answer.items] == [
+        None,
+        ErrorKind.IMAGE_TOO_LARGE,
+    ]
+    assert h.metric("multigrain_items_failed_total", reason="too_large") == 1
+    assert h.metric("multigrain_queue_items", model="tiny") == 0
+    assert h.metric("multigrain_model_load_seconds_count") == 1
