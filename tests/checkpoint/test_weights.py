@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from multigrain.bundle.manifest import BundleManifest, Head
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
-from multigrain.checkpoint.weights import load_weights
+from multigrain.checkpoint.weights import Weights, load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.model.layouts import trunk_shapes
@@ -58,6 +58,16 @@ def test_a_bundle_folder_tells_its_preprocessing_too(tmp_path: Path) -> None:
     check(weights.model)
     assert [head.preprocessing for head in weights.heads] == [preprocessing]
     assert weights.spec == SPEC
+
+
+def test_each_resolution_of_a_bundle_has_its_own_head_and_others_have_none() -> None:
+    heads = tuple(
+        Head(resolution=size, gem_p=p, preprocessing=Preprocessing.standard(size))
+        for size, p in ((224, 3.0), (500, 4.0))
+    )
+    weights = Weights(MODEL, heads=heads)
+    assert [weights.head(size) for size in (0, 224, 500, 800)] == [heads[0], *heads, None]
+    assert Weights(MODEL).head(0) is None
 
 
 def test_a_bundle_without_weights_says_so(tmp_path: Path) -> None:

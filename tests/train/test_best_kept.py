@@ -64,10 +64,17 @@ def spec_of(epochs: int, metric: str) -> TrainingSpec:
 
 
 def attempt(
-    tmp_path: Path, figures: list[float], *, epochs: int, metric: str = "top1", look: bool = False
+    tmp_path: Path,
+    figures: list[float],
+    *,
+    epochs: int,
+    metric: str = "top1",
+    look: bool = False,
+    stopped_in: int = 0,
 ) -> RecordingReporter:
     """Trains from the newest checkpoint to the end of so many epochs; the n-th epoch's figure is
-    ``figures[n]``. ``look``: held-out images go through the network as well."""
+    ``figures[n]``. ``look``: held-out images go through the network as well. ``stopped_in``: the
+    epoch in whose evaluation it is asked to stop."""
     spec, reporter = spec_of(epochs, metric), RecordingReporter()
     request = JobRequest(
         job_id="job", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=spec
@@ -86,7 +93,9 @@ def attempt(
         ctx, spec.checkpointing, model_spec, classes, model, step, best, last_saved=start.step
     )
 
-    def evaluate(done: int, epoch: int) -> EvaluationRecord:
+    def evaluate(done: int, epoch: int) -> EvaluationRecord | None:
+        if epoch == stopped_in:
+            return None
         if look:
             how = Preprocessing(size=SIDE, resize_short=SIDE)
             found = measure(model, scan(tmp_path / "val"), how, tasks=ALL_TASKS)
@@ -132,6 +141,14 @@ def test_a_better_one_after_a_resumption_takes_the_best_one_s_place(tmp_path: Pa
     assert bests(attempt(tmp_path, figures, epochs=3, metric="loss")) == [2, 4]
     assert bests(attempt(tmp_path, figures, epochs=5, metric="loss")) == [8]
     assert names(tmp_path) == ["step-00000008", "step-00000010"]
+
+
+def test_a_job_that_was_stopped_in_an_evaluation_makes_it_before_it_goes_on(tmp_path: Path) -> None:
+    figures = [0.2, 0.9, 0.5]
+    assert attempt(tmp_path, figures, epochs=3, stopped_in=2).records[-1].step == 4
+    for evaluated in ([4, 6], []):  # and not once more
+        again = attempt(tmp_path, figures, epochs=3).records
+        assert [r.step for r in again if isinstance(r, EvaluationRecord)] == evaluated
 
 
 def test_the_best_is_kept_by_a_retrieval_figure(tmp_path: Path) -> None:
