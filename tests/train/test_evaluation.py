@@ -26,10 +26,17 @@ P = Preprocessing.standard(16, 0.875)
 
 
 def evaluation(
-    train: Path, held_out: Path, *, stop: bool = False, crop: float = 0.875, **schedule: Any
+    train: Path,
+    held_out: Path,
+    *,
+    stop: bool = False,
+    crop: float = 0.875,
+    rank: int = 0,
+    world: int = 1,
+    **schedule: Any,
 ) -> tuple[HeldOut, RecordingReporter]:
     reporter = RecordingReporter(stop_after=0 if stop else -1)
-    context: Any = SimpleNamespace(rank=0, world=1, reporter=reporter)
+    context: Any = SimpleNamespace(rank=rank, world=world, reporter=reporter)
     spec = TrainingSpec.model_validate(
         {
             "dataset": {"val_path": str(held_out)},
@@ -51,6 +58,13 @@ def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: P
     alone = classify(MeanColour(), scan(part).relabelled(("c0", "c1", "c2")), P)
     assert alone.labels.tolist() == [2, 2, 2, 2]
     assert record.metrics == alone.metrics
+
+
+def test_each_worker_looks_at_its_share_of_the_held_out_images(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path, classes=3, each=3)
+    (evaluator,) = evaluation(train, train, rank=1, world=4)[0]._evaluators
+    assert list(evaluator._batches.indices[0]) == [1, 5]
+    assert evaluator.share == 2
 
 
 def test_held_out_images_are_cut_as_the_model_says(tmp_path: Path) -> None:
