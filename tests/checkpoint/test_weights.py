@@ -173,6 +173,17 @@ def test_pytorchs_checkpoints_with_mindspores_suffix_are_told_apart(tmp_path: Pa
         load_weights(tmp_path / "last.ckpt")
 
 
+def test_a_ckpt_of_the_modelzoos_scripts_is_refused_with_the_reason(tmp_path: Path) -> None:
+    mindspore = pytest.importorskip("mindspore")
+    # Its names, from its program: ours with other words, over a network that pads otherwise.
+    names = ["conv1.weight", "bn1.gamma", "layer1.0.down_sample_layer.0.weight", "end_point.bias"]
+    names += [f"moments.{name}" for name in names]
+    tensors = [{"name": name, "data": mindspore.Tensor([1.0])} for name in names]
+    mindspore.save_checkpoint(tensors, str(tmp_path / "resnet-42_5004.ckpt"))
+    with pytest.raises(MultigrainError, match=r"it is a ResNet of MindSpore's ModelZoo .* train"):
+        load_weights(tmp_path / "resnet-42_5004.ckpt")
+
+
 def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError) as caught:
         load_weights(tmp_path / "nothing.safetensors")

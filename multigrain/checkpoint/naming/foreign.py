@@ -10,6 +10,10 @@ OTHER_NETWORKS: dict[str, str] = {
         "it is an SE-ResNet of the old form (layer0, se_module), whose stride stands in the 1x1 "
         "convolution and whose max pooling rounds up; take timm's seresnet50"
     ),
+    "layer1.0.down_sample_layer.0.weight": (
+        "it is a ResNet of MindSpore's ModelZoo (down_sample_layer), whose layers of stride 2 pad "
+        "on one side only and whose BatchNorms have another epsilon; train it anew here"
+    ),
     "conv1.0.weight": "its stem has three convolutions (ResNet-D); ours has one",
     "whitening.pca.pca_P": (
         "its whitening is folded into the classifier already; take the checkpoint from before "
