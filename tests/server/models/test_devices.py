@@ -95,3 +95,16 @@ async def test_engines_on_the_cpu_take_no_slot_of_a_job(root: Path) -> None:
     async with house(root, launch=FakeEngines().launch, leases=leases) as h:
         await h.manager.load("a")
         assert leases.free("cpu") == (0,)
+
+
+async def test_a_model_that_a_restarted_daemon_cannot_load_holds_no_device(
+    root: Path, leases: Leases
+) -> None:
+    engines = FakeEngines()
+    config = small_config(device="gpu")
+    async with house(root, config, engines.launch, leases) as h:
+        await h.manager.load("a")
+    engines.failures = [OSError(12, "Cannot allocate memory")]
+    async with house(root, config, engines.launch, leases) as h:
+        await until(lambda: h.manager.view("a").state.value == "failed")
+        assert leases.free("gpu") == (4, 5)

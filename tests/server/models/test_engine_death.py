@@ -69,6 +69,7 @@ async def test_the_image_that_ends_an_engine_is_refused_and_its_neighbours_are_a
         assert engines.taken == {b"one ": 2, DEADLY: 2, b"two ": 2, b"last": 2}
         assert len(engines.children) == 3
         assert h.manager.view("tiny").restarts == 2
+        assert h.metric("multigrain_engine_restarts_total") == 2
         assert h.metric("multigrain_items_failed_total", reason="harmful") == 1
 
 

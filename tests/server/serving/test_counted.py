@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from multigrain.engine.wire import Result
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.serving.metrics import GIVEN_UP
 from tests.engine.bundles import write_bundle
 from tests.server.models.fake_engine import FakeEngines
 from tests.server.serving.house import House, house, small_config
@@ -46,3 +48,13 @@ async def test_an_image_that_is_too_large(h: House) -> None:
     assert h.metric("multigrain_items_failed_total", reason="too_large") == 1
     assert h.metric("multigrain_queue_items", model="tiny") == 0
     assert h.metric("multigrain_model_load_seconds_count") == 1
+
+
+@pytest.mark.parametrize("where", ["queue", "batch"])
+async def test_an_image_that_nobody_waits_for_any_more(h: House, where: str) -> None:
+    result = Result(id=1, kind=ErrorKind.CANCELLED.value, where=where)
+    h.manager.route("")._observe(result)
+    counts = {
+        place: h.metric("multigrain_cancelled_items_total", where=place) for place in GIVEN_UP
+    }
+    assert counts == {**dict.fromkeys(GIVEN_UP, 0), where: 1}
