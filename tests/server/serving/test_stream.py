@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,3 +122,23 @@ async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
         await until(lambda: engine.pending == 0)
         assert h.manager.admission.items == 0
         assert h.metric("multigrain_cancelled_items_total", where="queue") == 5
+
+
+async def test_an_answer_that_the_caller_has_not_taken_is_still_work() -> None:
+    begun: list[int] = []
+
+    class Echo:
+        async def answer(self, request: SimpleNamespace, /) -> int:
+            begun.append(request.number)
+            return request.number
+
+    async def requests() -> AsyncIterator[SimpleNamespace]:
+        for number in range(10):
+            yield SimpleNamespace(number=number, images=[b"x"])
+
+    async with aclosing(AnswerStream(Echo(), 2).answers(requests())) as answers:
+        assert await anext(answers) == 0
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert begun == [0, 1]
+        assert [number async for number in answers] == list(range(1, 10))
