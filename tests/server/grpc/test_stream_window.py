@@ -1,0 +1,37 @@
+"""Streams of both protocols work on as many images at a time as is set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multigrain_server.grpc import embedding_service, inference_service
+from multigrain_server.serving.stream import AnswerStream
+from tests.server.grpc.serving import serving
+from tests.server.serving.house import small_config
+
+
+@pytest.mark.parametrize(
+    ("module", "stub", "call"),
+    [
+        (embedding_service, "embedding", "EmbedStream"),
+        (inference_service, "inference", "ModelStreamInfer"),
+    ],
+)
+async def test_the_window_of_a_stream_is_the_one_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, stub: str, call: str
+) -> None:
+    windows: list[int] = []
+
+    def made(service: Any, window: int) -> AnswerStream[Any, Any]:
+        windows.append(window)
+        return AnswerStream(service, window)
+
+    monkeypatch.setattr(module, "AnswerStream", made)
+    async with serving(tmp_path, small_config(stream_window=3)) as served:
+        stream = getattr(getattr(served, stub), call)()
+        await stream.done_writing()
+        assert [answer async for answer in stream] == []
+    assert windows == [3]
