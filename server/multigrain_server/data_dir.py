@@ -11,6 +11,9 @@ from pathlib import Path
 from multigrain.checkpoint.files import make_folder
 from multigrain.remedy import remedy
 
+# Replicas that only serve have their bundles on a read-only volume.
+_ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
+
 
 class DataDirError(Exception):
     """The data directory cannot be used; the message says why."""
@@ -30,9 +33,7 @@ class DataDir:
         try:
             for folder in (path, self.jobs, self.models):
                 make_folder(folder)
-            _require(self.jobs, os.R_OK | os.W_OK | os.X_OK)
-            # Replicas that only serve have their bundles on a read-only volume.
-            _require(self.models, os.R_OK | os.X_OK)
+            check_access(path)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             todo = remedy(
@@ -86,7 +87,10 @@ class DataDir:
         os.close(self._fd)
 
 
-def _require(folder: Path, access: int) -> None:
-    """Now, not when the first job or model is lost from sight. Raises PermissionError."""
-    if not os.access(folder, access, effective_ids=True):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+def check_access(path: Path) -> None:
+    """Whether this process may do its work in what there is of a data directory: asked before
+    the first job or model is lost from sight. Raises PermissionError."""
+    for name, access in _ACCESS.items():
+        folder = path / name
+        if folder.exists() and not os.access(folder, access, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from multigrain_server.access.tokens import TokenFileError, read_tokens
+from multigrain_server.config import ServerConfig
 from multigrain_server.config_sources import ConfigError, parse
 from multigrain_server.data_dir import DataDir, DataDirError
+from multigrain_server.doctor.machine import disk
 from multigrain_server.models.reference import ModelReference
 from multigrain_server.models.registry import BundleRegistry
 from multigrain_server.models.store import ModelStore
@@ -89,3 +91,21 @@ def test_files_of_the_configuration_are_named_with_who_may_not_read_them(open_pa
             parse(["--config", str(path)], {})
         with pytest.raises(TokenFileError, match=f"Permission denied; let uid {uid} read it"):
             read_tokens(path)
+
+
+@pytest.mark.parametrize(
+    ("closed", "below"), [("jobs", ""), ("models", ""), ("", ""), ("", "new/data")]
+)
+def test_the_doctor_finds_what_would_keep_the_daemon_from_starting(
+    open_path: Path, closed: str, below: str
+) -> None:
+    for folder in (open_path, open_path / "jobs", open_path / "models"):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+    (open_path / closed).chmod(0)
+    with unprivileged() as uid:
+        first, *more = disk(ServerConfig(data_dir=open_path / below))
+    assert not more
+    assert first.message.startswith("cannot be written: Permission denied: ")
+    assert str(open_path / closed) in first.message
+    assert first.fix == f"chown it to uid {uid}"

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from multigrain_server.config import ServerConfig
+from multigrain_server.data_dir import check_access
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
 from multigrain_server.jobs.devices import Inventory
 
@@ -102,10 +103,11 @@ def limits() -> Iterator[Finding]:
 def disk(config: ServerConfig) -> Iterator[Finding]:
     """Whether the data directory can be written, has room, and is quick to sync."""
     folder = config.data_dir
-    while not folder.exists():
-        folder = folder.parent
     subject = f"data directory {config.data_dir}"
     try:
+        while not folder.exists():
+            folder = folder.parent
+        check_access(config.data_dir)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
             file.write(b"x" * 4096)
             file.flush()
@@ -115,7 +117,9 @@ def disk(config: ServerConfig) -> Iterator[Finding]:
             offset = os.fstat(file.fileno()).st_mtime - time.time()
     except OSError as error:
         yield fail(
-            subject, f"cannot be written: {error.strerror}", f"chown it to uid {os.getuid()}"
+            subject,
+            f"cannot be written: {error.strerror}: {error.filename or folder}",
+            f"chown it to uid {os.geteuid()}",
         )
         return
     usage = shutil.disk_usage(folder)
