@@ -13,7 +13,7 @@ import pytest
 
 from multigrain.data.folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
-from multigrain.data.source import Batch
+from multigrain.data.source import Batch, UnreadableFiles
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.spec.training import TrainingSpec
 from tests.data.datasets import write_dataset
@@ -179,6 +179,15 @@ def test_too_many_unreadable_images_end_the_epoch_by_name(tmp_path: Path) -> Non
     with pytest.raises(MultigrainError, match=r"3 of 12 images cannot be read.*c1/001\.png") as e:
         list(made.epoch(0))
     assert e.value.kind is ErrorKind.DATASET
+
+
+def test_as_many_unreadable_images_as_are_allowed_are_borne() -> None:
+    unreadable = UnreadableFiles(images=10, max_share=0.2)
+    unreadable.add("a", "damaged")
+    unreadable.add("b", "damaged")
+    unreadable.add("b", "damaged")  # the same file, once more
+    with pytest.raises(MultigrainError, match="3 of 10 images"):
+        unreadable.add("c", "damaged")
 
 
 def test_an_abandoned_epoch_leaves_no_thread(tmp_path: Path) -> None:
