@@ -1,0 +1,21 @@
+"""Which images a whitening is fitted to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from multigrain.export.head import whitening_images
+from multigrain.spec.export import ExportSpec
+from tests.data.datasets import write_dataset
+
+
+def test_so_many_are_drawn_from_the_whole_folder_and_always_the_same(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, classes=3, each=6)
+    spec = ExportSpec(model_name="m", whitening_path=str(root), whitening_images=7)
+    drawn = whitening_images(spec)
+    assert len(drawn.folder) == 18
+    assert len(set(drawn.indices)) == 7
+    assert drawn.indices == sorted(drawn.indices) == whitening_images(spec).indices
+    assert len({index // 6 for index in drawn.indices}) > 1  # not the first seven
+    everything = whitening_images(spec.model_copy(update={"whitening_images": 100}))
+    assert everything.indices == list(range(18))
