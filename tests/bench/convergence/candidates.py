@@ -90,17 +90,15 @@ CANDIDATES: dict[str, list[Candidate]] = {
         momentum(0.1, 8),
     ],
     "glyphs": [
-        thor(0.1, 4, damping=0.3),
-        momentum(0.1, 8),
-        thor(0.2, 4, damping=0.3, **_AVERAGED),
-        momentum(0.1, 6),
-        thor(0.1, 4, damping=0.3, **_AVERAGED),
-        momentum(0.2, 8, warmup=1.0),
-        thor(0.2, 5, damping=0.3, **_AVERAGED),
-        momentum(0.2, 6, warmup=1.0),
-        thor(0.1, 4, damping=0.3, **_EARLY),
-        momentum(0.07, 8),
         thor(0.1, 6, damping=0.3, **_EARLY),
         momentum(0.1, 10),
+        thor(0.1, 8, damping=0.3, **_EARLY),
+        momentum(0.1, 14),
+        thor(0.2, 8, damping=0.3, **_AVERAGED),
+        momentum(0.07, 12),
+        thor(0.1, 10, damping=0.3),
+        momentum(0.2, 12, warmup=2.0),
     ],
 }
+# Steps between two looks at the accuracy of the held-out images, where an epoch has as many as 7.
+LOOK_EVERY = {"digits": 1, "glyphs": 3}

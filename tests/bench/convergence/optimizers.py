@@ -13,8 +13,9 @@ The protocol, fixed before the first run of the series:
   numbers the one with the fewest epochs to it on the mean, then with the smaller loss.
 * With what is chosen for each, ``FINAL_SEEDS`` runs on all training images, accuracies on the
   held-out ones. Then the same with the other finalists, to see what hangs on the choice.
-* Accuracy is taken after every step from the second epoch on, until the target is reached, and
-  at the end of every epoch: with five steps an epoch whole epochs are too coarse. It is that
+* Accuracy is taken after every step from the second epoch on (of the glyphs: every third), until
+  the target is reached, and at the end of every epoch: with five steps an epoch whole epochs are
+  too coarse. It is that
   with BatchNorm's statistics of training images under the weights of that moment: the running
   values are those of the last ten or so steps, two epochs here, and hide what fast weights have
   learned.
@@ -30,7 +31,7 @@ from typing import Any
 
 from multigrain.spec.resolve import resolve_training
 from multigrain.spec.training import TrainingSpec
-from tests.bench.convergence.candidates import CANDIDATES, TARGET, Candidate
+from tests.bench.convergence.candidates import CANDIDATES, LOOK_EVERY, TARGET, Candidate
 from tests.bench.convergence.command import Command
 from tests.bench.convergence.journal import Journal, Record
 from tests.bench.convergence.restart import constants
@@ -116,7 +117,8 @@ class Series:
 
         def due(step: int) -> bool:
             there = any(point.top1 >= self.target for point in points)
-            return step % length == 0 or (step > length and not there)
+            often = step > length and step % LOOK_EVERY[self.dataset.name] == 0
+            return step % length == 0 or (often and not there)
 
         for point in run.points(due):
             points.append(point)  # noqa: PERF402 - one by one: due() reads them
