@@ -30,6 +30,7 @@ _NOT_WEIGHTS = (
     "cov_step", "momentum",
 )  # fmt: skip
 
+_GEM_P = "pool.p"
 _SUFFIXES = (".safetensors", ".ckpt", *PYTORCH_SUFFIXES)
 _FILES = "a .safetensors, .ckpt or .pth file"
 
@@ -125,7 +126,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
-    broken = sorted(name for name, array in state.items() if not _finite(array))
+    broken = sorted(name for name, array in state.items() if not _usable(name, array))
     if broken:
         # A ReLU turns them into zeros: figures and vectors would look like a bad network's.
         raise _unusable(path, f"{broken[0]} holds numbers that are not finite in float32")
@@ -198,8 +199,10 @@ def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
     }
 
 
-def _finite(array: NDArray[np.generic]) -> bool:
+def _usable(name: str, array: NDArray[np.generic]) -> bool:
     if not np.issubdtype(array.dtype, np.floating):
+        return True
+    if name.endswith(_GEM_P) and np.isposinf(array).all():  # the pooling is the maximum then
         return True
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
