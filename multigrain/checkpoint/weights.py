@@ -202,7 +202,7 @@ def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
 def _usable(name: str, array: NDArray[np.generic]) -> bool:
     if not np.issubdtype(array.dtype, np.floating):
         return True
-    if name.endswith(_GEM_P) and np.isposinf(array).all():  # the pooling is the maximum then
+    if name.endswith(_GEM_P) and (array == np.inf).all():  # the pooling is the maximum then
         return True
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
