@@ -57,14 +57,14 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
 	touch $@
 
-# The training core's figures (tests/bench/RESULTS.md): ten minutes on a machine with nothing else
+# The training core's figures (benchmarks/RESULTS.md): ten minutes on a machine with nothing else
 # to do. Each script ends with an error where its bar is missed; the next one runs all the same.
 bench: $(STAMP) $(PEERS)/.installed
-	-$(BIN)/python -m tests.bench.step_time
-	-$(BIN)/python -m tests.bench.memory
-	-$(BIN)/python -m tests.bench.job_overhead
-	-$(BIN)/python -m tests.bench.pytorch_step --pytorch $(PEERS)/bin/python
-	-$(BIN)/python -m tests.bench.scaling
+	-$(BIN)/python -m benchmarks.step_time
+	-$(BIN)/python -m benchmarks.memory
+	-$(BIN)/python -m benchmarks.job_overhead
+	-$(BIN)/python -m benchmarks.pytorch_step --pytorch $(PEERS)/bin/python
+	-$(BIN)/python -m benchmarks.scaling
 
 # The promises of the README with many more faults than in `make test`: half an hour. What is random
 # prints its seed; MULTIGRAIN_FAULT_SEED=N repeats it.
@@ -94,7 +94,7 @@ audit: $(STAMP)
 # interpreter of Python 3.11.0 and runs it with the standard library that it finds, for which
 # those of newer 3.11 are too new: Debian's own is not.
 peers-serving: $(STAMP) $(TRITON)/.installed
-	$(BIN)/python -m tests.bench.serving --pytriton $(TRITON)/bin/python \
+	$(BIN)/python -m benchmarks.serving --pytriton $(TRITON)/bin/python \
 	    callers by_hand pytriton
 
 $(TRITON)/.installed:

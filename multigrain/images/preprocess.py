@@ -30,7 +30,7 @@ def preprocess(
     A JPEG whose short side is at least four times ``p.resize_short`` is decoded at a fraction of
     its size, which leaves at least twice the pixels that are needed: against full decoding a
     photograph's pixels differ by less than one of 255 steps on average (tested); what that means
-    for embeddings stands in tests/bench/RESULTS.md.
+    for embeddings stands in benchmarks/RESULTS.md.
 
     Args:
         data: the encoded file.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.photographs import photographs
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess, preprocess_image
-from tests.bench.photographs import photographs
 from tests.images.files import encode, noise
 
 P = Preprocessing(size=56, resize_short=64)

@@ -1,0 +1,263 @@
+"""Augmentation by Pillow in the loader's threads against MindSpore's C++ operators.
+
+    python -m benchmarks.augmentation [--seconds 3]
+
+Photographs of 500 x 375 as JPEG become views of 224 x 224: decoded, cut at random, scaled,
+mirrored, (kind "full") with brightness, contrast and saturation jittered, normalised, as float32
+(3, 224, 224).
+
+Three ways: this program's own; MindSpore's operators as its documentation has them, a C++ pipeline
+that draws its own random numbers; and MindSpore's operators called one by one with numbers drawn
+here, which would keep the seed of each view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore.dataset import vision
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from multigrain.data.augment import (
+    Augmenter,
+    brightness,
+    color_jitter,
+    contrast,
+    random_resized_crop,
+    saturation,
+)
+from multigrain.images.decode import decode_image
+from multigrain.images.parameters import IMAGENET_MEAN, IMAGENET_STD
+from multigrain.images.preprocess import apply_table
+from multigrain.spec.training import AugmentationSpec
+
+SIZE = 224
+FILES = 48
+MEAN = tuple(255 * value for value in IMAGENET_MEAN)
+STD = tuple(255 * value for value in IMAGENET_STD)
+SPECS = {
+    "plain": AugmentationSpec(kind="plain", lighting=0.0),
+    "full": AugmentationSpec(kind="full", lighting=0.0),
+}
+
+
+def photographs() -> list[bytes]:
+    """Cuts of scikit-learn's two photographs, 500 x 375, JPEG of quality 90."""
+    random, files = Random(0), []
+    for number in range(FILES):
+        whole = Image.fromarray(load_sample_images().images[number % 2])
+        left, top = random.randint(0, whole.width - 500), random.randint(0, whole.height - 375)
+        file = io.BytesIO()
+        whole.crop((left, top, left + 500, top + 375)).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images a second, and a second of processor time, whichever threads spent it."""
+
+    wall: float
+    processor: float
+
+
+@contextmanager
+def measured(found: list[Rate], done: Callable[[], int]) -> Iterator[None]:
+    """Appends the rate of what is done meanwhile."""
+    wall, processor = time.perf_counter(), time.process_time()
+    yield
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    found.append(Rate(done() / wall, done() / processor))
+
+
+def rate(work: Callable[[int], object], seconds: float, threads: int = 1, each: int = 1) -> Rate:
+    """Of calls, ``each`` of so many images, by so many threads at once."""
+    counts = [0] * threads
+
+    def run(thread: int) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            work(thread * 10**6 + counts[thread])
+            counts[thread] += 1
+
+    work(0)
+    found: list[Rate] = []
+    with ThreadPoolExecutor(threads) as pool, measured(found, lambda: each * sum(counts)):
+        list(pool.map(run, range(threads)))
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The loader's work for a view, or for so many copies of a picture that it decodes once."""
+
+    files: list[bytes]
+    kind: str
+    copies: int = 1
+
+    def __call__(self, n: int) -> Any:
+        augmenter = Augmenter(SPECS[self.kind], SIZE)
+        image = decode_image(self.files[n % FILES])
+        for copy in range(self.copies):
+            augmenter(image, Random(n * self.copies + copy))
+
+
+@dataclass(frozen=True)
+class Eager:
+    """MindSpore's operators one by one, with numbers drawn as ``Augmenter`` draws them."""
+
+    files: list[bytes]
+    kind: str
+
+    def __call__(self, n: int) -> Any:
+        random = Random(n)
+        image = vision.Decode()(np.frombuffer(self.files[n % FILES], np.uint8))
+        image = cut(image, random)
+        if random.random() < 0.5:
+            image = vision.HorizontalFlip()(image)
+        if self.kind == "full":
+            for operator in (
+                vision.AdjustBrightness,
+                vision.AdjustContrast,
+                vision.AdjustSaturation,
+            ):
+                image = operator(random.uniform(0.7, 1.3))(image)
+        return vision.HWC2CHW()(vision.Normalize(MEAN, STD)(image))
+
+
+def cut(image: Any, random: Random) -> Any:
+    """A random rectangle, scaled: as ``random_resized_crop``, by one C++ operator."""
+    height, width = image.shape[:2]
+    while True:
+        area = width * height * random.uniform(0.08, 1.0)
+        ratio = np.exp(random.uniform(np.log(0.75), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    left, top = random.randint(0, width - w), random.randint(0, height - h)
+    return vision.ResizedCrop(top, left, h, w, (SIZE, SIZE), vision.Inter.LINEAR)(image)
+
+
+def pipeline_rate(
+    files: list[bytes], kind: str, seconds: float, threads: int, *, fused: bool
+) -> Rate:
+    """Of a C++ pipeline with so many threads for its operators.
+
+    ``fused``: decodes no more of the picture than the cut, which needs operators that draw.
+    """
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "class").mkdir()
+        for number, data in enumerate(files):
+            (Path(folder) / "class" / f"{number:03d}.jpg").write_bytes(data)
+        data = ds.ImageFolderDataset(folder, num_parallel_workers=1, shuffle=False)
+        operators: list[Any] = [vision.RandomCropDecodeResize(SIZE)]
+        if not fused:
+            operators = [vision.Decode(), vision.RandomResizedCrop(SIZE)]
+        operators.append(vision.RandomHorizontalFlip(0.5))
+        if kind == "full":
+            operators.append(vision.RandomColorAdjust(0.3, 0.3, 0.3))
+        operators += [vision.Normalize(MEAN, STD), vision.HWC2CHW()]
+        data = data.map(operators, "image", num_parallel_workers=threads)
+        data = data.batch(FILES, drop_remainder=True).repeat(10**6)
+        rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
+        for _ in range(20):  # what the queues hold was made before
+            next(rows)
+        found: list[Rate] = []
+        done = 0
+        with measured(found, lambda: done):
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                done += len(next(rows)[0])
+        rows.stop()
+        return found[0]
+
+
+def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Callable[[int], Any]]]:
+    """Name, Pillow's way, MindSpore's way of each part."""
+    whole = decode_image(files[0])
+    pixels = np.asarray(whole)
+    small = whole.resize((SIZE, SIZE))
+    view = np.asarray(small)
+    encoded = np.frombuffer(files[0], np.uint8)
+    spec = SPECS["plain"]
+    table = Augmenter(spec, SIZE)._plain
+    yield "decode", lambda _n: decode_image(files[0]), lambda _n: vision.Decode()(encoded)
+    yield (
+        "cut and scale",
+        lambda n: random_resized_crop(whole, SIZE, spec, Random(n)),
+        lambda n: cut(pixels, Random(n)),
+    )
+    yield (
+        "mirror",
+        lambda _n: small.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        lambda _n: vision.HorizontalFlip()(view),
+    )
+    for name, own, theirs in (
+        ("brightness", brightness, vision.AdjustBrightness),
+        ("contrast", contrast, vision.AdjustContrast),
+        ("saturation", saturation, vision.AdjustSaturation),
+    ):
+        yield name, lambda _n, own=own: own(small, 1.2), lambda _n, op=theirs: op(1.2)(view)
+    yield (
+        "all three in random order",
+        lambda n: color_jitter(small, 0.3, Random(n)),
+        lambda _n: vision.AdjustSaturation(0.9)(
+            vision.AdjustContrast(1.1)(vision.AdjustBrightness(1.2)(view))
+        ),
+    )
+    yield (
+        "normalise",
+        lambda _n: apply_table(view, table, None),
+        lambda _n: vision.HWC2CHW()(vision.Normalize(MEAN, STD)(view)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    seconds = parser.parse_args().seconds
+    ds.config.set_numa_enable(False)
+    files = photographs()
+    ways: dict[str, Callable[[str, int], Rate]] = {
+        "this program": lambda kind, threads: rate(Ours(files, kind), seconds, threads),
+        "this program, 3 copies of a picture": lambda kind, threads: rate(
+            Ours(files, kind, 3), seconds, threads, each=3
+        ),
+        "C++ operators one by one": lambda kind, threads: rate(
+            Eager(files, kind), seconds, threads
+        ),
+        "C++ pipeline": lambda kind, threads: pipeline_rate(
+            files, kind, seconds, threads, fused=False
+        ),
+        "C++ pipeline, decoding the cut only": lambda kind, threads: pipeline_rate(
+            files, kind, seconds, threads, fused=True
+        ),
+    }
+    print("| | images a processor second | images a second, 1 thread | 2 threads |")
+    print("|---|---|---|---|")
+    for kind in SPECS:
+        for name, way in ways.items():
+            one, two = way(kind, 1), way(kind, 2)
+            row = f"{one.processor:.0f} | {one.wall:.0f} | {two.wall:.0f}"
+            print(f"| {kind}: {name} | {row} |", flush=True)
+    print("\n| part, ms of a processor | Pillow | C++ operator |\n|---|---|---|")
+    for name, own, theirs in parts(files):
+        times = [1000 / rate(work, seconds / 4).processor for work in (own, theirs)]
+        print(f"| {name} | " + " | ".join(f"{t:.2f}" for t in times) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""How the daemon's registry and event streams scale.
+
+    python -m benchmarks.control_plane registry --jobs 10000
+    python -m benchmarks.control_plane replay --events 1000000
+    python -m benchmarks.control_plane subscribers --count 500 --rate 50 --seconds 20
+    python -m benchmarks.control_plane writing --events 2000
+
+Each prints JSON; the first three start a real daemon on loopback with a data directory made for
+it, the last one a runner's end of a worker's channel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+from grpc import aio
+
+from multigrain.events.log import Event, EventWriter, utc_now
+from multigrain.events.records import JobState, LossRecord, StateRecord
+from multigrain.jobs.channel import ChannelServer
+from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.messages import Done, Emit, Hello
+from multigrain.jobs.reporter import ChannelReporter
+from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.spec.training import TrainingSpec
+from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
+from multigrain.v1.job_pb2_grpc import JobServiceStub
+from tests.e2e.daemon import Daemon
+
+
+def loss(step: int, steps: int) -> LossRecord:
+    return LossRecord(step, steps, 1, 1, 2.5, 2.0, 3.0, 0.05, 0.1, 200.0, 0.01, eta_seconds=9.0)
+
+
+def make_job(data: Path, number: int, losses: int) -> str:
+    """The folder of a training that has ended."""
+    job_id = f"train-20260101-000000-{number:06x}"
+    folder = JobFolder(data / "jobs" / job_id)
+    folder.path.mkdir(parents=True)
+    created = f"2026-01-01T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}.000000Z"
+    request = JobRequest(
+        job_id=job_id,
+        kind=JobKind.TRAINING,
+        name=f"run {number}",
+        labels={"team": "ab"[number % 2]},
+        create_time=created,
+        training=TrainingSpec(),
+    )
+    folder.spec.write_text(request.model_dump_json())
+    records = [
+        StateRecord(JobState.QUEUED),
+        StateRecord(JobState.STARTING),
+        StateRecord(JobState.RUNNING),
+        *(loss(step, losses) for step in range(1, losses + 1)),
+        StateRecord(JobState.SUCCEEDED),
+    ]
+    now = utc_now()
+    with folder.events.open("wb") as file:
+        for seq, record in enumerate(records, 1):
+            file.write(Event(seq, now, job_id, 1, record).encode())
+    return job_id
+
+
+def timed_start(daemon: Daemon) -> float:
+    begun = time.perf_counter()
+    daemon.start()
+    return time.perf_counter() - begun
+
+
+def registry(folder: Path, jobs: int) -> dict[str, float]:
+    """Seconds of starts, milliseconds of ListJobs over gRPC (median and worst of 50)."""
+    for number in range(jobs):
+        make_job(folder / "data", number, 3)
+    daemon = Daemon(folder)
+    rebuild = timed_start(daemon)
+    daemon.stop()
+    start = timed_start(daemon)
+    found: dict[str, float] = {"jobs": jobs, "rebuild_s": rebuild, "start_s": start}
+    with daemon.client() as client:
+        middle = client.ListJobs(ListJobsRequest(page_size=1000)).next_page_token
+        for name, request in {
+            "first_page": ListJobsRequest(page_size=50),
+            "deep_page": ListJobsRequest(page_size=1000, page_token=middle),
+            "by_label": ListJobsRequest(page_size=50, labels={"team": "b"}),
+            "by_name": ListJobsRequest(page_size=50, name_contains="run 77"),
+            "no_match": ListJobsRequest(page_size=50, name_contains="nothing like this"),
+        }.items():
+            times = []
+            for _ in range(50):
+                begun = time.perf_counter()
+                client.ListJobs(request)
+                times.append(1000 * (time.perf_counter() - begun))
+            found[f"{name}_ms"] = statistics.median(times)
+            found[f"{name}_worst_ms"] = max(times)
+    daemon.stop()
+    return found
+
+
+def replay(folder: Path, events: int) -> dict[str, float]:
+    """Events a second from an ended job's log to one client."""
+    job_id = make_job(folder / "data", 1, events)
+    daemon = Daemon(folder).start()
+    process = psutil.Process(daemon.process.pid)
+    with daemon.client() as client:
+        used, own, begun = process.cpu_times(), time.process_time(), time.perf_counter()
+        last = count = 0
+        for event in client.stream_events(job_id, follow=False):
+            count, last = count + 1, event.seq
+        seconds, own = time.perf_counter() - begun, time.process_time() - own
+        daemons = sum(process.cpu_times()[:2]) - sum(used[:2])
+    daemon.stop()
+    assert count == last == events + 4
+    return {
+        "events": count,
+        "seconds": seconds,
+        "events_a_second": count / seconds,
+        "daemon_cpu_us_an_event": 1e6 * daemons / count,
+        "client_cpu_us_an_event": 1e6 * own / count,
+    }
+
+
+async def follow(address: str, job_id: str, count: int, total: int) -> list[list[float]]:
+    """Receipt times of every event by every subscriber."""
+
+    async def one(channel: aio.Channel) -> list[float]:
+        call = JobServiceStub(channel).StreamEventBatches(
+            StreamEventsRequest(job_id=job_id, after_seq=1, follow=True)
+        )
+        times = []
+        async for batch in call:
+            now = time.time()
+            times += [now for event in batch.events if event.HasField("loss")]
+            if len(times) == total:
+                call.cancel()
+                return times
+        return times
+
+    # Fifty streams a connection: as many clients behind a few proxies.
+    channels = [aio.insecure_channel(address) for _ in range(max(1, count // 50))]
+    try:
+        return await asyncio.gather(*(one(channels[i % len(channels)]) for i in range(count)))
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+def subscribers(folder: Path, count: int, rate: float, seconds: float) -> dict[str, float]:
+    """Milliseconds from the write of an event to its receipt, and the daemon's share of a core.
+
+    The job runs by its own writer, which holds the lock of the log as a runner does: this
+    process. The subscribers live in one more process, so that its work is not counted.
+    """
+    data, total = folder / "data", int(rate * seconds)
+    job_id = make_job(data, 1, 1)
+    path = JobFolder(data / "jobs" / job_id).events
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    writer = EventWriter(path, job_id)
+    writer.append(StateRecord(JobState.RUNNING), 1)
+    daemon = Daemon(folder).start()
+    process = psutil.Process(daemon.process.pid)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        answer = pool.apply_async(_follow, (daemon.address, job_id, count, total))
+        while f"multigrain_event_subscribers {count:.1f}" not in daemon.metrics():
+            time.sleep(0.2)
+        used, begun, written = sum(process.cpu_times()[:2]), time.perf_counter(), []
+        for step in range(total):
+            delay = begun + step / rate - time.perf_counter()
+            if delay > 0:
+                time.sleep(delay)
+            written.append(time.time())
+            writer.append(loss(step + 1, total), 1)
+        received = answer.get(timeout=seconds * 4 + 60)
+        wall = time.perf_counter() - begun
+        used = sum(process.cpu_times()[:2]) - used
+    writer.append(StateRecord(JobState.SUCCEEDED), 1)
+    writer.close()
+    daemon.end()
+    lags = sorted(
+        1000 * (got - sent) for times in received for got, sent in zip(times, written, strict=True)
+    )
+    return {
+        "subscribers": count,
+        "events": len(lags),
+        "p50_ms": lags[len(lags) // 2],
+        "p99_ms": lags[int(len(lags) * 0.99)],
+        "worst_ms": lags[-1],
+        "daemon_cores": used / wall,
+        "seconds": wall,
+    }
+
+
+def _follow(address: str, job_id: str, count: int, total: int) -> list[list[float]]:
+    return asyncio.run(follow(address, job_id, count, total))
+
+
+def _record(folder: Path, address: Connection) -> None:
+    """The runner's side: takes what a worker says and appends it to the log."""
+    server = ChannelServer(folder)
+    address.send((server.address, server.token))
+    used, told = time.process_time(), 0
+    with EventWriter(folder / "events.jsonl", "job") as writer:
+        while True:
+            for received in server.wait(1.0):
+                match received.message:
+                    case Emit(record):
+                        writer.append(record, 1)
+                        told += 1
+                    case Done():
+                        address.send((told, time.process_time() - used))
+                        server.close()
+                        return
+
+
+def writing(folder: Path, events: int) -> dict[str, float]:
+    """What an event costs the trainer, all its threads together, and the runner beside it."""
+    ours, theirs = multiprocessing.Pipe()
+    runner = multiprocessing.get_context("spawn").Process(target=_record, args=(folder, theirs))
+    runner.start()
+    address, token = ours.recv()
+    lost = threading.Event()
+    reporter = ChannelReporter(address, Hello(token, 0, 1, os.getpid()), lambda _: lost.set())
+    pause = 0.005
+    used = time.process_time()
+    for _ in range(events):
+        time.sleep(pause)
+    idle = time.process_time() - used
+    used, in_step = time.process_time(), 0.0
+    for step in range(events):
+        begun = time.thread_time()
+        reporter.emit(loss(step + 1, events))
+        in_step += time.thread_time() - begun
+        time.sleep(pause)
+    reporter.finish(Done(True, ""))
+    used = time.process_time() - used - idle
+    told, runners = ours.recv()
+    runner.join()
+    assert told == events
+    return {
+        "events": events,
+        "in_the_step_us": 1e6 * in_step / events,
+        "trainer_cpu_us": 1e6 * used / events,
+        "share_of_a_50_ms_step": used / events / 0.05,
+        "runner_cpu_us": 1e6 * runners / events,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    part = parts.add_parser("registry")
+    part.add_argument("--jobs", type=int, default=10_000)
+    part = parts.add_parser("replay")
+    part.add_argument("--events", type=int, default=1_000_000)
+    part = parts.add_parser("subscribers")
+    part.add_argument("--count", type=int, default=500)
+    part.add_argument("--rate", type=float, default=50)
+    part.add_argument("--seconds", type=float, default=20)
+    part = parts.add_parser("writing")
+    part.add_argument("--events", type=int, default=2000)
+    options = vars(parser.parse_args())
+    run = {
+        "registry": registry,
+        "replay": replay,
+        "subscribers": subscribers,
+        "writing": writing,
+    }[options.pop("part")]
+    with tempfile.TemporaryDirectory() as folder:
+        json.dump(run(Path(folder), **options), sys.stdout, indent=2)
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The datasets that the measurements run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.datasets.glyphs import font_of, instance_of, write_glyphs
+from benchmarks.datasets.subset import Split, inner_split, subset
+from multigrain.data.folder import ImageFolder, scan
+from multigrain_client.demo.dataset import write_digits
+
+DIGIT_SIZE = 32
+# What the network sees of a glyph: at the files' own 64 a run takes four times as long.
+GLYPH_SIZE = 32
+INNER_SHARE = 0.2
+# Of the training fonts, one of each family.
+_INNER_FONTS = ("DejaVuSans-BoldOblique", "DejaVuSansMono-Oblique", "STIXGeneralItalic", "cmr10")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset and what a job for it sets.
+
+    Args:
+        name: of its folder.
+        settings: of the specification, besides objective, optimiser and schedule.
+        write: writes ``train`` and ``val`` under a folder.
+        inner: parts the training images, to choose hyper-parameters without a look at ``val``.
+        group: file -> name of the instance it shows.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    write: Callable[[Path], object]
+    inner: Callable[[ImageFolder], Split]
+    group: Callable[[str], str]
+
+    def split(self, root: Path) -> Split:
+        """The images as they are reported on; written when they are not there yet."""
+        folder = root / self.name
+        ready = folder / "complete"
+        if not ready.exists():
+            self.write(folder)
+            ready.touch()
+        return Split(scan(folder / "train"), scan(folder / "val"))
+
+
+def _digits(root: Path) -> object:
+    return write_digits(root, DIGIT_SIZE)
+
+
+def _drawn(folder: ImageFolder) -> Split:
+    return inner_split(folder, INNER_SHARE, seed=0)
+
+
+def _by_font(folder: ImageFolder) -> Split:
+    apart = np.array([font_of(path) in _INNER_FONTS for path in folder.paths])
+    return Split(subset(folder, np.flatnonzero(~apart)), subset(folder, np.flatnonzero(apart)))
+
+
+def _itself(path: str) -> str:
+    return path
+
+
+_PLAIN = {
+    "kind": "plain", "crop_scale_min": 0.7, "crop_ratio_min": 0.9, "crop_ratio_max": 1.11,
+    "flip": 0.0, "rotation": 10.0,
+}  # fmt: skip
+_RESNET18 = {"trunk": "resnet18", "stem": "imagenet", "center_crop": 1.0}
+
+DIGITS = Dataset(
+    "digits",
+    {"model": {**_RESNET18, "image_size": DIGIT_SIZE}, "augmentation": _PLAIN},
+    _digits,
+    _drawn,
+    _itself,
+)
+GLYPHS = Dataset(
+    "glyphs",
+    {"model": {**_RESNET18, "image_size": GLYPH_SIZE}, "augmentation": _PLAIN},
+    write_glyphs,
+    _by_font,
+    instance_of,
+)
+DATASETS = {dataset.name: dataset for dataset in (DIGITS, GLYPHS)}

@@ -1,0 +1,107 @@
+"""Engines of a ResNet-50: how fast a dead one is replaced, and what a load costs other models.
+
+``python -m benchmarks.engines --models DIR`` (the bundles are written there if they are missing;
+that takes a minute). One manager with its engines, without gRPC:
+
+* the engine is killed while idle, and while it has work; the time until health is SERVING again;
+* one caller of one model, alone and while another model is loaded again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.resnet50 import write_bundle
+from multigrain_server.models.announcer import EMBEDDING_SERVICE
+from tests.engine.pictures import picture
+from tests.server.serving.house import House, house, small_config, until
+
+KILLS, LOADS = 5, 4
+
+
+async def seconds_to_replace(h: House, *, busy: bool) -> float:
+    """From the signal to the next SERVING."""
+    photograph = picture(1, size=(500, 375), kind="JPEG")
+    count = h.health_log.count((EMBEDDING_SERVICE, True))
+    engine = h.manager.route("").engine
+    work = [asyncio.create_task(h.embed(photograph)) for _ in range(16 if busy else 0)]
+    if busy:
+        await until(lambda: engine.pending > 0)
+    os.kill(engine.pid, signal.SIGKILL)
+    killed = time.perf_counter()
+    await until(lambda: h.health_log.count((EMBEDDING_SERVICE, True)) > count, seconds=60)
+    seconds = time.perf_counter() - killed
+    answers = await asyncio.gather(*work)
+    if any(item.error for answer in answers for item in answer.items):
+        raise RuntimeError("an image was not answered")
+    return seconds
+
+
+async def latencies(h: House, end: asyncio.Event) -> list[float]:
+    """Of one caller of the first model, in milliseconds."""
+    photograph = picture(1, size=(500, 375), kind="JPEG")
+    found: list[float] = []
+    while not end.is_set():
+        start = time.perf_counter()
+        await h.embed(photograph, model="one")
+        found.append(1e3 * (time.perf_counter() - start))
+    return found
+
+
+async def measure(root: Path, runtime: str) -> None:
+    config = small_config(
+        max_batch=32, decode_threads=0, engine_threads=0, runtime=runtime,
+        # Kills here are no failures in a row.
+        restart_backoff_seconds=1e-3, restart_backoff_max_seconds=1e-3,
+    )  # fmt: skip
+    async with house(root, config) as h:
+        view = await h.manager.load("one", make_default=True)
+        print(f"{view.runtime}; loaded in {view.load_seconds:.2f} s")
+        for busy in (False, True):
+            times = [await seconds_to_replace(h, busy=busy) for _ in range(KILLS)]
+            print(
+                f"replaced when {'busy' if busy else 'idle'}: "
+                f"median {np.median(times):.2f} s, longest {max(times):.2f} s"
+            )
+        await asyncio.sleep(1)
+        for what in ("alone", "while another is loaded"):
+            end = asyncio.Event()
+            caller = asyncio.create_task(latencies(h, end))
+            if what == "alone":
+                await asyncio.sleep(8)
+            else:
+                for _ in range(LOADS):
+                    await h.manager.load("two")
+                    await h.manager.unload("two")
+            end.set()
+            found = await caller
+            print(
+                f"one caller {what}: {len(found)} requests, "
+                f"p50 {np.percentile(found, 50):.1f} ms, p99 {np.percentile(found, 99):.1f} ms"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--runtimes", nargs="+", default=["auto", "onnxruntime"])
+    arguments = parser.parse_args()
+    for name in ("one", "two"):
+        write_bundle(arguments.models, name)
+    for runtime in arguments.runtimes:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "models").symlink_to(arguments.models.resolve())
+            asyncio.run(measure(root, runtime))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A bundle of ResNet-50 with GeM at 224 px and random weights, for measurements of speed.
+
+``python -m benchmarks.resnet50 MODELS_DIR [NAME] [VERSION]`` writes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from multigrain.bundle.manifest import BundleManifest, Head
+from multigrain.bundle.reference import write_reference
+from multigrain.checkpoint.files import describe
+from multigrain.images.parameters import Preprocessing
+from multigrain.spec.training import ModelSpec
+
+SIZE = 224
+CLASSES = 1000
+
+
+def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> Path:
+    """Writes ``models_dir/name/version`` unless it is there, and returns it."""
+    folder = models_dir / name / str(version)
+    if (folder / "model.json").is_file():
+        return folder
+    # Imported here: it takes seconds, and a bundle that is there needs none of it.
+    from safetensors.numpy import save_file
+
+    from multigrain.export import graphs
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import model_state
+
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = ModelSpec(trunk="resnet50", classes=CLASSES, image_size=SIZE)
+    network = build_model(spec, CLASSES, seed=version)
+    network.set_train(False)
+    save_file(model_state(network), folder / "weights.safetensors")
+    preprocessing = Preprocessing.standard(SIZE)
+    expected = graphs.reference(network, preprocessing)
+    write_reference(folder / "reference.safetensors", expected)
+    images = expected.images(preprocessing)
+    graphs.write_onnx(network, folder / "model.onnx", images, expected)
+    manifest = BundleManifest(
+        name=name,
+        version=version,
+        model=spec,
+        embedding_size=network.embedding_size,
+        labels=tuple(f"class {number}" for number in range(CLASSES)),
+        heads=(
+            Head(
+                resolution=SIZE,
+                gem_p=3.0,
+                preprocessing=preprocessing,
+                onnx="model.onnx",
+                reference="reference.safetensors",
+            ),
+        ),
+        files={path.name: describe(path) for path in folder.iterdir() if path.is_file()},
+    )
+    (folder / "model.json").write_text(manifest.model_dump_json(indent=2))
+    return folder
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    print(
+        write_bundle(
+            Path(arguments[0]), *arguments[1:2], *(int(number) for number in arguments[2:3])
+        )
+    )

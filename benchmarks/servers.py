@@ -1,0 +1,129 @@
+"""Servers under measurement: ours and two that one would take instead."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from multigrain_client import Client
+
+_PEERS = Path(__file__).parent / "peers"
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers at ``address``; ``cold_seconds`` from its start to that moment;
+    ``runtime`` as the daemon names it."""
+
+    address: str
+    process: psutil.Process
+    cold_seconds: float
+    protocol: str = "embed"
+    runtime: str = ""
+
+    def cpu_seconds(self) -> float:
+        """Of the whole tree, so far."""
+        return sum(sum(p.cpu_times()[:2]) for p in self._tree())
+
+    def rss_mb(self) -> float:
+        """Of the whole tree, now."""
+        return sum(p.memory_info().rss for p in self._tree()) / 1e6
+
+    def parts(self) -> dict[str, float]:
+        """CPU seconds of the server itself and of what it has started."""
+        own = sum(self.process.cpu_times()[:2])
+        return {"daemon": own, "engines": self.cpu_seconds() - own}
+
+    def _tree(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+
+@contextmanager
+def ours(data_dir: Path, model: str, *options: str, runtime: str = "") -> Iterator[Server]:
+    """The daemon with one model loaded."""
+    log = data_dir / "bench.log"
+    command = [sys.executable, "-m", "multigrain_server.main", "--data-dir", str(data_dir)]
+    started = time.perf_counter()
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--listen", "127.0.0.1:0", *options], stdout=out, stderr=out
+        )
+    try:
+        address = _wait_for(process, log, r"listening .*address=(\S+)")
+        with Client(address) as client:
+            loaded = client.load_model(model, runtime=runtime)
+        seconds = time.perf_counter() - started
+        yield Server(address, psutil.Process(process.pid), seconds, runtime=loaded.runtime)
+    finally:
+        _end(process)
+
+
+@contextmanager
+def by_hand(bundle: Path, scratch: Path) -> Iterator[Server]:
+    """``peers.grpc_onnx``."""
+    log = scratch / "by_hand.log"
+    started = time.perf_counter()
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers.grpc_onnx", str(bundle)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        address = _wait_for(process, log, r"(127\.0\.0\.1:\d+)")
+        yield Server(address, psutil.Process(process.pid), time.perf_counter() - started)
+    finally:
+        _end(process)
+
+
+@contextmanager
+def pytriton(bundle: Path, scratch: Path, python: Path) -> Iterator[Server]:
+    """``peers.triton_onnx`` with the interpreter of an environment that has it."""
+    log = scratch / "pytriton.log"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    started = time.perf_counter()
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [str(python), str(_PEERS / "triton_onnx.py"), str(bundle / "model.onnx"), str(port)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_for(process, log, r"(?s)Read more about configuring and serving|(successfully)")
+        seconds = time.perf_counter() - started
+        yield Server(f"127.0.0.1:{port}", psutil.Process(process.pid), seconds, "triton")
+    finally:
+        _end(process)
+
+
+def _wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        text = log.read_text(errors="replace")
+        if found := re.search(pattern, text):
+            return found.group(1) or ""
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RuntimeError(f"it does not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,157 @@
+"""What the machine allows: preprocessing and the raw engines on all cores, in one process.
+
+``python -m benchmarks.serving_limit MODELS_DIR``, on a machine that does nothing else. The limit
+of serving is 1 / (1 / preprocessing + 1 / engine), both in images a second on all cores.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.calibrated import PREPROCESSING, REFERENCE, write_bundle
+from benchmarks.photographs import photographs
+from multigrain.bundle.folder import read
+from multigrain.engine.answer import encode_vector
+from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Pixels, Runtime
+from multigrain.engine.runtime.choice import load
+from multigrain.engine.wire import VectorWants
+from multigrain.images.decode import decode_image
+from multigrain.images.preprocess import crop, preprocess, preprocess_image
+
+RUNTIMES = ("openvino-int8", "openvino-bf16", "openvino-f32", "onnxruntime")
+_SECONDS = 4.0
+
+
+def rate(work: Callable[[], int], seconds: float = _SECONDS) -> float:
+    """Images a second of ``work``, which returns how many it did: the best of three thirds."""
+    work()
+    best = 0.0
+    for _ in range(3):
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds / 3:
+            done += work()
+        best = max(best, done / (time.perf_counter() - start))
+    return best
+
+
+def preprocessing_rate(files: list[bytes], threads: int) -> float:
+    """Images a second with this many threads, as the engine's decoders are."""
+    with ThreadPoolExecutor(threads) as pool:
+
+        def work() -> int:
+            return sum(1 for _ in pool.map(lambda data: crop(data, PREPROCESSING), files))
+
+        return rate(work)
+
+
+def engine_rate(runtime: Runtime, pictures: list[Pixels], batch: int) -> float:
+    def work() -> int:
+        runtime.run_pixels(pictures[:batch], scores=False)
+        return batch
+
+    return rate(work)
+
+
+def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
+    return np.asarray((a64 * b64).sum(axis=1) / norms)
+
+
+def compute(runtime: Runtime, pictures: list[Pixels]) -> Outputs:
+    parts = [
+        runtime.run_pixels(pictures[start : start + 8]) for start in range(0, len(pictures), 8)
+    ]
+    return Outputs(
+        np.concatenate([part.embedding for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+    )
+
+
+def encodings(embedding: FloatArray) -> None:
+    """Bytes and accuracy of the answers' number formats, for normalised vectors."""
+    print("| dtype | bytes a vector | smallest cosine | largest difference |\n|---|---|---|---|")
+    for dtype, kind in (("fp32", "<f4"), ("fp16", "<f2"), ("int8", "i1")):
+        rows, size = [], 0
+        for row in embedding:
+            encoded = encode_vector(row, VectorWants(normalize=True, dtype=dtype))
+            size = len(encoded.data)
+            rows.append(np.frombuffer(encoded.data, kind) * np.float32(encoded.scale or 1))
+        got = np.stack(rows).astype(np.float32)
+        exact = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+        print(
+            f"| {dtype} | {size} | {cosines(got, embedding).min():.7f} | "
+            f"{np.abs(got - exact).max():.2g} |"
+        )
+
+
+def large(runtime: Runtime) -> None:
+    """What decoding at a fraction of the size gains for pictures of 12 megapixels, and costs."""
+    files = []
+    for number, data in enumerate(photographs(4)):
+        picture = Image.open(io.BytesIO(data)).resize((4000, 3000), Image.Resampling.BICUBIC)
+        grain = np.random.default_rng(number).normal(scale=4, size=(3000, 4000, 1))
+        pixels = (np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "JPEG", quality=90)
+        files.append(out.getvalue())
+    images, seconds = [], []
+    for prepare in (
+        lambda data: preprocess(data, PREPROCESSING),
+        lambda data: preprocess_image(decode_image(data), PREPROCESSING),
+    ):
+        start = time.perf_counter()
+        images.append(np.stack([prepare(data) for data in files]))
+        seconds.append((time.perf_counter() - start) / len(files))
+    scaled, full = (runtime.run(batch).embedding for batch in images)
+    print(
+        f"4000 x 3000: {1e3 * seconds[0]:.0f} ms scaled, {1e3 * seconds[1]:.0f} ms full, "
+        f"smallest cosine {cosines(scaled, full).min():.5f}"
+    )
+
+
+def main(models_dir: Path) -> None:
+    folder = write_bundle(models_dir)
+    bundle = Bundle(folder, read(folder))
+    files = photographs()
+    pictures = [crop(data, PREPROCESSING) for data in files]
+    expected = np.load(folder / REFERENCE)
+    cores = os.cpu_count() or 1
+    one, both = preprocessing_rate(files, 1), preprocessing_rate(files, cores)
+    print(f"preprocessing: {1e3 / one:.2f} ms on one core, {both:.0f} images/s on {cores}")
+    print(
+        "| runtime | batch 1, ms | full batch, images/s | limit, images/s | smallest cosine | "
+        "same top-1 | load, s |\n|---|---|---|---|---|---|---|"
+    )
+    for name in RUNTIMES:
+        start = time.perf_counter()
+        (runtime,) = load(name, bundle, Compute()).runtimes.values()
+        seconds = time.perf_counter() - start
+        single, full = (engine_rate(runtime, pictures, n) for n in (1, runtime.best_batch))
+        got = compute(runtime, pictures)
+        cosine = cosines(got.embedding, expected["embedding"]).min()
+        same = (got.logits.argmax(1) == expected["logits"].argmax(1)).mean()
+        print(
+            f"| {name} | {1e3 / single:.1f} | {full:.0f} | {1 / (1 / both + 1 / full):.0f} | "
+            f"{cosine:.5f} | {same:.1%} | {seconds:.1f} |",
+            flush=True,
+        )
+        if name == "openvino-f32":
+            compared = runtime
+        del runtime
+    large(compared)
+    encodings(expected["embedding"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""Model swaps under load: every so many requests the other version is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.photographs import photographs
+from benchmarks.servers import Server
+from multigrain_client import AsyncClient
+
+_CALLERS = 8
+
+
+@dataclass
+class Swaps:
+    """What became of the calls.
+
+    Args:
+        calm, during: seconds of each call that saw no swap, and of those that began or ended
+            in one.
+        errors: of calls that were not answered.
+        rss_mb: of daemon and engines after each swap, when the old engine has gone.
+    """
+
+    calm: list[float] = field(default_factory=list)
+    during: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    rss_mb: list[float] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        return len(self.calm) + len(self.during)
+
+    def report(self, row: Callable[..., None]) -> None:
+        """Writes the rows of a table."""
+        calm, during = _p99_ms(self.calm), _p99_ms(self.during)
+        row("p99 ms calm", calm, "calls", len(self.calm))
+        row("p99 ms during a swap", during, "calls", len(self.during))
+        row("p99 during a swap over else", during / calm)
+        row("errors", len(self.errors), *self.errors[:3])
+        row("swaps", len(self.rss_mb), "server RSS MB after each", *map(round, self.rss_mb))
+        # The first swaps fill what is kept for good.
+        later = self.rss_mb[len(self.rss_mb) // 4 :]
+        if len(later) > 2:
+            slope = float(np.polyfit(range(len(later)), later, 1)[0])
+            row("server RSS MB a swap, fitted to the last three quarters", slope)
+
+
+async def swap_under_load(server: Server, requests: int, swap_every: int) -> Swaps:
+    """Eight callers without a pause, while resnet50@1 and resnet50@2 replace each other."""
+    found = Swaps()
+    pictures = photographs()
+    swapping = False
+    async with AsyncClient(server.address) as client:
+
+        async def caller(first: int) -> None:
+            for number in range(first, requests, _CALLERS):
+                began, before = time.perf_counter(), swapping
+                try:
+                    await client.embed(pictures[number % len(pictures)])
+                except Exception as error:  # counted, whatever it is
+                    found.errors.append(repr(error)[:200])
+                into = found.during if before or swapping else found.calm
+                into.append(time.perf_counter() - began)
+
+        async def swap() -> None:
+            nonlocal swapping
+            version = 2
+            while found.calls < requests:
+                await asyncio.sleep(0.05)
+                if found.calls < (len(found.rss_mb) + 1) * swap_every:
+                    continue
+                swapping = True
+                await client.load_model(f"resnet50@{version}", make_default=True)
+                await client.unload_model(f"resnet50@{3 - version}")
+                swapping = False
+                version = 3 - version
+                while len(server.process.children(recursive=True)) > 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)  # nothing tells of another process's end
+                found.rss_mb.append(server.rss_mb())
+
+        task = asyncio.create_task(swap())
+        await asyncio.gather(*(caller(number) for number in range(_CALLERS)))
+        task.cancel()
+    return found
+
+
+def _p99_ms(seconds: list[float]) -> float:
+    return 1000 * float(np.percentile(seconds or [0.0], 99))
