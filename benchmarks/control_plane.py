@@ -135,7 +135,7 @@ async def follow(address: str, job_id: str, count: int, total: int) -> list[list
     """Receipt times of every event by every subscriber."""
 
     async def one(channel: aio.Channel) -> list[float]:
-        call = JobServiceStub(channel).StreamEventBatches(
+        call = JobServiceStub(channel).StreamEvents(
             StreamEventsRequest(job_id=job_id, after_seq=1, follow=True)
         )
         times = []

@@ -100,10 +100,7 @@ CANCEL_JOB = Method(_JOBS, "CancelJob", job_pb2.CancelJobRequest, job_pb2.Job, _
 RESUME_JOB = Method(_JOBS, "ResumeJob", job_pb2.ResumeJobRequest, job_pb2.Job, _never)
 DELETE_JOB = Method(_JOBS, "DeleteJob", job_pb2.DeleteJobRequest, job_pb2.DeleteJobResponse, _never)
 STREAM_EVENTS = Method(
-    _JOBS, "StreamEvents", job_pb2.StreamEventsRequest, job_pb2.JobEvent, _always
-)
-STREAM_EVENT_BATCHES = Method(
-    _JOBS, "StreamEventBatches", job_pb2.StreamEventsRequest, job_pb2.JobEventBatch, _always
+    _JOBS, "StreamEvents", job_pb2.StreamEventsRequest, job_pb2.JobEventBatch, _always
 )
 
 LIST_MODELS = Method(

@@ -590,7 +590,7 @@ Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
 
 @_typing.final
 class JobEventBatch(_message.Message):
-    """Events of one job in order; a heartbeat comes alone."""
+    """Consecutive events of one job; a heartbeat is sent alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

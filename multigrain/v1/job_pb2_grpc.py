@@ -63,11 +63,6 @@ class JobServiceStub:
         self.StreamEvents = channel.unary_stream(
                 '/multigrain.v1.JobService/StreamEvents',
                 request_serializer=multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.SerializeToString,
-                response_deserializer=multigrain_dot_v1_dot_job__pb2.JobEvent.FromString,
-                _registered_method=True)
-        self.StreamEventBatches = channel.unary_stream(
-                '/multigrain.v1.JobService/StreamEventBatches',
-                request_serializer=multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=multigrain_dot_v1_dot_job__pb2.JobEventBatch.FromString,
                 _registered_method=True)
 
@@ -115,15 +110,8 @@ class JobServiceServicer:
 
     def StreamEvents(self, request, context):
         """Every event after `after_seq`, once and in order: from disk, then live. With follow the
-        stream ends with OK after the job's terminal event; without, when there is no more.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def StreamEventBatches(self, request, context):
-        """The same events in the same order, many to a message where many are there: what is behind
-        catches up some ten times as fast, and many subscribers cost the server less.
+        stream ends with OK after the job's terminal event; without, when there is no more. A message
+        carries as many events as there are to send, up to about 256 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,11 +147,6 @@ def add_JobServiceServicer_to_server(servicer, server):
             ),
             'StreamEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamEvents,
-                    request_deserializer=multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.FromString,
-                    response_serializer=multigrain_dot_v1_dot_job__pb2.JobEvent.SerializeToString,
-            ),
-            'StreamEventBatches': grpc.unary_stream_rpc_method_handler(
-                    servicer.StreamEventBatches,
                     request_deserializer=multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.FromString,
                     response_serializer=multigrain_dot_v1_dot_job__pb2.JobEventBatch.SerializeToString,
             ),
@@ -329,33 +312,6 @@ class JobService:
             request,
             target,
             '/multigrain.v1.JobService/StreamEvents',
-            multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.SerializeToString,
-            multigrain_dot_v1_dot_job__pb2.JobEvent.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def StreamEventBatches(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/multigrain.v1.JobService/StreamEventBatches',
             multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.SerializeToString,
             multigrain_dot_v1_dot_job__pb2.JobEventBatch.FromString,
             options,

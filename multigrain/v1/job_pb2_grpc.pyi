@@ -47,13 +47,10 @@ class JobServiceStub:
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
     """Removes an ended job with its events and checkpoints. Models exported from it stay."""
-    StreamEvents: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEvent]
+    StreamEvents: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEventBatch]
     """Every event after `after_seq`, once and in order: from disk, then live. With follow the
-    stream ends with OK after the job's terminal event; without, when there is no more.
-    """
-    StreamEventBatches: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEventBatch]
-    """The same events in the same order, many to a message where many are there: what is behind
-    catches up some ten times as fast, and many subscribers cost the server less.
+    stream ends with OK after the job's terminal event; without, when there is no more. A message
+    carries as many events as there are to send, up to about 256 KiB.
     """
 
 @_typing.type_check_only
@@ -75,13 +72,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes an ended job with its events and checkpoints. Models exported from it stay."""
-    StreamEvents: _aio.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEvent]  # type: ignore[assignment]
+    StreamEvents: _aio.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEventBatch]  # type: ignore[assignment]
     """Every event after `after_seq`, once and in order: from disk, then live. With follow the
-    stream ends with OK after the job's terminal event; without, when there is no more.
-    """
-    StreamEventBatches: _aio.UnaryStreamMultiCallable[_job_pb2.StreamEventsRequest, _job_pb2.JobEventBatch]  # type: ignore[assignment]
-    """The same events in the same order, many to a message where many are there: what is behind
-    catches up some ten times as fast, and many subscribers cost the server less.
+    stream ends with OK after the job's terminal event; without, when there is no more. A message
+    carries as many events as there are to send, up to about 256 KiB.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -136,19 +130,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _job_pb2.StreamEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_job_pb2.JobEvent], _abc.AsyncIterator[_job_pb2.JobEvent]]:
-        """Every event after `after_seq`, once and in order: from disk, then live. With follow the
-        stream ends with OK after the job's terminal event; without, when there is no more.
-        """
-
-    @_abc_1.abstractmethod
-    def StreamEventBatches(
-        self,
-        request: _job_pb2.StreamEventsRequest,
-        context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_pb2.JobEventBatch], _abc.AsyncIterator[_job_pb2.JobEventBatch]]:
-        """The same events in the same order, many to a message where many are there: what is behind
-        catches up some ten times as fast, and many subscribers cost the server less.
+        """Every event after `after_seq`, once and in order: from disk, then live. With follow the
+        stream ends with OK after the job's terminal event; without, when there is no more. A message
+        carries as many events as there are to send, up to about 256 KiB.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -146,15 +146,12 @@ class Jobs(
         token = str(end) if end < len(found) else ""
         return job_pb2.ListJobsResponse(jobs=found[start:end], next_page_token=token)
 
-    def StreamEvents(self, request, context) -> Iterator[job_pb2.JobEvent]:
-        return self._events("StreamEvents", request, context)
-
-    def StreamEventBatches(self, request, context) -> Iterator[job_pb2.JobEventBatch]:
-        for event in self._events("StreamEventBatches", request, context):
+    def StreamEvents(self, request, context) -> Iterator[job_pb2.JobEventBatch]:
+        for event in self._events(request, context):
             yield job_pb2.JobEventBatch(events=[event])
 
-    def _events(self, name: str, request: Any, context: Any) -> Iterator[job_pb2.JobEvent]:
-        fault = self.state.begin(name, request, context)
+    def _events(self, request: Any, context: Any) -> Iterator[job_pb2.JobEvent]:
+        fault = self.state.begin("StreamEvents", request, context)
         sent = 0
         for event in self.state.events.get(request.job_id, []):
             if event.seq <= request.after_seq or event.seq == self.state.skip_seq:

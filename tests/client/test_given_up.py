@@ -51,7 +51,7 @@ def test_a_classification_that_hangs_is_asked_for_a_second_time(make_client, ser
 
 def test_a_wait_for_a_job_that_says_nothing_ends_with_its_timeout(client, state):
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_RUNNING)
-    held = Held(state, "StreamEventBatches")
+    held = Held(state, "StreamEvents")
     timer = threading.Timer(30.0, held.release)
     timer.start()
     try:

@@ -35,14 +35,14 @@ BREAKS = [
 def test_a_stream_cut_at_random_places_yields_every_event_once_and_in_order(client, state, seed):
     chance = random.Random(seed)
     state.events["job-1"] = training_events(40)
-    state.faults["StreamEventBatches"].extend(
+    state.faults["StreamEvents"].extend(
         Fault(chance.choice(BREAKS), after=chance.randrange(0, 12)) for _ in range(12)
     )
 
     events = list(client.stream_events("job-1"))
 
     assert [event.seq for event in events] == list(range(1, 43))
-    assert state.calls["StreamEventBatches"] > 4
+    assert state.calls["StreamEvents"] > 4
 
 
 def test_a_stream_begins_after_the_given_event(client, state):
@@ -52,7 +52,7 @@ def test_a_stream_begins_after_the_given_event(client, state):
 
 def test_only_the_wanted_kinds_of_events_come(client, state):
     state.events["job-1"] = training_events(3)
-    state.faults["StreamEventBatches"].append(Fault(after=1))
+    state.faults["StreamEvents"].append(Fault(after=1))
     events = list(client.stream_events("job-1", kinds=["state"]))
     assert [event.WhichOneof("event") for event in events] == ["state", "state"]
 
@@ -66,38 +66,28 @@ def test_heartbeats_are_not_yielded(client, state):
 
 def test_a_refusal_with_a_retry_delay_is_waited_out(client, state):
     state.events["job-1"] = training_events(2)
-    state.faults["StreamEventBatches"].append(
+    state.faults["StreamEvents"].append(
         Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=0.01)
     )
     assert len(list(client.stream_events("job-1"))) == 4
 
 
-def test_a_server_of_before_there_were_batches_is_read_event_by_event(client, state):
-    state.events["job-1"] = training_events(6)
-    unknown = Fault(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-    state.faults["StreamEventBatches"].extend([unknown] * 10)
-    state.faults["StreamEvents"].append(Fault(after=3))
-    events = list(client.stream_events("job-1"))
-    assert [event.seq for event in events] == list(range(1, 9))
-    assert state.calls["StreamEvents"] == 2
-
-
 def test_an_error_that_the_server_explains_ends_the_stream(client, state):
-    state.faults["StreamEventBatches"].append(
+    state.faults["StreamEvents"].append(
         Fault(grpc.StatusCode.NOT_FOUND, "there is no job job-9", "NOT_FOUND")
     )
     with pytest.raises(NotFound, match="there is no job job-9"):
         list(client.stream_events("job-9"))
-    assert state.calls["StreamEventBatches"] == 1
+    assert state.calls["StreamEvents"] == 1
 
 
 def test_a_stream_that_never_comes_back_ends_with_the_error(make_client, server, state):
     patience = RetryPolicy(initial=0.001, maximum=0.01, stream_patience=0.1)
     client = make_client(server.address, retry=patience)
-    state.faults["StreamEventBatches"].extend([Fault()] * 1000)
+    state.faults["StreamEvents"].extend([Fault()] * 1000)
     with pytest.raises(Unavailable):
         list(client.stream_events("job-1"))
-    assert state.calls["StreamEventBatches"] > 3
+    assert state.calls["StreamEvents"] > 3
 
 
 def test_a_missing_event_is_asked_for_again_and_then_reported(client, state):
@@ -107,7 +97,7 @@ def test_a_missing_event_is_asked_for_again_and_then_reported(client, state):
     with pytest.raises(StreamGap, match="event 5 came after event 3"):
         take_until_error(client.stream_events("job-1"), seen)
     assert [event.seq for event in seen] == [1, 2, 3]
-    assert state.calls["StreamEventBatches"] == 3
+    assert state.calls["StreamEvents"] == 3
 
 
 def test_loss_points_carry_every_field_of_the_event(client, state):
@@ -121,7 +111,7 @@ def test_loss_points_carry_every_field_of_the_event(client, state):
 def test_wait_returns_the_job_when_it_has_succeeded(client, state):
     state.events["job-1"] = training_events(2)
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_SUCCEEDED)
-    state.faults["StreamEventBatches"].append(Fault(after=1))
+    state.faults["StreamEvents"].append(Fault(after=1))
     assert client.wait("job-1").state == job_pb2.JOB_STATE_SUCCEEDED
 
 
@@ -150,7 +140,7 @@ def test_wait_gives_up_after_its_timeout_and_says_where_the_job_stands(client, s
 def test_a_stream_goes_on_when_the_server_has_been_away_for_a_while(make_client, server, state):
     client = make_client(server.address)
     state.events["job-1"] = training_events(20)
-    state.faults["StreamEventBatches"].append(Fault(after=9))
+    state.faults["StreamEvents"].append(Fault(after=9))
     stream = client.stream_events("job-1")
     seen = [next(stream).seq for _ in range(9)]
     server.stop()

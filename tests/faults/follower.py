@@ -47,7 +47,7 @@ class Follower(threading.Thread):
         last = JobEvent.FromString(self.events[-1]).seq if self.events else 0
         left = self._chance.randint(1, 40) if self._chance else -1
         stream = follow(StreamEventsRequest(job_id=self.job_id, after_seq=last, follow=True))
-        for event in stream:
+        for event in (event for batch in stream for event in batch.events):
             if event.HasField("heartbeat"):
                 continue
             self.events.append(event.SerializeToString(deterministic=True))

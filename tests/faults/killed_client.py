@@ -89,13 +89,7 @@ def events(channel: grpc.Channel, job: str, there: Say) -> None:
         there()
 
 
-def event_batches(channel: grpc.Channel, job: str, there: Say) -> None:
-    request = StreamEventsRequest(job_id=job, follow=True)
-    for _ in JobServiceStub(channel).StreamEventBatches(request):
-        there()
-
-
-KINDS = (upload, download, stream, triton_stream, batch, classify, events, event_batches)
+KINDS = (upload, download, stream, triton_stream, batch, classify, events)
 
 
 def run(kind: int, address: str, job: str, there: Connection) -> None:

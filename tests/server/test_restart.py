@@ -48,7 +48,7 @@ class Subscriber:
         async with grpc.aio.insecure_channel(self._address.read_text().strip()) as channel:
             request = StreamEventsRequest(job_id=self._job_id, after_seq=self.last_seq, follow=True)
             stream = JobServiceStub(channel).StreamEvents(request)
-            async for event in stream:
+            async for event in (event async for batch in stream for event in batch.events):
                 if event.HasField("heartbeat"):
                     continue
                 self.events.append(event.SerializeToString(deterministic=True))

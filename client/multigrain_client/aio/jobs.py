@@ -5,17 +5,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 
-from multigrain.v1.job_pb2 import Job, JobEvent, StreamEventsRequest
+from multigrain.v1.job_pb2 import Job, JobEvent
 from multigrain_client.aio.rpcs import AsyncRpcs
 from multigrain_client.cursor import EventCursor
 from multigrain_client.errors import (
     DeadlineExceeded,
     MultigrainClientError,
     StreamGap,
-    Unsupported,
 )
 from multigrain_client.losses import LossPoint
 from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
@@ -98,9 +97,10 @@ class AsyncJobCalls(AsyncRpcs):
     async def _events(self, cursor: EventCursor, deadline: Deadline) -> AsyncIterator[JobEvent]:
         while True:
             try:
-                async with aclosing(self._batches(cursor.request(), deadline)) as batches:
+                answers = self.StreamEvents(cursor.request(), timeout=deadline.remaining)
+                async with aclosing(answers) as batches:
                     async for batch in batches:
-                        for event in batch:
+                        for event in batch.events:
                             if cursor.accept(event):
                                 yield event
                 return
@@ -111,23 +111,6 @@ class AsyncJobCalls(AsyncRpcs):
                     raise
                 delay = cursor.on_error(error)
             await asyncio.sleep(deadline.within(delay))
-
-    async def _batches(
-        self, request: StreamEventsRequest, deadline: Deadline
-    ) -> AsyncGenerator[Sequence[JobEvent]]:
-        """Events as they come; one by one from a server of before there were batches."""
-        try:
-            answers = self.StreamEventBatches(request, timeout=deadline.remaining)
-            async with aclosing(answers) as batches:
-                async for batch in batches:
-                    yield batch.events
-            return
-        except Unsupported as error:
-            if error.kind:
-                raise
-        async with aclosing(self.StreamEvents(request, timeout=deadline.remaining)) as events:
-            async for event in events:
-                yield (event,)
 
     async def stream_losses(
         self,

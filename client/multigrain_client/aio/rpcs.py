@@ -71,7 +71,6 @@ class AsyncRpcs:
         self.ResumeJob = Unary(transport, methods.RESUME_JOB)
         self.DeleteJob = Unary(transport, methods.DELETE_JOB)
         self.StreamEvents = Stream(transport, methods.STREAM_EVENTS)
-        self.StreamEventBatches = Stream(transport, methods.STREAM_EVENT_BATCHES)
         self.ListModels = Unary(transport, methods.LIST_MODELS)
         self.GetModel = Unary(transport, methods.GET_MODEL)
         self.LoadModel = Unary(transport, methods.LOAD_MODEL)

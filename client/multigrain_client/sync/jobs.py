@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 
-from multigrain.v1.job_pb2 import Job, JobEvent, StreamEventsRequest
+from multigrain.v1.job_pb2 import Job, JobEvent
 from multigrain_client.cursor import EventCursor
 from multigrain_client.errors import (
     DeadlineExceeded,
     MultigrainClientError,
     StreamGap,
-    Unsupported,
 )
 from multigrain_client.losses import LossPoint
 from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
@@ -117,9 +116,10 @@ class JobCalls(Rpcs):
     def _events(self, cursor: EventCursor, deadline: Deadline) -> Iterator[JobEvent]:
         while True:
             try:
-                with closing(self._batches(cursor.request(), deadline)) as batches:
+                answers = self.StreamEvents(cursor.request(), timeout=deadline.remaining)
+                with closing(answers) as batches:
                     for batch in batches:
-                        for event in batch:
+                        for event in batch.events:
                             if cursor.accept(event):
                                 yield event
                 return
@@ -130,22 +130,6 @@ class JobCalls(Rpcs):
                     raise
                 delay = cursor.on_error(error)
             time.sleep(deadline.within(delay))
-
-    def _batches(
-        self, request: StreamEventsRequest, deadline: Deadline
-    ) -> Generator[Sequence[JobEvent]]:
-        """Events as they come; one by one from a server of before there were batches."""
-        try:
-            with closing(self.StreamEventBatches(request, timeout=deadline.remaining)) as batches:
-                for batch in batches:
-                    yield batch.events
-            return
-        except Unsupported as error:
-            if error.kind:
-                raise
-        with closing(self.StreamEvents(request, timeout=deadline.remaining)) as events:
-            for event in events:
-                yield (event,)
 
     def stream_losses(
         self,

@@ -36,7 +36,6 @@ _OURS: dict[str, dict[str, Rule]] = {
         "GetJob": _JOBS,
         "ListJobs": _JOBS,
         "StreamEvents": _JOBS,
-        "StreamEventBatches": _JOBS,
         "CancelJob": _TRAIN,
         "ResumeJob": _TRAIN,
         "DeleteJob": _TRAIN,

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.config import AccessConfig
 
-_SUBSCRIPTIONS = frozenset(
-    f"/multigrain.v1.JobService/{name}" for name in ("StreamEvents", "StreamEventBatches")
-)
+_SUBSCRIPTION = "/multigrain.v1.JobService/StreamEvents"
 _RETRY_SECONDS = 1.0
 
 
@@ -42,7 +40,7 @@ class ClientStreams:
             MultigrainError: OVERLOADED, with the name of the limit.
         """
         client = holder or _host(peer)
-        names = list(self._limits)[: 2 if method in _SUBSCRIPTIONS else 1]
+        names = list(self._limits)[: 2 if method == _SUBSCRIPTION else 1]
         for name in names:
             if self._open[client, name] >= self._limits[name]:
                 raise MultigrainError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,7 +14,6 @@ from multigrain.v1 import job_pb2, job_pb2_grpc
 from multigrain_server.convert.encoded import joined
 from multigrain_server.convert.event import KIND_OF_ENUM
 from multigrain_server.convert.job import job_message
-from multigrain_server.jobs.event_feed import EventBatch
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
 from multigrain_server.metrics.jobs import EventMetrics
@@ -72,28 +71,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def StreamEvents(  # type: ignore[override]  # noqa: N802
         self, request: job_pb2.StreamEventsRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        async with aclosing(self._batches(request)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
-
-    async def StreamEventBatches(  # type: ignore[override]  # noqa: N802
-        self, request: job_pb2.StreamEventsRequest, context: Context
-    ) -> AsyncIterator[bytes]:
-        async with aclosing(self._batches(request)) as batches:
-            async for batch in batches:
-                yield joined(_EVENTS, batch)
-
-    async def _batches(
-        self, request: job_pb2.StreamEventsRequest
-    ) -> AsyncGenerator[EventBatch, None]:
         kinds = _names("kinds", request.kinds, job_pb2.EventKind, "EVENT_KIND_")
         chosen = frozenset(KIND_OF_ENUM[job_pb2.EventKind.Value(f"EVENT_KIND_{k}")] for k in kinds)
         stream = self._jobs.event_batches(request.job_id, request.after_seq, chosen, request.follow)
         async with aclosing(stream) as batches:
             async for batch in batches:
                 self._metrics.streamed(len(batch))
-                yield batch
+                yield joined(_EVENTS, batch)
 
 
 def _names(field: str, values: Any, enum: Any, prefix: str) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ MATRIX = {
         "GetJob": "train read",
         "ListJobs": "train read",
         "StreamEvents": "train read",
-        "StreamEventBatches": "train read",
         "CancelJob": "train",
         "ResumeJob": "train",
         "DeleteJob": "train",

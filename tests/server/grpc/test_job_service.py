@@ -57,7 +57,7 @@ class Caller:
 
     async def follow(self, job_id: str, after: int = 0) -> list[JobEvent]:
         request = StreamEventsRequest(job_id=job_id, after_seq=after, follow=True)
-        return [event async for event in self.jobs.StreamEvents(request)]
+        return [event async for batch in self.jobs.StreamEvents(request) for event in batch.events]
 
     async def until(self, job_id: str, *states: int) -> Job:
         async with asyncio.timeout(60):
@@ -102,7 +102,8 @@ async def test_events_are_followed_to_the_end(caller: Caller) -> None:
 async def test_only_the_kinds_asked_for_are_sent(caller: Caller) -> None:
     job = await caller.start(events="50")
     request = StreamEventsRequest(job_id=job.job_id, kinds=[EVENT_KIND_STATE], follow=True)
-    kinds = {e.WhichOneof("event") async for e in caller.jobs.StreamEvents(request)}
+    batches = caller.jobs.StreamEvents(request)
+    kinds = {e.WhichOneof("event") async for batch in batches for e in batch.events}
     assert kinds - {"heartbeat"} == {"state"}
 
 

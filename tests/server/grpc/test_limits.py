@@ -82,19 +82,18 @@ def test_subscribers_of_events_have_a_limit_of_their_own() -> None:
     door = Access(access)
     peer = "ipv4:10.0.0.1:5"
     events = "/multigrain.v1.JobService/StreamEvents"
-    batches = "/multigrain.v1.JobService/StreamEventBatches"
     with door.enter(events, (), stream_from=peer):
         with (
             pytest.raises(MultigrainError, match=r"access\.max_subscribers_per_client") as caught,
-            door.enter(batches, (), stream_from="ipv4:10.0.0.1:6"),
+            door.enter(events, (), stream_from="ipv4:10.0.0.1:6"),
         ):
             pass
         assert caught.value.kind is ErrorKind.OVERLOADED
-        with door.enter(batches, (), stream_from="ipv4:10.0.0.2:6"):
+        with door.enter(events, (), stream_from="ipv4:10.0.0.2:6"):
             pass
         with door.enter("/multigrain.v1.EmbeddingService/EmbedStream", (), stream_from=peer):
             pass
-    with door.enter(batches, (), stream_from=peer):
+    with door.enter(events, (), stream_from=peer):
         pass
 
 
