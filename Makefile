@@ -12,7 +12,7 @@ TRITON_PYTHON ?= /usr/bin/python3
 
 # The README's first command: train, evaluate, export and serve on real images.
 demo: $(STAMP)
-	$(BIN)/multigrain demo --out demo-out
+	$(BIN)/python -m examples.demo --out demo-out
 
 # The README's second command: everything that CI checks.
 test: lint types stubs-check protos-check unit

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.datasets.glyphs import font_of, instance_of, write_glyphs
 from benchmarks.datasets.subset import Split, inner_split, subset
+from examples.demo.dataset import write_digits
 from multigrain.data.folder import ImageFolder, scan
-from multigrain_client.demo.dataset import write_digits
 
 DIGIT_SIZE = 32
 # What the network sees of a glyph: at the files' own 64 a run takes four times as long.

@@ -18,7 +18,7 @@ from tests.e2e.daemon import wait_for_no_processes
 def test_the_demo_reaches_its_accuracy_and_leaves_its_pictures(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     done = subprocess.run(
-        [sys.executable, "-m", "multigrain_client.cli", "demo", "--out", out],
+        [sys.executable, "-m", "examples.demo", "--out", out],
         capture_output=True,
         text=True,
     )

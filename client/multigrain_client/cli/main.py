@@ -14,7 +14,6 @@ from multigrain_client.cli import (
     cancel,
     classify,
     delete,
-    demo,
     download,
     embed,
     embed_folder,
@@ -61,7 +60,6 @@ COMMANDS: tuple[Command, ...] = (
     embed_folder.COMMAND,
     classify.COMMAND,
     plot.COMMAND,
-    demo.COMMAND,
 )
 
 _COMMAND_OF = {command.call: command.name for command in COMMANDS if command.call}

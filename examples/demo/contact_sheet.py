@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from multigrain_client.demo.neighbours import Query
+from examples.demo.neighbours import Query
 
 TILE = 96
 GAP = 14

@@ -8,7 +8,9 @@ from pathlib import Path
 from multigrain_client.errors import InvalidRequest, MissingPackage
 
 MARKER = ".multigrain-demo"
-MARKER_TEXT = "Written by `multigrain demo`; the next demo replaces what is in this folder.\n"
+MARKER_TEXT = (
+    "Written by `python -m examples.demo`; the next run replaces the contents of this folder.\n"
+)
 
 
 class DemoFolder:

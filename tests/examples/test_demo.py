@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.demo import run as demo_run
+from examples.demo.contact_sheet import draw_contact_sheet
+from examples.demo.daemon import Daemon
+from examples.demo.dataset import write_digits
+from examples.demo.distortion import distorted
+from examples.demo.folder import DemoFolder, processes_of
+from examples.demo.neighbours import Query, nearest, pick_one_a_class
+from examples.demo.report import Report
 from multigrain.v1 import model_pb2
 from multigrain_client import Client, InvalidRequest, ServerError
 from multigrain_client.answers import Classification
 from multigrain_client.cli.output import Output
-from multigrain_client.demo import run as demo_run
-from multigrain_client.demo.contact_sheet import draw_contact_sheet
-from multigrain_client.demo.daemon import Daemon
-from multigrain_client.demo.dataset import write_digits
-from multigrain_client.demo.distortion import distorted
-from multigrain_client.demo.folder import DemoFolder, processes_of
-from multigrain_client.demo.neighbours import Query, nearest, pick_one_a_class
-from multigrain_client.demo.report import Report
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from examples.demo.contact_sheet import draw_contact_sheet
+from examples.demo.daemon import Daemon
+from examples.demo.dataset import DigitFolders, write_digits
+from examples.demo.distortion import distorted
+from examples.demo.folder import DemoFolder
+from examples.demo.neighbours import Query, nearest, pick_one_a_class
+from examples.demo.report import TARGET_TOP1, Report
 from multigrain.v1.job_pb2 import Job
-from multigrain_client.cli.command import FAILED, OK
 from multigrain_client.cli.follow import show
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
-from multigrain_client.demo.contact_sheet import draw_contact_sheet
-from multigrain_client.demo.daemon import Daemon
-from multigrain_client.demo.dataset import DigitFolders, write_digits
-from multigrain_client.demo.distortion import distorted
-from multigrain_client.demo.folder import DemoFolder
-from multigrain_client.demo.neighbours import Query, nearest, pick_one_a_class
-from multigrain_client.demo.report import TARGET_TOP1, Report
 from multigrain_client.errors import InvalidRequest, MissingPackage, MultigrainClientError
 from multigrain_client.losses import latest_curve
 from multigrain_client.outcome import is_terminal, raise_unless_succeeded
@@ -76,7 +75,7 @@ def run_demo(options: DemoOptions, output: Output) -> int:
     report.write(folder.summary)
     output.data({"summary": str(folder.summary), "top1": report.top1, "good": report.good})
     _print_summary(output, report, folder)
-    return OK if report.good else FAILED
+    return 0 if report.good else 1
 
 
 class Demo:

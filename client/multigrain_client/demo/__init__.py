@@ -1,1 +1,0 @@
-"""`multigrain demo`: the whole way from image files to served embeddings, on this machine."""

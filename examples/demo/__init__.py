@@ -1,0 +1,1 @@
+"""From image files to served embeddings on this machine: ``python -m examples.demo``."""
