@@ -8,14 +8,14 @@ TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
 
 .PHONY: demo test lint types stubs stubs-check protos-check unit peers peers-serving bench fuzz soak
-.PHONY: audit clean faults
+.PHONY: audit clean faults docs docs-check
 
 # The README's first command: train, evaluate, export and serve on real images.
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo --out demo-out
 
 # The README's second command: everything that CI checks.
-test: lint types stubs-check protos-check unit
+test: lint types stubs-check protos-check docs-check unit
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,16 @@ stubs: $(STAMP)
 # Fails when the committed stubs are not those of protos/.
 stubs-check: $(STAMP)
 	$(BIN)/python -m tests.tools.stubs --check
+
+# Writes the generated parts of docs/ and builds the site to site/.
+docs: $(STAMP)
+	$(BIN)/python -m tools.docs --write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Fails when a generated part of docs/ is out of date or the site has a broken link.
+docs-check: $(STAMP)
+	$(BIN)/python -m tools.docs --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The contract may only grow: compared with the last released one.
 protos-check: $(STAMP)
@@ -103,4 +113,4 @@ $(TRITON)/.installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(TRITON) demo-out build dist
+	rm -rf $(VENV) $(PEERS) $(TRITON) demo-out build dist site

@@ -11,7 +11,7 @@ import yaml
 
 from multigrain_server.config import ServerConfig
 from tests.deploy.named import DEPLOY, container_command, expressions, recorded, series
-from tests.server.metrics.test_series import described
+from tools.docs.metrics import all_series
 
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
@@ -41,11 +41,10 @@ def test_every_expression_asks_for_a_series_of_ours() -> None:
 
 
 def test_every_series_that_is_asked_for_is_one_that_the_daemon_has() -> None:
-    has = described()
     parts = {
-        f"{name}{part}"
-        for name, (kind, _) in has.items()
-        for part in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
+        f"{one.name}{part}"
+        for one in all_series()
+        for part in (("_bucket", "_sum", "_count") if one.type == "histogram" else ("",))
     }
     for file, texts in expressions().items():
         unknown = {name for text in texts for name in series(text) if ":" not in name} - parts

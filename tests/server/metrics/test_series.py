@@ -1,9 +1,6 @@
-"""All series of a daemon: described, and bounded in number."""
+"""Series of a daemon are bounded in number, whatever callers send."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -20,32 +17,11 @@ from multigrain_server.jobs.view import JobView
 from multigrain_server.metrics.jobs import MAX_ENDED
 from tests.server.status.test_pages import page
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
 TIME = "2026-01-31T12:00:00Z"
-
-
-def described() -> dict[str, tuple[str, str]]:
-    """Type and labels of each series in the README's table."""
-    rows = re.findall(
-        r"^\| `(multigrain_\w+)` \| (\w+) \| ([\w, ]*) \| [^|]+ \| [^|]+ \|$", README, re.M
-    )
-    assert len({name for name, *_ in rows}) == len(rows)
-    return {name: (kind, labels.strip()) for name, kind, labels in rows}
 
 
 def families(registry: CollectorRegistry) -> list[Metric]:
     return list(registry.collect())
-
-
-async def test_the_readme_describes_every_series_with_its_type_and_labels(app: App) -> None:
-    made = {}
-    for collector in list(app.registry._collector_to_names):
-        for family in collector.collect():
-            name = family.name + ("_total" if family.type == "counter" else "")
-            labels = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
-            if name.startswith("multigrain_"):
-                made[name] = (family.type, ", ".join(labels))
-    assert made == described()
 
 
 def samples(app: App) -> set[str]:

@@ -1,0 +1,36 @@
+"""Markdown that is written by programs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; cells may hold Markdown, but no line breaks or bare bars."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def code(text: str) -> str:
+    """Inline code."""
+    return f"`{text}`"
+
+
+def fence(text: str, language: str = "") -> str:
+    """A block of code."""
+    return f"```{language}\n{text.rstrip()}\n```"
+
+
+def prose(text: str) -> str:
+    """Plain text from a comment or a description: no character of it is markup."""
+    text = re.sub(r"([\\*_<>|\[\]])", r"\\\1", " ".join(text.split()))
+    # Field names and values in comments read as code; restore what was escaped inside.
+    return re.sub(r"`[^`]*`", lambda part: part[0].replace("\\", ""), text)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", text.replace("\n", "<br>"))
