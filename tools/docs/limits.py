@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 import annotated_types
@@ -26,18 +27,17 @@ def default_text(value: object) -> str:
     return code(_plain(value))
 
 
-def type_text(info: FieldInfo) -> str:
-    """Its values, or what kind of value it is."""
-    return _type(info.annotation)
+def entry(key: str, info: FieldInfo) -> str:
+    """A cell with the key, its type and limits, and its default; narrow enough for a phone."""
+    default = info.get_default(call_default_factory=True)
+    if isinstance(default, Path):
+        default = default.name  # relative to the working folder
+    kind = ", ".join(filter(None, (_type(info.annotation), _bounds(info))))
+    return f"{code(key)}\n{kind}\ndefault: {default_text(default)}"
 
 
-def limits_text(info: FieldInfo) -> str:
-    """Bounds of the value, such as "1 to 64" or "> 0"; or the values that it may have."""
-    kind = info.annotation
-    if _values(kind):
-        return " ".join(code(str(value)) for value in _values(kind))
-    low = high = ""
-    count = ""
+def _bounds(info: FieldInfo) -> str:
+    low = high = count = ""
     for rule in info.metadata:
         if isinstance(rule, annotated_types.Ge):
             low = f"≥ {_plain(rule.ge)}"
@@ -52,17 +52,28 @@ def limits_text(info: FieldInfo) -> str:
     return ", ".join(part for part in (low, high, count) if part)
 
 
+def item_type(info: FieldInfo) -> type[BaseModel] | None:
+    """Of a list of groups, the group."""
+    for kind in typing.get_args(info.annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 def _type(kind: Any) -> str:
     if kind is None:
         return ""
-    values = _values(kind)
-    if values:
+    if values := [value for value in _values(kind) if value != ""]:
         return " ".join(code(str(value)) for value in values)
     origin = typing.get_origin(kind)
     if origin in (tuple, list):
         return f"list of {_type(typing.get_args(kind)[0])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.__name__
+    if isinstance(kind, type) and issubclass(kind, Path):
+        return "path"
+    if inner := [part for part in typing.get_args(kind) if part is not type(None)]:
+        return _type(inner[0])
     return _NAMES.get(kind, "text")
 
 
@@ -81,5 +92,7 @@ def _plain(value: object) -> str:
     if isinstance(value, float):
         if value == float("inf"):
             return "infinity"
-        return f"{value:g}" if value != int(value) or abs(value) >= 1e7 else str(int(value))
+        return str(int(value)) if value == int(value) and abs(value) < 1e9 else f"{value:g}"
+    if isinstance(value, int) and value > 2**40 and value & (value - 1) == 0:
+        return f"2^{value.bit_length() - 1}"
     return str(value)

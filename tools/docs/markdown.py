@@ -26,9 +26,8 @@ def fence(text: str, language: str = "") -> str:
 
 
 def prose(text: str) -> str:
-    """Plain text from a comment or a description: no character of it is markup."""
-    text = re.sub(r"([\\*_<>|\[\]])", r"\\\1", " ".join(text.split()))
-    # Field names and values in comments read as code; restore what was escaped inside.
+    """Plain text from a comment or a description: no character of it is markup, but backticks."""
+    text = re.sub(r"([\\*<|\[])", r"\\\1", " ".join(text.split()))
     return re.sub(r"`[^`]*`", lambda part: part[0].replace("\\", ""), text)
 
 

@@ -56,7 +56,7 @@ async def _collect(folder: Path) -> tuple[Series, ...]:
             if not family.name.startswith("multigrain_"):
                 continue
             # prometheus_client has no public access to the label names of an empty family.
-            labels = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
+            labels = getattr(collector, "_labelnames", ()) or getattr(family, "_labelnames", ())
             name = family.name + ("_total" if family.type == "counter" else "")
-            found.append(Series(name, family.type, tuple(labels), family.documentation))
+            found.append(Series(name, family.type, tuple(labels or ()), family.documentation))
     return tuple(sorted(found))
