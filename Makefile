@@ -1,27 +1,45 @@
-# Every target works from a fresh clone on Debian with Python 3.11 or newer.
+# Every target works from a fresh clone on Debian with Python 3.11 or 3.12.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOCK := requirements/ci.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
+# Processes that run tests at the same time.
+JOBS ?= 2
 
-.PHONY: demo test lint types stubs stubs-check protos-check unit peers peers-serving bench fuzz soak
-.PHONY: audit clean faults docs docs-check
+.PHONY: demo check test lint types stubs stubs-check protos-check docs docs-check quick unit coverage
+.PHONY: lock peers peers-serving bench faults fuzz soak audit clean
 
-# The README's first command: train, evaluate, export and serve on real images.
+# Trains, evaluates, exports and serves a model of real images.
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo --out demo-out
 
-# The README's second command: everything that CI checks.
+# For the time between two edits, at most three minutes on two cores.
+check: lint types quick
+
+# Everything that CI runs.
 test: lint types stubs-check protos-check docs-check unit
 
-$(STAMP): pyproject.toml
+# Installs exactly the versions of the lock file, then the project itself.
+$(STAMP): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[server,demo,dev]'
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Resolves the dependencies in pyproject.toml for Linux and Python 3.11 (3.12 installs the same
+# versions). Keeps what is in the lock file if it still fits; `make lock UPGRADE=--upgrade` takes
+# the newest versions. Needs no $(STAMP): the lock file may not fit pyproject.toml at this moment.
+UPGRADE ?=
+lock:
+	test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet 'uv>=0.13,<1'
+	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
+	    --generate-hashes --no-header --extra server --extra demo --extra dev $(UPGRADE) \
+	    pyproject.toml --output-file $(LOCK)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,11 +48,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Writes the stubs of protos/ to multigrain/v1/.
+# Generates the stubs of protos/ in multigrain/v1/.
 stubs: $(STAMP)
 	$(BIN)/python -m tests.tools.stubs --write
 
-# Fails when the committed stubs are not those of protos/.
+# Fails if the committed stubs differ from those that protos/ generates.
 stubs-check: $(STAMP)
 	$(BIN)/python -m tests.tools.stubs --check
 
@@ -48,16 +66,29 @@ docs-check: $(STAMP)
 	$(BIN)/python -m tools.docs --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# The contract may only grow: compared with the last released one.
+# Fails if the contract is incompatible with the last released one.
 protos-check: $(STAMP)
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
 
+# The tests that start no process of the project and do not import MindSpore.
+quick: $(STAMP)
+	$(BIN)/pytest --quick --numprocesses $(JOBS)
+
+# All tests.
 unit: $(STAMP)
 	$(BIN)/pytest
 
-# The network, the losses and the steps against PyTorch, which is no dependency: it comes into an
-# environment of its own. (Where pip's index has CUDA builds only, set PIP_EXTRA_INDEX_URL.)
+# All tests, then the share of lines that they ran in the test process and in child processes.
+coverage: $(STAMP)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --skip-empty
+
+# Compares the network, the losses and whole training steps with PyTorch. PyTorch is not a
+# dependency, so it has an environment of its own; if pip's index only has CUDA builds, set
+# PIP_EXTRA_INDEX_URL.
 peers: $(PEERS)/.installed
 	$(PEERS)/bin/python -m pytest tests/peers -s
 
@@ -67,8 +98,8 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
 	touch $@
 
-# The training core's figures (benchmarks/RESULTS.md): ten minutes on a machine with nothing else
-# to do. Each script ends with an error where its bar is missed; the next one runs all the same.
+# Training benchmarks (benchmarks/RESULTS.md), ten minutes on an idle machine. A script fails if it
+# misses its target; the others still run.
 bench: $(STAMP) $(PEERS)/.installed
 	-$(BIN)/python -m benchmarks.step_time
 	-$(BIN)/python -m benchmarks.memory
@@ -76,33 +107,8 @@ bench: $(STAMP) $(PEERS)/.installed
 	-$(BIN)/python -m benchmarks.pytorch_step --pytorch $(PEERS)/bin/python
 	-$(BIN)/python -m benchmarks.scaling
 
-# The promises of the README with many more faults than in `make test`: half an hour. What is random
-# prints its seed; MULTIGRAIN_FAULT_SEED=N repeats it.
-faults: $(STAMP)
-	MULTIGRAIN_FAULTS=full $(BIN)/pytest -s --timeout 3600 tests/faults
-
-# Every call and every reader of bytes from elsewhere, with input that is nearly right: so many
-# seconds for each of thirteen parts, from a new seed each time (printed where it fails).
-FUZZ_SECONDS ?= 20
-fuzz: $(STAMP)
-	MULTIGRAIN_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz
-
-# Training, serving, swapping, cancelling and killing at once; then the same with a daemon that
-# leaks, which must be noticed.
-MINUTES ?= 30
-soak: $(STAMP)
-	$(BIN)/python -m tests.soak --minutes $(MINUTES)
-
-# Known holes in what is installed, asked of the package index; fails too where that does not answer for
-# every package (an index of one's own does not know them).
-audit: $(STAMP)
-	$(BIN)/pip install --quiet 'pip-audit>=2.9,<3'
-	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
-	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/installed.txt
-
-# Serving beside a server written by hand and PyTriton: five minutes. Triton brings the
-# interpreter of Python 3.11.0 and runs it with the standard library that it finds, for which
-# those of newer 3.11 are too new: Debian's own is not.
+# Serving next to a plain gRPC server and PyTriton, five minutes. PyTriton embeds Python 3.11.0 and
+# loads the standard library it finds: Debian's fits, newer releases of 3.11 do not.
 peers-serving: $(STAMP) $(TRITON)/.installed
 	$(BIN)/python -m benchmarks.serving --pytriton $(TRITON)/bin/python \
 	    callers by_hand pytriton
@@ -112,5 +118,29 @@ $(TRITON)/.installed:
 	$(TRITON)/bin/pip install --quiet nvidia-pytriton==0.7.0 onnxruntime==1.32.0 pillow numpy
 	touch $@
 
+# The fault injection tests with many more faults than in `make test`, half an hour. They print
+# their random seed; MULTIGRAIN_FAULT_SEED=N repeats a run.
+faults: $(STAMP)
+	MULTIGRAIN_FAULTS=full $(BIN)/pytest -s --timeout 3600 tests/faults
+
+# Sends slightly damaged input to every call and every parser, FUZZ_SECONDS for each of thirteen
+# parts. Every run has a new random seed, which a failure prints.
+FUZZ_SECONDS ?= 20
+fuzz: $(STAMP)
+	MULTIGRAIN_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz
+
+# Trains, serves, swaps models, cancels and kills at once for MINUTES and checks for leaks; then
+# repeats it with a daemon that leaks, which must be detected.
+MINUTES ?= 30
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+# Known vulnerabilities of the installed packages, from the package index. Also fails if the index
+# cannot answer for every package, as private indexes cannot.
+audit: $(STAMP)
+	$(BIN)/pip install --quiet 'pip-audit>=2.9,<3'
+	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/installed.txt
+
 clean:
-	rm -rf $(VENV) $(PEERS) $(TRITON) demo-out build dist site
+	rm -rf $(VENV) .venv-lock $(PEERS) $(TRITON) demo-out build dist site .coverage .coverage.*

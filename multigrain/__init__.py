@@ -3,4 +3,4 @@
 Importing this package is cheap: MindSpore is imported only by the modules that compute.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

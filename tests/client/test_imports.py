@@ -63,3 +63,8 @@ def test_the_client_installs_into_a_fresh_environment_without_mindspore(tmp_path
     script = tmp_path / "venv" / "bin" / "multigrain"
     version = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("multigrain ")
+    server = tmp_path / "venv" / "bin" / "multigrain-server"
+    refused = subprocess.run([str(server)], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.endswith("is not installed: pip install 'multigrain[server]'\n")
+    assert refused.stderr.count("\n") == 1
