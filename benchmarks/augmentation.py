@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -185,6 +186,14 @@ def pipeline_rate(
         return found[0]
 
 
+def _adjusted(adjust: Callable[..., Any], image: Image.Image, _seed: int) -> object:
+    return adjust(image, 1.2)
+
+
+def _mindspore_adjusted(operation: Callable[..., Any], image: Any, _seed: int) -> object:
+    return operation(1.2)(image)
+
+
 def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Callable[[int], Any]]]:
     """Name, Pillow's way, MindSpore's way of each part."""
     whole = decode_image(files[0])
@@ -210,7 +219,7 @@ def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Calla
         ("contrast", contrast, vision.AdjustContrast),
         ("saturation", saturation, vision.AdjustSaturation),
     ):
-        yield name, lambda _n, own=own: own(small, 1.2), lambda _n, op=theirs: op(1.2)(view)
+        yield name, partial(_adjusted, own, small), partial(_mindspore_adjusted, theirs, view)
     yield (
         "all three in random order",
         lambda n: color_jitter(small, 0.3, Random(n)),

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,7 +29,7 @@ import psutil
 from grpc import aio
 
 from multigrain.events.log import Event, EventWriter, utc_now
-from multigrain.events.records import JobState, LossRecord, StateRecord
+from multigrain.events.records import JobState, LossRecord, Record, StateRecord
 from multigrain.jobs.channel import ChannelServer
 from multigrain.jobs.folder import JobFolder
 from multigrain.jobs.messages import Done, Emit, Hello
@@ -59,7 +60,7 @@ def make_job(data: Path, number: int, losses: int) -> str:
         training=TrainingSpec(),
     )
     folder.spec.write_text(request.model_dump_json())
-    records = [
+    records: list[Record] = [
         StateRecord(JobState.QUEUED),
         StateRecord(JobState.STARTING),
         StateRecord(JobState.RUNNING),
@@ -270,12 +271,13 @@ def main() -> None:
     part = parts.add_parser("writing")
     part.add_argument("--events", type=int, default=2000)
     options = vars(parser.parse_args())
-    run = {
+    runs: dict[str, Callable[..., object]] = {
         "registry": registry,
         "replay": replay,
         "subscribers": subscribers,
         "writing": writing,
-    }[options.pop("part")]
+    }
+    run = runs[options.pop("part")]
     with tempfile.TemporaryDirectory() as folder:
         json.dump(run(Path(folder), **options), sys.stdout, indent=2)
         print()

@@ -62,9 +62,7 @@ def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> 
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    print(
-        write_bundle(
-            Path(arguments[0]), *arguments[1:2], *(int(number) for number in arguments[2:3])
-        )
-    )
+    folder, *rest = sys.argv[1:]
+    name = rest[0] if rest else "resnet50"
+    version = int(rest[1]) if len(rest) > 1 else 1
+    print(write_bundle(Path(folder), name, version))

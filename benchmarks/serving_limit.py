@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs,
 from multigrain.engine.runtime.choice import load
 from multigrain.engine.wire import VectorWants
 from multigrain.images.decode import decode_image
+from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import crop, preprocess, preprocess_image
 
 RUNTIMES = ("openvino-int8", "openvino-bf16", "openvino-f32", "onnxruntime")
@@ -62,7 +64,7 @@ def engine_rate(runtime: Runtime, pictures: list[Pixels], batch: int) -> float:
     return rate(work)
 
 
-def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
     return np.asarray((a64 * b64).sum(axis=1) / norms)
@@ -106,12 +108,13 @@ def large(runtime: Runtime) -> None:
         Image.fromarray(pixels).save(out, "JPEG", quality=90)
         files.append(out.getvalue())
     images, seconds = [], []
-    for prepare in (
-        lambda data: preprocess(data, PREPROCESSING),
-        lambda data: preprocess_image(decode_image(data), PREPROCESSING),
-    ):
+
+    def decode_fully(data: bytes, preprocessing: Preprocessing) -> NDArray[np.float32]:
+        return preprocess_image(decode_image(data), preprocessing)
+
+    for prepare in (preprocess, decode_fully):
         start = time.perf_counter()
-        images.append(np.stack([prepare(data) for data in files]))
+        images.append(np.stack([prepare(data, PREPROCESSING) for data in files]))
         seconds.append((time.perf_counter() - start) / len(files))
     scaled, full = (runtime.run(batch).embedding for batch in images)
     print(

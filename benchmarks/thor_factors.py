@@ -171,7 +171,7 @@ def main() -> int:
                 wanted = reference[part, part]
                 error = np.linalg.norm(blocks[block, :valid, :valid] - wanted)
                 differences.append(error / np.linalg.norm(wanted))
-            errors.append(max(differences))
+            errors.append(float(max(differences)))
         worst = max(worst, *errors)
         total = layer.a.count + layer.g.count
         print(

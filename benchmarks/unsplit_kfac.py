@@ -126,7 +126,7 @@ class Classifier(TorchResNet):
         self.layer4 = nn.Sequential()
         self.fc = nn.Linear(CHANNELS, CLASSES)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[1]
 
 

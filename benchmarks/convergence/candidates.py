@@ -64,8 +64,8 @@ def _candidate(
 # Top-1 of the held-out images.
 TARGET = {"digits": 0.97, "glyphs": 0.95}
 # The curvature of the first weights is soon that of other ones.
-_EARLY = {"early_refreshes": (1, 2, 3)}
-_AVERAGED = {"refresh": "fixed", "frequency": 2, "factor_average": 0.7}
+_EARLY: dict[str, Any] = {"early_refreshes": (1, 2, 3)}
+_AVERAGED: dict[str, Any] = {"refresh": "fixed", "frequency": 2, "factor_average": 0.7}
 CANDIDATES: dict[str, list[Candidate]] = {
     "digits": [
         thor(0.1, 3, damping=0.3),

@@ -42,6 +42,6 @@ class NarrowTrunk(nn.Cell):
 
 def narrow_model(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
     """As ``build_model``, with the narrow trunk whatever ``spec.trunk`` says."""
-    model = MultiGrain(NarrowTrunk(), GeM(spec.gem_p), classes)  # type: ignore[arg-type]
+    model = MultiGrain(NarrowTrunk(), GeM(spec.gem_p), classes)
     initialise(model, seed, zero_init_residual=spec.zero_init_residual)
     return model

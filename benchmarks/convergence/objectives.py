@@ -108,7 +108,7 @@ def start_weights(
             epochs=START_EPOCHS[dataset.name], rate=START_RATE, seed=seed,
         )  # fmt: skip
         run.to_the_end()
-        np.savez(file, **model_state(run.model))  # type: ignore[arg-type]
+        np.savez(file, **model_state(run.model))
     with np.load(file) as stored:
         return dict(stored)
 

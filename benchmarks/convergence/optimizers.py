@@ -225,7 +225,7 @@ def _row(runs: Sequence[Record], target: float) -> str:
     ends = [run["points"][-1] for run in runs]
 
     def mean(name: str, points: Sequence[dict[str, Any]], factor: float = 1.0) -> float:
-        return factor * statistics.mean(point[name] for point in points)
+        return factor * float(statistics.mean(point[name] for point in points))
 
     cells = [
         runs[0]["candidate"],

@@ -7,8 +7,9 @@ Compiling costs as much as some epochs of the small runs measured here. Most of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from multigrain.optim.thor.average import FactorAverage
 from multigrain.optim.thor.curvature import _rule
@@ -35,7 +36,7 @@ def constants(spec: TrainingSpec) -> str:
 def reset(
     step: TrainStep,
     spec: TrainingSpec,
-    unused: Mapping[str, np.ndarray],
+    unused: Mapping[str, NDArray[Any]],
     steps_per_epoch: int,
 ) -> None:
     """Puts a step back to before its first call, with other hyper-parameters.

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from PIL import Image
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
@@ -22,7 +23,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def prepare(data: bytes) -> np.ndarray:
+def prepare(data: bytes) -> NDArray[np.float32]:
     """The evaluation's recipe, as ``multigrain.images.preprocess`` has it."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = image.size
@@ -39,7 +40,7 @@ def main() -> None:
     session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 
     @batch
-    def infer(image: np.ndarray) -> list[np.ndarray]:
+    def infer(image: NDArray[np.object_]) -> list[NDArray[np.float32]]:
         images = np.stack([prepare(row[0]) for row in image])
         vectors = session.run(["embedding"], {"images": images})[0]
         return [vectors / np.linalg.norm(vectors, axis=1, keepdims=True)]
