@@ -1,0 +1,41 @@
+"""Finds the images of a folder that are most similar to a query image.
+
+Needs a server with a loaded model (``multigrain load MODEL --default``)::
+
+    python -m examples.search photos/ query.jpg --count 5
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from multigrain_client import Client
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.search", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("query", type=Path)
+    parser.add_argument("--server", default="127.0.0.1:50051")
+    parser.add_argument("--count", type=int, default=5)
+    arguments = parser.parse_args()
+
+    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    with Client(arguments.server) as client:
+        # One row per image. Unreadable images become rows of NaN.
+        gallery = client.embed(paths, on_error="nan")
+        (query,) = client.embed([arguments.query])
+    # Embeddings have length 1, so the dot product is the cosine.
+    similarity = np.nan_to_num(gallery @ query, nan=-np.inf)
+    for index in np.argsort(-similarity)[: arguments.count]:
+        print(f"{similarity[index]:.3f}  {paths[index]}")
+
+
+if __name__ == "__main__":
+    main()
