@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.datasets.glyphs import font_of, instance_of, write_glyphs
 from benchmarks.datasets.subset import Split, inner_split, subset
-from examples.demo.dataset import write_digits
+from examples.demo.digits import write_digits
 from multigrain.data.folder import ImageFolder, scan
 
 DIGIT_SIZE = 32

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from examples.demo.run import DemoOptions, run_demo
 from multigrain_client.cli.output import Output
 from multigrain_client.errors import InvalidRequest, MultigrainClientError
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+
+PACKAGES = ("mindspore", "sklearn", "PIL", "matplotlib", "psutil", "structlog")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="training processes (default 2)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parsed = parser.parse_args(arguments)
+    # find_spec does not import: MindSpore alone takes seconds.
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        print(
+            f"demo: {', '.join(missing)} not installed: pip install '.[server,demo]'",
+            file=sys.stderr,
+        )
+        return FAILED
+    from examples.demo.run import DemoOptions, run_demo
+
     options = DemoOptions(
         out=Path(parsed.out), size=parsed.size, epochs=parsed.epochs, workers=parsed.workers
     )

@@ -1,4 +1,4 @@
-"""A daemon of the demo's own, on a free loopback port."""
+"""The demo's daemon, on a free loopback port."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Self
 from multigrain_client.errors import MissingPackage, ServerError
 
 START_SECONDS = 60.0
-# It lets calls in flight finish (30 s by default) and ends its engines.
+# The daemon drains calls in flight (30 s by default) and stops its engines.
 STOP_SECONDS = 60.0
 LOG_LINES = 15
 
 
 class Daemon:
-    """Starts on entry, ends with SIGTERM on exit. Its log goes to a file.
+    """Starts on entry and is stopped with SIGTERM on exit.
 
     Args:
-        data_dir: empty or new folder of its state.
+        data_dir: new or empty folder for its state.
         data_roots: folders that requests may name paths in.
-        log: file for what it writes to standard output and error.
+        log: file for its standard output and error.
     """
 
     def __init__(self, data_dir: Path, data_roots: Sequence[Path], log: Path) -> None:
@@ -42,18 +42,18 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Control-C in the terminal is the demo's to handle: it cancels its job first.
+                # Ctrl-C in the terminal goes to the demo only: it cancels its job first.
                 start_new_session=True,
             )
         try:
             self.address = self._wait_for_address()
         except BaseException:
-            self._end()
+            self._stop()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._end()
+        self._stop()
 
     @property
     def pid(self) -> int:
@@ -65,11 +65,11 @@ class Daemon:
         Raises:
             MissingPackage: if it is not installed.
         """
-        # The one beside this interpreter first: PATH may have another installation's.
+        # Prefer the one next to this interpreter: PATH may lead to another installation.
         beside = Path(sys.executable).with_name("multigrain-server")
         program = str(beside) if beside.exists() else shutil.which("multigrain-server")
         if program is None:
-            raise MissingPackage("the demo needs the server: pip install 'multigrain[server,demo]'")
+            raise MissingPackage("the demo needs the server: pip install '.[server,demo]'")
         command = [
             program,
             "--data-dir",
@@ -89,7 +89,7 @@ class Daemon:
         while time.monotonic() < end:
             code = self._process.poll()
             if code is not None:
-                raise ServerError(f"the daemon ended with exit code {code}:\n{self._tail()}")
+                raise ServerError(f"the daemon exited with code {code}:\n{self._tail()}")
             try:
                 address = file.read_text().strip()
             except (FileNotFoundError, NotADirectoryError):
@@ -97,9 +97,9 @@ class Daemon:
             if address:
                 return address
             time.sleep(0.02)
-        raise ServerError(f"the daemon was not ready within {START_SECONDS:g} s:\n{self._tail()}")
+        raise ServerError(f"the daemon was not ready after {START_SECONDS:g} s:\n{self._tail()}")
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGTERM)
             try:

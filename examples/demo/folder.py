@@ -1,4 +1,4 @@
-"""The folder that a demo writes to."""
+"""The demo's output folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKER_TEXT = (
 
 
 class DemoFolder:
-    """Names of everything in it."""
+    """Paths in the output folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -26,25 +26,23 @@ class DemoFolder:
         self.summary = self.path / "summary.json"
 
     def prepare(self) -> bool:
-        """Makes the folder empty and marks it as a demo's.
+        """Creates or empties the folder and marks it as the demo's.
 
         Returns:
-            whether an earlier demo was replaced.
+            whether a previous run was replaced.
 
         Raises:
-            InvalidRequest: if it holds anything that is not a demo's, or an earlier demo in it
-                still runs.
+            InvalidRequest: if it contains other files, or a previous run still has processes in it.
         """
         marker = self.path / MARKER
         if self.path.exists() and not self.path.is_dir():
-            raise InvalidRequest(f"--out {self.path}: is a file; name a folder")
-        earlier = marker.exists()
-        if self.path.exists() and any(self.path.iterdir()) and not earlier:
+            raise InvalidRequest(f"--out {self.path}: is a file, not a folder")
+        previous = marker.exists()
+        if self.path.exists() and any(self.path.iterdir()) and not previous:
             raise InvalidRequest(
-                f"--out {self.path}: is not empty and not an earlier demo's; name another folder, "
-                "or empty this one"
+                f"--out {self.path}: contains other files; choose another folder or empty this one"
             )
-        if earlier:
+        if previous:
             self._check_nothing_runs()
             for entry in (self.dataset, self.data):
                 shutil.rmtree(entry, ignore_errors=True)
@@ -52,21 +50,21 @@ class DemoFolder:
                 entry.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         marker.write_text(MARKER_TEXT)
-        return earlier
+        return previous
 
     def _check_nothing_runs(self) -> None:
-        """A daemon or a job outlives a demo that was killed with SIGKILL."""
+        """The daemon and its job outlive a demo that was killed with SIGKILL."""
         pids = processes_of(self.data)
         if pids:
             listed = " ".join(map(str, pids))
             raise InvalidRequest(
-                f"--out {self.path}: processes of an earlier demo still run there (pid {listed}); "
-                f"end them with: kill {listed}"
+                f"--out {self.path}: processes of a previous run are still running (pid {listed}); "
+                f"stop them with: kill {listed}"
             )
 
 
 def processes_of(data: Path) -> list[int]:
-    """Pids of processes whose command line names the data directory or what is in it.
+    """Pids of processes whose command line names the data directory or a path in it.
 
     Raises:
         MissingPackage: without psutil.
@@ -74,9 +72,7 @@ def processes_of(data: Path) -> list[int]:
     try:
         import psutil
     except ImportError as error:
-        raise MissingPackage(
-            "the demo needs psutil: pip install 'multigrain[server,demo]'"
-        ) from error
+        raise MissingPackage("the demo needs psutil: pip install '.[server,demo]'") from error
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []

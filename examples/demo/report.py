@@ -1,4 +1,4 @@
-"""Stages, their times, and the summary at the end."""
+"""Times of the demo's stages, and the summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGET_TOP1 = 0.97
 
 @dataclass
 class Report:
-    """Everything a demo measured; ``seconds`` of each stage in order."""
+    """Everything that the demo measures; ``seconds`` holds the stages in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     train_images: int = 0
@@ -38,11 +38,11 @@ class Report:
     embedded_per_second: float = 0.0
 
     @contextmanager
-    def stage(self, output: Output, name: str, words: str) -> Iterator[None]:
-        """Times a stage and says when it begins and ends."""
-        output.line(f"[{len(self.seconds) + 1}/7] {words}")
+    def stage(self, output: Output, name: str, description: str) -> Iterator[None]:
+        """Times a stage and prints a line at its start and end."""
+        output.line(f"[{len(self.seconds) + 1}/7] {description}")
         start = time.monotonic()
-        # Its place in the order, also if it fails.
+        # Keeps the order, also if the stage fails.
         self.seconds[name] = 0.0
         try:
             yield
@@ -59,16 +59,17 @@ class Report:
         return self.top1 >= TARGET_TOP1
 
     def lines(self, files: Mapping[str, Path]) -> list[str]:
-        """The summary for people."""
-        figures = {
-            "images": f"{self.train_images} trained on, {self.held_out_images} held out",
+        """The summary as text."""
+        results = {
+            "images": f"{self.train_images} for training, {self.held_out_images} held out",
             "training": f"{self.steps} steps in {self.epochs} epochs on {self.workers} workers, "
             f"{self.images_per_second:.0f} images/s",
-            "loss": f"{self.first_loss:.3f} at the start, {self.last_loss:.3f} at the end",
+            "loss": f"{self.first_loss:.3f} in the first tenth of the steps, "
+            f"{self.last_loss:.3f} in the last",
             **{f"held-out {name}": f"{value:.4f}" for name, value in sorted(self.metrics.items())},
             "served top1": f"{self.served_top1:.4f} (Classify over gRPC, the same images)",
-            "copies": f"{self.copies_found_first} of {self.copies} distorted copies on the sheet "
-            "found their original first",
+            "copies": f"{self.copies_found_first} of {self.copies} distorted copies "
+            "have their original as nearest neighbor",
             "model": f"{self.model}, vectors of {self.vector_size}",
             "runtime": f"{self.runtime}, loaded in {self.load_seconds:.1f} s",
             "embedding": f"{self.embedded_per_second:.0f} images/s over gRPC",
@@ -76,7 +77,7 @@ class Report:
         times = {name: f"{seconds:6.1f} s" for name, seconds in self.seconds.items()}
         times["total"] = f"{sum(self.seconds.values()):6.1f} s"
         blocks = {
-            "Figures": figures,
+            "Results": results,
             "Times": times,
             "Files": {name: str(path) for name, path in files.items()},
         }

@@ -1,4 +1,4 @@
-"""The seven steps of the demo."""
+"""The seven stages of the demo."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from examples.demo.contact_sheet import draw_contact_sheet
 from examples.demo.daemon import Daemon
-from examples.demo.dataset import DigitFolders, write_digits
-from examples.demo.distortion import distorted
+from examples.demo.digits import DigitFolders, distort, write_digits
 from examples.demo.folder import DemoFolder
-from examples.demo.neighbours import Query, nearest, pick_one_a_class
 from examples.demo.report import TARGET_TOP1, Report
+from examples.demo.retrieval import Query, draw_contact_sheet, nearest, pick_one_per_class
 from multigrain.v1.job_pb2 import Job
 from multigrain_client.cli.follow import show
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
-from multigrain_client.errors import InvalidRequest, MissingPackage, MultigrainClientError
+from multigrain_client.errors import InvalidRequest, MultigrainClientError
 from multigrain_client.losses import latest_curve
 from multigrain_client.outcome import is_terminal, raise_unless_succeeded
 from multigrain_client.plotting import Curve, plot_losses
@@ -31,23 +28,23 @@ from multigrain_client.sync.client import Client
 
 PRESET = "digits-demo"
 MODEL = "digits"
-NEIGHBOURS = 7
+NEIGHBORS = 7
 # The scans have 8 pixels a side.
 FILE_SIZE = 32
-# The step under way has to end, and on a busy machine the first one takes a minute.
+# A job stops after its current step; on a busy machine the first one takes a minute.
 CANCEL_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line says. None = the preset's.
+    """Options of the demo. None means the preset's value.
 
     Attributes:
         out: folder to write to.
-        size: side of the image files and of the model's input, in pixels; None = files of 32
-            and the preset's input.
-        epochs: to train.
-        workers: training processes.
+        size: side of the image files and of the model's input in pixels; None: 32-pixel files
+            and the preset's input size.
+        epochs: of the training run.
+        workers: number of training processes.
     """
 
     out: Path
@@ -61,10 +58,9 @@ def run_demo(options: DemoOptions, output: Output) -> int:
     size = FILE_SIZE if options.size is None else options.size
     if not FILE_SIZE <= size <= 1024:
         raise InvalidRequest("--size: must be 32..1024 pixels")
-    _check_packages()
     folder = DemoFolder(options.out)
     if folder.prepare():
-        output.line(f"replacing the earlier demo in {folder.path}")
+        output.line(f"replacing the previous run in {folder.path}")
     report = Report(workers=options.workers)
     with _termination_as_interrupt():
         with report.stage(output, "dataset", "writing the UCI digits as image files"):
@@ -79,7 +75,7 @@ def run_demo(options: DemoOptions, output: Output) -> int:
 
 
 class Demo:
-    """Steps 2 to 7, which need the daemon."""
+    """Stages 2 to 7, which need the daemon."""
 
     def __init__(
         self,
@@ -113,7 +109,7 @@ class Demo:
                 daemon.__exit__()
         if daemon.exit_code:
             raise MultigrainClientError(
-                f"the daemon ended with exit code {daemon.exit_code}; see {self._folder.server_log}"
+                f"the daemon exited with code {daemon.exit_code}; see {self._folder.server_log}"
             )
 
     def _steps(self, client: Client) -> None:
@@ -134,7 +130,7 @@ class Demo:
 
     def _train(self, client: Client) -> Job:
         overrides: dict[str, Any] = {
-            # No val_path: the held-out images play no part in training or in any choice.
+            # No val_path: held-out images are not used in training or to choose a checkpoint.
             "dataset.train_path": self._digits.train,
             "devices.count": self._options.workers,
         }
@@ -174,25 +170,27 @@ class Demo:
         report.embedded_per_second = len(paths) / (time.monotonic() - start)
         report.vector_size = gallery.shape[1]
         answers = client.classify(paths, top_k=1, model=model)
-        right = [
+        correct = [
             answer[0].label == path.parent.name for answer, path in zip(answers, paths, strict=True)
         ]
-        report.served_top1 = sum(right) / len(right)
+        report.served_top1 = sum(correct) / len(correct)
 
         queries: list[Query] = []
-        for number, index in enumerate(pick_one_a_class(paths)):
+        for number, index in enumerate(pick_one_per_class(paths)):
             with Image.open(paths[index]) as opened:
-                picture = opened.convert("RGB")
-            # Every other query is a distorted copy, which has to find its original.
+                image = opened.convert("RGB")
+            # Every second query is a distorted copy, which should find its original.
             is_copy = number % 2 == 1
             if is_copy:
-                picture = distorted(picture, seed=number)
-            (vector,) = client.embed(picture, model=model)
-            (answer,) = client.classify(picture, top_k=1, model=model)
-            found = nearest(vector, gallery, paths, count=NEIGHBOURS, itself=index, is_copy=is_copy)
-            queries.append(Query(paths[index], picture, is_copy, answer[0], found))
+                image = distort(image, seed=number)
+            (vector,) = client.embed(image, model=model)
+            (answer,) = client.classify(image, top_k=1, model=model)
+            neighbors = nearest(
+                vector, gallery, paths, count=NEIGHBORS, itself=index, is_copy=is_copy
+            )
+            queries.append(Query(paths[index], image, is_copy, answer[0], neighbors))
         report.copies = sum(query.is_copy for query in queries)
-        report.copies_found_first = sum(query.neighbours[0].is_original for query in queries)
+        report.copies_found_first = sum(query.neighbors[0].is_original for query in queries)
         draw_contact_sheet(queries, self._folder.contact_sheet)
 
     def _follow(self, client: Client, job: Job, *, live: bool = False) -> Job:
@@ -204,29 +202,18 @@ class Demo:
         return raise_unless_succeeded(job)
 
     def _cancel(self, client: Client) -> None:
-        """Jobs outlive the daemon on purpose: one that is not wanted any more must be told."""
+        """Jobs outlive the daemon, so an interrupted demo has to cancel its job."""
         if self._job is None:
             return
         try:
             job = client.cancel(self._job)
-            self._output.line(f"cancelling job {job.job_id}, which saves a checkpoint first")
+            self._output.line(f"canceling job {job.job_id}, which first saves a checkpoint")
             if not is_terminal(job):
                 for _ in client.stream_events(job, kinds=["state"], timeout=CANCEL_SECONDS):
                     pass
         except MultigrainClientError as error:
-            # The error on its way out says more than this one.
+            # The exception being raised matters more.
             self._output.line(f"could not cancel job {self._job.job_id}: {error}")
-
-
-def _check_packages() -> None:
-    """Before minutes of work, not after."""
-    needed = ("mindspore", "sklearn", "PIL", "matplotlib", "psutil", "multigrain_server")
-    # find_spec looks without importing; MindSpore alone would take seconds.
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise MissingPackage(
-            f"the demo needs {', '.join(missing)}: pip install 'multigrain[server,demo]'"
-        )
 
 
 def _print_summary(output: Output, report: Report, folder: DemoFolder) -> None:
@@ -252,7 +239,7 @@ def _mean(values: list[float]) -> float:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds like Control-C, so that job and daemon are ended in order."""
+    """Turns SIGTERM into KeyboardInterrupt, so that the job is canceled and the daemon stopped."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The README's first command does what it says."""
+"""``make demo``, the README's first command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.daemon import wait_for_no_processes
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_demo_reaches_its_accuracy_and_leaves_its_pictures(tmp_path: Path) -> None:
+def test_the_demo_reaches_its_accuracy_and_writes_its_pictures(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     done = subprocess.run(
         [sys.executable, "-m", "examples.demo", "--out", out],

@@ -1,4 +1,4 @@
-"""The parts of the demo, and its course against a fake server."""
+"""The demo's parts, and a run against a fake server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import pytest
 from PIL import Image
 
 from examples.demo import run as demo_run
-from examples.demo.contact_sheet import draw_contact_sheet
 from examples.demo.daemon import Daemon
-from examples.demo.dataset import write_digits
-from examples.demo.distortion import distorted
+from examples.demo.digits import distort, write_digits
 from examples.demo.folder import DemoFolder, processes_of
-from examples.demo.neighbours import Query, nearest, pick_one_a_class
 from examples.demo.report import Report
+from examples.demo.retrieval import Query, draw_contact_sheet, nearest, pick_one_per_class
 from multigrain.v1 import model_pb2
 from multigrain_client import Client, InvalidRequest, ServerError
 from multigrain_client.answers import Classification
@@ -50,25 +48,25 @@ def test_the_digits_are_the_scans_upscaled_in_rgb(digits):
     assert str(scans.target[index]) == path.parent.name
     picture = Image.open(path)
     assert (picture.mode, picture.size) == ("RGB", (32, 32))
-    grey = np.asarray(picture.convert("L"), np.float64)
+    gray = np.asarray(picture.convert("L"), np.float64)
     # The mean over each 4 x 4 square is the scan again, but for the bicubic overshoot.
-    back = grey.reshape(8, 4, 8, 4).mean(axis=(1, 3)) * 16 / 255
+    back = gray.reshape(8, 4, 8, 4).mean(axis=(1, 3)) * 16 / 255
     assert np.corrcoef(back.ravel(), scans.images[index].ravel())[0, 1] > 0.97
 
 
-def test_the_split_is_the_same_every_time(digits, tmp_path):
+def test_the_split_is_reproducible(digits, tmp_path):
     again = write_digits(tmp_path, 48)
     assert [path.name for path in again.held_out()] == [path.name for path in digits.held_out()]
 
 
-def test_a_folder_with_other_things_in_it_is_refused_with_what_to_do(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(InvalidRequest, match="name another folder, or empty this one"):
+    with pytest.raises(InvalidRequest, match="choose another folder or empty this one"):
         DemoFolder(tmp_path).prepare()
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_an_earlier_demo_is_replaced_and_nothing_else(tmp_path):
+def test_only_a_previous_run_is_replaced(tmp_path):
     folder = DemoFolder(tmp_path / "out")
     assert folder.prepare() is False
     (folder.data / "jobs").mkdir(parents=True)
@@ -80,7 +78,7 @@ def test_an_earlier_demo_is_replaced_and_nothing_else(tmp_path):
     assert (folder.path / "notes.txt").exists()
 
 
-def test_an_earlier_demo_that_still_runs_is_named(tmp_path):
+def test_processes_of_a_previous_run_are_refused(tmp_path):
     import subprocess
 
     folder = DemoFolder(tmp_path)
@@ -89,14 +87,14 @@ def test_an_earlier_demo_that_still_runs_is_named(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code, f"{folder.data}/jobs/job-1"])
     try:
         assert processes_of(folder.data) == [process.pid]
-        with pytest.raises(InvalidRequest, match=f"end them with: kill {process.pid}"):
+        with pytest.raises(InvalidRequest, match=f"stop them with: kill {process.pid}"):
             folder.prepare()
     finally:
         process.kill()
         process.wait()
 
 
-def test_the_daemon_starts_answers_and_ends_on_sigterm(tmp_path):
+def test_the_daemon_starts_and_stops_on_sigterm(tmp_path):
     daemon = Daemon(tmp_path / "data", [tmp_path], tmp_path / "server.log")
     with daemon, Client(daemon.address) as client:
         assert client.health().serving
@@ -107,14 +105,14 @@ def test_the_daemon_starts_answers_and_ends_on_sigterm(tmp_path):
         os.kill(pid, 0)
 
 
-def test_a_daemon_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path):
+def test_a_daemon_that_cannot_start_is_an_error_with_its_log(tmp_path):
     (tmp_path / "data").write_text("a file where a folder should be")
     daemon = Daemon(tmp_path / "data", [], tmp_path / "server.log")
-    with pytest.raises(ServerError, match=r"the daemon ended with exit code [12]:\n.*data"):
+    with pytest.raises(ServerError, match=r"the daemon exited with code [12]:\n.*data"):
         daemon.__enter__()
 
 
-def test_neighbours_are_by_cosine_and_an_original_is_found_by_its_copy_alone():
+def test_neighbors_are_ordered_by_cosine_and_only_a_copy_finds_its_original():
     paths = [Path(f"{label}/{n}.png") for n, label in enumerate("0011")]
     gallery = np.float32([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]])
     as_copy = nearest(gallery[0], gallery, paths, count=2, itself=0, is_copy=True)
@@ -128,22 +126,22 @@ def test_neighbours_are_by_cosine_and_an_original_is_found_by_its_copy_alone():
     assert as_itself[0].label == "0"
 
 
-def test_one_image_of_each_class_is_picked_the_same_every_time(digits):
+def test_one_image_per_class_is_picked_reproducibly(digits):
     paths = digits.held_out()
-    picked = pick_one_a_class(paths)
+    picked = pick_one_per_class(paths)
     assert [paths[index].parent.name for index in picked] == [str(n) for n in range(10)]
-    assert picked == pick_one_a_class(paths)
+    assert picked == pick_one_per_class(paths)
 
 
 def test_a_distorted_copy_differs_and_is_reproducible(digits):
     picture = Image.open(digits.held_out()[0]).convert("RGB")
-    copy = distorted(picture, seed=1)
+    copy = distort(picture, seed=1)
     assert copy.size == picture.size
-    assert np.array_equal(np.asarray(copy), np.asarray(distorted(picture, seed=1)))
+    assert np.array_equal(np.asarray(copy), np.asarray(distort(picture, seed=1)))
     assert np.abs(np.asarray(copy, float) - np.asarray(picture, float)).mean() > 5
 
 
-def test_the_contact_sheet_shows_every_query_with_its_neighbours(digits, tmp_path):
+def test_the_contact_sheet_shows_queries_and_neighbors(digits, tmp_path):
     paths = digits.held_out()[:4]
     gallery = np.eye(4, dtype=np.float32)
     picture = Image.open(paths[0]).convert("RGB")
@@ -156,7 +154,7 @@ def test_the_contact_sheet_shows_every_query_with_its_neighbours(digits, tmp_pat
 
 
 class RunningServer:
-    """Stands for Daemon: a fake server that runs already."""
+    """Replaces Daemon: the fake server already runs."""
 
     exit_code = 0
 
@@ -185,7 +183,7 @@ def run_demo(server, state, tmp_path, monkeypatch):
     return run
 
 
-def test_the_demo_goes_its_seven_steps_and_reports_every_figure(run_demo, state, tmp_path):
+def test_the_demo_runs_seven_stages_and_reports_results(run_demo, state, tmp_path):
     state.finished_top1 = 0.98
     code, text = run_demo()
     assert code == 0
