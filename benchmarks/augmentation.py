@@ -43,7 +43,7 @@ from multigrain.data.augment import (
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import IMAGENET_MEAN, IMAGENET_STD
 from multigrain.images.preprocess import apply_table
-from multigrain.spec.training import AugmentationSpec
+from multigrain.specs.training import AugmentationSpec
 
 SIZE = 224
 FILES = 48

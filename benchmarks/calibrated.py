@@ -18,8 +18,8 @@ from benchmarks.photographs import COUNT, photographs
 from multigrain.bundle.manifest import BundleManifest, Head
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain.spec.export import ExportSpec
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.training import ModelSpec
 
 NAME = "calibrated"
 SIZE = 224
@@ -41,11 +41,11 @@ def write_bundle(models_dir: Path) -> Path:
     from safetensors.numpy import save_file
 
     from multigrain.bundle.reference import write_reference
-    from multigrain.checkpoint.files import describe
     from multigrain.export import graphs
     from multigrain.export.int8 import int8_images, write_int8
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import model_state
+    from multigrain.storage import describe
 
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     spec = ModelSpec(trunk="resnet50", classes=CLASSES, image_size=SIZE, zero_init_residual=False)

@@ -30,12 +30,10 @@ from grpc import aio
 
 from multigrain.events.log import Event, EventWriter, utc_now
 from multigrain.events.records import JobState, LossRecord, Record, StateRecord
-from multigrain.jobs.channel import ChannelServer
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.messages import Done, Emit, Hello
-from multigrain.jobs.reporter import ChannelReporter
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.ipc import ChannelReporter, ChannelServer, Done, Emit, Hello
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.training import TrainingSpec
 from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from tests.e2e.daemon import Daemon

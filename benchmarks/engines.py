@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.resnet50 import write_bundle
-from multigrain_server.models.announcer import EMBEDDING_SERVICE
+from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
 from tests.engine.pictures import picture
 from tests.server.serving.house import House, house, small_config, until
 

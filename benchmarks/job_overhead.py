@@ -24,10 +24,10 @@ from benchmarks.mindspore_step import CLASSES, training_spec
 from benchmarks.photographs import photographs
 from multigrain.events.log import EventWriter, read_events, utc_now
 from multigrain.events.records import CheckpointRecord, JobState, LossRecord, StateRecord
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.base import DeviceSpec
-from multigrain.spec.training import AugmentationSpec, CheckpointSpec, DatasetSpec, ScheduleSpec
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.base import DeviceSpec
+from multigrain.specs.training import AugmentationSpec, CheckpointSpec, DatasetSpec, ScheduleSpec
 
 LIMIT, WAIT_LIMIT = 1.03, 0.05
 STEPS, WARM_UP, TURN = 26, 16, 8

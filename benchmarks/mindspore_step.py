@@ -21,7 +21,7 @@ from mindspore import Tensor, nn
 from benchmarks.contestant import Turn, peak_mib, serve
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
-from multigrain.spec.training import (
+from multigrain.specs.training import (
     ModelSpec,
     ObjectiveSpec,
     OptimizerSpec,

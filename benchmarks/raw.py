@@ -20,10 +20,10 @@ import numpy as np
 from benchmarks.contestant import Contestant, Turn, serve
 from benchmarks.photographs import photographs
 from multigrain.bundle.manifest import BundleManifest
-from multigrain.engine.runtime.base import Bundle, Compute
-from multigrain.engine.runtime.choice import load
+from multigrain.engine.runtimes.base import Bundle, Compute
+from multigrain.engine.runtimes.choice import load
 from multigrain.images.preprocess import crop
-from multigrain_server.serving.engine_child import HUGE_PAGES
+from multigrain_server.engines.launch import HUGE_PAGES
 
 _STEPS = 2
 _BATCHES = 24

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from multigrain.bundle.manifest import BundleManifest, Head
 from multigrain.bundle.reference import write_reference
-from multigrain.checkpoint.files import describe
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
+from multigrain.storage import describe
 
 SIZE = 224
 CLASSES = 1000

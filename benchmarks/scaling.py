@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multigrain.jobs.launcher.msrun import HOST, free_port
+from multigrain.jobs.launchers import HOST, free_port
 from multigrain.jobs.worker import THREAD_VARIABLES
 
 LIMIT = 0.85

@@ -22,10 +22,10 @@ from PIL import Image
 from benchmarks.calibrated import PREPROCESSING, REFERENCE, write_bundle
 from benchmarks.photographs import photographs
 from multigrain.bundle.folder import read
-from multigrain.engine.answer import encode_vector
-from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Outputs, Pixels, Runtime
-from multigrain.engine.runtime.choice import load
-from multigrain.engine.wire import VectorWants
+from multigrain.engine.protocol import VectorWants
+from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Outputs, Pixels, Runtime
+from multigrain.engine.runtimes.choice import load
+from multigrain.engine.worker import encode_vector
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import crop, preprocess, preprocess_image

@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from benchmarks.contestant import Contestant, median_ms
-from multigrain.spec.training import ThorSpec
+from multigrain.specs.training import ThorSpec
 
 MODULE = "benchmarks.mindspore_step"
 MEAN_LIMIT, REFRESH_LIMIT = 1.15, 3.0

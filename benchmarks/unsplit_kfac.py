@@ -37,17 +37,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from multigrain.checkpoint.naming.torchvision import TORCHVISION
 from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
-from multigrain.model.initial import initialise
 from multigrain.model.layouts import Layout
 from multigrain.model.multigrain import MultiGrain
+from multigrain.model.parameters import initialise
 from multigrain.model.resnet import ResNet
 from multigrain.model.state import model_state
 from multigrain.optim import schedules
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.step import TrainStep
+from multigrain.weights.names import TORCHVISION
 from tests.peers.networks import TorchResNet
 
 STEPS, LAST, BATCH, SIDE, CLASSES = 200, 20, 96, 32, 10

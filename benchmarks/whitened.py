@@ -15,11 +15,10 @@ from benchmarks.calibrated import PREPROCESSING, write_bundle
 from benchmarks.photographs import COUNT, photographs
 from benchmarks.serving_limit import cosines
 from multigrain.bundle.folder import read
-from multigrain.engine.runtime.base import Bundle, Compute, FloatArray, Pixels
-from multigrain.engine.runtime.choice import load
+from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Pixels
+from multigrain.engine.runtimes.choice import load
 from multigrain.images.preprocess import crop
-from multigrain.whitening.moments import Moments
-from multigrain.whitening.whitening import fit
+from multigrain.whitening import Moments, fit
 
 _FITTED = 600
 _OTHERS = ("openvino-bf16", "openvino-int8")

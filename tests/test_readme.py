@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multigrain_client.cli.main import COMMANDS
-from multigrain_server.config_sources import options
+from multigrain_server.settings_sources import options
 from tests.contract import calls
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.convergence.journal import Journal, Record
 from benchmarks.datasets.dataset import DATASETS, Dataset
 from benchmarks.datasets.subset import Split, subset
-from multigrain.data.folder import ImageFolder
+from multigrain.data.image_folder import ImageFolder
 
 SEEDS = (0, 1, 2)
 QUICK_IMAGES = 60

@@ -5,11 +5,11 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from multigrain.model.gem import GeM
-from multigrain.model.initial import initialise
 from multigrain.model.layers import Conv2d
 from multigrain.model.multigrain import MultiGrain
+from multigrain.model.parameters import initialise
 from multigrain.model.resnet import BasicBlock, batch_norm
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 WIDTHS = (16, 32, 64, 128)
 BLOCKS = 1

@@ -30,7 +30,7 @@ from benchmarks.convergence.run import EVALUATION_BATCH, Run, merged
 from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.subset import Split
 from multigrain.model.state import model_state
-from multigrain.spec.resolve import resolve_training
+from multigrain.specs.resolve import resolve_training
 
 # The paper's list but for the flip, cut as little as the copies of the test are.
 AUGMENTATION = {

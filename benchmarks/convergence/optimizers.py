@@ -35,8 +35,8 @@ from benchmarks.convergence.restart import constants
 from benchmarks.convergence.run import Point, Run, merged
 from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.subset import Split
-from multigrain.spec.resolve import resolve_training
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.resolve import resolve_training
+from multigrain.specs.training import TrainingSpec
 
 BATCH = 256
 KINDS = ("momentum", "thor")

@@ -11,9 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from multigrain.optim.thor.average import FactorAverage
-from multigrain.optim.thor.curvature import _rule
-from multigrain.spec.training import TrainingSpec
+from multigrain.optim.thor.curvature import FactorAverage, _rule
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.step import TrainStep
 
 

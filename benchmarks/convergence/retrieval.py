@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from multigrain.data.benchmarks.groups import of_folder
-from multigrain.data.folder import ImageFolder
+from multigrain.data.benchmarks import of_folder
+from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.copy_detection import Originals, evaluate_copies
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Compiled, Inference
-from multigrain.evaluate.ranking import Ranker
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Compiled, Inference, Transform
+from multigrain.evaluate.retrieval import Ranker
 from multigrain.images.parameters import Preprocessing
 from multigrain.model.multigrain import MultiGrain
 

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from benchmarks.convergence.restart import constants, reset
 from benchmarks.convergence.statistics import statistics_of
 from benchmarks.datasets.subset import Split
-from multigrain.data.folder import ImageFolder
+from multigrain.data.image_folder import ImageFolder
 from multigrain.data.pipeline import TrainingData
 from multigrain.evaluate.inference import Compiled, Inference
 from multigrain.images.parameters import Preprocessing
@@ -23,7 +23,7 @@ from multigrain.images.preprocess import preprocess
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.model.state import load_model_state, model_state
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.step import TrainStep
 
 EVALUATION_BATCH = 128

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
-from multigrain.model.assign import assign
+from multigrain.model.parameters import assign
 
 
 @contextmanager

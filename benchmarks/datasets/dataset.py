@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.datasets.glyphs import font_of, instance_of, write_glyphs
 from benchmarks.datasets.subset import Split, inner_split, subset
 from examples.demo.digits import write_digits
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.image_folder import ImageFolder, scan
 
 DIGIT_SIZE = 32
 # What the network sees of a glyph: at the files' own 64 a run takes four times as long.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.data.folder import ImageFolder
+from multigrain.data.image_folder import ImageFolder
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.checkpoint.files import describe, sync_folder, write_synced
-from multigrain.checkpoint.manifest import FileEntry
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.storage import FileEntry, describe, sync_folder, write_synced
 
 FILE_MODE = 0o644
 _MAX_FILES = 64

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from multigrain.checkpoint.manifest import FileEntry
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.base import Spec
-from multigrain.spec.export import NAME_PATTERN
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.base import Spec
+from multigrain.specs.export import NAME_PATTERN
+from multigrain.specs.training import ModelSpec
+from multigrain.storage import FileEntry
 
 MANIFEST_NAME = "model.json"
 
@@ -22,7 +22,7 @@ class Source(Spec):
 
 
 class WhiteningEntry(Spec):
-    """A head's whitening: the safetensors file (see ``multigrain.whitening.file``), the numbers
+    """A head's whitening: the safetensors file (see ``multigrain.whitening``), the numbers
     in a whitened vector, and the images it was fitted to."""
 
     file: str

@@ -5,15 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from multigrain.data.fingerprint import DatasetFingerprint
-from multigrain.spec.base import Spec
-from multigrain.spec.training import ModelSpec
-
-
-class FileEntry(Spec):
-    """A file of the folder with the checks that tell whether it is whole."""
-
-    sha256: str
-    bytes: int
+from multigrain.specs.base import Spec
+from multigrain.specs.training import ModelSpec
+from multigrain.storage import FileEntry
 
 
 class CheckpointManifest(Spec):

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from multigrain.checkpoint.files import describe
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.storage import describe
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"

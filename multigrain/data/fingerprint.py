@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from multigrain.spec.base import Spec
+from multigrain.specs.base import Spec
 
 if TYPE_CHECKING:
-    from multigrain.data.folder import ImageFolder
+    from multigrain.data.image_folder import ImageFolder
 
 _THREADS = 8  # a network file system answers many questions at a time
 _DIGITS = 16  # of a class's sum: 64 bits

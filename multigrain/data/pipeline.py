@@ -10,13 +10,12 @@ import mindspore.dataset as ds
 from numpy.typing import NDArray
 
 from multigrain.data.augment import Augmenter
-from multigrain.data.cache import cache_for
-from multigrain.data.folder import ImageFolder
+from multigrain.data.image_folder import ImageFolder
 from multigrain.data.sampler import RepeatedSampler
-from multigrain.data.source import Batch, UnreadableFiles, ViewSource
+from multigrain.data.source import Batch, UnreadableFiles, ViewSource, cache_for
 from multigrain.errors import MultigrainError
 from multigrain.images.decode import DEFAULT_LIMITS
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 
 _SMALL_FILE = 16 * 1024  # bytes
 _SIZE_SAMPLES = 64

@@ -6,7 +6,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
-from multigrain.data.folder import ImageFolder
+from multigrain.data.image_folder import ImageFolder
 from multigrain.data.source import too_many_unreadable
 from multigrain.errors import MultigrainError
 from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image

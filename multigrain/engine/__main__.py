@@ -10,23 +10,30 @@ import sys
 import threading
 import time
 
-from multigrain import heap
+from multigrain import memory
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.engine.connection import Connection
-from multigrain.engine.exhaustion import end_if_out_of_memory
-from multigrain.engine.in_hand import InHand
-from multigrain.engine.pace import measure
-from multigrain.engine.parent import die_with_parent
-from multigrain.engine.priority import background
-from multigrain.engine.runtime.base import Bundle, Compute, Pixels
-from multigrain.engine.runtime.choice import load
+from multigrain.engine.inflight import InHand
+from multigrain.engine.protocol import (
+    Cancel,
+    Connection,
+    Hold,
+    LoadFailed,
+    Ready,
+    Submit,
+    WireError,
+)
+from multigrain.engine.runtimes.base import Bundle, Compute, Pixels
+from multigrain.engine.runtimes.choice import load
+from multigrain.engine.scheduling import measure
 from multigrain.engine.settings import EngineSettings
-from multigrain.engine.wire import Cancel, Hold, LoadFailed, Ready, Submit, WireError
 from multigrain.engine.worker import Decode, Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import ImageLimits
 from multigrain.images.preprocess import crop
-from multigrain.whitening.file import StoredWhitening, read_whitening
+from multigrain.memory import end_if_out_of_memory
+from multigrain.processes import background
+from multigrain.processes import die_with_parent_code as die_with_parent
+from multigrain.whitening import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
 # float32 (3, 4096, 4096): no bundle serves a larger resolution.
@@ -53,7 +60,7 @@ def main() -> int:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
         return 1
     paces = {side: measure(runtime, side) for side, runtime in runtimes.items()}
-    heap.trim()
+    memory.trim()
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,

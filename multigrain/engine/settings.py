@@ -1,10 +1,26 @@
-"""The command line of an engine."""
+"""The names under which a runtime can be asked for. The daemon reads them: nothing heavy here."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, get_args
+
+#: What a request or the configuration may say.
+RuntimeName = Literal[
+    "auto",
+    "openvino",
+    "openvino-int8",
+    "openvino-bf16",
+    "openvino-f32",
+    "onnxruntime",
+    "mindspore",
+]
+RUNTIMES: Final[tuple[str, ...]] = get_args(RuntimeName)
+
+
+# MERGED: The command line of an engine.
 
 
 @dataclass(frozen=True)
@@ -14,14 +30,14 @@ class EngineSettings:
     Attributes:
         socket_fd: inherited end of a Unix stream socket; the other end is the daemon's. A
             pair needs no path: nothing to clean up, no length limit, nobody else can connect.
-        runtime: one of ``multigrain.engine.runtime.names.RUNTIMES``.
+        runtime: one of ``multigrain.engine.settings.RUNTIMES``.
         threads: of the network; 0 = all cores.
         decode_threads: at least 1.
         max_batch: images.
         max_image_bytes: of an encoded image.
         max_image_pixels: width x height of an image.
         background: 1 = load at a low priority, because others are served meanwhile.
-        in_hand_fd: inherited shared memory of ``multigrain.engine.in_hand``; -1 = none.
+        in_hand_fd: inherited shared memory of ``multigrain.engine.inflight``; -1 = none.
         parent_pid: the engine ends when this process is not its parent any more; 0 = never.
     """
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from multigrain.bundle.agreement import MAX_DIFFERENCE, MIN_COSINE, Agreement, agreement
-from multigrain.bundle.reference import Reference
-from multigrain.engine.runtime.base import Runtime
+from multigrain.bundle.reference import MAX_DIFFERENCE, MIN_COSINE, Agreement, Reference, agreement
+from multigrain.engine.runtimes.base import Runtime
 from multigrain.errors import ErrorKind, MultigrainError
 
 

@@ -1,4 +1,4 @@
-"""Classification figures over every image, the same for any number of workers."""
+"""Class numbers of a dataset that are a network's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.data.folder import ImageFolder
+from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Predictions
+from multigrain.weights.restore import Restored
+
+
+def numbered(folder: ImageFolder, restored: Restored) -> ImageFolder:
+    """The images with class numbers of the network.
+
+    Raises:
+        MultigrainError: DATASET or INVALID_FIELD if the classes are not the network's.
+    """
+    if restored.weights.labels:
+        return folder.relabelled(restored.weights.labels)
+    if len(folder.classes) > restored.spec.classes:
+        raise MultigrainError.field(
+            "spec.dataset_path",
+            f"it has {len(folder.classes)} class folders, the network {restored.spec.classes} "
+            "outputs: give the dataset that the network was trained for",
+        )
+    return folder
+
+
+# MERGED: Classification figures over every image, the same for any number of workers.
+
 
 UNREAD = -1
 _COLUMNS = 5  # seen, predicted class, rank of the true class, loss, not finite

@@ -1,4 +1,4 @@
-"""The figures of a network on a set of images, by any of the tasks that share one pass."""
+"""How far an evaluation is."""
 
 from __future__ import annotations
 
@@ -10,16 +10,71 @@ from typing import Protocol
 from mindspore import nn
 
 from multigrain.data.benchmarks import Benchmark
-from multigrain.data.folder import ImageFolder
-from multigrain.evaluate.benchmark_result import BenchmarkResult
+from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.classification import ClassificationCounter, ClassificationResult
 from multigrain.evaluate.copy_detection import CopyDetectionResult, Originals, evaluate_copies
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import FloatArray, Inference
-from multigrain.evaluate.ranking import Ranker
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import FloatArray, Inference, Transform
+from multigrain.evaluate.retrieval import BenchmarkResult, Ranker
+from multigrain.events.records import ProgressRecord
 from multigrain.jobs.context import Reporter
-from multigrain.spec.evaluation import Task
+from multigrain.specs.evaluation import Task
+
+INTERVAL_SECONDS = 1.0
+
+
+class EvaluationProgress:
+    """Reports signs of life from every worker, and a ProgressRecord from the first, at most one
+    a second: the other workers have shares of the same size and are about as far.
+
+    Args:
+        reporter: told.
+        images: of all workers.
+        share: images of this worker.
+        passes: how often each goes through the network.
+        rank: of this worker.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        *,
+        images: int,
+        share: int,
+        passes: int,
+        rank: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reporter = reporter
+        self._total = images * passes
+        self._share = share
+        self._passes = passes
+        self._rank = rank
+        self._clock = clock
+        self._start = self._last = clock()
+        self._before = 0  # images of earlier passes
+
+    def done(self, images: int) -> None:
+        """So many images of this worker's share are done in this pass."""
+        self._reporter.alive()
+        now = self._clock()
+        if self._rank or now - self._last < INTERVAL_SECONDS:
+            return
+        self._last = now
+        mine = self._before + images
+        share = mine / max(1, self._share * self._passes)
+        left = (now - self._start) * (1 - share) / share if share else -1.0
+        self._reporter.emit(
+            ProgressRecord(done=round(share * self._total), total=self._total, eta_seconds=left)
+        )
+
+    def next_pass(self) -> None:
+        """The images begin anew."""
+        self._before += self._share
+
+
+# MERGED: The figures of a network on a set of images, by any of the tasks that share one pass.
 
 
 class Progress(Protocol):
@@ -66,7 +121,7 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every figure by its name; see ``multigrain.spec.evaluation.TASK_METRICS``."""
+        """Every figure by its name; see ``multigrain.specs.evaluation.TASK_METRICS``."""
         metrics: dict[str, float] = {}
         for result in (self.classification, self.copies, self.found):
             if result is not None:

@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from multigrain.checkpoint.restore import Restored, restore
-from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark
-from multigrain.data.benchmarks.groups import of_folder
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
+from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
-from multigrain.evaluate.evaluator import Evaluator, Measured
-from multigrain.evaluate.exponent.choice import run_choice
-from multigrain.evaluate.inference import Compiled
-from multigrain.evaluate.numbering import numbered
-from multigrain.evaluate.progress import EvaluationProgress
+from multigrain.evaluate.classification import numbered
+from multigrain.evaluate.evaluator import EvaluationProgress, Evaluator, Measured
+from multigrain.evaluate.gem_p import run_choice
+from multigrain.evaluate.inference import Compiled, Transform, Whitened, whitened
 from multigrain.evaluate.results import write_results
-from multigrain.evaluate.transform import Transform
-from multigrain.evaluate.whitened import Whitened, whitened
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.multigrain import MultiGrain
-from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.weights.restore import Restored, restore
 
 # An evaluation of a part of the images would pass for one of all of them.
 _MAX_UNREADABLE = 0.5

@@ -1,22 +1,23 @@
-"""``events.jsonl``, the record of a job: one event a line, ``seq`` 1, 2, 3, ... without a gap.
+"""The lock on a job's event log: whoever writes the log holds it, and nobody else writes.
 
-A line counts once its newline is there. What a writer that died left behind it, the torn last
-line, is ignored by readers and cut off by the next writer.
+It is an advisory ``flock``, which the kernel drops when its holder ends in any way: a lock
+that is held means a writer that lives.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.lock import lock_exclusive
 from multigrain.events.records import (
     LogRecord,
     LossRecord,
@@ -24,6 +25,55 @@ from multigrain.events.records import (
     record_from_dict,
     record_to_dict,
 )
+
+PROBE_SECONDS = 0.5
+"""How long ``lock_exclusive`` keeps trying: a probe by ``is_locked`` holds a shared lock for
+some microseconds, and must not look like a second writer."""
+
+
+class LockHeldError(Exception):
+    """Another process holds the lock: it is the writer."""
+
+
+def lock_exclusive(fd: int, wait_seconds: float = PROBE_SECONDS) -> None:
+    """Takes the exclusive lock of an open file.
+
+    Raises:
+        LockHeldError: if another open file holds it for all of ``wait_seconds``.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise LockHeldError from None
+        time.sleep(0.005)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a writer holds the log. False if the file does not exist.
+
+    Leaves the holder alone: it asks for a shared lock without waiting and gives it back at once.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+# MERGED: ``events.jsonl``, the record of a job: one event a line, ``seq`` 1, 2, 3, ... without
+# a gap. A line counts once its newline is there. What a writer that died left behind it, the
+# torn last line, is ignored by readers and cut off by the next writer.
+
 
 CHUNK_BYTES = 1 << 20
 _BACKWARD_BYTES = 1 << 16
@@ -257,3 +307,24 @@ def _damaged(offset: int) -> MultigrainError:
         f"the event log is damaged: the line at byte {offset} is not an event; "
         "restore the file, or delete the job",
     )
+
+
+# MERGED: What a job's log last said of a kind.
+
+
+R = TypeVar("R", bound=Record)
+
+
+def newest_record(events: Path, kind: type[R]) -> R | None:
+    """The newest record of a kind; None if the log has none, or does not exist.
+
+    Raises:
+        MultigrainError: STORAGE, if the log is damaged.
+    """
+    # Losses are nearly all of a long log: lines of other kinds are not decoded.
+    mark = f'"{kind.key}":{{'.encode()
+    newest: R | None = None
+    for event in read_events(events, keep_line=lambda line: mark in line):
+        if isinstance(event.record, kind):
+            newest = event.record
+    return newest

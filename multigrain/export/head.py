@@ -9,8 +9,7 @@ import numpy as np
 
 from multigrain.bundle.manifest import Head, WhiteningEntry
 from multigrain.bundle.reference import write_reference
-from multigrain.checkpoint.restore import Restored
-from multigrain.data.folder import ImageFolder, scan_images
+from multigrain.data.image_folder import ImageFolder, scan_images
 from multigrain.data.probe import probe
 from multigrain.evaluate.inference import Compiled, FloatArray, Inference
 from multigrain.events.records import LogRecord
@@ -19,10 +18,9 @@ from multigrain.export.int8 import Int8Images, write_int8
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.jobs.context import WorkerContext
-from multigrain.spec.export import ExportSpec
-from multigrain.whitening.file import write_whitening
-from multigrain.whitening.moments import Moments
-from multigrain.whitening.whitening import fit, fold
+from multigrain.specs.export import ExportSpec
+from multigrain.weights.restore import Restored
+from multigrain.whitening import Moments, fit, fold, write_whitening
 
 _FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
 _INT8 = "model-int8.xml"

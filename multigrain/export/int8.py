@@ -11,15 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from multigrain.bundle.agreement import MIN_COSINE
 from multigrain.bundle.manifest import GraphScores, Int8Entry
-from multigrain.data.folder import ImageFolder, scan_images
+from multigrain.bundle.reference import MIN_COSINE
+from multigrain.data.image_folder import ImageFolder, scan_images
 from multigrain.data.probe import probe
-from multigrain.engine.runtime.base import Compute, FloatArray, Outputs
+from multigrain.engine.runtimes.base import Compute, FloatArray, Outputs
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
 
 _MAX_UNREADABLE: Final = 0.5
 _MAX_EVALUATED: Final = 2000
@@ -90,7 +90,7 @@ def write_int8(
         MultigrainError: UNSUPPORTED if the quantised network is too far from the network.
     """
     # Imported first: it sees to it that openvino reports nothing. NNCF has a switch for that.
-    from multigrain.engine.runtime.openvino import OpenVinoRuntime
+    from multigrain.engine.runtimes.openvino import OpenVinoRuntime
 
     os.environ["NNCF_CI"] = "1"
     import nncf

@@ -12,23 +12,23 @@ from safetensors.numpy import save as save_tensors
 from multigrain import __version__
 from multigrain.bundle.folder import FILE_MODE, read, write_manifest
 from multigrain.bundle.manifest import BundleManifest, Head, Source
-from multigrain.checkpoint.files import (
-    TEMPORARY_PREFIX,
-    describe,
-    make_folder,
-    sync_file,
-    sync_folder,
-    write_synced,
-)
-from multigrain.checkpoint.restore import Restored, restore
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.newest import newest_record
+from multigrain.events.log import newest_record
 from multigrain.events.records import ArtifactRecord
 from multigrain.export.head import HeadWriter, whitening_images
 from multigrain.export.int8 import int8_images
 from multigrain.jobs.context import Outcome, WorkerContext
-from multigrain.remedy import remedy
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.storage import (
+    TEMPORARY_PREFIX,
+    describe,
+    make_folder,
+    remedy,
+    sync_file,
+    sync_folder,
+    write_synced,
+)
+from multigrain.weights.restore import Restored, restore
 
 WEIGHTS = "weights.safetensors"
 LABELS = "labels.txt"

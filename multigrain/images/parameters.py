@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from multigrain.spec.base import Spec
+from multigrain.specs.base import Spec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from multigrain.events.records import Record
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobRequest
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobRequest
 
 
 class Reporter(Protocol):

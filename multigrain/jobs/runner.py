@@ -1,9 +1,4 @@
-"""``python -m multigrain.jobs.runner <job-folder>``: runs a job to its end, through restarts.
-
-The daemon starts it in a session of its own, and it outlives the daemon. It is the only writer
-of the job's event log while it lives, and knows nothing that is not in the job's folder: killed
-and started again, it goes on with the next attempt. SIGTERM ends the job in order.
-"""
+"""What the event log says of a job's attempts so far."""
 
 from __future__ import annotations
 
@@ -13,12 +8,12 @@ import math
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.lock import LockHeldError
-from multigrain.events.log import EventWriter
+from multigrain.events.log import EventWriter, LockHeldError, read_events
 from multigrain.events.records import (
     CheckpointRecord,
     JobError,
@@ -28,17 +23,80 @@ from multigrain.events.records import (
     StateRecord,
 )
 from multigrain.jobs.attempt import Attempt, Finished
-from multigrain.jobs.channel import remove_channels
 from multigrain.jobs.failure import Failure, runner_lost
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.history import History
-from multigrain.jobs.identity import RunnerIdentity
-from multigrain.jobs.launcher.base import Launcher, RankCommand
-from multigrain.jobs.launcher.choice import choose_launcher, world_of
-from multigrain.jobs.launcher.direct import DirectLauncher
+from multigrain.jobs.ipc import remove_channels
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobRequest
+from multigrain.jobs.launchers import (
+    DirectLauncher,
+    Launcher,
+    RankCommand,
+    choose_launcher,
+    world_of,
+)
 from multigrain.jobs.limits import EXIT_NO_ROOM, RunnerLimits, StopSignal, no_room
-from multigrain.jobs.processes import adopt_orphans, end_all
-from multigrain.jobs.request import JobRequest
+from multigrain.jobs.runner_identity import RunnerIdentity
+from multigrain.processes import adopt_orphans, end_all
+
+_STATE_MARK = b'"state":{"state":'
+
+
+@dataclass(frozen=True)
+class History:
+    """State of a job by its log.
+
+    Attributes:
+        state: the newest; None if the log holds none.
+        attempt: number of the newest attempt, 0 if there was none.
+        started: attempts since the job was last queued (submitted or resumed).
+    """
+
+    state: JobState | None = None
+    attempt: int = 0
+    started: int = 0
+
+    @property
+    def restarts(self) -> int:
+        """Restarts used since the job was last queued."""
+        return max(0, self.started - 1)
+
+    @property
+    def finished(self) -> bool:
+        return self.state is None or self.state.terminal
+
+    @property
+    def lost(self) -> bool:
+        """An attempt was begun and its end was not recorded."""
+        return self.state is not None and not self.state.terminal and self.started > 0
+
+    @classmethod
+    def read(cls, events: Path) -> History:
+        """
+        Raises:
+            MultigrainError: STORAGE, if the log is damaged.
+        """
+        state: JobState | None = None
+        attempt = 0
+        attempts: set[int] = set()
+        # Losses are nearly all of a long log: their lines are not decoded.
+        for event in read_events(events, keep_line=lambda line: _STATE_MARK in line):
+            if not isinstance(event.record, StateRecord):
+                continue
+            state = event.record.state
+            attempt = max(attempt, event.attempt)
+            if state is JobState.QUEUED:
+                attempts = set()
+            elif state is JobState.STARTING:
+                attempts.add(event.attempt)
+        return cls(state, attempt, len(attempts))
+
+
+# MERGED: ``python -m multigrain.jobs.runner <job-folder>``: runs a job to its end, through
+# restarts. The daemon starts it in a session of its own, and it outlives the daemon. It is the
+# only writer of the job's event log while it lives, and knows nothing that is not in the job's
+# folder: killed and started again, it goes on with the next attempt. SIGTERM ends the job in
+# order.
+
 
 log = logging.getLogger(__name__)
 

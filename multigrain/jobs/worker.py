@@ -1,4 +1,4 @@
-"""The process that does a rank's work, and the one that is the cluster's scheduler."""
+"""What a worker does for each kind of job. Imported when it is needed: it brings MindSpore."""
 
 from __future__ import annotations
 
@@ -7,17 +7,41 @@ import faulthandler
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.jobs.context import WorkerContext
-from multigrain.jobs.defect import in_words, out_of_memory
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.launcher.base import COLLECTIVES, SET_DEVICE
-from multigrain.jobs.messages import Done, Failed, Hello
-from multigrain.jobs.reporter import ChannelReporter
-from multigrain.jobs.request import JobRequest
-from multigrain.jobs.work import load_work, work_of
+from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.jobs.failure import in_words, out_of_memory
+from multigrain.jobs.ipc import ChannelReporter, Done, Failed, Hello
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.jobs.launchers import COLLECTIVES, SET_DEVICE
+
+Work = Callable[[WorkerContext], Outcome]
+
+_WORK = {
+    JobKind.TRAINING: "multigrain.train:run",
+    JobKind.EVALUATION: "multigrain.evaluate:run",
+    JobKind.EXPORT: "multigrain.export:run",
+}
+
+
+def work_of(kind: JobKind) -> Work:
+    """The function that does a job of this kind."""
+    return load_work(_WORK[kind])
+
+
+def load_work(name: str) -> Work:
+    """The function that ``"module:function"`` names."""
+    module, _, function = name.partition(":")
+    work: Work = getattr(import_module(module), function)
+    return work
+
+
+# MERGED: The process that does a rank's work, and the one that is the cluster's scheduler.
+
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from multigrain.errors import MultigrainError
-from multigrain.model.assign import assign
+from multigrain.model.parameters import assign
 
 EPSILON = 1e-6
 

@@ -44,7 +44,7 @@ class Conv2d(nn.Cell):
         self.dilation = _pair(dilation)
         self.groups = groups
         height, width = self.padding
-        # Zeros: multigrain.model.initial fills every weight from one seed.
+        # Zeros: multigrain.model.parameters fills every weight from one seed.
         self.weight = Parameter(
             ops.zeros((out_channels, in_channels // groups, *self.kernel)), name="weight"
         )

@@ -9,10 +9,10 @@ from mindspore import Tensor, nn
 
 from multigrain.errors import MultigrainError
 from multigrain.model.gem import GeM
-from multigrain.model.initial import initialise
 from multigrain.model.layers import Conv2d, Dense
+from multigrain.model.parameters import initialise
 from multigrain.model.resnet import ResNet, build_trunk
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 # Positions up to which a matrix product beats the CPU's convolution kernels (measured).
 SMALL_MAP = 9
@@ -79,3 +79,27 @@ def build_model(spec: ModelSpec, classes: int, *, seed: int = 0) -> MultiGrain:
     )
     initialise(net, seed, zero_init_residual=spec.zero_init_residual)
     return net
+
+
+# MERGED: A network that pools with another exponent than its own, and shares its weights.
+
+
+class Pooled(nn.Cell):
+    """(N, 3, H, W) float32 -> embedding (N, C) and logits (N, K), as ``network`` with p = ``p``.
+
+    Several of them hold one copy of the weights; each is compiled by itself.
+
+    Args:
+        network: trunk and classifier.
+        p: exponent, >= 1 or infinity; a constant.
+    """
+
+    def __init__(self, network: MultiGrain, p: float) -> None:
+        # No prefix: the parameters keep their names, whoever else holds the network.
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.pool = GeM(p)
+
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.pool(self.network.trunk(images))
+        return embedding, self.network.classifier(embedding)

@@ -169,7 +169,7 @@ class ResNet(nn.Cell):
 
 
 def build_trunk(name: str, stem: str = "imagenet") -> ResNet:
-    """The trunk of that name, with zero weights (see ``multigrain.model.initial``)."""
+    """The trunk of that name, with zero weights (see ``multigrain.model.parameters``)."""
     if name not in LAYOUTS:
         raise MultigrainError.field(
             "spec.model.trunk", f"unknown trunk {name!r}: one of {', '.join(LAYOUTS)}"

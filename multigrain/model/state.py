@@ -8,8 +8,8 @@ import numpy as np
 from mindspore import Parameter
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.model.assign import assign
 from multigrain.model.multigrain import MultiGrain
+from multigrain.model.parameters import assign
 
 # Everything THOR adds to a network carries this prefix and is no part of the model.
 CURVATURE_PREFIX = "curvature."

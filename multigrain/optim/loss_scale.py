@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from multigrain.spec.training import OptimizerSpec
+from multigrain.specs.training import OptimizerSpec
 
 # Where neither is asked for: the ModelZoo's, and nothing.
 _HALF_PRECISION = 1024.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from multigrain.spec.training import LearningRateSpec, ScheduleSpec, ThorSpec
+from multigrain.specs.training import LearningRateSpec, ScheduleSpec, ThorSpec
 
 # THOR halves the rate at each milestone, whatever `gamma` says ("step" has `gamma`).
 _THOR_MILESTONE_FACTOR = 0.5

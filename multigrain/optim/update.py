@@ -9,7 +9,7 @@ from enum import Enum
 import mindspore
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from multigrain.model.assign import assign
+from multigrain.model.parameters import assign
 from multigrain.optim.thor.preconditioner import LayerPreconditioner, precondition
 
 

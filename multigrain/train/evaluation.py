@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark
-from multigrain.data.benchmarks.groups import of_folder
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
+from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.evaluate.evaluator import Evaluator, Measured, OnlyAlive
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Transform
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import WorkerContext
 from multigrain.model.multigrain import MultiGrain
-from multigrain.spec.evaluation import Task
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.evaluation import Task
+from multigrain.specs.training import TrainingSpec
 
 
 class HeldOut:

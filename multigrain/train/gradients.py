@@ -9,8 +9,8 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from multigrain import heap
-from multigrain.optim.not_finite import NotFinite, first_gradient
+from multigrain import memory
+from multigrain.optim.non_finite import NotFinite, first_gradient
 from multigrain.optim.reduce import BucketedMean, Reducer
 
 
@@ -132,7 +132,7 @@ class GradientFunction:
         found = numbers.asnumpy().astype(np.float64)
         if factors not in self._compiled:
             self._compiled.add(factors)
-            heap.trim()
+            memory.trim()
         squared, loss, classification, instance, stops = (float(x) for x in found[:5])
         return Gradients(
             loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from multigrain.data.fingerprint import fingerprint
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.probe import probe
 from multigrain.errors import MultigrainError
@@ -14,14 +14,11 @@ from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.model.state import load_model_state
-from multigrain.spec.training import TrainingSpec
-from multigrain.train.best import Best
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.evaluation import HeldOut
-from multigrain.train.initial import InitialWeights, initial_state
-from multigrain.train.resumption import Resumption
-from multigrain.train.saver import Saver
+from multigrain.train.loop import Best, Saver, Start, Trainer
+from multigrain.train.start import InitialWeights, Resumption, initial_state
 from multigrain.train.step import TrainStep
-from multigrain.train.trainer import Start, Trainer
 
 
 def run_training(ctx: WorkerContext) -> Outcome:

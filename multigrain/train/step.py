@@ -1,9 +1,9 @@
-"""One training step: gradients, curvature refresh, update."""
+"""What a training step reports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import mindspore
 import numpy as np
@@ -11,20 +11,62 @@ from mindspore import Parameter, Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.losses.objective import JointObjective
-from multigrain.model.assign import assign
 from multigrain.model.multigrain import MultiGrain
+from multigrain.model.parameters import assign
 from multigrain.model.state import CURVATURE_PREFIX, model_parameters
 from multigrain.optim import schedules
 from multigrain.optim.loss_scale import LossScale
-from multigrain.optim.not_finite import NotFinite
+from multigrain.optim.non_finite import NotFinite
 from multigrain.optim.reduce import BucketedMean, Reducer
 from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.update import Group, Trained, Update
-from multigrain.spec.training import TrainingSpec
-from multigrain.train.diagnosis import first_broken_layer
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.gradients import Forward, GradientFunction
-from multigrain.train.result import StepResult
-from multigrain.train.skips import Skips
+from multigrain.train.non_finite import Skips, first_broken_layer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did; the same on every worker.
+
+    Attributes:
+        step: steps done, this one included (from 1).
+        loss, classification_loss, instance_loss: means over the workers, unscaled.
+        learning_rate, damping: in use in this step; damping is 0 without THOR.
+        skipped: nothing was updated, because a loss, a gradient or a factor was not finite.
+        refreshed_layers: layers whose curvature this step renewed.
+        curvature_layers: layers with curvature; 0 without THOR.
+        beta: the margin loss's boundary, 0 without one.
+        gem_p: the pooling exponent.
+        stop_agreed: a worker asked to stop, and every worker sees it in this same step.
+        kept_layers: layers that this step checked and left with the curvature they have.
+        stopped_layers: layers whose curvature will not be renewed again, by now.
+        skipped_because: what was not finite in a skipped step, and where.
+        skipped_total: steps skipped so far.
+        loss_scale: factor on the loss in this step.
+    """
+
+    step: int
+    loss: float
+    classification_loss: float
+    instance_loss: float
+    learning_rate: float
+    damping: float
+    skipped: bool
+    refreshed_layers: int
+    curvature_layers: int
+    beta: float
+    gem_p: float
+    stop_agreed: bool
+    kept_layers: int = 0
+    stopped_layers: int = 0
+    skipped_because: str = ""
+    skipped_total: int = 0
+    loss_scale: float = 1.0
+
+
+# MERGED: One training step: gradients, curvature refresh, update.
+
 
 __all__ = ["StepResult", "TrainStep"]
 

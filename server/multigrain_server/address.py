@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from multigrain.remedy import remedy
+from multigrain.storage import remedy
 
 _ADVICE = {
     errno.EADDRINUSE: "stop what listens there, or choose another",

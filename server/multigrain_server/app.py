@@ -13,8 +13,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from multigrain.events.records import JobState
-from multigrain.jobs.request import JobKind
-from multigrain.spec.roots import PathRoots
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.data_roots import PathRoots
 from multigrain.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from multigrain.v1.evaluation_pb2_grpc import add_EvaluationServiceServicer_to_server
 from multigrain.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
@@ -27,40 +27,37 @@ from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import open_index
-from multigrain_server.grpc.calls import Calls
-from multigrain_server.grpc.embedding_service import EmbeddingServicer
-from multigrain_server.grpc.evaluation_service import EvaluationServicer
-from multigrain_server.grpc.export_service import ExportServicer
+from multigrain_server.devices import Inventory, Leases
+from multigrain_server.grpc.drain import Calls
+from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.health import Health
-from multigrain_server.grpc.inference_service import InferenceServicer
-from multigrain_server.grpc.inference_unoffered import UnofferedCalls
+from multigrain_server.grpc.inference import InferenceServicer, UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
-from multigrain_server.grpc.job_service import JobServicer
-from multigrain_server.grpc.model_service import ModelServicer
-from multigrain_server.grpc.reflection import enable_reflection
-from multigrain_server.grpc.server import build_server
+from multigrain_server.grpc.jobs import (
+    EvaluationServicer,
+    ExportServicer,
+    JobServicer,
+    TrainingServicer,
+)
+from multigrain_server.grpc.models import ModelServicer
+from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
-from multigrain_server.grpc.training_service import TrainingServicer
-from multigrain_server.jobs.active import ActiveJob
-from multigrain_server.jobs.devices import Inventory
-from multigrain_server.jobs.feeds import Feeds
-from multigrain_server.jobs.leases import Leases
+from multigrain_server.http.server import HttpServer
 from multigrain_server.jobs.recovery import Recovery
-from multigrain_server.jobs.service import Jobs
+from multigrain_server.jobs.service import Feeds, Jobs
 from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
-from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
+from multigrain_server.jobs.supervisor import ActiveJob, Supervisor, SupervisorOptions
 from multigrain_server.metrics.certificate import register_certificate
 from multigrain_server.metrics.host import HostCollector
-from multigrain_server.metrics.http import HttpServer
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.status.site import StatusSite
 from multigrain_server.status.snapshot import Sources, package_version
-from multigrain_server.tracing.opening import open_tracing
+from multigrain_server.tracing.config import open_tracing
 
 _log = structlog.get_logger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from multigrain.spec.base import Spec
+from multigrain.specs.base import Spec
 from multigrain_server.access.config import AccessConfig, TlsConfig
 from multigrain_server.address import ListenAddress
-from multigrain_server.jobs.devices import Inventory
+from multigrain_server.devices import Inventory
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.tracing.config import TracingConfig
 

@@ -8,8 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from multigrain.checkpoint.files import make_folder
-from multigrain.remedy import remedy
+from multigrain.storage import make_folder, remedy
 
 # Replicas that only serve have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}

@@ -24,8 +24,8 @@ from benchmarks.datasets.glyphs import (
     instance_of,
     write_glyphs,
 )
-from multigrain.model.assign import assign
-from multigrain.spec.resolve import resolve_training
+from multigrain.model.parameters import assign
+from multigrain.specs.resolve import resolve_training
 
 
 def record(candidate: str, kind: str, top1: list[float], loss: float = 1.0) -> Record:

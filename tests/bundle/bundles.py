@@ -6,9 +6,9 @@ from pathlib import Path
 
 from multigrain.bundle.folder import write_manifest
 from multigrain.bundle.manifest import BundleManifest, Head
-from multigrain.checkpoint.files import describe
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
+from multigrain.storage import describe
 
 
 def write_bundle(path: Path) -> BundleManifest:

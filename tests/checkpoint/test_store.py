@@ -10,7 +10,7 @@ import pytest
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 
 def manifest(step: int, best: int = 0) -> CheckpointManifest:
@@ -191,7 +191,7 @@ def test_a_full_disk_is_a_storage_error_and_spoils_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("multigrain.checkpoint.files.os.fsync", full)
+    monkeypatch.setattr("multigrain.storage.os.fsync", full)
     with pytest.raises(MultigrainError, match="No space left") as caught:
         save(tmp_path, 2)
     assert caught.value.kind is ErrorKind.STORAGE

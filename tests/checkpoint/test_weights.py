@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from multigrain.bundle.manifest import BundleManifest, Head
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
-from multigrain.checkpoint.weights import Weights, load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.model.layouts import trunk_shapes
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
+from multigrain.weights.load import Weights, load_weights
 from tests.peers.names import pytorch_shapes
 from tests.unprivileged import unprivileged
 

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from multigrain.data import augment
-from multigrain.data.augment import Augmenter
-from multigrain.data.autoaugment import autoaugment
+from multigrain.data.augment import Augmenter, autoaugment
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import normalize, preprocess_image
-from multigrain.spec.training import AugmentationSpec
+from multigrain.specs.training import AugmentationSpec
 from tests.images.files import noise
 
 NO_CROP = {"crop_scale_min": 1.0, "crop_scale_max": 1.0, "crop_ratio_min": 1.0,

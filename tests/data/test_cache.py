@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.data.cache import DecodedCache, cache_for
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.image_folder import ImageFolder, scan
+from multigrain.data.source import DecodedCache, cache_for
 from tests.data.datasets import write_dataset
 from tests.data.test_pipeline import copies, data, equal
 from tests.images.files import noise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from multigrain.data.fingerprint import DatasetFingerprint, fingerprint
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 
 
 def write(root: Path, **classes: int) -> Path:

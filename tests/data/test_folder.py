@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.data.folder import scan, scan_images
+from multigrain.data.image_folder import scan, scan_images
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.unprivileged import unprivileged
 

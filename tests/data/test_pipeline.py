@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.source import Batch, UnreadableFiles
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from tests.data.datasets import write_dataset
 
 

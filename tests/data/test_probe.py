@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.data.probe import probe
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.data.datasets import write_dataset

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from multigrain_server.config import ServerConfig
-from multigrain_server.config_sources import parse
-from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING
+from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING
+from multigrain_server.settings_sources import parse
 from tests.deploy.named import DEPLOY
 from tests.deploy.tools import output, packaged
 

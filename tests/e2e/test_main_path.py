@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.whitening.file import read_whitening
+from multigrain.whitening import read_whitening
 from tests.deploy import named
 from tests.deploy.prometheus import Prometheus
 from tests.e2e.daemon import Daemon, wait_for_no_processes

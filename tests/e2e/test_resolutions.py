@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from multigrain.bundle.folder import read
-from multigrain.checkpoint.restore import restore
 from multigrain.images.preprocess import preprocess
-from multigrain.whitening.file import read_whitening
+from multigrain.weights.restore import restore
+from multigrain.whitening import read_whitening
 from multigrain_client import InvalidRequest
 from tests.data.datasets import write_dataset
 from tests.e2e.daemon import Daemon

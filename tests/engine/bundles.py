@@ -12,12 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from multigrain.bundle.manifest import BundleManifest, Head, WhiteningEntry
 from multigrain.bundle.reference import Reference, normalized, pattern_pixels, write_reference
-from multigrain.checkpoint.manifest import FileEntry
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.training import ModelSpec
-from multigrain.whitening.file import write_whitening
-from multigrain.whitening.moments import Moments
-from multigrain.whitening.whitening import Whitening, fit, fold
+from multigrain.specs.training import ModelSpec
+from multigrain.storage import FileEntry
+from multigrain.whitening import Moments, Whitening, fit, fold, write_whitening
 
 EMBEDDING = 16
 CLASSES = 5

@@ -10,9 +10,17 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from multigrain.engine.connection import Connection
+from multigrain.engine.protocol import (
+    Cancel,
+    Connection,
+    Frame,
+    Hold,
+    LoadFailed,
+    Ready,
+    Result,
+    Submit,
+)
 from multigrain.engine.settings import EngineSettings
-from multigrain.engine.wire import Cancel, Frame, Hold, LoadFailed, Ready, Result, Submit
 
 
 class EngineClient:

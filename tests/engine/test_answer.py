@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multigrain.engine.answer import encode_vector, probabilities, top_classes
-from multigrain.engine.wire import VectorWants
+from multigrain.engine.protocol import VectorWants
+from multigrain.engine.worker import encode_vector, probabilities, top_classes
 from multigrain.errors import ErrorKind, MultigrainError
 
 RNG = np.random.default_rng(0)

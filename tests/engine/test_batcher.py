@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from multigrain.engine.batcher import Batcher, Limits
-from multigrain.engine.item import Drop, Item, Stage
-from multigrain.engine.pace import Pace
-from multigrain.engine.wire import Submit
+from multigrain.engine.batching import Batcher, Limits
+from multigrain.engine.protocol import Submit
+from multigrain.engine.scheduling import Drop, Item, Pace, Stage
 
 SIDE = 4
 HOUR_NS = 3_600_000_000_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.wire import LoadFailed, Ready, VectorWants
+from multigrain.engine.protocol import LoadFailed, Ready, VectorWants
 from multigrain.errors import ErrorKind
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess

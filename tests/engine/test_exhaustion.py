@@ -7,16 +7,12 @@ import sys
 
 import pytest
 
-from multigrain.engine.exhaustion import (
-    EXIT_OUT_OF_MEMORY,
-    end_if_nothing_is_left,
-    end_if_out_of_memory,
-)
-from multigrain_server.serving.engine_output import describe_exit
+from multigrain.memory import EXIT_OUT_OF_MEMORY, end_if_nothing_is_left, end_if_out_of_memory
+from multigrain_server.engines.launch import describe_exit
 
 PROGRAM = """
 import resource
-from multigrain.engine.exhaustion import end_if_nothing_is_left, end_if_out_of_memory
+from multigrain.memory import end_if_nothing_is_left, end_if_out_of_memory
 {setup}
 try:
     {act}

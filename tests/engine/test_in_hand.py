@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from multigrain.engine.in_hand import InHand
+from multigrain.engine.inflight import InHand
 
 
 def test_what_a_process_held_when_it_died_can_be_read() -> None:

@@ -10,10 +10,10 @@ from safetensors.numpy import save_file
 
 from multigrain.bundle.manifest import BundleManifest, Head
 from multigrain.bundle.reference import write_reference
-from multigrain.engine.wire import Ready, VectorWants
+from multigrain.engine.protocol import Ready, VectorWants
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture
 

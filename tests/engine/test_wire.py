@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from multigrain.engine.wire import (
+from multigrain.engine.protocol import (
     MAX_HEADER,
     Cancel,
     Frame,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from multigrain.engine.in_hand import InHand
-from multigrain.engine.runtime.base import FloatArray, Outputs, Pixels, Runtime
-from multigrain.engine.wire import Frame, Result, Submit, VectorWants
+from multigrain.engine.inflight import InHand
+from multigrain.engine.protocol import Frame, Result, Submit, VectorWants
+from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
 from multigrain.engine.worker import Worker
 from multigrain.errors import ErrorKind
 

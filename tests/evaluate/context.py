@@ -9,11 +9,11 @@ from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.events.records import Record
 from multigrain.jobs.context import Reporter, WorkerContext
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.export import ExportSpec
-from multigrain.spec.training import ModelSpec
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.training import ModelSpec
 
 
 @dataclass

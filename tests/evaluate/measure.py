@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from multigrain.data.benchmarks.groups import of_folder
-from multigrain.data.folder import ImageFolder
+from multigrain.data.benchmarks import of_folder
+from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.classification import ClassificationResult
 from multigrain.evaluate.evaluator import Evaluator, Measured
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Transform
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.evaluation import Task
+from multigrain.specs.evaluation import Task
 from tests.evaluate.context import RecordingReporter
 
 ALL_TASKS: tuple[Task, ...] = ("classification", "copy_detection", "groups")

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from multigrain.data.folder import ImageFolder, scan
-from multigrain.evaluate.batches import Batches
+from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Inference
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Batches, Inference, Transform
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
-from multigrain.images.rect import preprocess_rect
+from multigrain.images.preprocess import preprocess_rect
 from tests.evaluate.fake_gather import on_workers
 from tests.evaluate.networks import MeanColour
 from tests.images.files import encode, noise

@@ -7,13 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.classification import (
-    UNREAD,
-    ClassificationCounter,
-    ClassificationResult,
-)
+from multigrain.evaluate.classification import UNREAD, ClassificationCounter, ClassificationResult
 from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Predictions
 from multigrain.images.parameters import Preprocessing

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multigrain.evaluate.confusion_plot import plot_confusion
+from multigrain.evaluate.results import plot_confusion
 
 
 def blue(path: Path) -> float:

@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from multigrain.data.folder import ImageFolder, scan
+from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate import distortion
+from multigrain.evaluate import copy_detection
 from multigrain.evaluate.copy_detection import (
     UNREAD,
     CopyDetectionResult,
     Originals,
+    distort,
     evaluate_copies,
 )
-from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Inference
-from multigrain.evaluate.precision import average_precision
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Inference, Transform
+from multigrain.evaluate.retrieval import average_precision
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess, preprocess_image
@@ -132,12 +131,12 @@ def test_distortions_have_the_stated_ranges(monkeypatch: pytest.MonkeyPatch) -> 
     sides = (100, 50)
     watch(Image.Image, "resize", lambda *_, box, **__: [(box[i + 2] - box[i]) / sides[i]
                                                        for i in (0, 1)])  # fmt: skip
-    watch(distortion, "rotate", lambda _, degrees: [degrees])
-    watch(distortion, "brightness", lambda _, factor: [factor])
-    watch(distortion, "contrast", lambda _, factor: [factor])
+    watch(copy_detection, "rotate", lambda _, degrees: [degrees])
+    watch(copy_detection, "brightness", lambda _, factor: [factor])
+    watch(copy_detection, "contrast", lambda _, factor: [factor])
     watch(ImageFilter, "GaussianBlur", lambda radius: [radius / 50])
-    watch(distortion, "_noisy", lambda _image, std, _seed: [std])
-    watch(distortion, "_jpeg", lambda _, quality: [quality])
+    watch(copy_detection, "_noisy", lambda _image, std, _seed: [std])
+    watch(copy_detection, "_jpeg", lambda _, quality: [quality])
     image = Image.new("RGB", sides, (90, 140, 60))
     for seed in range(400):
         distort(image, Random(seed))

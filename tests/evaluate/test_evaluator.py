@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.evaluate.evaluator import Measured
 from multigrain.evaluate.gather import Gather
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.evaluation import TASK_METRICS
+from multigrain.specs.evaluation import TASK_METRICS
 from tests.data.datasets import write_dataset
 from tests.evaluate.fake_gather import on_workers
 from tests.evaluate.measure import ALL_TASKS, measure

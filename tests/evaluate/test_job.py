@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from multigrain.checkpoint.restore import restore
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate import run
 from multigrain.events.records import EvaluationRecord, LogRecord
-from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.weights.restore import restore
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 from tests.images.files import encode, noise

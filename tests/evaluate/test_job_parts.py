@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from multigrain.evaluate import job
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Transform
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.specs.evaluation import EvaluationSpec
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import context, write_checkpoint
 

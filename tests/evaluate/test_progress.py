@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from multigrain.evaluate.progress import EvaluationProgress
+from multigrain.evaluate.evaluator import EvaluationProgress
 from multigrain.events.records import ProgressRecord
 from tests.evaluate.context import RecordingReporter
 

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from multigrain.data.benchmarks import Benchmark, list_benchmark
 from multigrain.errors import MultigrainError
-from multigrain.evaluate.benchmark_result import BenchmarkResult
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.ranking import Ranker, Ranking
+from multigrain.evaluate.retrieval import BenchmarkResult, Ranker, Ranking
 from multigrain.evaluate.search import normalised
-from multigrain.spec.evaluation import Task
+from multigrain.specs.evaluation import Task
 from tests.data.benchmarks.files import touch
 from tests.evaluate.fake_gather import on_workers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multigrain.evaluate.precision import average_precision
+from multigrain.evaluate.retrieval import average_precision
 from multigrain.evaluate.search import Search, normalised
 
 

@@ -9,17 +9,17 @@ import pytest
 from mindspore import Tensor
 
 from multigrain.bundle.folder import read
-from multigrain.checkpoint.restore import restore
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate import run
-from multigrain.evaluate.whitened import whitened
+from multigrain.evaluate.inference import whitened
 from multigrain.events.records import EvaluationRecord
 from multigrain.export import run as export
 from multigrain.images.preprocess import preprocess
-from multigrain.spec.base import WeightsSource
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.export import ExportSpec
-from multigrain.whitening.file import read_whitening
+from multigrain.specs.base import WeightsSource
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.weights.restore import restore
+from multigrain.whitening import read_whitening
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 

@@ -10,12 +10,11 @@ from typing import Any
 from mindspore import communication, set_device
 
 from multigrain.data.benchmarks import list_benchmark
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.evaluate.copy_detection import Originals
 from multigrain.evaluate.gather import Gather
-from multigrain.evaluate.inference import Inference
-from multigrain.evaluate.ranking import Ranker
-from multigrain.evaluate.transform import Transform
+from multigrain.evaluate.inference import Inference, Transform
+from multigrain.evaluate.retrieval import Ranker
 from multigrain.images.parameters import Preprocessing
 from tests.evaluate.measure import ALL_TASKS, measure
 from tests.evaluate.networks import MeanColour

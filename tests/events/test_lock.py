@@ -5,8 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from multigrain.events.lock import is_locked
-from multigrain.events.log import EventWriter
+from multigrain.events.log import EventWriter, is_locked
 
 HOLD = """
 import sys

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.lock import LockHeldError
-from multigrain.events.log import EventReader, EventWriter, read_events
+from multigrain.events.log import EventReader, EventWriter, LockHeldError, read_events
 from multigrain.events.records import (
     EvaluationRecord,
     JobError,

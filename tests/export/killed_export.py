@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multigrain.events.records import ArtifactRecord, Record
 from multigrain.export import run
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
 from tests.evaluate.context import RecordingReporter, context
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.export.dynamic_batch import free_batch
+from multigrain.export.graphs import free_batch
 
 
 def graph(shape: list[int], extra: str = "", constant: bool = True) -> ModelProto:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from multigrain.bundle.folder import read
-from multigrain.engine.runtime.base import Bundle, Compute
-from multigrain.engine.runtime.choice import load
+from multigrain.engine.runtimes.base import Bundle, Compute
+from multigrain.engine.runtimes.choice import load
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.export import int8, run
 from multigrain.export.int8 import Int8Images, int8_images, write_int8
 from multigrain.images.preprocess import preprocess
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
 from tests.engine.bundles import TinyNetwork, write_bundle
 from tests.evaluate.context import context, write_checkpoint
 from tests.images.files import encode, noise

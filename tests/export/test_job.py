@@ -12,15 +12,15 @@ from mindspore import Tensor, nn
 
 from multigrain.bundle.folder import read
 from multigrain.bundle.reference import Reference, read_reference
-from multigrain.checkpoint.restore import restore
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.search import normalised
 from multigrain.events.records import ArtifactRecord
 from multigrain.export import graphs, run
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain.spec.export import ExportSpec
-from multigrain.whitening.file import read_whitening
+from multigrain.specs.export import ExportSpec
+from multigrain.weights.restore import restore
+from multigrain.whitening import read_whitening
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 from tests.images.files import encode, noise
@@ -232,7 +232,7 @@ def test_every_kind_of_trunk_and_pooling_exports(tmp_path: Path, trunk: str, gem
 
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import model_state
-    from multigrain.spec.training import ModelSpec
+    from multigrain.specs.training import ModelSpec
 
     spec = ModelSpec.model_validate({"trunk": trunk, "gem_p": gem_p, "zero_init_residual": False})
     save_file(model_state(build_model(spec, 10)), tmp_path / "w.safetensors")

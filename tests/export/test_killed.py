@@ -10,7 +10,7 @@ from pathlib import Path
 from multigrain.events.log import EventWriter
 from multigrain.events.records import ArtifactRecord
 from multigrain.export import run
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 
 

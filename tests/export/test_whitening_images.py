@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from multigrain.export.head import whitening_images
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
 from tests.data.datasets import write_dataset
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from multigrain.jobs import runner
-from multigrain.jobs.launcher.msrun import MsrunLauncher
+from multigrain.jobs.launchers import MsrunLauncher
 
 runner.DirectLauncher = MsrunLauncher  # type: ignore[misc, assignment]
 

@@ -15,7 +15,7 @@ import multigrain
 import multigrain_client
 import multigrain_server
 from multigrain.events.log import read_events
-from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.v1 import job_pb2
 from tests.engine.pictures import picture
 from tests.faults.curve import ROOT, assert_numbered, assert_whole_curve
@@ -26,7 +26,7 @@ DAYTIME = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date
 FOR_PEOPLE = {
     "multigrain/events/log.py": "the time of an event",
     "multigrain/export/job.py": "when a bundle was made",
-    "multigrain/train/saver.py": "when a checkpoint was made",
+    "multigrain/train/loop.py": "when a checkpoint was made",
     "multigrain_server/jobs/creation.py": "a readable job id",
     "multigrain_server/database.py": "the name of an index that is put aside",
     "multigrain_server/serving/statistics.py": "the Open Inference Protocol's last_inference",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from multigrain.events.log import read_events
-from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.v1 import job_pb2
 from multigrain.v1.job_pb2 import JobEvent
 from multigrain.v1.model_pb2 import MODEL_STATE_READY

@@ -12,7 +12,7 @@ import pytest
 from multigrain.checkpoint import store
 from multigrain.events.log import Event, read_events
 from multigrain.events.records import LogRecord, LossRecord
-from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.v1 import job_pb2
 from multigrain.v1.common_pb2 import ERROR_KIND_STORAGE
 from multigrain_client import Client, MultigrainClientError

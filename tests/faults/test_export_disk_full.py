@@ -9,7 +9,7 @@ import pytest
 from multigrain.bundle.folder import read
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.export import run
-from multigrain.spec.export import ExportSpec
+from multigrain.specs.export import ExportSpec
 from tests.engine.bundles import write_bundle
 from tests.evaluate.context import context, write_checkpoint
 from tests.faults.serving import amount

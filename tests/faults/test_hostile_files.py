@@ -16,19 +16,19 @@ import yaml
 import multigrain
 import multigrain_client
 import multigrain_server
+from multigrain import strict_yaml
 from multigrain.checkpoint import store
-from multigrain.checkpoint.files import write_synced
-from multigrain.checkpoint.weights import load_weights
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobState
-from multigrain.jobs.folder import JobFolder
-from multigrain.spec import yaml_file
-from multigrain_server.convert.job import job_message
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.storage import write_synced
+from multigrain.weights.load import load_weights
+from multigrain_server.convert.jobs import job_message
 from multigrain_server.database import Database
 from multigrain_server.jobs.recovery import index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.models.reference import ModelVersion
-from multigrain_server.models.store import LoadedRow, ModelStore
+from multigrain_server.models.state import LoadedRow, ModelStore
 from tests.faults.test_power_lost import save
 from tests.server.jobs.conftest import MakeSide, make_side
 
@@ -77,7 +77,7 @@ def test_nothing_in_the_program_can_unpickle_or_evaluate_what_it_reads() -> None
         ]
         found += [f"{path}: {fault}" for call in calls if (fault := _fault(call))]
     assert found == []
-    assert issubclass(yaml_file._Loader, yaml.SafeLoader)
+    assert issubclass(strict_yaml._Loader, yaml.SafeLoader)
 
 
 def _fault(call: ast.Call) -> str:

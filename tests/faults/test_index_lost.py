@@ -20,12 +20,12 @@ from multigrain.events.records import (
     Record,
     StateRecord,
 )
-from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.job_folder import JobFolder
 from multigrain_server.config import ServerConfig
 from multigrain_server.database import open_index
 from multigrain_server.jobs.recovery import index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
-from multigrain_server.rebuild import rebuild_index
+from multigrain_server.main import rebuild_index
 from tests.server.jobs.conftest import JobSide, MakeSide, make_side
 from tests.server.process import DaemonProcess
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.checkpoint import files, store
+from multigrain import storage
+from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter, read_events
 from multigrain.events.records import CheckpointRecord, JobState, LossRecord, Record, StateRecord
-from multigrain.jobs.history import History
-from multigrain.spec.training import ModelSpec
+from multigrain.jobs.runner import History
+from multigrain.specs.training import ModelSpec
 from multigrain_server.jobs.event_feed import EventFeed
 
 LOSS = LossRecord(1, 10, 1, 1, 0.5, 0.25, 0.25, 0.1)
@@ -116,7 +117,7 @@ def power_lost_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None
             (os, "unlink"),
             (os, "rmdir"),
             (shutil, "rmtree"),
-            (files, "_swap"),
+            (storage, "_swap"),
         ):
             patch.setattr(module, name, counted(getattr(module, name)))
         yield
@@ -128,7 +129,7 @@ def test_power_lost_at_any_moment_of_saving_leaves_the_old_or_the_new_checkpoint
 ) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-    if not files._swap(tmp_path / "one", tmp_path / "other"):
+    if not storage._swap(tmp_path / "one", tmp_path / "other"):
         pytest.skip("this file system cannot swap two names (RENAME_EXCHANGE)")
     seen = set()
     for number in range(100):

@@ -17,7 +17,7 @@ from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.events.records import LossRecord
 from multigrain.jobs.context import Outcome, WorkerContext
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 
 def next_weight(weight: float, step: int) -> float:

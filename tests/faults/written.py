@@ -16,13 +16,13 @@ from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.events.log import EventWriter
 from multigrain.events.records import JobState, StateRecord
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.training import ModelSpec, TrainingSpec
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain_server.data_dir import DataDir
-from multigrain_server.jobs.creation import create_folder, move_to_trash
+from multigrain_server.jobs.files import create_folder, move_to_trash
 from multigrain_server.models.archive import BundleImport
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.store import ModelStore
+from multigrain_server.models.state import ModelStore
 from multigrain_server.serving.config import ServingConfig
 from tests.engine.bundles import write_bundle
 

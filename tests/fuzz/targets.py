@@ -20,8 +20,7 @@ from multigrain.bundle.manifest import MANIFEST_NAME
 from multigrain.bundle.reference import read_reference
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
-from multigrain.checkpoint.weights import load_weights
-from multigrain.engine.wire import (
+from multigrain.engine.protocol import (
     FrameParser,
     Ready,
     Result,
@@ -34,12 +33,13 @@ from multigrain.errors import MultigrainError
 from multigrain.events.log import EventWriter, read_events
 from multigrain.events.records import JobState, StateRecord
 from multigrain.images.decode import ImageLimits, decode, image_size
-from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
-from multigrain.spec.training import ModelSpec
-from multigrain.spec.yaml_file import load_spec_file
-from multigrain.whitening.file import read_whitening
+from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
+from multigrain.specs.training import ModelSpec
+from multigrain.strict_yaml import load_spec_file
+from multigrain.weights.load import load_weights
+from multigrain.whitening import read_whitening
 from multigrain_server.access.tokens import NewToken, TokenFileError, read_tokens
-from multigrain_server.config_sources import ConfigError, parse
+from multigrain_server.settings_sources import ConfigError, parse
 from tests.engine.bundles import EMBEDDING, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 

@@ -26,7 +26,7 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain_server.access.policy import RULES
 from multigrain_server.app import App
 from multigrain_server.config import GrpcConfig, JobsConfig, ServerConfig
-from multigrain_server.grpc.inference_unoffered import UNOFFERED
+from multigrain_server.grpc.inference import UNOFFERED
 from multigrain_server.serving.config import ServingConfig
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good

@@ -9,7 +9,7 @@ from PIL import Image
 from multigrain.errors import MultigrainError
 from multigrain.images.decode import decode_image, image_size
 from multigrain.images.parameters import Preprocessing
-from multigrain.images.rect import preprocess_rect, rect_size
+from multigrain.images.preprocess import preprocess_rect, rect_size
 from tests.images.files import corners, encode, noise
 
 

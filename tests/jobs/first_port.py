@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from multigrain.jobs import runner
-from multigrain.jobs.launcher import msrun
+from multigrain.jobs import launchers, runner
 
-free_port = msrun.free_port
+free_port = launchers.free_port
 first = [int(os.environ["TEST_FIRST_PORT"])]
-msrun.free_port = lambda: first.pop() if first else free_port()
+launchers.free_port = lambda: first.pop() if first else free_port()
 
 if __name__ == "__main__":
     sys.exit(runner.main())

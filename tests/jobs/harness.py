@@ -16,13 +16,13 @@ import psutil
 
 from multigrain.events.log import Event, EventWriter, read_events
 from multigrain.events.records import JobState, LossRecord, Record, StateRecord
-from multigrain.jobs.channel import channel_folders
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.processes import FOLDER_VARIABLE
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.base import DeviceSpec
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.ipc import channel_folders
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.processes import FOLDER_VARIABLE
+from multigrain.specs.base import DeviceSpec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.training import TrainingSpec
 
 ROOT = Path(__file__).parents[2]
 

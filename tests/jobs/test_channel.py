@@ -14,10 +14,19 @@ from pathlib import Path
 import pytest
 
 from multigrain.events.records import JobError, JobState, LossRecord, StateRecord
-from multigrain.jobs import messages
-from multigrain.jobs.channel import ChannelServer
-from multigrain.jobs.messages import Done, Emit, Hello, Message, Ready, Stop, decode, encode
-from multigrain.jobs.reporter import ChannelReporter
+from multigrain.jobs import ipc
+from multigrain.jobs.ipc import (
+    ChannelReporter,
+    ChannelServer,
+    Done,
+    Emit,
+    Hello,
+    Message,
+    Ready,
+    Stop,
+    decode,
+    encode,
+)
 
 LOSS = LossRecord(1, 100, 1, 2, 0.5, 0.25, 0.75, 0.05)
 
@@ -47,16 +56,16 @@ def connect(server: ChannelServer) -> socket.socket:
 @pytest.mark.parametrize(
     "message",
     [
-        messages.GuardHello("t", -2, 7),
+        ipc.GuardHello("t", -2, 7),
         Hello("t", 1, 2, 7),
         Ready(),
         Emit(LOSS),
         Emit(StateRecord(JobState.FAILED, "x", JobError("DATASET", "y"))),
-        messages.Alive(),
-        messages.Failed("DATASET", "no\nimages", "spec.dataset"),
+        ipc.Alive(),
+        ipc.Failed("DATASET", "no\nimages", "spec.dataset"),
         Done(True, "ü"),
-        messages.Exit(137, 9),
-        messages.Terminate(),
+        ipc.Exit(137, 9),
+        ipc.Terminate(),
         Stop(),
     ],
 )
@@ -117,8 +126,8 @@ def run_reporter(body: str, server: ChannelServer) -> subprocess.Popen[bytes]:
     code = (
         "import os, time\n"
         "from multigrain.events.records import LossRecord\n"
-        "from multigrain.jobs.messages import Done, Hello\n"
-        "from multigrain.jobs.reporter import ChannelReporter\n"
+        "from multigrain.jobs.ipc import Done, Hello\n"
+        "from multigrain.jobs.ipc import ChannelReporter\n"
         f"hello = Hello({server.token!r}, 0, 1, os.getpid())\n"
         f"reporter = ChannelReporter({server.address!r}, hello)\n"
     )
@@ -200,4 +209,4 @@ def test_alive_is_sent_a_few_times_a_second_at_most(
 ) -> None:
     for _ in range(1000):
         reporter.alive()
-    assert receive(server, 10, seconds=0.5)[1:] in ([messages.Alive()], [messages.Alive()] * 2)
+    assert receive(server, 10, seconds=0.5)[1:] in ([ipc.Alive()], [ipc.Alive()] * 2)

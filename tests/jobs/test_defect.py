@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multigrain.jobs.defect import MAX_LENGTH, in_words, out_of_memory
+from multigrain.jobs.failure import MAX_LENGTH, in_words, out_of_memory
 
 # As MindSpore 2.8 raises it.
 NO_MEMORY = """

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 from multigrain.jobs.failure import LOG_TAIL_BYTES, launcher_ended, log_tail, worker_died
-from multigrain.jobs.messages import SCHEDULER_RANK, Exit
+from multigrain.jobs.ipc import SCHEDULER_RANK, Exit
 
 
 def test_a_short_log_is_given_whole(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from multigrain.events.log import EventWriter
 from multigrain.events.records import JobError, JobState, LogRecord, LossRecord, StateRecord
-from multigrain.jobs.history import History
+from multigrain.jobs.runner import History
 
 Q, S, R, P = JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.STOPPING
 FAILED, CANCELLED = JobState.FAILED, JobState.CANCELLED

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from multigrain.jobs.identity import RunnerIdentity
+from multigrain.jobs.runner_identity import RunnerIdentity
 
 
 def test_a_process_is_known_again_after_the_clock_was_set(

@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.jobs.launcher.base import COLLECTIVES, SET_DEVICE, RankCommand
-from multigrain.jobs.launcher.choice import choose_launcher, world_of
-from multigrain.jobs.launcher.direct import DirectLauncher
-from multigrain.jobs.launcher.msrun import MsrunLauncher, free_port
-from multigrain.jobs.launcher.rank_table import RankTableLauncher
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.jobs.launchers import (
+    COLLECTIVES,
+    SET_DEVICE,
+    DirectLauncher,
+    MsrunLauncher,
+    RankCommand,
+    RankTableLauncher,
+    choose_launcher,
+    free_port,
+    world_of,
+)
 from multigrain.jobs.rank import parser
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.base import DeviceSpec
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.export import ExportSpec
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.base import DeviceSpec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.training import TrainingSpec
 
 LOGS = Path("/data/jobs/j/workers/attempt-2")
 

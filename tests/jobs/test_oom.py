@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.jobs import ranks
-from multigrain.jobs.launcher.base import LaunchPlan
-from multigrain.jobs.messages import Exit
-from multigrain.jobs.oom import oom_kills
-from multigrain.spec.base import DeviceSpec
+from multigrain.jobs import attempt
+from multigrain.jobs.ipc import Exit
+from multigrain.jobs.launchers import LaunchPlan
+from multigrain.memory import oom_kills
+from multigrain.specs.base import DeviceSpec
 
 
 def test_the_count_is_read(tmp_path: Path) -> None:
@@ -32,9 +32,9 @@ def test_only_a_kill_that_was_counted_since_the_attempt_began_is_put_down_to_mem
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, known: bool
 ) -> None:
     counts = iter([7, after])
-    monkeypatch.setattr(ranks, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(attempt, "oom_kills", lambda: next(counts))
     plan = LaunchPlan(processes=(), worker_logs=(tmp_path / "0.log",), scheduler_log=None)
-    workers = ranks.Ranks(1, DeviceSpec(), plan)
+    workers = attempt.Ranks(1, DeviceSpec(), plan)
     workers.workers[0].hear_guard(Exit(137, signal.SIGKILL))
     failure = workers.find_failure(0.0)
     assert failure is not None

@@ -6,8 +6,8 @@ import signal
 from collections.abc import Callable
 
 from multigrain.events.records import JobState
-from multigrain.jobs.channel import channel_folders
-from multigrain.jobs.request import JobKind
+from multigrain.jobs.ipc import channel_folders
+from multigrain.jobs.job_request import JobKind
 from tests.jobs.harness import Job
 
 NewJob = Callable[..., Job]

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from multigrain.events.lock import is_locked
-from multigrain.events.log import EventWriter
+from multigrain.events.log import EventWriter, is_locked
 from multigrain.events.records import CheckpointRecord, JobState, StateRecord
-from multigrain.jobs.identity import RunnerIdentity
+from multigrain.jobs.runner_identity import RunnerIdentity
 from tests.jobs.harness import Job
 from tests.jobs.work import LONG
 

@@ -11,7 +11,7 @@ import pytest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter, read_events
 from multigrain.events.records import JobState, LogRecord, LossRecord, StateRecord
-from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.limits import RunnerLimits, StopSignal
 from multigrain.jobs.runner import Runner
 

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from multigrain.losses.distance import distances
-from multigrain.losses.margin import MarginLoss, log_weights, sample_negatives
-from multigrain.losses.pairs import positive_pairs, same_image
+from multigrain.losses.instance import (
+    MarginLoss,
+    distances,
+    log_weights,
+    positive_pairs,
+    same_image,
+    sample_negatives,
+)
 
 
 def unit(e: np.ndarray) -> np.ndarray:

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from multigrain.losses.classification import SmoothedCrossEntropy
-from multigrain.losses.margin import MarginLoss
-from multigrain.losses.objective import JointObjective
-from multigrain.losses.triplet import TripletLoss
-from multigrain.spec.training import ObjectiveSpec
+from multigrain.losses.instance import MarginLoss, TripletLoss
+from multigrain.losses.objective import JointObjective, SmoothedCrossEntropy
+from multigrain.specs.training import ObjectiveSpec
 
 RNG = np.random.default_rng(0)
 EMBEDDING = Tensor(RNG.random((6, 8)).astype(np.float32))

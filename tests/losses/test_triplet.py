@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from multigrain.losses.triplet import TripletLoss
+from multigrain.losses.instance import TripletLoss
 
 
 def by_loops(e: np.ndarray, ids: np.ndarray, margin: float) -> float:

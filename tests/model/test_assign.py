@@ -6,7 +6,7 @@ import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from multigrain.model.assign import assign
+from multigrain.model.parameters import assign
 
 
 class Scale(nn.Cell):

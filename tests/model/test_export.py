@@ -13,7 +13,7 @@ import pytest
 from mindspore import Tensor
 
 from multigrain.model.multigrain import build_model
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from multigrain.checkpoint.naming.translate import translate
 from multigrain.model.gem import GeM
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.resnet import build_trunk
 from multigrain.model.state import load_model_state
+from multigrain.weights.translate import translate
 from tests.peers.golden import CASES, CLASSES, IMAGES, SIZE, Golden, read
 from tests.peers.names import pytorch_shapes
 from tests.peers.seeded import images, seeded_state

@@ -9,7 +9,7 @@ from mindspore import Tensor
 from multigrain.model.layers import Conv2d, Pair
 from multigrain.model.multigrain import SMALL_MAP, build_model
 from multigrain.model.resnet import LAYOUTS, MaxPool, batch_norm
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 # torchvision's counts with 1000 classes; SE-ResNet-50: 28.1 million.
 PARAMETERS = {

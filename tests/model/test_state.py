@@ -10,7 +10,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.multigrain import build_model
 from multigrain.model.state import load_model_state, model_state
 from multigrain.optim.thor.capture import attach
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 
 SPEC = ModelSpec(trunk="resnet18")
 

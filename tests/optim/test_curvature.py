@@ -9,11 +9,11 @@ import pytest
 from mindspore import Tensor, nn
 
 from multigrain.model.layers import Conv2d, Dense
-from multigrain.optim.not_finite import NotFinite
+from multigrain.optim.non_finite import NotFinite
 from multigrain.optim.reduce import Reducer
 from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.thor.taps import ROW_LIMIT
-from multigrain.spec.training import ThorSpec
+from multigrain.specs.training import ThorSpec
 
 DAMPING = 0.04
 SIDES = ((3, 2), (2, 4))  # inputs and outputs of two dense layers

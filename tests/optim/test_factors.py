@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from multigrain.model.layers import Dense
-from multigrain.optim.thor.average import FactorAverage
+from multigrain.optim.thor.blocks import BlockLayout, Factors, split_damping, trace
 from multigrain.optim.thor.capture import CapturedLayer
-from multigrain.optim.thor.factors import Factors, split_damping, trace
-from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.curvature import FactorAverage
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 
 

@@ -12,10 +12,9 @@ import pytest
 from mindspore import Tensor, nn
 
 from multigrain.model.layers import Conv2d, Dense
+from multigrain.optim.thor.blocks import BlockLayout, Factors, split_damping
 from multigrain.optim.thor.capture import CapturedLayer, attach
-from multigrain.optim.thor.factors import Factors, split_damping
 from multigrain.optim.thor.inverse import damped_inverse
-from multigrain.optim.thor.layout import BlockLayout
 from multigrain.optim.thor.preconditioner import precondition
 from tests.optim.exact_damping import solve_in_the_eigenbasis
 

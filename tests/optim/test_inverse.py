@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.inverse import damped_inverse
-from multigrain.optim.thor.layout import BlockLayout
 
 
 def blocks(layout: BlockLayout, rank: int = 1000) -> np.ndarray:

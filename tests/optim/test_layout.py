@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.blocks import BlockLayout
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from mindspore import Tensor
 from scipy.linalg import block_diag
 
+from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.inverse import damped_inverse
-from multigrain.optim.thor.layout import BlockLayout
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 
 ROOT = 0.3  # sqrt(lambda)

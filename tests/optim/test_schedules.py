@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from multigrain.optim.schedules import damping, learning_rate
-from multigrain.spec.training import LearningRateSpec, ScheduleSpec, ThorSpec
+from multigrain.specs.training import LearningRateSpec, ScheduleSpec, ThorSpec
 
 STEPS = 5338
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from multigrain.optim.thor.fixed_rule import FixedRule
-from multigrain.optim.thor.trace_rule import Decision, TraceRule, decide, relative_change
+from multigrain.optim.thor.refresh import Decision, FixedRule, TraceRule, decide, relative_change
 
 UPDATE, KEEP, STOP = Decision.UPDATE, Decision.KEEP, Decision.STOP
 SIZES = (4, 10)

@@ -8,12 +8,10 @@ from mindspore import Tensor
 
 from multigrain.model.multigrain import build_model
 from multigrain.optim.reduce import Reducer
+from multigrain.optim.thor.blocks import BlockLayout, pack, triangle, unpack
 from multigrain.optim.thor.capture import attach
-from multigrain.optim.thor.inverse import damped_inverse
-from multigrain.optim.thor.layout import BlockLayout
-from multigrain.optim.thor.share import Inversion, longest_first, shared_inverses
-from multigrain.optim.thor.triangles import pack, triangle, unpack
-from multigrain.spec.training import ModelSpec
+from multigrain.optim.thor.inverse import Inversion, damped_inverse, longest_first, shared_inverses
+from multigrain.specs.training import ModelSpec
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])

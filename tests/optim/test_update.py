@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 from multigrain.optim.update import Group, Trained, Update
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from mindspore import Tensor
 
-from multigrain.checkpoint.restore import restore
-from multigrain.checkpoint.weights import load_weights
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.weights.load import load_weights
+from multigrain.weights.restore import restore
 from tests.peers.names import pytorch_shapes
 from tests.peers.networks import TorchResNet
 from tests.peers.seeded import images, seeded_state

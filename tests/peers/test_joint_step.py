@@ -8,15 +8,19 @@ import torch
 from mindspore import Tensor
 from torch.nn import functional
 
-from multigrain.checkpoint.naming.translate import translate
-from multigrain.losses.distance import distances, normalise
-from multigrain.losses.margin import sample_negatives
+from multigrain.losses.instance import (
+    distances,
+    normalise,
+    positive_pairs,
+    same_image,
+    sample_negatives,
+)
 from multigrain.losses.objective import JointObjective
-from multigrain.losses.pairs import positive_pairs, same_image
 from multigrain.model.multigrain import build_model
 from multigrain.model.state import load_model_state
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.step import TrainStep
+from multigrain.weights.translate import translate
 from tests.peers.figures import record
 from tests.peers.names import pytorch_shapes
 from tests.peers.networks import TorchResNet, gem

@@ -9,10 +9,15 @@ import torch
 from mindspore import Tensor, ops
 from torch.nn import functional
 
-from multigrain.losses.classification import SmoothedCrossEntropy
-from multigrain.losses.distance import distances, normalise
-from multigrain.losses.margin import MarginLoss, sample_negatives
-from multigrain.losses.pairs import positive_pairs, same_image
+from multigrain.losses.instance import (
+    MarginLoss,
+    distances,
+    normalise,
+    positive_pairs,
+    same_image,
+    sample_negatives,
+)
+from multigrain.losses.objective import SmoothedCrossEntropy
 from multigrain.model.gem import GeM
 from tests.peers.figures import record
 from tests.peers.networks import gem

@@ -9,14 +9,14 @@ from mindspore import Tensor
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from multigrain.checkpoint.naming.torchvision import TORCHVISION
-from multigrain.checkpoint.naming.translate import translate
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import build_model
 from multigrain.model.resnet import batch_norm
 from multigrain.model.state import load_model_state, model_state
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.step import TrainStep
+from multigrain.weights.names import TORCHVISION
+from multigrain.weights.translate import translate
 from tests.peers.figures import record
 from tests.peers.names import pytorch_shapes
 from tests.peers.networks import TorchResNet

@@ -10,7 +10,7 @@ import torch
 from mindspore import Tensor
 from safetensors.numpy import save_file
 
-from multigrain.checkpoint.restore import restore
+from multigrain.weights.restore import restore
 from tests.peers.figures import record
 from tests.peers.names import BLOCKS, pytorch_shapes
 from tests.peers.networks import TorchResNet

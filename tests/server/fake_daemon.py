@@ -6,9 +6,9 @@ import asyncio
 import os
 import sys
 
-from multigrain_server.config_sources import parse
 from multigrain_server.log import setup_logging
 from multigrain_server.main import serve
+from multigrain_server.settings_sources import parse
 from tests.server.jobs.conftest import FAKE_RUNNER
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from multigrain_server.config import ServerConfig
-from multigrain_server.config_sources import ConfigError, dump, options, parse
+from multigrain_server.settings_sources import ConfigError, dump, options, parse
 
 TLS = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"]
 

@@ -9,12 +9,12 @@ import pytest
 
 from multigrain_server.access.tokens import TokenFileError, read_tokens
 from multigrain_server.config import ServerConfig
-from multigrain_server.config_sources import ConfigError, parse
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.doctor.machine import disk
 from multigrain_server.models.reference import ModelReference
 from multigrain_server.models.registry import BundleRegistry
-from multigrain_server.models.store import ModelStore
+from multigrain_server.models.state import ModelStore
+from multigrain_server.settings_sources import ConfigError, parse
 from tests.engine.bundles import write_bundle
 from tests.unprivileged import unprivileged
 

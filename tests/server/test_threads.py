@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from multigrain_server.threads import to_the_end
+from multigrain_server.asyncio_utils import to_the_end
 
 
 async def test_work_that_waits_for_a_thread_is_done_although_its_caller_was_cancelled() -> None:

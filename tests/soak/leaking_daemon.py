@@ -7,10 +7,10 @@ import os
 import sys
 from typing import Any
 
-from multigrain_server.config_sources import parse
 from multigrain_server.log import setup_logging
 from multigrain_server.main import serve
 from multigrain_server.serving.service import ImageService
+from multigrain_server.settings_sources import parse
 from tests.server.jobs.conftest import FAKE_RUNNER
 
 _BYTES = 4096

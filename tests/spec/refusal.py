@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.resolve import resolve_training
+from multigrain.specs.resolve import resolve_training
 
 DATA = {"dataset": {"train_path": "/data/train"}}
 WEIGHTS = {"weights": {"job_id": "j1"}}

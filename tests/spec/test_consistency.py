@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
+from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from tests.spec.refusal import DATA, WEIGHTS, refused, with_data
 
 

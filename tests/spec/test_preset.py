@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from multigrain.optim.schedules import learning_rate
-from multigrain.spec.preset import list_presets, merge, preset_values
-from multigrain.spec.resolve import resolve_training
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.presets import list_presets, merge, preset_values
+from multigrain.specs.resolve import resolve_training
+from multigrain.specs.training import TrainingSpec
 from tests.spec.refusal import DATA
 
 NAMES = [

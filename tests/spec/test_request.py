@@ -7,7 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.request import check_labels, check_name, check_request, check_request_id
+from multigrain.specs.request_fields import (
+    check_labels,
+    check_name,
+    check_request,
+    check_request_id,
+)
 
 
 def _fields(check: Callable[[], None]) -> list[str]:

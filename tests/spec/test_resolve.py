@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from multigrain.spec.resolve import resolve_training
-from multigrain.spec.training import ThorSpec, TrainingSpec
+from multigrain.specs.resolve import resolve_training
+from multigrain.specs.training import ThorSpec, TrainingSpec
 from tests.spec.refusal import DATA, refused, with_data
 
 NAN = float("nan")

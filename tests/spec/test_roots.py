@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.roots import PathRoots
+from multigrain.specs.data_roots import PathRoots
 from tests.unprivileged import unprivileged
 
 FIELD = "spec.dataset.train_path"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.yaml_file import MAX_BYTES, load_spec_file, overrides_from_assignments
+from multigrain.strict_yaml import MAX_BYTES, load_spec_file, overrides_from_assignments
 
 
 def _load(folder: Path, text: str | bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from multigrain.events.log import EventWriter
 from multigrain.events.records import CheckpointRecord, Record
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from tests.train.tiny_job import TinyJob
 
 

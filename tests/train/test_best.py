@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multigrain.train.best import Best
+from multigrain.train.loop import Best
 
 
 def test_a_higher_accuracy_is_better_and_an_equal_one_is_not() -> None:

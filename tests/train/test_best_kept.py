@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 
 from multigrain.checkpoint import store
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.events.records import CheckpointRecord, EvaluationRecord, LossRecord
 from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import WorkerContext
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.losses.objective import JointObjective
-from multigrain.spec.training import TrainingSpec
-from multigrain.train.best import Best
-from multigrain.train.resumption import Resumption
-from multigrain.train.saver import Saver
+from multigrain.specs.training import TrainingSpec
+from multigrain.train.loop import Best, Saver, Start, Trainer
+from multigrain.train.start import Resumption
 from multigrain.train.step import TrainStep
-from multigrain.train.trainer import Start, Trainer
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
 from tests.evaluate.measure import ALL_TASKS, measure

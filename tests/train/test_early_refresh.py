@@ -12,8 +12,7 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d
 from multigrain.model.multigrain import MultiGrain
-from multigrain.optim.thor.fixed_rule import FixedRule
-from multigrain.optim.thor.trace_rule import TraceRule
+from multigrain.optim.thor.refresh import FixedRule, TraceRule
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec
 

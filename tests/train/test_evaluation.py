@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import LogRecord
 from multigrain.images.parameters import Preprocessing
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from multigrain.train.evaluation import HeldOut
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter

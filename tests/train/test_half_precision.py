@@ -12,7 +12,7 @@ from mindspore import Tensor
 from multigrain.errors import MultigrainError
 from multigrain.model.layers import Conv2d
 from multigrain.model.multigrain import build_model
-from multigrain.spec.training import ModelSpec
+from multigrain.specs.training import ModelSpec
 from multigrain.train.step import TrainStep
 from tests.train.tiny import batch, tiny_spec, tiny_step, weights
 

@@ -15,8 +15,8 @@ from multigrain.model.gem import GeM
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.resnet import build_trunk
 from multigrain.model.state import load_model_state, model_state
-from multigrain.spec.training import TrainingSpec
-from multigrain.train.initial import initial_state
+from multigrain.specs.training import TrainingSpec
+from multigrain.train.start import initial_state
 from tests.peers.names import pytorch_shapes
 
 

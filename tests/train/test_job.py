@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from multigrain.checkpoint import store
 from multigrain.events.records import LogRecord, LossRecord, Record
 from multigrain.jobs.context import Outcome, WorkerContext
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import model_state
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from multigrain.train import job
 from tests.data.datasets import write_dataset
 from tests.train.tiny import tiny_model

@@ -9,10 +9,10 @@ import pytest
 from mindspore import Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.model.assign import assign
+from multigrain.model.parameters import assign
 from multigrain.model.state import load_model_state, model_state
 from multigrain.optim.loss_scale import LossScale
-from multigrain.spec.training import OptimizerSpec, TrainingSpec
+from multigrain.specs.training import OptimizerSpec, TrainingSpec
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 

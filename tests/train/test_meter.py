@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from multigrain.train import meter as module
-from multigrain.train.meter import Meter
+from multigrain.train import loop as module
+from multigrain.train.loop import Meter
 
 
 class Clock:

@@ -10,10 +10,10 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.model.assign import assign
+from multigrain.model.parameters import assign
 from multigrain.model.state import model_state
-from multigrain.optim.not_finite import NotFinite, first_factor, first_gradient
-from multigrain.train.skips import Skips
+from multigrain.optim.non_finite import NotFinite, first_factor, first_gradient
+from multigrain.train.non_finite import Skips
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 

@@ -12,10 +12,9 @@ import pytest
 
 from multigrain.checkpoint import store
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.log import EventWriter
-from multigrain.events.newest import newest_record
+from multigrain.events.log import EventWriter, newest_record
 from multigrain.events.records import CheckpointRecord, LogRecord, LossRecord
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.training import TrainingSpec
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
 from tests.train.tiny_job import TinyJob

@@ -13,12 +13,11 @@ import pytest
 from multigrain.checkpoint import store
 from multigrain.events.records import EvaluationRecord, Record
 from multigrain.jobs.context import Outcome
-from multigrain.jobs.folder import JobFolder
-from multigrain.spec.training import TrainingSpec
-from multigrain.train.best import Best
-from multigrain.train.result import StepResult
-from multigrain.train.saver import Saver as RealSaver
-from multigrain.train.trainer import Start, Trainer
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.specs.training import TrainingSpec
+from multigrain.train.loop import Best, Start, Trainer
+from multigrain.train.loop import Saver as RealSaver
+from multigrain.train.step import StepResult
 from tests.train.tiny import tiny_model
 
 PER_EPOCH = 3

@@ -7,11 +7,11 @@ import pytest
 
 from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
-from multigrain.model.initial import initialise
 from multigrain.model.layouts import LAYOUTS, Layout
 from multigrain.model.multigrain import MultiGrain
+from multigrain.model.parameters import initialise
 from multigrain.model.resnet import ResNet
-from multigrain.spec.training import (
+from multigrain.specs.training import (
     LearningRateSpec,
     OptimizerSpec,
     ScheduleSpec,

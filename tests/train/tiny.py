@@ -12,7 +12,7 @@ from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import model_state
-from multigrain.spec.training import (
+from multigrain.specs.training import (
     LearningRateSpec,
     ObjectiveSpec,
     OptimizerSpec,

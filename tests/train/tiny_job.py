@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from multigrain.jobs.context import Outcome, Reporter, WorkerContext
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind, JobRequest
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.model.multigrain import MultiGrain
-from multigrain.spec.training import ModelSpec, TrainingSpec
+from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain.train import job
 from tests.train.tiny import tiny_model
 

@@ -9,10 +9,16 @@ import pytest
 from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.whitening.descriptor import extended
-from multigrain.whitening.file import read_whitening, write_whitening
-from multigrain.whitening.moments import Moments
-from multigrain.whitening.whitening import TAIL, Whitening, fit, fold
+from multigrain.whitening import (
+    TAIL,
+    Moments,
+    Whitening,
+    extended,
+    fit,
+    fold,
+    read_whitening,
+    write_whitening,
+)
 
 C, K = 12, 7
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mindspore import Parameter, nn
@@ -10,7 +11,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d, Dense
 from multigrain.model.state import CURVATURE_PREFIX
-from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 from multigrain.optim.thor.taps import (
     ROW_LIMIT,
@@ -157,3 +158,26 @@ def _refuse_groups(net: nn.Cell) -> None:
                 f"{name or 'the network'} is a convolution in {groups} groups, which THOR does "
                 "not capture; set optimizer.kind to 'momentum'",
             )
+
+
+# MERGED: The printed list of what has curvature and what has none.
+
+
+def curvature_table(layers: Sequence[CapturedLayer], left_out: Sequence[ExcludedLayer]) -> str:
+    """How many there are; one line for each captured layer, one for each cell left out, and why."""
+    excluded_names = [f"{x.name}.({', '.join(x.parameters)})" for x in left_out]
+    width = max(len(name) for name in [*(x.name for x in layers), *excluded_names, "layer"])
+    plain = sum(len(x.parameters) for x in left_out)
+    lines = [
+        f"{len(layers)} layers preconditioned, {plain} parameters with their plain gradient",
+        f"{'layer':<{width}}  kind   weight          A blocks    G blocks",
+    ]
+    for x in layers:
+        weight = f"{x.g.dim} x {x.a.dim}"
+        lines.append(
+            f"{x.name:<{width}}  {x.kind:<5}  {weight:<14}  "
+            f"{x.a.count:>3} x {x.a.size:<4}  {x.g.count:>3} x {x.g.size}"
+        )
+    for name, cell in zip(excluded_names, left_out, strict=True):
+        lines.append(f"{name:<{width}}  excluded because {cell.reason}")
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ import mindspore
 from mindspore import Parameter, Tensor, nn, ops
 
 from multigrain.model.state import CURVATURE_PREFIX
-from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.blocks import BlockLayout
 
 
 def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tensor:

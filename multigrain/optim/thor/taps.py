@@ -26,7 +26,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
 from multigrain.model.layers import Conv2d
-from multigrain.optim.thor.layout import BlockLayout
+from multigrain.optim.thor.blocks import BlockLayout
 
 # Rows (examples x positions) a factor is built from. A block has 128 rows, so 8192 samples
 # over-determine it 64-fold; building factors from every position of a large map would cost

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.config import AccessConfig
-from multigrain_server.access.limits import HolderLimits
-from multigrain_server.access.policy import RULES, Rule, Special, page_rule
-from multigrain_server.access.role import Role
-from multigrain_server.access.streams import ClientStreams
+from multigrain_server.access.limits import ClientStreams, HolderLimits
+from multigrain_server.access.policy import RULES, Role, Rule, Special, page_rule
 from multigrain_server.access.tokens import TokenEntry, TokenFile
 
 _HEADER = "authorization"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from multigrain.spec.base import Spec
+from multigrain.specs.base import Spec
 
 
 def _absolute(path: Path | None) -> Path | None:

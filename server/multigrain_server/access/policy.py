@@ -1,10 +1,24 @@
-"""Which roles may make which call. A call that is not listed here is refused."""
+"""What a caller may be."""
 
 from __future__ import annotations
 
 from enum import Enum
 
-from multigrain_server.access.role import Role
+
+class Role(Enum):
+    """A token has one or more. ``ADMIN`` may do everything."""
+
+    #: Vectors and classes of images.
+    INFER = "infer"
+    #: Starting, cancelling, resuming and deleting jobs.
+    TRAIN = "train"
+    #: Loading, unloading, naming, importing and deleting models.
+    ADMIN = "admin"
+    #: Looking at jobs, events and models.
+    READ = "read"
+
+
+# MERGED: Which roles may make which call. A call that is not listed here is refused.
 
 
 class Special(Enum):

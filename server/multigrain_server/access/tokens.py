@@ -14,11 +14,11 @@ import structlog
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from multigrain.remedy import remedy
-from multigrain.spec.base import Spec
-from multigrain.spec.export import NAME_PATTERN
-from multigrain_server.access.role import Role
-from multigrain_server.file_stamp import stamp
+from multigrain.specs.base import Spec
+from multigrain.specs.export import NAME_PATTERN
+from multigrain.storage import remedy
+from multigrain_server.access.policy import Role
+from multigrain_server.storage_errors import stamp
 
 _log = structlog.get_logger(__name__)
 _PREFIX = "mg_"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from multigrain.engine.wire import Dtype, VectorWants
+from multigrain.engine.protocol import Dtype, VectorWants
 from multigrain.errors import MultigrainError
 from multigrain.v1 import common_pb2, embedding_pb2
-from multigrain_server.grpc.errors import STATUS_OF
-from multigrain_server.serving.request import Answer, ImageRequest, ItemAnswer, StageTimes
+from multigrain_server.convert.errors import STATUS_OF
+from multigrain_server.serving.types import Answer, ImageRequest, ItemAnswer, StageTimes
 
 _DTYPES: dict[int, Dtype] = {
     embedding_pb2.DTYPE_UNSPECIFIED: "fp32",

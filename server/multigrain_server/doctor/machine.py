@@ -15,8 +15,8 @@ import psutil
 
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import check_access
+from multigrain_server.devices import Inventory
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
-from multigrain_server.jobs.devices import Inventory
 
 GIB = 1 << 30
 # Descriptors: a connection, an event stream and an engine's socket take one each.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from multigrain_server.config import ServerConfig
-from multigrain_server.doctor import access, machine, network, software
+from multigrain_server.doctor import machine, network, software
 from multigrain_server.doctor.finding import Finding, Level
 
 Check = Callable[[], Iterable[Finding]]
@@ -24,8 +24,8 @@ def checks(config: ServerConfig) -> Sequence[Check]:
         lambda: machine.disk(config),
         lambda: machine.roots(config),
         lambda: network.addresses(config),
-        lambda: access.certificates(config),
-        lambda: access.callers(config),
+        lambda: network.certificates(config),
+        lambda: network.callers(config),
     )
 
 

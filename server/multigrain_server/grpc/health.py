@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
+from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
 
 _Status = health_pb2.HealthCheckResponse
 

@@ -1,4 +1,4 @@
-"""What every call gets: a request id, a check, a log line, metrics, and errors as status."""
+"""What every call gets: a request id, authorization, a log line, metrics, and errors as status."""
 
 from __future__ import annotations
 
@@ -15,15 +15,130 @@ import grpc
 import grpc.aio
 import structlog
 
-from multigrain.errors import MultigrainError
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
-from multigrain_server.convert.encoded import unless_encoded
-from multigrain_server.grpc.calls import Calls
-from multigrain_server.grpc.errors import internal_error, wire_error
-from multigrain_server.grpc.incoming import Incoming
-from multigrain_server.grpc.unreadable import all_readable, readable, reading
+from multigrain_server.convert.errors import internal_error, wire_error
+from multigrain_server.convert.events import unless_encoded
+from multigrain_server.grpc.drain import Calls
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
+
+# Characters of a caller's request id that are logged.
+_LOGGED_ID = 128
+# gRPC counts a call without a deadline as one of centuries.
+_NO_DEADLINE_SECONDS = 10 * 365 * 86_400
+
+
+def log_request_id(request_id: str) -> None:
+    """Puts the caller's id into the log lines of this call."""
+    if request_id:
+        structlog.contextvars.bind_contextvars(caller_request_id=request_id[:_LOGGED_ID])
+
+
+def deadline_ns(context: grpc.aio.ServicerContext[Any, Any], now_ns: int) -> int:
+    """The call's deadline on CLOCK_MONOTONIC in ns; 0 = none."""
+    seconds = context.time_remaining()
+    if seconds is None or seconds > _NO_DEADLINE_SECONDS:
+        return 0
+    return now_ns + max(1, int(seconds * 1e9))
+
+
+# MERGED: Messages that cannot be read: the caller's mistake, which gRPC would call UNKNOWN.
+
+
+_UNREADABLE = object()
+
+
+def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """The same, for :func:`readable` or :func:`all_readable` to look at the result."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return data if deserialize is None else deserialize(data)
+        except Exception:  # DecodeError, or whatever a slower parser stumbles over
+            return _UNREADABLE
+
+    return read
+
+
+def readable(message: Any) -> Any:
+    """The message. Raises INVALID_FIELD if it could not be read."""
+    if message is _UNREADABLE:
+        raise MultigrainError(
+            ErrorKind.INVALID_FIELD,
+            "the bytes that arrived are not a message of this call: they are damaged, or the "
+            "client has another contract",
+        )
+    return message
+
+
+async def all_readable(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The same for each message of a stream."""
+    async for message in messages:
+        yield readable(message)
+
+
+# MERGED: What the caller of a client stream sends, readable even after the call was refused.
+
+
+# A refused caller is read on until nothing comes for this long, and for so long at most.
+_QUIET_SECONDS = 0.1
+_MOST_SECONDS = 2.0
+
+_END = object()
+
+
+class Incoming:
+    """The messages of one stream, in order. Who is cancelled while waiting for one loses none.
+
+    Of a stream that ends while a message is being written, some clients (grpc.aio) hear that the
+    writing failed, and never why. So whoever refuses one lets :meth:`read_on` drop what is still
+    on its way before the caller is told.
+
+    Args:
+        messages: as gRPC gives them.
+    """
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+        # Apart from who waits for it: cancelled in the middle, gRPC's reading could not go on.
+        self._next: asyncio.Task[Any] | None = None
+
+    def __aiter__(self) -> Incoming:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._next is None:
+            self._next = asyncio.create_task(self._read())
+        message = await asyncio.shield(self._next)
+        if message is _END:
+            raise StopAsyncIteration
+        self._next = None
+        return message
+
+    async def read_on(self) -> None:
+        """Reads and drops until the caller pauses or has sent all, for two seconds at most."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _MOST_SECONDS
+        while loop.time() < until:
+            try:
+                async with asyncio.timeout(_QUIET_SECONDS):
+                    await anext(self)
+            except (TimeoutError, StopAsyncIteration):
+                return
+
+    def close(self) -> None:
+        """Waits for no further message."""
+        if self._next is not None:
+            self._next.cancel()
+
+    async def _read(self) -> Any:
+        return await anext(self._messages, _END)
+
+
+# MERGED: What every call gets: a request id, a check, a log line, metrics, and errors as
+# status.
+
 
 _log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import grpc
 import structlog
 
-from multigrain.remedy import remedy
+from multigrain.storage import remedy
 from multigrain_server.access.config import TlsConfig
-from multigrain_server.file_stamp import Stamp, stamp
+from multigrain_server.storage_errors import Stamp, stamp
 
 _log = structlog.get_logger(__name__)
 

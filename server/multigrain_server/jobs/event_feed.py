@@ -11,9 +11,9 @@ import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import record_from_dict
-from multigrain_server.convert.event import event_message, heartbeat_message
-from multigrain_server.jobs.event_file import EventFile, EventLine
-from multigrain_server.jobs.view import JobView
+from multigrain_server.convert.events import event_message, heartbeat_message
+from multigrain_server.jobs.event_reader import EventFile, EventLine
+from multigrain_server.jobs.job import JobView
 
 _log = structlog.get_logger(__name__)
 

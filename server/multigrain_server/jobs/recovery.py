@@ -7,15 +7,13 @@ from pathlib import Path
 
 import structlog
 
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobRequest
-from multigrain_server.jobs.active import ActiveJob
-from multigrain_server.jobs.cancel_file import load_cancel
-from multigrain_server.jobs.creation import remove_leftovers
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobRequest
 from multigrain_server.jobs.event_feed import EventFeed
-from multigrain_server.jobs.feeds import Feeds
+from multigrain_server.jobs.files import load_cancel, remove_leftovers
+from multigrain_server.jobs.service import Feeds
 from multigrain_server.jobs.store import JobStore
-from multigrain_server.jobs.supervisor import Supervisor
+from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
 
 _log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from multigrain.events.lock import is_locked
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.identity import RunnerIdentity
+from multigrain.events.log import is_locked
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.runner_identity import RunnerIdentity
 
 
 @dataclass

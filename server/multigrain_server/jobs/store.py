@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from multigrain.events.records import JobState
-from multigrain.jobs.request import JobRequest
+from multigrain.jobs.job_request import JobRequest
 from multigrain_server.database import Database
-from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.job import NESTED, Job, JobView
 from multigrain_server.jobs.page import PageToken
-from multigrain_server.jobs.view import NESTED, JobView
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (

@@ -1,4 +1,4 @@
-"""Every check of a job before it is queued: what could be known now must not fail later."""
+"""Whether an ended training can go on from where it is."""
 
 from __future__ import annotations
 
@@ -11,16 +11,53 @@ from typing import Any, Literal
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind
-from multigrain.spec.base import DeviceSpec, WeightsSource
-from multigrain.spec.evaluation import FOLDER_TASKS, EvaluationSpec, Task
-from multigrain.spec.export import ExportSpec
-from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
-from multigrain.spec.roots import PathRoots
-from multigrain.spec.training import TrainingSpec
-from multigrain_server.jobs.leases import Leases
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.base import DeviceSpec, WeightsSource
+from multigrain.specs.data_roots import PathRoots
+from multigrain.specs.evaluation import FOLDER_TASKS, EvaluationSpec, Task
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
+from multigrain.specs.training import TrainingSpec
+from multigrain_server.devices import Leases
 from multigrain_server.jobs.store import JobStore
+
+
+def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
+    """Refuses a training whose images have changed since its newest checkpoint.
+
+    The worker checks as well; here the job keeps its state, and the caller learns at once. It
+    lists the whole training set: call it in a thread.
+
+    Raises:
+        MultigrainError: WRONG_STATE, saying what has changed; DATASET if the images are gone.
+    """
+    # Here, not above: they bring numpy, which a start of the daemon should not wait for.
+    from multigrain.checkpoint import store
+    from multigrain.checkpoint.store import check_dataset
+    from multigrain.data.fingerprint import fingerprint
+    from multigrain.data.image_folder import scan
+
+    if spec.dataset.allow_changes:
+        return
+    for _, path in reversed(store.steps(folder.checkpoints)):
+        try:
+            manifest = store.read_manifest(path)
+        except MultigrainError:  # damaged: the job goes on from the one before it
+            continue
+        if manifest.dataset is None:
+            return
+        now = fingerprint(scan(Path(spec.dataset.train_path)))
+        try:
+            check_dataset(manifest, now, allow_changes=False)
+        except MultigrainError as error:
+            raise MultigrainError(
+                ErrorKind.WRONG_STATE, f"job {folder.job_id} cannot be resumed: {error.message}"
+            ) from error
+        return
+
+
+# MERGED: Every check of a job before it is queued: what could be known now must not fail later.
 
 
 @dataclass(frozen=True)
@@ -202,7 +239,7 @@ class SubmissionChecks:
 
 async def _classes(path: Path, field: str) -> tuple[str, ...]:
     """Class names of an image folder, which is read in a thread: it may hold a million files."""
-    from multigrain.data.folder import scan
+    from multigrain.data.image_folder import scan
 
     try:
         return (await asyncio.to_thread(scan, path)).classes
@@ -214,7 +251,7 @@ async def _classes(path: Path, field: str) -> tuple[str, ...]:
 
 async def _any_images(path: Path, field: str) -> None:
     """Refuses a folder without images, class folders or not; read in a thread as above."""
-    from multigrain.data.folder import scan_images
+    from multigrain.data.image_folder import scan_images
 
     try:
         await asyncio.to_thread(scan_images, path)

@@ -1,24 +1,113 @@
-"""Keeps every job that has not ended going: queue, runners, events, end."""
+"""A job that has not ended, in the supervisor's hands."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from multigrain.errors import MultigrainError
 from multigrain.events.records import JobError, JobState, Record, StateRecord
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.limits import EXIT_NO_ROOM, no_room
-from multigrain_server.jobs.active import ActiveJob
-from multigrain_server.jobs.cancel_file import save_cancel
-from multigrain_server.jobs.disk_room import DiskRoom
-from multigrain_server.jobs.journal import append, runner_log_tail
-from multigrain_server.jobs.lease_file import drop_lease, load_lease, save_lease
-from multigrain_server.jobs.leases import Leases
+from multigrain_server.devices import Leases
+from multigrain_server.jobs.event_feed import EventFeed
+from multigrain_server.jobs.files import (
+    append,
+    drop_lease,
+    load_lease,
+    runner_log_tail,
+    save_cancel,
+    save_lease,
+)
+from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.runner_process import RunnerProcess
 from multigrain_server.jobs.store import JobStore
+
+
+@dataclass
+class ActiveJob:
+    """Mutable state of one supervised job.
+
+    Attributes:
+        runner: its runner while that lives.
+        started: whether a runner was ever started or found for this run of the job.
+        crashes: runners that ended in a row without bringing the job on.
+        not_before: loop time before which no runner is started again.
+        look_at: loop time before which it is not looked at again, after that went wrong.
+        told_to_end: whether its runner has heard of ``cancel_requested``.
+        disk_full: whether its disk has no room for an event.
+        saved_at: loop time of the last write to the index.
+    """
+
+    request: JobRequest
+    folder: JobFolder
+    feed: EventFeed
+    runner: RunnerProcess | None = None
+    started: bool = False
+    crashes: int = 0
+    not_before: float = 0.0
+    look_at: float = 0.0
+    cancel_requested: bool = False
+    told_to_end: bool = False
+    waiting: str = ""
+    disk_full: bool = False
+    saved_at: float = 0.0
+    saved_state: JobState | None = None
+    saved_seq: int = -1
+
+    @property
+    def job_id(self) -> str:
+        return self.request.job_id
+
+    @property
+    def queued(self) -> bool:
+        """Whether it still waits for its first runner of this run."""
+        return not self.started and self.feed.view.state is JobState.QUEUED
+
+    @property
+    def queue_key(self) -> tuple[str, str]:
+        return (self.feed.view.queued_time, self.job_id)
+
+    def job(self) -> Job:
+        return Job(
+            self.request, self.feed.view, self.cancel_requested, self.waiting, self.disk_full
+        )
+
+
+# MERGED: Whether the disk of the job folders has room.
+
+
+_LEAST_BYTES = 1 << 16  # a few events, or their last one with the tail of a log
+_SECONDS = 1.0
+
+
+class DiskRoom:
+    """Looked at once a second at most."""
+
+    def __init__(self) -> None:
+        self._look_at = 0.0
+        self._full = False
+
+    def full(self, path: Path) -> bool:
+        """Whether there is hardly room for an event on the disk of ``path``."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _SECONDS
+            disk = os.statvfs(path)
+            # What is kept back for root is room only for root.
+            blocks = disk.f_bavail if os.geteuid() else disk.f_bfree
+            self._full = blocks * disk.f_frsize < _LEAST_BYTES
+        return self._full
+
+
+# MERGED: Keeps every job that has not ended going: queue, runners, events, end.
+
 
 _log = structlog.get_logger(__name__)
 

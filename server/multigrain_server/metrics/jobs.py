@@ -13,10 +13,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from multigrain.events.records import RECORD_TYPES, JobState
-from multigrain_server.jobs.devices import KINDS
-from multigrain_server.jobs.feeds import Feeds
+from multigrain_server.devices import KINDS, Leases
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.leases import Leases
+from multigrain_server.jobs.service import Feeds
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import Supervisor
 

@@ -14,14 +14,14 @@ from typing import BinaryIO
 
 from multigrain.bundle.folder import read, unpack_tar, write_manifest, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.checkpoint.files import sync_file
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.storage import sync_file
+from multigrain_server.asyncio_utils import to_the_end
+from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.reference import ModelVersion, check_name
 from multigrain_server.models.registry import BundleEntry, verify
-from multigrain_server.models.view import ModelView
-from multigrain_server.stored import stored
-from multigrain_server.threads import to_the_end
+from multigrain_server.storage_errors import stored
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1024 * 1024

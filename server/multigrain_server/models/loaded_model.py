@@ -8,18 +8,16 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
-from multigrain.engine.wire import Result
+from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.models.backoff import Backoff
-from multigrain_server.models.engine_devices import EngineDevices
-from multigrain_server.models.keeper import EngineKeeper, KeptModel
+from multigrain_server.devices import EngineDevices
+from multigrain_server.engines.engine import EngineProcess
+from multigrain_server.engines.launch import EngineOrder, Launch
+from multigrain_server.engines.quarantine import RefusedImages
+from multigrain_server.engines.restart import Backoff, EngineKeeper, KeptModel
 from multigrain_server.models.registry import BundleEntry
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.engine_child import EngineOrder, Launch
-from multigrain_server.serving.engine_process import EngineProcess
-from multigrain_server.serving.metrics import ModelInfo, ServingMetrics
-from multigrain_server.serving.refused_images import RefusedImages
-from multigrain_server.serving.statistics import ModelStatistics
+from multigrain_server.serving.metrics import ModelInfo, ModelStatistics, ServingMetrics
 
 
 class ModelState(Enum):

@@ -10,31 +10,26 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.runtime.names import RUNTIMES
+from multigrain.engine.settings import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.jobs.leases import Leases
-from multigrain_server.models.announcer import ModelAnnouncer
-from multigrain_server.models.catalogue import ModelCatalogue
-from multigrain_server.models.engine_devices import EngineDevices
-from multigrain_server.models.labels import ModelLabels
+from multigrain_server.asyncio_utils import to_the_end
+from multigrain_server.devices import EngineDevices, Leases
+from multigrain_server.engines.launch import Launch
+from multigrain_server.engines.launch import launch as launch_process
+from multigrain_server.models.aliases import ModelLabels, ModelUsers, NoUsers
+from multigrain_server.models.catalog import ModelCatalogue, ModelView
+from multigrain_server.models.lifecycle import ModelAnnouncer, Residents, Restoration
 from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.on_demand import OnDemand
 from multigrain_server.models.reference import ModelReference
 from multigrain_server.models.registry import BundleRegistry
-from multigrain_server.models.residents import Residents
-from multigrain_server.models.restoration import Restoration
 from multigrain_server.models.router import ModelRouter
-from multigrain_server.models.store import ModelStore
-from multigrain_server.models.users import ModelUsers, NoUsers
-from multigrain_server.models.view import ModelView
+from multigrain_server.models.state import ModelStore
 from multigrain_server.serving.admission import Admission
+from multigrain_server.serving.cache import ResponseCache
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.engine_child import Launch
-from multigrain_server.serving.engine_child import launch as launch_process
 from multigrain_server.serving.metrics import ServingMetrics
-from multigrain_server.serving.response_cache import ResponseCache
-from multigrain_server.stored import stored
-from multigrain_server.threads import to_the_end
+from multigrain_server.storage_errors import stored
 
 
 class ModelManager:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from multigrain.errors import MultigrainError
-from multigrain.spec.export import NAME_PATTERN
+from multigrain.specs.export import NAME_PATTERN
 
 _NAME = re.compile(NAME_PATTERN)
 _MAX_VERSION = 2**63 - 1

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.checkpoint.files import sync_folder
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.remedy import remedy
+from multigrain.storage import remedy, sync_folder
 from multigrain_server.models.reference import ModelReference, ModelVersion
 
 _LOG = logging.getLogger(__name__)

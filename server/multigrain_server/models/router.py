@@ -6,7 +6,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.loaded_model import LoadedModel, ModelState
 from multigrain_server.models.reference import ModelReference, ModelVersion
 from multigrain_server.models.registry import BundleRegistry
-from multigrain_server.models.store import ModelStore
+from multigrain_server.models.state import ModelStore
 
 _RETRY_SECONDS = 1.0
 

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from multigrain.engine.runtime.names import RuntimeName
-from multigrain.spec.base import Spec
+from multigrain.engine.settings import RuntimeName
+from multigrain.specs.base import Spec
 
 _MIB = 1024 * 1024
 

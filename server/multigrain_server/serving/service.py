@@ -1,22 +1,120 @@
-"""The one core behind every call that brings images."""
+"""One image of a request, until it has its result."""
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from multigrain.engine.wire import Result
+from multigrain.engine.protocol import Result, VectorWants
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.engines.engine import EngineProcess, EngineResult, PendingItem
 from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.serving.admission import Load
-from multigrain_server.serving.assembly import assemble
-from multigrain_server.serving.engine_item import EngineResult, PendingItem
-from multigrain_server.serving.engine_process import EngineProcess
-from multigrain_server.serving.request import Answer, ImageRequest, ItemError, new_caller
-from multigrain_server.serving.work import Wanted, Work
+from multigrain_server.serving.cache import Key
+from multigrain_server.serving.types import (
+    Answer,
+    ClassScore,
+    ImageRequest,
+    ItemAnswer,
+    ItemError,
+    StageTimes,
+    new_caller,
+)
 from multigrain_server.tracing.call import call_trace
+
+
+class Wanted(NamedTuple):
+    """What is asked of each image of a request: equal where answers would be."""
+
+    resolution: int
+    vector: VectorWants | None
+    top_k: int
+    scores: bool
+    tensor: bool
+
+
+@dataclass(slots=True)
+class Work:
+    """``result`` is None as long as the image has to be computed."""
+
+    image: bytes
+    key: Key | None
+    result: EngineResult | ItemError | None
+
+    @property
+    def outcome(self) -> EngineResult | ItemError:
+        assert self.result is not None
+        return self.result
+
+
+# MERGED: From an engine's results to the answer of a request.
+
+
+def assemble(
+    request: ImageRequest, model: LoadedModel, results: Sequence[EngineResult | ItemError]
+) -> Answer:
+    """``results`` in the order of the request's images."""
+    labels = model.entry.manifest.labels
+    computed = [result.result for result in results if isinstance(result, EngineResult)]
+    return Answer(
+        version=model.entry.version,
+        embedding_size=_vector_size(request, model),
+        items=tuple(_item(result, labels) for result in results),
+        times=StageTimes(
+            decode=max((result.decode_ns for result in computed), default=0),
+            queue=max((result.queue_ns for result in computed), default=0),
+            compute=max((result.compute_ns for result in computed), default=0),
+            total=time.monotonic_ns() - request.received_ns,
+        ),
+    )
+
+
+def _item(result: EngineResult | ItemError, labels: Sequence[str]) -> ItemAnswer:
+    if isinstance(result, ItemError):
+        return ItemAnswer(error=result)
+    head = result.result
+    kind = head.error_kind
+    if kind is not None:
+        return ItemAnswer(error=ItemError(kind, head.message))
+    return ItemAnswer(
+        vector=result.payload[: head.vector_bytes],
+        scale=head.scale,
+        classes=_classes(head, result.payload, labels),
+        scores=_scores(head, result.payload),
+    )
+
+
+def _classes(head: Result, payload: bytes, labels: Sequence[str]) -> tuple[ClassScore, ...]:
+    count = head.classes
+    if not count:
+        return ()
+    numbers = struct.unpack_from(f"<{count}i{count}f", payload, head.vector_bytes)
+    return tuple(
+        ClassScore(class_id, labels[class_id] if class_id < len(labels) else "", probability)
+        for class_id, probability in zip(numbers[:count], numbers[count:], strict=True)
+    )
+
+
+def _scores(head: Result, payload: bytes) -> bytes:
+    start = head.vector_bytes + 8 * head.classes
+    return payload[start : start + 4 * head.scores]
+
+
+def _vector_size(request: ImageRequest, model: LoadedModel) -> int:
+    manifest = model.entry.manifest
+    whitening = manifest.head(request.resolution).whitening
+    whitens = request.vector is not None and request.vector.whiten
+    if whitens and whitening is not None:
+        return whitening.size
+    return manifest.embedding_size
+
+
+# MERGED: The one core behind every call that brings images.
 
 
 class _TooBusyError(Exception):

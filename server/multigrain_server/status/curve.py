@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.events.records import LossRecord, record_from_dict
-from multigrain_server.jobs.event_file import EventLine, parse_line
+from multigrain_server.jobs.event_reader import EventLine, parse_line
 
 POINTS = 160
 # A loss line has some 500 bytes: a window holds at least one wherever it begins.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.events.records import LogRecord, record_from_dict
-from multigrain_server.jobs.event_file import parse_line
+from multigrain_server.jobs.event_reader import parse_line
 
 _TAIL_BYTES = 256 * 1024
 _SHOWN = 20

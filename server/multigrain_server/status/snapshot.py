@@ -12,20 +12,18 @@ from pathlib import Path
 
 import psutil
 
-from multigrain.jobs.folder import JobFolder
+from multigrain.jobs.job_folder import JobFolder
+from multigrain_server.devices import KINDS, Leases
 from multigrain_server.grpc.health import Health
-from multigrain_server.jobs.active import ActiveJob
-from multigrain_server.jobs.devices import KINDS
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobStore
-from multigrain_server.jobs.supervisor import Supervisor
+from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
 from multigrain_server.metrics.host import GpuReading, HostCollector
 from multigrain_server.metrics.requests import CallSummary, RequestMetrics
+from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.view import ModelView
-from multigrain_server.serving.statistics import ModelStatistics
+from multigrain_server.serving.metrics import ModelStatistics
 
 # Rows of each kind at most: what a page costs does not grow with what the daemon holds.
 MAX_ACTIVE = 12

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Protocol
 
-from multigrain.engine.wire import Result
+from multigrain.engine.protocol import Result
 
 
 class CallTrace(Protocol):

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from multigrain.spec.base import Spec
+from multigrain.specs.base import Spec
+from multigrain_server.tracing.call import Tracing
 
 
 def _endpoint(text: str) -> str:
@@ -42,4 +43,23 @@ class TracingConfig(Spec):
         le=1,
         description="Share of the traces that begin here which are kept. Of those that begin at a "
         "caller, the caller decides.",
+    )
+
+
+# MERGED: Turns tracing on, where that is wanted.
+
+
+def open_tracing(config: TracingConfig, version: str) -> Tracing | None:
+    """Loads OpenTelemetry if there is a collector to send to; else None, and nothing is loaded."""
+    if not config.endpoint:
+        return None
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from multigrain_server.tracing.spans import Spans
+
+    plain = config.endpoint.startswith("http://")
+    exporter = OTLPSpanExporter(endpoint=config.endpoint, insecure=plain)
+    return Spans(
+        BatchSpanProcessor(exporter), config.sample_ratio, version, give_up=exporter.shutdown
     )

@@ -22,7 +22,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from multigrain.engine.wire import Result
+from multigrain.engine.protocol import Result
 
 _CONTEXT = TraceContextTextMapPropagator()
 # Probes come every few seconds for ever, and say nothing.

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from multigrain.checkpoint.naming.foreign import OTHER_NETWORKS
-from multigrain.checkpoint.naming.published import PUBLISHED
-from multigrain.checkpoint.naming.scheme import Scheme
-from multigrain.checkpoint.naming.timm import TIMM
-from multigrain.checkpoint.naming.torchvision import TORCHVISION
-from multigrain.checkpoint.naming.translate import SCHEMES, translate
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.layouts import LAYOUTS, Shape, trunk_shapes
+from multigrain.weights.names import OTHER_NETWORKS, PUBLISHED, TIMM, TORCHVISION, Scheme
+from multigrain.weights.translate import SCHEMES, translate
 from tests.peers.names import pytorch_shapes
 
 State = dict[str, NDArray[np.generic]]

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.data.benchmarks import list_benchmark
-from multigrain.data.benchmarks.groups import of_folder
-from multigrain.data.folder import scan
+from multigrain.data.benchmarks import list_benchmark, of_folder
+from multigrain.data.image_folder import scan
 from multigrain.errors import MultigrainError
 from tests.data.benchmarks.files import touch
 

@@ -8,12 +8,11 @@ import numpy as np
 import openvino
 import pytest
 
-from multigrain.bundle.agreement import MIN_COSINE
 from multigrain.bundle.folder import read
-from multigrain.bundle.reference import read_reference, write_reference
-from multigrain.engine.runtime import choice
-from multigrain.engine.runtime.base import Bundle, Compute
-from multigrain.engine.runtime.choice import load
+from multigrain.bundle.reference import MIN_COSINE, read_reference, write_reference
+from multigrain.engine.runtimes import choice
+from multigrain.engine.runtimes.base import Bundle, Compute
+from multigrain.engine.runtimes.choice import load
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.engine.bundles import write_bundle
 

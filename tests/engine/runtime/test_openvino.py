@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from multigrain.bundle.reference import pattern_pixels
-from multigrain.engine.runtime.base import Compute, FloatArray, full_batch
-from multigrain.engine.runtime.openvino import OpenVinoRuntime, parts
+from multigrain.engine.runtimes.base import Compute, FloatArray, full_batch
+from multigrain.engine.runtimes.openvino import OpenVinoRuntime, parts
 from multigrain.images.parameters import Preprocessing
 from tests.engine.bundles import TinyNetwork
 
@@ -104,7 +104,7 @@ def test_a_batch_is_as_large_as_it_pays(resolution: int, device: str, best: int)
 
 
 def test_nothing_is_reported_to_the_makers_of_openvino() -> None:
-    code = "import sys, multigrain.engine.runtime.openvino; print(*sorted(sys.modules))"
+    code = "import sys, multigrain.engine.runtimes.openvino; print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -12,19 +12,19 @@ import pytest
 from mindspore import Tensor
 from safetensors.numpy import save_file
 
-from multigrain.checkpoint.restore import restore
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.errors import MultigrainError
 from multigrain.evaluate import run
-from multigrain.evaluate.distortion import distort
-from multigrain.evaluate.exponent.scores import ExponentScore, best
-from multigrain.evaluate.precision import average_precision
+from multigrain.evaluate.copy_detection import distort
+from multigrain.evaluate.gem_p import ExponentScore, best
+from multigrain.evaluate.retrieval import average_precision
 from multigrain.evaluate.search import normalised
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess, preprocess_image
-from multigrain.spec.evaluation import EvaluationSpec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.weights.restore import restore
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from multigrain.evaluate.exponent.finetune import ExponentTuner, learning_rate
+from multigrain.evaluate.gem_p import ExponentTuner, learning_rate
 from multigrain.model.layers import Dense
 
 FloatArray = NDArray[np.float32]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multigrain.data.folder import ImageFolder
-from multigrain.evaluate.exponent.sample import draw
+from multigrain.data.image_folder import ImageFolder
+from multigrain.evaluate.gem_p import draw
 
 # Class 1 has no images here, as where a folder lacks one of the network's classes.
 FOLDER = ImageFolder(

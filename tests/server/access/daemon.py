@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from multigrain_server.access.config import AccessConfig, TlsConfig
-from multigrain_server.access.role import Role
+from multigrain_server.access.policy import Role
 from multigrain_server.access.tokens import NewToken
 from multigrain_server.app import App
 from multigrain_server.config import ServerConfig

@@ -6,7 +6,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.limits import HolderLimits
-from multigrain_server.access.role import Role
+from multigrain_server.access.policy import Role
 from multigrain_server.access.tokens import TokenEntry
 
 

@@ -15,10 +15,9 @@ from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from multigrain_server.access.config import AccessConfig
-from multigrain_server.access.policy import RULES
-from multigrain_server.access.role import Role
+from multigrain_server.access.policy import RULES, Role
 from multigrain_server.app import App
-from multigrain_server.grpc.inference_unoffered import UNOFFERED
+from multigrain_server.grpc.inference import UNOFFERED
 from tests.server.access.daemon import daemon, token_for_each_role
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

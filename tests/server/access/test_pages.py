@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from multigrain_server.access.config import AccessConfig, TlsConfig
-from multigrain_server.access.role import Role
+from multigrain_server.access.policy import Role
 from multigrain_server.app import App
 from tests.server.access.certificates import Files
 from tests.server.access.daemon import daemon, token_for_each_role

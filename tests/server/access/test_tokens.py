@@ -16,7 +16,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_client import AsyncClient, Forbidden, Unauthenticated
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
-from multigrain_server.access.role import Role
+from multigrain_server.access.policy import Role
 from multigrain_server.access.tokens import NewToken, TokenFile, TokenFileError, read_tokens
 from multigrain_server.main import main
 from tests.server.access.daemon import daemon, write_tokens

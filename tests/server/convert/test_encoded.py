@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multigrain.v1.job_pb2 import JobEvent, JobEventBatch, LogEvent
-from multigrain_server.convert.encoded import joined, unless_encoded
+from multigrain_server.convert.events import joined, unless_encoded
 
 
 def test_joined_messages_are_what_protobuf_would_write() -> None:

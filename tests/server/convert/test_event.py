@@ -21,8 +21,8 @@ from multigrain.events.records import (
     StateRecord,
 )
 from multigrain.v1 import common_pb2, job_pb2
-from multigrain_server.convert.event import event_message, timestamp
-from multigrain_server.jobs.event_file import parse_line
+from multigrain_server.convert.events import event_message, timestamp
+from multigrain_server.jobs.event_reader import parse_line
 
 LOSS = LossRecord(
     step=7,

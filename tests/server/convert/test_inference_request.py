@@ -9,8 +9,12 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.v1.inference import service_pb2
-from multigrain_server.convert.inference.request import InferRequest, infer_request
-from multigrain_server.convert.inference.tensors import join_bytes, split_bytes
+from multigrain_server.convert.inference_request import (
+    InferRequest,
+    infer_request,
+    join_bytes,
+    split_bytes,
+)
 from tests.server.grpc.inference_messages import files, pixels, raw_bytes, want
 
 Request = service_pb2.ModelInferRequest

@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from multigrain.spec.base import Spec
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.export import ExportSpec
-from multigrain.spec.preset import list_presets
-from multigrain.spec.resolve import resolve_evaluation, resolve_export, resolve_training
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.base import Spec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.presets import list_presets
+from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
+from multigrain.specs.training import TrainingSpec
 from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, training_spec_pb2
-from multigrain_server.convert.spec import (
+from multigrain_server.convert.jobs import (
     evaluation_message,
     export_message,
     overrides,

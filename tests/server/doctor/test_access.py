@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from multigrain_server.config import ServerConfig
-from multigrain_server.doctor import access
+from multigrain_server.doctor import network
 from multigrain_server.doctor.finding import Finding, Level
 
 
@@ -20,7 +20,7 @@ def certificates(folder: Path, days: float) -> Finding:
     made.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
     made.private_key_pem.write_to_path(str(folder / "server.key"))
     tls = {"certificate": folder / "server.pem", "key": folder / "server.key"}
-    (finding,) = access.certificates(ServerConfig.model_validate({"tls": tls}))
+    (finding,) = network.certificates(ServerConfig.model_validate({"tls": tls}))
     return finding
 
 
@@ -49,8 +49,8 @@ def test_unusable_files_and_open_doors_are_named(tmp_path: Path) -> None:
             "access": {"tokens": missing},
         }
     )
-    (certificate,) = access.certificates(config)
-    (tokens,) = access.callers(config)
+    (certificate,) = network.certificates(config)
+    (tokens,) = network.callers(config)
     assert certificate.level is tokens.level is Level.FAIL
     assert "No such file" in certificate.message
     assert "No such file" in tokens.message
@@ -58,10 +58,10 @@ def test_unusable_files_and_open_doors_are_named(tmp_path: Path) -> None:
     exposed = ServerConfig.model_validate(
         {"listen": "0.0.0.0:0", "insecure": True, "access": {"tokens": missing}}
     )
-    empty, warning = access.callers(exposed)
+    empty, warning = network.callers(exposed)
     assert (empty.level, empty.message) == (Level.OK, "0 in the file")
     assert (warning.level, warning.message) == (
         Level.WARN,
         "tokens cross the network unencrypted",
     )
-    assert not list(access.certificates(ServerConfig()))
+    assert not list(network.certificates(ServerConfig()))

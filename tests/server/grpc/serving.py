@@ -20,12 +20,11 @@ from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServi
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.config import GrpcConfig
-from multigrain_server.grpc.calls import Calls
-from multigrain_server.grpc.embedding_service import EmbeddingServicer
-from multigrain_server.grpc.inference_service import InferenceServicer
-from multigrain_server.grpc.inference_unoffered import UnofferedCalls
+from multigrain_server.grpc.drain import Calls
+from multigrain_server.grpc.embedding import EmbeddingServicer
+from multigrain_server.grpc.inference import InferenceServicer, UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
-from multigrain_server.grpc.model_service import ModelServicer
+from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.serving.config import ServingConfig

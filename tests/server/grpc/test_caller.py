@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from multigrain_server.grpc.caller import deadline_ns
+from multigrain_server.grpc.interceptor import deadline_ns
 
 NOW = 1_000_000_000
 

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.v1 import common_pb2
-from multigrain_server.grpc.errors import STATUS_OF, WireError, wire_error
+from multigrain_server.convert.errors import STATUS_OF, WireError, wire_error
 
 
 def _details(wire: WireError) -> dict[str, bytes]:

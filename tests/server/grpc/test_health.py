@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from multigrain_server.app import App
-from multigrain_server.grpc.services import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
+from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
 from tests.contract import services
 
 Status = health_pb2.HealthCheckResponse

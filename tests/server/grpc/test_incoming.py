@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.v1 import model_pb2
-from multigrain_server.grpc.incoming import Incoming
+from multigrain_server.grpc.interceptor import Incoming
 from tests.server.grpc.refusal import INVALID, refusal
 from tests.server.grpc.serving import serving
 

@@ -19,7 +19,7 @@ from multigrain.v1.inference import model_pb2 as oip
 from multigrain.v1.inference import service_pb2
 from multigrain.v1.model_pb2 import GetModelRequest, LoadModelRequest
 from multigrain_server.config import GrpcConfig
-from multigrain_server.grpc.inference_unoffered import UNOFFERED
+from multigrain_server.grpc.inference import UNOFFERED
 from multigrain_server.serving.admission import Load
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
-from multigrain_server.grpc.calls import Calls
+from multigrain_server.grpc.drain import Calls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.metrics.requests import RequestMetrics
 

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from multigrain.events.records import JobState
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec import training
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs import training
 from multigrain.v1.job_pb2 import (
     EVENT_KIND_STATE,
     JOB_STATE_CANCELLED,
@@ -34,8 +34,8 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
-from multigrain_server.grpc.job_service import JobServicer
-from multigrain_server.jobs.view import JobView
+from multigrain_server.grpc.jobs import JobServicer
+from multigrain_server.jobs.job import JobView
 from multigrain_server.metrics.jobs import EventMetrics
 
 

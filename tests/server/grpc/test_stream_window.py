@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from multigrain_server.grpc import embedding_service, inference_service
+from multigrain_server.grpc import embedding, inference
 from multigrain_server.serving.stream import AnswerStream
 from tests.server.grpc.serving import serving
 from tests.server.serving.house import small_config
@@ -16,8 +16,8 @@ from tests.server.serving.house import small_config
 @pytest.mark.parametrize(
     ("module", "stub", "call"),
     [
-        (embedding_service, "embedding", "EmbedStream"),
-        (inference_service, "inference", "ModelStreamInfer"),
+        (embedding, "embedding", "EmbedStream"),
+        (inference, "inference", "ModelStreamInfer"),
     ],
 )
 async def test_the_window_of_a_stream_is_the_one_that_is_set(

@@ -19,7 +19,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.v1.inference import model_pb2, service_pb2
-from multigrain_server.grpc.inference_unoffered import UNOFFERED
+from multigrain_server.grpc.inference import UNOFFERED
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving

@@ -13,15 +13,13 @@ import pytest
 
 from multigrain.events.log import read_events
 from multigrain.events.records import StateRecord
-from multigrain.jobs.request import JobKind
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.training import TrainingSpec
 from multigrain_server.database import Database
-from multigrain_server.jobs.devices import Inventory
-from multigrain_server.jobs.feeds import Feeds
+from multigrain_server.devices import Inventory, Leases
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.leases import Leases
 from multigrain_server.jobs.recovery import Recovery
-from multigrain_server.jobs.service import Jobs
+from multigrain_server.jobs.service import Feeds, Jobs
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions

@@ -13,12 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from multigrain.events.lock import LockHeldError
-from multigrain.events.log import EventWriter, read_events
+from multigrain.events.log import EventWriter, LockHeldError, read_events
 from multigrain.events.records import JobError, JobState, LossRecord, StateRecord
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.identity import RunnerIdentity
-from multigrain.jobs.request import JobRequest
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobRequest
+from multigrain.jobs.runner_identity import RunnerIdentity
 
 
 def loss(step: int, total: int) -> LossRecord:

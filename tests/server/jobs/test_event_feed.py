@@ -16,7 +16,7 @@ from multigrain.events.records import JobError, JobState, LogRecord, StateRecord
 from multigrain.v1.job_pb2 import JobEvent
 from multigrain_server.jobs import event_feed
 from multigrain_server.jobs.event_feed import EventFeed
-from multigrain_server.jobs.event_file import EventFile
+from multigrain_server.jobs.event_reader import EventFile
 from tests.server.jobs.fake_runner import loss
 
 ALL: frozenset[str] = frozenset()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.jobs import event_feed, feeds
+from multigrain_server.jobs import event_feed, service
 from tests.server.jobs.conftest import JobSide
 
 
 def test_only_so_many_feeds_without_a_reader_are_kept(side: JobSide) -> None:
     read = side.feeds.open("train-read")
     read.subscribers = 1
-    for number in range(feeds._KEPT + 20):
+    for number in range(service._KEPT + 20):
         side.feeds.open(f"train-{number}")
-    assert len(side.feeds._ended) == feeds._KEPT
+    assert len(side.feeds._ended) == service._KEPT
     assert side.feeds.open("train-read") is read
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from multigrain.errors import MultigrainError
-from multigrain.spec.base import DeviceSpec
-from multigrain_server.jobs.devices import Inventory
-from multigrain_server.jobs.leases import Leases
+from multigrain.specs.base import DeviceSpec
+from multigrain_server.devices import Inventory, Leases
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from multigrain.events.records import JobState
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.training import TrainingSpec
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs

@@ -8,10 +8,10 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobState, StateRecord
-from multigrain.jobs.folder import JobFolder
-from multigrain.jobs.request import JobKind
-from multigrain.spec.training import TrainingSpec
-from multigrain_server.jobs.journal import append
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.training import TrainingSpec
+from multigrain_server.jobs.files import append
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, states
 

@@ -10,12 +10,12 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobError, JobState, StateRecord
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.training import TrainingSpec
 from multigrain_server.database import Database
+from multigrain_server.jobs.job import JobView
 from multigrain_server.jobs.page import PageToken, page_size
 from multigrain_server.jobs.store import SCHEMA, JobFilter, JobStore
-from multigrain_server.jobs.view import JobView
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.roots import PathRoots
-from multigrain.spec.training import TrainingSpec
+from multigrain.specs.data_roots import PathRoots
+from multigrain.specs.training import TrainingSpec
 from multigrain_server.database import Database
-from multigrain_server.jobs.devices import Inventory
-from multigrain_server.jobs.leases import Leases
+from multigrain_server.devices import Inventory, Leases
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
 

@@ -11,11 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.lock import is_locked
-from multigrain.events.log import EventWriter, read_events
+from multigrain.events.log import EventWriter, is_locked, read_events
 from multigrain.events.records import JobState, StateRecord
-from multigrain.jobs.request import JobKind
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.training import TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs, states
 

@@ -15,7 +15,7 @@ from multigrain.events.records import (
     Record,
     StateRecord,
 )
-from multigrain_server.jobs.view import JobView
+from multigrain_server.jobs.job import JobView
 from tests.server.jobs.fake_runner import loss
 
 

@@ -11,15 +11,15 @@ import pytest
 
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
-from multigrain.checkpoint.weights import load_weights
 from multigrain.data.fingerprint import fingerprint
-from multigrain.data.folder import scan
+from multigrain.data.image_folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobState
-from multigrain.jobs.request import JobKind
-from multigrain.spec.evaluation import EvaluationSpec
-from multigrain.spec.export import ExportSpec
-from multigrain.spec.training import ModelSpec, TrainingSpec
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.training import ModelSpec, TrainingSpec
+from multigrain.weights.load import load_weights
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide

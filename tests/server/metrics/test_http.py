@@ -18,7 +18,7 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
-from multigrain_server.metrics import http
+from multigrain_server.http import server
 
 
 async def _http(app: App, head: str) -> tuple[int, str]:
@@ -104,7 +104,7 @@ async def test_a_draining_daemon_is_alive_but_not_ready(app: App) -> None:
 async def test_who_does_not_take_the_answer_loses_the_connection(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_CLIENT_SECONDS", 0.1)
+    monkeypatch.setattr(server, "_CLIENT_SECONDS", 0.1)
     # More than the sockets of both sides hold.
     Gauge("large", "x" * 16_000_000, registry=app.registry)
     process = psutil.Process()
@@ -124,7 +124,7 @@ async def test_who_does_not_take_the_answer_loses_the_connection(
 async def test_connections_beyond_the_limit_are_hung_up_on(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "_MAX_CONNECTIONS", 2)
     host, _, port = app.http_address.rpartition(":")
     idle = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
     async with asyncio.timeout(10):
@@ -143,7 +143,7 @@ async def test_connections_beyond_the_limit_are_hung_up_on(
 async def test_who_sends_no_request_is_hung_up_on(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_CLIENT_SECONDS", 0.1)
+    monkeypatch.setattr(server, "_CLIENT_SECONDS", 0.1)
     host, _, port = app.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET /metr")

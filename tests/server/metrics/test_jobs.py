@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from prometheus_client.metrics_core import Metric
 
 from multigrain.events.records import CheckpointRecord, JobState, LossRecord
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.training import TrainingSpec
 from multigrain_server.app import App
-from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.job import Job, JobView, Progress
 from multigrain_server.jobs.submission import CheckedSpec, Submission
-from multigrain_server.jobs.view import JobView, Progress
 from multigrain_server.metrics.jobs import _job_series
 
 TIME = "2026-01-31T12:00:00Z"

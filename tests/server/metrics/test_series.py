@@ -8,12 +8,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from multigrain.events.records import JobState
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.training import TrainingSpec
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.training import TrainingSpec
 from multigrain.v1.embedding_pb2 import EmbedRequest
 from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from multigrain_server.app import App
-from multigrain_server.jobs.view import JobView
+from multigrain_server.jobs.job import JobView
 from multigrain_server.metrics.jobs import MAX_ENDED
 from tests.server.status.test_pages import page
 

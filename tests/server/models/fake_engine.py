@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multigrain.engine.in_hand import Held
-from multigrain.engine.wire import Cancel, FrameParser, Ready, Result, Submit, encode
+from multigrain.engine.inflight import Held
+from multigrain.engine.protocol import Cancel, FrameParser, Ready, Result, Submit, encode
+from multigrain_server.engines.launch import EngineChild, EngineOrder
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.engine_child import EngineChild, EngineOrder
 
 
 @dataclass

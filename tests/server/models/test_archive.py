@@ -15,8 +15,8 @@ import pytest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models import archive
 from multigrain_server.models.archive import BundleImport, export_bundle
+from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.view import ModelView
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import House, house, small_config, until

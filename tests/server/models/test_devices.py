@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.spec.base import DeviceSpec
-from multigrain_server.jobs.devices import Inventory
-from multigrain_server.jobs.leases import Leases
+from multigrain.specs.base import DeviceSpec
+from multigrain_server.devices import Inventory, Leases
 from tests.engine.bundles import write_bundle
 from tests.server.models.fake_engine import FakeEngines
 from tests.server.serving.house import house, small_config, until

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.in_hand import Held
+from multigrain.engine.inflight import Held
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.models.announcer import EMBEDDING_SERVICE
-from multigrain_server.serving.engine_items import EngineItems
-from multigrain_server.serving.request import Answer
+from multigrain_server.engines.engine import EngineItems
+from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
+from multigrain_server.serving.types import Answer
 from tests.engine.bundles import write_bundle
 from tests.server.models.fake_engine import FakeEngines
 from tests.server.serving.house import House, house, small_config, until, vectors

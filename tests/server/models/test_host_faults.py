@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.models.view import ModelView
+from multigrain_server.models.catalog import ModelView
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, until

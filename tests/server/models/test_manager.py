@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.models.announcer import EMBEDDING_SERVICE
-from multigrain_server.models.view import ModelView
+from multigrain_server.models.catalog import ModelView
+from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until, vectors

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.models import memory_budget
+from multigrain_server.models import eviction
 from tests.engine.bundles import write_bundle
 from tests.server.models.fake_engine import FakeEngines
 from tests.server.serving.house import House, house, small_config, until
@@ -174,7 +174,7 @@ async def test_an_alias_may_point_at_what_is_loaded_on_demand(on_demand: House) 
 async def test_the_budget_is_watched_on_after_a_disk_was_full(
     two_fit: House, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_budget, "_ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(eviction, "_ROUND_SECONDS", 0.01)
     h = two_fit
     await h.manager.load("a")
     await h.manager.load("b", make_default=True)

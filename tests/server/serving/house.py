@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.wire import VectorWants
-from multigrain_server.jobs.leases import Leases
+from multigrain.engine.protocol import VectorWants
+from multigrain_server.devices import Leases
+from multigrain_server.engines.launch import Launch
+from multigrain_server.engines.launch import launch as launch_process
+from multigrain_server.models.aliases import ModelUsers
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.users import ModelUsers
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.engine_child import Launch
-from multigrain_server.serving.engine_child import launch as launch_process
-from multigrain_server.serving.request import Answer, ImageRequest
 from multigrain_server.serving.service import ImageService
+from multigrain_server.serving.types import Answer, ImageRequest
 
 
 class House:

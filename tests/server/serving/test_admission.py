@@ -11,11 +11,10 @@ from typing import get_args
 import pytest
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.wire import Ready
+from multigrain.engine.protocol import Ready
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.admission import Admission, Load
+from multigrain_server.serving.admission import Admission, Flow, Load
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.flow import Flow
 from multigrain_server.serving.metrics import Refusal, ServingMetrics
 
 

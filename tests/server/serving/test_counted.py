@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.engine.wire import Result
+from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.metrics import GIVEN_UP
 from tests.engine.bundles import write_bundle

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from multigrain.engine.settings import EngineSettings
+from multigrain_server.engines.launch import EngineOrder, launch
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.engine_child import EngineOrder, launch
 
 ORDER = EngineOrder("tiny@1", Path("/models/tiny/1"), "auto")
 

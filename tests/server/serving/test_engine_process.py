@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.engine.in_hand import Held
-from multigrain.engine.wire import Ready, encode
+from multigrain.engine.inflight import Held
+from multigrain.engine.protocol import Ready, encode
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.engines.engine import EngineProcess
+from multigrain_server.engines.launch import EngineChild, EngineOrder
+from multigrain_server.engines.quarantine import RefusedImages
 from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.engine_child import EngineChild, EngineOrder
-from multigrain_server.serving.engine_process import EngineProcess
-from multigrain_server.serving.refused_images import RefusedImages
 
 READY = Ready(
     runtime="deaf",

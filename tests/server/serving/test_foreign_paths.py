@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from multigrain.engine.wire import LoadFailed
+from multigrain.engine.protocol import LoadFailed
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.engine_hello import EngineHello
-from multigrain_server.serving.foreign_paths import without_folders
+from multigrain_server.engines.engine import EngineHello
+from multigrain_server.engines.launch import without_folders
 
 
 @pytest.mark.parametrize(

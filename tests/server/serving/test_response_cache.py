@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.wire import Result, VectorWants
-from multigrain_server.serving.engine_item import EngineResult
+from multigrain.engine.protocol import Result, VectorWants
+from multigrain_server.engines.engine import EngineResult
+from multigrain_server.serving.cache import ResponseCache
 from multigrain_server.serving.metrics import ServingMetrics
-from multigrain_server.serving.response_cache import ResponseCache
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import House, house, small_config

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.wire import VectorWants
+from multigrain.engine.protocol import VectorWants
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain_server.models.announcer import EMBEDDING_SERVICE
+from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.serving.house import embed, house, small_config, until, vectors

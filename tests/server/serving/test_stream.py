@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.request import ImageRequest
 from multigrain_server.serving.stream import AnswerStream
+from multigrain_server.serving.types import ImageRequest
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import embed, house, small_config, until, vectors

@@ -13,10 +13,9 @@ from multigrain.events.records import (
     JobState,
     LossRecord,
 )
-from multigrain.jobs.request import JobKind, JobRequest
-from multigrain.spec.training import TrainingSpec
-from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.view import JobView, Progress
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.training import TrainingSpec
+from multigrain_server.jobs.job import Job, JobView, Progress
 
 TIME = "2026-01-31T12:00:00.123456Z"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from multigrain.jobs.identity import RunnerIdentity
+from multigrain.jobs.runner_identity import RunnerIdentity
 from multigrain.v1.job_pb2 import CancelJobRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain.v1.training_pb2 import StartTrainingRequest

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from multigrain.engine.wire import Result
+from multigrain.engine.protocol import Result
 from multigrain_server.tracing.spans import CallSpan, Spans
 
 EMBED = "/multigrain.v1.EmbeddingService/Embed"

@@ -16,9 +16,8 @@ from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain_client import AsyncClient, Client
 from multigrain_server.app import App
 from multigrain_server.config import ServerConfig
-from multigrain_server.config_sources import ConfigError, parse
-from multigrain_server.tracing.config import TracingConfig
-from multigrain_server.tracing.opening import open_tracing
+from multigrain_server.settings_sources import ConfigError, parse
+from multigrain_server.tracing.config import TracingConfig, open_tracing
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving
@@ -89,7 +88,7 @@ def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
     code = (
         "import sys; import multigrain_server.main, multigrain_client;"
         "from multigrain_server.tracing.config import TracingConfig;"
-        "from multigrain_server.tracing.opening import open_tracing;"
+        "from multigrain_server.tracing.config import open_tracing;"
         "from multigrain_client.trace import trace_context;"
         "assert open_tracing(TracingConfig(), '') is None;"
         "assert trace_context() == ();"

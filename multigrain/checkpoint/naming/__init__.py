@@ -1,1 +1,0 @@
-"""What other programs call the parameters of the same networks."""

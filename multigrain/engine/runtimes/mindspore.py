@@ -1,0 +1,96 @@
+"""MindSpore: the reference, on every device that it knows."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from multigrain.bundle.manifest import Head
+from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Outputs, Runtime, padded
+
+if TYPE_CHECKING:
+    from multigrain.model.multigrain import MultiGrain
+
+
+_TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+
+
+class MindSporeRuntime(Runtime):
+    """The network rebuilt from the bundle's weights, compiled as a graph.
+
+    A graph is compiled for each shape, which takes seconds, so batches are padded to a few
+    sizes that are compiled before the first request.
+
+    Args:
+        bundle: with the weights.
+        head: resolution and exponent.
+        compute: where and how widely.
+        shared: another head's runtime of the same bundle, whose weights are used with it.
+
+    Raises:
+        MultigrainError: CHECKPOINT if the weights are not this network's.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        head: Head,
+        compute: Compute,
+        shared: MindSporeRuntime | None = None,
+    ) -> None:
+        if compute.threads and compute.device == "cpu":
+            # Read when the library is loaded, hence before the import below.
+            os.environ["OMP_NUM_THREADS"] = str(compute.threads)
+        # Imported here: it costs seconds and 300 MB, and only this runtime needs it.
+        import mindspore
+        from mindspore import Tensor, context
+
+        from multigrain.model.multigrain import Pooled
+
+        mindspore.set_device(_TARGETS[compute.device])
+        context.set_context(mode=context.GRAPH_MODE)
+        weights = shared._weights if shared is not None else _network(bundle)
+        self._weights: MultiGrain = weights
+        # p is a constant here, whether or not it was learned; the head says which.
+        self._network = Pooled(weights, head.gem_p)
+        self._network.set_train(False)
+        self._tensor = Tensor
+        self.preprocessing = head.preprocessing
+        self._sizes = _batch_sizes(compute.max_batch)
+        self.name = f"mindspore {mindspore.__version__} {compute.device} f32"
+        self.best_batch = compute.max_batch  # a graph for each size: the largest wastes least
+        self.warm_sizes = self._sizes
+
+    def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
+        size = next(size for size in self._sizes if size >= len(images))
+        embedding, logits = self._network(self._tensor(padded(images, size)))
+        return Outputs(
+            np.asarray(embedding.asnumpy()[: len(images)]),
+            np.asarray(logits.asnumpy()[: len(images)]),
+        )
+
+
+def _network(bundle: Bundle) -> MultiGrain:
+    from safetensors.numpy import load_file
+
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import load_model_state
+
+    manifest = bundle.manifest
+    # There may be more outputs than names (ImageNet with 1001 outputs).
+    classes = manifest.model.classes or len(manifest.labels)
+    network = build_model(manifest.model.model_copy(update={"learn_gem_p": False}), classes)
+    load_model_state(network, load_file(bundle.path / manifest.weights))
+    return network
+
+
+def _batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """1, then every fourth power of two, then the largest: at most 4 times padding."""
+    sizes = {1, max_batch}
+    size = 4
+    while size < max_batch:
+        sizes.add(size)
+        size *= 4
+    return tuple(sorted(sizes))

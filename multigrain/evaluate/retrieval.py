@@ -1,0 +1,286 @@
+"""Average precision, as the field of retrieval defines it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.data.benchmarks import Benchmark
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.search import BLOCK, Hits, Search
+from multigrain.events.records import EvaluationRecord
+
+
+def average_precision(ranks: Sequence[int] | NDArray[np.int64], positives: int) -> float:
+    """Trapezoidal average precision of one query (the Holidays benchmark's definition).
+
+    With p0 and p1 the precision before and after each hit::
+
+        AP = sum_k (p0_k + p1_k) / (2 * positives),  p0 = k / r (1 if r = 0),  p1 = (k+1) / (r+1)
+
+    It is lower than the usual AP: one positive at rank r gives 1 for r = 0, else 1 / (2 (r + 1)).
+
+    Args:
+        ranks: ranks of the positives found, counted from 0, ascending.
+        positives: how many there are, found or not.
+    """
+    rank = np.asarray(ranks, np.float64)
+    found = np.arange(len(rank))
+    before = np.divide(found, rank, out=np.ones_like(rank), where=rank > 0)
+    after = (found + 1) / (rank + 1)
+    return float((before + after).sum() / (2 * positives))
+
+
+# MERGED: Figures of a retrieval benchmark, by its own protocol.
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Figures and what they are made of. Unreadable images are in no figure, only counted.
+
+    Args:
+        benchmark: what was searched.
+        ranking: what each query found.
+        present: (N,) images that were readable.
+        transform: how the images were prepared; see ``EvaluationSpec``.
+    """
+
+    benchmark: Benchmark
+    ranking: Ranking
+    present: NDArray[np.bool_]
+    transform: str = "crop"
+
+    @property
+    def images(self) -> int:
+        """Images that took part, queries included."""
+        return int(self.present.sum())
+
+    @property
+    def queries(self) -> int:
+        """Queries that were scored."""
+        return int(self.ranking.scored.sum())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By task, all means over the queries:
+
+        - "holidays": ``holidays_map``, "copydays": ``copydays_map``, mean average precision
+          (trapezoidal);
+        - "ukb": ``ukb_recall4``, images of the query's object among the first four, itself
+          included: 0 to 4;
+        - "groups": ``groups_map`` likewise, and ``groups_recall1``, the share of queries whose
+          first image is of their group.
+
+        Raises:
+            MultigrainError: DATASET if no query could be scored.
+        """
+        scored = self.ranking.scored
+        if not scored.any():
+            raise MultigrainError(
+                ErrorKind.DATASET,
+                f"no query of {self.benchmark.folder.root} is readable together with an image that "
+                "it should find: check the files",
+            )
+        task = self.benchmark.task
+        if task == "ukb":
+            return {"ukb_recall4": float(self.ranking.in_top4[scored].mean())}
+        metrics = {f"{task}_map": float(self.ranking.precision[scored].mean())}
+        if task == "groups":
+            found = self.ranking.ranks[scored, 0] == 0
+            metrics["groups_recall1"] = float(found.mean())
+        return metrics
+
+
+# MERGED: The images of a benchmark ranked for each of its queries, by all workers together.
+
+
+MAX_RANKS = 100
+"""Ranks of positives that are kept of a query at most; its figures are of all of them."""
+
+_TOP = 4
+_COLUMNS = 6  # scored, average precision (two parts), first found, found in the top 4, positives
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What each query found.
+
+    Args:
+        scored: (Q,) whether the query and a positive of it were readable; else it has no figures.
+        precision: (Q,) average precision, trapezoidal.
+        first: (Q,) index of the image ranked first.
+        in_top4: (Q,) positives among the first four.
+        positives: (Q,) readable images of the database that it should find.
+        ranks: (Q, at most MAX_RANKS) ranks of the positives from 0, ascending; -1: no more.
+    """
+
+    scored: NDArray[np.bool_]
+    precision: NDArray[np.float64]
+    first: NDArray[np.int64]
+    in_top4: NDArray[np.int64]
+    positives: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+
+@dataclass
+class Ranker:
+    """Ranks for a share of the queries, and puts the workers' shares together.
+
+    Args:
+        benchmark: what is ranked for which queries.
+        embeddings: (N, C) of its images, normalised.
+        present: (N,) which of them there are.
+        block: similarities held at a time.
+    """
+
+    benchmark: Benchmark
+    embeddings: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    block: int = BLOCK
+    _search: Search = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        benchmark = self.benchmark
+        takes_part = benchmark.database & self.present
+        self._search = Search(self.embeddings, benchmark.folder.labels, takes_part, self.block)
+
+    def rank(
+        self,
+        gather: Gather,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        alive: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Ranking | None:
+        """Every query's ranking. Collective.
+
+        Args:
+            gather: puts the workers' results together.
+            rank, world: this worker takes every ``world``-th block of queries.
+            alive: called after each block.
+            should_stop: asked before each block.
+
+        Returns:
+            None if any worker was asked to stop.
+        """
+        queries, labels = self.benchmark.queries, self.benchmark.folder.labels
+        kept = min(MAX_RANKS, self._search.most_positives)
+        table = np.zeros((len(queries), _COLUMNS + kept), np.float32)
+        step = self._search.queries_at_once
+        stopped = False
+        for start in range(rank * step, len(queries), world * step):
+            if stopped := should_stop():
+                break
+            positions = np.arange(start, min(start + step, len(queries)))
+            positions = positions[self.present[queries[positions]]]
+            images = queries[positions]
+            own = None if self.benchmark.keeps_self else images
+            found = self._search.find(self.embeddings[images], labels[images], own)
+            for position, hits in zip(positions.tolist(), found, strict=True):
+                _enter(table[position], hits)
+            alive()
+        if gather.any(stopped):
+            return None
+        return _ranking(gather.sum(table).astype(np.float64))
+
+
+def _enter(line: NDArray[np.float32], hits: Hits) -> None:
+    """Fills a query's line of the table; leaves it zero where there is nothing to find."""
+    positives = len(hits.ranks)
+    if not positives:
+        return
+    precision = average_precision(hits.ranks, positives)
+    line[:3] = 1.0, precision, precision - float(np.float32(precision))
+    line[3:_COLUMNS] = hits.first, (hits.ranks < _TOP).sum(), positives
+    kept = hits.ranks[: len(line) - _COLUMNS]
+    line[_COLUMNS : _COLUMNS + len(kept)] = kept + 1  # 0: no more
+
+
+def _ranking(table: NDArray[np.float64]) -> Ranking:
+    first, in_top4, positives = table[:, 3:_COLUMNS].astype(np.int64).T
+    return Ranking(
+        scored=table[:, 0] > 0,
+        # Two float32 hold a figure that one would round: the workers exchange float32.
+        precision=table[:, 1] + table[:, 2],
+        first=first,
+        in_top4=in_top4,
+        positives=positives,
+        ranks=table[:, _COLUMNS:].astype(np.int64) - 1,
+    )
+
+
+# MERGED: The files that a retrieval benchmark leaves: figures, and one line a query.
+
+
+HEADER = ("query", "group", "scored", "positives", "ap", "in_top4", "first", "ranks")
+
+
+def write_benchmark(
+    results: Path, record: EvaluationRecord, result: BenchmarkResult, gem_p: float
+) -> None:
+    """Writes ``<task>.json`` and ``<task>.csv``.
+
+    Of each query: its file and group; whether it was scored (it and an image to find were
+    readable); how many images it should find; average precision; how many of them are among the
+    first four; the file ranked first; the ranks, from 0, of the first hundred that it should find.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    benchmark = result.benchmark
+    body = {
+        "task": benchmark.task,
+        "metrics": result.metrics,
+        "note": benchmark.note,
+        "whole_benchmark": benchmark.whole,
+        "groups": benchmark.groups,
+        "queries": len(benchmark.queries),
+        "queries_scored": result.queries,
+        "database": int((benchmark.database & result.present).sum()),
+        "images": result.images,
+        "unreadable": len(benchmark) - result.images,
+        "ignored": benchmark.ignored,
+        "transform": result.transform,
+        # JSON has no infinity.
+        "gem_p": gem_p if math.isfinite(gem_p) else "Infinity",
+    }
+    evaluation = {
+        name: value
+        for name, value in asdict(record).items()
+        if name in ("step", "epoch", "seconds", "resolution")
+    }
+    text = json.dumps({**body, **evaluation}, indent=1)
+    (results / f"{benchmark.task}.json").write_text(text + "\n")
+    with (results / f"{benchmark.task}.csv").open(
+        "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        csv.writer(file).writerows(_rows(result))
+
+
+def _rows(result: BenchmarkResult) -> Iterable[list[object]]:
+    yield list(HEADER)
+    folder, ranking = result.benchmark.folder, result.ranking
+    for number, query in enumerate(result.benchmark.queries.tolist()):
+        row: list[object] = [folder.paths[query], folder.classes[folder.labels[query]]]
+        if not ranking.scored[number]:
+            yield [*row, 0, "", "", "", "", ""]
+            continue
+        ranks = ranking.ranks[number]
+        yield [
+            *row,
+            1,
+            int(ranking.positives[number]),
+            f"{ranking.precision[number]:.6f}",
+            int(ranking.in_top4[number]),
+            folder.paths[int(ranking.first[number])],
+            " ".join(str(rank) for rank in ranks[ranks >= 0].tolist()),
+        ]

@@ -1,0 +1,374 @@
+"""Fields that contradict each other, each of which would be valid by itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import get_args
+
+from multigrain.errors import FieldViolation
+from multigrain.specs.base import DeviceSpec, Spec, WeightsSource
+from multigrain.specs.evaluation import FOLDER_TASKS, TASK_METRICS, EvaluationSpec, Task
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.training import OptimizerSpec, ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
+from multigrain.specs.violations import nearest
+
+# The one number that may be infinite: GeM with p = infinity is max pooling.
+_MAY_BE_INFINITE = frozenset({"spec.model.gem_p", "spec.gem_p", "spec.resolutions[].gem_p"})
+_SMALLEST_IMAGE = 16
+_SOURCES = ("job_id", "checkpoint_path", "model")
+_SOURCES_OF_EXPORTS = ("job_id", "checkpoint_path")
+
+
+def check_training(spec: TrainingSpec) -> list[FieldViolation]:
+    """Every contradiction in a training specification; none means that it can be queued."""
+    return [
+        *_infinities(spec),
+        *_training_paths(spec),
+        *_model(spec),
+        *_repeats(spec),
+        *_crops(spec),
+        *_schedule(spec.schedule),
+        *_thor(spec.optimizer.thor),
+        *_precision(spec),
+        *_loss_scale(spec.optimizer),
+        *_devices(spec.devices),
+    ]
+
+
+def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
+    """Every contradiction in an evaluation specification."""
+    found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
+    if not spec.dataset_path:
+        found.append(_v("dataset_path", "required: the folder of the images"))
+    found += _network(spec.trunk, spec.gem_p, spec.resolution)
+    found += _doubles("tasks", spec.tasks)
+    found += _layouts(spec.tasks)
+    if "gem_p" in spec.tasks:
+        found += check_exponent(spec)
+    if spec.whiten and not spec.weights.model:
+        found.append(_v("whiten", "only a model carries a whitening; name one in weights.model"))
+    if spec.whiten and spec.gem_p:
+        found.append(_v("whiten", "belongs to the model's own gem_p: leave gem_p out"))
+    return found
+
+
+def check_export(spec: ExportSpec) -> list[FieldViolation]:
+    """Every contradiction in an export specification."""
+    weights = _weights(spec.weights, _SOURCES_OF_EXPORTS)
+    found = [*_infinities(spec), *weights, *_devices(spec.devices)]
+    if spec.weights.model:
+        found.append(
+            _v("weights.model", "a model is an exported bundle already; give a job or a checkpoint")
+        )
+    if not spec.model_name:
+        found.append(_v("model_name", "required: the model's name in the registry"))
+    if spec.devices.count != 1:
+        found.append(_v("devices.count", f"is {spec.devices.count}; an export has one worker"))
+    found += _network(spec.trunk, spec.gem_p, spec.resolution)
+    found += _resolutions(spec)
+    found += _doubles("formats", spec.formats)
+    return found
+
+
+def _v(path: str, message: str) -> FieldViolation:
+    return FieldViolation(f"spec.{path}", message)
+
+
+def _infinities(spec: Spec, path: str = "spec") -> Iterator[FieldViolation]:
+    for name in type(spec).model_fields:
+        value, here = getattr(spec, name), f"{path}.{name}"
+        if isinstance(value, Spec):
+            yield from _infinities(value, here)
+            continue
+        items = value if isinstance(value, tuple) else (value,)
+        for position, number in enumerate(items):
+            if isinstance(number, Spec):
+                yield from _infinities(number, f"{here}[{position}]")
+            elif isinstance(number, float) and not math.isfinite(number):
+                if math.isnan(number) or re.sub(r"\d+", "", here) not in _MAY_BE_INFINITE:
+                    yield FieldViolation(here, f"is {number}, must be a finite number")
+            elif isinstance(number, str) and "\0" in number:
+                yield FieldViolation(here, "holds a NUL character")
+
+
+def _training_paths(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    if not spec.dataset.train_path:
+        yield _v("dataset.train_path", "required: the folder with one sub-folder of images a class")
+    if spec.evaluation.every_epochs > 0:
+        yield from check_evaluation_schedule(spec)
+
+
+def _model(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    if spec.model.learn_gem_p and math.isinf(spec.model.gem_p):
+        yield _v("model.learn_gem_p", "an infinite gem_p has no gradient; give a finite gem_p")
+
+
+def _repeats(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    repeats, batch = spec.augmentation.repeats, spec.schedule.batch_size
+    weight, instance = spec.objective.classification_weight, spec.objective.instance_loss
+    if instance == "none" and weight < 1:
+        yield _v(
+            "objective.classification_weight",
+            f"is {weight}, must be 1 with instance_loss 'none': the rest of the weight would "
+            "go to no loss at all",
+        )
+    if batch < repeats:
+        yield _v(
+            "schedule.batch_size",
+            f"is {batch}, must be at least augmentation.repeats ({repeats})",
+        )
+    elif batch % repeats:
+        below = batch - batch % repeats
+        yield _v(
+            "schedule.batch_size",
+            f"is {batch}, must be a multiple of augmentation.repeats ({repeats}), so that all "
+            f"copies of an image fall in one batch of one worker; {below} and {below + repeats} "
+            "are",
+        )
+    if instance == "none" or weight == 1:
+        return
+    if repeats == 1:
+        yield _v(
+            "augmentation.repeats",
+            f"is 1, must be at least 2 for instance_loss '{instance}', whose positives are "
+            "copies of one image; or set objective.classification_weight to 1",
+        )
+    elif batch // repeats == 1:
+        yield _v(
+            "schedule.batch_size",
+            f"is {batch}, must be at least {2 * repeats} for instance_loss '{instance}': with "
+            "one image in a batch there is no other image to tell it from",
+        )
+
+
+def _crops(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    augmentation = spec.augmentation
+    for name, low, high in (
+        ("crop_scale", augmentation.crop_scale_min, augmentation.crop_scale_max),
+        ("crop_ratio", augmentation.crop_ratio_min, augmentation.crop_ratio_max),
+    ):
+        if low > high:
+            yield _v(
+                f"augmentation.{name}_min",
+                f"is {low:g}, must be at most augmentation.{name}_max ({high:g})",
+            )
+
+
+def _schedule(spec: ScheduleSpec) -> Iterator[FieldViolation]:
+    rate = spec.learning_rate
+    path = "schedule.learning_rate"
+    if any(milestone <= 0 for milestone in rate.milestones):
+        yield _v(f"{path}.milestones", "every milestone must be greater than 0")
+    elif any(a >= b for a, b in itertools.pairwise(rate.milestones)):
+        yield _v(f"{path}.milestones", "must ascend")
+    if rate.kind == "step":
+        return
+    ends_at = rate.end_epoch or float(spec.epochs)
+    # Past its end the rate is 0, and the run would train nothing without saying so.
+    stands_still = rate.decay > 0 if rate.kind == "thor" else rate.end == 0
+    if ends_at < spec.epochs and stands_still:
+        yield _v(
+            f"{path}.end_epoch",
+            f"is {ends_at:g}, must be at least schedule.epochs ({spec.epochs}): the learning "
+            "rate would be 0 for the rest; 0 means the number of epochs",
+        )
+    if rate.kind != "thor" and rate.warmup_epochs >= ends_at:
+        yield _v(
+            f"{path}.warmup_epochs",
+            f"is {rate.warmup_epochs:g}, must be less than the {ends_at:g} epochs of the schedule",
+        )
+
+
+def _thor(spec: ThorSpec) -> Iterator[FieldViolation]:
+    path = "optimizer.thor"
+    if spec.w2 > spec.w1:
+        yield _v(f"{path}.w2", f"is {spec.w2:g}, must be at most {path}.w1 ({spec.w1:g})")
+    if spec.damping_min > spec.damping_init:
+        yield _v(
+            f"{path}.damping_min",
+            f"is {spec.damping_min:g}, must be at most {path}.damping_init ({spec.damping_init:g})",
+        )
+    if 0 < spec.frequency_max < spec.frequency:
+        yield _v(
+            f"{path}.frequency_max",
+            f"is {spec.frequency_max}, must be 0 (one epoch) or at least {path}.frequency "
+            f"({spec.frequency})",
+        )
+
+
+def _precision(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    if spec.precision == "fp16" and spec.devices.target == "cpu":
+        yield _v("precision", "is 'fp16', which needs devices.target 'gpu' or 'ascend'; use 'fp32'")
+
+
+def _loss_scale(spec: OptimizerSpec) -> Iterator[FieldViolation]:
+    low, high = spec.loss_scale_min, spec.loss_scale_max
+    if low > high:
+        yield _v(
+            "optimizer.loss_scale_min",
+            f"is {low:g}, must be at most optimizer.loss_scale_max ({high:g})",
+        )
+    elif spec.loss_scaling == "dynamic" and spec.loss_scale and not low <= spec.loss_scale <= high:
+        yield _v(
+            "optimizer.loss_scale",
+            f"is {spec.loss_scale:g}, must be between optimizer.loss_scale_min ({low:g}) and "
+            f"optimizer.loss_scale_max ({high:g}), or 0",
+        )
+
+
+def _devices(spec: DeviceSpec) -> Iterator[FieldViolation]:
+    if spec.launcher == "rank-table":
+        if spec.target != "ascend":
+            yield _v(
+                "devices.launcher",
+                f"is 'rank-table', which needs devices.target 'ascend', not '{spec.target}'; "
+                "use 'msrun'",
+            )
+        if not spec.rank_table:
+            yield _v("devices.rank_table", "required with devices.launcher 'rank-table'")
+    if spec.rank_table and spec.target != "ascend":
+        yield _v(
+            "devices.rank_table",
+            f"a rank table is for devices.target 'ascend', not '{spec.target}'",
+        )
+
+
+def _weights(spec: WeightsSource, allowed: tuple[str, ...] = _SOURCES) -> Iterator[FieldViolation]:
+    given = [name for name in _SOURCES if getattr(spec, name)]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are set" if given else "none is set"
+        names = f"{', '.join(allowed[:-1])} and {allowed[-1]}"
+        yield _v("weights", f"exactly one of {names} is needed; {what}")
+    if not re.fullmatch(r"last|best|[0-9]{1,18}", spec.checkpoint):
+        yield _v(
+            "weights.checkpoint",
+            f"is '{spec.checkpoint[:60]}', must be 'last', 'best' or a step number such as '1200'",
+        )
+    elif spec.checkpoint != "last" and given and "job_id" not in given:
+        yield _v("weights.checkpoint", "chooses among a job's checkpoints; it needs weights.job_id")
+
+
+def _network(trunk: str, gem_p: float, resolution: int) -> Iterator[FieldViolation]:
+    """Fields of a bare weights file; 0 and empty mean the checkpoint's own value."""
+    trunks = get_args(TrunkName)
+    if trunk and trunk not in trunks:
+        guess = nearest(trunk, trunks)
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        yield _v("trunk", f"is '{trunk[:60]}', must be one of {', '.join(trunks)}{hint}")
+    if 0 < gem_p < 1:
+        yield _v("gem_p", f"is {gem_p:g}, must be 0 (the checkpoint's) or at least 1")
+    if 0 < resolution < _SMALLEST_IMAGE:
+        yield _v("resolution", f"is {resolution}, must be 0 or at least {_SMALLEST_IMAGE}")
+
+
+def _resolutions(spec: ExportSpec) -> Iterator[FieldViolation]:
+    if spec.resolutions and (spec.resolution or spec.gem_p):
+        yield _v(
+            "resolutions",
+            "replaces resolution and gem_p: leave these two out, and name the default first",
+        )
+    seen = set()
+    for number, head in enumerate(spec.resolutions):
+        here = f"resolutions[{number}]"
+        for violation in _network("", head.gem_p, head.resolution):
+            name = violation.field.removeprefix("spec.")
+            yield _v(f"{here}.{name}", violation.message)
+        if head.resolution in seen:
+            yield _v(f"{here}.resolution", f"{head.resolution} is named more than once")
+        seen.add(head.resolution)
+
+
+def _layouts(tasks: tuple[Task, ...]) -> Iterator[FieldViolation]:
+    alone = [task for task in tasks if task not in FOLDER_TASKS]
+    if alone and len(set(tasks)) > 1:
+        yield _v(
+            "tasks",
+            f"{alone[0]!r} has a folder layout of its own: make it a job of its own, without "
+            + ", ".join(sorted(repr(task) for task in set(tasks) - {alone[0]})),
+        )
+
+
+def _doubles(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:
+    if len(set(values)) != len(values):
+        yield _v(name, "names one more than once")
+
+
+# MERGED: Evaluation while training: what contradicts itself.
+
+
+_ON_VAL = ("classification", "copy_detection")
+
+
+def check_evaluation_schedule(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    """Contradictions in the ``evaluation`` of a training that evaluates."""
+    schedule = spec.evaluation
+    if not schedule.tasks:
+        yield _v("evaluation.tasks", "is empty: name at least one task")
+        return
+    searches = [task for task in schedule.tasks if task not in _ON_VAL]
+    if len(set(schedule.tasks)) != len(schedule.tasks):
+        yield _v("evaluation.tasks", "names one more than once")
+    elif len(searches) > 1:
+        yield _v(
+            "evaluation.tasks",
+            f"{' and '.join(repr(task) for task in searches)} search different folders; name one "
+            "of them, and evaluate the others in jobs of their own",
+        )
+    for task in searches:
+        if task not in FOLDER_TASKS and not schedule.retrieval_path:
+            yield _v("evaluation.retrieval_path", f"required: the folder of the task '{task}'")
+    if schedule.retrieval_path and not searches:
+        yield _v(
+            "evaluation.retrieval_path",
+            "is searched by no task: add 'groups' to evaluation.tasks, or the benchmark whose "
+            "images they are",
+        )
+    on_val = [t for t in schedule.tasks if t in _ON_VAL or not schedule.retrieval_path]
+    if on_val and not spec.dataset.val_path and not (set(on_val) - FOLDER_TASKS):
+        yield _v(
+            "dataset.val_path",
+            f"required, as evaluation.every_epochs is {schedule.every_epochs}; "
+            "set evaluation.every_epochs to 0 to train without evaluation",
+        )
+    measured = [name for task in dict.fromkeys(schedule.tasks) for name in TASK_METRICS[task]]
+    if schedule.metric not in measured:
+        owner = next(task for task, names in TASK_METRICS.items() if schedule.metric in names)
+        yield _v(
+            "evaluation.metric",
+            f"is '{schedule.metric}', which the task '{owner}' measures: add that to "
+            f"evaluation.tasks, or name one of {', '.join(measured)}",
+        )
+
+
+# MERGED: The task "gem_p": what it cannot be combined with.
+
+
+def check_exponent(spec: EvaluationSpec) -> Iterator[FieldViolation]:
+    """Contradictions in an evaluation specification with the task "gem_p"."""
+    if len(set(spec.tasks)) > 1:
+        yield _v(
+            "tasks",
+            "'gem_p' looks at training images, the others score held-out ones: make it a job of "
+            "its own",
+        )
+    if spec.transform != "crop":
+        yield _v("transform", f"is '{spec.transform}'; the task 'gem_p' has 'crop' only")
+    if spec.whiten:
+        yield _v("whiten", "a whitening belongs to one gem_p; the task 'gem_p' compares several")
+    candidates = spec.exponent.candidates
+    for number, p in enumerate(candidates):
+        if p < 1:
+            yield _v(f"exponent.candidates[{number}]", f"is {p:g}, must be at least 1")
+    if len(set(candidates)) != len(candidates):
+        yield _v("exponent.candidates", "names one more than once")
+    if spec.exponent.method == "search":
+        if spec.gem_p:
+            yield _v("gem_p", "is what is searched: leave it out, or name it a candidate")
+        return
+    if math.isinf(spec.gem_p):
+        yield _v("gem_p", "an infinite gem_p has no gradient; start from a finite one")
+    if spec.devices.count != 1:
+        yield _v("devices.count", f"is {spec.devices.count}; the method 'finetune' has one worker")

@@ -1,0 +1,106 @@
+"""From what a user set to a whole specification: preset, then overrides, then every check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
+from multigrain.specs import violations
+from multigrain.specs.base import Spec
+from multigrain.specs.checks import check_evaluation, check_export, check_training
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.presets import merge, preset_values
+from multigrain.specs.training import TrainingSpec
+
+_S = TypeVar("_S", bound=Spec)
+
+
+def resolve_training(overrides: Mapping[str, Any]) -> TrainingSpec:
+    """The training specification that a preset and the fields set by a user make.
+
+    Args:
+        overrides: nested mappings with the keys of ``multigrain.v1.TrainingSpec``; ``preset``
+            names the preset below them (absent or empty: the defaults). Groups are merged
+            field by field, lists are replaced.
+
+    Raises:
+        MultigrainError: INVALID_FIELD with every violation; field paths begin with ``spec.``.
+    """
+    base, found = _preset(overrides.get("preset", ""))
+    spec = _validate(TrainingSpec, merge(base, overrides), found)
+    return _checked(spec, check_training(spec))
+
+
+def resolve_evaluation(overrides: Mapping[str, Any]) -> EvaluationSpec:
+    """The evaluation specification of the fields a user set; as :func:`resolve_training`."""
+    overrides = _without_empty(overrides, "tasks")
+    if isinstance(exponent := overrides.get("exponent"), Mapping):
+        overrides["exponent"] = _without_empty(exponent, "candidates")
+    spec = _validate(EvaluationSpec, overrides, [])
+    return _checked(spec, check_evaluation(spec))
+
+
+def resolve_export(overrides: Mapping[str, Any]) -> ExportSpec:
+    """The export specification of the fields a user set; as :func:`resolve_training`.
+
+    Raises:
+        MultigrainError: also UNSUPPORTED, for AIR on another device than Ascend.
+    """
+    spec = _validate(ExportSpec, _without_empty(overrides, "formats"), [])
+    _checked(spec, check_export(spec))
+    if "air" in spec.formats and spec.devices.target != "ascend":
+        reason = (
+            "MindSpore writes the 'air' format on Ascend only; leave it out, or export with "
+            "devices.target 'ascend'"
+        )
+        raise MultigrainError(
+            ErrorKind.UNSUPPORTED,
+            f"spec.formats: {reason}",
+            violations=(FieldViolation("spec.formats", reason),),
+        )
+    return spec
+
+
+def _preset(name: object) -> tuple[dict[str, Any], list[FieldViolation]]:
+    """A preset's values; an unknown one is reported together with all else that is wrong."""
+    if not isinstance(name, str) or not name:
+        return {}, []  # a wrong type is pydantic's to report
+    try:
+        return preset_values(name), []
+    except MultigrainError as error:
+        return {}, list(error.violations)
+
+
+def _validate(kind: type[_S], values: Mapping[str, Any], found: list[FieldViolation]) -> _S:
+    try:
+        # Strict: a text or a truth value where a number belongs is a mistake, not a number.
+        spec = kind.model_validate(_with_tuples(values), strict=True)
+    except ValidationError as error:
+        raise violations.refusal(found + violations.from_validation(kind, error)) from None
+    if found:
+        raise violations.refusal(found)
+    return spec
+
+
+def _checked(spec: _S, found: list[FieldViolation]) -> _S:
+    if found:
+        raise violations.refusal(found)
+    return spec
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists as the tuples that the specifications, being immutable, hold."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return tuple(_with_tuples(inner) for inner in value)
+    return value
+
+
+def _without_empty(overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The overrides less an empty list, which in the contract means the default."""
+    return {key: value for key, value in overrides.items() if key != name or value not in ([], ())}

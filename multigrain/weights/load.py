@@ -1,0 +1,213 @@
+"""Weights from wherever they are: a checkpoint, a model bundle or a bare file."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest, Head
+from multigrain.checkpoint import store
+from multigrain.checkpoint.reader import MANIFEST as CHECKPOINT_MANIFEST
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.specs.training import ModelSpec
+from multigrain.storage import describe, remedy
+from multigrain.weights.pytorch import SUFFIXES as PYTORCH_SUFFIXES
+from multigrain.weights.pytorch import read_pytorch
+from multigrain.weights.translate import is_ours, translate
+
+# What training programs write into a .ckpt besides the network.
+_NOT_WEIGHTS = (
+    "moments.", "moment1.", "moment2.", "accum.", "stat.", "matrix_a", "matrix_g", "curvature.",
+    "learning_rate", "global_step", "epoch_num", "step_num", "scale_sense", "loss_scale",
+    "cov_step", "momentum",
+)  # fmt: skip
+
+_GEM_P = "pool.p"
+_SUFFIXES = (".safetensors", ".ckpt", *PYTORCH_SUFFIXES)
+_FILES = "a .safetensors, .ckpt or .pth file"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's parameters and what is known of the network.
+
+    Args:
+        model: parameters and BatchNorm statistics by name.
+        spec: the network; None for a bare file under this package's names.
+        labels: class names in the order of the outputs; empty for a bare file.
+        heads: resolutions with their preprocessing and exponent, where the source is a bundle.
+        job_id, step, epoch, checkpoint: where the weights come from; empty for a bare file.
+        metrics: figures stored with them.
+        naming: the program whose names a bare file had; empty for this package's. ``spec`` then
+            has the network that the file was recognised as.
+    """
+
+    model: dict[str, NDArray[np.generic]]
+    spec: ModelSpec | None = None
+    labels: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ()
+    job_id: str = ""
+    step: int = 0
+    epoch: int = 0
+    checkpoint: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    naming: str = ""
+
+    def head(self, resolution: int) -> Head | None:
+        """What a bundle says of a resolution (0 = its default); None if it says nothing."""
+        for head in self.heads:
+            if resolution in (0, head.preprocessing.size):
+                return head
+        return None
+
+
+def load_weights(path: Path) -> Weights:
+    """Reads a checkpoint folder, a bundle folder, a ``.safetensors``, ``.ckpt`` or ``.pth`` file.
+
+    A file's names may be this package's, or those of a scheme in ``multigrain.checkpoint.naming``.
+
+    Raises:
+        MultigrainError: NOT_FOUND if there is nothing; CHECKPOINT if it is damaged, of another
+            kind, or of a network that is not known.
+    """
+    if path.is_dir():
+        if (path / MANIFEST_NAME).is_file():
+            return _from_bundle(path)
+        if path.suffix in _SUFFIXES and not (path / CHECKPOINT_MANIFEST).is_file():
+            raise _unusable(path, f"it is a folder; give the path of a file, {_FILES}")
+        manifest, model = store.load_model(path)
+        return Weights(
+            model=model,
+            spec=manifest.model,
+            labels=manifest.labels,
+            job_id=manifest.job_id,
+            step=manifest.step,
+            epoch=manifest.epoch,
+            checkpoint=path.name,
+            metrics=manifest.metrics,
+        )
+    if not path.is_file():
+        raise MultigrainError(
+            ErrorKind.NOT_FOUND,
+            f"there are no weights at {path}: give a checkpoint folder, or {_FILES}",
+        )
+    _check_readable(path)
+    if path.suffix == ".safetensors":
+        return _from_file(path, _read_safetensors(path))
+    if path.suffix == ".ckpt":
+        return _from_file(path, _read_ckpt(path))
+    if path.suffix in PYTORCH_SUFFIXES:
+        return _from_file(path, read_pytorch(path))
+    raise MultigrainError(
+        ErrorKind.CHECKPOINT,
+        f"{path.name} is not a kind of weights file that is read: give a checkpoint folder, or "
+        f"{_FILES}",
+    )
+
+
+def _check_readable(path: Path) -> None:
+    """Before a reader's own word for it, which would be that the file is damaged."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        todo = remedy(error, "read it", "check the disk")
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            f"the weights in {path.name} cannot be read: {error.strerror}; {todo}",
+        ) from error
+
+
+def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
+    broken = sorted(name for name, array in state.items() if not _usable(name, array))
+    if broken:
+        # A ReLU turns them into zeros: figures and vectors would look like a bad network's.
+        raise _unusable(path, f"{broken[0]} holds numbers that are not finite in float32")
+    if is_ours(state):
+        return Weights(model=state)
+    found = translate(state, path.name)
+    spec = ModelSpec.model_validate(
+        {
+            "trunk": found.trunk,
+            "stem": found.stem,
+            "classes": found.classes,
+            "gem_p": found.gem_p,
+        }
+    )
+    return Weights(model=found.model, spec=spec, naming=found.naming)
+
+
+def _from_bundle(path: Path) -> Weights:
+    try:
+        manifest = BundleManifest.model_validate_json((path / MANIFEST_NAME).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unusable(path, f"its {MANIFEST_NAME} cannot be read") from error
+    weights = path / Path(manifest.weights).name
+    if not manifest.weights or not weights.is_file():
+        raise _unusable(path, "the bundle holds graphs only, no weights")
+    entry = manifest.files.get(weights.name)
+    if entry is not None and describe(weights) != entry:
+        raise _unusable(path, f"{weights.name} is not what was written")
+    return Weights(
+        model=_read_safetensors(weights),
+        spec=manifest.model,
+        labels=manifest.labels,
+        heads=manifest.heads,
+        job_id=manifest.source.job_id,
+        step=manifest.source.step,
+        checkpoint=manifest.source.checkpoint,
+        metrics=manifest.metrics,
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        tensors: dict[str, NDArray[np.generic]] = load_tensors(path.read_bytes())
+    except KeyError as error:
+        # bfloat16 and the 8-bit floats.
+        raise _unusable(
+            path, f"it holds tensors of type {error.args[0]}; convert them to float32"
+        ) from error
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise _unusable(path, "it is not a whole safetensors file of NumPy types") from error
+    return tensors
+
+
+def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
+    # A protobuf, not a pickle: reading one cannot run code.
+    from mindspore import load_checkpoint
+
+    if zipfile.is_zipfile(path):
+        raise _unusable(
+            path, "it is PyTorch's (Lightning calls them so), not MindSpore's; name it .pth"
+        )
+    try:
+        parameters = load_checkpoint(str(path))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise _unusable(path, "MindSpore cannot read it") from error
+    return {
+        name: np.asarray(parameter.asnumpy())
+        for name, parameter in parameters.items()
+        if not name.startswith(_NOT_WEIGHTS)
+    }
+
+
+def _usable(name: str, array: NDArray[np.generic]) -> bool:
+    if not np.issubdtype(array.dtype, np.floating):
+        return True
+    if name.endswith(_GEM_P) and (array == np.inf).all():  # the pooling is the maximum then
+        return True
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+
+
+def _unusable(path: Path, what: str) -> MultigrainError:
+    return MultigrainError(
+        ErrorKind.CHECKPOINT, f"the weights in {path.name} cannot be used: {what}. Use others"
+    )

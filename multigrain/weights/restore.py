@@ -1,0 +1,125 @@
+"""A network from stored weights, ready for evaluation or export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.parameters import Preprocessing
+from multigrain.model.layouts import trunk_of
+from multigrain.specs.training import ModelSpec, TrunkName
+from multigrain.weights.load import Weights, load_weights
+
+if TYPE_CHECKING:
+    from multigrain.model.multigrain import MultiGrain
+
+
+_CLASSIFIER = "classifier.weight"
+_STEM = "trunk.conv1.weight"
+_GEM_P = "pool.p"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A network and what is known of it.
+
+    Args:
+        network: in evaluation mode.
+        spec: of the network; ``classes`` is its number of outputs, ``gem_p`` the exponent in use.
+        state: what was loaded: parameters by name, with the exponent in use.
+        weights: the source.
+    """
+
+    network: MultiGrain
+    spec: ModelSpec
+    state: dict[str, NDArray[np.generic]]
+    weights: Weights
+
+    def preprocessing(self, resolution: int) -> Preprocessing:
+        """How images are prepared at a resolution; 0 = the training resolution."""
+        head = self.weights.head(resolution)
+        if head is not None:
+            return head.preprocessing
+        return Preprocessing.standard(resolution or self.spec.image_size, self.spec.center_crop)
+
+    def with_exponent(self, gem_p: float) -> Restored:
+        """The same weights in a network of their own that pools with another exponent."""
+        return _build(self.weights, self.spec, self.state, gem_p)
+
+
+def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0, resolution: int = 0) -> Restored:
+    """Loads weights and builds their network.
+
+    Args:
+        path: a checkpoint or bundle folder, or a bare file (see ``load_weights``).
+        trunk: of a bare file; empty to tell it by the names and shapes of its parameters.
+        gem_p: exponent to use instead of the stored one; 0 = the stored one.
+        resolution: that the network is wanted for; of a bundle, it decides which exponent is
+            the stored one.
+
+    Raises:
+        MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk" if a
+            bare file is another trunk's, or of none that can be told.
+    """
+    weights = load_weights(path)
+    state = dict(weights.model)
+    spec = weights.spec or _spec_of_bare(state, trunk)
+    if weights.naming and trunk not in ("", spec.trunk):
+        raise MultigrainError.field(
+            "spec.trunk", f"is {trunk!r}, but {path.name} holds a {spec.trunk}; leave it empty"
+        )
+    stored = float(state.get(_GEM_P, np.float32(spec.gem_p)))
+    if (head := weights.head(resolution)) is not None:
+        stored = head.gem_p
+    return _build(weights, spec, state, gem_p or stored)
+
+
+def _build(
+    weights: Weights, spec: ModelSpec, state: dict[str, NDArray[np.generic]], p: float
+) -> Restored:
+    state = {**state, _GEM_P: np.array(p, np.float32)}
+    # p is a constant from here on, whether or not it was learned.
+    spec = spec.model_copy(update={"gem_p": p, "learn_gem_p": False, "classes": _outputs(state)})
+    # MindSpore is imported only where a network is built.
+    from multigrain.model.multigrain import build_model
+    from multigrain.model.state import load_model_state
+
+    network = build_model(spec, spec.classes)
+    load_model_state(network, state)
+    network.set_train(False)
+    return Restored(network, spec, state, weights)
+
+
+def _spec_of_bare(state: dict[str, NDArray[np.generic]], trunk: str) -> ModelSpec:
+    known = get_args(TrunkName)
+    if not trunk:
+        told = trunk_of({name: array.shape for name, array in state.items()})
+        if told is None:
+            raise MultigrainError.field(
+                "spec.trunk",
+                f"the weights' names and shapes are no known network's: give {', '.join(known)}",
+            )
+        return ModelSpec.model_validate({"trunk": told[0], "stem": told[1]})
+    if trunk not in known:
+        raise MultigrainError.field(
+            "spec.trunk", f"{trunk!r} is unknown: give one of {', '.join(known)}"
+        )
+    stem = state.get(_STEM)
+    small = stem is not None and stem.shape[-1] == 3
+    return ModelSpec.model_validate({"trunk": trunk, "stem": "small" if small else "imagenet"})
+
+
+def _outputs(state: dict[str, NDArray[np.generic]]) -> int:
+    classifier = state.get(_CLASSIFIER)
+    if classifier is None or classifier.ndim != 2:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            f"the weights have no {_CLASSIFIER}, which evaluation and export need: start a "
+            "training from them (initial_weights), which gives them one, and use its checkpoint",
+        )
+    return int(classifier.shape[0])

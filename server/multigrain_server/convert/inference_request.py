@@ -1,0 +1,383 @@
+"""Names of tensors and of what the protocol calls things."""
+
+from __future__ import annotations
+
+import difflib
+import struct
+import sys
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from multigrain.engine.protocol import VectorWants
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.v1.inference import service_pb2
+from multigrain_server.serving.types import ImageRequest
+
+#: Input: encoded files, BYTES [N, 1] or [N].
+IMAGES = "images"
+#: Input: prepared images, FP32 [N, 3, side, side].
+PIXELS = "pixels"
+#: Output: FP32 [N, size].
+EMBEDDING = "embedding"
+#: Output: FP32 [N, classes]; with the parameter "classification", BYTES [N, k].
+SCORES = "scores"
+
+INPUTS = {IMAGES: "BYTES", PIXELS: "FP32"}
+OUTPUTS = (EMBEDDING, SCORES)
+
+CLASSIFICATION = "classification"
+PLATFORM = "multigrain"
+
+
+# MERGED: Tensors as the protocol sends them.
+
+
+_LENGTH = struct.Struct("<I")
+FLOAT_BYTES = 4
+
+
+def split_bytes(raw: bytes, elements: int, field: str) -> list[bytes]:
+    """The elements of a raw BYTES tensor: each after its length, a little-endian uint32.
+
+    Args:
+        raw: the tensor.
+        elements: how many its shape says there are; no more are looked at.
+        field: to be named in errors.
+
+    Raises:
+        MultigrainError: INVALID_FIELD if it is not exactly so many elements.
+    """
+    found = []
+    at = 0
+    for number in range(elements):
+        if len(raw) - at < _LENGTH.size:
+            raise MultigrainError.field(
+                field, f"ends after {number} elements, the shape says {elements}"
+            )
+        (size,) = _LENGTH.unpack_from(raw, at)
+        at += _LENGTH.size
+        if size > len(raw) - at:
+            raise MultigrainError.field(
+                field,
+                f"element {number} says it has {size} bytes, and {len(raw) - at} are left: each "
+                "element must stand after its length as a little-endian uint32",
+            )
+        found.append(raw[at : at + size])
+        at += size
+    if at != len(raw):
+        raise MultigrainError.field(
+            field, f"has {len(raw) - at} bytes after the {elements} elements of the shape"
+        )
+    return found
+
+
+def join_bytes(elements: Iterable[bytes]) -> bytes:
+    """A raw BYTES tensor."""
+    return b"".join(part for item in elements for part in (_LENGTH.pack(len(item)), item))
+
+
+def split_floats(raw: bytes, images: int, size: int, field: str) -> list[bytes]:
+    """A raw FP32 tensor as one piece an image, of ``size`` numbers each.
+
+    Raises:
+        MultigrainError: INVALID_FIELD for another number of bytes.
+    """
+    step = FLOAT_BYTES * size
+    if len(raw) != images * step:
+        raise MultigrainError.field(
+            field, f"has {len(raw)} bytes, a FP32 tensor of this shape has {images * step}"
+        )
+    return [raw[at : at + step] for at in range(0, len(raw), step)]
+
+
+def pack_floats(numbers: Iterable[float]) -> bytes:
+    """A raw FP32 tensor."""
+    packed = array("f", numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+# MERGED: Parameters of a request.
+
+
+Parameters = Mapping[str, service_pb2.InferParameter]
+
+_KNOWN = ("normalize", "priority", "resolution", "timeout", "whiten")
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+# Of the protocol itself, and about what a response may look like: of no effect here.
+_RESERVED = "triton_"
+_MAX_PIXELS = 1 << 20
+
+
+@dataclass(frozen=True)
+class RequestParameters:
+    """``timeout_ns`` 0 = none; ``resolution`` 0 = the model's."""
+
+    resolution: int = 0
+    normalize: bool = True
+    whiten: bool = False
+    timeout_ns: int = 0
+
+
+def request_parameters(parameters: Parameters) -> RequestParameters:
+    """Raises MultigrainError INVALID_FIELD for an unknown name or a value of the wrong type."""
+    for name in parameters:
+        if name not in _KNOWN and not name.startswith(_RESERVED):
+            raise _unknown(name, parameters)
+    # Accepted, because clients send it by habit; all requests wait in one queue.
+    _whole(parameters, "priority", (1 << 64) - 1)
+    return RequestParameters(
+        resolution=_whole(parameters, "resolution", _MAX_PIXELS),
+        normalize=_flag(parameters, "normalize", True),
+        whiten=_flag(parameters, "whiten", False),
+        timeout_ns=1000 * _whole(parameters, "timeout", (1 << 63) - 1),
+    )
+
+
+def refuse_all(parameters: Parameters, field: str, known: tuple[str, ...] = ()) -> None:
+    """For tensors, which have no parameters but ``known``.
+
+    Raises:
+        MultigrainError: UNSUPPORTED for shared memory, INVALID_FIELD for others.
+    """
+    for name in parameters:
+        if name.startswith("shared_memory"):
+            raise MultigrainError(
+                ErrorKind.UNSUPPORTED,
+                f"{field}.parameters.{name}: shared memory is not offered, send and take tensors "
+                "in the messages",
+            )
+        if name not in known:
+            what = f"known is {', '.join(known)}" if known else "none is known here"
+            raise MultigrainError.field(f"{field}.parameters", f"{name[:80]!r} is unknown: {what}")
+
+
+def whole(parameter: service_pb2.InferParameter, field: str, most: int) -> int:
+    """A whole number from 0, sent as int64 or as uint64. Raises INVALID_FIELD."""
+    kind = parameter.WhichOneof("parameter_choice")
+    value = parameter.uint64_param if kind == "uint64_param" else parameter.int64_param
+    if kind not in ("int64_param", "uint64_param") or not 0 <= value <= most:
+        raise MultigrainError.field(field, f"must be a whole number from 0 to {most}")
+    return value
+
+
+def _whole(parameters: Parameters, name: str, most: int) -> int:
+    if name not in parameters:
+        return 0
+    return whole(parameters[name], f"parameters.{name}", most)
+
+
+def _flag(parameters: Parameters, name: str, default: bool) -> bool:
+    if name not in parameters:
+        return default
+    if parameters[name].WhichOneof("parameter_choice") != "bool_param":
+        raise MultigrainError.field(f"parameters.{name}", "must be true or false (bool_param)")
+    return parameters[name].bool_param
+
+
+def _unknown(name: str, parameters: Parameters) -> MultigrainError:
+    if name in _SEQUENCE:
+        return MultigrainError.field(
+            f"parameters.{name}", "an embedding belongs to no sequence: leave it out"
+        )
+    near = difflib.get_close_matches(name[:80], _KNOWN, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KNOWN)}"
+    return MultigrainError.field("parameters", f"{name[:80]!r} is unknown: {hint}")
+
+
+# MERGED: ModelInfer requests as requests of the serving core.
+
+
+_Input = service_pb2.ModelInferRequest.InferInputTensor
+_Contents = service_pb2.InferTensorContents
+# Far above any bundle's classes.
+_MAX_TOP = 1 << 31
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request, and what its response must hold.
+
+    Attributes:
+        request: for the core.
+        id: the caller's.
+        outputs: names in the order wanted; none = all that the model has.
+        top: classes wanted in place of the scores; 0 = the scores.
+    """
+
+    request: ImageRequest
+    id: str
+    outputs: tuple[str, ...]
+    top: int
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Files, or prepared images of one ``resolution``."""
+
+    items: list[bytes]
+    resolution: int = 0
+
+
+def infer_request(
+    message: service_pb2.ModelInferRequest,
+    model: str,
+    *,
+    max_images: int,
+    received_ns: int,
+    deadline_ns: int,
+) -> InferRequest:
+    """Checks everything that can be checked without the model.
+
+    Args:
+        message: as it came.
+        model: its ``model_name`` and ``model_version`` as "name@version".
+        max_images: of a request.
+        received_ns: on CLOCK_MONOTONIC.
+        deadline_ns: on the same clock; 0 = none.
+
+    Raises:
+        MultigrainError: INVALID_FIELD, UNSUPPORTED (shared memory).
+    """
+    wanted = request_parameters(message.parameters)
+    outputs, top = _outputs(message)
+    images = _images(message, max_images)
+    if wanted.resolution and images.resolution not in (0, wanted.resolution):
+        raise MultigrainError.field(
+            "parameters.resolution",
+            f"is {wanted.resolution}, but the prepared images have {images.resolution} pixels",
+        )
+    if wanted.timeout_ns:
+        end = received_ns + wanted.timeout_ns
+        deadline_ns = min(end, deadline_ns) if deadline_ns else end
+    embeds = EMBEDDING in outputs or not outputs
+    request = ImageRequest(
+        model=model,
+        images=images.items,
+        tensors=images.resolution > 0,
+        resolution=images.resolution or wanted.resolution,
+        vector=VectorWants(normalize=wanted.normalize, whiten=wanted.whiten) if embeds else None,
+        classes=top > 0,
+        top_k=top,
+        scores=not top and (SCORES in outputs or not outputs),
+        received_ns=received_ns,
+        deadline_ns=deadline_ns,
+    )
+    return InferRequest(request, message.id, outputs, top)
+
+
+def _outputs(message: service_pb2.ModelInferRequest) -> tuple[tuple[str, ...], int]:
+    """The names that are wanted, and how many classes."""
+    names: list[str] = []
+    top = 0
+    for number, output in enumerate(message.outputs):
+        field = f"outputs[{number}]"
+        if output.name not in OUTPUTS:
+            raise MultigrainError.field(
+                f"{field}.name", f"{output.name[:80]!r} is unknown: use {' or '.join(OUTPUTS)}"
+            )
+        if output.name in names:
+            raise MultigrainError.field(f"{field}.name", f"{output.name} is asked for twice")
+        names.append(output.name)
+        known = (CLASSIFICATION,) if output.name == SCORES else ()
+        refuse_all(output.parameters, field, known)
+        if CLASSIFICATION in output.parameters:
+            parameter = output.parameters[CLASSIFICATION]
+            top = whole(parameter, f"{field}.parameters.{CLASSIFICATION}", _MAX_TOP)
+    return tuple(names), top
+
+
+def _images(message: service_pb2.ModelInferRequest, max_images: int) -> _Images:
+    for number, tensor in enumerate(message.inputs):
+        field = f"inputs[{number}]"
+        expected = INPUTS.get(tensor.name)
+        if expected is None:
+            raise MultigrainError.field(
+                f"{field}.name", f"{tensor.name[:80]!r} is unknown: use {' or '.join(INPUTS)}"
+            )
+        if tensor.datatype != expected:
+            raise MultigrainError.field(
+                f"{field}.datatype",
+                f"{tensor.datatype[:80]!r} is not accepted: {tensor.name} are {expected}",
+            )
+        refuse_all(tensor.parameters, field)
+    if len(message.inputs) != 1:
+        raise MultigrainError.field(
+            "inputs",
+            f"has {len(message.inputs)} tensors: send either {' or '.join(INPUTS)}",
+        )
+    tensor = message.inputs[0]
+    # Once: each access of a repeated field makes a copy of the bytes.
+    raw = list(message.raw_input_contents)
+    typed = tensor.HasField("contents") and tensor.contents.ByteSize() > 0
+    if raw and typed:
+        raise MultigrainError.field(
+            "inputs[0].contents", "must be empty when raw_input_contents is used"
+        )
+    if raw and len(raw) != 1:
+        raise MultigrainError.field(
+            "raw_input_contents", f"has {len(raw)} entries for one input: send one for each"
+        )
+    images = _count(tensor, max_images)
+    if tensor.name == IMAGES:
+        if raw:
+            return _Images(split_bytes(raw[0], images, "raw_input_contents[0]"))
+        return _Images(_typed_files(tensor, images))
+    side = _side(tensor)
+    if raw:
+        pixels, field = raw[0], "raw_input_contents[0]"
+    else:
+        pixels, field = _typed_pixels(tensor), "inputs[0].contents.fp32_contents"
+    return _Images(split_floats(pixels, images, 3 * side * side, field), side)
+
+
+def _count(tensor: _Input, most: int) -> int:
+    """The number of images, checked before anything is made of the contents."""
+    shape = list(tensor.shape)
+    field = "inputs[0].shape"
+    if tensor.name == IMAGES:
+        good = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+        expected = "[N, 1] or [N]"
+    else:
+        good = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
+        expected = "[N, 3, side, side]"
+    if not good or shape[0] < 1:
+        raise MultigrainError.field(
+            field, f"{shape[:8]} is not the shape of {tensor.name}, which is {expected}, N from 1"
+        )
+    if shape[0] > most:
+        raise MultigrainError.field(
+            field, f"has {shape[0]} images, at most {most} in a request: split them"
+        )
+    return shape[0]
+
+
+def _side(tensor: _Input) -> int:
+    return tensor.shape[2]
+
+
+def _typed_files(tensor: _Input, images: int) -> list[bytes]:
+    _check_only(tensor, "bytes_contents")
+    files = list(tensor.contents.bytes_contents)
+    if len(files) != images:
+        raise MultigrainError.field(
+            "inputs[0].contents.bytes_contents",
+            f"has {len(files)} elements, the shape says {images}",
+        )
+    return files
+
+
+def _typed_pixels(tensor: _Input) -> bytes:
+    _check_only(tensor, "fp32_contents")
+    return pack_floats(tensor.contents.fp32_contents)
+
+
+def _check_only(tensor: _Input, wanted: str) -> None:
+    for field, _ in tensor.contents.ListFields():
+        if field.name != wanted:
+            raise MultigrainError.field(
+                f"inputs[0].contents.{field.name}",
+                f"{tensor.name} are {tensor.datatype}: use {wanted} or raw_input_contents",
+            )

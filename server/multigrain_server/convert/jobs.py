@@ -1,0 +1,145 @@
+"""What the three Start requests have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.base import Spec
+from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.specs.export import ExportSpec
+from multigrain.specs.request_fields import check_request
+from multigrain.specs.training import TrainingSpec
+from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, job_pb2, training_spec_pb2
+from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
+from multigrain.v1.export_pb2 import StartExportRequest
+from multigrain.v1.training_pb2 import StartTrainingRequest
+from multigrain_server.convert.events import artifact_message, error_message, timestamp
+from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.submission import Submission
+
+StartRequest = StartTrainingRequest | StartEvaluationRequest | StartExportRequest
+
+
+def submission(request: StartRequest, kind: JobKind) -> Submission:
+    """The request's id, name and labels, and a hash of all of it.
+
+    Raises:
+        MultigrainError: INVALID_FIELD with every violation.
+    """
+    labels = dict(request.labels)
+    check_request(request.request_id, request.name, labels)
+    name = request.name
+    if not name and isinstance(request, StartTrainingRequest):
+        name = request.spec.preset
+    body = kind.value.encode() + b"\0" + request.SerializeToString(deterministic=True)
+    return Submission(kind, hashlib.sha256(body).hexdigest(), request.request_id, name, labels)
+
+
+# MERGED: Specifications between the wire and the library. The messages of ``multigrain.v1`` and
+# the classes of ``multigrain.specs`` have the same fields under the same names (a test compares
+# them), so one walk over the descriptor serves all.
+
+
+_M = TypeVar("_M", bound=Message)
+
+
+def overrides(message: Message) -> dict[str, Any]:
+    """What a request sets, as the nested mapping that ``multigrain.specs.resolve`` takes.
+
+    A field that was not set does not appear; one that was set to 0, false or "" does. An
+    empty list cannot be told from no list and does not appear.
+    """
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.is_repeated:
+            if value:
+                values[field.name] = [
+                    overrides(item) if field.message_type else item for item in value
+                ]
+        elif message.HasField(field.name):
+            values[field.name] = overrides(value) if field.message_type else value
+    return values
+
+
+def training_message(spec: TrainingSpec) -> training_spec_pb2.TrainingSpec:
+    """The resolved specification with every field set."""
+    return _filled(training_spec_pb2.TrainingSpec(), spec)
+
+
+def evaluation_message(spec: EvaluationSpec) -> evaluation_spec_pb2.EvaluationSpec:
+    """The resolved specification with every field set; of the weights, the one source."""
+    return _filled(evaluation_spec_pb2.EvaluationSpec(), spec)
+
+
+def export_message(spec: ExportSpec) -> export_spec_pb2.ExportSpec:
+    """The resolved specification with every field set; of the weights, the one source."""
+    return _filled(export_spec_pb2.ExportSpec(), spec)
+
+
+def _filled(message: _M, spec: Spec) -> _M:
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(spec, field.name)
+        if field.is_repeated and field.message_type:
+            for item in value:
+                _filled(getattr(message, field.name).add(), item)
+        elif field.is_repeated:
+            getattr(message, field.name).extend(value)
+        elif field.message_type:
+            # Marks the group as set, even if all in it is a default.
+            getattr(message, field.name).SetInParent()
+            _filled(getattr(message, field.name), value)
+        else:
+            # To protobuf an `optional` field is alone in a oneof of its own.
+            oneof = field.containing_oneof
+            if value or oneof is None or len(oneof.fields) == 1:
+                setattr(message, field.name, value)
+    return message
+
+
+# MERGED: A job as a message of the contract.
+
+
+def job_message(job: Job) -> job_pb2.Job:
+    """Everything the daemon knows of a job, with its resolved specification."""
+    request, view = job.request, job.view
+    message = job_pb2.Job(
+        job_id=request.job_id,
+        kind=job_pb2.JobKind.Value(f"JOB_KIND_{request.kind}"),
+        name=request.name,
+        labels=request.labels,
+        state=job_pb2.JobState.Value(f"JOB_STATE_{job.state}"),
+        state_message=job.state_message,
+        attempt=view.attempt,
+        create_time=timestamp(request.create_time),
+        start_time=timestamp(view.start_time),
+        end_time=timestamp(view.end_time),
+        exit_code=view.exit_code,
+        progress=job_pb2.Progress(**asdict(view.progress)),
+        metrics=view.metrics,
+        last_seq=view.last_seq,
+        request_id=request.request_id,
+    )
+    if view.error is not None:
+        message.error.CopyFrom(error_message(asdict(view.error)))
+    if view.last_checkpoint is not None:
+        message.last_checkpoint.CopyFrom(job_pb2.CheckpointEvent(**asdict(view.last_checkpoint)))
+    if view.best_checkpoint is not None:
+        message.best_checkpoint.CopyFrom(job_pb2.CheckpointEvent(**asdict(view.best_checkpoint)))
+    if view.last_loss is not None:
+        message.last_loss.CopyFrom(job_pb2.LossEvent(**asdict(view.last_loss)))
+    if view.artifact is not None:
+        message.artifact.CopyFrom(artifact_message(asdict(view.artifact)))
+    spec = request.spec
+    if isinstance(spec, TrainingSpec):
+        message.training.CopyFrom(training_message(spec))
+    elif isinstance(spec, EvaluationSpec):
+        message.evaluation.CopyFrom(evaluation_message(spec))
+    elif isinstance(spec, ExportSpec):
+        message.export.CopyFrom(export_message(spec))
+    return message

@@ -1,0 +1,167 @@
+"""Training, evaluation, export and job services over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+
+from multigrain.errors import MultigrainError
+from multigrain.jobs.job_request import JobKind
+from multigrain.specs.request_fields import check_filter
+from multigrain.v1 import (
+    evaluation_pb2,
+    evaluation_pb2_grpc,
+    export_pb2,
+    export_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+from multigrain_server.asyncio_utils import in_turns
+from multigrain_server.convert import jobs as convert_spec
+from multigrain_server.convert.events import KIND_OF_ENUM, joined
+from multigrain_server.convert.jobs import job_message, submission
+from multigrain_server.jobs.service import Jobs
+from multigrain_server.jobs.store import JobFilter
+from multigrain_server.jobs.submission import SubmissionChecks
+from multigrain_server.metrics.jobs import EventMetrics
+
+
+class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
+    """Starts training jobs."""
+
+    def __init__(self, jobs: Jobs, checks: SubmissionChecks) -> None:
+        self._jobs = jobs
+        self._checks = checks
+
+    async def StartTraining(  # noqa: N802
+        self,
+        request: training_pb2.StartTrainingRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> job_pb2.Job:
+        overrides = convert_spec.overrides(request.spec)
+        asked = submission(request, JobKind.TRAINING)
+        return job_message(await self._jobs.submit(asked, lambda: self._checks.training(overrides)))
+
+
+# MERGED: EvaluationService over the wire.
+
+
+class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
+    """Starts evaluation jobs."""
+
+    def __init__(self, jobs: Jobs, checks: SubmissionChecks) -> None:
+        self._jobs = jobs
+        self._checks = checks
+
+    async def StartEvaluation(  # noqa: N802
+        self,
+        request: evaluation_pb2.StartEvaluationRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> job_pb2.Job:
+        overrides = convert_spec.overrides(request.spec)
+        asked = submission(request, JobKind.EVALUATION)
+        return job_message(
+            await self._jobs.submit(asked, lambda: self._checks.evaluation(overrides))
+        )
+
+
+# MERGED: ExportService over the wire.
+
+
+class ExportServicer(export_pb2_grpc.ExportServiceServicer):
+    """Starts export jobs."""
+
+    def __init__(self, jobs: Jobs, checks: SubmissionChecks) -> None:
+        self._jobs = jobs
+        self._checks = checks
+
+    async def StartExport(  # noqa: N802
+        self, request: export_pb2.StartExportRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> job_pb2.Job:
+        overrides = convert_spec.overrides(request.spec)
+        asked = submission(request, JobKind.EXPORT)
+        return job_message(await self._jobs.submit(asked, lambda: self._checks.export(overrides)))
+
+
+# MERGED: JobService over the wire.
+
+
+_EVENTS = job_pb2.JobEventBatch.EVENTS_FIELD_NUMBER
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class JobServicer(job_pb2_grpc.JobServiceServicer):
+    """Watches and steers jobs."""
+
+    def __init__(self, jobs: Jobs, metrics: EventMetrics) -> None:
+        self._jobs = jobs
+        self._metrics = metrics
+
+    async def GetJob(  # noqa: N802
+        self, request: job_pb2.GetJobRequest, context: Context
+    ) -> job_pb2.Job:
+        return job_message(self._jobs.get(request.job_id))
+
+    async def ListJobs(  # noqa: N802
+        self, request: job_pb2.ListJobsRequest, context: Context
+    ) -> job_pb2.ListJobsResponse:
+        check_filter(request.name_contains, request.labels)
+        which = JobFilter(
+            states=_names("states", request.states, job_pb2.JobState, "JOB_STATE_"),
+            kinds=_names("kinds", request.kinds, job_pb2.JobKind, "JOB_KIND_"),
+            labels=tuple(sorted(request.labels.items())),
+            name_contains=request.name_contains,
+        )
+        page = await self._jobs.list(which, request.page_size, request.page_token)
+        return job_pb2.ListJobsResponse(
+            jobs=[job_message(job) async for job in in_turns(page.jobs)],
+            next_page_token=page.next_token,
+        )
+
+    async def CancelJob(  # noqa: N802
+        self, request: job_pb2.CancelJobRequest, context: Context
+    ) -> job_pb2.Job:
+        return job_message(self._jobs.cancel(request.job_id))
+
+    async def ResumeJob(  # noqa: N802
+        self, request: job_pb2.ResumeJobRequest, context: Context
+    ) -> job_pb2.Job:
+        return job_message(await self._jobs.resume(request.job_id))
+
+    async def DeleteJob(  # noqa: N802
+        self, request: job_pb2.DeleteJobRequest, context: Context
+    ) -> job_pb2.DeleteJobResponse:
+        await self._jobs.delete(request.job_id)
+        return job_pb2.DeleteJobResponse()
+
+    async def StreamEvents(  # type: ignore[override]  # noqa: N802
+        self, request: job_pb2.StreamEventsRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        kinds = _names("kinds", request.kinds, job_pb2.EventKind, "EVENT_KIND_")
+        chosen = frozenset(KIND_OF_ENUM[job_pb2.EventKind.Value(f"EVENT_KIND_{k}")] for k in kinds)
+        stream = self._jobs.event_batches(request.job_id, request.after_seq, chosen, request.follow)
+        async with aclosing(stream) as batches:
+            async for batch in batches:
+                self._metrics.streamed(len(batch))
+                yield joined(_EVENTS, batch)
+
+
+def _names(field: str, values: Any, enum: Any, prefix: str) -> tuple[str, ...]:
+    """Names of enum values without their prefix, each once.
+
+    Raises:
+        MultigrainError: INVALID_FIELD for UNSPECIFIED and for numbers that have no name.
+    """
+    names = []
+    for at, value in enumerate(values):
+        if value == 0 or value not in enum.values():
+            known = ", ".join(name for name in enum.keys()[1:])
+            raise MultigrainError.field(f"{field}[{at}]", f"{value} is none of {known}")
+        names.append(enum.Name(value).removeprefix(prefix))
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,241 @@
+"""From file, environment and flags to one configuration: flag > environment > file > default."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from multigrain.storage import remedy
+from multigrain_server.config import ServerConfig
+
+PREFIX = "MULTIGRAIN_"
+FILE_VARIABLE = "MULTIGRAIN_CONFIG"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the message says where and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key: ``("grpc", "max_message_mib")``."""
+
+    path: tuple[str, ...]
+    info: FieldInfo
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def flag(self) -> str:
+        return "--" + "-".join(self.path).replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + "__".join(self.path).upper()
+
+    @property
+    def many(self) -> bool:
+        return typing.get_origin(self.info.annotation) in (tuple, list)
+
+    @property
+    def switch(self) -> bool:
+        return self.info.annotation is bool
+
+    @property
+    def metavar(self) -> str:
+        if typing.get_origin(self.info.annotation) is Literal:
+            return "|".join(str(value) for value in typing.get_args(self.info.annotation))
+        return self.path[-1].rpartition("_")[2].upper()
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the command line asked for."""
+
+    config: ServerConfig
+    print_config: bool
+    new_token: str = ""
+    rebuild_index: bool = False
+
+
+def options(model: type[BaseModel] = ServerConfig, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """Every key of the configuration, in order."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from options(kind, (*path, name))
+        else:
+            yield Option((*path, name), info)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A flag for each key, with its description, default and environment variable."""
+    parser = argparse.ArgumentParser(
+        prog="multigrain-server",
+        description="Trains, evaluates, exports and serves MultiGrain models over gRPC. "
+        "With `doctor` as the first word: looks at this machine as the daemon would use it, and "
+        "says what to mend.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file of keys. [{FILE_VARIABLE}]")
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print the resulting configuration and exit."
+    )
+    parser.add_argument(
+        "--new-token",
+        metavar="NAME:ROLE,ROLE",
+        default="",
+        help="Print a line for the file of tokens, and the token itself to standard error; exit.",
+    )
+    parser.add_argument(
+        "--rebuild-index",
+        action="store_true",
+        help="Put the index of jobs aside, make it anew from the job folders, say what was found, "
+        "and exit; no daemon may use the data directory.",
+    )
+    for option in options():
+        default = option.info.get_default()
+        text = f"{option.info.description or ''} [{option.variable}; default: {default}]"
+        settings: dict[str, Any] = {"dest": option.key, "default": None}
+        settings["help"] = text.replace("%", "%%")
+        if option.switch:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["metavar"] = option.metavar
+            if option.many:
+                settings["action"] = "append"
+                settings["help"] = "Repeatable. " + settings["help"]
+        parser.add_argument(option.flag, **settings)
+    return parser
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLine:
+    """Reads all sources.
+
+    Raises:
+        ConfigError: an unknown key, an unreadable file, or a wrong value.
+        SystemExit: for ``--help`` and flags without a value.
+    """
+    parser = build_parser()
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [action for group in parser._actions for action in group.option_strings]
+        raise ConfigError(f"unknown argument {unknown[0]}{_nearest(unknown[0], known)}")
+    values: dict[str, Any] = {}
+    _check_variables(environment)
+    sources: dict[str, str] = {}
+    file = flags.config or environment.get(FILE_VARIABLE)
+    if file:
+        values = _read_file(Path(file))
+    for option in options():
+        if option.variable in environment:
+            _put(values, option.path, _from_text(option, environment[option.variable]))
+            sources[option.key] = option.variable
+        flag = getattr(flags, option.key)
+        if flag is not None:
+            _put(values, option.path, flag)
+            sources[option.key] = option.flag
+    try:
+        config = ServerConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, sources, file or "")) from None
+    return CommandLine(config, flags.print_config, flags.new_token, flags.rebuild_index)
+
+
+def dump(config: ServerConfig) -> str:
+    """The configuration as YAML with a comment for each key; ``--config`` reads it."""
+    lines: list[str] = []
+    section: tuple[str, ...] = ()
+    values = config.model_dump(mode="json")
+    for option in options():
+        if option.path[:-1] != section:
+            section = option.path[:-1]
+            lines += ["", f"{section[-1]}:"]
+        indent = "  " * len(section)
+        value: Any = values
+        for name in option.path:
+            value = value[name]
+        text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+        text = text.removesuffix("...\n").strip()
+        lines += [f"{indent}# {option.info.description}", f"{indent}{option.path[-1]}: {text}"]
+    return "\n".join(lines) + "\n"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        todo = remedy(error, "read it", "give the configuration file with --config")
+        raise ConfigError(f"{path}: {error.strerror}; {todo}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as \"listen: '127.0.0.1:0'\"")
+    _check_keys(body, ServerConfig, str(path), "")
+    return body
+
+
+def _check_keys(body: dict[Any, Any], model: type[BaseModel], file: str, prefix: str) -> None:
+    for key, value in body.items():
+        if key not in model.model_fields:
+            near = _nearest(str(key), list(model.model_fields))
+            raise ConfigError(f"{file}: unknown key {prefix}{key}{near}")
+        kind = model.model_fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{file}: {prefix}{key} must hold keys and values")
+            _check_keys(value, kind, file, f"{prefix}{key}.")
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """Only those that can be nobody else's: with a section, as in MULTIGRAIN_SERVING__MAX_BATCH."""
+    known = [option.variable for option in options()]
+    for name in environment:
+        if name.startswith(PREFIX) and "__" in name and name not in known:
+            raise ConfigError(f"unknown environment variable {name}{_nearest(name, known)}")
+
+
+def _from_text(option: Option, text: str) -> Any:
+    if option.many:
+        return [part for part in (piece.strip() for piece in text.split(",")) if part]
+    return text
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+    values[path[-1]] = value
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str], file: str) -> str:
+    """What is wrong, and where it was given: a flag, a variable, or else the file."""
+    parts = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        # Ours name the value; pydantic's own do not.
+        if not item["type"].startswith("value_error") and isinstance(
+            item["input"], (str, int, float)
+        ):
+            message = f"is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+        where = sources.get(key, file)
+        parts.append(f"{key}: {message}{f' (from {where})' * bool(where)}" if key else message)
+    return "; ".join(parts)
