@@ -10,7 +10,8 @@ TRITON_PYTHON ?= /usr/bin/python3
 # Processes that run tests at the same time.
 JOBS ?= 2
 
-.PHONY: demo check test lint types stubs stubs-check protos-check docs docs-check quick unit coverage
+.PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
+.PHONY: protos-check docs docs-check quick unit coverage
 .PHONY: lock peers peers-serving bench faults fuzz soak audit clean
 
 # Trains, evaluates, exports and serves a model of real images.
@@ -21,7 +22,7 @@ demo: $(STAMP)
 check: lint types quick
 
 # Everything that CI runs.
-test: lint types stubs-check protos-check docs-check unit
+test: lint types stubs-check sync-client-check protos-check docs-check unit
 
 # Installs exactly the versions of the lock file, then the project itself.
 $(STAMP): pyproject.toml $(LOCK)
@@ -55,6 +56,14 @@ stubs: $(STAMP)
 # Fails if the committed stubs differ from those that protos/ generates.
 stubs-check: $(STAMP)
 	$(BIN)/python -m tests.tools.stubs --check
+
+# Generates the blocking client from the asyncio client, and the client's LossPoint from protos/.
+sync-client: $(STAMP)
+	$(BIN)/python -m tools.client_code --write
+
+# Fails if the committed files differ from those that `make sync-client` generates.
+sync-client-check: $(STAMP)
+	$(BIN)/python -m tools.client_code --check
 
 # Writes the generated parts of docs/ and builds the site to site/.
 docs: $(STAMP)

@@ -1,12 +1,12 @@
-"""The Python client of multigrain. Needs grpcio, protobuf and numpy; never MindSpore.
+"""The Python client of multigrain. It needs grpcio, protobuf and numpy, but not MindSpore.
 
-``Client`` blocks, ``AsyncClient`` has the same methods for asyncio.
+``Client`` is blocking; ``AsyncClient`` has the same methods for asyncio.
 """
 
 from multigrain import __version__
 from multigrain_client.aio.client import AsyncClient
-from multigrain_client.answers import Classification, EmbeddedImage, EmbedKeywords
 from multigrain_client.channel import Tls
+from multigrain_client.embedding import Classification, EmbeddedImage, EmbedKeywords
 from multigrain_client.errors import (
     AlreadyExists,
     Cancelled,
@@ -29,9 +29,10 @@ from multigrain_client.errors import (
     Unsupported,
     WrongState,
 )
-from multigrain_client.folder import FolderEmbedding
-from multigrain_client.health import HealthStatus
-from multigrain_client.losses import LossPoint, latest_curve
+from multigrain_client.folder_embedding import FolderEmbedding
+from multigrain_client.jobs import latest_curve
+from multigrain_client.loss_point import LossPoint
+from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.client import Client
 

@@ -1,4 +1,4 @@
-"""Model bundles on their way to and from the server, as tar archives."""
+"""Uploads and downloads of model bundles as tar archives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
-from multigrain_client.messages import fill
+from multigrain_client.json_format import fill
 
 CHUNK = 1024 * 1024
 
@@ -20,16 +20,16 @@ CHUNK = 1024 * 1024
 def import_requests(
     path: str | os.PathLike[str], *, name: str, version: int
 ) -> Iterator[ImportModelRequest]:
-    """Start, then the archive in chunks. ``path`` is a bundle's folder or a tar of it.
+    """The start message, then the archive in chunks. ``path`` is a bundle's folder or a tar of it.
 
     Raises:
-        InvalidRequest: if it is neither, or cannot be read; for a wrong name or version.
+        InvalidRequest: if it is neither, or cannot be read; for an invalid name or version.
     """
     source = Path(path)
     try:
         if source.is_dir():
             if not (source / "model.json").is_file():
-                raise InvalidRequest(f"{source} is no model bundle: it has no model.json")
+                raise InvalidRequest(f"{source} is not a model bundle: it has no model.json")
             with tempfile.TemporaryFile() as archive:
                 _pack(source, archive)
                 yield from _requests(archive, name, version)
@@ -37,8 +37,8 @@ def import_requests(
             with source.open("rb") as archive:
                 if not tarfile.is_tarfile(archive):
                     raise InvalidRequest(
-                        f"{source} is no model bundle, neither a folder nor an uncompressed tar of "
-                        "one; export makes one of a file of weights (checkpoint_path)"
+                        f"{source} is not a model bundle (a folder or an uncompressed tar of it); "
+                        "to make one from a weights file, export it (checkpoint_path)"
                     )
                 yield from _requests(archive, name, version)
     except OSError as error:
@@ -66,9 +66,9 @@ def _pack(folder: Path, archive: BinaryIO) -> None:
 
 
 class BundleWriter:
-    """Writes a downloaded archive beside its place and moves it there when it is whole.
+    """Writes a downloaded archive to a temporary file and renames it when it is complete.
 
-    A context manager: left without ``finish``, it leaves nothing behind.
+    A context manager that removes the temporary file unless ``finish`` was called.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -81,7 +81,7 @@ class BundleWriter:
 
     def __enter__(self) -> BundleWriter:
         if self._path.is_dir():
-            raise InvalidRequest(f"{self._path} is a folder; name the archive to write")
+            raise InvalidRequest(f"{self._path} is a folder; give the name of the archive to write")
         try:
             self._file = self._partial.open("wb")
         except OSError as error:
@@ -100,15 +100,17 @@ class BundleWriter:
         self._expected = message.sha256 or self._expected
 
     def finish(self) -> Path:
-        """Checks size and SHA-256 and moves the archive to its place.
+        """Checks size and SHA-256 and renames the archive to its final name.
 
         Raises:
-            ServerError: if the archive is not what the server announced.
+            ServerError: if the archive does not match what the server announced.
         """
         if self._total and self._size != self._total:
             raise ServerError(f"received {self._size} of {self._total} bytes of the bundle")
         if not self._expected or self._digest.hexdigest() != self._expected:
-            raise ServerError("the bundle received is damaged: its SHA-256 is not the server's")
+            raise ServerError(
+                "the received bundle is damaged: its SHA-256 does not match the server's"
+            )
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -1,9 +1,10 @@
-"""How to reach the server: address, load balancing, keep-alive, TLS, token."""
+"""Connection settings: address, load balancing, keepalive, TLS, token, trace context."""
 
 from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -12,7 +13,6 @@ from pathlib import Path
 import grpc
 
 from multigrain_client.errors import InvalidRequest
-from multigrain_client.trace import trace_context
 
 ChannelOption = tuple[str, str | int]
 MIB = 1024 * 1024
@@ -20,13 +20,13 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Tls:
-    """TLS with optional client certificate (mTLS).
+    """TLS settings, with an optional client certificate (mTLS).
 
     Attributes:
-        ca: certificate authorities to trust, PEM: a path, or the bytes; None = the system's.
-        certificate: the client's certificate chain, PEM; needs ``key``.
-        key: its private key, PEM.
-        server_name: name that the server's certificate must carry, when it is not the address.
+        ca: certificate authorities to trust (PEM, as a path or bytes); None = the system's.
+        certificate: the client's certificate chain (PEM); needs ``key``.
+        key: its private key (PEM).
+        server_name: host name in the server's certificate, if it differs from the address.
     """
 
     ca: str | Path | bytes | None = None
@@ -35,13 +35,13 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """gRPC's credentials.
+        """The gRPC channel credentials.
 
         Raises:
             InvalidRequest: if a file cannot be read, or only one of certificate and key is given.
         """
         if (self.certificate is None) != (self.key is None):
-            raise InvalidRequest("tls: certificate and key belong together; give both or none")
+            raise InvalidRequest("tls: certificate and key must be given together")
         return grpc.ssl_channel_credentials(
             _pem(self.ca, "ca"), _pem(self.key, "key"), _pem(self.certificate, "certificate")
         )
@@ -49,7 +49,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class ChannelConfig:
-    """Everything a channel is made of, ready for ``grpc`` and ``grpc.aio`` alike."""
+    """Arguments of a gRPC channel, for ``grpc`` and ``grpc.aio``."""
 
     target: str
     shown_target: str
@@ -58,8 +58,23 @@ class ChannelConfig:
     metadata: tuple[tuple[str, str], ...] = field(repr=False, default=())
 
     def call_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with the call that is made now."""
+        """Metadata of one call: the token and the current trace context."""
         return (*self.metadata, *trace_context())
+
+
+def trace_context() -> tuple[tuple[str, str], ...]:
+    """Metadata of the current OpenTelemetry context (W3C ``traceparent``, ``tracestate`` and
+    ``baggage``, whichever propagators the program has configured).
+
+    Empty, and without importing OpenTelemetry, in a program that does not use it.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry import propagate
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple((key.lower(), value) for key, value in carrier.items())
 
 
 def channel_config(
@@ -70,26 +85,27 @@ def channel_config(
     keepalive: float = 60.0,
     options: Mapping[str, str | int] | None = None,
 ) -> ChannelConfig:
-    """Resolves the client's arguments.
+    """The channel settings for the arguments of a client.
 
     Args:
-        target: "host:port", "host1:port1,host2:port2" (calls go round the addresses), or any
-            gRPC target ("dns:///name:port", "unix:/path").
-        token: sent with every call as ``authorization: Bearer <token>``. Over plain TCP it can
-            be read by whoever sees the traffic.
-        tls: True for TLS with the system's authorities, or a ``Tls``; None = plain TCP.
-        keepalive: seconds between pings on a connection with calls in flight; 0 = none.
-        options: further gRPC channel options; they win over the defaults here.
+        target: "host:port", "host1:port1,host2:port2" (round-robin), or any gRPC
+            target ("dns:///name:port", "unix:/path").
+        token: sent with every call as ``authorization: Bearer <token>``. Without TLS it is
+            readable on the network.
+        tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
+            TCP.
+        keepalive: seconds between pings on a connection with calls in flight; 0 = no pings.
+        options: gRPC channel options that override the defaults here.
 
     Raises:
-        InvalidRequest: for a target that names nothing.
+        InvalidRequest: for an invalid target.
     """
     resolved, authority = _resolve(target)
     chosen: dict[str, str | int] = {
         "grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}),
-        # A Job or a response with 64 vectors is far smaller; gRPC's 4 MiB could be reached.
+        # A response with 64 vectors can exceed gRPC's default of 4 MiB.
         "grpc.max_receive_message_length": 64 * MIB,
-        # A daemon that restarts is met again within seconds, not after gRPC's two minutes.
+        # Reconnect to a restarted server within seconds; gRPC's default is up to two minutes.
         "grpc.initial_reconnect_backoff_ms": 200,
         "grpc.max_reconnect_backoff_ms": 5_000,
     }
@@ -97,7 +113,7 @@ def channel_config(
         chosen |= {
             "grpc.keepalive_time_ms": int(keepalive * 1000),
             "grpc.keepalive_timeout_ms": 20_000,
-            # An event stream sends nothing for hours: its connection must be probed all the same.
+            # The client of an event stream sends nothing for hours: ping all the same.
             "grpc.http2.max_pings_without_data": 0,
         }
     if authority:
@@ -117,7 +133,7 @@ def channel_config(
 
 
 def _resolve(target: str) -> tuple[str, str]:
-    """gRPC's target, and the authority to use when it differs from the target."""
+    """The gRPC target, and the authority if it differs from the target."""
     addresses = [part.strip() for part in target.split(",") if part.strip()]
     if not addresses:
         raise InvalidRequest("target: empty; give HOST:PORT, such as 127.0.0.1:50051")
@@ -135,8 +151,8 @@ def _resolve(target: str) -> tuple[str, str]:
         host, colon, port = address.rpartition(":")
         if not colon or not port.isdigit() or not host:
             raise InvalidRequest(
-                f"target: {address!r} is not HOST:PORT; several addresses are written "
-                "HOST:PORT,HOST:PORT"
+                f"target: {address!r} is not HOST:PORT; separate several addresses by "
+                "commas: HOST:PORT,HOST:PORT"
             )
         version, ip = _lookup(host.strip("[]"), int(port))
         families.setdefault(version, []).append(
@@ -144,15 +160,14 @@ def _resolve(target: str) -> tuple[str, str]:
         )
     if len(families) > 1:
         raise InvalidRequest(
-            "target: the addresses mix IPv4 and IPv6, which gRPC cannot balance over; "
-            "give addresses of one kind"
+            "target: the addresses mix IPv4 and IPv6, but gRPC balances over one family only"
         )
     ((version, found),) = families.items()
     return f"ipv{version}:{','.join(found)}", addresses[0]
 
 
 def _lookup(host: str, port: int) -> tuple[int, str]:
-    """gRPC's list targets take numbers only, so that names are looked up here, once."""
+    """The IP version and address of a host: gRPC's list targets take numeric addresses only."""
     try:
         return ip_address(host).version, host
     except ValueError:

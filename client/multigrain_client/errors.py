@@ -1,39 +1,42 @@
-"""Everything this package raises: one tree below ``MultigrainClientError``."""
+"""Everything this package raises, one tree below ``MultigrainClientError``, and how a failed RPC
+becomes one of these errors."""
 
 # ruff: noqa: N818 - named after what happened, as users catch them: NotFound, JobFailed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
-    import grpc
-
     from multigrain.v1.job_pb2 import Job
 
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One wrong field: its path ("spec.schedule.epochs") and what is wrong with it."""
+    """One invalid field: its path ("spec.schedule.epochs") and what is wrong with it."""
 
     field: str
     message: str
 
 
 class MultigrainClientError(Exception):
-    """Base of all errors of the client. ``str(error)`` is a sentence for people.
+    """Base class of all errors that the client raises. ``str(error)`` is one readable sentence.
 
     Attributes:
-        message: what was wrong, where, and what to do.
+        message: what was wrong, where, and what to do about it.
         kind: name of a ``multigrain.v1.ErrorKind`` without its prefix ("NOT_FOUND"), or ""
-            when the error is the transport's and the server said nothing.
-        code: the gRPC status of the call; None if no call was made or none failed.
+            when the error comes from gRPC itself and not from the server.
+        code: the gRPC status of the call; None if no call failed.
         method: name of the RPC ("StartTraining"), or "".
-        violations: for INVALID_FIELD, every wrong field.
-        retry_after: seconds after which the server says a retry may succeed, if it said so.
-        request_id: the id under which the server's log has this call, or "".
+        violations: for INVALID_FIELD, every invalid field.
+        retry_after: seconds to wait before a retry, if the server sent a delay.
+        request_id: the id of this call in the server's log, or "".
     """
 
     def __init__(
@@ -67,23 +70,23 @@ class MultigrainClientError(Exception):
 
 
 class InvalidRequest(MultigrainClientError, ValueError):
-    """A field or argument is wrong. ``code`` is None when the client found it itself."""
+    """A field or argument is invalid. ``code`` is None when the client found out by itself."""
 
 
 class NotFound(MultigrainClientError, LookupError):
-    """No such job, model, version, checkpoint or alias."""
+    """There is no such job, model, version, checkpoint or alias."""
 
 
 class AlreadyExists(MultigrainClientError):
-    """The request id was used for another request, or the version exists."""
+    """The request id belongs to a different request, or the model version already exists."""
 
 
 class WrongState(MultigrainClientError):
-    """The job or model is in a state that does not allow this."""
+    """The state of the job or model does not allow this call."""
 
 
 class Overloaded(MultigrainClientError):
-    """The server is full; ``retry_after`` says when to come back. Retries are used up."""
+    """The server is overloaded and the retries are used up; see ``retry_after``."""
 
 
 class Unavailable(MultigrainClientError):
@@ -91,7 +94,7 @@ class Unavailable(MultigrainClientError):
 
 
 class DeadlineExceeded(MultigrainClientError, TimeoutError):
-    """The time-out passed, or the server saw that it could not be met."""
+    """The deadline passed, or the server found that it cannot meet the deadline."""
 
 
 class Cancelled(MultigrainClientError):
@@ -99,35 +102,35 @@ class Cancelled(MultigrainClientError):
 
 
 class Unauthenticated(MultigrainClientError):
-    """No token, or a wrong one."""
+    """The token is missing or invalid."""
 
 
 class Forbidden(MultigrainClientError):
-    """The path is outside the allowed roots, or the token's role does not allow the call."""
+    """The path is outside the data roots, or the token's role does not allow the call."""
 
 
 class ServerError(MultigrainClientError):
-    """A defect of the server; its log has the details under ``request_id``."""
+    """An internal error of the server; its log has the details under ``request_id``."""
 
 
 class Unsupported(MultigrainClientError):
-    """This server or this device cannot do it."""
+    """This server or device does not support the operation."""
 
 
 class StreamGap(MultigrainClientError):
-    """An event stream skipped a sequence number, again and again. A defect of the server."""
+    """An event stream skipped a sequence number, even after reconnecting: a bug of the server."""
 
 
 class MissingPackage(MultigrainClientError, ImportError):
-    """An optional package is needed for this; the message says which to install."""
+    """An optional package is missing; the message names the extra to install."""
 
 
 class JobFailed(MultigrainClientError):
-    """The job that was waited for has ended without success.
+    """The job that ``wait`` waited for did not succeed.
 
     Attributes:
-        job: the job as the server reports it; ``job.error`` has exit code, signal, rank and
-            the tail of the worker's log.
+        job: the final job; ``job.error`` has the exit code, signal, rank and the tail of the
+            worker's log.
     """
 
     def __init__(self, message: str, job: Job, *, kind: str = "") -> None:
@@ -136,16 +139,16 @@ class JobFailed(MultigrainClientError):
 
 
 class JobCancelled(JobFailed):
-    """The job that was waited for was cancelled."""
+    """The job that ``wait`` waited for was cancelled."""
 
 
 @dataclass(frozen=True)
 class ImageError:
-    """One image that has no answer.
+    """Why one image has no result.
 
     Attributes:
-        index: position in the caller's input, from 0.
-        name: its path, or "image 3".
+        index: position in the input, from 0.
+        name: path of the image, or "image 3".
         kind: name of an ``ErrorKind`` without its prefix, e.g. "IMAGE_UNREADABLE".
         message: what is wrong with it.
     """
@@ -160,10 +163,11 @@ class ImageError:
 
 
 class ImagesFailed(MultigrainClientError):
-    """Some images have no answer; ``images`` names every one of them.
+    """Some images have no result; ``images`` lists all of them.
 
     Attributes:
-        images: the bad images in input order.
+        images: the failed images in input order.
+        total: number of images in the call.
     """
 
     def __init__(self, images: Sequence[ImageError], total: int) -> None:
@@ -176,3 +180,122 @@ class ImagesFailed(MultigrainClientError):
             f"{len(self.images)} of {total} images failed: " + "; ".join(shown),
             kind=self.images[0].kind if self.images else "",
         )
+
+
+DOMAIN = "multigrain"
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+REQUEST_ID_KEY = "x-request-id"
+
+_BY_CODE: dict[grpc.StatusCode, type[MultigrainClientError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongState,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
+    grpc.StatusCode.UNIMPLEMENTED: Unsupported,
+}
+
+
+def from_rpc(error: grpc.RpcError, method: str, target: str) -> MultigrainClientError:
+    """The client error for a failed RPC.
+
+    Args:
+        error: from ``grpc`` or ``grpc.aio``; both have code, details and trailing metadata.
+        method: name of the RPC.
+        target: address of the server, for the message of a failed connection.
+    """
+    # Every RpcError that a call raises is also a Call; grpc's types do not say so.
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or ""
+    pairs: Iterable[Any] = error.trailing_metadata() or ()
+    trailing: dict[str, str | bytes] = dict(pairs)
+
+    status = status_pb2.Status()
+    raw = trailing.get(DETAILS_KEY)
+    if isinstance(raw, bytes):
+        try:
+            status.ParseFromString(raw)
+        except DecodeError:
+            # A proxy may have damaged the details; the plain status is still valid.
+            status.Clear()
+
+    kind = ""
+    request_id = _text(trailing.get(REQUEST_ID_KEY))
+    violations: list[FieldViolation] = []
+    retry_after: float | None = None
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    request_info = error_details_pb2.RequestInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            if info.domain == DOMAIN:
+                kind = info.reason.removeprefix("ERROR_KIND_")
+                request_id = request_id or info.metadata.get("request_id", "")
+        elif detail.Unpack(bad_request):
+            violations += [
+                FieldViolation(violation.field, violation.description)
+                for violation in bad_request.field_violations
+            ]
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        elif detail.Unpack(request_info):
+            request_id = request_info.request_id or request_id
+    if retry_after is None:
+        retry_after = _pushback(trailing.get(PUSHBACK_KEY))
+
+    error_type = _BY_CODE.get(code, ServerError)
+    return error_type(
+        _sentence(code, message, kind, method, target),
+        kind=kind,
+        code=code,
+        method=method,
+        violations=tuple(violations),
+        retry_after=retry_after,
+        request_id=request_id,
+    )
+
+
+def _sentence(code: grpc.StatusCode, message: str, kind: str, method: str, target: str) -> str:
+    if kind:
+        return message or f"{method} failed with {kind}"
+    # Without ErrorInfo the status comes from gRPC itself, whose messages need an explanation.
+    if code is grpc.StatusCode.UNAVAILABLE:
+        why = message or "no answer"
+        return f"cannot reach the server at {target}: {why}; {_hint(why)}"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{method}: deadline exceeded before {target} answered"
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return f"{method}: the server at {target} does not have this RPC: {message}"
+    return f"{method} failed with {code.name}: {message}" if message else f"{method}: {code.name}"
+
+
+def _hint(why: str) -> str:
+    """What to check first, by gRPC's message."""
+    if "http1" in why:
+        return "an HTTP server answers there: use the gRPC address, not that of the status page"
+    if "handshake" in why.lower() or "certificate" in why.lower():
+        return "does the server use TLS, with the name and certificate authority that you expect?"
+    if "Socket closed" in why or "reset" in why:
+        return "does the server use TLS while this client does not?"
+    return "is multigrain-server running there?"
+
+
+def _text(value: str | bytes | None) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _pushback(value: str | bytes | None) -> float | None:
+    """Seconds of gRPC's own retry delay (gRFC A6, milliseconds); negative means: do not retry."""
+    try:
+        milliseconds = int(_text(value))
+    except ValueError:
+        return None
+    return milliseconds / 1000 if milliseconds >= 0 else None

@@ -1,4 +1,4 @@
-"""Whatever a caller has as an image -> the bytes of an image file."""
+"""Encodes images of any supported type as the bytes of an image file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
     from typing_extensions import TypeIs
 
-    # What is in memory, and what is to be read.
-    _Held: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[Any] | PilImage.Image
-    Image: TypeAlias = str | os.PathLike[str] | BinaryIO | _Held
+    _InMemory: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[Any] | PilImage.Image
+    Image: TypeAlias = str | os.PathLike[str] | BinaryIO | _InMemory
     Images: TypeAlias = Image | Iterable[Image]
 
 NEEDS_PILLOW = "needs Pillow to be encoded: pip install 'multigrain[images]'"
-_WANTED = "but of a path, bytes, an open binary file, a PIL image or a NumPy array"
+_SUPPORTED = "a path, bytes, an open binary file, a PIL image or a NumPy array"
 _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """Bytes of an image file, and a name for messages ("photos/cat.jpg", "image 3")."""
+    """Bytes of an image file, with a name for messages ("photos/cat.jpg", "image 3")."""
 
     index: int
     name: str
@@ -38,7 +37,7 @@ class EncodedImage:
 
 
 def each(images: Images) -> Iterator[Image]:
-    """The images one by one, from a single one, an (N, H, W, C) array or an iterable.
+    """Iterates over a single image, an (N, H, W, C) array or an iterable of images.
 
     Raises:
         InvalidRequest: for anything else.
@@ -50,21 +49,20 @@ def each(images: Images) -> Iterator[Image]:
     elif isinstance(images, Iterable):
         yield from images
     else:
-        raise InvalidRequest(f"cannot make an image of a {type(images).__name__}, {_WANTED}")
+        raise InvalidRequest(f"a {type(images).__name__} is not an image; give {_SUPPORTED}")
 
 
 def encode_each(images: Images) -> Iterator[EncodedImage | ImageError]:
-    """Encodes lazily, so that a million paths are never in memory together."""
+    """Encodes lazily: never more than one image is in memory."""
     for index, image in enumerate(each(images)):
         yield encode_item(index, image)
 
 
 def encode_item(index: int, image: Image) -> EncodedImage | ImageError:
-    """A file that cannot be read is an error of that one image; an object that can be no image
-    is an error of the caller.
+    """One encoded image, or the error of a file that cannot be read.
 
     Raises:
-        InvalidRequest: for an object that is no image.
+        InvalidRequest: for an object that is not an image.
         MissingPackage: for an array, without Pillow.
     """
     name = _name(index, image)
@@ -78,12 +76,12 @@ def encode_item(index: int, image: Image) -> EncodedImage | ImageError:
 def encode(image: Image, name: str = "image") -> bytes:
     """Bytes of an image file.
 
-    Paths, bytes and files are sent as they are; arrays (height, width[, 1, 3 or 4]) of uint8
-    and PIL images become PNG, which loses nothing.
+    Paths, bytes and files are sent unchanged; uint8 arrays (height, width[, 1, 3 or 4]) and PIL
+    images are encoded as PNG, which is lossless.
 
     Raises:
         OSError: if a file cannot be read.
-        InvalidRequest: for an object that is no image, or an image that PNG cannot hold.
+        InvalidRequest: for an object that is not an image, or an image that PNG cannot represent.
         MissingPackage: for an array, without Pillow.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -98,16 +96,14 @@ def encode(image: Image, name: str = "image") -> bytes:
     if callable(read):
         data = read()
         if not isinstance(data, bytes):
-            raise InvalidRequest(f"{name}: the file is open as text; open it with mode 'rb'")
+            raise InvalidRequest(f"{name}: the file is open in text mode; open it with mode 'rb'")
         return data
-    raise InvalidRequest(f"{name}: cannot make an image of a {type(image).__name__}, {_WANTED}")
+    raise InvalidRequest(f"{name}: a {type(image).__name__} is not an image; give {_SUPPORTED}")
 
 
 def _encode_array(array: npt.NDArray[Any], name: str) -> bytes:
     if array.dtype != np.uint8:
-        raise InvalidRequest(
-            f"{name}: an array must be uint8 with values 0..255, not {array.dtype}"
-        )
+        raise InvalidRequest(f"{name}: an array must be uint8 (0..255), not {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if 0 in array.shape or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
@@ -128,27 +124,27 @@ def _encode_pil(image: PilImage.Image, name: str) -> bytes:
     except ValueError as error:
         raise InvalidRequest(f"{name}: an image of mode {image.mode}: {error}") from error
     buffer = io.BytesIO()
-    # Fast compression: the bytes travel once, the caller waits for them every time.
+    # Fast compression: encoding time matters more than a few bytes on the network.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _upright(image: PilImage.Image) -> PilImage.Image:
-    """Turned as its EXIF says, as the server turns a file; the PNG will not carry the tag."""
-    from PIL import ImageOps  # whoever holds such an image has Pillow
+    """Rotated by its EXIF orientation, as the server does; the PNG does not carry the tag."""
+    from PIL import ImageOps  # a PIL image exists, so Pillow is installed
 
     try:
         turned = image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
-    except Exception:  # damaged metadata says nothing about the pixels: the picture stands
+    except Exception:  # damaged metadata does not matter for the pixels
         return image
     return ImageOps.exif_transpose(image) if turned else image
 
 
 def _for_png(image: PilImage.Image) -> PilImage.Image:
-    """The same picture in a mode that PNG knows: not CMYK or YCbCr, say.
+    """The same image in a mode that PNG supports (unlike CMYK or YCbCr).
 
-    Transparency and 16 bits are kept, because the server knows what to do with them; Pillow's
-    own conversion of grey with more than 8 bits clips at 255.
+    Transparency and 16 bits are kept: the server handles them, while Pillow's own conversion of
+    gray with more than 8 bits clips at 255.
 
     Raises:
         ValueError: if there is no such mode.
@@ -160,23 +156,23 @@ def _for_png(image: PilImage.Image) -> PilImage.Image:
     if image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     if image.mode.startswith("I") or image.mode == "F":
-        return _grey_16(image)
+        return _gray_16(image)
     return image.convert("RGB")
 
 
-def _grey_16(image: PilImage.Image) -> PilImage.Image:
+def _gray_16(image: PilImage.Image) -> PilImage.Image:
     from PIL import Image as PilImage
 
     values = np.asarray(image)
     if image.mode == "F":
-        raise ValueError("floating-point values have no range that is agreed on; convert it to L")
+        raise ValueError("floating-point values have no defined range; convert it to L")
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ValueError("values must be 0..65535")
     return PilImage.fromarray(values.astype(np.uint16))
 
 
 def is_single(images: Images) -> TypeIs[Image]:
-    """Whether this is one image, not several."""
+    """Whether this is a single image."""
     return (
         isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview))
         or _is_pil(images)
@@ -185,14 +181,14 @@ def is_single(images: Images) -> TypeIs[Image]:
 
 
 def _is_pil(image: Any) -> TypeGuard[PilImage.Image]:
-    """Without importing Pillow: whoever holds such an image has imported it."""
+    """Whether this is a PIL image; does not import Pillow."""
     return any(cls.__module__.startswith("PIL.") for cls in type(image).__mro__)
 
 
 def _name(index: int, image: Any) -> str:
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
-    # PIL images opened from a file, and open files, say where they come from.
+    # Open files, and PIL images opened from a file, know their path.
     for attribute in ("filename", "name"):
         value = getattr(image, attribute, None)
         if isinstance(value, str) and value:

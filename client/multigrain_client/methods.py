@@ -1,9 +1,10 @@
-"""The RPCs of the contract as data: path, types, whether a repeat is harmless, time-out."""
+"""The RPCs of the contract as data: path, message types, idempotency, default timeout."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -21,7 +22,7 @@ from multigrain.v1 import (
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
-# Seconds for calls that wait for an engine to start, warm up or drain, or that move a bundle.
+# Default timeout in seconds of calls that load or drain an engine or transfer a bundle.
 SLOW = 900.0
 
 
@@ -34,7 +35,7 @@ def _never(request: Message) -> bool:
 
 
 def _with_request_id(request: Message) -> bool:
-    """A Start... call is safe to repeat exactly when it carries an idempotency key."""
+    """A Start... call is idempotent if it carries a request id."""
     return bool(getattr(request, "request_id", ""))
 
 
@@ -47,11 +48,8 @@ class Method(Generic[Request, Response]):
         name: its own name.
         request: class of the request message.
         response: class of the response message.
-        idempotent: whether this request may be sent twice without harm.
-        timeout: seconds, when neither the call nor the client says otherwise; None = the
-            client's default.
-        hedged: whether it may be made twice at once, when the client is told to: cheap, and
-            any server gives the same answer.
+        idempotent: whether a given request may be sent twice.
+        timeout: default in seconds; None = the client's default.
     """
 
     service: str
@@ -60,7 +58,6 @@ class Method(Generic[Request, Response]):
     response: type[Response]
     idempotent: Callable[[Message], bool]
     timeout: float | None = None
-    hedged: bool = False
 
     @property
     def path(self) -> str:
@@ -96,7 +93,7 @@ START_EXPORT = Method(
 GET_JOB = Method(_JOBS, "GetJob", job_pb2.GetJobRequest, job_pb2.Job, _always)
 LIST_JOBS = Method(_JOBS, "ListJobs", job_pb2.ListJobsRequest, job_pb2.ListJobsResponse, _always)
 CANCEL_JOB = Method(_JOBS, "CancelJob", job_pb2.CancelJobRequest, job_pb2.Job, _always)
-# Twice would be refused the second time (the job runs already), or start one attempt more.
+# A repeated call would fail (the job already runs) or start an additional attempt.
 RESUME_JOB = Method(_JOBS, "ResumeJob", job_pb2.ResumeJobRequest, job_pb2.Job, _never)
 DELETE_JOB = Method(_JOBS, "DeleteJob", job_pb2.DeleteJobRequest, job_pb2.DeleteJobResponse, _never)
 STREAM_EVENTS = Method(
@@ -132,25 +129,28 @@ DOWNLOAD_MODEL = Method(
 )
 
 EMBED = Method(
-    _EMBEDDING,
-    "Embed",
-    embedding_pb2.EmbedRequest,
-    embedding_pb2.EmbedResponse,
-    _always,
-    hedged=True,
+    _EMBEDDING, "Embed", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always
 )
 CLASSIFY = Method(
-    _EMBEDDING,
-    "Classify",
-    embedding_pb2.ClassifyRequest,
-    embedding_pb2.ClassifyResponse,
-    _always,
-    hedged=True,
+    _EMBEDDING, "Classify", embedding_pb2.ClassifyRequest, embedding_pb2.ClassifyResponse, _always
 )
 EMBED_STREAM = Method(
     _EMBEDDING, "EmbedStream", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always
 )
 
-# grpc.health.v1 without its package: HealthCheckRequest is one string in field 1 and
-# HealthCheckResponse one enum in field 1, which are these two messages on the wire.
+# grpc.health.v1 without a dependency on grpcio-health-checking: HealthCheckRequest (a string in
+# field 1) and HealthCheckResponse (an enum in field 1) have the wire format of these wrappers.
 HEALTH_CHECK = Method("grpc.health.v1.Health", "Check", StringValue, Int32Value, _always)
+
+
+class HealthStatus(IntEnum):
+    """``grpc.health.v1.HealthCheckResponse.ServingStatus``."""
+
+    UNKNOWN = 0
+    SERVING = 1
+    NOT_SERVING = 2
+    SERVICE_UNKNOWN = 3
+
+    @property
+    def serving(self) -> bool:
+        return self is HealthStatus.SERVING

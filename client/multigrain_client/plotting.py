@@ -1,4 +1,4 @@
-"""Loss curves as a picture. Needs matplotlib."""
+"""Plots loss curves. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multigrain_client.answers import FloatArray
+from multigrain_client.embedding import FloatArray
 from multigrain_client.errors import InvalidRequest, MissingPackage
-from multigrain_client.losses import LossPoint
+from multigrain_client.loss_point import LossPoint
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,31 @@ class Curve:
 def plot_losses(
     curves: Sequence[Curve], path: str | os.PathLike[str], *, log: bool = False
 ) -> None:
-    """Writes a PNG: joint loss of every curve over the steps; with a single curve also its two
-    terms, and below them learning rate and damping.
+    """Writes a PNG with the joint loss of every curve over the steps; for a single curve also its
+    two terms, and learning rate and damping below.
 
     Raises:
         MissingPackage: without matplotlib.
-        InvalidRequest: if no curve has a point.
+        InvalidRequest: if there is no point to plot.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingPackage(
-            "drawing a plot needs matplotlib: pip install 'multigrain[plot]'"
-        ) from error
-    drawn = [curve for curve in curves if curve.points]
-    if not drawn:
-        raise InvalidRequest("there is no loss point to draw yet")
+        raise MissingPackage("plotting needs matplotlib: pip install 'multigrain[plot]'") from error
+    shown = [curve for curve in curves if curve.points]
+    if not shown:
+        raise InvalidRequest("there is no loss point to plot yet")
     # Without pyplot: no display, no global state.
     figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    single = drawn[0] if len(drawn) == 1 else None
+    single = shown[0] if len(shown) == 1 else None
     if single is not None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     else:
         top, bottom = figure.subplots(1, 1), None
 
-    for number, curve in enumerate(drawn):
+    for number, curve in enumerate(shown):
         steps = [point.step for point in curve.points]
         loss = np.array([point.loss for point in curve.points], np.float32)
         color = f"C{number}"
@@ -71,7 +69,7 @@ def plot_losses(
 
 
 def smooth(values: FloatArray) -> FloatArray:
-    """Running mean over about a fiftieth of the curve. Not-finite values are passed over."""
+    """Running mean over about a fiftieth of the curve, without non-finite values."""
     width = max(len(values) // 50, 1)
     kernel = np.ones(width, np.float32)
     finite = np.isfinite(values)

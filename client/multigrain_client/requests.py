@@ -1,4 +1,4 @@
-"""Requests from the convenient arguments of the client's methods. Pure functions."""
+"""Builds requests from the arguments of the client's methods."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_spec_pb2 import ExportSpec
-from multigrain.v1.job_pb2 import EventKind, Job, JobKind, JobState, ListJobsRequest
+from multigrain.v1.job_pb2 import EventKind, Job, ListJobsRequest, StreamEventsRequest
 from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client.errors import FieldViolation, InvalidRequest, MissingPackage
-from multigrain_client.messages import enum_name, enum_names, fill, invalid, merge, nest
+from multigrain_client.json_format import enum_names, fill, invalid, merge, nest
 
 JobLike = str | Job
 SpecLike = Mapping[str, Any] | Message | str | os.PathLike[str] | None
 
 
 def job_id(job: JobLike) -> str:
-    """The id of a job given as a Job or by its id.
+    """The id of a job, which may be given as a Job or as its id.
 
     Raises:
         InvalidRequest: for an empty id.
@@ -46,7 +46,7 @@ def start_training_request(
     labels: Mapping[str, str] | None,
     request_id: str | None,
 ) -> StartTrainingRequest:
-    """Spec, preset and overrides as one request; an override wins over the spec."""
+    """The request with spec, preset and overrides; an override replaces a field of the spec."""
     request = StartTrainingRequest(
         request_id=_request_id(request_id), name=name, labels=dict(labels or {})
     )
@@ -66,6 +66,7 @@ def start_evaluation_request(
     labels: Mapping[str, str] | None,
     request_id: str | None,
 ) -> StartEvaluationRequest:
+    """As ``start_training_request``; ``weights`` are the fields of a WeightsSource."""
     request = StartEvaluationRequest(
         request_id=_request_id(request_id), name=name, labels=dict(labels or {})
     )
@@ -89,6 +90,7 @@ def start_export_request(
     labels: Mapping[str, str] | None,
     request_id: str | None,
 ) -> StartExportRequest:
+    """As ``start_evaluation_request``."""
     request = StartExportRequest(
         request_id=_request_id(request_id), name=name, labels=dict(labels or {})
     )
@@ -111,7 +113,7 @@ def weights_source(
     """Fields of a WeightsSource.
 
     Raises:
-        InvalidRequest: if more than one source is named.
+        InvalidRequest: if more than one source is given.
     """
     source: dict[str, str] = {}
     if job is not None:
@@ -124,7 +126,7 @@ def weights_source(
         raise invalid(
             [
                 FieldViolation(
-                    "spec.weights", f"name one source of weights, not {' and '.join(source)}"
+                    "spec.weights", f"give one source of weights, not {' and '.join(source)}"
                 )
             ]
         )
@@ -141,12 +143,15 @@ def list_jobs_request(
     name_contains: str,
     page_size: int,
 ) -> ListJobsRequest:
+    """Raises:
+    InvalidRequest: for an unknown state or kind, or an invalid page size.
+    """
     request = ListJobsRequest()
     fill(
         request,
         {
-            "states": [states] if isinstance(states, (str, int)) else list(states),
-            "kinds": [kinds] if isinstance(kinds, (str, int)) else list(kinds),
+            "states": _names(states),
+            "kinds": _names(kinds),
             "labels": labels or {},
             "name_contains": name_contains,
             "page_size": page_size,
@@ -156,6 +161,9 @@ def list_jobs_request(
 
 
 def list_models_request(name: str, *, loaded_only: bool, page_size: int) -> ListModelsRequest:
+    """Raises:
+    InvalidRequest: for an invalid page size.
+    """
     request = ListModelsRequest()
     fill(request, {"name": name, "loaded_only": loaded_only, "page_size": page_size})
     return request
@@ -167,28 +175,16 @@ def event_kinds(kinds: Iterable[str | int] | None) -> list[EventKind.ValueType]:
     Raises:
         InvalidRequest: for an unknown name.
     """
-    numbers = enum_names(EventKind.DESCRIPTOR)
-    found: list[EventKind.ValueType] = []
-    for kind in [kinds] if isinstance(kinds, (str, int)) else kinds or ():
-        name = kind if isinstance(kind, str) else enum_name(EventKind.DESCRIPTOR, kind)
-        short = name.upper().removeprefix("EVENT_KIND_")
-        if short not in numbers:
-            known = ", ".join(key.lower() for key in numbers)
+    request = StreamEventsRequest()
+    fill(request, {"kinds": _names(kinds)})
+    known = enum_names(EventKind.DESCRIPTOR)
+    for kind in request.kinds:
+        if kind not in known.values():
+            expected = ", ".join(known).lower()
             raise invalid(
-                [FieldViolation("kinds", f"no kind of event {kind!r}; there are {known}")]
+                [FieldViolation("kinds", f"no event kind {kind}; choose from {expected}")]
             )
-        found.append(EventKind.ValueType(numbers[short]))
-    return found
-
-
-def state_name(job: Job) -> str:
-    """ "RUNNING" """
-    return enum_name(JobState.DESCRIPTOR, job.state)
-
-
-def kind_name(job: Job) -> str:
-    """ "TRAINING" """
-    return enum_name(JobKind.DESCRIPTOR, job.kind)
+    return list(request.kinds)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -225,7 +221,7 @@ def _fill_spec(
         if not isinstance(spec, spec_type):
             raise InvalidRequest(f"expected a {spec_type.__name__}, not {type(spec).__name__}")
         target.CopyFrom(spec)
-        # A list in an override replaces the spec's list; protobuf alone would append to it.
+        # A list in an override replaces the list of the spec; protobuf would append to it.
         _clear_lists(target, over)
         fill(target, over, "spec")
         return
@@ -250,5 +246,10 @@ def _clear_lists(message: Message, over: Mapping[str, Any]) -> None:
 
 
 def _request_id(request_id: str | None) -> str:
-    """A key of its own for every call, unless the caller has one: a retry is then harmless."""
+    """A new idempotency key unless the caller has one, so that the call can be retried."""
     return str(uuid.uuid4()) if request_id is None else request_id
+
+
+def _names(values: Iterable[str | int] | str | int | None) -> list[str | int]:
+    """A list of enum values, of which a single one may be given alone."""
+    return [values] if isinstance(values, (str, int)) else list(values or ())

@@ -1,4 +1,4 @@
-"""When a failed call is made again, and after how long. Pure functions of their arguments."""
+"""When a failed call is retried, and after how long."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import grpc
 
 from multigrain_client.errors import MultigrainClientError
 
-# What gRPC itself reports when a connection breaks under a stream (a proxy that restarts, an
-# RST_STREAM). Only streams that can be read again from a known position are retried on these.
+# The statuses that gRPC itself reports when a connection breaks under a stream (a proxy restarts,
+# RST_STREAM). Only streams that can continue from a known position are retried on these.
 _BROKEN_STREAM = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -30,12 +30,12 @@ class RetryPolicy:
     """Exponential back-off with full jitter.
 
     Attributes:
-        attempts: calls made at most, the first included; 1 = no retries.
+        attempts: maximum number of calls, including the first; 1 = no retries.
         initial: seconds, upper bound of the first delay.
-        multiplier: growth of the bound from delay to delay.
-        maximum: seconds, upper bound of every delay that the server did not ask for.
-        stream_patience: seconds for which a broken stream is taken up again without a single
-            new event or answer, before the error is raised.
+        multiplier: growth of the bound from one delay to the next.
+        maximum: seconds, upper bound of every delay that the server did not request.
+        stream_patience: seconds without a new event or result after which a broken stream is no
+            longer reconnected and the error is raised.
     """
 
     attempts: int = 5
@@ -45,13 +45,33 @@ class RetryPolicy:
     stream_patience: float = 600.0
 
     def backoff(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row (>= 1), jittered.
+        """Seconds to wait after ``failures`` (>= 1) consecutive failures.
 
-        Full jitter, but never under a tenth of the bound: many clients whose server went away
-        at once come back spread out, and none of them spins.
+        Full jitter, but at least a tenth of the bound: many clients that lose their server at the
+        same moment reconnect spread out, and none of them spins.
         """
         bound = min(self.maximum, self.initial * self.multiplier ** min(failures - 1, 64))
         return bound * random.uniform(0.1, 1.0)
+
+
+class Deadline:
+    """A timeout that several calls share. None = never."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left, at least a millisecond (gRPC does not accept zero)."""
+        return None if self._end is None else max(self._end - time.monotonic(), 0.001)
+
+    @property
+    def passed(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
+
+    def within(self, delay: float) -> float:
+        """The delay, limited to the time left."""
+        return delay if self.remaining is None else min(delay, self.remaining)
 
 
 def unary_delay(
@@ -62,17 +82,17 @@ def unary_delay(
     idempotent: bool,
     remaining: float | None,
 ) -> float | None:
-    """Seconds until the next attempt of a unary call; None = give up and raise.
+    """Seconds until the next attempt of a unary call; None = do not retry.
 
-    Retried is only what cannot do harm: RESOURCE_EXHAUSTED with a delay given by the server
-    (it refused before doing anything; without a delay it is a message too large, say, and will
-    never pass), UNAVAILABLE with such a delay, and UNAVAILABLE of an idempotent call that no
-    server answered. (A server that says UNAVAILABLE and names no delay has tried: a model that
-    did not load within minutes would be loaded five times in vain.)
+    Retried are only calls that the server certainly has not executed, or that may run twice:
+    RESOURCE_EXHAUSTED and UNAVAILABLE with a delay sent by the server (it refused before doing
+    anything), and UNAVAILABLE of an idempotent call that no server answered. RESOURCE_EXHAUSTED
+    without a delay is permanent, e.g. a message that is too large; UNAVAILABLE from the server
+    without a delay means that it tried and failed, e.g. to load a model.
 
     Args:
-        failures: attempts that failed so far, >= 1.
-        idempotent: whether the call may be made twice.
+        failures: failed attempts so far, >= 1.
+        idempotent: whether the call may be executed twice.
         remaining: seconds to the deadline; None = no deadline.
     """
     if failures >= policy.attempts:
@@ -91,14 +111,14 @@ def unary_delay(
 def stream_delay(
     policy: RetryPolicy, error: MultigrainClientError, *, failures: int, quiet: float
 ) -> float | None:
-    """Seconds until a broken event stream is taken up again; None = give up and raise.
+    """Seconds until a broken stream is reconnected; None = do not reconnect.
 
     Args:
-        failures: breaks since the last event, >= 1.
-        quiet: seconds since the last event (or since the stream was asked for).
+        failures: breaks since the last message, >= 1.
+        quiet: seconds since the last message (or since the stream was opened).
     """
     if error.kind:
-        # The server speaks: only "not now" is worth another try.
+        # The server itself refused: retry only "not now".
         again = error.code in (
             grpc.StatusCode.UNAVAILABLE,
             grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -110,14 +130,49 @@ def stream_delay(
     return _within(_delay(policy, error, failures), policy.stream_patience - quiet)
 
 
-class BulkRetries:
-    """When a broken bulk stream is opened again.
-
-    Until its first answer, and whenever the server answers with a refusal, as often as a unary
-    call is made. A server that is gone in the middle of the work is waited for, as event streams
-    wait for it: whoever restarts it must not end a bulk run of hours.
+class UnaryRetries:
+    """The retries of one unary call, all within one deadline.
 
     Args:
+        policy: when to retry.
+        timeout: seconds for all attempts together; None = no deadline.
+        idempotent: whether the call may be executed twice.
+    """
+
+    def __init__(self, policy: RetryPolicy, timeout: float | None, *, idempotent: bool) -> None:
+        self._policy = policy
+        self._deadline = Deadline(timeout)
+        self._idempotent = idempotent
+        self._failures = 0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds for the next attempt."""
+        return self._deadline.remaining
+
+    def delay(self, error: MultigrainClientError) -> float | None:
+        """Seconds until the next attempt after ``error``; None = do not retry."""
+        self._failures += 1
+        if self._deadline.passed:
+            return None
+        return unary_delay(
+            self._policy,
+            error,
+            failures=self._failures,
+            idempotent=self._idempotent,
+            remaining=self._deadline.remaining,
+        )
+
+
+class BulkRetries:
+    """The reconnects of one bulk stream.
+
+    Before the first result, and whenever the server itself refuses, the stream is retried as often
+    as a unary call. If the server disappears in the middle, the client waits for it as long as an
+    event stream would: restarting the server must not end a bulk run of hours.
+
+    Args:
+        policy: when to retry.
         clock: seconds, monotonic.
     """
 
@@ -129,15 +184,14 @@ class BulkRetries:
         self._counted = 0
 
     def answered(self) -> None:
-        """To be called at every answer."""
+        """To be called for every response."""
         self._answered = self._clock()
         self._failures = self._counted = 0
 
     def delay(self, error: MultigrainClientError) -> float | None:
-        """Seconds until the next attempt after ``error``; None = give up and raise."""
+        """Seconds until the stream is reconnected after ``error``; None = do not retry."""
         self._failures += 1
-        # Without a kind it is not our server that speaks but gRPC, whose words for a broken
-        # connection are many.
+        # Without a kind the error comes from gRPC, which has many messages for a broken connection.
         if self._answered is None or error.kind:
             self._counted += 1
         if self._counted >= self._policy.attempts:
@@ -150,7 +204,7 @@ def _delay(policy: RetryPolicy, error: MultigrainClientError, failures: int) -> 
     backoff = policy.backoff(failures)
     if error.retry_after is None:
         return backoff
-    # The jitter comes on top: the server must not be met earlier than it asked.
+    # The jitter is added: the delay is never shorter than the server requested.
     return error.retry_after + min(backoff, 0.25 * error.retry_after)
 
 

@@ -21,8 +21,7 @@ from multigrain_client.cli.follow import show
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
 from multigrain_client.errors import InvalidRequest, MultigrainClientError
-from multigrain_client.losses import latest_curve
-from multigrain_client.outcome import is_terminal, raise_unless_succeeded
+from multigrain_client.jobs import is_terminal, latest_curve, raise_unless_succeeded
 from multigrain_client.plotting import Curve, plot_losses
 from multigrain_client.sync.client import Client
 

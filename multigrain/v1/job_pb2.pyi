@@ -676,47 +676,53 @@ class LossEvent(_message.Message):
     SKIPPED_TOTAL_FIELD_NUMBER: _builtins.int
     LOSS_SCALE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Counted from 1."""
+    """Step of the training run, counted from 1."""
     total_steps: _builtins.int
+    """Steps of the whole training run."""
     epoch: _builtins.int
-    """Counted from 1."""
+    """Epoch, counted from 1."""
     total_epochs: _builtins.int
+    """Epochs of the whole training run."""
     loss: _builtins.float
     """Joint loss, mean over all workers."""
     classification_loss: _builtins.float
-    """Its unweighted terms."""
+    """Its unweighted classification term."""
     instance_loss: _builtins.float
+    """Its unweighted instance term."""
     learning_rate: _builtins.float
+    """Learning rate of this step."""
     damping: _builtins.float
     """THOR's damping lambda; 0 with momentum."""
     images_per_second: _builtins.float
-    """Over all workers."""
+    """Throughput of all workers together."""
     data_wait: _builtins.float
     """Share of the step's time spent waiting for data, 0..1."""
     refreshed_layers: _builtins.int
-    """Layers whose curvature was refreshed in this step (THOR), and of how many."""
+    """Layers whose curvature was refreshed in this step (THOR)."""
     curvature_layers: _builtins.int
+    """Layers that have curvature (THOR)."""
     eta_seconds: _builtins.float
     """Expected seconds to the end of training; -1 if unknown."""
     skipped: _builtins.bool
-    """The step was skipped because something was not finite: `skipped_because`."""
+    """The step was skipped because of a non-finite value; see `skipped_because`."""
     beta: _builtins.float
-    """Boundary beta of the margin loss, and GeM's exponent."""
+    """Boundary beta of the margin loss."""
     gem_p: _builtins.float
+    """GeM's exponent p."""
     step_seconds: _builtins.float
     """Wall-clock seconds of this step."""
     kept_layers: _builtins.int
-    """Layers that the trace rule checked in this step and left with the curvature they have, those
-    it stopped in this step included (THOR).
+    """Layers that the trace rule checked in this step and whose curvature it kept, including those
+    that it stopped in this step (THOR).
     """
     stopped_layers: _builtins.int
-    """Layers whose curvature the trace rule will not refresh again, by now."""
+    """Layers whose curvature the trace rule no longer refreshes."""
     skipped_because: _builtins.str
-    """What was not finite, and in which layer; empty unless the step was skipped."""
+    """The non-finite value and its layer; empty unless the step was skipped."""
     skipped_total: _builtins.int
     """Steps skipped so far."""
     loss_scale: _builtins.float
-    """Factor on the loss in this step."""
+    """Loss scale of this step."""
     def __init__(
         self,
         *,

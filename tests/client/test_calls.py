@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from typing import Any
 
 import grpc
 import pytest
@@ -12,15 +13,19 @@ from multigrain.v1 import job_pb2, model_pb2
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client import (
+    AsyncClient,
+    Client,
     DeadlineExceeded,
     HealthStatus,
     InvalidRequest,
     NotFound,
     Overloaded,
     Unavailable,
+    methods,
 )
 from tests.client.events import job_of
 from tests.client.faults import Fault
+from tests.contract import calls
 
 FULL = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", "OVERLOADED", 0.005)
 
@@ -180,7 +185,7 @@ def test_attempts_are_bounded(client, state):
 
 def test_the_timeout_of_a_call_covers_all_its_attempts(client, state):
     state.delay = 1.0
-    with pytest.raises(DeadlineExceeded, match="GetJob: no answer"):
+    with pytest.raises(DeadlineExceeded, match="GetJob: deadline exceeded before"):
         client.job("job-1", timeout=0.2)
 
 
@@ -191,7 +196,7 @@ def test_jobs_pages_by_itself_and_filters(client, state):
     assert [job.job_id for job in client.jobs()] == [f"job-{n}" for n in range(5)]
     assert state.calls["ListJobs"] == 3
     assert [job.job_id for job in client.jobs(states=["failed"])] == ["job-1", "job-3"]
-    with pytest.raises(InvalidRequest, match="choose one of QUEUED, STARTING"):
+    with pytest.raises(InvalidRequest, match="each one of queued, starting"):
         list(client.jobs(states=["lost"]))
 
 
@@ -291,3 +296,20 @@ def test_an_answer_larger_than_grpc_takes_by_itself_arrives(client, state):
     state.jobs["job-1"] = job_of("job-1")
     state.jobs["job-1"].name = "x" * 5_000_000
     assert len(client.job("job-1").name) == 5_000_000
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_both_clients_have_every_rpc_under_its_name(kind: Any) -> None:
+    client = kind("127.0.0.1:1")
+    for path, rpc in calls().items():
+        found: methods.Method[Any, Any] = getattr(client, rpc.name).method
+        assert found.path == path
+        assert found.request.DESCRIPTOR is rpc.input_type
+        assert found.response.DESCRIPTOR is rpc.output_type
+        shape = {
+            (False, False): "Unary",
+            (False, True): "Stream",
+            (True, False): "Upload",
+            (True, True): "Exchange",
+        }[rpc.client_streaming, rpc.server_streaming]
+        assert type(getattr(client, rpc.name)).__name__ == shape

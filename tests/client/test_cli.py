@@ -231,7 +231,7 @@ def test_plot_writes_a_png(run, trained, tmp_path):
 def test_plot_without_a_point_or_without_matplotlib_says_so(run, trained, state, monkeypatch):
     state.events["job-1"] = []
     code, _, err = run("plot", "job-1")
-    assert (code, err) == (2, "multigrain plot: there is no loss point to draw yet\n")
+    assert (code, err) == (2, "multigrain plot: there is no loss point to plot yet\n")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = run("plot", "job-1")
     assert code == 1

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from multigrain_client import ImagesFailed, InvalidRequest, ServerError
-from multigrain_client.answers import EmbeddedImage
-from multigrain_client.folder import FolderRun, image_files
+from multigrain_client.embedding import EmbeddedImage
+from multigrain_client.folder_embedding import FolderRun, image_files
 from tests.client.faults import Fault
 from tests.client.pictures import expected, images_of
 
@@ -90,7 +90,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path, photos, 
             run.add(EmbeddedImage(0, "a", vector, model="m@1"))
             run.add(EmbeddedImage(1, "b", vector, model="m@2"))
 
-    with pytest.raises(ServerError, match="name one as name@version"):
+    with pytest.raises(ServerError, match="name it as name@version"):
         switch_models()
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
@@ -108,7 +108,7 @@ def test_images_that_all_fail_leave_no_file(client, photos, tmp_path):
     [
         ("nowhere", "v.npy", "folder: .*nowhere"),
         ("empty", "v.npy", "no image file"),
-        ("photos", "v.txt", r"neither .parquet nor .npy"),
+        ("photos", "v.txt", r"must end in .parquet or .npy"),
         ("photos", "nowhere/v.npy", "there is no folder"),
     ],
 )

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from multigrain_client.aio.first_status import FirstStatus
+from multigrain_client.aio.transport import FirstStatus
 
 UNWRITTEN = aio.AioRpcError(
     grpc.StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "Internal error from Core"

@@ -7,7 +7,6 @@ import threading
 import time
 
 import grpc
-import numpy as np
 import pytest
 
 from multigrain.v1 import job_pb2
@@ -15,38 +14,7 @@ from multigrain_client import AsyncClient, Client, DeadlineExceeded, InvalidRequ
 from tests.client.events import job_of
 from tests.client.faults import Fault, abort
 from tests.client.held import Held
-from tests.client.pictures import expected, images_of
-
-
-def test_of_two_calls_the_slower_is_cancelled(make_client, server, state):
-    first = True
-
-    def once(_request):
-        nonlocal first
-        held, first = first, False
-        return held
-
-    held = Held(state, "Embed", once)
-    client = make_client(server.address, hedge_after=0.05)
-    images = images_of(2)
-    np.testing.assert_array_equal(client.embed(images), expected(images))
-    try:
-        assert held.ended.acquire(timeout=3)
-    finally:
-        held.release()
-
-
-def test_a_classification_that_hangs_is_asked_for_a_second_time(make_client, server, state):
-    held = Held(state, "Classify")
-    client = make_client(server.address, hedge_after=0.05)
-    answer = threading.Thread(target=client.classify, args=(images_of(1),))
-    answer.start()
-    try:
-        assert held.arrived.acquire(timeout=10)
-        assert held.arrived.acquire(timeout=10)
-    finally:
-        held.release()
-        answer.join()
+from tests.client.pictures import images_of
 
 
 def test_a_wait_for_a_job_that_says_nothing_ends_with_its_timeout(client, state):

@@ -12,24 +12,22 @@ from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
 from multigrain.v1.job_pb2 import EventKind, Job, JobEvent
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client import InvalidRequest, LossPoint, RetryPolicy, Tls, Unavailable, latest_curve
-from multigrain_client.batches import Batch, split
 from multigrain_client.channel import channel_config
 from multigrain_client.cli.describe import duration
 from multigrain_client.cli.progress.curve import block_curve
-from multigrain_client.cursor import EventCursor
-from multigrain_client.errors import ImageError, Overloaded, StreamGap
+from multigrain_client.embedding import Batch, batches_of
+from multigrain_client.errors import ImageError, Overloaded, StreamGap, from_rpc
 from multigrain_client.images import EncodedImage
-from multigrain_client.messages import fill, nest
-from multigrain_client.plain import to_plain
+from multigrain_client.jobs import loss_point
+from multigrain_client.json_format import fill, nest, to_plain
 from multigrain_client.retry import BulkRetries, stream_delay, unary_delay
-from multigrain_client.status import from_rpc
-from multigrain_client.window import ReplayWindow
+from multigrain_client.streaming import EventCursor, ReplayWindow
 from tests.client.events import loss_event
 
 
 def points(*keys: tuple[int, int]) -> list[LossPoint]:
     return [
-        LossPoint.from_event(loss_event(seq, step, attempt=attempt))
+        loss_point(loss_event(seq, step, attempt=attempt))
         for seq, (attempt, step) in enumerate(keys, 1)
     ]
 
@@ -140,12 +138,12 @@ def test_refusals_of_a_bulk_stream_are_counted_whether_or_not_there_were_answers
 
 def test_batches_respect_both_limits_and_keep_the_order():
     images = [EncodedImage(index, "", b"x" * size) for index, size in enumerate([3, 3, 3, 9, 1, 1])]
-    batches = list(split(images, max_images=3, max_bytes=8))
+    batches = list(batches_of(images, max_images=3, max_bytes=8))
     assert [[image.index for image in batch.images] for batch in batches] == [[0, 1], [2, 4, 5]]
     assert [error.index for batch in batches for error in batch.errors] == [3]
     assert all(sum(len(image.data) for image in batch.images) <= 8 for batch in batches)
     exactly = [EncodedImage(index, "", b"x" * 4) for index in range(2)]
-    assert len(list(split(exactly, max_images=3, max_bytes=8))) == 1
+    assert len(list(batches_of(exactly, max_images=3, max_bytes=8))) == 1
 
 
 def test_a_window_is_full_of_what_is_under_way_and_takes_more_that_is_not_sent():
@@ -195,7 +193,7 @@ def test_a_list_can_be_written_as_on_a_command_line():
     assert list(exponent.exponent.candidates) == [2.0, 3.5]
     with pytest.raises(InvalidRequest, match="each a whole number, 0 or more; not '1,x'"):
         fill(spec, {"optimizer": {"thor": {"early_refreshes": "1,x"}}})
-    with pytest.raises(InvalidRequest, match="must be a list, each a text; not True"):
+    with pytest.raises(InvalidRequest, match="must be a list, each a string; not True"):
         fill(spec, {"evaluation": {"tasks": True}})
     with pytest.raises(InvalidRequest, match="must be a list"):
         fill(EmbedRequest(), {"images": "a.jpg"})
@@ -256,9 +254,9 @@ def test_wrong_targets_are_explained(target, message):
     ("why", "hint"),
     [
         ("Connection refused", "running there"),
-        ("Tls handshake failed (TSI_PROTOCOL_FAILURE)", "authority those that you trust"),
-        ("Socket closed", "this client not"),
-        ("Failed parsing HTTP/2 (Trying to connect an http1.x server)", "give the gRPC address"),
+        ("Tls handshake failed (TSI_PROTOCOL_FAILURE)", "certificate authority that you expect"),
+        ("Socket closed", "this client does not"),
+        ("Failed parsing HTTP/2 (Trying to connect an http1.x server)", "use the gRPC address"),
     ],
 )
 def test_a_server_that_does_not_answer_is_told_with_what_to_look_at(why, hint):
@@ -273,7 +271,7 @@ def test_the_token_is_not_shown_by_repr():
 
 
 def test_a_certificate_needs_its_key(tmp_path):
-    with pytest.raises(InvalidRequest, match="belong together"):
+    with pytest.raises(InvalidRequest, match="must be given together"):
         channel_config("a:1", tls=Tls(certificate=b"x"))
     with pytest.raises(InvalidRequest, match="cannot read the ca file"):
         channel_config("a:1", tls=Tls(ca=tmp_path / "none.pem"))

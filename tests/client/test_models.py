@@ -47,7 +47,7 @@ def test_a_version_that_is_none_is_refused_by_name(client, tmp_path):
 
 def test_a_file_of_weights_is_not_sent_but_told_how_it_becomes_a_bundle(client, tmp_path):
     (tmp_path / "resnet50.safetensors").write_bytes(b"x" * 3000)
-    with pytest.raises(InvalidRequest, match=r"no model bundle.*export makes one of a file of wei"):
+    with pytest.raises(InvalidRequest, match=r"not a model bundle.*weights file, export it"):
         client.import_model(tmp_path / "resnet50.safetensors")
 
 
@@ -68,8 +68,8 @@ def test_a_download_that_breaks_leaves_nothing_behind(client, state, tmp_path):
     ("total", "sha256", "message"),
     [
         (4, hashlib.sha256(b"abc").hexdigest(), "received 3 of 4 bytes"),
-        (3, hashlib.sha256(b"abd").hexdigest(), "its SHA-256 is not the server's"),
-        (3, "", "its SHA-256 is not the server's"),
+        (3, hashlib.sha256(b"abd").hexdigest(), "its SHA-256 does not match the server's"),
+        (3, "", "its SHA-256 does not match the server's"),
     ],
 )
 def test_a_bundle_that_arrives_damaged_is_not_kept(tmp_path, total, sha256, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import fields
 
 import grpc
 import pytest
@@ -106,6 +107,8 @@ def test_loss_points_carry_every_field_of_the_event(client, state):
     assert (point.attempt, point.step, point.total_steps) == (2, 3, 10)
     assert (point.loss, point.classification_loss, point.instance_loss) == (0.25, 0.5, 0.5)
     assert point.time.isoformat() == "2026-01-31T12:00:00.500000+00:00"
+    names = {field.name for field in job_pb2.LossEvent.DESCRIPTOR.fields}
+    assert {field.name for field in fields(point)} == names | {"attempt", "seq", "time"}
 
 
 def test_wait_returns_the_job_when_it_has_succeeded(client, state):

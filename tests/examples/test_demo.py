@@ -20,8 +20,8 @@ from examples.demo.report import Report
 from examples.demo.retrieval import Query, draw_contact_sheet, nearest, pick_one_per_class
 from multigrain.v1 import model_pb2
 from multigrain_client import Client, InvalidRequest, ServerError
-from multigrain_client.answers import Classification
 from multigrain_client.cli.output import Output
+from multigrain_client.embedding import Classification
 
 
 @pytest.fixture(scope="module")

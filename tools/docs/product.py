@@ -6,8 +6,8 @@ from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.export import ExportSpec
 from multigrain.specs.training import TrainingSpec
 from multigrain_client.cli.main import build_parser as client_parser
+from multigrain_client.errors import _BY_CODE as CLIENT_ERRORS
 from multigrain_client.errors import MultigrainClientError
-from multigrain_client.status import _BY_CODE as CLIENT_ERRORS
 from multigrain_server.access.policy import RULES, Role, Special
 from multigrain_server.app import App
 from multigrain_server.config import ServerConfig

@@ -1,7 +1,5 @@
 """The asyncio client."""
 
-# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,17 +12,16 @@ from multigrain_client import methods
 from multigrain_client.aio.images import AsyncImageCalls
 from multigrain_client.aio.jobs import AsyncJobCalls
 from multigrain_client.aio.models import AsyncModelCalls
-from multigrain_client.aio.starts import AsyncStartCalls
 from multigrain_client.aio.transport import AsyncTransport
-from multigrain_client.batches import MAX_IMAGES
 from multigrain_client.channel import Tls, channel_config
-from multigrain_client.health import HealthStatus
+from multigrain_client.embedding import MAX_IMAGES
+from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 
 
-class AsyncClient(AsyncStartCalls, AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
-    """``Client`` for asyncio: the same arguments and methods, as coroutines and asynchronous
-    iterators. It belongs to the event loop of its first call.
+class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
+    """Asyncio client of one multigrain server, or of several identical ones. It belongs to the
+    event loop of its first call.
 
     ::
 
@@ -33,6 +30,25 @@ class AsyncClient(AsyncStartCalls, AsyncJobCalls, AsyncModelCalls, AsyncImageCal
             async for point in client.stream_losses(job):
                 print(point.step, point.loss)
             vectors = await client.embed(["a.jpg", "b.jpg"])   # float32 (2, D)
+
+    It connects at the first call.
+
+    Args:
+        target: "host:port", "host1:port1,host2:port2" (round-robin), or any gRPC target
+            ("dns:///name:port").
+        token: sent as ``authorization: Bearer <token>``.
+        tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
+            TCP.
+        timeout: default seconds for a call including its retries; None = no limit. Calls that
+            load, unload or transfer a model have a default of 900 s.
+        retry: what is retried, and when.
+        concurrency: maximum number of parallel calls of one ``embed`` or ``classify``.
+        batch_size: maximum number of images in one call; the server's default limit is 64.
+        keepalive: seconds between pings on a connection with calls in flight; 0 = no pings.
+        options: further gRPC channel options.
+
+    Raises:
+        InvalidRequest: for an invalid target or invalid TLS files.
     """
 
     def __init__(
@@ -46,22 +62,29 @@ class AsyncClient(AsyncStartCalls, AsyncJobCalls, AsyncModelCalls, AsyncImageCal
         concurrency: int = 4,
         batch_size: int = MAX_IMAGES,
         keepalive: float = 60.0,
-        hedge_after: float | None = None,
         options: Mapping[str, str | int] | None = None,
     ) -> None:
         config = channel_config(target, token=token, tls=tls, keepalive=keepalive, options=options)
-        super().__init__(AsyncTransport(config, timeout, retry or RetryPolicy(), hedge_after))
+        super().__init__(AsyncTransport(config, timeout, retry or RetryPolicy()))
         self._concurrency = max(concurrency, 1)
         self._batch_size = max(batch_size, 1)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
-        """As ``Client.health``."""
+        """The health of the server.
+
+        Args:
+            service: full name ("multigrain.v1.EmbeddingService"); empty = the whole server.
+            timeout: seconds for the call.
+
+        Raises:
+            NotFound: if there is no such service.
+        """
         request = StringValue(value=service)
         answer = await self._transport.unary(methods.HEALTH_CHECK, request, timeout)
         return HealthStatus(answer.value)
 
     async def close(self) -> None:
-        """Ends every call under way and closes the connections."""
+        """Cancels all calls and closes the connections."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:

@@ -1,49 +1,48 @@
 """Embedding and classification of images."""
 
-# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
-
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+import os
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
-from multigrain_client.aio.bulk import AsyncBulkEmbedding
-from multigrain_client.aio.feed import batches_of, batches_of_stream
+from multigrain_client.aio.bulk import AsyncBulkEmbedding, map_batches, stream_batches
 from multigrain_client.aio.rpcs import AsyncRpcs
-from multigrain_client.answers import (
+from multigrain_client.embedding import (
+    MAX_IMAGES,
+    Batch,
     Classification,
     ClassifiedImage,
-    ClassifyOptions,
     EmbeddedImage,
     EmbedKeywords,
-    EmbedOptions,
     FloatArray,
     check_on_error,
     classified,
+    classify_template,
+    embed_template,
     embedded,
     matrix,
     raise_failed,
+    with_images,
 )
-from multigrain_client.batches import MAX_IMAGES, Batch
-from multigrain_client.folder import FolderEmbedding, FolderRun, OnProgress
+from multigrain_client.folder_embedding import FolderEmbedding, FolderRun, OnProgress
 
 if TYPE_CHECKING:
-    import os
-
-    from multigrain_client.images import Image, Images
-
-Answer = TypeVar("Answer")
+    from multigrain_client.aio.bulk import ImageStream
+    from multigrain_client.images import Images
 
 
 class AsyncImageCalls(AsyncRpcs):
-    """Images are given as to ``Client``. Files are read and arrays encoded in threads."""
+    """An image is a path, the bytes of an image file, an open binary file, a PIL image or a uint8
+    array (height, width[, channels]); ``images`` is one of these, several, or an
+    (N, height, width, channels) array. Arrays and PIL images need Pillow.
+    """
 
-    # Calls of one embed() or classify() under way at the same time, and images of one call.
+    # Parallel calls of one embed() or classify(), and images per call.
     _concurrency: int
     _batch_size: int
 
@@ -55,17 +54,31 @@ class AsyncImageCalls(AsyncRpcs):
         timeout: float | None = None,
         **keywords: Unpack[EmbedKeywords],
     ) -> FloatArray:
-        """As ``Client.embed``."""
+        """Embeds any number of images, split into calls that the server accepts.
+
+        Args:
+            images: the images.
+            on_error: "raise", or "nan": the row of a failed image is NaN.
+            timeout: seconds for each call.
+            keywords: see ``EmbedKeywords``.
+
+        Returns:
+            float32 (N, D), row i for image i; (0, 0) for no images.
+
+        Raises:
+            ImagesFailed: naming every image that has no vector.
+        """
         check_on_error(on_error, ("raise", "nan"))
-        options = EmbedOptions(**keywords)
+        template = embed_template(keywords)
 
         async def call(batch: Batch) -> list[EmbeddedImage]:
             response: EmbedResponse | None = None
             if batch.images:
-                response = await self.Embed(options.request(batch), timeout=timeout)
+                response = await self.Embed(with_images(template, batch), timeout=timeout)
             return embedded(batch, response)
 
-        return matrix(await self._each_batch(images, call), on_error)
+        results = await map_batches(call, images, self._batch_size, self._concurrency)
+        return matrix(results, on_error)
 
     async def classify(
         self,
@@ -77,32 +90,56 @@ class AsyncImageCalls(AsyncRpcs):
         on_error: Literal["raise", "empty"] = "raise",
         timeout: float | None = None,
     ) -> list[tuple[Classification, ...]]:
-        """As ``Client.classify``."""
+        """Classifies any number of images, split into calls that the server accepts.
+
+        Args:
+            images: the images.
+            top_k: classes per image, most probable first.
+            model, resolution: as in ``EmbedKeywords``.
+            on_error: "raise", or "empty": a failed image has no classes.
+            timeout: seconds for each call.
+
+        Returns:
+            the classes of each image, in input order.
+
+        Raises:
+            ImagesFailed: naming every image that has no result.
+        """
         check_on_error(on_error, ("raise", "empty"))
-        options = ClassifyOptions(model, resolution, top_k)
+        template = classify_template(model, resolution, top_k)
 
         async def call(batch: Batch) -> list[ClassifiedImage]:
             response: ClassifyResponse | None = None
             if batch.images:
-                response = await self.Classify(options.request(batch), timeout=timeout)
+                response = await self.Classify(with_images(template, batch), timeout=timeout)
             return classified(batch, response)
 
-        answers = await self._each_batch(images, call)
-        raise_failed(answers, always=on_error == "raise")
-        return [answer.classes for answer in answers]
+        results = await map_batches(call, images, self._batch_size, self._concurrency)
+        raise_failed(results, always=on_error == "raise")
+        return [result.classes for result in results]
 
     def embed_stream(
         self,
-        images: Iterable[Image] | AsyncIterable[Image],
+        images: ImageStream,
         *,
         batch_size: int = 16,
         window: int = 4,
         **keywords: Unpack[EmbedKeywords],
     ) -> AsyncGenerator[EmbeddedImage]:
-        """As ``Client.embed_stream``; ``images`` may also be an asynchronous iterable."""
-        options = EmbedOptions(**keywords)
-        batches = batches_of_stream(images, min(batch_size, MAX_IMAGES))
-        return AsyncBulkEmbedding(self._transport, options, batches, window).run()
+        """Embeds any number of images over one stream and yields results in input order.
+
+        Images are read only as fast as results arrive. A failed image yields a result with
+        ``error``. A broken stream is reconnected and unanswered images are sent again.
+
+        Args:
+            images: the images.
+            batch_size: images per message; 1 for the lowest latency of a single image.
+            window: maximum number of messages in flight.
+            keywords: see ``EmbedKeywords``.
+        """
+        template = embed_template(keywords)
+        batches = stream_batches(images, min(batch_size, MAX_IMAGES))
+        return AsyncBulkEmbedding(self._transport, template, batches, window).run()
 
     async def embed_folder(
         self,
@@ -112,30 +149,27 @@ class AsyncImageCalls(AsyncRpcs):
         on_progress: OnProgress | None = None,
         **keywords: Unpack[EmbedKeywords],
     ) -> FolderEmbedding:
-        """As ``Client.embed_folder``."""
-        run = await asyncio.to_thread(FolderRun, Path(folder), Path(out), on_progress)
-        answers = self.embed_stream(run.paths, **keywords)
-        with run:
-            async with aclosing(answers):
-                async for answer in answers:
-                    run.add(answer)
-            return await asyncio.to_thread(run.finish)
+        """Embeds every image file below a folder into a file of vectors.
 
-    async def _each_batch(
-        self, images: Images, call: Callable[[Batch], Awaitable[list[Answer]]]
-    ) -> list[Answer]:
-        """Answers of all images in order, with a bounded number of calls under way."""
-        answers: list[Answer] = []
-        waiting: deque[asyncio.Future[list[Answer]]] = deque()
-        try:
-            async for batch in batches_of(images, self._batch_size):
-                if len(waiting) >= self._concurrency:
-                    answers += await waiting.popleft()
-                waiting.append(asyncio.ensure_future(call(batch)))
-            while waiting:
-                answers += await waiting.popleft()
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        return answers
+        The file appears when it is complete. A failed image has a row without a vector and is
+        named in the result.
+
+        Args:
+            folder: the folder.
+            out: "vectors.parquet" (columns path, embedding, error; needs pyarrow) or
+                "vectors.npy" (float32 (N, D); "vectors.csv" lists its rows).
+            on_progress: called with (images done, images in total) after every image.
+            keywords: see ``EmbedKeywords``.
+
+        Raises:
+            InvalidRequest: for a folder without images, or an invalid ``out``.
+            ImagesFailed: if no image has a vector.
+            OSError: if the file cannot be written.
+        """
+        run = await asyncio.to_thread(FolderRun, Path(folder), Path(out), on_progress)
+        results = self.embed_stream(run.paths, **keywords)
+        with run:
+            async with aclosing(results):
+                async for result in results:
+                    run.add(result)
+            return await asyncio.to_thread(run.finish)

@@ -1,40 +1,158 @@
-"""Watching and steering jobs."""
-
-# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
+"""Starting, watching and controlling jobs."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from multigrain.v1.job_pb2 import Job, JobEvent
 from multigrain_client.aio.rpcs import AsyncRpcs
-from multigrain_client.cursor import EventCursor
-from multigrain_client.errors import (
-    DeadlineExceeded,
-    MultigrainClientError,
-    StreamGap,
-)
-from multigrain_client.losses import LossPoint
-from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
+from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
+from multigrain_client.jobs import is_terminal, loss_point, raise_unless_succeeded, state_name
+from multigrain_client.loss_point import LossPoint
 from multigrain_client.requests import (
     JobLike,
+    SpecLike,
     event_kinds,
     job_id,
     list_jobs_request,
-    state_name,
+    start_evaluation_request,
+    start_export_request,
+    start_training_request,
+    weights_source,
 )
+from multigrain_client.retry import Deadline
+from multigrain_client.streaming import EventCursor
 
-# Between two looks at a job whose stream has ended although the job has not.
-LOOK_AGAIN_SECONDS = 0.5
+# Seconds between two looks at a job whose stream has ended although the job has not.
+_POLL_SECONDS = 0.5
 
 
 class AsyncJobCalls(AsyncRpcs):
-    """A job is named by a ``Job`` or by its id."""
+    """A job is given as a ``Job`` or as its id."""
+
+    async def start_training(
+        self,
+        spec: SpecLike = None,
+        *,
+        preset: str | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """Starts a training job and returns at once, with the resolved spec in ``training``.
+
+        ``await client.start_training(preset="digits-demo", **{"schedule.epochs": 3})``
+
+        Args:
+            spec: a dict, a TrainingSpec or the path of a YAML file; keys may be dotted.
+            preset: name of the preset that provides every field that is not set.
+            name: display name. Empty: the preset's name.
+            labels: key=value pairs to find the job by.
+            request_id: idempotency key; None = a new UUID, which makes retries safe.
+            timeout: seconds for the call (not for the training).
+            overrides: single fields that override the spec, dotted or nested: ``seed=7``,
+                ``schedule={"epochs": 3}``, ``**{"schedule.epochs": 3}``. Paths are on the server.
+
+        Raises:
+            InvalidRequest: naming every field that is unknown, ill-typed or out of range.
+        """
+        request = start_training_request(
+            spec, overrides, preset=preset, name=name, labels=labels, request_id=request_id
+        )
+        return await self.StartTraining(request, timeout=timeout)
+
+    async def evaluate(
+        self,
+        spec: SpecLike = None,
+        *,
+        job: JobLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        model: str | None = None,
+        checkpoint: str | int | None = None,
+        dataset_path: str | os.PathLike[str] | None = None,
+        tasks: Iterable[str] | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """Starts an evaluation job and returns at once; after ``wait`` the results are in
+        ``job.metrics``.
+
+        Args:
+            spec: as in ``start_training``, of an EvaluationSpec.
+            job: training job whose weights are evaluated; or
+            checkpoint_path: a checkpoint on the server's disk; or
+            model: a model of the registry.
+            checkpoint: with ``job``: "last" (default), "best" or a step.
+            dataset_path: folder of the images on the server: one subfolder per class or group, or
+                the layout of a published benchmark.
+            tasks: "classification", "copy_detection", "groups", or one of "holidays", "ukb",
+                "copydays"; None = the first two.
+            name, labels, request_id, timeout, overrides: as in ``start_training``.
+        """
+        weights = weights_source(
+            job=job, checkpoint_path=checkpoint_path, model=model, checkpoint=checkpoint
+        )
+        request = start_evaluation_request(
+            spec,
+            overrides,
+            weights=weights,
+            dataset_path=dataset_path,
+            tasks=tasks,
+            name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return await self.StartEvaluation(request, timeout=timeout)
+
+    async def export(
+        self,
+        spec: SpecLike = None,
+        *,
+        job: JobLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint: str | int | None = None,
+        model_name: str | None = None,
+        formats: Iterable[str] | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """Starts an export job and returns at once; after ``wait`` the new model bundle is in
+        ``job.artifact``.
+
+        Args:
+            spec: as in ``start_training``, of an ExportSpec.
+            job, checkpoint_path, checkpoint: the weights, as in ``evaluate``.
+            model_name: name in the registry.
+            formats: "mindir", "onnx", "air"; None = MINDIR and ONNX.
+            name, labels, request_id, timeout, overrides: as in ``start_training``.
+        """
+        weights = weights_source(job=job, checkpoint_path=checkpoint_path, checkpoint=checkpoint)
+        request = start_export_request(
+            spec,
+            overrides,
+            weights=weights,
+            model_name=model_name,
+            formats=formats,
+            name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return await self.StartExport(request, timeout=timeout)
 
     async def job(self, job: JobLike, *, timeout: float | None = None) -> Job:
-        """As ``Client.job``."""
+        """The current state of a job."""
         return await self.GetJob(job_id=job_id(job), timeout=timeout)
 
     async def jobs(
@@ -47,7 +165,16 @@ class AsyncJobCalls(AsyncRpcs):
         page_size: int = 0,
         timeout: float | None = None,
     ) -> AsyncIterator[Job]:
-        """As ``Client.jobs``."""
+        """Jobs that match, newest first; pages are fetched on demand.
+
+        Args:
+            states: such as "running"; empty = all.
+            kinds: "training", "evaluation", "export"; empty = all.
+            labels: labels that a job must all have.
+            name_contains: part of the job's name, case-insensitive.
+            page_size: jobs per page, 1..1000; 0 = the server's default.
+            timeout: seconds for each page.
+        """
         request = list_jobs_request(
             states=states,
             kinds=kinds,
@@ -64,15 +191,15 @@ class AsyncJobCalls(AsyncRpcs):
             request.page_token = page.next_page_token
 
     async def cancel(self, job: JobLike, *, timeout: float | None = None) -> Job:
-        """As ``Client.cancel``."""
+        """Requests that a job stops; a training job saves a checkpoint first. Returns at once."""
         return await self.CancelJob(job_id=job_id(job), timeout=timeout)
 
     async def resume(self, job: JobLike, *, timeout: float | None = None) -> Job:
-        """As ``Client.resume``."""
+        """Restarts a failed or cancelled job from its last good checkpoint."""
         return await self.ResumeJob(job_id=job_id(job), timeout=timeout)
 
     async def delete_job(self, job: JobLike, *, timeout: float | None = None) -> None:
-        """As ``Client.delete_job``."""
+        """Deletes an ended job with its events and checkpoints."""
         await self.DeleteJob(job_id=job_id(job), timeout=timeout)
 
     def stream_events(
@@ -84,7 +211,22 @@ class AsyncJobCalls(AsyncRpcs):
         kinds: Iterable[str | int] | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[JobEvent]:
-        """As ``Client.stream_events``."""
+        """Every event after ``after_seq``, once and in order, until the job has ended.
+
+        Reconnects a broken stream after the last event, with back-off, for as long as the retry
+        policy's ``stream_patience``. Heartbeats are not yielded.
+
+        Args:
+            job: the job.
+            after_seq: only events with a greater seq.
+            follow: False = only the events so far.
+            kinds: "state", "loss", "evaluation", "checkpoint", "log", "artifact", "progress";
+                None = all.
+            timeout: seconds for the whole stream; None = no limit.
+
+        Raises:
+            DeadlineExceeded: when the timeout has passed.
+        """
         cursor = EventCursor(
             job_id(job),
             after_seq=after_seq,
@@ -120,15 +262,30 @@ class AsyncJobCalls(AsyncRpcs):
         follow: bool = True,
         timeout: float | None = None,
     ) -> AsyncIterator[LossPoint]:
-        """As ``Client.stream_losses``."""
+        """Every loss point of a training job, live; otherwise as ``stream_events``.
+
+        ``(point.attempt, point.step)`` identifies a point. After a restart from a checkpoint the
+        steps after it are repeated in a new attempt, and the newest attempt wins;
+        ``latest_curve(points)`` returns the curve without duplicate steps.
+        """
         async for event in self.stream_events(
             job, after_seq=after_seq, follow=follow, kinds=["loss"], timeout=timeout
         ):
             if event.HasField("loss"):
-                yield LossPoint.from_event(event)
+                yield loss_point(event)
 
     async def wait(self, job: JobLike, timeout: float | None = None) -> Job:
-        """As ``Client.wait``."""
+        """Waits until the job has succeeded.
+
+        Args:
+            job: the job.
+            timeout: seconds; None = no limit.
+
+        Raises:
+            JobFailed: if it failed; ``error.job`` has the details.
+            JobCancelled: (a JobFailed) if it was cancelled.
+            DeadlineExceeded: if it has not ended in time. The job continues.
+        """
         deadline = Deadline(timeout)
         try:
             while True:
@@ -139,7 +296,7 @@ class AsyncJobCalls(AsyncRpcs):
                     return raise_unless_succeeded(latest)
                 if deadline.passed:
                     break
-                await asyncio.sleep(deadline.within(LOOK_AGAIN_SECONDS))
+                await asyncio.sleep(deadline.within(_POLL_SECONDS))
         except DeadlineExceeded:
             if not deadline.passed:
                 raise

@@ -1,6 +1,4 @@
-"""The registry of models and what is loaded of it."""
-
-# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
+"""The model registry, loading, import and download."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from multigrain.v1.model_pb2 import Model
-from multigrain_client.aio.feed import in_thread
+from multigrain_client.aio.bulk import iterate
 from multigrain_client.aio.rpcs import AsyncRpcs
 from multigrain_client.bundles import BundleWriter, import_requests
 from multigrain_client.requests import list_models_request
@@ -27,7 +25,14 @@ class AsyncModelCalls(AsyncRpcs):
         page_size: int = 0,
         timeout: float | None = None,
     ) -> AsyncIterator[Model]:
-        """As ``Client.models``."""
+        """Versions of models; pages are fetched on demand.
+
+        Args:
+            name: only versions of this model; empty = all.
+            loaded_only: only loaded models.
+            page_size: models per page, 1..1000; 0 = the server's default.
+            timeout: seconds for each page.
+        """
         request = list_models_request(name, loaded_only=loaded_only, page_size=page_size)
         while True:
             page = await self.ListModels(request, timeout=timeout)
@@ -38,7 +43,7 @@ class AsyncModelCalls(AsyncRpcs):
             request.page_token = page.next_page_token
 
     async def model(self, model: str, *, timeout: float | None = None) -> Model:
-        """As ``Client.model``."""
+        """The current state of one model."""
         return await self.GetModel(model=model, timeout=timeout)
 
     async def load_model(
@@ -49,21 +54,29 @@ class AsyncModelCalls(AsyncRpcs):
         make_default: bool = False,
         timeout: float | None = None,
     ) -> Model:
-        """As ``Client.load_model``."""
+        """Starts an engine for the model and returns when it is ready.
+
+        Args:
+            model: the model.
+            runtime: "auto" (also if empty), "openvino", "onnxruntime" or "mindspore"; with
+                "openvino-int8", "-bf16" or "-f32" also the precision.
+            make_default: also serve requests that name no model with this one.
+            timeout: seconds for the call.
+        """
         return await self.LoadModel(
             model=model, runtime=runtime, make_default=make_default, timeout=timeout
         )
 
     async def unload_model(self, model: str, *, timeout: float | None = None) -> Model:
-        """As ``Client.unload_model``."""
+        """Finishes the requests in flight, then stops the engine."""
         return await self.UnloadModel(model=model, timeout=timeout)
 
     async def set_alias(self, alias: str, model: str, *, timeout: float | None = None) -> None:
-        """As ``Client.set_alias``."""
+        """Points an alias at a loaded "name@version"; an empty model removes the alias."""
         await self.SetAlias(alias=alias, model=model, timeout=timeout)
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> None:
-        """As ``Client.delete_model``."""
+        """Deletes a "name@version" from the server's disk. It must not be loaded."""
         await self.DeleteModel(model=model, timeout=timeout)
 
     async def import_model(
@@ -74,15 +87,25 @@ class AsyncModelCalls(AsyncRpcs):
         version: int = 0,
         timeout: float | None = None,
     ) -> Model:
-        """As ``Client.import_model``."""
-        return await self.ImportModel(
-            in_thread(import_requests(path, name=name, version=version)), timeout=timeout
-        )
+        """Uploads a bundle: its folder, or a tar archive of it.
+
+        Args:
+            path: the bundle.
+            name: name in the registry; empty = the name in the bundle.
+            version: 0 = the next free one.
+            timeout: seconds for the call.
+        """
+        requests = import_requests(path, name=name, version=version)
+        return await self.ImportModel(iterate(requests), timeout=timeout)
 
     async def download_model(
         self, model: str, path: str | os.PathLike[str], *, timeout: float | None = None
     ) -> Path:
-        """As ``Client.download_model``."""
+        """Writes the bundle as a tar archive to ``path``, which appears when it is complete.
+
+        Raises:
+            ServerError: if the received archive is damaged.
+        """
         with BundleWriter(path) as writer:
             async for message in self.DownloadModel(model=model, timeout=timeout):
                 await asyncio.to_thread(writer.write, message)

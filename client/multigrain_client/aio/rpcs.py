@@ -1,15 +1,13 @@
 """Every RPC of the contract under its own name."""
 
-# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
-
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any, Generic
 
 from multigrain_client import methods
 from multigrain_client.aio.transport import AsyncTransport
-from multigrain_client.messages import build
+from multigrain_client.json_format import build
 from multigrain_client.methods import Method, Request, Response
 
 
@@ -20,7 +18,7 @@ class _Rpc(Generic[Request, Response]):
 
 
 class Unary(_Rpc[Request, Response]):
-    """A message for a message."""
+    """One request, one response."""
 
     async def __call__(
         self, request: Request | None = None, *, timeout: float | None = None, **fields: Any
@@ -30,7 +28,7 @@ class Unary(_Rpc[Request, Response]):
 
 
 class Stream(_Rpc[Request, Response]):
-    """Many messages for a message."""
+    """One request, a stream of responses."""
 
     def __call__(
         self, request: Request | None = None, *, timeout: float | None = None, **fields: Any
@@ -40,25 +38,31 @@ class Stream(_Rpc[Request, Response]):
 
 
 class Upload(_Rpc[Request, Response]):
-    """A message for many messages."""
+    """A stream of requests, one response."""
 
     async def __call__(
-        self, requests: AsyncIterator[Request], *, timeout: float | None = None
+        self, requests: AsyncIterable[Request], *, timeout: float | None = None
     ) -> Response:
         return await self._transport.upload(self.method, requests, timeout)
 
 
 class Exchange(_Rpc[Request, Response]):
-    """Many messages for many messages."""
+    """A stream of requests, a stream of responses."""
 
     def __call__(
-        self, requests: AsyncIterator[Request], *, timeout: float | None = None
+        self, requests: AsyncIterable[Request], *, timeout: float | None = None
     ) -> AsyncGenerator[Response, None]:
         return self._transport.exchange(self.method, requests, timeout)
 
 
 class AsyncRpcs:
-    """As ``Rpcs``, in coroutines and asynchronous iterators."""
+    """The RPCs of the contract. Each takes its request message, or the request's fields as
+    keywords (nested messages as dicts, enums by name), and ``timeout`` in seconds; it returns the
+    response message and raises a ``MultigrainClientError``.
+
+    Unary calls are retried if that is safe. Broken streams are not reconnected; ``stream_events``
+    and ``embed_stream`` do that.
+    """
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport

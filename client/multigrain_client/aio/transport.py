@@ -1,47 +1,37 @@
-"""Calls over one asyncio channel: deadline, metadata, retries. Nothing knows gRPC above this."""
-
-# ruff: noqa: ASYNC109 - a time-out here becomes the deadline that the server sees.
+"""Calls over one asyncio channel: deadline, metadata, retries. Hides gRPC from the code above."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine
 from typing import Any, Generic, TypeVar
 
 import grpc
 from grpc import aio
 
-from multigrain_client.aio.first_status import FirstStatus
-from multigrain_client.aio.hedge import hedged
 from multigrain_client.channel import ChannelConfig
-from multigrain_client.errors import MultigrainClientError
+from multigrain_client.errors import MultigrainClientError, from_rpc
 from multigrain_client.methods import Method, Request, Response
-from multigrain_client.retry import RetryPolicy, unary_delay
-from multigrain_client.status import from_rpc
+from multigrain_client.retry import RetryPolicy, UnaryRetries
 
 T = TypeVar("T")
+
+# What grpc.aio reports for a call whose request could not be written, whatever ended the call.
+_UNWRITTEN = "Internal error from Core"
 
 
 class AsyncTransport:
     """One channel, opened at the first call in the event loop that makes it."""
 
-    def __init__(
-        self,
-        config: ChannelConfig,
-        timeout: float | None,
-        policy: RetryPolicy,
-        hedge_after: float | None = None,
-    ) -> None:
+    def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
         self.config = config
         self.timeout = timeout
         self.policy = policy
-        self._hedge_after = hedge_after
         self._opened: aio.Channel | None = None
 
     @property
     def _channel(self) -> aio.Channel:
-        # A channel belongs to the loop it is made in; a client may be made before there is one.
+        # A channel belongs to the event loop it is created in; a client may be created before.
         if self._opened is None:
             options = list(self.config.options)
             self._opened = (
@@ -58,37 +48,31 @@ class AsyncTransport:
     async def unary(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None
     ) -> Response:
-        """As ``Transport.unary``."""
+        """Calls until there is a response, an error that is not retried, or no time left.
+
+        Args:
+            method: the RPC.
+            request: its request.
+            timeout: seconds for all attempts together; None = the method's or client's default.
+
+        Raises:
+            MultigrainClientError: of the last attempt.
+        """
         call: aio.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
-        hedge_after = self._hedge_after if method.hedged else None
-
-        def begin(remaining: float | None) -> Awaitable[Response]:
-            return call(request, timeout=remaining, metadata=self._metadata)
-
-        seconds = self.seconds(method, timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        failures = 0
+        metadata = self._metadata
+        retries = UnaryRetries(
+            self.policy, self.seconds(method, timeout), idempotent=method.idempotent(request)
+        )
         while True:
-            remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             try:
-                if hedge_after is None:
-                    return await begin(remaining)
-                return await hedged(begin, hedge_after, remaining)
+                return await call(request, timeout=retries.remaining, metadata=metadata)
             except aio.AioRpcError as rpc_error:
                 error = self.error(rpc_error, method)
-                failures += 1
-                left = None if deadline is None else deadline - time.monotonic()
-                delay = unary_delay(
-                    self.policy,
-                    error,
-                    failures=failures,
-                    idempotent=method.idempotent(request),
-                    remaining=left,
-                )
+                delay = retries.delay(error)
                 if delay is None:
                     raise error from rpc_error
             await asyncio.sleep(delay)
@@ -96,7 +80,11 @@ class AsyncTransport:
     def stream(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None
     ) -> AsyncGenerator[Response, None]:
-        """As ``Transport.stream``."""
+        """Responses of one server stream, not retried. Closing the iterator cancels the call.
+
+        Raises:
+            MultigrainClientError: when the stream breaks.
+        """
         call = self._channel.unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
@@ -107,10 +95,14 @@ class AsyncTransport:
     async def upload(
         self,
         method: Method[Request, Response],
-        requests: AsyncIterator[Request],
+        requests: AsyncIterable[Request],
         timeout: float | None = None,
     ) -> Response:
-        """As ``Transport.upload``."""
+        """One client stream, not retried. An exception of ``requests`` is raised here.
+
+        Raises:
+            MultigrainClientError: when the call fails.
+        """
         guarded = _Guarded(requests)
         callable_: aio.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
             method.path,
@@ -124,7 +116,7 @@ class AsyncTransport:
         try:
             return await call
         except (aio.AioRpcError, asyncio.CancelledError) as error:
-            # gRPC cancels the call when the requests raise, and only logs why.
+            # If the requests raise, gRPC cancels the call and only logs the reason.
             if guarded.failure is not None:
                 raise guarded.failure from None
             if isinstance(error, aio.AioRpcError):
@@ -134,19 +126,24 @@ class AsyncTransport:
     def exchange(
         self,
         method: Method[Request, Response],
-        requests: AsyncIterator[Request],
+        requests: AsyncIterable[Request],
         timeout: float | None = None,
     ) -> AsyncGenerator[Response, None]:
-        """As ``Transport.exchange``."""
+        """Responses of one bidirectional stream, not retried. Closing the iterator cancels the
+        call.
+
+        Raises:
+            MultigrainClientError: when the stream breaks.
+        """
         call = self._channel.stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(requests, timeout=timeout, metadata=self._metadata)
+        )(aiter(requests), timeout=timeout, metadata=self._metadata)
         return self._messages(call, method)
 
     def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:
-        """The time-out of a call: its own, the method's, the client's."""
+        """The timeout of a call: its own, the method's or the client's."""
         if timeout is not None:
             return timeout
         return method.timeout if method.timeout is not None else self.timeout
@@ -161,7 +158,7 @@ class AsyncTransport:
     async def _messages(
         self, call: Any, method: Method[Any, Response]
     ) -> AsyncGenerator[Response, None]:
-        # `call` is both an async iterator of messages and a grpc.aio.Call.
+        # `call` is both an async iterator of responses and a grpc.aio.Call.
         status = FirstStatus(call)
         try:
             async for message in call:
@@ -173,9 +170,9 @@ class AsyncTransport:
 
 
 class _Guarded(Generic[T]):
-    """Keeps what an asynchronous iterator raises."""
+    """Keeps the exception of an asynchronous iterable."""
 
-    def __init__(self, items: AsyncIterator[T]) -> None:
+    def __init__(self, items: AsyncIterable[T]) -> None:
         self._items = items
         self.failure: Exception | None = None
 
@@ -186,3 +183,62 @@ class _Guarded(Generic[T]):
         except Exception as error:
             self.failure = error
             raise
+
+
+class FirstStatus:
+    """Keeps the real status of a call that sends a stream of requests.
+
+    A server may end such a call before the client has sent everything: it refuses, or the
+    connection breaks. The write in progress then fails, and grpc.aio overwrites the status of the
+    call with INTERNAL, even if the real one has already arrived (grpc issue 36066).
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._error: aio.AioRpcError | None = None
+        call.add_done_callback(self._ended)
+
+    def of(self, error: aio.AioRpcError) -> aio.AioRpcError:
+        """``error``, or the status that it has overwritten.
+
+        If the failed write came first, the real status never arrives: UNAVAILABLE, because all
+        that is known is that the connection broke.
+        """
+        if not _unwritten(error):
+            return error
+        if self._error is not None:
+            return self._error
+        return aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE,
+            error.initial_metadata(),
+            error.trailing_metadata(),
+            "the connection ended while a request was being sent",
+            error.debug_error_string(),
+        )
+
+    def _ended(self, call: Any) -> None:
+        code = _result(call.code())
+        if code is grpc.StatusCode.OK:
+            return
+        error = aio.AioRpcError(
+            code,
+            aio.Metadata(),
+            _result(call.trailing_metadata()),
+            _result(call.details()),
+        )
+        if not _unwritten(error):
+            self._error = error
+
+
+def _unwritten(error: aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _UNWRITTEN
+
+
+def _result(finished: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that does not wait, as those of a finished call."""
+    try:
+        finished.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    finished.close()
+    raise RuntimeError("a finished call has no status yet")

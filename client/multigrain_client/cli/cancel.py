@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from multigrain_client.cli.command import OK, Command, Context
-from multigrain_client.outcome import is_terminal
-from multigrain_client.requests import state_name
+from multigrain_client.jobs import is_terminal, state_name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,8 @@ from multigrain.v1.job_pb2 import (
     StateEvent,
 )
 from multigrain.v1.model_pb2 import Model, ModelState
-from multigrain_client.messages import enum_name
-from multigrain_client.requests import kind_name, state_name
+from multigrain_client.jobs import kind_name, state_name
+from multigrain_client.json_format import enum_name
 
 
 def duration(seconds: float) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from multigrain_client.answers import FloatArray
 from multigrain_client.cli.command import OK, Command, Context
 from multigrain_client.cli.embed_options import add_embed_options, embed_arguments
+from multigrain_client.embedding import FloatArray
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

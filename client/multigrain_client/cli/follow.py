@@ -8,8 +8,7 @@ from multigrain.v1.job_pb2 import Job
 from multigrain_client.cli.command import FAILED, INTERRUPTED, OK, Context
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import Display, choose
-from multigrain_client.outcome import is_terminal
-from multigrain_client.requests import state_name
+from multigrain_client.jobs import is_terminal, state_name
 from multigrain_client.sync.client import Client
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from multigrain_client.cli.command import OK, Command, Context
 from multigrain_client.cli.describe import JOB_HEAD, job_lines, job_row
 from multigrain_client.cli.values import count, label, pairs
-from multigrain_client.plain import to_plain
+from multigrain_client.json_format import to_plain
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

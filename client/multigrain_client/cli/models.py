@@ -6,7 +6,7 @@ import argparse
 
 from multigrain_client.cli.command import OK, Command, Context
 from multigrain_client.cli.describe import MODEL_HEAD, model_row
-from multigrain_client.plain import to_plain
+from multigrain_client.json_format import to_plain
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from google.protobuf.message import Message
 
-from multigrain_client.plain import to_plain
+from multigrain_client.json_format import to_plain
 
 
 class Output:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from multigrain_client.cli.command import OK, Command, Context
-from multigrain_client.losses import latest_curve
+from multigrain_client.jobs import latest_curve
 from multigrain_client.plotting import Curve, plot_losses
 
 

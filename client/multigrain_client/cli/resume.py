@@ -6,7 +6,7 @@ import argparse
 
 from multigrain_client.cli.command import OK, Command, Context
 from multigrain_client.cli.follow import follow
-from multigrain_client.requests import state_name
+from multigrain_client.jobs import state_name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,35 +1,88 @@
-"""Bulk embedding over one bidirectional stream that survives its connection."""
+"""Many images at once with threads: parallel calls, and one stream that survives its connection.
+
+The asyncio counterpart is ``multigrain_client.aio.bulk``.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from multigrain.v1.embedding_pb2 import EmbedRequest
 from multigrain_client import methods
-from multigrain_client.answers import EmbeddedImage, EmbedOptions, embedded
-from multigrain_client.batches import Batch
+from multigrain_client.embedding import Batch, EmbeddedImage, batches_of, embedded, with_images
 from multigrain_client.errors import MultigrainClientError, ServerError
+from multigrain_client.images import encode_each
 from multigrain_client.retry import BulkRetries
+from multigrain_client.streaming import ReplayWindow
 from multigrain_client.sync.transport import Transport
-from multigrain_client.window import ReplayWindow
+
+if TYPE_CHECKING:
+    from multigrain_client.images import Image, Images
+
+    ImageStream: TypeAlias = Iterable[Image]
+
+T = TypeVar("T")
+
+
+def stream_batches(images: ImageStream, max_images: int) -> Iterator[Batch]:
+    """Encodes and batches a stream of images, lazily."""
+    return batches_of(encode_each(images), max_images=max_images)
+
+
+def map_batches(
+    call: Callable[[Batch], list[T]], images: Images, batch_size: int, concurrency: int
+) -> list[T]:
+    """Results of all images in order, with at most ``concurrency`` calls in flight."""
+    batches = batches_of(encode_each(images), max_images=batch_size)
+    head = list(islice(batches, 2))
+    if len(head) < 2:
+        # The common case, a single call, needs no threads.
+        return call(head[0]) if head else []
+    results: list[T] = []
+    waiting: deque[Future[list[T]]] = deque()
+    with ThreadPoolExecutor(concurrency, "multigrain-client") as pool:
+        try:
+            for batch in head:
+                waiting.append(pool.submit(copy_context().run, call, batch))
+            for batch in batches:
+                if len(waiting) >= concurrency:
+                    results += waiting.popleft().result()
+                waiting.append(pool.submit(copy_context().run, call, batch))
+            while waiting:
+                results += waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    return results
 
 
 class BulkEmbedding:
     """One run of ``embed_stream``.
 
-    A reader thread fills the window from the source, gRPC's thread sends from the window, the
-    caller's thread takes answers. Only the caller's thread changes connections, so the source
-    is read exactly once whatever happens to them.
+    A reader thread fills the window from the source, gRPC's thread sends from the window, and the
+    caller's thread takes results. Only the caller's thread changes connections, so that the source
+    is read exactly once.
+
+    Args:
+        transport: makes the calls.
+        template: the request without images.
+        source: the batches to embed.
+        window: maximum number of batches in flight.
     """
 
     def __init__(
-        self, transport: Transport, options: EmbedOptions, source: Iterator[Batch], window: int
+        self, transport: Transport, template: EmbedRequest, source: Iterator[Batch], window: int
     ) -> None:
         self._transport = transport
-        self._options = options
+        self._template = template
         self._source = source
         self._window = ReplayWindow(max(window, 1))
         self._changed = threading.Condition()
@@ -37,22 +90,24 @@ class BulkEmbedding:
         self._closed = False
         self._failure: BaseException | None = None
         self._connection = 0
-        # The connection ends because the window is stuck, and another one is to follow.
-        self._resting = False
+        # The window is stuck: end the connection and continue on a new one.
+        self._restarting = False
 
     def run(self) -> Generator[EmbeddedImage]:
-        """Raises:
-        MultigrainClientError: when the server refuses, or stays away (see ``BulkRetries``).
+        """Results in input order.
+
+        Raises:
+            MultigrainClientError: if the server refuses, or stays unreachable (``BulkRetries``).
         """
         threading.Thread(target=self._read, name="multigrain-embed-stream", daemon=True).start()
         retries = BulkRetries(self._transport.policy)
         try:
             while True:
                 try:
-                    for answers in self._connect():
+                    for results in self._connect():
                         retries.answered()
-                        yield from answers
-                    if self._resting:
+                        yield from results
+                    if self._restarting:
                         continue
                     break
                 except MultigrainClientError as error:
@@ -68,10 +123,10 @@ class BulkEmbedding:
                 self._changed.notify_all()
 
     def _connect(self) -> Iterator[list[EmbeddedImage]]:
-        """Answers of one connection, batch by batch."""
+        """Results of one connection, batch by batch."""
         with self._changed:
             self._connection += 1
-            self._resting = False
+            self._restarting = False
             requests = self._requests(self._connection, self._window.first)
         responses = self._transport.exchange(methods.EMBED_STREAM, requests)
         with closing(responses):
@@ -81,12 +136,14 @@ class BulkEmbedding:
                     batch = self._window.answered()
                     self._changed.notify_all()
                 if batch is None:
-                    raise ServerError("EmbedStream: the server sent more answers than requests")
+                    raise ServerError("EmbedStream: the server sent more responses than requests")
                 yield embedded(batch, response)
         yield from self._unsent()
         with self._changed:
-            if self._window.at(self._window.first) is not None and not self._resting:
-                raise ServerError("EmbedStream: the server ended the stream before its last answer")
+            if self._window.at(self._window.first) is not None and not self._restarting:
+                raise ServerError(
+                    "EmbedStream: the server ended the stream before its last response"
+                )
 
     def _unsent(self) -> Iterator[list[EmbeddedImage]]:
         while True:
@@ -107,7 +164,7 @@ class BulkEmbedding:
                         return
                     self._window.add(batch)
                     self._changed.notify_all()
-        # Whatever the caller's own iterable raises is raised again in the caller's thread.
+        # Raised again in the caller's thread: it may come from the caller's own iterable.
         except BaseException as error:
             failure = error
         finally:
@@ -131,8 +188,8 @@ class BulkEmbedding:
                     return
                 batch = self._window.at(position)
                 if batch is None:
-                    self._resting = not self._ended
+                    self._restarting = not self._ended
                     return
             position += 1
             if batch.images:
-                yield self._options.request(batch)
+                yield with_images(self._template, batch)

@@ -1,3 +1,4 @@
+# Generated from aio/client.py by `make sync-client`: edit that file instead.
 """The blocking client."""
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from typing import Self
 from google.protobuf.wrappers_pb2 import StringValue
 
 from multigrain_client import methods
-from multigrain_client.batches import MAX_IMAGES
 from multigrain_client.channel import Tls, channel_config
-from multigrain_client.health import HealthStatus
+from multigrain_client.embedding import MAX_IMAGES
+from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.images import ImageCalls
 from multigrain_client.sync.jobs import JobCalls
 from multigrain_client.sync.models import ModelCalls
-from multigrain_client.sync.starts import StartCalls
 from multigrain_client.sync.transport import Transport
 
 
-class Client(StartCalls, JobCalls, ModelCalls, ImageCalls):
-    """A client of one multigrain server, or of several alike. Safe to share between threads.
+class Client(JobCalls, ModelCalls, ImageCalls):
+    """Blocking client of one multigrain server, or of several identical ones. It can be
+    shared between threads.
 
     ::
 
@@ -31,26 +32,24 @@ class Client(StartCalls, JobCalls, ModelCalls, ImageCalls):
                 print(point.step, point.loss)
             vectors = client.embed(["a.jpg", "b.jpg"])   # float32 (2, D)
 
-    Nothing is connected until the first call.
+    It connects at the first call.
 
     Args:
-        target: "host:port", "host1:port1,host2:port2" (calls go round the addresses), or any
-            gRPC target ("dns:///name:port").
+        target: "host:port", "host1:port1,host2:port2" (round-robin), or any gRPC target
+            ("dns:///name:port").
         token: sent as ``authorization: Bearer <token>``.
-        tls: True for TLS with the system's authorities, or a ``Tls``; None = plain TCP.
-        timeout: seconds for a call and its retries, unless the call says otherwise; None = no
-            limit. Loading, unloading and moving models have 900 s of their own.
-        retry: what is tried again, and when.
-        concurrency: calls that one ``embed`` or ``classify`` has under way at the same time.
-        batch_size: images of one call, at most; the server's limit is 64 unless configured.
-        keepalive: seconds between pings on a connection with calls in flight; 0 = none.
-        hedge_after: seconds after which an Embed or Classify without an answer is made a second
-            time, at the next of several addresses; the first answer counts. None = never. Set
-            it near the 99th percentile of your latency: lower, and it doubles the load.
+        tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
+            TCP.
+        timeout: default seconds for a call including its retries; None = no limit. Calls that
+            load, unload or transfer a model have a default of 900 s.
+        retry: what is retried, and when.
+        concurrency: maximum number of parallel calls of one ``embed`` or ``classify``.
+        batch_size: maximum number of images in one call; the server's default limit is 64.
+        keepalive: seconds between pings on a connection with calls in flight; 0 = no pings.
         options: further gRPC channel options.
 
     Raises:
-        InvalidRequest: for a target or TLS files that cannot be right.
+        InvalidRequest: for an invalid target or invalid TLS files.
     """
 
     def __init__(
@@ -64,19 +63,19 @@ class Client(StartCalls, JobCalls, ModelCalls, ImageCalls):
         concurrency: int = 4,
         batch_size: int = MAX_IMAGES,
         keepalive: float = 60.0,
-        hedge_after: float | None = None,
         options: Mapping[str, str | int] | None = None,
     ) -> None:
         config = channel_config(target, token=token, tls=tls, keepalive=keepalive, options=options)
-        super().__init__(Transport(config, timeout, retry or RetryPolicy(), hedge_after))
+        super().__init__(Transport(config, timeout, retry or RetryPolicy()))
         self._concurrency = max(concurrency, 1)
         self._batch_size = max(batch_size, 1)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
-        """Whether the server answers.
+        """The health of the server.
 
         Args:
-            service: full name ("multigrain.v1.EmbeddingService"); empty = the server as a whole.
+            service: full name ("multigrain.v1.EmbeddingService"); empty = the whole server.
+            timeout: seconds for the call.
 
         Raises:
             NotFound: if there is no such service.
@@ -86,7 +85,7 @@ class Client(StartCalls, JobCalls, ModelCalls, ImageCalls):
         return HealthStatus(answer.value)
 
     def close(self) -> None:
-        """Ends every call under way and closes the connections."""
+        """Cancels all calls and closes the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:

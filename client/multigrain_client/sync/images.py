@@ -1,52 +1,48 @@
+# Generated from aio/images.py by `make sync-client`: edit that file instead.
 """Embedding and classification of images."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections.abc import Generator
 from contextlib import closing
-from contextvars import copy_context
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
-from multigrain_client.answers import (
+from multigrain_client.embedding import (
+    MAX_IMAGES,
+    Batch,
     Classification,
     ClassifiedImage,
-    ClassifyOptions,
     EmbeddedImage,
     EmbedKeywords,
-    EmbedOptions,
     FloatArray,
     check_on_error,
     classified,
+    classify_template,
+    embed_template,
     embedded,
     matrix,
     raise_failed,
+    with_images,
 )
-from multigrain_client.batches import MAX_IMAGES, Batch, split
-from multigrain_client.folder import FolderEmbedding, FolderRun, OnProgress
-from multigrain_client.images import encode_each
-from multigrain_client.sync.bulk import BulkEmbedding
+from multigrain_client.folder_embedding import FolderEmbedding, FolderRun, OnProgress
+from multigrain_client.sync.bulk import BulkEmbedding, map_batches, stream_batches
 from multigrain_client.sync.rpcs import Rpcs
 
 if TYPE_CHECKING:
-    import os
-
-    from multigrain_client.images import Image, Images
-
-Answer = TypeVar("Answer")
+    from multigrain_client.images import Images
+    from multigrain_client.sync.bulk import ImageStream
 
 
 class ImageCalls(Rpcs):
-    """An image is a path, bytes of an image file, an open binary file, a PIL image or a uint8
+    """An image is a path, the bytes of an image file, an open binary file, a PIL image or a uint8
     array (height, width[, channels]); ``images`` is one of these, several, or an
     (N, height, width, channels) array. Arrays and PIL images need Pillow.
     """
 
-    # Calls of one embed() or classify() under way at the same time, and images of one call.
+    # Parallel calls of one embed() or classify(), and images per call.
     _concurrency: int
     _batch_size: int
 
@@ -58,10 +54,11 @@ class ImageCalls(Rpcs):
         timeout: float | None = None,
         **keywords: Unpack[EmbedKeywords],
     ) -> FloatArray:
-        """Embeds images; any number, split into calls the server accepts.
+        """Embeds any number of images, split into calls that the server accepts.
 
         Args:
-            on_error: "raise", or "nan": the row of a bad image is not-a-number throughout.
+            images: the images.
+            on_error: "raise", or "nan": the row of a failed image is NaN.
             timeout: seconds for each call.
             keywords: see ``EmbedKeywords``.
 
@@ -72,15 +69,16 @@ class ImageCalls(Rpcs):
             ImagesFailed: naming every image that has no vector.
         """
         check_on_error(on_error, ("raise", "nan"))
-        options = EmbedOptions(**keywords)
+        template = embed_template(keywords)
 
         def call(batch: Batch) -> list[EmbeddedImage]:
             response: EmbedResponse | None = None
             if batch.images:
-                response = self.Embed(options.request(batch), timeout=timeout)
+                response = self.Embed(with_images(template, batch), timeout=timeout)
             return embedded(batch, response)
 
-        return matrix(self._each_batch(images, call), on_error)
+        results = map_batches(call, images, self._batch_size, self._concurrency)
+        return matrix(results, on_error)
 
     def classify(
         self,
@@ -92,54 +90,56 @@ class ImageCalls(Rpcs):
         on_error: Literal["raise", "empty"] = "raise",
         timeout: float | None = None,
     ) -> list[tuple[Classification, ...]]:
-        """Classifies images.
+        """Classifies any number of images, split into calls that the server accepts.
 
         Args:
-            top_k: classes for each image, most probable first.
-            on_error: "raise", or "empty": a bad image has no classes.
+            images: the images.
+            top_k: classes per image, most probable first.
             model, resolution: as in ``EmbedKeywords``.
+            on_error: "raise", or "empty": a failed image has no classes.
             timeout: seconds for each call.
 
         Returns:
-            for each image in input order, its classes.
+            the classes of each image, in input order.
 
         Raises:
-            ImagesFailed: naming every image that has no answer.
+            ImagesFailed: naming every image that has no result.
         """
         check_on_error(on_error, ("raise", "empty"))
-        options = ClassifyOptions(model, resolution, top_k)
+        template = classify_template(model, resolution, top_k)
 
         def call(batch: Batch) -> list[ClassifiedImage]:
             response: ClassifyResponse | None = None
             if batch.images:
-                response = self.Classify(options.request(batch), timeout=timeout)
+                response = self.Classify(with_images(template, batch), timeout=timeout)
             return classified(batch, response)
 
-        answers = self._each_batch(images, call)
-        raise_failed(answers, always=on_error == "raise")
-        return [answer.classes for answer in answers]
+        results = map_batches(call, images, self._batch_size, self._concurrency)
+        raise_failed(results, always=on_error == "raise")
+        return [result.classes for result in results]
 
     def embed_stream(
         self,
-        images: Iterable[Image],
+        images: ImageStream,
         *,
         batch_size: int = 16,
         window: int = 4,
         **keywords: Unpack[EmbedKeywords],
     ) -> Generator[EmbeddedImage]:
-        """Embeds any number of images over one stream and yields answers in input order.
+        """Embeds any number of images over one stream and yields results in input order.
 
-        Images are read only as fast as answers come. A bad image yields an answer with
-        ``error``. A broken stream is opened again and what had no answer is sent once more.
+        Images are read only as fast as results arrive. A failed image yields a result with
+        ``error``. A broken stream is reconnected and unanswered images are sent again.
 
         Args:
-            batch_size: images of one message; 1 for the quickest single answers.
-            window: messages under way at the same time.
+            images: the images.
+            batch_size: images per message; 1 for the lowest latency of a single image.
+            window: maximum number of messages in flight.
             keywords: see ``EmbedKeywords``.
         """
-        options = EmbedOptions(**keywords)
-        batches = split(encode_each(images), max_images=min(batch_size, MAX_IMAGES))
-        return BulkEmbedding(self._transport, options, batches, window).run()
+        template = embed_template(keywords)
+        batches = stream_batches(images, min(batch_size, MAX_IMAGES))
+        return BulkEmbedding(self._transport, template, batches, window).run()
 
     def embed_folder(
         self,
@@ -149,49 +149,27 @@ class ImageCalls(Rpcs):
         on_progress: OnProgress | None = None,
         **keywords: Unpack[EmbedKeywords],
     ) -> FolderEmbedding:
-        """Embeds every image file under a folder into a file of vectors.
+        """Embeds every image file below a folder into a file of vectors.
 
-        The file appears when it is whole. A bad image has a row without a vector and is named
-        in the result.
+        The file appears when it is complete. A failed image has a row without a vector and is
+        named in the result.
 
         Args:
+            folder: the folder.
             out: "vectors.parquet" (columns path, embedding, error; needs pyarrow) or
-                "vectors.npy" (float32 (N, D); its rows are listed in "vectors.csv").
-            on_progress: called with (images answered, images in all) after every image.
+                "vectors.npy" (float32 (N, D); "vectors.csv" lists its rows).
+            on_progress: called with (images done, images in total) after every image.
             keywords: see ``EmbedKeywords``.
 
         Raises:
-            InvalidRequest: for a folder without images, or an ``out`` that will not do.
-            ImagesFailed: if not one image has a vector.
+            InvalidRequest: for a folder without images, or an invalid ``out``.
+            ImagesFailed: if no image has a vector.
             OSError: if the file cannot be written.
         """
         run = FolderRun(Path(folder), Path(out), on_progress)
-        answers = self.embed_stream(run.paths, **keywords)
-        with run, closing(answers):
-            for answer in answers:
-                run.add(answer)
+        results = self.embed_stream(run.paths, **keywords)
+        with run:
+            with closing(results):
+                for result in results:
+                    run.add(result)
             return run.finish()
-
-    def _each_batch(self, images: Images, call: Callable[[Batch], list[Answer]]) -> list[Answer]:
-        """Answers of all images in order, with a bounded number of calls under way."""
-        batches = split(encode_each(images), max_images=self._batch_size)
-        head = list(islice(batches, 2))
-        if len(head) < 2:
-            # The everyday case, one call: no threads.
-            return call(head[0]) if head else []
-        answers: list[Answer] = []
-        waiting: deque[Future[list[Answer]]] = deque()
-        with ThreadPoolExecutor(self._concurrency, "multigrain-client") as pool:
-            try:
-                for batch in head:
-                    waiting.append(pool.submit(copy_context().run, call, batch))
-                for batch in batches:
-                    if len(waiting) >= self._concurrency:
-                        answers += waiting.popleft().result()
-                    waiting.append(pool.submit(copy_context().run, call, batch))
-                while waiting:
-                    answers += waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-        return answers

@@ -1,38 +1,159 @@
-"""Watching and steering jobs."""
+# Generated from aio/jobs.py by `make sync-client`: edit that file instead.
+"""Starting, watching and controlling jobs."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from typing import Any
 
 from multigrain.v1.job_pb2 import Job, JobEvent
-from multigrain_client.cursor import EventCursor
-from multigrain_client.errors import (
-    DeadlineExceeded,
-    MultigrainClientError,
-    StreamGap,
-)
-from multigrain_client.losses import LossPoint
-from multigrain_client.outcome import Deadline, is_terminal, raise_unless_succeeded
+from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
+from multigrain_client.jobs import is_terminal, loss_point, raise_unless_succeeded, state_name
+from multigrain_client.loss_point import LossPoint
 from multigrain_client.requests import (
     JobLike,
+    SpecLike,
     event_kinds,
     job_id,
     list_jobs_request,
-    state_name,
+    start_evaluation_request,
+    start_export_request,
+    start_training_request,
+    weights_source,
 )
+from multigrain_client.retry import Deadline
+from multigrain_client.streaming import EventCursor
 from multigrain_client.sync.rpcs import Rpcs
 
-# Between two looks at a job whose stream has ended although the job has not.
-LOOK_AGAIN_SECONDS = 0.5
+# Seconds between two looks at a job whose stream has ended although the job has not.
+_POLL_SECONDS = 0.5
 
 
 class JobCalls(Rpcs):
-    """A job is named by a ``Job`` or by its id."""
+    """A job is given as a ``Job`` or as its id."""
+
+    def start_training(
+        self,
+        spec: SpecLike = None,
+        *,
+        preset: str | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """Starts a training job and returns at once, with the resolved spec in ``training``.
+
+        ``client.start_training(preset="digits-demo", **{"schedule.epochs": 3})``
+
+        Args:
+            spec: a dict, a TrainingSpec or the path of a YAML file; keys may be dotted.
+            preset: name of the preset that provides every field that is not set.
+            name: display name. Empty: the preset's name.
+            labels: key=value pairs to find the job by.
+            request_id: idempotency key; None = a new UUID, which makes retries safe.
+            timeout: seconds for the call (not for the training).
+            overrides: single fields that override the spec, dotted or nested: ``seed=7``,
+                ``schedule={"epochs": 3}``, ``**{"schedule.epochs": 3}``. Paths are on the server.
+
+        Raises:
+            InvalidRequest: naming every field that is unknown, ill-typed or out of range.
+        """
+        request = start_training_request(
+            spec, overrides, preset=preset, name=name, labels=labels, request_id=request_id
+        )
+        return self.StartTraining(request, timeout=timeout)
+
+    def evaluate(
+        self,
+        spec: SpecLike = None,
+        *,
+        job: JobLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        model: str | None = None,
+        checkpoint: str | int | None = None,
+        dataset_path: str | os.PathLike[str] | None = None,
+        tasks: Iterable[str] | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """Starts an evaluation job and returns at once; after ``wait`` the results are in
+        ``job.metrics``.
+
+        Args:
+            spec: as in ``start_training``, of an EvaluationSpec.
+            job: training job whose weights are evaluated; or
+            checkpoint_path: a checkpoint on the server's disk; or
+            model: a model of the registry.
+            checkpoint: with ``job``: "last" (default), "best" or a step.
+            dataset_path: folder of the images on the server: one subfolder per class or group, or
+                the layout of a published benchmark.
+            tasks: "classification", "copy_detection", "groups", or one of "holidays", "ukb",
+                "copydays"; None = the first two.
+            name, labels, request_id, timeout, overrides: as in ``start_training``.
+        """
+        weights = weights_source(
+            job=job, checkpoint_path=checkpoint_path, model=model, checkpoint=checkpoint
+        )
+        request = start_evaluation_request(
+            spec,
+            overrides,
+            weights=weights,
+            dataset_path=dataset_path,
+            tasks=tasks,
+            name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return self.StartEvaluation(request, timeout=timeout)
+
+    def export(
+        self,
+        spec: SpecLike = None,
+        *,
+        job: JobLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint: str | int | None = None,
+        model_name: str | None = None,
+        formats: Iterable[str] | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> Job:
+        """Starts an export job and returns at once; after ``wait`` the new model bundle is in
+        ``job.artifact``.
+
+        Args:
+            spec: as in ``start_training``, of an ExportSpec.
+            job, checkpoint_path, checkpoint: the weights, as in ``evaluate``.
+            model_name: name in the registry.
+            formats: "mindir", "onnx", "air"; None = MINDIR and ONNX.
+            name, labels, request_id, timeout, overrides: as in ``start_training``.
+        """
+        weights = weights_source(job=job, checkpoint_path=checkpoint_path, checkpoint=checkpoint)
+        request = start_export_request(
+            spec,
+            overrides,
+            weights=weights,
+            model_name=model_name,
+            formats=formats,
+            name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return self.StartExport(request, timeout=timeout)
 
     def job(self, job: JobLike, *, timeout: float | None = None) -> Job:
-        """The job as it stands now."""
+        """The current state of a job."""
         return self.GetJob(job_id=job_id(job), timeout=timeout)
 
     def jobs(
@@ -45,14 +166,14 @@ class JobCalls(Rpcs):
         page_size: int = 0,
         timeout: float | None = None,
     ) -> Iterator[Job]:
-        """Jobs that match, newest first, fetched page by page as they are read.
+        """Jobs that match, newest first; pages are fetched on demand.
 
         Args:
             states: such as "running"; empty = all.
             kinds: "training", "evaluation", "export"; empty = all.
-            labels: all of which a job must carry.
-            name_contains: part of the job's name, whatever the case.
-            page_size: jobs of one page, 1..1000; 0 = the server's choice.
+            labels: labels that a job must all have.
+            name_contains: part of the job's name, case-insensitive.
+            page_size: jobs per page, 1..1000; 0 = the server's default.
             timeout: seconds for each page.
         """
         request = list_jobs_request(
@@ -64,21 +185,22 @@ class JobCalls(Rpcs):
         )
         while True:
             page = self.ListJobs(request, timeout=timeout)
-            yield from page.jobs
+            for job in page.jobs:
+                yield job
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
 
     def cancel(self, job: JobLike, *, timeout: float | None = None) -> Job:
-        """Asks a job to end; a training saves a checkpoint first. Returns at once."""
+        """Requests that a job stops; a training job saves a checkpoint first. Returns at once."""
         return self.CancelJob(job_id=job_id(job), timeout=timeout)
 
     def resume(self, job: JobLike, *, timeout: float | None = None) -> Job:
-        """Runs a failed or cancelled job again, from its last good checkpoint."""
+        """Restarts a failed or cancelled job from its last good checkpoint."""
         return self.ResumeJob(job_id=job_id(job), timeout=timeout)
 
     def delete_job(self, job: JobLike, *, timeout: float | None = None) -> None:
-        """Removes an ended job with its events and checkpoints."""
+        """Deletes an ended job with its events and checkpoints."""
         self.DeleteJob(job_id=job_id(job), timeout=timeout)
 
     def stream_events(
@@ -92,17 +214,19 @@ class JobCalls(Rpcs):
     ) -> Iterator[JobEvent]:
         """Every event after ``after_seq``, once and in order, until the job has ended.
 
-        A broken connection is taken up again from the last event, with back-off, for as long
-        as the retry policy's ``stream_patience`` says. Heartbeats are not yielded.
+        Reconnects a broken stream after the last event, with back-off, for as long as the retry
+        policy's ``stream_patience``. Heartbeats are not yielded.
 
         Args:
-            follow: False = only what has happened so far.
+            job: the job.
+            after_seq: only events with a greater seq.
+            follow: False = only the events so far.
             kinds: "state", "loss", "evaluation", "checkpoint", "log", "artifact", "progress";
                 None = all.
-            timeout: seconds for the whole stream; None = as long as it takes.
+            timeout: seconds for the whole stream; None = no limit.
 
         Raises:
-            DeadlineExceeded: when the time-out has passed.
+            DeadlineExceeded: when the timeout has passed.
         """
         cursor = EventCursor(
             job_id(job),
@@ -141,26 +265,27 @@ class JobCalls(Rpcs):
     ) -> Iterator[LossPoint]:
         """Every loss point of a training job, live; otherwise as ``stream_events``.
 
-        ``(point.attempt, point.step)`` is a point's key. After a restart from a checkpoint the
-        steps since then come again in a new attempt, and the newest attempt wins;
-        ``latest_curve(points)`` makes one curve without double points.
+        ``(point.attempt, point.step)`` identifies a point. After a restart from a checkpoint the
+        steps after it are repeated in a new attempt, and the newest attempt wins;
+        ``latest_curve(points)`` returns the curve without duplicate steps.
         """
         for event in self.stream_events(
             job, after_seq=after_seq, follow=follow, kinds=["loss"], timeout=timeout
         ):
             if event.HasField("loss"):
-                yield LossPoint.from_event(event)
+                yield loss_point(event)
 
     def wait(self, job: JobLike, timeout: float | None = None) -> Job:
         """Waits until the job has succeeded.
 
         Args:
-            timeout: seconds; None = as long as it takes.
+            job: the job.
+            timeout: seconds; None = no limit.
 
         Raises:
-            JobFailed: with the reason; ``error.job`` has everything.
+            JobFailed: if it failed; ``error.job`` has the details.
             JobCancelled: (a JobFailed) if it was cancelled.
-            DeadlineExceeded: if it has not ended in time. It goes on.
+            DeadlineExceeded: if it has not ended in time. The job continues.
         """
         deadline = Deadline(timeout)
         try:
@@ -172,7 +297,7 @@ class JobCalls(Rpcs):
                     return raise_unless_succeeded(latest)
                 if deadline.passed:
                     break
-                time.sleep(deadline.within(LOOK_AGAIN_SECONDS))
+                time.sleep(deadline.within(_POLL_SECONDS))
         except DeadlineExceeded:
             if not deadline.passed:
                 raise

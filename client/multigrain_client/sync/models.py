@@ -1,4 +1,5 @@
-"""The registry of models and what is loaded of it."""
+# Generated from aio/models.py by `make sync-client`: edit that file instead.
+"""The model registry, loading, import and download."""
 
 from __future__ import annotations
 
@@ -23,24 +24,25 @@ class ModelCalls(Rpcs):
         page_size: int = 0,
         timeout: float | None = None,
     ) -> Iterator[Model]:
-        """Versions of models, fetched page by page as they are read.
+        """Versions of models; pages are fetched on demand.
 
         Args:
             name: only versions of this model; empty = all.
-            loaded_only: only what answers requests.
-            page_size: 1..1000; 0 = the server's choice.
+            loaded_only: only loaded models.
+            page_size: models per page, 1..1000; 0 = the server's default.
             timeout: seconds for each page.
         """
         request = list_models_request(name, loaded_only=loaded_only, page_size=page_size)
         while True:
             page = self.ListModels(request, timeout=timeout)
-            yield from page.models
+            for model in page.models:
+                yield model
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
 
     def model(self, model: str, *, timeout: float | None = None) -> Model:
-        """One model as it stands now."""
+        """The current state of one model."""
         return self.GetModel(model=model, timeout=timeout)
 
     def load_model(
@@ -51,19 +53,21 @@ class ModelCalls(Rpcs):
         make_default: bool = False,
         timeout: float | None = None,
     ) -> Model:
-        """Starts an engine for the model and returns when it answers.
+        """Starts an engine for the model and returns when it is ready.
 
         Args:
-            runtime: "auto" (also when empty), "openvino", "onnxruntime" or "mindspore"; with
-                "openvino-int8", "-bf16" or "-f32" the precision as well.
-            make_default: also let it answer requests which name no model.
+            model: the model.
+            runtime: "auto" (also if empty), "openvino", "onnxruntime" or "mindspore"; with
+                "openvino-int8", "-bf16" or "-f32" also the precision.
+            make_default: also serve requests that name no model with this one.
+            timeout: seconds for the call.
         """
         return self.LoadModel(
             model=model, runtime=runtime, make_default=make_default, timeout=timeout
         )
 
     def unload_model(self, model: str, *, timeout: float | None = None) -> Model:
-        """Lets requests in flight finish, then ends the engine."""
+        """Finishes the requests in flight, then stops the engine."""
         return self.UnloadModel(model=model, timeout=timeout)
 
     def set_alias(self, alias: str, model: str, *, timeout: float | None = None) -> None:
@@ -71,7 +75,7 @@ class ModelCalls(Rpcs):
         self.SetAlias(alias=alias, model=model, timeout=timeout)
 
     def delete_model(self, model: str, *, timeout: float | None = None) -> None:
-        """Removes a "name@version" from the server's disk. It must not be loaded."""
+        """Deletes a "name@version" from the server's disk. It must not be loaded."""
         self.DeleteModel(model=model, timeout=timeout)
 
     def import_model(
@@ -85,18 +89,21 @@ class ModelCalls(Rpcs):
         """Uploads a bundle: its folder, or a tar archive of it.
 
         Args:
-            name: in the registry; empty = the name in the bundle.
+            path: the bundle.
+            name: name in the registry; empty = the name in the bundle.
             version: 0 = the next free one.
+            timeout: seconds for the call.
         """
-        return self.ImportModel(import_requests(path, name=name, version=version), timeout=timeout)
+        requests = import_requests(path, name=name, version=version)
+        return self.ImportModel(requests, timeout=timeout)
 
     def download_model(
         self, model: str, path: str | os.PathLike[str], *, timeout: float | None = None
     ) -> Path:
-        """Writes the bundle as a tar archive to ``path``, which appears only when it is whole.
+        """Writes the bundle as a tar archive to ``path``, which appears when it is complete.
 
         Raises:
-            ServerError: if what arrived is damaged.
+            ServerError: if the received archive is damaged.
         """
         with BundleWriter(path) as writer:
             for message in self.DownloadModel(model=model, timeout=timeout):

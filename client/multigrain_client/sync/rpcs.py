@@ -1,3 +1,4 @@
+# Generated from aio/rpcs.py by `make sync-client`: edit that file instead.
 """Every RPC of the contract under its own name."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from collections.abc import Generator, Iterable
 from typing import Any, Generic
 
 from multigrain_client import methods
-from multigrain_client.messages import build
+from multigrain_client.json_format import build
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.sync.transport import Transport
 
@@ -18,7 +19,7 @@ class _Rpc(Generic[Request, Response]):
 
 
 class Unary(_Rpc[Request, Response]):
-    """A message for a message."""
+    """One request, one response."""
 
     def __call__(
         self, request: Request | None = None, *, timeout: float | None = None, **fields: Any
@@ -28,38 +29,38 @@ class Unary(_Rpc[Request, Response]):
 
 
 class Stream(_Rpc[Request, Response]):
-    """Many messages for a message."""
+    """One request, a stream of responses."""
 
     def __call__(
         self, request: Request | None = None, *, timeout: float | None = None, **fields: Any
-    ) -> Generator[Response, None, None]:
+    ) -> Generator[Response, None]:
         message = build(self.method.request, request, fields)
         return self._transport.stream(self.method, message, timeout)
 
 
 class Upload(_Rpc[Request, Response]):
-    """A message for many messages."""
+    """A stream of requests, one response."""
 
     def __call__(self, requests: Iterable[Request], *, timeout: float | None = None) -> Response:
         return self._transport.upload(self.method, requests, timeout)
 
 
 class Exchange(_Rpc[Request, Response]):
-    """Many messages for many messages."""
+    """A stream of requests, a stream of responses."""
 
     def __call__(
         self, requests: Iterable[Request], *, timeout: float | None = None
-    ) -> Generator[Response, None, None]:
+    ) -> Generator[Response, None]:
         return self._transport.exchange(self.method, requests, timeout)
 
 
 class Rpcs:
-    """The contract as it stands. Each takes its request message, or the request's fields as
-    keywords (nested messages as dicts, enums by name), and ``timeout`` in seconds; each returns
-    the response message and raises a ``MultigrainClientError``.
+    """The RPCs of the contract. Each takes its request message, or the request's fields as
+    keywords (nested messages as dicts, enums by name), and ``timeout`` in seconds; it returns the
+    response message and raises a ``MultigrainClientError``.
 
-    Retries are made where they are harmless; streams are not taken up again when they break
-    (``stream_events`` and ``embed_stream`` do that).
+    Unary calls are retried if that is safe. Broken streams are not reconnected; ``stream_events``
+    and ``embed_stream`` do that.
     """
 
     def __init__(self, transport: Transport) -> None:

@@ -1,4 +1,4 @@
-"""Blocking calls over one channel: deadline, metadata, retries. Nothing knows gRPC above this."""
+"""Blocking calls over one channel: deadline, metadata, retries. Hides gRPC from the code above."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from multigrain_client.channel import ChannelConfig
-from multigrain_client.errors import MultigrainClientError
+from multigrain_client.errors import MultigrainClientError, from_rpc
 from multigrain_client.methods import Method, Request, Response
-from multigrain_client.retry import RetryPolicy, unary_delay
-from multigrain_client.status import from_rpc
-from multigrain_client.sync.hedge import hedged
+from multigrain_client.retry import RetryPolicy, UnaryRetries
 
 T = TypeVar("T")
 
@@ -21,17 +19,10 @@ T = TypeVar("T")
 class Transport:
     """One channel, opened at the first call. Safe to share between threads."""
 
-    def __init__(
-        self,
-        config: ChannelConfig,
-        timeout: float | None,
-        policy: RetryPolicy,
-        hedge_after: float | None = None,
-    ) -> None:
+    def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
         self.config = config
         self.timeout = timeout
         self.policy = policy
-        self._hedge_after = hedge_after
         options = list(config.options)
         self._channel = (
             grpc.insecure_channel(config.target, options)
@@ -45,9 +36,11 @@ class Transport:
     def unary(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None
     ) -> Response:
-        """Calls until there is an answer, an error not worth a retry, or no time left.
+        """Calls until there is a response, an error that is not retried, or no time left.
 
         Args:
+            method: the RPC.
+            request: its request.
             timeout: seconds for all attempts together; None = the method's or client's default.
 
         Raises:
@@ -59,32 +52,15 @@ class Transport:
             response_deserializer=method.response.FromString,
         )
         metadata = self.config.call_metadata()
-        hedge_after = self._hedge_after if method.hedged else None
-
-        def begin(remaining: float | None) -> Any:
-            return call.future(request, timeout=remaining, metadata=metadata)
-
-        seconds = self.seconds(method, timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        failures = 0
+        retries = UnaryRetries(
+            self.policy, self.seconds(method, timeout), idempotent=method.idempotent(request)
+        )
         while True:
-            remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             try:
-                if hedge_after is None:
-                    return call(request, timeout=remaining, metadata=metadata)
-                answer: Response = hedged(begin, hedge_after, remaining)
-                return answer
+                return call(request, timeout=retries.remaining, metadata=metadata)
             except grpc.RpcError as rpc_error:
                 error = self.error(rpc_error, method)
-                failures += 1
-                left = None if deadline is None else deadline - time.monotonic()
-                delay = unary_delay(
-                    self.policy,
-                    error,
-                    failures=failures,
-                    idempotent=method.idempotent(request),
-                    remaining=left,
-                )
+                delay = retries.delay(error)
                 if delay is None:
                     raise error from rpc_error
             time.sleep(delay)
@@ -92,7 +68,7 @@ class Transport:
     def stream(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None
     ) -> Generator[Response, None, None]:
-        """Messages of one server stream, not retried. Closing the iterator cancels the call.
+        """Responses of one server stream, not retried. Closing the iterator cancels the call.
 
         Raises:
             MultigrainClientError: when the stream breaks.
@@ -110,10 +86,10 @@ class Transport:
         requests: Iterable[Request],
         timeout: float | None = None,
     ) -> Response:
-        """One client stream, not retried. What ``requests`` raises is raised here.
+        """One client stream, not retried. An exception of ``requests`` is raised here.
 
         Raises:
-            MultigrainClientError: when it fails.
+            MultigrainClientError: when the call fails.
         """
         guarded = _Guarded(requests)
         call: grpc.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
@@ -139,8 +115,8 @@ class Transport:
         requests: Iterable[Request],
         timeout: float | None = None,
     ) -> Generator[Response, None, None]:
-        """Messages of one bidirectional stream, not retried. gRPC reads ``requests`` in a
-        thread of its own. Closing the iterator cancels the call.
+        """Responses of one bidirectional stream, not retried. gRPC iterates over ``requests`` in
+        its own thread. Closing the iterator cancels the call.
 
         Raises:
             MultigrainClientError: when the stream breaks.
@@ -153,7 +129,7 @@ class Transport:
         return self._messages(call, method)
 
     def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:
-        """The time-out of a call: its own, the method's, the client's."""
+        """The timeout of a call: its own, the method's or the client's."""
         if timeout is not None:
             return timeout
         return method.timeout if method.timeout is not None else self.timeout
@@ -164,7 +140,7 @@ class Transport:
     def _messages(
         self, call: Any, method: Method[Any, Response]
     ) -> Generator[Response, None, None]:
-        # `call` is both an iterator of messages and a grpc.Call.
+        # `call` is both an iterator of responses and a grpc.Call.
         try:
             yield from call
         except grpc.RpcError as rpc_error:
@@ -174,7 +150,7 @@ class Transport:
 
 
 class _Guarded(Generic[T]):
-    """Keeps what an iterable raises: gRPC, which iterates in its own thread, only logs it."""
+    """Keeps the exception of an iterable: gRPC, which iterates in its own thread, only logs it."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = items

@@ -89,7 +89,7 @@ def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
         "import sys; import multigrain_server.main, multigrain_client;"
         "from multigrain_server.tracing.config import TracingConfig;"
         "from multigrain_server.tracing.config import open_tracing;"
-        "from multigrain_client.trace import trace_context;"
+        "from multigrain_client.channel import trace_context;"
         "assert open_tracing(TracingConfig(), '') is None;"
         "assert trace_context() == ();"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"

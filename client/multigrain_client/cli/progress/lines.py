@@ -6,7 +6,7 @@ from multigrain.v1.job_pb2 import Job, JobEvent, ProgressEvent
 from multigrain_client.cli.describe import event_line, metrics
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress.display import Display
-from multigrain_client.requests import kind_name, state_name
+from multigrain_client.jobs import kind_name, state_name
 
 PROGRESS_STEP = 0.05
 

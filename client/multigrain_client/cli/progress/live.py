@@ -14,8 +14,8 @@ from multigrain.v1.job_pb2 import Job, JobEvent, JobState, LossEvent
 from multigrain_client.cli.describe import duration, event_line, metrics
 from multigrain_client.cli.progress.curve import block_curve
 from multigrain_client.cli.progress.display import Display
-from multigrain_client.messages import enum_name
-from multigrain_client.requests import kind_name, state_name
+from multigrain_client.jobs import kind_name, state_name
+from multigrain_client.json_format import enum_name
 
 CURVE_HEIGHT = 4
 # Redraws a second: smooth for eyes, cheap for a slow ssh connection.

@@ -1,17 +1,25 @@
-"""Fills a request message from plain Python values, and names what does not fit.
+"""Converts protobuf messages from plain Python values (``fill``) and to them (``to_plain``).
 
-Only names and types are checked here; ranges and what belongs together are the server's to judge.
+``fill`` checks names and types only; ranges and combinations are checked by the server.
+
+Unlike protobuf's own ``json_format``, errors name the field and what it accepts, and the output
+has the spelling of ``events.jsonl``: fields keep their names, 64-bit integers stay numbers, enum
+names lose their prefix, and empty fields are included (except unset messages).
 """
 
 from __future__ import annotations
 
+import base64
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping
+from datetime import UTC
 from typing import Any, TypeVar, cast
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from multigrain_client.errors import FieldViolation, InvalidRequest
 
@@ -27,10 +35,10 @@ _INTEGERS = (
 
 
 def build(message_type: type[M], request: M | None, fields: Mapping[str, Any]) -> M:
-    """The request itself, or one made of ``fields``.
+    """The request itself, or a request built from ``fields``.
 
     Raises:
-        InvalidRequest: if both are given, or a field is unknown or of a wrong type.
+        InvalidRequest: if both are given, or a field is unknown or has a wrong type.
     """
     if request is not None:
         if fields:
@@ -48,14 +56,15 @@ def build(message_type: type[M], request: M | None, fields: Mapping[str, Any]) -
 
 
 def fill(message: Message, values: Mapping[str, Any], path: str = "") -> None:
-    """Sets fields of ``message``. Nested messages take mappings; enums take names with or
-    without their prefix, or numbers; a value of None leaves its field alone.
+    """Sets fields of ``message`` from plain values.
 
     Args:
-        path: of the message, for the errors ("spec").
+        values: mappings for nested messages; names (with or without prefix) or numbers for enums;
+            None leaves a field unset.
+        path: prefix of the field paths in errors ("spec").
 
     Raises:
-        InvalidRequest: naming every unknown or ill-typed field.
+        InvalidRequest: naming every field that is unknown or has a wrong type.
     """
     violations: list[FieldViolation] = []
     _fill(message, values, path, violations)
@@ -64,6 +73,7 @@ def fill(message: Message, values: Mapping[str, Any], path: str = "") -> None:
 
 
 def invalid(violations: list[FieldViolation]) -> InvalidRequest:
+    """The error that names these fields."""
     text = "; ".join(f"{violation.field}: {violation.message}" for violation in violations)
     return InvalidRequest(text, kind="INVALID_FIELD", violations=tuple(violations))
 
@@ -72,7 +82,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     """``{"schedule.epochs": 3}`` -> ``{"schedule": {"epochs": 3}}``, at every level.
 
     Raises:
-        InvalidRequest: if a key is at once a value and a group ("schedule" = 3 and
+        InvalidRequest: if a key is both a value and a group ("schedule" = 3 and
             "schedule.epochs" = 3).
     """
     nested: dict[str, Any] = {}
@@ -85,17 +95,17 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """``base`` with every leaf of ``over`` put over it. Both are nested.
+    """``base`` with every leaf of ``over`` replaced. Both are nested.
 
     Raises:
-        InvalidRequest: if a group meets a value.
+        InvalidRequest: if a key is a group in one and a value in the other.
     """
     result = dict(base)
     for key, value in over.items():
         here = f"{path}.{key}" if path else str(key)
         old = result.get(key)
         if old is not None and isinstance(old, Mapping) != isinstance(value, Mapping):
-            raise invalid([FieldViolation(here, "is given both as a value and as a group")])
+            raise invalid([FieldViolation(here, "is set both as a value and as a group")])
         if isinstance(value, Mapping):
             result[key] = merge(old if isinstance(old, Mapping) else {}, value, here)
         else:
@@ -106,7 +116,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
 def _fill(
     message: Message, values: Mapping[str, Any], path: str, violations: list[FieldViolation]
 ) -> None:
-    # The stubs cannot say which of the two implementations of a descriptor it is.
+    # The stubs leave open which of the two implementations of a descriptor it is.
     fields = cast("Mapping[str, FieldDescriptor]", message.DESCRIPTOR.fields_by_name)
     for key, value in values.items():
         here = f"{path}.{key}" if path else str(key)
@@ -117,9 +127,11 @@ def _fill(
             try:
                 _set(message, field, value, here, violations)
             except (TypeError, ValueError, AttributeError) as error:
-                # Of a plain value the error says no more than that it is of another type.
+                # For a plain value the error only repeats that the type is wrong.
                 detail = "" if isinstance(value, (int, float, str)) else f": {error}"
-                violations.append(FieldViolation(here, f"{_wanted(field)}; not {value!r}{detail}"))
+                violations.append(
+                    FieldViolation(here, f"{_expected(field)}; not {value!r}{detail}")
+                )
 
 
 def _set(
@@ -131,7 +143,7 @@ def _set(
 ) -> None:
     if _is_map(field):
         if not isinstance(value, Mapping):
-            raise TypeError("it is not a mapping")
+            raise TypeError("not a mapping")
         getattr(message, field.name).update({str(k): v for k, v in value.items()})
     elif field.is_repeated:
         _extend(message, field, value, path, violations)
@@ -140,11 +152,11 @@ def _set(
             getattr(message, field.name).CopyFrom(value)
         elif isinstance(value, Mapping):
             part: Message = getattr(message, field.name)
-            # An empty group is still a group that was set.
+            # An empty group counts as set.
             part.SetInParent()
             _fill(part, value, path, violations)
         else:
-            raise TypeError("it is not a mapping")
+            raise TypeError("not a mapping")
     else:
         setattr(message, field.name, _scalar(field, value))
 
@@ -157,9 +169,9 @@ def _extend(
     violations: list[FieldViolation],
 ) -> None:
     if field.message_type is None and not isinstance(value, bool):
-        value = _listed(field, value)
+        value = _as_list(field, value)
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise TypeError("it is not a list")
+        raise TypeError("not a list")
     target = getattr(message, field.name)
     for index, item in enumerate(value):
         if field.message_type is None:
@@ -170,8 +182,8 @@ def _extend(
             target.add().CopyFrom(item)
 
 
-def _listed(field: FieldDescriptor, value: Any) -> Any:
-    """As a command line gives a list: "holidays,ukb", "2,3.5", or one number alone."""
+def _as_list(field: FieldDescriptor, value: Any) -> Any:
+    """A list as written on a command line: "holidays,ukb", "2,3.5", or a single number."""
     if isinstance(value, (int, float)):
         return [value]
     if not isinstance(value, str) or field.type == FieldDescriptor.TYPE_BYTES:
@@ -184,13 +196,13 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.enum_type is not None and isinstance(value, str):
         return _enum_number(field.enum_type, value)
     if isinstance(value, bool) and field.cpp_type != FieldDescriptor.CPPTYPE_BOOL:
-        raise TypeError("it is true or false")
+        raise TypeError("a boolean")
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL and not isinstance(value, bool):
         raise TypeError("write true or false")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, str) and field.cpp_type in _FLOATS:
-        # "inf" on a command line; "1e-4" from a YAML 1.1 file, where it is a text.
+        # "inf" on a command line; "1e-4" from a YAML 1.1 file, where it is a string.
         return float(value)
     return value
 
@@ -199,24 +211,24 @@ def _enum_number(enum: EnumDescriptor, name: str) -> int:
     known = enum_names(enum)
     short = name.upper().replace("-", "_").removeprefix(_prefix(enum))
     if short not in known:
-        raise ValueError(f"choose one of {', '.join(known)}")
+        raise ValueError(f"no {name!r}")
     return known[short]
 
 
 def enum_names(enum: EnumDescriptor) -> dict[str, int]:
-    """Values of an enum by name without its prefix ("RUNNING"), UNSPECIFIED left out."""
+    """Values of an enum by name without prefix ("RUNNING"), without UNSPECIFIED."""
     prefix = _prefix(enum)
     return {value.name.removeprefix(prefix): value.number for value in enum.values if value.number}
 
 
 def enum_name(enum: EnumDescriptor, number: int) -> str:
-    """Name without prefix ("RUNNING"); the number in digits if a newer server sent it."""
+    """Name without prefix ("RUNNING"); the number as a string if this client does not know it."""
     value = enum.values_by_number.get(number)
     return str(number) if value is None else value.name.removeprefix(_prefix(enum))
 
 
 def _prefix(enum: EnumDescriptor) -> str:
-    """buf's rule: values carry the enum's name; the zero value shows how it is spelt."""
+    """Value names start with the enum's name (a rule of buf): derived from the zero value."""
     return enum.values[0].name.removesuffix("UNSPECIFIED")
 
 
@@ -228,22 +240,22 @@ def _unknown(key: str, fields: Mapping[str, FieldDescriptor]) -> str:
     near = difflib.get_close_matches(key, list(fields), n=1)
     if near:
         return f"no such field; did you mean {near[0]!r}?"
-    return f"no such field; there are {', '.join(sorted(fields))}"
+    return f"no such field; the fields are {', '.join(sorted(fields))}"
 
 
-def _wanted(field: FieldDescriptor) -> str:
+def _expected(field: FieldDescriptor) -> str:
     if _is_map(field):
         noun = "a mapping"
     elif field.message_type is not None:
         noun = "a group of fields"
     elif field.enum_type is not None:
-        noun = "a name"
+        noun = f"one of {', '.join(enum_names(field.enum_type)).lower()}"
     else:
         noun = {
             FieldDescriptor.CPPTYPE_BOOL: "true or false",
             FieldDescriptor.CPPTYPE_DOUBLE: "a number",
             FieldDescriptor.CPPTYPE_FLOAT: "a number",
-            FieldDescriptor.CPPTYPE_STRING: "a text",
+            FieldDescriptor.CPPTYPE_STRING: "a string",
             FieldDescriptor.CPPTYPE_UINT32: "a whole number, 0 or more",
             FieldDescriptor.CPPTYPE_UINT64: "a whole number, 0 or more",
         }.get(field.cpp_type, "a whole number")
@@ -252,3 +264,42 @@ def _wanted(field: FieldDescriptor) -> str:
         if field.is_repeated and not _is_map(field)
         else f"must be {noun}"
     )
+
+
+def to_plain(message: Message) -> dict[str, Any]:
+    """The message as nested dicts, lists and scalars that JSON can represent."""
+    result: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        field = cast("FieldDescriptor", field)
+        if field.has_presence and not message.HasField(field.name):
+            continue
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            inner = field.message_type.fields_by_name["value"]
+            result[field.name] = {
+                key: _plain_value(inner, value[key]) for key in sorted(value, key=str)
+            }
+        elif field.is_repeated:
+            result[field.name] = [_plain_value(field, item) for item in value]
+        else:
+            result[field.name] = _plain_value(field, value)
+    return result
+
+
+def _plain_value(field: Any, value: Any) -> Any:
+    if isinstance(value, Timestamp):
+        moment = value.ToDatetime(tzinfo=UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, Message):
+        return to_plain(value)
+    if field.enum_type is not None:
+        return enum_name(field.enum_type, value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no NaN and no infinity.
+        return str(value)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_FLOAT:
+        # The precision of a 32-bit float.
+        return float(f"{value:.7g}")
+    return value
