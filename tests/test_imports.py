@@ -22,7 +22,7 @@ PACKAGES = {
     "multigrain_client": ROOT / "client" / "multigrain_client",
 }
 # What the client may take from the library: the stubs, and the version.
-CLIENT_MAY = ("multigrain.v1", "multigrain.__version__")
+CLIENT_MAY = ("multigrain.v1", "multigrain.__version__", "multigrain.strict_yaml")
 
 
 @dataclass(frozen=True)

@@ -83,22 +83,25 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: if a key is both a value and a group ("schedule" = 3 and
-            "schedule.epochs" = 3).
+            "schedule.epochs" = 3), or is set in both spellings.
     """
     nested: dict[str, Any] = {}
     for key, value in values.items():
         branch: Any = nest(value) if isinstance(value, Mapping) else value
         for part in reversed(str(key).split(".")):
             branch = {part: branch}
-        nested = merge(nested, branch)
+        nested = merge(nested, branch, replace=False)
     return nested
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], path: str = "", *, replace: bool = True
+) -> dict[str, Any]:
     """``base`` with every leaf of ``over`` replaced. Both are nested.
 
     Raises:
-        InvalidRequest: if a key is a group in one and a value in the other.
+        InvalidRequest: if a key is a group in one and a value in the other; without ``replace``
+            also if a value is in both.
     """
     result = dict(base)
     for key, value in over.items():
@@ -107,8 +110,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
         if old is not None and isinstance(old, Mapping) != isinstance(value, Mapping):
             raise invalid([FieldViolation(here, "is set both as a value and as a group")])
         if isinstance(value, Mapping):
-            result[key] = merge(old if isinstance(old, Mapping) else {}, value, here)
+            old = old if isinstance(old, Mapping) else {}
+            result[key] = merge(old, value, here, replace=replace)
         else:
+            if key in base and not replace:
+                raise invalid([FieldViolation(here, "is set twice")])
             result[key] = value
     return result
 

@@ -187,30 +187,26 @@ def event_kinds(kinds: Iterable[str | int] | None) -> list[EventKind.ValueType]:
     return list(request.kinds)
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A YAML (or JSON) file with one mapping.
+def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields in a YAML file.
 
     Raises:
         MissingPackage: without PyYAML.
-        InvalidRequest: if the file cannot be read or holds something else.
+        InvalidRequest: if the file cannot be read, or is not unambiguous YAML; see
+            ``multigrain.strict_yaml``.
     """
     try:
-        import yaml
+        from multigrain.strict_yaml import YamlError, load_yaml_file
     except ImportError as error:
         raise MissingPackage(
             "reading a YAML file needs PyYAML: pip install 'multigrain[cli]'"
         ) from error
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return load_yaml_file(Path(path))
     except OSError as error:
         raise InvalidRequest(f"cannot read {os.fspath(path)}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{os.fspath(path)} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidRequest(
-            f"{os.fspath(path)} must hold a mapping, such as 'preset: digits-demo'"
-        )
-    return content
+    except YamlError as error:
+        raise InvalidRequest(str(error)) from error
 
 
 def _fill_spec(
@@ -230,7 +226,7 @@ def _fill_spec(
     elif spec is None:
         base = {}
     else:
-        base = nest(read_yaml(spec))
+        base = nest(read_spec(spec))
     fill(target, merge(base, over, "spec"), "spec")
 
 

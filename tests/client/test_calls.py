@@ -25,6 +25,7 @@ from multigrain_client import (
 )
 from tests.client.events import job_of
 from tests.client.faults import Fault
+from tests.client.specs import AMBIGUOUS_SPECS
 from tests.contract import calls
 
 FULL = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", "OVERLOADED", 0.005)
@@ -58,6 +59,16 @@ def test_a_spec_may_be_a_dict_a_message_or_a_yaml_file(client, tmp_path):
     specs = [client.start_training(spec).training for spec in (str(file), as_dict, message)]
 
     assert specs[0] == specs[1] == specs[2] == message
+
+
+@pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)
+def test_an_ambiguous_spec_file_is_refused_before_any_call(client, state, tmp_path, text, problem):
+    file = tmp_path / "spec.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest) as info:
+        client.start_training(str(file))
+    assert problem in str(info.value)
+    assert not state.calls
 
 
 def test_an_override_wins_over_the_spec_and_replaces_its_lists(client):

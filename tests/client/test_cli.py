@@ -16,6 +16,7 @@ from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
 from tests.client.events import job_of, training_events
 from tests.client.fake_server import vector_of
+from tests.client.specs import AMBIGUOUS_SPECS
 
 
 @pytest.fixture
@@ -50,6 +51,19 @@ def test_train_reads_a_file_and_makes_paths_absolute(run, state, tmp_path, monke
     spec = json.loads(out)["training"]
     assert spec["schedule"]["epochs"] == 2
     assert spec["dataset"]["train_path"] == str(tmp_path / "digits")
+
+
+@pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+def test_an_ambiguous_spec_file_is_wrong_usage(run, state, tmp_path, command, text, problem):
+    file = tmp_path / "spec.yaml"
+    file.write_text(text)
+    code, out, err = run(command, "--spec", str(file))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"multigrain {command}: ")
+    assert problem in err
+    assert err.count("\n") == 1
+    assert not state.calls
 
 
 def test_a_wrong_key_is_wrong_usage_in_one_line(run, state):
@@ -294,6 +308,7 @@ def test_without_rich_a_terminal_gets_lines(trained, monkeypatch):
 
 def test_without_pyyaml_a_file_is_refused_with_what_to_install(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.delitem(sys.modules, "multigrain.strict_yaml", raising=False)
     code, _, err = run("train", "--spec", str(tmp_path / "spec.yaml"))
     assert code == 1
     assert err.endswith("pip install 'multigrain[cli]'\n")

@@ -35,7 +35,7 @@ from multigrain.events.records import JobState, StateRecord
 from multigrain.images.decode import ImageLimits, decode, image_size
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.specs.training import ModelSpec
-from multigrain.strict_yaml import load_spec_file
+from multigrain.strict_yaml import YamlError, load_yaml_file
 from multigrain.weights.load import load_weights
 from multigrain.whitening import read_whitening
 from multigrain_server.access.tokens import NewToken, TokenFileError, read_tokens
@@ -86,7 +86,7 @@ def targets(folder: Path) -> dict[str, Target]:
             [(checkpoint / store.MANIFEST).read_bytes()],
         ),
         "weights": Target(_in(folder, "a.safetensors", load_weights), [weights]),
-        "specification": Target(_in(folder, "spec.yaml", _spec), specs),
+        "specification": Target(_in(folder, "spec.yaml", _spec), specs, refusals=(YamlError,)),
         "events": Target(
             _in(folder, "e.jsonl", lambda path: list(read_events(path))), [_events(folder)]
         ),
@@ -143,7 +143,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _spec(path: Path) -> None:
-    values = load_spec_file(path)
+    values = load_yaml_file(path)
     for resolve in (resolve_training, resolve_evaluation, resolve_export):
         with contextlib.suppress(MultigrainError):
             resolve(values)
