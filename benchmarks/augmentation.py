@@ -3,7 +3,7 @@
     python -m benchmarks.augmentation [--seconds 3]
 
 Photographs of 500 x 375 as JPEG become views of 224 x 224: decoded, cut at random, scaled,
-mirrored, (kind "full") with brightness, contrast and saturation jittered, normalised, as float32
+mirrored, (kind "full") with brightness, contrast and saturation jittered, normalized, as float32
 (3, 224, 224).
 
 Three ways: this program's own; MindSpore's operators as its documentation has them, a C++ pipeline
@@ -228,7 +228,7 @@ def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Calla
         ),
     )
     yield (
-        "normalise",
+        "normalize",
         lambda _n: apply_table(view, table, None),
         lambda _n: vision.HWC2CHW()(vision.Normalize(MEAN, STD)(view)),
     )

@@ -81,7 +81,7 @@ def compute(runtime: Runtime, pictures: list[Pixels]) -> Outputs:
 
 
 def encodings(embedding: FloatArray) -> None:
-    """Bytes and accuracy of the answers' number formats, for normalised vectors."""
+    """Bytes and accuracy of the answers' number formats, for normalized vectors."""
     print("| dtype | bytes a vector | smallest cosine | largest difference |\n|---|---|---|---|")
     for dtype, kind in (("fp32", "<f4"), ("fp16", "<f2"), ("int8", "i1")):
         rows, size = [], 0

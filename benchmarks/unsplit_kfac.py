@@ -41,7 +41,7 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
 from multigrain.model.layouts import Layout
 from multigrain.model.multigrain import MultiGrain
-from multigrain.model.parameters import initialise
+from multigrain.model.parameters import initialize
 from multigrain.model.resnet import ResNet
 from multigrain.model.state import model_state
 from multigrain.optim import schedules
@@ -54,7 +54,7 @@ STEPS, LAST, BATCH, SIDE, CLASSES = 200, 20, 96, 32, 10
 STEPS_PER_EPOCH = 1797 // BATCH
 STAGES = Layout((2, 2, 2, 0), bottleneck=False)
 CHANNELS, GEM_P = 256, 3.0
-# The optimiser of the preset `digits-demo`, and its schedule over the epochs of this run; a lower
+# The optimizer of the preset `digits-demo`, and its schedule over the epochs of this run; a lower
 # rate, for one worker's batch and the classification loss alone.
 SPEC = TrainingSpec.model_validate(
     {
@@ -114,7 +114,7 @@ def distorted(scan: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np
 def small_model(seed: int) -> MultiGrain:
     """Ours, with its start weights."""
     model = MultiGrain(ResNet(STAGES), GeM(GEM_P, learn=False), CLASSES)
-    initialise(model, seed, zero_init_residual=True)
+    initialize(model, seed, zero_init_residual=True)
     return model
 
 

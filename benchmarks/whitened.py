@@ -25,7 +25,7 @@ _OTHERS = ("openvino-bf16", "openvino-int8")
 
 
 def embeddings(bundle: Bundle, name: str, pictures: list[Pixels]) -> FloatArray:
-    """Not normalised."""
+    """Not normalized."""
     (runtime,) = load(name, bundle, Compute()).runtimes.values()
     parts = [
         runtime.run_pixels(pictures[first : first + 8]) for first in range(0, len(pictures), 8)

@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_tensors
 from multigrain.errors import ErrorKind, MultigrainError
 
 
-def extended(embedding: NDArray[Any]) -> NDArray[np.float64]:
+def homogeneous(embedding: NDArray[Any]) -> NDArray[np.float64]:
     """u = [e; 1] / ||[e; 1]||.
 
     The constant makes the bias of a classifier a weight, so that a linear classifier of e is
@@ -54,7 +54,7 @@ class Moments:
         self._scatter: NDArray[np.float64] = np.zeros((size, size))
 
     def add(self, embedding: NDArray[Any]) -> None:
-        """Takes embeddings (n, C), not normalised.
+        """Takes embeddings (n, C), not normalized.
 
         Raises:
             MultigrainError: NOT_FINITE if one of them is not.
@@ -67,12 +67,12 @@ class Moments:
                 "the network's embedding of an image is not finite: the weights are damaged, "
                 "or the training diverged; use another checkpoint",
             )
-        rows = extended(embedding)
+        rows = homogeneous(embedding)
         mean = rows.mean(axis=0)
-        centred = rows - mean
+        centered = rows - mean
         total = self.count + len(rows)
         difference = mean - self.mean
-        self._scatter += centred.T @ centred
+        self._scatter += centered.T @ centered
         self._scatter += np.outer(difference, difference) * (self.count * len(rows) / total)
         self.mean = self.mean + difference * (len(rows) / total)
         self.count = total
@@ -115,8 +115,8 @@ class Whitening:
     images: int
 
     def apply(self, embedding: NDArray[Any]) -> NDArray[np.float64]:
-        """phi (N, D) of embeddings (N, C), not normalised; its length is left as it is."""
-        return (extended(embedding) - self.mean) @ self.projection
+        """phi (N, D) of embeddings (N, C), not normalized; its length is left as it is."""
+        return (homogeneous(embedding) - self.mean) @ self.projection
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class StoredWhitening:
         return int(self.projection.shape[1])
 
     def apply(self, embedding: NDArray[Any]) -> NDArray[np.float32]:
-        """float32 (N, D) of embeddings (N, C) as the network gives them; not normalised."""
+        """float32 (N, D) of embeddings (N, C) as the network gives them; not normalized."""
         length = np.sqrt(1.0 + np.square(embedding, dtype=np.float64).sum(axis=1, keepdims=True))
         rows = np.empty((len(embedding), len(self.mean)), np.float32)
         rows[:, :-1] = embedding / length

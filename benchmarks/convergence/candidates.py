@@ -1,4 +1,4 @@
-"""The settings of each optimiser that are tried: the same number for both."""
+"""The settings of each optimizer that are tried: the same number for both."""
 
 from __future__ import annotations
 

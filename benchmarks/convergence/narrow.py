@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d
 from multigrain.model.multigrain import MultiGrain
-from multigrain.model.parameters import initialise
+from multigrain.model.parameters import initialize
 from multigrain.model.resnet import BasicBlock, batch_norm
 from multigrain.specs.training import ModelSpec
 
@@ -43,5 +43,5 @@ class NarrowTrunk(nn.Cell):
 def narrow_model(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
     """As ``build_model``, with the narrow trunk whatever ``spec.trunk`` says."""
     model = MultiGrain(NarrowTrunk(), GeM(spec.gem_p), classes)
-    initialise(model, seed, zero_init_residual=spec.zero_init_residual)
+    initialize(model, seed, zero_init_residual=spec.zero_init_residual)
     return model

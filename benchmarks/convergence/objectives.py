@@ -4,7 +4,7 @@
 seed and objective that ``DIR`` has no result of yet, and prints the table.
 
 A seed has one network, trained for classification; each objective goes on from these weights
-with an optimiser of its own. All have the same network, rate, schedule, augmentation, batch
+with an optimizer of its own. All have the same network, rate, schedule, augmentation, batch
 size and number of steps, so the same number of views goes through the network; with repeated
 augmentation they are of a third of the images an epoch, three of each.
 

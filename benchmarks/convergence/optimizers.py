@@ -6,9 +6,9 @@ are not computed again.
 The protocol, fixed before the first run of the series:
 
 * Classification alone. The same network, batches, data order, start weights and seeds for both.
-* Both optimisers have the same number of candidates (``candidates.py``), each with its own
+* Both optimizers have the same number of candidates (``candidates.py``), each with its own
   schedule: how soon the rate falls decides how soon the target is reached. All are trained once on
-  an inner split of the training images; the best ``FINALISTS`` of each optimiser with the
+  an inner split of the training images; the best ``FINALISTS`` of each optimizer with the
   ``FURTHER_SEEDS``. The one with the fewest runs that never reach the target is taken, at equal
   numbers the one with the fewest epochs to it on the mean, then with the smaller loss.
 * With what is chosen for each, ``FINAL_SEEDS`` runs on all training images, accuracies on the
@@ -133,7 +133,7 @@ class Series:
 
 
 def reached(record: Record, target: float) -> dict[str, Any] | None:
-    """The first point at which the held-out images are recognised that well; None: never."""
+    """The first point at which the held-out images are recognized that well; None: never."""
     return next((point for point in record["points"] if point["top1"] >= target), None)
 
 
@@ -149,7 +149,7 @@ def order(records: Sequence[Record], target: float) -> tuple[int, float, float]:
 
 
 def ranked(records: Iterable[Record], kind: str, target: float) -> list[str]:
-    """Names of an optimiser's candidates, those with the most runs first, then the best."""
+    """Names of an optimizer's candidates, those with the most runs first, then the best."""
     runs: dict[str, list[Record]] = {}
     for record in records:
         if record["kind"] == kind:
@@ -168,7 +168,7 @@ def measure(series: Series) -> None:
     command, name, target = series.command, series.dataset.name, series.target
     split = series.dataset.split(command.out)
     inner = series.dataset.inner(split.train)
-    # The first two are one of each optimiser.
+    # The first two are one of each optimizer.
     listed = CANDIDATES[name][: 2 if command.quick else None]
     candidates = {candidate.name: candidate for candidate in listed}
     tuning = command.journal(f"target-{name}-tuning")
@@ -205,7 +205,7 @@ def alternating(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(records: Sequence[Record], target: float) -> str:
-    """Every candidate, the best of each optimiser first."""
+    """Every candidate, the best of each optimizer first."""
     rows = [
         "| candidate | target after epochs | mean | CPU seconds to it | compiling "
         "| top-1 at the end | renewed | looked at |",

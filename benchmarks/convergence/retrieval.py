@@ -9,8 +9,8 @@ import numpy as np
 
 from multigrain.data.benchmarks import of_folder
 from multigrain.data.image_folder import ImageFolder
-from multigrain.evaluate.copy_detection import Originals, evaluate_copies
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
+from multigrain.evaluate.copy_detection import EmbeddingTable, evaluate_copies
 from multigrain.evaluate.inference import Compiled, Inference, Transform
 from multigrain.evaluate.retrieval import Ranker
 from multigrain.images.parameters import Preprocessing
@@ -33,17 +33,17 @@ def found_by(
         copy_map: a distorted copy of each image looks for its original. instance_map: each image
         looks for the others of its group. class_map: for the others of its class.
     """
-    gather, transform = Gather(1), Transform(preprocessing)
+    all_reduce, transform = AllReduce(1), Transform(preprocessing)
     inference = Inference(Compiled(model), batch_size, threads=1)
-    originals = Originals(len(folder))
+    originals = EmbeddingTable(len(folder))
     everything = range(len(folder))
     for predictions in inference.run(everything, lambda i: transform.file(folder, i), {}):
         originals.add(predictions.indices, predictions.embedding)
     copies = evaluate_copies(
         inference, folder, transform, originals,
-        seed=0, gather=gather, embedding_size=model.embedding_size,
+        seed=0, all_reduce=all_reduce, embedding_size=model.embedding_size,
     )  # fmt: skip
-    embeddings, present = originals.checked(folder, model.embedding_size, gather)
+    embeddings, present = originals.checked(folder, model.embedding_size, all_reduce)
     names, numbers = np.unique(np.array(groups), return_inverse=True)
     by_instance = replace(
         folder, classes=tuple(names.tolist()), labels=numbers.astype(folder.labels.dtype)
@@ -52,7 +52,7 @@ def found_by(
     for name, grouped in (("instance_map", by_instance), ("class_map", folder)):
         if len(grouped.classes) == len(grouped):
             continue  # nobody has a second image
-        ranking = Ranker(of_folder(grouped), embeddings, present).rank(gather)
+        ranking = Ranker(of_folder(grouped), embeddings, present).rank(all_reduce)
         if ranking is None:
             raise RuntimeError("nobody asked the ranking to stop")
         result[name] = float(ranking.precision[ranking.scored].mean())

@@ -160,7 +160,7 @@ class Run:
         return TrainingData(self.split.train, self.spec, rank=0, world=1, threads=1)
 
     def _evaluated(self) -> tuple[float, float]:
-        """Share of the held-out images that are recognised, and their mean cross-entropy."""
+        """Share of the held-out images that are recognized, and their mean cross-entropy."""
         folder = self.split.held_out
         logits = np.zeros((len(folder), len(folder.classes)))
         inference = Inference(self._compiled, EVALUATION_BATCH, threads=1)

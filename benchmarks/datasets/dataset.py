@@ -28,7 +28,7 @@ class Dataset:
 
     Args:
         name: of its folder.
-        settings: of the specification, besides objective, optimiser and schedule.
+        settings: of the specification, besides objective, optimizer and schedule.
         write: writes ``train`` and ``val`` under a folder.
         inner: parts the training images, to choose hyper-parameters without a look at ``val``.
         group: file -> name of the instance it shows.

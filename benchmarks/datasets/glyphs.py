@@ -93,9 +93,9 @@ def draw(font: Path, character: str, sheet: int) -> Image.Image:
     ink = ink.rotate(rng.uniform(-8.0, 8.0), Image.Resampling.BICUBIC)
     ink = ink.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.6) * _SUPERSAMPLING))
     cover = np.asarray(ink.resize((SIZE, SIZE), Image.Resampling.BOX), np.float64) / 255
-    # Grey: colours would tell any two pictures apart at a glance.
-    paper, colour = rng.uniform(150, 255), rng.uniform(0, 105)
-    pixels = paper * (1 - cover) + colour * cover + rng.normal(0, 6, (SIZE, SIZE))
+    # Gray: colors would tell any two pictures apart at a glance.
+    paper, color = rng.uniform(150, 255), rng.uniform(0, 105)
+    pixels = paper * (1 - cover) + color * cover + rng.normal(0, 6, (SIZE, SIZE))
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).convert("RGB")
 
 

@@ -14,7 +14,7 @@ class CheckpointManifest(Spec):
     """``manifest.json`` of ``checkpoints/step-00001200/``.
 
     Files: ``model.safetensors`` (weights and BatchNorm statistics by MindSpore parameter name),
-    ``state.safetensors`` (optimiser state, one flat namespace).
+    ``state.safetensors`` (optimizer state, one flat namespace).
 
     ``position`` holds the scalars that continue a run: epoch, step within it, counters.
     ``dataset`` is what it was trained on; none in checkpoints of earlier versions.

@@ -44,7 +44,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def load_model(folder: Path) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
-    """As ``load``, without the optimiser's state."""
+    """As ``load``, without the optimizer's state."""
     manifest = read_manifest(folder)
     return manifest, _read_tensors(folder, manifest, MODEL)
 

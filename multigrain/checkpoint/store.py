@@ -58,7 +58,7 @@ def save(
         checkpoints: the job's folder of checkpoints; made if missing.
         manifest: its ``files`` are filled in here.
         model: weights and BatchNorm statistics by parameter name.
-        state: state of the optimiser, flat.
+        state: state of the optimizer, flat.
 
     Returns:
         The record for the event log.

@@ -29,12 +29,12 @@ LIGHTING_VECTORS = np.array(
         [-0.5836, -0.6948, 0.4203],
     ]
 )
-_GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, Pillow's conversion to "L"
+_GRAY = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, Pillow's conversion to "L"
 _CROP_ATTEMPTS = 10
 
 
 class Augmenter:
-    """The training transform: crop, flip, rotation, then by kind, then normalisation.
+    """The training transform: crop, flip, rotation, then by kind, then normalization.
 
     "full" (MultiGrain, table C.1): brightness, contrast and saturation jitter in random order,
     PCA lighting noise, clamp to [0, 1]. The published code also divides by 1 + the lighting's
@@ -44,7 +44,7 @@ class Augmenter:
     Args:
         spec: kind and strengths.
         size: side of the result in pixels.
-        mean, std: normalisation of pixels in [0, 1].
+        mean, std: normalization of pixels in [0, 1].
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Augmenter:
         return apply_table(np.asarray(view), table, out)
 
     def _table(self, offset: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(3, 256): pixel value -> clamped, normalised; the offset is added in [0, 1]."""
+        """(3, 256): pixel value -> clamped, normalized; the offset is added in [0, 1]."""
         values = np.clip(np.arange(256) / 255 + offset[:, None], 0.0, 1.0)
         table: NDArray[np.float32] = ((values - self._mean) / self._std).astype(np.float32)
         return table
@@ -93,7 +93,7 @@ def random_resized_crop(
     """A random rectangle of the picture, scaled to a square (Szegedy et al. 2015).
 
     Its share of the area is uniform, its aspect ratio uniform in the logarithm. If ten
-    draws do not fit into the picture, the largest centred rectangle of an allowed ratio.
+    draws do not fit into the picture, the largest centered rectangle of an allowed ratio.
     """
     width, height = image.size
     log_ratio = (math.log(spec.crop_ratio_min), math.log(spec.crop_ratio_max))
@@ -114,9 +114,9 @@ def random_resized_crop(
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Turned about the centre; the corners take the mean colour of the border.
+    """Turned about the center; the corners take the mean color of the border.
 
-    A fixed colour would be a mark that is on every rotated view and on no test image.
+    A fixed color would be a mark that is on every rotated view and on no test image.
     """
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -139,17 +139,17 @@ def brightness(image: Image.Image, factor: float) -> Image.Image:
 
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """mean + (x - mean) * factor, clipped; mean = rounded mean of the grey picture."""
+    """mean + (x - mean) * factor, clipped; mean = rounded mean of the gray picture."""
     counts = np.array(image.convert("L").histogram())
     mean = int(counts @ np.arange(256) / counts.sum() + 0.5)
     return _blend(image, mean, factor)
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """grey + (x - grey) * factor, clipped."""
+    """gray + (x - gray) * factor, clipped."""
     matrix: list[float] = []
     for row in range(3):
-        weights = [grey * (1.0 - factor) for grey in _GREY]
+        weights = [gray * (1.0 - factor) for gray in _GRAY]
         weights[row] += factor
         matrix += [*weights, 0.0]
     return image.convert("RGB", tuple(matrix))
@@ -162,8 +162,8 @@ def lighting(std: float, random: Random) -> NDArray[np.float64]:
     return offset
 
 
-def _blend(image: Image.Image, towards: float, factor: float) -> Image.Image:
-    values = np.arange(256) * factor + towards * (1.0 - factor)
+def _blend(image: Image.Image, toward: float, factor: float) -> Image.Image:
+    values = np.arange(256) * factor + toward * (1.0 - factor)
     table = np.clip(np.rint(values), 0, 255).astype(int).tolist()
     return image.point(table * 3)
 

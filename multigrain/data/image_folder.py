@@ -49,7 +49,7 @@ class ImageFolder:
                 f"the file cannot be read ({error.strerror}): check its permissions and the disk",
             ) from error
 
-    def relabelled(self, labels: tuple[str, ...]) -> ImageFolder:
+    def relabeled(self, labels: tuple[str, ...]) -> ImageFolder:
         """The same images with the class numbers of a trained model.
 
         A folder that lacks some of the classes would number the others differently; names decide.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from multigrain.data.augment import Augmenter
 from multigrain.data.image_folder import ImageFolder
 from multigrain.data.sampler import RepeatedSampler
-from multigrain.data.source import Batch, UnreadableFiles, ViewSource, cache_for
+from multigrain.data.source import Batch, UnreadableFiles, ViewSource, create_cache
 from multigrain.errors import MultigrainError
 from multigrain.images.decode import DEFAULT_LIMITS
 from multigrain.specs.training import TrainingSpec
@@ -62,7 +62,7 @@ class TrainingData:
         whole = spec.schedule.batch_size % spec.augmentation.repeats == 0
         self._group = spec.augmentation.repeats if whole else 1
         self._augmenter = Augmenter(spec.augmentation, spec.model.image_size)
-        self._cache = cache_for(folder, world)
+        self._cache = create_cache(folder, world)
         self._limits = DEFAULT_LIMITS
         self._unreadable = UnreadableFiles(len(folder), spec.dataset.max_unreadable)
 

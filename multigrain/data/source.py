@@ -51,7 +51,7 @@ class DecodedCache:
             self._images[index] = image
 
 
-def cache_for(folder: ImageFolder, world: int, budget: int = BUDGET) -> DecodedCache:
+def create_cache(folder: ImageFolder, world: int, budget: int = BUDGET) -> DecodedCache:
     """A cache if a worker's share of the budget holds the whole dataset, else one that is off.
 
     Every worker comes to see every image, so each needs room for all. The size is estimated
@@ -80,7 +80,7 @@ class Batch:
     """Input of one step on one worker.
 
     Args:
-        images: float32 (B, 3, S, S), normalised.
+        images: float32 (B, 3, S, S), normalized.
         labels: int32 (B,) class numbers.
         instances: int32 (B,) index of the image in the dataset: equal for copies of one image.
     """

@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.inference import Predictions
-from multigrain.weights.restore import Restored
+from multigrain.weights.restore import RestoredModel
 
 
-def numbered(folder: ImageFolder, restored: Restored) -> ImageFolder:
+def map_class_indices(folder: ImageFolder, restored: RestoredModel) -> ImageFolder:
     """The images with class numbers of the network.
 
     Raises:
         MultigrainError: DATASET or INVALID_FIELD if the classes are not the network's.
     """
     if restored.weights.labels:
-        return folder.relabelled(restored.weights.labels)
+        return folder.relabeled(restored.weights.labels)
     if len(folder.classes) > restored.spec.classes:
         raise MultigrainError.field(
             "spec.dataset_path",
@@ -67,11 +67,6 @@ class ClassificationResult:
         return int(self.read.sum())
 
     @property
-    def unreadable_images(self) -> int:
-        """Images left out, over all workers."""
-        return len(self.rank) - self.images
-
-    @property
     def metrics(self) -> dict[str, float]:
         """top1 and top5 as shares, loss in nats."""
         rank = self.rank[self.read]
@@ -82,7 +77,7 @@ class ClassificationResult:
         }
 
     def per_class(self) -> dict[str, float]:
-        """Share of each class's images that were recognised; classes without images left out."""
+        """Share of each class's images that were recognized; classes without images left out."""
         result = {}
         for number, name in enumerate(self.classes):
             of_class = self.rank[self.read & (self.labels == number)]
@@ -121,13 +116,13 @@ class ClassificationCounter:
         columns = (np.ones(len(labels)), logits.argmax(axis=1), rank, loss, ~finite)
         self._table[predictions.indices] = np.stack(columns, axis=1)
 
-    def result(self, gather: Gather) -> ClassificationResult:
+    def result(self, all_reduce: AllReduce) -> ClassificationResult:
         """The figures. Collective.
 
         Raises:
             MultigrainError: DATASET if no image was readable, NOT_FINITE if outputs are not.
         """
-        table = gather.sum(self._table).astype(np.float64)
+        table = all_reduce.sum(self._table).astype(np.float64)
         seen = table[:, 0] > 0
         if not seen.any():
             raise no_readable_image(self._folder)

@@ -12,11 +12,11 @@ from PIL import Image, ImageFilter
 
 from multigrain.data.augment import brightness, contrast, rotate
 from multigrain.data.image_folder import ImageFolder
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import no_readable_image, not_finite
-from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Batches, FloatArray, Inference, Transform, cut
 from multigrain.evaluate.retrieval import average_precision
-from multigrain.evaluate.search import Search, normalised
+from multigrain.evaluate.search import Search, l2_normalize
 from multigrain.images.decode import decode_image
 
 
@@ -106,7 +106,7 @@ class CopyDetectionResult:
         return {"copy_map": float(np.mean(precision)), "copy_recall1": float((ranks == 0).mean())}
 
 
-class Originals:
+class EmbeddingTable:
     """The database: embeddings of all images, of which each worker computes its share."""
 
     def __init__(self, images: int) -> None:
@@ -115,21 +115,21 @@ class Originals:
         self._checked: tuple[FloatArray, NDArray[np.bool_]] | None = None
 
     def add(self, indices: NDArray[np.int64], embedding: FloatArray) -> None:
-        """Takes embeddings (n, C), not normalised."""
-        for index, row in zip(indices.tolist(), normalised(embedding), strict=True):
+        """Takes embeddings (n, C), not normalized."""
+        for index, row in zip(indices.tolist(), l2_normalize(embedding), strict=True):
             self._rows[index] = row
 
-    def all(self, size: int, gather: Gather) -> tuple[FloatArray, NDArray[np.bool_]]:
+    def all(self, size: int, all_reduce: AllReduce) -> tuple[FloatArray, NDArray[np.bool_]]:
         """(N, size) of every worker's images, and which are there (N,). Collective."""
         table = np.zeros((self._images, size + 1), np.float32)
         for index, row in self._rows.items():
             table[index, :-1] = row
             table[index, -1] = 1.0
-        table = gather.sum(table)
+        table = all_reduce.sum(table)
         return np.ascontiguousarray(table[:, :-1]), table[:, -1] > 0
 
     def checked(
-        self, folder: ImageFolder, size: int, gather: Gather
+        self, folder: ImageFolder, size: int, all_reduce: AllReduce
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
         """As ``all``, put together once. Collective.
 
@@ -137,7 +137,7 @@ class Originals:
             MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
         """
         if self._checked is None:
-            database, present = self.all(size, gather)
+            database, present = self.all(size, all_reduce)
             if not present.any():
                 raise no_readable_image(folder)
             broken = int((~np.isfinite(database).all(axis=1)).sum())
@@ -151,10 +151,10 @@ def evaluate_copies(
     inference: Inference,
     folder: ImageFolder,
     transform: Transform,
-    originals: Originals,
+    originals: EmbeddingTable,
     *,
     seed: int,
-    gather: Gather,
+    all_reduce: AllReduce,
     embedding_size: int,
     batches: Batches | None = None,
 ) -> CopyDetectionResult:
@@ -166,7 +166,7 @@ def evaluate_copies(
         transform: of originals and copies alike.
         originals: this worker's share, already embedded.
         seed: of the distortions: image i has the same copy for any number of workers.
-        gather: puts the workers' results together.
+        all_reduce: puts the workers' results together.
         embedding_size: C.
         batches: this worker's share of the queries; None: of images of one shape. (A copy has
             the shape of its original.)
@@ -174,7 +174,7 @@ def evaluate_copies(
     Raises:
         MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
     """
-    database, present = originals.checked(folder, embedding_size, gather)
+    database, present = originals.checked(folder, embedding_size, all_reduce)
     if batches is None:
         batches = cut(inference.share(len(folder)), inference.batch_size)
 
@@ -190,11 +190,11 @@ def evaluate_copies(
         finite = np.isfinite(predictions.embedding).all(axis=1)
         table[predictions.indices[~finite], 1:] = 1.0
         indices = predictions.indices[finite]
-        found = search.find(normalised(predictions.embedding[finite]), indices)
+        found = search.find(l2_normalize(predictions.embedding[finite]), indices)
         for index, hits in zip(indices.tolist(), found, strict=True):
             if len(hits.ranks):
                 table[index, :2] = hits.ranks[0], 1.0
-    table = gather.sum(table)
+    table = all_reduce.sum(table)
     broken = int(table[:, 2].sum())
     if broken:
         raise not_finite(broken, int(table[:, 1].sum()))

@@ -11,9 +11,9 @@ from mindspore import nn
 
 from multigrain.data.benchmarks import Benchmark
 from multigrain.data.image_folder import ImageFolder
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import ClassificationCounter, ClassificationResult
-from multigrain.evaluate.copy_detection import CopyDetectionResult, Originals, evaluate_copies
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.copy_detection import CopyDetectionResult, EmbeddingTable, evaluate_copies
 from multigrain.evaluate.inference import FloatArray, Inference, Transform
 from multigrain.evaluate.retrieval import BenchmarkResult, Ranker
 from multigrain.events.records import ProgressRecord
@@ -90,7 +90,7 @@ class Progress(Protocol):
 
 
 @dataclass
-class OnlyAlive:
+class HeartbeatProgress:
     """Progress that is no more than a sign of life."""
 
     reporter: Reporter
@@ -165,16 +165,16 @@ class Evaluator:
     world: int = 1
     threads: int = 0
     seed: int = 0
-    gather: Gather | None = None
+    all_reduce: AllReduce | None = None
 
     def __post_init__(self) -> None:
-        self._gather = self.gather or Gather(self.world)
+        self._all_reduce = self.all_reduce or AllReduce(self.world)
         self._batches = self.transform.batches(
             self.folder,
             self.batch_size,
             rank=self.rank,
             world=self.world,
-            gather=self._gather,
+            all_reduce=self._all_reduce,
             threads=self.threads,
             alive=self.reporter.alive,
         )
@@ -222,7 +222,7 @@ class Evaluator:
             on_progress=progress.done,
             should_stop=self._should_stop,
         )
-        counter, originals = ClassificationCounter(self.folder), Originals(len(self.folder))
+        counter, originals = ClassificationCounter(self.folder), EmbeddingTable(len(self.folder))
         unreadable: dict[int, str] = {}
         for predictions in inference.run_batches(self._batches, self._load, unreadable):
             if "classification" in self.tasks:
@@ -234,7 +234,7 @@ class Evaluator:
             return None
         classification: ClassificationResult | None = None
         if "classification" in self.tasks:
-            classification = counter.result(self._gather)
+            classification = counter.result(self._all_reduce)
         copies: CopyDetectionResult | None = None
         if "copy_detection" in self.tasks:
             progress.next_pass()
@@ -244,7 +244,7 @@ class Evaluator:
                 self.transform,
                 originals,
                 seed=self.seed,
-                gather=self._gather,
+                all_reduce=self._all_reduce,
                 embedding_size=embedding_size,
                 batches=self._batches,
             )
@@ -266,15 +266,15 @@ class Evaluator:
 
     def _stopped(self) -> bool:
         """Whether any worker was asked to stop. Collective: all of them end at the same point."""
-        return self._gather.any(self.reporter.stop_requested)
+        return self._all_reduce.any(self.reporter.stop_requested)
 
     def _search(
-        self, benchmark: Benchmark, originals: Originals, embedding_size: int
+        self, benchmark: Benchmark, originals: EmbeddingTable, embedding_size: int
     ) -> BenchmarkResult | None:
         """What the benchmark's queries find; None if a worker was asked to stop. Collective."""
-        embeddings, present = originals.checked(self.folder, embedding_size, self._gather)
+        embeddings, present = originals.checked(self.folder, embedding_size, self._all_reduce)
         ranking = Ranker(benchmark, embeddings, present).rank(
-            self._gather,
+            self._all_reduce,
             rank=self.rank,
             world=self.world,
             alive=self.reporter.alive,

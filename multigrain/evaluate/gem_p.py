@@ -21,13 +21,13 @@ from multigrain.data.benchmarks import of_folder
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.classification import no_readable_image, numbered
+from multigrain.evaluate.all_reduce import AllReduce
+from multigrain.evaluate.classification import map_class_indices, no_readable_image
 from multigrain.evaluate.copy_detection import distort
 from multigrain.evaluate.evaluator import EvaluationProgress
-from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Compiled, FloatArray, Inference, Predictions
 from multigrain.evaluate.retrieval import BenchmarkResult, Ranker
-from multigrain.evaluate.search import normalised
+from multigrain.evaluate.search import l2_normalize
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.decode import decode_image
 from multigrain.images.preprocess import preprocess, preprocess_image
@@ -36,7 +36,7 @@ from multigrain.model.gem import GeM
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.storage import remedy
-from multigrain.weights.restore import Restored, restore
+from multigrain.weights.restore import RestoredModel, restore
 
 # MERGED: A few images of each class.
 
@@ -65,7 +65,7 @@ class ExponentScore:
 
     Args:
         p: the exponent.
-        top1: share of the images whose class was recognised.
+        top1: share of the images whose class was recognized.
         loss: mean cross-entropy.
         retrieval: mean average precision of finding the other copies of an image; None where
             only classification was looked at.
@@ -101,12 +101,12 @@ class Table:
         self, labels: NDArray[np.int32], exponents: int, size: int, *, embeddings: bool
     ) -> None:
         self._labels = labels
-        #: (N, P, 2): recognised, loss.
+        #: (N, P, 2): recognized, loss.
         self.figures: NDArray[np.float32] = np.zeros((len(labels), exponents, 2), np.float32)
         #: (N,): 1 where the image was readable.
         self.present: NDArray[np.float32] = np.zeros(len(labels), np.float32)
         shape = (exponents, len(labels), size) if embeddings else (exponents, 0, size)
-        #: (P, N, C), normalised.
+        #: (P, N, C), normalized.
         self.embeddings: NDArray[np.float32] = np.zeros(shape, np.float32)
 
     def add(self, predictions: Predictions) -> None:
@@ -121,13 +121,13 @@ class Table:
         self.present[rows] = 1.0
         if self.embeddings.shape[1]:
             for number in range(len(self.embeddings)):
-                self.embeddings[number, rows] = normalised(predictions.embedding[:, number])
+                self.embeddings[number, rows] = l2_normalize(predictions.embedding[:, number])
 
 
 # MERGED: The network with other exponents: what differs comes after the trunk, which runs once.
 
 
-class AtExponents(nn.Cell):
+class MultiExponentModel(nn.Cell):
     """(N, 3, S, S) -> embeddings (N, P, C) and logits (N, P, K), one for each exponent."""
 
     def __init__(self, network: MultiGrain, exponents: Sequence[float]) -> None:
@@ -142,7 +142,7 @@ class AtExponents(nn.Cell):
         return ops.stack(embeddings, 1), ops.stack(logits, 1)
 
 
-class Maps(nn.Cell):
+class FeatureMaps(nn.Cell):
     """(N, 3, S, S) -> the trunk's maps (N, C, H, W), twice: inference wants two outputs."""
 
     def __init__(self, network: MultiGrain) -> None:
@@ -188,7 +188,7 @@ class ExponentTuner:
         classifier: embedding -> logits.
         start: the first p, finite.
         rate: learning rate of the first step.
-        steps: that will come; the rate falls towards 0 over them.
+        steps: that will come; the rate falls toward 0 over them.
     """
 
     def __init__(self, classifier: nn.Cell, start: float, *, rate: float, steps: int) -> None:
@@ -229,7 +229,7 @@ class ExponentTuner:
 _MAX_UNREADABLE = 0.5
 
 
-def run_choice(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
+def run_gem_p(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
     """Chooses the exponent of a resolution. Every worker ends with the same choice."""
     restored = restore(
         Path(ctx.request.weights_path),
@@ -237,7 +237,7 @@ def run_choice(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
         gem_p=spec.gem_p,
         resolution=spec.resolution,
     )
-    folder = numbered(scan(Path(spec.dataset_path)), restored)
+    folder = map_class_indices(scan(Path(spec.dataset_path)), restored)
     probe(folder, _MAX_UNREADABLE, files=256, seed=spec.seed)
     ctx.reporter.alive()
     choice = _Choice(ctx, spec, folder, restored)
@@ -249,12 +249,12 @@ class _Choice:
     ctx: WorkerContext
     spec: EvaluationSpec
     folder: ImageFolder
-    restored: Restored
+    restored: RestoredModel
     _unreadable: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._start = time.monotonic()
-        self._gather = Gather(self.ctx.world)
+        self._all_reduce = AllReduce(self.ctx.world)
         self._images = draw(self.folder, self.spec.exponent.drawn, self.spec.seed)
         self._preprocessing = self.restored.preprocessing(self.spec.resolution)
 
@@ -299,11 +299,11 @@ class _Choice:
             steps=-(-len(order) // BATCH),
         )
         # The published fine-tuning's batch, whatever spec.batch_size is good for evaluation.
-        inference = self._inference(Maps(self.restored.network), len(order), BATCH, passes=2)
+        inference = self._inference(FeatureMaps(self.restored.network), len(order), BATCH, passes=2)
         unreadable: dict[int, str] = {}
         for predictions in inference.run(order.tolist(), self._whole, unreadable):
             tuner.step(predictions.embedding, labels[predictions.indices])
-        if self._gather.any(self.ctx.reporter.stop_requested):
+        if self._all_reduce.any(self.ctx.reporter.stop_requested):
             return Outcome(stopped=True, message="stopped before p was trained")
 
         def load(item: int) -> FloatArray:
@@ -340,20 +340,20 @@ class _Choice:
         size = network.embedding_size
         table = Table(self.folder.labels[images], len(exponents), size, embeddings=embeddings)
         inference = self._inference(
-            AtExponents(network, exponents), len(images), self.spec.batch_size
+            MultiExponentModel(network, exponents), len(images), self.spec.batch_size
         )
         unreadable: dict[int, str] = {}
         for predictions in inference.run(inference.share(len(images)), load, unreadable):
             table.add(predictions)
         for item, reason in unreadable.items():
             self._unreadable[self.folder.paths[images[item]]] = reason
-        if self._gather.any(self.ctx.reporter.stop_requested):
+        if self._all_reduce.any(self.ctx.reporter.stop_requested):
             return None
         self._report_unreadable()
-        table.present = self._gather.sum(table.present)
+        table.present = self._all_reduce.sum(table.present)
         if not table.present.any():
             raise no_readable_image(self.folder)
-        table.figures = self._gather.sum(table.figures)
+        table.figures = self._all_reduce.sum(table.figures)
         if not np.isfinite(table.figures).all():
             raise MultigrainError(
                 ErrorKind.NOT_FINITE,
@@ -380,9 +380,9 @@ class _Choice:
             np.repeat(np.arange(images, dtype=np.int32), views),
         )
         benchmark, present = of_folder(groups), table.present > 0
-        embeddings = self._gather.sum(table.embeddings[number])
+        embeddings = self._all_reduce.sum(table.embeddings[number])
         ranking = Ranker(benchmark, embeddings, present).rank(
-            self._gather,
+            self._all_reduce,
             rank=self.ctx.rank,
             world=self.ctx.world,
             alive=self.ctx.reporter.alive,

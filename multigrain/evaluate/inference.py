@@ -19,12 +19,12 @@ from PIL import Image
 
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import MultigrainError
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.images.decode import decode_image, image_size
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess_image, preprocess_rect, rect_size
 from multigrain.model.multigrain import MultiGrain
-from multigrain.weights.restore import Restored
+from multigrain.weights.restore import RestoredModel
 from multigrain.whitening import StoredWhitening, read_whitening
 
 
@@ -62,7 +62,7 @@ def rect_batches(
     *,
     rank: int,
     world: int,
-    gather: Gather,
+    all_reduce: AllReduce,
     threads: int = 2,
     alive: Callable[[], None] = lambda: None,
 ) -> Batches:
@@ -77,7 +77,7 @@ def rect_batches(
         largest: side that the larger side of each is scaled to.
         batch_size: images of a batch at most.
         rank, world: whose share.
-        gather: puts the sizes that the workers have read together.
+        all_reduce: puts the sizes that the workers have read together.
         threads: that read.
         alive: called now and then.
     """
@@ -91,7 +91,7 @@ def rect_batches(
     with ThreadPoolExecutor(threads, thread_name_prefix="sizes") as pool:
         for _ in pool.map(read, range(rank, len(folder), world)):
             alive()
-    sizes = gather.sum(sizes)
+    sizes = all_reduce.sum(sizes)
     order = np.lexsort((np.arange(len(folder)), sizes[:, 1], sizes[:, 0]))
     batches: list[list[int]] = []
     for index in order.tolist():
@@ -110,8 +110,8 @@ def rect_batches(
 class Transform:
     """
     Args:
-        preprocessing: sizes, interpolation and normalisation.
-        kind: "crop": the short side scaled, the centre cut: all images have one shape. "rect":
+        preprocessing: sizes, interpolation and normalization.
+        kind: "crop": the short side scaled, the center cut: all images have one shape. "rect":
             the largest side scaled to ``preprocessing.size``, nothing cut: many shapes.
     """
 
@@ -139,7 +139,7 @@ class Transform:
         *,
         rank: int,
         world: int,
-        gather: Gather,
+        all_reduce: AllReduce,
         threads: int = 0,
         alive: Callable[[], None] = lambda: None,
     ) -> Batches:
@@ -152,7 +152,7 @@ class Transform:
             batch_size,
             rank=rank,
             world=world,
-            gather=gather,
+            all_reduce=all_reduce,
             threads=threads or 2,
             alive=alive,
         )
@@ -162,7 +162,7 @@ class Transform:
 
 
 class Whitened(nn.Cell):
-    """(N, 3, H, W) -> phi (N, D), not normalised, and the network's logits (N, K).
+    """(N, 3, H, W) -> phi (N, D), not normalized, and the network's logits (N, K).
 
     ``phi = ([e; 1] / |[e; 1]| - mean) @ projection``, D = C + 1, float32, as in serving.
     """
@@ -181,7 +181,7 @@ class Whitened(nn.Cell):
         return ops.matmul(rows - self.mean, self.projection), logits
 
 
-def whitened(restored: Restored, bundle: Path, resolution: int) -> Whitened:
+def whitened(restored: RestoredModel, bundle: Path, resolution: int) -> Whitened:
     """The network with the whitening that its bundle carries at a resolution (0 = its default).
 
     Raises:
@@ -213,7 +213,7 @@ class Predictions:
 
     Args:
         indices: (n,) of the images in the dataset.
-        embedding: (n, C), not normalised.
+        embedding: (n, C), not normalized.
         logits: (n, K).
     """
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
-from multigrain.evaluate.classification import numbered
+from multigrain.evaluate.classification import map_class_indices
 from multigrain.evaluate.evaluator import EvaluationProgress, Evaluator, Measured
-from multigrain.evaluate.gem_p import run_choice
+from multigrain.evaluate.gem_p import run_gem_p
 from multigrain.evaluate.inference import Compiled, Transform, Whitened, whitened
 from multigrain.evaluate.results import write_results
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
-from multigrain.weights.restore import Restored, restore
+from multigrain.weights.restore import RestoredModel, restore
 
 # An evaluation of a part of the images would pass for one of all of them.
 _MAX_UNREADABLE = 0.5
@@ -29,7 +29,7 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
     if spec is None:
         raise ValueError("an evaluation worker was started for another kind of job")
     if "gem_p" in spec.tasks:
-        return run_choice(ctx, spec)
+        return run_gem_p(ctx, spec)
     root = Path(spec.dataset_path)
     retrieval = [task for task in spec.tasks if task in RETRIEVAL_TASKS]
     benchmark: Benchmark | None = None
@@ -43,7 +43,7 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
         resolution=spec.resolution,
     )
     if "classification" in spec.tasks:
-        folder = numbered(folder, restored)
+        folder = map_class_indices(folder, restored)
     if "groups" in spec.tasks:
         benchmark = of_folder(folder, spec.group_queries)
     probe(folder, _MAX_UNREADABLE, files=256, seed=spec.seed)
@@ -57,7 +57,7 @@ class _Evaluation:
     spec: EvaluationSpec
     folder: ImageFolder
     benchmark: Benchmark | None
-    restored: Restored
+    restored: RestoredModel
 
     def __post_init__(self) -> None:
         self._evaluator = Evaluator(

@@ -141,7 +141,7 @@ _NAME_LENGTH = 24
 
 
 def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path) -> None:
-    """Writes a PNG: row = true class, column = predicted class, colour = share of the row.
+    """Writes a PNG: row = true class, column = predicted class, color = share of the row.
 
     Args:
         counts: (classes, outputs).
@@ -182,7 +182,7 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
             )
     total = int(counts.sum())
     right = int(np.trace(counts[:, :rows]))
-    axes.set_title(f"{total} images, {right / max(total, 1):.2%} recognised")
+    axes.set_title(f"{total} images, {right / max(total, 1):.2%} recognized")
     figure.savefig(path, format="png")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from multigrain.data.benchmarks import Benchmark
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.search import BLOCK, Hits, Search
 from multigrain.events.records import EvaluationRecord
 
@@ -136,7 +136,7 @@ class Ranker:
 
     Args:
         benchmark: what is ranked for which queries.
-        embeddings: (N, C) of its images, normalised.
+        embeddings: (N, C) of its images, normalized.
         present: (N,) which of them there are.
         block: similarities held at a time.
     """
@@ -154,7 +154,7 @@ class Ranker:
 
     def rank(
         self,
-        gather: Gather,
+        all_reduce: AllReduce,
         *,
         rank: int = 0,
         world: int = 1,
@@ -164,7 +164,7 @@ class Ranker:
         """Every query's ranking. Collective.
 
         Args:
-            gather: puts the workers' results together.
+            all_reduce: puts the workers' results together.
             rank, world: this worker takes every ``world``-th block of queries.
             alive: called after each block.
             should_stop: asked before each block.
@@ -188,9 +188,9 @@ class Ranker:
             for position, hits in zip(positions.tolist(), found, strict=True):
                 _enter(table[position], hits)
             alive()
-        if gather.any(stopped):
+        if all_reduce.any(stopped):
             return None
-        return _ranking(gather.sum(table).astype(np.float64))
+        return _ranking(all_reduce.sum(table).astype(np.float64))
 
 
 def _enter(line: NDArray[np.float32], hits: Hits) -> None:

@@ -15,7 +15,7 @@ _ROWS = 4096  # rows of the database multiplied at a time
 _COUNTED = 200  # positives up to which counting what is ahead of each beats sorting (measured)
 
 
-def normalised(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+def l2_normalize(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1 (x / (|x| + 1e-6), the published code's form)."""
     length = np.linalg.norm(embedding, axis=1, keepdims=True)
     result: NDArray[np.float32] = (embedding / (length + 1e-6)).astype(np.float32)
@@ -38,12 +38,12 @@ class Hits:
 class Search:
     """Images of a database, of which a query should find those of its own group.
 
-    Similarity is the inner product of normalised vectors, which orders as their distance does.
+    Similarity is the inner product of normalized vectors, which orders as their distance does.
     Products are summed in float64 and rounded to float32, so that equal images are equally
     similar whatever order a linear algebra library sums in; ties are broken by index.
 
     Args:
-        vectors: (N, C), normalised and finite.
+        vectors: (N, C), normalized and finite.
         groups: (N,) the group of each, 0 or more.
         present: (N,) which of them take part.
         block: similarities held at a time.
@@ -82,7 +82,7 @@ class Search:
         """What each query finds, in their order.
 
         Args:
-            queries: (Q, C), normalised and finite.
+            queries: (Q, C), normalized and finite.
             groups: (Q,) the group of each.
             own: (Q,) index of the query in the database, where it must not find itself: it is
                 taken out by its number, not by its similarity, which a duplicate shares.

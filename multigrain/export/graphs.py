@@ -21,7 +21,7 @@ from multigrain.bundle.reference import (
     pattern_pixels,
 )
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.export.pooling import fold_borders
+from multigrain.export.pooling import fold_padding
 from multigrain.images.parameters import Preprocessing
 
 INPUT = "images"
@@ -146,7 +146,7 @@ def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Refer
     )
     model = onnx.load(str(fixed))
     fixed.unlink()
-    fold_borders(model)
+    fold_padding(model)
     free_batch(model)
     model.producer_name = "multigrain"
     path.write_bytes(model.SerializeToString())
@@ -176,7 +176,7 @@ def _compare(name: str, embedding: FloatArray, logits: FloatArray, expected: Ref
     if not found.suffices("f32"):
         raise MultigrainError(
             ErrorKind.INTERNAL,
-            f"{name} does not compute what the network does: for {batch} images the normalised "
+            f"{name} does not compute what the network does: for {batch} images the normalized "
             f"embedding differs by {found.embedding:.2g} and the logits by {found.logits:.2g}, "
             f"more than {MAX_DIFFERENCE:g}. Nothing was exported; please report it",
         )

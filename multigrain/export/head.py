@@ -19,7 +19,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.jobs.context import WorkerContext
 from multigrain.specs.export import ExportSpec
-from multigrain.weights.restore import Restored
+from multigrain.weights.restore import RestoredModel
 from multigrain.whitening import Moments, fit, fold, write_whitening
 
 _FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
@@ -61,12 +61,12 @@ class HeadWriter:
         preprocessing: of the head.
         aside: the bundle's folder.
         default: whether this is the head that serves resolution 0.
-        int8: to calibrate and judge a quantised graph with, if there is to be one.
+        int8: to calibrate and judge a quantized graph with, if there is to be one.
     """
 
     ctx: WorkerContext
     spec: ExportSpec
-    restored: Restored
+    restored: RestoredModel
     preprocessing: Preprocessing
     aside: Path
     default: bool
@@ -91,13 +91,13 @@ class HeadWriter:
                 graphs.write_onnx(network, self.aside / name, compared, expected)
             else:
                 graphs.write_air(network, self.aside / name, compared)
-        quantised = None
+        quantized = None
         if self.int8 is not None:
             if self.ctx.reporter.stop_requested:
                 return None
             name = self._name(_INT8)
             self._log(f"writing {name}")
-            quantised = write_int8(
+            quantized = write_int8(
                 self.aside / names["onnx"],
                 self.aside / name,
                 self.int8,
@@ -115,7 +115,7 @@ class HeadWriter:
             preprocessing=self.preprocessing,
             whitening=entry,
             reference=reference,
-            int8=quantised,
+            int8=quantized,
             **names,
         )
 
@@ -155,7 +155,7 @@ class HeadWriter:
             self._log(
                 f"{name} is fitted to {moments.count} images, fewer than the descriptor's "
                 f"{network.embedding_size + 1} dimensions: directions that they do not show are "
-                "scaled by the regularisation alone",
+                "scaled by the regularization alone",
                 "WARNING",
             )
         whitening = fit(moments)

@@ -1,4 +1,4 @@
-"""A head's quantised graph: made with NNCF, and judged on images that it was not made with."""
+"""A head's quantized graph: made with NNCF, and judged on images that it was not made with."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def int8_images(spec: ExportSpec, labels: Sequence[str]) -> Int8Images:
 
     Raises:
         MultigrainError: DATASET if there are fewer than two or most cannot be read; UNSUPPORTED
-            if NNCF is not installed; INVALID_FIELD without the format that is quantised.
+            if NNCF is not installed; INVALID_FIELD without the format that is quantized.
     """
     if "onnx" not in spec.formats:
-        raise MultigrainError.field("spec.formats", "must hold onnx: int8_path quantises it")
+        raise MultigrainError.field("spec.formats", "must hold onnx: int8_path quantizes it")
     if find_spec("nncf") is None:
         raise MultigrainError(
             ErrorKind.UNSUPPORTED,
@@ -81,13 +81,13 @@ def write_int8(
     preprocessing: Preprocessing,
     on_progress: Callable[[], None],
 ) -> Int8Entry:
-    """Quantises ``onnx`` to ``path`` (OpenVINO's .xml, its .bin beside it), and judges it.
+    """Quantizes ``onnx`` to ``path`` (OpenVINO's .xml, its .bin beside it), and judges it.
 
-    Weights and activations in 8 bits (NNCF's post-training quantisation: symmetric weights a
+    Weights and activations in 8 bits (NNCF's post-training quantization: symmetric weights a
     channel, bias corrected), scales from the calibration images.
 
     Raises:
-        MultigrainError: UNSUPPORTED if the quantised network is too far from the network.
+        MultigrainError: UNSUPPORTED if the quantized network is too far from the network.
     """
     # Imported first: it sees to it that openvino reports nothing. NNCF has a switch for that.
     from multigrain.engine.runtimes.openvino import OpenVinoRuntime
@@ -102,14 +102,14 @@ def write_int8(
         on_progress()
         return preprocess(images.folder.read(index), preprocessing)[None]
 
-    quantised = nncf.quantize(
+    quantized = nncf.quantize(
         # Unlike Core.read_model this joins each BatchNorm with its convolution. Left apart, NNCF
         # would round to 8 bits between the two as well: a quarter slower, and less exact.
         openvino.convert_model(onnx),
         nncf.Dataset(readable, prepared),
         subset_size=len(readable),
     )
-    openvino.save_model(quantised, path, compress_to_fp16=False)
+    openvino.save_model(quantized, path, compress_to_fp16=False)
     compute = Compute()
     right = OpenVinoRuntime(onnx, preprocessing, compute, "f32")
     ours = OpenVinoRuntime(path, preprocessing, compute, "int8")
@@ -135,12 +135,12 @@ def write_int8(
 
 
 class _Judge:
-    """Adds up how the two graphs do on labelled and unlabelled images."""
+    """Adds up how the two graphs do on labeled and unlabeled images."""
 
     def __init__(self) -> None:
         self._cosines: list[float] = []
         self._agree = 0
-        self._labelled = 0
+        self._labeled = 0
         self._hits = np.zeros((2, 2), np.int64)  # graph, top-1 and top-5
 
     def add(
@@ -159,12 +159,12 @@ class _Judge:
             label = labels[index]
             if label < 0:
                 continue
-            self._labelled += 1
+            self._labeled += 1
             for graph in (0, 1):
                 self._hits[graph] += best[graph][row, 0] == label, label in best[graph][row]
 
     def entry(self, file: str, calibrated: int) -> Int8Entry:
-        rates = self._hits / max(1, self._labelled)
+        rates = self._hits / max(1, self._labeled)
         scores = [GraphScores(top1=float(row[0]), top5=float(row[1])) for row in rates]
         return Int8Entry(
             file=file,
@@ -173,9 +173,9 @@ class _Judge:
             cosine_mean=float(np.mean(self._cosines)) if self._cosines else 0.0,
             cosine_min=min(self._cosines, default=0.0),
             same_top1=self._agree / max(1, len(self._cosines)),
-            labelled_images=self._labelled,
-            f32=scores[0] if self._labelled else None,
-            int8=scores[1] if self._labelled else None,
+            labelled_images=self._labeled,
+            f32=scores[0] if self._labeled else None,
+            int8=scores[1] if self._labeled else None,
         )
 
 

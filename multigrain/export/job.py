@@ -28,7 +28,7 @@ from multigrain.storage import (
     sync_folder,
     write_synced,
 )
-from multigrain.weights.restore import Restored, restore
+from multigrain.weights.restore import RestoredModel, restore
 
 WEIGHTS = "weights.safetensors"
 LABELS = "labels.txt"
@@ -122,7 +122,7 @@ def _check(spec: ExportSpec, models: Path) -> None:
 
 
 def _write(
-    ctx: WorkerContext, spec: ExportSpec, restored: Restored, aside: Path
+    ctx: WorkerContext, spec: ExportSpec, restored: RestoredModel, aside: Path
 ) -> BundleManifest | None:
     """Writes all files but the manifest; None if asked to stop."""
     _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])

@@ -7,7 +7,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 _BORDER = [1, 1, 1, 1]
 
 
-def fold_borders(model: ModelProto) -> int:
+def fold_padding(model: ModelProto) -> int:
     """Rewrites MaxPool(join(0, join(0, Relu(x), 0), 0)) as MaxPool(Relu(x), padding 1).
 
     The network pads by joining rows and columns of zeros (``multigrain.model.resnet.MaxPool``

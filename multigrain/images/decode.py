@@ -75,8 +75,8 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint
     """Decodes one image to RGB.
 
     The first frame of an animation; turned upright by its EXIF orientation; transparency laid
-    on white; grey, palette, CMYK and 16-bit pictures converted (16 bits are scaled to 8, not
-    clipped). Colour profiles are ignored, as in the training data's usual treatment.
+    on white; gray, palette, CMYK and 16-bit pictures converted (16 bits are scaled to 8, not
+    clipped). Color profiles are ignored, as in the training data's usual treatment.
 
     Args:
         data: the encoded file.
@@ -239,7 +239,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips at 255.
+    """16-bit gray to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips at 255.
 
     A value that is transparent (a PNG may name one) becomes white.
     """
@@ -257,5 +257,5 @@ def _unsupported_mode(image: Image.Image) -> MultigrainError:
     return MultigrainError(
         ErrorKind.IMAGE_FORMAT,
         f"the {image.format} image has pixels of kind {image.mode!r}, which are not read: "
-        "save it as RGB or grey with 8 or 16 bits a channel",
+        "save it as RGB or gray with 8 or 16 bits a channel",
     )

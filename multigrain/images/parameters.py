@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocessing(Spec):
-    """Resize the short side to ``resize_short``, cut the centre ``size`` x ``size``, scale to
+    """Resize the short side to ``resize_short``, cut the center ``size`` x ``size``, scale to
     [0, 1], subtract ``mean``, divide by ``std``; output float32, channels first, RGB.
 
     The field's recipe is resize_short = int(256 / 224 * size); equal numbers mean no margin.

@@ -22,11 +22,11 @@ def rect_size(width: int, height: int, largest: int) -> tuple[int, int]:
 
 
 def preprocess_rect(image: Image.Image, p: Preprocessing) -> NDArray[np.float32]:
-    """Scales the larger side to ``p.size``, cuts nothing, normalises.
+    """Scales the larger side to ``p.size``, cuts nothing, normalizes.
 
     Args:
         image: RGB, decoded.
-        p: size, interpolation and normalisation; ``resize_short`` does not matter.
+        p: size, interpolation and normalization; ``resize_short`` does not matter.
 
     Returns:
         float32 (3, H, W), contiguous, RGB; max(H, W) = size.
@@ -53,7 +53,7 @@ RESAMPLING = {
 def preprocess(
     data: bytes, p: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
-    """Decodes, scales the short side to ``p.resize_short``, cuts the centre, normalises.
+    """Decodes, scales the short side to ``p.resize_short``, cuts the center, normalizes.
 
     A JPEG whose short side is at least four times ``p.resize_short`` is decoded at a fraction of
     its size, which leaves at least twice the pixels that are needed: against full decoding a
@@ -62,7 +62,7 @@ def preprocess(
 
     Args:
         data: the encoded file.
-        p: sizes, interpolation and normalisation.
+        p: sizes, interpolation and normalization.
         limits: what the file may cost.
 
     Returns:
@@ -75,26 +75,26 @@ def preprocess(
 
 
 def crop(data: bytes, p: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """``preprocess`` without its last step, normalising; uint8 (size, size, 3), RGB.
+    """``preprocess`` without its last step, normalizing; uint8 (size, size, 3), RGB.
 
     Raises:
         MultigrainError: as ``preprocess``.
     """
-    return np.asarray(centre(decode_image(data, limits, shortest=_SPARE * p.resize_short), p))
+    return np.asarray(center_crop(decode_image(data, limits, shortest=_SPARE * p.resize_short), p))
 
 
 def preprocess_image(image: Image.Image, p: Preprocessing) -> NDArray[np.float32]:
     """``preprocess`` of an already decoded image of mode RGB; float32 (3, size, size)."""
-    return normalize(np.asarray(centre(image, p)), p.mean, p.std)
+    return normalize(np.asarray(center_crop(image, p)), p.mean, p.std)
 
 
-def centre(image: Image.Image, p: Preprocessing) -> Image.Image:
-    """The centre of the picture as ``size`` x ``size`` pixels.
+def center_crop(image: Image.Image, p: Preprocessing) -> Image.Image:
+    """The center of the picture as ``size`` x ``size`` pixels.
 
     Scaling and cutting are one step: only the pixels of the cut are computed, so that neither
     a huge nor a very long, thin picture costs more than the result (scaling 1 x 20000 pixels
     to a short side of 256 first would make 1.3 billion). Where the cut is larger than
-    the scaled short side, it is the largest centred square.
+    the scaled short side, it is the largest centered square.
     """
     width, height = image.size
     short = min(width, height)

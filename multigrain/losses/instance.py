@@ -1,4 +1,4 @@
-"""Distances between L2-normalised embeddings."""
+"""Distances between L2-normalized embeddings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mindspore
 from mindspore import Parameter, Tensor, nn, ops
 
 
-def normalise(embedding: Tensor) -> Tensor:
+def l2_normalize(embedding: Tensor) -> Tensor:
     """(N, C) -> rows of length 1, float32; a zero row stays zero with a finite gradient."""
     embedding = ops.cast(embedding, mindspore.float32)
     squared = ops.ReduceSum(keep_dims=True)(embedding * embedding, 1)
@@ -58,7 +58,7 @@ def log_weights(distance: Tensor, dimension: int) -> Tensor:
 
     q(z) ~ z^(d-2) (1 - z^2/4)^((d-3)/2) is the density of distances between points spread
     evenly on the d-dimensional sphere. D is clamped to [0.5, 1.4]: below, the weight would
-    favour noise; near 2 it would be infinite.
+    favor noise; near 2 it would be infinite.
     """
     z = ops.minimum(ops.maximum(distance, Tensor(CUTOFF, mindspore.float32)),
                     Tensor(NONZERO_LOSS_CUTOFF, mindspore.float32))  # fmt: skip
@@ -104,9 +104,9 @@ def sample_negatives(
 class MarginLoss(nn.Cell):
     """max(0, alpha + y (D - beta)) over positive pairs (y=1) and sampled negatives (y=-1).
 
-    D is the distance of the normalised embeddings; beta is learned: every active positive
+    D is the distance of the normalized embeddings; beta is learned: every active positive
     pushes it up and every active negative down. The sum is divided by the number of *active*
-    terms (at least 1): the published code's normalisation, where the paper's equation 5 divides
+    terms (at least 1): the published code's normalization, where the paper's equation 5 divides
     by the number of pairs. A batch without a positive pair gives 0.
 
     Args:
@@ -120,7 +120,7 @@ class MarginLoss(nn.Cell):
         self.beta = Parameter(Tensor(beta, mindspore.float32), name="beta")
 
     def construct(self, embedding: Tensor, instances: Tensor, noise: Tensor) -> Tensor:
-        distance = distances(normalise(embedding))
+        distance = distances(l2_normalize(embedding))
         same = same_image(instances)
         positive = positive_pairs(same)
         negative = ops.stop_gradient(
@@ -168,7 +168,7 @@ class TripletLoss(nn.Cell):
         self.margin = margin
 
     def construct(self, embedding: Tensor, instances: Tensor) -> Tensor:
-        squared = squared_distances(normalise(embedding))
+        squared = squared_distances(l2_normalize(embedding))
         same = same_image(instances)
         positive = positive_pairs(same)
         fixed = ops.stop_gradient(squared)

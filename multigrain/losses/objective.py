@@ -82,8 +82,3 @@ class JointObjective(nn.Cell):
     def beta(self) -> float:
         """The margin loss's boundary; 0 where there is none."""
         return float(self.instance.beta.asnumpy()) if self.kind == "margin" else 0.0
-
-
-def objective_parameters(objective: JointObjective) -> list[mindspore.Parameter]:
-    """beta, where it is learned."""
-    return list(objective.trainable_params())

@@ -1,4 +1,4 @@
-"""Generalised-mean pooling (MultiGrain, arXiv 1902.05509, equation 1)."""
+"""Generalized-mean pooling (MultiGrain, arXiv 1902.05509, equation 1)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from multigrain.errors import MultigrainError
 from multigrain.model.gem import GeM
 from multigrain.model.layers import Conv2d, Dense
-from multigrain.model.parameters import initialise
+from multigrain.model.parameters import initialize
 from multigrain.model.resnet import ResNet, build_trunk
 from multigrain.specs.training import ModelSpec
 
@@ -21,8 +21,8 @@ SMALL_MAP = 9
 class MultiGrain(nn.Cell):
     """(N, 3, H, W) float32 -> embedding (N, C) and logits (N, K), both float32.
 
-    The embedding is *not* normalised: the classifier sees it as it is, the instance loss and
-    retrieval normalise it themselves (arXiv 1902.05509, section 3).
+    The embedding is *not* normalized: the classifier sees it as it is, the instance loss and
+    retrieval normalize it themselves (arXiv 1902.05509, section 3).
     """
 
     def __init__(self, trunk: ResNet, pool: GeM, classes: int) -> None:
@@ -77,14 +77,14 @@ def build_model(spec: ModelSpec, classes: int, *, seed: int = 0) -> MultiGrain:
     net = MultiGrain(
         build_trunk(spec.trunk, spec.stem), GeM(spec.gem_p, learn=spec.learn_gem_p), classes
     )
-    initialise(net, seed, zero_init_residual=spec.zero_init_residual)
+    initialize(net, seed, zero_init_residual=spec.zero_init_residual)
     return net
 
 
 # MERGED: A network that pools with another exponent than its own, and shares its weights.
 
 
-class Pooled(nn.Cell):
+class GemOverride(nn.Cell):
     """(N, 3, H, W) float32 -> embedding (N, C) and logits (N, K), as ``network`` with p = ``p``.
 
     Several of them hold one copy of the weights; each is compiled by itself.

@@ -27,7 +27,7 @@ def assign(parameter: Parameter, values: np.ndarray) -> None:
 CLASSIFIER_DEVIATION = 0.01
 
 
-def initialise(net: nn.Cell, seed: int, *, zero_init_residual: bool) -> None:
+def initialize(net: nn.Cell, seed: int, *, zero_init_residual: bool) -> None:
     """Fills every weight of ``net`` in place.
 
     Convolutions: He normal over the fan-out (as torchvision's ResNets); hidden dense layers: He

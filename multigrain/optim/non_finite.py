@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 
 @dataclass(frozen=True)
-class NotFinite:
+class NonFinite:
     """The first number of a step that was not finite, in the order in which they are computed.
 
     Attributes:
@@ -35,7 +35,7 @@ class NotFinite:
         return f"{text} (forward pass: {self.layer})" if self.layer else text
 
 
-def first_gradient(gradients: Sequence[tuple[str, Tensor]]) -> NotFinite:
+def first_non_finite_gradient(gradients: Sequence[tuple[str, Tensor]]) -> NonFinite:
     """The first gradient that is not finite; where only their norm is not, the largest.
 
     Args:
@@ -46,13 +46,13 @@ def first_gradient(gradients: Sequence[tuple[str, Tensor]]) -> NotFinite:
     for name, gradient in gradients:
         size = float(np.abs(gradient.asnumpy()).max(initial=0.0))
         if not np.isfinite(size):
-            return NotFinite("gradient", name)
+            return NonFinite("gradient", name)
         if size > largest:
             largest, found = size, name
-    return NotFinite("gradient", found)
+    return NonFinite("gradient", found)
 
 
-def first_factor(names: Sequence[str], traces: np.ndarray) -> NotFinite | None:
+def first_non_finite_factor(names: Sequence[str], traces: np.ndarray) -> NonFinite | None:
     """The factor where it began: A's come with the forward pass, G's with the backward pass.
 
     Args:
@@ -62,8 +62,8 @@ def first_factor(names: Sequence[str], traces: np.ndarray) -> NotFinite | None:
     """
     for name, trace in zip(names, traces[0], strict=True):
         if not np.isfinite(trace):
-            return NotFinite("A", name)
+            return NonFinite("A", name)
     for name, trace in zip(reversed(names), traces[1][::-1], strict=True):
         if not np.isfinite(trace):
-            return NotFinite("G", name)
+            return NonFinite("G", name)
     return None

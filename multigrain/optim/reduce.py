@@ -121,7 +121,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _buckets(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges [first, last) of neighbouring tensors; one that is too large has its own."""
+    """Ranges [first, last) of neighboring tensors; one that is too large has its own."""
     buckets = []
     first, filled = 0, 0
     for index, size in enumerate(sizes):

@@ -27,7 +27,7 @@ SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainableParameter:
     """One trained parameter, its group, and the preconditioner of its gradient if it has one."""
 
     parameter: Parameter
@@ -44,7 +44,7 @@ class Update(nn.Cell):
         w <- w - lr * m
 
     The decay is therefore not preconditioned. It applies to every parameter of the network, as
-    in THOR and in the MultiGrain recipe, except GeM's p and beta, for which shrinking towards 0
+    in THOR and in the MultiGrain recipe, except GeM's p and beta, for which shrinking toward 0
     has no meaning.
 
     ``kl_clip`` > 0 bounds the preconditioned step (K-FAC's, with the notation of kfac-pytorch):
@@ -60,7 +60,7 @@ class Update(nn.Cell):
 
     def __init__(
         self,
-        trained: Sequence[Trained],
+        trained: Sequence[TrainableParameter],
         statistics: Sequence[Parameter],
         *,
         momentum: float,

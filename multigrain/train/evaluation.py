@@ -6,7 +6,7 @@ from pathlib import Path
 
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
 from multigrain.data.image_folder import ImageFolder, scan
-from multigrain.evaluate.evaluator import Evaluator, Measured, OnlyAlive
+from multigrain.evaluate.evaluator import Evaluator, HeartbeatProgress, Measured
 from multigrain.evaluate.inference import Transform
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.parameters import Preprocessing
@@ -16,7 +16,7 @@ from multigrain.specs.evaluation import Task
 from multigrain.specs.training import TrainingSpec
 
 
-class HeldOut:
+class ScheduledEvaluation:
     """The images that a training looks at and never trains on, with the tasks for them.
 
     The figures are those of an evaluation job with the same tasks and its defaults: each image
@@ -49,7 +49,7 @@ class HeldOut:
         parts: list[Measured] = []
         for evaluator in self._evaluators:
             measured = evaluator.run(
-                self._model, self._model.embedding_size, OnlyAlive(self._ctx.reporter)
+                self._model, self._model.embedding_size, HeartbeatProgress(self._ctx.reporter)
             )
             if measured is None:
                 return None
@@ -77,7 +77,7 @@ class HeldOut:
             folder = scan(Path(self._spec.dataset.val_path))
             if "classification" in here:
                 # Images of some of the classes will do; names decide on the numbers.
-                folder = folder.relabelled(train.classes)
+                folder = folder.relabeled(train.classes)
             groups = of_folder(folder, schedule.group_queries) if "groups" in here else None
             parts.append(self._evaluator(folder, here, groups))
         if search is not None and apart:

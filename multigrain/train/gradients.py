@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from multigrain import memory
-from multigrain.optim.non_finite import NotFinite, first_gradient
+from multigrain.optim.non_finite import NonFinite, first_non_finite_gradient
 from multigrain.optim.reduce import BucketedMean, Reducer
 
 
@@ -57,7 +57,7 @@ class Gradients:
     factors: list[Tensor]
     traces: np.ndarray
 
-    def problem(self, names: Sequence[str], backward: Sequence[int]) -> NotFinite | None:
+    def problem(self, names: Sequence[str], backward: Sequence[int]) -> NonFinite | None:
         """What of losses and gradients is not finite; every worker sees the same numbers here.
 
         Args:
@@ -71,10 +71,10 @@ class Gradients:
         }
         for term, value in terms.items():
             if not np.isfinite(value):
-                return NotFinite("loss", term)
+                return NonFinite("loss", term)
         if np.isfinite(self.norm):
             return None
-        return first_gradient([(names[i], self.values[i]) for i in backward])
+        return first_non_finite_gradient([(names[i], self.values[i]) for i in backward])
 
 
 class GradientFunction:

@@ -15,7 +15,7 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.model.state import load_model_state
 from multigrain.specs.training import TrainingSpec
-from multigrain.train.evaluation import HeldOut
+from multigrain.train.evaluation import ScheduledEvaluation
 from multigrain.train.loop import Best, Saver, Start, Trainer
 from multigrain.train.start import InitialWeights, Resumption, initial_state
 from multigrain.train.step import TrainStep
@@ -71,7 +71,7 @@ def run_training(ctx: WorkerContext) -> Outcome:
     )
     evaluate = None
     if spec.evaluation.every_epochs:
-        evaluate = HeldOut(ctx, spec, model, folder)
+        evaluate = ScheduledEvaluation(ctx, spec, model, folder)
     return Trainer(ctx, spec, data, step, saver, start, evaluate).run()
 
 

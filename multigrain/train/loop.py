@@ -199,7 +199,7 @@ class Start:
     """Where a run begins.
 
     Attributes:
-        step: optimiser steps already done (of a checkpoint), 0 for a new run.
+        step: optimizer steps already done (of a checkpoint), 0 for a new run.
         evaluated: whether figures were taken after that step.
     """
 

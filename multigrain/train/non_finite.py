@@ -9,10 +9,10 @@ import mindspore
 from mindspore import Tensor, nn, ops
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.optim.non_finite import NotFinite
+from multigrain.optim.non_finite import NonFinite
 
 
-def first_broken_layer(model: nn.Cell, images: Tensor) -> str | None:
+def first_non_finite_layer(model: nn.Cell, images: Tensor) -> str | None:
     """The first layer with an output that is not finite; None if there is none.
 
     Runs the network once more, outside any graph and in its present mode, BatchNorm's running
@@ -65,12 +65,12 @@ _ADVICE = {
 
 
 @dataclass
-class Skips:
+class NonFiniteStepCounter:
     """Skipped steps of a run.
 
     Attributes:
         limit: steps in a row after which the training has diverged.
-        in_row: those that count towards it.
+        in_row: those that count toward it.
         total: all, also those that only a smaller loss scale was needed for.
     """
 
@@ -82,7 +82,7 @@ class Skips:
         """Takes note of a step that was taken."""
         self.in_row = 0
 
-    def skip(self, step: int, problem: NotFinite, *, forgiven: bool) -> None:
+    def skip(self, step: int, problem: NonFinite, *, forgiven: bool) -> None:
         """Takes note of a step that was not.
 
         Args:

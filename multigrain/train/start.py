@@ -38,7 +38,7 @@ def initial_state(spec: TrainingSpec, model: MultiGrain) -> InitialWeights:
     """The weights of ``initial_weights``, fitted to the network that is trained.
 
     A classifier of another number of classes cannot be used: the network keeps its own, as it
-    was initialised. The pooling exponent is the specification's, unless it is learned and the
+    was initialized. The pooling exponent is the specification's, unless it is learned and the
     source has one.
 
     Raises:
@@ -140,7 +140,7 @@ class Resumption:
             if changed:
                 text = f"{changed}; going on all the same, as dataset.allow_changes says"
                 self._log(text, level="WARNING")
-        return folder.relabelled(manifest.labels) if allow_changes else folder
+        return folder.relabeled(manifest.labels) if allow_changes else folder
 
     def load(self, model: MultiGrain, step: TrainStep, best: Best) -> Start:
         """Puts everything back as it was when the checkpoint was written."""

@@ -16,13 +16,13 @@ from multigrain.model.parameters import assign
 from multigrain.model.state import CURVATURE_PREFIX, model_parameters
 from multigrain.optim import schedules
 from multigrain.optim.loss_scale import LossScale
-from multigrain.optim.non_finite import NotFinite
+from multigrain.optim.non_finite import NonFinite
 from multigrain.optim.reduce import BucketedMean, Reducer
 from multigrain.optim.thor.curvature import Curvature, RefreshResult
-from multigrain.optim.update import Group, Trained, Update
+from multigrain.optim.update import Group, TrainableParameter, Update
 from multigrain.specs.training import TrainingSpec
 from multigrain.train.gradients import Forward, GradientFunction
-from multigrain.train.non_finite import Skips, first_broken_layer
+from multigrain.train.non_finite import NonFiniteStepCounter, first_non_finite_layer
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class TrainStep:
     """Trains a model one batch at a time.
 
     Args:
-        model: its taps are attached here when the optimiser is THOR.
+        model: its taps are attached here when the optimizer is THOR.
         objective: the joint loss.
-        spec: optimiser, schedule, precision and seed are read.
-        world: number of workers; above 1 ``mindspore.communication`` must be initialised.
+        spec: optimizer, schedule, precision and seed are read.
+        world: number of workers; above 1 ``mindspore.communication`` must be initialized.
         steps_per_epoch: for the schedules.
     """
 
@@ -129,7 +129,7 @@ class TrainStep:
             self._reducer,
             self._curvature.tap if self._curvature else _no_taps,
         )
-        self._skips = Skips(optimizer.max_skipped_steps)
+        self._skips = NonFiniteStepCounter(optimizer.max_skipped_steps)
         self.step = 0
         self._refresh_due = True
 
@@ -236,7 +236,7 @@ class TrainStep:
         if wrong:
             raise MultigrainError(
                 ErrorKind.CHECKPOINT,
-                f"the optimiser's state does not fit this job ({', '.join(wrong[:5])}); "
+                f"the optimizer's state does not fit this job ({', '.join(wrong[:5])}); "
                 "resume with the model, objective and optimizer it was saved with",
             )
         for name, parameter in parameters.items():
@@ -271,19 +271,19 @@ class TrainStep:
         """Which layers have curvature, with their dimensions and blocks."""
         return self._curvature.table() if self._curvature else "momentum: no curvature"
 
-    def _skip(self, problem: NotFinite, images: Tensor, refresh: bool) -> NotFinite:
+    def _skip(self, problem: NonFinite, images: Tensor, refresh: bool) -> NonFinite:
         """Undoes what the forward pass did; says where it broke, if it did."""
         if problem.what in ("loss", "gradient"):
             # ReLU(NaN) is 0 on some devices: the loss may be finite all the same. On several
             # workers the broken batch may be another one's, so nothing is decided by this.
-            problem = replace(problem, layer=first_broken_layer(self._model, images) or "")
+            problem = replace(problem, layer=first_non_finite_layer(self._model, images) or "")
         self._update.restore_statistics()
         self._refresh_due = self._refresh_due or refresh
         forgiven = problem.scaled and self._scale.overflowed()
         self._skips.skip(self.step + 1, problem, forgiven=forgiven)
         return problem
 
-    def _trained(self) -> list[Trained]:
+    def _trained(self) -> list[TrainableParameter]:
         trained = []
         for p in self._model.trainable_params():
             if p.name.startswith(CURVATURE_PREFIX):
@@ -291,8 +291,10 @@ class TrainStep:
             exponent = self._model.pool.learn and p is self._model.pool.p
             group = Group.EXPONENT if exponent else Group.WEIGHTS
             cell = self._curvature.preconditioner(p) if self._curvature else None
-            trained.append(Trained(p, group, cell))
-        trained += [Trained(p, Group.BOUNDARY) for p in self._objective.trainable_params()]
+            trained.append(TrainableParameter(p, group, cell))
+        trained += [
+            TrainableParameter(p, Group.BOUNDARY) for p in self._objective.trainable_params()
+        ]
         return trained
 
     def _state_parameters(self) -> dict[str, Parameter]:

@@ -20,7 +20,7 @@ from multigrain.specs.training import ModelSpec
 from multigrain.storage import describe, remedy
 from multigrain.weights.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.weights.pytorch import read_pytorch
-from multigrain.weights.translate import is_ours, translate
+from multigrain.weights.translate import has_native_names, translate
 
 # What training programs write into a .ckpt besides the network.
 _NOT_WEIGHTS = (
@@ -46,7 +46,7 @@ class Weights:
         job_id, step, epoch, checkpoint: where the weights come from; empty for a bare file.
         metrics: figures stored with them.
         naming: the program whose names a bare file had; empty for this package's. ``spec`` then
-            has the network that the file was recognised as.
+            has the network that the file was recognized as.
     """
 
     model: dict[str, NDArray[np.generic]]
@@ -129,7 +129,7 @@ def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
     if broken:
         # A ReLU turns them into zeros: figures and vectors would look like a bad network's.
         raise _unusable(path, f"{broken[0]} holds numbers that are not finite in float32")
-    if is_ours(state):
+    if has_native_names(state):
         return Weights(model=state)
     found = translate(state, path.name)
     spec = ModelSpec.model_validate(

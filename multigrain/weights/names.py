@@ -179,7 +179,7 @@ PUBLISHED = Scheme(
 
 
 # A name in the file -> why the file cannot be taken.
-OTHER_NETWORKS: dict[str, str] = {
+INCOMPATIBLE_NETWORKS: dict[str, str] = {
     "layer0.conv1.weight": (
         "it is an SE-ResNet of the old form (layer0, se_module), whose stride stands in the 1x1 "
         "convolution and whose max pooling rounds up; take timm's seresnet50"
@@ -197,7 +197,7 @@ OTHER_NETWORKS: dict[str, str] = {
 }
 
 
-def reason_against(names: Iterable[str]) -> str:
+def incompatibility(names: Iterable[str]) -> str:
     """Why weights with these names are another network's; empty if nothing says so."""
     present = set(names)
-    return next((why for name, why in OTHER_NETWORKS.items() if name in present), "")
+    return next((why for name, why in INCOMPATIBLE_NETWORKS.items() if name in present), "")

@@ -32,7 +32,7 @@ def _empty(*_arguments: object) -> dict[object, object]:
     return {}
 
 
-# The published MultiGrain program also stores its optimiser, as an object. PyTorch rightly
+# The published MultiGrain program also stores its optimizer, as an object. PyTorch rightly
 # refuses to build it; these names are therefore answered with things that can do nothing.
 _STAND_INS = (
     (OrderedDict, "multigrain.modules.multioptim.MultiOptim"),

@@ -25,7 +25,7 @@ _GEM_P = "pool.p"
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredModel:
     """A network and what is known of it.
 
     Args:
@@ -47,12 +47,14 @@ class Restored:
             return head.preprocessing
         return Preprocessing.standard(resolution or self.spec.image_size, self.spec.center_crop)
 
-    def with_exponent(self, gem_p: float) -> Restored:
+    def with_exponent(self, gem_p: float) -> RestoredModel:
         """The same weights in a network of their own that pools with another exponent."""
         return _build(self.weights, self.spec, self.state, gem_p)
 
 
-def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0, resolution: int = 0) -> Restored:
+def restore(
+    path: Path, *, trunk: str = "", gem_p: float = 0.0, resolution: int = 0
+) -> RestoredModel:
     """Loads weights and builds their network.
 
     Args:
@@ -81,7 +83,7 @@ def restore(path: Path, *, trunk: str = "", gem_p: float = 0.0, resolution: int 
 
 def _build(
     weights: Weights, spec: ModelSpec, state: dict[str, NDArray[np.generic]], p: float
-) -> Restored:
+) -> RestoredModel:
     state = {**state, _GEM_P: np.array(p, np.float32)}
     # p is a constant from here on, whether or not it was learned.
     spec = spec.model_copy(update={"gem_p": p, "learn_gem_p": False, "classes": _outputs(state)})
@@ -92,7 +94,7 @@ def _build(
     network = build_model(spec, spec.classes)
     load_model_state(network, state)
     network.set_train(False)
-    return Restored(network, spec, state, weights)
+    return RestoredModel(network, spec, state, weights)
 
 
 def _spec_of_bare(state: dict[str, NDArray[np.generic]], trunk: str) -> ModelSpec:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.layouts import LAYOUTS, Shape, trunk_of, trunk_shapes
-from multigrain.weights.names import PUBLISHED, TIMM, TORCHVISION, Rule, Scheme, reason_against
+from multigrain.weights.names import PUBLISHED, TIMM, TORCHVISION, Rule, Scheme, incompatibility
 
 SCHEMES: tuple[Scheme, ...] = (TORCHVISION, TIMM, PUBLISHED)
 
@@ -43,7 +43,7 @@ class Translated:
     classes: int
 
 
-def is_ours(names: Iterable[str]) -> bool:
+def has_native_names(names: Iterable[str]) -> bool:
     """Whether the names are those of this package."""
     return any(name.startswith(_OWN) for name in names)
 
@@ -59,7 +59,7 @@ def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated
     """
     given = sorted(state)
     state = _unwrapped(state)
-    why = reason_against(state)
+    why = incompatibility(state)
     if why:
         raise _unusable(file, why)
     scheme = _scheme_of(state, given, file)

@@ -86,7 +86,7 @@ def test_a_bare_safetensors_file_has_weights_only(tmp_path: Path) -> None:
     assert weights.labels == ()
 
 
-def test_a_mindspore_ckpt_is_read_without_its_optimiser(tmp_path: Path) -> None:
+def test_a_mindspore_ckpt_is_read_without_its_optimizer(tmp_path: Path) -> None:
     mindspore = pytest.importorskip("mindspore")
     extra = {"moments.trunk.w": np.zeros((2, 3), np.float32), "global_step": np.array([3])}
     parameters = [

@@ -34,7 +34,7 @@ def test_a_view_depends_on_its_seed_alone(kind: str) -> None:
     assert not np.array_equal(first, other)
 
 
-def test_without_any_strength_only_normalisation_is_left() -> None:
+def test_without_any_strength_only_normalization_is_left() -> None:
     image = noise(20, 20)
     augmenter = Augmenter(spec(flip=0.0, color_jitter=0.0, lighting=0.0, **NO_CROP), 20)
     expected = normalize(np.asarray(image), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -100,7 +100,7 @@ def test_crops_keep_the_stated_area_and_ratio(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("size", "box"), [((300, 20), (136, 0, 163, 20)), ((20, 300), (0, 136, 20, 163))]
 )
-def test_where_no_crop_fits_it_is_the_largest_centred_one_of_an_allowed_ratio(
+def test_where_no_crop_fits_it_is_the_largest_centered_one_of_an_allowed_ratio(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], box: tuple[int, ...]
 ) -> None:
     """27 to 20 is the 4 to 3 that is nearest to the picture's shape."""
@@ -125,7 +125,7 @@ def test_pictures_without_a_fitting_crop_still_give_a_view(size: tuple[int, int]
         (augment.saturation, ImageEnhance.Color),
     ],
 )
-def test_colour_changes_equal_pillow_s_own(ours, theirs, factor: float) -> None:  # type: ignore[no-untyped-def]
+def test_color_changes_equal_pillow_s_own(ours, theirs, factor: float) -> None:  # type: ignore[no-untyped-def]
     image = noise(40, 30)
     expected = np.asarray(theirs(image).enhance(factor)).astype(int)
     assert np.abs(np.asarray(ours(image, factor)).astype(int) - expected).max() <= 1
@@ -206,7 +206,7 @@ def test_lighting_is_added_before_the_clamp() -> None:
     assert len(np.unique(views[:, 2])) > 40
 
 
-def test_rotation_fills_corners_with_the_border_s_colour() -> None:
+def test_rotation_fills_corners_with_the_border_s_color() -> None:
     image = Image.new("RGB", (20, 20), (10, 20, 30))
     for degrees in (-30.0, 10.0, 45.0):
         turned = np.asarray(augment.rotate(image, degrees))

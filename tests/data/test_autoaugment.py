@@ -45,11 +45,11 @@ def test_the_policy_is_the_published_one() -> None:
 
 
 def test_operations_have_the_stated_range() -> None:
-    grey = Image.new("RGB", (4, 4), (200, 200, 200))
-    assert augment.apply(grey, "solarize", 9, 1.0).getpixel((0, 0)) == (55, 55, 55)
-    assert augment.apply(grey, "solarize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
-    assert augment.apply(grey, "posterize", 9, 1.0).getpixel((0, 0)) == (192, 192, 192)
-    assert augment.apply(grey, "posterize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
+    gray = Image.new("RGB", (4, 4), (200, 200, 200))
+    assert augment.apply(gray, "solarize", 9, 1.0).getpixel((0, 0)) == (55, 55, 55)
+    assert augment.apply(gray, "solarize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
+    assert augment.apply(gray, "posterize", 9, 1.0).getpixel((0, 0)) == (192, 192, 192)
+    assert augment.apply(gray, "posterize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
 
 
 @pytest.mark.parametrize(("magnitude", "share"), [(0, 0.0), (3, 1 / 3), (9, 1.0)])

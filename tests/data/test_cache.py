@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.data.image_folder import ImageFolder, scan
-from multigrain.data.source import DecodedCache, cache_for
+from multigrain.data.source import DecodedCache, create_cache
 from tests.data.datasets import write_dataset
 from tests.data.test_pipeline import copies, data, equal
 from tests.images.files import noise
@@ -29,7 +29,7 @@ def test_it_is_on_only_if_every_worker_can_hold_everything(
 ) -> None:
     folder = scan(write_dataset(tmp_path, classes=2, each=3, size=20))
     total = 6 * 3 * 20 * 20
-    cache = cache_for(folder, world, budget=2 * total)
+    cache = create_cache(folder, world, budget=2 * total)
     cache.put(0, noise(20, 20))
     assert (cache.get(0) is not None) is kept
 

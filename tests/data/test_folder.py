@@ -86,11 +86,11 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_numbered_by_the_model_s_classes(tmp_path: Path) -> None:
     folder = scan(touch(tmp_path, "b/1.png", "c/1.png"))
-    renamed = folder.relabelled(("a", "b", "c", "d"))
+    renamed = folder.relabeled(("a", "b", "c", "d"))
     assert renamed.labels.tolist() == [1, 2]
     assert renamed.classes == ("a", "b", "c", "d")
     with pytest.raises(MultigrainError, match="'c'") as caught:
-        folder.relabelled(("a", "b"))
+        folder.relabeled(("a", "b"))
     assert caught.value.kind is ErrorKind.DATASET
 
 

@@ -63,7 +63,7 @@ def context(
 def write_checkpoint(
     folder: Path, labels: tuple[str, ...], *, classes: int = 0, gem_p: float = 3.0, size: int = 16
 ) -> Path:
-    """A resnet18 with its start weights (not zero-initialised, so that it tells images apart)."""
+    """A resnet18 with its start weights (not zero-initialized, so that it tells images apart)."""
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import model_state
 

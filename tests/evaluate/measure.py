@@ -8,9 +8,9 @@ from typing import Any
 
 from multigrain.data.benchmarks import of_folder
 from multigrain.data.image_folder import ImageFolder
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import ClassificationResult
 from multigrain.evaluate.evaluator import Evaluator, Measured
-from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Transform
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.evaluation import Task
@@ -36,7 +36,7 @@ def measure(
     batch_size: int = 4,
     rank: int = 0,
     world: int = 1,
-    gather: Gather | None = None,
+    all_reduce: AllReduce | None = None,
     on_progress: Callable[[int], None] = lambda _images: None,
     reporter: Any = None,
 ) -> Measured | None:
@@ -51,7 +51,7 @@ def measure(
         rank,
         world,
         threads=1,
-        gather=gather,
+        all_reduce=all_reduce,
     )
     return evaluator.run(network, network.embedding_size, _Progress(on_progress))
 

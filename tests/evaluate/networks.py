@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class MeanColour(nn.Cell):
+class MeanColor(nn.Cell):
     """Embedding: mean of each quadrant and channel (12); logits: a fixed matrix times it."""
 
     embedding_size = 12

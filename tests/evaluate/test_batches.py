@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from multigrain.data.image_folder import ImageFolder, scan
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.inference import Batches, Inference, Transform
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess_rect
-from tests.evaluate.fake_gather import on_workers
-from tests.evaluate.networks import MeanColour
+from tests.evaluate.fake_all_reduce import on_workers
+from tests.evaluate.networks import MeanColor
 from tests.images.files import encode, noise
 
 P = Preprocessing(size=16, resize_short=16)
@@ -32,12 +32,13 @@ def test_images_of_one_shape_go_together_and_the_same_ones_for_any_number_of_wor
     tmp_path: Path,
 ) -> None:
     folder, rect = dataset(tmp_path), Transform(P, "rect")
-    alone = rect.batches(folder, 3, rank=0, world=1, gather=Gather(1))
+    alone = rect.batches(folder, 3, rank=0, world=1, all_reduce=AllReduce(1))
     # 8 x 16 (1 and 5: 31 * 16 // 31), 16 x 8 (0, 2, 4, 6, 7), 16 x 16 (3, 8), unreadable (9).
     assert alone.indices == [[9], [1, 5], [0, 2, 4], [6, 7], [3, 8]]
     assert (alone.fill, len(alone)) == (0, 10)
     shares = on_workers(
-        2, lambda rank, gather: rect.batches(folder, 3, rank=rank, world=2, gather=gather)
+        2,
+        lambda rank, all_reduce: rect.batches(folder, 3, rank=rank, world=2, all_reduce=all_reduce),
     )
     assert shares[0].indices == alone.indices[::2]
     assert shares[1].indices == alone.indices[1::2]
@@ -45,17 +46,17 @@ def test_images_of_one_shape_go_together_and_the_same_ones_for_any_number_of_wor
 
 def test_crops_are_filled_up_to_one_shape(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
-    batches = Transform(P).batches(folder, 4, rank=1, world=2, gather=Gather(1))
+    batches = Transform(P).batches(folder, 4, rank=1, world=2, all_reduce=AllReduce(1))
     assert [list(batch) for batch in batches.indices] == [[1, 3, 5, 7], [9]]
     assert (batches.fill, len(batches)) == (4, 5)
 
 
 def test_whole_pictures_through_the_network_equal_numpy_one_by_one(tmp_path: Path) -> None:
-    folder, rect, network = dataset(tmp_path), Transform(P, "rect"), MeanColour()
+    folder, rect, network = dataset(tmp_path), Transform(P, "rect"), MeanColor()
     unreadable: dict[int, str] = {}
     done: list[int] = []
     inference = Inference(network, 3, threads=1, on_progress=done.append)
-    batches = rect.batches(folder, 3, rank=0, world=1, gather=Gather(1))
+    batches = rect.batches(folder, 3, rank=0, world=1, all_reduce=AllReduce(1))
     seen = set()
     for predictions in inference.run_batches(
         batches, lambda index: rect.file(folder, index), unreadable
@@ -75,6 +76,6 @@ def test_a_picture_that_its_header_misjudged_does_not_disturb_its_batch(tmp_path
     folder = dataset(tmp_path)
     batches = Batches([[0, 1, 2]])
     rect = Transform(P, "rect")
-    inference = Inference(MeanColour(), 3, threads=1)
+    inference = Inference(MeanColor(), 3, threads=1)
     parts = inference.run_batches(batches, lambda index: rect.file(folder, index), {})
     assert [part.indices.tolist() for part in parts] == [[0, 2], [1]]

@@ -9,16 +9,16 @@ import pytest
 
 from multigrain.data.image_folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import UNREAD, ClassificationCounter, ClassificationResult
-from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Predictions
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
-from tests.evaluate.fake_gather import on_workers
+from tests.evaluate.fake_all_reduce import on_workers
 from tests.evaluate.measure import ALL_TASKS, classify, measure
-from tests.evaluate.networks import Broken, MeanColour
+from tests.evaluate.networks import Broken, MeanColor
 
 P = Preprocessing(size=16, resize_short=18)
 
@@ -34,13 +34,13 @@ def test_of_a_part_of_the_images_there_are_no_figures(tmp_path: Path, passes: in
             reporter.alive()
 
     assert measure(
-        MeanColour(), folder, P, tasks=ALL_TASKS, on_progress=progress, reporter=reporter
+        MeanColor(), folder, P, tasks=ALL_TASKS, on_progress=progress, reporter=reporter
     ) is None  # fmt: skip
     assert done == [4, 8, 12, 15, 4][: 4 * (passes - 1) + 1] if passes == 2 else [4]
 
 
 def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
-    folder, network = scan(write_dataset(tmp_path, classes=3, each=5)), MeanColour()
+    folder, network = scan(write_dataset(tmp_path, classes=3, each=5)), MeanColor()
     ranks, losses, predicted = [], [], []
     for index, label in enumerate(folder.labels):
         _, logits = network.by_hand(preprocess(folder.read(index), P))
@@ -75,10 +75,10 @@ def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
 def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: int) -> None:
     folder = scan(write_dataset(tmp_path, classes=3, each=5))
 
-    def work(rank: int, gather: Gather) -> ClassificationResult:
-        return classify(MeanColour(), folder, P, rank=rank, world=world, gather=gather)
+    def work(rank: int, all_reduce: AllReduce) -> ClassificationResult:
+        return classify(MeanColor(), folder, P, rank=rank, world=world, all_reduce=all_reduce)
 
-    alone = classify(MeanColour(), folder, P)
+    alone = classify(MeanColor(), folder, P)
     for result in on_workers(world, work):
         assert result.images == 15
         np.testing.assert_array_equal(result.rank, alone.rank)
@@ -89,18 +89,18 @@ def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: i
 def test_unreadable_images_are_named_and_in_no_figure(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, classes=3, each=5)
     (root / "c1" / "002.png").write_bytes(b"not an image")
-    found = measure(MeanColour(), scan(root), P)
+    found = measure(MeanColor(), scan(root), P)
     assert found is not None
     assert list(found.unreadable) == [7]
     result = found.classification
     assert result is not None
     assert result.images == found.images == 14
-    assert result.unreadable_images == 1
+    assert len(result.rank) - result.images == 1
     assert result.rank[7] == UNREAD
     assert result.confusion().sum() == 14
     # As if the file were not there.
     (root / "c1" / "002.png").unlink()
-    without = classify(MeanColour(), scan(root), P)
+    without = classify(MeanColor(), scan(root), P)
     assert result.metrics == pytest.approx(without.metrics, rel=1e-6)
     assert result.per_class() == without.per_class()
 
@@ -109,7 +109,7 @@ def test_a_batch_without_a_readable_image_is_passed_over(tmp_path: Path) -> None
     root = write_dataset(tmp_path, classes=2, each=4)
     for path in (root / "c0").iterdir():
         path.write_bytes(b"")
-    assert classify(MeanColour(), scan(root), P).images == 4
+    assert classify(MeanColor(), scan(root), P).images == 4
 
 
 def test_a_dataset_without_any_readable_image_is_refused(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_dataset_without_any_readable_image_is_refused(tmp_path: Path) -> None
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(MultigrainError, match="none of the 2 images") as caught:
-        classify(MeanColour(), scan(root), P)
+        classify(MeanColor(), scan(root), P)
     assert caught.value.kind is ErrorKind.DATASET
 
 
@@ -133,13 +133,13 @@ def test_equal_logits_rank_by_class_number(tmp_path: Path) -> None:
     counter = ClassificationCounter(folder)
     logits = np.ones((3, 4), np.float32)
     counter.add(Predictions(np.arange(3), np.zeros((3, 2), np.float32), logits))
-    result = counter.result(Gather(1))
+    result = counter.result(AllReduce(1))
     assert result.rank.tolist() == [0, 1, 2]
     assert result.metrics["loss"] == pytest.approx(np.log(4))
 
 
 def test_the_network_s_training_mode_is_restored(tmp_path: Path) -> None:
-    folder, network = scan(write_dataset(tmp_path, classes=1, each=1)), MeanColour()
+    folder, network = scan(write_dataset(tmp_path, classes=1, each=1)), MeanColor()
     for mode in (True, False):
         network.set_train(mode)
         classify(network, folder, P)

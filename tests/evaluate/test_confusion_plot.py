@@ -17,12 +17,12 @@ def blue(path: Path) -> float:
     return float((np.abs(pixels - (8, 48, 107)).max(axis=2) < 12).mean())
 
 
-def test_what_is_recognised_is_dark_on_the_diagonal(tmp_path: Path) -> None:
+def test_what_is_recognized_is_dark_on_the_diagonal(tmp_path: Path) -> None:
     names = ("a", "b$_", "a name that is far too long for the margin of a picture")
     plot_confusion(np.diag([5, 7, 1]), names, tmp_path / "right.png")
     plot_confusion(np.ones((3, 3), np.int64), names, tmp_path / "chance.png")
     right = blue(tmp_path / "right.png")
-    # A third of the matrix, and the end of the colour bar; by chance the end alone.
+    # A third of the matrix, and the end of the color bar; by chance the end alone.
     assert right > 0.05
     assert blue(tmp_path / "chance.png") < right / 3
 

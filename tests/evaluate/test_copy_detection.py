@@ -14,22 +14,22 @@ from PIL import Image, ImageFilter
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate import copy_detection
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.copy_detection import (
     UNREAD,
     CopyDetectionResult,
-    Originals,
+    EmbeddingTable,
     distort,
     evaluate_copies,
 )
-from multigrain.evaluate.gather import Gather
 from multigrain.evaluate.inference import Inference, Transform
 from multigrain.evaluate.retrieval import average_precision
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess, preprocess_image
 from tests.data.datasets import write_dataset
-from tests.evaluate.fake_gather import on_workers
-from tests.evaluate.networks import Broken, MeanColour
+from tests.evaluate.fake_all_reduce import on_workers
+from tests.evaluate.networks import Broken, MeanColor
 from tests.images.files import noise
 
 P = Preprocessing(size=16, resize_short=18)
@@ -37,20 +37,30 @@ T = Transform(P)
 
 
 def evaluate(
-    folder: ImageFolder, rank: int = 0, world: int = 1, gather: Gather | None = None, seed: int = 5
+    folder: ImageFolder,
+    rank: int = 0,
+    world: int = 1,
+    all_reduce: AllReduce | None = None,
+    seed: int = 5,
 ) -> CopyDetectionResult:
-    inference = Inference(MeanColour(), 4, rank, world, threads=1)
-    originals = Originals(len(folder))
+    inference = Inference(MeanColor(), 4, rank, world, threads=1)
+    originals = EmbeddingTable(len(folder))
     load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
     for predictions in inference.run(inference.share(len(folder)), load, {}):
         originals.add(predictions.indices, predictions.embedding)
     return evaluate_copies(
-        inference, folder, T, originals, seed=seed, gather=gather or Gather(1), embedding_size=12
+        inference,
+        folder,
+        T,
+        originals,
+        seed=seed,
+        all_reduce=all_reduce or AllReduce(1),
+        embedding_size=12,
     )
 
 
 def test_ranks_equal_a_loop_over_queries_and_originals(tmp_path: Path) -> None:
-    folder, network = scan(write_dataset(tmp_path, classes=2, each=6)), MeanColour()
+    folder, network = scan(write_dataset(tmp_path, classes=2, each=6)), MeanColor()
     unit = lambda v: v / np.linalg.norm(v)  # noqa: E731
     database = [unit(network.by_hand(preprocess(folder.read(i), P))[0]) for i in range(12)]
     ranks = []
@@ -70,7 +80,9 @@ def test_ranks_equal_a_loop_over_queries_and_originals(tmp_path: Path) -> None:
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, world: int) -> None:
     folder = scan(write_dataset(tmp_path, classes=2, each=6))
     alone = evaluate(folder)
-    for result in on_workers(world, lambda rank, gather: evaluate(folder, rank, world, gather)):
+    for result in on_workers(
+        world, lambda rank, all_reduce: evaluate(folder, rank, world, all_reduce)
+    ):
         np.testing.assert_array_equal(result.rank, alone.rank)
 
 
@@ -85,22 +97,26 @@ def test_an_unreadable_image_is_neither_query_nor_in_the_database(tmp_path: Path
 
 def test_embeddings_that_are_not_finite_fail(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=1, each=2))
-    inference, originals = Inference(Broken(), 2, threads=1), Originals(2)
+    inference, originals = Inference(Broken(), 2, threads=1), EmbeddingTable(2)
     load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
     for predictions in inference.run(range(2), load, {}):
         originals.add(predictions.indices, predictions.embedding)
     with pytest.raises(MultigrainError) as caught:
-        evaluate_copies(inference, folder, T, originals, seed=0, gather=Gather(1), embedding_size=2)
+        evaluate_copies(
+            inference, folder, T, originals, seed=0, all_reduce=AllReduce(1), embedding_size=2
+        )
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
 def test_copies_whose_embeddings_are_not_finite_fail_and_count_as_nothing(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=1, each=4))
-    originals = Originals(4)
+    originals = EmbeddingTable(4)
     originals.add(np.arange(4), np.eye(4, 2, dtype=np.float32))
     inference = Inference(Broken(), 4, threads=1)
     with pytest.raises(MultigrainError, match="2 of 4 images") as caught:
-        evaluate_copies(inference, folder, T, originals, seed=0, gather=Gather(1), embedding_size=2)
+        evaluate_copies(
+            inference, folder, T, originals, seed=0, all_reduce=AllReduce(1), embedding_size=2
+        )
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 

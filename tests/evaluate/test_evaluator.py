@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from multigrain.data.image_folder import scan
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.evaluator import Measured
-from multigrain.evaluate.gather import Gather
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.evaluation import TASK_METRICS
 from tests.data.datasets import write_dataset
-from tests.evaluate.fake_gather import on_workers
+from tests.evaluate.fake_all_reduce import on_workers
 from tests.evaluate.measure import ALL_TASKS, measure
-from tests.evaluate.networks import MeanColour
+from tests.evaluate.networks import MeanColor
 
 P = Preprocessing(size=16, resize_short=18)
 
@@ -25,9 +25,9 @@ def test_every_figure_is_the_same_for_any_number_of_workers(tmp_path: Path, worl
     (root / "c1" / "003.png").write_bytes(b"")
     folder = scan(root)
 
-    def work(rank: int = 0, gather: Gather | None = None, world: int = 1) -> Measured:
+    def work(rank: int = 0, all_reduce: AllReduce | None = None, world: int = 1) -> Measured:
         found = measure(
-            MeanColour(), folder, P, tasks=ALL_TASKS, rank=rank, world=world, gather=gather
+            MeanColor(), folder, P, tasks=ALL_TASKS, rank=rank, world=world, all_reduce=all_reduce
         )
         assert found is not None
         return found
@@ -35,7 +35,7 @@ def test_every_figure_is_the_same_for_any_number_of_workers(tmp_path: Path, worl
     alone = work()
     assert list(alone.metrics) == [name for task in ALL_TASKS for name in TASK_METRICS[task]]
     assert 0 < alone.metrics["groups_map"] < 1
-    for found in on_workers(world, lambda rank, gather: work(rank, gather, world)):
+    for found in on_workers(world, lambda rank, all_reduce: work(rank, all_reduce, world)):
         assert (found.images, found.total) == (14, 15)
         assert found.metrics.pop("loss") == pytest.approx(alone.metrics["loss"], rel=1e-5)
         assert found.metrics | {"loss": 0.0} == alone.metrics | {"loss": 0.0}
@@ -44,8 +44,8 @@ def test_every_figure_is_the_same_for_any_number_of_workers(tmp_path: Path, worl
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_a_task_by_itself_gives_what_it_gives_with_the_others(tmp_path: Path, task: str) -> None:
     folder = scan(write_dataset(tmp_path, classes=3, each=4))
-    together = measure(MeanColour(), folder, P, tasks=ALL_TASKS)
-    alone = measure(MeanColour(), folder, P, tasks=(task,))
+    together = measure(MeanColor(), folder, P, tasks=ALL_TASKS)
+    alone = measure(MeanColor(), folder, P, tasks=(task,))
     assert together is not None
     assert alone is not None
     assert alone.metrics.items() <= together.metrics.items()

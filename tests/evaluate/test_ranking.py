@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from multigrain.data.benchmarks import Benchmark, list_benchmark
 from multigrain.errors import MultigrainError
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.retrieval import BenchmarkResult, Ranker, Ranking
-from multigrain.evaluate.search import normalised
+from multigrain.evaluate.search import l2_normalize
 from multigrain.specs.evaluation import Task
 from tests.data.benchmarks.files import touch
-from tests.evaluate.fake_gather import on_workers
+from tests.evaluate.fake_all_reduce import on_workers
 
 NAMES: dict[Task, list[str]] = {
     "holidays": [f"100{g}{i:02d}.jpg" for g in range(8) for i in range(3)],
@@ -39,7 +39,7 @@ def angles(*degrees: float) -> NDArray[np.float32]:
 
 def search(benchmark: Benchmark, rows: NDArray[np.float32], **options: int) -> BenchmarkResult:
     present = np.ones(len(benchmark), np.bool_)
-    ranking = Ranker(benchmark, rows, present, **options).rank(Gather(1))
+    ranking = Ranker(benchmark, rows, present, **options).rank(AllReduce(1))
     assert ranking is not None
     return BenchmarkResult(benchmark, ranking, present)
 
@@ -87,14 +87,14 @@ def by_loops(
 def test_figures_equal_loops_over_all_pairs(tmp_path: Path, task: Task, block: int) -> None:
     benchmark = benchmark_of(task, tmp_path)
     random = np.random.default_rng(7)
-    centres = random.normal(size=(len(benchmark.folder.classes), 6))
-    rows = centres[benchmark.folder.labels] + random.normal(size=(len(benchmark), 6))
-    rows = normalised(rows.astype(np.float32))
+    centers = random.normal(size=(len(benchmark.folder.classes), 6))
+    rows = centers[benchmark.folder.labels] + random.normal(size=(len(benchmark), 6))
+    rows = l2_normalize(rows.astype(np.float32))
     present = random.random(len(benchmark)) < 0.8
     expected = by_loops(benchmark, rows, present)
     assert min(expected.values()) > 0.05
     rows[~present] = 0.0
-    ranking = Ranker(benchmark, rows, present, block).rank(Gather(1))
+    ranking = Ranker(benchmark, rows, present, block).rank(AllReduce(1))
     assert ranking is not None
     assert BenchmarkResult(benchmark, ranking, present).metrics == pytest.approx(
         expected, abs=1e-12
@@ -106,13 +106,13 @@ def test_figures_equal_loops_over_all_pairs(tmp_path: Path, task: Task, block: i
 def test_several_workers_find_what_one_finds(tmp_path: Path, task: Task, world: int) -> None:
     benchmark = benchmark_of(task, tmp_path)
     random = np.random.default_rng(1)
-    rows = normalised(random.normal(size=(len(benchmark), 3)).astype(np.float32))
+    rows = l2_normalize(random.normal(size=(len(benchmark), 3)).astype(np.float32))
     present = random.random(len(benchmark)) < 0.9
 
-    def work(rank: int, gather: Gather) -> Ranking | None:
-        return Ranker(benchmark, rows, present, block=60).rank(gather, rank=rank, world=world)
+    def work(rank: int, all_reduce: AllReduce) -> Ranking | None:
+        return Ranker(benchmark, rows, present, block=60).rank(all_reduce, rank=rank, world=world)
 
-    alone = Ranker(benchmark, rows, present, block=60).rank(Gather(1))
+    alone = Ranker(benchmark, rows, present, block=60).rank(AllReduce(1))
     for ranking in on_workers(world, work):
         assert ranking is not None
         for name in Ranking.__dataclass_fields__:
@@ -143,7 +143,7 @@ def test_a_query_is_taken_out_by_its_number_not_by_its_likeness(tmp_path: Path) 
 
 def test_equally_similar_images_are_ranked_by_their_index(tmp_path: Path) -> None:
     benchmark = list_benchmark("groups", touch(tmp_path, ["a/1.jpg", "a/2.jpg", "b/1.jpg"]))
-    rows = normalised(np.random.default_rng(0).normal(size=(1, 257)).astype(np.float32))
+    rows = l2_normalize(np.random.default_rng(0).normal(size=(1, 257)).astype(np.float32))
     result = search(benchmark, np.repeat(rows, 3, axis=0))
     # All are the same picture: from a/1, a/2 is before b/1; from a/2, a/1 is.
     assert result.metrics == {"groups_map": 1.0, "groups_recall1": 1.0}
@@ -184,14 +184,14 @@ def test_a_query_whose_positives_are_unreadable_has_no_figure(tmp_path: Path) ->
         "groups", touch(tmp_path, ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"])
     )
     present = np.array([True, False, True, True])
-    ranking = Ranker(benchmark, angles(0, 0, 50, 60), present).rank(Gather(1))
+    ranking = Ranker(benchmark, angles(0, 0, 50, 60), present).rank(AllReduce(1))
     assert ranking is not None
     assert ranking.scored.tolist() == [False, False, True, True]
     result = BenchmarkResult(benchmark, ranking, present)
     assert (result.queries, result.images) == (2, 3)
     # From b/1 at 50: b/2 at 60 before a/1 at 0.
     assert result.metrics == {"groups_map": 1.0, "groups_recall1": 1.0}
-    nothing = Ranker(benchmark, angles(0, 0, 0, 0), np.zeros(4, np.bool_)).rank(Gather(1))
+    nothing = Ranker(benchmark, angles(0, 0, 0, 0), np.zeros(4, np.bool_)).rank(AllReduce(1))
     assert nothing is not None
     with pytest.raises(MultigrainError, match="no query"):
         _ = BenchmarkResult(benchmark, nothing, np.zeros(4, np.bool_)).metrics
@@ -200,7 +200,7 @@ def test_a_query_whose_positives_are_unreadable_has_no_figure(tmp_path: Path) ->
 def test_large_groups_keep_exact_figures_beyond_the_ranks_that_are_listed(tmp_path: Path) -> None:
     names = [*(f"a/{i:03d}.jpg" for i in range(130)), *(f"b/{i:03d}.jpg" for i in range(20))]
     benchmark = list_benchmark("groups", touch(tmp_path, names))
-    rows = normalised(np.random.default_rng(2).normal(size=(150, 4)).astype(np.float32))
+    rows = l2_normalize(np.random.default_rng(2).normal(size=(150, 4)).astype(np.float32))
     result = search(benchmark, rows)
     assert result.ranking.ranks.shape == (150, 100)
     expected = by_loops(benchmark, rows, np.ones(150, np.bool_))
@@ -211,4 +211,4 @@ def test_ranking_ends_when_asked_to(tmp_path: Path) -> None:
     benchmark = benchmark_of("ukb", tmp_path)
     ranker = Ranker(benchmark, angles(*range(24)), np.ones(24, np.bool_), block=24)
     asked = iter([False, False, True])
-    assert ranker.rank(Gather(1), should_stop=lambda: next(asked)) is None
+    assert ranker.rank(AllReduce(1), should_stop=lambda: next(asked)) is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from multigrain.evaluate.retrieval import average_precision
-from multigrain.evaluate.search import Search, normalised
+from multigrain.evaluate.search import Search, l2_normalize
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_query_of_an_unknown_group_finds_nothing_of_its_own() -> None:
 
 def test_the_norm_does_not_matter_and_zero_stays_finite() -> None:
     rows = np.array([[3.0, 4.0], [300.0, 400.0], [0.0, 0.0]], np.float32)
-    unit = normalised(rows)
+    unit = l2_normalize(rows)
     np.testing.assert_allclose(unit[0], [0.6, 0.8], rtol=1e-5)
     np.testing.assert_allclose(unit[1], unit[0], rtol=1e-5)
     np.testing.assert_array_equal(unit[2], 0.0)
@@ -67,9 +67,9 @@ def test_the_norm_does_not_matter_and_zero_stays_finite() -> None:
 
 def test_equal_pictures_tie_however_many_are_queried_at_a_time() -> None:
     random = np.random.default_rng(1)
-    pictures = normalised(random.normal(size=(30, 515)).astype(np.float32))
+    pictures = l2_normalize(random.normal(size=(30, 515)).astype(np.float32))
     database = np.concatenate([pictures, pictures, pictures])
-    queries = normalised(random.normal(size=(60, 515)).astype(np.float32))
+    queries = l2_normalize(random.normal(size=(60, 515)).astype(np.float32))
     numbers, present = np.arange(90), np.ones(90, bool)
 
     def ranks(rows: np.ndarray, wanted: np.ndarray, block: int = 2**23) -> list[int]:

@@ -11,26 +11,28 @@ from mindspore import communication, set_device
 
 from multigrain.data.benchmarks import list_benchmark
 from multigrain.data.image_folder import scan
-from multigrain.evaluate.copy_detection import Originals
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
+from multigrain.evaluate.copy_detection import EmbeddingTable
 from multigrain.evaluate.inference import Inference, Transform
 from multigrain.evaluate.retrieval import Ranker
 from multigrain.images.parameters import Preprocessing
 from tests.evaluate.measure import ALL_TASKS, measure
-from tests.evaluate.networks import MeanColour
+from tests.evaluate.networks import MeanColor
 
 
 def search(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """What the images of each class folder find, whole pictures of many shapes."""
-    benchmark, gather = list_benchmark("groups", root), Gather(world)
+    benchmark, all_reduce = list_benchmark("groups", root), AllReduce(world)
     folder = benchmark.folder
     rect = Transform(Preprocessing(size=16, resize_short=16), "rect")
-    batches = rect.batches(folder, 4, rank=rank, world=world, gather=gather)
-    inference, found = Inference(MeanColour(), 4, rank, world), Originals(len(folder))
+    batches = rect.batches(folder, 4, rank=rank, world=world, all_reduce=all_reduce)
+    inference, found = Inference(MeanColor(), 4, rank, world), EmbeddingTable(len(folder))
     for part in inference.run_batches(batches, lambda index: rect.file(folder, index), {}):
         found.add(part.indices, part.embedding)
-    embeddings, present = found.checked(folder, 12, gather)
-    ranking = Ranker(benchmark, embeddings, present, block=40).rank(gather, rank=rank, world=world)
+    embeddings, present = found.checked(folder, 12, all_reduce)
+    ranking = Ranker(benchmark, embeddings, present, block=40).rank(
+        all_reduce, rank=rank, world=world
+    )
     assert ranking is not None
     return {
         "embeddings": embeddings.tolist(),
@@ -42,7 +44,7 @@ def search(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
 def figures(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """All tasks that share a pass, and what they are made of."""
     how = Preprocessing(size=16, resize_short=18)
-    found = measure(MeanColour(), scan(root), how, tasks=ALL_TASKS, rank=rank, world=world)
+    found = measure(MeanColor(), scan(root), how, tasks=ALL_TASKS, rank=rank, world=world)
     assert found is not None
     assert found.classification is not None
     assert found.copies is not None

@@ -1,4 +1,4 @@
-"""Quantised graphs: written with scores beside them, served, and refused where they are poor."""
+"""Quantized graphs: written with scores beside them, served, and refused where they are poor."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def spec(pictures: Path, **fields: object) -> ExportSpec:
     return ExportSpec(model_name="m", int8_path=str(pictures), **fields)
 
 
-def quantised(path: Path, images: Int8Images) -> Bundle:
-    """A bundle whose graph is quantised with these images."""
+def quantized(path: Path, images: Int8Images) -> Bundle:
+    """A bundle whose graph is quantized with these images."""
     folder = write_bundle(path, network=TinyNetwork(3, repeat=1), referenced=True)
     manifest = read(folder)
     head = manifest.heads[0]
@@ -66,11 +66,11 @@ def test_images_to_calibrate_and_to_judge_with_are_not_the_same(pictures: Path) 
     assert len(int8_images(spec(pictures), LABELS).calibration) == 12  # half of them at most
 
 
-def test_auto_serves_the_quantised_graph_and_the_manifest_says_how_good_it_is(
+def test_auto_serves_the_quantized_graph_and_the_manifest_says_how_good_it_is(
     pictures: Path, tmp_path: Path
 ) -> None:
     images = int8_images(spec(pictures, int8_images=12), LABELS)
-    bundle = quantised(tmp_path, images)
+    bundle = quantized(tmp_path, images)
     head = bundle.manifest.heads[0]
     assert set(head.named_files) >= {"model-int8.xml", "model-int8.bin"}
     entry = head.int8
@@ -83,7 +83,7 @@ def test_auto_serves_the_quantised_graph_and_the_manifest_says_how_good_it_is(
 
     # The scores again, one image at a time, by the oracle and by what is served.
     network = TinyNetwork(3, repeat=1)
-    cosines, same, labelled, hits = [], [], 0, np.zeros((2, 2))
+    cosines, same, labeled, hits = [], [], 0, np.zeros((2, 2))
     for index in images.evaluation:
         try:
             image = preprocess(images.folder.read(index), head.preprocessing)
@@ -97,7 +97,7 @@ def test_auto_serves_the_quantised_graph_and_the_manifest_says_how_good_it_is(
         scores = (network.logits(right), ours.logits[0])
         same.append(scores[0].argmax() == scores[1].argmax())
         if images.labels[index] >= 0:
-            labelled += 1
+            labeled += 1
             for graph in (0, 1):
                 # Of five classes every one is among the first five.
                 hits[graph] += scores[graph].argmax() == images.labels[index], 1
@@ -105,27 +105,27 @@ def test_auto_serves_the_quantised_graph_and_the_manifest_says_how_good_it_is(
     assert entry.cosine_mean == pytest.approx(np.mean(cosines), abs=1e-3)
     assert entry.cosine_min == pytest.approx(min(cosines), abs=1e-3)
     assert entry.same_top1 == pytest.approx(np.mean(same), abs=1 / len(same) + 1e-9)
-    assert entry.labelled_images == labelled > 0
+    assert entry.labelled_images == labeled > 0
     assert entry.f32 is not None
     assert entry.int8 is not None
-    assert entry.f32.top1 == pytest.approx(hits[0, 0] / labelled)
-    assert entry.int8.top1 == pytest.approx(hits[1, 0] / labelled, abs=1 / labelled + 1e-9)
+    assert entry.f32.top1 == pytest.approx(hits[0, 0] / labeled)
+    assert entry.int8.top1 == pytest.approx(hits[1, 0] / labeled, abs=1 / labeled + 1e-9)
     assert entry.f32.top5 == entry.int8.top5 == 1.0
 
     # The float graph stays there to be asked for.
     assert load("openvino-f32", bundle, compute).runtimes[32].precision == "f32"
 
 
-def test_a_poor_quantisation_is_refused(
+def test_a_poor_quantization_is_refused(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(int8.MIN_COSINE, "int8", 1.1)
     with pytest.raises(MultigrainError, match=r"mean cosine of 0\.99.*less than 1\.1") as caught:
-        quantised(tmp_path, int8_images(spec(pictures, int8_images=12), LABELS))
+        quantized(tmp_path, int8_images(spec(pictures, int8_images=12), LABELS))
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
-def test_what_cannot_be_quantised_is_refused_at_once(
+def test_what_cannot_be_quantized_is_refused_at_once(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MultigrainError, match=r"spec\.formats.*must hold onnx"):

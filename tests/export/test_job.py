@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from multigrain.bundle.folder import read
 from multigrain.bundle.reference import Reference, read_reference
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate.search import normalised
+from multigrain.evaluate.search import l2_normalize
 from multigrain.events.records import ArtifactRecord
 from multigrain.export import graphs, run
 from multigrain.images.parameters import Preprocessing
@@ -81,7 +81,7 @@ def test_every_graph_equals_the_checkpoint_on_served_images(exported: Path, batc
     again = [t.asnumpy() for t in restore(folder).network(Tensor(images))]
     for embedding, logits in (by_onnx, by_mindir, again):
         assert embedding.shape == (batch, 512)
-        np.testing.assert_allclose(normalised(embedding), normalised(expected), atol=1e-4)
+        np.testing.assert_allclose(l2_normalize(embedding), l2_normalize(expected), atol=1e-4)
         np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_the_bundle_carries_what_the_network_says_of_test_images(exported: Path)
     embedding, logits = (t.asnumpy() for t in network(Tensor(images)))
     np.testing.assert_allclose(reference.embedding, embedding, atol=1e-4)
     np.testing.assert_allclose(reference.logits, logits, atol=1e-4)
-    assert np.ptp(normalised(embedding), axis=0).max() > 1e-3
+    assert np.ptp(l2_normalize(embedding), axis=0).max() > 1e-3
 
 
 def test_the_next_export_takes_the_next_version(exported: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_bundle_of_two_resolutions_carries_a_whitening_for_each(tmp_path: Path
         network = restore(folder, resolution=head.resolution).network
         assert network.pool.value == head.gem_p
         by_network = network(Tensor(images))[0].asnumpy()
-        np.testing.assert_allclose(normalised(by_network), normalised(embedding), atol=1e-4)
+        np.testing.assert_allclose(l2_normalize(by_network), l2_normalize(embedding), atol=1e-4)
         # The formula, from the definition: [e; 1] at length 1, its mean taken off.
         u = np.concatenate([embedding, np.ones((24, 1))], axis=1).astype(np.float64)
         u /= np.linalg.norm(u, axis=1, keepdims=True)

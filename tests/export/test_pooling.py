@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from multigrain.export.pooling import fold_borders
+from multigrain.export.pooling import fold_padding
 
 
 def graph(*, before: str = "Relu", border: float = 0.0, axis: int = 3) -> ModelProto:
@@ -60,7 +60,7 @@ def test_borders_of_zeros_become_padding_and_the_numbers_stay() -> None:
     model = graph()
     x = np.random.default_rng(0).normal(size=(1, 2, 8, 8)).astype(np.float32)
     expected = run(model, x)
-    assert fold_borders(model) == 1
+    assert fold_padding(model) == 1
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Relu", "MaxPool"]
     assert len(model.graph.initializer) == 0
@@ -74,5 +74,5 @@ def test_what_is_not_exactly_that_is_left_alone(changes: dict[str, object]) -> N
     """Of negative maps, of other borders, of rows alone."""
     model = graph(**changes)  # type: ignore[arg-type]
     before = model.SerializeToString()
-    assert fold_borders(model) == 0
+    assert fold_padding(model) == 0
     assert model.SerializeToString() == before

@@ -68,7 +68,7 @@ def test_a_picture_is_turned_upright_by_its_exif(form: str, orientation: int) ->
     data = encode(Image.fromarray(np.ascontiguousarray(stored)), form, exif=exif)
     pixels = decode(data).astype(int)
     assert pixels.shape == upright.shape
-    # Far from the edges between the colours, where JPEG would blur.
+    # Far from the edges between the colors, where JPEG would blur.
     for row, column in ((3, 5), (3, 35), (16, 5), (16, 35)):
         assert np.abs(pixels[row, column] - upright[row, column]).max() < 40
 
@@ -80,11 +80,11 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
     assert decode(data).shape == (10, 20, 3)
 
 
-def test_grey_bilevel_and_palette_pictures_become_rgb() -> None:
-    grey = noise(8, 8).convert("L")
-    expected = np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)
-    np.testing.assert_array_equal(decode(encode(grey, "PNG")), expected)
-    bilevel = grey.convert("1")
+def test_gray_bilevel_and_palette_pictures_become_rgb() -> None:
+    gray = noise(8, 8).convert("L")
+    expected = np.repeat(np.asarray(gray)[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(decode(encode(gray, "PNG")), expected)
+    bilevel = gray.convert("1")
     assert set(np.unique(decode(encode(bilevel, "PNG")))) <= {0, 255}
     palette = corners().quantize(4)
     np.testing.assert_array_equal(decode(encode(palette, "PNG")), np.asarray(corners()))
@@ -99,7 +99,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
         np.testing.assert_array_equal(pixels[:, :, 2], expected)
 
 
-def test_sixteen_bit_colour_is_scaled() -> None:
+def test_sixteen_bit_color_is_scaled() -> None:
     row = b"\x00" + struct.pack(">6H", 65535, 32768, 0, 256, 257, 65280)
     body = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n"
@@ -113,13 +113,13 @@ def test_sixteen_bit_colour_is_scaled() -> None:
 def test_cmyk_becomes_rgb() -> None:
     data = encode(corners(64, 32).convert("CMYK"), "JPEG", quality=95)
     pixels = decode(data).astype(int)
-    for (row, column), colour in {
+    for (row, column), color in {
         (8, 16): (255, 0, 0),
         (8, 48): (0, 255, 0),
         (24, 16): (0, 0, 255),
         (24, 48): (255, 255, 255),
     }.items():
-        assert np.abs(pixels[row, column] - colour).max() < 30
+        assert np.abs(pixels[row, column] - color).max() < 30
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_transparency_is_laid_on_white(mode: str, form: str) -> None:
     np.testing.assert_allclose(decode(data)[0, :, 0], [0, 255, 127, 0], atol=1)
 
 
-def test_a_transparent_colour_is_laid_on_white() -> None:
+def test_a_transparent_color_is_laid_on_white() -> None:
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     image.putpixel((1, 0), (1, 2, 3))
     data = encode(image, "PNG", transparency=(1, 2, 3))
     np.testing.assert_array_equal(decode(data), [[[10, 20, 30], [255, 255, 255]]])
 
 
-def test_a_transparent_grey_of_16_bits_is_laid_on_white() -> None:
+def test_a_transparent_gray_of_16_bits_is_laid_on_white() -> None:
     values = np.array([[0, 300, 301]], np.uint16)
     data = encode(Image.fromarray(values), "PNG", transparency=300)
     assert decode(data)[0, :, 0].tolist() == [0, 255, 1]
@@ -153,7 +153,7 @@ def test_a_transparent_grey_of_16_bits_is_laid_on_white() -> None:
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_counts(form: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if form == "WEBP" else {}
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(decode(data)[0, 0], [255, 0, 0])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from multigrain.images.parameters import Preprocessing
-from multigrain.images.preprocess import centre, normalize, preprocess
+from multigrain.images.preprocess import center_crop, normalize, preprocess
 from tests.images.files import encode, noise
 
 
@@ -43,7 +43,7 @@ def test_it_equals_scaling_first_and_cutting_then(
     scaled = image.resize((width, height), method)
     left, top = (width - 28) // 2, (height - 28) // 2
     expected = np.asarray(scaled.crop((left, top, left + 28, top + 28))).astype(int)
-    got = np.asarray(centre(image, p)).astype(int)
+    got = np.asarray(center_crop(image, p)).astype(int)
     tolerance = 1 if 65 not in size else 12  # half a pixel's shift where 32.5 was rounded
     assert np.abs(got - expected).max() <= tolerance
 
@@ -60,7 +60,7 @@ def test_the_short_side_is_the_published_evaluation_s(size: int, short: int) -> 
 def test_a_picture_of_the_right_size_is_left_alone() -> None:
     image = noise(32, 32)
     p = Preprocessing(size=32, resize_short=32)
-    np.testing.assert_array_equal(np.asarray(centre(image, p)), np.asarray(image))
+    np.testing.assert_array_equal(np.asarray(center_crop(image, p)), np.asarray(image))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
@@ -84,4 +84,4 @@ def test_a_cut_larger_than_the_scaled_side_is_the_whole_square() -> None:
     image = noise(64, 32)
     p = Preprocessing(size=32, resize_short=16)
     expected = image.crop((16, 0, 48, 32))
-    np.testing.assert_array_equal(np.asarray(centre(image, p)), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(center_crop(image, p)), np.asarray(expected))

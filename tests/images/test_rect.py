@@ -31,14 +31,14 @@ def test_the_larger_side_becomes_the_resolution(
     assert rect_size(*size, 500) == expected
 
 
-def test_nothing_is_cut_and_values_are_normalised() -> None:
+def test_nothing_is_cut_and_values_are_normalized() -> None:
     p = Preprocessing(size=20, resize_short=23, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     tensor = preprocess_rect(corners(40, 20), p)
     assert (tensor.shape, tensor.dtype) == ((3, 10, 20), np.float32)
-    for (row, column), colour in {
+    for (row, column), color in {
         (0, 0): (1, -1, -1), (0, -1): (-1, 1, -1), (-1, 0): (-1, -1, 1), (-1, -1): (1, 1, 1),
     }.items():  # fmt: skip
-        np.testing.assert_allclose(tensor[:, row, column], colour, atol=1e-6)
+        np.testing.assert_allclose(tensor[:, row, column], color, atol=1e-6)
 
 
 def test_it_is_pillow_s_resize() -> None:

@@ -48,7 +48,7 @@ def test_other_formats_are_decoded_whole(form: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_grey_and_cmyk_are_scaled_alike(mode: str) -> None:
+def test_gray_and_cmyk_are_scaled_alike(mode: str) -> None:
     data = encode(noise(400, 300).convert(mode), "JPEG", quality=95)
     assert decode_image(data, shortest=100).size == (200, 150)
     assert difference(data, P) < 0.5

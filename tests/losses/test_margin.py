@@ -63,8 +63,8 @@ def by_loops(
 def test_loss_and_gradient_of_beta_equal_the_loops(beta: float) -> None:
     rng = np.random.default_rng(0)
     ids = np.array([7, 7, 7, 2, 2, 2, 5, 5, 9], np.int32)
-    centres = rng.random((10, 16))
-    e = (centres[ids] + 0.3 * rng.random((9, 16))).astype(np.float32)
+    centers = rng.random((10, 16))
+    e = (centers[ids] + 0.3 * rng.random((9, 16))).astype(np.float32)
     noise = gumbel(9)
     loss = MarginLoss(0.2, beta)
     run = mindspore.value_and_grad(

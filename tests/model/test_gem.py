@@ -29,7 +29,7 @@ def maps() -> np.ndarray:
 
 
 @pytest.mark.parametrize("p", [1.0, 1.5, 3.0, 8.0, math.inf])
-def test_value_is_the_generalised_mean(maps: np.ndarray, p: float) -> None:
+def test_value_is_the_generalized_mean(maps: np.ndarray, p: float) -> None:
     np.testing.assert_allclose(GeM(p)(Tensor(maps)).asnumpy(), reference(maps, p), rtol=2e-6)
 
 

@@ -124,7 +124,7 @@ def test_every_weight_starts_with_its_own_deviation() -> None:
     assert (net.classifier.bias.asnumpy() == 0).all()
 
 
-def test_running_statistics_move_by_a_tenth_towards_the_batch() -> None:
+def test_running_statistics_move_by_a_tenth_toward_the_batch() -> None:
     """PyTorch's momentum of 0.1; the variance is the unbiased one, as there."""
     norm = batch_norm(3)
     norm.set_train(True)

@@ -9,7 +9,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from multigrain.model.layers import Conv2d, Dense
-from multigrain.optim.non_finite import NotFinite
+from multigrain.optim.non_finite import NonFinite
 from multigrain.optim.reduce import Reducer
 from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.thor.taps import ROW_LIMIT
@@ -106,7 +106,7 @@ def test_an_inverse_that_fails_leaves_rule_average_and_the_other_layers_as_they_
     broken = some(1)
     broken[3][0, 0, 1] = np.nan  # G of the second layer; its trace is finite
     result = check(subject, broken, 1)
-    assert result == RefreshResult(problem=NotFinite("inverse", "1"))
+    assert result == RefreshResult(problem=NonFinite("inverse", "1"))
     assert subject.due(1)
     after = subject.state()
     assert after.keys() == before.keys()
@@ -121,7 +121,7 @@ def test_a_factor_without_a_finite_trace_is_named_before_anything_is_touched() -
     subject = curvature(refresh="trace")
     broken = some(0)
     broken[1][0, 1, 1] = np.inf
-    assert check(subject, broken, 0).problem == NotFinite("A", "1")
+    assert check(subject, broken, 0).problem == NonFinite("A", "1")
     assert subject.due(0)
 
 

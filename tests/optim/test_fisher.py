@@ -109,7 +109,7 @@ def factors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def factored(
     gradient: np.ndarray, a: np.ndarray, g: np.ndarray, damping: float, *, pi_correction: bool
 ) -> np.ndarray:
-    """What the optimiser computes."""
+    """What the optimizer computes."""
     a_layout, g_layout = BlockLayout.of(len(a), 128), BlockLayout.of(len(g), 128)
     pair = Factors(a[None].astype(np.float32), g[None].astype(np.float32))
     on_a, on_g = split_damping(pair, (len(a), len(g)), damping, pi_correction=pi_correction)

@@ -158,12 +158,12 @@ def test_factors_of_a_dense_layer() -> None:
         (3, 1, 2, 2),
         (3, 2, 2, 3),
         ((1, 5), (1, 2), (0, 2), 1),
-        ((1, 5), 1, (0, 2), 1),  # centred in one direction, from the border in the other
+        ((1, 5), 1, (0, 2), 1),  # centered in one direction, from the border in the other
         ((5, 1), 1, (2, 0), 1),
         ((5, 2), (2, 1), (2, 0), (1, 3)),
     ],
 )
-def test_row_limit_takes_a_centred_grid_of_positions(
+def test_row_limit_takes_a_centered_grid_of_positions(
     kernel: int | Pair, stride: int | Pair, padding: int | Pair, dilation: int | Pair
 ) -> None:
     net = conv(2, 3, kernel, stride, padding, dilation)

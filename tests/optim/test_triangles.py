@@ -10,7 +10,12 @@ from multigrain.model.multigrain import build_model
 from multigrain.optim.reduce import Reducer
 from multigrain.optim.thor.blocks import BlockLayout, pack, triangle, unpack
 from multigrain.optim.thor.capture import attach
-from multigrain.optim.thor.inverse import Inversion, damped_inverse, longest_first, shared_inverses
+from multigrain.optim.thor.inverse import (
+    Inversion,
+    assign_longest_first,
+    damped_inverse,
+    sharded_inverses,
+)
 from multigrain.specs.training import ModelSpec
 
 
@@ -40,7 +45,7 @@ def test_the_inversions_of_resnet50_are_shared_evenly_and_half_of_its_bytes_stay
     costs = [x.valid(block) ** 3 for x in layouts for block in range(x.count)]
     assert len(costs) == 653
     for workers in (1, 2, 3, 8):
-        owners = longest_first(costs, workers)
+        owners = assign_longest_first(costs, workers)
         loads = [
             sum(c for c, o in zip(costs, owners, strict=True) if o == r) for r in range(workers)
         ]
@@ -52,9 +57,9 @@ def test_the_inversions_of_resnet50_are_shared_evenly_and_half_of_its_bytes_stay
 
 
 def test_the_longest_job_goes_first_and_to_whoever_is_free() -> None:
-    assert longest_first([1, 5, 3, 3], 2) == [0, 0, 1, 1]
-    assert longest_first([2, 2, 2], 2) == [0, 1, 0]
-    assert longest_first([], 3) == []
+    assert assign_longest_first([1, 5, 3, 3], 2) == [0, 0, 1, 1]
+    assert assign_longest_first([2, 2, 2], 2) == [0, 1, 0]
+    assert assign_longest_first([], 3) == []
 
 
 class OneOf(Reducer):
@@ -73,8 +78,8 @@ class OneOf(Reducer):
 def every_rank(jobs: list[Inversion], world: int) -> list[list[np.ndarray | None]]:
     given: dict[int, np.ndarray] = {}
     for rank in range(world):
-        shared_inverses(jobs, OneOf(rank, world, given))
-    return [shared_inverses(jobs, OneOf(rank, world, given)) for rank in range(world)]
+        sharded_inverses(jobs, OneOf(rank, world, given))
+    return [sharded_inverses(jobs, OneOf(rank, world, given)) for rank in range(world)]
 
 
 def jobs_of(dims: list[int]) -> list[Inversion]:

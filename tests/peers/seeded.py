@@ -23,7 +23,7 @@ def seeded_state(shapes: Mapping[str, Shape], seed: int = 0) -> dict[str, Floats
 
 
 def images(count: int, size: int, seed: int = 0) -> Floats:
-    """(count, 3, size, size), normal like normalised pictures."""
+    """(count, 3, size, size), normal like normalized pictures."""
     rng = np.random.default_rng([seed, size])
     return rng.standard_normal((count, 3, size, size), dtype=np.float32)
 

@@ -36,14 +36,14 @@ def torchvision_state() -> dict[str, torch.Tensor]:
 
 
 class MultiOptim(OrderedDict[str, Any]):
-    """A table of optimisers, pickled under the name that the published program gave its own."""
+    """A table of optimizers, pickled under the name that the published program gave its own."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
 
 def published_content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """All that the published training program saves, the optimiser's bound method included."""
+    """All that the published training program saves, the optimizer's bound method included."""
     for name in ("multigrain.modules", "multigrain.modules.multioptim"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(MultiOptim, "__module__", "multigrain.modules.multioptim")

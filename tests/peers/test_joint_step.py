@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from multigrain.losses.instance import (
     distances,
-    normalise,
+    l2_normalize,
     positive_pairs,
     same_image,
     sample_negatives,
@@ -47,7 +47,7 @@ def margin_terms(embedding: torch.Tensor, beta: torch.Tensor, noise: Tensor) -> 
     e = Tensor(embedding.detach().float().numpy())
     same = same_image(Tensor(COPIES, mindspore.int32))
     chosen = sample_negatives(
-        distances(normalise(e)), same, positive_pairs(same), noise, e.shape[1]
+        distances(l2_normalize(e)), same, positive_pairs(same), noise, e.shape[1]
     ).asnumpy()
     unit = functional.normalize(embedding, dim=1)
     terms = []

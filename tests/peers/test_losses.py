@@ -12,7 +12,7 @@ from torch.nn import functional
 from multigrain.losses.instance import (
     MarginLoss,
     distances,
-    normalise,
+    l2_normalize,
     positive_pairs,
     same_image,
     sample_negatives,
@@ -60,7 +60,7 @@ def test_gem_and_its_gradients(p: float, learn: bool) -> None:
 
 
 def _negatives(embedding: Tensor, instances: Tensor, noise: Tensor) -> np.ndarray:
-    distance = distances(normalise(embedding))
+    distance = distances(l2_normalize(embedding))
     same = same_image(instances)
     chosen = sample_negatives(distance, same, positive_pairs(same), noise, embedding.shape[1])
     return chosen.asnumpy()
@@ -71,8 +71,8 @@ def test_margin_loss_with_the_same_negatives(spread: float) -> None:
     """Three copies of four images; near ones make the pushes active, far ones the pulls."""
     rng = np.random.default_rng(1)
     instances = np.repeat(np.arange(4), 3).astype(np.int32)
-    centres = rng.standard_normal((4, 16))
-    copies = centres[instances] + spread * rng.standard_normal((12, 16))
+    centers = rng.standard_normal((4, 16))
+    copies = centers[instances] + spread * rng.standard_normal((12, 16))
     embedding = np.maximum(copies, 0).astype(np.float32)
     noise = rng.gumbel(size=(12, 12)).astype(np.float32)
     loss = MarginLoss(0.2, 0.9)

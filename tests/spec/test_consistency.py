@@ -121,7 +121,7 @@ CONSISTENT = [
 
 
 @pytest.mark.parametrize("overrides", CONSISTENT)
-def test_their_consistent_neighbours_are_accepted(overrides: dict[str, Any]) -> None:
+def test_their_consistent_neighbors_are_accepted(overrides: dict[str, Any]) -> None:
     resolve_training({**DATA, **overrides})
 
 

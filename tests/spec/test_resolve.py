@@ -19,7 +19,7 @@ def test_the_defaults_alone_make_a_run_that_can_start() -> None:
     assert resolve_training(DATA) == expected
 
 
-def test_an_override_changes_one_field_of_a_preset_and_leaves_its_neighbours() -> None:
+def test_an_override_changes_one_field_of_a_preset_and_leaves_its_neighbors() -> None:
     preset = resolve_training({**DATA, "preset": "resnet50-imagenet-thor-gpu"})
     changed = resolve_training(
         {

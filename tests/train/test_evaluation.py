@@ -14,11 +14,11 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import LogRecord
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.training import TrainingSpec
-from multigrain.train.evaluation import HeldOut
+from multigrain.train.evaluation import ScheduledEvaluation
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
 from tests.evaluate.measure import ALL_TASKS, classify, measure
-from tests.evaluate.networks import MeanColour
+from tests.evaluate.networks import MeanColor
 from tests.images.files import encode, noise
 
 # At this size, and with the default crop of 0.875.
@@ -34,7 +34,7 @@ def evaluation(
     rank: int = 0,
     world: int = 1,
     **schedule: Any,
-) -> tuple[HeldOut, RecordingReporter]:
+) -> tuple[ScheduledEvaluation, RecordingReporter]:
     reporter = RecordingReporter(stop_after=0 if stop else -1)
     context: Any = SimpleNamespace(rank=rank, world=world, reporter=reporter)
     spec = TrainingSpec.model_validate(
@@ -44,8 +44,8 @@ def evaluation(
             "evaluation": {"every_epochs": 1, **schedule},
         }
     )
-    model: Any = MeanColour()
-    return HeldOut(context, spec, model, scan(train)), reporter
+    model: Any = MeanColor()
+    return ScheduledEvaluation(context, spec, model, scan(train)), reporter
 
 
 def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: P
     record = evaluation(train, part)[0](7, 2)
     assert record is not None
     assert (record.images, record.step, record.epoch) == (4, 7, 2)
-    alone = classify(MeanColour(), scan(part).relabelled(("c0", "c1", "c2")), P)
+    alone = classify(MeanColor(), scan(part).relabeled(("c0", "c1", "c2")), P)
     assert alone.labels.tolist() == [2, 2, 2, 2]
     assert record.metrics == alone.metrics
 
@@ -71,9 +71,9 @@ def test_held_out_images_are_cut_as_the_model_says(tmp_path: Path) -> None:
     train = write_dataset(tmp_path, classes=3, each=4)
     record = evaluation(train, train, crop=0.5)[0](1, 1)
     assert record is not None
-    expected = classify(MeanColour(), scan(train), Preprocessing.standard(16, 0.5)).metrics
+    expected = classify(MeanColor(), scan(train), Preprocessing.standard(16, 0.5)).metrics
     assert record.metrics == expected
-    assert expected["loss"] != classify(MeanColour(), scan(train), P).metrics["loss"]
+    assert expected["loss"] != classify(MeanColor(), scan(train), P).metrics["loss"]
 
 
 def test_held_out_images_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_retrieval_is_measured_in_the_same_pass_and_as_by_an_evaluation_job(
 ) -> None:
     train = write_dataset(tmp_path / "train", classes=3, each=4)
     record = evaluation(train, train, tasks=ALL_TASKS)[0](5, 1)
-    found = measure(MeanColour(), scan(train), P, tasks=ALL_TASKS)
+    found = measure(MeanColor(), scan(train), P, tasks=ALL_TASKS)
     assert record is not None
     assert found is not None
     assert record.metrics == found.metrics
@@ -110,10 +110,10 @@ def test_groups_that_are_no_classes_are_searched_in_a_folder_of_their_own(tmp_pa
     groups = write_dataset(tmp_path / "groups", classes=4, each=2)
     schedule = {"tasks": ("classification", "groups"), "retrieval_path": str(groups)}
     record = evaluation(train, train, **schedule)[0](5, 1)
-    found = measure(MeanColour(), scan(groups), P, tasks=("groups",))
+    found = measure(MeanColor(), scan(groups), P, tasks=("groups",))
     assert record is not None
     assert found is not None
-    assert record.metrics == found.metrics | classify(MeanColour(), scan(train), P).metrics
+    assert record.metrics == found.metrics | classify(MeanColor(), scan(train), P).metrics
     assert record.images == 6 + 8
     # Without a task for it, the held-out folder need not be there.
     only = {"tasks": ("groups",), "retrieval_path": str(groups)}

@@ -87,7 +87,7 @@ def overflowing(**fields: Any) -> TrainStep:
     return tiny_step(scaled(spec, loss_scale=2.0**68, loss_scale_max=2.0**68, **fields))
 
 
-def test_an_overflow_skips_and_halves_without_counting_towards_the_end() -> None:
+def test_an_overflow_skips_and_halves_without_counting_toward_the_end() -> None:
     step = overflowing()
     before = whole(step)
     results = [step(*batch(i)) for i in range(10)]

@@ -12,8 +12,12 @@ from mindspore import Tensor, nn, ops
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.parameters import assign
 from multigrain.model.state import model_state
-from multigrain.optim.non_finite import NotFinite, first_factor, first_gradient
-from multigrain.train.non_finite import Skips
+from multigrain.optim.non_finite import (
+    NonFinite,
+    first_non_finite_factor,
+    first_non_finite_gradient,
+)
+from multigrain.train.non_finite import NonFiniteStepCounter
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 
@@ -133,27 +137,31 @@ def test_what_broke_the_forward_pass_is_named() -> None:
 
 def test_of_many_the_first_in_the_backward_pass_is_named() -> None:
     good, bad = Tensor(np.ones(3, np.float32)), Tensor(np.array([1, np.inf], np.float32))
-    assert first_gradient([("c", good), ("b", bad), ("a", bad)]) == NotFinite("gradient", "b")
+    assert first_non_finite_gradient([("c", good), ("b", bad), ("a", bad)]) == NonFinite(
+        "gradient", "b"
+    )
     large = Tensor(np.full(3, 1e30, np.float32))
-    assert first_gradient([("c", good), ("b", large), ("a", good)]) == NotFinite("gradient", "b")
+    assert first_non_finite_gradient([("c", good), ("b", large), ("a", good)]) == NonFinite(
+        "gradient", "b"
+    )
 
 
 @pytest.mark.parametrize(
     ("a", "g", "expected"),
     [
         ([1, 1, 1], [1, 1, 0], None),
-        ([1, np.nan, np.inf], [np.nan, 1, 1], NotFinite("A", "two")),
-        ([1, 1, 1], [np.nan, np.inf, 1], NotFinite("G", "two")),
+        ([1, np.nan, np.inf], [np.nan, 1, 1], NonFinite("A", "two")),
+        ([1, 1, 1], [np.nan, np.inf, 1], NonFinite("G", "two")),
     ],
 )
 def test_inputs_break_forwards_and_derivatives_backwards(
-    a: list[float], g: list[float], expected: NotFinite | None
+    a: list[float], g: list[float], expected: NonFinite | None
 ) -> None:
-    assert first_factor(["one", "two", "three"], np.array([a, g], float)) == expected
+    assert first_non_finite_factor(["one", "two", "three"], np.array([a, g], float)) == expected
 
 
-def test_only_what_a_smaller_loss_scale_cannot_help_counts_towards_the_end() -> None:
-    skips, problem = Skips(limit=2), NotFinite("gradient", "x")
+def test_only_what_a_smaller_loss_scale_cannot_help_counts_toward_the_end() -> None:
+    skips, problem = NonFiniteStepCounter(limit=2), NonFinite("gradient", "x")
     for step in range(5):
         skips.skip(step, problem, forgiven=True)
     skips.skip(6, problem, forgiven=False)

@@ -159,7 +159,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_training() -> None:
     assert caught.value.kind is ErrorKind.DIVERGED
 
 
-def test_the_optimiser_s_options_reach_the_update() -> None:
+def test_the_optimizer_s_options_reach_the_update() -> None:
     spec = tiny_spec(kl_clip=0.3, clip_norm=2.0)
     optimizer = spec.optimizer.model_copy(update={"momentum": 0.5, "weight_decay": 0.02})
     update = tiny_step(spec.model_copy(update={"optimizer": optimizer}))._update

@@ -9,7 +9,7 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
 from multigrain.model.layouts import LAYOUTS, Layout
 from multigrain.model.multigrain import MultiGrain
-from multigrain.model.parameters import initialise
+from multigrain.model.parameters import initialize
 from multigrain.model.resnet import ResNet
 from multigrain.specs.training import (
     LearningRateSpec,
@@ -35,7 +35,7 @@ def test_a_few_thor_steps_lower_the_loss(layout: Layout, layers: int) -> None:
         schedule=ScheduleSpec(epochs=5, learning_rate=LearningRateSpec(kind="linear", init=0.01)),
     )
     model = MultiGrain(ResNet(layout), GeM(3.0, learn=True), 4)
-    initialise(model, 0, zero_init_residual=True)
+    initialize(model, 0, zero_init_residual=True)
     step = TrainStep(model, JointObjective(spec.objective), spec, world=1, steps_per_epoch=10)
     rng = np.random.default_rng(0)
     labels = np.array([0, 0, 1, 1], np.int32)

@@ -13,9 +13,9 @@ from multigrain.whitening import (
     TAIL,
     Moments,
     Whitening,
-    extended,
     fit,
     fold,
+    homogeneous,
     read_whitening,
     write_whitening,
 )
@@ -40,7 +40,7 @@ def fitted(data: NDArray[np.float32], batch: int = 7) -> Whitening:
 def test_the_descriptor_is_the_embedding_with_a_constant_at_length_one() -> None:
     embedding = np.array([[3.0, 0.0], [2.0, 2.0]])
     expected = [[3 / 10**0.5, 0, 1 / 10**0.5], [2 / 3, 2 / 3, 1 / 3]]
-    np.testing.assert_allclose(extended(embedding), expected, rtol=1e-15)
+    np.testing.assert_allclose(homogeneous(embedding), expected, rtol=1e-15)
 
 
 def test_moments_of_batches_are_numpys_of_the_whole() -> None:
@@ -49,15 +49,15 @@ def test_moments_of_batches_are_numpys_of_the_whole() -> None:
     for part in (data[:1], data[1:1], data[1:30], data[30:]):
         moments.add(part)
     assert moments.count == 50
-    np.testing.assert_allclose(moments.mean, extended(data).mean(0), rtol=1e-14)
-    expected = np.cov(extended(data).T)
+    np.testing.assert_allclose(moments.mean, homogeneous(data).mean(0), rtol=1e-14)
+    expected = np.cov(homogeneous(data).T)
     np.testing.assert_allclose(moments.covariance(), expected, atol=1e-14 * abs(expected).max())
 
 
 def test_whitened_descriptors_have_mean_zero_and_unit_covariance() -> None:
     data = features(400)
     phi = fitted(data).apply(data)
-    eigenvalues = np.linalg.eigvalsh(np.cov(extended(data).T))
+    eigenvalues = np.linalg.eigvalsh(np.cov(homogeneous(data).T))
     kept = int((eigenvalues >= TAIL * eigenvalues.mean()).sum())
     assert 2 < kept < C + 1  # both kinds are here
     np.testing.assert_allclose(phi.mean(0), 0, atol=1e-10)
@@ -72,7 +72,7 @@ def test_whitened_descriptors_have_mean_zero_and_unit_covariance() -> None:
 def test_fewer_images_than_dimensions_do_not_blow_up_what_was_never_seen() -> None:
     few = features(5)
     whitening = fitted(few)
-    variance = np.linalg.eigvalsh(np.cov(extended(few).T)).mean()
+    variance = np.linalg.eigvalsh(np.cov(homogeneous(few).T)).mean()
     largest = np.linalg.norm(whitening.projection, 2)
     assert largest == pytest.approx((TAIL * variance) ** -0.5, rel=1e-6)
     np.testing.assert_allclose(whitening.projection @ whitening.inverse, np.eye(C + 1), atol=1e-9)

@@ -47,14 +47,14 @@ class MindSporeRuntime(Runtime):
         import mindspore
         from mindspore import Tensor, context
 
-        from multigrain.model.multigrain import Pooled
+        from multigrain.model.multigrain import GemOverride
 
         mindspore.set_device(_TARGETS[compute.device])
         context.set_context(mode=context.GRAPH_MODE)
         weights = shared._weights if shared is not None else _network(bundle)
         self._weights: MultiGrain = weights
         # p is a constant here, whether or not it was learned; the head says which.
-        self._network = Pooled(weights, head.gem_p)
+        self._network = GemOverride(weights, head.gem_p)
         self._network.set_train(False)
         self._tensor = Tensor
         self.preprocessing = head.preprocessing

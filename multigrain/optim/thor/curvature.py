@@ -9,11 +9,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from multigrain.model.parameters import assign
-from multigrain.optim.non_finite import NotFinite, first_factor
+from multigrain.optim.non_finite import NonFinite, first_non_finite_factor
 from multigrain.optim.reduce import Reducer, host_mean
 from multigrain.optim.thor.blocks import Factors, pack, split_damping, unpack
 from multigrain.optim.thor.capture import CapturedLayer, attach, curvature_table, excluded
-from multigrain.optim.thor.inverse import Inversion, shared_inverses
+from multigrain.optim.thor.inverse import Inversion, sharded_inverses
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 from multigrain.optim.thor.refresh import FixedRule, TraceRule
 from multigrain.specs.training import ThorSpec
@@ -23,7 +23,7 @@ class FactorAverage:
     """Weighted mean of a layer's factors over the checks, the k-th last weighing ``decay^k``.
 
     The sum of the weights is kept beside the mean, so that the first value is exact and nothing
-    is biased towards a start value (as in kfac-jax)::
+    is biased toward a start value (as in kfac-jax)::
 
         w <- decay * w;  mean <- (w * mean + x) / (w + 1);  w <- w + 1
 
@@ -88,7 +88,7 @@ class RefreshResult:
 
     refreshed: int = 0
     kept: int = 0
-    problem: NotFinite | None = None
+    problem: NonFinite | None = None
 
 
 class Curvature:
@@ -168,7 +168,7 @@ class Curvature:
             damping: lambda.
             step: index of the step, from 0.
         """
-        problem = first_factor(self._names, traces)
+        problem = first_non_finite_factor(self._names, traces)
         if problem is not None:
             return RefreshResult(problem=problem)
         own = dict(enumerate(tensors))
@@ -185,7 +185,7 @@ class Curvature:
         for layer in chosen:
             if layer not in inverses:
                 self._rule.load_state(before)
-                return RefreshResult(problem=NotFinite("inverse", self._names[layer]))
+                return RefreshResult(problem=NonFinite("inverse", self._names[layer]))
         if self._average:
             self._average.accept(means)
         for layer, inverse in inverses.items():
@@ -257,7 +257,7 @@ class Curvature:
                 found, (x.a.dim, x.g.dim), damping, pi_correction=self._pi_correction
             )
             jobs += [Inversion(found.a, on_a, x.a), Inversion(found.g, on_g, x.g)]
-        inverses = shared_inverses(jobs, self._reducer)
+        inverses = sharded_inverses(jobs, self._reducer)
         pairs = zip(factors, inverses[::2], inverses[1::2], strict=True)
         return {layer: Factors(a, g) for layer, a, g in pairs if a is not None and g is not None}
 

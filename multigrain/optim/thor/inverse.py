@@ -89,7 +89,7 @@ def _mirrored(upper: np.ndarray) -> np.ndarray:
 # MERGED: Divides the inversions among the workers, so that all hold the same bits.
 
 
-def longest_first(costs: Sequence[int], workers: int) -> list[int]:
+def assign_longest_first(costs: Sequence[int], workers: int) -> list[int]:
     """The worker of each job: the longest job first, each to whoever has least to do so far.
 
     No worker has more than the mean and one job on top of it.
@@ -112,7 +112,7 @@ class Inversion:
     layout: BlockLayout
 
 
-def shared_inverses(jobs: Sequence[Inversion], reducer: Reducer) -> list[np.ndarray | None]:
+def sharded_inverses(jobs: Sequence[Inversion], reducer: Reducer) -> list[np.ndarray | None]:
     """``damped_inverse`` of each job; every worker must give the same jobs.
 
     Each block is inverted by one worker, which sends the upper triangle to the others. Besides
@@ -125,7 +125,7 @@ def shared_inverses(jobs: Sequence[Inversion], reducer: Reducer) -> list[np.ndar
         return [damped_inverse(job.blocks, job.damping, job.layout) for job in jobs]
     blocks = [(job, index) for job in jobs for index in range(job.layout.count)]
     sides = [job.layout.valid(index) for job, index in blocks]
-    owners = longest_first([side**3 for side in sides], reducer.world)
+    owners = assign_longest_first([side**3 for side in sides], reducer.world)
     lengths = [0] * reducer.world
     for side, owner in zip(sides, owners, strict=True):
         lengths[owner] += triangle(side)

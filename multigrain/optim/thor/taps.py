@@ -49,9 +49,9 @@ def sample_step(examples: int, height: int, width: int, limit: int) -> int:
 
 @constexpr
 def sample_offset(length: int, k: int, stride: int, padding: int) -> int:
-    """First position that is used of ``length``: centred, so that borders are not preferred.
+    """First position that is used of ``length``: centered, so that borders are not preferred.
 
-    Where the centred start is so near the border that the patch needs padding, it is 0.
+    Where the centered start is so near the border that the patch needs padding, it is 0.
     """
     offset = (length - 1 - (-(-length // k) - 1) * k) // 2
     return offset if offset * stride >= padding else 0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.layouts import LAYOUTS, Shape, trunk_shapes
-from multigrain.weights.names import OTHER_NETWORKS, PUBLISHED, TIMM, TORCHVISION, Scheme
+from multigrain.weights.names import INCOMPATIBLE_NETWORKS, PUBLISHED, TIMM, TORCHVISION, Scheme
 from multigrain.weights.translate import SCHEMES, translate
 from tests.peers.names import pytorch_shapes
 
@@ -67,7 +67,7 @@ def test_no_two_lines_share_a_name_and_none_is_without_use(scheme: Scheme) -> No
 
 
 @pytest.mark.parametrize(("scheme", "trunk"), PAIRS, ids=IDS)
-def test_a_whole_state_is_recognised_and_its_values_stay(scheme: Scheme, trunk: str) -> None:
+def test_a_whole_state_is_recognized_and_its_values_stay(scheme: Scheme, trunk: str) -> None:
     given = state(theirs(scheme, trunk))
     found = translate(given, "w.safetensors")
     assert (found.trunk, found.stem, found.classes) == (trunk, "imagenet", 3)
@@ -131,12 +131,12 @@ def test_what_does_not_fit_is_named_as_the_source_names_it(
     assert "w.safetensors" in caught.value.message
 
 
-@pytest.mark.parametrize("name", OTHER_NETWORKS)
+@pytest.mark.parametrize("name", INCOMPATIBLE_NETWORKS)
 def test_networks_that_only_look_alike_are_refused_with_the_reason(name: str) -> None:
     given = state(theirs(TORCHVISION, "resnet18") | {name: (1,)})
     with pytest.raises(MultigrainError) as caught:
         translate(given, "w")
-    assert OTHER_NETWORKS[name] in caught.value.message
+    assert INCOMPATIBLE_NETWORKS[name] in caught.value.message
 
 
 @pytest.mark.parametrize("words", ["module.", "model.", "_orig_mod.", "net.backbone."])

@@ -33,7 +33,7 @@ def test_strong_images_look_for_their_original_among_originals_and_distractors(
     assert benchmark.groups == 2
 
 
-def test_the_published_set_is_recognised_and_distractors_may_be_missing(tmp_path: Path) -> None:
+def test_the_published_set_is_recognized_and_distractors_may_be_missing(tmp_path: Path) -> None:
     touch(tmp_path, (f"originals/2{block:03d}00.jpg" for block in range(157)))
     touch(tmp_path, (f"strong/2{n % 157:03d}{1 + n // 157:02d}.jpg" for n in range(229)))
     benchmark = list_benchmark("copydays", tmp_path)

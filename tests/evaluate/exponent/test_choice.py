@@ -18,7 +18,7 @@ from multigrain.evaluate import run
 from multigrain.evaluate.copy_detection import distort
 from multigrain.evaluate.gem_p import ExponentScore, best
 from multigrain.evaluate.retrieval import average_precision
-from multigrain.evaluate.search import normalised
+from multigrain.evaluate.search import l2_normalize
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.decode import decode_image
 from multigrain.images.parameters import Preprocessing
@@ -89,7 +89,7 @@ def test_every_candidate_is_scored_as_by_hand(tmp_path: Path) -> None:
             sources.append(item // 3)
         embedding, logits = (t.asnumpy() for t in restored.network(Tensor(np.stack(images))))
         top1 = np.mean(logits.argmax(1) == labels)
-        similarity = normalised(embedding) @ normalised(embedding).T
+        similarity = l2_normalize(embedding) @ l2_normalize(embedding).T
         precisions = []
         for query in range(24):
             order = [i for i in np.argsort(-similarity[query], kind="stable") if i != query]
@@ -119,7 +119,7 @@ def made_for(p: float, checkpoint: Path, root: Path, path: Path) -> None:
     save_file(state, path)
 
 
-def test_finetuning_goes_towards_the_exponent_that_the_classifier_is_for(tmp_path: Path) -> None:
+def test_finetuning_goes_toward_the_exponent_that_the_classifier_is_for(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=6)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     bare = tmp_path / "bare.safetensors"

@@ -10,12 +10,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate.all_reduce import AllReduce
 
 T = TypeVar("T")
 
 
-class _ThreadGather(Gather):
+class _ThreadAllReduce(AllReduce):
     def __init__(self, barrier: threading.Barrier, slots: list[NDArray[np.float32]], rank: int):
         super().__init__(1)
         self._barrier, self._slots, self._rank = barrier, slots, rank
@@ -28,12 +28,12 @@ class _ThreadGather(Gather):
         return total
 
 
-def on_workers(world: int, work: Callable[[int, Gather], T]) -> list[T]:
-    """``work(rank, gather)`` on every rank at once."""
+def on_workers(world: int, work: Callable[[int, AllReduce], T]) -> list[T]:
+    """``work(rank, all_reduce)`` on every rank at once."""
     barrier = threading.Barrier(world)
     slots: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * world
     with ThreadPoolExecutor(world) as pool:
         futures = [
-            pool.submit(work, rank, _ThreadGather(barrier, slots, rank)) for rank in range(world)
+            pool.submit(work, rank, _ThreadAllReduce(barrier, slots, rank)) for rank in range(world)
         ]
         return [future.result(60) for future in futures]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from multigrain.evaluate import gather
-from multigrain.evaluate.gather import Gather
+from multigrain.evaluate import all_reduce
+from multigrain.evaluate.all_reduce import AllReduce
 
 
 @pytest.fixture
@@ -17,23 +17,23 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lengths of what is sent between two workers who hold the same; five numbers at most."""
     sent: list[int] = []
 
-    def all_reduce() -> Callable[[Tensor], Tensor]:
+    def fake_all_reduce() -> Callable[[Tensor], Tensor]:
         return lambda x: sent.append(x.size) or 2 * x  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(ops, "AllReduce", all_reduce)
-    monkeypatch.setattr(gather, "_CHUNK", 5)
+    monkeypatch.setattr(ops, "AllReduce", fake_all_reduce)
+    monkeypatch.setattr(all_reduce, "_MESSAGE_ELEMENTS", 5)
     return sent
 
 
 def test_an_array_longer_than_a_message_is_summed_to_its_end(messages: list[int]) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(Gather(2).sum(array), 2 * array)
+    np.testing.assert_array_equal(AllReduce(2).sum(array), 2 * array)
     assert messages == [5, 5, 2]
-    np.testing.assert_array_equal(Gather(2).sum(array.T), 2 * array.T)  # not contiguous
+    np.testing.assert_array_equal(AllReduce(2).sum(array.T), 2 * array.T)  # not contiguous
 
 
 def test_what_is_true_on_one_worker_is_true_on_all(messages: list[int]) -> None:
-    assert (Gather(2).any(True), Gather(2).any(False)) == (True, False)
+    assert (AllReduce(2).any(True), AllReduce(2).any(False)) == (True, False)
     assert messages == [1, 1]
-    assert (Gather(1).any(True), Gather(1).any(False)) == (True, False)
+    assert (AllReduce(1).any(True), AllReduce(1).any(False)) == (True, False)
     assert len(messages) == 2
