@@ -9,7 +9,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
-from tests.spec.refusal import DATA, WEIGHTS, refused, with_data
+from tests.specs.refusal import DATA, WEIGHTS, refused, with_data
 
 
 def evaluated(**schedule: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from multigrain.specs.resolve import resolve_training
 from multigrain.specs.training import ThorSpec, TrainingSpec
-from tests.spec.refusal import DATA, refused, with_data
+from tests.specs.refusal import DATA, refused, with_data
 
 NAN = float("nan")
 

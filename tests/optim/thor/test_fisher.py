@@ -16,7 +16,7 @@ from multigrain.optim.thor.blocks import BlockLayout, Factors, split_damping
 from multigrain.optim.thor.capture import CapturedLayer, attach
 from multigrain.optim.thor.inverse import damped_inverse
 from multigrain.optim.thor.preconditioner import precondition
-from tests.optim.exact_damping import solve_in_the_eigenbasis
+from tests.optim.thor.exact_damping import solve_in_the_eigenbasis
 
 
 def filled(net: nn.Cell) -> nn.Cell:

@@ -8,7 +8,7 @@ from multigrain.optim.schedules import learning_rate
 from multigrain.specs.presets import list_presets, merge, preset_values
 from multigrain.specs.resolve import resolve_training
 from multigrain.specs.training import TrainingSpec
-from tests.spec.refusal import DATA
+from tests.specs.refusal import DATA
 
 NAMES = [
     "digits-demo",
