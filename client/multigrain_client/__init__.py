@@ -6,7 +6,6 @@
 from multigrain import __version__
 from multigrain_client.aio.client import AsyncClient
 from multigrain_client.channel import Tls
-from multigrain_client.embedding import Classification, EmbeddedImage, EmbedKeywords
 from multigrain_client.errors import (
     AlreadyExists,
     Cancelled,
@@ -30,6 +29,7 @@ from multigrain_client.errors import (
     WrongState,
 )
 from multigrain_client.folder_embedding import FolderEmbedding
+from multigrain_client.images import Classification, EmbeddedImage, EmbedKeywords
 from multigrain_client.jobs import latest_curve
 from multigrain_client.loss_point import LossPoint
 from multigrain_client.methods import HealthStatus

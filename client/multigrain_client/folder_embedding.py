@@ -16,7 +16,6 @@ from typing import Any, Protocol, Self, TextIO
 
 import numpy as np
 
-from multigrain_client.embedding import EmbeddedImage, FloatArray
 from multigrain_client.errors import (
     FieldViolation,
     ImageError,
@@ -24,6 +23,7 @@ from multigrain_client.errors import (
     MissingPackage,
     ServerError,
 )
+from multigrain_client.images import EmbeddedImage, FloatArray
 from multigrain_client.json_format import invalid
 
 # The formats that the server decodes.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multigrain_client.embedding import FloatArray
 from multigrain_client.errors import InvalidRequest, MissingPackage
+from multigrain_client.images import FloatArray
 from multigrain_client.loss_point import LossPoint
 
 

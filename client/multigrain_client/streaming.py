@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from multigrain.v1.job_pb2 import EventKind, JobEvent, StreamEventsRequest
-from multigrain_client.embedding import Batch
 from multigrain_client.errors import MultigrainClientError, StreamGap
+from multigrain_client.images import Batch
 from multigrain_client.json_format import fill
 from multigrain_client.retry import RetryPolicy, stream_delay
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Image as PilImage
 
-from multigrain_client.embedding import Classification, FloatArray
+from multigrain_client.images import Classification, FloatArray
 
 TILE = 96
 GAP = 14

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from multigrain_client import ImagesFailed, InvalidRequest, ServerError
-from multigrain_client.embedding import EmbeddedImage
 from multigrain_client.folder_embedding import FolderRun, image_files
+from multigrain_client.images import EmbeddedImage
 from tests.client.faults import Fault
 from tests.client.pictures import expected, images_of
 

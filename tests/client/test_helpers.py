@@ -15,9 +15,8 @@ from multigrain_client import InvalidRequest, LossPoint, RetryPolicy, Tls, Unava
 from multigrain_client.channel import channel_config
 from multigrain_client.cli.describe import duration
 from multigrain_client.cli.progress.curve import block_curve
-from multigrain_client.embedding import Batch, batches_of
 from multigrain_client.errors import ImageError, Overloaded, StreamGap, from_rpc
-from multigrain_client.images import EncodedImage
+from multigrain_client.images import Batch, EncodedImage, batches_of
 from multigrain_client.jobs import loss_point
 from multigrain_client.json_format import fill, nest, to_plain
 from multigrain_client.retry import BulkRetries, stream_delay, unary_delay

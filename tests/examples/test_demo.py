@@ -21,7 +21,7 @@ from examples.demo.retrieval import Query, draw_contact_sheet, nearest, pick_one
 from multigrain.v1 import model_pb2
 from multigrain_client import Client, InvalidRequest, ServerError
 from multigrain_client.cli.output import Output
-from multigrain_client.embedding import Classification
+from multigrain_client.images import Classification
 
 
 @pytest.fixture(scope="module")

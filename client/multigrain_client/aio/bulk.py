@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from multigrain.v1.embedding_pb2 import EmbedRequest
 from multigrain_client import methods
 from multigrain_client.aio.transport import AsyncTransport
-from multigrain_client.embedding import (
+from multigrain_client.errors import MultigrainClientError, ServerError
+from multigrain_client.images import (
     Batch,
     Batcher,
     EmbeddedImage,
     batches_of,
     embedded,
+    encode_each,
+    encode_item,
     with_images,
 )
-from multigrain_client.errors import MultigrainClientError, ServerError
-from multigrain_client.images import encode_each, encode_item
 from multigrain_client.retry import BulkRetries
 from multigrain_client.streaming import ReplayWindow
 

@@ -14,7 +14,7 @@ from multigrain_client.aio.jobs import AsyncJobCalls
 from multigrain_client.aio.models import AsyncModelCalls
 from multigrain_client.aio.transport import AsyncTransport
 from multigrain_client.channel import Tls, channel_config
-from multigrain_client.embedding import MAX_IMAGES
+from multigrain_client.images import MAX_IMAGES
 from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, Unpack
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
 from multigrain_client.aio.bulk import AsyncBulkEmbedding, map_batches, stream_batches
 from multigrain_client.aio.rpcs import AsyncRpcs
-from multigrain_client.embedding import (
+from multigrain_client.folder_embedding import FolderEmbedding, FolderRun, OnProgress
+from multigrain_client.images import (
     MAX_IMAGES,
     Batch,
     Classification,
@@ -29,7 +30,6 @@ from multigrain_client.embedding import (
     raise_failed,
     with_images,
 )
-from multigrain_client.folder_embedding import FolderEmbedding, FolderRun, OnProgress
 
 if TYPE_CHECKING:
     from multigrain_client.aio.bulk import ImageStream

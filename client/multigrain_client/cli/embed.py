@@ -10,7 +10,7 @@ import numpy as np
 
 from multigrain_client.cli.command import OK, Command, Context
 from multigrain_client.cli.embed_options import add_embed_options, embed_arguments
-from multigrain_client.embedding import FloatArray
+from multigrain_client.images import FloatArray
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

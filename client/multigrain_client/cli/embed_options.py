@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from multigrain_client.embedding import EmbedKeywords
+from multigrain_client.images import EmbedKeywords
 
 
 def add_embed_options(parser: argparse.ArgumentParser) -> None:

@@ -17,9 +17,15 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from multigrain.v1.embedding_pb2 import EmbedRequest
 from multigrain_client import methods
-from multigrain_client.embedding import Batch, EmbeddedImage, batches_of, embedded, with_images
 from multigrain_client.errors import MultigrainClientError, ServerError
-from multigrain_client.images import encode_each
+from multigrain_client.images import (
+    Batch,
+    EmbeddedImage,
+    batches_of,
+    embedded,
+    encode_each,
+    with_images,
+)
 from multigrain_client.retry import BulkRetries
 from multigrain_client.streaming import ReplayWindow
 from multigrain_client.sync.transport import Transport

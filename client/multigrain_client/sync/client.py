@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from multigrain_client import methods
 from multigrain_client.channel import Tls, channel_config
-from multigrain_client.embedding import MAX_IMAGES
+from multigrain_client.images import MAX_IMAGES
 from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.images import ImageCalls

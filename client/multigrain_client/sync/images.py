@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
-from multigrain_client.embedding import (
+from multigrain_client.folder_embedding import FolderEmbedding, FolderRun, OnProgress
+from multigrain_client.images import (
     MAX_IMAGES,
     Batch,
     Classification,
@@ -27,7 +28,6 @@ from multigrain_client.embedding import (
     raise_failed,
     with_images,
 )
-from multigrain_client.folder_embedding import FolderEmbedding, FolderRun, OnProgress
 from multigrain_client.sync.bulk import BulkEmbedding, map_batches, stream_batches
 from multigrain_client.sync.rpcs import Rpcs
 
