@@ -17,9 +17,8 @@ from examples.demo.folder import DemoFolder
 from examples.demo.report import TARGET_TOP1, Report
 from examples.demo.retrieval import Query, draw_contact_sheet, nearest, pick_one_per_class
 from multigrain.v1.job_pb2 import Job
-from multigrain_client.cli.follow import show
 from multigrain_client.cli.output import Output
-from multigrain_client.cli.progress import LineDisplay, choose
+from multigrain_client.cli.progress import LineDisplay, choose, show
 from multigrain_client.errors import InvalidRequest, MultigrainClientError
 from multigrain_client.jobs import is_terminal, latest_curve, raise_unless_succeeded
 from multigrain_client.plotting import Curve, plot_losses

@@ -88,7 +88,7 @@ def test_watch_writes_one_line_an_event_into_a_pipe(run, trained):
     assert lines[1].endswith("state  RUNNING")
     assert lines[2].endswith(
         "loss  epoch 1/2  step 1/10  loss 1.0000  classification 2.0000  instance 0.5000  "
-        "lr 0.01  damping 0.03  123.4 images/s  eta 1m01s"
+        "lr 0.01  damping 0.03  123.4 images/s  eta 1 min 1 s"
     )
     assert lines[-1] == "job job-1 SUCCEEDED  top1 0.9800"
     assert len(lines) == 8
@@ -301,7 +301,7 @@ def test_without_rich_a_terminal_gets_lines(trained, monkeypatch):
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.delitem(sys.modules, "multigrain_client.cli.progress.live", raising=False)
+    monkeypatch.delitem(sys.modules, "multigrain_client.cli.live", raising=False)
     monkeypatch.setitem(sys.modules, "rich.live", None)
     assert isinstance(choose(Output(Terminal(), as_json=False), trained), LineDisplay)
 

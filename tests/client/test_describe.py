@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from multigrain.v1 import job_pb2
-from multigrain_client.cli.describe import event_line
+from multigrain_client.cli.output import event_line
 from tests.client.events import loss_event
 
 
@@ -43,6 +43,6 @@ def test_a_step_without_a_check_says_nothing_of_curvature() -> None:
 def test_a_skipped_step_says_what_was_not_finite() -> None:
     event = loss_event(1, 1)
     event.loss.skipped = True
-    assert event_line(event).endswith("SKIPPED: not finite")
+    assert event_line(event).endswith("SKIPPED: non-finite")
     event.loss.skipped_because = "the factor A of trunk.conv1 is not finite"
     assert event_line(event).endswith("SKIPPED: the factor A of trunk.conv1 is not finite")

@@ -13,8 +13,8 @@ from multigrain.v1.job_pb2 import EventKind, Job, JobEvent
 from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client import InvalidRequest, LossPoint, RetryPolicy, Tls, Unavailable, latest_curve
 from multigrain_client.channel import channel_config
-from multigrain_client.cli.describe import duration
-from multigrain_client.cli.progress.curve import block_curve
+from multigrain_client.cli.live import block_curve
+from multigrain_client.cli.output import duration
 from multigrain_client.errors import ImageError, Overloaded, StreamGap, from_rpc
 from multigrain_client.images import Batch, EncodedImage, batches_of
 from multigrain_client.jobs import loss_point
@@ -287,7 +287,8 @@ def test_the_curve_fits_its_box_and_touches_top_and_bottom():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "?"), (0.4, "0s"), (59.6, "1m00s"), (3725, "1h02m"), (185, "3m05s")]
+    ("seconds", "text"),
+    [(-1, "unknown"), (0.4, "0 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min"), (185, "3 min 5 s")],
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 
 from multigrain.v1 import job_pb2
-from multigrain_client.cli.describe import job_lines
-from multigrain_client.cli.output import Output
+from multigrain_client.cli.live import LiveDisplay
+from multigrain_client.cli.output import Output, job_lines
 from multigrain_client.cli.progress import LineDisplay
-from multigrain_client.cli.progress.live import LiveDisplay
 from tests.client.events import job_of
 
 
@@ -30,7 +29,7 @@ def test_lines_are_written_for_twentieths_only() -> None:
         display.event(progress_event(1, done))
     lines = [line.partition("progress  ")[2] for line in stream.getvalue().splitlines()[1:]]
     # 20: of the next attempt, which begins anew.
-    assert lines == [f"{done} of 1000 images  eta 1m02s" for done in (60, 115, 500, 20)]
+    assert lines == [f"{done} of 1000 images  eta 1 min 2 s" for done in (60, 115, 500, 20)]
 
 
 def test_the_live_bar_moves_and_nothing_scrolls_by() -> None:
@@ -40,7 +39,7 @@ def test_the_live_bar_moves_and_nothing_scrolls_by() -> None:
             display.event(progress_event(1, done))
     text = stream.getvalue()
     assert "40%" in text
-    assert "1m02s left" in text
+    assert "1 min 2 s left" in text
     assert "images" not in text
 
 

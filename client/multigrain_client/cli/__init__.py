@@ -1,4 +1,4 @@
-"""The command line: ``multigrain``. One command a file."""
+"""The command line: ``multigrain``."""
 
 from multigrain_client.cli.main import main
 

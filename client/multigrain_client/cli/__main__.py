@@ -1,4 +1,4 @@
-"""``python -m multigrain_client.cli``: the command line where no script is installed."""
+"""``python -m multigrain_client.cli``: the command line if the script is not installed."""
 
 import sys
 

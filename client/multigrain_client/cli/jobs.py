@@ -1,18 +1,182 @@
-"""multigrain jobs"""
+"""Commands that start, watch and control jobs."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from itertools import islice
 
-from multigrain_client.cli.command import OK, Command, Context
-from multigrain_client.cli.describe import JOB_HEAD, job_lines, job_row
-from multigrain_client.cli.values import count, label, pairs
+from multigrain.v1.job_pb2 import Job
+from multigrain_client.cli.arguments import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Command,
+    Context,
+    add_job_options,
+    count,
+    label,
+    pairs,
+)
+from multigrain_client.cli.output import JOB_HEAD, Output, job_lines, job_row
+from multigrain_client.cli.progress import choose, show
+from multigrain_client.jobs import is_terminal, latest_curve, state_name
 from multigrain_client.json_format import to_plain
+from multigrain_client.plotting import Curve, plot_losses
+from multigrain_client.sync.client import Client
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", nargs="?", help="id of one job, to show all of it")
+def _configure_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="preset that provides every field that is not set")
+    parser.add_argument(
+        "--train",
+        metavar="FOLDER",
+        help="dataset.train_path: one subfolder of images per class, on the server's host "
+        "(a relative path starts in the current directory)",
+    )
+    parser.add_argument("--val", metavar="FOLDER", help="dataset.val_path, likewise")
+    parser.add_argument("--request-id", help="idempotency key; default: a new one")
+    add_job_options(parser)
+
+
+def _train(context: Context) -> int:
+    arguments = context.arguments
+    overrides = pairs(arguments.settings)
+    for flag, key in (("train", "dataset.train_path"), ("val", "dataset.val_path")):
+        folder = getattr(arguments, flag)
+        if folder is not None:
+            overrides[key] = os.path.abspath(folder)
+    with context.connect() as client:
+        job = client.start_training(
+            arguments.spec,
+            preset=arguments.preset,
+            name=arguments.name,
+            labels=pairs(arguments.labels),
+            request_id=arguments.request_id,
+            **overrides,
+        )
+        return _started(context, client, job)
+
+
+def _configure_evaluate(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--job", help="training job whose weights are evaluated")
+    weights.add_argument(
+        "--checkpoint-path", metavar="PATH", help="checkpoint or weights file on the server's host"
+    )
+    weights.add_argument("--model", help="model of the registry")
+    parser.add_argument("--checkpoint", help="with --job: last (default), best or a step")
+    parser.add_argument(
+        "--dataset",
+        metavar="FOLDER",
+        help="the images, on the server's host (a relative path starts in the current directory): "
+        "one subfolder per class or group, or the layout of a published benchmark",
+    )
+    parser.add_argument(
+        "--task",
+        dest="tasks",
+        action="append",
+        help="classification, copy_detection, groups (repeatable; default: the first two), or one "
+        "of gem_p, holidays, ukb, copydays",
+    )
+    parser.add_argument(
+        "--transform",
+        choices=("crop", "rect"),
+        help="crop (default): center crop, as in serving; rect: the whole image, its longest side "
+        "scaled to the resolution",
+    )
+    parser.add_argument(
+        "--resolution", type=int, metavar="PIXELS", help="default: the training resolution"
+    )
+    parser.add_argument(
+        "--group-queries",
+        choices=("all", "first"),
+        help="with groups: every image is a query (default), or the first of each group",
+    )
+    add_job_options(parser)
+
+
+def _evaluate(context: Context) -> int:
+    arguments = context.arguments
+    options = ("transform", "resolution", "group_queries")
+    chosen = {name: value for name in options if (value := getattr(arguments, name)) is not None}
+    with context.connect() as client:
+        job = client.evaluate(
+            arguments.spec,
+            job=arguments.job,
+            checkpoint_path=_absolute(arguments.checkpoint_path),
+            model=arguments.model,
+            checkpoint=arguments.checkpoint,
+            dataset_path=_absolute(arguments.dataset),
+            tasks=arguments.tasks,
+            name=arguments.name,
+            labels=pairs(arguments.labels),
+            **{**chosen, **pairs(arguments.settings)},
+        )
+        return _started(context, client, job)
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--job", help="training job whose weights are exported")
+    weights.add_argument(
+        "--checkpoint-path", metavar="PATH", help="checkpoint or weights file on the server's host"
+    )
+    parser.add_argument("--checkpoint", help="with --job: last (default), best or a step")
+    parser.add_argument("--model-name", help="name in the registry")
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        action="append",
+        help="mindir, onnx or air (Ascend only); repeatable; default: mindir and onnx",
+    )
+    add_job_options(parser)
+
+
+def _export(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        job = client.export(
+            arguments.spec,
+            job=arguments.job,
+            checkpoint_path=_absolute(arguments.checkpoint_path),
+            checkpoint=arguments.checkpoint,
+            model_name=arguments.model_name,
+            formats=arguments.formats,
+            name=arguments.name,
+            labels=pairs(arguments.labels),
+            **pairs(arguments.settings),
+        )
+        return _started(context, client, job)
+
+
+def _configure_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="id of the job")
+    parser.add_argument(
+        "--after-seq", type=int, default=0, metavar="N", help="only events after this one"
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="in a pipe: show every Nth step only"
+    )
+    parser.add_argument("--plain", action="store_true", help="plain lines even on a terminal")
+
+
+def _watch(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        return _follow(
+            client,
+            client.job(arguments.job),
+            context.output,
+            after_seq=arguments.after_seq,
+            every=arguments.every,
+            plain=arguments.plain,
+        )
+
+
+def _configure_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="?", help="id of one job, to show its details")
     parser.add_argument(
         "--state", dest="states", action="append", default=[], help="such as running; repeatable"
     )
@@ -23,12 +187,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="training, evaluation or export; repeatable",
     )
-    parser.add_argument("--label", dest="labels", action="append", type=label, metavar="KEY=VALUE")
+    parser.add_argument(
+        "--label",
+        dest="labels",
+        action="append",
+        type=label,
+        metavar="KEY=VALUE",
+        help="only jobs with this label; repeatable",
+    )
     parser.add_argument("--name", default="", help="part of the name")
     parser.add_argument("--limit", type=count, default=50, metavar="N", help="default 50; 0 = all")
 
 
-def run(context: Context) -> int:
+def _jobs(context: Context) -> int:
     arguments = context.arguments
     with context.connect() as client:
         if arguments.job:
@@ -49,4 +220,163 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("jobs", "list jobs, newest first, or show one", configure, run)
+def _configure_cancel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="id of the job")
+    parser.add_argument("--wait", action="store_true", help="wait until it has ended")
+
+
+def _cancel(context: Context) -> int:
+    with context.connect() as client:
+        job = client.cancel(context.arguments.job)
+        if context.arguments.wait and not is_terminal(job):
+            for _ in client.stream_events(job, after_seq=job.last_seq, kinds=["state"]):
+                pass
+            job = client.job(job)
+    return _report_state(context, job)
+
+
+def _configure_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="id of the job")
+    parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
+
+
+def _resume(context: Context) -> int:
+    with context.connect() as client:
+        job = client.resume(context.arguments.job)
+        if context.arguments.watch:
+            return _follow(client, job, context.output)
+    return _report_state(context, job)
+
+
+def _configure_delete(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("job", nargs="?", help="id of an ended job")
+    target.add_argument("--model", metavar="NAME@VERSION", help="a model that is not loaded")
+
+
+def _delete(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        if arguments.model:
+            client.delete_model(arguments.model)
+        else:
+            client.delete_job(arguments.job)
+    deleted = arguments.model or arguments.job
+    context.output.data({"deleted": deleted})
+    context.output.line(f"{deleted}  deleted")
+    return OK
+
+
+def _configure_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", nargs="+", metavar="JOB", help="ids of training jobs")
+    parser.add_argument("--out", default="loss.png", metavar="FILE.png", help="default loss.png")
+    parser.add_argument("--log", action="store_true", help="logarithmic loss axis")
+
+
+def _plot(context: Context) -> int:
+    arguments = context.arguments
+    curves = []
+    with context.connect() as client:
+        for job_id in arguments.jobs:
+            job = client.job(job_id)
+            points = latest_curve(client.stream_losses(job, follow=False))
+            curves.append(Curve(job.name or job.job_id, points))
+    plot_losses(curves, arguments.out, log=arguments.log)
+    context.output.data({"file": arguments.out, "points": [len(c.points) for c in curves]})
+    context.output.line(f"{arguments.out}: {sum(len(c.points) for c in curves)} points")
+    return OK
+
+
+COMMANDS = (
+    Command("train", "start a training job", _configure_train, _train, "StartTraining"),
+    Command("watch", "show the progress of a job until it ends", _configure_watch, _watch),
+    Command("jobs", "list jobs, newest first, or show one", _configure_jobs, _jobs),
+    Command(
+        "evaluate", "start an evaluation job", _configure_evaluate, _evaluate, "StartEvaluation"
+    ),
+    Command(
+        "export",
+        "start an export job, which writes a model bundle",
+        _configure_export,
+        _export,
+        "StartExport",
+    ),
+    Command(
+        "cancel",
+        "stop a job; a training job saves a checkpoint first",
+        _configure_cancel,
+        _cancel,
+        "CancelJob",
+    ),
+    Command(
+        "resume",
+        "restart a failed or canceled job from its last checkpoint",
+        _configure_resume,
+        _resume,
+        "ResumeJob",
+    ),
+    Command(
+        "delete",
+        "delete an ended job with its checkpoints, or a model, from disk",
+        _configure_delete,
+        _delete,
+    ),
+    Command("plot", "plot the loss curves of training jobs as a PNG", _configure_plot, _plot),
+)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path and os.path.abspath(path)
+
+
+def _report_state(context: Context, job: Job) -> int:
+    context.output.data(job)
+    context.output.line(f"{job.job_id}  {state_name(job)}")
+    return OK
+
+
+def _started(context: Context, client: Client, job: Job) -> int:
+    """Follows a new job if --watch is set, or prints its id; returns the exit code."""
+    if context.arguments.watch:
+        return _follow(client, job, context.output)
+    context.output.data(job)
+    context.output.line(f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}")
+    return OK
+
+
+def _follow(
+    client: Client,
+    job: Job,
+    output: Output,
+    *,
+    after_seq: int = 0,
+    every: int = 1,
+    plain: bool = False,
+) -> int:
+    """Shows a job's events until it has ended.
+
+    Returns:
+        exit code: 0 if the job has succeeded, 1 if not, 130 after an interrupt (which stops
+        watching, not the job).
+    """
+    display = choose(output, job, every=every, plain=plain)
+    try:
+        with display:
+            latest = show(client, job, display, after_seq=after_seq)
+    except KeyboardInterrupt:
+        print(
+            f"\nno longer watching; the job continues (multigrain watch {job.job_id}, "
+            f"multigrain cancel {job.job_id})",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    if state_name(latest) == "SUCCEEDED":
+        return OK
+    reason = latest.error.message or latest.state_message
+    print(
+        f"multigrain: job {latest.job_id} {state_name(latest)}" + (f": {reason}" if reason else ""),
+        file=sys.stderr,
+    )
+    if latest.error.log_tail:
+        print(latest.error.log_tail.rstrip(), file=sys.stderr)
+    return FAILED

@@ -1,20 +1,20 @@
-"""multigrain models"""
+"""Commands for the model registry and for loading models."""
 
 from __future__ import annotations
 
 import argparse
 
-from multigrain_client.cli.command import OK, Command, Context
-from multigrain_client.cli.describe import MODEL_HEAD, model_row
+from multigrain_client.cli.arguments import OK, Command, Context, count
+from multigrain_client.cli.output import MODEL_HEAD, model_name, model_row, size
 from multigrain_client.json_format import to_plain
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def _configure_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", default="", help="only versions of this model")
-    parser.add_argument("--loaded", action="store_true", help="only what answers requests")
+    parser.add_argument("--loaded", action="store_true", help="only loaded models")
 
 
-def run(context: Context) -> int:
+def _models(context: Context) -> int:
     arguments = context.arguments
     with context.connect() as client:
         found = list(client.models(arguments.name, loaded_only=arguments.loaded))
@@ -23,4 +23,122 @@ def run(context: Context) -> int:
     return OK
 
 
-COMMAND = Command("models", "list models", configure, run)
+def _configure_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name or name@version")
+    parser.add_argument(
+        "--runtime", default="", help="auto (default), openvino, onnxruntime or mindspore"
+    )
+    parser.add_argument(
+        "--default", action="store_true", help="also serve requests that name no model"
+    )
+
+
+def _load(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        model = client.load_model(
+            arguments.model,
+            runtime=arguments.runtime,
+            make_default=arguments.default,
+            timeout=arguments.timeout,
+        )
+    context.output.data(model)
+    context.output.line(
+        f"{model_name(model)}  ready after {model.load_seconds:.1f} s on {model.runtime}"
+    )
+    return OK
+
+
+def _configure_unload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name or name@version")
+
+
+def _unload(context: Context) -> int:
+    with context.connect() as client:
+        model = client.unload_model(context.arguments.model, timeout=context.arguments.timeout)
+    context.output.data(model)
+    context.output.line(f"{model_name(model)}  unloaded")
+    return OK
+
+
+def _configure_alias(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("alias", help="such as production")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("model", nargs="?", help="a loaded name@version")
+    target.add_argument("--remove", action="store_true", help="remove the alias")
+
+
+def _alias(context: Context) -> int:
+    arguments = context.arguments
+    model = "" if arguments.remove else arguments.model
+    with context.connect() as client:
+        client.set_alias(arguments.alias, model)
+    context.output.data({"alias": arguments.alias, "model": model})
+    context.output.line(f"{arguments.alias} -> {model}" if model else f"{arguments.alias}  removed")
+    return OK
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="local folder of a bundle, or a tar of it")
+    parser.add_argument("--name", default="", help="name in the registry; default: the bundle's")
+    parser.add_argument(
+        "--version", type=count, default=0, metavar="N", help="default: the next free one"
+    )
+
+
+def _import(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        model = client.import_model(
+            arguments.bundle,
+            name=arguments.name,
+            version=arguments.version,
+            timeout=arguments.timeout,
+        )
+    name = model_name(model)
+    context.output.data(model)
+    context.output.line(f"{name}  imported; serve it with: multigrain load {name}")
+    return OK
+
+
+def _configure_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name, name@version or alias")
+    parser.add_argument("--out", required=True, metavar="FILE.tar", help="archive to write")
+
+
+def _download(context: Context) -> int:
+    arguments = context.arguments
+    with context.connect() as client:
+        path = client.download_model(arguments.model, arguments.out, timeout=arguments.timeout)
+    written = path.stat().st_size
+    context.output.data({"file": str(path), "bytes": written})
+    context.output.line(f"{path}: {arguments.model}, {size(written)}")
+    return OK
+
+
+COMMANDS = (
+    Command("models", "list models", _configure_models, _models),
+    Command("load", "load a model for serving", _configure_load, _load, "LoadModel"),
+    Command(
+        "unload",
+        "stop serving a model, after the requests in flight",
+        _configure_unload,
+        _unload,
+        "UnloadModel",
+    ),
+    Command("alias", "point an alias at a loaded model", _configure_alias, _alias, "SetAlias"),
+    Command(
+        "import",
+        "upload a model bundle to the server's registry",
+        _configure_import,
+        _import,
+        "ImportModel",
+    ),
+    Command(
+        "download",
+        "download a model bundle as a tar archive",
+        _configure_download,
+        _download,
+        "DownloadModel",
+    ),
+)

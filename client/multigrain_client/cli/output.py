@@ -1,43 +1,245 @@
-"""Where results of commands go: lines and tables for people, JSON for programs."""
+"""Results of commands: jobs, models and events as text, tables, and JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from multigrain_client.json_format import to_plain
+from multigrain.v1.common_pb2 import ErrorKind
+from multigrain.v1.job_pb2 import (
+    CheckpointEvent,
+    EvaluationEvent,
+    Job,
+    JobEvent,
+    JobState,
+    LogEvent,
+    LossEvent,
+    ProgressEvent,
+    StateEvent,
+)
+from multigrain.v1.model_pb2 import Model, ModelState
+from multigrain_client.jobs import kind_name, state_name
+from multigrain_client.json_format import enum_name, to_plain
+
+JOB_HEAD = ("JOB", "KIND", "STATE", "DONE", "LOSS", "CREATED", "NAME")
+MODEL_HEAD = ("MODEL", "STATE", "TRUNK", "VECTOR", "CLASSES", "PIXELS", "RUNTIME", "ALIASES")
+
+_UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 class Output:
-    """Standard output. Only what was asked for is written here; errors go to standard error."""
+    """Writes results to standard output; errors go to standard error."""
 
     def __init__(self, stream: TextIO, *, as_json: bool) -> None:
         self.stream = stream
         self.as_json = as_json
 
     def line(self, text: str = "") -> None:
-        """One line for people. With --json nothing."""
+        """Prints one line of text, except with --json."""
         if not self.as_json:
             print(text, file=self.stream, flush=True)
 
     def data(self, value: Message | Mapping[str, Any] | Sequence[Any]) -> None:
-        """One JSON value on one line. Without --json nothing."""
+        """Prints one JSON value on one line, only with --json."""
         if self.as_json:
             self.json(value)
 
     def json(self, value: Message | Mapping[str, Any] | Sequence[Any]) -> None:
-        """One JSON value on one line, whatever was asked for."""
+        """Prints one JSON value on one line, with or without --json."""
         plain = to_plain(value) if isinstance(value, Message) else value
         print(json.dumps(plain, ensure_ascii=False), file=self.stream, flush=True)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns as wide as their content. With --json nothing."""
+        """Prints aligned columns, except with --json."""
         if self.as_json:
             return
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         for row in (head, *rows):
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             self.line("  ".join(cells).rstrip())
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "3 min 5 s", "12 min", "2 h 10 min", as on the status page."""
+    if seconds < 0 or not math.isfinite(seconds):
+        return "unknown"
+    seconds = round(seconds)
+    for index, (length, name) in enumerate(_UNITS):
+        whole, rest = divmod(seconds, length)
+        if whole >= 10 or (whole and index == len(_UNITS) - 1):
+            return f"{whole:.0f} {name}"
+        if whole:
+            below, smaller = _UNITS[index + 1]
+            return f"{whole:.0f} {name} {rest // below:.0f} {smaller}"
+    return "0 s"
+
+
+def size(count: float) -> str:
+    """ "512 B", "3.4 MiB", as on the status page."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def moment(timestamp: Timestamp) -> str:
+    """Local time to the second; "-" if not set."""
+    if not timestamp.seconds:
+        return "-"
+    utc: datetime = timestamp.ToDatetime(tzinfo=UTC)
+    return utc.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def metrics(values: Mapping[str, float]) -> str:
+    """ "top1 0.9810, loss 0.1234"."""
+    return ", ".join(f"{name} {values[name]:.4f}" for name in sorted(values))
+
+
+def loss(event: LossEvent) -> str:
+    """One training step on one line."""
+    parts = [
+        f"epoch {event.epoch}/{event.total_epochs}",
+        f"step {event.step}/{event.total_steps}",
+        f"loss {event.loss:.4f}",
+        f"classification {event.classification_loss:.4f}",
+        f"instance {event.instance_loss:.4f}",
+        f"lr {event.learning_rate:.3g}",
+    ]
+    if event.damping:
+        parts.append(f"damping {event.damping:.3g}")
+    if event.refreshed_layers or event.kept_layers:
+        refreshed = f"curvature refreshed: {event.refreshed_layers} of {event.curvature_layers}"
+        parts.append(refreshed + (f", {event.stopped_layers} stopped" * bool(event.stopped_layers)))
+    parts += [f"{event.images_per_second:.1f} images/s", f"eta {duration(event.eta_seconds)}"]
+    if event.skipped:
+        parts.append(f"SKIPPED: {event.skipped_because or 'non-finite'}")
+    return "  ".join(parts)
+
+
+def progress(event: ProgressEvent) -> str:
+    """ "120 of 1491 images  eta 1m02s"."""
+    return f"{event.done} of {event.total} images  eta {duration(event.eta_seconds)}"
+
+
+def event_line(event: JobEvent) -> str:
+    """An event on one line, or more for a long message."""
+    which = event.WhichOneof("event")
+    text = ""
+    if which == "loss":
+        text = loss(event.loss)
+    elif which == "state":
+        text = _state(event.state, event.attempt)
+    elif which == "evaluation":
+        text = _evaluation(event.evaluation)
+    elif which == "checkpoint":
+        text = _checkpoint(event.checkpoint)
+    elif which == "log":
+        text = _log(event.log)
+    elif which == "progress":
+        text = progress(event.progress)
+    elif which == "artifact":
+        artifact = event.artifact
+        text = f"model {artifact.model}: {', '.join(artifact.files)} ({size(artifact.bytes)})"
+    clock = moment(event.time).partition(" ")[2]
+    return f"{clock} {which or 'event'}  {text}".strip()
+
+
+def _state(event: StateEvent, attempt: int) -> str:
+    text = enum_name(JobState.DESCRIPTOR, event.state)
+    if attempt > 1:
+        text += f" (attempt {attempt})"
+    if event.message:
+        text += f": {event.message}"
+    if event.HasField("error") and event.error.message not in event.message:
+        text += f": {event.error.message}"
+    return text
+
+
+def _evaluation(event: EvaluationEvent) -> str:
+    text = f"{metrics(event.metrics)}  {event.images} images in {duration(event.seconds)}"
+    return text + (f", {event.unreadable} unreadable" if event.unreadable else "")
+
+
+def _checkpoint(event: CheckpointEvent) -> str:
+    best = ", best so far" if event.best else ""
+    return f"{event.name}  step {event.step}, {size(event.bytes)}{best}"
+
+
+def _log(event: LogEvent) -> str:
+    level = enum_name(LogEvent.Level.DESCRIPTOR, event.level).lower()
+    who = "runner" if event.rank < 0 else f"worker {event.rank}"
+    first, *more = event.message.splitlines() or [""]
+    if more and event.level == LogEvent.LEVEL_INFO:
+        # A table of all layers would fill the screen.
+        return f"{level} {who}: {first} ({len(more)} more lines with --json)"
+    return f"{level} {who}: {event.message}"
+
+
+def job_row(job: Job) -> list[str]:
+    """A row under JOB_HEAD."""
+    progress = f"{job.progress.fraction:.0%}" if job.HasField("progress") else "-"
+    last = f"{job.last_loss.loss:.4f}" if job.HasField("last_loss") else "-"
+    kind = kind_name(job).lower()
+    return [job.job_id, kind, state_name(job), progress, last, moment(job.create_time), job.name]
+
+
+def job_lines(job: Job) -> list[str]:
+    """The details of one job."""
+    state = state_name(job) + (f": {job.state_message}" if job.state_message else "")
+    lines = [
+        f"job         {job.job_id}",
+        f"kind        {kind_name(job).lower()}",
+        f"name        {job.name or '-'}",
+        f"state       {state}",
+        f"attempt     {job.attempt}",
+        f"created     {moment(job.create_time)}",
+        f"started     {moment(job.start_time)}",
+        f"ended       {moment(job.end_time)}",
+    ]
+    if job.labels:
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+        lines.append(f"labels      {labels}")
+    if job.HasField("last_loss"):
+        lines.append(f"last step   {loss(job.last_loss)}")
+    elif job.progress.total_steps:
+        lines.append(f"progress    {job.progress.step} of {job.progress.total_steps} images")
+    if job.HasField("last_checkpoint"):
+        lines.append(f"checkpoint  {_checkpoint(job.last_checkpoint)}")
+    if job.metrics:
+        lines.append(f"metrics     {metrics(job.metrics)}")
+    if job.HasField("artifact"):
+        lines.append(f"model       {job.artifact.model}")
+    if job.HasField("error"):
+        kind = enum_name(ErrorKind.DESCRIPTOR, job.error.kind)
+        lines.append(f"error       {kind}: {job.error.message}")
+        if job.error.log_tail:
+            lines.append("log of the worker that exited first:")
+            lines += [f"    {line}" for line in job.error.log_tail.splitlines()]
+    return lines
+
+
+def model_row(model: Model) -> list[str]:
+    """A row under MODEL_HEAD."""
+    return [
+        model_name(model),
+        enum_name(ModelState.DESCRIPTOR, model.state),
+        model.trunk,
+        str(model.embedding_size),
+        str(model.classes),
+        str(model.resolution),
+        # Without the reason for the choice, which `load` prints.
+        model.runtime.partition(" (")[0] or "-",
+        ", ".join(model.aliases) or "-",
+    ]
+
+
+def model_name(model: Model) -> str:
+    """ "name@version" """
+    return f"{model.name}@{model.version}"

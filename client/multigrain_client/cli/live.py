@@ -1,7 +1,9 @@
-"""A display that redraws itself on a terminal. Needs rich."""
+"""The live display of a job on a terminal. Needs rich."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Self, TextIO
 
 from rich.console import Console, Group
@@ -11,20 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from multigrain.v1.job_pb2 import Job, JobEvent, JobState, LossEvent
-from multigrain_client.cli.describe import duration, event_line, metrics
-from multigrain_client.cli.progress.curve import block_curve
-from multigrain_client.cli.progress.display import Display
+from multigrain_client.cli.output import duration, event_line, metrics
+from multigrain_client.cli.progress import Display
 from multigrain_client.jobs import kind_name, state_name
 from multigrain_client.json_format import enum_name
 
+BLOCKS = " ▁▂▃▄▅▆▇█"
 CURVE_HEIGHT = 4
-# Redraws a second: smooth for eyes, cheap for a slow ssh connection.
+# Redraws per second: smooth enough, and cheap over a slow ssh connection.
 REFRESH = 4
 
 
 class LiveDisplay(Display):
-    """Progress bar, figures of the newest step and the loss curve; everything that is not a
-    step scrolls by above them."""
+    """A progress bar, the values of the newest step and the loss curve; all other events scroll
+    above them."""
 
     def __init__(self, stream: TextIO, job: Job) -> None:
         self._console = Console(file=stream)
@@ -32,7 +34,7 @@ class LiveDisplay(Display):
             f" ({job.name})" if job.name else ""
         )
         self._state = state_name(job)
-        # By step: the points of a newer attempt replace those of an older one.
+        # By step: points of a newer attempt replace those of older ones.
         self._losses: dict[int, float] = {}
         self._attempt = 0
         self._latest: LossEvent | None = None
@@ -97,17 +99,17 @@ class LiveDisplay(Display):
             self._task,
             total=total or None,
             completed=done,
-            eta=f"{left} left" if left != "?" else "",
+            eta=f"{left} left" if left != "unknown" else "",
         )
 
     def _render(self) -> Group:
         parts: list[Progress | Table | Text] = [self._bar]
         if self._latest is not None:
-            parts.append(self._figures(self._latest))
+            parts.append(self._step_values(self._latest))
             parts.append(self._curve())
         return Group(*parts)
 
-    def _figures(self, loss: LossEvent) -> Table:
+    def _step_values(self, loss: LossEvent) -> Table:
         table = Table.grid(padding=(0, 2))
         cells = {
             "epoch": f"{loss.epoch}/{loss.total_epochs}",
@@ -137,3 +139,33 @@ class LiveDisplay(Display):
             text.append(label, style="dim")
             text.append(line + "\n", style="cyan")
         return text
+
+
+def resample(values: Sequence[float], width: int) -> list[float]:
+    """At most ``width`` values: the means of equal parts. Non-finite values are dropped."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) <= width:
+        return finite
+    result = []
+    for column in range(width):
+        part = finite[column * len(finite) // width : (column + 1) * len(finite) // width]
+        result.append(sum(part) / len(part))
+    return result
+
+
+def block_curve(values: Sequence[float], width: int, height: int) -> list[str]:
+    """A curve in block characters: ``height`` lines of at most ``width`` characters.
+
+    The largest value reaches the top; the smallest is one eighth of a line high, to be visible.
+    """
+    columns = resample(values, width)
+    if not columns:
+        return [""] * height
+    low, high = min(columns), max(columns)
+    steps = height * 8 - 1
+    span = high - low
+    levels = [1 + round((value - low) / span * steps) if span else 1 for value in columns]
+    return [
+        "".join(BLOCKS[min(max(level - row * 8, 0), 8)] for level in levels)
+        for row in range(height - 1, -1, -1)
+    ]

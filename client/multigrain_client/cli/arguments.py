@@ -1,0 +1,173 @@
+"""Commands, the options that they share, and KEY=VALUE arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multigrain_client.channel import Tls
+from multigrain_client.cli.output import Output
+from multigrain_client.sync.client import Client
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+OK = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a command works with.
+
+    Attributes:
+        arguments: the parsed arguments of this command.
+        output: where results go.
+    """
+
+    arguments: argparse.Namespace
+    output: Output
+
+    def connect(self) -> Client:
+        """A client for the server in the arguments."""
+        arguments = self.arguments
+        tls: Tls | bool | None = None
+        if arguments.ca or arguments.cert or arguments.key:
+            tls = Tls(ca=arguments.ca, certificate=arguments.cert, key=arguments.key)
+        elif arguments.tls:
+            tls = True
+        return Client(
+            arguments.server,
+            token=arguments.token,
+            tls=tls,
+            timeout=60.0 if arguments.timeout is None else arguments.timeout,
+        )
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        name: its name on the command line.
+        help: one line.
+        configure: adds its arguments.
+        run: executes it; returns the exit code.
+        call: the RPC that it makes ("LoadModel"), if errors of the server may mention it.
+    """
+
+    name: str
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Context], int]
+    call: str = ""
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command, before or after its name. Defaults: ``shared_defaults``."""
+    group = parser.add_argument_group("connection and output")
+    group.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        help="address of the server, or several separated by commas "
+        f"(environment: MULTIGRAIN_SERVER; default {DEFAULT_SERVER})",
+    )
+    group.add_argument(
+        "--token",
+        help="sent as 'authorization: Bearer TOKEN' (environment: MULTIGRAIN_TOKEN, which keeps "
+        "it out of the process list)",
+    )
+    group.add_argument("--tls", action="store_true", help="use TLS with the system's authorities")
+    group.add_argument("--ca", metavar="FILE", help="use TLS and trust these authorities (PEM)")
+    group.add_argument("--cert", metavar="FILE", help="client certificate (PEM); needs --key")
+    group.add_argument("--key", metavar="FILE", help="private key of the certificate (PEM)")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="for each call; default 60, or 900 to load or transfer a model",
+    )
+    group.add_argument("--json", action="store_true", help="print JSON")
+
+
+def shared_defaults() -> dict[str, str | None]:
+    """Defaults of the shared options from the environment."""
+    return {
+        "server": os.environ.get("MULTIGRAIN_SERVER", DEFAULT_SERVER),
+        "token": os.environ.get("MULTIGRAIN_TOKEN"),
+    }
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that start a job."""
+    parser.add_argument("--spec", metavar="FILE", help="YAML file with a specification")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        type=setting,
+        metavar="KEY=VALUE",
+        help="one field that overrides the preset and the file, such as schedule.epochs=3, or "
+        "evaluation.tasks=classification,copy_detection; repeatable",
+    )
+    parser.add_argument("--name", default="", help="display name of the job")
+    parser.add_argument(
+        "--label",
+        dest="labels",
+        action="append",
+        type=label,
+        metavar="KEY=VALUE",
+        help="label of the job; repeatable",
+    )
+    parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``schedule.epochs=3`` -> ("schedule.epochs", 3).
+
+    Numbers, true, false and [lists] are parsed as JSON, everything else is a string; a list field
+    splits it at commas.
+
+    Raises:
+        ArgumentTypeError: without a key and "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as schedule.epochs=3")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value.strip()
+
+
+def label(text: str) -> tuple[str, str]:
+    """``team=search`` -> ("team", "search").
+
+    Raises:
+        ArgumentTypeError: without a key and "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as team=search")
+    return key, value
+
+
+def count(text: str) -> int:
+    """A whole number from 0.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def pairs(found: Sequence[tuple[str, Any]] | None) -> dict[str, Any]:
+    """KEY=VALUE pairs as a dict; the last value of a key wins, as usual for options."""
+    return dict(found or ())
