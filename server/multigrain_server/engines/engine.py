@@ -15,7 +15,6 @@ from multigrain.engine.protocol import (
     Cancel,
     Frame,
     FrameParser,
-    Hold,
     LoadFailed,
     Message,
     Ready,
@@ -425,10 +424,6 @@ class EngineProcess:
         """Tells the engine that has the image now that nobody waits for it any more."""
         if item.channel is not None:
             item.channel.send(Cancel(id=item.id))
-
-    def hold(self, items: int) -> None:
-        """For tests: see :class:`multigrain.engine.protocol.Hold`."""
-        self._channel.send(Hold(items=items))
 
     async def stop(self) -> None:
         """Ends the process; images in work fail with UNAVAILABLE."""

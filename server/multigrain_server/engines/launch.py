@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -86,6 +86,7 @@ def describe_exit(code: int) -> str:
 # A network reads hundreds of megabytes a batch: in pages of 2 MB it takes 4 to 7 % less time, as
 # measured. Other C libraries than glibc ignore it, and an operator's own setting wins.
 HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+ENGINE_COMMAND: Final = (sys.executable, "-m", "multigrain.engine")
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,15 @@ class ChildProcess(EngineChild):
         self.ended.set()
 
 
-async def launch(order: EngineOrder, config: ServingConfig) -> EngineChild:
+async def launch(
+    order: EngineOrder, config: ServingConfig, command: Sequence[str] = ENGINE_COMMAND
+) -> EngineChild:
     """Starts an engine's process.
+
+    Args:
+        order: what it is started for.
+        config: its limits.
+        command: starts an engine; its settings are appended.
 
     Raises:
         OSError: the host is short of memory, processes or open files.
@@ -217,7 +225,8 @@ async def launch(order: EngineOrder, config: ServingConfig) -> EngineChild:
                 in_hand = InHand(in_hand_fd, settings.slots)
                 arguments = replace(settings, in_hand_fd=in_hand_fd).arguments()
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "multigrain.engine", *arguments),
+                    *command,
+                    *arguments,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,

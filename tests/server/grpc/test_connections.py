@@ -15,6 +15,7 @@ from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.server import build_server
 from tests.engine.bundles import write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving
 
@@ -41,7 +42,7 @@ async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Pa
         await served.manager.load("tiny")
         engine = served.manager.route("").engine
         await served.embedding.Embed(request)
-        engine.hold(2)
+        hold(engine, 2)
         under_way = served.embedding.Embed(request)
         ready = grpc.ChannelConnectivity.READY
         async with asyncio.timeout(60):

@@ -28,6 +28,7 @@ from multigrain.v1.embedding_pb2 import (
     EmbedResponse,
 )
 from tests.engine.bundles import CLASSES, EMBEDDING, write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.grpc.refusal import detail, status_of
 from tests.server.grpc.serving import serving
@@ -157,7 +158,7 @@ async def test_overload_is_told_with_a_delay(root: Path) -> None:
     async with serving(root, small_config(queue_items=2, max_images_per_request=2)) as s:
         await s.manager.load("tiny")
         engine = s.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = s.embedding.Embed(EmbedRequest(images=[picture(1), picture(2)]))
         await until(lambda: engine.pending == 2)
         error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(3)])))
@@ -165,7 +166,7 @@ async def test_overload_is_told_with_a_delay(root: Path) -> None:
         retry = detail(error, error_details_pb2.RetryInfo)
         assert isinstance(retry, error_details_pb2.RetryInfo)
         assert retry.retry_delay.ToMilliseconds() > 0
-        engine.hold(0)
+        hold(engine, 0)
         await inside
 
 
@@ -173,7 +174,7 @@ async def test_the_deadline_of_the_call_drops_its_work(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.route("").engine
-        engine.hold(2)
+        hold(engine, 2)
         error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(1)]), timeout=0.15))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: s.manager.admission.items == 0)
@@ -185,7 +186,7 @@ async def test_a_cancelled_call_drops_its_work(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         call = s.embedding.Embed(EmbedRequest(images=[picture(1)]))
         waiting = asyncio.ensure_future(call)
         await until(lambda: engine.pending == 1)
@@ -213,7 +214,7 @@ async def test_a_killed_engine_is_unavailable_and_the_next_one_answers_what_it_h
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         call = asyncio.ensure_future(s.embedding.Embed(EmbedRequest(images=[picture(1)])))
         await until(lambda: engine.pending == 1)
         os.kill(engine.pid, signal.SIGKILL)

@@ -22,6 +22,7 @@ from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.inference import UNOFFERED
 from multigrain_server.serving.admission import Load
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.grpc.inference_messages import array, files, pixels, raw_bytes, want
 from tests.server.grpc.refusal import detail, refusal, status_of
@@ -199,14 +200,14 @@ async def test_work_is_dropped_at_the_deadline_or_the_requests_timeout(
     served: Serving, own: bool
 ) -> None:
     engine = served.manager.route("tiny@1").engine
-    engine.hold(100)
+    hold(engine, 100)
     request = files(PICTURES[0])
     if own:
         request.parameters["timeout"].int64_param = 50_000
     call = served.inference.ModelInfer(request, timeout=None if own else 0.05)
     error = await (refusal if own else status_of)(call)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    engine.hold(0)
+    hold(engine, 0)
     await until(lambda: engine.pending == 0)
 
 
@@ -262,7 +263,7 @@ async def test_statistics_count_requests_images_and_passes(served: Serving) -> N
         return only
 
     before = await now()
-    served.manager.route("tiny@1").engine.hold(3)
+    hold(served.manager.route("tiny@1").engine, 3)
     await served.inference.ModelInfer(files(*PICTURES))
     await refusal(served.inference.ModelInfer(pixels(np.zeros((1, 3, 8, 8), np.float32))))
     after = await now()
@@ -294,10 +295,10 @@ async def test_what_is_not_offered_says_so(served: Serving, name: str) -> None:
 
 async def test_a_caller_that_goes_away_leaves_nothing_behind(served: Serving) -> None:
     engine = served.manager.route("tiny@1").engine
-    engine.hold(100)
+    hold(engine, 100)
     call = served.inference.ModelInfer(files(*PICTURES))
     await until(lambda: engine.pending == 3)
     call.cancel()
     await until(lambda: engine.pending == 0 and served.manager.admission.items == 0)
-    engine.hold(0)
+    hold(engine, 0)
     await asyncio.wait_for(served.inference.ModelInfer(files(PICTURES[0])), 60)

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from multigrain.v1.inference import service_pb2
 from tests.engine.bundles import write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.grpc.inference_messages import array, files, want
 from tests.server.grpc.refusal import status_of
@@ -76,7 +77,7 @@ async def test_with_the_header_of_tritons_clients_the_first_error_ends_it_with_a
 
 async def test_a_stream_is_read_no_faster_than_it_is_answered(served: Serving) -> None:
     engine = served.manager.route("").engine
-    engine.hold(1000)
+    hold(engine, 1000)
     sent = 0
 
     async def requests() -> AsyncIterator[service_pb2.ModelInferRequest]:
@@ -90,16 +91,16 @@ async def test_a_stream_is_read_no_faster_than_it_is_answered(served: Serving) -
     call = served.inference.ModelStreamInfer(requests())
     await until(lambda: engine.pending == 4)
     assert served.manager.admission.items == 4
-    engine.hold(0)
+    hold(engine, 0)
     assert [a.infer_response.id async for a in call] == [str(n) for n in range(100)]
     assert sent == 100
 
 
 async def test_a_caller_that_cuts_its_stream_leaves_nothing_behind(served: Serving) -> None:
     engine = served.manager.route("").engine
-    engine.hold(1000)
+    hold(engine, 1000)
     call = served.inference.ModelStreamInfer(files(picture(n)) for n in range(10))
     await until(lambda: engine.pending == 4)
     call.cancel()
     await until(lambda: engine.pending == 0 and served.manager.admission.items == 0)
-    engine.hold(0)
+    hold(engine, 0)

@@ -14,6 +14,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
 from tests.engine.bundles import write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until, vectors
 
@@ -178,13 +179,13 @@ async def test_a_request_in_flight_is_answered_by_the_version_it_began_with(root
     async with house(root) as h:
         await h.manager.load("tiny@1")
         engine = h.manager.route("tiny").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1), model="tiny"))
         await until(lambda: engine.pending == 1)
         await h.manager.load("tiny@2")
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@2"
         assert state(h.manager.view("tiny@1")) == "draining"
-        engine.hold(0)
+        hold(engine, 0)
         assert (await inside).model == "tiny@1"
         await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
 
@@ -193,7 +194,7 @@ async def test_draining_does_not_wait_for_ever(root: Path) -> None:
     async with house(root, small_config(drain_seconds=0.2)) as h:
         await h.manager.load("tiny@1")
         engine = h.manager.route("tiny").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1)))
         await until(lambda: engine.pending == 1)
         await h.manager.unload("tiny@1")
@@ -206,14 +207,14 @@ async def test_an_unload_whose_caller_goes_away_ends_the_engine_all_the_same(roo
     async with house(root) as h:
         await h.manager.load("tiny@1")
         engine = h.manager.route("tiny").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1)))
         await until(lambda: engine.pending == 1)
         unload = asyncio.create_task(h.manager.unload("tiny@1"))
         await until(lambda: state(h.manager.view("tiny@1")) == "draining")
         unload.cancel()
         await asyncio.gather(unload, return_exceptions=True)
-        engine.hold(0)
+        hold(engine, 0)
         await inside
         await until(engine.ended.is_set)
         await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")

@@ -15,12 +15,12 @@ from prometheus_client import CollectorRegistry
 from multigrain.engine.protocol import VectorWants
 from multigrain_server.devices import Leases
 from multigrain_server.engines.launch import Launch
-from multigrain_server.engines.launch import launch as launch_process
 from multigrain_server.models.aliases import ModelUsers
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.serving.config import ServingConfig
 from multigrain_server.serving.service import ImageService
 from multigrain_server.serving.types import Answer, ImageRequest
+from tests.server.engines.held_launch import launch_holdable
 
 
 class House:
@@ -64,7 +64,7 @@ class House:
 async def house(
     root: Path,
     config: ServingConfig | None = None,
-    launch: Launch = launch_process,
+    launch: Launch = launch_holdable,
     leases: Leases | None = None,
     users: ModelUsers | None = None,
 ) -> AsyncIterator[House]:

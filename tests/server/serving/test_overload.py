@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.config import ServingConfig
 from tests.engine.bundles import write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until
 
@@ -26,7 +27,7 @@ async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) 
     async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(4)]
         await until(lambda: h.manager.admission.items == 4)
         # Time of this thread: what else the machine does is no matter.
@@ -38,7 +39,7 @@ async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) 
         assert caught.value.retry_after is not None
         assert caught.value.retry_after > 0
         assert h.metric("multigrain_rejected_total", reason="queue_full") == 1
-        engine.hold(0)
+        hold(engine, 0)
         await asyncio.gather(*inside)
         assert h.manager.admission.items == 0
         await h.embed(picture(9))
@@ -48,13 +49,13 @@ async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
     async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1), picture(2)))
         await until(lambda: h.manager.admission.items == 2)
         with pytest.raises(MultigrainError, match="full"):
             await h.embed(picture(3), picture(4), picture(5))
         assert h.manager.admission.items == 2
-        engine.hold(0)
+        hold(engine, 0)
         await inside
 
 
@@ -64,7 +65,7 @@ async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a
     async with house(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         other = asyncio.create_task(h.embed(picture(1)))
         await until(lambda: engine.pending == 1)
         deadline = time.monotonic_ns() + 200_000_000
@@ -73,7 +74,7 @@ async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a
         assert caught.value.kind is ErrorKind.OVERLOADED
         assert caught.value.retry_after
         assert h.metric("multigrain_rejected_total", reason="late") == 1
-        engine.hold(0)
+        hold(engine, 0)
         await other
 
 
@@ -83,13 +84,13 @@ async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
     async with house(root, config) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = asyncio.create_task(h.embed(big, big))
         await until(lambda: h.manager.admission.items == 2)
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(2))
         assert caught.value.kind is ErrorKind.OVERLOADED
-        engine.hold(0)
+        hold(engine, 0)
         await inside
 
 

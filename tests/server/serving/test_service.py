@@ -17,6 +17,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.serving.house import embed, house, small_config, until, vectors
 
@@ -51,7 +52,7 @@ async def test_whitened_vectors_are_the_formulas_also_beside_others_in_a_batch(
     phi = whitening_of(network).apply(plain)
     async with house(tmp_path) as h:
         await h.manager.load("tiny")
-        h.manager.route("").engine.hold(9)
+        hold(h.manager.route("").engine, 9)
         raw, both, unit = await asyncio.gather(
             h.embed(*pictures, vector=VectorWants(normalize=False)),
             h.embed(*pictures, vector=VectorWants(normalize=False, whiten=True)),
@@ -77,7 +78,7 @@ async def test_each_resolution_of_a_bundle_has_its_own_preprocessing(tmp_path: P
     data = picture(1)
     async with house(tmp_path) as h:
         await h.manager.load("tiny")
-        h.manager.route("").engine.hold(3)
+        hold(h.manager.route("").engine, 3)
         default, small, same = await asyncio.gather(
             h.embed(data), h.embed(data, resolution=16), h.embed(data, resolution=SIZE)
         )
@@ -91,7 +92,7 @@ async def test_each_resolution_of_a_bundle_has_its_own_preprocessing(tmp_path: P
 async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
-        h.manager.route("").engine.hold(6)
+        hold(h.manager.route("").engine, 6)
         await asyncio.gather(*(h.embed(picture(seed)) for seed in range(6)))
         assert h.metric("multigrain_batch_items_count", model="tiny") == 1
         assert h.metric("multigrain_batch_items_sum", model="tiny") == 6
@@ -193,7 +194,7 @@ async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> Non
     async with house(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(2)
+        hold(engine, 2)
         start = time.monotonic()
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(1), deadline_ns=time.monotonic_ns() + 100_000_000)
@@ -209,7 +210,7 @@ async def test_a_caller_that_goes_away_costs_nothing(root: Path) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(2)
+        hold(engine, 2)
         gone = asyncio.create_task(h.embed(picture(1)))
         await until(lambda: engine.pending == 1)
         gone.cancel()
@@ -229,7 +230,7 @@ async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answer
         await h.manager.load("tiny")
         before = await h.embed(picture(1))
         engine = h.manager.route("").engine
-        engine.hold(100)
+        hold(engine, 100)
         inside = [asyncio.create_task(h.embed(picture(1))) for _ in range(3)]
         await until(lambda: engine.pending == 3)
         assert h.health[EMBEDDING_SERVICE]
@@ -284,7 +285,7 @@ async def test_closing_lets_the_requests_inside_finish_and_refuses_new_ones(root
     async with house(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(3)
+        hold(engine, 3)
         inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(2)]
         await until(lambda: engine.pending == 2)
         closing = asyncio.create_task(h.manager.close(10))
@@ -293,7 +294,7 @@ async def test_closing_lets_the_requests_inside_finish_and_refuses_new_ones(root
             await h.embed(picture(5))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert not closing.done()
-        engine.hold(0)
+        hold(engine, 0)
         await asyncio.gather(*inside)
         await closing
         assert engine.ended.is_set()

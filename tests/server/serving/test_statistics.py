@@ -10,6 +10,7 @@ import pytest
 
 from multigrain.errors import MultigrainError
 from tests.engine.bundles import write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import embed, house
 
@@ -20,7 +21,7 @@ async def test_requests_images_and_batches_are_counted_with_their_times(tmp_path
         await h.manager.load("tiny")
         statistics = h.manager.route("").statistics
         assert (statistics.last_ms, statistics.executions) == (0, 0)
-        h.manager.route("").engine.hold(3)
+        hold(h.manager.route("").engine, 3)
         answers = await asyncio.gather(
             h.embed(picture(1), b"no image"), h.embed(picture(2), picture(3))
         )
@@ -48,7 +49,7 @@ async def test_a_request_that_was_cancelled_counts_as_failed(tmp_path: Path) -> 
     write_bundle(tmp_path / "models")
     async with house(tmp_path) as h:
         await h.manager.load("tiny")
-        h.manager.route("").engine.hold(2)
+        hold(h.manager.route("").engine, 2)
         task = asyncio.create_task(h.service.answer(embed(picture(1))))
         await asyncio.sleep(0)
         task.cancel()

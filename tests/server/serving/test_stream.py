@@ -15,6 +15,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.serving.stream import AnswerStream
 from multigrain_server.serving.types import ImageRequest
 from tests.engine.bundles import write_bundle
+from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import embed, house, small_config, until, vectors
 
@@ -59,7 +60,7 @@ async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(1000)
+        hold(engine, 1000)
         answers = AnswerStream(h.service, 6).answers(requests)
         first = asyncio.ensure_future(anext(answers))
         await until(lambda: engine.pending == 6)
@@ -67,7 +68,7 @@ async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
         # Three requests of two images are in work, a fourth is read and waits.
         assert requests.read == 4
         assert h.manager.admission.items == 6
-        engine.hold(0)
+        hold(engine, 0)
         await first
         assert len([answer async for answer in answers]) == 19
 
@@ -88,7 +89,7 @@ async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> Non
     async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(1000)
+        hold(engine, 1000)
         inside = asyncio.create_task(h.embed(*(picture(seed) for seed in range(3))))
         await until(lambda: h.manager.admission.items == 3)
         answers = AnswerStream(h.service, 100).answers(
@@ -97,7 +98,7 @@ async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> Non
         first = asyncio.ensure_future(anext(answers))
         await until(lambda: h.manager.admission.items == 4)
         await asyncio.sleep(0.02)
-        engine.hold(0)
+        hold(engine, 0)
         # What was admitted before the refusal is answered; then the refusal is told.
         assert len((await first).items) == 1
         with pytest.raises(MultigrainError) as caught:
@@ -111,7 +112,7 @@ async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.route("").engine
-        engine.hold(1000)
+        hold(engine, 1000)
         answers = AnswerStream(h.service, 100).answers(
             Requests([embed(picture(seed)) for seed in range(5)])
         )

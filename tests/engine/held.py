@@ -1,0 +1,129 @@
+"""Engines whose batches wait until a test lets them go.
+
+Run as ``python -m tests.engine.held`` it is ``python -m multigrain.engine`` with a batcher that
+can be held. The test says how many images to wait for in a file that is named after the engine's
+process id, below the folder that MULTIGRAIN_TEST_HOLD names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from multigrain.engine import __main__ as engine
+from multigrain.engine import worker
+from multigrain.engine.batching import Batcher, Limits
+from multigrain.engine.scheduling import Drop, Item, Pace
+
+_VARIABLE = "MULTIGRAIN_TEST_HOLD"
+_FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")
+_numbers = itertools.count(1)
+
+#: In place of ``python -m multigrain.engine``.
+COMMAND = (sys.executable, "-m", "tests.engine.held")
+
+
+class Process(Protocol):
+    """An engine's process."""
+
+    @property
+    def pid(self) -> int: ...
+
+
+def holdable(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of an engine that :func:`hold` is to hold."""
+    return {**environment, _VARIABLE: _FOLDER.name}
+
+
+def hold(process: Process, items: int) -> None:
+    """Keeps batches back until ``items`` images are decoded, once; 0 lets go at once.
+
+    It holds for every image that is sent afterwards.
+    """
+    path = Path(_FOLDER.name, str(process.pid))
+    aside = path.with_suffix(".new")
+    aside.write_text(f"{next(_numbers)} {items}")
+    aside.replace(path)
+
+
+class HeldBatcher(Batcher):
+    """Waits with a batch until enough images are decoded; such a batch may have the full size."""
+
+    def __init__(
+        self, limits: Limits, paces: Mapping[int, Pace], on_drop: Callable[[Item, Drop], None]
+    ) -> None:
+        super().__init__(limits, paces, on_drop)
+        self._wanted = 0
+        self._left = 0
+
+    def hold(self, items: int) -> None:
+        """Keeps batches back until ``items`` are decoded, once; 0 lets go at once."""
+        with self._lock:
+            self._wanted = items
+            self._may_compute.notify_all()
+            self._may_decode.notify_all()
+
+    def _can_decode(self) -> bool:
+        ahead = len(self._decoded) + len(self._decoding)
+        return (bool(self._waiting) and ahead < self._wanted) or super()._can_decode()
+
+    def _can_compute(self) -> bool:
+        return super()._can_compute() and len(self._decoded) >= self._wanted
+
+    def _take_batch(self) -> tuple[list[Item], list[Item]]:
+        items, late = super()._take_batch()
+        self._left = max(0, self._left - len(items))
+        return items, late
+
+    def _size(self, pace: Pace) -> int:
+        self._left, self._wanted = self._wanted or self._left, 0
+        return self._limits.max_batch if self._left else super()._size(pace)
+
+
+class _ControlledBatcher(HeldBatcher):
+    """Reads the test's file: before each image, and often, for the moment when it lets go."""
+
+    def __init__(
+        self, limits: Limits, paces: Mapping[int, Pace], on_drop: Callable[[Item, Drop], None]
+    ) -> None:
+        super().__init__(limits, paces, on_drop)
+        self._path = Path(os.environ[_VARIABLE], str(os.getpid()))
+        self._read = threading.Lock()
+        self._last = ""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def submit(self, item: Item) -> None:
+        self._apply()
+        super().submit(item)
+
+    def _watch(self) -> None:
+        while True:
+            self._apply()
+            time.sleep(0.005)
+
+    def _apply(self) -> None:
+        with self._read:
+            try:
+                text = self._path.read_text()
+            except FileNotFoundError:
+                return
+            if text != self._last:
+                self._last = text
+                self.hold(int(text.split()[1]))
+
+
+def main() -> int:
+    """An engine; its command line is that of ``multigrain.engine``."""
+    vars(worker)["Batcher"] = _ControlledBatcher
+    return engine.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
