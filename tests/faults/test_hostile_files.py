@@ -23,6 +23,7 @@ from multigrain.events.records import JobState
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.storage import write_synced
 from multigrain.weights.load import load_weights
+from multigrain_server.convert.events import encode_events
 from multigrain_server.convert.jobs import job_message
 from multigrain_server.database import Database
 from multigrain_server.jobs.recovery import index_folders
@@ -160,8 +161,8 @@ async def test_an_event_that_is_none_is_passed_over_or_streamed_as_far_as_it_goe
     await side.stop()
     later = make_side("cpu:0")
     job_message(later.jobs.get(job.job_id))
-    async for _ in later.jobs.event_batches(job.job_id, 0, frozenset(), False):
-        pass
+    async for batch in later.jobs.event_feed(job.job_id).batches(0, frozenset(), False):
+        encode_events(batch.lines)
 
 
 def test_folders_that_lead_elsewhere_are_no_jobs(tmp_path: Path) -> None:

@@ -1,108 +1,62 @@
-"""Messages that are encoded once and sent to many.
+"""Event log lines as messages of the contract, encoded once for all subscribers.
 
-https://protobuf.dev/programming-guides/encoding/
+Fields are copied by name, from the descriptors of ``job.proto``: a field that a record and its
+message share needs no line here (a test compares the names).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache, partial
+from typing import Any, TypeVar
 
+import structlog
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from multigrain.events.records import number
-from multigrain.v1.common_pb2 import Error, ErrorKind
-from multigrain.v1.job_pb2 import (
-    ArtifactEvent,
-    CheckpointEvent,
-    EvaluationEvent,
-    EventKind,
-    Heartbeat,
-    JobEvent,
-    JobState,
-    LogEvent,
-    LossEvent,
-    ProgressEvent,
-    StateEvent,
-)
-from multigrain_server.jobs.event_reader import EventLine
+from multigrain.v1.common_pb2 import ErrorKind
+from multigrain.v1.job_pb2 import ArtifactEvent, EventKind, Heartbeat, JobEvent, JobEventBatch
+from multigrain_server.jobs.event_feed import EventLine
 
+_log = structlog.get_logger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+KIND_OF_ENUM: dict[int, str] = {
+    value: name.removeprefix("EVENT_KIND_").lower() for name, value in EventKind.items() if value
+}
+"""EventKind -> kind of an event log line, which is also the name of its field in JobEvent."""
+
+_MESSAGES: dict[str, type[Message]] = {
+    field.name: GetMessageClass(field.message_type)
+    for field in JobEvent.DESCRIPTOR.oneofs_by_name["event"].fields
+    if field.name in KIND_OF_ENUM.values()
+}
+# What a name that this version does not know becomes; of other enums it is an error.
+_UNKNOWN = {ErrorKind.DESCRIPTOR.full_name: ErrorKind.ERROR_KIND_INTERNAL}
+_WRITTEN_LENGTH = len("2026-01-31T12:00:00.123456Z")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EVENTS_FIELD = JobEventBatch.EVENTS_FIELD_NUMBER
 _LENGTH_DELIMITED = 2
 
 
-def joined(field: int, messages: Sequence[bytes]) -> bytes:
-    """A message whose repeated field ``field`` (of a number below 16) holds ``messages``."""
-    return b"".join([part for one in messages for part in (_head(field, len(one)), one)])
-
-
-@lru_cache(maxsize=1024)
-def _head(field: int, length: int) -> bytes:
-    """What stands before a message in a field; those of a job are of few lengths."""
-    return bytes([field << 3 | _LENGTH_DELIMITED]) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def unless_encoded(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
-    """A serializer that lets bytes through: a handler may answer with an encoded message.
-
-    None, of a handler whose messages are bytes anyway, stays None.
-    """
-    if serialize is None:
-        return None
-
-    def encode(message: Any) -> bytes:
-        return message if isinstance(message, bytes) else serialize(message)
-
-    return encode
-
-
-# MERGED: Lines of ``events.jsonl`` as messages of the contract.
-
-
-KIND_OF_ENUM: dict[int, str] = {
-    EventKind.EVENT_KIND_STATE: "state",
-    EventKind.EVENT_KIND_LOSS: "loss",
-    EventKind.EVENT_KIND_EVALUATION: "evaluation",
-    EventKind.EVENT_KIND_CHECKPOINT: "checkpoint",
-    EventKind.EVENT_KIND_LOG: "log",
-    EventKind.EVENT_KIND_ARTIFACT: "artifact",
-    EventKind.EVENT_KIND_PROGRESS: "progress",
-}
-_WRITTEN_LENGTH = len("2026-01-31T12:00:00.123456Z")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# A writer of a newer version may add fields, which this contract cannot carry.
-_FIELDS: dict[type, frozenset[str]] = {
-    cls: frozenset(cls.DESCRIPTOR.fields_by_name)
-    for cls in (
-        ArtifactEvent,
-        CheckpointEvent,
-        Error,
-        EvaluationEvent,
-        LogEvent,
-        LossEvent,
-        ProgressEvent,
-    )
-}
-
-
 def timestamp(text: str) -> Timestamp | None:
-    """An RFC 3339 string in UTC as a Timestamp; None for ""."""
+    """An RFC 3339 string (UTC if it names no offset) as a Timestamp; None for "".
+
+    Raises:
+        ValueError: if it is not a time.
+    """
     if not text:
         return None
     if len(text) == _WRITTEN_LENGTH and text[19] == "." and text[26] == "Z":
-        # As every event is written; many of them in one second.
+        # The form of every event's time; many events share a second.
         return Timestamp(seconds=_seconds(text[:19] + "Z"), nanos=int(text[20:26]) * 1000)
-    passed = datetime.fromisoformat(text) - _EPOCH
+    moment = datetime.fromisoformat(text)
+    passed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     seconds = passed.days * 86_400 + passed.seconds
     return Timestamp(seconds=seconds, nanos=passed.microseconds * 1000)
 
@@ -113,80 +67,144 @@ def _seconds(text: str) -> int:
     return passed.days * 86_400 + passed.seconds
 
 
-def _known(cls: type, body: dict[str, Any]) -> dict[str, Any]:
-    known = _FIELDS[cls]
-    if not isinstance(body, dict):
-        raise ValueError(f"not the fields of a {cls.__name__}")
-    return {name: value for name, value in body.items() if name in known and value is not None}
+def message_from_fields(cls: type[M], fields: dict[str, Any]) -> M:
+    """A message with the fields of a record.
 
+    Fields that the message does not have (written by a newer version) and those that are None
+    are left out. Enums are given by their names without prefix, NaN and infinity as floats or
+    as the strings that JSON has for them.
 
-def error_message(body: dict[str, Any]) -> Error:
-    """A JobError's fields as a message."""
-    fields = _known(Error, body)
-    name = f"ERROR_KIND_{fields.pop('kind', 'UNSPECIFIED')}"
-    known = name in ErrorKind.keys()  # noqa: SIM118 - an enum wrapper is not a mapping
-    return Error(kind=ErrorKind.Value(name) if known else ErrorKind.ERROR_KIND_INTERNAL, **fields)
-
-
-def artifact_message(body: dict[str, Any]) -> ArtifactEvent:
-    """An ArtifactRecord's fields as a message."""
-    name, version = body["model_name"], body["model_version"]
-    return ArtifactEvent(model=f"{name}@{version}", **_known(ArtifactEvent, body))
-
-
-def _loss_message(body: dict[str, Any]) -> LossEvent:
+    Raises:
+        ValueError, TypeError: if a value does not fit its field.
+    """
     try:
-        # A job has hundreds of thousands, nearly all of them just as the contract has them.
-        return LossEvent(**body)
+        # Nearly all records have exactly the message's fields, and there are many.
+        message = cls(**fields)
     except (TypeError, ValueError):
-        return LossEvent(**number(_known(LossEvent, body)))
+        message = cls(**_convert(cls, fields))
+    if isinstance(message, ArtifactEvent):
+        message.model = f"{message.model_name}@{message.model_version}"
+    return message
 
 
-def event_message(event: EventLine) -> JobEvent:
-    """A stored event as a JobEvent; one of a kind that the contract lacks has no content.
+def _convert(cls: type[Message], fields: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise ValueError(f"not the fields of {cls.DESCRIPTOR.name}")
+    converters = _converters(cls)
+    return {
+        name: converters[name](value)
+        for name, value in fields.items()
+        if name in converters and value is not None
+    }
+
+
+@cache
+def _converters(cls: Any) -> dict[str, Callable[[Any], Any]]:
+    return {field.name: _converter(field) for field in cls.DESCRIPTOR.fields}
+
+
+def _converter(field: FieldDescriptor) -> Callable[[Any], Any]:
+    if field.enum_type is not None:
+        return partial(_enum_number, field.enum_type)
+    inner = field.message_type
+    if inner is not None and not inner.GetOptions().map_entry:
+        return partial(message_from_fields, GetMessageClass(inner))
+    if inner is not None:
+        field = inner.fields_by_name["value"]
+    return number if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE else _unchanged
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _enum_number(enum: EnumDescriptor, name: str) -> int:
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    found = enum.values_by_name.get(f"{prefix}{name}")
+    if found is not None:
+        return int(found.number)
+    if enum.full_name in _UNKNOWN:
+        return _UNKNOWN[enum.full_name]
+    raise ValueError(f"{name} is not a {enum.name}")
+
+
+def event_message(line: EventLine) -> JobEvent:
+    """An event as a JobEvent; one of a kind that the contract does not have has no content.
 
     Raises:
         ValueError, KeyError, TypeError: if the line is damaged.
     """
-    data = event.decode()
-    body: dict[str, Any] = data.get(event.kind, {})
-    message = JobEvent(
-        seq=event.seq,
+    data = line.fields()
+    cls = _MESSAGES.get(line.kind)
+    content: dict[str, Any] = {}
+    if cls is not None:
+        content[line.kind] = message_from_fields(cls, data[line.kind])
+    return JobEvent(
+        seq=line.seq,
         time=timestamp(data["time"]),
         job_id=data["job_id"],
         attempt=data["attempt"],
-        loss=_loss_message(body) if event.kind == "loss" else None,
+        **content,
     )
-    match event.kind:
-        case "loss":  # nearly every one: complete already
-            pass
-        case "state":
-            message.state.CopyFrom(
-                StateEvent(
-                    state=JobState.Value(f"JOB_STATE_{body['state']}"),
-                    message=body.get("message", ""),
-                    error=error_message(body["error"]) if body.get("error") else None,
-                    exit_code=body.get("exit_code"),
-                )
-            )
-        case "evaluation":
-            figures = number(_known(EvaluationEvent, body))
-            message.evaluation.CopyFrom(EvaluationEvent(**figures))
-        case "checkpoint":
-            message.checkpoint.CopyFrom(CheckpointEvent(**_known(CheckpointEvent, body)))
-        case "log":
-            fields = _known(LogEvent, body)
-            level = LogEvent.Level.Value(f"LEVEL_{fields.pop('level', 'INFO')}")
-            message.log.CopyFrom(LogEvent(level=level, **fields))
-        case "artifact":
-            message.artifact.CopyFrom(artifact_message(body))
-        case "progress":
-            message.progress.CopyFrom(ProgressEvent(**_known(ProgressEvent, body)))
-    return message
 
 
 def heartbeat_message(job_id: str, attempt: int, last_seq: int) -> JobEvent:
-    """What is sent while nothing happens: the stream lives, and nothing later than last_seq is."""
+    """Sent on an idle stream: it is alive, and the subscriber has everything up to last_seq."""
     message = JobEvent(seq=last_seq, job_id=job_id, attempt=attempt, heartbeat=Heartbeat())
     message.time.GetCurrentTime()
     return message
+
+
+def encode_events(lines: Iterable[EventLine]) -> list[bytes]:
+    """The lines as encoded JobEvents, each encoded once however many subscribers there are.
+
+    A damaged line is left out and logged.
+    """
+    return [encoded for line in lines if (encoded := _encode_event(line))]
+
+
+def _encode_event(line: EventLine) -> bytes:
+    if line.encoded is None:
+        try:
+            line.encoded = event_message(line).SerializeToString()
+        except (ValueError, TypeError, KeyError) as error:
+            _log.error("event unreadable", seq=line.seq, reason=repr(error))
+            line.encoded = b""
+    return line.encoded
+
+
+def encode_batch(events: Iterable[bytes]) -> bytes:
+    """The JobEventBatch that holds these encoded JobEvents.
+
+    Written by hand, because protobuf cannot build a message from encoded parts: it would decode
+    and encode each event again for each subscriber. Measured per loss event and subscriber:
+    0.3 us this way, 1.1 us through JobEventBatch; a replayed event costs 10 us in all.
+
+    https://protobuf.dev/programming-guides/encoding/
+    """
+    return b"".join([part for event in events for part in (_field_head(len(event)), event)])
+
+
+@lru_cache(maxsize=1024)
+def _field_head(length: int) -> bytes:
+    """Tag and length in front of an event; the events of a job have few different lengths."""
+    out = bytearray([_EVENTS_FIELD << 3 | _LENGTH_DELIMITED])
+    while length > 0x7F:
+        out.append(length & 0x7F | 0x80)
+        length >>= 7
+    out.append(length)
+    return bytes(out)
+
+
+def passthrough_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """A serializer that accepts encoded messages too, and leaves them as they are.
+
+    None (of a handler whose messages are bytes anyway) stays None.
+    """
+    if serialize is None:
+        return None
+
+    def encode(message: Any) -> bytes:
+        return message if isinstance(message, bytes) else serialize(message)
+
+    return encode

@@ -15,10 +15,11 @@ from multigrain.specs.export import ExportSpec
 from multigrain.specs.request_fields import check_request
 from multigrain.specs.training import TrainingSpec
 from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, job_pb2, training_spec_pb2
+from multigrain.v1.common_pb2 import Error
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
-from multigrain_server.convert.events import artifact_message, error_message, timestamp
+from multigrain_server.convert.events import message_from_fields, timestamp
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.submission import Submission
 
@@ -125,16 +126,17 @@ def job_message(job: Job) -> job_pb2.Job:
         last_seq=view.last_seq,
         request_id=request.request_id,
     )
-    if view.error is not None:
-        message.error.CopyFrom(error_message(asdict(view.error)))
-    if view.last_checkpoint is not None:
-        message.last_checkpoint.CopyFrom(job_pb2.CheckpointEvent(**asdict(view.last_checkpoint)))
-    if view.best_checkpoint is not None:
-        message.best_checkpoint.CopyFrom(job_pb2.CheckpointEvent(**asdict(view.best_checkpoint)))
-    if view.last_loss is not None:
-        message.last_loss.CopyFrom(job_pb2.LossEvent(**asdict(view.last_loss)))
-    if view.artifact is not None:
-        message.artifact.CopyFrom(artifact_message(asdict(view.artifact)))
+    parts: tuple[tuple[str, type[Message]], ...] = (
+        ("error", Error),
+        ("last_checkpoint", job_pb2.CheckpointEvent),
+        ("best_checkpoint", job_pb2.CheckpointEvent),
+        ("last_loss", job_pb2.LossEvent),
+        ("artifact", job_pb2.ArtifactEvent),
+    )
+    for name, cls in parts:
+        record = getattr(view, name)
+        if record is not None:
+            getattr(message, name).CopyFrom(message_from_fields(cls, asdict(record)))
     spec = request.spec
     if isinstance(spec, TrainingSpec):
         message.training.CopyFrom(training_message(spec))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from multigrain.bundle.manifest import Head
 from multigrain.v1 import model_pb2
+from multigrain_server.convert.events import timestamp
 from multigrain_server.models.catalog import ModelPage, ModelView
 
 
@@ -61,9 +61,6 @@ def _resolution(head: Head) -> model_pb2.ModelResolution:
 def _timestamp(text: str) -> Timestamp | None:
     """None for a bundle made elsewhere that does not say, or says it in another form."""
     try:
-        moment = datetime.fromisoformat(text)
+        return timestamp(text)
     except ValueError:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

@@ -18,7 +18,7 @@ import structlog
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
 from multigrain_server.convert.errors import internal_error, wire_error
-from multigrain_server.convert.events import unless_encoded
+from multigrain_server.convert.events import passthrough_bytes
 from multigrain_server.grpc.drain import Calls
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
@@ -219,7 +219,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._wrapped[method] = make(
             wrap(lambda request, context: behaviour(read(request), context), method, streams),
             request_deserializer=reading(handler.request_deserializer),
-            response_serializer=unless_encoded(handler.response_serializer),
+            response_serializer=passthrough_bytes(handler.response_serializer),
         )
         return self._wrapped[method]
 

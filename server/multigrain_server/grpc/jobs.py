@@ -23,7 +23,12 @@ from multigrain.v1 import (
 )
 from multigrain_server.asyncio_utils import in_turns
 from multigrain_server.convert import jobs as convert_spec
-from multigrain_server.convert.events import KIND_OF_ENUM, joined
+from multigrain_server.convert.events import (
+    KIND_OF_ENUM,
+    encode_batch,
+    encode_events,
+    heartbeat_message,
+)
 from multigrain_server.convert.jobs import job_message, submission
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
@@ -91,8 +96,6 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
 # MERGED: JobService over the wire.
 
 
-_EVENTS = job_pb2.JobEventBatch.EVENTS_FIELD_NUMBER
-
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -145,11 +148,18 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     ) -> AsyncIterator[bytes]:
         kinds = _names("kinds", request.kinds, job_pb2.EventKind, "EVENT_KIND_")
         chosen = frozenset(KIND_OF_ENUM[job_pb2.EventKind.Value(f"EVENT_KIND_{k}")] for k in kinds)
-        stream = self._jobs.event_batches(request.job_id, request.after_seq, chosen, request.follow)
+        feed = self._jobs.event_feed(request.job_id)
+        stream = feed.batches(request.after_seq, chosen, request.follow)
         async with aclosing(stream) as batches:
             async for batch in batches:
-                self._metrics.streamed(len(batch))
-                yield joined(_EVENTS, batch)
+                if batch.lines:
+                    events = encode_events(batch.lines)
+                else:
+                    beat = heartbeat_message(request.job_id, feed.view.attempt, batch.last_seq)
+                    events = [beat.SerializeToString()]
+                if events:
+                    self._metrics.streamed(len(events))
+                    yield encode_batch(events)
 
 
 def _names(field: str, values: Any, enum: Any, prefix: str) -> tuple[str, ...]:

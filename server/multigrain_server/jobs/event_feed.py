@@ -1,155 +1,310 @@
-"""The events of one job, for any number of readers."""
+"""Follows a job's event log (``events.jsonl``) while its runner writes it, for any number of
+subscribers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import orjson
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.records import record_from_dict
-from multigrain_server.convert.events import event_message, heartbeat_message
-from multigrain_server.jobs.event_reader import EventFile, EventLine
+from multigrain.events.log import Event
+from multigrain.events.records import RECORD_TYPES, record_from_dict
 from multigrain_server.jobs.job import JobView
 
 _log = structlog.get_logger(__name__)
 
+# Recent events that a feed keeps in memory for its subscribers.
 WINDOW = 1024
-# Of a batch, unless one event alone is larger: far below what a gRPC message may have.
-BATCH_BYTES = 1 << 18
+# Bytes of event log lines in a batch, unless a single line is longer. As protobuf they are
+# shorter, and far below the 4 MiB that a gRPC message may have.
+BATCH_BYTES = 1 << 19
 
-EventBatch = list[bytes]
-"""Encoded JobEvents, in order."""
+_INDEX_EVERY = 64
+_CHUNK_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
+
+# The start of a line as EventWriter writes it. A job has hundreds of thousands of losses, most
+# of which are only skipped over: this finds seq and kind many times faster than decoding does.
+_HEAD = re.compile(rb'\{"seq":(\d{1,18}),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
+_EVENT_KEYS = frozenset({"seq", "time", "job_id", "attempt"})
+_CURVATURE_CHECK = re.compile(rb'"(?:refreshed|kept)_layers": ?[1-9]')
 
 
-class _Entry:
-    """An event on its way to subscribers, encoded once for all of them, and only if one asks."""
+@dataclass(slots=True, eq=False)
+class EventLine:
+    """One line of an event log.
 
-    __slots__ = ("_encoded", "line")
+    Attributes:
+        seq: number of the event.
+        kind: a key of RECORD_TYPES, or one that only a newer version knows.
+        raw: the line without its newline.
+        encoded: the event as sent to subscribers: cached by whoever sends it, because many
+            subscribers receive the same events.
+    """
 
-    def __init__(self, line: EventLine) -> None:
-        self.line = line
-        self._encoded: bytes | None = None
+    seq: int
+    kind: str
+    raw: bytes
+    encoded: bytes | None = None
 
-    def encoded(self) -> bytes:
-        """A JobEvent; nothing (and a log line) if the line is damaged."""
-        if self._encoded is None:
-            try:
-                self._encoded = event_message(self.line).SerializeToString()
-            except (ValueError, TypeError, KeyError) as error:
-                _log.error("event unreadable", seq=self.line.seq, reason=repr(error))
-                self._encoded = b""
-        return self._encoded
+    @property
+    def has_curvature_check(self) -> bool:
+        """Whether a loss line reports layers whose curvature was refreshed or kept."""
+        return _CURVATURE_CHECK.search(self.raw) is not None
+
+    def fields(self) -> dict[str, Any]:
+        """The decoded line: seq, time, job_id, attempt, and the record under its kind.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        # Unpaired surrogates (from a file name that is not UTF-8, say) cannot be sent in a
+        # protobuf message, and orjson refuses them.
+        if b"\\ud" in self.raw:
+            data = _escape_surrogates(json.loads(self.raw))
+        else:
+            data = orjson.loads(self.raw)
+        if not isinstance(data, dict) or not data.keys() >= _EVENT_KEYS:
+            raise ValueError("not an event")
+        return data
+
+    def event(self) -> Event:
+        """The decoded line with its typed record.
+
+        Raises:
+            ValueError, TypeError, KeyError: if it is damaged, or of a kind that is not known.
+        """
+        data = self.fields()
+        record = record_from_dict(data)
+        return Event(self.seq, str(data["time"]), data["job_id"], int(data["attempt"]), record)
+
+
+def _escape_surrogates(value: Any) -> Any:
+    """The value with every unpaired surrogate written as an escape sequence."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escape_surrogates(key): _escape_surrogates(item) for key, item in value.items()}
+    return [_escape_surrogates(item) for item in value] if isinstance(value, list) else value
+
+
+def parse_line(raw: bytes) -> EventLine | None:
+    """The event in a line without its newline; None (and a log message) if it is not one."""
+    head = _HEAD.match(raw)
+    if head is not None and raw.endswith(b"}}"):
+        return EventLine(int(head[1]), head[2].decode(), raw)
+    try:
+        data = EventLine(0, "", raw).fields()
+        kind = next((key for key in RECORD_TYPES if key in data), "")
+        if not isinstance(data["seq"], int) or not 0 < data["seq"] < 10**18:
+            raise ValueError("seq is not a number between 1 and 10**18")
+        return EventLine(data["seq"], kind, raw)
+    except (ValueError, TypeError, RecursionError) as error:
+        _log.error("event line unreadable", reason=repr(error), line=repr(raw[:200]))
+        return None
+
+
+class EventLogReader:
+    """Reads an event log that another process appends to.
+
+    Returns complete lines only: an incomplete last line is returned once it is complete (or
+    never, if the next writer cuts it off). A sparse index of byte offsets finds any ``seq``
+    without reading the log from its start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last_seq = 0
+        self.offset = 0  # end of the last complete line read
+        self._index_seqs: list[int] = []
+        self._index_offsets: list[int] = []
+
+    def read_new(self) -> list[EventLine]:
+        """Events appended since the last call, about 1 MiB of them at most."""
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return []
+        if size <= self.offset:
+            return []
+        lines: list[EventLine] = []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(_CHUNK_BYTES)
+            if b"\n" not in data and len(data) == _CHUNK_BYTES:
+                data += file.readline()
+        end = data.rfind(b"\n") + 1
+        position = self.offset
+        for raw in data[:end].split(b"\n")[:-1]:
+            line = parse_line(raw)
+            if line is not None and line.seq <= self.last_seq:
+                _log.error("event out of order", seq=line.seq, last_seq=self.last_seq)
+                line = None
+            if line is not None:
+                if not self._index_seqs or line.seq - self._index_seqs[-1] >= _INDEX_EVERY:
+                    self._index_seqs.append(line.seq)
+                    self._index_offsets.append(position)
+                self.last_seq = line.seq
+                lines.append(line)
+            position += len(raw) + 1
+        self.offset = position
+        return lines
+
+    def read_after(self, after_seq: int, limit: int = 1024) -> list[EventLine]:
+        """At most ``limit`` events with a greater seq, of those that ``read_new`` has returned."""
+        at = bisect_right(self._index_seqs, after_seq + 1) - 1
+        position = self._index_offsets[at] if at >= 0 else 0
+        lines: list[EventLine] = []
+        with self.path.open("rb") as file:
+            file.seek(position)
+            while position < self.offset and len(lines) < limit:
+                data = file.read(min(_READ_BYTES, self.offset - position))
+                if not data.endswith(b"\n"):
+                    data += file.readline()
+                position += len(data)
+                for raw in data.split(b"\n")[:-1]:
+                    line = parse_line(raw)
+                    if line is not None and line.seq > after_seq:
+                        lines.append(line)
+                        if len(lines) == limit:
+                            return lines
+        return lines
+
+
+class EventBatch(NamedTuple):
+    """Events to send together, in order.
+
+    Attributes:
+        lines: the events; empty for a heartbeat.
+        last_seq: nothing that the subscriber asked for is missing up to this event.
+    """
+
+    lines: list[EventLine]
+    last_seq: int
 
 
 class EventFeed:
-    """One reader of the file for all subscribers of a job.
+    """One reader of a job's event log, shared by all subscribers.
 
-    ``poll`` (called by whoever owns the feed) takes in what was appended and wakes the
-    subscribers. Each of them reads at its own pace: the recent events from memory, older ones
-    from the file. Nothing is ever dropped, and a slow one holds nobody up.
+    ``poll`` (called by the feed's owner) reads what was appended and wakes the subscribers. Each
+    of them reads at its own pace: recent events from memory, older ones from the file. No event
+    is dropped, and a slow subscriber delays no other.
 
     Args:
         job_id: the job.
         path: its ``events.jsonl``.
-        heartbeat_seconds: a follower hears at least this often.
+        heartbeat_seconds: a subscriber receives at least one batch in this time.
+
+    Attributes:
+        view: the job's state according to all events read.
+        subscribers: number of open streams.
     """
 
     def __init__(self, job_id: str, path: Path, heartbeat_seconds: float = 10.0) -> None:
         self.job_id = job_id
         self.view = JobView()
         self.subscribers = 0
-        self._file = EventFile(path)
+        self._log_reader = EventLogReader(path)
         self._heartbeat_seconds = heartbeat_seconds
-        # Filled only while somebody follows; consecutive, and up to the newest event.
-        self._window: deque[_Entry] = deque(maxlen=WINDOW)
-        self._untold: Counter[str] = Counter()
+        # Filled only while there are subscribers; without gaps, and up to the newest event.
+        self._window: deque[EventLine] = deque(maxlen=WINDOW)
+        self._unreported: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._closed: MultigrainError | None = None
 
     @property
     def last_seq(self) -> int:
-        return self._file.last_seq
+        return self._log_reader.last_seq
 
     @property
     def offset(self) -> int:
-        """Bytes of the file taken in."""
-        return self._file.offset
+        """Bytes of the event log that were read."""
+        return self._log_reader.offset
 
     def poll(self, max_chunks: int | None = None) -> Counter[str]:
-        """Takes in new events (all there are, or ``max_chunks`` reads of them).
+        """Reads new events: all of them, or ``max_chunks`` reads of about 1 MiB.
 
         Returns:
-            How many of each kind came since the last call, those that ``catch_up`` took included.
+            Events of each kind since the last call, including those that ``catch_up`` read.
         """
-        while (max_chunks is None or max_chunks > 0) and self._take_chunk():
+        while (max_chunks is None or max_chunks > 0) and self._read_chunk():
             max_chunks = None if max_chunks is None else max_chunks - 1
-        untold, self._untold = self._untold, Counter()
-        return untold
+        unreported, self._unreported = self._unreported, Counter()
+        return unreported
 
-    def _take_chunk(self) -> bool:
-        """Takes in what one read gives. False if there is nothing new."""
-        lines = self._file.read_new()
+    async def catch_up(self) -> None:
+        """Reads all new events without blocking the event loop for long."""
+        while self._read_chunk():  # noqa: ASYNC110 - yields to other tasks, waits for nothing
+            await asyncio.sleep(0)
+
+    def _read_chunk(self) -> bool:
+        """Reads once. False if there is nothing new."""
+        lines = self._log_reader.read_new()
         if lines:
-            self._take(lines)
-            self._untold.update(line.kind for line in lines)
-            self._wake()
+            self._update(lines)
+            self._unreported.update(line.kind for line in lines)
+            self._wake_subscribers()
         return bool(lines)
 
-    def _take(self, lines: list[EventLine]) -> None:
-        # Each loss point replaces the one before it: only the last one matters to the view, and
-        # the last one that tells of a check of the curvature.
+    def _update(self, lines: list[EventLine]) -> None:
+        # Only the newest loss matters to the view, and the newest that reports a check of the
+        # curvature: the others are not decoded.
         losses = [line for line in reversed(lines) if line.kind == "loss"]
         last_loss = losses[0].seq if losses else 0
-        last_check = next((line.seq for line in losses if line.checks_curvature), 0)
+        last_check = next((line.seq for line in losses if line.has_curvature_check), 0)
         for line in lines:
             if line.kind != "loss" or line.seq in (last_loss, last_check):
-                self._fold(line)
+                self._update_view(line)
             if not self.subscribers:
                 continue
-            if self._window and self._window[-1].line.seq + 1 != line.seq:
+            if self._window and self._window[-1].seq + 1 != line.seq:
                 self._window.clear()
-            self._window.append(_Entry(line))
+            self._window.append(line)
         self.view.last_seq = self.last_seq
         if not self.subscribers:
             self._window.clear()
 
-    def _fold(self, line: EventLine) -> None:
+    def _update_view(self, line: EventLine) -> None:
         try:
-            data = line.decode()
-            record = record_from_dict(data)
-            self.view.apply(line.seq, data["time"], int(data["attempt"]), record)
+            self.view.apply(line.event())
         except (ValueError, TypeError, KeyError) as error:
-            # A record of a newer writer: it is streamed as far as the contract knows it.
-            _log.warning("event not understood", job_id=self.job_id, reason=repr(error))
+            # Written by a newer version: subscribers still receive the fields that are known.
+            _log.warning(
+                "event not understood", job_id=self.job_id, seq=line.seq, reason=repr(error)
+            )
 
-    async def catch_up(self) -> None:
-        """Takes in a file of any length without holding up the event loop."""
-        while self._take_chunk():  # noqa: ASYNC110 - gives way, waits for nothing
-            await asyncio.sleep(0)
-
-    def _wake(self) -> None:
+    def _wake_subscribers(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def close(self, reason: MultigrainError) -> None:
         """Ends every stream with an error (the server stops, or the job was deleted)."""
         self._closed = reason
-        self._wake()
+        self._wake_subscribers()
 
     async def batches(
         self, after_seq: int, kinds: frozenset[str], follow: bool
     ) -> AsyncGenerator[EventBatch, None]:
-        """Events with a greater seq, of the given kinds (empty: all), once and in order.
+        """Events with a greater seq, each exactly once and in order.
 
-        A batch is what has happened since the one before it, of at most BATCH_BYTES or so: a
-        reader that is behind gets large ones. Each event is an encoded JobEvent.
+        A batch holds what has happened since the last one, up to BATCH_BYTES: a subscriber that
+        is behind receives large batches. An idle stream yields heartbeats.
 
-        Ends when the job is in a terminal state and all was sent, or (``follow`` false) when
-        all that is there was sent.
+        Args:
+            after_seq: seq of the last event that the subscriber has; 0 for none.
+            kinds: of events to send; empty for all.
+            follow: True ends the stream when the job is in a terminal state and everything was
+                sent, False when all present events were sent.
 
         Raises:
             MultigrainError: INVALID_FIELD for an ``after_seq`` beyond the newest event, and
@@ -165,57 +320,54 @@ class EventFeed:
         now = asyncio.get_running_loop().time
         try:
             cursor = after_seq
-            quiet_since = now()
+            last_sent = now()
             while True:
-                # Taken before the look at last_seq, so that no wake-up is lost in between.
+                # Taken before last_seq is read: no wake-up between the two is lost.
                 changed = self._changed
                 if self._closed is not None:
                     raise self._closed
                 if cursor < self.last_seq:
-                    batch, cursor = self._batch(cursor, kinds)
-                    if batch:
+                    batch = self._next_batch(cursor, kinds)
+                    cursor = batch.last_seq
+                    if batch.lines:
                         yield batch
-                        quiet_since = now()
-                    # Give others a turn, also when all of it was filtered out.
+                        last_sent = now()
+                    # Yield to other tasks even if the filter left nothing to send.
                     await asyncio.sleep(0)
                     continue
                 if not follow or self.view.state.terminal:
                     return
                 try:
-                    async with asyncio.timeout_at(quiet_since + self._heartbeat_seconds):
+                    async with asyncio.timeout_at(last_sent + self._heartbeat_seconds):
                         await changed.wait()
                 except TimeoutError:
-                    heartbeat = heartbeat_message(self.job_id, self.view.attempt, cursor)
-                    yield [heartbeat.SerializeToString()]
-                    quiet_since = now()
+                    yield EventBatch([], cursor)
+                    last_sent = now()
         finally:
             self.subscribers -= 1
 
-    def _batch(self, cursor: int, kinds: frozenset[str]) -> tuple[list[bytes], int]:
-        """What to send next, and the seq up to which that is everything."""
-        batch: list[bytes] = []
+    def _next_batch(self, cursor: int, kinds: frozenset[str]) -> EventBatch:
+        lines: list[EventLine] = []
         size = 0
-        for entry in self._after(cursor):
-            if not kinds or entry.line.kind in kinds:
-                encoded = entry.encoded()
-                size += len(encoded)
-                if batch and size > BATCH_BYTES:
+        for line in self._lines_after(cursor):
+            if not kinds or line.kind in kinds:
+                size += len(line.raw)
+                if lines and size > BATCH_BYTES:
                     break
-                if encoded:
-                    batch.append(encoded)
-            cursor = entry.line.seq
-        return batch, cursor
+                lines.append(line)
+            cursor = line.seq
+        return EventBatch(lines, cursor)
 
-    def _after(self, cursor: int) -> list[_Entry]:
-        """The next events after ``cursor``: at least one, if there is a readable one."""
-        if self._window and self._window[0].line.seq <= cursor + 1:
-            # seq has no gap, so that the distance is the index.
-            skip = cursor + 1 - self._window[0].line.seq
+    def _lines_after(self, cursor: int) -> list[EventLine]:
+        """The next events after ``cursor``, at least one."""
+        if self._window and self._window[0].seq <= cursor + 1:
+            # The window has no gap: the distance in seq is the index.
+            skip = cursor + 1 - self._window[0].seq
             return [self._window[i] for i in range(skip, len(self._window))]
-        lines = self._file.read_after(cursor)
+        lines = self._log_reader.read_after(cursor)
         if not lines:
             raise MultigrainError(
                 ErrorKind.STORAGE,
                 f"the events of job {self.job_id} after {cursor} can no longer be read from disk",
             )
-        return [_Entry(line) for line in lines]
+        return lines

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from multigrain.events.log import Event
 from multigrain.events.records import (
     ArtifactRecord,
     CheckpointRecord,
@@ -14,7 +15,6 @@ from multigrain.events.records import (
     JobState,
     LossRecord,
     ProgressRecord,
-    Record,
     StateRecord,
 )
 from multigrain.jobs.job_request import JobRequest
@@ -68,10 +68,11 @@ class JobView:
     last_seq: int = 0
     last_time: str = ""  # of the newest event that was folded in
 
-    def apply(self, seq: int, time: str, attempt: int, record: Record) -> None:
-        """Takes in the next event."""
-        self.last_seq, self.last_time = seq, time
-        self.attempt = max(self.attempt, attempt)
+    def apply(self, event: Event) -> None:
+        """Updates the view with the next event."""
+        record, time = event.record, event.time
+        self.last_seq, self.last_time = event.seq, time
+        self.attempt = max(self.attempt, event.attempt)
         if isinstance(record, StateRecord):
             self._state(time, record)
         elif isinstance(record, LossRecord):

@@ -9,8 +9,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from multigrain.events.records import LossRecord, record_from_dict
-from multigrain_server.jobs.event_reader import EventLine, parse_line
+from multigrain.events.records import LossRecord
+from multigrain_server.jobs.event_feed import EventLine, parse_line
 
 POINTS = 160
 # A loss line has some 500 bytes: a window holds at least one wherever it begins.
@@ -90,18 +90,17 @@ def _newest_attempts(lines: list[EventLine]) -> tuple[CurvePoint, ...]:
     points: list[CurvePoint] = []
     for line in lines:
         try:
-            data = line.decode()
-            record = record_from_dict(data)
-            attempt = int(data["attempt"])
+            event = line.event()
         except (ValueError, TypeError, KeyError):
             continue
+        record = event.record
         if not isinstance(record, LossRecord):
             continue
         if points and points[-1].step >= record.step:
             del points[bisect_left(points, record.step, key=lambda point: point.step) :]
         points.append(
             CurvePoint(
-                attempt,
+                event.attempt,
                 record.step,
                 float(record.loss),
                 float(record.classification_loss),

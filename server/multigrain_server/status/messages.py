@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from multigrain.events.records import LogRecord, record_from_dict
-from multigrain_server.jobs.event_reader import parse_line
+from multigrain.events.records import LogRecord
+from multigrain_server.jobs.event_feed import parse_line
 
 _TAIL_BYTES = 256 * 1024
 _SHOWN = 20
@@ -42,10 +42,10 @@ def newest(path: Path) -> tuple[Message, ...]:
         if b'"log":' not in raw or (line := parse_line(raw)) is None or line.kind != "log":
             continue
         try:
-            data = line.decode()
-            record = record_from_dict(data)
+            event = line.event()
         except (ValueError, TypeError, KeyError):
             continue
+        record = event.record
         if isinstance(record, LogRecord) and record.level in _LEVELS:
-            found.append(Message(str(data["time"]), record.level, record.rank, record.message))
+            found.append(Message(event.time, record.level, record.rank, record.message))
     return tuple(found)

@@ -14,9 +14,9 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter
 from multigrain.events.records import JobError, JobState, LogRecord, StateRecord
 from multigrain.v1.job_pb2 import JobEvent
+from multigrain_server.convert.events import encode_events, heartbeat_message
 from multigrain_server.jobs import event_feed
-from multigrain_server.jobs.event_feed import EventFeed
-from multigrain_server.jobs.event_reader import EventFile
+from multigrain_server.jobs.event_feed import EventFeed, EventLogReader
 from tests.server.jobs.fake_runner import loss
 
 ALL: frozenset[str] = frozenset()
@@ -41,7 +41,9 @@ async def _stream(
 ) -> AsyncGenerator[JobEvent, None]:
     async with aclosing(feed.batches(after, kinds, follow)) as batches:
         async for batch in batches:
-            for event in batch:
+            if not batch.lines:
+                yield heartbeat_message(feed.job_id, feed.view.attempt, batch.last_seq)
+            for event in encode_events(batch.lines):
                 yield JobEvent.FromString(event)
 
 
@@ -82,14 +84,18 @@ async def test_who_is_behind_gets_large_batches_within_their_bound(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(path, 3000)
-    monkeypatch.setattr(event_feed, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(event_feed, "BATCH_BYTES", 9000)
     with EventWriter(path, "job-1") as writer:
-        writer.append(LogRecord("INFO", "x" * 5000), 1)
+        writer.append(LogRecord("INFO", "x" * 10_000), 1)
         writer.append(StateRecord(JobState.SUCCEEDED), 2)
-    batches = [batch async for batch in EventFeed("job-1", path).batches(0, ALL, True)]
+    batches = [batch.lines async for batch in EventFeed("job-1", path).batches(0, ALL, True)]
     assert max(len(batch) for batch in batches) > 5
-    assert all(len(batch) == 1 or sum(map(len, batch)) <= 2000 for batch in batches)
-    events = [JobEvent.FromString(event).seq for batch in batches for event in batch]
+    sizes = [sum(len(line.raw) for line in batch) for batch in batches]
+    assert all(len(batch) == 1 or size <= 9000 for batch, size in zip(batches, sizes, strict=True))
+    # What is sent is smaller still.
+    sent = [sum(map(len, encode_events(batch))) for batch in batches]
+    assert all(encoded < raw for encoded, raw in zip(sent, sizes, strict=True))
+    events = [line.seq for batch in batches for line in batch]
     assert events == list(range(1, 3005))
 
 
@@ -97,7 +103,7 @@ def test_a_torn_line_is_held_back_until_it_is_whole(path: Path) -> None:
     _write(path, 2, end=None)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    file = EventFile(path)
+    file = EventLogReader(path)
     assert [line.seq for line in file.read_new()] == [1, 2]
     assert file.read_new() == []
     path.write_bytes(whole)
@@ -108,12 +114,12 @@ def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
     _write(path, 1, end=None)
     with path.open("ab") as file:
         file.write(b'{"seq":3,"torn')
-    file = EventFile(path)
+    file = EventLogReader(path)
     assert len(file.read_new()) == 2
     with EventWriter(path, "job-1") as writer:
         writer.append(LogRecord("INFO", "line\nwith a break"), 1)
     (line,) = file.read_new()
-    assert (line.seq, line.decode()["log"]["message"]) == (3, "line\nwith a break")
+    assert (line.seq, line.fields()["log"]["message"]) == (3, "line\nwith a break")
 
 
 async def test_silence_is_broken_by_heartbeats_that_tell_the_newest_seq(path: Path) -> None:

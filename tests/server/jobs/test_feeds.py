@@ -32,7 +32,7 @@ async def test_who_still_reads_a_deleted_job_is_told_so(
     monkeypatch.setattr(event_feed, "BATCH_BYTES", 1)
     job = await side.submit(events="5")
     await side.ended(job.job_id)
-    events = side.jobs.event_batches(job.job_id, 0, frozenset(), True)
+    events = side.jobs.event_feed(job.job_id).batches(0, frozenset(), True)
     await anext(events)
     await side.jobs.delete(job.job_id)
     with pytest.raises(MultigrainError, match="was deleted") as caught:

@@ -9,6 +9,7 @@ import sqlite3
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.events.log import Event
 from multigrain.events.records import JobError, JobState, StateRecord
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.specs.training import TrainingSpec
@@ -42,9 +43,11 @@ def test_a_job_comes_back_as_it_was(store: JobStore) -> None:
     request = _request(1, name="n", labels={"a": "b"}, request_id="r")
     store.insert(request, JobView(), 10)
     view = JobView()
-    view.apply(2, "2026-01-01T00:01:00Z", 1, StateRecord(JobState.STARTING))
+    started = StateRecord(JobState.STARTING)
+    view.apply(Event(2, "2026-01-01T00:01:00Z", "train-1", 1, started))
     error = JobError("DIVERGED", "m", rank=3)
-    view.apply(3, "2026-01-01T00:02:00Z", 1, StateRecord(JobState.FAILED, "why", error, 1))
+    failed = StateRecord(JobState.FAILED, "why", error, 1)
+    view.apply(Event(3, "2026-01-01T00:02:00Z", "train-1", 1, failed))
     store.save_view("train-1", view, 99)
     row = store.get("train-1")
     assert row is not None

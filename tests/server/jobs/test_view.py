@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from multigrain.events.log import Event
 from multigrain.events.records import (
     ArtifactRecord,
     CheckpointRecord,
@@ -19,10 +20,14 @@ from multigrain_server.jobs.job import JobView
 from tests.server.jobs.fake_runner import loss
 
 
+def _event(seq: int, attempt: int, record: Record) -> Event:
+    return Event(seq, f"2026-01-01T00:00:{seq:02d}Z", "job", attempt, record)
+
+
 def _fold(*events: tuple[int, Record]) -> JobView:
     view = JobView()
     for seq, (attempt, record) in enumerate(events, 1):
-        view.apply(seq, f"2026-01-01T00:00:{seq:02d}Z", attempt, record)
+        view.apply(_event(seq, attempt, record))
     return view
 
 
@@ -54,7 +59,7 @@ def test_an_evaluation_s_progress_moves_and_ends_at_its_images() -> None:
     assert (view.progress.step, view.progress.total_steps) == (60, 120)
     assert (view.progress.fraction, view.progress.eta_seconds) == (0.5, 6.0)
     assert JobView.from_json(view.to_json()) == view
-    view.apply(4, "2026-01-01T00:00:04Z", 1, EvaluationRecord({"top1": 1.0}, images=118))
+    view.apply(_event(4, 1, EvaluationRecord({"top1": 1.0}, images=118)))
     assert (view.progress.fraction, view.progress.total_steps) == (1.0, 118)
 
 
@@ -70,10 +75,10 @@ def test_a_resumed_job_has_no_end_and_no_error() -> None:
     failed = _fold(*RUN, (1, StateRecord(JobState.FAILED, "m", error, 1)))
     assert (failed.error, failed.exit_code) == (error, 1)
     assert failed.end_time == "2026-01-01T00:00:09Z"
-    failed.apply(10, "2026-01-01T00:00:10Z", 1, StateRecord(JobState.QUEUED))
+    failed.apply(_event(10, 1, StateRecord(JobState.QUEUED)))
     assert (failed.error, failed.exit_code, failed.end_time) == (None, None, "")
     assert failed.progress.eta_seconds == -1
-    failed.apply(11, "2026-01-01T00:00:11Z", 2, StateRecord(JobState.STARTING))
+    failed.apply(_event(11, 2, StateRecord(JobState.STARTING)))
     assert (failed.attempt, failed.start_time) == (2, "2026-01-01T00:00:02Z")
 
 
@@ -96,7 +101,7 @@ def test_the_newest_check_of_the_curvature_outlasts_the_steps_without_one() -> N
     assert view.last_check == check
     assert JobView.from_json(view.to_json()) == view
     kept = replace(check, refreshed_layers=0, kept_layers=47)
-    view.apply(99, "2026-01-01T00:01:00Z", 1, kept)
+    view.apply(_event(59, 1, kept))
     assert view.last_check == kept
 
 
