@@ -120,7 +120,7 @@ bench: $(STAMP) $(PEERS)/.installed
 # loads the standard library it finds: Debian's fits, newer releases of 3.11 do not.
 peers-serving: $(STAMP) $(TRITON)/.installed
 	$(BIN)/python -m benchmarks.serving --pytriton $(TRITON)/bin/python \
-	    callers by_hand pytriton
+	    callers plain_grpc pytriton
 
 $(TRITON)/.installed:
 	$(TRITON_PYTHON) -m venv $(TRITON)

@@ -1,13 +1,13 @@
-"""Augmentation by Pillow in the loader's threads against MindSpore's C++ operators.
+"""Augmentation with Pillow in the loader's threads compared with MindSpore's C++ operators.
 
     python -m benchmarks.augmentation [--seconds 3]
 
-Photographs of 500 x 375 as JPEG become views of 224 x 224: decoded, cut at random, scaled,
-mirrored, (kind "full") with brightness, contrast and saturation jittered, normalized, as float32
+JPEG photographs of 500 x 375 become views of 224 x 224: decoded, randomly cropped, scaled,
+flipped, (kind "full") with brightness, contrast and saturation jittered, normalized, as float32
 (3, 224, 224).
 
-Three ways: this program's own; MindSpore's operators as its documentation has them, a C++ pipeline
-that draws its own random numbers; and MindSpore's operators called one by one with numbers drawn
+Three implementations: the project's; MindSpore's operators in a C++ pipeline that draws its own
+random numbers, as documented; and MindSpore's operators called one by one with random numbers drawn
 here, which would keep the seed of each view.
 """
 
@@ -56,7 +56,7 @@ SPECS = {
 
 
 def photographs() -> list[bytes]:
-    """Cuts of scikit-learn's two photographs, 500 x 375, JPEG of quality 90."""
+    """Crops of scikit-learn's two photographs, 500 x 375, JPEG quality 90."""
     random, files = Random(0), []
     for number in range(FILES):
         whole = Image.fromarray(load_sample_images().images[number % 2])
@@ -69,23 +69,23 @@ def photographs() -> list[bytes]:
 
 @dataclass(frozen=True)
 class Rate:
-    """Images a second, and a second of processor time, whichever threads spent it."""
+    """Images per second of wall time and per second of CPU time of all threads."""
 
     wall: float
-    processor: float
+    cpu: float
 
 
 @contextmanager
 def measured(found: list[Rate], done: Callable[[], int]) -> Iterator[None]:
-    """Appends the rate of what is done meanwhile."""
-    wall, processor = time.perf_counter(), time.process_time()
+    """Appends the rate of the work done inside the context."""
+    wall, cpu = time.perf_counter(), time.process_time()
     yield
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    found.append(Rate(done() / wall, done() / processor))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    found.append(Rate(done() / wall, done() / cpu))
 
 
 def rate(work: Callable[[int], object], seconds: float, threads: int = 1, each: int = 1) -> Rate:
-    """Of calls, ``each`` of so many images, by so many threads at once."""
+    """Rate of calls of ``work`` from several threads; each call handles ``each`` images."""
     counts = [0] * threads
 
     def run(thread: int) -> None:
@@ -102,8 +102,8 @@ def rate(work: Callable[[int], object], seconds: float, threads: int = 1, each: 
 
 
 @dataclass(frozen=True)
-class Ours:
-    """The loader's work for a view, or for so many copies of a picture that it decodes once."""
+class Project:
+    """The loader's work for one view, or for several copies of an image that is decoded once."""
 
     files: list[bytes]
     kind: str
@@ -118,7 +118,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Eager:
-    """MindSpore's operators one by one, with numbers drawn as ``Augmenter`` draws them."""
+    """MindSpore's operators one by one, with random numbers drawn as in ``Augmenter``."""
 
     files: list[bytes]
     kind: str
@@ -174,7 +174,7 @@ def pipeline_rate(
         data = data.map(operators, "image", num_parallel_workers=threads)
         data = data.batch(FILES, drop_remainder=True).repeat(10**6)
         rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
-        for _ in range(20):  # what the queues hold was made before
+        for _ in range(20):  # drain what the queues already hold
             next(rows)
         found: list[Rate] = []
         done = 0
@@ -195,7 +195,7 @@ def _mindspore_adjusted(operation: Callable[..., Any], image: Any, _seed: int) -
 
 
 def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Callable[[int], Any]]]:
-    """Name, Pillow's way, MindSpore's way of each part."""
+    """Name, Pillow implementation and MindSpore implementation of each part."""
     whole = decode_image(files[0])
     pixels = np.asarray(whole)
     small = whole.resize((SIZE, SIZE))
@@ -205,21 +205,21 @@ def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Calla
     table = Augmenter(spec, SIZE)._plain
     yield "decode", lambda _n: decode_image(files[0]), lambda _n: vision.Decode()(encoded)
     yield (
-        "cut and scale",
+        "crop and scale",
         lambda n: random_resized_crop(whole, SIZE, spec, Random(n)),
         lambda n: cut(pixels, Random(n)),
     )
     yield (
-        "mirror",
+        "flip",
         lambda _n: small.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         lambda _n: vision.HorizontalFlip()(view),
     )
-    for name, own, theirs in (
+    for name, ours, theirs in (
         ("brightness", brightness, vision.AdjustBrightness),
         ("contrast", contrast, vision.AdjustContrast),
         ("saturation", saturation, vision.AdjustSaturation),
     ):
-        yield name, partial(_adjusted, own, small), partial(_mindspore_adjusted, theirs, view)
+        yield name, partial(_adjusted, ours, small), partial(_mindspore_adjusted, theirs, view)
     yield (
         "all three in random order",
         lambda n: color_jitter(small, 0.3, Random(n)),
@@ -236,14 +236,14 @@ def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement")
     seconds = parser.parse_args().seconds
     ds.config.set_numa_enable(False)
     files = photographs()
-    ways: dict[str, Callable[[str, int], Rate]] = {
-        "this program": lambda kind, threads: rate(Ours(files, kind), seconds, threads),
-        "this program, 3 copies of a picture": lambda kind, threads: rate(
-            Ours(files, kind, 3), seconds, threads, each=3
+    implementations: dict[str, Callable[[str, int], Rate]] = {
+        "this project": lambda kind, threads: rate(Project(files, kind), seconds, threads),
+        "this project, 3 copies of an image": lambda kind, threads: rate(
+            Project(files, kind, 3), seconds, threads, each=3
         ),
         "C++ operators one by one": lambda kind, threads: rate(
             Eager(files, kind), seconds, threads
@@ -251,20 +251,20 @@ def main() -> None:
         "C++ pipeline": lambda kind, threads: pipeline_rate(
             files, kind, seconds, threads, fused=False
         ),
-        "C++ pipeline, decoding the cut only": lambda kind, threads: pipeline_rate(
+        "C++ pipeline, decoding the crop only": lambda kind, threads: pipeline_rate(
             files, kind, seconds, threads, fused=True
         ),
     }
-    print("| | images a processor second | images a second, 1 thread | 2 threads |")
+    print("| | images per CPU second | images/s, 1 thread | 2 threads |")
     print("|---|---|---|---|")
     for kind in SPECS:
-        for name, way in ways.items():
-            one, two = way(kind, 1), way(kind, 2)
-            row = f"{one.processor:.0f} | {one.wall:.0f} | {two.wall:.0f}"
+        for name, measure in implementations.items():
+            one, two = measure(kind, 1), measure(kind, 2)
+            row = f"{one.cpu:.0f} | {one.wall:.0f} | {two.wall:.0f}"
             print(f"| {kind}: {name} | {row} |", flush=True)
-    print("\n| part, ms of a processor | Pillow | C++ operator |\n|---|---|---|")
-    for name, own, theirs in parts(files):
-        times = [1000 / rate(work, seconds / 4).processor for work in (own, theirs)]
+    print("\n| part, CPU ms | Pillow | C++ operator |\n|---|---|---|")
+    for name, ours, theirs in parts(files):
+        times = [1000 / rate(work, seconds / 4).cpu for work in (ours, theirs)]
         print(f"| {name} | " + " | ".join(f"{t:.2f}" for t in times) + " |", flush=True)
 
 

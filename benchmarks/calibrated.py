@@ -1,9 +1,9 @@
-"""A bundle of ResNet-50 with GeM at 224 px whose vectors can be compared, and an 8-bit graph.
+"""Writes a bundle of ResNet-50 with GeM at 224 px for accuracy comparisons, with an int8 graph.
 
-``python -m benchmarks.calibrated MODELS_DIR`` writes ``MODELS_DIR/calibrated/1``, in about a
-minute. Weights are random, BatchNorm's statistics those of photographs, so that activations have
-the sizes of a trained network's. Beside the bundle, ``photographs.npz`` holds what MindSpore
-says of ``benchmarks.photographs`` in float32.
+``python -m benchmarks.calibrated MODELS_DIR`` writes ``MODELS_DIR/calibrated/1`` in about a
+minute. The weights are random, the BatchNorm statistics are those of photographs, so that the
+activations are as large as in a trained network. ``photographs.npz`` in the bundle's folder holds
+MindSpore's float32 outputs for ``benchmarks.photographs``.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _PASSES = 12
 
 
 def write_bundle(models_dir: Path) -> Path:
-    """Writes it unless it is there; returns its folder."""
+    """Returns the bundle's folder and writes it if it is missing."""
     folder = models_dir / NAME / "1"
     if (folder / "model.json").is_file():
         return folder
-    # Imported here: it takes seconds, and a bundle that is there needs none of it.
+    # Imported here: takes seconds and is not needed for an existing bundle.
     import mindspore
     from mindspore import Tensor
     from safetensors.numpy import save_file

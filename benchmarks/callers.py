@@ -1,7 +1,7 @@
-"""Callers of a serving benchmark, in a process of their own.
+"""Load generator of the serving benchmark, in its own process.
 
-``python -m benchmarks.callers PLAN`` with a plan as JSON (:class:`Plan`) writes a
-:class:`Report` as JSON. The same callers, with the same photographs, for every server.
+``python -m benchmarks.callers PLAN`` takes a :class:`Plan` as JSON and prints a :class:`Report` as
+JSON. Every server gets the same calls with the same photographs.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from multigrain.v1.inference import service_pb2, service_pb2_grpc
 from multigrain_client import Client
 
 Call = Callable[[int, float], Awaitable[Any]]
-#: Where a call's time goes: the last two are the daemon's side of the engine's socket, and gRPC on
-#: both sides with the caller's own work.
+#: Parts of a call's time. The last two are the transfer between daemon and engine, and gRPC on both
+#: sides including the caller's own work.
 STAGES = ("decode", "queue", "compute", "daemon to engine and back", "caller to daemon and back")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the callers do.
+    """The calls to make.
 
     Attributes:
         address: host:port.
         protocol: of EmbeddingService, or of the Open Inference Protocol (PyTriton).
-        callers: each sends its next image when the last is answered; who is refused waits as
-            long as the server says, or 0.1 s.
-        rate: instead, calls a second, whatever becomes of them.
-        stream: instead, images of one EmbedStream by the client of ours, as it comes.
-        seconds: how long.
-        deadline: of each call, in seconds.
+        callers: number of callers. Each sends its next image after the previous answer; after
+            a refusal it waits as long as the server says, or 0.1 s.
+        rate: calls per second regardless of the answers, instead of ``callers``.
+        stream: number of images to send in one EmbedStream of the Python client, instead.
+        seconds: duration.
+        deadline: timeout of each call in seconds.
         model: for PyTriton.
     """
 
@@ -58,16 +58,21 @@ class Plan:
 
 @dataclass
 class Report:
-    """What became of it. ``by_second``: answers in each second. ``stages_ms``: of a single caller
-    of ours, medians of where its time went. ``cpu_seconds``: of the callers' process since the
-    first call."""
+    """Results of a plan.
+
+    Attributes:
+        by_second: answers in each second.
+        cpu_seconds: of the callers' process since the first call.
+        retry_delays: number of refusals that came with a retry delay.
+        stages_ms: medians of the parts of a call, with a single caller of EmbeddingService.
+    """
 
     answered: int = 0
     seconds: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
-    told_to_wait: int = 0
+    retry_delays: int = 0
     by_second: list[int] = field(default_factory=list)
     cpu_seconds: float = 0.0
     rss_mb: tuple[float, ...] = ()
@@ -79,7 +84,7 @@ class Report:
 
 
 class Tally:
-    """Counts while calls come and go."""
+    """Collects the results of calls."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -87,7 +92,7 @@ class Tally:
         self.latencies: list[float] = []
         self.ends: list[float] = []
         self.codes: Counter[str] = Counter()
-        self.told = 0
+        self.retry_delays = 0
         self.rss: list[float] = []
         self.stages: list[tuple[float, ...]] = []
 
@@ -112,7 +117,7 @@ class Tally:
             p50_ms=float(np.percentile(latencies, 50)),
             p99_ms=float(np.percentile(latencies, 99)),
             codes=dict(self.codes),
-            told_to_wait=self.told,
+            retry_delays=self.retry_delays,
             by_second=np.bincount(np.array(self.ends, int), minlength=int(seconds)).tolist(),
             cpu_seconds=time.process_time() - self._cpu,
             rss_mb=tuple(self.rss),
@@ -146,8 +151,8 @@ def _call(plan: Plan, channel: grpc.aio.Channel) -> Call:
         requests = [embedding_pb2.EmbedRequest(images=[data]) for data in photographs()]
         return lambda number, seconds: embed(requests[number % len(requests)], timeout=seconds)
     infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-    asked = [_infer_request(plan.model, data) for data in photographs()]
-    return lambda number, seconds: infer(asked[number % len(asked)], timeout=seconds)
+    inputs = [_infer_request(plan.model, data) for data in photographs()]
+    return lambda number, seconds: infer(inputs[number % len(inputs)], timeout=seconds)
 
 
 def _infer_request(model: str, data: bytes) -> service_pb2.ModelInferRequest:
@@ -169,20 +174,20 @@ async def _closed(plan: Plan, call: Call, tally: Tally, number: int) -> None:
 
 
 async def _at_rate(plan: Plan, call: Call, tally: Tally) -> None:
-    under_way: set[asyncio.Task[float | None]] = set()
+    in_flight: set[asyncio.Task[float | None]] = set()
     for number in range(int(plan.rate * plan.seconds)):
         ahead = tally.start + number / plan.rate - time.perf_counter()
         if ahead > 0:
             await asyncio.sleep(ahead)
         task = asyncio.create_task(_one(plan, call, tally, number))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    if under_way:
-        await asyncio.wait(under_way)
+        in_flight.add(task)
+        task.add_done_callback(in_flight.discard)
+    if in_flight:
+        await asyncio.wait(in_flight)
 
 
 async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | None:
-    """One call; how long to wait after it if it was refused."""
+    """Makes one call and returns how long to wait if it was refused."""
     began = time.perf_counter()
     try:
         answer = await call(number, plan.deadline)
@@ -190,7 +195,7 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
         tally.codes[error.code().name] += 1
         for key, value in error.trailing_metadata() or ():
             if key == "grpc-retry-pushback-ms":
-                tally.told += 1
+                tally.retry_delays += 1
                 return int(value) / 1000
         return 0.1
     tally.answered(began, answer if plan.callers == 1 else None)
@@ -198,14 +203,14 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
 
 
 def stream(plan: Plan) -> Report:
-    """One client's bulk embedding, as its users call it."""
-    pictures = photographs()
+    """Embeds many images through one EmbedStream."""
+    files = photographs()
     process = psutil.Process()
     with Client(plan.address) as client:
-        for _ in client.embed_stream(pictures):
+        for _ in client.embed_stream(files):
             pass
         tally = Tally()
-        images = (pictures[number % len(pictures)] for number in range(plan.stream))
+        images = (files[number % len(files)] for number in range(plan.stream))
         for answer in client.embed_stream(images):
             if answer.error is not None:
                 raise RuntimeError(f"image {answer.index}: {answer.error}")

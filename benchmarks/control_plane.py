@@ -1,12 +1,12 @@
-"""How the daemon's registry and event streams scale.
+"""Scaling of the daemon's job registry and event streams.
 
     python -m benchmarks.control_plane registry --jobs 10000
     python -m benchmarks.control_plane replay --events 1000000
     python -m benchmarks.control_plane subscribers --count 500 --rate 50 --seconds 20
     python -m benchmarks.control_plane writing --events 2000
 
-Each prints JSON; the first three start a real daemon on loopback with a data directory made for
-it, the last one a runner's end of a worker's channel.
+Each prints JSON. The first three start a daemon on loopback with a temporary data directory; the
+last one measures the channel between a worker and a runner.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def loss(step: int, steps: int) -> LossRecord:
 
 
 def make_job(data: Path, number: int, losses: int) -> str:
-    """The folder of a training that has ended."""
+    """Writes the folder of a finished training run."""
     job_id = f"train-20260101-000000-{number:06x}"
     folder = JobFolder(data / "jobs" / job_id)
     folder.path.mkdir(parents=True)
@@ -73,20 +73,20 @@ def make_job(data: Path, number: int, losses: int) -> str:
 
 
 def timed_start(daemon: Daemon) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     daemon.start()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def registry(folder: Path, jobs: int) -> dict[str, float]:
-    """Seconds of starts, milliseconds of ListJobs over gRPC (median and worst of 50)."""
+    """Seconds to start, milliseconds of ListJobs over gRPC (median and maximum of 50)."""
     for number in range(jobs):
         make_job(folder / "data", number, 3)
     daemon = Daemon(folder)
     rebuild = timed_start(daemon)
     daemon.stop()
     start = timed_start(daemon)
-    found: dict[str, float] = {"jobs": jobs, "rebuild_s": rebuild, "start_s": start}
+    results: dict[str, float] = {"jobs": jobs, "rebuild_s": rebuild, "start_s": start}
     with daemon.client() as client:
         middle = client.ListJobs(ListJobsRequest(page_size=1000)).next_page_token
         for name, request in {
@@ -98,40 +98,40 @@ def registry(folder: Path, jobs: int) -> dict[str, float]:
         }.items():
             times = []
             for _ in range(50):
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 client.ListJobs(request)
-                times.append(1000 * (time.perf_counter() - begun))
-            found[f"{name}_ms"] = statistics.median(times)
-            found[f"{name}_worst_ms"] = max(times)
+                times.append(1000 * (time.perf_counter() - start))
+            results[f"{name}_ms"] = statistics.median(times)
+            results[f"{name}_max_ms"] = max(times)
     daemon.stop()
-    return found
+    return results
 
 
 def replay(folder: Path, events: int) -> dict[str, float]:
-    """Events a second from an ended job's log to one client."""
+    """Events per second from a finished job's log to one client."""
     job_id = make_job(folder / "data", 1, events)
     daemon = Daemon(folder).start()
     process = psutil.Process(daemon.process.pid)
     with daemon.client() as client:
-        used, own, begun = process.cpu_times(), time.process_time(), time.perf_counter()
+        used, own, start = process.cpu_times(), time.process_time(), time.perf_counter()
         last = count = 0
         for event in client.stream_events(job_id, follow=False):
             count, last = count + 1, event.seq
-        seconds, own = time.perf_counter() - begun, time.process_time() - own
+        seconds, own = time.perf_counter() - start, time.process_time() - own
         daemons = sum(process.cpu_times()[:2]) - sum(used[:2])
     daemon.stop()
     assert count == last == events + 4
     return {
         "events": count,
         "seconds": seconds,
-        "events_a_second": count / seconds,
-        "daemon_cpu_us_an_event": 1e6 * daemons / count,
-        "client_cpu_us_an_event": 1e6 * own / count,
+        "events_per_second": count / seconds,
+        "daemon_cpu_us_per_event": 1e6 * daemons / count,
+        "client_cpu_us_per_event": 1e6 * own / count,
     }
 
 
 async def follow(address: str, job_id: str, count: int, total: int) -> list[list[float]]:
-    """Receipt times of every event by every subscriber."""
+    """Times at which each subscriber received each event."""
 
     async def one(channel: aio.Channel) -> list[float]:
         call = JobServiceStub(channel).StreamEvents(
@@ -146,7 +146,7 @@ async def follow(address: str, job_id: str, count: int, total: int) -> list[list
                 return times
         return times
 
-    # Fifty streams a connection: as many clients behind a few proxies.
+    # Fifty streams per connection, like many clients behind a few proxies.
     channels = [aio.insecure_channel(address) for _ in range(max(1, count // 50))]
     try:
         return await asyncio.gather(*(one(channels[i % len(channels)]) for i in range(count)))
@@ -156,10 +156,10 @@ async def follow(address: str, job_id: str, count: int, total: int) -> list[list
 
 
 def subscribers(folder: Path, count: int, rate: float, seconds: float) -> dict[str, float]:
-    """Milliseconds from the write of an event to its receipt, and the daemon's share of a core.
+    """Milliseconds from writing an event to receiving it, and the cores that the daemon uses.
 
-    The job runs by its own writer, which holds the lock of the log as a runner does: this
-    process. The subscribers live in one more process, so that its work is not counted.
+    This process writes the event log and holds its lock, as a runner does. The subscribers run in
+    another process, so that their work is not counted.
     """
     data, total = folder / "data", int(rate * seconds)
     job_id = make_job(data, 1, 1)
@@ -173,15 +173,15 @@ def subscribers(folder: Path, count: int, rate: float, seconds: float) -> dict[s
         answer = pool.apply_async(_follow, (daemon.address, job_id, count, total))
         while f"multigrain_event_subscribers {count:.1f}" not in daemon.metrics():
             time.sleep(0.2)
-        used, begun, written = sum(process.cpu_times()[:2]), time.perf_counter(), []
+        used, start, written = sum(process.cpu_times()[:2]), time.perf_counter(), []
         for step in range(total):
-            delay = begun + step / rate - time.perf_counter()
+            delay = start + step / rate - time.perf_counter()
             if delay > 0:
                 time.sleep(delay)
             written.append(time.time())
             writer.append(loss(step + 1, total), 1)
         received = answer.get(timeout=seconds * 4 + 60)
-        wall = time.perf_counter() - begun
+        wall = time.perf_counter() - start
         used = sum(process.cpu_times()[:2]) - used
     writer.append(StateRecord(JobState.SUCCEEDED), 1)
     writer.close()
@@ -194,7 +194,7 @@ def subscribers(folder: Path, count: int, rate: float, seconds: float) -> dict[s
         "events": len(lags),
         "p50_ms": lags[len(lags) // 2],
         "p99_ms": lags[int(len(lags) * 0.99)],
-        "worst_ms": lags[-1],
+        "max_ms": lags[-1],
         "daemon_cores": used / wall,
         "seconds": wall,
     }
@@ -205,25 +205,25 @@ def _follow(address: str, job_id: str, count: int, total: int) -> list[list[floa
 
 
 def _record(folder: Path, address: Connection) -> None:
-    """The runner's side: takes what a worker says and appends it to the log."""
+    """The runner's side: appends the worker's records to the event log."""
     server = ChannelServer(folder)
     address.send((server.address, server.token))
-    used, told = time.process_time(), 0
+    used, count = time.process_time(), 0
     with EventWriter(folder / "events.jsonl", "job") as writer:
         while True:
             for received in server.wait(1.0):
                 match received.message:
                     case Emit(record):
                         writer.append(record, 1)
-                        told += 1
+                        count += 1
                     case Done():
-                        address.send((told, time.process_time() - used))
+                        address.send((count, time.process_time() - used))
                         server.close()
                         return
 
 
 def writing(folder: Path, events: int) -> dict[str, float]:
-    """What an event costs the trainer, all its threads together, and the runner beside it."""
+    """CPU time per event of the trainer (all threads) and of the runner."""
     ours, theirs = multiprocessing.Pipe()
     runner = multiprocessing.get_context("spawn").Process(target=_record, args=(folder, theirs))
     runner.start()
@@ -235,20 +235,20 @@ def writing(folder: Path, events: int) -> dict[str, float]:
     for _ in range(events):
         time.sleep(pause)
     idle = time.process_time() - used
-    used, in_step = time.process_time(), 0.0
+    used, step_thread = time.process_time(), 0.0
     for step in range(events):
-        begun = time.thread_time()
+        start = time.thread_time()
         reporter.emit(loss(step + 1, events))
-        in_step += time.thread_time() - begun
+        step_thread += time.thread_time() - start
         time.sleep(pause)
     reporter.finish(Done(True, ""))
     used = time.process_time() - used - idle
-    told, runners = ours.recv()
+    count, runners = ours.recv()
     runner.join()
-    assert told == events
+    assert count == events
     return {
         "events": events,
-        "in_the_step_us": 1e6 * in_step / events,
+        "step_thread_us": 1e6 * step_thread / events,
         "trainer_cpu_us": 1e6 * used / events,
         "share_of_a_50_ms_step": used / events / 0.05,
         "runner_cpu_us": 1e6 * runners / events,

@@ -1,10 +1,10 @@
-"""Engines of a ResNet-50: how fast a dead one is replaced, and what a load costs other models.
+"""Engines of a ResNet-50: time to replace a killed engine, and the effect of a load on latency.
 
-``python -m benchmarks.engines --models DIR`` (the bundles are written there if they are missing;
-that takes a minute). One manager with its engines, without gRPC:
+``python -m benchmarks.engines --models DIR`` (writes missing bundles there in about a minute). One
+model manager with its engines, without gRPC:
 
-* the engine is killed while idle, and while it has work; the time until health is SERVING again;
-* one caller of one model, alone and while another model is loaded again and again.
+* an engine is killed while idle and while busy: time until health is SERVING again;
+* one caller of one model, alone and while another model is loaded and unloaded repeatedly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KILLS, LOADS = 5, 4
 
 
 async def seconds_to_replace(h: House, *, busy: bool) -> float:
-    """From the signal to the next SERVING."""
+    """Seconds from the signal until health is SERVING again."""
     photograph = picture(1, size=(500, 375), kind="JPEG")
     count = h.health_log.count((EMBEDDING_SERVICE, True))
     engine = h.manager.route("").engine
@@ -46,7 +46,7 @@ async def seconds_to_replace(h: House, *, busy: bool) -> float:
 
 
 async def latencies(h: House, end: asyncio.Event) -> list[float]:
-    """Of one caller of the first model, in milliseconds."""
+    """Milliseconds of each call of one caller of the first model."""
     photograph = picture(1, size=(500, 375), kind="JPEG")
     found: list[float] = []
     while not end.is_set():
@@ -59,7 +59,7 @@ async def latencies(h: House, end: asyncio.Event) -> list[float]:
 async def measure(root: Path, runtime: str) -> None:
     config = small_config(
         max_batch=32, decode_threads=0, engine_threads=0, runtime=runtime,
-        # Kills here are no failures in a row.
+        # Restart without a back-off: each kill is meant to be a first failure.
         restart_backoff_seconds=1e-3, restart_backoff_max_seconds=1e-3,
     )  # fmt: skip
     async with house(root, config) as h:

@@ -1,11 +1,11 @@
-"""A training job's step against a bare MindSpore loop: ResNet-50 at 224 px.
+"""Step time of a training job relative to a plain MindSpore loop, ResNet-50 at 224 px.
 
-``python -m benchmarks.job_overhead``. The job runs as the daemon starts it: runner, msrun,
-worker, events, metrics, checkpoints, and its images come from JPEG files, augmented. The loop
-has one batch in memory and knows nothing of all that. Both take turns. Ends with status 1 if the
-job's step is above 1.03 of the loop's, or waits for data for 5 % of its time.
+``python -m benchmarks.job_overhead``. The job runs as under the daemon: runner, msrun, worker,
+events, metrics, checkpoints and augmented images from JPEG files. The loop has one batch in memory
+and none of that. Both run alternately. Exits with 1 if a step of the job takes more than 1.03
+times as long, or if the job waits for data 5 % of the time.
 
-One checkpoint is reckoned for 100 steps; in the presets there is one for each 5,000.
+The cost of a checkpoint is spread over 100 steps; the presets write one every 5,000.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.contestant import Contestant, median_ms
+from benchmarks.alternating import BenchmarkProcess, median_ms
 from benchmarks.mindspore_step import CLASSES, training_spec
 from benchmarks.photographs import photographs
 from multigrain.events.log import EventWriter, read_events, utc_now
@@ -36,8 +36,8 @@ STEPS_PER_CHECKPOINT = 100
 
 
 @dataclass(frozen=True)
-class JobFigures:
-    """Seconds of a job's steps after the warm-up and of one checkpoint; share of waiting."""
+class JobTimes:
+    """Seconds of each step after the warm-up and of one checkpoint; share of time spent waiting."""
 
     steps: list[float]
     data_wait: float
@@ -45,15 +45,15 @@ class JobFigures:
 
 
 def write_images(root: Path) -> None:
-    """Photographs in eight class folders."""
+    """Writes photographs into eight class folders."""
     for number, data in enumerate(photographs()):
         folder = root / f"class-{number % 8}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:03d}.jpg").write_bytes(data)
 
 
-def run_job(root: Path, name: str, batch: int) -> JobFigures:
-    """Runs a job to its end and reads its events."""
+def run_job(root: Path, name: str, batch: int) -> JobTimes:
+    """Runs a job to its end and reads its event log."""
     folder = JobFolder(root / name)
     folder.path.mkdir()
     spec = training_spec("momentum", batch, 224)
@@ -87,8 +87,8 @@ def run_job(root: Path, name: str, batch: int) -> JobFigures:
         before = event.time
     if len(steps) != STEPS - WARM_UP:
         logs = "".join(p.read_text()[-2000:] for p in sorted(folder.logs.glob("*.log")))
-        raise RuntimeError(f"the job took {len(steps)} steps after its warm-up: {logs}")
-    return JobFigures(steps, waits[-1], checkpoint)
+        raise RuntimeError(f"the job logged {len(steps)} steps after the warm-up: {logs}")
+    return JobTimes(steps, waits[-1], checkpoint)
 
 
 def main() -> int:
@@ -97,23 +97,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     bare: list[float] = []
-    jobs: list[JobFigures] = []
+    jobs: list[JobTimes] = []
     arguments = ["--kind", "bare", "--batch", str(options.batch), "--warm-up", str(WARM_UP)]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_images(root / "images")
-        with Contestant("benchmarks.mindspore_step", arguments) as loop:
-            bare += loop.turn(TURN).seconds
+        with BenchmarkProcess("benchmarks.mindspore_step", arguments) as loop:
+            bare += loop.measure(TURN).seconds
             for number in range(options.rounds):
                 jobs.append(run_job(root, f"job-{number}", options.batch))
-                bare += loop.turn(TURN).seconds
+                bare += loop.measure(TURN).seconds
     base = median_ms(bare)
     step = median_ms([s for job in jobs for s in job.steps])
     checkpoint = statistics.median(job.checkpoint for job in jobs) * 1000
     wait = statistics.median(job.data_wait for job in jobs)
     ratio = (step + checkpoint / STEPS_PER_CHECKPOINT) / base
-    print(f"bare loop {base:.0f} ms, job {step:.0f} ms, a checkpoint {checkpoint:.0f} ms")
-    print(f"ratio {ratio:.3f}, allowed {LIMIT}; data wait {wait:.1%}, allowed {WAIT_LIMIT:.0%}")
+    print(f"bare loop {base:.0f} ms, job {step:.0f} ms, one checkpoint {checkpoint:.0f} ms")
+    print(f"ratio {ratio:.3f}, limit {LIMIT}; data wait {wait:.1%}, limit {WAIT_LIMIT:.0%}")
     return 0 if ratio <= LIMIT and wait < WAIT_LIMIT else 1
 
 

@@ -1,7 +1,7 @@
-"""A contestant: training steps in MindSpore on one random batch.
+"""Training steps in MindSpore on one random batch, for :mod:`benchmarks.alternating`.
 
-``--kind thor`` and ``momentum`` are the product's own step; ``bare`` is what a user would write
-without it: ``nn.TrainOneStepCell`` and ``nn.Momentum``.
+``--kind thor`` and ``momentum`` are the step of a training job; ``bare`` is the plain MindSpore
+loop: ``nn.TrainOneStepCell`` and ``nn.Momentum``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn
 
-from benchmarks.contestant import Turn, peak_mib, serve
+from benchmarks.alternating import Measurement, peak_mib, serve
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.specs.training import (
@@ -32,7 +32,7 @@ from multigrain.specs.training import (
 from multigrain.train.step import TrainStep
 
 CLASSES = 1000
-# Functions whose time a refresh is divided into: (end of the file's name, name) -> part.
+# Profiled parts of a refresh: (end of the file name, function) -> part.
 PARTS = {
     ("train/gradients.py", "__call__"): "forward, backward and factors",
     ("thor/curvature.py", "refresh"): "refresh on the host",
@@ -43,7 +43,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Random images (N, 3, side, side), labels, and instances that come in pairs."""
+    """Random images (N, 3, side, side) and labels; instances occur in pairs."""
 
     images: Tensor
     labels: Tensor
@@ -62,7 +62,7 @@ class Batch:
 def training_spec(
     kind: str, batch: int, side: int, *, trunk: str = "resnet50", frequency: int = 100
 ) -> TrainingSpec:
-    """The specification of a step; everything not given has its default."""
+    """The specification of a step; all other fields have their defaults."""
     return TrainingSpec(
         model=ModelSpec.model_validate({"trunk": trunk, "image_size": side}),
         objective=ObjectiveSpec(instance_loss="none", classification_weight=1.0),
@@ -94,7 +94,7 @@ class Loss(nn.Cell):
 
 
 def bare_step(spec: TrainingSpec) -> Callable[[Batch], Any]:
-    """The same network and loss in MindSpore's own training cell."""
+    """The same network and loss in MindSpore's training cell."""
     model = build_model(spec.model, CLASSES)
     optimizer = nn.Momentum(
         model.trainable_params(), 0.01, spec.optimizer.momentum, spec.optimizer.weight_decay
@@ -134,15 +134,15 @@ def main() -> None:
             model.classifier.bias.asnumpy()  # waits for the update
             return result.refreshed_layers
 
-    def take(steps: int, parts: bool) -> Turn:
+    def take(steps: int, parts: bool) -> Measurement:
         seconds, refreshed = [], []
         profile = cProfile.Profile()
         for _ in range(steps):
             begin = time.perf_counter()
             refreshed.append(profile.runcall(one) if parts else one())
             seconds.append(time.perf_counter() - begin)
-        found = _parts(profile) if parts else {}
-        return Turn(seconds, refreshed, peak_mib(), found, sizes)
+        profiled = _parts(profile) if parts else {}
+        return Measurement(seconds, refreshed, peak_mib(), profiled, sizes)
 
     take(options.warm_up, False)
     if options.kind != "bare":
@@ -152,12 +152,12 @@ def main() -> None:
 
 
 def _parts(profile: cProfile.Profile) -> dict[str, float]:
-    found = {}
+    seconds = {}
     for (path, _, function), row in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         for (end, name), part in PARTS.items():
             if path.endswith(end) and function == name:
-                found[part] = float(row[3])
-    return found
+                seconds[part] = float(row[3])
+    return seconds
 
 
 if __name__ == "__main__":

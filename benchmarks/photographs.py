@@ -1,9 +1,8 @@
 """64 photographs of about 500 x 375 pixels, the same on every machine.
 
-Nothing is downloaded: they are cut from the two photographs that scikit-learn ships (a temple
-in China and a flower), each with its own frame, turn, tone and grain, so that no two are equal
-and their files are as heavy as a camera's. For timing, and for comparing two ways of computing
-one vector; never for judging what a network has learned.
+They are cropped from the two photographs that scikit-learn ships (a temple in China and a flower)
+with random frames, rotations, tones and noise, so that all differ and the files are as large as a
+camera's. Use them for timing and to compare numerical results, not to judge a trained network.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from PIL import Image
 
 COUNT = 64
 _QUALITY = 88
-# Width and height; most pictures lie on their side.
+# Width and height; most photographs are landscape.
 _SIZES = ((500, 375), (500, 333), (500, 400), (375, 500))
 
 
 def photographs(count: int = COUNT) -> list[bytes]:
-    """JPEG files, 4:2:0, 30 to 110 kB; number ``i`` does not depend on ``count``."""
+    """JPEG files, 4:2:0, 30 to 110 kB. The first ones are the same for every ``count``."""
     from sklearn.datasets import load_sample_images
 
     sources = [Image.fromarray(pixels) for pixels in load_sample_images().images]
@@ -39,7 +38,7 @@ def _photograph(source: Image.Image, number: int) -> bytes:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(picture, np.float64) / 255
     pixels = pixels ** random.uniform(0.75, 1.35) * random.uniform(0.85, 1.1, size=3)
-    pixels += random.normal(scale=0.012, size=(height, width, 1))  # the sensor's grain
+    pixels += random.normal(scale=0.012, size=(height, width, 1))  # sensor noise
     out = io.BytesIO()
     Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(
         out, "JPEG", quality=_QUALITY
@@ -48,15 +47,15 @@ def _photograph(source: Image.Image, number: int) -> bytes:
 
 
 def _frame(size: tuple[int, int], aspect: float, random: np.random.Generator) -> tuple[float, ...]:
-    """Corners of a slightly turned rectangle of this aspect inside the source, as QUAD takes
-    them: upper left, lower left, lower right, upper right."""
+    """Corners of a slightly rotated rectangle inside the source, in the order of QUAD: upper left,
+    lower left, lower right, upper right."""
     full = np.array(size, float)
     angle = random.uniform(-0.06, 0.06)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     half = np.array([aspect, 1.0]) / 2
     signs = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
     offsets: NDArray[np.float64] = (signs * half) @ turn.T
-    reach = np.abs(offsets).max(axis=0)  # the turned rectangle's own half width and height
+    reach = np.abs(offsets).max(axis=0)  # half width and height of the rotated rectangle
     offsets *= random.uniform(0.7, 1.0) * (full / (2 * reach)).min()
     reach = np.abs(offsets).max(axis=0)
     middle = random.uniform(reach, full - reach)

@@ -1,9 +1,9 @@
-"""A training step of ResNet-50, batch 16, 224 px: MindSpore against PyTorch.
+"""Training step of ResNet-50, batch 16, 224 px: MindSpore compared with PyTorch.
 
-``.venv-peers/bin/python -m benchmarks.pytorch_step`` after ``make peers`` (or name an interpreter
-that has PyTorch with ``--pytorch``). Both take turns with all cores: cross-entropy alone, SGD with
-momentum and weight decay, float32; PyTorch with channels last. Ends with status 1 if MindSpore
-needs more than 1.2 times PyTorch's time.
+``.venv-peers/bin/python -m benchmarks.pytorch_step`` after ``make peers``, or set ``--pytorch`` to
+an interpreter that has PyTorch. Both run alternately on all cores: cross-entropy only, SGD with
+momentum and weight decay, float32; PyTorch with channels last. Exits with 1 if MindSpore takes
+more than 1.2 times as long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.contestant import Contestant, median_ms
+from benchmarks.alternating import BenchmarkProcess, median_ms
 
 LIMIT = 1.2
 
@@ -26,18 +26,18 @@ def main() -> int:
     ours: list[float] = []
     theirs: list[float] = []
     with (
-        # MindSpore tries out how many threads each kernel gets in its first 15 steps or so.
-        Contestant(
+        # MindSpore tunes the number of threads per kernel in its first 15 steps or so.
+        BenchmarkProcess(
             "benchmarks.mindspore_step", ["--kind", "momentum", "--warm-up", "16", *batch]
         ) as mindspore,
-        Contestant("benchmarks.pytorch_contestant", batch, python=options.pytorch) as pytorch,
+        BenchmarkProcess("benchmarks.pytorch_training", batch, python=options.pytorch) as pytorch,
     ):
         for _ in range(options.rounds):
-            ours += mindspore.turn(1).seconds
-            theirs += pytorch.turn(1).seconds
+            ours += mindspore.measure(1).seconds
+            theirs += pytorch.measure(1).seconds
     ratio = median_ms(ours) / median_ms(theirs)
     print(f"MindSpore {median_ms(ours):.0f} ms, PyTorch {median_ms(theirs):.0f} ms")
-    print(f"ratio {ratio:.2f}, allowed {LIMIT}")
+    print(f"ratio {ratio:.2f}, limit {LIMIT}")
     return 0 if ratio <= LIMIT else 1
 
 

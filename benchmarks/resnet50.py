@@ -1,6 +1,6 @@
-"""A bundle of ResNet-50 with GeM at 224 px and random weights, for measurements of speed.
+"""Writes a bundle of ResNet-50 with GeM at 224 px and random weights, for speed measurements.
 
-``python -m benchmarks.resnet50 MODELS_DIR [NAME] [VERSION]`` writes it.
+``python -m benchmarks.resnet50 MODELS_DIR [NAME] [VERSION]``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CLASSES = 1000
 
 
 def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> Path:
-    """Writes ``models_dir/name/version`` unless it is there, and returns it."""
+    """Returns ``models_dir/name/version`` and writes the bundle if it is missing."""
     folder = models_dir / name / str(version)
     if (folder / "model.json").is_file():
         return folder
-    # Imported here: it takes seconds, and a bundle that is there needs none of it.
+    # Imported here: takes seconds and is not needed for an existing bundle.
     from safetensors.numpy import save_file
 
     from multigrain.export import graphs

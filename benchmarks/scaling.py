@@ -1,11 +1,11 @@
-"""Two workers on two cores against one worker on one core: ResNet-50 at 224 px.
+"""Scaling from one worker on one core to two workers on two cores, ResNet-50 at 224 px.
 
-``python -m benchmarks.scaling``. Every worker has the same batch (weak scaling), so that the
-ideal is the same time for a step. One and two workers are started in turn, by msrun as in a job.
-After the first step, which compiles, each worker keeps to a core of its own: MindSpore's kernel
-threads obey no variable or setting, so that a worker told to use one thread used 1.4 cores.
-The all-reduce is timed apart, on tensors of the gradients' shapes. Ends with status 1 if the
-efficiency, one worker's time over two workers', is below 0.85.
+``python -m benchmarks.scaling``. Every worker has the same batch (weak scaling), so the ideal step
+time stays the same. Runs with one and with two workers alternate; msrun starts them as in a job.
+After the first step, which compiles, each worker is bound to one core: MindSpore's kernel threads
+ignore the thread settings, and a worker limited to one thread used 1.4 cores. The all-reduce is
+timed separately on tensors with the shapes of the gradients. Exits with 1 if the efficiency (time
+of one worker / time of two workers) is below 0.85.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from multigrain.jobs.launchers import HOST, free_port
 from multigrain.jobs.worker import THREAD_VARIABLES
 
 LIMIT = 0.85
-# The first compiles.
+# The first step compiles.
 WARM_UP = 1
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Of one run: seconds of the steps and of the all-reduces, and CPU time over wall time."""
+class Times:
+    """Seconds of a run's steps and all-reduces, CPU time / wall time, MiB of gradients."""
 
     steps: list[float]
     all_reduces: list[float]
@@ -41,21 +41,21 @@ class Figures:
     mib: float
 
 
-def keep_to(core: int) -> None:
-    """Binds every thread of this process to one core; threads to come inherit it.
+def bind_to(core: int) -> None:
+    """Binds every thread of this process to one core; later threads inherit it.
 
-    Not at the start: two workers bound before they had joined and compiled took 20 to 31 s for
-    it, unbound 8 s.
+    Call it after the first step: bound workers took 20 to 31 s to connect and compile, unbound
+    workers 8 s.
     """
     for thread in Path("/proc/self/task").iterdir():
         try:
             os.sched_setaffinity(int(thread.name), {core})
         except ProcessLookupError:
-            continue  # it has ended since
+            continue  # the thread has ended
 
 
 def work(out: Path, batch: int, side: int, steps: int) -> None:
-    """What each worker does."""
+    """Runs the steps of one worker."""
     import mindspore
     from mindspore import Tensor
     from mindspore.communication import get_group_size, get_rank, init
@@ -72,7 +72,7 @@ def work(out: Path, batch: int, side: int, steps: int) -> None:
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             allowed = sorted(os.sched_getaffinity(0))
-            keep_to(allowed[get_rank() % len(allowed)])
+            bind_to(allowed[get_rank() % len(allowed)])
         begin, used = time.perf_counter(), time.process_time()
         step(data.images, data.labels, data.instances)
         model.classifier.bias.asnumpy()  # waits for the update
@@ -95,15 +95,15 @@ def work(out: Path, batch: int, side: int, steps: int) -> None:
     if get_rank() == 0:
         mib = sum(float(np.prod(s)) for s in shapes) * 4 / 2**20
         cores = sum(cpu[WARM_UP:]) / sum(seconds[WARM_UP:])
-        figures = Figures(seconds[WARM_UP:], reduces[WARM_UP:], cores, mib)
-        out.write_text(json.dumps(asdict(figures)))
+        times = Times(seconds[WARM_UP:], reduces[WARM_UP:], cores, mib)
+        out.write_text(json.dumps(asdict(times)))
 
 
-def run(world: int, options: argparse.Namespace) -> Figures:
+def run(world: int, options: argparse.Namespace) -> Times:
     """Starts the workers and waits for them."""
     binaries = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "figures.json"
+        out = Path(folder) / "times.json"
         done = subprocess.run(
             [
                 str(binaries / "msrun"),
@@ -128,8 +128,8 @@ def run(world: int, options: argparse.Namespace) -> Figures:
         )
         if not out.exists():
             logs = "".join(p.read_text()[-2000:] for p in Path(folder).glob("log/*.log"))
-            raise RuntimeError(f"msrun ended with {done.returncode}: {done.stderr}{logs}")
-        return Figures(**json.loads(out.read_text()))
+            raise RuntimeError(f"msrun exited with code {done.returncode}: {done.stderr}{logs}")
+        return Times(**json.loads(out.read_text()))
 
 
 def main() -> int:
@@ -143,8 +143,8 @@ def main() -> int:
     if options.out:
         work(options.out, options.batch, options.side, options.steps)
         return 0
-    one: list[Figures] = []
-    two: list[Figures] = []
+    one: list[Times] = []
+    two: list[Times] = []
     for _ in range(options.rounds):
         one.append(run(1, options))
         two.append(run(2, options))
@@ -153,9 +153,9 @@ def main() -> int:
     reduce = statistics.median(s for f in two for s in f.all_reduces)
     for name, runs in (("1 worker ", one), ("2 workers", two)):
         each = statistics.median(s for f in runs for s in f.steps)
-        print(f"{name}: {each * 1000:.0f} ms a step, {runs[0].cores:.2f} cores a worker")
+        print(f"{name}: {each * 1000:.0f} ms per step, {runs[0].cores:.2f} cores per worker")
     print(f"all-reduce of {two[0].mib:.0f} MiB: {reduce * 1000:.0f} ms = {reduce / double:.1%}")
-    print(f"efficiency {single / double:.3f}, at least {LIMIT}")
+    print(f"efficiency {single / double:.3f}, minimum {LIMIT}")
     return 0 if single / double >= LIMIT else 1
 
 

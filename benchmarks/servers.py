@@ -1,4 +1,4 @@
-"""Servers under measurement: ours and two that one would take instead."""
+"""The servers that are compared: multigrain, a plain gRPC server and PyTriton."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ _START_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers at ``address``; ``cold_seconds`` from its start to that moment;
-    ``runtime`` as the daemon names it."""
+    """A running server.
+
+    Attributes:
+        cold_seconds: from its start until it could answer.
+        runtime: of the loaded model, as the daemon names it.
+    """
 
     address: str
     process: psutil.Process
@@ -32,15 +36,15 @@ class Server:
     runtime: str = ""
 
     def cpu_seconds(self) -> float:
-        """Of the whole tree, so far."""
+        """CPU seconds of the process tree so far."""
         return sum(sum(p.cpu_times()[:2]) for p in self._tree())
 
     def rss_mb(self) -> float:
-        """Of the whole tree, now."""
+        """Resident memory of the process tree."""
         return sum(p.memory_info().rss for p in self._tree()) / 1e6
 
     def parts(self) -> dict[str, float]:
-        """CPU seconds of the server itself and of what it has started."""
+        """CPU seconds of the server and of its child processes."""
         own = sum(self.process.cpu_times()[:2])
         return {"daemon": own, "engines": self.cpu_seconds() - own}
 
@@ -49,8 +53,8 @@ class Server:
 
 
 @contextmanager
-def ours(data_dir: Path, model: str, *options: str, runtime: str = "") -> Iterator[Server]:
-    """The daemon with one model loaded."""
+def multigrain(data_dir: Path, model: str, *options: str, runtime: str = "") -> Iterator[Server]:
+    """A daemon with one model loaded."""
     log = data_dir / "bench.log"
     command = [sys.executable, "-m", "multigrain_server.main", "--data-dir", str(data_dir)]
     started = time.perf_counter()
@@ -65,13 +69,13 @@ def ours(data_dir: Path, model: str, *options: str, runtime: str = "") -> Iterat
         seconds = time.perf_counter() - started
         yield Server(address, psutil.Process(process.pid), seconds, runtime=loaded.runtime)
     finally:
-        _end(process)
+        _stop(process)
 
 
 @contextmanager
-def by_hand(bundle: Path, scratch: Path) -> Iterator[Server]:
-    """``peers.grpc_onnx``."""
-    log = scratch / "by_hand.log"
+def plain_grpc(bundle: Path, scratch: Path) -> Iterator[Server]:
+    """The server of ``peers.grpc_onnx``."""
+    log = scratch / "plain_grpc.log"
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -83,16 +87,16 @@ def by_hand(bundle: Path, scratch: Path) -> Iterator[Server]:
         address = _wait_for(process, log, r"(127\.0\.0\.1:\d+)")
         yield Server(address, psutil.Process(process.pid), time.perf_counter() - started)
     finally:
-        _end(process)
+        _stop(process)
 
 
 @contextmanager
 def pytriton(bundle: Path, scratch: Path, python: Path) -> Iterator[Server]:
-    """``peers.triton_onnx`` with the interpreter of an environment that has it."""
+    """The server of ``peers.triton_onnx``; ``python`` belongs to an environment with PyTriton."""
     log = scratch / "pytriton.log"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -105,7 +109,7 @@ def pytriton(bundle: Path, scratch: Path, python: Path) -> Iterator[Server]:
         seconds = time.perf_counter() - started
         yield Server(f"127.0.0.1:{port}", psutil.Process(process.pid), seconds, "triton")
     finally:
-        _end(process)
+        _stop(process)
 
 
 def _wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
@@ -117,10 +121,10 @@ def _wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
         if process.poll() is not None:
             break
         time.sleep(0.02)
-    raise RuntimeError(f"it does not start: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(20)

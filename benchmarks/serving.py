@@ -1,10 +1,10 @@
-"""Serving at the machine's limit: ours beside two servers that one would take instead.
+"""Serving throughput and latency compared with the machine's limit and with two other servers.
 
 ``python -m benchmarks.serving [PART ...]``; without a part, all of them in one run. Parts:
-callers, overload, stream, swaps, by_hand, pytriton (in an environment of its own: make
-peers-serving). ResNet-50 with GeM at 224 px, random weights, 64 photographs; callers and servers
-share the machine. The limit is measured before and after each figure that is compared with it, by
-turns (``benchmarks.raw``).
+callers, overload, stream, swaps, plain_grpc, pytriton (needs an environment of its own: ``make
+peers-serving``). ResNet-50 with GeM at 224 px, random weights, 64 photographs; callers and servers
+share the machine. The limit (``benchmarks.machine_limit``) is measured before and after each
+result that is compared with it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.callers import Plan, Report
-from benchmarks.raw import Machine, Raw
-from benchmarks.servers import Server, by_hand, ours, pytriton
+from benchmarks.machine_limit import Limits, Machine
+from benchmarks.servers import Server, multigrain, plain_grpc, pytriton
 from benchmarks.swaps import swap_under_load
 from multigrain_client import Client
 
-PARTS = ("callers", "stream", "overload", "swaps", "by_hand", "pytriton")
+PARTS = ("callers", "stream", "overload", "swaps", "plain_grpc", "pytriton")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much of each part."""
+    """Options of the command line."""
 
     out: Path
     runtime: str
@@ -57,7 +57,7 @@ def call(server: Server, **fields: object) -> Report:
 
 
 def write_bundle(models_dir: Path, version: int = 1) -> Path:
-    """In a process of its own: MindSpore cannot be loaded beside gRPC's messages."""
+    """Runs in a child process: MindSpore and gRPC cannot be loaded into one."""
     command = [sys.executable, "-m", "benchmarks.resnet50", str(models_dir), "resnet50"]
     subprocess.run([*command, str(version)], check=True, stdout=subprocess.DEVNULL)
     return models_dir / "resnet50" / str(version)
@@ -69,14 +69,14 @@ def row(name: str, *cells: object) -> None:
     print(f"| {' | '.join([name, *text])} |", flush=True)
 
 
-def each(name: str, found: list[float]) -> None:
-    """What the rounds gave, and their median."""
-    row(name, statistics.median(found), "of", *found)
+def each(name: str, values: list[float]) -> None:
+    """Prints the median of the rounds and each round."""
+    row(name, statistics.median(values), "of", *values)
 
 
 def measured(name: str, server: Server, machine: Machine, options: Options) -> float:
-    """What is measured of every server; the rate with 16 callers."""
-    limits: list[Raw] = []
+    """Measures one server and returns its images per second with 16 callers."""
+    limits: list[Limits] = []
     sixteens, ones, manys = [], [], []
     for _ in range(options.rounds):
         before, parts = machine.measure(), server.parts()
@@ -88,50 +88,51 @@ def measured(name: str, server: Server, machine: Machine, options: Options) -> f
         manys.append(call(server, callers=256, seconds=options.seconds, deadline=2.0))
         limits += [before.between(between), between.between(after)]
     row("server", name, server.runtime)
-    each("preparing an image on one core, ms", [found.prepare_ms for found in limits])
-    each("engine on all cores, images/s", [found.engine for found in limits])
-    each("limit, images/s", [found.limit for found in limits])
+    each("preprocessing one image on one core, ms", [limit.prepare_ms for limit in limits])
+    each("engine on all cores, images/s", [limit.engine for limit in limits])
+    each("limit, images/s", [limit.limit for limit in limits])
     each("16 callers, images/s", [report.rate for report in sixteens])
     against = zip(sixteens, limits[::2], strict=True)
-    each("16 callers, over the limit", [report.rate / found.limit for report, found in against])
-    each("one image alone, ms", [found.alone_ms for found in limits])
+    each("16 callers / limit", [report.rate / limit.limit for report, limit in against])
+    each("single image, ms", [limit.alone_ms for limit in limits])
     each("1 caller, p50 ms", [report.p50_ms for report in ones])
     alone = zip(ones, limits[1::2], strict=True)
     each(
-        "1 caller, p50 over alone, ms", [report.p50_ms - found.alone_ms for report, found in alone]
+        "1 caller, p50 - single image, ms",
+        [report.p50_ms - limit.alone_ms for report, limit in alone],
     )
     for stage, ms in ones[-1].stages_ms.items():
         row("1 caller, p50 ms", stage, ms)
     pairs = zip(manys, sixteens, strict=True)
-    each("256 callers, in time/s", [report.rate for report in manys])
-    each("256 callers, over 16 callers", [many.rate / report.rate for many, report in pairs])
+    each("256 callers, answers in time/s", [report.rate for report in manys])
+    each("256 callers / 16 callers", [many.rate / report.rate for many, report in pairs])
     each("256 callers, p99 ms", [report.p99_ms for report in manys])
     for report in manys:
-        row("codes of the 256", json.dumps(report.codes), "with a delay", report.told_to_wait)
+        row("256 callers, codes", json.dumps(report.codes), "with a delay", report.retry_delays)
     row("cold start s", server.cold_seconds, "RSS MB", server.rss_mb())
     for part, seconds in took.items():
-        row(f"CPU ms an image, {part}", 1000 * seconds / sixteens[-1].answered)
-    row("CPU ms an image, callers", 1000 * sixteens[-1].cpu_seconds / sixteens[-1].answered)
+        row(f"CPU ms per image, {part}", 1000 * seconds / sixteens[-1].answered)
+    row("CPU ms per image, callers", 1000 * sixteens[-1].cpu_seconds / sixteens[-1].answered)
     return statistics.median(report.rate for report in sixteens)
 
 
 def overload(server: Server, options: Options) -> None:
-    """Five times what it can, for a while; then normal load again."""
+    """Five times the normal rate for some time, then normal load again."""
     normal = call(server, callers=16, seconds=options.seconds)
     before, cpu = server.rss_mb(), server.parts()
     five = call(server, rate=5 * normal.rate, seconds=options.overload_seconds, deadline=2.0)
     took = {part: used - cpu[part] for part, used in server.parts().items()}
     after = call(server, callers=16, seconds=options.seconds)
     row("5 x overload", "good/s", five.rate, "of normal", five.rate / normal.rate)
-    row("p99 of the accepted ms", five.p99_ms, json.dumps(five.codes), five.told_to_wait)
-    row("cores that callers took", five.cpu_seconds / five.seconds)
-    row("cores that the daemon took, refusals and all", took["daemon"] / five.seconds)
-    row("afterwards by second", *after.by_second[:5], "normal", normal.rate)
+    row("p99 of accepted calls, ms", five.p99_ms, json.dumps(five.codes), five.retry_delays)
+    row("cores used by callers", five.cpu_seconds / five.seconds)
+    row("cores used by the daemon, including refusals", took["daemon"] / five.seconds)
+    row("answers per second afterwards", *after.by_second[:5], "normal", normal.rate)
     row("RSS MB before, after", before, server.rss_mb())
 
 
 def stream(server: Server, machine: Machine, options: Options) -> None:
-    """One client's bulk embedding."""
+    """Bulk embedding by one client."""
     memory = server.rss_mb()
     shares = []
     for _ in range(options.rounds):
@@ -141,7 +142,7 @@ def stream(server: Server, machine: Machine, options: Options) -> None:
         shares.append(report.rate / limit)
         row("EmbedStream images/s", report.rate, "limit", limit, "images", report.answered)
         row("client RSS MB", *report.rss_mb[:: max(1, len(report.rss_mb) // 6)])
-    each("EmbedStream, over the limit", shares)
+    each("EmbedStream / limit", shares)
     row("server RSS MB before, after", memory, server.rss_mb())
 
 
@@ -149,16 +150,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
-    parser.add_argument("--runtime", default="", help="of LoadModel; default auto")
+    parser.add_argument("--runtime", default="", help="runtime of LoadModel; default auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--stream-images", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--swap-every", type=int, default=2000)
-    parser.add_argument("--daemon", default="", help='flags of ours: "--serving-decode-threads 1"')
-    parser.add_argument("--long", action="store_true", help="100,000 requests of swaps")
-    parser.add_argument("--pytriton", type=Path, help="python of an environment that has it")
+    parser.add_argument(
+        "--daemon", default="", help='options of the daemon, such as "--serving-decode-threads 1"'
+    )
+    parser.add_argument("--long", action="store_true", help="100,000 requests in the part swaps")
+    parser.add_argument("--pytriton", type=Path, help="interpreter of an environment with PyTriton")
     given = vars(parser.parse_args())
     parts: Iterable[str] = given.pop("parts") or PARTS
     if given.pop("long"):
@@ -173,30 +176,30 @@ def run(parts: set[str], options: Options) -> None:
     rate = 0.0
     with Machine(bundle, options.runtime) as machine:
         if {"callers", "overload", "stream"} & parts:
-            with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
+            with multigrain(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
                 if "callers" in parts:
                     rate = measured("multigrain", server, machine, options)
                 if "stream" in parts:
                     stream(server, machine, options)
                 if "overload" in parts:
                     overload(server, options)
-        if "by_hand" in parts:
-            with by_hand(bundle, options.out) as server:
-                peer = measured("grpc.aio by hand, onnxruntime f32", server, machine, options)
+        if "plain_grpc" in parts:
+            with plain_grpc(bundle, options.out) as server:
+                peer = measured("plain grpc.aio, onnxruntime f32", server, machine, options)
                 if rate:
-                    row("ours / by hand", rate / peer)
+                    row("multigrain / plain grpc.aio", rate / peer)
         if "pytriton" in parts and options.pytriton is not None:
             with pytriton(bundle, options.out, options.pytriton) as server:
                 peer = measured("PyTriton, onnxruntime f32", server, machine, options)
                 if rate:
-                    row("ours / PyTriton", rate / peer)
+                    row("multigrain / PyTriton", rate / peer)
     if "swaps" in parts:
         write_bundle(data / "models", version=2)
-        with ours(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
+        with multigrain(data, "resnet50@1", *daemon, runtime=options.runtime) as server:
             with Client(server.address) as client:
                 client.load_model("resnet50@1", make_default=True)
-            found = asyncio.run(swap_under_load(server, options.requests, options.swap_every))
-            found.report(row)
+            swaps = asyncio.run(swap_under_load(server, options.requests, options.swap_every))
+            swaps.report(row)
 
 
 if __name__ == "__main__":

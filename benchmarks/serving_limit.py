@@ -1,7 +1,7 @@
-"""What the machine allows: preprocessing and the raw engines on all cores, in one process.
+"""The machine's limits: preprocessing and inference on all cores in one process.
 
-``python -m benchmarks.serving_limit MODELS_DIR``, on a machine that does nothing else. The limit
-of serving is 1 / (1 / preprocessing + 1 / engine), both in images a second on all cores.
+``python -m benchmarks.serving_limit MODELS_DIR``, on an idle machine. The limit of serving is
+1 / (1 / preprocessing + 1 / inference), both in images per second on all cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECONDS = 4.0
 
 
 def rate(work: Callable[[], int], seconds: float = _SECONDS) -> float:
-    """Images a second of ``work``, which returns how many it did: the best of three thirds."""
+    """Images per second of ``work``, which returns how many it did; the best third counts."""
     work()
     best = 0.0
     for _ in range(3):
@@ -47,7 +47,7 @@ def rate(work: Callable[[], int], seconds: float = _SECONDS) -> float:
 
 
 def preprocessing_rate(files: list[bytes], threads: int) -> float:
-    """Images a second with this many threads, as the engine's decoders are."""
+    """Images per second with this many decoding threads."""
     with ThreadPoolExecutor(threads) as pool:
 
         def work() -> int:
@@ -56,9 +56,9 @@ def preprocessing_rate(files: list[bytes], threads: int) -> float:
         return rate(work)
 
 
-def engine_rate(runtime: Runtime, pictures: list[Pixels], batch: int) -> float:
+def engine_rate(runtime: Runtime, images: list[Pixels], batch: int) -> float:
     def work() -> int:
-        runtime.run_pixels(pictures[:batch], scores=False)
+        runtime.run_pixels(images[:batch], scores=False)
         return batch
 
     return rate(work)
@@ -70,10 +70,8 @@ def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray((a64 * b64).sum(axis=1) / norms)
 
 
-def compute(runtime: Runtime, pictures: list[Pixels]) -> Outputs:
-    parts = [
-        runtime.run_pixels(pictures[start : start + 8]) for start in range(0, len(pictures), 8)
-    ]
+def compute(runtime: Runtime, images: list[Pixels]) -> Outputs:
+    parts = [runtime.run_pixels(images[start : start + 8]) for start in range(0, len(images), 8)]
     return Outputs(
         np.concatenate([part.embedding for part in parts]),
         np.concatenate([part.logits for part in parts]),
@@ -81,8 +79,8 @@ def compute(runtime: Runtime, pictures: list[Pixels]) -> Outputs:
 
 
 def encodings(embedding: FloatArray) -> None:
-    """Bytes and accuracy of the answers' number formats, for normalized vectors."""
-    print("| dtype | bytes a vector | smallest cosine | largest difference |\n|---|---|---|---|")
+    """Size and accuracy of the dtypes of normalized embeddings."""
+    print("| dtype | bytes per vector | smallest cosine | largest difference |\n|---|---|---|---|")
     for dtype, kind in (("fp32", "<f4"), ("fp16", "<f2"), ("int8", "i1")):
         rows, size = [], 0
         for row in embedding:
@@ -98,25 +96,25 @@ def encodings(embedding: FloatArray) -> None:
 
 
 def large(runtime: Runtime) -> None:
-    """What decoding at a fraction of the size gains for pictures of 12 megapixels, and costs."""
+    """Time and accuracy of scaled decoding for images of 12 megapixels."""
     files = []
     for number, data in enumerate(photographs(4)):
-        picture = Image.open(io.BytesIO(data)).resize((4000, 3000), Image.Resampling.BICUBIC)
-        grain = np.random.default_rng(number).normal(scale=4, size=(3000, 4000, 1))
-        pixels = (np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)
+        image = Image.open(io.BytesIO(data)).resize((4000, 3000), Image.Resampling.BICUBIC)
+        noise = np.random.default_rng(number).normal(scale=4, size=(3000, 4000, 1))
+        pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "JPEG", quality=90)
         files.append(out.getvalue())
-    images, seconds = [], []
+    batches, seconds = [], []
 
     def decode_fully(data: bytes, preprocessing: Preprocessing) -> NDArray[np.float32]:
         return preprocess_image(decode_image(data), preprocessing)
 
     for prepare in (preprocess, decode_fully):
         start = time.perf_counter()
-        images.append(np.stack([prepare(data, PREPROCESSING) for data in files]))
+        batches.append(np.stack([prepare(data, PREPROCESSING) for data in files]))
         seconds.append((time.perf_counter() - start) / len(files))
-    scaled, full = (runtime.run(batch).embedding for batch in images)
+    scaled, full = (runtime.run(batch).embedding for batch in batches)
     print(
         f"4000 x 3000: {1e3 * seconds[0]:.0f} ms scaled, {1e3 * seconds[1]:.0f} ms full, "
         f"smallest cosine {cosines(scaled, full).min():.5f}"
@@ -127,21 +125,21 @@ def main(models_dir: Path) -> None:
     folder = write_bundle(models_dir)
     bundle = Bundle(folder, read(folder))
     files = photographs()
-    pictures = [crop(data, PREPROCESSING) for data in files]
+    images = [crop(data, PREPROCESSING) for data in files]
     expected = np.load(folder / REFERENCE)
     cores = os.cpu_count() or 1
     one, both = preprocessing_rate(files, 1), preprocessing_rate(files, cores)
     print(f"preprocessing: {1e3 / one:.2f} ms on one core, {both:.0f} images/s on {cores}")
     print(
         "| runtime | batch 1, ms | full batch, images/s | limit, images/s | smallest cosine | "
-        "same top-1 | load, s |\n|---|---|---|---|---|---|---|"
+        "equal top-1 | load, s |\n|---|---|---|---|---|---|---|"
     )
     for name in RUNTIMES:
         start = time.perf_counter()
         (runtime,) = load(name, bundle, Compute()).runtimes.values()
         seconds = time.perf_counter() - start
-        single, full = (engine_rate(runtime, pictures, n) for n in (1, runtime.best_batch))
-        got = compute(runtime, pictures)
+        single, full = (engine_rate(runtime, images, n) for n in (1, runtime.best_batch))
+        got = compute(runtime, images)
         cosine = cosines(got.embedding, expected["embedding"]).min()
         same = (got.logits.argmax(1) == expected["logits"].argmax(1)).mean()
         print(

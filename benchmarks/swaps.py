@@ -1,4 +1,4 @@
-"""Model swaps under load: every so many requests the other version is loaded."""
+"""Replaces a model with another version at regular intervals under load."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CALLERS = 8
 
 @dataclass
 class Swaps:
-    """What became of the calls.
+    """Results of the calls.
 
     Args:
-        calm, during: seconds of each call that saw no swap, and of those that began or ended
-            in one.
-        errors: of calls that were not answered.
-        rss_mb: of daemon and engines after each swap, when the old engine has gone.
+        calm: seconds of each call outside a swap.
+        during: seconds of each call that started or ended during a swap.
+        errors: of failed calls.
+        rss_mb: of daemon and engines after each swap, once the old engine has exited.
     """
 
     calm: list[float] = field(default_factory=list)
@@ -37,23 +37,23 @@ class Swaps:
         return len(self.calm) + len(self.during)
 
     def report(self, row: Callable[..., None]) -> None:
-        """Writes the rows of a table."""
+        """Prints rows of a table."""
         calm, during = _p99_ms(self.calm), _p99_ms(self.during)
         row("p99 ms calm", calm, "calls", len(self.calm))
         row("p99 ms during a swap", during, "calls", len(self.during))
-        row("p99 during a swap over else", during / calm)
+        row("p99 during a swap / otherwise", during / calm)
         row("errors", len(self.errors), *self.errors[:3])
         row("swaps", len(self.rss_mb), "server RSS MB after each", *map(round, self.rss_mb))
-        # The first swaps fill what is kept for good.
+        # The first swaps fill caches.
         later = self.rss_mb[len(self.rss_mb) // 4 :]
         if len(later) > 2:
             slope = float(np.polyfit(range(len(later)), later, 1)[0])
-            row("server RSS MB a swap, fitted to the last three quarters", slope)
+            row("server RSS MB per swap, fitted to the last three quarters", slope)
 
 
 async def swap_under_load(server: Server, requests: int, swap_every: int) -> Swaps:
-    """Eight callers without a pause, while resnet50@1 and resnet50@2 replace each other."""
-    found = Swaps()
+    """Eight callers send without a pause while resnet50@1 and resnet50@2 replace each other."""
+    swaps = Swaps()
     pictures = photographs()
     swapping = False
     async with AsyncClient(server.address) as client:
@@ -63,17 +63,17 @@ async def swap_under_load(server: Server, requests: int, swap_every: int) -> Swa
                 began, before = time.perf_counter(), swapping
                 try:
                     await client.embed(pictures[number % len(pictures)])
-                except Exception as error:  # counted, whatever it is
-                    found.errors.append(repr(error)[:200])
-                into = found.during if before or swapping else found.calm
+                except Exception as error:  # every error counts
+                    swaps.errors.append(repr(error)[:200])
+                into = swaps.during if before or swapping else swaps.calm
                 into.append(time.perf_counter() - began)
 
         async def swap() -> None:
             nonlocal swapping
             version = 2
-            while found.calls < requests:
+            while swaps.calls < requests:
                 await asyncio.sleep(0.05)
-                if found.calls < (len(found.rss_mb) + 1) * swap_every:
+                if swaps.calls < (len(swaps.rss_mb) + 1) * swap_every:
                     continue
                 swapping = True
                 await client.load_model(f"resnet50@{version}", make_default=True)
@@ -81,13 +81,13 @@ async def swap_under_load(server: Server, requests: int, swap_every: int) -> Swa
                 swapping = False
                 version = 3 - version
                 while len(server.process.children(recursive=True)) > 1:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)  # nothing tells of another process's end
-                found.rss_mb.append(server.rss_mb())
+                    await asyncio.sleep(0.05)  # nothing signals that a grandchild has exited
+                swaps.rss_mb.append(server.rss_mb())
 
         task = asyncio.create_task(swap())
         await asyncio.gather(*(caller(number) for number in range(_CALLERS)))
         task.cancel()
-    return found
+    return swaps
 
 
 def _p99_ms(seconds: list[float]) -> float:

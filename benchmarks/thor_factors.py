@@ -1,16 +1,16 @@
-"""THOR's factors against KFAC of curvlinops, an implementation that shares no line with ours.
+"""Compares THOR's curvature factors with the K-FAC of curvlinops, an independent implementation.
 
-Run it by hand, in an environment that has both::
+Run it in an environment that has both::
 
     pip install torch curvlinops-for-pytorch
     python -m benchmarks.thor_factors
 
-One small network in MindSpore and in PyTorch, with the same weights, batch and labels. Of every
-layer, every diagonal block of A and of G is compared with the same block of curvlinops' full
-factors for the empirical Fisher. Ends with status 1 if any differs by more than 1e-4, relative
-to the block's Frobenius norm.
+A small network in MindSpore and in PyTorch, with the same weights, batch and labels. Every diagonal
+block of A and G of every layer is compared with the same block of curvlinops' full factors for the
+empirical Fisher matrix. Exits with 1 if the relative error in Frobenius norm of any block exceeds
+1e-4.
 
-curvlinops leaves the number of positions T in G: its factors are A and T G. Ours come as
+curvlinops keeps the number of positions T in G: its factors are A and T G. Here they are
 sqrt(T) A and sqrt(T) G.
 """
 
@@ -55,8 +55,8 @@ SHAPES = (
 )
 
 
-class Ours(nn.Cell):
-    """Convolutions with ReLU, mean over the positions, two dense layers."""
+class MindSporeNet(nn.Cell):
+    """Convolutions with ReLU, mean over positions, two dense layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ class Ours(nn.Cell):
         return self.classifier(ops.relu(self.hidden(x.mean((2, 3)))))
 
 
-class Theirs(torch.nn.Module):
-    """The same in PyTorch."""
+class TorchNet(torch.nn.Module):
+    """The same network in PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Theirs(torch.nn.Module):
 
 
 def positions() -> dict[str, int]:
-    """T of each layer."""
+    """Number of positions T of each layer."""
     found, height, width = {}, SIDE, SIDE
     for index, s in enumerate(SHAPES):
         height, width = (
@@ -121,7 +121,7 @@ def main() -> int:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((IMAGES, 3, SIDE, SIDE)).astype(np.float32)
     labels = rng.integers(0, CLASSES, IMAGES).astype(np.int32)
-    ours, theirs = Ours(), Theirs()
+    ours, theirs = MindSporeNet(), TorchNet()
     weights = dict(theirs.named_parameters())
     for p in ours.get_parameters():
         values = (0.3 * rng.standard_normal(p.shape)).astype(np.float32)
@@ -149,7 +149,7 @@ def main() -> int:
 
     counts = positions()
     worst = 0.0
-    print(f"{'layer':<12} {'T':>4} {'A':>4} {'G':>4} {'blocks':>7}  worst relative error of A, G")
+    print(f"{'layer':<12} {'T':>4} {'A':>4} {'G':>4} {'blocks':>7}  largest relative error of A, G")
     for index, layer in enumerate(layers):
         root = math.sqrt(counts[layer.name])
         errors = []
@@ -163,14 +163,16 @@ def main() -> int:
         ):
             reference = full.numpy().astype(np.float64)
             if reference.shape != (layout.dim, layout.dim):
-                raise ValueError(f"{layer.name}: {reference.shape} is not {layout.dim} squared")
+                raise ValueError(
+                    f"{layer.name}: {reference.shape}, expected {layout.dim} x {layout.dim}"
+                )
             differences = []
             for block in range(layout.count):
                 valid = layout.valid(block)
                 part = slice(block * layout.size, block * layout.size + valid)
-                wanted = reference[part, part]
-                error = np.linalg.norm(blocks[block, :valid, :valid] - wanted)
-                differences.append(error / np.linalg.norm(wanted))
+                expected = reference[part, part]
+                error = np.linalg.norm(blocks[block, :valid, :valid] - expected)
+                differences.append(error / np.linalg.norm(expected))
             errors.append(float(max(differences)))
         worst = max(worst, *errors)
         total = layer.a.count + layer.g.count
@@ -180,7 +182,7 @@ def main() -> int:
         )
     print(
         f"curvlinops {version('curvlinops-for-pytorch')}, PyTorch {torch.__version__}, "
-        f"MindSpore {version('mindspore')}: worst {worst:.1e}, allowed {LIMIT:.0e}"
+        f"MindSpore {version('mindspore')}: largest error {worst:.1e}, limit {LIMIT:.0e}"
     )
     return 0 if worst <= LIMIT else 1
 

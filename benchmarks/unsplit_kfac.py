@@ -1,21 +1,21 @@
-"""THOR in blocks against K-FAC with whole factors, on real images: the losses of 200 steps.
+"""Losses of 200 steps of THOR with blocks and of K-FAC with full factors, on real images.
 
-Run it by hand, in an environment that has both::
+Run it in an environment that has both::
 
     pip install torch curvlinops-for-pytorch
     python -m benchmarks.unsplit_kfac --out CURVES
 
 A small trunk, the first three stages of a ResNet-18, on distorted scans of digits at 32 px: once
-by our ``TrainStep`` with THOR in blocks of 128, once in PyTorch with the factors of curvlinops as
-they are, up to 2304 x 2304. Both get the same start weights, batches, learning rate, momentum,
-weight decay, damping and refresh frequency. Writes ``seed-<n>.csv`` (step, loss of THOR, loss of
-K-FAC) for each seed, leaves those that are there, and prints a table. Ends with status 1 if
-THOR's mean final loss exceeds K-FAC's by more than the seeds' standard error.
+with ``TrainStep`` and THOR in blocks of 128, once in PyTorch with the full factors of curvlinops,
+up to 2304 x 2304. Both get the same initial weights, batches, learning rate, momentum, weight
+decay, damping and refresh frequency. Writes ``seed-<n>.csv`` (step, loss of THOR, loss of K-FAC)
+for each seed unless it exists, and prints a table. Exits with 1 if THOR's mean final loss exceeds
+K-FAC's by more than the standard error over the seeds.
 
-Both damp each side of a layer alike: sqrt(T) A and sqrt(T) G by sqrt(lambda), T the number of
-positions. curvlinops' factors are A and T G. Both use the empirical Fisher matrix of the batch.
-THOR builds a factor from at most 8192 rows, so the first layer from a third of its positions;
-curvlinops uses every position.
+Both damp the two sides of a layer in the same way: sqrt(T) A and sqrt(T) G by sqrt(lambda), where T
+is the number of positions. curvlinops' factors are A and T G. Both use the empirical Fisher matrix
+of the batch. THOR builds a factor from at most 8192 rows, in the first layer from a third of the
+positions; curvlinops uses all positions.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ STEPS, LAST, BATCH, SIDE, CLASSES = 200, 20, 96, 32, 10
 STEPS_PER_EPOCH = 1797 // BATCH
 STAGES = Layout((2, 2, 2, 0), bottleneck=False)
 CHANNELS, GEM_P = 256, 3.0
-# The optimizer of the preset `digits-demo`, and its schedule over the epochs of this run; a lower
-# rate, for one worker's batch and the classification loss alone.
+# Optimizer and schedule of the preset `digits-demo`, with a lower learning rate for one worker's
+# batch and the classification loss only.
 SPEC = TrainingSpec.model_validate(
     {
         "objective": {"instance_loss": "none"},
@@ -83,7 +83,7 @@ class Batch:
 
 
 def batches(seed: int) -> Iterator[Batch]:
-    """The steps' batches: a new order in every epoch, each scan turned, moved and scaled."""
+    """One batch per step: shuffled every epoch, each scan rotated, shifted and scaled."""
     digits = load_digits()
     rng = np.random.default_rng(seed)
     order: list[int] = []
@@ -91,35 +91,33 @@ def batches(seed: int) -> Iterator[Batch]:
         if len(order) < BATCH:
             order = list(rng.permutation(len(digits.images)))
         chosen, order = order[:BATCH], order[BATCH:]
-        pictures = np.stack([distorted(digits.images[index], rng) for index in chosen])
-        images = np.repeat(pictures[:, None], 3, axis=1)
+        scans = np.stack([distorted(digits.images[index], rng) for index in chosen])
+        images = np.repeat(scans[:, None], 3, axis=1)
         yield Batch(images, digits.target[chosen].astype(np.int32))
 
 
 def distorted(scan: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float32]:
-    """(8, 8) from 0 to 16 -> (S, S) of about mean 0 and deviation 1."""
-    picture = Image.fromarray((scan * (255 / 16)).astype(np.uint8)).resize(
+    """(8, 8) in 0..16 -> (S, S) with mean of about 0 and standard deviation of about 1."""
+    image = Image.fromarray((scan * (255 / 16)).astype(np.uint8)).resize(
         (SIDE, SIDE), Image.Resampling.BICUBIC
     )
     zoom, moved = rng.uniform(0.9, 1.2), rng.uniform(-3, 3, 2)
     margin = SIDE * (1 - 1 / zoom) / 2
     box = (1 / zoom, 0, margin + moved[0], 0, 1 / zoom, margin + moved[1])
-    picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
-    picture = picture.transform(
-        (SIDE, SIDE), Image.Transform.AFFINE, box, Image.Resampling.BILINEAR
-    )
-    return ((np.asarray(picture, np.float32) / 255 - 0.3) / 0.35).astype(np.float32)
+    image = image.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
+    image = image.transform((SIDE, SIDE), Image.Transform.AFFINE, box, Image.Resampling.BILINEAR)
+    return ((np.asarray(image, np.float32) / 255 - 0.3) / 0.35).astype(np.float32)
 
 
 def small_model(seed: int) -> MultiGrain:
-    """Ours, with its start weights."""
+    """The model with its initial weights."""
     model = MultiGrain(ResNet(STAGES), GeM(GEM_P, learn=False), CLASSES)
     initialize(model, seed, zero_init_residual=True)
     return model
 
 
 class Classifier(TorchResNet):
-    """The same in PyTorch; scores alone, which is what curvlinops takes."""
+    """The same network in PyTorch; returns logits only, as curvlinops expects."""
 
     def __init__(self) -> None:
         super().__init__("resnet18", CLASSES, p=GEM_P)
@@ -131,7 +129,7 @@ class Classifier(TorchResNet):
 
 
 class UnsplitKfac:
-    """Training in PyTorch, preconditioned with curvlinops' whole factors."""
+    """Training in PyTorch, preconditioned with the full factors of curvlinops."""
 
     def __init__(self, model: MultiGrain) -> None:
         ours = model_state(model)
@@ -153,7 +151,7 @@ class UnsplitKfac:
         self.inverses: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, batch: Batch, step: int) -> float:
-        """One step; its loss."""
+        """Takes one step and returns its loss."""
         images = torch.from_numpy(batch.images)
         labels = torch.from_numpy(batch.labels.astype(np.int64))
         optimizer = SPEC.optimizer
@@ -181,7 +179,7 @@ class UnsplitKfac:
         kfac = curvlinops.KFACLinearOperator(
             self.net, self.criterion, [x.weight for x in self.layers.values()], [(images, labels)],
             fisher_type="empirical", kfac_approx="expand", separate_weight_and_bias=True,
-            check_deterministic=False,  # it computes the factors, and the call below adds to them
+            check_deterministic=False,  # computes factors, to which the call below would add
         )  # fmt: skip
         kfac.compute_kronecker_factors()
         for name in self.layers:
@@ -199,7 +197,7 @@ class UnsplitKfac:
 
 
 def inverse(factor: torch.Tensor, damping: float) -> torch.Tensor:
-    """(factor + damping I)^-1, not split."""
+    """(factor + damping I)^-1 of the full factor."""
     damped = (factor + factor.T) / 2
     damped.diagonal().add_(damping)
     return torch.cholesky_inverse(torch.linalg.cholesky(damped))
@@ -207,19 +205,19 @@ def inverse(factor: torch.Tensor, damping: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Curves:
-    """Losses (STEPS,) of both, each before the step's update."""
+    """Losses (STEPS,) of both, before the update of each step."""
 
     thor: NDArray[np.float64]
     kfac: NDArray[np.float64]
 
     @property
     def final(self) -> tuple[float, float]:
-        """Mean losses of the last steps: one batch's says more of the batch."""
+        """Mean losses of the last steps, which reduces the noise of single batches."""
         return float(self.thor[-LAST:].mean()), float(self.kfac[-LAST:].mean())
 
 
 def train(seed: int) -> Curves:
-    """Trains both on the same batches."""
+    """Trains with both on the same batches."""
     model = small_model(seed)
     kfac = UnsplitKfac(model)
     thor = TrainStep(
@@ -268,7 +266,7 @@ def main() -> int:
         if not path.exists():
             write(path, train(seed))
         every.append(read(path))
-    print(f"mean loss of the steps {STEPS - LAST + 1} to {STEPS}")
+    print(f"mean loss of steps {STEPS - LAST + 1} to {STEPS}")
     print(f"{'seed':<5} {'THOR':>9} {'K-FAC':>9}")
     for seed, curves in zip(arguments.seeds, every, strict=True):
         thor, kfac = curves.final

@@ -1,7 +1,7 @@
-"""Whitened vectors in bfloat16 and in 8 bits beside those in float32.
+"""Accuracy of whitened vectors in bfloat16 and int8 compared with float32.
 
-``python -m benchmarks.whitened MODELS_DIR``, in about a minute. Whitening multiplies the
-directions in which vectors differ little, and with them whatever a format rounds off.
+``python -m benchmarks.whitened MODELS_DIR``, in about a minute. Whitening scales up the directions
+of low variance and with them the rounding errors.
 """
 
 from __future__ import annotations
@@ -20,24 +20,22 @@ from multigrain.engine.runtimes.choice import load
 from multigrain.images.preprocess import crop
 from multigrain.whitening import Moments, fit
 
-_FITTED = 600
-_OTHERS = ("openvino-bf16", "openvino-int8")
+_FIT_COUNT = 600
+_RUNTIMES = ("openvino-bf16", "openvino-int8")
 
 
-def embeddings(bundle: Bundle, name: str, pictures: list[Pixels]) -> FloatArray:
-    """Not normalized."""
+def embeddings(bundle: Bundle, name: str, images: list[Pixels]) -> FloatArray:
+    """Embeddings without normalization."""
     (runtime,) = load(name, bundle, Compute()).runtimes.values()
-    parts = [
-        runtime.run_pixels(pictures[first : first + 8]) for first in range(0, len(pictures), 8)
-    ]
+    parts = [runtime.run_pixels(images[first : first + 8]) for first in range(0, len(images), 8)]
     return np.concatenate([part.embedding for part in parts])
 
 
 def main(models_dir: Path) -> None:
     folder = write_bundle(models_dir)
     bundle = Bundle(folder, read(folder))
-    pictures = [crop(data, PREPROCESSING) for data in photographs(2 * COUNT + _FITTED)]
-    shown, fitted = pictures[:COUNT], pictures[2 * COUNT :]  # between them: what 8 bits saw
+    images = [crop(data, PREPROCESSING) for data in photographs(2 * COUNT + _FIT_COUNT)]
+    shown, fitted = images[:COUNT], images[2 * COUNT :]  # int8 was calibrated with those in between
     exact = embeddings(bundle, "openvino-f32", [*shown, *fitted])
     moments = Moments(exact.shape[1])
     moments.add(exact[COUNT:])
@@ -45,7 +43,7 @@ def main(models_dir: Path) -> None:
     right = whitening.apply(exact[:COUNT])
     print("| runtime | plain: mean, smallest cosine | whitened: mean, smallest cosine |")
     print("|---|---|---|")
-    for name in _OTHERS:
+    for name in _RUNTIMES:
         vectors = embeddings(bundle, name, shown)
         plain, white = cosines(vectors, exact[:COUNT]), cosines(whitening.apply(vectors), right)
         print(

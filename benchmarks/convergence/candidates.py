@@ -1,4 +1,4 @@
-"""The settings of each optimizer that are tried: the same number for both."""
+"""Candidate settings of each optimizer, the same number for both."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ WEIGHT_DECAY = 5e-4
 
 @dataclass(frozen=True)
 class Candidate:
-    """One set of hyper-parameters.
+    """One set of hyperparameters.
 
     Args:
         kind: "thor" or "momentum".
-        epochs: that the schedule spans.
+        epochs: length of the schedule.
         settings: ``optimizer`` and ``schedule`` of the specification.
     """
 
@@ -25,19 +25,19 @@ class Candidate:
 
 
 def momentum(rate: float, epochs: int, *, warmup: float = 0.0, mu: float = 0.9) -> Candidate:
-    """SGD with momentum ``mu``, a cosine schedule after ``warmup`` epochs of a rising rate."""
+    """SGD with momentum ``mu`` and a cosine schedule after ``warmup`` epochs."""
     return _candidate("momentum", rate, epochs, warmup, mu, {})
 
 
 def thor(
     rate: float, epochs: int, *, damping: float, warmup: float = 0.0, mu: float = 0.9, **more: Any
 ) -> Candidate:
-    """THOR, likewise; ``more`` are options of ``optimizer.thor``.
+    """THOR with the same schedule; ``more`` are options of ``optimizer.thor``.
 
-    Without pi correction THOR is slower than momentum here, and without a bound of its step
-    some first steps are too long. By the trace rule, unless ``refresh`` says otherwise: the
-    interval between two checks starts at ``frequency`` and doubles up to one epoch, the library's
-    default and the paper's; w1 and w2 are the paper's.
+    Without pi correction THOR is slower than momentum here, and without KL clipping some first
+    steps are too long. Refreshes follow the trace rule unless ``refresh`` is given: the interval
+    between two checks starts at ``frequency`` and doubles up to one epoch, as in the paper and by
+    default; w1 and w2 are the paper's.
     """
     always = {"damping_decay": 1.0, "pi_correction": True, "kl_clip": 0.1, "damping_init": damping}
     rule = {"refresh": "trace", "frequency": 4, "w1": 0.01, "w2": 0.0}
@@ -52,8 +52,8 @@ def _candidate(
     named = ({"warmup": warmup} if warmup else {}) | ({"mu": mu} if mu != 0.9 else {}) | more
     name = f"{kind} {rate:g} epochs {epochs}" + "".join(f" {k} {v}" for k, v in named.items())
     settings = {
-        # Scales of the residual branches that start at 0 cost both the ten to fifteen steps in
-        # which they grow and nothing is learned.
+        # With residual branches that start at 0, both optimizers lose the first ten to fifteen
+        # steps, in which only the scales grow.
         "model": {"zero_init_residual": False},
         "optimizer": {"kind": kind, "weight_decay": WEIGHT_DECAY, "momentum": mu},
         "schedule": {"learning_rate": {"kind": "cosine", "init": rate, "warmup_epochs": warmup}},
@@ -63,7 +63,7 @@ def _candidate(
 
 # Top-1 of the held-out images.
 TARGET = {"digits": 0.97, "glyphs": 0.95}
-# The curvature of the first weights is soon that of other ones.
+# The curvature of the initial weights is soon out of date.
 _EARLY: dict[str, Any] = {"early_refreshes": (1, 2, 3)}
 _AVERAGED: dict[str, Any] = {"refresh": "fixed", "frequency": 2, "factor_average": 0.7}
 CANDIDATES: dict[str, list[Candidate]] = {

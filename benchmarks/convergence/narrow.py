@@ -1,4 +1,4 @@
-"""A small network of the library's own parts, for runs of many steps on one core."""
+"""A small network of the library's layers, for runs of many steps on one core."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BLOCKS = 1
 
 
 class NarrowTrunk(nn.Cell):
-    """ResNet-18 at a quarter of its width, behind one 3x3 convolution of stride 2.
+    """ResNet-18 at a quarter of its width after one 3x3 convolution of stride 2.
 
-    Of 32 px the last map has 2x2 positions, so that GeM has something to pool: behind the
-    ImageNet stem it would have one. (N, 3, H, W) -> (N, 128, H / 16, W / 16).
+    For inputs of 32 px the last feature map has 2x2 positions for GeM to pool; with the ImageNet
+    stem it would have one. (N, 3, H, W) -> (N, 128, H / 16, W / 16).
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class NarrowTrunk(nn.Cell):
 
 
 def narrow_model(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
-    """As ``build_model``, with the narrow trunk whatever ``spec.trunk`` says."""
+    """Like ``build_model``, but always with the narrow trunk."""
     model = MultiGrain(NarrowTrunk(), GeM(spec.gem_p), classes)
     initialize(model, seed, zero_init_residual=spec.zero_init_residual)
     return model

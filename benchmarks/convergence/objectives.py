@@ -1,15 +1,15 @@
-"""The joint loss with repeated augmentation against classification alone.
+"""Compares the joint loss with repeated augmentation and classification alone.
 
-``python -m benchmarks.convergence.objectives --out DIR`` trains every combination of dataset,
-seed and objective that ``DIR`` has no result of yet, and prints the table.
+``python -m benchmarks.convergence.objectives --out DIR`` trains every combination of dataset, seed
+and objective that has no result in ``DIR`` yet, and prints a table.
 
-A seed has one network, trained for classification; each objective goes on from these weights
-with an optimizer of its own. All have the same network, rate, schedule, augmentation, batch
-size and number of steps, so the same number of views goes through the network; with repeated
-augmentation they are of a third of the images an epoch, three of each.
+Each seed has one network, trained for classification; every objective continues from its weights
+with a new optimizer. All use the same network, learning rate, schedule, augmentation, batch size
+and number of steps, so the network sees the same number of views; with repeated augmentation these
+are three views each of a third of the images per epoch.
 
-Measured on the held-out images, those of glyphs in fonts that no training image shows: top-1,
-and mean average precision of the embeddings (see ``retrieval.py``).
+Results are for the held-out images (glyphs in fonts that no training image shows): top-1 and mean
+average precision of the embeddings (see ``retrieval.py``).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.convergence.command import SEEDS, Command
-from benchmarks.convergence.journal import Record
 from benchmarks.convergence.narrow import narrow_model
-from benchmarks.convergence.retrieval import found_by
+from benchmarks.convergence.results import Record
+from benchmarks.convergence.retrieval import retrieval_metrics
 from benchmarks.convergence.run import EVALUATION_BATCH, Run, merged
 from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.subset import Split
 from multigrain.model.state import model_state
 from multigrain.specs.resolve import resolve_training
 
-# The paper's list but for the flip, cut as little as the copies of the test are.
+# As in the paper but without the flip; crops are as mild as those of the copies in the test.
 AUGMENTATION = {
     "kind": "full", "crop_scale_min": 0.5, "crop_ratio_min": 0.8, "crop_ratio_max": 1.25,
 }  # fmt: skip
@@ -42,14 +42,14 @@ CLASSIFICATION: dict[str, Any] = {
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "classification": CLASSIFICATION,
-    # Between the two: what is due to seeing a third of the images, three times.
+    # Separates the effect of seeing a third of the images three times.
     "repeated": {**CLASSIFICATION, "augmentation": {"repeats": 3}},
     "joint": {
         "objective": {
             "classification_weight": 0.5,
             "instance_loss": "margin",
-            # Of the trained start weights' distances; the paper's 1.2 and 0.1 are for 600,000
-            # steps: here beta would fall past all distances and back in the first 20.
+            # Fits the distances under the trained initial weights. The paper's 1.2 and 0.1 are for
+            # 600,000 steps; here beta would fall below all distances within 20 steps.
             "beta_init": 0.6,
             "beta_learning_rate": 0.01,
         },
@@ -57,14 +57,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 BATCH = 96
-# Epochs of the start weights, and of each objective: a short series and one thrice as long.
+# Epochs of the initial training and of each objective: a short series and one three times as long.
 START_EPOCHS = {"digits": 6, "glyphs": 12}
 FURTHER_EPOCHS = ({"digits": 10, "glyphs": 14}, {"digits": 30, "glyphs": 42})
 START_RATE, FURTHER_RATE = 0.2, 0.1
-FIGURES = ("top1", "copy_map", "instance_map", "class_map")
+METRICS = ("top1", "copy_map", "instance_map", "class_map")
 
 
-def prepared(
+def prepare(
     command: Command,
     dataset: Dataset,
     split: Split,
@@ -74,7 +74,7 @@ def prepared(
     rate: float,
     seed: int,
 ) -> Run:
-    """A run by a cosine from ``rate`` to 0."""
+    """A run whose learning rate follows a cosine from ``rate`` to 0."""
     spec = resolve_training(
         merged(
             dataset.settings,
@@ -100,39 +100,41 @@ def prepared(
 def start_weights(
     command: Command, dataset: Dataset, split: Split, seed: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Of the network that the objectives go on from; trained when they are not there yet."""
+    """Weights from which the objectives continue; trains the network if they are missing."""
     file = command.out / f"start-{dataset.name}-{seed}{'-quick' if command.quick else ''}.npz"
     if not file.exists():
-        run = prepared(
+        run = prepare(
             command, dataset, split, CLASSIFICATION,
             epochs=START_EPOCHS[dataset.name], rate=START_RATE, seed=seed,
         )  # fmt: skip
-        run.to_the_end()
+        run.finish()
         np.savez(file, **model_state(run.model))
     with np.load(file) as stored:
         return dict(stored)
 
 
-def trained(
+def train(
     command: Command, dataset: Dataset, split: Split, objective: str, epochs: int, seed: int
 ) -> Record:
-    """One run's figures."""
+    """Trains one run and returns its metrics."""
     weights = start_weights(command, dataset, split, seed)
-    # Another seed: else classification alone would see the batches of the start weights again.
-    run = prepared(
+    # Another seed: otherwise classification alone would repeat the batches of the first training.
+    run = prepare(
         command, dataset, split, OBJECTIVES[objective],
         epochs=epochs, rate=FURTHER_RATE, seed=seed + len(SEEDS),
     )  # fmt: skip
     run.start_from(weights)
-    last = run.to_the_end()
+    last = run.finish()
     groups = [dataset.group(path) for path in split.held_out.paths]
-    found = found_by(run.model, split.held_out, run.preprocessing, groups, EVALUATION_BATCH)
-    what = {"dataset": dataset.name, "objective": objective, "epochs": epochs, "seed": seed}
-    return {**what, "top1": last.top1, **found}
+    retrieval = retrieval_metrics(
+        run.model, split.held_out, run.preprocessing, groups, EVALUATION_BATCH
+    )
+    settings = {"dataset": dataset.name, "objective": objective, "epochs": epochs, "seed": seed}
+    return {**settings, "top1": last.top1, **retrieval}
 
 
 def table(records: Iterable[Record]) -> str:
-    """Mean and standard deviation over the seeds, in per cent."""
+    """Mean and standard deviation over the seeds, in percent."""
     rows = [
         "| dataset | epochs | objective | top-1 | copy mAP | instance mAP | class mAP | seeds |",
         "|---|---|---|---|---|---|---|---|",
@@ -141,7 +143,7 @@ def table(records: Iterable[Record]) -> str:
     for r in records:
         series.setdefault((r["dataset"], r["epochs"], r["objective"]), []).append(r)
     for (dataset, epochs, objective), runs in sorted(series.items()):
-        cells = [_cell([100 * r[name] for r in runs if name in r]) for name in FIGURES]
+        cells = [_cell([100 * r[name] for r in runs if name in r]) for name in METRICS]
         rows.append(f"| {dataset} | {epochs} | {objective} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(rows)
 
@@ -155,13 +157,13 @@ def _cell(values: list[float]) -> str:
 
 def main() -> None:
     command = Command.parsed(__doc__)
-    journal = command.journal("objectives")
+    results = command.results("objectives")
     splits = {d.name: command.shortened(d.split(command.out)) for d in command.datasets}
     jobs: list[tuple[str, Callable[[], Record]]] = [
         (
             f"{dataset.name} {epochs[dataset.name]} epochs {objective} seed {seed}",
             partial(
-                trained, command, dataset, splits[dataset.name], objective,
+                train, command, dataset, splits[dataset.name], objective,
                 epochs[dataset.name], seed,
             ),
         )
@@ -170,8 +172,8 @@ def main() -> None:
         for dataset in command.datasets
         for objective in OBJECTIVES
     ]  # fmt: skip
-    command.complete(journal, jobs)
-    print(table(journal.records().values()))
+    command.complete(results, jobs)
+    print(table(results.records().values()))
 
 
 if __name__ == "__main__":

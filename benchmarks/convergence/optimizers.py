@@ -1,23 +1,23 @@
-"""Epochs to a target accuracy: THOR against SGD with momentum.
+"""Epochs to a target accuracy of THOR and of SGD with momentum.
 
-``python -m benchmarks.convergence.optimizers --out DIR [--dataset digits]``; results in ``DIR``
-are not computed again.
+``python -m benchmarks.convergence.optimizers --out DIR [--dataset digits]``. Results in ``DIR`` are
+not computed again.
 
-The protocol, fixed before the first run of the series:
+The protocol was fixed before the first run:
 
-* Classification alone. The same network, batches, data order, start weights and seeds for both.
-* Both optimizers have the same number of candidates (``candidates.py``), each with its own
-  schedule: how soon the rate falls decides how soon the target is reached. All are trained once on
-  an inner split of the training images; the best ``FINALISTS`` of each optimizer with the
-  ``FURTHER_SEEDS``. The one with the fewest runs that never reach the target is taken, at equal
-  numbers the one with the fewest epochs to it on the mean, then with the smaller loss.
-* With what is chosen for each, ``FINAL_SEEDS`` runs on all training images, accuracies on the
-  held-out ones. Then the same with the other finalists, to see what hangs on the choice.
-* Accuracy is taken after every step from the second epoch on (of the glyphs: every third), until
-  the target is reached, and at the end of every epoch: with five steps an epoch whole epochs are
-  too coarse. It is that with BatchNorm's statistics of training images under the weights of that
-  moment: the running values are those of the last ten or so steps, two epochs here, and hide what
-  fast weights have learned.
+* Classification only. Both optimizers use the same network, batches, data order, initial weights
+  and seeds.
+* Both have the same number of candidates (``candidates.py``), each with its own schedule, because
+  the decay of the learning rate determines when the target is reached. All candidates are trained
+  once on an inner split of the training images, the best ``FINALISTS`` of each optimizer also with
+  the ``FURTHER_SEEDS``. The winner has the fewest runs that miss the target, then the lowest mean
+  number of epochs, then the lowest loss.
+* The winners are trained with ``FINAL_SEEDS`` on all training images and scored on the held-out
+  ones. The other finalists follow, to show how much the choice matters.
+* Accuracy is measured after every step from the second epoch on (glyphs: every third step) until
+  the target is reached, and at the end of every epoch: with five steps per epoch, whole epochs are
+  too coarse. It uses BatchNorm statistics of training images under the current weights: the running
+  statistics average about ten steps, two epochs here, and lag behind fast changes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any
 
 from benchmarks.convergence.candidates import CANDIDATES, LOOK_EVERY, TARGET, Candidate
 from benchmarks.convergence.command import Command
-from benchmarks.convergence.journal import Journal, Record
 from benchmarks.convergence.restart import constants
+from benchmarks.convergence.results import Record, Results
 from benchmarks.convergence.run import Point, Run, merged
 from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.subset import Split
@@ -52,12 +52,12 @@ CLASSIFICATION = {
 
 @dataclass
 class Runs:
-    """Runs of one command, those with the same constants in the same compiled graphs."""
+    """The runs of one command. Runs with equal constants share compiled graphs."""
 
     compiled: dict[str, tuple[Run, float]] = field(default_factory=dict)
 
     def begin(self, spec: TrainingSpec, split: Split) -> tuple[Run, float]:
-        """A run before its first step, and the processor time that compiling took."""
+        """A run before its first step, and the CPU seconds of compiling."""
         key = constants(spec)
         if key in self.compiled:
             self.compiled[key][0].restart(spec, split)
@@ -77,22 +77,22 @@ class Series:
 
     @property
     def target(self) -> float:
-        """Top-1 of the held-out images."""
+        """Target top-1 on the held-out images."""
         return TARGET[self.dataset.name]
 
     def complete(
-        self, journal: Journal, split: Split, wanted: Sequence[tuple[Candidate, int]]
+        self, results: Results, split: Split, requested: Sequence[tuple[Candidate, int]]
     ) -> bool:
-        """Trains every candidate with its seed; see :meth:`Journal.complete`."""
+        """Trains every candidate with its seed; see :meth:`Results.complete`."""
         jobs: list[tuple[str, Callable[[], Record]]] = [
-            (f"{candidate.name} seed {seed}", partial(self.trained, split, candidate, seed))
-            for candidate, seed in wanted
+            (f"{candidate.name} seed {seed}", partial(self.train, split, candidate, seed))
+            for candidate, seed in requested
         ]
-        return self.command.complete(journal, jobs)
+        return self.command.complete(results, jobs)
 
-    def trained(self, split: Split, candidate: Candidate, seed: int) -> Record:
-        """One run's figures."""
-        few = self.command.shortened(split)
+    def train(self, split: Split, candidate: Candidate, seed: int) -> Record:
+        """Trains one run and returns its record."""
+        images = self.command.shortened(split)
         epochs = self.command.epochs(candidate.epochs)
         spec = resolve_training(
             merged(
@@ -103,7 +103,7 @@ class Series:
                     "dataset": {"train_path": str(split.train.root)},
                     "schedule": {
                         "epochs": epochs,
-                        "batch_size": min(BATCH, len(few.train)),
+                        "batch_size": min(BATCH, len(images.train)),
                         "length_factor": 1,
                     },
                     "devices": {"count": 1},
@@ -111,17 +111,17 @@ class Series:
                 },
             )
         )
-        run, compiling = self.runs.begin(spec, few)
+        run, compiling = self.runs.begin(spec, images)
         length = run.steps_per_epoch
         points: list[Point] = []
 
         def due(step: int) -> bool:
-            there = any(point.top1 >= self.target for point in points)
+            done = any(point.top1 >= self.target for point in points)
             often = step > length and step % LOOK_EVERY[self.dataset.name] == 0
-            return step % length == 0 or (often and not there)
+            return step % length == 0 or (often and not done)
 
         for point in run.points(due):
-            points.append(point)  # noqa: PERF402 - one by one: due() reads them
+            points.append(point)  # noqa: PERF402 - due() reads the list
         return {
             "candidate": candidate.name,
             "kind": candidate.kind,
@@ -133,14 +133,14 @@ class Series:
 
 
 def reached(record: Record, target: float) -> dict[str, Any] | None:
-    """The first point at which the held-out images are recognized that well; None: never."""
+    """The first point that reaches the target on the held-out images, or None."""
     return next((point for point in record["points"] if point["top1"] >= target), None)
 
 
 def order(records: Sequence[Record], target: float) -> tuple[int, float, float]:
-    """Of a candidate's runs; smaller is better."""
-    found = [reached(record, target) for record in records]
-    epochs = [point["epoch"] for point in found if point]
+    """Sort key of a candidate's runs; smaller is better."""
+    hits = [reached(record, target) for record in records]
+    epochs = [point["epoch"] for point in hits if point]
     return (
         len(records) - len(epochs),
         statistics.mean(epochs) if epochs else float("inf"),
@@ -149,7 +149,7 @@ def order(records: Sequence[Record], target: float) -> tuple[int, float, float]:
 
 
 def ranked(records: Iterable[Record], kind: str, target: float) -> list[str]:
-    """Names of an optimizer's candidates, those with the most runs first, then the best."""
+    """Names of an optimizer's candidates: those with the most runs first, then the best."""
     runs: dict[str, list[Record]] = {}
     for record in records:
         if record["kind"] == kind:
@@ -164,16 +164,16 @@ def main() -> None:
 
 
 def measure(series: Series) -> None:
-    """Chooses, trains with what is chosen, and prints both tables."""
+    """Selects candidates, trains the winners and prints both tables."""
     command, name, target = series.command, series.dataset.name, series.target
     split = series.dataset.split(command.out)
     inner = series.dataset.inner(split.train)
-    # The first two are one of each optimizer.
+    # The first two are one per optimizer.
     listed = CANDIDATES[name][: 2 if command.quick else None]
     candidates = {candidate.name: candidate for candidate in listed}
-    tuning = command.journal(f"target-{name}-tuning")
+    tuning = command.results(f"target-{name}-tuning")
     if not series.complete(tuning, inner, [(candidate, 0) for candidate in listed]):
-        print("not all candidates are tried: call again")
+        print("some candidates have not been trained yet: run again")
         return
     first = [record for record in tuning.records().values() if record["seed"] == 0]
     finalists = [
@@ -183,32 +183,32 @@ def measure(series: Series) -> None:
     more = () if command.quick else FURTHER_SEEDS[name]
     further = [(candidate, seed) for candidate in finalists for seed in more]
     if not series.complete(tuning, inner, further):
-        print("not all finalists are tried: call again")
+        print("some finalists have not been trained yet: run again")
         return
-    tried = list(tuning.records().values())
-    print(f"\n{name}, inner split, target {target:.1%}\n{table(tried, target)}")
-    final = command.journal(f"target-{name}")
+    tuned = list(tuning.records().values())
+    print(f"\n{name}, inner split, target {target:.1%}\n{table(tuned, target)}")
+    final = command.results(f"target-{name}")
     seeds = FINAL_SEEDS[name][: 1 if command.quick else None]
     for place, title in enumerate(("chosen",) if command.quick else ("chosen", "second choice")):
-        best = [ranked(tried, kind, target)[place] for kind in KINDS]
+        best = [ranked(tuned, kind, target)[place] for kind in KINDS]
         jobs = [(candidates[one], seed) for seed in seeds for one in best]
         if not series.complete(final, split, jobs):
-            print("not all final runs are there: call again")
+            print("some final runs are missing: run again")
             return
         runs = [record for record in final.records().values() if record["candidate"] in best]
         print(f"\n{name}, held-out images, {title}\n{table(runs, target)}")
 
 
 def alternating(lists: Sequence[Sequence[str]]) -> list[str]:
-    """One of each in turn, so that a series that is cut short has as many of both."""
+    """Interleaves the lists, so that an interrupted series has equally many of each."""
     return [name for names in zip(*lists, strict=True) for name in names]
 
 
 def table(records: Sequence[Record], target: float) -> str:
-    """Every candidate, the best of each optimizer first."""
+    """All candidates, the best of each optimizer first."""
     rows = [
-        "| candidate | target after epochs | mean | CPU seconds to it | compiling "
-        "| top-1 at the end | renewed | looked at |",
+        "| candidate | target after epochs | mean | CPU seconds to target | compiling "
+        "| final top-1 | refreshes | checks |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:

@@ -1,7 +1,7 @@
-"""Another training run in graphs that are compiled already.
+"""Starts another training run with the compiled graphs of an earlier one.
 
-Compiling costs as much as some epochs of the small runs measured here. Most of what a search varies
-(rates, damping, when curvature is renewed) is no constant of the graphs.
+Compiling takes as long as several epochs of these small runs. Most of what a search varies
+(learning rate, damping, refresh rule) is not a constant of the graphs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from multigrain.train.step import TrainStep
 
 
 def constants(spec: TrainingSpec) -> str:
-    """What the graphs of a job were compiled with; jobs that agree in it can share them."""
+    """The settings that are compiled into the graphs. Jobs with equal ones can share graphs."""
     optimizer, schedule = spec.optimizer, spec.schedule
     return repr(
         (
-            spec.model.model_copy(update={"zero_init_residual": True}),  # of the first weights
+            spec.model.model_copy(update={"zero_init_residual": True}),  # initial weights only
             spec.objective,
             spec.augmentation.repeats,
             spec.precision,
@@ -38,9 +38,9 @@ def reset(
     unused: Mapping[str, NDArray[Any]],
     steps_per_epoch: int,
 ) -> None:
-    """Puts a step back to before its first call, with other hyper-parameters.
+    """Resets a step to its initial state, with other hyperparameters.
 
-    It reaches into the step and its curvature: a product that trains one model has no use for it.
+    Uses private attributes: only benchmarks reuse a step.
 
     Args:
         unused: the step's state before its first call.

@@ -1,4 +1,4 @@
-"""What a network's embeddings find, by the parts that an evaluation job is made of."""
+"""Retrieval metrics of a network, computed with the parts of an evaluation job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.model.multigrain import MultiGrain
 
 
-def found_by(
+def retrieval_metrics(
     model: MultiGrain,
     folder: ImageFolder,
     preprocessing: Preprocessing,
@@ -27,17 +27,17 @@ def found_by(
     """Mean average precisions (trapezoidal) over a folder's images.
 
     Args:
-        groups: of each image; those of a group are next to each other.
+        groups: group of each image; images of a group are adjacent.
 
     Returns:
-        copy_map: a distorted copy of each image looks for its original. instance_map: each image
-        looks for the others of its group. class_map: for the others of its class.
+        ``copy_map``: distorted copies as queries for their originals; ``instance_map``: each image
+        as query for the others of its group; ``class_map``: for the others of its class.
     """
     all_reduce, transform = AllReduce(1), Transform(preprocessing)
     inference = Inference(Compiled(model), batch_size, threads=1)
     originals = EmbeddingTable(len(folder))
-    everything = range(len(folder))
-    for predictions in inference.run(everything, lambda i: transform.file(folder, i), {}):
+    indices = range(len(folder))
+    for predictions in inference.run(indices, lambda i: transform.file(folder, i), {}):
         originals.add(predictions.indices, predictions.embedding)
     copies = evaluate_copies(
         inference, folder, transform, originals,
@@ -51,9 +51,9 @@ def found_by(
     result = {"copy_map": copies.metrics["copy_map"]}
     for name, grouped in (("instance_map", by_instance), ("class_map", folder)):
         if len(grouped.classes) == len(grouped):
-            continue  # nobody has a second image
+            continue  # every image is alone in its group
         ranking = Ranker(of_folder(grouped), embeddings, present).rank(all_reduce)
         if ranking is None:
-            raise RuntimeError("nobody asked the ranking to stop")
+            raise RuntimeError("ranking was stopped")
         result[name] = float(ranking.precision[ranking.scored].mean())
     return result

@@ -1,4 +1,4 @@
-"""One training run, made of the parts that a training job is made of."""
+"""One training run, built from the parts of a training job."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ STATISTICS_IMAGES = 288
 
 @dataclass(frozen=True)
 class Point:
-    """What is known after a step.
+    """Measurements after a step.
 
     Args:
         epoch: steps so far, in epochs.
-        top1, held_out_loss: of the held-out images, prepared as for serving.
-        loss: mean of the joint loss over the steps since the last epoch's end.
-        wall, cpu: seconds of the training steps so far (data and evaluation left out), by the
-            clock and of this process's processor time.
-        refreshes: layers whose curvature was renewed so far, each time counted.
-        checks: layers that were looked at so far.
-        skipped: steps that were not finite so far.
+        top1, held_out_loss: of the held-out images, preprocessed as in serving.
+        loss: mean joint loss of the steps of this epoch.
+        wall, cpu: wall and CPU seconds of the training steps so far, without data loading and
+            evaluation.
+        refreshes: number of layer refreshes so far.
+        checks: number of layer checks so far.
+        skipped: number of non-finite steps so far.
     """
 
     epoch: float
@@ -58,12 +58,12 @@ class Point:
 
 @dataclass
 class Run:
-    """Trains one model; iterate over :meth:`points`, afterwards ``model`` is trained.
+    """Trains one model: iterate over :meth:`points`, then use ``model``.
 
     Args:
-        recompute: evaluate with BatchNorm's statistics of some training images under the present
-            weights instead of the running ones, which are those of the last steps' weights.
-        build: makes the network.
+        recompute: evaluate with BatchNorm statistics of some training images under the current
+            weights instead of the running statistics, which belong to earlier weights.
+        build: creates the network.
     """
 
     spec: TrainingSpec
@@ -89,50 +89,53 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that an epoch has."""
+        """Steps per epoch."""
         return self._data.steps_per_epoch
 
     def start_from(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Takes the weights of ``model_state``; call it before the first step."""
+        """Sets the initial weights, as returned by ``model_state``."""
         load_model_state(self.model, state)
         self._step.remember_statistics()
 
     def restart(self, spec: TrainingSpec, split: Split) -> None:
-        """Begins another run in the same compiled graphs; see :func:`constants`."""
+        """Starts another run with the same compiled graphs; see :func:`constants`."""
         if constants(spec) != constants(self.spec):
-            raise ValueError("the compiled graphs have other constants")
+            raise ValueError("the graphs were compiled with other constants")
         self.spec, self.split = spec, split
         self._data = self._training_data()
         load_model_state(self.model, model_state(self._initial()))
         reset(self._step, spec, self._unused, self.steps_per_epoch)
 
     def compile(self) -> float:
-        """Takes a step with and one without new curvature, to no effect but that the graphs are
-        there; the processor time it took."""
+        """Compiles the graphs by a step with and a step without a refresh, then resets the run.
+
+        Returns:
+            CPU seconds.
+        """
         spec = self.spec
         alternating = {"refresh": "fixed", "frequency": 2, "early_refreshes": ()}
         thor = spec.optimizer.thor.model_copy(update=alternating)
         optimizer = spec.optimizer.model_copy(update={"thor": thor})
         self.restart(spec.model_copy(update={"optimizer": optimizer}), self.split)
         batch = next(iter(self._data.epoch(0)))
-        began = time.process_time()
+        start = time.process_time()
         for _ in range(2):
             self._step(batch.images, batch.labels, batch.instances)
-        seconds = time.process_time() - began
+        seconds = time.process_time() - start
         self.restart(spec, self.split)
         return seconds
 
     def points(self, due: Callable[[int], bool]) -> Iterator[Point]:
-        """Trains, and reports after every step, counted from 1, that is ``due``."""
+        """Trains and yields a point after every step (from 1) for which ``due`` is true."""
         wall = cpu = 0.0
         step = refreshes = checks = skipped = 0
         for epoch in range(self.spec.schedule.epochs):
             losses = []
             for batch in self._data.epoch(epoch):
-                began = (time.perf_counter(), time.process_time())
+                start = (time.perf_counter(), time.process_time())
                 result = self._step(batch.images, batch.labels, batch.instances)
-                wall += time.perf_counter() - began[0]
-                cpu += time.process_time() - began[1]
+                wall += time.perf_counter() - start[0]
+                cpu += time.process_time() - start[1]
                 step += 1
                 losses.append(result.loss)
                 refreshes += result.refreshed_layers
@@ -147,8 +150,8 @@ class Run:
                     wall, cpu, refreshes, checks, skipped,
                 )  # fmt: skip
 
-    def to_the_end(self) -> Point:
-        """Trains, and reports on the last step."""
+    def finish(self) -> Point:
+        """Trains to the end and returns the last point."""
         steps = self.spec.schedule.epochs * self.steps_per_epoch
         (last,) = self.points(lambda step: step == steps)
         return last
@@ -160,18 +163,18 @@ class Run:
         return TrainingData(self.split.train, self.spec, rank=0, world=1, threads=1)
 
     def _evaluated(self) -> tuple[float, float]:
-        """Share of the held-out images that are recognized, and their mean cross-entropy."""
+        """Accuracy and mean cross-entropy on the held-out images."""
         folder = self.split.held_out
         logits = np.zeros((len(folder), len(folder.classes)))
         inference = Inference(self._compiled, EVALUATION_BATCH, threads=1)
         unreadable: dict[int, str] = {}
-        for found in inference.run(range(len(folder)), self._load, unreadable):
-            logits[found.indices] = found.logits
+        for predictions in inference.run(range(len(folder)), self._load, unreadable):
+            logits[predictions.indices] = predictions.logits
         if unreadable:
-            raise RuntimeError(f"of the dataset just written, these cannot be read: {unreadable}")
+            raise RuntimeError(f"cannot read images of the dataset: {unreadable}")
         top1 = (logits.argmax(axis=1) == folder.labels).mean()
-        own = np.take_along_axis(logits, folder.labels[:, None].astype(np.int64), axis=1)[:, 0]
-        return float(top1), float((logsumexp(logits, axis=1) - own).mean())
+        correct = np.take_along_axis(logits, folder.labels[:, None].astype(np.int64), axis=1)[:, 0]
+        return float(top1), float((logsumexp(logits, axis=1) - correct).mean())
 
     def _load(self, index: int) -> NDArray[np.float32]:
         return self._prepared(self.split.held_out, index)
@@ -180,11 +183,11 @@ class Run:
         return preprocess(folder.read(index), self.preprocessing)
 
     def _statistics(self) -> AbstractContextManager[None]:
-        """What the network is scored with; see ``recompute``."""
+        """The BatchNorm statistics for the evaluation; see ``recompute``."""
         if not self.recompute:
             return nullcontext()
         train = self.split.train
-        # Classes lie one after the other in a folder: these are of all of them.
+        # The folder is sorted by class: evenly spaced images cover all classes.
         chosen = np.linspace(0, len(train) - 1, STATISTICS_IMAGES).astype(int).tolist()
         return statistics_of(
             self.model, np.stack([self._prepared(train, index) for index in chosen])
@@ -192,7 +195,7 @@ class Run:
 
 
 def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings put together, later ones winning."""
+    """Merges nested settings; later ones take precedence."""
     result: dict[str, Any] = {}
     for part in overrides:
         for key, value in part.items():

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics of given images under the present weights."""
+"""BatchNorm statistics of given images under the current weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from multigrain.model.parameters import assign
 
 @contextmanager
 def statistics_of(model: nn.Cell, images: NDArray[np.float32]) -> Iterator[None]:
-    """Inside, BatchNorm evaluates with the statistics of these images; after it as before.
+    """Within the context, BatchNorm evaluates with the statistics of these images.
 
-    Running values are means over the steps before, whose weights were other ones.
+    Running statistics are averages over earlier steps with other weights.
 
     Args:
         images: (N, 3, H, W); they go through the network as one batch.
@@ -29,7 +29,7 @@ def statistics_of(model: nn.Cell, images: NDArray[np.float32]) -> Iterator[None]
     model.set_train(True)
     model(Tensor(images))
     for momentum, parameter in values:
-        # running = (1 - momentum) * 0 + momentum * batch: the layer keeps 1 - what it was given.
+        # running = (1 - momentum) * 0 + momentum * batch; the layer stores 1 - the given momentum.
         assign(parameter, parameter.asnumpy() / momentum)
     try:
         yield

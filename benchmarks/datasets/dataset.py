@@ -1,4 +1,4 @@
-"""The datasets that the measurements run on."""
+"""The datasets of the convergence benchmarks."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from examples.demo.digits import write_digits
 from multigrain.data.image_folder import ImageFolder, scan
 
 DIGIT_SIZE = 32
-# What the network sees of a glyph: at the files' own 64 a run takes four times as long.
+# Input size for glyphs: at the files' 64 pixels a run takes four times as long.
 GLYPH_SIZE = 32
 INNER_SHARE = 0.2
-# Of the training fonts, one of each family.
+# One training font per family.
 _INNER_FONTS = ("DejaVuSans-BoldOblique", "DejaVuSansMono-Oblique", "STIXGeneralItalic", "cmr10")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset and what a job for it sets.
+    """A dataset and the settings of a job that uses it.
 
     Args:
-        name: of its folder.
-        settings: of the specification, besides objective, optimizer and schedule.
-        write: writes ``train`` and ``val`` under a folder.
-        inner: parts the training images, to choose hyper-parameters without a look at ``val``.
-        group: file -> name of the instance it shows.
+        name: of the folder.
+        settings: of the specification, without objective, optimizer and schedule.
+        write: writes ``train`` and ``val`` into a folder.
+        inner: splits the training images, to choose hyperparameters without using ``val``.
+        group: file -> instance that it shows.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Dataset:
     group: Callable[[str], str]
 
     def split(self, root: Path) -> Split:
-        """The images as they are reported on; written when they are not there yet."""
+        """The training and held-out images. Writes the files if they are missing."""
         folder = root / self.name
         ready = folder / "complete"
         if not ready.exists():
@@ -54,13 +54,13 @@ def _digits(root: Path) -> object:
     return write_digits(root, DIGIT_SIZE)
 
 
-def _drawn(folder: ImageFolder) -> Split:
+def _random(folder: ImageFolder) -> Split:
     return inner_split(folder, INNER_SHARE, seed=0)
 
 
 def _by_font(folder: ImageFolder) -> Split:
-    apart = np.array([font_of(path) in _INNER_FONTS for path in folder.paths])
-    return Split(subset(folder, np.flatnonzero(~apart)), subset(folder, np.flatnonzero(apart)))
+    inner = np.array([font_of(path) in _INNER_FONTS for path in folder.paths])
+    return Split(subset(folder, np.flatnonzero(~inner)), subset(folder, np.flatnonzero(inner)))
 
 
 def _itself(path: str) -> str:
@@ -77,7 +77,7 @@ DIGITS = Dataset(
     "digits",
     {"model": {**_RESNET18, "image_size": DIGIT_SIZE}, "augmentation": _PLAIN},
     _digits,
-    _drawn,
+    _random,
     _itself,
 )
 GLYPHS = Dataset(

@@ -1,16 +1,16 @@
-"""Glyphs of the free fonts that matplotlib ships, as an image dataset of three levels.
+"""A dataset of glyphs of the free fonts that matplotlib ships, with three levels of similarity.
 
 ``python -m benchmarks.datasets.glyphs --out DIR`` writes ``DIR/train/<character>/`` and
 ``DIR/val/<character>/`` with files ``<font>-<sheet>.png`` of 64 x 64 pixels.
 
 - class: the character, A to Z and 0 to 9;
-- instance: the character in one font, which appears on three sheets: other paper, other ink,
-  another size, place and angle;
-- copy: a distortion of one picture (made by the augmentation and by the evaluation).
+- instance: the character in one font, drawn on three sheets that differ in paper, ink, size, place
+  and angle;
+- copy: a distortion of one image (made by the augmentation and by the evaluation).
 
-The fonts of ``HELD_OUT`` are in ``val`` alone, one of each family. A drawn split would put
-pictures of one instance on both sides, and looking for an instance would test what was learned
-by heart. The same version of Pillow writes the same files.
+The fonts of ``HELD_OUT``, one per family, are only in ``val``. A random split would put images
+of one instance on both sides, and instance retrieval would test memorization. The same version of
+Pillow writes the same files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 SIZE = 64
 SHEETS = 3
 CHARACTERS = string.ascii_uppercase + string.digits
-# Every font of matplotlib's that has Latin letters in text shapes (no calligraphy, no symbols).
+# All fonts of matplotlib with ordinary Latin letters (no calligraphy, no symbols).
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
@@ -45,18 +45,18 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class GlyphFolders:
-    """What was written."""
+    """The folders written."""
 
     train: Path
     val: Path
 
 
 def write_glyphs(root: Path, sheets: int = SHEETS, characters: str = CHARACTERS) -> GlyphFolders:
-    """Writes the dataset; pictures that are there already are written again, the same.
+    """Writes the dataset; existing files are overwritten with the same content.
 
     Args:
-        root: gets the folders ``train`` and ``val``.
-        sheets: pictures of each character in each font.
+        root: parent of the folders ``train`` and ``val``.
+        sheets: images per character and font.
         characters: the classes.
     """
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -66,24 +66,24 @@ def write_glyphs(root: Path, sheets: int = SHEETS, characters: str = CHARACTERS)
             folder = root / split / character
             folder.mkdir(parents=True, exist_ok=True)
             for sheet in range(sheets):
-                picture = draw(fonts / f"{font}.ttf", character, sheet)
-                picture.save(folder / f"{font}-{sheet}.png")
+                image = draw(fonts / f"{font}.ttf", character, sheet)
+                image.save(folder / f"{font}-{sheet}.png")
     return GlyphFolders(root / "train", root / "val")
 
 
 def instance_of(path: str) -> str:
-    """The instance that a file of the dataset shows: its path without the sheet."""
+    """The instance that a file shows: its path without the sheet."""
     return path.rpartition("-")[0]
 
 
 def font_of(path: str) -> str:
-    """The font that a file of the dataset shows."""
+    """The font that a file shows."""
     return instance_of(path).rpartition("/")[2]
 
 
 def draw(font: Path, character: str, sheet: int) -> Image.Image:
-    """One picture, RGB, decided by its arguments alone: the font's name, not its folder."""
-    # Not ``hash``, which is another one in every process.
+    """One RGB image, determined by the font's name, the character and the sheet."""
+    # Not ``hash``, which differs between processes.
     rng = np.random.default_rng(zlib.crc32(f"{font.stem} {character} {sheet}".encode()))
     side = SIZE * _SUPERSAMPLING
     face = ImageFont.truetype(str(font), round(rng.uniform(0.62, 0.8) * side))
@@ -93,7 +93,7 @@ def draw(font: Path, character: str, sheet: int) -> Image.Image:
     ink = ink.rotate(rng.uniform(-8.0, 8.0), Image.Resampling.BICUBIC)
     ink = ink.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.6) * _SUPERSAMPLING))
     cover = np.asarray(ink.resize((SIZE, SIZE), Image.Resampling.BOX), np.float64) / 255
-    # Gray: colors would tell any two pictures apart at a glance.
+    # Gray only: with colors any two images would be easy to tell apart.
     paper, color = rng.uniform(150, 255), rng.uniform(0, 105)
     pixels = paper * (1 - cover) + color * cover + rng.normal(0, 6, (SIZE, SIZE))
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).convert("RGB")

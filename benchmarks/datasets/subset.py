@@ -1,4 +1,4 @@
-"""Parts of an image folder."""
+"""Subsets of an image folder."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from multigrain.data.image_folder import ImageFolder
 
 @dataclass(frozen=True)
 class Split:
-    """Images to train on, and others to look at the result with."""
+    """Training images and held-out images."""
 
     train: ImageFolder
     held_out: ImageFolder
 
 
 def subset(folder: ImageFolder, chosen: NDArray[np.int64]) -> ImageFolder:
-    """The chosen images, in the folder's order."""
+    """The chosen images in the order of the folder."""
     indices = np.sort(chosen)
     paths = [folder.paths[index] for index in indices.tolist()]
     return replace(folder, paths=paths, labels=folder.labels[indices])
 
 
 def inner_split(folder: ImageFolder, share: float, seed: int) -> Split:
-    """Sets a share of every class apart, drawn by the seed: for choosing hyper-parameters without
-    a look at the images that the result is reported on."""
+    """Holds out a random share of every class, to choose hyperparameters without using the images
+    on which results are reported."""
     rng = np.random.default_rng(seed)
-    apart = []
+    held_out_parts = []
     for label in np.unique(folder.labels).tolist():
         members = rng.permutation(np.flatnonzero(folder.labels == label))
-        apart.append(members[: max(1, round(share * len(members)))])
-    held_out = np.concatenate(apart)
+        held_out_parts.append(members[: max(1, round(share * len(members)))])
+    held_out = np.concatenate(held_out_parts)
     rest = np.setdiff1d(np.arange(len(folder)), held_out)
     return Split(subset(folder, rest), subset(folder, held_out))

@@ -1,6 +1,6 @@
-"""What one would write by hand: grpc.aio, ONNX Runtime float32, a thread for each call.
+"""A plain embedding server: grpc.aio, ONNX Runtime float32, one thread per call.
 
-``python -m benchmarks.peers.grpc_onnx BUNDLE`` writes its address as the first line.
+``python -m benchmarks.peers.grpc_onnx BUNDLE`` prints its address as the first line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""PyTriton with dynamic batching, ONNX Runtime float32 and Pillow, in an environment of its own.
+"""PyTriton with dynamic batching, ONNX Runtime float32 and Pillow.
 
-``python triton_onnx.py MODEL_ONNX PORT`` (nvidia-pytriton, onnxruntime, pillow, numpy). No import
-from this repository: the environment has none of it.
+``python triton_onnx.py MODEL_ONNX PORT`` in an environment with nvidia-pytriton, onnxruntime,
+pillow and numpy. Imports nothing from this repository, which is not installed there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def prepare(data: bytes) -> NDArray[np.float32]:
-    """The evaluation's recipe, as ``multigrain.images.preprocess`` has it."""
+    """The same preprocessing as ``multigrain.images.preprocess``."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = image.size
     side = min(width, height) * SIZE / SHORT

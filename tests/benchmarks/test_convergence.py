@@ -1,4 +1,4 @@
-"""What the measurements of convergence rest on, without a training run."""
+"""Parts of the convergence benchmarks, without a training run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mindspore import nn
 
 from benchmarks.convergence import objectives, optimizers
 from benchmarks.convergence.candidates import CANDIDATES, TARGET
-from benchmarks.convergence.journal import Journal, Record
 from benchmarks.convergence.restart import constants
+from benchmarks.convergence.results import Record, Results
 from benchmarks.convergence.run import merged
 from benchmarks.convergence.statistics import statistics_of
 from benchmarks.datasets.dataset import DATASETS
@@ -36,7 +36,7 @@ def record(candidate: str, kind: str, top1: list[float], loss: float = 1.0) -> R
     return {"candidate": candidate, "kind": kind, "compiling": 3.0, "points": points}
 
 
-def test_glyphs_are_the_same_in_every_run_and_no_font_is_on_both_sides(tmp_path: Path) -> None:
+def test_glyphs_are_reproducible_and_no_font_is_in_both_splits(tmp_path: Path) -> None:
     first = write_glyphs(tmp_path / "a", sheets=1, characters="AQ")
     write_glyphs(tmp_path / "b", sheets=1, characters="AQ")
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.png"))
@@ -55,7 +55,7 @@ def test_an_instance_is_a_character_in_a_font() -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_hyper_parameters_are_chosen_on_training_images_alone(name: str, tmp_path: Path) -> None:
+def test_hyperparameters_are_chosen_on_training_images_only(name: str, tmp_path: Path) -> None:
     dataset = DATASETS[name]
     if name == "glyphs":
         dataset = replace(dataset, write=lambda root: write_glyphs(root, sheets=1, characters="AQ"))
@@ -71,31 +71,31 @@ def test_hyper_parameters_are_chosen_on_training_images_alone(name: str, tmp_pat
             assert folder.classes[label] == path.split("/")[0]
 
 
-def test_a_series_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+def test_an_interrupted_series_is_resumed(tmp_path: Path) -> None:
     done: list[str] = []
 
     def run(name: str) -> Record:
         done.append(name)
         return {"value": len(done)}
 
-    journal = Journal(tmp_path / "a" / "series.jsonl")
+    results = Results(tmp_path / "a" / "series.jsonl")
     runs = [(name, lambda name=name: run(name)) for name in "abcd"]  # type: ignore[misc]
-    assert not journal.complete(runs, part=(1, 2))
+    assert not results.complete(runs, part=(1, 2))
     assert done == ["b", "d"]
-    assert not journal.complete(runs, minutes=-1)
-    assert journal.complete(runs)
+    assert not results.complete(runs, minutes=-1)
+    assert results.complete(runs)
     assert done == ["b", "d", "a", "c"]
-    assert journal.records()["d"]["value"] == 2
+    assert results.records()["d"]["value"] == 2
 
 
-def test_the_target_is_reached_at_the_first_point_that_is_as_good() -> None:
+def test_the_target_is_reached_at_the_first_sufficient_point() -> None:
     found = optimizers.reached(record("x", "thor", [0.5, 0.9, 0.8, 0.95]), 0.9)
     assert found is not None
     assert found["epoch"] == 1
     assert optimizers.reached(record("x", "thor", [0.5]), 0.9) is None
 
 
-def test_the_best_candidate_is_the_fastest_and_then_the_surest() -> None:
+def test_candidates_are_ranked_by_missed_targets_epochs_and_loss() -> None:
     records = [
         record("slow", "thor", [0.1, 0.1, 0.9], loss=0.1),
         record("fast", "thor", [0.1, 0.9, 0.9], loss=0.3),
@@ -108,21 +108,21 @@ def test_the_best_candidate_is_the_fastest_and_then_the_surest() -> None:
     assert optimizers.ranked(records, "momentum", 0.9) == ["other"]
 
 
-def test_what_was_tried_more_often_is_ranked_by_all_of_its_runs_and_before_the_rest() -> None:
+def test_candidates_with_more_runs_rank_first() -> None:
     records = [record("once", "thor", [0.9])]
     records += [record("lucky", "thor", [0.9]), record("lucky", "thor", [0.1])]
     records += [record("steady", "thor", [0.1, 0.9]) for _ in range(2)]
     assert optimizers.ranked(records, "thor", 0.9) == ["steady", "lucky", "once"]
 
 
-def test_the_table_says_when_a_run_never_reached_the_target() -> None:
+def test_the_table_shows_runs_that_never_reach_the_target() -> None:
     runs = [record("x", "thor", [0.1, 0.9]), record("x", "thor", [0.9, 0.9])]
     assert "| x | 1, 0.5 | 0.75 | 15 | 3 | 90.0, 90.0 | 5 | 6 |" in optimizers.table(runs, 0.9)
     runs.append(record("x", "thor", [0.1, 0.2]))
     assert "| x | 1, 0.5, never |  | 15 |" in optimizers.table(runs, 0.9)
 
 
-def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
+def test_candidate_names_are_unique_and_cover_both_optimizers() -> None:
     assert CANDIDATES.keys() == TARGET.keys() == DATASETS.keys()
     for candidates in CANDIDATES.values():
         names = [candidate.name for candidate in candidates]
@@ -131,14 +131,14 @@ def test_candidates_have_names_of_their_own_and_both_optimisers() -> None:
         assert {candidate.kind for candidate in candidates[:2]} == {"thor", "momentum"}
 
 
-def test_both_optimisers_have_as_many_candidates() -> None:
+def test_both_optimizers_have_equally_many_candidates() -> None:
     for candidates in CANDIDATES.values():
         kinds = [candidate.kind for candidate in candidates]
         assert kinds.count("thor") == kinds.count("momentum")
 
 
 @pytest.mark.parametrize("changed", ["rate", "damping", "kl_clip", "momentum"])
-def test_runs_share_graphs_unless_a_constant_of_them_differs(changed: str) -> None:
+def test_runs_share_graphs_unless_a_constant_differs(changed: str) -> None:
     base: dict[str, Any] = {
         "dataset": {"train_path": "x"},
         "optimizer": {"kind": "thor", "momentum": 0.9, "thor": {"damping_init": 1, "kl_clip": 0}},
@@ -154,7 +154,7 @@ def test_runs_share_graphs_unless_a_constant_of_them_differs(changed: str) -> No
     assert (constants(first) == constants(second)) == (changed in ("rate", "damping"))
 
 
-def test_inside_batch_norm_has_the_statistics_of_the_images_and_after_it_its_own() -> None:
+def test_batch_norm_has_the_statistics_of_the_images_within_the_context() -> None:
     layer = nn.BatchNorm2d(3, momentum=0.9)
     assign(layer.moving_mean, np.full(3, 5, np.float32))
     images = np.random.default_rng(0).normal(2, 3, (8, 3, 4, 4)).astype(np.float32)
@@ -167,7 +167,7 @@ def test_inside_batch_norm_has_the_statistics_of_the_images_and_after_it_its_own
     assert layer.moving_variance.asnumpy().tolist() == [1, 1, 1]
 
 
-def test_objectives_are_told_apart_in_the_table_with_their_spread() -> None:
+def test_the_table_shows_each_objective_with_its_spread() -> None:
     base = {"dataset": "digits", "epochs": 10, "copy_map": 0.5, "class_map": 0.25}
     found = [
         {**base, "objective": "joint", "top1": 0.9},

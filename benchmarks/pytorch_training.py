@@ -1,4 +1,7 @@
-"""A contestant: training steps of the same network in PyTorch, float32, channels last."""
+"""Training steps of the same network in PyTorch, for :mod:`benchmarks.alternating`.
+
+float32, channels last.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 
 import torch
 
-from benchmarks.contestant import Turn, peak_mib, serve
+from benchmarks.alternating import Measurement, peak_mib, serve
 from tests.peers.networks import TorchResNet
 
 CLASSES = 1000
@@ -27,7 +30,7 @@ def main() -> None:
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (options.batch,))
 
-    def take(steps: int, parts: bool) -> Turn:
+    def take(steps: int, parts: bool) -> Measurement:
         seconds = []
         for _ in range(steps):
             begin = time.perf_counter()
@@ -38,7 +41,7 @@ def main() -> None:
             optimizer.step()
             loss.item()
             seconds.append(time.perf_counter() - begin)
-        return Turn(seconds, peak_mib=peak_mib())
+        return Measurement(seconds, peak_mib=peak_mib())
 
     take(options.warm_up, False)
     serve(take)

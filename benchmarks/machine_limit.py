@@ -1,9 +1,9 @@
-"""What the machine can do without a server: preprocessing and the network, in one process.
+"""The machine's limit without a server: preprocessing and inference in one process.
 
-``python -m benchmarks.raw BUNDLE [RUNTIME]`` is a contestant (``benchmarks.contestant``) whose
-steps are measurements; :class:`Machine` is the side that asks it. It allocates as our engines do,
-stays for as long as the servers are measured, and takes turns with them: one moment of a shared
-machine differs from the next by a tenth, which hits a server and the limit beside it alike.
+``python -m benchmarks.machine_limit BUNDLE [RUNTIME]`` is a program of ``benchmarks.alternating``;
+:class:`Machine` requests measurements from it. It allocates memory as an engine does and alternates
+with the servers: the speed of a shared machine varies by a tenth, which then affects a server and
+its limit alike.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
-from benchmarks.contestant import Contestant, Turn, serve
+from benchmarks.alternating import BenchmarkProcess, Measurement, serve
 from benchmarks.photographs import photographs
 from multigrain.bundle.manifest import BundleManifest
 from multigrain.engine.runtimes.base import Bundle, Compute
@@ -30,10 +30,14 @@ _BATCHES = 24
 
 
 @dataclass(frozen=True)
-class Raw:
-    """Milliseconds of preparing one photograph on one core, images a second of the engine on all
-    cores in batches of its best size, and milliseconds of one photograph that is prepared and
-    computed alone."""
+class Limits:
+    """Limits of the machine at one moment.
+
+    Attributes:
+        prepare_ms: milliseconds to preprocess one photograph on one core.
+        engine: images per second of inference on all cores, in batches of the best size.
+        alone_ms: milliseconds to preprocess and compute a single photograph.
+    """
 
     prepare_ms: float
     engine: float
@@ -41,13 +45,13 @@ class Raw:
 
     @property
     def limit(self) -> float:
-        """Images a second if every core did nothing but prepare and compute."""
+        """Images per second if all cores only preprocess and compute."""
         cores = os.cpu_count() or 1
         return 1 / (self.prepare_ms / 1000 / cores + 1 / self.engine)
 
-    def between(self, other: Raw) -> Raw:
-        """What held between this moment and another."""
-        return Raw(
+    def between(self, other: Limits) -> Limits:
+        """The mean of two measurements."""
+        return Limits(
             (self.prepare_ms + other.prepare_ms) / 2,
             2 / (1 / self.engine + 1 / other.engine),
             (self.alone_ms + other.alone_ms) / 2,
@@ -55,7 +59,7 @@ class Raw:
 
 
 class Machine:
-    """Measures itself when asked. A context manager: its process ends with it.
+    """Measures the machine in a child process; a context manager that ends it.
 
     Args:
         bundle: folder of the model.
@@ -63,14 +67,14 @@ class Machine:
     """
 
     def __init__(self, bundle: Path, runtime: str) -> None:
-        self._contestant = Contestant(
-            "benchmarks.raw", [str(bundle), runtime or "auto"], environment=HUGE_PAGES
+        self._program = BenchmarkProcess(
+            "benchmarks.machine_limit", [str(bundle), runtime or "auto"], environment=HUGE_PAGES
         )
 
-    def measure(self) -> Raw:
-        """Two seconds on all cores."""
-        parts = self._contestant.turn(_STEPS, parts=True).parts
-        return Raw(1000 * parts["prepare"], 1 / parts["image"], 1000 * parts["alone"])
+    def measure(self) -> Limits:
+        """Measures for about two seconds on all cores."""
+        parts = self._program.measure(_STEPS, parts=True).parts
+        return Limits(1000 * parts["prepare"], 1 / parts["image"], 1000 * parts["alone"])
 
     def __enter__(self) -> Machine:
         return self
@@ -81,7 +85,7 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._contestant.__exit__(kind, error, trace)
+        self._program.__exit__(kind, error, trace)
 
 
 def main() -> None:
@@ -89,15 +93,15 @@ def main() -> None:
     bundle = Bundle(path, BundleManifest.model_validate_json((path / "model.json").read_text()))
     head = bundle.manifest.heads[0]
     runtime = load(sys.argv[2], bundle, Compute()).runtimes[head.resolution]
-    pictures = photographs()
-    prepared = [crop(data, head.preprocessing) for data in pictures]
+    images = photographs()
+    prepared = [crop(data, head.preprocessing) for data in images]
     best = runtime.best_batch
 
     def prepare() -> float:
         start = time.perf_counter()
-        for data in pictures:
+        for data in images:
             crop(data, head.preprocessing)
-        return (time.perf_counter() - start) / len(pictures)
+        return (time.perf_counter() - start) / len(images)
 
     def image() -> float:
         start = time.perf_counter()
@@ -108,20 +112,20 @@ def main() -> None:
 
     def alone() -> list[float]:
         seconds = []
-        for data in pictures:
+        for data in images:
             start = time.perf_counter()
             runtime.run_pixels([crop(data, head.preprocessing)], scores=False)
             seconds.append(time.perf_counter() - start)
         return seconds
 
-    def take(steps: int, _parts: bool) -> Turn:
-        found = [(prepare(), image(), alone()) for _ in range(steps)]
+    def take(steps: int, _parts: bool) -> Measurement:
+        rounds = [(prepare(), image(), alone()) for _ in range(steps)]
         parts = {
-            "prepare": float(np.mean([one for one, _, _ in found])),
-            "image": float(np.mean([one for _, one, _ in found])),
-            "alone": float(np.median([one for _, _, many in found for one in many])),
+            "prepare": float(np.mean([one for one, _, _ in rounds])),
+            "image": float(np.mean([one for _, one, _ in rounds])),
+            "alone": float(np.median([one for _, _, many in rounds for one in many])),
         }
-        return Turn([], parts=parts)
+        return Measurement([], parts=parts)
 
     serve(take)
 

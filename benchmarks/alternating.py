@@ -1,8 +1,8 @@
-"""Programs that are timed against each other by turns, each in a process of its own.
+"""Times programs alternately, each in its own process.
 
-A contestant is a module with ``main`` that calls :func:`serve`: it says ``@ready`` when it is
-warm, and then takes steps when it is asked to. So two of them never compute at the same time,
-and what the machine does meanwhile hits both alike.
+A program is a module whose ``main`` calls :func:`serve`: it prints ``@ready`` after its warm-up and
+then takes steps on request. Two programs never compute at the same time, and other load on the
+machine affects both alike.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What a contestant did in one turn.
+class Measurement:
+    """The result of some steps.
 
     Attributes:
         seconds: wall time of each step.
-        refreshed: for each step, the layers whose curvature was renewed.
-        peak_mib: the process's largest resident memory so far.
-        parts: seconds by part of the work, where that was asked for.
-        bytes: exact sizes by name.
+        refreshed: for each step, the number of layers whose curvature was refreshed.
+        peak_mib: largest resident memory of the process so far.
+        parts: seconds by part of the work, if requested.
+        bytes: sizes of the state by name.
     """
 
     seconds: list[float]
@@ -40,11 +40,11 @@ class Turn:
     bytes: dict[str, int] = field(default_factory=dict)
 
 
-def serve(take: Callable[[int, bool], Turn]) -> None:
-    """Answers on standard output until standard input ends.
+def serve(take: Callable[[int, bool], Measurement]) -> None:
+    """Answers requests from standard input on standard output until it is closed.
 
     Args:
-        take: called with the number of steps, and whether the parts are wanted.
+        take: gets the number of steps and whether to measure the parts.
     """
     print(f"{MARK}ready", flush=True)
     for line in sys.stdin:
@@ -53,21 +53,21 @@ def serve(take: Callable[[int, bool], Turn]) -> None:
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process so far."""
+    """Largest resident memory of this process so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024 / MIB
-    raise OSError("/proc/self/status names no VmHWM")
+    raise OSError("/proc/self/status has no VmHWM")
 
 
-class Contestant:
-    """The other end of :func:`serve`.
+class BenchmarkProcess:
+    """Starts a program that calls :func:`serve` and requests steps from it.
 
     Args:
-        module: what to run, as ``python -m``.
-        arguments: its command line.
-        python: interpreter; this one if not given.
-        environment: variables over those of this process.
+        module: run as ``python -m``.
+        arguments: command-line arguments.
+        python: interpreter; default: this one.
+        environment: variables added to those of this process.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Contestant:
         )
         self._read()
 
-    def turn(self, steps: int, *, parts: bool = False) -> Turn:
-        """Lets it take some steps.
+    def measure(self, steps: int, *, parts: bool = False) -> Measurement:
+        """Runs some steps.
 
         Raises:
-            RuntimeError: if it has ended; what it said is on standard error.
+            RuntimeError: if the process has exited. Its output is on standard error.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([steps, parts]) + "\n")
         self._process.stdin.flush()
-        return Turn(**json.loads(self._read()))
+        return Measurement(**json.loads(self._read()))
 
-    def __enter__(self) -> Contestant:
+    def __enter__(self) -> BenchmarkProcess:
         return self
 
     def __exit__(
@@ -117,7 +117,7 @@ class Contestant:
         for line in self._process.stdout:
             if line.startswith(MARK):
                 return line.removeprefix(MARK).strip()
-        raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
+        raise RuntimeError(f"{self.name} exited with code {self._process.wait()}")
 
 
 def median_ms(seconds: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Results of finished runs in a file, one JSON object a line, so that a series can go on."""
+"""Results of finished runs in a file, one JSON object per line, so that a series can be resumed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Journal:
-    """Records by their names. Several processes may add to one file: a line is one write."""
+class Results:
+    """Records by name. Several processes may append to one file: each line is one write."""
 
     path: Path
 
     def records(self) -> dict[str, Record]:
-        """Every record so far."""
+        """All records so far."""
         if not self.path.exists():
             return {}
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        found = [json.loads(line) for line in lines]
-        return {record["name"]: record for record in found}
+        records = [json.loads(line) for line in lines]
+        return {record["name"]: record for record in records}
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
-        """Appends one."""
+        """Appends one record."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, **record}) + "\n")
@@ -39,15 +39,15 @@ class Journal:
         part: tuple[int, int] = (0, 1),
         minutes: float = float("inf"),
     ) -> bool:
-        """Does the runs that are not recorded yet.
+        """Executes the runs that have no record yet.
 
         Args:
-            runs: their names, and what does them.
-            part: (k, n): of every n runs only the k-th, for n processes side by side.
-            minutes: no run is begun later than this after the call.
+            runs: names and functions.
+            part: (k, n): only every n-th run from the k-th, for n processes in parallel.
+            minutes: no run starts later than this.
 
         Returns:
-            Whether all runs, of every part, are recorded now.
+            Whether all runs of all parts have a record now.
         """
         end = time.monotonic() + 60 * minutes
         listed = list(runs)
