@@ -27,7 +27,7 @@ def state(server: FakeServer) -> FakeState:
 
 @pytest.fixture(params=["sync", "async"])
 def make_client(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Makes clients of one of the two kinds; all of them are closed afterwards."""
+    """Creates blocking or asyncio clients and closes them after the test."""
     made: list[Any] = []
     kind = Client if request.param == "sync" else BlockingAsyncClient
 

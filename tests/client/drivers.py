@@ -1,4 +1,4 @@
-"""Lets one test drive Client and AsyncClient alike."""
+"""Runs the same tests against Client and AsyncClient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multigrain_client import AsyncClient
 
 
 class BlockingAsyncClient:
-    """An AsyncClient in an event loop of its own; coroutines and iterators become blocking."""
+    """An AsyncClient in its own event loop, with blocking methods and iterators."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -57,6 +57,6 @@ class BlockingAsyncClient:
 
 
 def take_until_error(items: Iterator[Any], taken: list[Any]) -> None:
-    """Appends to ``taken`` until the iterator raises or ends."""
+    """Appends items to ``taken`` until the iterator raises or ends."""
     for item in items:
-        taken.append(item)  # noqa: PERF402 - extend() would lose them when it is left by an error
+        taken.append(item)  # noqa: PERF402 - extend() would lose them if the iterator raises

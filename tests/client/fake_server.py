@@ -1,4 +1,4 @@
-"""A server in this process that answers by simple rules and fails when told to."""
+"""An in-process server that answers by simple rules and injects faults."""
 
 # ruff: noqa: N802 - the names of methods are the contract's.
 
@@ -38,7 +38,7 @@ VECTOR_SIZE = 8
 
 @dataclass
 class FakeState:
-    """What the server knows, what it was asked, and what is to go wrong next."""
+    """Data of the server, the requests it has received, and the faults it will inject."""
 
     jobs: dict[str, job_pb2.Job] = field(default_factory=dict)
     events: dict[str, list[job_pb2.JobEvent]] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class FakeState:
     bundle: bytes = b""
     heartbeats: bool = False
     skip_seq: int = 0
-    # Set: a started job has ended well at once, an evaluation with this top-1.
+    # If set, a started job has succeeded at once, an evaluation with this top-1.
     finished_top1: float | None = None
 
     def begin(self, name: str, request: Any, context: grpc.ServicerContext) -> Fault | None:
-        """Counts a call; raises its fault at once, or returns one that comes later."""
+        """Counts a call; aborts it with the next fault, or returns a fault for a later message."""
         self.calls[name] += 1
         self.requests.append(request)
         self.metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
@@ -69,7 +69,7 @@ class FakeState:
 
 
 def vector_of(data: bytes) -> np.ndarray:
-    """The fake model: the first bytes of the image, normalised by 255."""
+    """The fake model: the first bytes of the image, divided by 255."""
     padded = data[:VECTOR_SIZE].ljust(VECTOR_SIZE, b"\0")
     return np.frombuffer(padded, np.uint8).astype(np.float32) / 255
 
@@ -170,7 +170,7 @@ class Jobs(
 
 
 class Embedding(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """Refuses images that begin with b"bad"."""
+    """Fails images that begin with b"bad"."""
 
     def __init__(self, state: FakeState) -> None:
         self.state = state

@@ -1,4 +1,4 @@
-"""Calls that the fake server does not answer until it is told to."""
+"""Calls that the fake server holds until they are released."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Held:
     Args:
         state: of the server.
         name: of the method.
-        which: whether a request is held; all are if it is not given.
+        which: selects the requests to hold; default: all.
 
     Attributes:
-        arrived: requests that came, held or not.
-        ended: calls that were held and have ended, however that was.
+        arrived: released once per request, held or not.
+        ended: released once per held call that has ended in any way.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images that the fake model answers, and its answers."""
+"""Images for the fake model, and the vectors that it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that start, list and steer jobs and models, and what is retried."""
+"""Calls for jobs and models, and their retries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.contract import calls
 FULL = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", "OVERLOADED", 0.005)
 
 
-def test_a_preset_and_dotted_overrides_become_one_spec(client, state):
+def test_preset_and_dotted_overrides_are_merged_into_one_spec(client, state):
     job = client.start_training(
         preset="digits-demo",
         name="try",
@@ -62,7 +62,7 @@ def test_a_spec_may_be_a_dict_a_message_or_a_yaml_file(client, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)
-def test_an_ambiguous_spec_file_is_refused_before_any_call(client, state, tmp_path, text, problem):
+def test_ambiguous_spec_file_is_refused_before_any_call(client, state, tmp_path, text, problem):
     file = tmp_path / "spec.yaml"
     file.write_text(text)
     with pytest.raises(InvalidRequest) as info:
@@ -71,7 +71,7 @@ def test_an_ambiguous_spec_file_is_refused_before_any_call(client, state, tmp_pa
     assert not state.calls
 
 
-def test_an_override_wins_over_the_spec_and_replaces_its_lists(client):
+def test_override_replaces_fields_and_lists_of_the_spec(client):
     message = TrainingSpec()
     message.schedule.learning_rate.milestones.extend([1, 2])
     for spec in (message, {"schedule": {"learning_rate": {"milestones": [1, 2]}}}):
@@ -79,7 +79,7 @@ def test_an_override_wins_over_the_spec_and_replaces_its_lists(client):
         assert list(job.training.schedule.learning_rate.milestones) == [9]
 
 
-def test_a_wrong_key_or_type_is_named_with_its_path_before_any_call(client, state):
+def test_unknown_key_or_wrong_type_is_named_with_its_path_before_any_call(client, state):
     with pytest.raises(InvalidRequest) as info:
         client.start_training({"schedule": {"epoch": 3}, "seed": "x", "model": 5})
     assert "spec.schedule.epoch: no such field; did you mean 'epochs'?" in str(info.value)
@@ -89,14 +89,14 @@ def test_a_wrong_key_or_type_is_named_with_its_path_before_any_call(client, stat
     assert not state.calls
 
 
-def test_every_start_carries_its_own_request_id(client, state):
+def test_every_start_has_its_own_request_id(client, state):
     for _ in range(2):
         client.start_training(preset="digits-demo")
     ids = [request.request_id for request in state.requests]
     assert len({uuid.UUID(one) for one in ids}) == 2
 
 
-def test_a_lost_answer_of_a_start_is_asked_for_again_under_the_same_id(client, state):
+def test_start_is_retried_with_the_same_request_id(client, state):
     state.faults["StartTraining"].extend([Fault(), Fault()])
     client.start_training(preset="digits-demo")
     assert len({request.request_id for request in state.requests}) == 1
@@ -104,7 +104,7 @@ def test_a_lost_answer_of_a_start_is_asked_for_again_under_the_same_id(client, s
     assert len(state.jobs) == 1
 
 
-def test_a_start_without_an_idempotency_key_is_not_repeated(client, state):
+def test_start_without_a_request_id_is_not_retried(client, state):
     state.faults["StartTraining"].append(Fault())
     with pytest.raises(Unavailable):
         client.StartTraining(name="raw")
@@ -123,7 +123,7 @@ def test_a_start_without_an_idempotency_key_is_not_repeated(client, state):
         ("unload_model", ("fake@1",), False),
     ],
 )
-def test_only_harmless_calls_are_repeated_when_the_server_is_gone(
+def test_only_idempotent_calls_are_retried_when_the_server_is_unreachable(
     client, state, method, arguments, repeated
 ):
     state.jobs["job-1"] = job_of("job-1")
@@ -147,21 +147,21 @@ def test_only_harmless_calls_are_repeated_when_the_server_is_gone(
         assert state.calls[rpc] == 1
 
 
-def test_a_refusal_with_a_delay_is_repeated_whatever_the_call(client, state):
+def test_refusal_with_a_delay_is_retried_for_every_call(client, state):
     state.jobs["job-1"] = job_of("job-1")
     state.faults["ResumeJob"].extend([FULL, FULL])
     client.resume("job-1")
     assert state.calls["ResumeJob"] == 3
 
 
-def test_resource_exhausted_without_a_delay_is_final(client, state):
+def test_resource_exhausted_without_a_delay_is_not_retried(client, state):
     state.faults["GetJob"].append(Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "message too large"))
     with pytest.raises(Overloaded, match="message too large"):
         client.job("job-1")
     assert state.calls["GetJob"] == 1
 
 
-def test_a_load_that_failed_on_the_server_is_not_tried_again(client, state):
+def test_load_that_failed_on_the_server_is_not_retried(client, state):
     state.faults["LoadModel"].append(
         Fault(grpc.StatusCode.UNAVAILABLE, "digits@1 did not load within 300 s", "UNAVAILABLE")
     )
@@ -170,14 +170,14 @@ def test_a_load_that_failed_on_the_server_is_not_tried_again(client, state):
     assert state.calls["LoadModel"] == 1
 
 
-def test_a_load_that_found_no_server_is_tried_again(client, state):
+def test_load_that_reached_no_server_is_retried(client, state):
     state.models["digits"] = model_pb2.Model(name="digits", version=1)
     state.faults["LoadModel"].append(Fault(grpc.StatusCode.UNAVAILABLE, "connection refused"))
     client.load_model("digits")
     assert state.calls["LoadModel"] == 2
 
 
-def test_a_delay_beyond_the_deadline_is_not_waited_for(client, state):
+def test_delay_beyond_the_deadline_is_not_waited_for(client, state):
     state.faults["GetJob"].append(
         Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=60)
     )
@@ -187,20 +187,20 @@ def test_a_delay_beyond_the_deadline_is_not_waited_for(client, state):
     assert state.calls["GetJob"] == 1
 
 
-def test_attempts_are_bounded(client, state):
+def test_number_of_attempts_is_limited(client, state):
     state.faults["GetJob"].extend([Fault()] * 100)
     with pytest.raises(Unavailable, match=r"cannot reach the server at 127\.0\.0\.1"):
         client.job("job-1")
     assert state.calls["GetJob"] == 5
 
 
-def test_the_timeout_of_a_call_covers_all_its_attempts(client, state):
+def test_timeout_covers_all_attempts(client, state):
     state.delay = 1.0
     with pytest.raises(DeadlineExceeded, match="GetJob: deadline exceeded before"):
         client.job("job-1", timeout=0.2)
 
 
-def test_jobs_pages_by_itself_and_filters(client, state):
+def test_jobs_fetches_pages_and_filters(client, state):
     for number in range(5):
         ended = job_pb2.JOB_STATE_FAILED if number % 2 else job_pb2.JOB_STATE_RUNNING
         state.jobs[f"job-{number}"] = job_of(f"job-{number}", state=ended)
@@ -211,7 +211,7 @@ def test_jobs_pages_by_itself_and_filters(client, state):
         list(client.jobs(states=["lost"]))
 
 
-def test_evaluate_and_export_name_their_weights(client):
+def test_weights_of_evaluate_and_export(client):
     evaluation = client.evaluate(
         job="job-1", checkpoint="best", dataset_path="/data/val"
     ).evaluation
@@ -225,7 +225,7 @@ def test_evaluate_and_export_name_their_weights(client):
         client.evaluate(job="job-1", model="digits")
 
 
-def test_every_rpc_can_be_called_by_its_own_name(client, state):
+def test_rpcs_can_be_called_by_name(client, state):
     request = StartTrainingRequest(name="raw", spec=TrainingSpec(preset="digits-demo"))
     job = client.StartTraining(request)
     assert client.GetJob(job_id=job.job_id).name == "raw"
@@ -239,14 +239,14 @@ def test_every_rpc_can_be_called_by_its_own_name(client, state):
         client.StartTraining(request, name="x")
 
 
-def test_the_token_travels_with_every_call(make_client, server, state):
+def test_token_is_sent_with_every_call(make_client, server, state):
     client = make_client(server.address, token="secret")
     state.jobs["job-1"] = job_of("job-1")
     client.job("job-1")
     assert state.metadata["authorization"] == "Bearer secret"
 
 
-def test_several_addresses_share_the_calls(make_client, server):
+def test_calls_are_balanced_over_several_addresses(make_client, server):
     from tests.client.fake_server import FakeServer
 
     other = FakeServer()
@@ -262,20 +262,20 @@ def test_several_addresses_share_the_calls(make_client, server):
         other.stop()
 
 
-def test_a_server_that_is_not_there_is_named(make_client):
+def test_unreachable_server_is_named(make_client):
     client = make_client("127.0.0.1:1")
     with pytest.raises(Unavailable, match=r"cannot reach the server at 127\.0\.0\.1:1"):
         client.job("job-1")
 
 
-def test_health_is_told_as_a_whole_and_by_service(client):
+def test_health_of_the_server_and_of_a_service(client):
     assert client.health().serving
     assert client.health("multigrain.v1.EmbeddingService") is HealthStatus.NOT_SERVING
     with pytest.raises(NotFound):
         client.health("multigrain.v1.NoService")
 
 
-def test_a_delay_that_the_server_asks_for_is_kept(client, state):
+def test_retry_waits_for_the_delay_of_the_server(client, state):
     state.jobs["job-1"] = job_of("job-1")
     state.faults["GetJob"].append(
         Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=0.3)
@@ -285,7 +285,7 @@ def test_a_delay_that_the_server_asks_for_is_kept(client, state):
     assert time.monotonic() - began >= 0.3
 
 
-def test_calls_that_move_or_start_a_model_have_longer_than_others(client, state):
+def test_model_calls_have_a_longer_default_timeout(client, state):
     remaining = {}
     begin = state.begin
 
@@ -299,11 +299,11 @@ def test_calls_that_move_or_start_a_model_have_longer_than_others(client, state)
     client.load_model("digits")
     client.unload_model("digits")
     client.job("job-1")
-    assert remaining["GetJob"] < 20.0  # 10 are the client's
+    assert remaining["GetJob"] < 20.0  # the client's default is 10
     assert min(remaining["LoadModel"], remaining["UnloadModel"]) > 800.0
 
 
-def test_an_answer_larger_than_grpc_takes_by_itself_arrives(client, state):
+def test_response_above_the_default_message_limit_of_grpc(client, state):
     state.jobs["job-1"] = job_of("job-1")
     state.jobs["job-1"].name = "x" * 5_000_000
     assert len(client.job("job-1").name) == 5_000_000

@@ -1,4 +1,4 @@
-"""The command line against a fake server, for people and for programs."""
+"""The commands against a fake server."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import os
 import subprocess
 import sys
 
+import grpc
 import numpy as np
 import pytest
 
 from multigrain.v1 import job_pb2, model_pb2
+from multigrain_client import methods
+from multigrain_client.cli.main import COMMANDS
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
+from multigrain_client.methods import Method
 from tests.client.events import job_of, training_events
 from tests.client.fake_server import vector_of
+from tests.client.faults import Fault
 from tests.client.specs import AMBIGUOUS_SPECS
 
 
@@ -55,7 +60,7 @@ def test_train_reads_a_file_and_makes_paths_absolute(run, state, tmp_path, monke
 
 @pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
-def test_an_ambiguous_spec_file_is_wrong_usage(run, state, tmp_path, command, text, problem):
+def test_ambiguous_spec_file_is_a_usage_error(run, state, tmp_path, command, text, problem):
     file = tmp_path / "spec.yaml"
     file.write_text(text)
     code, out, err = run(command, "--spec", str(file))
@@ -66,7 +71,7 @@ def test_an_ambiguous_spec_file_is_wrong_usage(run, state, tmp_path, command, te
     assert not state.calls
 
 
-def test_a_wrong_key_is_wrong_usage_in_one_line(run, state):
+def test_unknown_key_is_a_usage_error_on_one_line(run, state):
     code, out, err = run("train", "--set", "schedule.epoch=3")
     assert (code, out) == (2, "")
     assert err == ("multigrain train: spec.schedule.epoch: no such field; did you mean 'epochs'?\n")
@@ -80,7 +85,7 @@ def test_wrong_arguments_exit_with_2(run, arguments):
     assert err.startswith("usage: multigrain")
 
 
-def test_watch_writes_one_line_an_event_into_a_pipe(run, trained):
+def test_watch_prints_one_line_per_event_into_a_pipe(run, trained):
     code, out, _ = run("watch", "job-1")
     assert code == 0
     lines = out.splitlines()
@@ -94,13 +99,13 @@ def test_watch_writes_one_line_an_event_into_a_pipe(run, trained):
     assert len(lines) == 8
 
 
-def test_watch_can_thin_out_the_steps(run, trained):
+def test_watch_every_shows_only_every_nth_step(run, trained):
     _, out, _ = run("watch", "job-1", "--every", "3")
     (line,) = (line for line in out.splitlines() if " loss " in line)
     assert "step 3/10" in line
 
 
-def test_watch_as_json_gives_every_event_and_then_the_job(run, trained):
+def test_watch_json_prints_every_event_then_the_job(run, trained):
     code, out, _ = run("watch", "job-1", "--json")
     values = [json.loads(line) for line in out.splitlines()]
     assert code == 0
@@ -112,7 +117,7 @@ def test_watch_as_json_gives_every_event_and_then_the_job(run, trained):
     assert values[-1]["metrics"] == {"top1": 0.98}
 
 
-def test_a_failed_job_exits_with_1_and_shows_the_end_of_its_log(run, state, trained):
+def test_failed_job_exits_with_1_and_prints_the_log_tail(run, state, trained):
     trained.state = job_pb2.JOB_STATE_FAILED
     trained.error.message = "worker 1 was killed by signal 9"
     trained.error.log_tail = "out of memory\n"
@@ -130,7 +135,7 @@ def test_train_with_watch_follows_the_job(run, state):
     assert out.splitlines()[-1] == "job job-1 SUCCEEDED"
 
 
-def test_jobs_lists_and_shows_one(run, state, trained):
+def test_jobs_lists_all_or_shows_one(run, state, trained):
     state.jobs["job-2"] = job_of("job-2", kind=job_pb2.JOB_KIND_EXPORT)
     code, out, _ = run("jobs")
     assert code == 0
@@ -165,14 +170,14 @@ def test_models_load_unload_and_alias(run, state):
     assert run("unload", "fake@1")[1] == "fake@1  unloaded\n"
 
 
-def test_the_server_may_be_named_before_the_command_or_after_it(run, server, monkeypatch):
+def test_server_option_works_before_and_after_the_command(run, server, monkeypatch):
     monkeypatch.setenv("MULTIGRAIN_SERVER", "127.0.0.1:1")
     assert run("--server", server.address, "--json", "jobs")[:2] == (0, "[]\n")
     assert run("--server", "127.0.0.1:1", "jobs", "--server", server.address)[0] == 0
     assert run("--timeout", "0.2", "jobs")[0] == 1
 
 
-def test_a_bundle_is_imported_and_downloaded(run, state, tmp_path):
+def test_import_and_download_a_bundle(run, state, tmp_path):
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "model.json").write_text("{}")
@@ -185,7 +190,7 @@ def test_a_bundle_is_imported_and_downloaded(run, state, tmp_path):
     assert run("import", str(tmp_path / "lost"))[0] == 2
 
 
-def test_embed_writes_an_array_or_prints_json(run, tmp_path):
+def test_embed_writes_npy_or_prints_json(run, tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"12345678")
     code, out, _ = run("embed", str(image), str(image), "--out", str(tmp_path / "vectors"))
@@ -198,7 +203,7 @@ def test_embed_writes_an_array_or_prints_json(run, tmp_path):
     np.testing.assert_array_equal(np.float32(row["embedding"]), vector_of(b"12345678"))
 
 
-def test_embed_names_a_bad_image_and_exits_with_1(run, tmp_path):
+def test_embed_names_a_failed_image_and_exits_with_1(run, tmp_path):
     good, bad = tmp_path / "a.png", tmp_path / "b.png"
     good.write_bytes(b"good")
     bad.write_bytes(b"bad")
@@ -218,7 +223,7 @@ def test_embed_names_a_bad_image_and_exits_with_1(run, tmp_path):
         ("jobs", "--limit", "-1"),
     ],
 )
-def test_a_wrong_number_is_wrong_usage_and_no_trace(run, trained, words):
+def test_invalid_number_is_a_usage_error_without_a_traceback(run, trained, words):
     code, _, err = run(*words)
     assert code == 2
     assert "whole number" in err.splitlines()[-1]
@@ -242,7 +247,7 @@ def test_plot_writes_a_png(run, trained, tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_without_a_point_or_without_matplotlib_says_so(run, trained, state, monkeypatch):
+def test_plot_without_points_or_matplotlib_prints_the_reason(run, trained, state, monkeypatch):
     state.events["job-1"] = []
     code, _, err = run("plot", "job-1")
     assert (code, err) == (2, "multigrain plot: there is no loss point to plot yet\n")
@@ -252,7 +257,7 @@ def test_plot_without_a_point_or_without_matplotlib_says_so(run, trained, state,
     assert "pip install 'multigrain[plot]'" in err
 
 
-def test_a_reader_that_goes_away_is_no_error(server, state, trained):
+def test_closed_pipe_is_not_an_error(server, state, trained):
     state.events["job-1"] = training_events(2000)
     command = [sys.executable, "-m", "multigrain_client.cli", "watch", "job-1"]
     environment = {**os.environ, "MULTIGRAIN_SERVER": server.address}
@@ -265,7 +270,7 @@ def test_a_reader_that_goes_away_is_no_error(server, state, trained):
         assert process.wait(20) == 0
 
 
-def test_a_terminal_gets_a_live_display(server, trained):
+def test_terminal_gets_the_live_display(server, trained):
     import pty
 
     leader, follower = pty.openpty()
@@ -296,7 +301,7 @@ def test_a_terminal_gets_a_live_display(server, trained):
     assert "images/s" in text
 
 
-def test_without_rich_a_terminal_gets_lines(trained, monkeypatch):
+def test_terminal_without_rich_gets_lines(trained, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -306,9 +311,60 @@ def test_without_rich_a_terminal_gets_lines(trained, monkeypatch):
     assert isinstance(choose(Output(Terminal(), as_json=False), trained), LineDisplay)
 
 
-def test_without_pyyaml_a_file_is_refused_with_what_to_install(run, tmp_path, monkeypatch):
+def test_spec_file_without_pyyaml_names_the_extra_to_install(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     monkeypatch.delitem(sys.modules, "multigrain.strict_yaml", raising=False)
     code, _, err = run("train", "--spec", str(tmp_path / "spec.yaml"))
     assert code == 1
     assert err.endswith("pip install 'multigrain[cli]'\n")
+
+
+def test_evaluate_and_export_commands_start_jobs(run, state):
+    _, out, _ = run(
+        "evaluate", "--job", "job-7", "--checkpoint", "best", "--dataset", "/d", "--json"
+    )
+    assert json.loads(out)["evaluation"]["weights"] == {"job_id": "job-7", "checkpoint": "best"}
+    _, out, _ = run(
+        "evaluate", "--model", "digits", "--dataset", "/d", "--task", "groups", "--transform",
+        "rect", "--resolution", "800", "--group-queries", "first", "--json",
+    )  # fmt: skip
+    spec = json.loads(out)["evaluation"]
+    assert (spec["tasks"], spec["transform"], spec["resolution"]) == (["groups"], "rect", 800)
+    assert spec["group_queries"] == "first"
+    code, out, _ = run("export", "--job", "job-7", "--model-name", "digits", "--format", "onnx")
+    assert code == 0
+    assert list(state.jobs["job-3"].export.formats) == ["onnx"]
+
+
+def test_error_from_the_server_is_one_line_and_exits_with_1(run, state):
+    state.faults["GetJob"].append(
+        Fault(grpc.StatusCode.NOT_FOUND, "there is no job job-9;\nsee: jobs", "NOT_FOUND")
+    )
+    code, out, err = run("watch", "job-9")
+    assert (code, out) == (1, "")
+    assert err == "multigrain watch: there is no job job-9; see: jobs\n"
+
+
+def test_rpc_names_in_server_errors_are_shown_as_commands(run, state):
+    refused = "digits@1 is loaded: UnloadModel first; UnloadModels is no call"
+    state.faults["DeleteModel"].append(
+        Fault(grpc.StatusCode.FAILED_PRECONDITION, refused, "WRONG_STATE")
+    )
+    code, _, err = run("delete", "--model", "digits@1")
+    assert code == 1
+    assert err == (
+        "multigrain delete: digits@1 is loaded: `multigrain unload` first; "
+        "UnloadModels is no call\n"
+    )
+
+
+def test_commands_name_existing_rpcs():
+    known = {method.name for method in vars(methods).values() if isinstance(method, Method)}
+    assert {command.call for command in COMMANDS if command.call} < known
+
+
+def test_unreachable_server_is_named(run):
+    code, _, err = run("jobs", "--server", "127.0.0.1:1")
+    assert code == 1
+    assert err.startswith("multigrain jobs: cannot reach the server at 127.0.0.1:1: ")
+    assert err.count("\n") == 1

@@ -18,7 +18,7 @@ from tests.client.pictures import expected, images_of
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Forty images in two folders; the fake server answers whatever bytes they hold."""
+    """Forty images in two folders; the fake server accepts any bytes."""
     folder = tmp_path / "photos"
     for number, data in enumerate(images_of(40)):
         path = folder / f"{'ab'[number % 2]}" / f"{number:03d}.jpg"
@@ -34,14 +34,14 @@ def vectors_of(folder: Path) -> np.ndarray:
     return expected([(folder / name).read_bytes() for name in image_files(folder)])
 
 
-def test_the_files_are_listed_in_order_without_what_is_no_image(photos):
+def test_image_files_are_sorted_and_exclude_other_files(photos):
     names = image_files(photos)
     assert names == sorted(names)
     assert len(names) == 40
     assert names[0] == "a/000.jpg"
 
 
-def test_an_array_and_its_list_of_paths_are_written(client, photos, tmp_path):
+def test_npy_and_its_csv_are_written(client, photos, tmp_path):
     (photos / "a" / "010.jpg").write_bytes(b"bad")
     seen = []
     result = client.embed_folder(
@@ -61,8 +61,8 @@ def test_an_array_and_its_list_of_paths_are_written(client, photos, tmp_path):
     assert seen == [(done, 40) for done in range(1, 41)]
 
 
-def test_a_table_is_written_whose_bad_images_have_no_vector(client, photos, tmp_path):
-    # Also the first one, before the size of a vector is known.
+def test_parquet_has_null_vectors_for_failed_images(client, photos, tmp_path):
+    # Including the first row, before the vector size is known.
     (photos / "a" / "000.jpg").write_bytes(b"bad")
     result = client.embed_folder(photos, tmp_path / "v.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
@@ -75,14 +75,14 @@ def test_a_table_is_written_whose_bad_images_have_no_vector(client, photos, tmp_
     assert table.schema.metadata[b"multigrain.model"].decode() == result.model
 
 
-def test_a_cut_connection_costs_no_row(client, state, photos, tmp_path):
+def test_broken_connection_loses_no_row(client, state, photos, tmp_path):
     state.faults["EmbedStream"].extend([Fault(after=1)] * 2)
     client.embed_folder(photos, tmp_path / "v.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), vectors_of(photos))
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
-def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path, photos, name):
+def test_unfinished_file_is_removed(tmp_path, photos, name):
     vector = np.ones(4, np.float32)
 
     def switch_models() -> None:
@@ -95,7 +95,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path, photos, 
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_images_that_all_fail_leave_no_file(client, photos, tmp_path):
+def test_no_file_is_written_if_all_images_fail(client, photos, tmp_path):
     for name in image_files(photos):
         (photos / name).write_bytes(b"bad")
     with pytest.raises(ImagesFailed, match="40 of 40"):
@@ -112,7 +112,7 @@ def test_images_that_all_fail_leave_no_file(client, photos, tmp_path):
         ("photos", "nowhere/v.npy", "there is no folder"),
     ],
 )
-def test_what_will_not_do_is_refused_before_any_call(
+def test_invalid_arguments_are_refused_before_any_call(
     client, state, photos, tmp_path, folder, out, said
 ):
     (tmp_path / "empty").mkdir()
@@ -121,7 +121,7 @@ def test_what_will_not_do_is_refused_before_any_call(
     assert not state.calls["EmbedStream"]
 
 
-def test_the_command_writes_the_file_and_names_the_bad_images(run, photos, tmp_path):
+def test_embed_folder_command_writes_the_file_and_names_failed_images(run, photos, tmp_path):
     out = str(tmp_path / "v.npy")
     code, text, _ = run("embed-folder", str(photos), "--out", out)
     assert code == 0

@@ -11,14 +11,14 @@ from tests.client.faults import Fault
 from tests.client.pictures import expected, images_of
 
 
-def test_embed_stream_answers_every_image_in_order(client):
+def test_embed_stream_yields_results_in_input_order(client):
     images = images_of(100)
     answers = list(client.embed_stream(iter(images), batch_size=7))
     assert [answer.index for answer in answers] == list(range(100))
     np.testing.assert_array_equal(np.stack([answer.vector for answer in answers]), expected(images))
 
 
-def test_embed_stream_reports_bad_images_in_their_place(client):
+def test_embed_stream_reports_failed_images_in_input_order(client):
     images = [b"0" * 8, b"bad", "/nowhere/a.png", b"1" * 8, *["/nowhere/b.png"] * 30]
     answers = list(client.embed_stream(images, batch_size=2, window=1))
     assert [answer.index for answer in answers] == list(range(34))
@@ -27,7 +27,7 @@ def test_embed_stream_reports_bad_images_in_their_place(client):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3])
-def test_embed_stream_takes_up_a_cut_stream_without_loss_or_double(client, state, cut):
+def test_embed_stream_reconnects_without_losing_or_repeating_images(client, state, cut):
     state.faults["EmbedStream"].extend([Fault(after=cut)] * 4 if cut else [Fault()] * 3)
     images = images_of(60)
     answers = list(client.embed_stream(images, batch_size=3, window=4))
@@ -36,7 +36,7 @@ def test_embed_stream_takes_up_a_cut_stream_without_loss_or_double(client, state
     assert state.calls["EmbedStream"] >= 4
 
 
-def test_embed_stream_reads_its_input_only_as_fast_as_answers_come(client):
+def test_embed_stream_reads_input_only_as_fast_as_results_arrive(client):
     taken = 0
 
     def source():
@@ -51,7 +51,7 @@ def test_embed_stream_reads_its_input_only_as_fast_as_answers_come(client):
     stream.close()
 
 
-def test_a_long_run_of_files_that_cannot_be_read_is_told_as_it_is_read(client):
+def test_embed_stream_reports_many_unreadable_files_while_reading(client):
     taken = 0
 
     def source():
@@ -70,7 +70,7 @@ def test_a_long_run_of_files_that_cannot_be_read_is_told_as_it_is_read(client):
     assert [answer.index for answer in answers if answer.error is None] == [0, 501]
 
 
-def test_what_the_input_raises_reaches_the_caller(client):
+def test_embed_stream_raises_exceptions_of_its_input(client):
     def source():
         yield from images_of(5)
         raise RuntimeError("the disk is gone")
@@ -81,22 +81,22 @@ def test_what_the_input_raises_reaches_the_caller(client):
     assert [answer.index for answer in answers] == [0, 1, 2, 3]
 
 
-def test_embed_stream_waits_for_a_server_that_went_away_in_the_middle(client, state):
-    # Far more often than a call is repeated.
+def test_embed_stream_waits_for_a_server_that_disappears(client, state):
+    # Far more faults than retries of a unary call.
     state.faults["EmbedStream"].extend([Fault(after=1), *[Fault()] * 20])
     answers = list(client.embed_stream(images_of(9), batch_size=3))
     assert [answer.index for answer in answers] == list(range(9))
     assert state.calls["EmbedStream"] == 22
 
 
-def test_embed_stream_gives_up_when_the_server_stays_away(client, state):
+def test_embed_stream_raises_if_the_server_stays_unreachable(client, state):
     state.faults["EmbedStream"].extend([Fault()] * 100)
     with pytest.raises(Unavailable):
         list(client.embed_stream(images_of(5)))
     assert state.calls["EmbedStream"] == 5
 
 
-async def test_an_asynchronous_input_can_be_streamed(server):
+async def test_embed_stream_accepts_an_asynchronous_iterable(server):
     from multigrain_client import AsyncClient
 
     async def source():

@@ -1,4 +1,4 @@
-"""What a refusal becomes in the client."""
+"""Errors of the server as exceptions of the client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multigrain_client import InvalidRequest, NotFound, ServerError, WrongState
 from tests.client.faults import Fault
 
 
-def test_errors_carry_kind_violations_and_request_id(client, state):
+def test_errors_have_kind_violations_and_request_id(client, state):
     state.faults["StartTraining"].append(
         Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -42,7 +42,7 @@ def test_errors_carry_kind_violations_and_request_id(client, state):
         (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE", TimeoutError),
     ],
 )
-def test_each_status_has_its_own_error(client, state, code, kind, expected):
+def test_each_status_has_its_own_exception(client, state, code, kind, expected):
     state.faults["GetJob"].append(Fault(code, "words of the server", kind))
     with pytest.raises(expected, match=r"^words of the server$"):
         client.job("job-1")

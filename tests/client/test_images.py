@@ -22,19 +22,19 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_embed_gives_one_float32_row_an_image(client):
+def test_embed_returns_one_float32_row_per_image(client):
     vectors = client.embed(images_of(3))
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, expected(images_of(3)))
 
 
-def test_a_single_image_gives_one_row_and_no_image_none(client, state):
+def test_single_image_gives_one_row_and_empty_input_none(client, state):
     assert client.embed(b"00000007").shape == (1, VECTOR_SIZE)
     assert client.embed([]).shape == (0, 0)
     assert state.calls["Embed"] == 1
 
 
-def test_paths_bytes_files_pil_images_and_arrays_are_all_images(client, state, tmp_path):
+def test_images_may_be_paths_bytes_files_pil_images_and_arrays(client, state, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     data = png_bytes(picture)
@@ -50,10 +50,10 @@ def test_paths_bytes_files_pil_images_and_arrays_are_all_images(client, state, t
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
 
 
-def test_a_pil_image_is_turned_upright_as_its_file_would_be(client, state):
+def test_pil_image_is_rotated_by_its_exif_orientation(client, state):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     client.embed(Image.open(buffer))
@@ -63,7 +63,7 @@ def test_a_pil_image_is_turned_upright_as_its_file_would_be(client, state):
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_grey_of_16_bits_arrives_whole(client, state, mode):
+def test_16_bit_gray_is_sent_without_loss(client, state, mode):
     values = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
     stored = {"I;16": "<u2", "I;16B": ">u2", "I": "=i4"}[mode]
     client.embed(Image.frombytes(mode, (8, 8), values.astype(stored).tobytes()))
@@ -72,7 +72,7 @@ def test_grey_of_16_bits_arrives_whole(client, state, mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
-def test_transparency_arrives(client, state, mode):
+def test_transparency_is_sent(client, state, mode):
     clear = Image.new("P", (4, 4), 7) if mode == "PA" else Image.new("L", (4, 4), 200)
     clear.putalpha(0)
     for step in {"RGBA": ["RGBA"], "RGBa": ["RGBA", "RGBa"], "La": ["La"]}.get(mode, []):
@@ -83,13 +83,13 @@ def test_transparency_arrives(client, state, mode):
     assert sent.convert("RGBA").getchannel("A").getextrema() == (0, 0)
 
 
-def test_damaged_metadata_of_a_pil_image_is_ignored(client):
+def test_damaged_exif_of_a_pil_image_is_ignored(client):
     picture = Image.new("RGB", (2, 2))
     picture.info["exif"] = b"no metadata"
     assert client.embed(picture).shape == (1, VECTOR_SIZE)
 
 
-def test_an_array_of_images_is_several_and_grey_is_an_image(client, state):
+def test_4d_array_is_several_images_and_3d_or_gray_is_one(client, state):
     client.embed(np.zeros((3, 4, 4, 3), np.uint8))
     assert len(state.requests[-1].images) == 3
     client.embed(np.zeros((4, 4), np.uint8))
@@ -108,12 +108,12 @@ def test_an_array_of_images_is_several_and_grey_is_an_image(client, state):
         (Image.new("I", (2, 2), -1), "mode I: values must be 0..65535"),
     ],
 )
-def test_what_can_be_no_image_is_refused_with_the_reason(client, bad, message):
+def test_unsupported_image_is_refused_with_the_reason(client, bad, message):
     with pytest.raises(InvalidRequest, match=message):
         client.embed(bad)
 
 
-def test_many_images_are_split_by_count_and_keep_their_order(client, state):
+def test_many_images_are_split_by_count_in_input_order(client, state):
     images = images_of(1000)
     np.testing.assert_array_equal(client.embed(images), expected(images))
     sizes = [len(request.images) for request in state.requests]
@@ -127,7 +127,7 @@ def test_large_images_are_split_by_bytes(client, state, monkeypatch):
     assert sorted(len(request.images) for request in state.requests) == [1, 4, 4]
 
 
-def test_calls_under_way_are_bounded(make_client, server, state):
+def test_number_of_parallel_calls_is_limited(make_client, server, state):
     client = make_client(server.address, concurrency=3, batch_size=1)
     under_way, most, lock = 0, 0, threading.Lock()
     begin = state.begin
@@ -149,7 +149,7 @@ def test_calls_under_way_are_bounded(make_client, server, state):
     assert 2 <= most <= 3
 
 
-def test_every_bad_image_is_named(client, tmp_path):
+def test_all_failed_images_are_named(client, tmp_path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"bad")
     images = [b"good", path, b"good", b"bad", tmp_path / "missing.jpg"]
@@ -164,19 +164,19 @@ def test_every_bad_image_is_named(client, tmp_path):
     assert {image.kind for image in info.value.images} == {"IMAGE_UNREADABLE"}
 
 
-def test_a_bad_image_becomes_a_row_of_nan_when_asked(client):
+def test_on_error_nan_gives_a_row_of_nan(client):
     vectors = client.embed([b"a" * 8, b"bad", b"b" * 8, "/nowhere/x.png"], on_error="nan")
     assert np.isnan(vectors).all(axis=1).tolist() == [False, True, False, True]
     np.testing.assert_array_equal(vectors[2], vector_of(b"b" * 8))
 
 
-def test_nothing_but_bad_images_is_an_error_in_any_case(client):
+def test_all_images_failed_is_an_error_even_with_on_error_nan(client):
     with pytest.raises(ImagesFailed):
         client.embed([b"bad"], on_error="nan")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0), ("fp16", 1e-3), ("int8", 4e-3)])
-def test_vectors_travel_in_each_type(client, state, dtype, tolerance):
+def test_vectors_in_each_transfer_dtype(client, state, dtype, tolerance):
     images = images_of(4)
     np.testing.assert_allclose(client.embed(images, dtype=dtype), expected(images), atol=tolerance)
 
@@ -193,21 +193,21 @@ def test_vectors_travel_in_each_type(client, state, dtype, tolerance):
         (lambda client: list(client.stream_events("job-1", after_seq=-1)), "after_seq"),
     ],
 )
-def test_a_number_that_no_field_can_hold_is_refused_by_name(client, state, call, field):
+def test_number_out_of_the_range_of_its_field_is_refused_by_name(client, state, call, field):
     with pytest.raises(InvalidRequest, match=f"^{field}: must be") as info:
         call(client)
     assert info.value.violations[0].field == field
     assert not state.requests
 
 
-def test_an_unknown_dtype_or_on_error_is_refused(client):
+def test_unknown_dtype_or_on_error_is_refused(client):
     with pytest.raises(InvalidRequest, match="must be one of fp32, fp16, int8"):
         client.embed(b"x", dtype="fp8")
     with pytest.raises(InvalidRequest, match="on_error: choose raise or nan"):
         client.embed(b"x", on_error="ignore")
 
 
-def test_embed_survives_a_server_that_is_away_and_full(client, state):
+def test_embed_retries_an_unreachable_and_an_overloaded_server(client, state):
     state.faults["Embed"].extend(
         [
             Fault(),
@@ -218,13 +218,13 @@ def test_embed_survives_a_server_that_is_away_and_full(client, state):
     np.testing.assert_array_equal(client.embed(images), expected(images))
 
 
-def test_an_error_in_one_of_many_calls_is_raised(client, state):
+def test_error_of_one_of_many_calls_is_raised(client, state):
     state.faults["Embed"].extend([Fault()] * 100)
     with pytest.raises(Unavailable):
         client.embed(images_of(300))
 
 
-def test_classify_gives_classes_with_labels(client):
+def test_classify_returns_classes_with_labels(client):
     answers = client.classify(images_of(70), top_k=2)
     assert len(answers) == 70
     first, second = answers[69]
@@ -232,14 +232,14 @@ def test_classify_gives_classes_with_labels(client):
     assert (second.label, second.probability) == ("class 1", 0.5)
 
 
-def test_classify_names_bad_images_or_leaves_them_empty(client):
+def test_classify_names_failed_images_or_leaves_them_empty(client):
     with pytest.raises(ImagesFailed, match="image 1: not an image"):
         client.classify([b"good", b"bad"])
     answers = client.classify([b"good", b"bad"], top_k=1, on_error="empty")
     assert [len(classes) for classes in answers] == [1, 0]
 
 
-def test_without_pillow_an_array_is_refused_with_what_to_install(client, monkeypatch):
+def test_array_without_pillow_names_the_extra_to_install(client, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "PIL", None)

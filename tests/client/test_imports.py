@@ -1,4 +1,4 @@
-"""What importing and installing the client costs."""
+"""Import time and dependencies of the client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def in_fresh_interpreter(code: str) -> str:
 
 
 @pytest.mark.parametrize("module", ["multigrain_client", "multigrain_client.cli"])
-def test_importing_loads_nothing_heavy_and_nothing_of_the_library_but_its_stubs(module):
+def test_import_loads_no_heavy_package_and_only_stubs_of_the_library(module):
     loaded = in_fresh_interpreter(f"import sys, {module}; print(*sys.modules)").split()
     assert not {name for name in loaded if name.partition(".")[0] in HEAVY}
     own = {name for name in loaded if name.partition(".")[0] == "multigrain"}
@@ -30,14 +30,14 @@ def test_importing_loads_nothing_heavy_and_nothing_of_the_library_but_its_stubs(
     assert "multigrain_server" not in loaded
 
 
-def test_importing_takes_less_than_half_a_second_of_cpu():
-    # Processor time, not wall time: the machine may be busy with other things.
+def test_import_takes_less_than_half_a_second_of_cpu():
+    # CPU time, not wall time: the machine may be busy.
     code = "import time; import multigrain_client; print(time.process_time())"
     assert min(float(in_fresh_interpreter(code)) for _ in range(3)) < 0.5
 
 
 @pytest.mark.slow
-def test_the_client_installs_into_a_fresh_environment_without_mindspore(tmp_path):
+def test_client_installs_without_mindspore(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-input", str(ROOT)]

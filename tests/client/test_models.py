@@ -1,4 +1,4 @@
-"""Models: listing, loading, and bundles on their way."""
+"""Models: listing, loading, import and download."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_models_are_listed_loaded_and_aliased(client, state):
         client.model("lost@1")
 
 
-def test_a_bundle_goes_up_from_a_folder_and_comes_down_whole(client, state, tmp_path):
+def test_bundle_folder_is_uploaded_and_downloaded_unchanged(client, state, tmp_path):
     bundle = tmp_path / "bundle"
     (bundle / "graphs").mkdir(parents=True)
     (bundle / "model.json").write_text("{}")
@@ -39,24 +39,24 @@ def test_a_bundle_goes_up_from_a_folder_and_comes_down_whole(client, state, tmp_
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "digits.tar"]
 
 
-def test_a_version_that_is_none_is_refused_by_name(client, tmp_path):
+def test_invalid_version_is_refused_by_field_name(client, tmp_path):
     tarfile.open(tmp_path / "bundle.tar", "w").close()
     with pytest.raises(InvalidRequest, match=r"^start\.version: must be"):
         client.import_model(tmp_path / "bundle.tar", version=-1)
 
 
-def test_a_file_of_weights_is_not_sent_but_told_how_it_becomes_a_bundle(client, tmp_path):
+def test_importing_a_weights_file_suggests_an_export(client, tmp_path):
     (tmp_path / "resnet50.safetensors").write_bytes(b"x" * 3000)
     with pytest.raises(InvalidRequest, match=r"not a model bundle.*weights file, export it"):
         client.import_model(tmp_path / "resnet50.safetensors")
 
 
-def test_a_folder_without_a_manifest_is_no_bundle(client, tmp_path):
+def test_importing_a_folder_without_a_manifest_is_refused(client, tmp_path):
     with pytest.raises(InvalidRequest, match=r"has no model\.json"):
         client.import_model(tmp_path)
 
 
-def test_a_download_that_breaks_leaves_nothing_behind(client, state, tmp_path):
+def test_interrupted_download_leaves_no_file(client, state, tmp_path):
     state.bundle = b"x" * 100
     state.faults["DownloadModel"].append(Fault(grpc.StatusCode.NOT_FOUND, "gone", "NOT_FOUND"))
     with pytest.raises(NotFound):
@@ -72,7 +72,7 @@ def test_a_download_that_breaks_leaves_nothing_behind(client, state, tmp_path):
         (3, "", "its SHA-256 does not match the server's"),
     ],
 )
-def test_a_bundle_that_arrives_damaged_is_not_kept(tmp_path, total, sha256, message):
+def test_damaged_download_is_discarded(tmp_path, total, sha256, message):
     path = tmp_path / "digits.tar"
     path.write_bytes(b"older")
     with BundleWriter(path) as writer:

@@ -1,4 +1,4 @@
-"""stream_events, stream_losses and wait, through breaks."""
+"""stream_events, stream_losses, wait and latest_curve, with broken connections."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from multigrain_client import (
     DeadlineExceeded,
     JobCancelled,
     JobFailed,
+    LossPoint,
     NotFound,
     RetryPolicy,
     StreamGap,
     Unavailable,
+    latest_curve,
 )
+from multigrain_client.jobs import loss_point
 from tests.client.drivers import take_until_error
 from tests.client.events import job_of, loss_event, training_events
 from tests.client.fake_server import FakeServer
@@ -33,7 +36,7 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_stream_cut_at_random_places_yields_every_event_once_and_in_order(client, state, seed):
+def test_stream_broken_at_random_yields_every_event_once_and_in_order(client, state, seed):
     chance = random.Random(seed)
     state.events["job-1"] = training_events(40)
     state.faults["StreamEvents"].extend(
@@ -46,12 +49,12 @@ def test_a_stream_cut_at_random_places_yields_every_event_once_and_in_order(clie
     assert state.calls["StreamEvents"] > 4
 
 
-def test_a_stream_begins_after_the_given_event(client, state):
+def test_after_seq_skips_earlier_events(client, state):
     state.events["job-1"] = training_events(5)
     assert [event.seq for event in client.stream_events("job-1", after_seq=4)] == [5, 6, 7]
 
 
-def test_only_the_wanted_kinds_of_events_come(client, state):
+def test_kinds_filter_events(client, state):
     state.events["job-1"] = training_events(3)
     state.faults["StreamEvents"].append(Fault(after=1))
     events = list(client.stream_events("job-1", kinds=["state"]))
@@ -65,7 +68,7 @@ def test_heartbeats_are_not_yielded(client, state):
     assert [event.seq for event in events] == [1, 2, 3, 4, 5]
 
 
-def test_a_refusal_with_a_retry_delay_is_waited_out(client, state):
+def test_stream_retries_a_refusal_with_a_delay(client, state):
     state.events["job-1"] = training_events(2)
     state.faults["StreamEvents"].append(
         Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OVERLOADED", retry_after=0.01)
@@ -73,7 +76,7 @@ def test_a_refusal_with_a_retry_delay_is_waited_out(client, state):
     assert len(list(client.stream_events("job-1"))) == 4
 
 
-def test_an_error_that_the_server_explains_ends_the_stream(client, state):
+def test_stream_does_not_retry_an_error_from_the_server(client, state):
     state.faults["StreamEvents"].append(
         Fault(grpc.StatusCode.NOT_FOUND, "there is no job job-9", "NOT_FOUND")
     )
@@ -82,7 +85,7 @@ def test_an_error_that_the_server_explains_ends_the_stream(client, state):
     assert state.calls["StreamEvents"] == 1
 
 
-def test_a_stream_that_never_comes_back_ends_with_the_error(make_client, server, state):
+def test_stream_raises_when_its_patience_is_exhausted(make_client, server, state):
     patience = RetryPolicy(initial=0.001, maximum=0.01, stream_patience=0.1)
     client = make_client(server.address, retry=patience)
     state.faults["StreamEvents"].extend([Fault()] * 1000)
@@ -91,7 +94,7 @@ def test_a_stream_that_never_comes_back_ends_with_the_error(make_client, server,
     assert state.calls["StreamEvents"] > 3
 
 
-def test_a_missing_event_is_asked_for_again_and_then_reported(client, state):
+def test_missing_event_is_requested_again_then_reported(client, state):
     state.events["job-1"] = training_events(5)
     state.skip_seq = 4
     seen = []
@@ -101,7 +104,7 @@ def test_a_missing_event_is_asked_for_again_and_then_reported(client, state):
     assert state.calls["StreamEvents"] == 3
 
 
-def test_loss_points_carry_every_field_of_the_event(client, state):
+def test_loss_point_has_every_field_of_the_event(client, state):
     state.events["job-1"] = [loss_event(1, step=3, loss=0.25, attempt=2)]
     (point,) = client.stream_losses("job-1")
     assert (point.attempt, point.step, point.total_steps) == (2, 3, 10)
@@ -128,19 +131,19 @@ def test_wait_raises_with_the_reason_when_the_job_failed(client, state):
     assert info.value.job.job_id == "job-1"
 
 
-def test_wait_tells_a_cancelled_job_from_a_failed_one(client, state):
+def test_wait_distinguishes_cancelled_from_failed(client, state):
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_CANCELLED)
     with pytest.raises(JobCancelled):
         client.wait("job-1")
 
 
-def test_wait_gives_up_after_its_timeout_and_says_where_the_job_stands(client, state):
+def test_wait_timeout_names_the_current_state(client, state):
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_RUNNING)
     with pytest.raises(DeadlineExceeded, match=r"job job-1 is still RUNNING after 0.3 s"):
         client.wait("job-1", timeout=0.3)
 
 
-def test_a_stream_goes_on_when_the_server_has_been_away_for_a_while(make_client, server, state):
+def test_stream_continues_after_a_server_restart(make_client, server, state):
     client = make_client(server.address)
     state.events["job-1"] = training_events(20)
     state.faults["StreamEvents"].append(Fault(after=9))
@@ -162,3 +165,25 @@ def test_a_stream_goes_on_when_the_server_has_been_away_for_a_while(make_client,
     finally:
         timer.join()
         restarted[0].stop()
+
+
+def points(*keys: tuple[int, int]) -> list[LossPoint]:
+    return [
+        loss_point(loss_event(seq, step, attempt=attempt))
+        for seq, (attempt, step) in enumerate(keys, 1)
+    ]
+
+
+def keys(curve: list[LossPoint]) -> list[tuple[int, int]]:
+    return [(point.attempt, point.step) for point in curve]
+
+
+def test_latest_curve_prefers_the_newest_attempt_from_its_first_step():
+    curve = latest_curve(points((1, 1), (1, 2), (1, 3), (1, 4), (2, 3)))
+    assert keys(curve) == [(1, 1), (1, 2), (2, 3)]
+
+
+def test_latest_curve_of_three_attempts_has_no_duplicate_step():
+    curve = latest_curve(points((3, 2), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (1, 3)))
+    assert keys(curve) == [(1, 1), (3, 2), (3, 3)]
+    assert latest_curve([]) == []

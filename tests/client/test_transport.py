@@ -1,4 +1,4 @@
-"""A call that the server ends while the client is still sending keeps the server's reason."""
+"""The status of a call that the server ends while the client is still sending."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNWRITTEN = aio.AioRpcError(
 
 
 class _Refusing(grpc.GenericRpcHandler):
-    """Ends every call at once with ALREADY_EXISTS, whatever is still to come."""
+    """Ends every call at once with ALREADY_EXISTS, without reading its requests."""
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         async def refuse(requests: Any, context: aio.ServicerContext[Any, Any]) -> None:
@@ -33,7 +33,7 @@ async def _requests() -> AsyncIterator[bytes]:
         yield bytes(1 << 16)
 
 
-async def test_the_servers_reason_survives_a_write_that_fails():
+async def test_status_of_the_server_survives_a_failed_write():
     server = aio.server(handlers=[_Refusing()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -53,18 +53,18 @@ async def test_the_servers_reason_survives_a_write_that_fails():
 
 
 class _Call:
-    """A call of which nothing ever arrives."""
+    """A call whose status never arrives."""
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         pass
 
 
-def test_a_write_that_fails_first_says_that_the_connection_ended():
+def test_failed_write_before_the_status_is_unavailable():
     error = FirstStatus(_Call()).of(UNWRITTEN)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "the connection ended" in str(error.details())
 
 
-def test_an_internal_error_of_the_server_stays_one():
+def test_internal_error_of_the_server_is_kept():
     own = aio.AioRpcError(grpc.StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "a defect")
     assert FirstStatus(_Call()).of(own) is own

@@ -1,4 +1,4 @@
-"""What is given up leaves nothing under way, and what is slow holds nothing else up."""
+"""Canceled calls leave nothing running, and slow calls do not block others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.client.held import Held
 from tests.client.pictures import images_of
 
 
-def test_a_wait_for_a_job_that_says_nothing_ends_with_its_timeout(client, state):
+def test_wait_for_a_silent_job_ends_at_its_timeout(client, state):
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_RUNNING)
     held = Held(state, "StreamEvents")
     timer = threading.Timer(30.0, held.release)
@@ -25,13 +25,13 @@ def test_a_wait_for_a_job_that_says_nothing_ends_with_its_timeout(client, state)
     try:
         with pytest.raises(DeadlineExceeded, match="still RUNNING"):
             client.wait("job-1", timeout=0.3)
-        assert timer.is_alive()  # nothing had been said yet
+        assert timer.is_alive()  # the server had not sent anything
     finally:
         timer.cancel()
         held.release()
 
 
-def test_images_are_read_only_as_calls_are_made(make_client, server, state):
+def test_embed_reads_images_only_as_fast_as_calls_are_made(make_client, server, state):
     taken = 0
 
     def source():
@@ -55,7 +55,7 @@ def test_images_are_read_only_as_calls_are_made(make_client, server, state):
     assert taken == 100
 
 
-async def test_an_error_of_one_call_does_not_wait_for_the_others(server, state):
+async def test_error_of_one_call_does_not_wait_for_the_others(server, state):
     held = Held(state, "Embed", lambda request: request.images[0] != b"wrong")
     begin = state.begin
 
@@ -75,7 +75,7 @@ async def test_an_error_of_one_call_does_not_wait_for_the_others(server, state):
         held.release()
 
 
-def test_the_thread_that_reads_for_a_stream_ends_with_it(server):
+def test_reader_thread_ends_with_its_stream(server):
     with Client(server.address) as client:
         stream = client.embed_stream(images_of(100), batch_size=1, window=2)
         next(stream)
@@ -91,7 +91,7 @@ def _readers() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "multigrain-embed-stream"]
 
 
-async def test_the_task_that_reads_for_a_stream_ends_with_it(server):
+async def test_reader_task_ends_with_its_stream(server):
     async with AsyncClient(server.address) as client:
         stream = client.embed_stream(images_of(100), batch_size=1, window=2)
         await anext(stream)
