@@ -6,7 +6,8 @@ import asyncio
 import shutil
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -20,7 +21,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain_server.asyncio_utils import in_turns, to_the_end
 from multigrain_server.devices import Leases
-from multigrain_server.jobs.event_feed import EventFeed
+from multigrain_server.jobs.event_feed import EventBatch, EventFeed
 from multigrain_server.jobs.files import (
     append,
     check_job_id,
@@ -29,11 +30,11 @@ from multigrain_server.jobs.files import (
     new_job_id,
 )
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.page import PageToken, page_size
 from multigrain_server.jobs.references import Needs
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission, check_resumable
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
+from multigrain_server.paging import PageToken, page_size
 from multigrain_server.storage_errors import stored
 
 _KEPT = 32
@@ -250,14 +251,14 @@ class Jobs:
             MultigrainError: INVALID_FIELD.
         """
         query = repr(which)
-        after = PageToken.decode(token, query)
+        after = PageToken.decode(token, query, (str, str))
         size = page_size(asked_size)
         rows = self._store.page(which, after, size + 1)
         jobs = [self._fresh(row) async for row in in_turns(rows)]
         more = ""
         if len(jobs) > size:
             last = jobs[size - 1]
-            more = PageToken(last.request.create_time, last.job_id).encode(query)
+            more = PageToken((last.request.create_time, last.job_id)).encode(query)
         return JobPage(jobs[:size], more)
 
     def cancel(self, job_id: str) -> Job:
@@ -336,14 +337,19 @@ class Jobs:
         if trash is not None:
             await to_the_end(shutil.rmtree, trash, ignore_errors=True)
 
-    def event_feed(self, job_id: str) -> EventFeed:
-        """The feed to stream a job's events from.
+    async def event_batches(
+        self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool
+    ) -> AsyncGenerator[EventBatch, None]:
+        """Events of a job; see ``EventFeed.batches``.
 
         Raises:
             MultigrainError: INVALID_FIELD, NOT_FOUND; UNAVAILABLE when the server stops.
         """
         self._row(job_id)
-        return self._feeds.open(job_id)
+        feed = self._feeds.open(job_id)
+        async with aclosing(feed.batches(after_seq, kinds, follow)) as batches:
+            async for batch in batches:
+                yield batch
 
     def _row(self, job_id: str) -> JobRow:
         row = self._store.get(check_job_id(job_id))

@@ -14,7 +14,7 @@ from multigrain.events.records import JobState
 from multigrain.jobs.job_request import JobRequest
 from multigrain_server.database import Database
 from multigrain_server.jobs.job import NESTED, Job, JobView
-from multigrain_server.jobs.page import PageToken
+from multigrain_server.paging import PageToken
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -189,7 +189,7 @@ class JobStore:
             values.append(which.name_contains.casefold())
         if after is not None:
             where.append("(create_time, job_id) < (?, ?)")
-            values += [after.create_time, after.job_id]
+            values += after.position
         rows = self._database.execute(
             f"SELECT * FROM jobs WHERE {' AND '.join(where)}"
             " ORDER BY create_time DESC, job_id DESC LIMIT ?",

@@ -1,4 +1,4 @@
-"""Page tokens: where a listing goes on, opaque to callers."""
+"""Pages of a listing: their size, and the tokens that continue it, opaque to callers."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ _MAX_TOKEN = 512
 
 @dataclass(frozen=True)
 class PageToken:
-    """The last job of the previous page. Jobs created since come before it, so that pages
-    already read, and those to come, are not disturbed by them."""
+    """The position of the last entry of the previous page, in the order of the listing.
 
-    create_time: str
-    job_id: str
+    A position and not a count: entries that are added meanwhile do not shift the pages.
+    """
+
+    position: tuple[str | int, ...]
 
     def encode(self, query: str) -> str:
-        body = json.dumps([self.create_time, self.job_id, _digest(query)])
+        """The token; ``query`` are the other fields of the request, for :meth:`decode`."""
+        body = json.dumps([*self.position, _digest(query)])
         return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
     @classmethod
-    def decode(cls, token: str, query: str) -> PageToken | None:
+    def decode(cls, token: str, query: str, types: tuple[type[str | int], ...]) -> PageToken | None:
         """The token's content; None for "".
 
         Args:
             token: as the caller sent it.
             query: the other fields of the request, which must be those of the first page.
+            types: of the parts of a position.
 
         Raises:
             MultigrainError: INVALID_FIELD.
@@ -44,17 +47,20 @@ class PageToken:
                 raise ValueError("too long")
             padded = token + "=" * (-len(token) % 4)
             body = json.loads(base64.b64decode(padded.encode("ascii"), b"-_", validate=True))
-            create_time, job_id, digest = body
-            _ = (create_time + job_id).encode()  # half a surrogate pair is no text
+            *position, digest = body
+            if tuple(map(type, position)) != types:
+                raise ValueError("not a position of this listing")
+            "".join(map(str, position)).encode()  # half a surrogate pair is no text
         except (ValueError, TypeError, AttributeError):
             raise MultigrainError.field(
                 "page_token", "not a token of this server; leave it empty for the first page"
             ) from None
         if digest != _digest(query):
             raise MultigrainError.field(
-                "page_token", "belongs to a request with other fields; keep them, or start anew"
+                "page_token",
+                "belongs to a request with other fields; keep them, or leave it empty",
             )
-        return cls(create_time, job_id)
+        return cls(tuple(position))
 
 
 def page_size(asked: int) -> int:
