@@ -6,21 +6,21 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
-from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec
 from multigrain.v1.export_pb2 import StartExportRequest
-from multigrain.v1.export_spec_pb2 import ExportSpec
 from multigrain.v1.job_pb2 import EventKind, Job, ListJobsRequest, StreamEventsRequest
 from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
-from multigrain.v1.training_spec_pb2 import TrainingSpec
 from multigrain_client.errors import FieldViolation, InvalidRequest, MissingPackage
 from multigrain_client.json_format import enum_names, fill, invalid, merge, nest
 
+StartRequest = TypeVar(
+    "StartRequest", StartTrainingRequest, StartEvaluationRequest, StartExportRequest
+)
 JobLike = str | Job
 SpecLike = Mapping[str, Any] | Message | str | os.PathLike[str] | None
 
@@ -37,69 +37,47 @@ def job_id(job: JobLike) -> str:
     return found
 
 
-def start_training_request(
+def start_request(
+    request_type: type[StartRequest],
     spec: SpecLike,
+    fields: Mapping[str, Any],
     overrides: Mapping[str, Any],
     *,
-    preset: str | None,
     name: str,
     labels: Mapping[str, str] | None,
     request_id: str | None,
-) -> StartTrainingRequest:
-    """The request with spec, preset and overrides; an override replaces a field of the spec."""
-    request = StartTrainingRequest(
-        request_id=_request_id(request_id), name=name, labels=dict(labels or {})
+) -> StartRequest:
+    """A request that starts a job.
+
+    Args:
+        request_type: StartTrainingRequest, StartEvaluationRequest or StartExportRequest.
+        spec: a mapping, a message, the path of a YAML file, or None.
+        fields: fields of the spec that have an argument of their own; None = not given.
+        overrides: further fields. They win over ``fields``, and both over ``spec``.
+        name: display name of the job.
+        labels: labels of the job.
+        request_id: idempotency key; None = a new one, so that the call can be retried.
+
+    Raises:
+        InvalidRequest: naming every field that is unknown or has a wrong type.
+    """
+    request = request_type(
+        request_id=str(uuid.uuid4()) if request_id is None else request_id,
+        name=name,
+        labels=dict(labels or {}),
     )
-    extra = {**({"preset": preset} if preset else {}), **overrides}
-    _fill_spec(request.spec, TrainingSpec, spec, extra)
-    return request
-
-
-def start_evaluation_request(
-    spec: SpecLike,
-    overrides: Mapping[str, Any],
-    *,
-    weights: Mapping[str, str],
-    dataset_path: str | os.PathLike[str] | None,
-    tasks: Iterable[str] | None,
-    name: str,
-    labels: Mapping[str, str] | None,
-    request_id: str | None,
-) -> StartEvaluationRequest:
-    """As ``start_training_request``; ``weights`` are the fields of a WeightsSource."""
-    request = StartEvaluationRequest(
-        request_id=_request_id(request_id), name=name, labels=dict(labels or {})
-    )
-    extra: dict[str, Any] = {f"weights.{key}": value for key, value in weights.items()}
-    if dataset_path is not None:
-        extra["dataset_path"] = dataset_path
-    if tasks is not None:
-        extra["tasks"] = [tasks] if isinstance(tasks, str) else list(tasks)
-    _fill_spec(request.spec, EvaluationSpec, spec, {**extra, **overrides})
-    return request
-
-
-def start_export_request(
-    spec: SpecLike,
-    overrides: Mapping[str, Any],
-    *,
-    weights: Mapping[str, str],
-    model_name: str | None,
-    formats: Iterable[str] | None,
-    name: str,
-    labels: Mapping[str, str] | None,
-    request_id: str | None,
-) -> StartExportRequest:
-    """As ``start_evaluation_request``."""
-    request = StartExportRequest(
-        request_id=_request_id(request_id), name=name, labels=dict(labels or {})
-    )
-    extra: dict[str, Any] = {f"weights.{key}": value for key, value in weights.items()}
-    if model_name is not None:
-        extra["model_name"] = model_name
-    if formats is not None:
-        extra["formats"] = [formats] if isinstance(formats, str) else list(formats)
-    _fill_spec(request.spec, ExportSpec, spec, {**extra, **overrides})
+    given = {key: value for key, value in fields.items() if value is not None}
+    over = merge(nest(given), nest(overrides), "spec")
+    if isinstance(spec, Message):
+        target: Message = request.spec
+        if not isinstance(spec, type(target)):
+            raise InvalidRequest(f"expected a {type(target).__name__}, not {type(spec).__name__}")
+        target.CopyFrom(spec)
+        # A list in an override replaces the list of the spec; protobuf would append to it.
+        _clear_lists(target, over)
+    elif spec is not None:
+        over = merge(nest(spec if isinstance(spec, Mapping) else read_spec(spec)), over, "spec")
+    fill(request.spec, over, "spec")
     return request
 
 
@@ -109,8 +87,8 @@ def weights_source(
     checkpoint_path: str | os.PathLike[str] | None = None,
     model: str | None = None,
     checkpoint: str | int | None = None,
-) -> dict[str, str]:
-    """Fields of a WeightsSource.
+) -> dict[str, str] | None:
+    """The fields of a WeightsSource; None if there are none.
 
     Raises:
         InvalidRequest: if more than one source is given.
@@ -132,7 +110,7 @@ def weights_source(
         )
     if checkpoint is not None:
         source["checkpoint"] = str(checkpoint)
-    return source
+    return source or None
 
 
 def list_jobs_request(
@@ -209,27 +187,6 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InvalidRequest(str(error)) from error
 
 
-def _fill_spec(
-    target: Message, spec_type: type[Message], spec: SpecLike, overrides: Mapping[str, Any]
-) -> None:
-    over = nest(overrides)
-    if isinstance(spec, Message):
-        if not isinstance(spec, spec_type):
-            raise InvalidRequest(f"expected a {spec_type.__name__}, not {type(spec).__name__}")
-        target.CopyFrom(spec)
-        # A list in an override replaces the list of the spec; protobuf would append to it.
-        _clear_lists(target, over)
-        fill(target, over, "spec")
-        return
-    if isinstance(spec, Mapping):
-        base = nest(spec)
-    elif spec is None:
-        base = {}
-    else:
-        base = nest(read_spec(spec))
-    fill(target, merge(base, over, "spec"), "spec")
-
-
 def _clear_lists(message: Message, over: Mapping[str, Any]) -> None:
     for key, value in over.items():
         field = message.DESCRIPTOR.fields_by_name.get(key)
@@ -239,11 +196,6 @@ def _clear_lists(message: Message, over: Mapping[str, Any]) -> None:
             message.ClearField(key)
         elif isinstance(value, Mapping) and field.message_type is not None:
             _clear_lists(getattr(message, key), value)
-
-
-def _request_id(request_id: str | None) -> str:
-    """A new idempotency key unless the caller has one, so that the call can be retried."""
-    return str(uuid.uuid4()) if request_id is None else request_id
 
 
 def _names(values: Iterable[str | int] | str | int | None) -> list[str | int]:

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
+from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
+from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
 from multigrain_client.jobs import is_terminal, loss_point, raise_unless_succeeded, state_name
 from multigrain_client.loss_point import LossPoint
@@ -19,9 +22,7 @@ from multigrain_client.requests import (
     event_kinds,
     job_id,
     list_jobs_request,
-    start_evaluation_request,
-    start_export_request,
-    start_training_request,
+    start_request,
     weights_source,
 )
 from multigrain_client.retry import Deadline
@@ -63,8 +64,14 @@ class JobCalls(Rpcs):
         Raises:
             InvalidRequest: naming every field that is unknown, ill-typed or out of range.
         """
-        request = start_training_request(
-            spec, overrides, preset=preset, name=name, labels=labels, request_id=request_id
+        request = start_request(
+            StartTrainingRequest,
+            spec,
+            {"preset": preset or None},
+            overrides,
+            name=name,
+            labels=labels,
+            request_id=request_id,
         )
         return self.StartTraining(request, timeout=timeout)
 
@@ -102,12 +109,11 @@ class JobCalls(Rpcs):
         weights = weights_source(
             job=job, checkpoint_path=checkpoint_path, model=model, checkpoint=checkpoint
         )
-        request = start_evaluation_request(
+        request = start_request(
+            StartEvaluationRequest,
             spec,
+            {"weights": weights, "dataset_path": dataset_path, "tasks": tasks},
             overrides,
-            weights=weights,
-            dataset_path=dataset_path,
-            tasks=tasks,
             name=name,
             labels=labels,
             request_id=request_id,
@@ -140,12 +146,11 @@ class JobCalls(Rpcs):
             name, labels, request_id, timeout, overrides: as in ``start_training``.
         """
         weights = weights_source(job=job, checkpoint_path=checkpoint_path, checkpoint=checkpoint)
-        request = start_export_request(
+        request = start_request(
+            StartExportRequest,
             spec,
+            {"weights": weights, "model_name": model_name, "formats": formats},
             overrides,
-            weights=weights,
-            model_name=model_name,
-            formats=formats,
             name=name,
             labels=labels,
             request_id=request_id,
