@@ -1,0 +1,126 @@
+"""Every command of the README and the tutorials works as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from examples.demo.dataset import write_digits
+from tests.docs.blocks import RUNNABLE, blocks, script
+from tests.e2e.daemon import processes_below
+from tests.engine.bundles import write_bundle
+from tools.docs.markdown import ROOT
+
+README = ROOT / "README.md"
+FIRST_TRAINING = ROOT / "docs" / "tutorials" / "first-training.md"
+FIRST_SERVICE = ROOT / "docs" / "tutorials" / "first-service.md"
+
+# Made smaller, so that a training run takes seconds: two steps of SGD on one worker.
+TINY = {"schedule.max_steps": 2, "optimizer.kind": "momentum", "devices.count": 1}
+IN_SHELL = " ".join(f"--set {key}={value}" for key, value in TINY.items())
+IN_PYTHON = f"preset='digits-demo', **{TINY!r},"
+REASONS = {
+    "installs packages",
+    "has a test of its own",
+    "the daemon of the previous tutorial still runs",
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder as a reader's clone, with ports of its own."""
+
+    path: Path
+    address: str
+
+    def run(self, pages: list[Path]) -> str:
+        text = script(pages)
+        for old, new in (
+            ("--preset digits-demo", f"--preset digits-demo {IN_SHELL}"),
+            ('preset="digits-demo",', IN_PYTHON),
+            ("127.0.0.1:50051", self.address),
+        ):
+            text = text.replace(old, new)
+        environment = {
+            "HOME": str(self.path),
+            "PATH": f"{self.path / 'bin'}:{os.environ['PATH']}",
+            # Of a clone, where `examples` can be imported.
+            "PYTHONPATH": str(ROOT),
+            "MULTIGRAIN_LISTEN": self.address,
+            "MULTIGRAIN_HTTP_LISTEN": "127.0.0.1:0",
+            "MULTIGRAIN_SERVER": self.address,
+        }
+        # A daemon in the background holds the script's output open, so that it goes to files.
+        with (self.path / "output").open("w") as output, (self.path / "errors").open("w") as errors:
+            code = subprocess.call(
+                ["bash", "-euo", "pipefail", "-c", text],
+                cwd=self.path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                timeout=500,
+            )
+        assert code == 0, (self.path / "errors").read_text()[-8000:]
+        return (self.path / "output").read_text()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    if shutil.which("grpcurl") is None:
+        grpcurl = tmp_path / "bin" / "grpcurl"
+        grpcurl.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.docs.grpcurl "$@"\n')
+        grpcurl.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    yield Workspace(tmp_path, f"127.0.0.1:{port}")
+    for folder in ("demo-out/data", "multigrain-data"):
+        for process in processes_below(tmp_path / folder):
+            process.kill()
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run(workspace: Workspace) -> None:
+    """With what `make demo` leaves; its model is replaced by a small one."""
+    write_digits(workspace.path / "demo-out" / "dataset", 32)
+    write_bundle(workspace.path / "demo-out" / "data" / "models", "digits", referenced=True)
+    output = workspace.run([README])
+    assert re.search(r'"label":\s*"label \d"', output), output
+    assert list((workspace.path / "demo-out/data/models/digits/2").glob("model.onnx"))
+
+
+@pytest.mark.slow
+def test_commands_of_the_tutorials_run(workspace: Workspace) -> None:
+    output = workspace.run([FIRST_TRAINING, FIRST_SERVICE])
+    assert "1437 to train on, 360 held out" in output
+    assert "IMAGE_UNREADABLE" in output
+    assert "multigrain.v1.EmbeddingService" in output
+    assert (workspace.path / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", [README, FIRST_TRAINING, FIRST_SERVICE], ids=lambda p: p.name)
+def test_only_what_cannot_be_run_is_not_run(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in RUNNABLE, f"{page.name}:{block.line}"
+        assert not block.not_run or block.not_run in REASONS
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_targets_of_the_readme_exist(target: str) -> None:
+    assert f"make {target} " in README.read_text()
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_readme_is_one_page() -> None:
+    assert README.read_text().count("\n") <= 150
