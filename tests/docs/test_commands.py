@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.dataset import write_digits
+from examples.demo.digits import write_digits
 from tests.docs.blocks import RUNNABLE, blocks, script
 from tests.e2e.daemon import processes_below
 from tests.engine.bundles import write_bundle
