@@ -1,79 +1,135 @@
-"""Running out of memory: how it is recognized and what a process does about it."""
+"""Out-of-memory errors: recognizing them, what an engine does about them, and returning memory."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import mmap
 import os
+import re
 import sys
 from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
 
-def trim() -> None:
-    """Gives it back to the system: compilers free hundreds of megabytes, which a process would
-    otherwise hold to its end. Does nothing where the C library is not glibc."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
-        give_back(0)
+EXIT_OUT_OF_MEMORY = 71
+"""Exit code of an engine that ran out of memory (EX_OSERR of sysexits.h)."""
+
+_OUT_OF_MEMORY = re.compile(
+    "|".join(
+        (
+            # CUDA ("CUDA error: out of memory", CUDA_ERROR_OUT_OF_MEMORY), oneDNN, PIL, Ascend.
+            r"out[ _]of[ _]memory",
+            # MindSpore: "Memory isn't enough and alloc failed", "Memory not enough".
+            r"memory (is not|isn't|not) enough",
+            r"(not enough|insufficient) (\w+ )?memory",
+            # CANN: "Available memory is insufficient", "Memory resources are exhausted".
+            r"memory (resources )?(is|are) (insufficient|exhausted)",
+            # C++: std::bad_alloc, "bad allocation"; ACL_ERROR_BAD_ALLOC.
+            r"bad[ _]alloc",
+            # libc, ONNX Runtime ("Failed to allocate memory for requested buffer of size ..."),
+            # CANN. A library without room for thread-local data is an installation problem.
+            r"(cannot|can't|could not|unable to|failed to) alloc(ate)? (\w+ ){0,2}memory"
+            r"(?! in static TLS block)",
+            # MindSpore on Ascend: "Malloc device memory failed", "alloc memory failed".
+            r"m?alloc(ate)? (\w+ ){0,2}memory failed",
+            # "Memory allocation failed. Size=...", CANN's Memory_Allocation_Failure.
+            r"memory[ _]alloc(ation)?[ _](error|fail)",
+            # cuDNN and cuBLAS.
+            r"_STATUS_ALLOC_FAILED",
+            r"cudaErrorMemoryAllocation",
+            # NumPy: "Unable to allocate 3.20 GiB for an array with shape ...".
+            r"unable to allocate [\d.]+ ?([KMGTPE]i?B|bytes)",
+            # ACL: the code, its name, and the runtime's message number.
+            r"ACL_ERROR_RT_MEMORY_ALLOCATION|\b207001\b|\bEL0004\b",
+        )
+    ),
+    re.IGNORECASE,
+)
+# Less than a photograph takes while it is decoded.
+_PROBE_BYTES = 32 << 20
+_MAX_CAUSES = 16
 
 
-# MERGED: Whether the kernel kills for want of memory.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that memory ran out.
 
-
-def oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """Processes that the kernel has killed for want of memory since the machine started, in
-    containers that reached a limit of their own too. 0 where it does not count them.
+    Recognizes Python's MemoryError, ENOMEM, and the texts of every runtime that may compute here:
+    MindSpore, ONNX Runtime, OpenVINO, CUDA and Ascend.
 
     Args:
-        counters: the kernel's, a name and a number a line; it has ``oom_kill`` since Linux 4.13.
+        error: from the host's memory or a device's.
+    """
+    found: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if found is None:
+            return False
+        if isinstance(found, MemoryError):
+            return True
+        if isinstance(found, OSError) and found.errno == errno.ENOMEM:
+            return True
+        if _OUT_OF_MEMORY.search(str(found)):
+            return True
+        found = found.__cause__
+    return False
+
+
+def exit_if_out_of_memory(error: BaseException) -> None:
+    """Ends the process with ``EXIT_OUT_OF_MEMORY`` if memory ran out; else returns.
+
+    After a failed allocation a native library may be in any state, and an engine that went on
+    could fail image after image while it looks healthy. The daemon starts a new engine, and
+    finds out by itself whether one image needs more memory than any engine has.
+    """
+    if is_out_of_memory(error):
+        _exit(error)
+
+
+def exit_if_memory_exhausted(error: BaseException) -> None:
+    """As ``exit_if_out_of_memory``, but only if even a small allocation fails now.
+
+    For decoders: a malicious file may ask for more memory than any machine has, which must not
+    end the engine.
+    """
+    if not is_out_of_memory(error):
+        return
+    try:
+        mmap.mmap(-1, _PROBE_BYTES).close()
+    except OSError:
+        _exit(error)
+
+
+def _exit(error: BaseException) -> None:
+    _LOG.error("out of memory: %s", str(error)[:200] or type(error).__name__)
+    sys.stderr.flush()
+    os._exit(EXIT_OUT_OF_MEMORY)
+
+
+def release_freed_memory() -> None:
+    """Returns freed heap memory to the operating system (malloc_trim).
+
+    Graph compilers free hundreds of megabytes that the C library would keep until the process
+    ends. Does nothing where the C library is not glibc.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel's OOM killer has ended since the machine started.
+
+    Includes containers that reached their own limit.
+
+    Args:
+        counters: one name and number per line; has ``oom_kill`` since Linux 4.13.
+
+    Returns:
+        The count; 0 where the kernel does not report it.
     """
     try:
         lines = counters.read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
-# MERGED: What an engine does when memory runs out: it ends, and the daemon starts the next one.
-# After a failed allocation a native library may be in any state, and a process that goes on
-# would fail image after image while it looks healthy. The keeper's trial of what was in work
-# then tells an image that no engine has room for from one that came at the wrong moment.
-
-
-_LOG = logging.getLogger(__name__)
-#: EX_OSERR of sysexits.h; the daemon says what it means.
-EXIT_OUT_OF_MEMORY = 71
-# How C++, CUDA, ONNX Runtime, OpenVINO and MindSpore say it.
-_WORDS = ("bad_alloc", "out of memory", "cannot allocate memory", "failed to allocate memory")
-# Less than a photograph takes while it is decoded.
-_LITTLE_BYTES = 32 << 20
-
-
-def end_if_out_of_memory(error: BaseException) -> None:
-    """Ends the process if that is what the error says; else returns."""
-    if _says_so(error):
-        _end(error)
-
-
-def end_if_nothing_is_left(error: BaseException) -> None:
-    """Ends the process if the error says so and it is true; else returns.
-
-    For decoders: a hostile file may ask for more than any machine has, and must not end an engine.
-    """
-    if not any(_says_so(part) for part in (error, error.__cause__) if part is not None):
-        return
-    try:
-        mmap.mmap(-1, _LITTLE_BYTES).close()
-    except OSError:
-        _end(error)
-
-
-def _says_so(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _WORDS)
-
-
-def _end(error: BaseException) -> None:
-    _LOG.error("out of memory: %s", str(error)[:200] or type(error).__name__)
-    sys.stderr.flush()
-    os._exit(EXIT_OUT_OF_MEMORY)

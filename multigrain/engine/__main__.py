@@ -30,7 +30,7 @@ from multigrain.engine.worker import Decode, Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import ImageLimits
 from multigrain.images.preprocess import crop
-from multigrain.memory import end_if_out_of_memory
+from multigrain.memory import exit_if_out_of_memory
 from multigrain.processes import background
 from multigrain.processes import die_with_parent_code as die_with_parent
 from multigrain.whitening import StoredWhitening, read_whitening
@@ -60,7 +60,7 @@ def main() -> int:
         connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
         return 1
     paces = {side: measure(runtime, side) for side, runtime in runtimes.items()}
-    memory.trim()
+    memory.release_freed_memory()
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,
@@ -143,7 +143,7 @@ def read_requests(connection: Connection, worker: Worker) -> None:
     except WireError as error:
         _LOG.error("the daemon sent what an engine does not understand: %s", error)
     except Exception as error:  # an engine that hears nothing any more must not look alive
-        end_if_out_of_memory(error)
+        exit_if_out_of_memory(error)
         _LOG.exception("requests cannot be read")
     # There is nothing to save, and a thread inside a native library must not delay the end.
     sys.stderr.flush()

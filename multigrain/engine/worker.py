@@ -17,7 +17,7 @@ from multigrain.engine.protocol import Frame, Result, Submit, VectorWants
 from multigrain.engine.runtimes.base import Outputs, Pixels, Runtime
 from multigrain.engine.scheduling import Drop, Item, Pace
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.memory import end_if_nothing_is_left, end_if_out_of_memory
+from multigrain.memory import exit_if_memory_exhausted, exit_if_out_of_memory
 from multigrain.whitening import StoredWhitening
 
 _FP16_MAX = float(np.finfo(np.float16).max)
@@ -199,7 +199,7 @@ class Worker:
             try:
                 frames = self._compute(work)
             except Exception as error:  # one image must not end the loop, whatever a runtime raises
-                end_if_out_of_memory(error)
+                exit_if_out_of_memory(error)
                 _LOG.exception("a batch of %d images failed", len(work))
                 frames = self._one_by_one(work, error)
             elapsed = time.monotonic_ns() - start
@@ -263,7 +263,7 @@ class Worker:
             try:
                 self._prepare(item)
             except Exception as error:
-                end_if_nothing_is_left(error)  # while it is noted whose image it was
+                exit_if_memory_exhausted(error)  # while it is noted whose image it was
                 raise
             finally:
                 self._in_hand.put_down(slot)

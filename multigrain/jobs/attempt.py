@@ -44,7 +44,7 @@ from multigrain.jobs.ipc import (
 from multigrain.jobs.launchers import Launcher, LaunchPlan, ProcessPlan, RankCommand
 from multigrain.jobs.limits import RunnerLimits, StopSignal
 from multigrain.jobs.rank import CHANNEL_VARIABLE, TOKEN_VARIABLE
-from multigrain.memory import oom_kills
+from multigrain.memory import count_oom_kills
 from multigrain.processes import child_setup, end_all, job_environment
 from multigrain.specs.base import DeviceSpec
 
@@ -133,7 +133,7 @@ class Ranks:
         self.scheduler = Rank()
         self._devices = devices
         self._plan = plan
-        self._oom_kills = oom_kills()
+        self._oom_kills = count_oom_kills()
 
     def get(self, number: int) -> Rank | None:
         return self.scheduler if number == SCHEDULER_RANK else self.workers.get(number)
@@ -173,7 +173,7 @@ class Ranks:
                 return failure.work_failed(number, rank.failed, self._log(number))
         for number, rank in ordered:
             if rank.exit and rank.exit.signal is not None and number != SCHEDULER_RANK:
-                killer = oom_kills() > self._oom_kills
+                killer = count_oom_kills() > self._oom_kills
                 return failure.worker_died(number, rank.exit, self._log(number), oom_killer=killer)
         number, rank = ordered[0]
         if rank.failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from multigrain.errors import ErrorKind
 from multigrain.events.records import JobError
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
+from multigrain.memory import is_out_of_memory
 
 LOG_TAIL_BYTES = 8192
 _LOOKED_AT_BYTES = 16 * LOG_TAIL_BYTES
@@ -238,13 +239,10 @@ MAX_LENGTH = 500
 _RULE = re.compile(r"^\s*-{4,}\s*$")
 _HEADING = re.compile(r"^\s*- .*:\s*(\(.*\))?\s*$")
 _STACK = re.compile(r"^\s*- (C\+\+ Call Stack|The Traceback)")
-_MEMORY = re.compile(
-    r"memory (isn't|is not|not) enough|out of memory|bad_alloc|bad allocation", re.I
-)
 _ADVICE = "use a smaller schedule.batch_size or model.image_size, fewer workers, or more memory"
 
 
-def in_words(error: Exception) -> str:
+def describe_exception(error: Exception) -> str:
     """Type and message of an error.
 
     Returns:
@@ -253,12 +251,7 @@ def in_words(error: Exception) -> str:
     text = _first_sentence(str(error))[:MAX_LENGTH]
     name = type(error).__name__
     said = f"{name}: {text}" if text else name
-    return f"{said} ({_ADVICE})" if out_of_memory(error) else said
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether there was not enough memory, of the machine or of a device."""
-    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
+    return f"{said} ({_ADVICE})" if is_out_of_memory(error) else said
 
 
 def _first_sentence(message: str) -> str:

@@ -13,11 +13,12 @@ from importlib import import_module
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.context import Outcome, WorkerContext
-from multigrain.jobs.failure import in_words, out_of_memory
+from multigrain.jobs.failure import describe_exception
 from multigrain.jobs.ipc import ChannelReporter, Done, Failed, Hello
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.jobs.launchers import COLLECTIVES, SET_DEVICE
+from multigrain.memory import is_out_of_memory
 
 Work = Callable[[WorkerContext], Outcome]
 
@@ -106,8 +107,8 @@ def run_worker(options: RankOptions) -> int:
         return _give_up(reporter, Failed(error.kind.name, error.message, field))
     except Exception as error:  # a defect of ours or of a library: the runner restarts the job
         _log_trace()
-        memory = out_of_memory(error)
-        return _give_up(reporter, Failed("", in_words(error), out_of_memory=memory))
+        memory = is_out_of_memory(error)
+        return _give_up(reporter, Failed("", describe_exception(error), out_of_memory=memory))
     reporter.finish(Done(outcome.stopped, outcome.message))
     return 0
 

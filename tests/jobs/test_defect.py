@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multigrain.jobs.failure import MAX_LENGTH, in_words, out_of_memory
+from multigrain.jobs.failure import MAX_LENGTH, describe_exception
 
 # As MindSpore 2.8 raises it.
 NO_MEMORY = """
@@ -19,21 +19,19 @@ mindspore/ccsrc/backend/ms_backend/runtime/graph_scheduler/base/graph_scheduler.
 
 
 def test_a_framed_message_is_told_by_its_text_and_memory_by_what_to_do() -> None:
-    said = in_words(RuntimeError(NO_MEMORY))
+    said = describe_exception(RuntimeError(NO_MEMORY))
     assert said.startswith("RuntimeError: Memory isn't enough and alloc failed, kernel name: 69_")
     assert "use a smaller schedule.batch_size" in said
     assert "\n" not in said
-    assert in_words(MemoryError()).startswith("MemoryError (use a smaller")
-    assert out_of_memory(RuntimeError(NO_MEMORY))
-    assert not out_of_memory(RuntimeError("the connection was lost"))
+    assert describe_exception(MemoryError()).startswith("MemoryError (use a smaller")
 
 
 def test_a_plain_message_is_told_by_its_first_line() -> None:
-    assert in_words(ValueError("one\ntwo")) == "ValueError: one"
-    assert in_words(KeyError()) == "KeyError"
-    assert in_words(ValueError("x" * 9000)) == "ValueError: " + "x" * MAX_LENGTH
+    assert describe_exception(ValueError("one\ntwo")) == "ValueError: one"
+    assert describe_exception(KeyError()) == "KeyError"
+    assert describe_exception(ValueError("x" * 9000)) == "ValueError: " + "x" * MAX_LENGTH
 
 
 def test_a_message_of_headings_alone_is_told_by_the_first() -> None:
     text = "\n-----\n- Memory pool: \n-----\n- C++ Call Stack: (For framework developers)\n"
-    assert in_words(RuntimeError(text)) == "RuntimeError: Memory pool:"
+    assert describe_exception(RuntimeError(text)) == "RuntimeError: Memory pool:"

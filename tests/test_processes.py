@@ -11,16 +11,16 @@ import pytest
 _PROGRAM = textwrap.dedent(
     """
     import os, threading
-    from multigrain.engine import priority
+    from multigrain import processes
 
     def standing(tid):
         return os.getpriority(os.PRIO_PROCESS, tid), os.sched_getscheduler(tid)
 
     if {restricted}:
-        priority._may_raise_to = lambda nice: False
+        processes._may_raise_to = lambda nice: False
     before = standing(0)
     started, end = threading.Event(), threading.Event()
-    with priority.background():
+    with processes.background():
         thread = threading.Thread(target=lambda: (started.set(), end.wait()))
         thread.start()
         started.wait()
