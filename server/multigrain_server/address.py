@@ -8,11 +8,12 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from multigrain.storage import remedy
 
 _ADVICE = {
-    errno.EADDRINUSE: "stop what listens there, or choose another",
+    errno.EADDRINUSE: "stop the process that listens there, or choose another",
     errno.EADDRNOTAVAIL: "choose an address of this machine",
     errno.EACCES: "choose a port from 1024 on",
 }
@@ -56,19 +57,35 @@ class ListenAddress:
         except ValueError:
             return False
 
-    def trouble(self) -> str:
-        """Why nobody can listen here, found by trying it, and what to do; "" if anybody can."""
+    def bind(self) -> list[socket.socket]:
+        """Sockets bound to every address of the host, which do not listen yet.
+
+        Raises:
+            OSError: if one of them cannot be bound.
+        """
+        if self._is_unix:
+            path = self.host.removeprefix(_UNIX)
+            return [_bound(socket.AF_UNIX, socket.SOCK_STREAM, 0, path)]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        sockets: list[socket.socket] = []
         try:
-            if self._is_unix:
-                _try_path(Path(self.host.removeprefix(_UNIX)))
-            else:
-                found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-                for family, kind, protocol, _name, address in found:
-                    with socket.socket(family, kind, protocol) as probe:
-                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        probe.bind(address)
+            for family, kind, protocol, _name, address in found:
+                sockets.append(_bound(family, kind, protocol, address))
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        return sockets
+
+    def problem(self) -> str:
+        """Why nobody can listen here, found by trying, and what to do; "" if it works."""
+        try:
+            for sock in self.bind():
+                sock.close()
         except OSError as error:
             return self.explain(error)
+        if self._is_unix:
+            Path(self.host.removeprefix(_UNIX)).unlink()
         return ""
 
     def explain(self, error: OSError) -> str:
@@ -93,7 +110,15 @@ class ListenAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _try_path(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.bind(str(path))
-    path.unlink()
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

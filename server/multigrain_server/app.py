@@ -6,7 +6,10 @@ import asyncio
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Sequence
+from socket import socket
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import structlog
@@ -42,26 +45,26 @@ from multigrain_server.grpc.jobs import (
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
-from multigrain_server.http.server import HttpServer
 from multigrain_server.jobs.recovery import Recovery
 from multigrain_server.jobs.service import Feeds, Jobs
 from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor, SupervisorOptions
-from multigrain_server.metrics.certificate import register_certificate
-from multigrain_server.metrics.host import HostCollector
+from multigrain_server.metrics.daemon import register_certificate, register_process
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
-from multigrain_server.metrics.process import register_process
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.status.site import StatusSite
+from multigrain_server.status.gpus import GpuMonitor
 from multigrain_server.status.snapshot import Sources, package_version
 from multigrain_server.tracing.config import open_tracing
 
+if TYPE_CHECKING:
+    from multigrain_server.http.server import HttpServer
+
 _log = structlog.get_logger(__name__)
 
-# -P: the job folder, in which a runner works, is no place to import from.
+# -P: nothing is imported from the job folder, which is the runner's working directory.
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "multigrain.jobs.runner")
 
 
@@ -97,8 +100,10 @@ class App:
             ) from error
         self.health = Health()
         self._calls = Calls()
-        self._host = HostCollector(config.data_dir)
+        self._gpus = GpuMonitor()
         self._gpu_watch: asyncio.Task[None] | None = None
+        self._http: HttpServer | None = None
+        self._started = time.monotonic()
         self._released = False
         self._events = EventMetrics(self.registry)
         self._store = JobStore(self._database)
@@ -135,35 +140,14 @@ class App:
         )
         self._calls_seen = RequestMetrics(self.registry)
         self._tracing = open_tracing(config.tracing, package_version())
-        self._http = self._build_http()
         self._server = self._build_server()
         self.registry.register(
             JobCollector(self._store, self._supervisor, self._leases, self.feeds)
         )
-        self.registry.register(self._host)
         register_process(self.registry, lambda: self._calls.in_flight)
         certificates = self._certificates
         expiry = certificates.expiry if certificates is not None else None
         register_certificate(self.registry, expiry)
-
-    def _build_http(self) -> HttpServer:
-        site = StatusSite(
-            Sources(
-                self._data.jobs,
-                self.jobs,
-                self._store,
-                self._supervisor,
-                self._leases,
-                self.models,
-                self.health,
-                self._calls_seen,
-                self._host,
-                lambda: self.address,
-            )
-        )
-        tls = self._certificates if self.config.tls.http else None
-        context = tls.context() if tls is not None else None
-        return HttpServer(self.registry, lambda: self.health.ready, self._access, site, context)
 
     def _build_server(self) -> grpc.aio.Server:
         interceptor = CallInterceptor(self._calls, self._calls_seen, self._access, self._tracing)
@@ -210,15 +194,10 @@ class App:
                 port = self._server.add_secure_port(str(wanted), credentials)
         except RuntimeError as error:
             raise OSError(
-                f"cannot listen on {wanted}: {wanted.trouble() or 'is it in use?'}"
+                f"cannot listen on {wanted}: {wanted.problem() or 'is it in use?'}"
             ) from error
         self.address = str(wanted.with_port(port) if wanted.port == 0 else wanted)
-        if self.config.http_listen:
-            http = ListenAddress.parse(self.config.http_listen)
-            try:
-                self.http_address = await self._http.start(http.host, http.port)
-            except OSError as error:
-                raise OSError(f"cannot listen on {http}: {http.explain(error)}") from error
+        http_sockets = self._listen_http() if self.config.http_listen else []
         _log.info("listening", address=self.address, http=self.http_address or None)
         for warning in self.config.warnings:
             _log.warning(warning, address=self.address)
@@ -229,7 +208,45 @@ class App:
         await self.health.serve()
         await self._server.start()
         self._data.write_address(self.address)
-        self._gpu_watch = asyncio.create_task(self._host.watch_gpus(), name="gpus")
+        if http_sockets:
+            # Not earlier: to import it takes a quarter of the time that the daemon's start takes.
+            # Until then, connections wait in the backlog.
+            self._http = await asyncio.to_thread(self._build_http)
+            await self._http.start(http_sockets)
+            self._gpu_watch = asyncio.create_task(self._gpus.watch(), name="gpus")
+
+    def _listen_http(self) -> list[socket]:
+        http = ListenAddress.parse(self.config.http_listen)
+        try:
+            sockets = http.bind()
+            for sock in sockets:
+                sock.listen()
+        except OSError as error:
+            raise OSError(f"cannot listen on {http}: {http.explain(error)}") from error
+        self.http_address = str(http.with_port(sockets[0].getsockname()[1]))
+        return sockets
+
+    def _build_http(self) -> HttpServer:
+        from multigrain_server.http.server import HttpServer
+        from multigrain_server.status.site import StatusSite
+
+        sources = Sources(
+            self._data.jobs,
+            self.jobs,
+            self._store,
+            self._supervisor,
+            self._leases,
+            self.models,
+            self.health,
+            self._calls_seen,
+            self._gpus,
+            lambda: self.address,
+            self._started,
+        )
+        tls = self._certificates if self.config.tls.http else None
+        context = tls.context() if tls is not None else None
+        site = StatusSite(sources)
+        return HttpServer(self.registry, lambda: self.health.ready, self._access, site, context)
 
     async def stop(self) -> None:
         """Drains and gives back what the daemon holds. Running jobs go on without it.
@@ -267,7 +284,8 @@ class App:
             # In a thread: it waits for the collector.
             await asyncio.to_thread(self._tracing.close)
         await self._supervisor.stop()
-        await self._http.stop()
+        if self._http is not None:
+            await self._http.stop()
         self._database.close()
         self._data.close()
         self._released = True

@@ -16,38 +16,40 @@ from tests.unprivileged import unprivileged
 def test_a_port_in_use_is_called_that() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        trouble = ListenAddress.parse(f"127.0.0.1:{port}").trouble()
-    assert trouble == "Address already in use; stop what listens there, or choose another"
+        problem = ListenAddress.parse(f"127.0.0.1:{port}").problem()
+    assert problem == (
+        "Address already in use; stop the process that listens there, or choose another"
+    )
 
 
 def test_an_address_of_another_machine_is_called_that() -> None:
-    trouble = ListenAddress.parse("192.0.2.1:0").trouble()
-    assert trouble == "Cannot assign requested address; choose an address of this machine"
+    problem = ListenAddress.parse("192.0.2.1:0").problem()
+    assert problem == "Cannot assign requested address; choose an address of this machine"
 
 
 def test_a_port_that_needs_a_right_is_called_that() -> None:
     error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    trouble = ListenAddress.parse("127.0.0.1:80").explain(error)
-    assert trouble == "Permission denied; choose a port from 1024 on"
+    problem = ListenAddress.parse("127.0.0.1:80").explain(error)
+    assert problem == "Permission denied; choose a port from 1024 on"
 
 
 def test_nothing_is_wrong_with_a_free_one(tmp_path: Path) -> None:
-    assert ListenAddress.parse("127.0.0.1:0").trouble() == ""
-    assert ListenAddress.parse(f"unix:{tmp_path}/s").trouble() == ""
+    assert ListenAddress.parse("127.0.0.1:0").problem() == ""
+    assert ListenAddress.parse(f"unix:{tmp_path}/s").problem() == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sockets_path_that_is_too_long_is_called_that(tmp_path: Path) -> None:
-    trouble = ListenAddress.parse(f"unix:{tmp_path}/{'s' * 120}").trouble()
-    assert "too long" in trouble
+    problem = ListenAddress.parse(f"unix:{tmp_path}/{'s' * 120}").problem()
+    assert "too long" in problem
 
 
 def test_a_folder_of_somebody_else_is_named(open_path: Path) -> None:
     folder = open_path / "run"
     folder.mkdir(mode=0o500)
     with unprivileged() as uid:
-        trouble = ListenAddress.parse(f"unix:{folder}/s").trouble()
-    assert trouble == f"Permission denied; let uid {uid} write in {folder}"
+        problem = ListenAddress.parse(f"unix:{folder}/s").problem()
+    assert problem == f"Permission denied; let uid {uid} write in {folder}"
 
 
 @pytest.mark.parametrize("there", ["file", "socket"])
@@ -57,5 +59,5 @@ def test_what_is_at_a_sockets_path_stays(tmp_path: Path, there: str) -> None:
         path.write_text("precious")
     else:
         socket.socket(socket.AF_UNIX).bind(str(path))
-    assert "already in use" in ListenAddress.parse(f"unix:{path}").trouble()
+    assert "already in use" in ListenAddress.parse(f"unix:{path}").problem()
     assert path.exists()

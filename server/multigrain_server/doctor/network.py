@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
 
 from multigrain_server.access.tokens import TokenFileError, read_tokens
 from multigrain_server.address import ListenAddress
@@ -27,7 +25,7 @@ def addresses(config: ServerConfig) -> Iterator[Finding]:
         address = ListenAddress.parse(text)
         if address.host.startswith("unix:") or not address.port:
             continue
-        reason = _refused(address)
+        reason = address.problem()
         if reason and not holder:
             yield fail(
                 f"{name} {text}",
@@ -52,20 +50,6 @@ def running_daemon(config: ServerConfig) -> int:
     finally:
         os.close(fd)
     return 0
-
-
-def _refused(address: ListenAddress) -> str:
-    """Why an address cannot be bound; empty if it can."""
-    try:
-        ((family, kind, _, _, where), *_) = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        with closing(socket.socket(family, kind)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
 
 
 # MERGED: Who could call the daemon, and its certificate.

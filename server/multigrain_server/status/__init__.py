@@ -1,1 +1,1 @@
-"""The status page: what goes on, for people, as HTML without a script."""
+"""The status pages: jobs, models, calls and devices as HTML without scripts."""

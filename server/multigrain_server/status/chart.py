@@ -1,4 +1,4 @@
-"""Curves as SVG, drawn here: no script, no library."""
+"""Loss curves as SVG, without scripts or libraries."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from multigrain_server.status.curve import CurvePoint
-from multigrain_server.status.markup import Markup, element
-from multigrain_server.status.words import figure
+from markupsafe import Markup
+
+from multigrain_server.status.event_log import CurvePoint
+from multigrain_server.status.formatting import number
 
 _TERMS: tuple[tuple[str, str, Callable[[CurvePoint], float]], ...] = (
     ("total", "loss", lambda point: point.loss),
@@ -20,7 +21,7 @@ _TERMS: tuple[tuple[str, str, Callable[[CurvePoint], float]], ...] = (
 
 @dataclass(frozen=True)
 class _Frame:
-    """From steps and losses to places: ``left`` .. ``right`` and ``bottom`` .. ``top``."""
+    """Maps steps to ``left`` .. ``right`` and losses to ``bottom`` .. ``top``."""
 
     first: float
     last: float
@@ -42,119 +43,88 @@ class _Frame:
 
 def sparkline(points: Sequence[CurvePoint]) -> Markup:
     """The total loss alone, without axes; "" if there are fewer than two points."""
-    known = [point for point in points if _shown(point.loss)]
+    known = [point for point in points if _drawable(point.loss)]
     if len(known) < 2:
-        return Markup("")
+        return Markup()
     values = [point.loss for point in known]
     frame = _Frame(known[0].step, known[-1].step, min(values), max(values), 1, 119, 2, 26)
-    return element(
-        "svg",
-        _line(frame, points, _TERMS[0][2], "total"),
-        viewBox="0 0 120 28",
-        class_="spark",
-        role="img",
-        aria_label=_said(known),
+    line = _line(frame, points, _TERMS[0][2], "total")
+    return Markup(
+        f'<svg viewBox="0 0 120 28" class="spark" role="img" aria-label="{_label(known)}">'
+        f"{line}</svg>"
     )
 
 
 def chart(points: Sequence[CurvePoint]) -> Markup:
     """Every term over the steps, with axes and a legend; "" if there are fewer than two points.
 
-    Its numbers are HTML beside the drawing: they keep their size where that is stretched.
+    Axis labels and legend are HTML beside the SVG: they keep their size where that is stretched.
     """
-    known = [point for point in points if _shown(point.loss)]
+    known = [point for point in points if _drawable(point.loss)]
     if len(known) < 2:
-        return Markup("")
+        return Markup()
     terms = [term for term in _TERMS if any(term[2](point) for point in known)] or [_TERMS[0]]
-    values = [v for _, _, of in terms for point in known if _shown(v := of(point))]
+    values = [v for _, _, of in terms for point in known if _drawable(v := of(point))]
     ticks = _ticks(min(values), max(values))
     frame = _Frame(known[0].step, known[-1].step, ticks[0], ticks[-1], 0, 600, 0, 200)
     grid = [
-        element("line", x1=0, x2=600, y1=_n(y), y2=_n(y), class_="grid")
+        f'<line x1="0" x2="600" y1="{y:.1f}" y2="{y:.1f}" class="grid"></line>'
         for y in map(frame.y, ticks)
     ]
     attempts = [
-        element(
-            "line",
-            element("title", f"attempt {after.attempt}"),
-            x1=_n(frame.x(after.step)),
-            x2=_n(frame.x(after.step)),
-            y1=0,
-            y2=200,
-            class_="attempt",
-        )
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="200" class="attempt">'
+        f"<title>attempt {after.attempt}</title></line>"
         for before, after in pairwise(known)
         if after.attempt != before.attempt
+        for x in (frame.x(after.step),)
     ]
-    drawing = element(
-        "svg",
-        *grid,
-        *attempts,
-        *(_line(frame, points, of, name) for name, _, of in reversed(terms)),
-        viewBox="0 0 600 200",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=_said(known),
-    )
+    lines = [_line(frame, points, of, name) for name, _, of in reversed(terms)]
+    labels = [f"<span>{tick:.6g}</span>" for tick in reversed(ticks)]
     legend = [
-        element("li", element("i", class_=f"key {name}"), label, " ", _value(of(known[-1])))
+        f'<li><i class="key {name}"></i>{label} <b>{number(of(known[-1]))}</b></li>'
         for name, label, of in terms
     ]
-    return element(
-        "figure",
-        element(
-            "div", *(element("span", f"{tick:.6g}") for tick in reversed(ticks)), class_="ticks"
-        ),
-        drawing,
-        element(
-            "div",
-            element("span", f"step {known[0].step}"),
-            element("span", known[-1].step),
-            class_="steps",
-        ),
-        element("ul", *legend, class_="legend"),
-        class_="chart",
+    # Numbers and constants only: there is nothing to escape.
+    return Markup(
+        f'<figure class="chart"><div class="ticks">{"".join(labels)}</div>'
+        '<svg viewBox="0 0 600 200" preserveAspectRatio="none" role="img" '
+        f'aria-label="{_label(known)}">{"".join((*grid, *attempts, *lines))}</svg>'
+        f'<div class="steps"><span>step {known[0].step:,}</span>'
+        f'<span>{known[-1].step:,}</span></div><ul class="legend">{"".join(legend)}</ul></figure>'
     )
 
 
-def _said(points: Sequence[CurvePoint]) -> str:
+def _label(points: Sequence[CurvePoint]) -> str:
+    """Describes the curve to a screen reader."""
     first, last = points[0], points[-1]
     return (
-        f"Loss from {figure(first.loss)} at step {first.step} "
-        f"to {figure(last.loss)} at step {last.step}"
+        f"Loss from {number(first.loss)} at step {first.step} "
+        f"to {number(last.loss)} at step {last.step}"
     )
-
-
-def _value(value: float) -> Markup:
-    return element("b", figure(value))
 
 
 def _line(
     frame: _Frame, points: Sequence[CurvePoint], of: Callable[[CurvePoint], float], name: str
-) -> Markup:
+) -> str:
     """A path with a gap where a step had no loss."""
     path, pen = [], "M"
     for point in points:
         value = of(point)
-        if _shown(value):
-            path.append(f"{pen}{_n(frame.x(point.step))} {_n(frame.y(value))}")
+        if _drawable(value):
+            path.append(f"{pen}{frame.x(point.step):.1f} {frame.y(value):.1f}")
             pen = "L"
         else:
             pen = "M"
-    return element("path", d="".join(path), class_=f"line {name}")
+    return f'<path d="{"".join(path)}" class="line {name}"></path>'
 
 
-def _shown(value: float) -> bool:
-    """Whether there is a place for it: what is as large as this has no scale with the others."""
+def _drawable(value: float) -> bool:
+    """Whether it is finite and small enough to share a scale with the others."""
     return abs(value) < 1e30
 
 
-def _n(value: float) -> str:
-    return f"{value:.1f}"
-
-
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, two to six of them, from below ``low`` to above ``high``."""
+    """Two to six round numbers from below ``low`` to above ``high``."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         pad = 0.5 * (abs(low) or 1.0)
         low, high = low - pad, high + pad

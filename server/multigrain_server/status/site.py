@@ -1,48 +1,57 @@
-"""Which page is where."""
+"""The pages, rendered from templates."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import base64
+import hashlib
 from datetime import UTC, datetime
-from urllib.parse import parse_qs, unquote
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from multigrain.errors import MultigrainError
+from multigrain.jobs.job_request import JobRequest
 from multigrain_server.jobs.job import Job
-from multigrain_server.status import job_page, overview
-from multigrain_server.status.curve import Curves
-from multigrain_server.status.messages import newest
-from multigrain_server.status.shell import document
+from multigrain_server.status import formatting
+from multigrain_server.status.chart import chart, sparkline
+from multigrain_server.status.event_log import Curves, latest_warnings
 from multigrain_server.status.snapshot import Sources, take
 
-_JOBS = "/jobs/"
+REFRESH_SECONDS = 5
+
+_FOLDER = Path(__file__).parent
+_STYLE = (_FOLDER / "style.css").read_text()
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+#: No scripts, frames or forms, and nothing from elsewhere: an injected element would do nothing.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 class StatusSite:
     """The pages of one daemon.
 
-    State is read on the event loop, its owner; records of jobs in a thread, as they come from
-    disk.
+    State is read on the event loop, which owns it; event logs in a thread, as they are on disk.
     """
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._started = time.monotonic()
         self._curves = Curves()
         # One reader of curves at a time: several would only repeat its work.
         self._reading = asyncio.Lock()
 
-    async def page(self, path: str, query: str) -> str | None:
-        """The HTML at ``path``; None if there is no such page."""
-        live = parse_qs(query).get("live") != ["0"]
-        if path == "/":
-            return await self._overview(live)
-        if path.startswith(_JOBS):
-            return await self._job(unquote(path.removeprefix(_JOBS)), live)
-        return None
-
-    async def _overview(self, live: bool) -> str:
-        snapshot = take(self._sources, self._started)
+    async def overview(self, *, live: bool) -> str:
+        """The HTML of the first page; ``live`` = it reloads itself every REFRESH_SECONDS."""
+        snapshot = take(self._sources)
         paths = {
             job.job_id: self._sources.events_of(job.job_id)
             for job in (*snapshot.active, *snapshot.ended)
@@ -51,18 +60,85 @@ class StatusSite:
             curves = await asyncio.to_thread(
                 lambda: {job_id: self._curves.of(path) for job_id, path in paths.items()}
             )
-        body = overview.render(snapshot, curves, datetime.now(UTC))
-        return document("multigrain", body, path="/", live=live)
+        return render("overview", "/", live=live, snapshot=snapshot, curves=curves)
 
-    async def _job(self, job_id: str, live: bool) -> str | None:
+    async def job(self, job_id: str, *, live: bool) -> str | None:
+        """The HTML of a job's page; None if there is no such job."""
         try:
-            job: Job = self._sources.jobs.get(job_id)
+            job = self._sources.jobs.get(job_id)
         except MultigrainError:
             return None
         events = self._sources.events_of(job_id)
         async with self._reading:
             points = await asyncio.to_thread(self._curves.of, events)
-        messages = await asyncio.to_thread(newest, events)
-        body = job_page.render(job, points, messages, datetime.now(UTC))
-        title = f"{job.request.name or job_id} · multigrain"
-        return document(title, body, path=f"{_JOBS}{job_id}", live=live)
+        warnings = await asyncio.to_thread(latest_warnings, events)
+        return render("job", job_path(job_id), live=live, job=job, points=points, warnings=warnings)
+
+
+def render(template: str, path: str, *, live: bool, **values: object) -> str:
+    """A whole page.
+
+    Args:
+        template: name of a file in ``templates``, without ``.html.j2``.
+        path: of the page, for the link that stops or starts its reloading.
+        live: whether it reloads itself every REFRESH_SECONDS.
+        values: what the template shows.
+    """
+    page = _environment().get_template(f"{template}.html.j2")
+    return page.render(path=path, live=live, now=datetime.now(UTC), **values)
+
+
+def job_path(job_id: str) -> str:
+    """The path of a job's page."""
+    return f"/jobs/{quote(job_id, safe='')}"
+
+
+def outcome(job: Job) -> str:
+    """The result of a job that ended: error, model or metrics."""
+    view = job.view
+    if view.error is not None:
+        return f"{view.error.kind}: {view.error.message}"
+    if view.artifact is not None:
+        return f"{view.artifact.model_name}@{view.artifact.model_version}"
+    metrics = [f"{name} {formatting.number(v)}" for name, v in list(view.metrics.items())[:3]]
+    if not metrics and view.last_loss is not None:
+        return f"loss {formatting.number(view.last_loss.loss)}"
+    return ", ".join(metrics)
+
+
+def labels(request: JobRequest) -> str:
+    """The first 50 labels of a job as key=value pairs."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(request.labels.items())[:50])
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        auto_reload=False,
+        finalize=formatting.printable,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals.update(
+        chart=chart,
+        sparkline=sparkline,
+        outcome=outcome,
+        labels=labels,
+        job_path=job_path,
+        style=Markup(_STYLE),
+        refresh_seconds=REFRESH_SECONDS,
+    )
+    for function in (
+        formatting.ago,
+        formatting.count,
+        formatting.duration,
+        formatting.milliseconds,
+        formatting.number,
+        formatting.shorten,
+        formatting.size,
+    ):
+        environment.filters[function.__name__] = function
+    return environment

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
-from multigrain_server.metrics.host import GpuReading, HostCollector
 from multigrain_server.metrics.requests import CallSummary, RequestMetrics
 from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.serving.metrics import ModelStatistics
+from multigrain_server.status.gpus import GpuMonitor, GpuReading
 
-# Rows of each kind at most: what a page costs does not grow with what the daemon holds.
+# Most rows of each kind, so that the cost of a page does not grow with the number of jobs.
 MAX_ACTIVE = 12
 MAX_QUEUED = 20
 MAX_ENDED = 15
@@ -46,26 +47,34 @@ class Sources:
     models: ModelManager
     health: Health
     calls: RequestMetrics
-    host: HostCollector
+    gpus: GpuMonitor
     address: Callable[[], str]
+    started: float  # on time.monotonic
 
     def events_of(self, job_id: str) -> Path:
-        """The record of a job."""
+        """The event log of a job."""
         return JobFolder(self.jobs_dir / job_id).events
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A version and, while it is loaded, what it has done."""
+    """A model version and, while it is loaded, its statistics."""
 
     view: ModelView
     statistics: ModelStatistics | None
     default: bool
 
+    @property
+    def last_request(self) -> str:
+        """RFC 3339 time of the latest request; "" = none."""
+        if self.statistics is None or not self.statistics.last_ms:
+            return ""
+        return datetime.fromtimestamp(self.statistics.last_ms / 1000, UTC).isoformat()
+
 
 @dataclass(frozen=True)
 class Device:
-    """One leasable unit; ``owner`` "" = free."""
+    """A device that can be leased; ``owner`` "" = free."""
 
     kind: str
     unit: int
@@ -74,7 +83,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Host:
-    """Load is that of the last minute, in cores; the rest bytes."""
+    """``load`` is the load average over one minute; memory and disk are in bytes."""
 
     cores: int
     load: float
@@ -87,7 +96,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """See the module. ``*_more`` counts what is there beyond the rows."""
+    """The daemon at one moment; ``*_more`` counts rows beyond the maximum."""
 
     ready: bool
     embedding_ready: bool | None
@@ -111,15 +120,15 @@ class Snapshot:
 
 
 def package_version() -> str:
-    """Of the installed distribution; "" where it runs from a bare folder."""
+    """Version of the installed distribution; "" where none is installed."""
     try:
         return version("multigrain")
     except PackageNotFoundError:
         return ""
 
 
-def take(sources: Sources, started: float) -> Snapshot:
-    """Reads everything; ``started`` is when the daemon began, on ``time.monotonic``."""
+def take(sources: Sources) -> Snapshot:
+    """Reads everything; call it on the event loop."""
     running: list[ActiveJob] = []
     queued: list[ActiveJob] = []
     for entry in sources.supervisor.active.values():
@@ -140,7 +149,7 @@ def take(sources: Sources, started: float) -> Snapshot:
         embedding_ready=None if default is None else default.value == "ready",
         version=package_version(),
         address=sources.address(),
-        uptime_seconds=time.monotonic() - started,
+        uptime_seconds=time.monotonic() - sources.started,
         counts=sources.store.counts(),
         active=tuple(entry.job() for entry in running[:MAX_ACTIVE]),
         active_more=max(0, len(running) - MAX_ACTIVE),
@@ -159,7 +168,7 @@ def take(sources: Sources, started: float) -> Snapshot:
 
 
 def _models(models: ModelManager) -> list[ModelRow]:
-    """Those in service first."""
+    """Every version, loaded ones first."""
     default = models.catalogue.page(size=1).default_model
     rows = [
         ModelRow(
@@ -187,5 +196,5 @@ def _host(sources: Sources) -> Host:
         memory_total=memory.total,
         disk_used=disk.total - disk.free,
         disk_total=disk.total,
-        gpus=sources.host.gpus,
+        gpus=sources.gpus.readings,
     )

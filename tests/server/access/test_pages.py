@@ -26,7 +26,8 @@ async def get(
     """Status and the whole answer."""
     host, _, port = app.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port), ssl=tls)
-    writer.write("".join(f"{line}\r\n" for line in (f"GET {path} HTTP/1.1", *headers, "")).encode())
+    lines = (f"GET {path} HTTP/1.1", "Host: daemon", *headers, "")
+    writer.write("".join(f"{line}\r\n" for line in lines).encode())
     answer = (await reader.read()).decode()
     writer.close()
     return int(answer.split(" ")[1]), answer

@@ -1,4 +1,4 @@
-"""Curves from the record of a job."""
+"""Loss curves from the event log of a job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from multigrain_server.status.chart import chart, sparkline
-from multigrain_server.status.curve import POINTS, CurvePoint, Curves
+from multigrain_server.status.event_log import POINTS, CurvePoint, Curves
 from tests.server.status.documents import Document
 from tests.server.status.records import line, loss, write
 
@@ -17,7 +17,7 @@ def _bytes_read() -> int:
     return int(fields["rchar"])
 
 
-def test_a_short_record_gives_every_point(tmp_path: Path) -> None:
+def test_short_log_gives_every_point(tmp_path: Path) -> None:
     lines = [line(n, loss=loss(n, 1 / n, instance_loss=0.25 / n)) for n in range(1, 51)]
     path = write(tmp_path / "events", line(51, state={"state": "RUNNING"}), *lines)
     points = Curves().of(path)
@@ -25,7 +25,7 @@ def test_a_short_record_gives_every_point(tmp_path: Path) -> None:
     assert points[9] == CurvePoint(1, 10, 0.1, 0.1, 0.025)
 
 
-def test_a_long_record_is_read_at_a_bounded_number_of_places(tmp_path: Path) -> None:
+def test_long_log_costs_a_bounded_number_of_reads(tmp_path: Path) -> None:
     text = "x" * 3000
     lines = [
         line(n, loss=loss(n, n)) if n % 10 else line(n, log={"level": "INFO", "message": text})
@@ -44,7 +44,7 @@ def test_a_long_record_is_read_at_a_bounded_number_of_places(tmp_path: Path) -> 
     assert max(after - before for before, after in pairwise(steps)) < 2_000
 
 
-def test_where_an_attempt_went_over_steps_again_the_newest_counts(tmp_path: Path) -> None:
+def test_repeated_steps_come_from_the_latest_attempt(tmp_path: Path) -> None:
     first = [line(n, 1, loss=loss(n, 1.0)) for n in range(1, 11)]
     second = [line(n + 5, 2, loss=loss(n, 2.0)) for n in range(6, 9)]
     points = Curves().of(write(tmp_path / "events", *first, *second))
@@ -55,7 +55,7 @@ def test_where_an_attempt_went_over_steps_again_the_newest_counts(tmp_path: Path
     assert chart(points).count("attempt 2") == 1
 
 
-def test_damaged_and_torn_lines_are_no_points(tmp_path: Path) -> None:
+def test_damaged_and_incomplete_lines_are_skipped(tmp_path: Path) -> None:
     good = line(1, loss=loss(1))
     damaged = line(2, loss=loss(2)).replace('"epoch":1', '"epoch":')
     strange = line(3, loss={"step": 3})
@@ -63,7 +63,7 @@ def test_damaged_and_torn_lines_are_no_points(tmp_path: Path) -> None:
     assert [point.step for point in Curves().of(path)] == [1]
 
 
-def test_a_curve_follows_its_record(tmp_path: Path) -> None:
+def test_curve_grows_with_the_log(tmp_path: Path) -> None:
     curves = Curves()
     assert curves.of(tmp_path / "events") == ()
     path = write(tmp_path / "events", line(1, loss=loss(1)))
@@ -73,7 +73,7 @@ def test_a_curve_follows_its_record(tmp_path: Path) -> None:
     assert len(curves.of(path)) == 2
 
 
-def test_a_step_without_a_loss_is_a_gap(tmp_path: Path) -> None:
+def test_step_without_loss_is_a_gap(tmp_path: Path) -> None:
     losses = [1.0, 0.9, "NaN", 0.7, "Infinity", 0.5]
     lines = [line(n, loss=loss(n, value)) for n, value in enumerate(losses, 1)]
     points = Curves().of(write(tmp_path / "events", *lines))
@@ -82,13 +82,13 @@ def test_a_step_without_a_loss_is_a_gap(tmp_path: Path) -> None:
     assert (path.attributes["d"] or "").count("M") == 3
 
 
-def test_what_has_no_curve_is_not_drawn() -> None:
+def test_fewer_than_two_points_are_not_drawn() -> None:
     assert chart([]) == sparkline([]) == ""
     alone = [CurvePoint(1, 1, 1.0, 1.0, 1.0), CurvePoint(1, 2, math.nan, 1.0, 1.0)]
     assert chart(alone) == sparkline(alone) == ""
 
 
-def test_flat_and_enormous_curves_stay_within_their_frame() -> None:
+def test_flat_and_enormous_curves_stay_in_their_frame() -> None:
     for values in (
         [2.0, 2.0, 2.0],
         [0.0, 0.0],

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc.aio
@@ -19,10 +18,12 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
-from multigrain_server.status import job_page
-from multigrain_server.status.job_card import running_card
-from multigrain_server.status.messages import Message, newest
-from multigrain_server.status.snapshot import MAX_QUEUED
+from multigrain_server.jobs.job import Job
+from multigrain_server.metrics.requests import CallSummary
+from multigrain_server.status.event_log import Message, latest_warnings
+from multigrain_server.status.gpus import GpuReading
+from multigrain_server.status.site import render
+from multigrain_server.status.snapshot import MAX_QUEUED, Device, Host, Snapshot
 from tests.server.status.documents import Document
 from tests.server.status.records import TIME, job, line, loss, write
 
@@ -33,12 +34,37 @@ async def page(app: App, path: str) -> tuple[int, dict[str, str], str]:
     """Status, headers and body."""
     host, _, port = app.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: daemon\r\n\r\n".encode())
     head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
     writer.close()
     first, *rest = head.split("\r\n")
     headers = dict(row.split(": ", 1) for row in rest)
     return int(first.split(" ")[1]), headers, body
+
+
+def snapshot(shown: Job, text: str) -> Snapshot:
+    """A daemon that has one job of each kind, all the same, and ``text`` for a name."""
+    return Snapshot(
+        ready=True,
+        embedding_ready=None,
+        version="1",
+        address=text,
+        uptime_seconds=1.0,
+        counts={},
+        active=(shown,),
+        active_more=1,
+        queued=(shown,),
+        queued_more=1,
+        ended=(shown,),
+        models=(),
+        models_more=0,
+        calls=(CallSummary(text, 1, 0, 0.1, 0.2),),
+        inflight_items=0,
+        queue_items=1,
+        devices=(Device("cpu", 0, text),),
+        devices_more=0,
+        host=Host(1, 0.5, 1, 2, 1, 2, (GpuReading(0, 0.5, 1, 2),)),
+    )
 
 
 async def start(channel: grpc.aio.Channel, dataset: Path, name: str, **labels: str) -> str:
@@ -62,7 +88,7 @@ async def test_jobs_are_shown_through_their_lives(
     failed = await start(channel, dataset, "failed one", end="FAILED")
     await until_ended(channel, failed)
     async with asyncio.timeout(60):
-        while app.runner_pids():  # noqa: ASYNC110 - it ends by itself
+        while app._supervisor.active:  # noqa: ASYNC110 - it ends by itself
             await asyncio.sleep(0.01)
     await start(channel, dataset, "running one", events="100000", pause="0.02")
     await start(channel, dataset, "waiting one")
@@ -98,13 +124,12 @@ async def test_a_name_from_a_client_is_text_wherever_it_is_shown(
 
 @pytest.mark.parametrize("state", list(JobState))
 def test_hostile_text_changes_no_tag_of_any_page(state: JobState) -> None:
-    now = datetime.now(UTC)
-
     def pages(text: str) -> list[str]:
         messages = [Message(TIME, "ERROR", 0, text)]
+        shown = job(text, state)
         return [
-            job_page.render(job(text, state), [], messages, now),
-            running_card(job(text, state), [], now),
+            render("job", "/", live=False, job=shown, points=[], warnings=messages),
+            render("overview", "/", live=False, snapshot=snapshot(shown, text), curves={}),
         ]
 
     for tame, hostile in zip(pages("tame"), pages(HOSTILE), strict=True):
@@ -191,8 +216,8 @@ def test_warnings_come_from_the_end_of_the_record_newest_first(tmp_path: Path) -
     ]
     path = write(tmp_path / "events", old, *filling, *newer)
     assert path.stat().st_size > 1 << 18
-    assert [(m.level, m.rank, m.text) for m in newest(path)] == [
+    assert [(m.level, m.rank, m.text) for m in latest_warnings(path)] == [
         ("ERROR", -1, "three"),
         ("WARNING", 0, "one"),
     ]
-    assert newest(tmp_path / "none") == ()
+    assert latest_warnings(tmp_path / "none") == ()

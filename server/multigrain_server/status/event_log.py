@@ -1,4 +1,4 @@
-"""The loss curve of a job, from a bounded part of its record."""
+"""The loss curve and the latest warnings of a job, from a bounded part of its event log."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from multigrain.events.records import LossRecord
+from multigrain.events.records import LogRecord, LossRecord
 from multigrain_server.jobs.event_feed import EventLine, parse_line
 
 POINTS = 160
-# A loss line has some 500 bytes: a window holds at least one wherever it begins.
+# A loss line has about 500 bytes, so a window holds at least one wherever it begins.
 _WINDOW_BYTES = 2048
-_KEPT = 128
+_CACHED_CURVES = 128
+_TAIL_BYTES = 256 * 1024
+_MAX_WARNINGS = 20
+_LEVELS = ("WARNING", "ERROR")
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One step's loss and its terms; not a number where the step had none."""
+    """The loss of a step and its terms; NaN where the step had none."""
 
     attempt: int
     step: int
@@ -30,17 +33,16 @@ class CurvePoint:
 
 
 class Curves:
-    """Curves of jobs, each read again only when its record has grown.
+    """The loss curves of jobs, each read again only when its event log has grown.
 
-    A record of any length costs at most POINTS short reads: it is looked into at places evenly
-    far apart, of which the last is its end.
+    A long log costs POINTS short reads at evenly spaced places, of which the last is its end.
     """
 
     def __init__(self) -> None:
         self._known: OrderedDict[Path, tuple[int, tuple[CurvePoint, ...]]] = OrderedDict()
 
     def of(self, path: Path) -> tuple[CurvePoint, ...]:
-        """The curve in an ``events.jsonl``; empty if it has none, or cannot be read."""
+        """The curve of an ``events.jsonl``; empty if it has none or cannot be read."""
         try:
             size = path.stat().st_size
             known = self._known.get(path)
@@ -50,17 +52,53 @@ class Curves:
             return ()
         self._known[path] = known
         self._known.move_to_end(path)
-        while len(self._known) > _KEPT:
+        while len(self._known) > _CACHED_CURVES:
             self._known.popitem(last=False)
         return known[1]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A log event; ``time`` as the event has it (RFC 3339, UTC), ``rank`` -1 = the runner."""
+
+    time: str
+    level: str
+    rank: int
+    text: str
+
+
+def latest_warnings(path: Path) -> tuple[Message, ...]:
+    """Warnings and errors in the last 256 KiB of an ``events.jsonl``, newest first."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read(_TAIL_BYTES).split(b"\n")
+    except OSError:
+        return ()
+    found: list[Message] = []
+    # The first line may be cut off, and what follows the last newline is not complete yet.
+    for raw in reversed(lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]):
+        if len(found) == _MAX_WARNINGS:
+            break
+        if b'"log":' not in raw or (line := parse_line(raw)) is None or line.kind != "log":
+            continue
+        try:
+            event = line.event()
+        except (ValueError, TypeError, KeyError):
+            continue
+        record = event.record
+        if isinstance(record, LogRecord) and record.level in _LEVELS:
+            found.append(Message(event.time, record.level, record.rank, record.message))
+    return tuple(found)
 
 
 def _read(path: Path, size: int) -> tuple[CurvePoint, ...]:
     if size <= POINTS * _WINDOW_BYTES:
         lines = _losses(path.read_bytes()[:size], whole=True)
-        apart = max(1, math.ceil(len(lines) / POINTS))
-        # Counted from the newest, which is always shown.
-        chosen = lines[::-1][::apart][::-1]
+        stride = max(1, math.ceil(len(lines) / POINTS))
+        # From the end: the newest is always shown.
+        chosen = lines[::-1][::stride][::-1]
     else:
         chosen = []
         file = os.open(path, os.O_RDONLY)
@@ -75,8 +113,7 @@ def _read(path: Path, size: int) -> tuple[CurvePoint, ...]:
 
 
 def _losses(data: bytes, *, whole: bool) -> list[EventLine]:
-    """The loss lines that lie in ``data`` from their beginning (``whole``: of the first line
-    too) to their end."""
+    """The complete loss lines in ``data``; ``whole`` = it begins at the beginning of a line."""
     parts = data.split(b"\n")[:-1] if whole else data.split(b"\n")[1:-1]
     return [
         line
@@ -86,7 +123,7 @@ def _losses(data: bytes, *, whole: bool) -> list[EventLine]:
 
 
 def _newest_attempts(lines: list[EventLine]) -> tuple[CurvePoint, ...]:
-    """Points in order of steps: where an attempt went over steps again, the newest counts."""
+    """Points in the order of steps; of a step that several attempts computed, the last one's."""
     points: list[CurvePoint] = []
     for line in lines:
         try:

@@ -1,4 +1,4 @@
-"""The HTTP side of a running daemon."""
+"""The HTTP server of a running daemon."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ from multigrain_server.http import server
 async def _http(app: App, head: str) -> tuple[int, str]:
     host, _, port = app.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(head.encode() + b"\r\n\r\n")
+    writer.write(head.encode() + b"\r\nHost: daemon\r\n\r\n")
     answer = (await reader.read()).decode()
     writer.close()
     return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
+
+
+def connections(app: App) -> int:
+    assert app._http is not None
+    return app._http._connections
 
 
 async def _samples(app: App) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -44,7 +49,7 @@ def _key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return f"multigrain_{name}", frozenset(labels.items())
 
 
-async def test_job_series_come_and_go_with_the_job(
+async def test_job_metrics_appear_and_disappear_with_the_job(
     app: App, channel: grpc.aio.Channel, dataset: Path
 ) -> None:
     spec = TrainingSpec(preset="digits-demo", dataset=DatasetSpec(train_path=str(dataset)))
@@ -91,17 +96,17 @@ async def test_job_series_come_and_go_with_the_job(
         ("GET /metrics HTTP/1.1\r\nX: " + "y" * 20_000, 431),
     ],
 )
-async def test_each_request_has_its_status(app: App, head: str, status: int) -> None:
+async def test_status_codes(app: App, head: str, status: int) -> None:
     assert (await _http(app, head))[0] == status
 
 
-async def test_a_draining_daemon_is_alive_but_not_ready(app: App) -> None:
+async def test_draining_is_healthy_but_not_ready(app: App) -> None:
     await app.health.drain()
     assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
     assert (await _http(app, "GET /readyz HTTP/1.1"))[0] == 503
 
 
-async def test_who_does_not_take_the_answer_loses_the_connection(
+async def test_a_client_that_does_not_read_is_disconnected(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_CLIENT_SECONDS", 0.1)
@@ -111,36 +116,36 @@ async def test_who_does_not_take_the_answer_loses_the_connection(
     host, _, port = app.http_address.rpartition(":")
     before = process.num_fds()
     with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: daemon\r\n\r\n")
         async with asyncio.timeout(10):
-            while app._http._connections == 0:  # noqa: ASYNC110
+            while connections(app) == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-            while app._http._connections:  # noqa: ASYNC110
+            while connections(app):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             while process.num_fds() > before + 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
-async def test_connections_beyond_the_limit_are_hung_up_on(
+async def test_connections_beyond_the_limit_are_closed(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_MAX_CONNECTIONS", 2)
     host, _, port = app.http_address.rpartition(":")
     idle = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
     async with asyncio.timeout(10):
-        while app._http._connections < 2:  # noqa: ASYNC110
+        while connections(app) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         reader, writer = await asyncio.open_connection(host, int(port))
         assert await reader.read() == b""
         writer.close()
         for _, other in idle:
             other.close()
-        while app._http._connections:  # noqa: ASYNC110
+        while connections(app):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
 
 
-async def test_who_sends_no_request_is_hung_up_on(
+async def test_a_client_that_sends_no_request_is_disconnected(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_CLIENT_SECONDS", 0.1)

@@ -1,0 +1,49 @@
+"""Metrics of the daemon's own process: what would grow if something leaked, and its certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+
+
+def register_process(registry: CollectorRegistry, calls: Callable[[], int]) -> None:
+    """Registers Prometheus' own process metrics, and counts of calls and tasks.
+
+    Args:
+        registry: where to.
+        calls: returns the number of calls in flight.
+    """
+    # process_open_fds, process_resident_memory_bytes and so on.
+    ProcessCollector(registry=registry)
+    Gauge(
+        "multigrain_calls_in_flight",
+        "gRPC calls in flight, without health checks and reflection.",
+        registry=registry,
+    ).set_function(calls)
+    Gauge("multigrain_tasks", "Tasks of the daemon's event loop.", registry=registry).set_function(
+        _tasks
+    )
+
+
+def register_certificate(registry: CollectorRegistry, expiry: Callable[[], float] | None) -> None:
+    """Registers the expiry of the gRPC certificate.
+
+    Args:
+        registry: where to.
+        expiry: returns the Unix time at which the certificate in use expires; None = no TLS.
+    """
+    Gauge(
+        "multigrain_certificate_expiry_timestamp_seconds",
+        "Unix time at which the certificate of the gRPC address expires; +Inf without TLS.",
+        registry=registry,
+    ).set_function(expiry or (lambda: math.inf))
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # collected outside of the event loop, as tests do
+        return 0
