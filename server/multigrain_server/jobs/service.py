@@ -6,8 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -21,7 +20,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain_server.asyncio_utils import in_turns, to_the_end
 from multigrain_server.devices import Leases
-from multigrain_server.jobs.event_feed import EventBatch, EventFeed
+from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.files import (
     append,
     check_job_id,
@@ -337,19 +336,14 @@ class Jobs:
         if trash is not None:
             await to_the_end(shutil.rmtree, trash, ignore_errors=True)
 
-    async def event_batches(
-        self, job_id: str, after_seq: int, kinds: frozenset[str], follow: bool
-    ) -> AsyncGenerator[EventBatch, None]:
-        """Events of a job; see ``EventFeed.batches``.
+    def event_feed(self, job_id: str) -> EventFeed:
+        """The feed to stream a job's events from.
 
         Raises:
             MultigrainError: INVALID_FIELD, NOT_FOUND; UNAVAILABLE when the server stops.
         """
         self._row(job_id)
-        feed = self._feeds.open(job_id)
-        async with aclosing(feed.batches(after_seq, kinds, follow)) as batches:
-            async for batch in batches:
-                yield batch
+        return self._feeds.open(job_id)
 
     def _row(self, job_id: str) -> JobRow:
         row = self._store.get(check_job_id(job_id))
