@@ -14,14 +14,9 @@ def render_kinds() -> str:
     for kind in ErrorKind:
         text = comments[f"ERROR_KIND_{kind.name}"].rpartition(" -> ")
         rows.append(
-            [
-                code(kind.name),
-                str(kind.value),
-                code(STATUS_OF[kind].name),
-                prose(text[0] or text[2]),
-            ]
+            [f"{code(kind.name)} = {kind.value}\n{STATUS_OF[kind].name}", prose(text[0] or text[2])]
         )
-    return table(["kind", "number", "gRPC status", "meaning"], rows)
+    return table(["kind and gRPC status", "meaning"], rows)
 
 
 def render_exceptions() -> str:

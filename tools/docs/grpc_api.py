@@ -40,8 +40,8 @@ def render_services() -> str:
                 request = _message_link(method.input_type, stream=method.client_streaming)
                 response = _message_link(method.output_type, stream=method.server_streaming)
                 text = prose(comments().get(f"{name}.{method.name}", ""))
-                rows.append([code(method.name), request, response, text])
-            parts.append(table(["call", "request", "response", "meaning"], rows))
+                rows.append([f"{code(method.name)}\n{request}\n→ {response}", text])
+            parts.append(table(["call, request → response", "meaning"], rows))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -74,8 +74,8 @@ def _message(scope: str, message: DescriptorProto) -> Iterator[str]:
         text = prose(comments().get(f"{name}.{field.name}", ""))
         if field.HasField("oneof_index") and not field.proto3_optional:
             text = f"One of {code(message.oneof_decl[field.oneof_index].name)}. {text}".strip()
-        rows.append([code(field.name), str(field.number), _type(message, field), text])
-    yield table(["field", "number", "type", "meaning"], rows) if rows else "No fields."
+        rows.append([f"{code(field.name)} = {field.number}\n{_type(message, field)}", text])
+    yield table(["field and type", "meaning"], rows) if rows else "No fields."
     for nested in message.nested_type:
         if not nested.options.map_entry:
             yield from _message(name, nested)
@@ -88,10 +88,10 @@ def _enum(scope: str, enum: EnumDescriptorProto) -> Iterator[str]:
     yield f"### {_short(name)}"
     yield prose(comments().get(name, ""))
     rows = [
-        [code(value.name), str(value.number), prose(comments().get(f"{name}.{value.name}", ""))]
+        [f"{code(value.name)} = {value.number}", prose(comments().get(f"{name}.{value.name}", ""))]
         for value in enum.value
     ]
-    yield table(["value", "number", "meaning"], rows)
+    yield table(["value", "meaning"], rows)
 
 
 def _type(message: DescriptorProto, field: FieldDescriptorProto) -> str:

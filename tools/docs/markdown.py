@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,8 +28,14 @@ def fence(text: str, language: str = "") -> str:
 
 def prose(text: str) -> str:
     """Plain text from a comment or a description: no character of it is markup, but backticks."""
-    text = re.sub(r"([\\*<|\[])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"`[^`]*`", lambda part: part[0].replace("\\", ""), text)
+    pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    escaped = (re.sub(r"([\\*|\[])", r"\\\1", piece) for piece in pieces[::2])
+    return "".join(
+        text + literal
+        for text, literal in itertools.zip_longest(
+            (piece.replace("<", "&lt;") for piece in escaped), pieces[1::2], fillvalue=""
+        )
+    )
 
 
 def _cell(text: str) -> str:

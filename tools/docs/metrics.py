@@ -41,10 +41,13 @@ def all_series() -> tuple[Series, ...]:
 def render() -> str:
     """A table of all series."""
     rows = [
-        [code(one.name), one.type, ", ".join(code(label) for label in one.labels), prose(one.help)]
+        [
+            f"{code(one.name)}\n{', '.join([one.type, *map(code, one.labels)])}",
+            prose(one.help),
+        ]
         for one in all_series()
     ]
-    return table(["series", "type", "labels", "meaning"], rows)
+    return table(["series, type and labels", "meaning"], rows)
 
 
 async def _collect(folder: Path) -> tuple[Series, ...]:
