@@ -23,8 +23,6 @@ class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
     """Asyncio client of one multigrain server, or of several identical ones. It belongs to the
     event loop of its first call.
 
-    ::
-
         async with AsyncClient("127.0.0.1:50051") as client:
             job = await client.start_training(preset="digits-demo")
             async for point in client.stream_losses(job):

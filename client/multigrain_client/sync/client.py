@@ -24,8 +24,6 @@ class Client(JobCalls, ModelCalls, ImageCalls):
     """Blocking client of one multigrain server, or of several identical ones. It can be
     shared between threads.
 
-    ::
-
         with Client("127.0.0.1:50051") as client:
             job = client.start_training(preset="digits-demo")
             for point in client.stream_losses(job):
