@@ -34,7 +34,7 @@ KIND_OF_ENUM: dict[int, str] = {
 _MESSAGES: dict[str, type[Message]] = {
     field.name: GetMessageClass(field.message_type)
     for field in JobEvent.DESCRIPTOR.oneofs_by_name["event"].fields
-    if field.name in KIND_OF_ENUM.values()
+    if field.message_type is not None and field.name in KIND_OF_ENUM.values()
 }
 # What a name that this version does not know becomes; of other enums it is an error.
 _UNKNOWN = {ErrorKind.DESCRIPTOR.full_name: ErrorKind.ERROR_KIND_INTERNAL}
@@ -87,7 +87,7 @@ def message_from_fields(cls: type[M], fields: dict[str, Any]) -> M:
     return message
 
 
-def _convert(cls: type[Message], fields: dict[str, Any]) -> dict[str, Any]:
+def _convert(cls: Any, fields: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"not the fields of {cls.DESCRIPTOR.name}")
     converters = _converters(cls)

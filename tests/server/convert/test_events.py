@@ -76,6 +76,7 @@ def _message(record: Record) -> job_pb2.JobEvent:
 @pytest.mark.parametrize("kind", RECORD_TYPES)
 def test_a_record_and_its_message_have_the_same_fields(kind: str) -> None:
     message = JobEvent.DESCRIPTOR.fields_by_name[kind].message_type
+    assert message is not None
     derived = {"artifact": {"model"}}.get(kind, set())  # model_name@model_version
     assert set(message.fields_by_name) - derived == {f.name for f in fields(RECORD_TYPES[kind])}
 

@@ -114,11 +114,11 @@ def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
     _write(path, 1, end=None)
     with path.open("ab") as file:
         file.write(b'{"seq":3,"torn')
-    file = EventLogReader(path)
-    assert len(file.read_new()) == 2
+    log = EventLogReader(path)
+    assert len(log.read_new()) == 2
     with EventWriter(path, "job-1") as writer:
         writer.append(LogRecord("INFO", "line\nwith a break"), 1)
-    (line,) = file.read_new()
+    (line,) = log.read_new()
     assert (line.seq, line.fields()["log"]["message"]) == (3, "line\nwith a break")
 
 
