@@ -46,7 +46,7 @@ from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
 from multigrain_server.jobs.recovery import Recovery
-from multigrain_server.jobs.service import Feeds, Jobs
+from multigrain_server.jobs.service import EventFeeds, Jobs
 from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
@@ -120,7 +120,7 @@ class App:
             on_end=self._job_ended,
             on_event=self._events.read,
         )
-        self.feeds = Feeds(self._data.jobs, self._supervisor, config.jobs.heartbeat_seconds)
+        self.feeds = EventFeeds(self._data.jobs, self._supervisor, config.jobs.heartbeat_seconds)
         self.jobs = Jobs(
             self._data.jobs,
             self._data.models,
@@ -135,7 +135,7 @@ class App:
             config.serving,
             self.registry,
             self.health.on_health,
-            self.jobs.needs,
+            self.jobs.references,
             leases=self._leases,
         )
         self._calls_seen = RequestMetrics(self.registry)

@@ -1,4 +1,4 @@
-"""Work in threads that is over when its caller goes on."""
+"""Long work next to the event loop: in threads that are waited for, and in small portions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Eight jobs take about 4 ms to decode and convert.
+_ITEMS_PER_TURN = 8
+
 
 async def to_the_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As ``asyncio.to_thread``; a cancelled caller goes on only once the thread has ended.
+    """Like ``asyncio.to_thread``, but a canceled caller waits until the thread has finished.
 
-    For functions that write files which the caller removes when it is cancelled: a thread that
-    still writes would leave some of them behind.
+    For functions that write files which a canceled caller removes: a thread that still writes
+    would leave some of them behind.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
@@ -24,16 +27,9 @@ async def to_the_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         raise
 
 
-# MERGED: Work on the event loop that lets others have their turns.
-
-
-# A job is decoded and made a message of in half a millisecond.
-_AT_A_TIME = 8
-
-
-async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
-    """The items, a few at a time: for what takes its reader long all together."""
+async def cooperative(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items, with a chance for other tasks to run after every few of them."""
     for number, item in enumerate(items, 1):
         yield item
-        if number % _AT_A_TIME == 0:
+        if number % _ITEMS_PER_TURN == 0:
             await asyncio.sleep(0)

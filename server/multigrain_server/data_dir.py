@@ -1,4 +1,4 @@
-"""The daemon's data directory: its names, and the lock that keeps a second daemon out."""
+"""The daemon's data directory: its layout, and the lock that keeps a second daemon out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from multigrain.storage import make_folder, remedy
+from multigrain.storage import make_folder, remedy, replace_file
 
-# Replicas that only serve have their bundles on a read-only volume.
+# Replicas that only serve may have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
 
 
@@ -19,9 +19,12 @@ class DataDirError(Exception):
 
 
 class DataDir:
-    """``<data-dir>``, created if missing and locked while this object is open.
+    """``<data-dir>``, created if missing and locked until ``close``.
 
-    The lock is the kernel's: it goes with the process however that ends.
+    The lock is a ``flock``: the kernel releases it when the process ends in any way.
+
+    Args:
+        path: of the data directory.
 
     Raises:
         DataDirError: if it cannot be written or another daemon uses it.
@@ -35,11 +38,11 @@ class DataDir:
             check_access(path)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            todo = remedy(
+            hint = remedy(
                 error, f"write in {error.filename}, or give --data-dir", "give another --data-dir"
             )
             raise DataDirError(
-                f"the data directory {path} cannot be used: {error.strerror}; {todo}"
+                f"the data directory {path} cannot be used: {error.strerror}; {hint}"
             ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,7 +52,8 @@ class DataDir:
             raise DataDirError(
                 f"another daemon (pid {holder}) uses {path}; stop it, or give --data-dir"
             ) from None
-        with contextlib.suppress(OSError):  # only for who is refused; a full disk may not take it
+        # The pid only helps to explain a refused lock: a full disk is no reason to fail.
+        with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
@@ -67,28 +71,32 @@ class DataDir:
 
     @property
     def serving(self) -> Path:
-        """What is loaded, under which aliases."""
+        """Which models are loaded, under which aliases."""
         return self.path / "serving.json"
 
     @property
     def address(self) -> Path:
-        """Where the daemon listens, for programs on this machine."""
+        """The address that the daemon listens on, for clients on this machine."""
         return self.path / "address"
 
     def write_address(self, address: str) -> None:
-        aside = self.address.with_suffix(".new")
-        aside.write_text(address + "\n")
-        aside.rename(self.address)
+        """Publishes the address for clients on this machine."""
+        replace_file(self.address, f"{address}\n".encode())
 
     def close(self) -> None:
-        """Forgets the address and gives the lock back."""
+        """Removes the address file and releases the lock."""
         self.address.unlink(missing_ok=True)
         os.close(self._fd)
 
 
 def check_access(path: Path) -> None:
-    """Whether this process may do its work in what there is of a data directory: asked before
-    the first job or model is lost from sight. Raises PermissionError."""
+    """Checks that this process may use the existing folders of a data directory.
+
+    Without this check, jobs or models that may not be read would seem not to exist.
+
+    Raises:
+        PermissionError: if it may not.
+    """
     for name, access in _ACCESS.items():
         folder = path / name
         if folder.exists() and not os.access(folder, access, effective_ids=True):

@@ -1,4 +1,4 @@
-"""The daemon's one SQLite file: an index that can be rebuilt from the folders beside it."""
+"""The daemon's SQLite database: an index that can be rebuilt from the job folders."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SCHEMA = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
 class Database:
     """A WAL-mode SQLite connection, used from the event loop's thread only.
 
-    Every statement here is an indexed read or a short write (well under a millisecond), so
-    it runs inline instead of in a thread.
+    Statements run inline instead of in a thread: each is an indexed read or a short write of well
+    under a millisecond.
 
     Args:
         path: the database file, created if missing; ":memory:" for tests.
-        schemas: statements of each part, all of them ``CREATE ... IF NOT EXISTS``.
+        schemas: SQL scripts that contain only ``CREATE ... IF NOT EXISTS``.
 
     Raises:
         sqlite3.Error: if it cannot be opened.
@@ -52,12 +52,12 @@ class Database:
             raise
 
     def damage(self) -> str:
-        """What is wrong with the file, or ""; reads all of it (some 100 MB a second)."""
+        """What is wrong with the file, or "" if it is sound. Reads all of it, at about 100 MB/s."""
         try:
             ((page_bytes,),) = self._connection.execute("PRAGMA page_size").fetchall()
-            # SQLite takes a last page that is cut for one that ends with zeros.
+            # SQLite treats a truncated last page as one that ends with zeros.
             if self._path != ":memory:" and os.stat(self._path).st_size % page_bytes:
-                return "its last page is cut"
+                return "the last page is truncated"
             ((found,),) = self._connection.execute("PRAGMA quick_check(1)").fetchall()
             if found != "ok":
                 return str(found).splitlines()[-1]
@@ -69,28 +69,28 @@ class Database:
         with closing(Database(":memory:", self._schemas)) as fresh:
             for name, sql in fresh._connection.execute(_SCHEMA):
                 if known.get(name) != sql:
-                    return f"{name} is not as this version makes it"
+                    return f"the definition of {name} is not the one of this version"
         return ""
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Runs one statement; outside ``transaction`` it is committed at once.
+        """Runs one statement, which is committed immediately unless in a ``transaction``.
 
         Raises:
             MultigrainError: STORAGE, if the disk is full or fails, or the file is damaged.
-            sqlite3.Error: as ever.
+            sqlite3.Error: for any other reason.
         """
         with _storage_errors():
             return self._connection.execute(statement, parameters)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commits all statements of the block together, or none if it raises."""
+        """Commits all statements of the block together, or none of them if it raises."""
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
             self.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:  # a full disk has ended it already
+            if self._connection.in_transaction:  # a full disk has already rolled it back
                 self._connection.execute("ROLLBACK")
             raise
 
@@ -99,10 +99,10 @@ class Database:
 
 
 def open_index(path: Path, schemas: Sequence[str]) -> Database:
-    """Opens the index; one that is damaged, or of another version, is put aside and begun anew.
+    """Opens the index. One that is damaged, or of another version, is moved aside and recreated.
 
     Raises:
-        sqlite3.Error: if the disk does not allow it.
+        sqlite3.Error: if the file cannot be opened or created.
     """
     try:
         database = Database(path, schemas)
@@ -111,18 +111,18 @@ def open_index(path: Path, schemas: Sequence[str]) -> Database:
             return database
         database.close()
     except sqlite3.DatabaseError as error:
-        # A table of that name with other columns is SQLITE_ERROR: "no such column".
+        # A table with other columns is reported as SQLITE_ERROR ("no such column").
         if not _among(error, _DAMAGED | {sqlite3.SQLITE_ERROR}):
             raise
         damage = str(error)
-    aside = put_aside(path, "damaged")
+    aside = move_aside(path, "damaged")
     _log.error("index damaged; rebuilding it from the job folders", reason=damage, old=aside.name)
     return Database(path, schemas)
 
 
-def put_aside(path: Path, word: str) -> Path:
-    """Renames the database and SQLite's files beside it; returns the new name."""
-    aside = path.with_name(f"{path.name}.{word}-{time.time_ns()}")
+def move_aside(path: Path, reason: str) -> Path:
+    """Renames the database with its -wal and -shm files to ``PATH.REASON-TIME``; returns that."""
+    aside = path.with_name(f"{path.name}.{reason}-{time.time_ns()}")
     for suffix in ("-wal", "-shm", ""):
         file = path.with_name(path.name + suffix)
         if file.exists():
@@ -131,7 +131,7 @@ def put_aside(path: Path, word: str) -> Path:
 
 
 def _among(error: sqlite3.Error, codes: frozenset[int]) -> bool:
-    # The bits above say more precisely what.
+    # The lowest byte is the primary result code.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
 
 
@@ -143,13 +143,13 @@ def _storage_errors() -> Iterator[None]:
         if _among(error, _DISK):
             raise MultigrainError(
                 ErrorKind.STORAGE,
-                f"the index of jobs cannot be written ({error}); make room on the disk of the "
-                "data directory, or mend it",
+                f"the job index cannot be written ({error}); free up disk space in the data "
+                "directory, or repair the disk",
             ) from error
         if _among(error, _DAMAGED):
             raise MultigrainError(
                 ErrorKind.STORAGE,
-                f"the index of jobs is damaged ({error}): restart the daemon, which rebuilds it "
-                "from the job folders",
+                f"the job index is damaged ({error}); restart the daemon, which rebuilds it from "
+                "the job folders",
             ) from error
         raise

@@ -17,18 +17,18 @@ from multigrain_server.access.tokens import NewToken, TokenFileError
 from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
-from multigrain_server.database import Database, put_aside
+from multigrain_server.database import Database, move_aside
 from multigrain_server.doctor import report
 from multigrain_server.doctor.machine import missing_at_start
 from multigrain_server.grpc.tls import TlsError
-from multigrain_server.jobs.recovery import Indexing, index_folders
+from multigrain_server.jobs.recovery import IndexReport, index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.log import setup_logging
 from multigrain_server.settings_sources import ConfigError, dump, parse
 
 
 def rebuild_index(config: ServerConfig) -> str:
-    """Puts the old index aside and writes a new one.
+    """Moves the old index aside and writes a new one.
 
     Returns:
         What was done, in lines for a person.
@@ -38,7 +38,7 @@ def rebuild_index(config: ServerConfig) -> str:
     """
     data = DataDir(config.data_dir)
     try:
-        old = put_aside(data.database, "old") if data.database.exists() else None
+        old = move_aside(data.database, "old") if data.database.exists() else None
         with closing(Database(data.database, [SCHEMA])) as database:
             store = JobStore(database)
             done = index_folders(data.jobs, store)
@@ -50,10 +50,10 @@ def rebuild_index(config: ServerConfig) -> str:
     return "\n".join(_lines(done, counts, old.name if old is not None else ""))
 
 
-def _lines(done: Indexing, counts: dict[str, int], old: str) -> list[str]:
+def _lines(done: IndexReport, counts: dict[str, int], old: str) -> list[str]:
     states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     lines = [f"{len(done.added)} jobs indexed from their folders" + (f": {states}" * bool(states))]
-    lines += [f"left alone: jobs/{name}: {why}" for name, why in done.refused.items()]
+    lines += [f"left alone: jobs/{name}: {why}" for name, why in done.skipped.items()]
     if old:
         lines.append(f"the old index is {old}, and may be removed")
     return lines

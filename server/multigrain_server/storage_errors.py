@@ -1,4 +1,4 @@
-"""A refusal of the file system, as one that callers can act on."""
+"""File system errors as errors that clients can act on, and detection of changed files."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from multigrain.storage import remedy
 
 
 @contextmanager
-def stored(what: str, place: str) -> Iterator[None]:
-    """Around what changes files.
+def stored(failure: str, location: str) -> Iterator[None]:
+    """Turns an OSError of the block into a STORAGE error that says what to do.
 
     Args:
-        what: that did not happen ("the job cannot be written").
-        place: where ("jobs/ of the data directory"), for who may not write there.
+        failure: what could not be done ("the job cannot be written").
+        location: where ("jobs/ of the data directory"), used if permission is missing there.
 
     Raises:
-        MultigrainError: STORAGE for an OSError of the block; its own errors as they are.
+        MultigrainError: STORAGE for an OSError of the block; its own errors unchanged.
     """
     try:
         yield
     except OSError as error:
-        todo = remedy(
-            error, f"write in {place}", "make room on the disk of the data directory, or mend it"
+        hint = remedy(
+            error,
+            f"write in {location}",
+            "free up disk space in the data directory, or repair the disk",
         )
         raise MultigrainError(
-            ErrorKind.STORAGE, f"{what} ({error.strerror or error}); {todo}"
+            ErrorKind.STORAGE, f"{failure} ({error.strerror or error}); {hint}"
         ) from error
 
 
-# MERGED: Whether a file is another one than it was.
-
-
-#: When it was written, its size, and which file it is.
+#: Modification time in ns, size in bytes, inode number.
 Stamp = tuple[int, int, int]
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Differs from an earlier one if the file was written or replaced; None if there is none."""
+    """Changes when the file is written or replaced; None if the file does not exist."""
     try:
         stat = os.stat(path)
     except OSError:

@@ -83,7 +83,7 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
             disk.fill()
             gate.touch()
 
-            wait(lambda: "disk of the data directory is full" in client.job(pausing).state_message)
+            wait(lambda: "data directory is full" in client.job(pausing).state_message)
             client.cancel(cancelled)
             np.testing.assert_array_equal(client.embed([picture(1)]), vectors)
             assert {job.job_id for job in client.jobs()} == set(folders)
@@ -92,7 +92,7 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
                 lambda: client.import_model(archive, name="copy"),
                 lambda: client.set_alias("production", "tiny"),
             ):
-                with pytest.raises(MultigrainClientError, match="make room") as caught:
+                with pytest.raises(MultigrainClientError, match="free up disk space") as caught:
                     refused()
                 assert caught.value.kind == "STORAGE"
             assert {job.job_id for job in client.jobs()} == set(folders)

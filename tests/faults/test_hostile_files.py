@@ -173,8 +173,8 @@ def test_folders_that_lead_elsewhere_are_no_jobs(tmp_path: Path) -> None:
         (tmp_path / "jobs" / name / "spec.json").write_text(body)
     with closing(Database(":memory:", [SCHEMA])) as database:
         done = index_folders(tmp_path / "jobs", JobStore(database))
-    assert set(done.refused) == {"train-1", "Train 2", "..."}
-    assert "belongs to job ../../etc" in done.refused["train-1"]
+    assert set(done.skipped) == {"train-1", "Train 2", "..."}
+    assert "belongs to job ../../etc" in done.skipped["train-1"]
 
 
 @pytest.mark.parametrize(

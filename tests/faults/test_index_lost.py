@@ -76,7 +76,7 @@ async def lively(make_side: MakeSide) -> JobSide:
         await side.until(job.job_id, lambda job: job.state is JobState.RUNNING)
     await side.submit(request_id="r4", name="queued")
     # Ended by a daemon that dies before its runner obeys.
-    side.supervisor.active[running.job_id].told_to_end = True
+    side.supervisor.active[running.job_id].stop_sent = True
     side.jobs.cancel(running.job_id)
     side.kill_runners()
     await side.supervisor.stop()

@@ -21,7 +21,7 @@ from multigrain.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
-from multigrain_server.asyncio_utils import in_turns
+from multigrain_server.asyncio_utils import cooperative
 from multigrain_server.convert import jobs as convert_spec
 from multigrain_server.convert.events import (
     KIND_OF_ENUM,
@@ -123,7 +123,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         )
         page = await self._jobs.list(which, request.page_size, request.page_token)
         return job_pb2.ListJobsResponse(
-            jobs=[job_message(job) async for job in in_turns(page.jobs)],
+            jobs=[job_message(job) async for job in cooperative(page.jobs)],
             next_page_token=page.next_token,
         )
 

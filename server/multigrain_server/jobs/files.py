@@ -1,9 +1,8 @@
-"""Job folders come into being whole, and go at once."""
+"""Job folders on disk: created and deleted atomically, and the files that the daemon writes."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -17,12 +16,15 @@ from multigrain.events.log import EventWriter, LockHeldError, is_locked
 from multigrain.events.records import JobState, Record, StateRecord
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.storage import replace_file, sync_folder, write_synced
 from multigrain_server.devices import Lease
 from multigrain_server.storage_errors import stored
 
 _PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_ASIDE = (".new-", ".trash-")
+_TEMPORARY = (".new-", ".trash-")
+
+_log = structlog.get_logger(__name__)
 
 
 def new_job_id(kind: JobKind) -> str:
@@ -31,10 +33,10 @@ def new_job_id(kind: JobKind) -> str:
 
 
 def check_job_id(job_id: str) -> str:
-    """The id, if it has the form of one.
+    """Returns the id unchanged.
 
     Raises:
-        MultigrainError: INVALID_FIELD.
+        MultigrainError: INVALID_FIELD if it is empty or not well-formed.
     """
     if not job_id:
         raise MultigrainError.field("job_id", "is empty; give the job_id that Start... returned")
@@ -51,11 +53,11 @@ def create_folder(
     """Writes a job's folder with its first event, QUEUED. A crash leaves all of it or nothing.
 
     Args:
-        jobs_dir: the folder of job folders.
-        request: what was asked.
+        jobs_dir: the folder of all job folders.
+        request: the job's specification.
         message: why the job is queued.
-        checkpoint: of another job, to be read by this one. It is linked into the folder: while
-            this job waits, the other one may go on and remove it.
+        checkpoint: folder of another job's checkpoint that this job reads. Its files are linked
+            into the new folder, because the other job may delete it before this one starts.
 
     Raises:
         MultigrainError: STORAGE, or NOT_FOUND if the checkpoint is gone.
@@ -67,14 +69,11 @@ def create_folder(
             aside.path.mkdir()
             aside.logs.mkdir()
             if checkpoint is not None:
-                # Here, not above: it brings numpy, which a start of the daemon should not wait for.
+                # Imported here, because it imports numpy, which would slow down the daemon's start.
                 from multigrain.checkpoint.store import link_model
 
                 link_model(checkpoint, aside.weights)
-            with aside.spec.open("x") as file:
-                file.write(request.model_dump_json(indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(aside.spec, (request.model_dump_json(indent=2) + "\n").encode())
             with EventWriter(aside.events, request.job_id) as writer:
                 writer.append(StateRecord(JobState.QUEUED, message), 0)
             sync_folder(aside.path)
@@ -87,7 +86,7 @@ def create_folder(
 
 
 def move_to_trash(folder: JobFolder) -> Path:
-    """Takes a job's folder out of sight in one step; the caller removes what is returned."""
+    """Renames a job's folder, so that the job is gone at once; the caller removes the result."""
     trash = folder.path.with_name(f".trash-{folder.job_id}-{secrets.token_hex(3)}")
     folder.path.rename(trash)
     sync_folder(trash.parent)
@@ -95,41 +94,24 @@ def move_to_trash(folder: JobFolder) -> Path:
 
 
 def remove_leftovers(jobs_dir: Path) -> None:
-    """Removes what a crash left of jobs that were being created or deleted."""
+    """Removes folders of jobs that were being created or deleted when the daemon crashed."""
     for path in jobs_dir.iterdir():
-        if path.name.startswith(_ASIDE):
+        if path.name.startswith(_TEMPORARY):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-# MERGED: The devices of a running job, noted in its folder: the index can be lost, the job goes
-# on.
-
-
-_log = structlog.get_logger(__name__)
-
-
 def save_lease(folder: JobFolder, lease: Lease) -> None:
-    """Notes a lease before its runner starts.
+    """Writes the devices of a job to its folder: a later daemon needs them even without its index.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
-    aside = folder.lease.with_name(f".{folder.lease.name}")
-    aside.write_text(json.dumps({"kind": lease.kind, "units": lease.units}) + "\n")
-    os.replace(aside, folder.lease)
+    body = json.dumps({"kind": lease.kind, "units": lease.units})
+    replace_file(folder.lease, f"{body}\n".encode())
 
 
 def load_lease(folder: JobFolder) -> Lease | None:
-    """What was noted; None if nothing was, or it cannot be read."""
+    """The saved lease; None if there is none, or it cannot be read."""
     try:
         body = json.loads(folder.lease.read_text())
         return Lease(folder.job_id, str(body["kind"]), tuple(int(u) for u in body["units"]))
@@ -141,48 +123,48 @@ def load_lease(folder: JobFolder) -> Lease | None:
 
 
 def drop_lease(folder: JobFolder) -> None:
-    """Forgets it; harmless if there is none. One that stays is never looked at again."""
+    """Removes the saved lease, if there is one. Of an ended job it would have no effect."""
     try:
         folder.lease.unlink(missing_ok=True)
     except OSError as error:
-        _log.error("lease not removed", job_id=folder.job_id, reason=repr(error))
-
-
-# MERGED: That a job was asked to end, noted in its folder: the index can be lost, the wish is
-# kept.
+        _log.error("cannot remove the lease file", job_id=folder.job_id, reason=repr(error))
 
 
 def save_cancel(folder: JobFolder, queued_time: str) -> None:
-    """Notes the wish for one run of the job, known by when it was queued: a resumed job is not
-    to be ended by an old one.
+    """Writes a cancel request to the job's folder: it must survive the loss of the index.
+
+    Args:
+        folder: of the job.
+        queued_time: when the job was queued, which identifies the run to cancel: a job that is
+            resumed later is another run.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     folder.cancel.write_text(queued_time + "\n")
 
 
 def load_cancel(folder: JobFolder, queued_time: str) -> bool:
-    """Whether that run was asked to end."""
+    """Whether cancellation of the run that was queued then has been requested."""
     try:
         return folder.cancel.read_text().strip() == queued_time
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
-        _log.error("request to end unreadable", job_id=folder.job_id, reason=repr(error))
+        _log.error("cancel request unreadable", job_id=folder.job_id, reason=repr(error))
         return False
 
 
-# MERGED: The few events that the daemon writes itself, where no runner lives to write them.
+def append_event(folder: JobFolder, record: Record, attempt: int) -> bool:
+    """Appends one event to the event log of a job that has no runner.
 
-
-def append(folder: JobFolder, record: Record, attempt: int) -> bool:
-    """Appends one event to a log that nobody writes. False if somebody does.
+    Returns:
+        False if a runner holds the log.
 
     Raises:
         MultigrainError: STORAGE.
     """
-    # A look first: taking a held lock would wait for it, and the event loop with it.
+    # Checked first, because EventWriter would block the event loop waiting for the lock.
     if is_locked(folder.events):
         return False
     try:
@@ -194,7 +176,7 @@ def append(folder: JobFolder, record: Record, attempt: int) -> bool:
 
 
 def runner_log_tail(folder: JobFolder, size: int = 4096) -> str:
-    """The end of what the runner printed, in at most ``size`` bytes."""
+    """The last ``size`` bytes of the runner's output."""
     try:
         with (folder.logs / "runner.log").open("rb") as file:
             file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""What a job's events add up to."""
+"""The state of a job, derived from its events and from what only the daemon knows."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _RECORDS: dict[str, Any] = {
     "last_check": LossRecord,
     "artifact": ArtifactRecord,
 }
-# Every class whose fields are in a view's JSON.
+# Every class with fields in a view's JSON.
 NESTED: tuple[Any, ...] = (Progress, *_RECORDS.values())
 
 
 @dataclass
 class JobView:
-    """The fold of a job's events, in order. Times are the events' own strings (RFC 3339, UTC)."""
+    """State derived from a job's events, in order. Times are RFC 3339 strings in UTC."""
 
     state: JobState = JobState.QUEUED
     state_message: str = ""
@@ -61,12 +61,12 @@ class JobView:
     checkpoint_time: str = ""  # of the last one
     best_checkpoint: CheckpointRecord | None = None
     last_loss: LossRecord | None = None
-    # The newest step that refreshed, or looked whether to refresh, any layer's curvature.
+    # The newest step that refreshed, or decided to keep, the curvature of any layer.
     last_check: LossRecord | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     artifact: ArtifactRecord | None = None
     last_seq: int = 0
-    last_time: str = ""  # of the newest event that was folded in
+    last_time: str = ""  # of the newest applied event
 
     def apply(self, event: Event) -> None:
         """Updates the view with the next event."""
@@ -90,7 +90,7 @@ class JobView:
         elif isinstance(record, EvaluationRecord):
             self.metrics = {**self.metrics, **record.metrics}
             if self.last_loss is None:
-                # Not an evaluation while training, but the end of an evaluation job.
+                # The result of an evaluation job, not an evaluation during training.
                 self.progress = Progress(record.images, record.images, fraction=1.0)
         elif isinstance(record, ProgressRecord):
             self.progress = Progress(
@@ -110,7 +110,7 @@ class JobView:
         self.state = record.state
         self.state_message = record.message
         if record.state in (JobState.QUEUED, JobState.STARTING):
-            # The speed of an earlier attempt says nothing of when this one begins.
+            # An estimate from an earlier attempt does not apply to this one.
             self.progress.eta_seconds = -1.0
         if record.state is JobState.QUEUED:
             self.queued_time = time
@@ -149,17 +149,16 @@ class JobView:
         return cls(**body)
 
 
-# MERGED: A job as the daemon knows it.
-
-
 @dataclass(frozen=True)
 class Job:
-    """What was asked, what happened, and what only the daemon knows.
+    """A job as clients see it.
 
     Attributes:
-        cancel_requested: whether CancelJob was called in this run of the job.
+        request: its specification.
+        view: its state according to its events.
+        cancel_requested: whether CancelJob was called since the job was last queued.
         waiting: why a queued job waits, or "".
-        disk_full: whether it waits for room on its disk.
+        disk_full: whether its events are delayed by a full disk.
     """
 
     request: JobRequest
@@ -174,19 +173,19 @@ class Job:
 
     @property
     def state(self) -> JobState:
-        """The state shown: a job asked to end is STOPPING before its runner has said so."""
-        return JobState.STOPPING if self._being_ended else self.view.state
+        """The state shown: STOPPING from the cancel request on, before the runner reports it."""
+        return JobState.STOPPING if self._being_canceled else self.view.state
 
     @property
-    def _being_ended(self) -> bool:
+    def _being_canceled(self) -> bool:
         return self.cancel_requested and not self.view.state.terminal
 
     @property
     def state_message(self) -> str:
         if self.disk_full and not self.view.state.terminal:
-            return "the disk of the data directory is full: what the job has to say waits for room"
-        if self._being_ended and self.view.state is not JobState.STOPPING:
-            return "asked to end"
+            return "data directory is full; events are delayed"
+        if self._being_canceled and self.view.state is not JobState.STOPPING:
+            return "cancellation requested"
         if self.view.state is JobState.QUEUED and self.waiting:
             return self.waiting
         return self.view.state_message

@@ -1,4 +1,4 @@
-"""What a daemon does about the jobs it finds when it starts."""
+"""Recovery of jobs when the daemon starts, and of the index from the job folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.files import load_cancel, remove_leftovers
-from multigrain_server.jobs.service import Feeds
+from multigrain_server.jobs.service import EventFeeds
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
 
@@ -19,49 +19,49 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass
-class Indexing:
-    """What the folders had that the index had not.
+class IndexReport:
+    """Changes that ``index_folders`` made to the index.
 
     Attributes:
-        added: jobs that were entered.
-        dropped: jobs whose folders are gone.
-        refused: folder -> why it is not a job's; left alone.
+        added: ids of jobs that were added.
+        dropped: ids of jobs whose folders no longer exist.
+        skipped: folder -> why it is not the folder of a job.
     """
 
     added: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def index_folders(jobs_dir: Path, store: JobStore) -> Indexing:
-    """Enters every job folder that is not in the index, and drops what has no folder.
+def index_folders(jobs_dir: Path, store: JobStore) -> IndexReport:
+    """Adds every job folder that is not in the index, and drops jobs that have no folder.
 
     Raises:
         MultigrainError: STORAGE, if the index cannot be written.
     """
-    done = Indexing()
-    known = store.covered().keys()
+    report = IndexReport()
+    known = store.indexed().keys()
     found = {path.name for path in jobs_dir.iterdir() if path.is_dir()}
-    with store.transaction():  # one wait for the disk, not one for each job
+    with store.transaction():  # one sync of the disk instead of one per job
         for job_id in sorted(known - found):
-            _log.warning("job's folder is gone; dropped from the index", job_id=job_id)
+            _log.warning("job folder is gone; dropped from the index", job_id=job_id)
             store.delete(job_id)
-            done.dropped.append(job_id)
+            report.dropped.append(job_id)
         for job_id in sorted(found - known):
             try:
                 state = _index(JobFolder(jobs_dir / job_id), store)
             except (OSError, ValueError) as error:
                 reason = str(error)[:500]
-                done.refused[job_id] = reason
-                _log.error("folder is not a job; left alone", folder=job_id, reason=reason)
+                report.skipped[job_id] = reason
+                _log.error("folder is not a job; skipped", folder=job_id, reason=reason)
                 continue
-            done.added.append(job_id)
+            report.added.append(job_id)
             _log.info("job indexed from its folder", job_id=job_id, state=state)
-    return done
+    return report
 
 
 def _index(folder: JobFolder, store: JobStore) -> str:
-    """Enters one job; returns its state.
+    """Adds one job; returns its state.
 
     Raises:
         OSError, ValueError: if it is not a job.
@@ -70,7 +70,7 @@ def _index(folder: JobFolder, store: JobStore) -> str:
     if request.job_id != folder.job_id:
         raise ValueError(f"spec.json belongs to job {request.job_id}")
     if request.request_id and store.by_request_id(request.request_id):
-        # A copied folder, say. The key stays with the job that has it.
+        # A copied folder, for example. The key remains with the job that is indexed already.
         request = request.model_copy(update={"request_id": ""})
     feed = EventFeed(folder.job_id, folder.events)
     feed.poll()
@@ -81,14 +81,14 @@ def _index(folder: JobFolder, store: JobStore) -> str:
 
 
 class Recovery:
-    """Brings the index in line with the folders, and hands active jobs to the supervisor.
+    """Updates the index from the job folders, and adds active jobs to the supervisor.
 
-    Only jobs that had not ended, and those whose events grew since the index was written,
-    are read; the start does not get slower with the number of ended jobs.
+    Reads only jobs that had not ended, and those whose event logs have grown since the index was
+    written: the start does not take longer with the number of ended jobs.
     """
 
     def __init__(
-        self, jobs_dir: Path, store: JobStore, supervisor: Supervisor, feeds: Feeds
+        self, jobs_dir: Path, store: JobStore, supervisor: Supervisor, feeds: EventFeeds
     ) -> None:
         self._jobs_dir = jobs_dir
         self._store = store
@@ -98,14 +98,14 @@ class Recovery:
     def run(self) -> None:
         remove_leftovers(self._jobs_dir)
         index_folders(self._jobs_dir, self._store)
-        # All of them: a folder that was not in the index may be of a job that runs. In the order
-        # of their creation, which is that of the queue.
-        for job_id, known in self._store.covered().items():
+        # Including those just added, which may be running. In the order of their creation, which
+        # is the order of the queue.
+        for job_id, known in self._store.indexed().items():
             try:
                 if not known.ended or self._events_bytes(job_id) != known.events_bytes:
-                    self._take(job_id)
-            except OSError as error:  # one job's folder must not keep the daemon from starting
-                _log.error("job unreadable; left alone", job_id=job_id, reason=str(error))
+                    self._recover(job_id)
+            except OSError as error:  # one unreadable folder must not prevent the start
+                _log.error("job unreadable; skipped", job_id=job_id, reason=str(error))
 
     def _events_bytes(self, job_id: str) -> int:
         try:
@@ -113,12 +113,14 @@ class Recovery:
         except FileNotFoundError:
             return 0
 
-    def _take(self, job_id: str) -> None:
+    def _recover(self, job_id: str) -> None:
         folder = JobFolder(self._jobs_dir / job_id)
         try:
             row = self._store.get(job_id)
         except ValueError as error:
-            _log.error("row unreadable; indexed anew", job_id=job_id, reason=str(error)[:500])
+            _log.error(
+                "index row unreadable; reindexing the job", job_id=job_id, reason=str(error)[:500]
+            )
             self._store.delete(job_id)
             index_folders(self._jobs_dir, self._store)
             row = self._store.get(job_id)
@@ -132,7 +134,7 @@ class Recovery:
             return
         cancel = job.cancel_requested
         if cancel and job.view.state.terminal:
-            # Resumed by a daemon that died before it could forget the request to cancel.
+            # The daemon died while it resumed the job, before it had cleared the cancel request.
             cancel = False
             self._store.save_cancel(job.job_id, False)
         active = ActiveJob(job.request, folder, feed, cancel_requested=cancel)

@@ -1,4 +1,4 @@
-"""The runner process of a job, seen from outside: started here, or found again."""
+"""The runner process of a job: started by this daemon, or by an earlier one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from multigrain.jobs.runner_identity import RunnerIdentity
 
 @dataclass
 class RunnerProcess:
-    """A runner by pid *and* start time: a pid alone may have been given to another process.
+    """A runner, identified by pid *and* start time, because pids are reused.
 
-    One that was neither started here nor has written ``runner.json`` yet is known by its lock
-    on the job's events only.
+    A runner of an earlier daemon that has not written ``runner.json`` yet is only known by its
+    lock on the job's event log.
+
+    Attributes:
+        folder: of the job.
+        child: the process if this daemon started it.
     """
 
     folder: JobFolder
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @classmethod
-    def spawn(
+    def start(
         cls, folder: JobFolder, command: Sequence[str], environment: Mapping[str, str]
     ) -> RunnerProcess:
-        """Starts ``command <folder>`` in a session of its own, so that it outlives this process.
+        """Starts ``command <folder>`` in its own session, so that it outlives this process.
 
         Raises:
             OSError: if it cannot be started.
         """
         folder.logs.mkdir(exist_ok=True)
         with (folder.logs / "runner.log").open("ab") as log:
-            # Not an asyncio subprocess: closing its transport would kill the runner.
+            # Not an asyncio subprocess: those are killed when their transport is closed.
             child = subprocess.Popen(
                 [*command, str(folder.path)],
                 stdin=subprocess.DEVNULL,
@@ -50,7 +54,7 @@ class RunnerProcess:
 
     @classmethod
     def find(cls, folder: JobFolder) -> RunnerProcess | None:
-        """The living runner that an earlier daemon started, or None."""
+        """The running runner that an earlier daemon started, or None."""
         found = cls(folder)
         return found if found.alive() else None
 
@@ -63,21 +67,21 @@ class RunnerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit code, minus the signal number if a signal ended it; None if not known."""
+        """Its exit code (minus the signal number if a signal ended it); None if unknown."""
         return self.child.returncode if self.child is not None else None
 
     def alive(self) -> bool:
-        """Whether it still runs, or somebody else writes the job's events."""
+        """Whether it still runs, or any process holds the job's event log."""
         if self.child is not None and self.child.poll() is None:
             return True
-        return self._found() is not None or is_locked(self.folder.events)
+        return self._process() is not None or is_locked(self.folder.events)
 
     def terminate(self) -> bool:
-        """Asks it to end in order (SIGTERM). False if there is nobody to ask."""
+        """Sends SIGTERM, on which it saves and exits. False if there is no process to signal."""
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             return True
-        process = self._found()
+        process = self._process()
         if process is None:
             return False
         try:
@@ -86,6 +90,6 @@ class RunnerProcess:
             return False
         return True
 
-    def _found(self) -> psutil.Process | None:
+    def _process(self) -> psutil.Process | None:
         identity = RunnerIdentity.load(self.folder.runner)
         return identity.process() if identity is not None else None

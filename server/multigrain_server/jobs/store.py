@@ -38,25 +38,25 @@ CREATE INDEX IF NOT EXISTS jobs_by_shown_state ON jobs (state, cancel_requested)
 CREATE TABLE IF NOT EXISTS job_view_format (one INTEGER PRIMARY KEY, format TEXT NOT NULL);
 """
 
-# Changes with what a stored view holds.
+# Changes whenever the fields of a stored view change.
 VIEW_FORMAT = hashlib.sha256(
     repr(sorted((field.name, str(field.type)) for field in fields(JobView))).encode()
     + repr(sorted((f.name, str(f.type)) for kind in NESTED for f in fields(kind))).encode()
 ).hexdigest()
 
-# As Job.state.
+# The same rule as Job.state.
 _SHOWN_STATE = (
     "(CASE WHEN cancel_requested AND state IN ('QUEUED', 'STARTING', 'RUNNING')"
     " THEN 'STOPPING' ELSE state END)"
 )
 _ENDED = frozenset(state.value for state in JobState if state.terminal)
-_DECODED = 512
+_CACHED_ROWS = 512
 _TERMINAL = "('SUCCEEDED', 'FAILED', 'CANCELLED')"
 
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs a listing holds; empty parts hold all. States are those shown (``Job.state``)."""
+    """Filter of a listing; an empty field matches all. States are those shown (``Job.state``)."""
 
     states: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
@@ -66,19 +66,19 @@ class JobFilter:
 
 @dataclass(frozen=True)
 class JobRow:
-    """A row of the index. ``events_bytes``: how much of the events file ``job.view`` covers."""
+    """A row of the index. ``events_bytes``: how much of the event log ``job.view`` includes."""
 
     job: Job
     events_bytes: int
 
 
 @dataclass(frozen=True)
-class Covered:
-    """How far the index knows a job.
+class IndexedJob:
+    """What the index has of a job.
 
     Attributes:
-        ended: whether it was in a terminal state then.
-        events_bytes: how much of its events file had been taken in; -1: has to be read anew.
+        ended: whether it is in a terminal state.
+        events_bytes: how much of its event log is included; -1: the log must be read again.
     """
 
     ended: bool
@@ -90,9 +90,9 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._ended = lru_cache(maxsize=_DECODED)(self._fetch)
+        self._ended = lru_cache(maxsize=_CACHED_ROWS)(self._fetch)
         if _format_of(database) != VIEW_FORMAT:
-            # Views of another version may lack what this one shows: to be folded again.
+            # Views of another version may lack fields: they are derived from the events again.
             with database.transaction():
                 database.execute("UPDATE jobs SET events_bytes=-1")
                 database.execute(
@@ -100,7 +100,7 @@ class JobStore:
                 )
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All changes of the block are made together, or none if it raises."""
+        """Commits all changes of the block together, or none of them if it raises."""
         return self._database.transaction()
 
     def insert(self, request: JobRequest, view: JobView, events_bytes: int) -> None:
@@ -145,15 +145,17 @@ class JobStore:
         return self._one("SELECT * FROM jobs WHERE job_id=?", job_id)
 
     def by_request_id(self, request_id: str) -> JobRow | None:
-        """The job that was submitted with this (not empty) idempotency key."""
+        """The job that was submitted with this request_id (the idempotency key); None for ""."""
         return self._one("SELECT * FROM jobs WHERE request_id=? AND request_id <> ''", request_id)
 
-    def covered(self) -> dict[str, Covered]:
-        """What the index knows of every job, oldest first, without decoding its row."""
+    def indexed(self) -> dict[str, IndexedJob]:
+        """Every job in the index, oldest first, without decoding the rows."""
         rows = self._database.execute(
             "SELECT job_id, state, events_bytes FROM jobs ORDER BY create_time, job_id"
         )
-        return {row["job_id"]: Covered(row["state"] in _ENDED, row["events_bytes"]) for row in rows}
+        return {
+            row["job_id"]: IndexedJob(row["state"] in _ENDED, row["events_bytes"]) for row in rows
+        }
 
     def counts(self) -> dict[str, int]:
         """Number of jobs by state."""
@@ -163,10 +165,13 @@ class JobStore:
         return {row["shown"]: row["n"] for row in rows}
 
     def latest_ended(self, limit: int) -> list[JobRow]:
-        """The newest jobs that have ended. Rows are decoded once, as long as they do not change:
-        every scrape of the metrics asks for hundreds, which would hold up the event loop."""
+        """The newest jobs that have ended.
+
+        Decoded rows are cached until they change: every scrape of the metrics reads hundreds,
+        and decoding them would block the event loop.
+        """
         rows = self._database.execute(
-            # The plus keeps SQLite from sorting all that have ended: it goes by time, and stops.
+            # The unary plus makes SQLite use the index on time instead of sorting all ended jobs.
             "SELECT job_id, last_seq, events_bytes, cancel_requested FROM jobs"
             f" WHERE +state IN {_TERMINAL} ORDER BY create_time DESC, job_id DESC LIMIT ?",
             (limit,),
@@ -174,9 +179,15 @@ class JobStore:
         return [self._ended(*row) for row in rows.fetchall()]
 
     def page(self, which: JobFilter, after: PageToken | None, limit: int) -> Iterator[JobRow]:
-        """At most ``limit`` jobs, newest first, beginning behind ``after``; as they are now, and
-        decoded as they are taken."""
-        where, values = ["1"], []
+        """At most ``limit`` jobs, newest first. Read now, decoded one by one as they are iterated.
+
+        Args:
+            which: the filter.
+            after: token of create_time and job_id of the last job on the previous page.
+            limit: number of jobs.
+        """
+        where: list[str] = ["1"]
+        values: list[str | int] = []
         for column, wanted in (("kind", which.kinds), (_SHOWN_STATE, which.states)):
             if wanted:
                 where.append(f"{column} IN ({','.join('?' * len(wanted))})")
@@ -198,7 +209,7 @@ class JobStore:
         return map(_row, rows.fetchall())
 
     def _fetch(self, job_id: str, *_changing: int) -> JobRow:
-        """A row that there is, known by its id and what changes with it."""
+        """An existing row. The other arguments are cache keys, which change whenever it changes."""
         row = self.get(job_id)
         assert row is not None
         return row
@@ -218,7 +229,7 @@ def _row(row: sqlite3.Row) -> JobRow:
     try:
         view, events_bytes = JobView.from_json(row["view"]), row["events_bytes"]
     except (ValueError, TypeError, KeyError):
-        # Written by another version: to be folded again from the events.
+        # Written by another version: to be derived from the events again.
         view, events_bytes = JobView(state=JobState(row["state"])), -1
     job = Job(request, view, cancel_requested=bool(row["cancel_requested"]))
     return JobRow(job, events_bytes)

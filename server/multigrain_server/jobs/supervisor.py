@@ -1,4 +1,4 @@
-"""A job that has not ended, in the supervisor's hands."""
+"""Supervises every job that has not ended: queue, runners, events, and the end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from multigrain.events.records import JobError, JobState, Record, StateRecord
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.limits import EXIT_NO_ROOM, no_room
+from multigrain_server.backoff import backoff_seconds
 from multigrain_server.devices import Leases
 from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.files import (
-    append,
+    append_event,
     drop_lease,
     load_lease,
     runner_log_tail,
@@ -30,20 +31,30 @@ from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.runner_process import RunnerProcess
 from multigrain_server.jobs.store import JobStore
 
+_log = structlog.get_logger(__name__)
+
+# Records that show progress of the job (a state change and a log message do not).
+_PROGRESS_KINDS = frozenset({"loss", "evaluation", "checkpoint", "artifact", "progress"})
+_MIN_FREE_BYTES = 1 << 16  # a few events, or a final one that holds the tail of a log
+_DISK_CHECK_SECONDS = 1.0
+
 
 @dataclass
 class ActiveJob:
     """Mutable state of one supervised job.
 
     Attributes:
-        runner: its runner while that lives.
-        started: whether a runner was ever started or found for this run of the job.
-        crashes: runners that ended in a row without bringing the job on.
+        runner: its runner process, None while it has none.
+        started: whether a runner was started or found since the job was last queued.
+        crashes: times in a row that a runner exited without progress of the job.
         not_before: loop time before which no runner is started again.
-        look_at: loop time before which it is not looked at again, after that went wrong.
-        told_to_end: whether its runner has heard of ``cancel_requested``.
-        disk_full: whether its disk has no room for an event.
+        retry_at: loop time before which the job is left alone after an error.
+        stop_sent: whether its runner was sent the signal for ``cancel_requested``.
+        waiting: why it is queued, or "".
+        disk_full: whether its events are delayed by a full disk.
         saved_at: loop time of the last write to the index.
+        saved_state: state in the index.
+        saved_seq: newest event in the index.
     """
 
     request: JobRequest
@@ -53,9 +64,9 @@ class ActiveJob:
     started: bool = False
     crashes: int = 0
     not_before: float = 0.0
-    look_at: float = 0.0
+    retry_at: float = 0.0
     cancel_requested: bool = False
-    told_to_end: bool = False
+    stop_sent: bool = False
     waiting: str = ""
     disk_full: bool = False
     saved_at: float = 0.0
@@ -68,7 +79,7 @@ class ActiveJob:
 
     @property
     def queued(self) -> bool:
-        """Whether it still waits for its first runner of this run."""
+        """Whether it waits for its first runner since it was last queued."""
         return not self.started and self.feed.view.state is JobState.QUEUED
 
     @property
@@ -81,38 +92,22 @@ class ActiveJob:
         )
 
 
-# MERGED: Whether the disk of the job folders has room.
-
-
-_LEAST_BYTES = 1 << 16  # a few events, or their last one with the tail of a log
-_SECONDS = 1.0
-
-
-class DiskRoom:
-    """Looked at once a second at most."""
+class DiskSpace:
+    """Whether the disk of the job folders is full; checked once per second at most."""
 
     def __init__(self) -> None:
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._full = False
 
     def full(self, path: Path) -> bool:
-        """Whether there is hardly room for an event on the disk of ``path``."""
-        if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + _SECONDS
+        """Whether the disk of ``path`` has hardly any space left for an event."""
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _DISK_CHECK_SECONDS
             disk = os.statvfs(path)
-            # What is kept back for root is room only for root.
+            # f_bfree includes the blocks that are reserved for root.
             blocks = disk.f_bavail if os.geteuid() else disk.f_bfree
-            self._full = blocks * disk.f_frsize < _LEAST_BYTES
+            self._full = blocks * disk.f_frsize < _MIN_FREE_BYTES
         return self._full
-
-
-# MERGED: Keeps every job that has not ended going: queue, runners, events, end.
-
-
-_log = structlog.get_logger(__name__)
-
-# Records that show that a runner brought its job on (a start and a log line do not).
-_PROGRESS_KINDS = frozenset({"loss", "evaluation", "checkpoint", "artifact", "progress"})
 
 
 @dataclass(frozen=True)
@@ -120,11 +115,11 @@ class SupervisorOptions:
     """
     Attributes:
         command: starts a runner; the job folder is appended.
-        poll_seconds: interval at which events and processes are looked at.
-        save_seconds: the index is at most so much behind the events (states: not at all).
-        max_runner_crashes: after so many in a row the job is FAILED(RUNNER_LOST).
+        poll_seconds: interval at which events and processes are checked.
+        save_seconds: maximum delay of the index behind the events (states are not delayed).
+        max_runner_crashes: after this many in a row the job is FAILED(RUNNER_LOST).
         restart_delay_seconds: before a crashed runner starts again; doubles with each crash.
-        trouble_seconds: before a job is looked at again with which something went wrong.
+        error_retry_seconds: wait after an error in the supervision of a job.
     """
 
     command: Sequence[str]
@@ -132,18 +127,21 @@ class SupervisorOptions:
     save_seconds: float = 1.0
     max_runner_crashes: int = 3
     restart_delay_seconds: float = 0.5
-    trouble_seconds: float = 1.0
+    error_retry_seconds: float = 1.0
 
 
 class Supervisor:
-    """One task that looks at all active jobs in turn. All of it runs on the event loop.
+    """One task that checks all active jobs in turn. All of it runs on the event loop.
 
     Args:
-        store: the index, kept up to date.
-        leases: devices; a job holds its lease until its runner is gone.
-        options: how.
+        store: the index, which is kept up to date.
+        leases: devices; a job holds its lease until its runner has exited.
+        options: intervals and limits.
         on_end: called with each job that ended.
         on_event: called with each new event's kind.
+
+    Attributes:
+        active: jobs that have not ended, by id.
     """
 
     def __init__(
@@ -162,10 +160,10 @@ class Supervisor:
         self.active: dict[str, ActiveJob] = {}
         self._task: asyncio.Task[None] | None = None
         self._schedule_at = 0.0
-        self._room = DiskRoom()
+        self._disk = DiskSpace()
 
     def add(self, active: ActiveJob) -> None:
-        """Takes charge of a job that has not ended; finds its runner and its devices."""
+        """Starts supervising a job that has not ended; finds its runner and its devices."""
         active.runner = RunnerProcess.find(active.folder)
         active.started = active.runner is not None or active.feed.view.state is not JobState.QUEUED
         if active.started:
@@ -173,10 +171,10 @@ class Supervisor:
             if lease is not None:
                 self._leases.restore(lease)
             else:
-                # It had none noted yet: its runner had not been started.
+                # The earlier daemon ended before it started a runner.
                 self._leases.acquire(active.job_id, active.request.spec.devices)
             _log.info(
-                "job found again",
+                "job recovered",
                 job_id=active.job_id,
                 runner=active.runner.pid if active.runner else None,
                 state=active.feed.view.state.value,
@@ -184,71 +182,71 @@ class Supervisor:
         self.active[active.job_id] = active
 
     def start(self) -> None:
-        """Begins to supervise; what was added before is looked at at once."""
+        """Starts the task; jobs that were added before are scheduled at once."""
         self.schedule()
         self._task = asyncio.create_task(self._run(), name="supervisor")
 
     async def stop(self) -> None:
-        """Stops looking. Runners go on: a later daemon finds them again, and takes what they told
-        from their jobs' records."""
+        """Stops the task. Runners keep running: a later daemon finds them, and reads what they
+        wrote meanwhile from their event logs."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
-            await self.look()
+            await self.check_all()
             await asyncio.sleep(self._options.poll_seconds)
 
-    async def look(self) -> None:
-        """Looks after every job once, and starts what can be started.
+    async def check_all(self) -> None:
+        """Checks every job once, and starts those that can be started.
 
-        A full disk or a defect with one job must not hold up the others: it is left alone for
-        a while, they are not.
+        A full disk or a defect of one job does not affect the others: that job is left alone for
+        ``error_retry_seconds``.
         """
         now = asyncio.get_running_loop().time()
         for active in list(self.active.values()):
-            if now < active.look_at:
+            if now < active.retry_at:
                 continue
             try:
-                active.disk_full = self._room.full(active.folder.path)
-                self._tick(active)
+                active.disk_full = self._disk.full(active.folder.path)
+                self._check(active)
             except Exception as error:
-                active.look_at = now + self._options.trouble_seconds
-                known = isinstance(error, MultigrainError)  # the disk, which its message says
+                active.retry_at = now + self._options.error_retry_seconds
+                expected = isinstance(error, MultigrainError)  # its message says what is wrong
                 _log.error(
-                    "job could not be looked after",
+                    "job supervision failed; retrying",
                     job_id=active.job_id,
                     reason=str(error),
-                    exc_info=not known,
+                    exc_info=not expected,
                 )
             await asyncio.sleep(0)
         if now < self._schedule_at:
             return
         try:
             self.schedule()
-        except Exception:  # as above
-            self._schedule_at = now + self._options.trouble_seconds
-            _log.exception("queue could not be looked after")
+        except Exception:
+            self._schedule_at = now + self._options.error_retry_seconds
+            _log.exception("job scheduling failed; retrying")
 
-    def _tick(self, active: ActiveJob) -> None:
-        gone = active.runner is not None and not active.runner.alive()
-        # After the look at the process: all that it wrote is there.
-        kinds = active.feed.poll(max_chunks=None if gone else 4)
+    def _check(self, active: ActiveJob) -> None:
+        exited = active.runner is not None and not active.runner.alive()
+        # After the check of the process: everything that it wrote can be read now.
+        kinds = active.feed.poll(max_chunks=None if exited else 4)
         for kind in kinds.elements():
             self._on_event(kind)
         if _PROGRESS_KINDS & kinds.keys():
             active.crashes = 0
         self._save_if_due(active)
         if not active.started and not active.queued:
-            # An earlier daemon had just started its runner, which has made itself known late.
+            # An earlier daemon had just started the runner, which has only now written events.
             active.runner, active.started = RunnerProcess.find(active.folder), True
-        elif gone:
-            self._runner_ended(active)
+        elif exited:
+            self._runner_exited(active)
         elif active.runner is None and active.started:
             self._without_runner(active)
-        elif active.cancel_requested and not active.told_to_end:
-            self._tell_to_end(active)
+        elif active.cancel_requested and not active.stop_sent:
+            self._send_stop(active)
 
     def _save_if_due(self, active: ActiveJob) -> None:
         now = asyncio.get_running_loop().time()
@@ -264,43 +262,43 @@ class Supervisor:
 
     # --- runners ---------------------------------------------------------------------------
 
-    def _runner_ended(self, active: ActiveJob) -> None:
+    def _runner_exited(self, active: ActiveJob) -> None:
         runner, active.runner = active.runner, None
         view = active.feed.view
         if view.state.terminal:
             self._finish(active)
             return
         if runner is not None and runner.exit_code == EXIT_NO_ROOM:
-            self._wait_for_room(active, "its runner ended")
+            self._wait_for_disk_space(active, "its runner exited")
             return
-        self._crashed(active)
+        self._count_crash(active)
         _log.warning(
-            "runner ended without an end of its job",
+            "runner exited before the job finished",
             job_id=active.job_id,
             exit_code=runner.exit_code if runner else None,
             crashes=active.crashes,
         )
 
     def _without_runner(self, active: ActiveJob) -> None:
-        """A job that was started, has not ended, and has no runner."""
+        """Handles a job that was started, has not ended, and has no runner."""
         view = active.feed.view
         if view.state.terminal:
             self._finish(active)
         elif active.cancel_requested:
-            message = "cancelled; its runner had ended before it could save"
+            message = "canceled; the runner exited before it could save a checkpoint"
             self.write(active, StateRecord(JobState.CANCELLED, message))
         elif active.crashes >= self._options.max_runner_crashes:
             message = (
-                f"the job's runner ended {active.crashes} times in a row without bringing the job "
-                "on; its output is in workers/runner.log of the job's folder. Mend the cause, "
-                "then resume the job"
+                f"the job's runner exited {active.crashes} times in a row without progress of "
+                "the job; its output is in workers/runner.log of the job's folder. Fix the "
+                "cause, then resume the job"
             )
             error = JobError("RUNNER_LOST", message, log_tail=runner_log_tail(active.folder))
             self.write(active, StateRecord(JobState.FAILED, message, error))
         elif asyncio.get_running_loop().time() >= active.not_before:
-            self._spawn(active)
+            self._start_runner(active)
 
-    def _spawn(self, active: ActiveJob) -> None:
+    def _start_runner(self, active: ActiveJob) -> None:
         lease = self._leases.acquire(active.job_id, active.request.spec.devices)
         environment = lease.environment() if lease is not None else {}
         active.started = True
@@ -308,30 +306,30 @@ class Supervisor:
         try:
             if lease is not None:
                 save_lease(active.folder, lease)
-            active.runner = RunnerProcess.spawn(active.folder, self._options.command, environment)
+            active.runner = RunnerProcess.start(active.folder, self._options.command, environment)
         except OSError as error:
             if no_room(error):
-                self._wait_for_room(active, str(error))
+                self._wait_for_disk_space(active, str(error))
                 return
-            self._crashed(active)
-            _log.error("runner cannot be started", job_id=active.job_id, reason=str(error))
+            self._count_crash(active)
+            _log.error("cannot start the runner", job_id=active.job_id, reason=str(error))
             return
         _log.info("runner started", job_id=active.job_id, runner=active.runner.pid)
 
-    def _crashed(self, active: ActiveJob) -> None:
-        delay = self._options.restart_delay_seconds * 2**active.crashes
+    def _count_crash(self, active: ActiveJob) -> None:
         active.crashes += 1
+        delay = backoff_seconds(active.crashes, self._options.restart_delay_seconds)
         active.not_before = asyncio.get_running_loop().time() + delay
 
-    def _wait_for_room(self, active: ActiveJob, reason: str) -> None:
-        """A full disk is no crash of a runner: it is tried again for as long as it takes."""
-        active.not_before = asyncio.get_running_loop().time() + self._options.trouble_seconds
-        _log.error("no room for the job on the disk", job_id=active.job_id, reason=reason)
+    def _wait_for_disk_space(self, active: ActiveJob, reason: str) -> None:
+        """A full disk is not a crash: the runner is started again however often that fails."""
+        active.not_before = asyncio.get_running_loop().time() + self._options.error_retry_seconds
+        _log.error("disk full; job is waiting for space", job_id=active.job_id, reason=reason)
 
     def _finish(self, active: ActiveJob) -> None:
         self._leases.release(active.job_id)
         drop_lease(active.folder)
-        self._save(active)  # on a full disk that raises: it is tried again
+        self._save(active)  # raises if the disk is full: then all of this is retried
         self.active.pop(active.job_id, None)
         view = active.feed.view
         ended = _log.bind(job_id=active.job_id, state=view.state.value)
@@ -341,7 +339,7 @@ class Supervisor:
             ended.info("job ended")
         self._on_end(active)
 
-    # --- what requests ask for -------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------
 
     def schedule(self) -> None:
         """Starts queued jobs in the order of submission as far as devices are free. A job never
@@ -354,44 +352,51 @@ class Supervisor:
         for active in waiting:
             devices = active.request.spec.devices
             if not self._leases.possible(devices):
-                # The device list has shrunk since: it must not hold up those behind it.
+                # The server has fewer devices than at submission: others must not wait for it.
                 active.waiting = self._leases.explain(devices)
                 continue
             ahead = blocked.get(devices.target, 0)
             if not ahead and self._leases.acquire(active.job_id, devices) is not None:
-                self._spawn(active)
+                self._start_runner(active)
                 continue
             blocked[devices.target] = ahead + 1
-            before = f"; {ahead} before it in the queue" if ahead else ""
-            active.waiting = self._leases.explain(devices) + before
+            position = f"; {ahead} before it in the queue" if ahead else ""
+            active.waiting = self._leases.explain(devices) + position
 
     def cancel(self, active: ActiveJob) -> None:
-        """Asks an active job to end; a queued one ends at once."""
+        """Requests an active job to stop; a queued one ends at once."""
         if not active.cancel_requested:
             active.cancel_requested = True
             try:
                 save_cancel(active.folder, active.feed.view.queued_time)
                 self._store.save_cancel(active.job_id, True)
             except (OSError, MultigrainError) as error:
-                # On a full disk above all a job must end that was asked to.
-                _log.error("request to end not noted", job_id=active.job_id, reason=str(error))
-        self._tell_to_end(active)
+                # The job is stopped all the same: that may be what frees up a full disk.
+                _log.error(
+                    "cancel request could not be persisted",
+                    job_id=active.job_id,
+                    reason=str(error),
+                )
+        self._send_stop(active)
 
-    def _tell_to_end(self, active: ActiveJob) -> None:
-        """Tells the runner to end, or ends a job that has none yet. Where that cannot be done
-        now (a runner of an earlier daemon has not said who it is), the next round tries again."""
+    def _send_stop(self, active: ActiveJob) -> None:
+        """Signals the runner, or ends a job that has none yet. If neither is possible now (a
+        runner of an earlier daemon has not written its pid yet), the next check tries again."""
         if active.runner is not None:
-            active.told_to_end = active.runner.terminate()
+            active.stop_sent = active.runner.terminate()
         elif active.queued:
-            self.write(active, StateRecord(JobState.CANCELLED, "cancelled while it was queued"))
+            self.write(active, StateRecord(JobState.CANCELLED, "canceled while it was queued"))
 
     def write(self, active: ActiveJob, record: Record) -> bool:
-        """Appends an event in place of the runner, which must be gone. False if it is not.
+        """Appends an event in place of the runner.
+
+        Returns:
+            False if there still is a runner, which is then the one to write.
 
         Raises:
             MultigrainError: STORAGE.
         """
-        if not append(active.folder, record, active.feed.view.attempt):
+        if not append_event(active.folder, record, active.feed.view.attempt):
             return False
         for kind in active.feed.poll().elements():
             self._on_event(kind)

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from multigrain.events.records import RECORD_TYPES, JobState
 from multigrain_server.devices import KINDS, Leases
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.service import Feeds
+from multigrain_server.jobs.service import EventFeeds
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import Supervisor
 
@@ -49,7 +49,7 @@ class JobCollector(Collector):
     """All active jobs, and the latest MAX_ENDED that ended and were not deleted."""
 
     def __init__(
-        self, store: JobStore, supervisor: Supervisor, leases: Leases, feeds: Feeds
+        self, store: JobStore, supervisor: Supervisor, leases: Leases, feeds: EventFeeds
     ) -> None:
         self._store = store
         self._supervisor = supervisor

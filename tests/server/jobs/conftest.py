@@ -19,7 +19,7 @@ from multigrain_server.database import Database
 from multigrain_server.devices import Inventory, Leases
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.recovery import Recovery
-from multigrain_server.jobs.service import Feeds, Jobs
+from multigrain_server.jobs.service import EventFeeds, Jobs
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
@@ -44,7 +44,7 @@ class JobSide:
             options,
             on_end=lambda active: self.feeds.keep(active.feed),
         )
-        self.feeds = Feeds(root / "jobs", self.supervisor, heartbeat_seconds=0.2)
+        self.feeds = EventFeeds(root / "jobs", self.supervisor, heartbeat_seconds=0.2)
         self.jobs = Jobs(
             root / "jobs", root / "models", self.store, self.supervisor, self.leases, self.feeds
         )

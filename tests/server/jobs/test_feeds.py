@@ -12,9 +12,9 @@ from tests.server.jobs.conftest import JobSide
 def test_only_so_many_feeds_without_a_reader_are_kept(side: JobSide) -> None:
     read = side.feeds.open("train-read")
     read.subscribers = 1
-    for number in range(service._KEPT + 20):
+    for number in range(service._MAX_IDLE_FEEDS + 20):
         side.feeds.open(f"train-{number}")
-    assert len(side.feeds._ended) == service._KEPT
+    assert len(side.feeds._ended) == service._MAX_IDLE_FEEDS
     assert side.feeds.open("train-read") is read
 
 

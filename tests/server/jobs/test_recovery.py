@@ -34,7 +34,7 @@ async def test_a_runner_that_never_writes_fails_the_job(side: JobSide) -> None:
     assert job.view.error.kind == "RUNNER_LOST"
     # As often as max_runner_crashes says.
     assert job.view.error.log_tail.count("no voice") == 3
-    assert "ended 3 times in a row" in job.view.error.message
+    assert "exited 3 times in a row" in job.view.error.message
 
 
 async def test_crashes_that_bring_a_job_on_are_not_in_a_row(side: JobSide) -> None:
@@ -54,7 +54,7 @@ async def test_the_pause_before_a_restart_doubles_with_each_crash(
     with monkeypatch.context() as still:
         still.setattr(asyncio.get_running_loop(), "time", lambda: 0.0)
         for _ in range(3):
-            side.supervisor._runner_ended(active)
+            side.supervisor._runner_exited(active)
             pauses.append(active.not_before)
     assert pauses == pytest.approx([0.02, 0.04, 0.08])
 

@@ -11,7 +11,7 @@ from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
-from multigrain_server.jobs.files import append
+from multigrain_server.jobs.files import append_event
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, states
 
@@ -62,7 +62,7 @@ async def test_a_resumed_job_is_not_ended_by_the_cancel_of_its_earlier_run(
     assert row is not None
     assert row.job.cancel_requested
     # All that a daemon did which died in ResumeJob.
-    assert append(JobFolder(first.root / "jobs" / job), StateRecord(JobState.QUEUED), 1)
+    assert append_event(JobFolder(first.root / "jobs" / job), StateRecord(JobState.QUEUED), 1)
     second = make_side()
     await second.until(job, lambda j: j.state is JobState.RUNNING)
     assert states(second, job)[-3:] == ["QUEUED", "STARTING", "RUNNING"]

@@ -138,14 +138,14 @@ async def test_what_a_reader_of_events_saw_first_is_counted_and_indexed_all_the_
     side = make_side("cpu:0")
     job = await side.submit()
     active = side.supervisor.active[job.job_id]
-    side.supervisor._tick(active)
+    side.supervisor._check(active)
     # From here on: the supervisor's own round may come before the one below.
     kinds: list[str] = []
     side.supervisor._on_event = kinds.append
     with EventWriter(active.folder.events, job.job_id) as writer:
         writer.append(StateRecord(JobState.STARTING), 1)
     await active.feed.catch_up()
-    side.supervisor._tick(active)
+    side.supervisor._check(active)
     assert kinds == ["state"]
     row = side.store.get(job.job_id)
     assert row is not None

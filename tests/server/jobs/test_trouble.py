@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import JobState
+from multigrain_server.jobs.supervisor import DiskSpace
 from tests.server.jobs.conftest import JobSide
 
 
@@ -21,7 +24,7 @@ async def test_a_job_that_cannot_be_looked_after_holds_up_no_other(
     bad, good = [await side.submit(**labels) for _ in range(2)]
     await side.supervisor.stop()  # the rounds are made here
     supervisor = side.supervisor
-    options = replace(supervisor._options, trouble_seconds=1000.0, save_seconds=0.0)
+    options = replace(supervisor._options, error_retry_seconds=1000.0, save_seconds=0.0)
     monkeypatch.setattr(supervisor, "_options", options)
     looked: list[str] = []
     save_view = side.store.save_view
@@ -37,12 +40,12 @@ async def test_a_job_that_cannot_be_looked_after_holds_up_no_other(
         active.saved_seq = -1
     for _ in range(5):
         supervisor.active[good.job_id].saved_seq = -1
-        await supervisor.look()
+        await supervisor.check_all()
     assert looked.count(bad.job_id) == 1
     assert looked.count(good.job_id) == 5
     # Once the time is over it is looked at again.
-    supervisor.active[bad.job_id].look_at = 0.0
-    await supervisor.look()
+    supervisor.active[bad.job_id].retry_at = 0.0
+    await supervisor.check_all()
     assert looked.count(bad.job_id) == 2
 
 
@@ -52,13 +55,15 @@ async def test_a_queue_that_cannot_be_looked_after_holds_up_no_job(
     job = await side.submit(events="100000", pause="0.05")
     await side.supervisor.stop()
     supervisor = side.supervisor
-    monkeypatch.setattr(supervisor, "_options", replace(supervisor._options, trouble_seconds=1e3))
+    monkeypatch.setattr(
+        supervisor, "_options", replace(supervisor._options, error_retry_seconds=1e3)
+    )
     asked: list[int] = []
     looked: list[str] = []
     monkeypatch.setattr(supervisor, "schedule", lambda: asked.append(1) or 1 / 0)
-    monkeypatch.setattr(supervisor, "_tick", lambda active: looked.append(active.job_id))
+    monkeypatch.setattr(supervisor, "_check", lambda active: looked.append(active.job_id))
     for _ in range(3):
-        await supervisor.look()
+        await supervisor.check_all()
     assert asked == [1]
     assert looked == [job.job_id] * 3
 
@@ -99,7 +104,7 @@ async def test_a_job_folder_of_another_user_is_told_and_stays(
     def refused(*_arguments: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    word = {"delete": "move_to_trash", "resume": "append"}[call]
+    word = {"delete": "move_to_trash", "resume": "append_event"}[call]
     monkeypatch.setattr(f"multigrain_server.jobs.service.{word}", refused)
     with pytest.raises(MultigrainError) as caught:
         await getattr(side.jobs, call)(job.job_id)
@@ -108,3 +113,25 @@ async def test_a_job_folder_of_another_user_is_told_and_stays(
     monkeypatch.undo()
     assert side.jobs.get(job.job_id).state is JobState.CANCELLED
     await side.jobs.delete(job.job_id)
+
+
+@pytest.mark.parametrize(("user", "full"), [(0, False), (1000, True)], ids=["root", "user"])
+def test_space_that_is_reserved_for_root_counts_for_root_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, full: bool
+) -> None:
+    # Ten blocks are left for ordinary users, a million more for root.
+    found = list(os.statvfs(tmp_path))
+    found[:5] = [4096, 4096, 2_000_000, 1_000_010, 10]  # bsize, frsize, blocks, bfree, bavail
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(found))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert DiskSpace().full(tmp_path) is full
+
+
+def test_a_disk_is_full_below_64_kib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(blocks: int) -> os.statvfs_result:
+        return os.statvfs_result([4096, 4096, 2_000_000, blocks, blocks, 0, 0, 0, 0, 255])
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: left(15))
+    assert DiskSpace().full(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _path: left(16))
+    assert not DiskSpace().full(tmp_path)

@@ -33,11 +33,11 @@ async def test_a_model_that_a_job_reads_is_known_by_its_folder(side: JobSide) ->
 
     labels = {"events": "10000", "pause": "0.01"}
     reader = await side.jobs.submit(Submission(JobKind.EVALUATION, "b", labels=labels), check)
-    assert side.jobs.needs.reader_of(bundle) == reader.job_id
-    assert side.jobs.needs.reader_of(bundle.with_name("33")) == ""
+    assert side.jobs.references.reader_of(bundle) == reader.job_id
+    assert side.jobs.references.reader_of(bundle.with_name("33")) == ""
     side.jobs.cancel(reader.job_id)
     await side.ended(reader.job_id)
-    assert side.jobs.needs.reader_of(bundle) == ""
+    assert side.jobs.references.reader_of(bundle) == ""
 
 
 async def test_a_model_that_a_job_will_write_is_known_by_its_name(side: JobSide) -> None:
@@ -46,11 +46,11 @@ async def test_a_model_that_a_job_will_write_is_known_by_its_name(side: JobSide)
 
     labels = {"events": "10000", "pause": "0.01"}
     export = await side.jobs.submit(Submission(JobKind.EXPORT, "b", labels=labels), check)
-    assert side.jobs.needs.exporter_of("m") == export.job_id
-    assert side.jobs.needs.exporter_of("other") == ""
+    assert side.jobs.references.exporter_of("m") == export.job_id
+    assert side.jobs.references.exporter_of("other") == ""
     side.jobs.cancel(export.job_id)
     await side.ended(export.job_id)
-    assert side.jobs.needs.exporter_of("m") == ""
+    assert side.jobs.references.exporter_of("m") == ""
 
 
 async def test_a_training_whose_images_have_changed_is_not_resumed(
