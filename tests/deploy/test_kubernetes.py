@@ -14,6 +14,7 @@ from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING
 from multigrain_server.settings_sources import parse
 from tests.deploy.named import DEPLOY
 from tests.deploy.tools import output, packaged
+from tools.docs.metrics import all_series
 
 FOLDER = DEPLOY / "kubernetes"
 VERSIONS = ("1.30", "1.34")
@@ -183,8 +184,7 @@ def test_the_autoscaler_watches_a_series_that_the_daemon_has(
     (autoscaler,) = of_kind(manifests, "HorizontalPodAutoscaler")
     (metric,) = autoscaler["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
-    readme = (DEPLOY.parent / "README.md").read_text()
-    assert f"| `{name}` | gauge |" in readme
+    assert {one.name: one.type for one in all_series()}[name] == "gauge"
     adapter = yaml.safe_load((FOLDER / "monitoring" / "prometheus-adapter.yaml").read_text())
     (rule,) = adapter["rules"]["custom"]
     assert rule["name"]["as"] == name

@@ -90,5 +90,5 @@ def callers(config: ServerConfig) -> Iterator[Finding]:
         yield warn(
             f"listen {config.listen}",
             warning,
-            "give tls.certificate, tls.key and access.tokens (see TLS and tokens in the README)",
+            "give tls.certificate, tls.key and access.tokens (see docs/how-to/tls-and-tokens.md)",
         )
