@@ -103,7 +103,7 @@ class HeartbeatProgress:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResult:
     """Results of the tasks that were asked for.
 
     Args:
@@ -195,7 +195,7 @@ class Evaluator:
         embedding_size: int,
         progress: Progress,
         on_unreadable: Callable[[dict[int, str]], None] = lambda _unreadable: None,
-    ) -> Measured | None:
+    ) -> EvaluationResult | None:
         """Evaluates. Collective.
 
         Args:
@@ -256,7 +256,9 @@ class Evaluator:
             if found is None:
                 return None
         seconds = time.monotonic() - start
-        return Measured(len(self.folder), classification, copies, found, unreadable, seconds)
+        return EvaluationResult(
+            len(self.folder), classification, copies, found, unreadable, seconds
+        )
 
     def _load(self, index: int) -> FloatArray:
         return self.transform.file(self.folder, index)

@@ -9,7 +9,7 @@ from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmar
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
 from multigrain.evaluate.classification import map_class_indices
-from multigrain.evaluate.evaluator import EvaluationProgress, Evaluator, Measured
+from multigrain.evaluate.evaluator import EvaluationProgress, EvaluationResult, Evaluator
 from multigrain.evaluate.gem_p import run_gem_p
 from multigrain.evaluate.inference import Compiled, Transform, Whitened, whitened
 from multigrain.evaluate.results import write_results
@@ -114,7 +114,7 @@ class _Evaluation:
     def _log(self, level: str, message: str, **fields: str) -> None:
         self.ctx.reporter.emit(LogRecord(level, message, rank=self.ctx.rank, fields=fields))
 
-    def _finish(self, measured: Measured) -> Outcome:
+    def _finish(self, measured: EvaluationResult) -> Outcome:
         metrics, images = measured.metrics, measured.images
         record = EvaluationRecord(
             metrics=metrics,

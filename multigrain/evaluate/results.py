@@ -15,7 +15,7 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.classification import ClassificationResult
 from multigrain.evaluate.copy_detection import CopyDetectionResult
-from multigrain.evaluate.evaluator import Measured
+from multigrain.evaluate.evaluator import EvaluationResult
 from multigrain.evaluate.retrieval import average_precision, write_benchmark
 from multigrain.events.records import EvaluationRecord
 from multigrain.storage import remedy
@@ -32,7 +32,7 @@ def write_results(
     results: Path,
     folder: ImageFolder,
     record: EvaluationRecord,
-    measured: Measured,
+    measured: EvaluationResult,
     gem_p: float,
 ) -> None:
     """Writes ``metrics.json``; ``images.csv`` with classification or copy detection; with

@@ -1,6 +1,6 @@
-"""The factor on the loss that keeps small gradients of half precision from vanishing.
+"""Loss scaling: a factor on the loss that keeps small half-precision gradients from vanishing.
 
-Pure Python: no MindSpore.
+Does not import MindSpore.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import numpy as np
 
 from multigrain.specs.training import OptimizerSpec
 
-# Where neither is asked for: the ModelZoo's, and nothing.
+# Defaults: the ModelZoo's, and no scaling.
 _HALF_PRECISION = 1024.0
 _FULL_PRECISION = 1.0
 
 
 class LossScale:
-    """The loss scale S, and how it follows what overflows.
+    """The loss scale S, static or dynamic.
 
-    A static scale never changes. A dynamic one is doubled after ``loss_scale_steps`` good steps
-    in a row and halved by a step that overflows, between ``loss_scale_min`` and
-    ``loss_scale_max`` (Micikevicius et al., arXiv 1710.03740). Doubling and halving a power of
-    two is exact: with other gradients than those that under- or overflow, nothing changes.
+    A static scale never changes. A dynamic one doubles after ``loss_scale_steps`` steps in a row
+    without overflow and halves at an overflow, between ``loss_scale_min`` and ``loss_scale_max``
+    (Micikevicius et al., arXiv 1710.03740). Multiplying by a power of two is exact, so only
+    gradients that under- or overflow depend on the scale.
 
-    The loss is multiplied, and gradients and factors divided, in ``multigrain.train.gradients``
-    and nowhere else.
+    The loss is scaled, and gradients and curvature factors unscaled, in
+    ``multigrain.train.gradients`` and nowhere else.
+
+    Args:
+        spec: the options ``loss_scaling`` and ``loss_scale*``.
+        precision: decides what "auto" means: dynamic in half precision, else none.
     """
 
     def __init__(self, spec: OptimizerSpec, precision: Literal["fp32", "fp16"]) -> None:
@@ -34,46 +38,46 @@ class LossScale:
         self.dynamic = spec.loss_scaling == "dynamic" or (half and spec.loss_scaling == "auto")
         self.value = spec.loss_scale or (_HALF_PRECISION if half else _FULL_PRECISION)
         self._steps = spec.loss_scale_steps
-        self._least, self._most = spec.loss_scale_min, spec.loss_scale_max
+        self._min, self._max = spec.loss_scale_min, spec.loss_scale_max
         if self.dynamic:
-            self.value = min(max(self.value, self._least), self._most)
-        self._good = 0
+            self.value = min(max(self.value, self._min), self._max)
+        self._good_steps = 0
 
     @property
     def active(self) -> bool:
-        """Whether the loss is multiplied by anything, ever."""
+        """Whether the loss is scaled at all."""
         return self.dynamic or self.value != 1.0
 
-    def good(self) -> None:
-        """Takes note of a step that was taken."""
-        self._good += 1
-        if self.dynamic and self._good >= self._steps:
-            self.value = min(2.0 * self.value, self._most)
-            self._good = 0
+    def step_applied(self) -> None:
+        """Records a step without overflow."""
+        self._good_steps += 1
+        if self.dynamic and self._good_steps >= self._steps:
+            self.value = min(2.0 * self.value, self._max)
+            self._good_steps = 0
 
-    def overflowed(self) -> bool:
-        """Takes note of a step that overflowed.
+    def step_overflowed(self) -> bool:
+        """Records a step with an overflow.
 
         Returns:
-            Whether a smaller scale may help: False for a static one, and at the floor.
+            Whether the scale was reduced: False for a static one, and at the minimum.
         """
-        self._good = 0
-        if not self.dynamic or self.value <= self._least:
+        self._good_steps = 0
+        if not self.dynamic or self.value <= self._min:
             return False
-        self.value = max(0.5 * self.value, self._least)
+        self.value = max(0.5 * self.value, self._min)
         return True
 
     def state(self) -> dict[str, np.ndarray]:
-        """What later steps depend on; nothing for a static scale."""
+        """Returns the state to save in a checkpoint; empty for a static scale."""
         if not self.dynamic:
             return {}
         return {
             "loss_scale.value": np.asarray(self.value, np.float64),
-            "loss_scale.good_steps": np.asarray(self._good, np.int64),
+            "loss_scale.good_steps": np.asarray(self._good_steps, np.int64),
         }
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from :meth:`state`."""
+        """Restores what :meth:`state` returned."""
         if self.dynamic:
             self.value = float(state["loss_scale.value"])
-            self._good = int(state["loss_scale.good_steps"])
+            self._good_steps = int(state["loss_scale.good_steps"])

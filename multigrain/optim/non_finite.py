@@ -1,4 +1,4 @@
-"""What was not finite in a step, and where."""
+"""Finding the first non-finite number (NaN or infinity) of a training step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mindspore import Tensor
 
 @dataclass(frozen=True)
 class NonFinite:
-    """The first number of a step that was not finite, in the order in which they are computed.
+    """The first non-finite quantity of a step, in the order of computation.
 
     Attributes:
         what: "loss", "gradient", "A" or "G" (a curvature factor), or "inverse" (of a factor).
         where: the layer or the parameter; of a loss, its term.
-        layer: the first layer with an output that is not finite, where that is known.
+        layer: the first layer with a non-finite output in the forward pass, if known.
     """
 
     what: Literal["loss", "gradient", "A", "G", "inverse"]
@@ -26,7 +26,7 @@ class NonFinite:
 
     @property
     def scaled(self) -> bool:
-        """Whether the loss scale has a part in it: it is in the backward pass alone."""
+        """Whether the quantity depends on the loss scale: only the backward pass does."""
         return self.what in ("gradient", "G")
 
     def __str__(self) -> str:
@@ -36,11 +36,11 @@ class NonFinite:
 
 
 def first_non_finite_gradient(gradients: Sequence[tuple[str, Tensor]]) -> NonFinite:
-    """The first gradient that is not finite; where only their norm is not, the largest.
+    """Finds the first non-finite gradient; if only the global norm overflows, the largest one.
 
     Args:
-        gradients: names and values in the order of the backward pass, so that the first one is
-            where it began. The sum of their squares is not finite.
+        gradients: names and values in the order of the backward pass. The sum of their squares
+            is non-finite.
     """
     largest, found = -1.0, ""
     for name, gradient in gradients:
@@ -53,11 +53,13 @@ def first_non_finite_gradient(gradients: Sequence[tuple[str, Tensor]]) -> NonFin
 
 
 def first_non_finite_factor(names: Sequence[str], traces: np.ndarray) -> NonFinite | None:
-    """The factor where it began: A's come with the forward pass, G's with the backward pass.
+    """Finds the first non-finite curvature factor in the order of computation, if any.
+
+    The factors A come with the forward pass, G with the backward pass.
 
     Args:
         names: the layers' names, in the order of the network.
-        traces: (2, L) tr(A) and tr(G) of each layer. A mean of outer products with a finite
+        traces: (2, L), tr(A) and tr(G) of each layer. A mean of outer products with a finite
             trace is finite itself: ``|F_ij| <= sqrt(F_ii F_jj)``.
     """
     for name, trace in zip(names, traces[0], strict=True):

@@ -1,4 +1,4 @@
-"""Sums over the workers of a job, in few large messages."""
+"""Collectives over the workers of a job: all-reduce and all-gather in few large messages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-# Elements of one message: 16 MiB of float32, where the TCP collectives of the CPU are fastest.
+# Elements per message: 16 MiB of float32, where the TCP collectives on CPUs are fastest.
 BUCKET_ELEMENTS = 4 * 2**20
 
 
 class Reducer(nn.Cell):
-    """All-reduce over ``world`` workers; does nothing when there is one.
+    """All-reduce over ``world`` workers; the identity with one worker.
 
-    With more than one, ``mindspore.communication.init()`` must have been called.
+    With more than one worker, ``mindspore.communication.init()`` must have been called.
     """
 
     def __init__(self, world: int) -> None:
@@ -30,24 +30,28 @@ class Reducer(nn.Cell):
             self.all_gather = ops.AllGather()
 
     def construct(self, x: Tensor) -> Tensor:
-        """Sum of a float32 tensor over the workers."""
+        """Returns the sum of a float32 tensor over the workers."""
         if self.world == 1:
             return x
         return self.all_reduce(x)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The same, outside a graph."""
+        """Returns the sum over the workers; for use outside a graph."""
         return self(x)
 
     def gather(self, x: Tensor) -> Tensor:
-        """(n,) of each worker, n the same -> (world * n,), outside a graph."""
+        """All-gathers (n,) of each worker, the same n, to (world * n,); for use outside a graph."""
         return self.all_gather(x)
 
 
 class BucketedMean(nn.Cell):
     """Mean over the workers of a fixed list of float32 tensors, in buckets of 16 MiB.
 
-    The tensors of a bucket are concatenated, reduced in one message and cut apart again.
+    The tensors of a bucket are concatenated, reduced in one message and split again.
+
+    Args:
+        reducer: the all-reduce.
+        shapes: shapes of the tensors.
     """
 
     def __init__(self, reducer: Reducer, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -68,10 +72,10 @@ class BucketedMean(nn.Cell):
 
 
 def host_mean(reducer: Reducer, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Mean over the workers of float32 arrays in host memory, in the buckets of BucketedMean.
+    """Returns the mean over the workers of float32 arrays in host memory. Collective.
 
-    Every worker must give arrays of the same shapes in the same order. The lists may differ
-    from call to call: nothing is compiled.
+    Uses the buckets of :class:`BucketedMean`. Every worker must give arrays of the same shapes in
+    the same order. The lists may differ from call to call, because nothing is compiled.
     """
     if reducer.world == 1:
         return list(arrays)
@@ -88,7 +92,10 @@ def host_mean(reducer: Reducer, arrays: Sequence[np.ndarray]) -> list[np.ndarray
 
 
 def host_gather(reducer: Reducer, own: np.ndarray) -> list[np.ndarray]:
-    """Every worker's array, in the order of ranks; (n,) float32, n the same on all of them."""
+    """Returns every worker's (n,) float32 array in the order of ranks. Collective.
+
+    ``n`` must be the same on all workers.
+    """
     parts = [
         reducer.gather(Tensor(own[start : start + BUCKET_ELEMENTS])).asnumpy()
         for start in range(0, len(own), BUCKET_ELEMENTS)
@@ -121,7 +128,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _buckets(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges [first, last) of neighboring tensors; one that is too large has its own."""
+    """Ranges [first, last) of consecutive tensors; one that exceeds a bucket has its own."""
     buckets = []
     first, filled = 0, 0
     for index, size in enumerate(sizes):

@@ -1,6 +1,6 @@
-"""Learning rate and damping as functions of the step. Pure Python: no MindSpore, no state.
+"""Learning rate and damping as pure functions of the step. Does not import MindSpore.
 
-Steps count from 0. The epoch of a step is ``(step + 1) / steps_per_epoch``, a fraction: the
+Steps count from 0. The epoch of a step is the fraction ``(step + 1) / steps_per_epoch``: the
 last step of the first epoch is at epoch 1.0 exactly. That is the convention of the ModelZoo's
 ``lr_generator.py``, whose values these functions reproduce.
 """
@@ -18,7 +18,7 @@ _DAMPING_PERIOD = 10.0
 
 
 def learning_rate(spec: ScheduleSpec, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of one step.
+    """Returns the learning rate of one step.
 
     With ``e`` the epoch of the step, ``w`` the warm-up and ``E`` = ``end_epoch``, or ``epochs``
     where ``end_epoch`` is 0:
@@ -26,13 +26,13 @@ def learning_rate(spec: ScheduleSpec, step: int, steps_per_epoch: int) -> float:
     * ``thor``: ``init * (1 - e / E) ** decay``, halved once for each milestone ``<= e``
       (``get_thor_lr`` of the ModelZoo). It has no warm-up.
     * ``step``: ``init * gamma ** (number of milestones <= e)``.
-    * ``linear``: from ``init`` at ``w`` to ``end`` at ``E``, straight.
-    * ``cosine``: from ``init`` at ``w`` to ``end`` at ``E``, along half a cosine.
+    * ``linear``: linear from ``init`` at ``w`` to ``end`` at ``E``.
+    * ``cosine``: half a cosine from ``init`` at ``w`` to ``end`` at ``E``.
 
-    ``step``, ``linear`` and ``cosine`` rise from 0 to ``init`` in a straight line while
-    ``e < w``. Past ``E``, ``linear`` and ``cosine`` hold ``end`` and ``thor`` holds 0 (its
-    formula would take a power of a negative number there), so a run that goes on stands still;
-    ``decay`` 0 is a constant rate. ``max_steps`` ends a run early and bends no curve.
+    ``step``, ``linear`` and ``cosine`` rise linearly from 0 to ``init`` while ``e < w``. Past
+    ``E``, ``linear`` and ``cosine`` stay at ``end`` and ``thor`` at 0 (its formula would take a
+    power of a negative number there). ``decay`` 0 is a constant rate. ``max_steps`` ends a run
+    early and does not change the curve.
 
     Args:
         spec: the schedule.
@@ -63,7 +63,7 @@ def learning_rate(spec: ScheduleSpec, step: int, steps_per_epoch: int) -> float:
 
 
 def damping(spec: ThorSpec, step: int, steps_per_epoch: int) -> float:
-    """THOR's damping lambda at one step: ``damping_init * damping_decay ** (epoch / 10)``.
+    """Returns THOR's damping lambda of one step: ``damping_init * damping_decay ** (epoch / 10)``.
 
     ``get_thor_damping`` of the ModelZoo, but never below ``damping_min``: float32 cannot invert
     a singular factor with hardly any damping. Arguments and errors as in :func:`learning_rate`.
@@ -86,7 +86,7 @@ def _passed(rate: LearningRateSpec, epoch: float) -> int:
 
 
 def _progress(epoch: float, start: float, end: float) -> float:
-    """Share of the way from ``start`` to ``end``, in [0, 1]; 1 where there is no way at all."""
+    """Fraction of the way from ``start`` to ``end``, in [0, 1]; 1 if ``end <= start``."""
     if end <= start:
         return 1.0
     return min(1.0, (epoch - start) / (end - start))

@@ -1,4 +1,4 @@
-"""The parameter update: preconditioned gradient, weight decay, momentum."""
+"""The parameter update: preconditioned gradient, KL clipping, weight decay, momentum."""
 
 from __future__ import annotations
 
@@ -13,54 +13,62 @@ from multigrain.model.parameters import assign
 from multigrain.optim.thor.preconditioner import LayerPreconditioner, precondition
 
 
-class Group(Enum):
-    """How a parameter is updated."""
+class ParameterGroup(Enum):
+    """How a parameter is updated, like PyTorch's parameter groups."""
 
     WEIGHTS = "weights"  # learning rate, momentum, weight decay
-    EXPONENT = "exponent"  # GeM's p: no weight decay, never below 1
-    BOUNDARY = "boundary"  # the margin loss's beta: its own rate, momentum 0.9, no weight decay
+    GEM_P = "gem_p"  # GeM's p: no weight decay, at least 1
+    MARGIN_BETA = "margin_beta"  # margin loss's beta: own rate, momentum 0.9, no weight decay
 
 
-BOUNDARY_MOMENTUM = 0.9
-# Keeps the KL bound's quotient finite where the learning rate or the gradient is 0.
-SMALLEST = 1e-30
+MARGIN_BETA_MOMENTUM = 0.9
+# Keeps the quotient of KL clipping finite when the learning rate or the gradient is 0.
+KL_EPSILON = 1e-30
 
 
 @dataclass(frozen=True)
 class TrainableParameter:
-    """One trained parameter, its group, and the preconditioner of its gradient if it has one."""
+    """A parameter, its group, and the preconditioner of its gradient, if any."""
 
     parameter: Parameter
-    group: Group
+    group: ParameterGroup
     preconditioner: LayerPreconditioner | None = None
 
 
 class Update(nn.Cell):
-    """In place, for every parameter w with gradient g::
+    """Updates every parameter w with gradient g in place::
 
-        g <- P(g)                    where a preconditioner is given
+        g <- P(g)                    if it has a preconditioner
         g <- g + weight_decay * w    after preconditioning, as THOR does; BatchNorm and biases too
         m <- mu * m + g
         w <- w - lr * m
 
-    The decay is therefore not preconditioned. It applies to every parameter of the network, as
-    in THOR and in the MultiGrain recipe, except GeM's p and beta, for which shrinking toward 0
+    The weight decay is therefore not preconditioned. It applies to every parameter of the network,
+    as in THOR and in the MultiGrain recipe, except GeM's p and beta, for which shrinking toward 0
     has no meaning.
 
-    ``kl_clip`` > 0 bounds the preconditioned step (K-FAC's, with the notation of kfac-pytorch):
-    every P(g) is multiplied by one ``nu = min(1, sqrt(kl_clip / sum(lr^2 <g, P(g)>)))``, the sum
-    over all preconditioned layers. It has no part in what has a plain gradient.
+    Everything is mapped over tuples: a loop in a graph is unrolled into nested calls, of which
+    MindSpore allows 1000.
 
-    ``statistics`` are BatchNorm's running values; they have been written by the forward pass
-    already, and this remembers them as good (see :meth:`restore_statistics`).
+    Args:
+        trainable: the parameters.
+        statistics: BatchNorm's running statistics. The forward pass has already changed them when
+            the update runs; a copy of those of the latest update is kept (see
+            :meth:`restore_statistics`).
+        momentum: mu.
+        weight_decay: L2 penalty.
+        clipped: whether gradients are multiplied by ``clip`` (see :meth:`construct`).
+        kl_clip: bound of the preconditioned step (K-FAC, in the notation of kfac-pytorch); 0 =
+            none. Every P(g) is multiplied by one ``nu = min(1, sqrt(kl_clip / sum(lr^2 <g,
+            P(g)>)))``, the sum over all preconditioned layers. Plain gradients are not affected.
 
-    Gradients are given in the order of :attr:`trained`. Everything is mapped over tuples: a
-    loop in a graph is unrolled into nested calls, of which MindSpore allows 1000.
+    Attributes:
+        trainable: the parameters in the order in which their gradients are given.
     """
 
     def __init__(
         self,
-        trained: Sequence[TrainableParameter],
+        trainable: Sequence[TrainableParameter],
         statistics: Sequence[Parameter],
         *,
         momentum: float,
@@ -69,17 +77,18 @@ class Update(nn.Cell):
         kl_clip: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        layers = [t for t in trained if t.preconditioner is not None]
-        plain = [t for t in trained if t.preconditioner is None and t.group is Group.WEIGHTS]
-        exponents = [t for t in trained if t.group is Group.EXPONENT]
-        boundaries = [t for t in trained if t.group is Group.BOUNDARY]
-        self.trained = (*layers, *plain, *exponents, *boundaries)
+        groups = ParameterGroup
+        layers = [t for t in trainable if t.preconditioner is not None]
+        plain = [t for t in trainable if t.preconditioner is None and t.group is groups.WEIGHTS]
+        exponents = [t for t in trainable if t.group is groups.GEM_P]
+        betas = [t for t in trainable if t.group is groups.MARGIN_BETA]
+        self.trainable = (*layers, *plain, *exponents, *betas)
         self.layers = len(layers)
         self.decayed = len(layers) + len(plain)
         self.exponents = len(exponents)
-        self.boundaries = len(boundaries)
-        self.weights = ParameterTuple([t.parameter for t in self.trained])
-        self.moments = ParameterTuple([_moment(t.parameter) for t in self.trained])
+        self.betas = len(betas)
+        self.weights = ParameterTuple([t.parameter for t in self.trainable])
+        self.moments = ParameterTuple([_moment(t.parameter) for t in self.trainable])
         cells = [t.preconditioner for t in layers if t.preconditioner is not None]
         self.a_inverses = ParameterTuple([cell.a_inverse for cell in cells])
         self.g_inverses = ParameterTuple([cell.g_inverse for cell in cells])
@@ -93,17 +102,24 @@ class Update(nn.Cell):
         self.apply_momentum = ops.ApplyMomentum()
         self.statistics = ParameterTuple(list(statistics))
         self.count_statistics = len(self.statistics)
-        self.good = ParameterTuple(
+        self.saved_statistics = ParameterTuple(
             [
-                Parameter(p.value().copy(), name=f"good.{p.name}", requires_grad=False)
+                Parameter(p.value().copy(), name=f"saved.{p.name}", requires_grad=False)
                 for p in statistics
             ]
         )
 
     def construct(
-        self, rate: Tensor, boundary_rate: Tensor, clip: Tensor, *gradients: Tensor
+        self, rate: Tensor, beta_rate: Tensor, clip: Tensor, *gradients: Tensor
     ) -> Tensor:
-        """The scalars are float32; ``clip`` multiplies every gradient where ``clipped``."""
+        """Updates all parameters and their moments.
+
+        Args:
+            rate: float32 scalar, learning rate.
+            beta_rate: float32 scalar, learning rate of the margin loss's beta.
+            clip: float32 scalar that multiplies every gradient if ``clipped``.
+            gradients: in the order of ``trainable``.
+        """
         if self.clipped:
             gradients = self.each(ops.partial(_scale, clip), gradients)
         layers, n, e = self.layers, self.decayed, self.decayed + self.exponents
@@ -112,13 +128,13 @@ class Update(nn.Cell):
         if layers > 0 and self.kl_clip > 0:
             steps = self.each(_precondition, gradients[:layers], self.a_inverses, self.g_inverses)
             products = self.join(self.each(_products, gradients[:layers], steps))
-            length = ops.maximum(self.total(products) * rate * rate, SMALLEST)
+            length = ops.maximum(self.total(products) * rate * rate, KL_EPSILON)
             nu = ops.minimum(ops.sqrt(self.kl_clip / length), 1.0)
             steps = self.each(ops.partial(_scale, nu), steps)
             self.each(apply, weights[:layers], moments[:layers], steps)
         elif layers > 0:
-            # One layer after the other: what is preconditioned is used at once, and its memory
-            # is free for the next one.
+            # One layer after the other: a preconditioned gradient is used at once, which frees
+            # its memory for the next one.
             self.each(
                 ops.partial(
                     _precondition_and_apply,
@@ -134,24 +150,24 @@ class Update(nn.Cell):
                 ops.partial(_apply_at_least_one, rate, self.momentum),
                 weights[n:e], moments[n:e], gradients[n:e],
             )  # fmt: skip
-        if self.boundaries > 0:
+        if self.betas > 0:
             self.each(
-                ops.partial(_apply, self.apply_momentum, boundary_rate, BOUNDARY_MOMENTUM, 0.0),
+                ops.partial(_apply, self.apply_momentum, beta_rate, MARGIN_BETA_MOMENTUM, 0.0),
                 weights[e:], moments[e:], gradients[e:],
             )  # fmt: skip
         if self.count_statistics > 0:
-            self.each(_copy, self.good, self.statistics)
+            self.each(_copy, self.saved_statistics, self.statistics)
         return rate
 
     def restore_statistics(self) -> None:
-        """Undoes what a skipped step's forward pass did to BatchNorm's running values."""
-        for good, parameter in zip(self.good, self.statistics, strict=True):
-            assign(parameter, good.asnumpy())
+        """Undoes the changes of a skipped step's forward pass to BatchNorm's statistics."""
+        for saved, parameter in zip(self.saved_statistics, self.statistics, strict=True):
+            assign(parameter, saved.asnumpy())
 
     def remember_statistics(self) -> None:
-        """Takes the running values as they are now for good (after weights were loaded)."""
-        for good, parameter in zip(self.good, self.statistics, strict=True):
-            assign(good, parameter.asnumpy())
+        """Saves the present statistics for :meth:`restore_statistics` (after loading weights)."""
+        for saved, parameter in zip(self.saved_statistics, self.statistics, strict=True):
+            assign(saved, parameter.asnumpy())
 
 
 def _moment(parameter: Parameter) -> Parameter:

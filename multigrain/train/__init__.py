@@ -6,11 +6,11 @@ from multigrain.jobs.context import Outcome, WorkerContext
 
 
 def run(ctx: WorkerContext) -> Outcome:
-    """Trains as ``ctx.request.training`` says, from the newest good checkpoint if there is one.
+    """Trains according to ``ctx.request.training``, from the newest intact checkpoint if any.
 
     Raises:
         MultigrainError: DATASET, CHECKPOINT, DIVERGED, STORAGE or INVALID_FIELD.
     """
-    from multigrain.train.job import run_training  # MindSpore is imported only here
+    from multigrain.train.job import run_training  # imports MindSpore
 
     return run_training(ctx)

@@ -1,4 +1,4 @@
-"""Evaluation while training: the figures of the present weights, on schedule."""
+"""Scheduled evaluation during training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
 from multigrain.data.image_folder import ImageFolder, scan
-from multigrain.evaluate.evaluator import Evaluator, HeartbeatProgress, Measured
+from multigrain.evaluate.evaluator import EvaluationResult, Evaluator, HeartbeatProgress
 from multigrain.evaluate.inference import Transform
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.parameters import Preprocessing
@@ -17,20 +17,23 @@ from multigrain.specs.training import TrainingSpec
 
 
 class ScheduledEvaluation:
-    """The images that a training looks at and never trains on, with the tasks for them.
+    """Evaluates the model that is being trained, on held-out images.
 
-    The figures are those of an evaluation job with the same tasks and its defaults: each image
-    is prepared as in serving, at the training resolution, and copies are distorted by its seed.
+    The metrics are those of an evaluation job with the same tasks and its defaults: images are
+    preprocessed as in serving, at the training resolution, and the copies of copy detection
+    depend on the default seed.
+
+    Collective: every worker creates one with the same arguments, except for its context.
 
     Args:
-        ctx: of this worker. Every worker makes one: it is collective.
-        spec: of the training.
-        model: that is trained.
-        train: what it is trained on, whose class numbers it has.
+        ctx: this worker's rank, folders and reporter.
+        spec: the training run; ``spec.evaluation`` names the tasks.
+        model: the model that is being trained.
+        train: the training set, whose class indices the model has.
 
     Raises:
-        MultigrainError: DATASET if the images are not laid out as a task needs them, or have
-            other classes.
+        MultigrainError: DATASET, if a folder has not the layout that its task needs, or has
+            other classes than the training set.
     """
 
     def __init__(
@@ -41,50 +44,52 @@ class ScheduledEvaluation:
         self._spec = spec
         preprocessing = Preprocessing.standard(spec.model.image_size, spec.model.center_crop)
         self._transform = Transform(preprocessing)
-        self._told: set[str] = set()
-        self._evaluators = self._parts(train)
+        self._reported_unreadable: set[str] = set()
+        self._evaluators = self._create_evaluators(train)
 
     def __call__(self, step: int, epoch: int) -> EvaluationRecord | None:
-        """The figures after a step; None if a worker was asked to stop. Collective."""
-        parts: list[Measured] = []
+        """Evaluates the weights after a step; None if a worker was asked to stop. Collective."""
+        results: list[EvaluationResult] = []
         for evaluator in self._evaluators:
-            measured = evaluator.run(
+            result = evaluator.run(
                 self._model, self._model.embedding_size, HeartbeatProgress(self._ctx.reporter)
             )
-            if measured is None:
+            if result is None:
                 return None
-            self._report_unreadable(evaluator.folder, measured.unreadable)
-            parts.append(measured)
-        images = sum(part.images for part in parts)
+            self._report_unreadable(evaluator.folder, result.unreadable)
+            results.append(result)
+        images = sum(result.images for result in results)
         return EvaluationRecord(
-            metrics={name: value for part in parts for name, value in part.metrics.items()},
+            metrics={name: value for result in results for name, value in result.metrics.items()},
             step=step,
             epoch=epoch,
             images=images,
-            unreadable=sum(part.total for part in parts) - images,
-            seconds=sum(part.seconds for part in parts),
+            unreadable=sum(result.total for result in results) - images,
+            seconds=sum(result.seconds for result in results),
             resolution=self._transform.preprocessing.size,
         )
 
-    def _parts(self, train: ImageFolder) -> list[Evaluator]:
-        """One for each folder of images: the tasks on the same images share a pass."""
+    def _create_evaluators(self, train: ImageFolder) -> list[Evaluator]:
+        """Creates one evaluator per folder: tasks on the same images share a forward pass."""
         schedule = self._spec.evaluation
-        search = next((task for task in schedule.tasks if task in RETRIEVAL_TASKS), None)
-        apart = search is not None and bool(schedule.retrieval_path)
-        parts = []
-        here: tuple[Task, ...] = tuple(t for t in schedule.tasks if not (apart and t == search))
-        if here:
+        retrieval = next((task for task in schedule.tasks if task in RETRIEVAL_TASKS), None)
+        own_folder = retrieval is not None and bool(schedule.retrieval_path)
+        evaluators = []
+        on_val: tuple[Task, ...] = tuple(
+            task for task in schedule.tasks if not (own_folder and task == retrieval)
+        )
+        if on_val:
             folder = scan(Path(self._spec.dataset.val_path))
-            if "classification" in here:
-                # Images of some of the classes will do; names decide on the numbers.
+            if "classification" in on_val:
+                # The folder may lack some classes; its class indices follow from their names.
                 folder = folder.relabeled(train.classes)
-            groups = of_folder(folder, schedule.group_queries) if "groups" in here else None
-            parts.append(self._evaluator(folder, here, groups))
-        if search is not None and apart:
+            groups = of_folder(folder, schedule.group_queries) if "groups" in on_val else None
+            evaluators.append(self._evaluator(folder, on_val, groups))
+        if retrieval is not None and own_folder:
             root = Path(schedule.retrieval_path)
-            benchmark = list_benchmark(search, root, schedule.group_queries)
-            parts.append(self._evaluator(benchmark.folder, (search,), benchmark))
-        return parts
+            benchmark = list_benchmark(retrieval, root, schedule.group_queries)
+            evaluators.append(self._evaluator(benchmark.folder, (retrieval,), benchmark))
+        return evaluators
 
     def _evaluator(
         self, folder: ImageFolder, tasks: tuple[Task, ...], benchmark: Benchmark | None
@@ -101,12 +106,12 @@ class ScheduledEvaluation:
         )
 
     def _report_unreadable(self, folder: ImageFolder, unreadable: dict[int, str]) -> None:
-        """Names each file once, not at every evaluation."""
+        """Logs each file once, not at every evaluation."""
         for index, reason in sorted(unreadable.items()):
             path = str(folder.root / folder.paths[index])
-            if path in self._told:
+            if path in self._reported_unreadable:
                 continue
-            self._told.add(path)
+            self._reported_unreadable.add(path)
             fields = {"path": folder.paths[index], "reason": reason}
             message = f"not scored, {folder.paths[index]}: {reason}"
             self._ctx.reporter.emit(LogRecord("WARNING", message, self._ctx.rank, fields))

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch, averaged over the workers."""
+"""Loss, gradients and curvature factors of one batch, averaged over the workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from multigrain.optim.reduce import BucketedMean, Reducer
 
 
 class Forward(nn.Cell):
-    """Model and objective: the joint loss, times the loss scale if ``scaled``, and all three."""
+    """Model and objective: (scaled joint loss, joint, classification and instance loss).
+
+    Args:
+        model: images -> embedding, logits.
+        objective: the joint loss.
+        scaled: whether the loss to differentiate is multiplied by the loss scale.
+    """
 
     def __init__(self, model: nn.Cell, objective: nn.Cell, *, scaled: bool) -> None:
         super().__init__(auto_prefix=False)
@@ -36,16 +42,16 @@ class Forward(nn.Cell):
 
 @dataclass(frozen=True)
 class Gradients:
-    """What one batch gave, reduced over the workers.
+    """Losses and gradients of one batch, reduced over the workers.
 
     Attributes:
-        loss, classification_loss, instance_loss: means over the workers.
+        loss, classification_loss, instance_loss: means over the workers, unscaled.
         stop: whether any worker asked to stop.
-        norm: global norm of the unscaled gradients; not finite when any of them is not.
+        norm: global norm of the unscaled gradients; non-finite if any gradient is.
         values: the unscaled gradients, in the order of the parameters.
         factors: this worker's own curvature factors, in the order of the slots; empty in a
-            plain step. They are not averaged: which of them will be needed is not known yet.
-        traces: (2, L) traces of the factors, averaged: of all A, then of all G.
+            step without refresh. Not averaged yet: the refresh rule first selects the layers.
+        traces: (2, L) traces of the factors, averaged over the workers: all A, then all G.
     """
 
     loss: float
@@ -58,7 +64,7 @@ class Gradients:
     traces: np.ndarray
 
     def problem(self, names: Sequence[str], backward: Sequence[int]) -> NonFinite | None:
-        """What of losses and gradients is not finite; every worker sees the same numbers here.
+        """Finds a non-finite loss or gradient; the same result on every worker.
 
         Args:
             names: the parameters' names, in the order of ``values``.
@@ -78,13 +84,16 @@ class Gradients:
 
 
 class GradientFunction:
-    """Two compiled functions of one network: gradients alone, and with the factors.
+    """Two compiled functions of one network: gradients without and with curvature factors.
 
     Args:
-        slots: the taps' slots; none without THOR.
-        tap: puts the network's taps in, or leaves them out of, a graph that is compiled now.
-            Without factors nothing would use what they compute: the compiler would drop them,
-            after seconds spent on them.
+        forward: model and objective.
+        parameters: those to differentiate by.
+        slots: the taps' slots; empty without THOR.
+        reducer: all-reduce over the workers.
+        tap: switches the network's taps on or off for graphs that are compiled from then on. In
+            the function without factors the compiler would remove them as unused, but only
+            after spending seconds on them.
     """
 
     def __init__(
@@ -113,14 +122,24 @@ class GradientFunction:
         stop: bool,
         factors: bool,
     ) -> Gradients:
-        """Args: ``scale``, the loss scale; read only where the forward pass is ``scaled``."""
-        # Evaluation may have switched the network; BatchNorm must use the batch here.
+        """Computes losses and gradients of one batch. Collective.
+
+        Args:
+            images: (N, 3, H, W) float32.
+            labels: (N,) int32.
+            instances: (N,) int32.
+            noise: sampling noise of the objective.
+            scale: the loss scale; used only if the forward pass is ``scaled``.
+            stop: whether this worker asks to stop.
+            factors: whether to compute the curvature factors too.
+        """
+        # Evaluation may have switched the network to inference mode.
         if not (self._forward.training and self._forward.model.training):
             self._forward.set_train(True)
         function = self._with_factors if factors else self._plain
         if function is None:
             raise ValueError("there are no curvature slots to take factors from")
-        self._tap(factors)  # a batch of another shape compiles anew
+        self._tap(factors)  # a batch of another shape is compiled again
         numbers, *tensors = function(
             images,
             labels,
@@ -147,7 +166,7 @@ class GradientFunction:
 
 
 class _Mean(nn.Cell):
-    """Reduces and unscales what the gradient function gives; see :class:`GradientFunction`."""
+    """Averages over the workers and unscales; see :class:`GradientFunction`."""
 
     def __init__(
         self,
@@ -184,7 +203,7 @@ class _Mean(nn.Cell):
             numbers = self.reducer(numbers) / self.world
             gradients = self.mean(*gradients)
         if self.scaled:
-            # The only place where the loss scale is taken off: here, and off G above.
+            # The loss scale is removed only here, and from G above.
             gradients = self.each(ops.partial(_unscale, 1.0 / scale), gradients)
         squared = ops.reshape(self.total(self.join(self.each(_squares, gradients))), (1,))
         numbers = self.join((squared, numbers))
@@ -204,7 +223,7 @@ def _unscale_one(factor, tensor):  # type: ignore[no-untyped-def]
 
 @_unscale_square.register("Tensor", "Tensor")
 def _unscale_one_square(factor, tensor):  # type: ignore[no-untyped-def]
-    """Of the second order in the derivatives. One by one: the square of a scale may overflow."""
+    """G is of second order in the derivatives. Not ``factor ** 2``, which may overflow."""
     return tensor * factor * factor
 
 

@@ -1,4 +1,4 @@
-"""Puts a training job together inside one worker process."""
+"""The training job inside one worker process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.model.state import load_model_state
 from multigrain.specs.training import TrainingSpec
 from multigrain.train.evaluation import ScheduledEvaluation
-from multigrain.train.loop import Best, Saver, Start, Trainer
+from multigrain.train.loop import BestCheckpoint, CheckpointSaver, StartPoint, Trainer
 from multigrain.train.start import InitialWeights, Resumption, initial_state
 from multigrain.train.step import TrainStep
 
 
 def run_training(ctx: WorkerContext) -> Outcome:
-    """See ``multigrain.train.run``."""
+    """Implements ``multigrain.train.run``."""
     spec = ctx.request.training
     if spec is None:
         raise ValueError("a training worker was started for a job that is not a training job")
@@ -34,7 +34,7 @@ def run_training(ctx: WorkerContext) -> Outcome:
     else:
         folder = resumption.dataset(folder, now, allow_changes=spec.dataset.allow_changes)
         classes = resumption.classes
-    # Every worker looks at the same sample, so all of them fail, or none.
+    # Every worker reads the same sample, so that either all of them fail or none.
     probe(folder, spec.dataset.max_unreadable, seed=spec.seed)
     model_spec = spec.model.model_copy(update={"classes": classes})
     model = build_model(spec.model, classes, seed=spec.seed)
@@ -42,7 +42,7 @@ def run_training(ctx: WorkerContext) -> Outcome:
         folder, spec, rank=ctx.rank, world=ctx.world, threads=spec.dataset.loader_threads
     )
     if ctx.rank == 0:
-        _warn_of_large_steps(ctx, spec, len(folder))
+        _warn_of_repeated_images(ctx, spec, len(folder))
     step = TrainStep(
         model,
         JointObjective(spec.objective),
@@ -50,15 +50,15 @@ def run_training(ctx: WorkerContext) -> Outcome:
         world=ctx.world,
         steps_per_epoch=data.steps_per_epoch,
     )
-    best = Best(spec.evaluation.metric)
-    start = Start()
+    best = BestCheckpoint(spec.evaluation.metric)
+    start = StartPoint()
     if resumption is not None:
         start = resumption.load(model, step, best)
     elif spec.initial_weights:
-        _begin_with(ctx, initial_state(spec, model), model, step)
+        _load_initial_weights(ctx, initial_state(spec, model), model, step)
     if ctx.rank == 0 and spec.optimizer.kind == "thor":
         _log(ctx, step.curvature_table())
-    saver = Saver(
+    saver = CheckpointSaver(
         ctx,
         spec.checkpointing,
         model_spec,
@@ -76,22 +76,22 @@ def run_training(ctx: WorkerContext) -> Outcome:
 
 
 def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:
-    """Outputs of the classifier: as asked, or one for each class folder.
+    """Returns the classifier's outputs: ``spec.model.classes``, or one per class folder if 0.
 
     Raises:
-        MultigrainError: INVALID_FIELD when fewer are asked than there are folders.
+        MultigrainError: INVALID_FIELD, if there are more class folders than outputs.
     """
     found = len(folder.classes)
     if spec.model.classes and spec.model.classes < found:
         raise MultigrainError.field(
             "spec.model.classes",
-            f"{spec.model.classes} classes asked, but the training set has {found} class folders; "
-            "give at least that many, or 0 to take the number of folders",
+            f"is {spec.model.classes}, but the training set has {found} class folders; set at "
+            "least that many, or 0 for the number of folders",
         )
     return spec.model.classes or found
 
 
-def _begin_with(
+def _load_initial_weights(
     ctx: WorkerContext, initial: InitialWeights, model: MultiGrain, step: TrainStep
 ) -> None:
     load_model_state(model, initial.state)
@@ -101,16 +101,16 @@ def _begin_with(
             _log(ctx, note)
 
 
-def _warn_of_large_steps(ctx: WorkerContext, spec: TrainingSpec, images: int) -> None:
-    """A step may take more images than there are: they come again in it, and an epoch is it."""
+def _warn_of_repeated_images(ctx: WorkerContext, spec: TrainingSpec, images: int) -> None:
+    """Warns if a step takes more different images than the training set has."""
     repeats = spec.augmentation.repeats
     taken = -(-spec.schedule.batch_size // repeats) * ctx.world
     if taken <= images:
         return
     largest = images // ctx.world * repeats
     message = (
-        f"a step takes {taken} different images over all workers, and the training set has "
-        f"{images}: some come again within a step; with schedule.batch_size {largest} none do"
+        f"a step takes {taken} different images over all workers, but the training set has "
+        f"{images}: some repeat within a step; schedule.batch_size {largest} avoids that"
     )
     ctx.reporter.emit(LogRecord("WARNING", message, ctx.rank))
 

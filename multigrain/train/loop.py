@@ -1,4 +1,4 @@
-"""Speed of training: images a second, share of time spent waiting for data, time left."""
+"""The training loop: steps, loss events, scheduled evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -21,20 +21,172 @@ from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.state import model_state
 from multigrain.specs.evaluation import MetricName
 from multigrain.specs.training import CheckpointSpec, ModelSpec, TrainingSpec
-from multigrain.train.step import StepResult, TrainStep
+from multigrain.train.step import TrainStep
 
 T = TypeVar("T")
 
 
-class Meter:
-    """Times the steps of one worker.
+@dataclass(frozen=True)
+class StartPoint:
+    """Where a training run begins.
 
-    The figures are means over the latest ``window`` steps. The first two steps of a run compile
-    their graphs, so they are left out once there are others.
+    Attributes:
+        step: optimizer steps already done according to the checkpoint; 0 for a new run.
+        evaluated: whether the evaluation scheduled after that step was done.
+    """
+
+    step: int = 0
+    evaluated: bool = False
+
+
+@dataclass
+class Trainer:
+    """Runs the steps of one worker.
+
+    Args:
+        ctx: this worker's rank, folders and reporter.
+        spec: the training run.
+        data: this worker's batches.
+        step: the training step.
+        saver: writes the checkpoints.
+        start: where the run begins.
+        evaluate: (step, epoch) -> metrics of the present weights, or None if the evaluation was
+            interrupted by a stop request. None: no evaluation is scheduled.
+    """
+
+    ctx: WorkerContext
+    spec: TrainingSpec
+    data: TrainingData
+    step: TrainStep
+    saver: CheckpointSaver
+    start: StartPoint = StartPoint()
+    evaluate: Callable[[int, int], EvaluationRecord | None] | None = None
+
+    def __post_init__(self) -> None:
+        self._steps_per_epoch = self.data.steps_per_epoch
+        steps = self.spec.schedule.epochs * self._steps_per_epoch
+        limit = self.spec.schedule.max_steps
+        self.total_steps = min(steps, limit) if limit else steps
+        self._meter = ThroughputMeter(self.spec.schedule.batch_size * self.ctx.world)
+        self._reported_unreadable: set[str] = set()
+
+    def run(self) -> Outcome:
+        """Trains to the end, or until all workers have agreed to stop; saves in both cases.
+
+        Raises:
+            MultigrainError: DATASET, DIVERGED or STORAGE.
+        """
+        done = self.start.step
+        # The previous attempt may have been stopped in the evaluation after its last step.
+        pending = done > 0 and not self.start.evaluated and self._evaluation_due(done)
+        if pending and not self._after_step(done):
+            return self._stop(done)
+        while done < self.total_steps:
+            epoch = done // self._steps_per_epoch
+            batches = self.data.epoch(epoch, first_step=done % self._steps_per_epoch)
+            for batch in self._meter.time_waiting(iter(batches)):
+                record = self.step(
+                    Tensor(batch.images),
+                    Tensor(batch.labels),
+                    Tensor(batch.instances),
+                    stop=self.ctx.reporter.stop_requested,
+                )
+                done += 1
+                self._report(record, done, epoch + 1)
+                self._report_unreadable()
+                stopped = self.step.stop_agreed and done < self.total_steps
+                if stopped or not self._after_step(done):
+                    return self._stop(done)
+                if done >= self.total_steps:
+                    break
+        return Outcome(message=f"{done} steps done")
+
+    def _epoch_of(self, done: int) -> int:
+        return (done + self._steps_per_epoch - 1) // self._steps_per_epoch
+
+    def _epoch_ended_at(self, done: int) -> int | None:
+        return done // self._steps_per_epoch if done % self._steps_per_epoch == 0 else None
+
+    def _stop(self, done: int) -> Outcome:
+        if self.saver.last_saved != done:
+            self.saver.save(done, self._epoch_of(done), {}, is_best=False)
+        return Outcome(stopped=True, message=f"stopped after step {done} of {self.total_steps}")
+
+    def _evaluation_due(self, done: int) -> bool:
+        every = self.spec.evaluation.every_epochs
+        if self.evaluate is None or not every:
+            return False
+        ended = self._epoch_ended_at(done)
+        return done == self.total_steps or (ended is not None and ended % every == 0)
+
+    def _after_step(self, done: int) -> bool:
+        """Evaluates and saves if due. Returns False if a stop was requested meanwhile."""
+        metrics: dict[str, float] = {}
+        is_best = False
+        epoch = self._epoch_of(done)
+        if self.evaluate is not None and self._evaluation_due(done):
+            self.step.sync_statistics()
+            record = self.evaluate(done, epoch)
+            if record is None:
+                return False
+            metrics = record.metrics
+            is_best = self.saver.best.update(metrics, done)
+            if self.ctx.rank == 0:
+                self.ctx.reporter.emit(record)
+        last = done == self.total_steps
+        if is_best or last or self.saver.due(done, self._epoch_ended_at(done)):
+            self.saver.save(done, epoch, metrics, is_best=is_best)
+        self._meter.exclude()
+        return True
+
+    def _report(self, record: LossRecord, done: int, epoch: int) -> None:
+        """Emits a step's loss event from rank 0, and a heartbeat from the other ranks."""
+        seconds = self._meter.step_done()
+        if self.ctx.rank != 0:
+            self.ctx.reporter.alive()
+            return
+        self.ctx.reporter.emit(
+            replace(
+                record,
+                step=done,
+                total_steps=self.total_steps,
+                epoch=epoch,
+                total_epochs=self.spec.schedule.epochs,
+                images_per_second=self._meter.images_per_second,
+                data_wait=self._meter.data_wait,
+                eta_seconds=self._meter.eta_seconds(self.total_steps - done),
+                step_seconds=seconds,
+            )
+        )
+
+    def _report_unreadable(self) -> None:
+        """Logs each file that was skipped as unreadable, once."""
+        reported = self._reported_unreadable
+        if len(self.data.unreadable) == len(reported):
+            return
+        for path, reason in list(self.data.unreadable.items()):
+            if path in reported:
+                continue
+            reported.add(path)
+            self.ctx.reporter.emit(
+                LogRecord(
+                    level="WARNING",
+                    message=f"skipped {path}: {reason}",
+                    rank=self.ctx.rank,
+                    fields={"path": path, "reason": reason, "unreadable": str(len(reported))},
+                )
+            )
+
+
+class ThroughputMeter:
+    """Measures the throughput of one worker's training steps.
+
+    Rates are means over the latest ``window`` steps. The first two steps of a run compile their
+    graphs; they are left out as soon as there are later ones.
 
     Args:
         images_per_step: images of one step over all workers.
-        window: steps that the means look back.
+        window: number of steps that the means cover.
     """
 
     def __init__(self, images_per_step: int, window: int = 50) -> None:
@@ -43,11 +195,11 @@ class Meter:
         self._waits: deque[float] = deque(maxlen=window)
         self._steps = 0
         self._wait = 0.0
-        self._aside = 0.0
+        self._excluded = 0.0
         self._last = time.monotonic()
 
-    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """Passes batches on, adding the time spent in getting each to the data wait."""
+    def time_waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yields the batches; the time it takes to get each counts as data wait."""
         while True:
             begin = time.monotonic()
             try:
@@ -59,7 +211,7 @@ class Meter:
             yield batch
 
     def step_done(self) -> float:
-        """Ends a step that began when the previous one ended; returns its seconds."""
+        """Ends the step that began when the previous one ended; returns its duration (s)."""
         now = time.monotonic()
         seconds = now - self._last
         if self._steps == 2:
@@ -72,49 +224,48 @@ class Meter:
         self._wait = 0.0
         return seconds
 
-    def aside_done(self) -> None:
-        """Ends what was done since the latest step and belongs to none: an evaluation, say."""
+    def exclude(self) -> None:
+        """Excludes the time since the latest step (an evaluation, a save) from the next step."""
         now = time.monotonic()
-        self._aside += now - self._last
+        self._excluded += now - self._last
         self._last = now
 
     @property
     def images_per_second(self) -> float:
+        """Images per second over all workers."""
         total = sum(self._seconds)
         return self._images * len(self._seconds) / total if total > 0 else 0.0
 
     @property
     def data_wait(self) -> float:
-        """Share of the time, 0..1."""
+        """Fraction of the step time spent waiting for data, 0 to 1."""
         total = sum(self._seconds)
         return sum(self._waits) / total if total > 0 else 0.0
 
     def eta_seconds(self, steps_left: int) -> float:
-        """Seconds that ``steps_left`` steps take at the present speed, with as much aside of them
-        as so far; -1 before the first."""
+        """Estimated seconds for ``steps_left`` steps; -1 before the first step.
+
+        Assumes the present speed, and as much excluded time per step as so far.
+        """
         if not self._seconds:
             return -1.0
         step = sum(self._seconds) / len(self._seconds)
-        return steps_left * (step + self._aside / self._steps)
-
-
-# MERGED: Which checkpoint was best, by the metric that the specification names.
+        return steps_left * (step + self._excluded / self._steps)
 
 
 @dataclass
-class Best:
-    """The best value so far; ``step`` is 0 while there is none."""
+class BestCheckpoint:
+    """The step with the best value of a metric so far; ``step`` is 0 while there is none."""
 
     metric: MetricName
     value: float = 0.0
     step: int = 0
 
-    def improved(self, metrics: dict[str, float], step: int) -> bool:
-        """Takes the figures of an evaluation at ``step``; True if they are the best so far.
+    def update(self, metrics: dict[str, float], step: int) -> bool:
+        """Takes the metrics of an evaluation at ``step``; returns whether it is the new best.
 
-        Every figure is better the higher it is, but the loss.
-
-        A later equal value does not replace an earlier one, and what is no number is never best.
+        Lower is better for the loss, higher for every other metric. An equal value does not
+        replace an earlier one, and NaN is never the best.
         """
         value = metrics[self.metric]
         if math.isnan(value):
@@ -126,16 +277,22 @@ class Best:
         return True
 
 
-# MERGED: Writes a training job's checkpoints and says so.
-
-
 @dataclass
-class Saver:
-    """Saves from rank 0; the other ranks only take part in averaging the statistics.
+class CheckpointSaver:
+    """Writes a training job's checkpoints.
+
+    Rank 0 writes; the other ranks only take part in averaging BatchNorm's statistics.
 
     Args:
-        model_spec: with the number of classes filled in, as the manifest needs it.
-        dataset: what is trained on; needed on rank 0.
+        ctx: this worker's rank, folders and reporter.
+        spec: when to save, and how many checkpoints to keep.
+        model_spec: the network, with its number of classes filled in.
+        labels: class names.
+        model: the network.
+        step: the training step, whose state is saved too.
+        best: the best checkpoint so far.
+        dataset: fingerprint of the training set; required on rank 0.
+        last_saved: step of the newest checkpoint.
     """
 
     ctx: WorkerContext
@@ -144,7 +301,7 @@ class Saver:
     labels: tuple[str, ...]
     model: nn.Cell
     step: TrainStep
-    best: Best
+    best: BestCheckpoint
     dataset: DatasetFingerprint | None = None
     last_saved: int = 0
 
@@ -159,10 +316,10 @@ class Saver:
         return by_steps or by_epochs
 
     def save(self, step: int, epoch: int, metrics: dict[str, float], *, is_best: bool) -> None:
-        """Writes ``step-XXXXXXXX`` and removes what is older than the last ``keep``.
+        """Writes ``step-XXXXXXXX`` and prunes all but the last ``keep``. Collective.
 
         Raises:
-            MultigrainError: STORAGE when the disk is full or cannot be written.
+            MultigrainError: STORAGE, if the disk is full or cannot be written.
         """
         self.last_saved = step
         self.step.sync_statistics()
@@ -189,160 +346,3 @@ class Saver:
         self.ctx.reporter.emit(record)
         protect = {self.best.step} if self.best.step else set()
         store.prune(folder, keep=self.spec.keep, protect=protect)
-
-
-# MERGED: The training loop: batches in, loss events and checkpoints out.
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins.
-
-    Attributes:
-        step: optimizer steps already done (of a checkpoint), 0 for a new run.
-        evaluated: whether figures were taken after that step.
-    """
-
-    step: int = 0
-    evaluated: bool = False
-
-
-@dataclass
-class Trainer:
-    """Runs the steps of one worker.
-
-    Args:
-        start: where the run begins.
-        evaluate: figures of the present weights on the held-out images, or None if it was asked
-            to stop; no function = never.
-    """
-
-    ctx: WorkerContext
-    spec: TrainingSpec
-    data: TrainingData
-    step: TrainStep
-    saver: Saver
-    start: Start = Start()
-    evaluate: Callable[[int, int], EvaluationRecord | None] | None = None
-
-    def __post_init__(self) -> None:
-        self._per_epoch = self.data.steps_per_epoch
-        steps = self.spec.schedule.epochs * self._per_epoch
-        limit = self.spec.schedule.max_steps
-        self.total_steps = min(steps, limit) if limit else steps
-        self._meter = Meter(self.spec.schedule.batch_size * self.ctx.world)
-        self._told: set[str] = set()
-
-    def run(self) -> Outcome:
-        """Trains to the end, or until every worker has agreed to stop; saves in both cases."""
-        done = self.start.step
-        # Where the attempt before was stopped at an evaluation, that comes first.
-        missed = done > 0 and not self.start.evaluated and self._evaluation_due(done)
-        if missed and not self._after_step(done):
-            return self._stop(done)
-        while done < self.total_steps:
-            epoch = done // self._per_epoch
-            batches = self.data.epoch(epoch, first_step=done % self._per_epoch)
-            for batch in self._meter.waiting(iter(batches)):
-                result = self.step(
-                    Tensor(batch.images),
-                    Tensor(batch.labels),
-                    Tensor(batch.instances),
-                    stop=self.ctx.reporter.stop_requested,
-                )
-                done += 1
-                self._report(result, done, epoch + 1)
-                self._report_unreadable()
-                stopped = result.stop_agreed and done < self.total_steps
-                if stopped or not self._after_step(done):
-                    return self._stop(done)
-                if done >= self.total_steps:
-                    break
-        return Outcome(message=f"{done} steps done")
-
-    def _epoch_of(self, done: int) -> int:
-        return (done + self._per_epoch - 1) // self._per_epoch
-
-    def _epoch_ended_at(self, done: int) -> int | None:
-        return done // self._per_epoch if done % self._per_epoch == 0 else None
-
-    def _stop(self, done: int) -> Outcome:
-        if self.saver.last_saved != done:
-            self.saver.save(done, self._epoch_of(done), {}, is_best=False)
-        return Outcome(stopped=True, message=f"stopped after step {done} of {self.total_steps}")
-
-    def _evaluation_due(self, done: int) -> bool:
-        every = self.spec.evaluation.every_epochs
-        if self.evaluate is None or not every:
-            return False
-        ended = self._epoch_ended_at(done)
-        return done == self.total_steps or (ended is not None and ended % every == 0)
-
-    def _after_step(self, done: int) -> bool:
-        """Evaluates and saves if that is due. False if a stop was asked for meanwhile."""
-        metrics: dict[str, float] = {}
-        is_best = False
-        epoch = self._epoch_of(done)
-        if self.evaluate is not None and self._evaluation_due(done):
-            self.step.sync_statistics()
-            record = self.evaluate(done, epoch)
-            if record is None:
-                return False
-            metrics = record.metrics
-            is_best = self.saver.best.improved(metrics, done)
-            if self.ctx.rank == 0:
-                self.ctx.reporter.emit(record)
-        last = done == self.total_steps
-        if is_best or last or self.saver.due(done, self._epoch_ended_at(done)):
-            self.saver.save(done, epoch, metrics, is_best=is_best)
-        self._meter.aside_done()
-        return True
-
-    def _report(self, result: StepResult, done: int, epoch: int) -> None:
-        seconds = self._meter.step_done()
-        if self.ctx.rank != 0:
-            self.ctx.reporter.alive()
-            return
-        self.ctx.reporter.emit(
-            LossRecord(
-                step=done,
-                total_steps=self.total_steps,
-                epoch=epoch,
-                total_epochs=self.spec.schedule.epochs,
-                loss=result.loss,
-                classification_loss=result.classification_loss,
-                instance_loss=result.instance_loss,
-                learning_rate=result.learning_rate,
-                damping=result.damping,
-                images_per_second=self._meter.images_per_second,
-                data_wait=self._meter.data_wait,
-                refreshed_layers=result.refreshed_layers,
-                kept_layers=result.kept_layers,
-                stopped_layers=result.stopped_layers,
-                curvature_layers=result.curvature_layers,
-                eta_seconds=self._meter.eta_seconds(self.total_steps - done),
-                skipped=result.skipped,
-                skipped_because=result.skipped_because,
-                skipped_total=result.skipped_total,
-                loss_scale=result.loss_scale,
-                beta=result.beta,
-                gem_p=result.gem_p,
-                step_seconds=seconds,
-            )
-        )
-
-    def _report_unreadable(self) -> None:
-        if len(self.data.unreadable) == len(self._told):
-            return
-        for path, reason in list(self.data.unreadable.items()):
-            if path in self._told:
-                continue
-            self._told.add(path)
-            self.ctx.reporter.emit(
-                LogRecord(
-                    level="WARNING",
-                    message=f"skipped {path}: {reason}",
-                    rank=self.ctx.rank,
-                    fields={"path": path, "reason": reason, "unreadable": str(len(self._told))},
-                )
-            )

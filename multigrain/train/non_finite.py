@@ -1,4 +1,4 @@
-"""Where a forward pass first went wrong."""
+"""Steps with non-finite numbers: where they begin, and when there have been too many."""
 
 from __future__ import annotations
 
@@ -11,52 +11,10 @@ from mindspore import Tensor, nn, ops
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.optim.non_finite import NonFinite
 
-
-def first_non_finite_layer(model: nn.Cell, images: Tensor) -> str | None:
-    """The first layer with an output that is not finite; None if there is none.
-
-    Runs the network once more, outside any graph and in its present mode, BatchNorm's running
-    values included: the caller puts them back.
-
-    Returns:
-        The layer's path in the network; "the images" where these are not finite themselves.
-    """
-    if not _finite(images):
-        return "the images"
-    broken: list[str] = []
-    handles = []
-    for name, cell in model.cells_and_names():
-        # A cell's parts are done before the cell: what is found first is the innermost.
-        if not name.endswith("_tap"):
-            handles.append(cell.register_forward_hook(_hook(name or "the network", broken)))
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return broken[0] if broken else None
-
-
-def _hook(name: str, broken: list[str]) -> Any:
-    def check(_cell: nn.Cell, _inputs: Any, output: Any) -> None:
-        tensors = output if isinstance(output, tuple) else (output,)
-        if not broken and not all(_finite(x) for x in tensors if isinstance(x, Tensor)):
-            broken.append(name)
-
-    return check
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(ops.isfinite(ops.cast(x, mindspore.float32)).all().asnumpy())
-
-
-# MERGED: Counts the steps that were skipped, and ends a training that does nothing else.
-
-
 _LOWER_RATE = "lower schedule.learning_rate.init"
 _MORE_DAMPING = "raise optimizer.thor.damping_init"
 _ADVICE = {
-    "loss": f"{_LOWER_RATE}, or look for broken images there",
+    "loss": f"{_LOWER_RATE}, or look for damaged images there",
     "gradient": f"{_LOWER_RATE}, or bound the step with optimizer.clip_norm",
     "A": f"{_LOWER_RATE}: the layer's inputs are too large for float32",
     "G": f"{_LOWER_RATE}, or bound the step with optimizer.clip_norm",
@@ -66,34 +24,35 @@ _ADVICE = {
 
 @dataclass
 class NonFiniteStepCounter:
-    """Skipped steps of a run.
+    """Counts skipped steps, and ends a training run that has diverged.
 
     Attributes:
-        limit: steps in a row after which the training has diverged.
-        in_row: those that count toward it.
-        total: all, also those that only a smaller loss scale was needed for.
+        limit: number of consecutive counted steps at which the run has diverged.
+        in_row: consecutive steps counted toward the limit.
+        total: all skipped steps, tolerated ones included.
     """
 
     limit: int
     in_row: int = 0
     total: int = 0
 
-    def good(self) -> None:
-        """Takes note of a step that was taken."""
+    def step_applied(self) -> None:
+        """Records a step that updated the weights."""
         self.in_row = 0
 
-    def skip(self, step: int, problem: NonFinite, *, forgiven: bool) -> None:
-        """Takes note of a step that was not.
+    def step_skipped(self, step: int, problem: NonFinite, *, tolerated: bool) -> None:
+        """Records a skipped step.
 
         Args:
             step: its number, from 1.
-            problem: what was not finite in it.
-            forgiven: whether the next step may do better with a smaller loss scale.
+            problem: what was non-finite.
+            tolerated: not counted toward the limit, because a smaller loss scale may help.
+
         Raises:
-            MultigrainError: DIVERGED, at the ``limit``-th in a row.
+            MultigrainError: DIVERGED, at the ``limit``-th step in a row.
         """
         self.total += 1
-        if forgiven:
+        if tolerated:
             return
         self.in_row += 1
         if self.in_row >= self.limit:
@@ -103,3 +62,41 @@ class NonFiniteStepCounter:
                 f"skipped, none of which changed the weights: {_ADVICE[problem.what]}, and start "
                 "again from the last checkpoint",
             )
+
+
+def first_non_finite_layer(model: nn.Cell, images: Tensor) -> str | None:
+    """Finds the first layer with a non-finite output; None if there is none.
+
+    Runs the network once more, outside any graph and in its present mode. This changes
+    BatchNorm's running statistics: the caller restores them.
+
+    Returns:
+        The layer's path in the network, or "the images" if those are non-finite themselves.
+    """
+    if not _finite(images):
+        return "the images"
+    found: list[str] = []
+    handles = []
+    for name, cell in model.cells_and_names():
+        # The hook of an inner cell runs before its parent's: the innermost cell is found first.
+        if not name.endswith("_tap"):
+            handles.append(cell.register_forward_hook(_hook(name or "the network", found)))
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _hook(name: str, found: list[str]) -> Any:
+    def check(_cell: nn.Cell, _inputs: Any, output: Any) -> None:
+        tensors = output if isinstance(output, tuple) else (output,)
+        if not found and not all(_finite(x) for x in tensors if isinstance(x, Tensor)):
+            found.append(name)
+
+    return check
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(ops.isfinite(ops.cast(x, mindspore.float32)).all().asnumpy())

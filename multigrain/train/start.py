@@ -1,4 +1,4 @@
-"""The weights that a training starts from, where it is given some."""
+"""Where a training run starts: from initial weights, or from its own newest checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from multigrain.jobs.context import WorkerContext
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import GEM_P, load_model_state, model_state
 from multigrain.specs.training import ModelSpec, TrainingSpec
-from multigrain.train.loop import Best, Start
+from multigrain.train.loop import BestCheckpoint, StartPoint
 from multigrain.train.step import TrainStep
 from multigrain.weights.load import Weights, load_weights
 
@@ -28,22 +28,22 @@ _CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights for ``load_model_state``, and what a user should know of them."""
+    """Weights for ``load_model_state``, and notes about them for the event log."""
 
     state: dict[str, NDArray[np.generic]]
     notes: tuple[str, ...]
 
 
 def initial_state(spec: TrainingSpec, model: MultiGrain) -> InitialWeights:
-    """The weights of ``initial_weights``, fitted to the network that is trained.
+    """Loads ``spec.initial_weights`` and adapts them to ``model``.
 
-    A classifier of another number of classes cannot be used: the network keeps its own, as it
-    was initialized. The pooling exponent is the specification's, unless it is learned and the
+    A classifier with another number of classes cannot be used: the model keeps its own, randomly
+    initialized one. The pooling exponent is the specification's, unless it is learned and the
     source has one.
 
     Raises:
-        MultigrainError: NOT_FOUND or CHECKPOINT for the file; INVALID_FIELD where the
-            specification asks for another trunk or stem.
+        MultigrainError: NOT_FOUND or CHECKPOINT for the file; INVALID_FIELD if the specification
+            names another trunk or stem.
     """
     weights = load_weights(Path(spec.initial_weights))
     if weights.spec is not None:
@@ -56,44 +56,41 @@ def initial_state(spec: TrainingSpec, model: MultiGrain) -> InitialWeights:
         state |= {name: own[name] for name in _CLASSIFIER}
         had = f"has {outputs[0][0]} classes" if outputs and outputs[0] else "is missing"
         notes.append(
-            f"the classifier of the initial weights {had}, this training has {model.classes}: "
-            "it starts from random weights; everything else is taken"
+            f"the classifier of the initial weights {had}, this training run has "
+            f"{model.classes}: the classifier starts from random weights, everything else from "
+            "the given ones"
         )
     if not spec.model.learn_gem_p or GEM_P not in state:
         state[GEM_P] = np.asarray(spec.model.gem_p, np.float32)
     return InitialWeights(state, tuple(notes))
 
 
-def _check(found: ModelSpec, asked: ModelSpec) -> None:
+def _check(found: ModelSpec, expected: ModelSpec) -> None:
     for name in ("trunk", "stem"):
-        if getattr(found, name) != getattr(asked, name):
+        if getattr(found, name) != getattr(expected, name):
             raise MultigrainError.field(
                 f"spec.model.{name}",
-                f"is {getattr(asked, name)!r}, but initial_weights holds {getattr(found, name)!r}; "
-                "give that, or other weights",
+                f"is {getattr(expected, name)!r}, but initial_weights has "
+                f"{getattr(found, name)!r}; use that, or other weights",
             )
 
 
 def _origin(weights: Weights) -> str:
     if weights.naming and weights.spec is not None:
-        names = f"{weights.naming}'s names"
-        return f"starting from weights of a {weights.spec.trunk} under {names}"
+        return f"starting from weights of a {weights.spec.trunk} with {weights.naming}'s names"
     if weights.job_id:
         return f"starting from the weights of job {weights.job_id}, step {weights.step}"
     return "starting from the given weights"
 
 
-# MERGED: Going on from the checkpoint that an earlier attempt left.
-
-
 @dataclass(frozen=True)
 class Resumption:
-    """The newest good checkpoint of this job, read and checked.
+    """Resumes a job from the newest intact checkpoint of an earlier attempt.
 
     Args:
-        ctx: of this worker.
-        path: its folder.
-        checkpoint: its content.
+        ctx: this worker's rank, folders and reporter.
+        path: the checkpoint's folder.
+        checkpoint: its content, verified.
     """
 
     ctx: WorkerContext
@@ -102,10 +99,12 @@ class Resumption:
 
     @classmethod
     def find(cls, ctx: WorkerContext) -> Resumption | None:
-        """None for a job that has none yet. Damaged newer ones are named in the log.
+        """Loads the newest intact checkpoint; None if there is none.
+
+        Newer damaged ones are logged.
 
         Raises:
-            MultigrainError: CHECKPOINT.
+            MultigrainError: CHECKPOINT, if it cannot be read.
         """
 
         def damaged(message: str) -> None:
@@ -117,33 +116,33 @@ class Resumption:
 
     @property
     def classes(self) -> int:
-        """Outputs of the network."""
+        """Number of outputs of the network."""
         return self.checkpoint.manifest.model.classes
 
     def dataset(
         self, folder: ImageFolder, now: DatasetFingerprint | None, *, allow_changes: bool
     ) -> ImageFolder:
-        """The images to go on with.
+        """Checks the training set against the checkpoint and returns the images to train on.
 
         Args:
-            folder: as it is now.
-            now: its fingerprint; only the first worker has it.
+            folder: the present training set.
+            now: its fingerprint; None on workers other than rank 0.
             allow_changes: ``dataset.allow_changes``.
 
         Raises:
-            MultigrainError: DATASET if they are not those of the checkpoint and need be, or if
-                there are classes that the network does not know.
+            MultigrainError: DATASET, if the training set has changed and changes are not allowed,
+                or if it has classes that the network does not have.
         """
         manifest = self.checkpoint.manifest
         if now is not None:
             changed = check_dataset(manifest, now, allow_changes=allow_changes)
             if changed:
-                text = f"{changed}; going on all the same, as dataset.allow_changes says"
+                text = f"{changed}; continuing, because dataset.allow_changes is set"
                 self._log(text, level="WARNING")
         return folder.relabeled(manifest.labels) if allow_changes else folder
 
-    def load(self, model: MultiGrain, step: TrainStep, best: Best) -> Start:
-        """Puts everything back as it was when the checkpoint was written."""
+    def load(self, model: MultiGrain, step: TrainStep, best: BestCheckpoint) -> StartPoint:
+        """Restores the model, the step and the best checkpoint; returns where to continue."""
         manifest = self.checkpoint.manifest
         load_model_state(model, self.checkpoint.model)
         step.load_state(self.checkpoint.state)
@@ -153,12 +152,15 @@ class Resumption:
             best.step = int(position.get("best_step", 0))
         if self.ctx.rank == 0:
             self._log(f"continuing from the checkpoint of step {manifest.step}")
-            self._tell_record()
-        return Start(manifest.step, evaluated=bool(manifest.metrics))
+            self._report_checkpoint()
+        return StartPoint(manifest.step, evaluated=bool(manifest.metrics))
 
-    def _tell_record(self) -> None:
-        """Where the worker was killed between writing the checkpoint and saying so, or where a
-        newer one has turned out damaged, the record still names another one."""
+    def _report_checkpoint(self) -> None:
+        """Emits the checkpoint's event unless it is the newest one in the event log.
+
+        It is not if the worker was killed between writing the checkpoint and emitting its event,
+        or if a newer checkpoint is damaged.
+        """
         record = store.record_of(self.path, self.checkpoint.manifest)
         if newest_record(self.ctx.folder.events, CheckpointRecord) != record:
             self.ctx.reporter.emit(record)

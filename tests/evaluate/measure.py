@@ -10,7 +10,7 @@ from multigrain.data.benchmarks import of_folder
 from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import ClassificationResult
-from multigrain.evaluate.evaluator import Evaluator, Measured
+from multigrain.evaluate.evaluator import EvaluationResult, Evaluator
 from multigrain.evaluate.inference import Transform
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.evaluation import Task
@@ -39,7 +39,7 @@ def measure(
     all_reduce: AllReduce | None = None,
     on_progress: Callable[[int], None] = lambda _images: None,
     reporter: Any = None,
-) -> Measured | None:
+) -> EvaluationResult | None:
     """The figures of some tasks; "groups" are the class folders."""
     evaluator = Evaluator(
         folder,

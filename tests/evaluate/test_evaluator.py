@@ -8,7 +8,7 @@ import pytest
 
 from multigrain.data.image_folder import scan
 from multigrain.evaluate.all_reduce import AllReduce
-from multigrain.evaluate.evaluator import Measured
+from multigrain.evaluate.evaluator import EvaluationResult
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.evaluation import TASK_METRICS
 from tests.data.datasets import write_dataset
@@ -25,7 +25,9 @@ def test_every_figure_is_the_same_for_any_number_of_workers(tmp_path: Path, worl
     (root / "c1" / "003.png").write_bytes(b"")
     folder = scan(root)
 
-    def work(rank: int = 0, all_reduce: AllReduce | None = None, world: int = 1) -> Measured:
+    def work(
+        rank: int = 0, all_reduce: AllReduce | None = None, world: int = 1
+    ) -> EvaluationResult:
         found = measure(
             MeanColor(), folder, P, tasks=ALL_TASKS, rank=rank, world=world, all_reduce=all_reduce
         )

@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor
 
 from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
-from multigrain.optim.update import Group, TrainableParameter, Update
+from multigrain.optim.update import ParameterGroup, TrainableParameter, Update
 
 
 def parameter(name: str, values: np.ndarray) -> Parameter:
@@ -29,10 +29,10 @@ def test_three_steps_of_every_group() -> None:
     p, beta = parameter("p", np.array(1.2)), parameter("beta", np.array(1.2))
     update = Update(
         [
-            TrainableParameter(weight, Group.WEIGHTS, cell),
-            TrainableParameter(bias, Group.WEIGHTS),
-            TrainableParameter(p, Group.EXPONENT),
-            TrainableParameter(beta, Group.BOUNDARY),
+            TrainableParameter(weight, ParameterGroup.WEIGHTS, cell),
+            TrainableParameter(bias, ParameterGroup.WEIGHTS),
+            TrainableParameter(p, ParameterGroup.GEM_P),
+            TrainableParameter(beta, ParameterGroup.MARGIN_BETA),
         ],
         [],
         momentum=0.8,
@@ -59,7 +59,11 @@ def test_three_steps_of_every_group() -> None:
 def test_the_exponent_never_falls_below_one() -> None:
     p = parameter("p", np.array(1.5))
     update = Update(
-        [TrainableParameter(p, Group.EXPONENT)], [], momentum=0.9, weight_decay=0.1, clipped=False
+        [TrainableParameter(p, ParameterGroup.GEM_P)],
+        [],
+        momentum=0.9,
+        weight_decay=0.1,
+        clipped=False,
     )
     update(scalar(1.0), scalar(1.0), scalar(1.0), scalar(7.0))
     assert float(p.asnumpy()) == 1.0
@@ -69,7 +73,7 @@ def test_statistics_of_a_skipped_step_are_undone() -> None:
     mean = parameter("mean", np.array([1.0, 2.0]))
     weight = parameter("w", np.array([1.0]))
     update = Update(
-        [TrainableParameter(weight, Group.WEIGHTS)],
+        [TrainableParameter(weight, ParameterGroup.WEIGHTS)],
         [mean],
         momentum=0.9,
         weight_decay=0.0,
@@ -92,8 +96,8 @@ def test_the_kl_bound_limits_the_preconditioned_step_alone(bound: float, binds: 
         cell = LayerPreconditioner(f"w{index}", BlockLayout.of(4, 8), BlockLayout.of(rows, 8))
         cell.g_inverse.set_data(Tensor(inverse[None]))
         weight = parameter(f"w{index}", np.zeros((rows, 4)))
-        trained.append(TrainableParameter(weight, Group.WEIGHTS, cell))
-    trained.append(TrainableParameter(parameter("b", np.zeros(5)), Group.WEIGHTS))
+        trained.append(TrainableParameter(weight, ParameterGroup.WEIGHTS, cell))
+    trained.append(TrainableParameter(parameter("b", np.zeros(5)), ParameterGroup.WEIGHTS))
     update = Update(trained, [], momentum=0.9, weight_decay=0.0, clipped=False, kl_clip=bound)
     gradients = [rng.standard_normal(t.parameter.shape) for t in trained]
     rate = 0.2
@@ -118,7 +122,7 @@ def test_the_kl_bound_of_no_step_at_all_is_no_number_to_divide_by() -> None:
     cell = LayerPreconditioner("w", BlockLayout.of(4, 8), BlockLayout.of(3, 8))
     weight = parameter("w", np.ones((3, 4)))
     update = Update(
-        [TrainableParameter(weight, Group.WEIGHTS, cell)], [],
+        [TrainableParameter(weight, ParameterGroup.WEIGHTS, cell)], [],
         momentum=0.9, weight_decay=0.0, clipped=False, kl_clip=1e-3,
     )  # fmt: skip
     update(scalar(0.0), scalar(0.0), scalar(1.0), Tensor(np.ones((3, 4), np.float32)))

@@ -19,7 +19,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.losses.objective import JointObjective
 from multigrain.specs.training import TrainingSpec
-from multigrain.train.loop import Best, Saver, Start, Trainer
+from multigrain.train.loop import BestCheckpoint, CheckpointSaver, StartPoint, Trainer
 from multigrain.train.start import Resumption
 from multigrain.train.step import TrainStep
 from tests.data.datasets import write_dataset
@@ -82,12 +82,12 @@ def attempt(
     step = TrainStep(
         model, JointObjective(spec.objective), spec, world=1, steps_per_epoch=PER_EPOCH
     )
-    best = Best(spec.evaluation.metric)
+    best = BestCheckpoint(spec.evaluation.metric)
     resumption = Resumption.find(ctx)
-    start = resumption.load(model, step, best) if resumption is not None else Start()
+    start = resumption.load(model, step, best) if resumption is not None else StartPoint()
     classes = tuple(str(number) for number in range(CLASSES))
     model_spec = spec.model.model_copy(update={"classes": CLASSES})
-    saver = Saver(
+    saver = CheckpointSaver(
         ctx, spec.checkpointing, model_spec, classes, model, step, best, last_saved=start.step
     )
 

@@ -48,7 +48,7 @@ def test_a_classifier_of_the_same_number_of_classes_is_taken(tmp_path: Path) -> 
     assert 0 < loaded["classifier.weight"].max() < 1
     assert len(np.unique(loaded["classifier.weight"])) > 1000
     assert loaded["pool.p"] == 3.0  # the specification's; the source pools by the average
-    assert start.notes == ("starting from weights of a resnet18 under torchvision's names",)
+    assert start.notes == ("starting from weights of a resnet18 with torchvision's names",)
 
 
 def test_a_classifier_of_other_classes_is_dropped_and_the_log_says_so(tmp_path: Path) -> None:

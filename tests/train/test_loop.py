@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from multigrain.checkpoint import store
-from multigrain.events.records import EvaluationRecord, Record
+from multigrain.events.records import EvaluationRecord, LossRecord, Record
 from multigrain.jobs.context import Outcome
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.specs.training import TrainingSpec
-from multigrain.train.loop import Best, Start, Trainer
-from multigrain.train.loop import Saver as RealSaver
-from multigrain.train.step import StepResult
+from multigrain.train.loop import BestCheckpoint, StartPoint, Trainer
+from multigrain.train.loop import CheckpointSaver as RealSaver
 from tests.train.tiny import tiny_model
 
 PER_EPOCH = 3
@@ -58,8 +57,11 @@ class Step:
     def __init__(self, order: list[str] | None = None) -> None:
         self.order = order if order is not None else []
 
-    def __call__(self, *_arrays: object, stop: bool) -> StepResult:
-        return StepResult(0, 1.0, 1.0, 1.0, 0.1, 0.0, False, 0, 0, 0.0, 3.0, stop_agreed=stop)
+    def __call__(self, *_arrays: object, stop: bool) -> LossRecord:
+        self.stop_agreed = stop
+        return LossRecord(
+            0, 0, 0, 0, loss=1.0, classification_loss=1.0, instance_loss=1.0, learning_rate=0.1
+        )
 
     def sync_statistics(self) -> None:
         self.order.append("averaged")
@@ -69,7 +71,7 @@ class Saver:
     """Notes (step, whether evaluated, best)."""
 
     def __init__(self, last_saved: int = 0) -> None:
-        self.best = Best("top1")
+        self.best = BestCheckpoint("top1")
         self.last_saved = last_saved
         self.saved: list[tuple[int, bool, bool]] = []
 
@@ -87,7 +89,7 @@ def train(
     evaluate: Callable[[int, int], EvaluationRecord | None],
     *,
     reporter: Reporter | None = None,
-    start: Start | None = None,
+    start: StartPoint | None = None,
     step: Step | None = None,
     max_steps: int = 0,
     every: int = 1,
@@ -96,7 +98,15 @@ def train(
         {"schedule": {"epochs": 2, "max_steps": max_steps}, "evaluation": {"every_epochs": every}}
     )
     context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=Path())
-    fakes: Any = (context, spec, Data(), step or Step(), saver, start or Start(), evaluate)
+    fakes: Any = (
+        context,
+        spec,
+        Data(),
+        step or Step(),
+        saver,
+        start or StartPoint(),
+        evaluate,
+    )
     return Trainer(*fakes).run()
 
 
@@ -151,7 +161,9 @@ def test_every_worker_takes_part_in_averaging_what_the_first_one_saves(
         request=SimpleNamespace(job_id="job"),
     )  # fmt: skip
     spec = TrainingSpec()
-    saver = RealSaver(context, spec.checkpointing, spec.model, ("a",), model, step, Best("top1"))
+    saver = RealSaver(
+        context, spec.checkpointing, spec.model, ("a",), model, step, BestCheckpoint("top1")
+    )
     saver.save(3, 1, {}, is_best=False)
     assert order == ["averaged"]
     assert len(store.steps(JobFolder(tmp_path).checkpoints)) == (1 if rank == 0 else 0)
@@ -185,7 +197,7 @@ def test_a_stop_at_the_end_of_an_epoch_does_not_begin_its_evaluation() -> None:
 def test_a_resumed_run_makes_the_evaluation_that_it_was_stopped_at() -> None:
     for step in (3, 6):
         saver, reporter = Saver(last_saved=step), Reporter()
-        outcome = train(saver, figures, reporter=reporter, start=Start(step))
+        outcome = train(saver, figures, reporter=reporter, start=StartPoint(step))
         assert not outcome.stopped
         assert saver.saved[0] == (step, True, True)
         first = reporter.records[0]
@@ -195,8 +207,8 @@ def test_a_resumed_run_makes_the_evaluation_that_it_was_stopped_at() -> None:
 
 def test_a_run_resumed_from_an_evaluated_checkpoint_goes_on_with_the_next_step() -> None:
     saver = Saver(last_saved=3)
-    train(saver, figures, start=Start(3, evaluated=True))
+    train(saver, figures, start=StartPoint(3, evaluated=True))
     assert saver.saved == [(6, True, True)]
     saver = Saver(last_saved=6)
-    assert train(saver, figures, start=Start(6, evaluated=True)).message == "6 steps done"
+    assert train(saver, figures, start=StartPoint(6, evaluated=True)).message == "6 steps done"
     assert saver.saved == []

@@ -33,7 +33,7 @@ def test_in_float32_there_is_none() -> None:
     half = LossScale(OptimizerSpec(), "fp16")
     assert (half.value, half.active, half.dynamic) == (1024.0, True, True)
     static = LossScale(OptimizerSpec(loss_scaling="static", loss_scale=64.0), "fp16")
-    assert not static.overflowed()
+    assert not static.step_overflowed()
     assert (static.value, static.active, static.dynamic) == (64.0, True, False)
 
 
@@ -45,9 +45,9 @@ def test_it_doubles_after_good_steps_in_a_row_and_halves_between_its_bounds() ->
     seen = []
     for good in "++++++-+-++--":
         if good == "+":
-            scale.good()
+            scale.step_applied()
         else:
-            seen.append(scale.overflowed())
+            seen.append(scale.step_overflowed())
         seen.append(scale.value)
     assert seen == [4, 8, 8, 8, 8, 8, True, 4, 4, True, 2, 2, 4, True, 2, False, 2]
 

@@ -161,12 +161,12 @@ def test_inputs_break_forwards_and_derivatives_backwards(
 
 
 def test_only_what_a_smaller_loss_scale_cannot_help_counts_toward_the_end() -> None:
-    skips, problem = NonFiniteStepCounter(limit=2), NonFinite("gradient", "x")
+    counter, problem = NonFiniteStepCounter(limit=2), NonFinite("gradient", "x")
     for step in range(5):
-        skips.skip(step, problem, forgiven=True)
-    skips.skip(6, problem, forgiven=False)
-    skips.good()
-    skips.skip(8, problem, forgiven=False)
+        counter.step_skipped(step, problem, tolerated=True)
+    counter.step_skipped(6, problem, tolerated=False)
+    counter.step_applied()
+    counter.step_skipped(8, problem, tolerated=False)
     with pytest.raises(MultigrainError, match="step 9"):
-        skips.skip(9, problem, forgiven=False)
-    assert (skips.total, skips.in_row) == (8, 2)
+        counter.step_skipped(9, problem, tolerated=False)
+    assert (counter.total, counter.in_row) == (8, 2)

@@ -26,10 +26,13 @@ def test_the_loss_falls(kind: str) -> None:
 
 def test_a_result_tells_what_happened() -> None:
     step = tiny_step(tiny_spec(frequency=3))
-    results = [step(*batch(i), stop=i == 2) for i in range(4)]
+    results, stop_agreed = [], []
+    for i in range(4):
+        results.append(step(*batch(i), stop=i == 2))
+        stop_agreed.append(step.stop_agreed)
     assert [r.step for r in results] == [1, 2, 3, 4]
     assert [r.refreshed_layers for r in results] == [3, 0, 0, 3]
-    assert [r.stop_agreed for r in results] == [False, False, True, False]
+    assert stop_agreed == [False, False, True, False]
     last = results[-1]
     assert last.curvature_layers == 3
     # linear to 0 over 10 epochs of 4 steps; damping 0.1 * 0.5^(epoch / 10), epoch 1

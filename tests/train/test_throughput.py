@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from multigrain.train import loop as module
-from multigrain.train.loop import Meter
+from multigrain.train.loop import ThroughputMeter
 
 
 class Clock:
@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def run(meter: Meter, clock: Clock, steps: list[tuple[float, float]]) -> list[float]:
+def run(meter: ThroughputMeter, clock: Clock, steps: list[tuple[float, float]]) -> list[float]:
     """Steps of (seconds waiting for data, seconds computing); returns the step times."""
 
     def batches() -> Iterator[int]:
@@ -36,18 +36,18 @@ def run(meter: Meter, clock: Clock, steps: list[tuple[float, float]]) -> list[fl
             yield index
 
     seconds = []
-    for index in meter.waiting(batches()):
+    for index in meter.time_waiting(batches()):
         clock.now += steps[index][1]
         seconds.append(meter.step_done())
     return seconds
 
 
 def test_a_step_lasts_from_the_end_of_the_previous_one(clock: Clock) -> None:
-    assert run(Meter(10), clock, [(1, 3), (0.5, 1.5)]) == pytest.approx([4, 2])
+    assert run(ThroughputMeter(10), clock, [(1, 3), (0.5, 1.5)]) == pytest.approx([4, 2])
 
 
 def test_speed_and_data_wait_are_means_without_the_two_compiling_steps(clock: Clock) -> None:
-    meter = Meter(images_per_step=10)
+    meter = ThroughputMeter(images_per_step=10)
     run(meter, clock, [(0, 50), (0, 30), (1, 1), (0, 2)])
     assert meter.images_per_second == pytest.approx(20 / 4)
     assert meter.data_wait == pytest.approx(1 / 4)
@@ -55,7 +55,7 @@ def test_speed_and_data_wait_are_means_without_the_two_compiling_steps(clock: Cl
 
 
 def test_only_the_window_counts(clock: Clock) -> None:
-    meter = Meter(images_per_step=1, window=2)
+    meter = ThroughputMeter(images_per_step=1, window=2)
     run(meter, clock, [(0, 1)] * 5 + [(0, 4), (0, 4)])
     assert meter.images_per_second == pytest.approx(1 / 4)
 
@@ -63,16 +63,16 @@ def test_only_the_window_counts(clock: Clock) -> None:
 def test_an_evaluation_between_two_steps_slows_no_step_but_counts_in_the_time_left(
     clock: Clock,
 ) -> None:
-    meter = Meter(images_per_step=1)
+    meter = ThroughputMeter(images_per_step=1)
     run(meter, clock, [(0, 1)] * 4)
     clock.now += 60
-    meter.aside_done()
+    meter.exclude()
     assert run(meter, clock, [(0, 1)]) == pytest.approx([1])
     assert meter.images_per_second == pytest.approx(1)
     assert meter.eta_seconds(10) == pytest.approx(10 * (1 + 60 / 5))
 
 
 def test_before_the_first_step_nothing_is_claimed() -> None:
-    meter = Meter(10)
+    meter = ThroughputMeter(10)
     assert meter.images_per_second == 0
     assert meter.eta_seconds(3) == -1

@@ -10,8 +10,9 @@ import mindspore
 import numpy as np
 from mindspore.communication import get_rank, init
 
+from multigrain.events.records import LossRecord
 from multigrain.model.state import load_model_state, model_state
-from multigrain.train.step import StepResult, TrainStep
+from multigrain.train.step import TrainStep
 from tests.train.tiny import batch, tiny_spec, tiny_step
 
 STEPS = 4
@@ -31,7 +32,7 @@ def whole_state(step: TrainStep) -> dict[str, np.ndarray]:
     return model_state(step._model) | step.state()
 
 
-def decision(result: StepResult) -> tuple[int, int, int]:
+def decision(result: LossRecord) -> tuple[int, int, int]:
     return result.refreshed_layers, result.kept_layers, result.stopped_layers
 
 
@@ -69,8 +70,8 @@ def main(folder: Path) -> None:
     step = tiny_step(tiny_spec(), world=2)
     for i in range(2):
         x, labels, ids = batch(10 * i + rank)
-        last = step(x, labels, ids, stop=rank == 1 and i == 1)
-        results[f"stop/{i}"] = np.array(last.stop_agreed)
+        step(x, labels, ids, stop=rank == 1 and i == 1)
+        results[f"stop/{i}"] = np.array(step.stop_agreed)
     results["own_mean"] = model_state(step._model)["trunk.bn1.moving_mean"]
     step.sync_statistics()
     results |= {f"margin/{name}": v for name, v in whole_state(step).items()}
