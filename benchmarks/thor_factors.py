@@ -28,7 +28,7 @@ import torch
 from mindspore import Tensor, nn, ops
 
 from multigrain.model.layers import Conv2d, Dense, Pair
-from multigrain.optim.thor.capture import attach
+from multigrain.optim.thor.capture import attach_taps
 
 IMAGES, SIDE, CLASSES, BLOCK = 16, 13, 5, 16
 LIMIT = 1e-4
@@ -128,7 +128,7 @@ def main() -> int:
         p.set_data(Tensor(values))
         weights[p.name].data = torch.from_numpy(values)
 
-    layers = attach(ours, block_size=BLOCK)
+    layers = attach_taps(ours, block_size=BLOCK)
     slots = mindspore.ParameterTuple([p for x in layers for p in x.slots])
 
     def loss(images: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy with label smoothing."""
+"""The joint objective: lambda * classification loss + (1 - lambda) * instance loss."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from multigrain.specs.training import ObjectiveSpec
 
 
 class SmoothedCrossEntropy(nn.Cell):
-    """Mean over the batch of cross-entropy against smoothed labels.
+    """Softmax cross-entropy against smoothed labels, averaged over the batch.
 
     With K classes the target has probability 1 - eps + eps/K and every other class eps/K (the
     convention of PyTorch and of ``ops.cross_entropy``; the ModelZoo's 1 - eps and eps/(K-1) is
     the same with another eps). (N, K) logits and (N,) int32 labels -> scalar float32.
+
+    Args:
+        smoothing: eps, in [0, 1).
     """
 
     def __init__(self, smoothing: float = 0.0) -> None:
@@ -32,16 +35,16 @@ class SmoothedCrossEntropy(nn.Cell):
         return -ops.ReduceSum()(target * log_p) / n
 
 
-# MERGED: The joint loss: lambda * classification + (1 - lambda) * instance.
-
-
 class JointObjective(nn.Cell):
     """(embedding, logits, labels, instances, noise) -> (joint, classification, instance).
 
     Embedding (N, C) and logits (N, K) float32; labels and instances (N,) int32; noise (N, N)
-    standard Gumbel noise of :meth:`noise`, which only the margin loss reads. All three results
-    are float32 scalars. With ``instance_loss: none`` the joint loss is the classification loss
-    itself, whatever the weight.
+    standard Gumbel noise from :meth:`noise`, used by the margin loss only. All three results
+    are float32 scalars. With ``instance_loss: none`` the joint loss is the classification loss,
+    regardless of the weight.
+
+    Args:
+        spec: kinds and weights of the losses.
     """
 
     def __init__(self, spec: ObjectiveSpec) -> None:
@@ -68,10 +71,10 @@ class JointObjective(nn.Cell):
         return joint, classification, instance
 
     def noise(self, batch: int, key: tuple[int, ...]) -> Tensor:
-        """The step's sampling noise, a pure function of ``key`` (seed, step, rank).
+        """Returns the sampling noise of a step, a pure function of ``key`` (seed, step, rank).
 
-        Made on the host, so that a resumed run draws what the uninterrupted one would have
-        drawn, on every kind of device.
+        It is generated on the host, so that a resumed run draws the same noise as an
+        uninterrupted one on every kind of device.
         """
         if self.kind != "margin":
             return Tensor(np.zeros((1, 1), np.float32))
@@ -80,5 +83,5 @@ class JointObjective(nn.Cell):
 
     @property
     def beta(self) -> float:
-        """The margin loss's boundary; 0 where there is none."""
+        """The margin loss's beta; 0 for other instance losses."""
         return float(self.instance.beta.asnumpy()) if self.kind == "margin" else 0.0

@@ -24,14 +24,14 @@ class GeM(nn.Cell):
         dy/dp   = y * ( sum_u x_u^p ln x_u / (p sum_u x_u^p) - ln(mean_u x_u^p) / p^2 )
 
     It is computed as ``m * mean((x/m)^p)^(1/p)`` with ``m = max_u x_u``: the same value, but no
-    power can overflow, and at least one term of the mean is 1. ``m`` is held constant for the
-    gradient (its total derivative is zero).
+    power can overflow, and at least one term of the mean is 1. ``m`` is treated as a constant in
+    the gradient (its total derivative is zero).
 
     p = 1 is plain average pooling (without the clamp) and p = infinity is max pooling; both are
-    chosen when the graph is built. Float16 would underflow at eps^2 already, hence float32.
+    selected when the graph is built. Always float32: float16 would underflow at eps^2 already.
 
     Args:
-        p: exponent, >= 1; may be infinity when it is not learned.
+        p: exponent, >= 1; may be infinity if it is not learned.
         learn: make p a trainable scalar (the general form is then used for every value).
     """
 
@@ -55,7 +55,7 @@ class GeM(nn.Cell):
             return self.mean_positions(x, (2, 3))
         if self.maximum:
             return self.max_positions(x, (2, 3))
-        # The clamp max(x, eps), in a form that every export format knows.
+        # The clamp max(x, eps), in a form that every export format supports.
         x = ops.relu(x - EPSILON) + EPSILON
         m = ops.stop_gradient(self.max_kept(x, (2, 3)))
         p = self.p if self.learn else self.exponent
@@ -68,7 +68,7 @@ class GeM(nn.Cell):
         return float(self.p.asnumpy()) if self.learn else self.exponent
 
     def set_exponent(self, p: float) -> None:
-        """Replaces the exponent. Do it before the first call in graph mode."""
+        """Replaces the exponent. Call it before the first call in graph mode."""
         _check(p, self.learn)
         if self.learn:
             assign(self.p, np.asarray(p))
@@ -82,5 +82,5 @@ def _check(p: float, learn: bool) -> None:
         raise MultigrainError.field("spec.model.gem_p", f"must be at least 1, is {p}")
     if learn and math.isinf(p):
         raise MultigrainError.field(
-            "spec.model.gem_p", "infinity cannot be learned; set learn_gem_p to false or p to 3"
+            "spec.model.gem_p", "infinity cannot be learned; set learn_gem_p to false or gem_p to 3"
         )

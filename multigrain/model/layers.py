@@ -1,4 +1,4 @@
-"""The two layers whose curvature THOR can capture: convolution and dense."""
+"""The layers that THOR can precondition: convolution and dense."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ Pair = tuple[int, int]
 class Conv2d(nn.Cell):
     """2-D convolution without bias, NCHW, symmetric zero padding; weight (O, I / groups, kh, kw).
 
-    ``kernel``, ``stride``, ``padding`` and ``dilation`` are one number for both directions, or
-    one for each (height, width); as attributes they are always pairs.
+    ``multigrain.optim.thor.capture`` may attach two *taps*: identities around the convolution
+    whose backward pass also computes the layer's curvature factors. They are never part of an
+    exported graph: a model that is built for inference has none attached.
 
-    In its plain mode it is a convolution and nothing else. ``multigrain.optim.thor.capture``
-    may attach two *taps*: identities around the convolution whose backward pass also computes
-    the layer's curvature factors. They are never part of an exported graph because a model
-    that is built for inference has none attached.
+    A small feature map (at most ``matmul_positions`` output positions; 0 = never) is convolved as
+    one matrix product: the CPU's convolution kernels reorder the whole weight at every call,
+    which costs several times the arithmetic there.
 
-    Where a feature map is small (``matmul_positions`` output positions at most; 0 = never), the
-    convolution is computed as one matrix product: the CPU's convolution kernels reorder the
-    whole weight at every call, which costs several times the arithmetic there.
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel, stride, padding, dilation: one number for both directions, or (height, width). As
+            attributes they are always pairs.
+        groups: number of groups.
     """
 
     def __init__(
@@ -44,13 +47,13 @@ class Conv2d(nn.Cell):
         self.dilation = _pair(dilation)
         self.groups = groups
         height, width = self.padding
-        # Zeros: multigrain.model.parameters fills every weight from one seed.
+        # Zeros: multigrain.model.parameters initializes every weight from one seed.
         self.weight = Parameter(
             ops.zeros((out_channels, in_channels // groups, *self.kernel)), name="weight"
         )
         self.convolve = ops.Conv2D(
             out_channel=out_channels,
-            kernel_size=self.kernel,  # tuples: the ONNX export reads no plain numbers
+            kernel_size=self.kernel,  # tuples: the ONNX export does not accept integers
             pad_mode="pad",
             pad=(height, height, width, width),
             stride=self.stride,
@@ -74,7 +77,7 @@ class Conv2d(nn.Cell):
             and self.groups == 1
             and self.positions(x) <= self.matmul_positions
         ):
-            y = self.as_product(x)
+            y = self.as_matmul(x)
         elif self.half:
             y = self.convolve(ops.cast(x, self.half_type), ops.cast(self.weight, self.half_type))
         else:
@@ -84,16 +87,16 @@ class Conv2d(nn.Cell):
         return y
 
     def positions(self, x: Tensor) -> int:
-        """Output positions of an input."""
+        """Returns the number of output positions for an input."""
         return self.output_side(x.shape[2], 0) * self.output_side(x.shape[3], 1)
 
     def output_side(self, length: int, direction: int) -> int:
-        """Output positions along the height (direction 0) or the width (1) of an input."""
+        """Returns the output length along the height (direction 0) or the width (1)."""
         reach = self.dilation[direction] * (self.kernel[direction] - 1) + 1
         return (length + 2 * self.padding[direction] - reach) // self.stride[direction] + 1
 
-    def as_product(self, x: Tensor) -> Tensor:
-        """The same convolution as one matrix product over unfolded patches."""
+    def as_matmul(self, x: Tensor) -> Tensor:
+        """Computes the convolution as one matrix product over unfolded patches (im2col)."""
         n = x.shape[0]
         height = self.output_side(x.shape[2], 0)
         width = self.output_side(x.shape[3], 1)
@@ -108,8 +111,7 @@ class Conv2d(nn.Cell):
 class Dense(nn.Cell):
     """Linear layer with bias: (N, I) -> (N, O); weight (O, I). Always float32.
 
-    Has the same two modes as :class:`Conv2d`; the taps see the output before the bias, whose
-    derivative is the same.
+    May have taps like :class:`Conv2d`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

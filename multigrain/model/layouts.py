@@ -1,4 +1,7 @@
-"""Every trunk's blocks, and the names and shapes of all its parameters. No MindSpore."""
+"""The trunks' architectures, and the names and shapes of their parameters.
+
+Does not import MindSpore.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,13 @@ STEM_KERNELS = {"imagenet": 7, "small": 3}
 
 @dataclass(frozen=True)
 class Layout:
-    """Blocks of the four stages; ``bottleneck`` or basic blocks; SE in every block or none."""
+    """Architecture of a ResNet.
+
+    Args:
+        blocks: number of blocks in each of the four stages.
+        bottleneck: bottleneck blocks instead of basic ones.
+        squeeze: squeeze-and-excitation in every block.
+    """
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool
@@ -21,7 +30,7 @@ class Layout:
 
     @property
     def expansion(self) -> int:
-        """Channels of a block's output over its width."""
+        """Ratio of a block's output channels to its width."""
         return 4 if self.bottleneck else 1
 
 
@@ -37,7 +46,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def trunk_shapes(trunk: str, stem: str = "imagenet") -> dict[str, Shape]:
-    """Name and shape of every parameter and running statistic of a trunk.
+    """Returns name and shape of every parameter and running statistic of a trunk.
 
     The names are those of ``multigrain.model.state.model_state``.
     """
@@ -60,10 +69,10 @@ def trunk_shapes(trunk: str, stem: str = "imagenet") -> dict[str, Shape]:
 
 
 def trunk_of(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
-    """Trunk and stem whose parameters these are; None if they are no trunk's.
+    """Identifies trunk and stem by their parameters' names and shapes; None if there is no match.
 
     Args:
-        shapes: by our names; those outside ``trunk.`` are not looked at.
+        shapes: by this package's names; those outside ``trunk.`` are ignored.
     """
     found = {name: shape for name, shape in shapes.items() if name.startswith("trunk.")}
     for trunk in LAYOUTS:

@@ -14,15 +14,20 @@ from multigrain.model.parameters import initialize
 from multigrain.model.resnet import ResNet, build_trunk
 from multigrain.specs.training import ModelSpec
 
-# Positions up to which a matrix product beats the CPU's convolution kernels (measured).
+# Output positions up to which a matrix product beats the CPU's convolution kernels (measured).
 SMALL_MAP = 9
 
 
 class MultiGrain(nn.Cell):
     """(N, 3, H, W) float32 -> embedding (N, C) and logits (N, K), both float32.
 
-    The embedding is *not* normalized: the classifier sees it as it is, the instance loss and
+    The embedding is *not* normalized: the classifier takes it as it is; the instance loss and
     retrieval normalize it themselves (arXiv 1902.05509, section 3).
+
+    Args:
+        trunk: the feature extractor.
+        pool: GeM pooling.
+        classes: K, outputs of the classifier.
     """
 
     def __init__(self, trunk: ResNet, pool: GeM, classes: int) -> None:
@@ -38,10 +43,13 @@ class MultiGrain(nn.Cell):
         return embedding, self.classifier(embedding)
 
     def set_precision(self, precision: Literal["fp32", "fp16"]) -> None:
-        """Computes the trunk's convolutions in half precision (GPU and Ascend).
+        """Sets the precision of the trunk's convolutions; "fp16" needs a GPU or Ascend device.
 
         BatchNorm keeps float32 statistics; GeM, the classifier and the losses are float32.
         Call it before the first step.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, for "fp16" on the CPU.
         """
         half = precision == "fp16"
         if half and mindspore.get_context("device_target") == "CPU":
@@ -53,10 +61,10 @@ class MultiGrain(nn.Cell):
                 cell.half = half
 
     def speed_up_small_maps(self) -> None:
-        """For training on the CPU: small feature maps are convolved as matrix products.
+        """Convolves small feature maps as matrix products, for training on the CPU.
 
-        The same function, up to rounding; several times faster for maps of up to 3x3. Not for
-        a model that is exported. Call it before the first step.
+        The result is the same up to rounding, and computed several times faster for maps of up to
+        3x3. Not for a model that is exported. Call it before the first step.
         """
         for _, cell in self.trunk.cells_and_names():
             if isinstance(cell, Conv2d) and cell.kernel != (1, 1):
@@ -64,13 +72,15 @@ class MultiGrain(nn.Cell):
 
 
 def build_model(spec: ModelSpec, classes: int, *, seed: int = 0) -> MultiGrain:
-    """Builds the network and fills it with the start weights of ``seed``.
+    """Builds and initializes the network.
 
     Args:
         spec: trunk, stem, pooling.
         classes: outputs of the classifier, >= 1.
+        seed: of the initial weights.
+
     Raises:
-        MultigrainError: INVALID_FIELD, for an unknown trunk or stem or an impossible p.
+        MultigrainError: INVALID_FIELD, for an unknown trunk or stem or an invalid p.
     """
     if classes < 1:
         raise MultigrainError.field("spec.model.classes", f"must be at least 1, is {classes}")
@@ -81,13 +91,11 @@ def build_model(spec: ModelSpec, classes: int, *, seed: int = 0) -> MultiGrain:
     return net
 
 
-# MERGED: A network that pools with another exponent than its own, and shares its weights.
-
-
 class GemOverride(nn.Cell):
-    """(N, 3, H, W) float32 -> embedding (N, C) and logits (N, K), as ``network`` with p = ``p``.
+    """``network`` with another GeM exponent, sharing its weights.
 
-    Several of them hold one copy of the weights; each is compiled by itself.
+    (N, 3, H, W) float32 -> embedding (N, C) and logits (N, K). Several overrides of one network
+    share one copy of the weights; each has its own compiled graph.
 
     Args:
         network: trunk and classifier.
@@ -95,7 +103,7 @@ class GemOverride(nn.Cell):
     """
 
     def __init__(self, network: MultiGrain, p: float) -> None:
-        # No prefix: the parameters keep their names, whoever else holds the network.
+        # Without a prefix the shared parameters keep their names.
         super().__init__(auto_prefix=False)
         self.network = network
         self.pool = GeM(p)

@@ -29,7 +29,7 @@ class SqueezeExcitation(nn.Cell):
 
 
 class Shortcut(nn.SequentialCell):
-    """1x1 convolution and BatchNorm where a block changes the shape."""
+    """Projection shortcut: 1x1 convolution and BatchNorm, if a block changes the shape."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__(
@@ -106,12 +106,12 @@ class Bottleneck(nn.Cell):
 
 
 class MaxPool(nn.Cell):
-    """3x3 max pooling, stride 2, padding 1, of a non-negative map.
+    """3x3 max pooling, stride 2, padding 1, of a non-negative feature map.
 
-    After a ReLU a zero border never wins over a real value, so padding with zeros equals the
-    usual padding with minus infinity, and unlike MindSpore's own padded pooling it exports. The
-    border is made from the map itself (times 0) and not from a constant, which would fix the
-    batch size of an exported graph; MindSpore's ``Pad`` is ten times slower on the CPU.
+    After a ReLU, padding with zeros equals the usual padding with minus infinity. Unlike
+    MindSpore's own padded pooling it can be exported. The border is made from the map itself
+    (times 0) and not from a constant, which would fix the batch size of an exported graph;
+    MindSpore's ``Pad`` is ten times slower on the CPU.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,11 @@ class ResNet(nn.Cell):
 
 
 def build_trunk(name: str, stem: str = "imagenet") -> ResNet:
-    """The trunk of that name, with zero weights (see ``multigrain.model.parameters``)."""
+    """Builds a trunk, with weights of 0 (see ``multigrain.model.parameters``).
+
+    Raises:
+        MultigrainError: INVALID_FIELD, for an unknown name or stem.
+    """
     if name not in LAYOUTS:
         raise MultigrainError.field(
             "spec.model.trunk", f"unknown trunk {name!r}: one of {', '.join(LAYOUTS)}"

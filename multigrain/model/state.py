@@ -11,24 +11,24 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.parameters import assign
 
-# Everything THOR adds to a network carries this prefix and is no part of the model.
+# Prefix of the parameters that THOR adds to a network; they are not part of the model.
 CURVATURE_PREFIX = "curvature."
 
 GEM_P = "pool.p"
 
 
 def model_state(net: MultiGrain) -> dict[str, np.ndarray]:
-    """Every weight, BatchNorm statistic and GeM's p (learned or not) by name; copies."""
+    """Returns copies of all weights, BatchNorm statistics and GeM's p (learned or not) by name."""
     state = {name: p.asnumpy().copy() for name, p in model_parameters(net).items()}
     state[GEM_P] = np.asarray(net.pool.value, np.float32)
     return state
 
 
 def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
-    """Puts ``state`` in the network; nothing is changed when anything does not fit.
+    """Loads ``state`` into the network; on error nothing is changed.
 
     Raises:
-        MultigrainError: CHECKPOINT, naming what is missing, unexpected or of another shape.
+        MultigrainError: CHECKPOINT, naming what is missing, unexpected or has another shape.
     """
     parameters = model_parameters(net)
     names = set(parameters) | {GEM_P}
@@ -45,7 +45,7 @@ def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
     if problems:
         raise MultigrainError(
             ErrorKind.CHECKPOINT,
-            "the weights do not fit the model (" + "; ".join(problems) + "); "
+            "the weights do not match the model (" + "; ".join(problems) + "); "
             "check trunk, stem and number of classes",
         )
     for name, parameter in parameters.items():
@@ -54,7 +54,7 @@ def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
 
 
 def model_parameters(net: MultiGrain) -> dict[str, Parameter]:
-    """The network's own parameters by name, statistics included, curvature slots excluded."""
+    """Returns the network's parameters and running statistics by name, without THOR's."""
     return {p.name: p for p in net.get_parameters() if not p.name.startswith(CURVATURE_PREFIX)}
 
 

@@ -9,7 +9,7 @@ from mindspore import Tensor
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.multigrain import build_model
 from multigrain.model.state import load_model_state, model_state
-from multigrain.optim.thor.capture import attach
+from multigrain.optim.thor.capture import attach_taps
 from multigrain.specs.training import ModelSpec
 
 SPEC = ModelSpec(trunk="resnet18")
@@ -29,7 +29,7 @@ def test_a_loaded_model_computes_the_same() -> None:
 def test_state_has_statistics_and_exponent_and_no_curvature() -> None:
     net = build_model(ModelSpec(trunk="resnet18", gem_p=2.5), 5)
     names = set(model_state(net))
-    attach(net, block_size=128)
+    attach_taps(net, block_size=128)
     state = model_state(net)
     assert set(state) == names
     assert {"trunk.conv1.weight", "trunk.bn1.moving_variance", "classifier.bias"} <= names

@@ -1,4 +1,4 @@
-"""How one dimension of a weight matrix is cut in diagonal blocks."""
+"""The Kronecker factors of a layer as stacks of diagonal blocks: layout, packing, damping."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """A dimension of ``dim`` rows cut in ``count`` blocks of ``size``, the last one padded.
+    """How a factor of ``dim`` rows is split into ``count`` diagonal blocks of ``size`` rows.
 
-    A dimension that is smaller than the block size is one block of its own size.
+    The last block is padded. A dimension smaller than the block size is one block of its own
+    size.
     """
 
     dim: int
@@ -22,13 +23,13 @@ class BlockLayout:
 
     @classmethod
     def of(cls, dim: int, block_size: int) -> BlockLayout:
-        """The layout of ``dim`` rows in blocks of at most ``block_size``."""
+        """Returns the layout of ``dim`` rows in blocks of at most ``block_size``."""
         size = min(dim, block_size)
         return cls(dim, size, -(-dim // size))
 
     @property
     def padded(self) -> int:
-        """Rows with the padding."""
+        """Number of rows, padding included."""
         return self.size * self.count
 
     @property
@@ -37,59 +38,60 @@ class BlockLayout:
         return self.count, self.size, self.size
 
     def valid(self, block: int) -> int:
-        """Rows of that block which are not padding."""
+        """Returns the number of rows of a block without padding."""
         return min(self.size, self.dim - block * self.size)
 
     def identities(self) -> np.ndarray:
-        """A stack of identity blocks, float32, shape ``shape``."""
+        """Returns identity blocks, float32, of ``shape``."""
         return np.tile(np.eye(self.size, dtype=np.float32), (self.count, 1, 1))
 
 
-# MERGED: Symmetric blocks as their upper triangles: hardly more than half of what has to
-# travel.
+# Packed upper triangles nearly halve the payload of the collectives.
 
 
-def triangle(size: int) -> int:
-    """Numbers of the upper triangle of a (size, size) matrix, its diagonal included."""
+def packed_size(size: int) -> int:
+    """Returns the number of elements of the upper triangle of a (size, size) matrix."""
     return size * (size + 1) // 2
 
 
-def pack(blocks: np.ndarray) -> np.ndarray:
-    """(n, size, size) symmetric blocks -> (n, size (size + 1) / 2), row by row."""
+def pack_symmetric(blocks: np.ndarray) -> np.ndarray:
+    """Packs the upper triangles of (n, size, size) symmetric blocks, row by row.
+
+    Returns:
+        (n, size * (size + 1) / 2).
+    """
     count, size, _ = blocks.shape
-    return np.take(blocks.reshape(count, -1), _upper(size), axis=1)
+    return np.take(blocks.reshape(count, -1), _upper_indices(size), axis=1)
 
 
-def unpack(triangles: np.ndarray, size: int) -> np.ndarray:
-    """The inverse of :func:`pack`; what comes out is symmetric to the last bit."""
-    mirrored = np.take(triangles, _mirror(size), axis=1)
-    return mirrored.reshape(len(triangles), size, size)
+def unpack_symmetric(packed: np.ndarray, size: int) -> np.ndarray:
+    """Reverses :func:`pack_symmetric`; the result is exactly symmetric."""
+    mirrored = np.take(packed, _mirror_indices(size), axis=1)
+    return mirrored.reshape(len(packed), size, size)
 
 
 @lru_cache(maxsize=64)
-def _upper(size: int) -> np.ndarray:
-    """Where the numbers of the triangle stand in the flattened matrix."""
+def _upper_indices(size: int) -> np.ndarray:
+    """Indices of the upper triangle's elements in the flattened matrix."""
     return np.flatnonzero(np.triu(np.ones((size, size), bool)))
 
 
 @lru_cache(maxsize=64)
-def _mirror(size: int) -> np.ndarray:
-    """Where each number of the flattened matrix stands in the triangle."""
+def _mirror_indices(size: int) -> np.ndarray:
+    """Index of each element of the flattened matrix in the packed triangle."""
     positions = np.zeros((size, size), np.int64)
     rows, columns = np.triu_indices(size)
-    positions[rows, columns] = positions[columns, rows] = np.arange(triangle(size))
+    positions[rows, columns] = positions[columns, rows] = np.arange(packed_size(size))
     return positions.ravel()
 
 
-# MERGED: The two Kronecker factors of one layer, on the host.
-
-
 @dataclass(frozen=True)
-class Factors:
-    """Diagonal blocks of sqrt(T) A and sqrt(T) G, each (count, size, size) float32.
+class KroneckerFactors:
+    """The two factors of one layer in host memory.
 
-    ``trace`` is that of the layer's Fisher matrix, T tr(A) tr(G); cutting a factor in diagonal
-    blocks does not change it, and the blocks' padding is 0.
+    Attributes:
+        a: diagonal blocks of sqrt(T) A, (count, size, size) float32.
+        g: diagonal blocks of sqrt(T) G, likewise.
     """
 
     a: np.ndarray
@@ -97,18 +99,22 @@ class Factors:
 
     @property
     def trace(self) -> float:
+        """Trace of the layer's Fisher matrix, T tr(A) tr(G).
+
+        Splitting a factor into diagonal blocks does not change its trace; padding is 0.
+        """
         return trace(self.a) * trace(self.g)
 
 
 def trace(blocks: np.ndarray) -> float:
-    """Sum of the diagonals of all blocks, in float64."""
+    """Returns the sum of the diagonals of all blocks, computed in float64."""
     return float(np.einsum("kii->", blocks, dtype=np.float64))
 
 
 def split_damping(
-    factors: Factors, dims: tuple[int, int], damping: float, *, pi_correction: bool
+    factors: KroneckerFactors, dims: tuple[int, int], damping: float, *, pi_correction: bool
 ) -> tuple[float, float]:
-    """What is added to the diagonals of sqrt(T) A and sqrt(T) G; their product is ``damping``.
+    """Splits the damping into those added to the diagonals of sqrt(T) A and sqrt(T) G.
 
     Without pi correction, as in THOR, both are ``sqrt(damping)``. With it (K-FAC, arXiv
     1503.05671, section 6.3) A gets ``pi sqrt(damping)`` and G ``sqrt(damping) / pi``, where
@@ -116,14 +122,19 @@ def split_damping(
         pi^2 = (tr(A) / dim(A)) / (tr(G) / dim(G))
 
     Args:
+        factors: the layer's factors.
         dims: dim(A) and dim(G).
         damping: lambda.
+        pi_correction: whether to apply it.
+
+    Returns:
+        The damping of A and that of G; their product is ``damping``.
     """
     root = math.sqrt(damping)
     if not pi_correction:
         return root, root
     a, g = trace(factors.a) / dims[0], trace(factors.g) / dims[1]
-    # Where a factor vanishes, or is not finite (it is refused later), there is no ratio.
+    # Without a ratio if a factor is zero or non-finite (which is detected later).
     pi = math.sqrt(a / g) if a > 0 and g > 0 else 1.0
     if not (math.isfinite(pi) and pi > 0):
         pi = 1.0

@@ -1,4 +1,4 @@
-"""Attaches taps to a network and lists the layers whose curvature is captured."""
+"""Attaches curvature taps to a network's layers, and lists the layers without."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from multigrain.optim.thor.taps import (
 
 @dataclass(frozen=True)
 class CapturedLayer:
-    """One layer with taps.
+    """A preconditioned layer: taps are attached to it.
 
     Attributes:
         name: the layer's path in the network.
         kind: "conv" or "dense".
         cell: the layer itself.
-        a: blocks of the input side (I * kh * kw).
-        g: blocks of the output side (O).
+        a: block layout of the input side (I * kh * kw).
+        g: block layout of the output side (O).
         preconditioner: the stored inverses.
     """
 
@@ -44,19 +44,20 @@ class CapturedLayer:
 
     @property
     def weight(self) -> Parameter:
-        """The weight that is preconditioned, (O, I) or (O, I, kh, kw)."""
+        """The preconditioned weight, (O, I) or (O, I, kh, kw)."""
         return self.cell.weight
 
     @property
     def slots(self) -> tuple[Parameter, Parameter]:
         """The taps' slots, whose "gradients" are sqrt(T) A and sqrt(T) G.
 
-        They are the stored inverses, which have the right shapes and cost no further memory.
+        The stored inverses serve as slots: they have the right shapes, so that no further memory
+        is needed.
         """
         return self.preconditioner.a_inverse, self.preconditioner.g_inverse
 
 
-def attach(
+def attach_taps(
     net: nn.Cell,
     *,
     block_size: int,
@@ -65,21 +66,22 @@ def attach(
 ) -> list[CapturedLayer]:
     """Attaches taps to every convolution and dense layer of ``net``, SE layers included.
 
-    Do it before the first call: graphs that exist already do not change. A second call on the
+    Call it before the network's first call: compiled graphs do not change. A second call on the
     same network replaces the taps.
 
     Args:
+        net: the network.
         block_size: side of the diagonal blocks.
         row_limit: most rows (examples x positions) a factor is built from, over all workers.
-        world: number of workers. They share the rows, so that the same positions are used
-            however many workers a batch is divided among.
+        world: number of workers. The limit is divided among them, so that the same positions are
+            sampled for any number of workers.
 
     Raises:
         MultigrainError: UNSUPPORTED, naming the layer, for a grouped convolution: its groups see
-            different inputs, so that one pair of factors does not describe it.
+            different inputs, so one pair of factors does not describe it.
     """
     row_limit = row_limit // world
-    _refuse_groups(net)
+    _check_no_groups(net)
     captured = []
     for name, cell in net.cells_and_names():
         if isinstance(cell, Conv2d):
@@ -105,12 +107,12 @@ def attach(
 
 @dataclass(frozen=True)
 class ExcludedLayer:
-    """A cell whose own parameters keep their plain gradient.
+    """A cell with parameters that are not preconditioned.
 
     Attributes:
         name: the cell's path in the network.
         parameters: the last parts of their names, such as "bias".
-        reason: why there is no curvature for them.
+        reason: why they are not preconditioned.
     """
 
     name: str
@@ -118,8 +120,8 @@ class ExcludedLayer:
     reason: str
 
 
-def excluded(net: nn.Cell) -> list[ExcludedLayer]:
-    """What :func:`attach` leaves out of a network, in its order; with nothing trained: no entry."""
+def excluded_layers(net: nn.Cell) -> list[ExcludedLayer]:
+    """Lists the cells with trainable parameters that :func:`attach_taps` does not precondition."""
     found = []
     for name, cell in net.cells_and_names():
         names = tuple(
@@ -136,15 +138,15 @@ def excluded(net: nn.Cell) -> list[ExcludedLayer]:
 
 def _reason(cell: nn.Cell) -> str:
     if isinstance(cell, (Conv2d, Dense)):
-        return "a bias has plain momentum in THOR"
+        return "THOR does not precondition biases"
     if isinstance(cell, nn.BatchNorm2d):
-        return "BatchNorm's scale and shift are no matrix"
+        return "BatchNorm's scale and shift are not a matrix"
     if isinstance(cell, GeM):
-        return "the pooling exponent is one number"
-    return f"no capture exists for {type(cell).__name__}"
+        return "the pooling exponent is a scalar"
+    return f"no taps exist for {type(cell).__name__}"
 
 
-def _refuse_groups(net: nn.Cell) -> None:
+def _check_no_groups(net: nn.Cell) -> None:
     for name, cell in net.cells_and_names():
         if isinstance(cell, Conv2d):
             groups = cell.groups
@@ -155,21 +157,18 @@ def _refuse_groups(net: nn.Cell) -> None:
         if groups > 1:
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,
-                f"{name or 'the network'} is a convolution in {groups} groups, which THOR does "
-                "not capture; set optimizer.kind to 'momentum'",
+                f"{name or 'the network'} is a convolution with {groups} groups, which THOR does "
+                "not support; set optimizer.kind to 'momentum'",
             )
 
 
-# MERGED: The printed list of what has curvature and what has none.
-
-
-def curvature_table(layers: Sequence[CapturedLayer], left_out: Sequence[ExcludedLayer]) -> str:
-    """How many there are; one line for each captured layer, one for each cell left out, and why."""
-    excluded_names = [f"{x.name}.({', '.join(x.parameters)})" for x in left_out]
+def curvature_table(layers: Sequence[CapturedLayer], excluded: Sequence[ExcludedLayer]) -> str:
+    """Formats a summary table of the preconditioned and the excluded layers."""
+    excluded_names = [f"{x.name}.({', '.join(x.parameters)})" for x in excluded]
     width = max(len(name) for name in [*(x.name for x in layers), *excluded_names, "layer"])
-    plain = sum(len(x.parameters) for x in left_out)
+    plain = sum(len(x.parameters) for x in excluded)
     lines = [
-        f"{len(layers)} layers preconditioned, {plain} parameters with their plain gradient",
+        f"{len(layers)} layers preconditioned, {plain} parameters with plain gradients",
         f"{'layer':<{width}}  kind   weight          A blocks    G blocks",
     ]
     for x in layers:
@@ -178,6 +177,6 @@ def curvature_table(layers: Sequence[CapturedLayer], left_out: Sequence[Excluded
             f"{x.name:<{width}}  {x.kind:<5}  {weight:<14}  "
             f"{x.a.count:>3} x {x.a.size:<4}  {x.g.count:>3} x {x.g.size}"
         )
-    for name, cell in zip(excluded_names, left_out, strict=True):
-        lines.append(f"{name:<{width}}  excluded because {cell.reason}")
+    for name, cell in zip(excluded_names, excluded, strict=True):
+        lines.append(f"{name:<{width}}  excluded: {cell.reason}")
     return "\n".join(lines)

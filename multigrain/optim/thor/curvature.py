@@ -1,4 +1,4 @@
-"""Running average of the factors."""
+"""The curvature of a whole network: capture, refresh, inverses, and its state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,18 @@ from mindspore import Parameter, Tensor, nn
 from multigrain.model.parameters import assign
 from multigrain.optim.non_finite import NonFinite, first_non_finite_factor
 from multigrain.optim.reduce import Reducer, host_mean
-from multigrain.optim.thor.blocks import Factors, pack, split_damping, unpack
-from multigrain.optim.thor.capture import CapturedLayer, attach, curvature_table, excluded
+from multigrain.optim.thor.blocks import (
+    KroneckerFactors,
+    pack_symmetric,
+    split_damping,
+    unpack_symmetric,
+)
+from multigrain.optim.thor.capture import (
+    CapturedLayer,
+    attach_taps,
+    curvature_table,
+    excluded_layers,
+)
 from multigrain.optim.thor.inverse import Inversion, sharded_inverses
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 from multigrain.optim.thor.refresh import FixedRule, TraceRule
@@ -20,10 +30,10 @@ from multigrain.specs.training import ThorSpec
 
 
 class FactorAverage:
-    """Weighted mean of a layer's factors over the checks, the k-th last weighing ``decay^k``.
+    """Exponential moving average of the factors over the refresh checks.
 
-    The sum of the weights is kept beside the mean, so that the first value is exact and nothing
-    is biased toward a start value (as in kfac-jax)::
+    The sum of the weights is kept beside the mean, so that the first value is exact and the mean
+    is not biased toward an initial value (as in kfac-jax)::
 
         w <- decay * w;  mean <- (w * mean + x) / (w + 1);  w <- w + 1
 
@@ -37,27 +47,29 @@ class FactorAverage:
         self._decay = decay
         self._weights = np.zeros(len(layers))
         self._means = [
-            Factors(np.zeros(x.a.shape, np.float32), np.zeros(x.g.shape, np.float32))
+            KroneckerFactors(np.zeros(x.a.shape, np.float32), np.zeros(x.g.shape, np.float32))
             for x in layers
         ]
 
-    def means(self, factors: Mapping[int, Factors]) -> dict[int, Factors]:
-        """The means of those layers with further factors taken in; remembers nothing."""
+    def means(self, factors: Mapping[int, KroneckerFactors]) -> dict[int, KroneckerFactors]:
+        """Returns the means of these layers updated with new factors; keeps the state as it is."""
         means = {}
         for layer, new in factors.items():
             old = self._means[layer]
-            share = np.float32(1.0 / (self._decay * self._weights[layer] + 1.0))
-            means[layer] = Factors(old.a + share * (new.a - old.a), old.g + share * (new.g - old.g))
+            rate = np.float32(1.0 / (self._decay * self._weights[layer] + 1.0))
+            means[layer] = KroneckerFactors(
+                old.a + rate * (new.a - old.a), old.g + rate * (new.g - old.g)
+            )
         return means
 
-    def accept(self, means: Mapping[int, Factors]) -> None:
-        """Goes on from what :meth:`means` gave."""
+    def accept(self, means: Mapping[int, KroneckerFactors]) -> None:
+        """Takes the result of :meth:`means` as the new state."""
         for layer, mean in means.items():
             self._means[layer] = mean
             self._weights[layer] = self._decay * self._weights[layer] + 1.0
 
     def state(self) -> dict[str, np.ndarray]:
-        """Means and weights; copies."""
+        """Returns copies of the means and weights."""
         state = {"weights": self._weights.copy()}
         for name, mean in zip(self._names, self._means, strict=True):
             state[f"{name}.a"] = mean.a.copy()
@@ -65,25 +77,22 @@ class FactorAverage:
         return state
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from :meth:`state`."""
+        """Restores what :meth:`state` returned."""
         self._weights = np.array(state["weights"], np.float64)
         self._means = [
-            Factors(np.array(state[f"{name}.a"]), np.array(state[f"{name}.g"]))
+            KroneckerFactors(np.array(state[f"{name}.a"]), np.array(state[f"{name}.g"]))
             for name in self._names
         ]
 
 
-# MERGED: The curvature of a whole network: capture, refresh, and its state.
-
-
 @dataclass(frozen=True)
 class RefreshResult:
-    """What a check did.
+    """Result of a refresh check.
 
     Attributes:
-        refreshed: layers whose curvature was renewed.
-        kept: layers that were left as they were.
-        problem: what was not finite; nothing was changed then, in any layer.
+        refreshed: number of layers with new inverses.
+        kept: number of checked layers that keep their inverses.
+        problem: what was non-finite; then no layer was changed.
     """
 
     refreshed: int = 0
@@ -92,13 +101,13 @@ class RefreshResult:
 
 
 class Curvature:
-    """Taps and preconditioners of every captured layer.
+    """Taps, factors and preconditioners of all preconditioned layers of a network.
 
     Args:
         net: the network; taps are attached to it.
         spec: THOR's options.
-        steps_per_epoch: the trace rule's longest interval, where none is given.
-        reducer: sums over the workers.
+        steps_per_epoch: the trace rule's longest interval, if the options give none.
+        reducer: collectives over the workers.
 
     Raises:
         MultigrainError: UNSUPPORTED, for a network with grouped convolutions.
@@ -113,12 +122,12 @@ class Curvature:
         reducer: Reducer,
     ) -> None:
         self._reducer = reducer
-        self.layers: list[CapturedLayer] = attach(
+        self.layers: list[CapturedLayer] = attach_taps(
             net, block_size=spec.block_size, world=reducer.world
         )
         self._names = [x.name for x in self.layers]
         self._of_weight = {x.weight.name: x.preconditioner for x in self.layers}
-        self._excluded = excluded(net)
+        self._excluded = excluded_layers(net)
         self._pi_correction = spec.pi_correction
         self._rule = _rule(spec, self.layers, steps_per_epoch)
         self._average: FactorAverage | None = None
@@ -127,44 +136,43 @@ class Curvature:
 
     @property
     def inverses(self) -> list[Parameter]:
-        """The stored inverses, all A, then all G. The factors are their "gradients"."""
+        """The stored inverses: all of A, then all of G. The factors are their "gradients"."""
         cells = [x.preconditioner for x in self.layers]
         return [x.a_inverse for x in cells] + [x.g_inverse for x in cells]
 
     @property
     def stopped(self) -> int:
-        """Number of layers whose curvature is never renewed again."""
+        """Number of layers that will never be refreshed again."""
         return self._rule.stopped
 
     def preconditioner(self, weight: Parameter) -> LayerPreconditioner | None:
-        """That weight's preconditioner; None for what keeps its plain gradient."""
+        """Returns the preconditioner of a weight; None if it is not preconditioned."""
         return self._of_weight.get(weight.name)
 
     def tap(self, on: bool) -> None:
-        """Whether a graph that is compiled from now on has the taps; existing ones stay."""
+        """Switches the taps on or off for graphs compiled from now on."""
         for layer in self.layers:
             layer.cell.tapped = on
 
     def due(self, step: int) -> bool:
-        """Whether :meth:`refresh` is due in step ``step``, counted from 0."""
+        """Returns whether :meth:`refresh` is due in step ``step``, counted from 0."""
         return self._rule.due(step)
 
     def refresh(
         self, tensors: list[Tensor], traces: np.ndarray, damping: float, step: int
     ) -> RefreshResult:
-        """Checks every layer that is not stopped, and renews the curvature of those that need it.
+        """Checks all layers that are not stopped and refreshes those that the rule selects.
 
-        Only what is needed leaves the device and travels between the workers: the factors of
-        the layers that the traces chose (with a running average of the factors, those of every
-        layer that is not stopped).
+        Collective; the result is the same on every worker. Only the factors of the selected
+        layers (with a running average: of all layers that are not stopped) are copied from the
+        device and exchanged between the workers.
 
-        Either every chosen layer is renewed, or nothing is changed at all because something is
-        not finite; every worker comes to the same result.
+        All selected layers are refreshed, or none if anything is non-finite.
 
         Args:
-            tensors: this worker's own factors, in the order of ``inverses``. Emptied, so that
-                a layer's memory is free before the next one is inverted.
-            traces: (2, L) their traces, means over the workers.
+            tensors: this worker's own factors, in the order of ``inverses``. The list is emptied,
+                so that a layer's memory is free before the next one is inverted.
+            traces: (2, L), the factors' traces, means over the workers.
             damping: lambda.
             step: index of the step, from 0.
         """
@@ -174,7 +182,7 @@ class Curvature:
         own = dict(enumerate(tensors))
         tensors.clear()
         active, before = self._rule.active, self._rule.state()
-        means: dict[int, Factors] = {}
+        means: dict[int, KroneckerFactors] = {}
         fisher = traces[0] * traces[1]
         if self._average:
             means = self._average.means(self._reduced(own, active))
@@ -196,7 +204,7 @@ class Curvature:
         return RefreshResult(len(chosen), len(active) - len(chosen))
 
     def state(self) -> dict[str, np.ndarray]:
-        """What later refreshes depend on besides ``inverses``; empty for plain THOR."""
+        """Returns the state besides ``inverses`` to save in a checkpoint; empty for plain THOR."""
         state = {f"curvature_rule.{key}": value for key, value in self._rule.state().items()}
         if self._average:
             for key, value in self._average.state().items():
@@ -204,52 +212,60 @@ class Curvature:
         return state
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from :meth:`state`."""
-        self._rule.load_state(_below(state, "curvature_rule."))
+        """Restores what :meth:`state` returned."""
+        self._rule.load_state(_strip_prefix(state, "curvature_rule."))
         if self._average:
-            self._average.load_state(_below(state, "curvature_average."))
+            self._average.load_state(_strip_prefix(state, "curvature_average."))
 
     def table(self) -> str:
-        """Every captured layer, and every other one with the reason why it is left out."""
+        """Returns a summary table of the preconditioned and the excluded layers."""
         return curvature_table(self.layers, self._excluded)
 
     def _inverses(
         self,
         own: dict[int, Tensor],
         chosen: Sequence[int],
-        means: Mapping[int, Factors],
+        means: Mapping[int, KroneckerFactors],
         damping: float,
-    ) -> dict[int, Factors]:
-        """The damped inverses of the chosen layers, without those that are not finite."""
+    ) -> dict[int, KroneckerFactors]:
+        """Returns the damped inverses of the chosen layers, without non-finite ones."""
         if self._reducer.world > 1:
             found = {layer: means[layer] for layer in chosen if layer in means}
             return self._inverted(found or self._reduced(own, chosen), damping)
-        inverses: dict[int, Factors] = {}
-        for layer in chosen:  # one after the other: a layer's factors leave the memory
+        inverses: dict[int, KroneckerFactors] = {}
+        for layer in chosen:  # one after the other, to free each layer's factors
             factors = means[layer] if layer in means else self._own(own, layer)
             inverses |= self._inverted({layer: factors}, damping)
         return inverses
 
-    def _own(self, own: dict[int, Tensor], layer: int) -> Factors:
-        """This worker's factors of a layer, taken out."""
-        return Factors(own.pop(layer).asnumpy(), own.pop(len(self.layers) + layer).asnumpy())
+    def _own(self, own: dict[int, Tensor], layer: int) -> KroneckerFactors:
+        """Removes and returns this worker's factors of a layer."""
+        return KroneckerFactors(
+            own.pop(layer).asnumpy(), own.pop(len(self.layers) + layer).asnumpy()
+        )
 
-    def _reduced(self, own: dict[int, Tensor], layers: Sequence[int]) -> dict[int, Factors]:
-        """The means over the workers; only upper triangles travel."""
+    def _reduced(
+        self, own: dict[int, Tensor], layers: Sequence[int]
+    ) -> dict[int, KroneckerFactors]:
+        """Returns the layers' factors averaged over the workers, exchanged as packed triangles."""
         factors = {layer: self._own(own, layer) for layer in layers}
         if self._reducer.world == 1:
             return factors
-        flat = [pack(f.a) for f in factors.values()] + [pack(f.g) for f in factors.values()]
+        flat = [pack_symmetric(f.a) for f in factors.values()] + [
+            pack_symmetric(f.g) for f in factors.values()
+        ]
         means = host_mean(self._reducer, flat)
         return {
-            layer: Factors(
-                unpack(means[index], self.layers[layer].a.size),
-                unpack(means[len(factors) + index], self.layers[layer].g.size),
+            layer: KroneckerFactors(
+                unpack_symmetric(means[index], self.layers[layer].a.size),
+                unpack_symmetric(means[len(factors) + index], self.layers[layer].g.size),
             )
             for index, layer in enumerate(factors)
         }
 
-    def _inverted(self, factors: Mapping[int, Factors], damping: float) -> dict[int, Factors]:
+    def _inverted(
+        self, factors: Mapping[int, KroneckerFactors], damping: float
+    ) -> dict[int, KroneckerFactors]:
         jobs = []
         for layer, found in factors.items():
             x = self.layers[layer]
@@ -259,7 +275,11 @@ class Curvature:
             jobs += [Inversion(found.a, on_a, x.a), Inversion(found.g, on_g, x.g)]
         inverses = sharded_inverses(jobs, self._reducer)
         pairs = zip(factors, inverses[::2], inverses[1::2], strict=True)
-        return {layer: Factors(a, g) for layer, a, g in pairs if a is not None and g is not None}
+        return {
+            layer: KroneckerFactors(a, g)
+            for layer, a, g in pairs
+            if a is not None and g is not None
+        }
 
 
 def _rule(
@@ -278,5 +298,5 @@ def _rule(
     )
 
 
-def _below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def _strip_prefix(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

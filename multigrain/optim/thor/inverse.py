@@ -1,7 +1,7 @@
-"""Damped inverses of factor blocks, on the host.
+"""Damped inverses of factor blocks on the host, sharded across the workers.
 
-No single batched inverse of MindSpore runs on Ascend, GPU and CPU alike, and a refresh is
-rare, so this one function does it with LAPACK everywhere.
+No batched inverse of MindSpore runs on Ascend, GPU and CPU alike, and a refresh is rare:
+LAPACK is used on all of them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import numpy as np
 from scipy.linalg import lapack
 
 from multigrain.optim.reduce import Reducer, host_gather
-from multigrain.optim.thor.blocks import BlockLayout, pack, triangle, unpack
+from multigrain.optim.thor.blocks import BlockLayout, pack_symmetric, packed_size, unpack_symmetric
 
 
 def damped_inverse(blocks: np.ndarray, damping: float, layout: BlockLayout) -> np.ndarray | None:
-    """(F + damping I)^-1 for each symmetric block; the identity where a block is padding.
+    """Computes (F + damping I)^-1 of each symmetric block, with the identity as padding.
 
     Args:
         blocks: (count, size, size) float32; only the upper triangles are read.
         damping: > 0; sqrt(lambda) of THOR.
+        layout: of the blocks.
+
     Returns:
-        The same shape, float32, symmetric; or None when an inverse is not finite.
+        The same shape, float32, symmetric; None if an inverse is non-finite.
     """
     if blocks.shape != layout.shape:
         raise ValueError(f"blocks of {blocks.shape}, expected {layout.shape}")
@@ -39,15 +41,17 @@ def damped_inverse(blocks: np.ndarray, damping: float, layout: BlockLayout) -> n
 
 
 def invert_block(block: np.ndarray, damping: float) -> np.ndarray | None:
-    """(F + damping I)^-1 of one symmetric block, of which only the upper triangle is read.
+    """Computes (F + damping I)^-1 of one symmetric block.
 
-    Cholesky in float32; where that fails, eigenvalues in float64, those below 0 taken for 0.
+    By a Cholesky factorization in float32, or if that fails by an eigendecomposition in float64
+    with negative eigenvalues clipped to 0.
 
     Args:
-        block: (size, size) float32.
+        block: (size, size) float32; only the upper triangle is read.
         damping: > 0.
+
     Returns:
-        The same shape, float32, symmetric; None when the block, or the inverse, is not finite.
+        The same shape, float32, symmetric; None if the block or its inverse is non-finite.
     """
     if not np.isfinite(damping) or damping <= 0 or not np.isfinite(block).all():
         return None
@@ -58,7 +62,7 @@ def invert_block(block: np.ndarray, damping: float) -> np.ndarray | None:
 
 
 def _cholesky_inverse(block: np.ndarray, damping: float) -> np.ndarray | None:
-    # LAPACK's columns are our rows: its lower triangle is our upper one, without a copy.
+    # LAPACK is column-major: its lower triangle is our upper one, without a copy.
     damped = block.T.copy(order="F")
     damped[np.diag_indices_from(damped)] += np.float32(damping)
     lower, failed = lapack.spotrf(damped, lower=1, clean=0, overwrite_a=1)
@@ -82,17 +86,18 @@ def _eigen_inverse(block: np.ndarray, damping: float) -> np.ndarray | None:
 
 
 def _mirrored(upper: np.ndarray) -> np.ndarray:
-    """The symmetric matrix with that upper triangle."""
+    """Returns the symmetric matrix with that upper triangle."""
     return np.triu(upper) + np.triu(upper, 1).T
 
 
-# MERGED: Divides the inversions among the workers, so that all hold the same bits.
-
-
 def assign_longest_first(costs: Sequence[int], workers: int) -> list[int]:
-    """The worker of each job: the longest job first, each to whoever has least to do so far.
+    """Assigns jobs to workers by longest processing time first (LPT scheduling).
 
-    No worker has more than the mean and one job on top of it.
+    Each job goes to the worker with the least load so far. No worker gets more than the mean
+    load plus one job.
+
+    Returns:
+        The worker of each job.
     """
     loads = [(0, worker) for worker in range(workers)]  # a heap; ties go to the lowest rank
     owners = [0] * len(costs)
@@ -105,7 +110,7 @@ def assign_longest_first(costs: Sequence[int], workers: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Inversion:
-    """A stack of blocks to be inverted; see ``damped_inverse``."""
+    """Arguments of :func:`damped_inverse`."""
 
     blocks: np.ndarray
     damping: float
@@ -113,11 +118,11 @@ class Inversion:
 
 
 def sharded_inverses(jobs: Sequence[Inversion], reducer: Reducer) -> list[np.ndarray | None]:
-    """``damped_inverse`` of each job; every worker must give the same jobs.
+    """Computes :func:`damped_inverse` of each job, sharded across the workers. Collective.
 
-    Each block is inverted by one worker, which sends the upper triangle to the others. Besides
-    dividing the work this keeps the weights of all workers identical: the same matrix inverted
-    on two kinds of processor differs in its last bits.
+    Every worker must give the same jobs. Each block is inverted by one worker, which sends the
+    packed upper triangle to the others. Besides dividing the work, this keeps the weights of all
+    workers identical: inverses computed on different processors differ in the last bits.
     """
     if not jobs:
         return []
@@ -128,31 +133,33 @@ def sharded_inverses(jobs: Sequence[Inversion], reducer: Reducer) -> list[np.nda
     owners = assign_longest_first([side**3 for side in sides], reducer.world)
     lengths = [0] * reducer.world
     for side, owner in zip(sides, owners, strict=True):
-        lengths[owner] += triangle(side)
+        lengths[owner] += packed_size(side)
     own = np.zeros(max(lengths), np.float32)
     start = 0
     for (job, index), side, owner in zip(blocks, sides, owners, strict=True):
         if owner != reducer.rank:
             continue
         inverse = invert_block(job.blocks[index, :side, :side], job.damping)
-        end = start + triangle(side)
-        own[start:end] = np.nan if inverse is None else pack(inverse[None])[0]
+        end = start + packed_size(side)
+        own[start:end] = np.nan if inverse is None else pack_symmetric(inverse[None])[0]
         start = end
     return _assemble(jobs, owners, host_gather(reducer, own))
 
 
 def _assemble(
-    jobs: Sequence[Inversion], owners: Sequence[int], shares: Sequence[np.ndarray]
+    jobs: Sequence[Inversion], owners: Sequence[int], shards: Sequence[np.ndarray]
 ) -> list[np.ndarray | None]:
-    starts = [0] * len(shares)
+    """Puts the workers' packed inverses together, in the order of the jobs."""
+    starts = [0] * len(shards)
     owner = iter(owners)
     result: list[np.ndarray | None] = []
     for job in jobs:
         stack = job.layout.identities()
         for index in range(job.layout.count):
             side, worker = job.layout.valid(index), next(owner)
-            end = starts[worker] + triangle(side)
-            stack[index, :side, :side] = unpack(shares[worker][None, starts[worker] : end], side)[0]
+            end = starts[worker] + packed_size(side)
+            packed = shards[worker][None, starts[worker] : end]
+            stack[index, :side, :side] = unpack_symmetric(packed, side)[0]
             starts[worker] = end
         result.append(stack if np.isfinite(stack).all() else None)
     return result

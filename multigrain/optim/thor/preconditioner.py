@@ -1,4 +1,4 @@
-"""Multiplies a gradient by the inverse factors of its layer, block by block."""
+"""Preconditioning: a gradient times the inverse factors of its layer, block by block."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from multigrain.optim.thor.blocks import BlockLayout
 
 
 def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tensor:
-    """P(g) = (sqrt(T) G + sqrt(lambda) I)^-1  g  (sqrt(T) A + sqrt(lambda) I)^-1, blockwise.
+    """Applies the inverse factors of a layer to its gradient, block by block::
+
+        P(g) = (sqrt(T) G + sqrt(lambda) I)^-1  g  (sqrt(T) A + sqrt(lambda) I)^-1
 
     With F = T (A (x) G) the layer's Fisher matrix this is ``(F + damping)^-1`` applied to g,
     damped on each side by sqrt(lambda / T) and without pi correction, as THOR does
     (MindSpore's THOR, K-FAC arXiv 1503.05671 section 6.3). Block (h, w) of the gradient is
-    multiplied by block h of the one inverse and block w of the other.
+    multiplied by block h of the output side's inverse and block w of the input side's.
 
     Args:
-        gradient: (O, ...), taken as an O x I matrix.
+        gradient: (O, ...), reshaped to an O x I matrix.
         a_inverse: (a, s, s) blocks of the input side, a * s >= I.
         g_inverse: (g, r, r) blocks of the output side, g * r >= O.
+
     Returns:
         The shape of ``gradient``.
     """
@@ -41,7 +44,7 @@ def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tens
     if a_count == 1:
         g = multiply(ops.reshape(g, (1, padded_rows, a_size)), a_inverse)
     else:
-        # Not ``transpose``, whose kernel keeps its memory (see ``taps.side_by_side``).
+        # Not ``transpose``, whose kernel keeps its memory (see ``taps.concat_examples``).
         g = ops.reshape(g, (padded_rows, padded_columns))
         g = ops.reshape(ops.Concat(0)(ops.Split(1, a_count)(g)), (a_count, padded_rows, a_size))
         g = ops.Concat(1)(ops.Unstack(0, a_count)(multiply(g, a_inverse)))
@@ -52,9 +55,14 @@ def precondition(gradient: Tensor, a_inverse: Tensor, g_inverse: Tensor) -> Tens
 
 
 class LayerPreconditioner(nn.Cell):
-    """The inverses of one layer; see :func:`precondition`.
+    """The stored inverses of one layer; see :func:`precondition`.
 
-    Until the first refresh they are identities: the plain gradient.
+    Until the first refresh they are identities, which leave the gradient as it is.
+
+    Args:
+        name: the layer's path in the network.
+        a: block layout of the input side.
+        g: block layout of the output side.
     """
 
     def __init__(self, name: str, a: BlockLayout, g: BlockLayout) -> None:

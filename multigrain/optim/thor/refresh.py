@@ -1,4 +1,4 @@
-"""Refresh of every layer at a fixed frequency."""
+"""Refresh rules: at which steps which layers' curvature is refreshed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 
 class FixedRule:
-    """Every layer, every ``frequency`` steps, the first step included; has no state.
+    """Refreshes every layer every ``frequency`` steps, from the first step on; has no state.
 
     Args:
         layers: number of layers.
         frequency: steps between two refreshes.
-        early: steps of further ones.
+        early: indices of steps with additional refreshes.
     """
 
     reads_traces = False
@@ -27,29 +27,26 @@ class FixedRule:
         self._early = frozenset(early)
 
     def due(self, step: int) -> bool:
-        """Whether the curvature is looked at in step ``step``, counted from 0."""
+        """Returns whether step ``step``, counted from 0, has a refresh."""
         return step % self._frequency == 0 or step in self._early
 
     def check(self, step: int, traces: Sequence[float], damping: float) -> list[int]:
-        """The layers to refresh: all."""
+        """Returns the layers to refresh: all."""
         return self.active
 
     def accept(self, layer: int) -> None:
-        """Nothing depends on what was accepted."""
+        """Does nothing: the rule does not depend on earlier refreshes."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Nothing: what is due follows from the step."""
+        """Returns an empty state."""
         return {}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Nothing to load."""
-
-
-# MERGED: THOR's rule of when a layer's curvature is renewed, kept, or kept for good.
+        """Does nothing."""
 
 
 class Decision(Enum):
-    """What becomes of a layer at a check."""
+    """What a check decides for a layer."""
 
     UPDATE = "update"
     KEEP = "keep"
@@ -57,45 +54,46 @@ class Decision(Enum):
 
 
 def relative_change(trace: float, accepted: float, damped: float) -> float:
-    """Delta: relative change of tr(F + lambda I) since F was last accepted.
+    """Returns Delta, the relative change of tr(F + lambda I) since F was last accepted.
 
     With F = T (A (x) G): ``tr(F + lambda I) = T tr(A) tr(G) + lambda dim(A) dim(G)``. The
-    present lambda is taken for both, so that a decay of the damping alone changes nothing.
+    present lambda is used for both traces, so that decaying damping alone is no change.
 
     Args:
         trace: T tr(A) tr(G) now.
-        accepted: the same of the last accepted F.
+        accepted: T tr(A) tr(G) of the last accepted F.
         damped: lambda dim(A) dim(G), > 0.
     """
     return abs(trace - accepted) / (accepted + damped)
 
 
 def decide(change: float, w1: float, w2: float) -> Decision:
-    """``change > w1``: update; ``change < w2``: stop; else keep, also where it is not a number."""
+    """Returns UPDATE if ``change > w1``, STOP if ``change < w2``, else KEEP (also for NaN)."""
     if change > w1:
         return Decision.UPDATE
     return Decision.STOP if change < w2 else Decision.KEEP
 
 
 class TraceRule:
-    """The trace rule of the THOR paper for every layer, at checks that grow rarer.
+    """The trace rule of the THOR paper, with checks at growing intervals.
 
     The first check is at the first step and updates every layer. Check number n (from 1) is
     followed by the next one after ``min(frequency * growth ** (n - 1), largest)`` steps. The
-    paper says that the interval grows (to one update an epoch), not how; this is our choice.
+    paper says that the interval grows (to one update per epoch), but not how; the geometric
+    growth is our choice.
 
-    ``early`` checks come on top and change no interval.
+    ``early`` checks are additional and do not change the intervals.
 
-    A stopped layer is never checked again. Every worker must be given the same traces.
+    A stopped layer is never checked again. Every worker must give the same traces.
 
     Args:
         sizes: dim(A) * dim(G) of each layer.
-        w1, w2: bounds of Delta, ``w2 <= w1``. Published: (0.01, 0); (0.01, 0.001) as
-            THOR_stop; (0, 0) as THOR_NT, which renews whatever has changed at all.
+        w1, w2: thresholds of Delta, ``w2 <= w1``. Published: (0.01, 0); (0.01, 0.001) as
+            THOR_stop; (0, 0) as THOR_NT, which updates every layer that has changed at all.
         frequency: steps from the first check to the second.
-        growth: at least 1.
+        growth: growth factor of the interval, at least 1.
         largest: longest interval in steps.
-        early: steps of further checks.
+        early: indices of steps with additional checks.
     """
 
     reads_traces = True
@@ -123,23 +121,23 @@ class TraceRule:
 
     @property
     def active(self) -> list[int]:
-        """The layers that are not stopped."""
+        """Indices of the layers that are not stopped."""
         return [int(layer) for layer in np.flatnonzero(self._stopped == 0)]
 
     @property
     def stopped(self) -> int:
-        """Number of layers that are stopped."""
+        """Number of stopped layers."""
         return int(self._stopped.sum())
 
     def due(self, step: int) -> bool:
-        """Whether step ``step``, counted from 0, is a check; never once all layers are stopped.
+        """Returns whether step ``step``, counted from 0, has a check.
 
-        A check whose step was skipped stays due.
+        A check whose step was skipped stays due. There are none once all layers are stopped.
         """
         return (step >= self._next or step in self._early) and self.stopped < len(self._sizes)
 
     def check(self, step: int, traces: Sequence[float], damping: float) -> list[int]:
-        """The layers whose curvature is to be renewed; stops what changes too little.
+        """Returns the layers to refresh, and stops those that change too little.
 
         Args:
             step: index of this step.
@@ -165,11 +163,11 @@ class TraceRule:
         return chosen
 
     def accept(self, layer: int) -> None:
-        """Says that the layer's curvature was renewed from the F of the latest check."""
+        """Records that the layer was refreshed with the F of the latest check."""
         self._accepted[layer] = self._seen[layer]
 
     def state(self) -> dict[str, np.ndarray]:
-        """What later decisions depend on; copies."""
+        """Returns copies of the state to save in a checkpoint."""
         return {
             "accepted": self._accepted.copy(),
             "stopped": self._stopped.copy(),
@@ -178,7 +176,7 @@ class TraceRule:
         }
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from :meth:`state`."""
+        """Restores what :meth:`state` returned."""
         self._accepted = np.array(state["accepted"], np.float64)
         self._stopped = np.array(state["stopped"], np.int64)
         self._checks = int(state["checks"])

@@ -1,10 +1,9 @@
 """Taps: identities around a layer whose backward pass computes the Kronecker factors.
 
-A tap takes a tensor and a *slot*, a parameter in the shape of the factor's blocks. Forward it
-returns the tensor. Backward it passes the derivative on, and gives the factor out as the
-"gradient" of the slot. So ``value_and_grad`` over weights and slots returns gradients and
-factors in one go, and the same network asked for the weights' gradients alone leaves all factor
-work out, because nothing uses it.
+A tap takes a tensor and a *slot*, a parameter with the shape of the factor's blocks. Forward, it
+returns the tensor. Backward, it passes the derivative on and returns the factor as the "gradient"
+of the slot. ``value_and_grad`` over weights and slots then returns gradients and factors in one
+backward pass.
 
 Both factors come scaled by sqrt(T), with T the layer's number of output positions, so that the
 preconditioner needs no shapes (see ``multigrain.optim.thor.preconditioner``)::
@@ -12,9 +11,9 @@ preconditioner needs no shapes (see ``multigrain.optim.thor.preconditioner``)::
     sqrt(T) A,  A = 1/(nT) sum_{b,t} a_bt a_bt^T        a: input patch, weight.reshape(O, -1) order
     sqrt(T) G,  G = 1/(nT) sum_{b,t} s_bt s_bt^T        s = n * dL/ds
 
-L is the mean over the n examples, hence the factor n: s is the per-example derivative. Where L
-is multiplied by a loss scale S, what comes out is S^2 times G; ``multigrain.train.gradients``
-divides it.
+L is the mean over the n examples, hence the factor n: s is the per-example derivative. If L is
+multiplied by a loss scale S, the result is S^2 times G; ``multigrain.train.gradients`` divides
+it.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from mindspore.ops import constexpr
 from multigrain.model.layers import Conv2d
 from multigrain.optim.thor.blocks import BlockLayout
 
-# Rows (examples x positions) a factor is built from. A block has 128 rows, so 8192 samples
-# over-determine it 64-fold; building factors from every position of a large map would cost
-# more than the step itself.
+# Most rows (examples x positions) that a factor is built from. A block has 128 rows, so 8192
+# samples over-determine it 64-fold; using every position of a large map would cost more than
+# the step itself.
 ROW_LIMIT = 8192
 
 
 @constexpr
 def sample_step(examples: int, height: int, width: int, limit: int) -> int:
-    """Every how many-th position of a feature map is used, in each direction.
+    """Returns k: every k-th position of a feature map is sampled in each direction.
 
-    The smallest k with ``examples * ceil(height/k) * ceil(width/k) <= limit``; at most a single
-    position per example is left. It depends on shapes alone, so it is the same on every worker.
+    The smallest k with ``examples * ceil(height/k) * ceil(width/k) <= limit``, but at least one
+    position per example. It depends on shapes alone, so it is the same on every worker.
     """
     k = 1
     while examples * -(-height // k) * -(-width // k) > limit and k < max(height, width):
@@ -49,9 +48,9 @@ def sample_step(examples: int, height: int, width: int, limit: int) -> int:
 
 @constexpr
 def sample_offset(length: int, k: int, stride: int, padding: int) -> int:
-    """First position that is used of ``length``: centered, so that borders are not preferred.
+    """Returns the first sampled position of ``length``, so that the samples are centered.
 
-    Where the centered start is so near the border that the patch needs padding, it is 0.
+    It is 0 if the first patch of the centered grid would need padding.
     """
     offset = (length - 1 - (-(-length // k) - 1) * k) // 2
     return offset if offset * stride >= padding else 0
@@ -59,34 +58,35 @@ def sample_offset(length: int, k: int, stride: int, padding: int) -> int:
 
 @constexpr
 def output_length(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output positions of a convolution in one direction."""
+    """Returns the number of output positions of a convolution in one direction."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 @constexpr
 def factor_scale(rows: int, positions: int) -> float:
-    """sqrt(T) / rows."""
+    """Returns sqrt(T) / rows."""
     return math.sqrt(positions) / rows
 
 
 @constexpr
 def group_count(examples: int) -> int:
-    """In how many groups many examples are put side by side: near the root of their number.
+    """Returns the number of groups in which examples are concatenated.
 
-    It must divide them; 1 where there are so few that grouping saves nothing.
+    The divisor of ``examples`` nearest below its square root; 1 if there are so few that grouping
+    saves nothing.
     """
     if examples <= 32:
         return 1
     return max(k for k in range(1, math.isqrt(examples) + 1) if examples % k == 0)
 
 
-def side_by_side(x: Tensor) -> Tensor:
-    """(n, dim, positions) -> (1, dim, n * positions).
+def concat_examples(x: Tensor) -> Tensor:
+    """Concatenates the examples: (n, dim, positions) -> (1, dim, n * positions).
 
-    Not ``transpose``: that kernel keeps memory of its own for the life of the graph on the CPU,
-    more than the tensor has (MindSpore 2.8.0). Many examples are put together in groups first, and
-    then the groups: a node of the graph for every example would take long to compile. So would
-    ``ops.split`` and ``ops.concat``, Python code that is compiled anew for every layer.
+    Not by ``transpose``: on the CPU that kernel keeps more memory than the tensor has for the life
+    of the graph (MindSpore 2.8.0). Many examples are concatenated in groups first, and then the
+    groups: a graph node per example would take long to compile. So would ``ops.split`` and
+    ``ops.concat``, Python code that is compiled again for every layer.
     """
     n, dim, positions = x.shape
     groups = group_count(n)
@@ -99,12 +99,12 @@ def side_by_side(x: Tensor) -> Tensor:
 
 
 def columns(x: Tensor) -> Tensor:
-    """(n, dim) -> (1, dim, n)."""
+    """Transposes rows to columns: (n, dim) -> (1, dim, n)."""
     return ops.reshape(ops.transpose(x, (1, 0)), (1, x.shape[1], x.shape[0]))
 
 
 class BlockSecondMoment(nn.Cell):
-    """The diagonal blocks of X X^T, shape (count, size, size), float32."""
+    """Computes the diagonal blocks of X X^T, (count, size, size) float32."""
 
     def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
@@ -115,11 +115,11 @@ class BlockSecondMoment(nn.Cell):
         self.total = ops.ReduceSum()
 
     def construct(self, x: Tensor) -> Tensor:
-        """Of x (n, dim, positions): summed over examples and positions."""
+        """Sums over the examples and positions of x (n, dim, positions)."""
         n, _, positions = x.shape
         if positions < self.size:
-            # Blocks of each example would be larger than the example.
-            x = side_by_side(x)
+            # The blocks of each example would be larger than the example.
+            x = concat_examples(x)
             n, _, positions = x.shape
         if self.missing > 0:
             # Not ``Pad``, which is ten times slower on the CPU.
@@ -132,7 +132,7 @@ class BlockSecondMoment(nn.Cell):
 
 
 class ConvInputTap(nn.Cell):
-    """Gives sqrt(T) A of a convolution's input (N, I, H, W)."""
+    """Computes sqrt(T) A of a convolution's input (N, I, H, W)."""
 
     def __init__(self, layout: BlockLayout, layer: Conv2d, row_limit: int) -> None:
         super().__init__()
@@ -149,8 +149,8 @@ class ConvInputTap(nn.Cell):
         return x
 
     def bprop(self, x: Tensor, slot: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        # Not before its turn in the backward pass: the graph would unfold the inputs of all layers
-        # at once, which takes gigabytes.
+        # ``depend`` delays this to the layer's turn in the backward pass: otherwise the graph
+        # unfolds the inputs of all layers at once, which takes gigabytes.
         return dout, self.factor(ops.depend(x, dout))
 
     def factor(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class ConvInputTap(nn.Cell):
         k = sample_step(n, rows_h, rows_w, self.row_limit)
         top = sample_offset(rows_h, k, stride_h, pad_h) * stride_h
         left = sample_offset(rows_w, k, stride_w, pad_w) * stride_w
-        # A sampled grid that starts inside the image starts at its first patch, unpadded.
+        # A sampling grid that starts inside the image needs no padding at its first patch.
         if top > 0:
             x = x[:, :, top - pad_h :, :]
             pad_h = 0
@@ -184,7 +184,7 @@ class ConvInputTap(nn.Cell):
 
 
 class ConvOutputTap(nn.Cell):
-    """Gives sqrt(T) G from the derivative of a convolution's output (N, O, H, W)."""
+    """Computes sqrt(T) G from the derivative of a convolution's output (N, O, H, W)."""
 
     def __init__(self, layout: BlockLayout, layer: Conv2d, row_limit: int) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class ConvOutputTap(nn.Cell):
 
 
 class DenseInputTap(nn.Cell):
-    """Gives A of a dense layer's input (N, I); T = 1."""
+    """Computes A of a dense layer's input (N, I); T = 1."""
 
     def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class DenseInputTap(nn.Cell):
 
 
 class DenseOutputTap(nn.Cell):
-    """Gives G from the derivative of a dense layer's output (N, O); T = 1."""
+    """Computes G from the derivative of a dense layer's output (N, O); T = 1."""
 
     def __init__(self, layout: BlockLayout) -> None:
         super().__init__()

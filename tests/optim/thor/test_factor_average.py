@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from multigrain.model.layers import Dense
-from multigrain.optim.thor.blocks import BlockLayout, Factors, split_damping, trace
+from multigrain.optim.thor.blocks import BlockLayout, KroneckerFactors, split_damping, trace
 from multigrain.optim.thor.capture import CapturedLayer
 from multigrain.optim.thor.curvature import FactorAverage
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
@@ -19,14 +19,14 @@ def blocks(layout: BlockLayout, seed: int, scale: float = 1.0) -> np.ndarray:
 
 
 A, G = BlockLayout.of(13, 4), BlockLayout.of(7, 4)
-SOME = Factors(blocks(A, 0, 30.0), blocks(G, 1, 0.02))
+SOME = KroneckerFactors(blocks(A, 0, 30.0), blocks(G, 1, 0.02))
 
 
 def layer() -> CapturedLayer:
     return CapturedLayer("x", "dense", Dense(13, 7), A, G, LayerPreconditioner("x", A, G))
 
 
-def add(average: FactorAverage, factors: Factors) -> Factors:
+def add(average: FactorAverage, factors: KroneckerFactors) -> KroneckerFactors:
     means = average.means({0: factors})
     average.accept(means)
     return means[0]
@@ -62,13 +62,13 @@ def test_pi_correction_divides_the_damping_by_the_mean_eigenvalues() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        Factors(0 * SOME.a, SOME.g),
-        Factors(SOME.a, 0 * SOME.g),
-        Factors(np.full_like(SOME.a, np.nan), SOME.g),
-        Factors(np.full_like(SOME.a, np.inf), SOME.g),
+        KroneckerFactors(0 * SOME.a, SOME.g),
+        KroneckerFactors(SOME.a, 0 * SOME.g),
+        KroneckerFactors(np.full_like(SOME.a, np.nan), SOME.g),
+        KroneckerFactors(np.full_like(SOME.a, np.inf), SOME.g),
     ],
 )
-def test_where_there_is_no_ratio_pi_is_one(broken: Factors) -> None:
+def test_where_there_is_no_ratio_pi_is_one(broken: KroneckerFactors) -> None:
     assert split_damping(broken, (13, 7), 0.04, pi_correction=True) == pytest.approx((0.2, 0.2))
 
 
@@ -80,7 +80,7 @@ def test_the_first_factors_are_taken_as_they_are() -> None:
 
 def test_the_mean_weighs_the_kth_last_by_a_power_of_the_decay() -> None:
     average = FactorAverage([layer()], 0.8)
-    values = [Factors(blocks(A, 2 * k), blocks(G, 2 * k + 1)) for k in range(5)]
+    values = [KroneckerFactors(blocks(A, 2 * k), blocks(G, 2 * k + 1)) for k in range(5)]
     for value in values:
         mean = add(average, value)
     weights = np.array([0.8**k for k in range(5)])[::-1]
@@ -94,7 +94,7 @@ def test_a_mean_that_is_not_accepted_leaves_nothing_behind() -> None:
     average = FactorAverage([layer()], 0.8)
     add(average, SOME)
     before = average.state()
-    bad = Factors(SOME.a, np.full_like(SOME.g, np.nan))
+    bad = KroneckerFactors(SOME.a, np.full_like(SOME.g, np.nan))
     assert np.isnan(average.means({0: bad})[0].trace)  # it is for the inversion to refuse it
     for name, value in average.state().items():
         np.testing.assert_array_equal(value, before[name])
@@ -104,7 +104,7 @@ def test_the_mean_goes_on_from_its_state() -> None:
     first, second = FactorAverage([layer()], 0.8), FactorAverage([layer()], 0.8)
     add(first, SOME)
     second.load_state(first.state())
-    other = Factors(blocks(A, 8), blocks(G, 9))
+    other = KroneckerFactors(blocks(A, 8), blocks(G, 9))
     found, expected = add(second, other), add(first, other)
     np.testing.assert_array_equal(found.a, expected.a)
     np.testing.assert_array_equal(found.g, expected.g)

@@ -12,8 +12,8 @@ import pytest
 from mindspore import Tensor, nn
 
 from multigrain.model.layers import Conv2d, Dense
-from multigrain.optim.thor.blocks import BlockLayout, Factors, split_damping
-from multigrain.optim.thor.capture import CapturedLayer, attach
+from multigrain.optim.thor.blocks import BlockLayout, KroneckerFactors, split_damping
+from multigrain.optim.thor.capture import CapturedLayer, attach_taps
 from multigrain.optim.thor.inverse import damped_inverse
 from multigrain.optim.thor.preconditioner import precondition
 from tests.optim.thor.exact_damping import solve_in_the_eigenbasis
@@ -30,7 +30,7 @@ def capture(
     net: nn.Cell, x: np.ndarray, weights: np.ndarray
 ) -> list[tuple[CapturedLayer, np.ndarray, np.ndarray]]:
     """sqrt(T) A and sqrt(T) G of each layer, for the mean over the examples of sum(weights * y)."""
-    layers = attach(net, block_size=1000)
+    layers = attach_taps(net, block_size=1000)
     slots = mindspore.ParameterTuple([p for x in layers for p in x.slots])
 
     def loss(images: Tensor, w: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def factored(
 ) -> np.ndarray:
     """What the optimizer computes."""
     a_layout, g_layout = BlockLayout.of(len(a), 128), BlockLayout.of(len(g), 128)
-    pair = Factors(a[None].astype(np.float32), g[None].astype(np.float32))
+    pair = KroneckerFactors(a[None].astype(np.float32), g[None].astype(np.float32))
     on_a, on_g = split_damping(pair, (len(a), len(g)), damping, pi_correction=pi_correction)
     inverses = damped_inverse(pair.a, on_a, a_layout), damped_inverse(pair.g, on_g, g_layout)
     return precondition(Tensor(np.float32(gradient)), *(Tensor(x) for x in inverses)).asnumpy()

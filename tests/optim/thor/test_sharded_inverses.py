@@ -8,8 +8,8 @@ from mindspore import Tensor
 
 from multigrain.model.multigrain import build_model
 from multigrain.optim.reduce import Reducer
-from multigrain.optim.thor.blocks import BlockLayout, pack, triangle, unpack
-from multigrain.optim.thor.capture import attach
+from multigrain.optim.thor.blocks import BlockLayout, pack_symmetric, packed_size, unpack_symmetric
+from multigrain.optim.thor.capture import attach_taps
 from multigrain.optim.thor.inverse import (
     Inversion,
     assign_longest_first,
@@ -23,20 +23,20 @@ from multigrain.specs.training import ModelSpec
 def test_a_triangle_holds_the_whole_symmetric_block(size: int) -> None:
     x = np.random.default_rng(0).standard_normal((3, size, size)).astype(np.float32)
     blocks = x + x.transpose(0, 2, 1)
-    packed = pack(blocks)
-    assert packed.shape == (3, triangle(size)) == (3, size * (size + 1) // 2)
-    np.testing.assert_array_equal(unpack(packed, size), blocks)
+    packed = pack_symmetric(blocks)
+    assert packed.shape == (3, packed_size(size)) == (3, size * (size + 1) // 2)
+    np.testing.assert_array_equal(unpack_symmetric(packed, size), blocks)
 
 
 def test_what_comes_out_of_a_triangle_is_symmetric_whatever_went_in() -> None:
     x = np.random.default_rng(0).standard_normal((1, 5, 5)).astype(np.float32)
-    found = unpack(pack(x), 5)
+    found = unpack_symmetric(pack_symmetric(x), 5)
     np.testing.assert_array_equal(found, found.transpose(0, 2, 1))
     np.testing.assert_array_equal(np.triu(found[0]), np.triu(x[0]))
 
 
 def resnet50_layouts() -> list[BlockLayout]:
-    layers = attach(build_model(ModelSpec(trunk="resnet50"), 1000), block_size=128)
+    layers = attach_taps(build_model(ModelSpec(trunk="resnet50"), 1000), block_size=128)
     return [layout for x in layers for layout in (x.a, x.g)]
 
 
@@ -51,7 +51,7 @@ def test_the_inversions_of_resnet50_are_shared_evenly_and_half_of_its_bytes_stay
         ]
         assert max(loads) <= 1.02 * sum(costs) / workers
     whole = sum(x.count * x.size**2 for x in layouts)
-    sent = sum(x.count * triangle(x.size) for x in layouts)
+    sent = sum(x.count * packed_size(x.size) for x in layouts)
     assert 4 * whole / 2**20 == pytest.approx(40, abs=1)  # MiB
     assert sent / whole == pytest.approx(0.504, abs=0.001)
 

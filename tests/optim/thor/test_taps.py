@@ -11,8 +11,8 @@ from mindspore import Tensor, nn
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.layers import Conv2d, Dense, Pair
-from multigrain.optim.thor.capture import CapturedLayer, attach, excluded
-from multigrain.optim.thor.taps import side_by_side
+from multigrain.optim.thor.capture import CapturedLayer, attach_taps, excluded_layers
+from multigrain.optim.thor.taps import concat_examples
 
 Net = nn.Cell
 
@@ -21,7 +21,7 @@ def capture(
     net: Net, x: np.ndarray, *, compiled: bool = False, **options: int
 ) -> tuple[CapturedLayer, np.ndarray, np.ndarray, np.ndarray]:
     """The layer, sqrt(T) A, sqrt(T) G and the derivative of the mean loss by the output."""
-    (layer,) = attach(net, **{"block_size": 128, "row_limit": 10**9, **options})
+    (layer,) = attach_taps(net, **{"block_size": 128, "row_limit": 10**9, **options})
     n = len(x)
     weights = np.random.default_rng(5).standard_normal(net(Tensor(x)).shape).astype(np.float32)
 
@@ -195,7 +195,7 @@ def test_the_mean_over_workers_is_the_factor_of_the_whole_batch(world: int) -> N
 
     def factors(part: slice, workers: int) -> list[np.ndarray]:
         net = conv(2, 3, 3, 1, 1)
-        (layer,) = attach(net, block_size=128, row_limit=300, world=workers)
+        (layer,) = attach_taps(net, block_size=128, row_limit=300, world=workers)
         slots = mindspore.ParameterTuple(list(layer.slots))
         images, own = Tensor(x[part]), Tensor(weights[part])
         run = mindspore.value_and_grad(lambda z: (net(z) * own).sum() / own.shape[0], None, slots)
@@ -213,7 +213,7 @@ def test_taps_change_neither_output_nor_gradients() -> None:
     for tapped in (False, True):
         net = conv(3, 4, 3, 1, 1)
         if tapped:
-            attach(net, block_size=128)
+            attach_taps(net, block_size=128)
         weights = mindspore.ParameterTuple([net.weight])
         value, (dx, (dw,)) = mindspore.value_and_grad(lambda z: (net(z) ** 2).sum(), 0, weights)(x)  # noqa: B023
         results.append([value.asnumpy(), dx.asnumpy(), dw.asnumpy()])
@@ -228,8 +228,8 @@ def test_taps_change_neither_output_nor_gradients() -> None:
 )
 def test_a_grouped_convolution_is_refused_by_name(layer: nn.Cell) -> None:
     net = nn.SequentialCell([Conv2d(3, 4, 3), layer])
-    with pytest.raises(MultigrainError, match=r"^1 is a convolution in [24] groups") as caught:
-        attach(net, block_size=128)
+    with pytest.raises(MultigrainError, match=r"^1 is a convolution with [24] groups") as caught:
+        attach_taps(net, block_size=128)
     assert caught.value.kind is ErrorKind.UNSUPPORTED
     assert not net[0].tapped  # nothing was changed
 
@@ -250,17 +250,17 @@ def test_a_grouped_convolution_computes_what_its_groups_compute() -> None:
 
 def test_what_is_left_out_has_a_reason() -> None:
     net = nn.SequentialCell([Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), Dense(4, 2)])
-    attach(net, block_size=128)
-    found = {x.name: (x.parameters, x.reason) for x in excluded(net)}
+    attach_taps(net, block_size=128)
+    found = {x.name: (x.parameters, x.reason) for x in excluded_layers(net)}
     assert found.keys() == {"1", "2", "3"}
     assert found["1"][0] == ("gamma", "beta")
     assert "BatchNorm" in found["1"][1]
-    assert found["2"] == (("weight",), "no capture exists for Conv2d")
+    assert found["2"] == (("weight",), "no taps exist for Conv2d")
     assert found["3"][0] == ("bias",)
 
 
 @pytest.mark.parametrize("examples", [1, 5, 36, 37, 40])
 def test_examples_that_are_put_side_by_side_keep_their_order(examples: int) -> None:
     x = np.random.default_rng(3).standard_normal((examples, 3, 2)).astype(np.float32)
-    joined = side_by_side(Tensor(x)).asnumpy()
+    joined = concat_examples(Tensor(x)).asnumpy()
     np.testing.assert_array_equal(joined, x.transpose(1, 0, 2).reshape(1, 3, 2 * examples))
