@@ -11,7 +11,7 @@ from multigrain.data.benchmarks import of_folder
 from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.copy_detection import EmbeddingTable, evaluate_copies
-from multigrain.evaluate.inference import Compiled, Inference, Transform
+from multigrain.evaluate.inference import CompiledModel, Inference, Transform
 from multigrain.evaluate.retrieval import Ranker
 from multigrain.images.parameters import Preprocessing
 from multigrain.model.multigrain import MultiGrain
@@ -34,7 +34,7 @@ def retrieval_metrics(
         as query for the others of its group; ``class_map``: for the others of its class.
     """
     all_reduce, transform = AllReduce(1), Transform(preprocessing)
-    inference = Inference(Compiled(model), batch_size, threads=1)
+    inference = Inference(CompiledModel(model), batch_size, threads=1)
     originals = EmbeddingTable(len(folder))
     indices = range(len(folder))
     for predictions in inference.run(indices, lambda i: transform.file(folder, i), {}):

@@ -17,7 +17,7 @@ from benchmarks.convergence.statistics import statistics_of
 from benchmarks.datasets.subset import Split
 from multigrain.data.image_folder import ImageFolder
 from multigrain.data.pipeline import TrainingData
-from multigrain.evaluate.inference import Compiled, Inference
+from multigrain.evaluate.inference import CompiledModel, Inference
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.losses.objective import JointObjective
@@ -76,7 +76,7 @@ class Run:
         self.preprocessing = Preprocessing.standard(
             self.spec.model.image_size, self.spec.model.center_crop
         )
-        self._compiled = Compiled(self.model)
+        self._compiled = CompiledModel(self.model)
         self._data = self._training_data()
         self._step = TrainStep(
             self.model,

@@ -1,4 +1,4 @@
-"""Evaluation: classification, copy detection, and the job that a worker process runs."""
+"""Evaluation: classification, copy detection, retrieval, and the job that a worker runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from multigrain.jobs.context import Outcome, WorkerContext
 
 
 def run(ctx: WorkerContext) -> Outcome:
-    """Evaluates as ``ctx.request.evaluation`` says; writes the job's ``results/``.
+    """Evaluates according to ``ctx.request.evaluation`` and writes the job's ``results/``.
 
     Raises:
         MultigrainError: DATASET, CHECKPOINT, NOT_FINITE or INVALID_FIELD.
     """
-    from multigrain.evaluate.job import run_evaluation  # MindSpore is imported only here
+    from multigrain.evaluate.job import run_evaluation  # imports MindSpore
 
     return run_evaluation(ctx)

@@ -1,4 +1,4 @@
-"""Class numbers of a dataset that are a network's."""
+"""Classification: top-1, top-5 and loss over all images, the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -13,41 +13,38 @@ from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.inference import Predictions
 from multigrain.weights.restore import RestoredModel
 
+UNREAD = -1
+_COLUMNS = 5  # seen, predicted class, rank of the true class, loss, non-finite
+
 
 def map_class_indices(folder: ImageFolder, restored: RestoredModel) -> ImageFolder:
-    """The images with class numbers of the network.
+    """Maps the dataset's class indices to the model's, by class name.
 
     Raises:
-        MultigrainError: DATASET or INVALID_FIELD if the classes are not the network's.
+        MultigrainError: DATASET or INVALID_FIELD, if the model does not have the classes.
     """
     if restored.weights.labels:
         return folder.relabeled(restored.weights.labels)
     if len(folder.classes) > restored.spec.classes:
         raise MultigrainError.field(
             "spec.dataset_path",
-            f"it has {len(folder.classes)} class folders, the network {restored.spec.classes} "
-            "outputs: give the dataset that the network was trained for",
+            f"has {len(folder.classes)} class folders, but the model {restored.spec.classes} "
+            "outputs: use the dataset that the model was trained for",
         )
     return folder
 
 
-# MERGED: Classification figures over every image, the same for any number of workers.
-
-
-UNREAD = -1
-_COLUMNS = 5  # seen, predicted class, rank of the true class, loss, not finite
-
-
 @dataclass(frozen=True)
 class ClassificationResult:
-    """Figures and what they are made of. Unreadable images are in no figure, only counted.
+    """Predictions and their metrics. Unreadable images count in no metric.
 
     Args:
         labels: (N,) true classes.
-        predicted: (N,) class of the greatest logit; UNREAD where the image was not readable.
-        rank: (N,) of the true class among the logits, from 0 (ties by class number); or UNREAD.
-        loss: (N,) cross-entropy, plain; 0 where unreadable.
-        classes: names.
+        predicted: (N,) predicted class; UNREAD for unreadable images.
+        rank: (N,) rank of the true class among the logits, from 0 (ties by class index); UNREAD
+            for unreadable images.
+        loss: (N,) cross-entropy without label smoothing; 0 for unreadable images.
+        classes: class names.
     """
 
     labels: NDArray[np.int32]
@@ -58,17 +55,17 @@ class ClassificationResult:
 
     @property
     def read(self) -> NDArray[np.bool_]:
-        """(N,) whether the image was readable."""
+        """(N,) whether each image was readable."""
         return np.asarray(self.rank != UNREAD)
 
     @property
     def images(self) -> int:
-        """Images scored, over all workers."""
+        """Number of images scored, over all workers."""
         return int(self.read.sum())
 
     @property
     def metrics(self) -> dict[str, float]:
-        """top1 and top5 as shares, loss in nats."""
+        """top1 and top5 in [0, 1], loss in nats."""
         rank = self.rank[self.read]
         return {
             "top1": float((rank < 1).mean()),
@@ -77,7 +74,7 @@ class ClassificationResult:
         }
 
     def per_class(self) -> dict[str, float]:
-        """Share of each class's images that were recognized; classes without images left out."""
+        """Returns the top-1 accuracy of each class that has images."""
         result = {}
         for number, name in enumerate(self.classes):
             of_class = self.rank[self.read & (self.labels == number)]
@@ -86,7 +83,7 @@ class ClassificationResult:
         return result
 
     def confusion(self) -> NDArray[np.int64]:
-        """(classes, outputs): images of class i (row) taken for class j (column)."""
+        """Returns the confusion matrix (classes, outputs): images of class i predicted as j."""
         columns = max(len(self.classes), int(self.predicted.max(initial=0)) + 1)
         counts = np.zeros((len(self.classes), columns), np.int64)
         np.add.at(counts, (self.labels[self.read], self.predicted[self.read]), 1)
@@ -94,16 +91,16 @@ class ClassificationResult:
 
 
 class ClassificationCounter:
-    """Takes predictions batch by batch; ``result`` puts the workers' together."""
+    """Accumulates predictions batch by batch; ``result`` reduces them over the workers."""
 
     def __init__(self, folder: ImageFolder) -> None:
         self._folder = folder
-        # One row an image, 0 for those of other workers: a sum is then a union, and every
-        # figure is computed from the same numbers in the same order, however many workers.
+        # One row per image, 0 for those of other workers: the sum over the workers is the whole
+        # table, and metrics do not depend on the number of workers.
         self._table = np.zeros((len(folder), _COLUMNS), np.float32)
 
     def add(self, predictions: Predictions) -> None:
-        """Counts a batch."""
+        """Adds a batch."""
         labels = self._folder.labels[predictions.indices]
         logits = predictions.logits.astype(np.float64)
         finite = np.isfinite(logits).all(axis=1)
@@ -117,18 +114,18 @@ class ClassificationCounter:
         self._table[predictions.indices] = np.stack(columns, axis=1)
 
     def result(self, all_reduce: AllReduce) -> ClassificationResult:
-        """The figures. Collective.
+        """Reduces the predictions over the workers. Collective.
 
         Raises:
-            MultigrainError: DATASET if no image was readable, NOT_FINITE if outputs are not.
+            MultigrainError: DATASET, if no image was readable; NOT_FINITE, if outputs are not.
         """
         table = all_reduce.sum(self._table).astype(np.float64)
         seen = table[:, 0] > 0
         if not seen.any():
             raise no_readable_image(self._folder)
-        broken = int(table[:, 4].sum())
-        if broken:
-            raise not_finite(broken, int(seen.sum()))
+        non_finite = int(table[:, 4].sum())
+        if non_finite:
+            raise non_finite_outputs(non_finite, int(seen.sum()))
         return ClassificationResult(
             labels=self._folder.labels,
             predicted=np.where(seen, table[:, 1], UNREAD).astype(np.int64),
@@ -139,17 +136,17 @@ class ClassificationCounter:
 
 
 def no_readable_image(folder: ImageFolder) -> MultigrainError:
-    """DATASET."""
+    """Returns the DATASET error of a folder without a readable image."""
     return MultigrainError(
         ErrorKind.DATASET,
         f"none of the {len(folder)} images of {folder.root} can be read: check the files",
     )
 
 
-def not_finite(broken: int, images: int) -> MultigrainError:
-    """NOT_FINITE."""
+def non_finite_outputs(count: int, images: int) -> MultigrainError:
+    """Returns the NOT_FINITE error of a network with non-finite outputs for ``count`` images."""
     return MultigrainError(
         ErrorKind.NOT_FINITE,
-        f"the network's outputs for {broken} of {images} images are not finite: its weights have "
+        f"the network's outputs for {count} of {images} images are not finite: its weights have "
         "diverged; use an earlier checkpoint",
     )

@@ -1,4 +1,4 @@
-"""The distorted copies that copy detection queries with."""
+"""Copy detection: each image is searched for with a distorted copy of itself."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from PIL import Image, ImageFilter
 from multigrain.data.augment import brightness, contrast, rotate
 from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.all_reduce import AllReduce
-from multigrain.evaluate.classification import no_readable_image, not_finite
-from multigrain.evaluate.inference import Batches, FloatArray, Inference, Transform, cut
+from multigrain.evaluate.classification import no_readable_image, non_finite_outputs
+from multigrain.evaluate.inference import Batches, FloatArray, Inference, Transform, split_batches
 from multigrain.evaluate.retrieval import average_precision
 from multigrain.evaluate.search import Search, l2_normalize
 from multigrain.images.decode import decode_image
 
+UNREAD = -1
+
 
 def distort(image: Image.Image, random: Random) -> Image.Image:
-    """A copy as it may be found elsewhere: cut, re-encoded, retouched.
+    """Makes a distorted copy: cropped, re-encoded, retouched.
 
     In this order, each number uniform in its range:
 
-    - always: a cut of 70 % to 95 % of each side, anywhere, scaled back to the picture's size;
+    - always: a random crop of 70 % to 95 % of each side, resized to the image's size;
     - each with probability 1/2: rotation by up to 8 degrees either way; brightness by 0.7 to
       1.3; contrast by 0.7 to 1.3; Gaussian blur with a radius of 0.5 % to 2 % of the short side;
       Gaussian noise with a standard deviation of 3 to 12 of 255;
@@ -33,12 +35,12 @@ def distort(image: Image.Image, random: Random) -> Image.Image:
 
     Args:
         image: RGB.
-        random: decides everything.
+        random: source of all random numbers.
 
     Returns:
-        RGB of the same size.
+        RGB image of the same size.
     """
-    image = _cut(image, random)
+    image = _random_crop(image, random)
     if random.random() < 0.5:
         image = rotate(image, random.uniform(-8.0, 8.0))
     if random.random() < 0.5:
@@ -49,11 +51,11 @@ def distort(image: Image.Image, random: Random) -> Image.Image:
         radius = random.uniform(0.005, 0.02) * min(image.size)
         image = image.filter(ImageFilter.GaussianBlur(radius))
     if random.random() < 0.5:
-        image = _noisy(image, random.uniform(3.0, 12.0), random.getrandbits(64))
+        image = _add_noise(image, random.uniform(3.0, 12.0), random.getrandbits(64))
     return _jpeg(image, random.randint(30, 90))
 
 
-def _cut(image: Image.Image, random: Random) -> Image.Image:
+def _random_crop(image: Image.Image, random: Random) -> Image.Image:
     width, height = image.size
     w, h = (side * random.uniform(0.7, 0.95) for side in image.size)
     left, top = random.uniform(0.0, width - w), random.uniform(0.0, height - h)
@@ -61,7 +63,7 @@ def _cut(image: Image.Image, random: Random) -> Image.Image:
     return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
 
 
-def _noisy(image: Image.Image, std: float, seed: int) -> Image.Image:
+def _add_noise(image: Image.Image, std: float, seed: int) -> Image.Image:
     pixels = np.asarray(image)
     noise = np.random.default_rng(seed).normal(0.0, std, pixels.shape)
     return Image.fromarray(np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8))
@@ -76,38 +78,36 @@ def _jpeg(image: Image.Image, quality: int) -> Image.Image:
     return copy
 
 
-# MERGED: Copy detection: each image is looked for by a distorted copy of itself.
-
-
-UNREAD = -1
-
-
 @dataclass(frozen=True)
 class CopyDetectionResult:
-    """Figures and what they are made of.
+    """Ranks and their metrics.
 
     Args:
-        rank: (N,) of the original among all originals when queried by its copy, from 0 (ties by
-            index); UNREAD where the image was not readable.
+        rank: (N,) rank of each original among all originals when queried with its copy, from 0
+            (ties by index); UNREAD for unreadable images.
     """
 
     rank: NDArray[np.int64]
 
     @property
     def images(self) -> int:
-        """Queries, and images in the database."""
+        """Number of queries, which is also the size of the database."""
         return int((self.rank != UNREAD).sum())
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean trapezoidal average precision, and the share of originals found first."""
+        """copy_map: mean trapezoidal average precision; copy_recall1: fraction ranked first."""
         ranks = self.rank[self.rank != UNREAD]
         precision = [average_precision([rank], 1) for rank in ranks.tolist()]
         return {"copy_map": float(np.mean(precision)), "copy_recall1": float((ranks == 0).mean())}
 
 
 class EmbeddingTable:
-    """The database: embeddings of all images, of which each worker computes its share."""
+    """Normalized embeddings of all images, sharded across the workers until first use.
+
+    Args:
+        images: N, number of images.
+    """
 
     def __init__(self, images: int) -> None:
         self._images = images
@@ -115,12 +115,12 @@ class EmbeddingTable:
         self._checked: tuple[FloatArray, NDArray[np.bool_]] | None = None
 
     def add(self, indices: NDArray[np.int64], embedding: FloatArray) -> None:
-        """Takes embeddings (n, C), not normalized."""
+        """Adds embeddings (n, C) of this worker's images, not normalized."""
         for index, row in zip(indices.tolist(), l2_normalize(embedding), strict=True):
             self._rows[index] = row
 
     def all(self, size: int, all_reduce: AllReduce) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """(N, size) of every worker's images, and which are there (N,). Collective."""
+        """Returns all workers' embeddings (N, size), and which are present (N,). Collective."""
         table = np.zeros((self._images, size + 1), np.float32)
         for index, row in self._rows.items():
             table[index, :-1] = row
@@ -131,18 +131,18 @@ class EmbeddingTable:
     def checked(
         self, folder: ImageFolder, size: int, all_reduce: AllReduce
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """As ``all``, put together once. Collective.
+        """Returns :meth:`all`, checked and cached. Collective.
 
         Raises:
-            MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
+            MultigrainError: DATASET, if no image was readable; NOT_FINITE, if embeddings are not.
         """
         if self._checked is None:
             database, present = self.all(size, all_reduce)
             if not present.any():
                 raise no_readable_image(folder)
-            broken = int((~np.isfinite(database).all(axis=1)).sum())
-            if broken:
-                raise not_finite(broken, int(present.sum()))
+            non_finite = int((~np.isfinite(database).all(axis=1)).sum())
+            if non_finite:
+                raise non_finite_outputs(non_finite, int(present.sum()))
             self._checked = database, present
         return self._checked
 
@@ -158,31 +158,31 @@ def evaluate_copies(
     embedding_size: int,
     batches: Batches | None = None,
 ) -> CopyDetectionResult:
-    """Queries the originals with a distorted copy of each. Collective.
+    """Searches for each original with a distorted copy of it. Collective.
 
     Args:
         inference: the network; each worker queries with its share of the images.
         folder: the images.
-        transform: of originals and copies alike.
-        originals: this worker's share, already embedded.
+        transform: preprocessing of originals and copies.
+        originals: embeddings of the originals.
         seed: of the distortions: image i has the same copy for any number of workers.
-        all_reduce: puts the workers' results together.
+        all_reduce: sums over the workers.
         embedding_size: C.
-        batches: this worker's share of the queries; None: of images of one shape. (A copy has
+        batches: this worker's share of the queries; None for images of one shape. (A copy has
             the shape of its original.)
 
     Raises:
-        MultigrainError: DATASET if no image was readable, NOT_FINITE if embeddings are not.
+        MultigrainError: DATASET, if no image was readable; NOT_FINITE, if embeddings are not.
     """
     database, present = originals.checked(folder, embedding_size, all_reduce)
     if batches is None:
-        batches = cut(inference.share(len(folder)), inference.batch_size)
+        batches = split_batches(inference.shard(len(folder)), inference.batch_size)
 
     def load(index: int) -> FloatArray:
         image = decode_image(folder.read(index))
         return transform.image(distort(image, Random(seed << 64 | index)))
 
-    # Rank, seen, not finite; zero for the images of other workers.
+    # Rank, seen, non-finite; zero for the images of other workers.
     table = np.zeros((len(folder), 3), np.float32)
     # Each image is a group of its own.
     search = Search(database, np.arange(len(folder)), present)
@@ -195,7 +195,7 @@ def evaluate_copies(
             if len(hits.ranks):
                 table[index, :2] = hits.ranks[0], 1.0
     table = all_reduce.sum(table)
-    broken = int(table[:, 2].sum())
-    if broken:
-        raise not_finite(broken, int(table[:, 1].sum()))
+    non_finite = int(table[:, 2].sum())
+    if non_finite:
+        raise non_finite_outputs(non_finite, int(table[:, 1].sum()))
     return CopyDetectionResult(np.where(table[:, 1] > 0, table[:, 0], UNREAD).astype(np.int64))

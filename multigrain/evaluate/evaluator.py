@@ -1,4 +1,4 @@
-"""How far an evaluation is."""
+"""Evaluation of a network on a folder of images, by all tasks that share one forward pass."""
 
 from __future__ import annotations
 
@@ -23,75 +23,21 @@ from multigrain.specs.evaluation import Task
 INTERVAL_SECONDS = 1.0
 
 
-class EvaluationProgress:
-    """Reports signs of life from every worker, and a ProgressRecord from the first, at most one
-    a second: the other workers have shares of the same size and are about as far.
-
-    Args:
-        reporter: told.
-        images: of all workers.
-        share: images of this worker.
-        passes: how often each goes through the network.
-        rank: of this worker.
-        clock: seconds.
-    """
-
-    def __init__(
-        self,
-        reporter: Reporter,
-        *,
-        images: int,
-        share: int,
-        passes: int,
-        rank: int = 0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._reporter = reporter
-        self._total = images * passes
-        self._share = share
-        self._passes = passes
-        self._rank = rank
-        self._clock = clock
-        self._start = self._last = clock()
-        self._before = 0  # images of earlier passes
-
-    def done(self, images: int) -> None:
-        """So many images of this worker's share are done in this pass."""
-        self._reporter.alive()
-        now = self._clock()
-        if self._rank or now - self._last < INTERVAL_SECONDS:
-            return
-        self._last = now
-        mine = self._before + images
-        share = mine / max(1, self._share * self._passes)
-        left = (now - self._start) * (1 - share) / share if share else -1.0
-        self._reporter.emit(
-            ProgressRecord(done=round(share * self._total), total=self._total, eta_seconds=left)
-        )
-
-    def next_pass(self) -> None:
-        """The images begin anew."""
-        self._before += self._share
-
-
-# MERGED: The figures of a network on a set of images, by any of the tasks that share one pass.
-
-
 class Progress(Protocol):
-    """Told how far the images are."""
+    """Receives the progress of an evaluation."""
 
     def done(self, images: int) -> None:
-        """So many images of this worker's share are done in this pass."""
+        """``images`` of this worker's images are done in this pass."""
         ...
 
     def next_pass(self) -> None:
-        """The images begin anew."""
+        """Another pass over the images begins."""
         ...
 
 
 @dataclass
 class HeartbeatProgress:
-    """Progress that is no more than a sign of life."""
+    """Reports nothing but heartbeats."""
 
     reporter: Reporter
 
@@ -102,36 +48,89 @@ class HeartbeatProgress:
         pass
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Results of the tasks that were asked for.
+class EvaluationProgress:
+    """Sends heartbeats from every worker, and at most one ProgressRecord per second from rank 0.
+
+    The other workers have the same number of images, and about the same progress.
 
     Args:
-        total: images of the folder, readable or not.
-        unreadable: index -> reason, of *this worker's* share.
-        seconds: it took.
+        reporter: receives heartbeats and records.
+        images: number of images of all workers.
+        shard: number of images of this worker.
+        passes: number of forward passes of each image.
+        rank: of this worker.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        *,
+        images: int,
+        shard: int,
+        passes: int,
+        rank: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reporter = reporter
+        self._total = images * passes
+        self._shard = shard
+        self._passes = passes
+        self._rank = rank
+        self._clock = clock
+        self._start = self._last = clock()
+        self._previous = 0  # images of earlier passes
+
+    def done(self, images: int) -> None:
+        self._reporter.alive()
+        now = self._clock()
+        if self._rank or now - self._last < INTERVAL_SECONDS:
+            return
+        self._last = now
+        done = self._previous + images
+        fraction = done / max(1, self._shard * self._passes)
+        left = (now - self._start) * (1 - fraction) / fraction if fraction else -1.0
+        self._reporter.emit(
+            ProgressRecord(done=round(fraction * self._total), total=self._total, eta_seconds=left)
+        )
+
+    def next_pass(self) -> None:
+        self._previous += self._shard
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Results of the requested tasks; None for the others.
+
+    Args:
+        total: number of images in the folder, readable or not.
+        classification: result of the task "classification".
+        copies: result of the task "copy_detection".
+        retrieval: result of the retrieval benchmark.
+        unreadable: index -> reason, of *this worker's* images.
+        seconds: duration.
     """
 
     total: int
     classification: ClassificationResult | None = None
     copies: CopyDetectionResult | None = None
-    found: BenchmarkResult | None = None
+    retrieval: BenchmarkResult | None = None
     unreadable: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every figure by its name; see ``multigrain.specs.evaluation.TASK_METRICS``."""
+        """All metrics by name; see ``multigrain.specs.evaluation.TASK_METRICS``."""
         metrics: dict[str, float] = {}
-        for result in (self.classification, self.copies, self.found):
+        for result in (self.classification, self.copies, self.retrieval):
             if result is not None:
                 metrics |= result.metrics
         return metrics
 
     @property
     def images(self) -> int:
-        """Images scored, over all workers."""
-        for result in (self.classification, self.copies, self.found):
+        """Number of images scored, over all workers."""
+        for result in (self.classification, self.copies, self.retrieval):
             if result is not None:
                 return result.images
         return 0
@@ -139,20 +138,24 @@ class EvaluationResult:
 
 @dataclass
 class Evaluator:
-    """Sends every image of a folder through a network: once, and for copy detection once more
-    as a distorted copy. Every worker's share together gives the same figures for any number of
-    workers. Collective: every worker makes one with the same arguments, but its rank.
+    """Evaluates a network on the images of a folder, sharded across the workers.
+
+    Each image passes through the network once, and for copy detection a second time as a
+    distorted copy. The metrics do not depend on the number of workers.
+
+    Collective: every worker creates one with the same arguments except for ``rank``.
 
     Args:
-        folder: the images; for "classification" with the network's class numbers.
+        folder: the images; for "classification" with the network's class indices.
         tasks: "classification", "copy_detection", and the benchmark's.
-        benchmark: of the same folder, if one is searched.
-        transform: how images are prepared.
+        benchmark: a retrieval benchmark of the same folder, or None.
+        transform: preprocessing of the images.
         reporter: of this worker.
-        batch_size: images of one forward pass.
-        rank, world: of this worker.
-        threads: that prepare images; 0 = this worker's share of the cores.
+        batch_size: images per forward pass.
+        rank, world: this worker, and the number of workers.
+        threads: threads that load images; 0 = this worker's share of the cores.
         seed: of the distortions.
+        all_reduce: sums over the workers; for tests.
     """
 
     folder: ImageFolder
@@ -180,13 +183,13 @@ class Evaluator:
         )
 
     @property
-    def share(self) -> int:
-        """Images of this worker."""
+    def shard(self) -> int:
+        """Number of this worker's images."""
         return len(self._batches)
 
     @property
     def passes(self) -> int:
-        """How often each image goes through the network."""
+        """Number of forward passes of each image."""
         return 2 if "copy_detection" in self.tasks else 1
 
     def run(
@@ -196,20 +199,20 @@ class Evaluator:
         progress: Progress,
         on_unreadable: Callable[[dict[int, str]], None] = lambda _unreadable: None,
     ) -> EvaluationResult | None:
-        """Evaluates. Collective.
+        """Evaluates the network. Collective.
 
         Args:
             network: images (N, 3, H, W) -> embedding (N, C), logits (N, K); its training mode is
                 restored afterwards.
             embedding_size: C.
-            progress: told.
-            on_unreadable: told of the images of this worker that are left out, index -> reason.
+            progress: receives the progress.
+            on_unreadable: called with this worker's unreadable images, index -> reason.
 
         Returns:
-            None if any worker was asked to stop: of a part of the images there are no figures.
+            The results, or None if any worker was asked to stop.
 
         Raises:
-            MultigrainError: DATASET if no image, or no query, was readable; NOT_FINITE if
+            MultigrainError: DATASET, if no image, or no query, was readable; NOT_FINITE, if
                 outputs are not.
         """
         start = time.monotonic()
@@ -250,14 +253,14 @@ class Evaluator:
             )
             if self._stopped():
                 return None
-        found: BenchmarkResult | None = None
+        retrieval: BenchmarkResult | None = None
         if self.benchmark is not None:
-            found = self._search(self.benchmark, originals, embedding_size)
-            if found is None:
+            retrieval = self._search(self.benchmark, originals, embedding_size)
+            if retrieval is None:
                 return None
         seconds = time.monotonic() - start
         return EvaluationResult(
-            len(self.folder), classification, copies, found, unreadable, seconds
+            len(self.folder), classification, copies, retrieval, unreadable, seconds
         )
 
     def _load(self, index: int) -> FloatArray:
@@ -267,13 +270,13 @@ class Evaluator:
         return self.reporter.stop_requested
 
     def _stopped(self) -> bool:
-        """Whether any worker was asked to stop. Collective: all of them end at the same point."""
+        """Returns whether any worker was asked to stop, the same on all. Collective."""
         return self._all_reduce.any(self.reporter.stop_requested)
 
     def _search(
         self, benchmark: Benchmark, originals: EmbeddingTable, embedding_size: int
     ) -> BenchmarkResult | None:
-        """What the benchmark's queries find; None if a worker was asked to stop. Collective."""
+        """Runs the benchmark; None if a worker was asked to stop. Collective."""
         embeddings, present = originals.checked(self.folder, embedding_size, self._all_reduce)
         ranking = Ranker(benchmark, embeddings, present).rank(
             self._all_reduce,

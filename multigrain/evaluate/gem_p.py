@@ -1,6 +1,7 @@
-"""The pooling exponent p* for a test resolution (arXiv 1902.05509, section 3.5).
+"""The task "gem_p": choosing the pooling exponent p* for a resolution (arXiv 1902.05509, 3.5).
 
-Larger images want a larger p; nothing else of the network changes.
+Larger images need a larger p; nothing else of the network changes. Two methods: "search" scores
+candidates on distorted copies of training images, "finetune" trains p alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import map_class_indices, no_readable_image
 from multigrain.evaluate.copy_detection import distort
 from multigrain.evaluate.evaluator import EvaluationProgress
-from multigrain.evaluate.inference import Compiled, FloatArray, Inference, Predictions
+from multigrain.evaluate.inference import CompiledModel, FloatArray, Inference, Predictions
 from multigrain.evaluate.retrieval import BenchmarkResult, Ranker
 from multigrain.evaluate.search import l2_normalize
 from multigrain.events.records import EvaluationRecord, LogRecord
@@ -38,13 +39,17 @@ from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.storage import remedy
 from multigrain.weights.restore import RestoredModel, restore
 
-# MERGED: A few images of each class.
+_MAX_UNREADABLE = 0.5
+FINETUNE_BATCH = 4
+MOMENTUM = 0.9
+DECAY_POWER = 0.9
 
 
-def draw(folder: ImageFolder, each: int, seed: int) -> NDArray[np.int64]:
-    """Indices of ``each`` images of every class (all, of a class with fewer), ascending.
+def sample_per_class(folder: ImageFolder, each: int, seed: int) -> NDArray[np.int64]:
+    """Samples ``each`` images of every class (all of a class with fewer).
 
-    Depends on the folder and the seed alone.
+    Returns:
+        Their indices, ascending; a function of the folder and the seed alone.
     """
     random = np.random.default_rng(seed)
     chosen = [
@@ -56,19 +61,16 @@ def draw(folder: ImageFolder, each: int, seed: int) -> NDArray[np.int64]:
     return result
 
 
-# MERGED: How each exponent did.
-
-
 @dataclass(frozen=True)
 class ExponentScore:
-    """Figures of one exponent.
+    """Metrics of one exponent.
 
     Args:
         p: the exponent.
-        top1: share of the images whose class was recognized.
+        top1: top-1 accuracy, 0 to 1.
         loss: mean cross-entropy.
-        retrieval: mean average precision of finding the other copies of an image; None where
-            only classification was looked at.
+        retrieval: mean average precision of retrieving the other copies of an image; None if only
+            classification was measured.
     """
 
     p: float
@@ -78,31 +80,31 @@ class ExponentScore:
 
     @property
     def score(self) -> float:
-        """Good for both: the mean of top1 and retrieval, both of 0 to 1."""
+        """The mean of top1 and retrieval, or top1 alone; 0 to 1."""
         return self.top1 if self.retrieval is None else (self.top1 + self.retrieval) / 2
 
 
-def best(scores: list[ExponentScore]) -> ExponentScore:
-    """The highest score; of equal ones, the smallest exponent."""
+def best_score(scores: list[ExponentScore]) -> ExponentScore:
+    """Returns the highest score; of equal ones, that of the smallest exponent."""
     return max(scores, key=lambda score: (score.score, -score.p))
 
 
-class Table:
-    """What this worker computed of N images at P exponents; zero for those of others.
+class ScoreTable:
+    """This worker's scores of N images at P exponents; zero for images of other workers.
 
     Args:
         labels: (N,) true classes.
         exponents: P.
         size: C of the embeddings.
-        embeddings: whether they are kept: N * P * C float32.
+        embeddings: whether to store the embeddings: N * P * C float32.
     """
 
     def __init__(
         self, labels: NDArray[np.int32], exponents: int, size: int, *, embeddings: bool
     ) -> None:
         self._labels = labels
-        #: (N, P, 2): recognized, loss.
-        self.figures: NDArray[np.float32] = np.zeros((len(labels), exponents, 2), np.float32)
+        #: (N, P, 2): correct (0 or 1), loss.
+        self.scores: NDArray[np.float32] = np.zeros((len(labels), exponents, 2), np.float32)
         #: (N,): 1 where the image was readable.
         self.present: NDArray[np.float32] = np.zeros(len(labels), np.float32)
         shape = (exponents, len(labels), size) if embeddings else (exponents, 0, size)
@@ -110,25 +112,25 @@ class Table:
         self.embeddings: NDArray[np.float32] = np.zeros(shape, np.float32)
 
     def add(self, predictions: Predictions) -> None:
-        """Takes embeddings (n, P, C) and logits (n, P, K)."""
+        """Adds embeddings (n, P, C) and logits (n, P, K)."""
         rows = predictions.indices
         labels = self._labels[rows]
         logits = predictions.logits.astype(np.float64)
         logits -= logits.max(axis=2, keepdims=True)
         own = np.take_along_axis(logits, labels[:, None, None].astype(np.int64), axis=2)[:, :, 0]
-        self.figures[rows, :, 0] = logits.argmax(axis=2) == labels[:, None]
-        self.figures[rows, :, 1] = np.log(np.exp(logits).sum(axis=2)) - own
+        self.scores[rows, :, 0] = logits.argmax(axis=2) == labels[:, None]
+        self.scores[rows, :, 1] = np.log(np.exp(logits).sum(axis=2)) - own
         self.present[rows] = 1.0
         if self.embeddings.shape[1]:
             for number in range(len(self.embeddings)):
                 self.embeddings[number, rows] = l2_normalize(predictions.embedding[:, number])
 
 
-# MERGED: The network with other exponents: what differs comes after the trunk, which runs once.
-
-
 class MultiExponentModel(nn.Cell):
-    """(N, 3, S, S) -> embeddings (N, P, C) and logits (N, P, K), one for each exponent."""
+    """(N, 3, S, S) -> embeddings (N, P, C) and logits (N, P, K) of P exponents.
+
+    The trunk runs once; only pooling and classifier run for each exponent.
+    """
 
     def __init__(self, network: MultiGrain, exponents: Sequence[float]) -> None:
         super().__init__(auto_prefix=False)
@@ -143,7 +145,7 @@ class MultiExponentModel(nn.Cell):
 
 
 class FeatureMaps(nn.Cell):
-    """(N, 3, S, S) -> the trunk's maps (N, C, H, W), twice: inference wants two outputs."""
+    """(N, 3, S, S) -> the trunk's feature maps (N, C, H, W), twice as inference has two outputs."""
 
     def __init__(self, network: MultiGrain) -> None:
         super().__init__(auto_prefix=False)
@@ -155,7 +157,7 @@ class FeatureMaps(nn.Cell):
 
 
 class ExponentLoss(nn.Cell):
-    """Mean cross-entropy of maps (N, C, H, W) with labels (N,) as a function of p alone."""
+    """Mean cross-entropy of feature maps (N, C, H, W) and labels (N,), differentiable by p only."""
 
     def __init__(self, classifier: nn.Cell, p: float) -> None:
         super().__init__(auto_prefix=False)
@@ -166,36 +168,28 @@ class ExponentLoss(nn.Cell):
         return ops.cross_entropy(self.classifier(self.pool(maps)), labels)
 
 
-# MERGED: Training p alone.
-
-
-BATCH = 4
-MOMENTUM = 0.9
-POWER = 0.9
-
-
 def learning_rate(first: float, step: int, steps: int) -> float:
-    """``first * (1 - step / steps)^0.9``, step from 0: the published fine-tuning's decay."""
-    return first * (1 - step / steps) ** POWER
+    """Returns ``first * (1 - step / steps)^0.9``, step from 0, as in the published fine-tuning."""
+    return first * (1 - step / steps) ** DECAY_POWER
 
 
 class ExponentTuner:
-    """SGD with momentum on p alone: ``v = 0.9 v + dL/dp``, ``p = max(1, p - rate * v)``.
+    """Fine-tunes p alone, by SGD: ``v = 0.9 v + dL/dp``, ``p = max(1, p - rate * v)``.
 
-    The classifier and the trunk stay as they are, and BatchNorm uses its stored statistics.
+    Classifier and trunk are frozen, and BatchNorm uses its running statistics.
 
     Args:
         classifier: embedding -> logits.
-        start: the first p, finite.
+        start: initial p, finite.
         rate: learning rate of the first step.
-        steps: that will come; the rate falls toward 0 over them.
+        steps: number of steps, over which the rate decays to 0.
     """
 
     def __init__(self, classifier: nn.Cell, start: float, *, rate: float, steps: int) -> None:
         self._loss = ExponentLoss(classifier, start)
         self._loss.set_train(False)
         gradient = mindspore.value_and_grad(self._loss, None, weights=self._loss.pool.p)
-        # Compiled: a step of so few numbers is all overhead otherwise (measured: 30 times slower).
+        # Compiled, because such a small step is mostly overhead (measured: 30 times slower).
         self._gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = mindspore.jit(gradient)
         self._rate, self._steps, self._step = rate, steps, 0
         self._velocity = 0.0
@@ -207,9 +201,9 @@ class ExponentTuner:
         return self._p
 
     def step(self, maps: NDArray[np.float32], labels: NDArray[np.int32]) -> float:
-        """One step on the trunk's maps (n, C, H, W) of some images; the loss before it.
+        """Takes a step on the feature maps (n, C, H, W) of a batch; returns the loss before it.
 
-        A gradient that is not finite changes nothing.
+        A non-finite gradient is skipped.
         """
         loss, gradient = self._gradient(Tensor(maps), Tensor(labels))
         slope = float(gradient.asnumpy())
@@ -223,14 +217,12 @@ class ExponentTuner:
         return float(loss.asnumpy())
 
 
-# MERGED: The task "gem_p" inside one worker process.
-
-
-_MAX_UNREADABLE = 0.5
-
-
 def run_gem_p(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
-    """Chooses the exponent of a resolution. Every worker ends with the same choice."""
+    """Runs the task in one worker process. Every worker chooses the same exponent.
+
+    Raises:
+        MultigrainError: as ``multigrain.evaluate.run``.
+    """
     restored = restore(
         Path(ctx.request.weights_path),
         trunk=spec.trunk,
@@ -240,12 +232,12 @@ def run_gem_p(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
     folder = map_class_indices(scan(Path(spec.dataset_path)), restored)
     probe(folder, _MAX_UNREADABLE, files=256, seed=spec.seed)
     ctx.reporter.alive()
-    choice = _Choice(ctx, spec, folder, restored)
-    return choice.search() if spec.exponent.method == "search" else choice.finetune()
+    job = _GemPJob(ctx, spec, folder, restored)
+    return job.search() if spec.exponent.method == "search" else job.finetune()
 
 
 @dataclass
-class _Choice:
+class _GemPJob:
     ctx: WorkerContext
     spec: EvaluationSpec
     folder: ImageFolder
@@ -255,11 +247,12 @@ class _Choice:
     def __post_init__(self) -> None:
         self._start = time.monotonic()
         self._all_reduce = AllReduce(self.ctx.world)
-        self._images = draw(self.folder, self.spec.exponent.drawn, self.spec.seed)
+        each = self.spec.exponent.sample_size
+        self._images = sample_per_class(self.folder, each, self.spec.seed)
         self._preprocessing = self.restored.preprocessing(self.spec.resolution)
 
     def search(self) -> Outcome:
-        """Item ``i * views + v`` is the v-th distorted copy of the i-th image drawn."""
+        """Scores the candidates: item ``i * views + v`` is the v-th distorted copy of image i."""
         views, seed = self.spec.exponent.views, self.spec.seed
         items = np.repeat(self._images, views)
 
@@ -268,7 +261,7 @@ class _Choice:
             return preprocess_image(distort(image, Random(seed << 64 | item)), self._preprocessing)
 
         exponents = self.spec.exponent.candidates
-        table = self._computed(items, exponents, load, embeddings=True)
+        table = self._compute_scores(items, exponents, load, embeddings=True)
         if table is None:
             return Outcome(stopped=True, message="stopped before all images were scored")
         scores = []
@@ -277,7 +270,7 @@ class _Choice:
             if found is None:
                 return Outcome(stopped=True, message="stopped before all copies were ranked")
             scores.append(ExponentScore(score.p, score.top1, score.loss, found))
-        metrics = {"gem_p": best(scores).p}
+        metrics = {"gem_p": best_score(scores).p}
         for score in scores:
             name = f"gem_p_{score.p:g}"
             metrics |= {f"{name}_score": score.score, f"{name}_top1": score.top1}
@@ -285,10 +278,11 @@ class _Choice:
         return self._finish(metrics, scores, int(table.present.sum()), len(items))
 
     def finetune(self) -> Outcome:
+        """Trains p, and scores it before and after."""
         start = self.restored.spec.gem_p
         if not np.isfinite(start):
             raise MultigrainError.field(
-                "spec.gem_p", "the checkpoint's is infinite and has no gradient: give a finite one"
+                "spec.gem_p", "the checkpoint's is infinite and has no gradient: set a finite one"
             )
         order = np.random.default_rng(self.spec.seed).permutation(self._images)
         labels = self.folder.labels
@@ -296,21 +290,23 @@ class _Choice:
             self.restored.network.classifier,
             start,
             rate=self.spec.exponent.learning_rate,
-            steps=-(-len(order) // BATCH),
+            steps=-(-len(order) // FINETUNE_BATCH),
         )
-        # The published fine-tuning's batch, whatever spec.batch_size is good for evaluation.
-        inference = self._inference(FeatureMaps(self.restored.network), len(order), BATCH, passes=2)
+        # The batch size of the published fine-tuning; spec.batch_size is that of the evaluation.
+        inference = self._inference(
+            FeatureMaps(self.restored.network), len(order), FINETUNE_BATCH, passes=2
+        )
         unreadable: dict[int, str] = {}
-        for predictions in inference.run(order.tolist(), self._whole, unreadable):
+        for predictions in inference.run(order.tolist(), self._load, unreadable):
             tuner.step(predictions.embedding, labels[predictions.indices])
         if self._all_reduce.any(self.ctx.reporter.stop_requested):
             return Outcome(stopped=True, message="stopped before p was trained")
 
         def load(item: int) -> FloatArray:
-            return self._whole(int(self._images[item]))
+            return self._load(int(self._images[item]))
 
         exponents = (start, tuner.p)
-        table = self._computed(self._images, exponents, load, embeddings=False)
+        table = self._compute_scores(self._images, exponents, load, embeddings=False)
         if table is None:
             return Outcome(stopped=True, message="stopped before p was scored")
         before, after = scores = self._classification(table, exponents)
@@ -324,26 +320,26 @@ class _Choice:
         }
         return self._finish(metrics, scores, int(table.present.sum()), len(self._images))
 
-    def _whole(self, index: int) -> FloatArray:
+    def _load(self, index: int) -> FloatArray:
         return preprocess(self.folder.read(index), self._preprocessing)
 
-    def _computed(
+    def _compute_scores(
         self,
         images: NDArray[np.int64],
         exponents: tuple[float, ...],
         load: Callable[[int], FloatArray],
         *,
         embeddings: bool,
-    ) -> Table | None:
-        """Every item at every exponent, on every worker; None if asked to stop. Collective."""
+    ) -> ScoreTable | None:
+        """Scores every item at every exponent; None if asked to stop. Collective."""
         network = self.restored.network
         size = network.embedding_size
-        table = Table(self.folder.labels[images], len(exponents), size, embeddings=embeddings)
+        table = ScoreTable(self.folder.labels[images], len(exponents), size, embeddings=embeddings)
         inference = self._inference(
             MultiExponentModel(network, exponents), len(images), self.spec.batch_size
         )
         unreadable: dict[int, str] = {}
-        for predictions in inference.run(inference.share(len(images)), load, unreadable):
+        for predictions in inference.run(inference.shard(len(images)), load, unreadable):
             table.add(predictions)
         for item, reason in unreadable.items():
             self._unreadable[self.folder.paths[images[item]]] = reason
@@ -353,24 +349,26 @@ class _Choice:
         table.present = self._all_reduce.sum(table.present)
         if not table.present.any():
             raise no_readable_image(self.folder)
-        table.figures = self._all_reduce.sum(table.figures)
-        if not np.isfinite(table.figures).all():
+        table.scores = self._all_reduce.sum(table.scores)
+        if not np.isfinite(table.scores).all():
             raise MultigrainError(
                 ErrorKind.NOT_FINITE,
-                "the network's scores are not finite: the weights are damaged, or the training "
-                "diverged; use another checkpoint",
+                "the network's outputs are not finite: its weights are damaged or have diverged; "
+                "use another checkpoint",
             )
         return table
 
-    def _classification(self, table: Table, exponents: tuple[float, ...]) -> list[ExponentScore]:
-        means = table.figures[table.present > 0].mean(axis=0, dtype=np.float64)
+    def _classification(
+        self, table: ScoreTable, exponents: tuple[float, ...]
+    ) -> list[ExponentScore]:
+        means = table.scores[table.present > 0].mean(axis=0, dtype=np.float64)
         return [
             ExponentScore(p, float(top1), float(loss))
             for p, (top1, loss) in zip(exponents, means, strict=True)
         ]
 
-    def _retrieval(self, table: Table, number: int) -> float | None:
-        """Mean average precision of finding an image's other copies. Collective."""
+    def _retrieval(self, table: ScoreTable, number: int) -> float | None:
+        """Mean average precision of retrieving an image's other copies. Collective."""
         views = self.spec.exponent.views
         images = len(table.present) // views
         groups = ImageFolder(
@@ -396,12 +394,12 @@ class _Choice:
         progress = EvaluationProgress(
             self.ctx.reporter,
             images=items,
-            share=len(range(self.ctx.rank, items, self.ctx.world)),
+            shard=len(range(self.ctx.rank, items, self.ctx.world)),
             passes=passes,
             rank=self.ctx.rank,
         )
         return Inference(
-            Compiled(cell),
+            CompiledModel(cell),
             batch,
             self.ctx.rank,
             self.ctx.world,
@@ -437,7 +435,7 @@ class _Choice:
             self._write(record, scores)
             self.ctx.reporter.emit(record)
         size, p = self._preprocessing.size, metrics["gem_p"]
-        return Outcome(message=f"p = {p:g} for {size} px, by {used} images")
+        return Outcome(message=f"p = {p:g} for {size} px, chosen on {used} images")
 
     def _write(self, record: EvaluationRecord, scores: list[ExponentScore]) -> None:
         body = asdict(record)

@@ -1,4 +1,4 @@
-"""Which images go through the network together."""
+"""Batched inference: preprocessing, batches of one shape, and the forward pass."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from multigrain.model.multigrain import MultiGrain
 from multigrain.weights.restore import RestoredModel
 from multigrain.whitening import StoredWhitening, read_whitening
 
+FloatArray = NDArray[np.float32]
+_Loaded = tuple[int, FloatArray]
+
 
 @dataclass(frozen=True)
 class Batches:
-    """A worker's share of the images, batch by batch.
+    """A worker's images, batch by batch.
 
     Args:
-        indices: of the images of each batch.
-        fill: every batch is filled up to so many images, so that all have one shape; 0 = not.
+        indices: indices of the images of each batch.
+        fill: number of images to which every batch is padded, so that all have one shape; 0 = no
+            padding.
     """
 
     indices: Sequence[Sequence[int]]
@@ -45,12 +49,12 @@ class Batches:
 
 
 def crop_batches(images: int, batch_size: int, rank: int, world: int) -> Batches:
-    """Images of one shape: every ``world``-th one, ``batch_size`` at a time, filled up."""
-    return cut(range(rank, images, world), batch_size)
+    """Returns this worker's batches of images of one shape: every ``world``-th image."""
+    return split_batches(range(rank, images, world), batch_size)
 
 
-def cut(indices: Sequence[int], batch_size: int) -> Batches:
-    """``batch_size`` at a time, filled up."""
+def split_batches(indices: Sequence[int], batch_size: int) -> Batches:
+    """Splits images of one shape into padded batches."""
     starts = range(0, len(indices), batch_size)
     return Batches([indices[start : start + batch_size] for start in starts], fill=batch_size)
 
@@ -66,25 +70,24 @@ def rect_batches(
     threads: int = 2,
     alive: Callable[[], None] = lambda: None,
 ) -> Batches:
-    """Images of many shapes: those of one shape next to each other, one shape a batch.
+    """Groups images of many shapes into batches of one shape each. Collective.
 
-    The batches are the same for any number of workers, which take them in turn: so are the sums
-    that a convolution forms, and the figures to the last bit. Only headers are read for it.
-    Collective.
+    The batches are the same for any number of workers, which take them in rotation; so are the
+    results of the convolutions, to the last bit. Only the images' headers are read.
 
     Args:
         folder: the images.
-        largest: side that the larger side of each is scaled to.
-        batch_size: images of a batch at most.
-        rank, world: whose share.
-        all_reduce: puts the sizes that the workers have read together.
-        threads: that read.
-        alive: called now and then.
+        largest: length in pixels to which the larger side of each image is scaled.
+        batch_size: most images per batch.
+        rank, world: this worker, and the number of workers.
+        all_reduce: sums over the workers.
+        threads: threads that read headers.
+        alive: called after each image.
     """
     sizes = np.zeros((len(folder), 2), np.float32)
 
     def read(index: int) -> None:
-        # An unreadable one keeps size 0 x 0, and is reported when its turn comes.
+        # An unreadable image keeps size 0 x 0, and is reported when it is decoded.
         with suppress(MultigrainError):
             sizes[index] = rect_size(*image_size(folder.read(index)), largest)
 
@@ -103,29 +106,28 @@ def rect_batches(
     return Batches(batches[rank::world])
 
 
-# MERGED: How the images of an evaluation become what the network sees.
-
-
 @dataclass(frozen=True)
 class Transform:
-    """
+    """Preprocessing of the images of an evaluation.
+
     Args:
         preprocessing: sizes, interpolation and normalization.
-        kind: "crop": the short side scaled, the center cut: all images have one shape. "rect":
-            the largest side scaled to ``preprocessing.size``, nothing cut: many shapes.
+        kind: "crop": the short side is scaled and the center cropped; all images have one shape.
+            "rect": the larger side is scaled to ``preprocessing.size`` without a crop; there are
+            many shapes.
     """
 
     preprocessing: Preprocessing
     kind: Literal["crop", "rect"] = "crop"
 
     def image(self, image: Image.Image) -> FloatArray:
-        """A decoded image as float32 (3, H, W)."""
+        """Preprocesses a decoded image to float32 (3, H, W)."""
         if self.kind == "rect":
             return preprocess_rect(image, self.preprocessing)
         return preprocess_image(image, self.preprocessing)
 
     def file(self, folder: ImageFolder, index: int) -> FloatArray:
-        """An image of a folder as float32 (3, H, W).
+        """Reads and preprocesses an image of a folder to float32 (3, H, W).
 
         Raises:
             MultigrainError: IMAGE_*.
@@ -143,7 +145,7 @@ class Transform:
         threads: int = 0,
         alive: Callable[[], None] = lambda: None,
     ) -> Batches:
-        """A worker's share of the images of a folder. Collective for "rect"."""
+        """Returns a worker's batches of a folder's images. Collective for "rect"."""
         if self.kind == "crop":
             return crop_batches(len(folder), batch_size, rank, world)
         return rect_batches(
@@ -158,13 +160,15 @@ class Transform:
         )
 
 
-# MERGED: A network whose embedding is whitened.
+class WhitenedModel(nn.Cell):
+    """A network with whitened embeddings: (N, 3, H, W) -> phi (N, D) and logits (N, K).
 
+    ``phi = ([e; 1] / |[e; 1]| - mean) @ projection``, D = C + 1, float32, not normalized, as in
+    serving.
 
-class Whitened(nn.Cell):
-    """(N, 3, H, W) -> phi (N, D), not normalized, and the network's logits (N, K).
-
-    ``phi = ([e; 1] / |[e; 1]| - mean) @ projection``, D = C + 1, float32, as in serving.
+    Args:
+        network: images -> embedding e (N, C), logits.
+        whitening: of the network's embedding.
     """
 
     def __init__(self, network: MultiGrain, whitening: StoredWhitening) -> None:
@@ -181,11 +185,11 @@ class Whitened(nn.Cell):
         return ops.matmul(rows - self.mean, self.projection), logits
 
 
-def whitened(restored: RestoredModel, bundle: Path, resolution: int) -> Whitened:
-    """The network with the whitening that its bundle carries at a resolution (0 = its default).
+def whitened(restored: RestoredModel, bundle: Path, resolution: int) -> WhitenedModel:
+    """Adds the whitening that a bundle has for a resolution (0 = its default) to its network.
 
     Raises:
-        MultigrainError: INVALID_FIELD "spec.whiten" if it carries none, CHECKPOINT if it is
+        MultigrainError: INVALID_FIELD "spec.whiten", if it has none; CHECKPOINT, if it is
             damaged.
     """
     head = restored.weights.head(resolution)
@@ -193,26 +197,19 @@ def whitened(restored: RestoredModel, bundle: Path, resolution: int) -> Whitened
         where = f" at {resolution} px" if resolution else ""
         raise MultigrainError.field(
             "spec.whiten",
-            f"the model carries no whitening{where}: leave it out, or export the model with "
+            f"the model has no whitening{where}: set it to false, or export the model with "
             "whitening_path",
         )
     stored = read_whitening(bundle / head.whitening.file, restored.network.embedding_size)
-    return Whitened(restored.network, stored)
-
-
-# MERGED: Images through the network, batch by batch: decoded ahead by threads.
-
-
-FloatArray = NDArray[np.float32]
-_Loaded = tuple[int, FloatArray]
+    return WhitenedModel(restored.network, stored)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the network says of some images.
+    """The network's outputs for a batch of images.
 
     Args:
-        indices: (n,) of the images in the dataset.
+        indices: (n,), indices of the images in the dataset.
         embedding: (n, C), not normalized.
         logits: (n, K).
     """
@@ -222,8 +219,8 @@ class Predictions:
     logits: FloatArray
 
 
-class Compiled(nn.Cell):
-    """A network as one compiled graph: faster where many batches follow."""
+class CompiledModel(nn.Cell):
+    """A network as one compiled graph, which is faster for many batches of one shape."""
 
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -237,15 +234,15 @@ class Compiled(nn.Cell):
 
 @dataclass
 class Inference:
-    """How images go through a network.
+    """Runs a network on images that threads load ahead.
 
     Args:
-        model: (N, 3, H, W) -> embedding, logits; put into evaluation mode while it is used.
-        batch_size: images of one forward pass.
-        rank, world: this worker takes every ``world``-th image from the ``rank``-th on.
-        threads: that load images; 0 = this worker's share of the cores.
-        on_progress: told after each batch how many images of this worker are done.
-        should_stop: asked before each batch; if true, the rest is left out.
+        model: (N, 3, H, W) -> embedding, logits; set to evaluation mode while it runs.
+        batch_size: images per forward pass.
+        rank, world: this worker takes every ``world``-th image, from the ``rank``-th on.
+        threads: threads that load images; 0 = this worker's share of the cores.
+        on_progress: called after each batch with the number of this worker's images done.
+        should_stop: called before each batch; true skips the rest.
     """
 
     model: nn.Cell
@@ -256,8 +253,8 @@ class Inference:
     on_progress: Callable[[int], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
-    def share(self, images: int) -> range:
-        """The images of this worker."""
+    def shard(self, images: int) -> range:
+        """Returns the indices of this worker's images."""
         return range(self.rank, images, self.world)
 
     def run(
@@ -266,14 +263,16 @@ class Inference:
         load: Callable[[int], FloatArray],
         unreadable: dict[int, str],
     ) -> Iterator[Predictions]:
-        """Predictions batch by batch; the last one is filled up, and the filling cut off.
+        """Yields the predictions for images of one shape, batch by batch.
+
+        The last batch is padded; the padding's outputs are dropped.
 
         Args:
             indices: of the images.
             load: index -> float32 (3, S, S); called in threads, may raise MultigrainError.
-            unreadable: takes the images that raised, index -> reason; they are left out.
+            unreadable: receives the images that raised, index -> reason; they have no prediction.
         """
-        return self.run_batches(cut(indices, self.batch_size), load, unreadable)
+        return self.run_batches(split_batches(indices, self.batch_size), load, unreadable)
 
     def run_batches(
         self,
@@ -281,15 +280,17 @@ class Inference:
         load: Callable[[int], FloatArray],
         unreadable: dict[int, str],
     ) -> Iterator[Predictions]:
-        """As ``run``, of batches that are given; images of a batch that differ in shape go
-        through the network one shape after the other."""
+        """Like :meth:`run`, for given batches.
+
+        Images of a batch that differ in shape have a forward pass for each shape.
+        """
         training = self.model.training
         self.model.set_train(False)
         try:
             done = 0
             for size, loaded in self._loaded(batches, load, unreadable):
-                for part in _by_shape(loaded):
-                    images = _stacked([image for _, image in part], batches.fill)
+                for part in _group_by_shape(loaded):
+                    images = _pad_batch([image for _, image in part], batches.fill)
                     embedding, logits = self.model(Tensor(images))
                     yield Predictions(
                         np.array([index for index, _ in part], np.int64),
@@ -308,21 +309,21 @@ class Inference:
         load: Callable[[int], FloatArray],
         unreadable: dict[int, str],
     ) -> Iterator[tuple[int, list[_Loaded]]]:
-        """Each batch's size, and those of its images that could be loaded."""
+        """Yields each batch's size and its readable images."""
         threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.world)
         ahead = 2 * self.batch_size
-        waiting: deque[tuple[int, Future[FloatArray]]] = deque()
-        coming = (index for batch in batches.indices for index in batch)
+        pending: deque[tuple[int, Future[FloatArray]]] = deque()
+        upcoming = (index for batch in batches.indices for index in batch)
         with ThreadPoolExecutor(threads, thread_name_prefix="preprocess") as pool:
             try:
                 for batch in batches.indices:
                     if self.should_stop is not None and self.should_stop():
                         return
-                    for index in islice(coming, max(0, len(batch) + ahead - len(waiting))):
-                        waiting.append((index, pool.submit(load, index)))
+                    for index in islice(upcoming, max(0, len(batch) + ahead - len(pending))):
+                        pending.append((index, pool.submit(load, index)))
                     loaded = []
                     for _ in batch:
-                        index, image = waiting.popleft()
+                        index, image = pending.popleft()
                         try:
                             loaded.append((index, image.result()))
                         except MultigrainError as error:
@@ -332,15 +333,15 @@ class Inference:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _by_shape(loaded: list[_Loaded]) -> list[list[_Loaded]]:
+def _group_by_shape(loaded: list[_Loaded]) -> list[list[_Loaded]]:
     parts: dict[tuple[int, ...], list[_Loaded]] = {}
     for index, image in loaded:
         parts.setdefault(image.shape, []).append((index, image))
     return list(parts.values())
 
 
-def _stacked(images: list[FloatArray], fill: int) -> FloatArray:
-    """One array; of ``fill`` images, the missing ones zero: one shape, one compiled graph."""
+def _pad_batch(images: list[FloatArray], fill: int) -> FloatArray:
+    """Stacks images and pads them with zeros to ``fill`` images: one shape, one compiled graph."""
     result = np.zeros((max(fill, len(images)), *images[0].shape), np.float32)
     for slot, image in enumerate(images):
         result[slot] = image

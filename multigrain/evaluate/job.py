@@ -11,7 +11,7 @@ from multigrain.data.probe import probe
 from multigrain.evaluate.classification import map_class_indices
 from multigrain.evaluate.evaluator import EvaluationProgress, EvaluationResult, Evaluator
 from multigrain.evaluate.gem_p import run_gem_p
-from multigrain.evaluate.inference import Compiled, Transform, Whitened, whitened
+from multigrain.evaluate.inference import CompiledModel, Transform, WhitenedModel, whitened
 from multigrain.evaluate.results import write_results
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
@@ -19,12 +19,12 @@ from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.weights.restore import RestoredModel, restore
 
-# An evaluation of a part of the images would pass for one of all of them.
+# Metrics of few readable images would be mistaken for metrics of all.
 _MAX_UNREADABLE = 0.5
 
 
 def run_evaluation(ctx: WorkerContext) -> Outcome:
-    """See ``multigrain.evaluate.run``."""
+    """Implements ``multigrain.evaluate.run``."""
     spec = ctx.request.evaluation
     if spec is None:
         raise ValueError("an evaluation worker was started for another kind of job")
@@ -74,36 +74,36 @@ class _Evaluation:
         )
 
     def run(self) -> Outcome:
-        self._say_what_is_there()
-        network: MultiGrain | Whitened = self.restored.network
+        self._log_benchmark()
+        network: MultiGrain | WhitenedModel = self.restored.network
         if self.spec.whiten:
             bundle = Path(self.ctx.request.weights_path)
             network = whitened(self.restored, bundle, self.spec.resolution)
         progress = EvaluationProgress(
             self.ctx.reporter,
             images=len(self.folder),
-            share=self._evaluator.share,
+            shard=self._evaluator.shard,
             passes=self._evaluator.passes,
             rank=self.ctx.rank,
         )
-        measured = self._evaluator.run(
-            # A graph is compiled for each shape, for seconds: not where there are hundreds.
-            Compiled(network) if self.spec.transform == "crop" else network,
+        result = self._evaluator.run(
+            # Compiling takes seconds per shape; "rect" may have hundreds of shapes.
+            CompiledModel(network) if self.spec.transform == "crop" else network,
             network.embedding_size,
             progress,
             self._report_unreadable,
         )
-        if measured is None:
+        if result is None:
             return Outcome(stopped=True, message="stopped before all images were scored")
-        return self._finish(measured)
+        return self._finish(result)
 
-    def _say_what_is_there(self) -> None:
+    def _log_benchmark(self) -> None:
         if self.benchmark is None or self.ctx.rank:
             return
         task, ignored = self.benchmark.task, self.benchmark.ignored
         self._log("INFO", f"{task}: {self.benchmark.note}")
         if ignored:
-            text = f"{task}: {ignored} images have names of another form and are left out"
+            text = f"{task}: ignored {ignored} images whose names do not match the benchmark's"
             self._log("WARNING", text)
 
     def _report_unreadable(self, unreadable: dict[int, str]) -> None:
@@ -114,20 +114,20 @@ class _Evaluation:
     def _log(self, level: str, message: str, **fields: str) -> None:
         self.ctx.reporter.emit(LogRecord(level, message, rank=self.ctx.rank, fields=fields))
 
-    def _finish(self, measured: EvaluationResult) -> Outcome:
-        metrics, images = measured.metrics, measured.images
+    def _finish(self, result: EvaluationResult) -> Outcome:
+        metrics, images = result.metrics, result.images
         record = EvaluationRecord(
             metrics=metrics,
             step=self.restored.weights.step,
             epoch=self.restored.weights.epoch,
             images=images,
-            unreadable=measured.total - images,
-            seconds=measured.seconds,
+            unreadable=result.total - images,
+            seconds=result.seconds,
             resolution=self._evaluator.transform.preprocessing.size,
         )
         if self.ctx.rank == 0:
             gem_p = self.restored.spec.gem_p
-            write_results(self.ctx.folder.results, self.folder, record, measured, gem_p)
+            write_results(self.ctx.folder.results, self.folder, record, result, gem_p)
             self.ctx.reporter.emit(record)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        return Outcome(message=f"{figures} on {images} images")
+        text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        return Outcome(message=f"{text} on {images} images")

@@ -1,4 +1,4 @@
-"""The files an evaluation leaves: figures, one line an image, the confusion matrix."""
+"""The files an evaluation writes: metrics, one row per image, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -26,30 +26,35 @@ CLASSES = "classes.csv"
 CONFUSION = "confusion.csv"
 CONFUSION_PLOT = "confusion.png"
 _UNREAD = -1
+_MAX_NAMED = 40  # most classes with names beside the matrix
+_MAX_COUNTED = 20  # most classes with counts in the matrix's cells
+_NAME_LENGTH = 24
 
 
 def write_results(
     results: Path,
     folder: ImageFolder,
     record: EvaluationRecord,
-    measured: EvaluationResult,
+    result: EvaluationResult,
     gem_p: float,
 ) -> None:
-    """Writes ``metrics.json``; ``images.csv`` with classification or copy detection; with
-    classification also ``classes.csv``, ``confusion.csv`` and ``confusion.png``; of a
-    retrieval benchmark ``<task>.json`` and ``<task>.csv``.
+    """Writes the results of an evaluation.
+
+    ``metrics.json`` always; ``images.csv`` for classification and copy detection;
+    ``classes.csv``, ``confusion.csv`` and ``confusion.png`` for classification; ``<task>.json``
+    and ``<task>.csv`` for a retrieval benchmark.
 
     Args:
-        results: the folder; made if missing.
+        results: the folder; created if missing.
         folder: the images.
-        record: of the event log.
-        measured: what was found.
+        record: the record for the event log.
+        result: metrics and details.
         gem_p: pooling exponent of the network.
 
     Raises:
         MultigrainError: STORAGE.
     """
-    classification, copies = measured.classification, measured.copies
+    classification, copies = result.classification, result.copies
     try:
         results.mkdir(parents=True, exist_ok=True)
         body = asdict(record)
@@ -64,8 +69,8 @@ def write_results(
             counts = classification.confusion()
             names = tuple(_name(classification.classes, j) for j in range(counts.shape[1]))
             plot_confusion(counts, names, results / CONFUSION_PLOT)
-        if measured.found is not None:
-            write_benchmark(results, record, measured.found, gem_p)
+        if result.retrieval is not None:
+            write_benchmark(results, record, result.retrieval, gem_p)
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE,
@@ -107,7 +112,7 @@ def _class_columns(folder: ImageFolder, result: ClassificationResult, index: int
 
 
 def _class_rows(result: ClassificationResult) -> Iterable[list[object]]:
-    """Top-1 of every class; without images, none."""
+    """Rows of images, correct predictions and top-1 per class; top-1 empty without images."""
     yield ["class", "images", "recognised", "top1"]
     counts = result.confusion()
     for number, name in enumerate(result.classes):
@@ -123,7 +128,7 @@ def _confusion_rows(result: ClassificationResult) -> Iterable[list[object]]:
 
 
 def _name(classes: tuple[str, ...], number: int) -> str:
-    """A network may have more outputs than there are class names."""
+    """Returns a class's name; its index if the network has more outputs than class names."""
     return classes[number] if number < len(classes) else str(number)
 
 
@@ -132,26 +137,18 @@ def _write_csv(path: Path, rows: Iterable[list[object]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-# MERGED: The confusion matrix as a picture.
-
-
-_NAMED = 40  # classes up to which names fit beside the matrix
-_COUNTED = 20  # classes up to which counts fit into its cells
-_NAME_LENGTH = 24
-
-
 def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path) -> None:
-    """Writes a PNG: row = true class, column = predicted class, color = share of the row.
+    """Plots a confusion matrix as PNG: true class by predicted class, rows normalized.
 
     Args:
         counts: (classes, outputs).
-        names: of the outputs.
-        path: the file.
+        names: names of the outputs.
+        path: the file to write.
 
     Raises:
         OSError: if it cannot be written.
     """
-    # Here: most workers of a job draw nothing. Without pyplot: no display, no global state.
+    # Imported here because only rank 0 plots. Not pyplot: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -162,14 +159,14 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
-    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the class's images")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="fraction of the class's images")
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if max(rows, columns) <= _NAMED:
+    if max(rows, columns) <= _MAX_NAMED:
         labels = [_short(name) for name in names]
         axes.set_xticks(range(columns), labels[:columns], rotation=90, parse_math=False)
         axes.set_yticks(range(rows), labels[:rows], parse_math=False)
-    if max(rows, columns) <= _COUNTED:
+    if max(rows, columns) <= _MAX_COUNTED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(
                 column,
@@ -182,7 +179,7 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
             )
     total = int(counts.sum())
     right = int(np.trace(counts[:, :rows]))
-    axes.set_title(f"{total} images, {right / max(total, 1):.2%} recognized")
+    axes.set_title(f"{total} images, {right / max(total, 1):.2%} correct")
     figure.savefig(path, format="png")
 
 

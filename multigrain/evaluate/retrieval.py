@@ -1,4 +1,4 @@
-"""Average precision, as the field of retrieval defines it."""
+"""Retrieval benchmarks: rankings of all workers, their metrics, and the files they write."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.search import BLOCK, Hits, Search
 from multigrain.events.records import EvaluationRecord
 
+MAX_RANKS = 100
+"""Most ranks of positives stored per query; metrics are computed from all of them."""
+
+HEADER = ("query", "group", "scored", "positives", "ap", "in_top4", "first", "ranks")
+_TOP = 4
+_COLUMNS = 6  # scored, average precision (two parts), first, positives in the top 4, positives
+
 
 def average_precision(ranks: Sequence[int] | NDArray[np.int64], positives: int) -> float:
-    """Trapezoidal average precision of one query (the Holidays benchmark's definition).
+    """Computes the trapezoidal average precision of one query (as defined by Holidays).
 
     With p0 and p1 the precision before and after each hit::
 
@@ -30,7 +37,7 @@ def average_precision(ranks: Sequence[int] | NDArray[np.int64], positives: int) 
 
     Args:
         ranks: ranks of the positives found, counted from 0, ascending.
-        positives: how many there are, found or not.
+        positives: number of positives, found or not.
     """
     rank = np.asarray(ranks, np.float64)
     found = np.arange(len(rank))
@@ -39,18 +46,17 @@ def average_precision(ranks: Sequence[int] | NDArray[np.int64], positives: int) 
     return float((before + after).sum() / (2 * positives))
 
 
-# MERGED: Figures of a retrieval benchmark, by its own protocol.
-
-
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Figures and what they are made of. Unreadable images are in no figure, only counted.
+    """Rankings and their metrics, by the benchmark's own protocol.
+
+    Unreadable images count in no metric.
 
     Args:
-        benchmark: what was searched.
-        ranking: what each query found.
-        present: (N,) images that were readable.
-        transform: how the images were prepared; see ``EvaluationSpec``.
+        benchmark: images and queries.
+        ranking: result of each query.
+        present: (N,), whether each image was readable.
+        transform: preprocessing of the images; see ``EvaluationSpec``.
     """
 
     benchmark: Benchmark
@@ -60,34 +66,34 @@ class BenchmarkResult:
 
     @property
     def images(self) -> int:
-        """Images that took part, queries included."""
+        """Number of readable images, queries included."""
         return int(self.present.sum())
 
     @property
     def queries(self) -> int:
-        """Queries that were scored."""
+        """Number of scored queries."""
         return int(self.ranking.scored.sum())
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By task, all means over the queries:
+        """The task's metrics, means over the queries:
 
         - "holidays": ``holidays_map``, "copydays": ``copydays_map``, mean average precision
           (trapezoidal);
         - "ukb": ``ukb_recall4``, images of the query's object among the first four, itself
           included: 0 to 4;
-        - "groups": ``groups_map`` likewise, and ``groups_recall1``, the share of queries whose
-          first image is of their group.
+        - "groups": ``groups_map`` likewise, and ``groups_recall1``, the fraction of queries whose
+          first image belongs to their group.
 
         Raises:
-            MultigrainError: DATASET if no query could be scored.
+            MultigrainError: DATASET, if no query could be scored.
         """
         scored = self.ranking.scored
         if not scored.any():
             raise MultigrainError(
                 ErrorKind.DATASET,
-                f"no query of {self.benchmark.folder.root} is readable together with an image that "
-                "it should find: check the files",
+                f"no query in {self.benchmark.folder.root} could be scored: a query and at least "
+                "one other image of its group must be readable; check the files",
             )
         task = self.benchmark.task
         if task == "ukb":
@@ -99,27 +105,17 @@ class BenchmarkResult:
         return metrics
 
 
-# MERGED: The images of a benchmark ranked for each of its queries, by all workers together.
-
-
-MAX_RANKS = 100
-"""Ranks of positives that are kept of a query at most; its figures are of all of them."""
-
-_TOP = 4
-_COLUMNS = 6  # scored, average precision (two parts), first found, found in the top 4, positives
-
-
 @dataclass(frozen=True)
 class Ranking:
-    """What each query found.
+    """Results of all queries.
 
     Args:
-        scored: (Q,) whether the query and a positive of it were readable; else it has no figures.
-        precision: (Q,) average precision, trapezoidal.
-        first: (Q,) index of the image ranked first.
-        in_top4: (Q,) positives among the first four.
-        positives: (Q,) readable images of the database that it should find.
-        ranks: (Q, at most MAX_RANKS) ranks of the positives from 0, ascending; -1: no more.
+        scored: (Q,), whether the query and at least one of its positives were readable.
+        precision: (Q,), average precision, trapezoidal.
+        first: (Q,), index of the image ranked first.
+        in_top4: (Q,), number of positives among the first four.
+        positives: (Q,), number of readable positives in the database.
+        ranks: (Q, at most MAX_RANKS), ranks of the positives from 0, ascending; -1 as padding.
     """
 
     scored: NDArray[np.bool_]
@@ -132,13 +128,13 @@ class Ranking:
 
 @dataclass
 class Ranker:
-    """Ranks for a share of the queries, and puts the workers' shares together.
+    """Ranks a benchmark's images for each of its queries, sharded across the workers.
 
     Args:
-        benchmark: what is ranked for which queries.
-        embeddings: (N, C) of its images, normalized.
-        present: (N,) which of them there are.
-        block: similarities held at a time.
+        benchmark: images and queries.
+        embeddings: (N, C), normalized embeddings of the images.
+        present: (N,), whether each image was readable.
+        block: number of similarities in memory at a time.
     """
 
     benchmark: Benchmark
@@ -149,8 +145,8 @@ class Ranker:
 
     def __post_init__(self) -> None:
         benchmark = self.benchmark
-        takes_part = benchmark.database & self.present
-        self._search = Search(self.embeddings, benchmark.folder.labels, takes_part, self.block)
+        database = benchmark.database & self.present
+        self._search = Search(self.embeddings, benchmark.folder.labels, database, self.block)
 
     def rank(
         self,
@@ -161,16 +157,16 @@ class Ranker:
         alive: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Ranking | None:
-        """Every query's ranking. Collective.
+        """Ranks the images for every query. Collective.
 
         Args:
-            all_reduce: puts the workers' results together.
+            all_reduce: sums over the workers.
             rank, world: this worker takes every ``world``-th block of queries.
             alive: called after each block.
-            should_stop: asked before each block.
+            should_stop: called before each block; true interrupts the ranking.
 
         Returns:
-            None if any worker was asked to stop.
+            None if any worker was interrupted.
         """
         queries, labels = self.benchmark.queries, self.benchmark.folder.labels
         kept = min(MAX_RANKS, self._search.most_positives)
@@ -186,30 +182,30 @@ class Ranker:
             own = None if self.benchmark.keeps_self else images
             found = self._search.find(self.embeddings[images], labels[images], own)
             for position, hits in zip(positions.tolist(), found, strict=True):
-                _enter(table[position], hits)
+                _fill_row(table[position], hits)
             alive()
         if all_reduce.any(stopped):
             return None
         return _ranking(all_reduce.sum(table).astype(np.float64))
 
 
-def _enter(line: NDArray[np.float32], hits: Hits) -> None:
-    """Fills a query's line of the table; leaves it zero where there is nothing to find."""
+def _fill_row(row: NDArray[np.float32], hits: Hits) -> None:
+    """Fills a query's row of the table; leaves it zero if the query has no positives."""
     positives = len(hits.ranks)
     if not positives:
         return
     precision = average_precision(hits.ranks, positives)
-    line[:3] = 1.0, precision, precision - float(np.float32(precision))
-    line[3:_COLUMNS] = hits.first, (hits.ranks < _TOP).sum(), positives
-    kept = hits.ranks[: len(line) - _COLUMNS]
-    line[_COLUMNS : _COLUMNS + len(kept)] = kept + 1  # 0: no more
+    row[:3] = 1.0, precision, precision - float(np.float32(precision))
+    row[3:_COLUMNS] = hits.first, (hits.ranks < _TOP).sum(), positives
+    kept = hits.ranks[: len(row) - _COLUMNS]
+    row[_COLUMNS : _COLUMNS + len(kept)] = kept + 1  # 0 is padding
 
 
 def _ranking(table: NDArray[np.float64]) -> Ranking:
     first, in_top4, positives = table[:, 3:_COLUMNS].astype(np.int64).T
     return Ranking(
         scored=table[:, 0] > 0,
-        # Two float32 hold a figure that one would round: the workers exchange float32.
+        # Workers exchange float32: the sum of two keeps the precision's float64 digits.
         precision=table[:, 1] + table[:, 2],
         first=first,
         in_top4=in_top4,
@@ -218,20 +214,14 @@ def _ranking(table: NDArray[np.float64]) -> Ranking:
     )
 
 
-# MERGED: The files that a retrieval benchmark leaves: figures, and one line a query.
-
-
-HEADER = ("query", "group", "scored", "positives", "ap", "in_top4", "first", "ranks")
-
-
 def write_benchmark(
     results: Path, record: EvaluationRecord, result: BenchmarkResult, gem_p: float
 ) -> None:
     """Writes ``<task>.json`` and ``<task>.csv``.
 
-    Of each query: its file and group; whether it was scored (it and an image to find were
-    readable); how many images it should find; average precision; how many of them are among the
-    first four; the file ranked first; the ranks, from 0, of the first hundred that it should find.
+    The CSV file has a row per query: its file and group; whether it was scored (it and a positive
+    were readable); the number of positives; average precision; the number of positives among the
+    first four; the file ranked first; the ranks, from 0, of the first hundred positives.
 
     Raises:
         OSError: if they cannot be written.

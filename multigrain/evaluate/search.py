@@ -1,4 +1,4 @@
-"""Exact search among vectors, a block of queries at a time: every rank of this package is its."""
+"""Exact nearest-neighbor search by inner product, a block of queries at a time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 2**23
-"""Similarities held at a time: 32 MiB."""
+"""Number of similarities in memory at a time: 32 MiB."""
 
-_ROWS = 4096  # rows of the database multiplied at a time
-_COUNTED = 200  # positives up to which counting what is ahead of each beats sorting (measured)
+_ROWS = 4096  # database rows per matrix product
+_MAX_COUNTED = 200  # positives up to which counting better-ranked columns beats sorting (measured)
 
 
 def l2_normalize(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1 (x / (|x| + 1e-6), the published code's form)."""
+    """Normalizes rows to length 1, as x / (|x| + 1e-6) like the published code."""
     length = np.linalg.norm(embedding, axis=1, keepdims=True)
     result: NDArray[np.float32] = (embedding / (length + 1e-6)).astype(np.float32)
     return result
@@ -24,10 +24,10 @@ def l2_normalize(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Hits:
-    """What one query found.
+    """Result of one query.
 
     Args:
-        ranks: of the images of its group, from 0, ascending; none where the group has no other.
+        ranks: ranks of the images of its group, from 0, ascending; empty if there are none.
         first: index of the image ranked first; -1 if there is none.
     """
 
@@ -36,17 +36,18 @@ class Hits:
 
 
 class Search:
-    """Images of a database, of which a query should find those of its own group.
+    """Ranks the images of a database for queries that should find those of their own group.
 
-    Similarity is the inner product of normalized vectors, which orders as their distance does.
+    Similarity is the inner product of normalized vectors, which orders like their distance.
     Products are summed in float64 and rounded to float32, so that equal images are equally
-    similar whatever order a linear algebra library sums in; ties are broken by index.
+    similar regardless of the summation order of the linear algebra library. Ties are broken by
+    index.
 
     Args:
         vectors: (N, C), normalized and finite.
-        groups: (N,) the group of each, 0 or more.
-        present: (N,) which of them take part.
-        block: similarities held at a time.
+        groups: (N,), the group of each, at least 0.
+        present: (N,), which of them are in the database.
+        block: number of similarities in memory at a time.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Search:
 
     @property
     def queries_at_once(self) -> int:
-        """Queries of one block."""
+        """Number of queries per block."""
         return max(1, self._block // max(1, len(self._candidates)))
 
     @property
@@ -79,13 +80,13 @@ class Search:
         groups: NDArray[np.integer],
         own: NDArray[np.int64] | None = None,
     ) -> Iterator[Hits]:
-        """What each query finds, in their order.
+        """Yields the result of each query, in order.
 
         Args:
             queries: (Q, C), normalized and finite.
-            groups: (Q,) the group of each.
-            own: (Q,) index of the query in the database, where it must not find itself: it is
-                taken out by its number, not by its similarity, which a duplicate shares.
+            groups: (Q,), the group of each.
+            own: (Q,), index of each query in the database, if it must not find itself. It is
+                excluded by its index, not by its similarity, which a duplicate shares.
         """
         for start in range(0, len(queries), self.queries_at_once):
             part = slice(start, start + self.queries_at_once)
@@ -119,13 +120,13 @@ class Search:
             positives = positives[positives != own]
             others -= 1
         ranks = _ranks(similarity, positives)
-        # Of equals argmax takes the first, as the ranks do.
+        # argmax breaks ties by index, like the ranks.
         return Hits(ranks, int(self._candidates[similarity.argmax()]) if others else -1)
 
 
 def _ranks(similarity: NDArray[np.float32], positives: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Ranks of some columns among all, ascending: greater first, equal ones by their index."""
-    if len(positives) > _COUNTED:
+    """Returns the ranks of some columns among all, ascending: greater first, ties by index."""
+    if len(positives) > _MAX_COUNTED:
         place = np.empty(len(similarity), np.int64)
         place[np.argsort(-similarity, kind="stable")] = np.arange(len(similarity))
         return np.sort(place[positives])

@@ -11,7 +11,7 @@ from multigrain.bundle.manifest import Head, WhiteningEntry
 from multigrain.bundle.reference import write_reference
 from multigrain.data.image_folder import ImageFolder, scan_images
 from multigrain.data.probe import probe
-from multigrain.evaluate.inference import Compiled, FloatArray, Inference
+from multigrain.evaluate.inference import CompiledModel, FloatArray, Inference
 from multigrain.events.records import LogRecord
 from multigrain.export import graphs
 from multigrain.export.int8 import Int8Images, write_int8
@@ -133,7 +133,7 @@ class HeadWriter:
         self._log(f"computing the descriptors of {count} images at {size} px for {name}")
         network = self.restored.network
         inference = Inference(
-            Compiled(network),
+            CompiledModel(network),
             _BATCH,
             threads=self.spec.devices.threads_per_worker,
             on_progress=lambda _done: reporter.alive(),

@@ -37,7 +37,7 @@ class ExponentSpec(Spec):
     learning_rate: float = Field(0.005, gt=0, le=100)
 
     @property
-    def drawn(self) -> int:
+    def sample_size(self) -> int:
         """Images of each class: as given, or the method's own number."""
         return self.images_per_class or (2 if self.method == "search" else 50)
 

@@ -46,7 +46,7 @@ def evaluate(
     inference = Inference(MeanColor(), 4, rank, world, threads=1)
     originals = EmbeddingTable(len(folder))
     load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
-    for predictions in inference.run(inference.share(len(folder)), load, {}):
+    for predictions in inference.run(inference.shard(len(folder)), load, {}):
         originals.add(predictions.indices, predictions.embedding)
     return evaluate_copies(
         inference,

@@ -16,7 +16,7 @@ from multigrain.data.image_folder import scan
 from multigrain.errors import MultigrainError
 from multigrain.evaluate import run
 from multigrain.evaluate.copy_detection import distort
-from multigrain.evaluate.gem_p import ExponentScore, best
+from multigrain.evaluate.gem_p import ExponentScore, best_score
 from multigrain.evaluate.retrieval import average_precision
 from multigrain.evaluate.search import l2_normalize
 from multigrain.events.records import EvaluationRecord, LogRecord
@@ -57,8 +57,8 @@ def test_the_best_for_both_is_taken_and_of_equals_the_smallest() -> None:
         ExponentScore(5, top1=0.6, loss=0.1, retrieval=0.9),
     ]
     assert [score.score for score in scores] == pytest.approx([0.7, 0.8, 0.8, 0.75])
-    assert best(scores).p == 3
-    assert best([ExponentScore(2, 0.5, 1.0), ExponentScore(9, 0.6, 1.0)]).p == 9
+    assert best_score(scores).p == 3
+    assert best_score([ExponentScore(2, 0.5, 1.0), ExponentScore(9, 0.6, 1.0)]).p == 9
 
 
 def test_every_candidate_is_scored_as_by_hand(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from multigrain.data.image_folder import ImageFolder
-from multigrain.evaluate.gem_p import draw
+from multigrain.evaluate.gem_p import sample_per_class
 
 # Class 1 has no images here, as where a folder lacks one of the network's classes.
 FOLDER = ImageFolder(
@@ -19,17 +19,21 @@ FOLDER = ImageFolder(
 
 
 def test_each_class_gives_so_many_different_images() -> None:
-    chosen = draw(FOLDER, 5, seed=3)
+    chosen = sample_per_class(FOLDER, 5, seed=3)
     assert len(set(chosen.tolist())) == 10
     assert np.bincount(FOLDER.labels[chosen]).tolist() == [5, 0, 5]
     assert chosen.tolist() == sorted(chosen.tolist())
 
 
 def test_a_class_with_fewer_gives_all() -> None:
-    chosen = draw(FOLDER, 15, seed=3)
+    chosen = sample_per_class(FOLDER, 15, seed=3)
     assert np.bincount(FOLDER.labels[chosen]).tolist() == [10, 0, 15]
 
 
 def test_the_seed_decides() -> None:
-    assert draw(FOLDER, 5, seed=3).tolist() == draw(FOLDER, 5, seed=3).tolist()
-    assert draw(FOLDER, 5, seed=3).tolist() != draw(FOLDER, 5, seed=4).tolist()
+    assert (
+        sample_per_class(FOLDER, 5, seed=3).tolist() == sample_per_class(FOLDER, 5, seed=3).tolist()
+    )
+    assert (
+        sample_per_class(FOLDER, 5, seed=3).tolist() != sample_per_class(FOLDER, 5, seed=4).tolist()
+    )

@@ -19,7 +19,7 @@ class Clock:
 
 def test_at_most_one_record_a_second_and_a_sign_of_life_every_time() -> None:
     reporter, clock = RecordingReporter(), Clock()
-    progress = EvaluationProgress(reporter, images=101, share=51, passes=2, clock=clock)
+    progress = EvaluationProgress(reporter, images=101, shard=51, passes=2, clock=clock)
     for done in range(1, 52):
         clock.now += 0.125
         progress.done(done)
@@ -42,7 +42,7 @@ def test_at_most_one_record_a_second_and_a_sign_of_life_every_time() -> None:
 
 def test_only_the_first_worker_tells() -> None:
     reporter, clock = RecordingReporter(), Clock()
-    progress = EvaluationProgress(reporter, images=10, share=5, passes=1, rank=1, clock=clock)
+    progress = EvaluationProgress(reporter, images=10, shard=5, passes=1, rank=1, clock=clock)
     clock.now += 5
     progress.done(1)
     assert (reporter.records, reporter.alive_calls) == ([], 1)

@@ -59,7 +59,7 @@ def test_a_classifier_of_other_classes_is_dropped_and_the_log_says_so(tmp_path: 
     loaded = model_state(net)
     np.testing.assert_array_equal(loaded["classifier.weight"], np.full((3, 512), 0.5, np.float32))
     assert len(np.unique(loaded["trunk.layer4.1.conv2.weight"])) > 1000
-    assert "has 5 classes, this training has 3" in start.notes[1]
+    assert "has 5 classes, this training run has 3" in start.notes[1]
 
 
 def test_a_trunk_without_classifier_is_enough(tmp_path: Path) -> None:
