@@ -1,4 +1,4 @@
-"""Devices of this machine: the inventory, who holds which, and which one an engine gets."""
+"""Devices of this machine: the inventory, their leases, and the devices of engines."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.base import DeviceSpec
 
 KINDS = ("cpu", "gpu", "ascend")
+_NOUN = {"cpu": "CPU slot", "gpu": "GPU", "ascend": "Ascend device"}
 
 _PART = re.compile(r"^(cpu|gpu|ascend):(\d{1,4})(?:-(\d{1,4}))?$")
+_OWNER = "engine {}"  # of a lease that is not a job's
+_RETRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Inventory:
     """Leasable units of each kind: CPU slots, and indices of GPUs and Ascend NPUs.
 
-    A CPU slot is the right of one job to use the cores, however many workers it starts.
+    A CPU slot lets one job use all cores, with any number of workers.
     """
 
     cpu: tuple[int, ...] = (0,)
@@ -27,10 +30,10 @@ class Inventory:
 
     @classmethod
     def parse(cls, text: str) -> Inventory:
-        """Reads ``"cpu:2,gpu:0-3,gpu:6"``: number of CPU slots, indices or ranges of the others.
+        """Parses ``"cpu:2,gpu:0-3,gpu:6"``: number of CPU slots, indices or ranges of the others.
 
         Raises:
-            ValueError: with what is wrong and how to write it.
+            ValueError: with what is wrong and the right format.
         """
         units: dict[str, set[int]] = {kind: set() for kind in KINDS}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -62,22 +65,16 @@ class Inventory:
         return ",".join(parts)
 
 
-# MERGED: Who uses which device.
-
-
-_NOUN = {"cpu": "CPU slot", "gpu": "GPU", "ascend": "Ascend device"}
-
-
 @dataclass(frozen=True)
 class Lease:
-    """Units of one kind in use by one job (or engine)."""
+    """Units of one kind held by one job or engine."""
 
     owner: str
     kind: str
     units: tuple[int, ...]
 
     def environment(self) -> dict[str, str]:
-        """Variables that show a process exactly the leased devices, numbered from 0."""
+        """Environment variables that make only the leased devices visible, numbered from 0."""
         visible = ",".join(str(unit) for unit in self.units)
         if self.kind == "gpu":
             return {"CUDA_VISIBLE_DEVICES": visible}
@@ -94,9 +91,9 @@ class Leases:
         self._leases: dict[str, Lease] = {}
 
     def needed(self, devices: DeviceSpec) -> int:
-        """Units a job takes: one CPU slot whatever its workers, one GPU or NPU each worker.
+        """Units that a job takes: one CPU slot, or one GPU or NPU per worker.
 
-        A rank table spans hosts: its job takes what this host has, at most ``count``.
+        A rank table covers several hosts: its job takes the units of this host, at most ``count``.
         """
         if devices.target == "cpu":
             return 1
@@ -105,7 +102,7 @@ class Leases:
         return devices.count
 
     def check(self, devices: DeviceSpec) -> None:
-        """Refuses what could never run here.
+        """Refuses devices that this server does not have.
 
         Raises:
             MultigrainError: INVALID_FIELD that names ``spec.devices.target`` or ``.count``.
@@ -124,11 +121,11 @@ class Leases:
             )
 
     def possible(self, devices: DeviceSpec) -> bool:
-        """Whether this inventory has enough units, free or not."""
+        """Whether the inventory has enough units, free or not."""
         return 0 < self.needed(devices) <= len(self.inventory.units(devices.target))
 
     def acquire(self, owner: str, devices: DeviceSpec) -> Lease | None:
-        """Takes free units, or None if there are too few. Asking again returns the same lease."""
+        """Leases free units; None if there are too few. An owner keeps the lease it has."""
         if owner in self._leases:
             return self._leases[owner]
         free = self.free(devices.target)
@@ -140,12 +137,12 @@ class Leases:
         return lease
 
     def restore(self, lease: Lease) -> None:
-        """Takes over a lease of an earlier daemon, even one this inventory has no room for:
-        the process that holds it is running."""
+        """Restores a lease of an earlier daemon, even of units that are no longer in the
+        inventory: the process that uses them is running."""
         self._leases[lease.owner] = lease
 
     def release(self, owner: str) -> None:
-        """Gives the owner's units back, if it has any."""
+        """Releases the owner's units, if it has any."""
         self._leases.pop(owner, None)
 
     def free(self, kind: str) -> tuple[int, ...]:
@@ -156,7 +153,7 @@ class Leases:
         return (lease for lease in self._leases.values() if lease.kind == kind)
 
     def explain(self, devices: DeviceSpec) -> str:
-        """Why a job with these devices waits, in words."""
+        """Message that says why a job with these devices waits."""
         kind, needed = devices.target, self.needed(devices)
         noun = _NOUN[kind]
         total = len(self.inventory.units(kind))
@@ -170,23 +167,16 @@ class Leases:
         return f"waiting for {wanted}: {used} of {total} in use" + (f" by {by}{more}" if by else "")
 
 
-# MERGED: Which device an engine computes on.
-
-
-_RETRY_SECONDS = 10.0
-_OWNER = "engine {}"
-
-
 class EngineDevices:
     """Leases a GPU or NPU to each loaded model, so that no job is given the same.
 
-    A model keeps its lease while its engine is replaced or switched. Where all devices that
-    jobs leave are taken, models share: two engines on a device are slow, a refused load is
-    worse. CPU engines lease nothing: the CPU's slots are the jobs'.
+    A model keeps its lease while its engine restarts or is switched. If no device is free, models
+    share one: that is slow, but better than refusing to load a model. CPU engines lease nothing:
+    CPU slots are for jobs.
 
     Args:
         kind: "cpu", "gpu" or "ascend".
-        leases: shared with the jobs; None = devices are not counted.
+        leases: shared with the jobs; None: devices are not leased.
     """
 
     def __init__(self, kind: str, leases: Leases | None) -> None:
@@ -195,11 +185,16 @@ class EngineDevices:
         self._sharing: dict[Lease, set[str]] = {}
 
     def take(self, label: str) -> Mapping[str, str]:
-        """A device for the model of that label ("name@version"), as environment of its engine;
-        the same one when it is asked again.
+        """Leases a device for a model; a model that has one keeps it.
+
+        Args:
+            label: "name@version" of the model.
+
+        Returns:
+            Environment variables for the model's engine.
 
         Raises:
-            MultigrainError: OVERLOADED if jobs use all of them; UNSUPPORTED if there is none.
+            MultigrainError: OVERLOADED if jobs use all devices; UNSUPPORTED if there is none.
         """
         if self._leases is None:
             return {}
@@ -226,7 +221,7 @@ class EngineDevices:
         return lease.environment()
 
     def give_back(self, label: str) -> None:
-        """When the model has ended; harmless if it has no device."""
+        """Releases the device of a model that was unloaded, if it has one."""
         if self._leases is None:
             return
         for lease, labels in list(self._sharing.items()):

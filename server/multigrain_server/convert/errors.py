@@ -1,4 +1,4 @@
-"""The one table from kinds of errors to gRPC status, and how an error is sent."""
+"""gRPC status of each kind of error, and its encoding with google.rpc details."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 
 DOMAIN = "multigrain"
 
-# A client takes 8 KiB of trailers by default; of more it makes RESOURCE_EXHAUSTED. The message
-# is in them twice, once as percent-encoded text, and all details are base64.
+# Clients accept 8 KiB of trailers by default, and report RESOURCE_EXHAUSTED for more. The trailers
+# contain the message twice, once percent-encoded, and the details base64-encoded.
 _MESSAGE_BYTES = 1500
 _VIOLATION_BYTES = 300
 _VIOLATIONS_BYTES = 2500
@@ -40,9 +40,9 @@ STATUS_OF: dict[ErrorKind, grpc.StatusCode] = {
     ErrorKind.IMAGE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.NOT_FINITE: grpc.StatusCode.INTERNAL,
     ErrorKind.IMAGE_HARMFUL: grpc.StatusCode.INVALID_ARGUMENT,
-    # At submission; the dataset is an argument.
+    # At submission: the dataset is an argument of the request.
     ErrorKind.DATASET: grpc.StatusCode.INVALID_ARGUMENT,
-    # Kinds of failed jobs: on the wire only if a call waits for such work.
+    # Of failed jobs; a status only for calls that wait for the job.
     ErrorKind.WORKER_DIED: grpc.StatusCode.INTERNAL,
     ErrorKind.CLUSTER_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.DIVERGED: grpc.StatusCode.FAILED_PRECONDITION,
@@ -56,7 +56,7 @@ STATUS_OF: dict[ErrorKind, grpc.StatusCode] = {
 
 @dataclass(frozen=True)
 class WireError:
-    """What ``ServicerContext.abort`` takes."""
+    """Arguments of ``ServicerContext.abort``."""
 
     code: grpc.StatusCode
     details: str
@@ -64,8 +64,8 @@ class WireError:
 
 
 def wire_error(error: MultigrainError, request_id: str) -> WireError:
-    """A status with google.rpc details: ErrorInfo always; BadRequest for wrong fields;
-    RetryInfo (and gRPC's own pushback trailer) where a retry may succeed."""
+    """An error with google.rpc details: always ErrorInfo; BadRequest if fields are wrong;
+    RetryInfo (and gRPC's pushback trailer) if a retry may succeed."""
     code = STATUS_OF[error.kind]
     text = _cut(error.message, _MESSAGE_BYTES)
     details: list[Message] = [
@@ -101,9 +101,9 @@ def wire_error(error: MultigrainError, request_id: str) -> WireError:
 
 
 def _cut(text: str, size: int) -> str:
-    """The beginning of a text that takes about ``size`` bytes when percent-encoded.
+    """The start of a text, at most about ``size`` bytes long when percent-encoded.
 
-    Bytes of a file name that are not UTF-8, which no message can carry, are shown escaped.
+    Unpaired surrogates (from file names that are not UTF-8) cannot be sent and are escaped.
     """
     text = text.encode("utf-8", "backslashreplace").decode()
     taken = 0
@@ -116,5 +116,5 @@ def _cut(text: str, size: int) -> str:
 
 
 def internal_error(request_id: str) -> MultigrainError:
-    """What a caller learns of a defect; the log has the rest, under the same request id."""
+    """The error for an unexpected exception: details are only logged, with the request id."""
     return MultigrainError(ErrorKind.INTERNAL, f"internal error, request id {request_id}")

@@ -1,4 +1,9 @@
-"""What the three Start requests have in common."""
+"""Start requests, specifications and jobs as messages of the contract.
+
+The specification messages of ``multigrain.v1`` and the classes of ``multigrain.specs`` have the
+same fields under the same names (a test compares them), so that they are converted by walking
+over the descriptors.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +28,13 @@ from multigrain_server.convert.events import message_from_fields, timestamp
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.submission import Submission
 
+_M = TypeVar("_M", bound=Message)
+
 StartRequest = StartTrainingRequest | StartEvaluationRequest | StartExportRequest
 
 
 def submission(request: StartRequest, kind: JobKind) -> Submission:
-    """The request's id, name and labels, and a hash of all of it.
+    """The parts that all Start requests share, and the hash of the whole request.
 
     Raises:
         MultigrainError: INVALID_FIELD with every violation.
@@ -41,19 +48,11 @@ def submission(request: StartRequest, kind: JobKind) -> Submission:
     return Submission(kind, hashlib.sha256(body).hexdigest(), request.request_id, name, labels)
 
 
-# MERGED: Specifications between the wire and the library. The messages of ``multigrain.v1`` and
-# the classes of ``multigrain.specs`` have the same fields under the same names (a test compares
-# them), so one walk over the descriptor serves all.
-
-
-_M = TypeVar("_M", bound=Message)
-
-
 def overrides(message: Message) -> dict[str, Any]:
-    """What a request sets, as the nested mapping that ``multigrain.specs.resolve`` takes.
+    """The fields that a request sets, as the nested dict that ``multigrain.specs.resolve`` takes.
 
-    A field that was not set does not appear; one that was set to 0, false or "" does. An
-    empty list cannot be told from no list and does not appear.
+    Includes fields that are set to 0, false or "". An empty list is left out, because protobuf
+    does not distinguish it from an unset one.
     """
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -74,12 +73,12 @@ def training_message(spec: TrainingSpec) -> training_spec_pb2.TrainingSpec:
 
 
 def evaluation_message(spec: EvaluationSpec) -> evaluation_spec_pb2.EvaluationSpec:
-    """The resolved specification with every field set; of the weights, the one source."""
+    """The resolved specification with every field set (of the weights, the one source)."""
     return _filled(evaluation_spec_pb2.EvaluationSpec(), spec)
 
 
 def export_message(spec: ExportSpec) -> export_spec_pb2.ExportSpec:
-    """The resolved specification with every field set; of the weights, the one source."""
+    """The resolved specification with every field set (of the weights, the one source)."""
     return _filled(export_spec_pb2.ExportSpec(), spec)
 
 
@@ -92,18 +91,15 @@ def _filled(message: _M, spec: Spec) -> _M:
         elif field.is_repeated:
             getattr(message, field.name).extend(value)
         elif field.message_type:
-            # Marks the group as set, even if all in it is a default.
+            # Marks the group as set, even if all its values are defaults.
             getattr(message, field.name).SetInParent()
             _filled(getattr(message, field.name), value)
         else:
-            # To protobuf an `optional` field is alone in a oneof of its own.
+            # In descriptors, an `optional` field is the only member of a oneof.
             oneof = field.containing_oneof
             if value or oneof is None or len(oneof.fields) == 1:
                 setattr(message, field.name, value)
     return message
-
-
-# MERGED: A job as a message of the contract.
 
 
 def job_message(job: Job) -> job_pb2.Job:

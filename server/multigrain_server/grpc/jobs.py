@@ -22,18 +22,19 @@ from multigrain.v1 import (
     training_pb2_grpc,
 )
 from multigrain_server.asyncio_utils import cooperative
-from multigrain_server.convert import jobs as convert_spec
 from multigrain_server.convert.events import (
     KIND_OF_ENUM,
     encode_batch,
     encode_events,
     heartbeat_message,
 )
-from multigrain_server.convert.jobs import job_message, submission
+from multigrain_server.convert.jobs import job_message, overrides, submission
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.metrics.jobs import EventMetrics
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
@@ -46,14 +47,11 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     async def StartTraining(  # noqa: N802
         self,
         request: training_pb2.StartTrainingRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
     ) -> job_pb2.Job:
-        overrides = convert_spec.overrides(request.spec)
-        asked = submission(request, JobKind.TRAINING)
-        return job_message(await self._jobs.submit(asked, lambda: self._checks.training(overrides)))
-
-
-# MERGED: EvaluationService over the wire.
+        spec = overrides(request.spec)
+        start = submission(request, JobKind.TRAINING)
+        return job_message(await self._jobs.submit(start, lambda: self._checks.training(spec)))
 
 
 class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
@@ -66,16 +64,11 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
     async def StartEvaluation(  # noqa: N802
         self,
         request: evaluation_pb2.StartEvaluationRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
     ) -> job_pb2.Job:
-        overrides = convert_spec.overrides(request.spec)
-        asked = submission(request, JobKind.EVALUATION)
-        return job_message(
-            await self._jobs.submit(asked, lambda: self._checks.evaluation(overrides))
-        )
-
-
-# MERGED: ExportService over the wire.
+        spec = overrides(request.spec)
+        start = submission(request, JobKind.EVALUATION)
+        return job_message(await self._jobs.submit(start, lambda: self._checks.evaluation(spec)))
 
 
 class ExportServicer(export_pb2_grpc.ExportServiceServicer):
@@ -86,21 +79,15 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
         self._checks = checks
 
     async def StartExport(  # noqa: N802
-        self, request: export_pb2.StartExportRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: export_pb2.StartExportRequest, context: Context
     ) -> job_pb2.Job:
-        overrides = convert_spec.overrides(request.spec)
-        asked = submission(request, JobKind.EXPORT)
-        return job_message(await self._jobs.submit(asked, lambda: self._checks.export(overrides)))
-
-
-# MERGED: JobService over the wire.
-
-
-Context = grpc.aio.ServicerContext[Any, Any]
+        spec = overrides(request.spec)
+        start = submission(request, JobKind.EXPORT)
+        return job_message(await self._jobs.submit(start, lambda: self._checks.export(spec)))
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
-    """Watches and steers jobs."""
+    """Gets, lists, streams, cancels, resumes and deletes jobs."""
 
     def __init__(self, jobs: Jobs, metrics: EventMetrics) -> None:
         self._jobs = jobs
@@ -171,7 +158,7 @@ def _names(field: str, values: Any, enum: Any, prefix: str) -> tuple[str, ...]:
     names = []
     for at, value in enumerate(values):
         if value == 0 or value not in enum.values():
-            known = ", ".join(name for name in enum.keys()[1:])
-            raise MultigrainError.field(f"{field}[{at}]", f"{value} is none of {known}")
+            known = ", ".join(enum.keys()[1:])
+            raise MultigrainError.field(f"{field}[{at}]", f"{value} is not one of {known}")
         names.append(enum.Name(value).removeprefix(prefix))
     return tuple(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""Whether an ended training can go on from where it is."""
+"""Checks before a job is queued: errors that can be found now must not occur hours later."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from multigrain_server.jobs.store import JobStore
 
 
 def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
-    """Refuses a training whose images have changed since its newest checkpoint.
+    """Refuses to resume a training run whose images have changed since its newest checkpoint.
 
-    The worker checks as well; here the job keeps its state, and the caller learns at once. It
-    lists the whole training set: call it in a thread.
+    The worker checks this too, but then the job has already left its state. Lists the whole
+    training set: call it in a thread.
+
+    Args:
+        spec: of the training run.
+        folder: of the job.
 
     Raises:
-        MultigrainError: WRONG_STATE, saying what has changed; DATASET if the images are gone.
+        MultigrainError: WRONG_STATE, with what has changed; DATASET if there are no images.
     """
-    # Here, not above: they bring numpy, which a start of the daemon should not wait for.
+    # Imported here, because they import numpy, which would slow down the daemon's start.
     from multigrain.checkpoint import store
     from multigrain.checkpoint.store import check_dataset
     from multigrain.data.fingerprint import fingerprint
@@ -43,7 +47,7 @@ def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
     for _, path in reversed(store.steps(folder.checkpoints)):
         try:
             manifest = store.read_manifest(path)
-        except MultigrainError:  # damaged: the job goes on from the one before it
+        except MultigrainError:  # damaged: the job resumes from the one before it
             continue
         if manifest.dataset is None:
             return
@@ -57,12 +61,9 @@ def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
         return
 
 
-# MERGED: Every check of a job before it is queued: what could be known now must not fail later.
-
-
 @dataclass(frozen=True)
 class Submission:
-    """A request to start a job. ``body_sha256`` identifies the request's whole content."""
+    """A request to start a job. ``body_sha256`` is the hash of the whole request."""
 
     kind: JobKind
     body_sha256: str
@@ -76,8 +77,10 @@ class CheckedSpec:
     """A specification that can be queued.
 
     Attributes:
+        kind: of the job.
+        spec: resolved, with absolute paths.
         weights_path: see JobRequest.
-        of_job: whether that is a checkpoint of another job, which may remove it.
+        of_job: whether weights_path is a checkpoint of another job, which may delete it.
     """
 
     kind: JobKind
@@ -90,13 +93,12 @@ class SubmissionChecks:
     """Resolves and checks specifications.
 
     Args:
-        roots: where paths may lie.
-        leases: for the devices there are.
-        store: for weights named by job.
-        jobs_dir: the folder of job folders.
-        bundle_path: folder of the bundle of a model ("name", "name@version", alias); raises
-            MultigrainError NOT_FOUND.
-        is_alias: whether a name is an alias, behind which a model of that name is not seen.
+        roots: folders that requests may name paths under.
+        leases: of the devices.
+        store: finds the jobs that weights are taken from.
+        jobs_dir: the folder of all job folders.
+        bundle_path: returns the bundle of a model reference; raises MultigrainError NOT_FOUND.
+        is_alias: whether a name is an alias, which would hide a model of that name.
     """
 
     def __init__(
@@ -137,8 +139,8 @@ class SubmissionChecks:
             field = "spec.dataset.val_path"
             found = await _classes(Path(val_path), field)
             if "classification" in spec.evaluation.tasks:
-                _known_classes(found, classes, field)
-        spec = await self._scheduled_search(spec, val_path)
+                _check_known_classes(found, classes, field)
+        spec = await self._scheduled_retrieval(spec, val_path)
         dataset = spec.dataset.model_copy(
             update={"train_path": str(train_path), "val_path": val_path}
         )
@@ -146,8 +148,8 @@ class SubmissionChecks:
         spec = spec.model_copy(update={"dataset": dataset, "model": model})
         return CheckedSpec(JobKind.TRAINING, spec)
 
-    async def _scheduled_search(self, spec: TrainingSpec, val_path: str) -> TrainingSpec:
-        """Checks the folder that is searched while training."""
+    async def _scheduled_retrieval(self, spec: TrainingSpec, val_path: str) -> TrainingSpec:
+        """Checks the folder of the retrieval evaluation during training."""
         schedule = spec.evaluation
         field, path = "spec.dataset.val_path", Path(val_path)
         if schedule.retrieval_path:
@@ -155,7 +157,7 @@ class SubmissionChecks:
             path = self._roots.check(schedule.retrieval_path, field)
             schedule = schedule.model_copy(update={"retrieval_path": str(path)})
         if schedule.every_epochs:
-            await _benchmarks(path, schedule.tasks, schedule.group_queries, field)
+            await _check_benchmarks(path, schedule.tasks, schedule.group_queries, field)
         return spec.model_copy(update={"evaluation": schedule})
 
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
@@ -168,32 +170,32 @@ class SubmissionChecks:
             classes = await _classes(dataset, "spec.dataset_path")
             labels = stored_labels(weights)
             if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
-                _known_classes(classes, labels, "spec.dataset_path")
-        await _benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
+                _check_known_classes(classes, labels, "spec.dataset_path")
+        await _check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
 
     async def export(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT,
-        DATASET (the images for the whitening), and UNSUPPORTED for a format that the device
-        cannot write."""
+        DATASET (the images for the whitening), and UNSUPPORTED for a format that cannot be
+        written on the device."""
         spec = resolve_export(overrides)
         if self._is_alias(spec.model_name):
             raise MultigrainError.field(
                 "spec.model_name",
-                f"{spec.model_name} is an alias, behind which the model could not be seen: give "
-                "another name, or remove the alias first",
+                f"{spec.model_name} is an alias, which would hide the model; give another name, "
+                "or remove the alias first",
             )
         spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         if spec.whitening_path:
             field = "spec.whitening_path"
             path = self._roots.check(spec.whitening_path, field)
-            await _any_images(path, field)
+            await _check_any_images(path, field)
             spec = spec.model_copy(update={"whitening_path": str(path)})
         if spec.int8_path:
             field = "spec.int8_path"
             path = self._roots.check(spec.int8_path, field)
-            await _any_images(path, field)
+            await _check_any_images(path, field)
             spec = spec.model_copy(update={"int8_path": str(path)})
         weights = await self._weights(spec.weights)
         return CheckedSpec(JobKind.EXPORT, spec, str(weights), bool(spec.weights.job_id))
@@ -222,12 +224,12 @@ class SubmissionChecks:
                 f"job {source.job_id} is of kind {row.job.request.kind}; only a training job "
                 "has weights",
             )
-        # Here, not above: it brings numpy, which a start of the daemon should not wait for.
+        # Imported here, because it imports numpy, which would slow down the daemon's start.
         from multigrain.checkpoint.store import resolve
 
         checkpoints = JobFolder(self._jobs_dir / source.job_id).checkpoints
         try:
-            # In a thread: it reads the whole checkpoint to see that it is whole.
+            # In a thread: it reads the whole checkpoint to verify its checksums.
             return await asyncio.to_thread(resolve, checkpoints, source.checkpoint)
         except MultigrainError as error:
             if error.kind is ErrorKind.INVALID_FIELD:
@@ -238,7 +240,7 @@ class SubmissionChecks:
 
 
 async def _classes(path: Path, field: str) -> tuple[str, ...]:
-    """Class names of an image folder, which is read in a thread: it may hold a million files."""
+    """Class names of an image folder. Listed in a thread: it may contain a million files."""
     from multigrain.data.image_folder import scan
 
     try:
@@ -249,8 +251,8 @@ async def _classes(path: Path, field: str) -> tuple[str, ...]:
         raise _dataset_error(field, error.message) from error
 
 
-async def _any_images(path: Path, field: str) -> None:
-    """Refuses a folder without images, class folders or not; read in a thread as above."""
+async def _check_any_images(path: Path, field: str) -> None:
+    """Refuses a folder without images, with or without class folders. Listed in a thread."""
     from multigrain.data.image_folder import scan_images
 
     try:
@@ -259,10 +261,10 @@ async def _any_images(path: Path, field: str) -> None:
         raise _dataset_error(field, error.message) from error
 
 
-async def _benchmarks(
+async def _check_benchmarks(
     path: Path, tasks: tuple[Task, ...], group_queries: Literal["all", "first"], field: str
 ) -> None:
-    """Refuses a folder that has not the layout of the retrieval tasks. Listed in a thread."""
+    """Refuses a folder without the layout of the retrieval tasks. Listed in a thread."""
     from multigrain.data.benchmarks import RETRIEVAL_TASKS, list_benchmark
 
     for task in tasks:
@@ -277,17 +279,17 @@ async def _benchmarks(
 
 
 def stored_labels(weights: Path) -> tuple[str, ...]:
-    """Class names that a checkpoint or bundle folder carries; empty if it says none."""
+    """Class names in a checkpoint or bundle folder; empty if there are none."""
     for name, kind in (("manifest.json", CheckpointManifest), (MANIFEST_NAME, BundleManifest)):
         try:
             return kind.model_validate_json((weights / name).read_bytes()).labels
         except (OSError, ValueError):
-            # A bare file, or a damaged folder: the job itself says what is wrong with it.
+            # A plain weights file, or a damaged folder: the job reports what is wrong with it.
             continue
     return ()
 
 
-def _known_classes(classes: tuple[str, ...], known: tuple[str, ...], field: str) -> None:
+def _check_known_classes(classes: tuple[str, ...], known: tuple[str, ...], field: str) -> None:
     unknown = sorted(set(classes) - set(known))
     if unknown:
         names = ", ".join(f'"{name}"' for name in unknown[:5])
