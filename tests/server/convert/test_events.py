@@ -128,7 +128,7 @@ def test_a_state_keeps_its_error() -> None:
 
 
 @pytest.mark.parametrize("state", list(JobState))
-def test_every_state_has_its_number(state: JobState) -> None:
+def test_every_state_is_converted(state: JobState) -> None:
     message = _message(StateRecord(state))
     assert job_pb2.JobState.Name(message.state.state) == f"JOB_STATE_{state}"
 
@@ -150,7 +150,7 @@ def test_a_log_keeps_its_level_rank_and_fields() -> None:
     assert dict(log.fields) == {"path": "a/b"}
 
 
-def test_an_artifact_has_its_reference() -> None:
+def test_an_artifact_names_its_model() -> None:
     artifact = _message(ArtifactRecord("digits", 3, ("a", "b"), 12)).artifact
     assert (artifact.model, list(artifact.files), artifact.bytes) == ("digits@3", ["a", "b"], 12)
 

@@ -22,7 +22,7 @@ def _details(wire: WireError) -> dict[str, bytes]:
     return {detail.type_url.rpartition(".")[2]: detail.value for detail in status.details}
 
 
-def test_the_table_has_every_kind_and_never_ok() -> None:
+def test_every_kind_of_error_has_a_status_other_than_ok() -> None:
     assert set(STATUS_OF) == set(ErrorKind)
     assert grpc.StatusCode.OK not in STATUS_OF.values()
     assert grpc.StatusCode.UNKNOWN not in STATUS_OF.values()
@@ -44,11 +44,11 @@ def test_the_table_has_every_kind_and_never_ok() -> None:
         ("FORBIDDEN", "PERMISSION_DENIED"),
     ],
 )
-def test_what_callers_decide_by_has_the_status_that_is_promised(kind: str, code: str) -> None:
+def test_documented_statuses(kind: str, code: str) -> None:
     assert STATUS_OF[ErrorKind[kind]] is grpc.StatusCode[code]
 
 
-def test_kinds_are_those_of_the_contract() -> None:
+def test_kinds_match_the_contract() -> None:
     contract = {
         name.removeprefix("ERROR_KIND_"): number for name, number in common_pb2.ErrorKind.items()
     }
@@ -65,7 +65,7 @@ def test_every_kind_is_sent_with_its_name(kind: ErrorKind) -> None:
     assert wire.details == "what and why"
 
 
-def test_wrong_fields_are_named() -> None:
+def test_invalid_fields_are_named() -> None:
     violations = (FieldViolation("spec.a", "too small"), FieldViolation("spec.b", "unknown"))
     wire = wire_error(MultigrainError(ErrorKind.INVALID_FIELD, "m", violations=violations), "r")
     bad = error_details_pb2.BadRequest.FromString(_details(wire)["BadRequest"])
@@ -73,14 +73,14 @@ def test_wrong_fields_are_named() -> None:
     assert named == [("spec.a", "too small"), ("spec.b", "unknown")]
 
 
-def test_a_retry_delay_is_sent_both_ways() -> None:
+def test_a_retry_delay_is_sent_as_detail_and_as_trailer() -> None:
     wire = wire_error(MultigrainError(ErrorKind.OVERLOADED, "full", retry_after=1.5), "r")
     retry = error_details_pb2.RetryInfo.FromString(_details(wire)["RetryInfo"])
     assert retry.retry_delay.ToMilliseconds() == 1500
     assert ("grpc-retry-pushback-ms", "1500") in wire.trailing_metadata
 
 
-def test_a_long_message_leaves_room_for_its_status() -> None:
+def test_a_long_message_is_shortened_to_fit_the_trailers() -> None:
     violations = tuple(FieldViolation(f"spec.f{i}", "\u00e9" * 1000) for i in range(1000))
     error = MultigrainError(
         ErrorKind.INVALID_FIELD, "spec: " + "\u00e9" * 9000, violations=violations
@@ -94,7 +94,7 @@ def test_a_long_message_leaves_room_for_its_status() -> None:
     assert wire.details.endswith("...")
 
 
-def test_a_file_name_that_is_not_utf_8_can_be_told() -> None:
+def test_a_file_name_that_is_not_utf_8_can_be_sent() -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     wire = wire_error(MultigrainError(ErrorKind.DATASET, f"unknown: {name}"), "r")
     assert wire.details == "unknown: caf\\udce9"

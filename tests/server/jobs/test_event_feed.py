@@ -59,28 +59,28 @@ async def test_an_ended_job_is_read_from_any_point(path: Path) -> None:
         assert seqs == list(range(after + 1, 303))
 
 
-async def test_a_point_beyond_the_end_is_refused_with_the_newest_seq(path: Path) -> None:
+async def test_after_seq_beyond_the_newest_event_is_refused(path: Path) -> None:
     _write(path, 3)
     with pytest.raises(MultigrainError, match=r"after_seq: 6 is beyond .* 5") as caught:
         await _all(EventFeed("job-1", path), 6)
     assert caught.value.kind is ErrorKind.INVALID_FIELD
 
 
-async def test_kinds_choose_what_is_sent(path: Path) -> None:
+async def test_kinds_filter_the_stream(path: Path) -> None:
     _write(path, 10)
     feed = EventFeed("job-1", path)
     events = [event async for event in _stream(feed, 0, frozenset({"state"}))]
     assert [event.seq for event in events] == [1, 12]
 
 
-async def test_without_follow_a_stream_of_a_running_job_ends_when_there_is_no_more(
+async def test_without_follow_the_stream_of_a_running_job_ends(
     path: Path,
 ) -> None:
     _write(path, 10, end=None)
     assert len(await _all(EventFeed("job-1", path), follow=False)) == 11
 
 
-async def test_who_is_behind_gets_large_batches_within_their_bound(
+async def test_a_subscriber_that_is_behind_receives_large_batches_up_to_the_limit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(path, 3000)
@@ -99,7 +99,7 @@ async def test_who_is_behind_gets_large_batches_within_their_bound(
     assert events == list(range(1, 3005))
 
 
-def test_a_torn_line_is_held_back_until_it_is_whole(path: Path) -> None:
+def test_an_incomplete_line_is_returned_once_it_is_complete(path: Path) -> None:
     _write(path, 2, end=None)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
@@ -110,7 +110,7 @@ def test_a_torn_line_is_held_back_until_it_is_whole(path: Path) -> None:
     assert [line.seq for line in file.read_new()] == [3]
 
 
-def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
+def test_an_incomplete_line_may_be_replaced(path: Path) -> None:
     _write(path, 1, end=None)
     with path.open("ab") as file:
         file.write(b'{"seq":3,"torn')
@@ -122,7 +122,7 @@ def test_a_torn_line_may_be_replaced_by_another_one(path: Path) -> None:
     assert (line.seq, line.fields()["log"]["message"]) == (3, "line\nwith a break")
 
 
-async def test_silence_is_broken_by_heartbeats_that_tell_the_newest_seq(path: Path) -> None:
+async def test_heartbeats_carry_the_newest_seq(path: Path) -> None:
     _write(path, 2, end=None)
     feed = EventFeed("job-1", path, heartbeat_seconds=0.05)
     stream = _stream(feed, 3)
@@ -131,7 +131,7 @@ async def test_silence_is_broken_by_heartbeats_that_tell_the_newest_seq(path: Pa
     assert [(beat.WhichOneof("event"), beat.seq) for beat in beats] == [("heartbeat", 3)] * 2
 
 
-async def test_a_stream_ends_after_the_terminal_event_and_one_begun_there_follows_a_resumed_job(
+async def test_a_stream_ends_with_the_job_and_follows_a_resumed_one(
     path: Path,
 ) -> None:
     _write(path, 1, end=JobState.FAILED)
@@ -151,7 +151,7 @@ async def test_a_stream_ends_after_the_terminal_event_and_one_begun_there_follow
     assert [event.seq for event in await whole] == [1, 2, 3, 4, 5]
 
 
-async def test_a_closed_feed_ends_its_streams_with_the_reason(path: Path) -> None:
+async def test_closing_a_feed_ends_its_streams_with_the_reason(path: Path) -> None:
     _write(path, 2, end=None)
     feed = EventFeed("job-1", path)
     task = asyncio.create_task(_all(feed))
@@ -162,7 +162,7 @@ async def test_a_closed_feed_ends_its_streams_with_the_reason(path: Path) -> Non
     assert feed.subscribers == 0
 
 
-async def test_twenty_subscribers_cut_off_and_resumed_at_random_get_the_same_whole_list(
+async def test_twenty_subscribers_that_reconnect_at_random_receive_the_same_events(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A window much shorter than the log: slow ones fall back to the file, fast ones do not.
@@ -220,7 +220,7 @@ def _damage(path: Path) -> None:
     path.write_bytes(b"\n".join(lines))
 
 
-async def test_a_damaged_line_is_passed_over_and_the_rest_is_sent(path: Path) -> None:
+async def test_damaged_lines_are_skipped(path: Path) -> None:
     _write(path, 3)
     _damage(path)
     feed = EventFeed("job-1", path)
@@ -228,7 +228,7 @@ async def test_a_damaged_line_is_passed_over_and_the_rest_is_sent(path: Path) ->
     assert feed.view.state is JobState.SUCCEEDED
 
 
-async def test_a_file_name_that_is_not_utf_8_does_not_cost_its_event(path: Path) -> None:
+async def test_a_file_name_that_is_not_utf_8_is_escaped(path: Path) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     with EventWriter(path, "job-1") as writer:
         writer.append(LogRecord("WARNING", f"skipped {name} \U0001f600", fields={"path": name}), 1)
@@ -240,7 +240,7 @@ async def test_a_file_name_that_is_not_utf_8_does_not_cost_its_event(path: Path)
     assert feed.view.error == JobError("DATASET", "caf\\udce9.png")
 
 
-async def test_a_record_of_a_newer_writer_does_not_stop_the_stream(path: Path) -> None:
+async def test_records_of_a_newer_version_do_not_end_the_stream(path: Path) -> None:
     _write(path, 1, end=None)
     with path.open("ab") as file:
         file.write(
@@ -255,7 +255,7 @@ async def test_a_record_of_a_newer_writer_does_not_stop_the_stream(path: Path) -
     assert feed.view.last_checkpoint is not None
 
 
-async def test_the_view_has_the_newest_loss_of_a_long_log(path: Path) -> None:
+async def test_the_view_has_the_newest_loss_of_a_long_event_log(path: Path) -> None:
     _write(path, 3000)
     feed = EventFeed("job-1", path)
     await feed.catch_up()

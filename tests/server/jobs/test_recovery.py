@@ -18,7 +18,7 @@ from multigrain_server.jobs.submission import CheckedSpec, Submission
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs
 
 
-async def test_a_crashed_runner_is_started_again_and_finishes(side: JobSide) -> None:
+async def test_a_crashed_runner_is_restarted_and_finishes(side: JobSide) -> None:
     job = await side.submit(events="6", crash_at="3")
     job = await side.ended(job.job_id)
     assert (job.state, job.view.attempt) == (JobState.SUCCEEDED, 2)
@@ -26,7 +26,7 @@ async def test_a_crashed_runner_is_started_again_and_finishes(side: JobSide) -> 
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-async def test_a_runner_that_never_writes_fails_the_job(side: JobSide) -> None:
+async def test_a_runner_that_crashes_without_progress_fails_the_job(side: JobSide) -> None:
     job = await side.submit(mute="1")
     job = await side.ended(job.job_id)
     assert job.state is JobState.FAILED
@@ -37,13 +37,13 @@ async def test_a_runner_that_never_writes_fails_the_job(side: JobSide) -> None:
     assert "exited 3 times in a row" in job.view.error.message
 
 
-async def test_crashes_that_bring_a_job_on_are_not_in_a_row(side: JobSide) -> None:
+async def test_crashes_with_progress_in_between_do_not_fail_the_job(side: JobSide) -> None:
     job = await side.submit(events="5", crash_each="1")
     job = await side.ended(job.job_id)
     assert (job.state, job.view.attempt) == (JobState.SUCCEEDED, 6)
 
 
-async def test_the_pause_before_a_restart_doubles_with_each_crash(
+async def test_the_restart_delay_doubles_with_each_crash(
     make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side = make_side("cpu:0")
@@ -67,7 +67,7 @@ async def test_a_runner_that_cannot_be_started_fails_the_job(make_side: MakeSide
     assert job.view.error.kind == "RUNNER_LOST"
 
 
-async def test_another_daemon_finds_the_running_job_again(make_side: MakeSide) -> None:
+async def test_a_later_daemon_recovers_a_running_job(make_side: MakeSide) -> None:
     first = make_side("cpu:1")
     job = await first.submit(events="60", pause="0.01")
     await first.until(job.job_id, lambda j: j.state is JobState.RUNNING)
@@ -83,7 +83,7 @@ async def test_another_daemon_finds_the_running_job_again(make_side: MakeSide) -
     assert second.leases.free("cpu") == (0,)
 
 
-async def test_a_runner_that_died_with_the_daemon_is_started_again(make_side: MakeSide) -> None:
+async def test_a_runner_that_died_with_the_daemon_is_restarted(make_side: MakeSide) -> None:
     first = make_side()
     job = await first.submit(events="40", pause="0.01")
     await first.until(job.job_id, lambda j: j.view.last_seq > 5)
@@ -99,7 +99,7 @@ async def test_a_runner_that_died_with_the_daemon_is_started_again(make_side: Ma
     assert (found.state, found.view.attempt) == (JobState.SUCCEEDED, 2)
 
 
-async def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_runner(
+async def test_a_reused_pid_is_not_taken_for_the_runner(
     make_side: MakeSide,
 ) -> None:
     first = make_side("cpu:0")
@@ -112,7 +112,7 @@ async def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_ru
     assert (await second.ended(job.job_id)).state is JobState.SUCCEEDED
 
 
-async def test_the_index_is_rebuilt_from_the_folders(make_side: MakeSide) -> None:
+async def test_a_deleted_index_is_rebuilt_from_the_job_folders(make_side: MakeSide) -> None:
     first = make_side()
     job = await first.submit(request_id="r1", name="first")
     await first.ended(job.job_id)
@@ -127,7 +127,7 @@ async def test_the_index_is_rebuilt_from_the_folders(make_side: MakeSide) -> Non
     assert not (first.root / "jobs" / ".new-half").exists()
 
 
-async def test_a_running_job_keeps_its_devices_when_the_index_is_lost(
+async def test_a_running_job_keeps_its_devices_without_the_index(
     make_side: MakeSide, tmp_path: Path
 ) -> None:
     spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 2}})
@@ -158,7 +158,7 @@ async def test_a_running_job_keeps_its_devices_when_the_index_is_lost(
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"kind": "gpu", "units": ["x"]}'])
-async def test_a_lease_that_cannot_be_read_does_not_keep_the_daemon_from_starting(
+async def test_an_unreadable_lease_does_not_prevent_the_start(
     make_side: MakeSide, tmp_path: Path, text: str
 ) -> None:
     first = make_side("cpu:1")
@@ -169,7 +169,7 @@ async def test_a_lease_that_cannot_be_read_does_not_keep_the_daemon_from_startin
     assert make_side("cpu:1").leases.free("cpu") == ()
 
 
-async def test_a_job_whose_record_cannot_be_read_does_not_keep_the_others_from_going_on(
+async def test_an_unreadable_event_log_does_not_stop_other_jobs(
     make_side: MakeSide,
 ) -> None:
     first = make_side("cpu:0")
@@ -183,7 +183,7 @@ async def test_a_job_whose_record_cannot_be_read_does_not_keep_the_others_from_g
     assert (await second.ended(good.job_id)).state is JobState.SUCCEEDED
 
 
-async def test_views_of_another_version_are_folded_again(make_side: MakeSide) -> None:
+async def test_views_of_another_version_are_derived_again(make_side: MakeSide) -> None:
     first = make_side()
     job = await first.submit(events="4")
     before = (await first.ended(job.job_id)).view
@@ -193,7 +193,7 @@ async def test_views_of_another_version_are_folded_again(make_side: MakeSide) ->
     assert second.jobs.get(job.job_id).view == before
 
 
-async def test_ended_jobs_are_not_decoded_at_the_start(
+async def test_ended_jobs_are_not_decoded_at_startup(
     make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_side()
@@ -205,7 +205,7 @@ async def test_ended_jobs_are_not_decoded_at_the_start(
     assert decoded == []
 
 
-async def test_jobs_wait_in_the_order_of_their_creation_after_a_restart(
+async def test_the_queue_keeps_its_order_after_a_restart(
     make_side: MakeSide,
 ) -> None:
     first = make_side("cpu:0")

@@ -36,7 +36,7 @@ def _request(number: int, **fields: object) -> JobRequest:
     return JobRequest.model_validate({**body, **fields})
 
 
-def test_a_job_comes_back_as_it_was(store: JobStore) -> None:
+def test_a_stored_job_is_read_back(store: JobStore) -> None:
     request = _request(1, name="n", labels={"a": "b"}, request_id="r")
     store.insert(request, JobView(), 10)
     view = JobView()
@@ -53,7 +53,7 @@ def test_a_job_comes_back_as_it_was(store: JobStore) -> None:
     assert store.by_request_id("") is None
 
 
-def test_an_id_and_a_request_id_are_taken_once(store: JobStore) -> None:
+def test_ids_and_request_ids_are_unique(store: JobStore) -> None:
     store.insert(_request(1, request_id="r"), JobView(), 0)
     store.insert(_request(2), JobView(), 0)
     store.insert(_request(3), JobView(), 0)
@@ -63,7 +63,7 @@ def test_an_id_and_a_request_id_are_taken_once(store: JobStore) -> None:
         store.insert(_request(4, request_id="r"), JobView(), 0)
 
 
-def test_a_view_of_another_version_is_to_be_folded_again(
+def test_a_view_of_another_version_is_marked_for_derivation(
     store: JobStore, database: Database
 ) -> None:
     store.insert(_request(1), JobView(state=JobState.FAILED), 10)
@@ -73,7 +73,7 @@ def test_a_view_of_another_version_is_to_be_folded_again(
     assert (row.job.view.state, row.events_bytes) == (JobState.FAILED, -1)
 
 
-def test_a_job_asked_to_end_is_listed_and_counted_as_stopping(store: JobStore) -> None:
+def test_a_job_with_a_cancel_request_is_listed_and_counted_as_stopping(store: JobStore) -> None:
     store.insert(_request(1), JobView(state=JobState.RUNNING), 0)
     store.insert(_request(2), JobView(state=JobState.RUNNING), 0)
     store.save_cancel("train-1", True)
@@ -100,7 +100,7 @@ def test_pages_go_from_newest_to_oldest(store: JobStore) -> None:
     assert [row.job.job_id for row in rest] == ["train-1"]
 
 
-def test_jobs_that_have_ended_are_decoded_again_only_when_they_have_changed(
+def test_rows_of_ended_jobs_are_cached_until_they_change(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):

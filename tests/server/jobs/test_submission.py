@@ -29,7 +29,7 @@ def _checks(root: Path) -> SubmissionChecks:
     )
 
 
-async def test_every_path_that_is_kept_is_the_one_that_was_checked(
+async def test_the_checked_paths_are_the_ones_in_the_specification(
     tmp_path: Path, dataset: Path
 ) -> None:
     for name in ("table.json", "weights.ckpt"):
@@ -58,7 +58,7 @@ async def test_every_path_that_is_kept_is_the_one_that_was_checked(
     assert spec.devices.rank_table == str(tmp_path / "table.json")
 
 
-async def test_an_export_does_not_take_the_name_of_an_alias(tmp_path: Path) -> None:
+async def test_an_export_named_like_an_alias_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError, match="production is an alias") as caught:
         await _checks(tmp_path).export(
             {"weights": {"checkpoint_path": str(tmp_path)}, "model_name": "production"}
@@ -69,9 +69,7 @@ async def test_an_export_does_not_take_the_name_of_an_alias(tmp_path: Path) -> N
 ASCEND = {"devices": {"target": "ascend", "count": 1}}
 
 
-async def test_the_folder_searched_while_training_is_checked_before_the_start(
-    tmp_path: Path, dataset: Path
-) -> None:
+async def test_the_retrieval_folder_is_checked_at_submission(tmp_path: Path, dataset: Path) -> None:
     lonely = tmp_path / "lonely"
     for name in "ab":
         (lonely / name).mkdir(parents=True)

@@ -1,11 +1,15 @@
-"""Jobs go through their states, wait for devices, and survive what happens around them."""
+"""The life of a job: queue, runner, events and end; errors of one job do not affect others."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -16,6 +20,7 @@ from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
+from multigrain_server.jobs.supervisor import DiskSpace
 from tests.server.jobs.conftest import JobSide, MakeSide, seqs, states
 
 
@@ -31,7 +36,7 @@ async def test_a_job_runs_from_queued_to_succeeded(side: JobSide) -> None:
     assert job.view.end_time
 
 
-async def test_a_failed_job_keeps_its_reason_and_is_a_warning_in_the_log(side: JobSide) -> None:
+async def test_a_failed_job_keeps_its_error_and_logs_a_warning(side: JobSide) -> None:
     with capture_logs() as logs:
         job = await side.submit(end="FAILED")
         job = await side.ended(job.job_id)
@@ -44,7 +49,9 @@ async def test_a_failed_job_keeps_its_reason_and_is_a_warning_in_the_log(side: J
     assert (job.view.error.kind, job.view.error.rank) == ("DIVERGED", 1)
 
 
-async def test_a_second_job_waits_for_the_only_slot_and_says_so(make_side: MakeSide) -> None:
+async def test_a_job_that_waits_for_a_device_names_the_job_that_holds_it(
+    make_side: MakeSide,
+) -> None:
     side = make_side("cpu:1")
     first = await side.submit(events="50", pause="0.01")
     second = await side.submit(events="1")
@@ -60,14 +67,14 @@ async def test_a_second_job_waits_for_the_only_slot_and_says_so(make_side: MakeS
     assert ends[0].end_time < ends[1].start_time < ends[1].end_time < ends[2].start_time
 
 
-async def test_a_job_of_another_device_kind_is_not_held_up(make_side: MakeSide) -> None:
+async def test_a_job_without_a_device_of_its_kind_waits(make_side: MakeSide) -> None:
     side = make_side("cpu:0,gpu:3")
     waits = await side.submit(events="1")
     assert side.jobs.get(waits.job_id).state is JobState.QUEUED
     assert "this server has 0" in side.jobs.get(waits.job_id).state_message
 
 
-async def test_a_caller_that_goes_away_leaves_one_whole_job(side: JobSide) -> None:
+async def test_a_canceled_submission_leaves_one_complete_job(side: JobSide) -> None:
     call = asyncio.create_task(side.submit(request_id="r1", events="1"))
     while not list((side.root / "jobs").iterdir()):  # noqa: ASYNC110 - until it has begun
         await asyncio.sleep(0)
@@ -79,7 +86,7 @@ async def test_a_caller_that_goes_away_leaves_one_whole_job(side: JobSide) -> No
     assert (await side.ended(again.job_id)).state is JobState.SUCCEEDED
 
 
-async def test_a_job_that_no_device_is_left_for_does_not_hold_up_others(
+async def test_a_job_that_needs_too_many_devices_does_not_block_others(
     make_side: MakeSide,
 ) -> None:
     spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 2}})
@@ -106,7 +113,7 @@ async def test_a_job_that_no_device_is_left_for_does_not_hold_up_others(
     )
 
 
-async def test_a_job_does_not_overtake_an_earlier_one_that_waits_for_the_same_kind(
+async def test_the_queue_of_a_device_kind_keeps_its_order(
     make_side: MakeSide,
 ) -> None:
     side = make_side("gpu:0-1")
@@ -132,7 +139,7 @@ async def test_a_job_does_not_overtake_an_earlier_one_that_waits_for_the_same_ki
     assert first.end_time < second.start_time
 
 
-async def test_what_a_reader_of_events_saw_first_is_counted_and_indexed_all_the_same(
+async def test_events_read_by_a_subscriber_first_are_counted_and_indexed(
     make_side: MakeSide,
 ) -> None:
     side = make_side("cpu:0")
@@ -152,7 +159,7 @@ async def test_what_a_reader_of_events_saw_first_is_counted_and_indexed_all_the_
     assert row.job.view.state is JobState.STARTING
 
 
-async def test_a_resumed_job_is_a_new_attempt_with_one_numbering(side: JobSide) -> None:
+async def test_a_resumed_job_is_a_new_attempt_with_continuous_seq(side: JobSide) -> None:
     job = await side.submit(events="10000", pause="0.01")
     await side.until(job.job_id, lambda j: j.state is JobState.RUNNING)
     side.jobs.cancel(job.job_id)
@@ -168,7 +175,7 @@ async def test_a_resumed_job_is_a_new_attempt_with_one_numbering(side: JobSide) 
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-async def test_no_lock_is_left_when_a_job_has_ended(side: JobSide) -> None:
+async def test_no_lock_is_left_after_the_end_of_a_job(side: JobSide) -> None:
     job = await side.submit(end="FAILED")
     await side.ended(job.job_id)
     assert not is_locked(side.root / "jobs" / job.job_id / "events.jsonl")
@@ -188,10 +195,130 @@ async def test_a_job_that_cannot_be_indexed_does_not_exist(
     assert os.listdir(side.root / "jobs") == []
 
 
-async def test_a_job_whose_folder_was_removed_by_hand_can_be_deleted(side: JobSide) -> None:
+async def test_a_job_without_a_folder_can_be_deleted(side: JobSide) -> None:
     job = await side.submit(events="1")
     await side.ended(job.job_id)
     shutil.rmtree(side.root / "jobs" / job.job_id)
     await side.jobs.delete(job.job_id)
     with pytest.raises(MultigrainError, match="no job"):
         side.jobs.get(job.job_id)
+
+
+async def test_an_error_of_one_job_does_not_delay_others(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"events": "100000", "pause": "0.05"}
+    bad, good = [await side.submit(**labels) for _ in range(2)]
+    await side.supervisor.stop()  # the rounds are made here
+    supervisor = side.supervisor
+    options = replace(supervisor._options, error_retry_seconds=1000.0, save_seconds=0.0)
+    monkeypatch.setattr(supervisor, "_options", options)
+    looked: list[str] = []
+    save_view = side.store.save_view
+
+    def full(job_id: str, *rest: Any) -> None:
+        looked.append(job_id)
+        if job_id == bad.job_id:
+            raise sqlite3.OperationalError("database or disk is full")
+        save_view(job_id, *rest)
+
+    monkeypatch.setattr(side.store, "save_view", full)
+    for active in supervisor.active.values():
+        active.saved_seq = -1
+    for _ in range(5):
+        supervisor.active[good.job_id].saved_seq = -1
+        await supervisor.check_all()
+    assert looked.count(bad.job_id) == 1
+    assert looked.count(good.job_id) == 5
+    # Once the time is over it is looked at again.
+    supervisor.active[bad.job_id].retry_at = 0.0
+    await supervisor.check_all()
+    assert looked.count(bad.job_id) == 2
+
+
+async def test_a_scheduling_error_does_not_delay_jobs(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await side.submit(events="100000", pause="0.05")
+    await side.supervisor.stop()
+    supervisor = side.supervisor
+    monkeypatch.setattr(
+        supervisor, "_options", replace(supervisor._options, error_retry_seconds=1e3)
+    )
+    asked: list[int] = []
+    looked: list[str] = []
+    monkeypatch.setattr(supervisor, "schedule", lambda: asked.append(1) or 1 / 0)
+    monkeypatch.setattr(supervisor, "_check", lambda active: looked.append(active.job_id))
+    for _ in range(3):
+        await supervisor.check_all()
+    assert asked == [1]
+    assert looked == [job.job_id] * 3
+
+
+async def test_a_defect_with_one_job_does_not_stop_the_others(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = await side.submit(events="100000", pause="0.05")
+    monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
+    good = await side.submit(events="1")
+    assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_the_supervisor_stops_with_an_unwritable_index(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [await side.submit(events="100000", pause="0.05") for _ in range(2)]
+    await side.supervisor.stop()
+
+    def full(*_: Any) -> None:
+        raise MultigrainError(ErrorKind.STORAGE, "the index of jobs cannot be written")
+
+    for active in side.supervisor.active.values():
+        active.saved_seq = -1
+    monkeypatch.setattr(side.store, "save_view", full)
+    await side.supervisor.stop()
+    assert set(side.supervisor.active) == {job.job_id for job in jobs}
+
+
+@pytest.mark.parametrize("call", ["delete", "resume"])
+async def test_a_job_folder_without_permission_is_reported_and_kept(
+    side: JobSide, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    job = await side.submit(events="10000", pause="0.01")
+    side.jobs.cancel(job.job_id)
+    await side.ended(job.job_id)
+
+    def refused(*_arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    word = {"delete": "move_to_trash", "resume": "append_event"}[call]
+    monkeypatch.setattr(f"multigrain_server.jobs.service.{word}", refused)
+    with pytest.raises(MultigrainError) as caught:
+        await getattr(side.jobs, call)(job.job_id)
+    assert caught.value.kind is ErrorKind.STORAGE
+    assert f"the job cannot be {call}d (Permission denied); let uid" in caught.value.message
+    monkeypatch.undo()
+    assert side.jobs.get(job.job_id).state is JobState.CANCELLED
+    await side.jobs.delete(job.job_id)
+
+
+@pytest.mark.parametrize(("user", "full"), [(0, False), (1000, True)], ids=["root", "user"])
+def test_space_that_is_reserved_for_root_counts_for_root_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, full: bool
+) -> None:
+    # Ten blocks are left for ordinary users, a million more for root.
+    found = list(os.statvfs(tmp_path))
+    found[:5] = [4096, 4096, 2_000_000, 1_000_010, 10]  # bsize, frsize, blocks, bfree, bavail
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(found))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert DiskSpace().full(tmp_path) is full
+
+
+def test_a_disk_is_full_below_64_kib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(blocks: int) -> os.statvfs_result:
+        return os.statvfs_result([4096, 4096, 2_000_000, blocks, blocks, 0, 0, 0, 0, 255])
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: left(15))
+    assert DiskSpace().full(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _path: left(16))
+    assert not DiskSpace().full(tmp_path)

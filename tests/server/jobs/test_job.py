@@ -1,4 +1,4 @@
-"""Events add up to what GetJob tells."""
+"""The state of a job, derived from its events."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RUN: tuple[tuple[int, Record], ...] = (
 )
 
 
-def test_a_running_job_shows_its_newest_points() -> None:
+def test_a_running_job_shows_its_newest_values() -> None:
     view = _fold(*RUN)
     assert (view.state, view.attempt, view.last_seq) == (JobState.RUNNING, 1, 8)
     assert (view.progress.step, view.progress.fraction) == (2, 0.5)
@@ -53,7 +53,7 @@ def test_a_running_job_shows_its_newest_points() -> None:
     assert view.start_time == "2026-01-01T00:00:02Z"
 
 
-def test_an_evaluation_s_progress_moves_and_ends_at_its_images() -> None:
+def test_evaluation_progress_ends_at_the_number_of_images() -> None:
     queued = (0, StateRecord(JobState.QUEUED))
     view = _fold(queued, (1, ProgressRecord(30, 120, 9.0)), (1, ProgressRecord(60, 120, 6.0)))
     assert (view.progress.step, view.progress.total_steps) == (60, 120)
@@ -63,7 +63,7 @@ def test_an_evaluation_s_progress_moves_and_ends_at_its_images() -> None:
     assert (view.progress.fraction, view.progress.total_steps) == (1.0, 118)
 
 
-def test_a_reason_that_leads_to_a_restart_is_not_the_job_s_error() -> None:
+def test_the_reason_of_a_restart_is_not_the_error_of_the_job() -> None:
     error = JobError("WORKER_DIED", "rank 1 died")
     view = _fold(*RUN, (1, StateRecord(JobState.RUNNING, "restarting", error)))
     assert view.error is None
@@ -94,7 +94,7 @@ def test_every_field_survives_the_index() -> None:
     assert JobView.from_json(view.to_json()) == view
 
 
-def test_the_newest_check_of_the_curvature_outlasts_the_steps_without_one() -> None:
+def test_the_newest_curvature_check_is_kept() -> None:
     check = replace(loss(2, 4), refreshed_layers=3, kept_layers=44)
     view = _fold(*RUN, (1, check), (1, loss(3, 4)), (1, loss(4, 4)))
     assert view.last_loss == loss(4, 4)
@@ -105,7 +105,7 @@ def test_the_newest_check_of_the_curvature_outlasts_the_steps_without_one() -> N
     assert view.last_check == kept
 
 
-def test_a_view_that_was_stored_before_checks_were_known_can_be_read() -> None:
+def test_a_view_without_a_curvature_check_is_read() -> None:
     view = _fold(*RUN)
     body = json.loads(view.to_json())
     assert body.pop("last_check")["step"] == 1

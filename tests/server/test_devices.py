@@ -1,4 +1,4 @@
-"""Each device has one owner, and who waits is told for what."""
+"""Inventory of devices and their leases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from multigrain_server.devices import Inventory, Leases
         ("gpu:1,gpu:1", (), (1,), ()),
     ],
 )
-def test_a_device_list_is_read(
+def test_device_lists_are_parsed(
     text: str, cpu: tuple[int, ...], gpu: tuple[int, ...], ascend: tuple[int, ...]
 ) -> None:
     inventory = Inventory.parse(text)
@@ -28,12 +28,12 @@ def test_a_device_list_is_read(
 
 
 @pytest.mark.parametrize("text", ["gpu", "cpu:0-3", "gpu:3-1", "tpu:1", "gpu:-1", "gpu:a"])
-def test_what_is_no_device_list_is_refused(text: str) -> None:
+def test_invalid_device_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"gpu|cpu|tpu"):
         Inventory.parse(text)
 
 
-def test_a_cpu_job_takes_one_slot_whatever_its_workers() -> None:
+def test_a_cpu_job_takes_one_slot_with_any_number_of_workers() -> None:
     leases = Leases(Inventory.parse("cpu:2"))
     devices = DeviceSpec(count=8)
     leases.check(devices)
@@ -46,7 +46,7 @@ def test_a_cpu_job_takes_one_slot_whatever_its_workers() -> None:
     assert leases.free("cpu") == (0,)
 
 
-def test_a_gpu_job_takes_as_many_devices_as_workers_and_sees_only_them() -> None:
+def test_a_gpu_job_takes_one_device_per_worker_and_sees_only_them() -> None:
     leases = Leases(Inventory.parse("gpu:0-3"))
     first = leases.acquire("a", DeviceSpec(target="gpu", count=1))
     second = leases.acquire("b", DeviceSpec(target="gpu", count=2))
@@ -59,7 +59,7 @@ def test_a_gpu_job_takes_as_many_devices_as_workers_and_sees_only_them() -> None
     assert leases.acquire("a", more) is first
 
 
-def test_ascend_devices_have_their_own_variable() -> None:
+def test_ascend_devices_have_their_own_environment_variable() -> None:
     leases = Leases(Inventory.parse("ascend:4-5"))
     lease = leases.acquire("a", DeviceSpec(target="ascend", count=2))
     assert lease is not None
@@ -73,13 +73,13 @@ def test_ascend_devices_have_their_own_variable() -> None:
         (DeviceSpec(target="ascend", count=3), "spec.devices.count"),
     ],
 )
-def test_what_could_never_run_is_refused_by_name(devices: DeviceSpec, field: str) -> None:
+def test_devices_that_the_server_does_not_have_are_refused(devices: DeviceSpec, field: str) -> None:
     with pytest.raises(MultigrainError) as caught:
         Leases(Inventory.parse("cpu:1,ascend:0-1")).check(devices)
     assert caught.value.violations[0].field == field
 
 
-def test_a_rank_table_job_takes_what_this_host_has_of_it() -> None:
+def test_a_rank_table_job_takes_the_devices_of_this_host() -> None:
     leases = Leases(Inventory.parse("ascend:0-7"))
     devices = DeviceSpec(target="ascend", count=16, launcher="rank-table", rank_table="/t.json")
     leases.check(devices)
@@ -88,7 +88,7 @@ def test_a_rank_table_job_takes_what_this_host_has_of_it() -> None:
     assert len(lease.units) == 8
 
 
-def test_a_lease_of_an_earlier_daemon_holds_even_if_the_list_has_shrunk() -> None:
+def test_a_restored_lease_is_kept_with_a_shorter_device_list() -> None:
     before = Leases(Inventory.parse("gpu:0-1"))
     lease = before.acquire("a", DeviceSpec(target="gpu", count=2))
     assert lease is not None

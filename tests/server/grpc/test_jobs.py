@@ -1,4 +1,4 @@
-"""The life of a job over the wire."""
+"""The job services over gRPC."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_start_returns_the_resolved_specification(caller: Caller, dataset:
     assert job.create_time.seconds > 1_700_000_000
 
 
-async def test_events_are_followed_to_the_end(caller: Caller) -> None:
+async def test_a_stream_ends_with_the_job(caller: Caller) -> None:
     job = await caller.start(events="3", pause="0.02")
     events = [e for e in await caller.follow(job.job_id) if not e.HasField("heartbeat")]
     assert [event.seq for event in events] == list(range(1, 8))
@@ -99,7 +99,7 @@ async def test_events_are_followed_to_the_end(caller: Caller) -> None:
     assert done.end_time.ToNanoseconds() >= done.start_time.ToNanoseconds() > 0
 
 
-async def test_only_the_kinds_asked_for_are_sent(caller: Caller) -> None:
+async def test_only_the_requested_kinds_are_sent(caller: Caller) -> None:
     job = await caller.start(events="50")
     request = StreamEventsRequest(job_id=job.job_id, kinds=[EVENT_KIND_STATE], follow=True)
     batches = caller.jobs.StreamEvents(request)
@@ -107,7 +107,7 @@ async def test_only_the_kinds_asked_for_are_sent(caller: Caller) -> None:
     assert kinds - {"heartbeat"} == {"state"}
 
 
-async def test_the_same_request_twice_makes_one_job(caller: Caller) -> None:
+async def test_a_repeated_request_creates_one_job(caller: Caller) -> None:
     jobs = await asyncio.gather(*(caller.start(request_id="one", name="a") for _ in range(5)))
     assert len({job.job_id for job in jobs}) == 1
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -189,13 +189,13 @@ async def test_listings_are_filtered(caller: Caller) -> None:
     assert await ids(kinds=[2]) == []
 
 
-async def test_the_request_id_comes_back(caller: Caller) -> None:
+async def test_the_request_id_is_returned(caller: Caller) -> None:
     call = caller.jobs.ListJobs(ListJobsRequest(), metadata=(("x-request-id", "mine-1"),))
     await call
     assert dict(await call.trailing_metadata())["x-request-id"] == "mine-1"
 
 
-async def test_a_defect_is_told_by_its_request_id_only(
+async def test_an_internal_error_only_names_the_request_id(
     caller: Caller, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defect(*_arguments: object) -> None:
@@ -218,7 +218,7 @@ async def test_a_stopping_server_ends_streams_with_unavailable(caller: Caller, a
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_long_listing_lets_others_have_their_turns(app: App) -> None:
+async def test_a_long_listing_does_not_block_the_event_loop(app: App) -> None:
     for number in range(80):
         request = JobRequest(
             job_id=f"train-{number}",

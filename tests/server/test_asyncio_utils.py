@@ -1,4 +1,4 @@
-"""Threads whose work is over when their caller goes on."""
+"""Threads that finish before their canceled caller does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from multigrain_server.asyncio_utils import to_the_end
 
 
-async def test_work_that_waits_for_a_thread_is_done_although_its_caller_was_cancelled() -> None:
+async def test_a_canceled_caller_waits_for_the_thread() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     go_on, done = threading.Event(), threading.Event()
     busy = asyncio.create_task(asyncio.to_thread(go_on.wait, 60))
@@ -28,7 +28,7 @@ async def test_work_that_waits_for_a_thread_is_done_although_its_caller_was_canc
     await busy
 
 
-async def test_results_and_errors_are_those_of_the_function() -> None:
+async def test_results_and_exceptions_are_passed_through() -> None:
     assert await to_the_end(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await to_the_end(divmod, 7, 0)

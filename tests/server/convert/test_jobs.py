@@ -1,4 +1,4 @@
-"""The contract's specifications and the library's: the same fields, and nothing lost between."""
+"""Specifications as messages: same fields as the classes, and no loss in either direction."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def test_the_comparison_sees_a_missing_field_and_another_type() -> None:
     assert sorted(line.split(":")[0] for line in found) == ["w.checkpoint", "w.extra", "w.job_id"]
 
 
-def test_what_is_not_set_does_not_appear() -> None:
+def test_unset_fields_are_left_out() -> None:
     assert overrides(training_spec_pb2.TrainingSpec()) == {}
 
 
-def test_zero_false_and_empty_text_appear_when_they_are_set() -> None:
+def test_zero_false_and_empty_strings_are_kept() -> None:
     message = training_spec_pb2.TrainingSpec(preset="", seed=0)
     message.model.learn_gem_p = False
     message.augmentation.flip = 0.0
@@ -103,7 +103,7 @@ def test_zero_false_and_empty_text_appear_when_they_are_set() -> None:
     }
 
 
-def test_groups_and_lists_become_mappings_and_lists() -> None:
+def test_messages_become_dicts_and_repeated_fields_lists() -> None:
     message = training_spec_pb2.TrainingSpec()
     message.optimizer.thor.frequency = 7
     message.schedule.learning_rate.milestones.extend([1.5, 2])
@@ -114,7 +114,7 @@ def test_groups_and_lists_become_mappings_and_lists() -> None:
 
 
 @pytest.mark.parametrize("source", ["job_id", "checkpoint_path", "model"])
-def test_of_the_weights_only_the_given_source_appears(source: str) -> None:
+def test_only_the_given_source_of_weights_is_kept(source: str) -> None:
     message = evaluation_spec_pb2.EvaluationSpec(
         weights=evaluation_spec_pb2.WeightsSource(**{source: "x"})
     )
@@ -134,7 +134,7 @@ def _unset(message: Any, path: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
-def test_a_resolved_training_comes_back_with_every_field_set(preset: str) -> None:
+def test_a_resolved_training_spec_round_trips(preset: str) -> None:
     spec = resolve_training({"preset": preset, "dataset": {"train_path": "/data/train"}})
     message = training_message(spec)
     assert list(_unset(message)) == []
@@ -143,7 +143,7 @@ def test_a_resolved_training_comes_back_with_every_field_set(preset: str) -> Non
     assert resolve_training(overrides(received)) == spec
 
 
-def test_a_resolved_evaluation_comes_back_whole() -> None:
+def test_a_resolved_evaluation_spec_round_trips() -> None:
     spec = resolve_evaluation(
         {
             "weights": {"job_id": "j1", "checkpoint": "best"},
@@ -159,7 +159,7 @@ def test_a_resolved_evaluation_comes_back_whole() -> None:
     assert resolve_evaluation(overrides(message)) == spec
 
 
-def test_a_resolved_export_comes_back_whole() -> None:
+def test_a_resolved_export_spec_round_trips() -> None:
     spec = resolve_export(
         {"weights": {"checkpoint_path": "/c"}, "model_name": "m", "gem_p": math.inf}
     )
@@ -170,7 +170,7 @@ def test_a_resolved_export_comes_back_whole() -> None:
     assert resolve_export(overrides(message)) == spec
 
 
-def test_a_list_that_a_request_empties_takes_the_presets_value() -> None:
+def test_an_empty_list_keeps_the_value_of_the_preset() -> None:
     # Stated, because the wire cannot say "an empty list".
     message = training_spec_pb2.TrainingSpec(preset="resnet50-imagenet-thor-gpu")
     message.schedule.learning_rate.CopyFrom(training_spec_pb2.LearningRateSpec(milestones=[]))
