@@ -105,7 +105,7 @@ def test_the_daemon_never_imports_the_client() -> None:
     assert not wrong, _report(wrong)
 
 
-def test_the_client_takes_nothing_of_the_library_but_the_stubs_and_the_version() -> None:
+def test_the_client_imports_only_stubs_version_and_strict_yaml_of_the_library() -> None:
     wrong = [
         found
         for found in _package_imports("multigrain_client")
