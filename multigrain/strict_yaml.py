@@ -127,9 +127,19 @@ def parse_mapping(text: str, name: str) -> dict[str, Any]:
     Raises:
         YamlError: as ``load_yaml_file``.
     """
+    value = parse_yaml(text, name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise YamlError(f"{name}: must hold fields, such as 'key: value'")
+    return value
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value in a YAML text, which may be a list or None; otherwise as ``parse_mapping``."""
     try:
         # _Loader is a SafeLoader: it makes plain values only.
-        value = yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -139,8 +149,3 @@ def parse_mapping(text: str, name: str) -> dict[str, Any]:
         raise YamlError(f"{name}: cannot be read as YAML: {problem}") from None
     except (ValueError, RecursionError):  # "!!int abc"; brackets nested without end
         raise YamlError(f"{name}: cannot be read as YAML: a value is malformed") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise YamlError(f"{name}: must hold fields, such as 'key: value'")
-    return value

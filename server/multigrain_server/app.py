@@ -1,4 +1,4 @@
-"""The daemon, assembled."""
+"""Assembles the daemon, starts it and shuts it down."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import open_index
 from multigrain_server.devices import Inventory, Leases
-from multigrain_server.grpc.drain import Calls
+from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.health import Health
 from multigrain_server.grpc.inference import InferenceServicer, UnofferedCalls
@@ -72,12 +72,12 @@ class App:
     """One daemon on one data directory.
 
     Args:
-        config: everything an operator can set.
-        runner_command: starts a job's runner; the job's folder is appended.
+        config: the daemon's configuration.
+        runner_command: the command that starts a runner; the job folder is appended.
 
     Raises:
-        DataDirError: if the data directory cannot be used or another daemon uses it.
-        TlsError, TokenFileError: if these files cannot be used.
+        DataDirError: if the data directory cannot be used, or another daemon uses it.
+        TlsError, TokenFileError: if their files cannot be used.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class App:
                 f"read-only, or may uid {os.geteuid()} not write the file?"
             ) from error
         self.health = Health()
-        self._calls = Calls()
+        self._calls = InFlightCalls()
         self._gpus = GpuMonitor()
         self._gpu_watch: asyncio.Task[None] | None = None
         self._http: HttpServer | None = None
@@ -138,7 +138,7 @@ class App:
             self.jobs.references,
             leases=self._leases,
         )
-        self._calls_seen = RequestMetrics(self.registry)
+        self._request_metrics = RequestMetrics(self.registry)
         self._tracing = open_tracing(config.tracing, package_version())
         self._server = self._build_server()
         self.registry.register(
@@ -150,7 +150,9 @@ class App:
         register_certificate(self.registry, expiry)
 
     def _build_server(self) -> grpc.aio.Server:
-        interceptor = CallInterceptor(self._calls, self._calls_seen, self._access, self._tracing)
+        interceptor = CallInterceptor(
+            self._calls, self._request_metrics, self._access, self._tracing
+        )
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
             PathRoots(self.config.roots),
@@ -180,7 +182,9 @@ class App:
             self.models.rescan()
 
     async def start(self) -> None:
-        """Listens, finds its jobs again, and takes requests. The address is the first log line.
+        """Listens, recovers the jobs of an earlier daemon, and takes requests.
+
+        The first log line has the addresses.
 
         Raises:
             OSError: if an address cannot be used.
@@ -238,7 +242,7 @@ class App:
             self._leases,
             self.models,
             self.health,
-            self._calls_seen,
+            self._request_metrics,
             self._gpus,
             lambda: self.address,
             self._started,
@@ -249,39 +253,39 @@ class App:
         return HttpServer(self.registry, lambda: self.health.ready, self._access, site, context)
 
     async def stop(self) -> None:
-        """Drains and gives back what the daemon holds. Running jobs go on without it.
+        """Drains and releases everything. Running jobs continue without the daemon.
 
-        Its connections are to end with the process, right after this; until then calls are
-        refused with UNAVAILABLE.
+        The process should exit right after this, which closes its connections; until then calls
+        are refused with UNAVAILABLE.
         """
         shutdown = self.config.shutdown
-        _log.info("stopping", calls=self._calls.in_flight)
+        _log.info("stopping", calls_in_flight=self._calls.in_flight)
         await self.health.drain()
         await asyncio.sleep(shutdown.keep_serving_seconds)
         self.feeds.close()
         if not await self._calls.drain(shutdown.drain_seconds):
-            _log.warning("calls cut off", calls=self._calls.in_flight)
+            _log.warning("drain timeout, aborting calls", calls_in_flight=self._calls.in_flight)
         await self._calls.linger()
         await self.models.close(0.0 if self._calls.in_flight else shutdown.drain_seconds)
         await self._release()
         _log.info("stopped")
 
     async def abandon(self) -> None:
-        """Gives back what the daemon holds, without draining, and hangs up."""
-        await self.hang_up()
+        """Closes all connections and releases everything, without draining."""
+        await self.close_connections()
         await self._release()
 
-    async def hang_up(self) -> None:
-        """Ends every connection: for a process that does not end itself."""
+    async def close_connections(self) -> None:
+        """Closes every gRPC connection, for a process that does not exit after ``stop``."""
         await self._server.stop(grace=None)
 
     async def _release(self) -> None:
-        if self._released:  # a second signal may come when all is done but the last word
+        if self._released:  # a second signal came at the very end
             return
         if self._gpu_watch is not None:
             self._gpu_watch.cancel()
         if self._tracing is not None:
-            # In a thread: it waits for the collector.
+            # In a thread, as it waits for the collector.
             await asyncio.to_thread(self._tracing.close)
         await self._supervisor.stop()
         if self._http is not None:
@@ -289,13 +293,3 @@ class App:
         self._database.close()
         self._data.close()
         self._released = True
-
-    def runner_pids(self) -> list[int]:
-        """Processes that run jobs now."""
-        runners = [active.runner for active in self._supervisor.active.values()]
-        return [r.pid for r in runners if r is not None and r.alive() and r.pid is not None]
-
-    async def until_idle(self) -> None:
-        """Waits until every job has ended and its processes are gone."""
-        while self._supervisor.active:  # noqa: ASYNC110 - the supervisor polls as well
-            await asyncio.sleep(self.config.jobs.poll_seconds)

@@ -1,7 +1,8 @@
-"""Everything an operator can set: units, limits and defaults in one place.
+"""The daemon's configuration, with units, limits and defaults.
 
-Every key can stand in a YAML file, in the environment (``MULTIGRAIN_GRPC__MAX_MESSAGE_MIB``)
-and on the command line (``--grpc-max-message-mib``); see ``config_sources``.
+Every key can be set in a YAML file, in the environment (``MULTIGRAIN_GRPC__MAX_MESSAGE_MIB``)
+and on the command line (``--grpc-max-message-mib``); see ``settings_sources``. The descriptions are
+the reference documentation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _address(text: str) -> str:
 
 def _tcp_address(text: str) -> str:
     if ListenAddress.parse(text).host.startswith("unix:"):
-        raise ValueError("HTTP needs a host and a port")
+        raise ValueError("must be a host and a port, not a Unix socket")
     return text
 
 
@@ -45,11 +46,13 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class LogConfig(Spec):
-    """What is logged, to standard error."""
+    """Log lines, which go to standard error."""
 
-    format: Literal["text", "json"] = Field("text", description="Lines for people, or JSON.")
+    format: Literal["text", "json"] = Field(
+        "text", description="Format of log lines: text for people, or JSON for collectors."
+    )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severity that is logged."
+        "info", description="Lowest severity that is logged."
     )
 
 
@@ -57,31 +60,35 @@ class GrpcConfig(Spec):
     """Limits of the gRPC transport."""
 
     max_message_mib: int = Field(
-        64, ge=1, le=2047, description="Largest message either way, in MiB."
+        64, ge=1, le=2047, description="Largest message in either direction, in MiB."
     )
     max_concurrent_streams: int = Field(
         1000,
         ge=1,
-        description="Calls in flight on one connection. Of a client that goes to this "
-        "limit, some calls may be refused with UNAVAILABLE before they are begun.",
+        description="Maximum number of calls in flight on one connection. If a client reaches it, "
+        "some of its calls may be refused with UNAVAILABLE before they start.",
     )
     keepalive_seconds: float = Field(
         30.0,
         ge=1,
-        description="Seconds of silence after which a connection is probed. Clients may probe "
-        "every 5 seconds; one that does so more often is hung up on.",
+        description="Seconds without traffic after which a connection is probed. Clients may probe "
+        "every 5 seconds; clients that ping more often are disconnected.",
     )
     keepalive_timeout_seconds: float = Field(
-        20.0, ge=1, description="Seconds after which a connection that does not answer is closed."
+        20.0,
+        ge=1,
+        description="Seconds without a response to a probe after which a connection is closed.",
     )
     max_connection_age_seconds: float = Field(
         0.0,
         ge=0,
-        description="Seconds after which clients are asked to connect anew, so that they find "
-        "new replicas; 0 = never.",
+        description="Age in seconds at which a connection is closed gracefully, so that its client "
+        "reconnects and finds new replicas; 0 = never.",
     )
     connection_grace_seconds: float = Field(
-        60.0, ge=0, description="Seconds that calls on such a connection have to finish."
+        60.0,
+        ge=0,
+        description="Seconds that calls on a connection of that age have to finish.",
     )
 
 
@@ -89,30 +96,37 @@ class JobsConfig(Spec):
     """Supervision of jobs."""
 
     poll_seconds: float = Field(
-        0.05, ge=0.005, le=10, description="Interval at which events and processes are looked at."
+        0.05,
+        ge=0.005,
+        le=10,
+        description="Interval in seconds at which event logs and runner processes are checked.",
     )
     heartbeat_seconds: float = Field(
-        10.0, ge=0.1, description="Seconds of silence after which an event stream says it lives."
+        10.0,
+        ge=0.1,
+        description="Idle seconds after which an event stream sends a heartbeat event.",
     )
     max_runner_crashes: int = Field(
         3,
         ge=1,
-        description="Ends of a job's runner in a row, without progress, after which the job fails. "
-        "(Deaths of workers are the runner's matter: see max_restarts of a job.)",
+        description="Number of consecutive runner crashes without progress after which a job "
+        "fails. (Crashes of workers are counted by max_restarts of the job.)",
     )
     runner_restart_seconds: float = Field(
-        0.5, gt=0, description="Pause before a crashed runner is started again; doubles each time."
+        0.5,
+        gt=0,
+        description="Seconds before a crashed runner is restarted; doubles with each crash.",
     )
 
 
 class ShutdownConfig(Spec):
-    """What happens on SIGTERM. Jobs go on; the next start of the daemon finds them again."""
+    """Graceful shutdown on SIGTERM. Jobs keep running, and the next daemon supervises them."""
 
     keep_serving_seconds: float = Field(
         0.0,
         ge=0,
-        description="Seconds between readiness falling and new calls being refused: as long as "
-        "load balancers need to notice.",
+        description="Seconds for which calls are still accepted after readiness turned false; "
+        "give load balancers the time to notice.",
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="Seconds that calls in flight have to finish."
@@ -125,28 +139,32 @@ class ServerConfig(Spec):
     data_dir: AbsolutePath = Field(
         Path("multigrain-data"),
         validate_default=True,
-        description="Folder of all state; created if missing. One daemon at a time.",
+        description="Data directory for jobs, models and state; created if missing. Only one "
+        "daemon can use it at a time.",
     )
     listen: Address = Field(
         "127.0.0.1:50051",
-        description="gRPC address; port 0 = any free one, see <data-dir>/address.",
+        description="gRPC address: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 = any free port; "
+        "the file <data-dir>/address has the address in use.",
     )
     http_listen: TcpAddress | Literal[""] = Field(
         "127.0.0.1:9464",
-        description="HTTP address: status page, /metrics, /healthz and /readyz; empty = none.",
+        description="HTTP address of the status pages, /metrics, /healthz and /readyz; empty = "
+        "none.",
     )
     data_root: tuple[AbsolutePath, ...] = Field(
         (),
-        description="Folders that requests may name paths in, besides the data directory.",
+        description="Data roots: folders under which requests may name paths, in addition to the "
+        "data directory.",
     )
     devices: Annotated[str, AfterValidator(_inventory)] = Field(
         "cpu:1",
-        description='What jobs may use: "cpu:N" (N jobs share the CPU at a time), "gpu:0-7", '
-        '"ascend:0-7" (indices), joined by commas.',
+        description='Devices for jobs, joined by commas: "cpu:N" (N jobs at a time on the CPU), '
+        '"gpu:0-7", "ascend:0-7" (indices).',
     )
     insecure: bool = Field(
         False,
-        description="Allow addresses that other machines can reach, without TLS.",
+        description="Allow addresses that other machines can reach without TLS.",
     )
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
@@ -166,29 +184,30 @@ class ServerConfig(Spec):
             reachable = address and not ListenAddress.parse(address).loopback
             if reachable and not (self.insecure or encrypted):
                 raise ValueError(
-                    f"{name}: {address} can be reached from other machines, and calls would not be "
-                    f"encrypted; give {keys}, or listen on a loopback address, or give --insecure "
+                    f"{name}: other machines can reach {address}, and traffic would not be "
+                    f"encrypted; set {keys}, or listen on a loopback address, or set --insecure "
                     "if the network is trusted"
                 )
         return self
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed, and an operator should know."""
+        """Settings that are allowed but expose the daemon."""
         found = []
         tokens, mutual = self.access.tokens is not None, self.tls.client_ca is not None
         if not ListenAddress.parse(self.listen).loopback:
             if tokens and not self.tls.enabled:
-                found.append("tokens cross the network unencrypted")
+                found.append("tokens are sent unencrypted")
             if not tokens and not mutual:
-                found.append("whoever reaches the address may do everything")
+                found.append("anyone who can reach the address may make any call")
         if self.http_listen and not ListenAddress.parse(self.http_listen).loopback:
             if not self.tls.http:
-                found.append(f"{self.http_listen} is reachable without TLS (tls.http)")
+                found.append(f"{self.http_listen} is served without TLS (tls.http)")
             if (not tokens or self.access.pages == "open") and not (mutual and self.tls.http):
-                found.append(f"whoever reaches {self.http_listen} may read metrics and pages")
+                found.append(f"anyone who can reach {self.http_listen} may read metrics and pages")
         return tuple(found)
 
     @property
     def roots(self) -> tuple[Path, ...]:
+        """Every folder under which requests may name paths."""
         return (self.data_dir, *self.data_root)

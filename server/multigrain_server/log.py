@@ -11,14 +11,18 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from multigrain_server.config import LogConfig
 
-# Control characters would let a file name or a header forge lines or drive a terminal.
+# Control characters in a file name or a header could forge lines or control a terminal.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 def setup_logging(config: LogConfig, stream: TextIO = sys.stderr) -> None:
-    """Sends the whole process's log lines, those of libraries too, through one formatter.
+    """Formats the log lines of the whole process, including those of libraries.
 
-    Fields bound with ``structlog.contextvars`` (``request_id``, ``job_id``) are in each line.
+    Fields bound with ``structlog.contextvars`` (``request_id``, ``job_id``) are in every line.
+
+    Args:
+        config: format and level.
+        stream: where to write.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -55,8 +59,10 @@ def setup_logging(config: LogConfig, stream: TextIO = sys.stderr) -> None:
 
 
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escapes control characters in all texts. The lines of a trace stay lines, and cannot be
-    taken for lines of the log."""
+    """Escapes control characters in all strings.
+
+    Tracebacks keep their lines, indented so that they cannot pass for log lines.
+    """
     return {
         key: _indented(value) if key == "exception" else value.translate(_ESCAPES)
         for key, value in event.items()

@@ -1,4 +1,4 @@
-"""``multigrain-server --rebuild-index``: the index anew, from the job folders."""
+"""``multigrain-server``: reads the configuration and runs the daemon until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import Database, move_aside
-from multigrain_server.doctor import report
 from multigrain_server.doctor.machine import missing_at_start
 from multigrain_server.grpc.tls import TlsError
 from multigrain_server.jobs.recovery import IndexReport, index_folders
@@ -26,64 +25,35 @@ from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.log import setup_logging
 from multigrain_server.settings_sources import ConfigError, dump, parse
 
-
-def rebuild_index(config: ServerConfig) -> str:
-    """Moves the old index aside and writes a new one.
-
-    Returns:
-        What was done, in lines for a person.
-
-    Raises:
-        DataDirError: if a daemon uses the data directory, or the index cannot be written.
-    """
-    data = DataDir(config.data_dir)
-    try:
-        old = move_aside(data.database, "old") if data.database.exists() else None
-        with closing(Database(data.database, [SCHEMA])) as database:
-            store = JobStore(database)
-            done = index_folders(data.jobs, store)
-            counts = store.counts()
-    except (sqlite3.Error, MultigrainError) as error:
-        raise DataDirError(f"{data.database} cannot be written: {error}") from error
-    finally:
-        data.close()
-    return "\n".join(_lines(done, counts, old.name if old is not None else ""))
-
-
-def _lines(done: IndexReport, counts: dict[str, int], old: str) -> list[str]:
-    states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    lines = [f"{len(done.added)} jobs indexed from their folders" + (f": {states}" * bool(states))]
-    lines += [f"left alone: jobs/{name}: {why}" for name, why in done.skipped.items()]
-    if old:
-        lines.append(f"the old index is {old}, and may be removed")
-    return lines
-
-
-# MERGED: ``multigrain-server``: reads the configuration, runs the daemon until it is told to
-# stop.
-
-
 _log = structlog.get_logger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 after an orderly stop, 1 if it could not start, 2 for a wrong
-    configuration.
+    """Runs the command line.
 
-    ``multigrain-server doctor``, with the same flags, looks at the machine instead; 1 if
-    something would not work.
+    ``multigrain-server doctor``, with the same flags, checks the machine instead.
+
+    Args:
+        arguments: without the program's name; None = those of the process.
+
+    Returns:
+        The exit code: 0 after a graceful shutdown, 1 if the daemon could not start or a check of
+        the doctor failed, 2 for a wrong configuration.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    examine = words[:1] == ["doctor"]
+    doctor = words[:1] == ["doctor"]
     try:
-        line = parse(words[examine:], os.environ)
+        line = parse(words[doctor:], os.environ)
     except ConfigError as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 2
     if line.print_config:
         print(dump(line.config), end="")
         return 0
-    if examine:
+    if doctor:
+        # Only here: the daemon starts sooner without it.
+        from multigrain_server.doctor import report
+
         return report.run(report.checks(line.config))
     if line.new_token:
         return _print_token(line.new_token)
@@ -99,21 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COMMAND) -> None:
-    """Runs until SIGTERM or SIGINT, then drains and ends the process with exit code 0; a second
-    signal ends it at once.
+    """Runs until SIGTERM or SIGINT, then drains and exits the process with code 0.
+
+    A second signal ends it without draining.
 
     Args:
-        config: everything an operator can set.
+        config: the daemon's configuration.
         runner_command: see ``App``.
 
     Raises:
         DataDirError, TlsError, TokenFileError, OSError: if it cannot start.
     """
     stop = asyncio.Event()
-    again = asyncio.Event()
+    second = asyncio.Event()
 
     def on_signal() -> None:
-        (again if stop.is_set() else stop).set()
+        (second if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,20 +99,52 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         _log.warning(f"{finding.subject}: {finding.message}", fix=finding.fix)
     await stop.wait()
     stopping = asyncio.create_task(app.stop())
-    impatient = asyncio.create_task(again.wait())
-    await asyncio.wait((stopping, impatient), return_when=asyncio.FIRST_COMPLETED)
-    impatient.cancel()
+    interrupted = asyncio.create_task(second.wait())
+    await asyncio.wait((stopping, interrupted), return_when=asyncio.FIRST_COMPLETED)
+    interrupted.cancel()
     if not stopping.done():
-        _log.warning("second signal: not waiting any longer")
+        _log.warning("second signal: exiting without draining")
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
         await app.abandon()
         return
     await stopping
-    # Not by way of the event loop's end, which would cancel the calls that came last.
+    # Not through the end of the event loop, which would cancel the latest calls.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def rebuild_index(config: ServerConfig) -> str:
+    """Moves the old index of jobs aside and builds a new one from the job folders.
+
+    Returns:
+        What was done, in lines for people.
+
+    Raises:
+        DataDirError: if a daemon uses the data directory or the index cannot be written.
+    """
+    data = DataDir(config.data_dir)
+    try:
+        old = move_aside(data.database, "old") if data.database.exists() else None
+        with closing(Database(data.database, [SCHEMA])) as database:
+            store = JobStore(database)
+            done = index_folders(data.jobs, store)
+            counts = store.counts()
+    except (sqlite3.Error, MultigrainError) as error:
+        raise DataDirError(f"{data.database} cannot be written: {error}") from error
+    finally:
+        data.close()
+    return "\n".join(_index_report(done, counts, old.name if old is not None else ""))
+
+
+def _index_report(done: IndexReport, counts: dict[str, int], old: str) -> list[str]:
+    states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    lines = [f"{len(done.added)} jobs indexed" + (f": {states}" * bool(states))]
+    lines += [f"skipped jobs/{name}: {why}" for name, why in done.skipped.items()]
+    if old:
+        lines.append(f"the old index is now {old} and can be deleted")
+    return lines
 
 
 def _rebuild(config: ServerConfig) -> int:
@@ -153,14 +156,14 @@ def _rebuild(config: ServerConfig) -> int:
     return 0
 
 
-def _print_token(wanted: str) -> int:
+def _print_token(request: str) -> int:
     try:
-        made = NewToken.parse(wanted)
+        new = NewToken.parse(request)
     except ValueError as error:
         print(f"multigrain-server: --new-token: {error}", file=sys.stderr)
         return 2
-    print(made.line)
-    print(f"token of {made.entry.name}, shown only now: {made.token}", file=sys.stderr)
+    print(new.line)
+    print(f"token of {new.entry.name}, shown only once: {new.token}", file=sys.stderr)
     return 0
 
 

@@ -1,9 +1,13 @@
-"""From file, environment and flags to one configuration: flag > environment > file > default."""
+"""Reads the configuration; a flag wins over the environment, that over the file, that over the
+default.
+
+pydantic-settings is not used: with the names of flags, comma-separated lists in the environment and
+errors that say where a value was given, what remains of it needs more code than this.
+"""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from multigrain.specs.violations import nearest
 from multigrain.storage import remedy
+from multigrain.strict_yaml import YamlError, load_yaml_file
 from multigrain_server.config import ServerConfig
 
 PREFIX = "MULTIGRAIN_"
@@ -22,12 +28,12 @@ FILE_VARIABLE = "MULTIGRAIN_CONFIG"
 
 
 class ConfigError(Exception):
-    """The configuration is wrong; the message says where and how to mend it."""
+    """The configuration is wrong; the message says where and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One key: ``("grpc", "max_message_mib")``."""
+    """A configuration key, such as ``("grpc", "max_message_mib")``."""
 
     path: tuple[str, ...]
     info: FieldInfo
@@ -45,11 +51,11 @@ class Option:
         return PREFIX + "__".join(self.path).upper()
 
     @property
-    def many(self) -> bool:
+    def is_list(self) -> bool:
         return typing.get_origin(self.info.annotation) in (tuple, list)
 
     @property
-    def switch(self) -> bool:
+    def is_switch(self) -> bool:
         return self.info.annotation is bool
 
     @property
@@ -61,7 +67,7 @@ class Option:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line asked for."""
+    """The parsed command line."""
 
     config: ServerConfig
     print_config: bool
@@ -80,15 +86,17 @@ def options(model: type[BaseModel] = ServerConfig, path: tuple[str, ...] = ()) -
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """A flag for each key, with its description, default and environment variable."""
+    """The command line, with a flag for each key."""
     parser = argparse.ArgumentParser(
         prog="multigrain-server",
         description="Trains, evaluates, exports and serves MultiGrain models over gRPC. "
-        "With `doctor` as the first word: looks at this machine as the daemon would use it, and "
-        "says what to mend.",
+        "`multigrain-server doctor`, with the same flags, checks this machine instead and suggests "
+        "fixes.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help=f"YAML file of keys. [{FILE_VARIABLE}]")
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"Configuration file (YAML). [{FILE_VARIABLE}]"
+    )
     parser.add_argument(
         "--print-config", action="store_true", help="Print the resulting configuration and exit."
     )
@@ -96,24 +104,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--new-token",
         metavar="NAME:ROLE,ROLE",
         default="",
-        help="Print a line for the file of tokens, and the token itself to standard error; exit.",
+        help="Create a token: print its line for the token file, and the token itself to standard "
+        "error, then exit.",
     )
     parser.add_argument(
         "--rebuild-index",
         action="store_true",
-        help="Put the index of jobs aside, make it anew from the job folders, say what was found, "
-        "and exit; no daemon may use the data directory.",
+        help="Move the index of jobs aside, rebuild it from the job folders and exit; no daemon "
+        "may be using the data directory.",
     )
     for option in options():
         default = option.info.get_default()
         text = f"{option.info.description or ''} [{option.variable}; default: {default}]"
         settings: dict[str, Any] = {"dest": option.key, "default": None}
         settings["help"] = text.replace("%", "%%")
-        if option.switch:
+        if option.is_switch:
             settings["action"] = argparse.BooleanOptionalAction
         else:
             settings["metavar"] = option.metavar
-            if option.many:
+            if option.is_list:
                 settings["action"] = "append"
                 settings["help"] = "Repeatable. " + settings["help"]
         parser.add_argument(option.flag, **settings)
@@ -121,17 +130,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLine:
-    """Reads all sources.
+    """Reads file, environment and flags.
+
+    Args:
+        arguments: the command line, without the program's name.
+        environment: as ``os.environ``.
 
     Raises:
-        ConfigError: an unknown key, an unreadable file, or a wrong value.
+        ConfigError: for an unknown key, an unreadable file or an invalid value.
         SystemExit: for ``--help`` and flags without a value.
     """
     parser = build_parser()
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = [action for group in parser._actions for action in group.option_strings]
-        raise ConfigError(f"unknown argument {unknown[0]}{_nearest(unknown[0], known)}")
+        raise ConfigError(f"unknown argument {unknown[0]}{_hint(unknown[0], known)}")
     values: dict[str, Any] = {}
     _check_variables(environment)
     sources: dict[str, str] = {}
@@ -174,16 +187,12 @@ def dump(config: ServerConfig) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = load_yaml_file(path)
     except OSError as error:
         todo = remedy(error, "read it", "give the configuration file with --config")
         raise ConfigError(f"{path}: {error.strerror}; {todo}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if body is None:
-        return {}
-    if not isinstance(body, dict):
-        raise ConfigError(f"{path}: expected keys and values, such as \"listen: '127.0.0.1:0'\"")
+    except YamlError as error:
+        raise ConfigError(f"{str(path).removesuffix(path.name)}{error}") from None
     _check_keys(body, ServerConfig, str(path), "")
     return body
 
@@ -191,25 +200,28 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _check_keys(body: dict[Any, Any], model: type[BaseModel], file: str, prefix: str) -> None:
     for key, value in body.items():
         if key not in model.model_fields:
-            near = _nearest(str(key), list(model.model_fields))
-            raise ConfigError(f"{file}: unknown key {prefix}{key}{near}")
+            hint = _hint(str(key), list(model.model_fields))
+            raise ConfigError(f"{file}: unknown key {prefix}{key}{hint}")
         kind = model.model_fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             if not isinstance(value, dict):
-                raise ConfigError(f"{file}: {prefix}{key} must hold keys and values")
+                raise ConfigError(f"{file}: {prefix}{key} must contain keys and values")
             _check_keys(value, kind, file, f"{prefix}{key}.")
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:
-    """Only those that can be nobody else's: with a section, as in MULTIGRAIN_SERVING__MAX_BATCH."""
+    """Refuses unknown variables of a section, such as MULTIGRAIN_SERVING__MAX_BTCH.
+
+    Others may belong to something else: Kubernetes sets MULTIGRAIN_SERVING_PORT.
+    """
     known = [option.variable for option in options()]
     for name in environment:
         if name.startswith(PREFIX) and "__" in name and name not in known:
-            raise ConfigError(f"unknown environment variable {name}{_nearest(name, known)}")
+            raise ConfigError(f"unknown environment variable {name}{_hint(name, known)}")
 
 
 def _from_text(option: Option, text: str) -> Any:
-    if option.many:
+    if option.is_list:
         return [part for part in (piece.strip() for piece in text.split(",")) if part]
     return text
 
@@ -220,18 +232,18 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     values[path[-1]] = value
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _hint(word: str, known: Sequence[str]) -> str:
+    guess = nearest(word, known)
+    return f"; did you mean {guess}?" if guess else ""
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str], file: str) -> str:
-    """What is wrong, and where it was given: a flag, a variable, or else the file."""
+    """What is wrong and where it was given: by a flag, a variable or else the file."""
     parts = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        # Ours name the value; pydantic's own do not.
+        # The project's validators name the value; pydantic's do not.
         if not item["type"].startswith("value_error") and isinstance(
             item["input"], (str, int, float)
         ):

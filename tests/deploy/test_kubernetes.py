@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from multigrain_server.config import ServerConfig
-from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING
+from multigrain_server.service_names import ALWAYS_READY, EMBEDDING
 from multigrain_server.settings_sources import parse
 from tests.deploy.named import DEPLOY
 from tests.deploy.tools import output, packaged

@@ -106,7 +106,7 @@ async def test_the_rebuilt_index_equals_the_old_one(make_side: MakeSide) -> None
     assert rows(side.root) == before
     assert f"{len(before)} jobs indexed" in said
     assert "1 QUEUED" in said
-    assert "left alone: jobs/stray" in said
+    assert "skipped jobs/stray" in said
     (old,) = side.root.glob("state.db.old-*[0-9]")  # SQLite's own files end with letters
     assert old.name in said
     with closing(sqlite3.connect(old)) as connection:
@@ -184,7 +184,7 @@ def test_a_daemon_with_a_damaged_index_starts_says_so_and_keeps_the_old_one(
         )
         assert (run.returncode, run.stdout.splitlines()[0]) == (
             0,
-            "0 jobs indexed from their folders",
+            "0 jobs indexed",
         )
     finally:
         daemon.end()

@@ -33,6 +33,7 @@ from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.fuzz.budget import rounds, seed
 from tests.fuzz.mutate import Messages
 from tests.server.jobs.conftest import FAKE_RUNNER
+from tests.server.runners import runner_pids
 
 # A defect, a call that nobody answered, or a daemon that is gone.
 BAD = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS"}
@@ -70,10 +71,10 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
     await app.start()
     await app.models.load("tiny")
     yield app
-    for pid in app.runner_pids():
+    for pid in runner_pids(app):
         os.kill(pid, signal.SIGKILL)
     await app.stop()
-    await app.hang_up()
+    await app.close_connections()
 
 
 async def call(

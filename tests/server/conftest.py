@@ -14,6 +14,7 @@ from PIL import Image
 from multigrain_server.app import App
 from multigrain_server.config import JobsConfig, ServerConfig
 from tests.server.jobs.conftest import FAKE_RUNNER
+from tests.server.runners import runner_pids
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ async def app(tmp_path: Path, dataset: Path) -> AsyncIterator[App]:
     await app.start()
     yield app
     await app.stop()
-    await app.hang_up()
+    await app.close_connections()
     # Not before: the next job of the queue would be started.
-    for pid in app.runner_pids():
+    for pid in runner_pids(app):
         os.kill(pid, signal.SIGKILL)
 
 

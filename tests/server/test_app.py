@@ -1,4 +1,4 @@
-"""The parts work together."""
+"""The daemon as a whole."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain_server.app import App
 from multigrain_server.config import JobsConfig, ServerConfig, ShutdownConfig
+from tests.server.runners import until_idle
 
 
 @pytest.mark.parametrize(("end", "looks"), [("SUCCEEDED", 1), ("FAILED", 0)])
-async def test_the_registry_looks_again_after_an_export_that_succeeded(
+async def test_export_that_succeeds_rescans_the_models(
     app: App,
     channel: grpc.aio.Channel,
     dataset: Path,
@@ -38,13 +39,11 @@ async def test_the_registry_looks_again_after_an_export_that_succeeded(
     follow = StreamEventsRequest(job_id=job.job_id, follow=True)
     async for _ in JobServiceStub(channel).StreamEvents(follow):
         pass
-    await app.until_idle()
+    await until_idle(app)
     assert len(rescans) == looks
 
 
-async def test_a_daemon_that_has_stopped_may_be_abandoned_all_the_same(
-    app: App, tmp_path: Path
-) -> None:
+async def test_abandon_after_stop_is_harmless(app: App, tmp_path: Path) -> None:
     """As by a second signal that comes when the first has nearly done its work."""
     await app.stop()
     file_in_its_place = (tmp_path / "later").open("w")
@@ -53,7 +52,7 @@ async def test_a_daemon_that_has_stopped_may_be_abandoned_all_the_same(
         file_in_its_place.write("still open")
 
 
-async def test_what_is_set_for_jobs_reaches_those_who_look_after_them(tmp_path: Path) -> None:
+async def test_jobs_configuration_reaches_the_supervisor(tmp_path: Path) -> None:
     jobs = JobsConfig(
         poll_seconds=0.02, heartbeat_seconds=3.0, max_runner_crashes=7, runner_restart_seconds=0.9
     )
@@ -80,10 +79,10 @@ async def _stopping(tmp_path: Path, **seconds: float) -> AsyncIterator[App]:
     try:
         yield app
     finally:
-        await app.hang_up()
+        await app.close_connections()
 
 
-async def test_calls_have_as_long_to_finish_as_is_set(tmp_path: Path) -> None:
+async def test_calls_in_flight_have_drain_seconds(tmp_path: Path) -> None:
     async with _stopping(tmp_path, drain_seconds=0.2) as app, asyncio.timeout(10):
         app._calls.enter("/multigrain.v1.ModelService/LoadModel")  # and does not leave
         began = time.monotonic()
@@ -91,7 +90,7 @@ async def test_calls_have_as_long_to_finish_as_is_set(tmp_path: Path) -> None:
         assert time.monotonic() - began >= 0.2
 
 
-async def test_a_stopping_daemon_serves_on_for_as_long_as_is_set(tmp_path: Path) -> None:
+async def test_a_stopping_daemon_keeps_serving_for_keep_serving_seconds(tmp_path: Path) -> None:
     async with (
         _stopping(tmp_path, keep_serving_seconds=1.0) as app,
         grpc.aio.insecure_channel(app.address) as channel,
@@ -105,3 +104,28 @@ async def test_a_stopping_daemon_serves_on_for_as_long_as_is_set(tmp_path: Path)
         await stop
         with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
             await list_jobs(ListJobsRequest())
+
+
+async def test_new_calls_are_refused_for_a_moment_after_the_last_response(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process exits right after stop(): responses must have left by then."""
+    async with _stopping(tmp_path) as app:
+        drain, close = app._calls.drain, app.models.close
+        times: list[float] = []
+
+        async def timed_drain(seconds: float) -> bool:
+            try:
+                return await drain(seconds)
+            finally:
+                times.append(time.monotonic())
+
+        async def timed_close(seconds: float) -> None:
+            times.append(time.monotonic())
+            await close(seconds)
+
+        monkeypatch.setattr(app._calls, "drain", timed_drain)
+        monkeypatch.setattr(app.models, "close", timed_close)
+        await app.stop()
+        drained, closed = times
+        assert closed - drained >= 0.15

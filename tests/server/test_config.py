@@ -1,4 +1,4 @@
-"""One configuration from file, environment and flags."""
+"""The configuration from file, environment and flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multigrain_server.settings_sources import ConfigError, dump, options, parse
 TLS = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"]
 
 
-def test_flags_win_over_environment_over_file_over_default(tmp_path: Path) -> None:
+def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("grpc:\n  max_message_mib: 5\n  max_concurrent_streams: 7\ndevices: 'cpu:2'\n")
     environment = {"MULTIGRAIN_GRPC__MAX_MESSAGE_MIB": "6", "MULTIGRAIN_DEVICES": "cpu:3"}
@@ -25,11 +25,11 @@ def test_flags_win_over_environment_over_file_over_default(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("option", list(options()), ids=lambda option: option.key)
-def test_every_key_is_documented(option: object) -> None:
+def test_every_key_has_a_description(option: object) -> None:
     assert option.info.description  # type: ignore[attr-defined]
 
 
-def test_what_is_printed_reads_back_the_same(tmp_path: Path) -> None:
+def test_printed_configuration_reads_back_the_same(tmp_path: Path) -> None:
     arguments = ["--data-dir", str(tmp_path), "--data-root", "/a", "--data-root", "/b: c"]
     config = parse([*arguments, "--log-level", "debug", "--devices", "cpu:2,gpu:0-3"], {}).config
     file = tmp_path / "printed.yaml"
@@ -64,7 +64,7 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         (["--config", "/nonexistent.yaml"], "No such file"),
     ],
 )
-def test_what_is_wrong_is_named(arguments: list[str], words: str) -> None:
+def test_invalid_values_are_named(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse(arguments, {})
 
@@ -74,19 +74,29 @@ def test_what_is_wrong_is_named(arguments: list[str], words: str) -> None:
     [
         ("grcp: {}", "unknown key grcp; did you mean grpc"),
         ("grpc: {max_mesage_mib: 3}", "unknown key grpc.max_mesage_mib; did you mean max_message"),
-        ("grpc: 3", "grpc must hold keys"),
-        ("- a", "expected keys"),
-        ("a: [", "is not YAML"),
+        ("grpc: 3", "grpc must contain keys"),
+        ("- a", "must hold fields"),
+        ("a: [", r"c\.yaml line 1, column 5: expected the node content"),
+        (
+            "serving: {max_batch: 8}\nserving: {queue_items: 9}\n",
+            "'serving' is set twice, first in line 1",
+        ),
+        (
+            "serving:\n  max_batch: 8\n  max_batch: 9\n",
+            "line 3.*'max_batch' is set twice, first in line 2",
+        ),
+        ("serving:\n  max_batch: 010\n", "line 2.*'max_batch': 010 is ambiguous"),
+        ("serving:\n  max_batch: 1_6\n", "line 2.*'max_batch': 1_6 is ambiguous"),
     ],
 )
-def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         parse(["--config", str(file)], {})
 
 
-def test_a_wrong_value_is_told_with_where_it_was_given(tmp_path: Path) -> None:
+def test_errors_say_where_a_value_was_given(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("serving: {max_batch: many}\n")
     with pytest.raises(ConfigError, match=rf"serving\.max_batch: is 'many'.*\(from {file}\)$"):
@@ -98,20 +108,20 @@ def test_a_wrong_value_is_told_with_where_it_was_given(tmp_path: Path) -> None:
         parse(["--serving-max-batch", "0"], {variable: "few"})
 
 
-def test_a_misspelt_variable_of_a_section_is_refused_and_another_programs_is_not() -> None:
+def test_misspelled_variables_of_a_section_are_refused_and_those_of_others_ignored() -> None:
     with pytest.raises(ConfigError, match="did you mean MULTIGRAIN_SERVING__MAX_BATCH"):
         parse([], {"MULTIGRAIN_SERVING__MAX_BTCH": "3"})
     parse([], {"MULTIGRAIN_SERVING_PORT_50051_TCP": "tcp://10.0.0.1:50051", "A__B": "1"})
 
 
-def test_an_address_for_other_machines_needs_the_flag() -> None:
+def test_reachable_address_needs_insecure_or_tls() -> None:
     assert parse(["--listen", "0.0.0.0:0", "--insecure"], {}).config.insecure
     assert parse(["--listen", "0.0.0.0:0", *TLS], {}).config.tls.enabled
     assert ServerConfig(listen="unix:/run/m.sock").listen == "unix:/run/m.sock"
     assert ServerConfig(listen="[::1]:0").listen == "[::1]:0"
 
 
-def test_http_needs_a_port() -> None:
+def test_http_listens_on_no_unix_socket() -> None:
     assert ServerConfig(http_listen="").http_listen == ""
     with pytest.raises(ValueError, match="host and a port"):
         ServerConfig(http_listen="unix:/run/m.sock")
@@ -121,17 +131,17 @@ def test_http_needs_a_port() -> None:
     ("arguments", "warnings"),
     [
         (["--listen", "127.0.0.1:0"], []),
-        (["--listen", "0.0.0.0:0", "--insecure"], ["whoever reaches"]),
+        (["--listen", "0.0.0.0:0", "--insecure"], ["make any call"]),
         (["--listen", "0.0.0.0:0", "--insecure", "--access-tokens", "t"], ["unencrypted"]),
-        (["--listen", "0.0.0.0:0", *TLS], ["whoever reaches"]),
+        (["--listen", "0.0.0.0:0", *TLS], ["make any call"]),
         (["--listen", "0.0.0.0:0", *TLS, "--tls-client-ca", "ca.pem"], []),
         (["--listen", "0.0.0.0:0", *TLS, "--access-tokens", "t"], []),
         (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http", "--access-tokens", "t"], []),
-        (["--http-listen", "0.0.0.0:0", "--insecure"], ["reachable without TLS", "may read"]),
+        (["--http-listen", "0.0.0.0:0", "--insecure"], ["served without TLS", "may read"]),
         (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http"], ["may read metrics"]),
     ],
 )
-def test_what_is_open_to_a_network_is_warned_of(arguments: list[str], warnings: list[str]) -> None:
+def test_exposed_addresses_are_warned_about(arguments: list[str], warnings: list[str]) -> None:
     found = parse(arguments, {}).config.warnings
     assert len(found) == len(warnings)
     assert all(part in text for text, part in zip(found, warnings, strict=True))

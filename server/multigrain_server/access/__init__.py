@@ -1,1 +1,1 @@
-"""Who may call what: TLS, tokens, roles."""
+"""Access control: tokens, roles, and limits per client."""

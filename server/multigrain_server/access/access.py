@@ -1,4 +1,4 @@
-"""The decision about one call."""
+"""Decides whether a call may run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Access:
-    """Lets a call pass, or says why not.
+    """Checks the token, role and limits of each call.
+
+    Args:
+        config: the settings.
 
     Raises:
-        TokenFileError: if the file of tokens cannot be used.
+        TokenFileError: if the token file cannot be used.
     """
 
     def __init__(self, config: AccessConfig) -> None:
@@ -41,16 +44,16 @@ class Access:
 
     @contextmanager
     def enter(self, method: str, metadata: Metadata, *, stream_from: str = "") -> Iterator[str]:
-        """Lets a call of ``/package.Service/Method`` run; the holder's name, or "" for none.
+        """Surrounds a call that may run; yields the name of its token, or "".
 
         Args:
-            method: as gRPC names it.
-            metadata: of the call.
-            stream_from: gRPC's name of the peer, if the call is a stream.
+            method: ``/package.Service/Method``.
+            metadata: the metadata of the call.
+            stream_from: the peer as reported by gRPC, if the call is a stream.
 
         Raises:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
-                OVERLOADED beyond the token's limits, or the client's.
+                OVERLOADED beyond the limits of the token or the client.
         """
         with self._enter(RULES.get(method), metadata) as holder:
             if not stream_from:
@@ -61,7 +64,7 @@ class Access:
 
     @contextmanager
     def enter_page(self, path: str, authorization: Iterable[str]) -> Iterator[str]:
-        """The same for a request of a page, known or not, with its headers of that name."""
+        """The same for a path of the HTTP address and the values of its Authorization header."""
         with self._enter(page_rule(path), [(_HEADER, value) for value in authorization]) as holder:
             yield holder
 
@@ -81,13 +84,13 @@ class Access:
             return None
         entry = self._holder(self._tokens, metadata)
         if rule is None:
-            raise MultigrainError(ErrorKind.FORBIDDEN, "nobody may call this")
+            raise MultigrainError(ErrorKind.FORBIDDEN, "method is not allowed by the access policy")
         allowed = {Role.ADMIN, *(rule.roles if isinstance(rule, Special) else rule)}
         if allowed & set(entry.roles):
             return entry
         roles = " or ".join(sorted(role.value for role in allowed))
         raise MultigrainError(
-            ErrorKind.FORBIDDEN, f"the token of {entry.name} may not call this: it needs {roles}"
+            ErrorKind.FORBIDDEN, f"the token of {entry.name} needs the role {roles}"
         )
 
     def _holder(self, tokens: TokenFile, metadata: Metadata) -> TokenEntry:
@@ -95,23 +98,23 @@ class Access:
         if not values:
             raise MultigrainError(
                 ErrorKind.UNAUTHENTICATED,
-                'a token is needed: send it as metadata "authorization: Bearer TOKEN"',
+                'missing token: send it as metadata "authorization: Bearer TOKEN"',
             )
         value = values[0]
         text = value.decode("latin-1") if isinstance(value, bytes) else value
         entry = tokens.find(_token(text)) if len(values) == 1 else None
         if entry is None:
-            raise MultigrainError(ErrorKind.UNAUTHENTICATED, "the token is not known here")
+            raise MultigrainError(ErrorKind.UNAUTHENTICATED, "unknown token")
         return entry
 
 
 def _token(authorization: str) -> str:
-    """The token; empty if there is none in it."""
+    """The token in the value of the header; "" if it has none."""
     scheme, _, rest = authorization.partition(" ")
     match scheme.lower():
         case "bearer":
             return rest.strip()
-        case "basic":  # all that a browser can send: any name, and the token as its password
+        case "basic":  # from browsers: any user name, and the token as the password
             try:
                 pair = base64.b64decode(rest.strip(), validate=True).decode("latin-1")
             except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""What an operator can set about access, with its defaults."""
+"""Configuration of TLS and access control."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ OptionalFile = Annotated[Path | None, AfterValidator(_absolute)]
 
 
 class TlsConfig(Spec):
-    """TLS of the gRPC address, and of the HTTP address if wanted.
+    """TLS of the gRPC address, and optionally of the HTTP address.
 
-    The files are read anew for the first connection after they have changed.
+    Changed files are reloaded at the next connection.
     """
 
     certificate: OptionalFile = Field(
-        None, description="The server's certificate and those that issued it, PEM; none = no TLS."
+        None,
+        description="Certificate chain of the server (PEM file), reloaded when it changes; none = "
+        "no TLS.",
     )
-    key: OptionalFile = Field(None, description="Its private key, PEM, without a passphrase.")
+    key: OptionalFile = Field(
+        None, description="Private key of the certificate (PEM file), without a passphrase."
+    )
     client_ca: OptionalFile = Field(
         None,
-        description="Authorities, PEM, one of which must have issued every caller's certificate; "
-        "none = callers need no certificate.",
+        description="Certificate authorities (PEM file) that issue client certificates; clients "
+        "must then have one (mutual TLS). None = clients need no certificate.",
     )
     http: bool = Field(
-        False, description="Whether the HTTP address has TLS too, with the same files and rules."
+        False, description="Use TLS on the HTTP address too, with the same files and rules."
     )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together: give both or none")
+            raise ValueError("certificate and key belong together: set both or none")
         if self.client_ca is not None and self.certificate is None:
             raise ValueError("client_ca needs certificate and key")
         if self.http and self.certificate is None:
@@ -52,29 +56,30 @@ class TlsConfig(Spec):
 
 
 class AccessConfig(Spec):
-    """Who may call what."""
+    """Access control."""
 
     tokens: OptionalFile = Field(
         None,
-        description="YAML file of tokens, their roles and SHA-256; read anew when it has changed. "
-        "None = whoever can connect may do everything.",
+        description="YAML file with the roles and SHA-256 of each token, reloaded when it changes. "
+        "None = every client may make every call.",
     )
     health: Literal["open", "token"] = Field(
         "open",
-        description="Whether health checks, /healthz and /readyz need a token, of any role.",
+        description="Whether health checks, /healthz and /readyz need a token (of any role).",
     )
     reflection: Literal["open", "token"] = Field(
-        "token", description="The same for reflection, which shows the calls and messages."
+        "token", description="Whether server reflection needs a token (of any role)."
     )
     pages: Literal["open", "token"] = Field(
         "token",
-        description="Whether /metrics and all other pages of the HTTP address need a token of "
-        "role read.",
+        description="Whether /metrics and the status pages need a token with the role read.",
     )
     max_streams_per_client: int = Field(
         1000,
         ge=1,
-        description="Streaming calls that one client may have open: one holder of a token, or "
-        "without tokens one host.",
+        description="Maximum number of open streams per client, which is a token, or a host where "
+        "there are no tokens.",
     )
-    max_subscribers_per_client: int = Field(1000, ge=1, description="Streams of events among them.")
+    max_subscribers_per_client: int = Field(
+        1000, ge=1, description="Maximum number of open event streams (StreamEvents) per client."
+    )

@@ -1,4 +1,4 @@
-"""How much one holder of a token may ask for at a time."""
+"""Limits per token on calls, and per client on open streams."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.tokens import TokenEntry
+from multigrain_server.service_names import STREAM_EVENTS
 
-# After which a call that ends is likely to have made room.
+# Time in which another call of the token is likely to end.
 _RETRY_SECONDS = 0.1
+_STREAMS_RETRY_SECONDS = 1.0
 
 
 class HolderLimits:
-    """The calls of one holder: a bucket that holds a second of calls, and a count.
+    """The calls of one token: a token bucket of one second for their rate, and a count.
 
     Args:
         clock: seconds, monotonic.
@@ -25,23 +27,23 @@ class HolderLimits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._filled = clock()
-        # As many as the bucket holds, once its size is known.
+        # Full; its size is in the entry.
         self._level = float("inf")
         self._running = 0
 
     @contextmanager
     def enter(self, entry: TokenEntry) -> Iterator[None]:
-        """Holds a place while the call runs, streams included.
+        """Counts a call while it runs.
 
         Raises:
-            MultigrainError: OVERLOADED with the seconds after which there should be room.
+            MultigrainError: OVERLOADED, with the seconds after which to retry.
         """
-        most = entry.concurrent_calls
-        if most is not None and self._running >= most:
+        maximum = entry.concurrent_calls
+        if maximum is not None and self._running >= maximum:
             raise MultigrainError(
                 ErrorKind.OVERLOADED,
-                f"{entry.name} has {self._running} calls in work, its token allows {most} at a "
-                "time: end one, or wait",
+                f"{entry.name} has {self._running} calls in flight, its token allows {maximum}; "
+                "wait for one to end",
                 retry_after=_RETRY_SECONDS,
             )
         if entry.calls_per_second is not None:
@@ -60,24 +62,17 @@ class HolderLimits:
             delay = (1 - self._level) / rate
             raise MultigrainError(
                 ErrorKind.OVERLOADED,
-                f"the token of {name} allows {rate:g} calls a second: try again in {delay:.2f} s",
+                f"the token of {name} allows {rate:g} calls per second; retry in {delay:.2f} s",
                 retry_after=delay,
             )
         self._level -= 1
 
 
-# MERGED: How many streams one client may hold open.
-
-
-_SUBSCRIPTION = "/multigrain.v1.JobService/StreamEvents"
-_STREAMS_RETRY_SECONDS = 1.0
-
-
 class ClientStreams:
-    """Counts the open streams of each client; a stream lasts, and holds memory while it does.
+    """Counts the open streams of each client, which take memory as long as they are open.
 
     Args:
-        config: limits.
+        config: the limits.
     """
 
     def __init__(self, config: AccessConfig) -> None:
@@ -89,24 +84,24 @@ class ClientStreams:
 
     @contextmanager
     def enter(self, method: str, holder: str, peer: str) -> Iterator[None]:
-        """Holds a place while the stream is open.
+        """Counts a stream while it is open.
 
         Args:
             method: "/package.Service/Method" of a streaming call.
-            holder: name of the token's holder; "" = none, and then the host is the client.
-            peer: as gRPC names it, "ipv4:10.0.0.1:50123".
+            holder: name of the token; "" = no token, so that the host is the client.
+            peer: as reported by gRPC, "ipv4:10.0.0.1:50123".
 
         Raises:
-            MultigrainError: OVERLOADED, with the name of the limit.
+            MultigrainError: OVERLOADED, naming the limit.
         """
         client = holder or _host(peer)
-        names = list(self._limits)[: 2 if method == _SUBSCRIPTION else 1]
+        names = list(self._limits)[: 2 if method == STREAM_EVENTS else 1]
         for name in names:
             if self._open[client, name] >= self._limits[name]:
                 raise MultigrainError(
                     ErrorKind.OVERLOADED,
                     f"{client} has {self._open[client, name]} streams open, "
-                    f"{name} allows no more: end one first",
+                    f"{name} allows no more; end one first",
                     retry_after=_STREAMS_RETRY_SECONDS,
                 )
         keys = [(client, name) for name in names]
@@ -121,6 +116,6 @@ class ClientStreams:
 
 
 def _host(peer: str) -> str:
-    """Without the port, which is another for each connection."""
+    """The host without the port, which differs for each connection."""
     kind, _, rest = peer.partition(":")
     return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind

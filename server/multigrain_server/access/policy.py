@@ -1,28 +1,27 @@
-"""What a caller may be."""
+"""Roles, and which of them may make which call. Calls that are not listed are refused."""
 
 from __future__ import annotations
 
 from enum import Enum
 
+from multigrain_server import service_names
+
 
 class Role(Enum):
-    """A token has one or more. ``ADMIN`` may do everything."""
+    """A role of a token, which has one or more. ``ADMIN`` may make every call."""
 
-    #: Vectors and classes of images.
+    #: Embed and classify images.
     INFER = "infer"
-    #: Starting, cancelling, resuming and deleting jobs.
+    #: Start, cancel, resume and delete jobs.
     TRAIN = "train"
-    #: Loading, unloading, naming, importing and deleting models.
+    #: Load, unload, alias, import and delete models.
     ADMIN = "admin"
-    #: Looking at jobs, events and models.
+    #: Read jobs, events and models.
     READ = "read"
 
 
-# MERGED: Which roles may make which call. A call that is not listed here is refused.
-
-
 class Special(Enum):
-    """Calls of infrastructure, whose rule is configured."""
+    """Calls of the infrastructure, whose rule is configured (``AccessConfig``)."""
 
     HEALTH = "health"
     REFLECTION = "reflection"
@@ -30,7 +29,7 @@ class Special(Enum):
 
     @property
     def roles(self) -> frozenset[Role]:
-        """Who may, where a token is needed."""
+        """Roles that may make the call where a token is needed."""
         return frozenset({Role.READ}) if self is Special.PAGES else frozenset(Role)
 
 
@@ -42,11 +41,11 @@ _ADMIN = frozenset({Role.ADMIN})
 _JOBS = frozenset({Role.TRAIN, Role.READ})
 _ANY = frozenset(Role)
 
-_OURS: dict[str, dict[str, Rule]] = {
-    "multigrain.v1.TrainingService": {"StartTraining": _TRAIN},
-    "multigrain.v1.EvaluationService": {"StartEvaluation": _TRAIN},
-    "multigrain.v1.ExportService": {"StartExport": _TRAIN},
-    "multigrain.v1.JobService": {
+_MULTIGRAIN: dict[str, dict[str, Rule]] = {
+    service_names.TRAINING: {"StartTraining": _TRAIN},
+    service_names.EVALUATION: {"StartEvaluation": _TRAIN},
+    service_names.EXPORT: {"StartExport": _TRAIN},
+    service_names.JOB: {
         "GetJob": _JOBS,
         "ListJobs": _JOBS,
         "StreamEvents": _JOBS,
@@ -54,10 +53,10 @@ _OURS: dict[str, dict[str, Rule]] = {
         "ResumeJob": _TRAIN,
         "DeleteJob": _TRAIN,
     },
-    "multigrain.v1.ModelService": {
+    service_names.MODEL: {
         "ListModels": _ANY,
         "GetModel": _ANY,
-        # All of a model, its weights included.
+        # Includes the weights.
         "DownloadModel": _JOBS,
         "LoadModel": _ADMIN,
         "UnloadModel": _ADMIN,
@@ -65,15 +64,15 @@ _OURS: dict[str, dict[str, Rule]] = {
         "DeleteModel": _ADMIN,
         "ImportModel": _ADMIN,
     },
-    "multigrain.v1.EmbeddingService": {
+    service_names.EMBEDDING: {
         "Embed": _INFER,
         "Classify": _INFER,
         "EmbedStream": _INFER,
     },
 }
 
-_THEIRS: dict[str, dict[str, Rule]] = {
-    "inference.GRPCInferenceService": {
+_STANDARD: dict[str, dict[str, Rule]] = {
+    service_names.INFERENCE: {
         "ServerLive": Special.HEALTH,
         "ServerReady": Special.HEALTH,
         "ModelReady": _ANY,
@@ -86,7 +85,7 @@ _THEIRS: dict[str, dict[str, Rule]] = {
         "ModelStreamInfer": _INFER,
         "RepositoryModelLoad": _ADMIN,
         "RepositoryModelUnload": _ADMIN,
-        # Refused in any case; whoever may call at all is told why.
+        # Not supported; every role may call them and gets the reason.
         **dict.fromkeys(
             (
                 *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister"),
@@ -97,26 +96,26 @@ _THEIRS: dict[str, dict[str, Rule]] = {
             _ANY,
         ),
     },
-    "grpc.health.v1.Health": {
+    service_names.HEALTH: {
         "Check": Special.HEALTH,
         "List": Special.HEALTH,
         "Watch": Special.HEALTH,
     },
-    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Special.REFLECTION},
-    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": Special.REFLECTION},
+    service_names.REFLECTION_V1ALPHA: {"ServerReflectionInfo": Special.REFLECTION},
+    service_names.REFLECTION_V1: {"ServerReflectionInfo": Special.REFLECTION},
 }
 
 _PAGES: dict[str, Rule] = {"/healthz": Special.HEALTH, "/readyz": Special.HEALTH}
 
 
 def page_rule(path: str) -> Rule:
-    """Of a page of the HTTP address, whether there is one or not."""
+    """The rule of a path of the HTTP address, whether it exists or not."""
     return _PAGES.get(path, Special.PAGES)
 
 
-#: By "/package.Service/Method".
+#: Rules by "/package.Service/Method".
 RULES: dict[str, Rule] = {
     f"/{service}/{method}": rule
-    for service, methods in (_OURS | _THEIRS).items()
+    for service, methods in (_MULTIGRAIN | _STANDARD).items()
     for method, rule in methods.items()
 }

@@ -1,4 +1,4 @@
-"""The file of tokens, which holds their SHA-256 and never themselves."""
+"""The token file, which has the SHA-256 of each token, never the token itself."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import structlog
-import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from multigrain.specs.base import Spec
 from multigrain.specs.export import NAME_PATTERN
 from multigrain.storage import remedy
+from multigrain.strict_yaml import YamlError, parse_yaml
 from multigrain_server.access.policy import Role
 from multigrain_server.storage_errors import stamp
 
@@ -27,25 +27,25 @@ _CHECK_SECONDS = 1.0
 
 
 class TokenFileError(Exception):
-    """The file cannot be used; the message says why, and repeats nothing of its content."""
+    """The token file cannot be used; the message says why, and has nothing of its content."""
 
 
 class TokenEntry(Spec):
-    """One token. ``name`` is what the log calls its holder.
+    """A token in the file; ``name`` identifies it in logs.
 
-    ``calls_per_second`` (that many may also come at once) and ``concurrent_calls`` (streams
-    included) are limits; None = none.
+    ``calls_per_second`` (also the size of a burst) and ``concurrent_calls`` (streams included)
+    are limits; None = unlimited.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
     roles: tuple[Role, ...] = Field(min_length=1)
-    # A token has 256 random bits: neither salt nor a slow hash would make it harder to guess.
+    # A token has 256 random bits: salt or a slow hash would not make it harder to guess.
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     calls_per_second: float | None = Field(None, gt=0)
     concurrent_calls: int | None = Field(None, ge=1)
 
 
-def _unlike(tokens: tuple[TokenEntry, ...]) -> tuple[TokenEntry, ...]:
+def _unique(tokens: tuple[TokenEntry, ...]) -> tuple[TokenEntry, ...]:
     for field in ("name", "sha256"):
         values = [getattr(token, field) for token in tokens]
         if len(set(values)) < len(values):
@@ -54,27 +54,27 @@ def _unlike(tokens: tuple[TokenEntry, ...]) -> tuple[TokenEntry, ...]:
 
 
 _TOKENS: TypeAdapter[tuple[TokenEntry, ...]] = TypeAdapter(
-    Annotated[tuple[TokenEntry, ...], AfterValidator(_unlike)]
+    Annotated[tuple[TokenEntry, ...], AfterValidator(_unique)]
 )
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token, which nobody can be told again, and its entry for the file."""
+    """A new token, which is shown only once, and its entry for the file."""
 
     token: str
     entry: TokenEntry
 
     @classmethod
     def make(cls, name: str, roles: tuple[Role, ...]) -> NewToken:
-        """Raises pydantic's ValidationError for a wrong name or no role."""
+        """Raises ValidationError for an invalid name or no role."""
         token = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         digest = hashlib.sha256(token.encode()).hexdigest()
         return cls(token, TokenEntry(name=name, roles=roles, sha256=digest))
 
     @classmethod
     def parse(cls, text: str) -> NewToken:
-        """Of "NAME:ROLE,ROLE". Raises ValueError with how to write it."""
+        """Makes a token for "NAME:ROLE,ROLE". Raises ValueError, which has the syntax."""
         name, _, roles = text.partition(":")
         try:
             return cls.make(name, tuple(Role(role.strip()) for role in roles.split(",")))
@@ -82,27 +82,28 @@ class NewToken:
             known = ",".join(role.value for role in Role)
             raise ValueError(
                 f'"{text[:80]}" is not NAME:ROLE,ROLE with a name of letters, digits, dots, '
-                f"dashes or underscores, and roles of {known}"
+                f"dashes or underscores, and roles among {known}"
             ) from None
 
     @property
     def line(self) -> str:
-        """The entry as a line of the file's list."""
+        """The entry as a line of the file."""
         roles = ", ".join(role.value for role in self.entry.roles)
-        # Quoted: a hash may happen to look like a number.
+        # In quotes: some hashes look like numbers.
         return f'- {{name: "{self.entry.name}", roles: [{roles}], sha256: "{self.entry.sha256}"}}'
 
 
 class TokenFile:
-    """Looks at the file at most once a second, and reads it when it has changed.
+    """Looks up tokens, and reloads the file when it has changed.
 
-    One that has become unusable leaves the tokens as they were, and an error in the log.
+    If a reload fails, the previous tokens remain valid and an error is logged.
 
     Args:
-        path: of the file.
+        path: the file.
+        check_seconds: least time between two checks for a change.
 
     Raises:
-        TokenFileError: if it cannot be used at the start.
+        TokenFileError: if it cannot be read.
     """
 
     def __init__(self, path: Path, check_seconds: float = _CHECK_SECONDS) -> None:
@@ -113,7 +114,7 @@ class TokenFile:
         self._checked = time.monotonic()
 
     def find(self, token: str) -> TokenEntry | None:
-        """The entry of a token. The time it takes tells nothing about how near a guess was."""
+        """The entry of a token, in a time that does not depend on how close a guess is."""
         self._refresh()
         digest = hashlib.sha256(token.encode()).hexdigest()
         found = None
@@ -134,20 +135,28 @@ class TokenFile:
         try:
             self._entries = read_tokens(self._path)
         except TokenFileError as error:
-            _log.error("tokens stay as they were", reason=str(error))
+            _log.error("token file reload failed; keeping the previous tokens", reason=str(error))
         else:
-            _log.info("tokens read anew", tokens=len(self._entries))
+            _log.info("token file reloaded", tokens=len(self._entries))
 
 
 def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
-    """Reads a list of ``{name, roles, sha256}``. Raises TokenFileError."""
+    """Reads a token file, a list of ``{name, roles, sha256}``.
+
+    Raises:
+        TokenFileError: if it cannot be read or is invalid.
+    """
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        todo = remedy(error, "read it", "give the file of tokens with --access-tokens")
+        todo = remedy(error, "read it", "set the token file with --access-tokens")
         raise TokenFileError(f"{path}: {error.strerror}; {todo}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise TokenFileError(f"{path} is not YAML") from None
+    except UnicodeDecodeError:
+        raise TokenFileError(f"{path} is not UTF-8 text") from None
+    except YamlError as error:
+        # The position alone: what stands there may be a token.
+        where = str(error).split(": ")[0]
+        raise TokenFileError(f"{where}: not YAML, or a key is set twice") from None
     try:
         return _TOKENS.validate_python(() if body is None else body)
     except ValidationError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import struct
 import sys
 from array import array
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from multigrain.engine.protocol import VectorWants
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.specs.violations import nearest
 from multigrain.v1.inference import service_pb2
 from multigrain_server.serving.types import ImageRequest
 
@@ -182,8 +182,8 @@ def _unknown(name: str, parameters: Parameters) -> MultigrainError:
         return MultigrainError.field(
             f"parameters.{name}", "an embedding belongs to no sequence: leave it out"
         )
-    near = difflib.get_close_matches(name[:80], _KNOWN, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KNOWN)}"
+    guess = nearest(name[:80], _KNOWN)
+    hint = f"did you mean {guess}?" if guess else f"known are {', '.join(_KNOWN)}"
     return MultigrainError.field("parameters", f"{name[:80]!r} is unknown: {hint}")
 
 

@@ -1,10 +1,10 @@
-"""The calls that are being answered: their number, and whether new ones are welcome.
+"""The calls in flight, and whether new ones are accepted.
 
-When a gRPC server stops, calls that reach it in the same moment end as CANCELLED, as if their
-caller had given up, and nothing tells them to try elsewhere. Callers that send the next request on
-every answer hit that moment nearly every time. So the server does not stop: it refuses with
-UNAVAILABLE until its process ends, and a call that comes too late even for that hears the same from
-its own side.
+When a gRPC server stops, calls that arrive at that moment end with CANCELLED, as if the client had
+canceled them, and nothing tells the client to try another server. Clients that send the next
+request as soon as they have a response hit that moment nearly every time. So the server does not
+stop: it refuses calls with UNAVAILABLE until its process exits, and clients then get the same
+status from their own side.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Any
 
 from multigrain.errors import ErrorKind, MultigrainError
 
-# Infrastructure must hear the truth until the end, and its streams never end by themselves.
-_ALWAYS = ("/grpc.health.", "/grpc.reflection.")
+# Health checks must be answered until the end, and their streams never end by themselves.
+_ALWAYS_ACCEPTED = ("/grpc.health.", "/grpc.reflection.")
 
-_LAST_CALLS_SECONDS = 0.2
+_LINGER_SECONDS = 0.2
 
 
-class Calls:
-    """Admission while the server drains."""
+class InFlightCalls:
+    """Counts calls, and refuses new ones once the server drains."""
 
     def __init__(self) -> None:
         self.in_flight = 0
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        # That wait for the next message of their stream; those of them that are not to wait on.
+        # Tasks that wait for the next message of a stream, and those of them that drain canceled.
         self._reading: set[asyncio.Task[Any]] = set()
-        self._told: set[asyncio.Task[Any]] = set()
+        self._interrupted: set[asyncio.Task[Any]] = set()
 
     def enter(self, method: str) -> bool:
-        """Counts a call in. False for one that is not counted and always admitted.
+        """Counts a call. Returns False for one that is not counted and always accepted.
 
         Raises:
             MultigrainError: UNAVAILABLE while draining.
         """
-        if method.startswith(_ALWAYS):
+        if method.startswith(_ALWAYS_ACCEPTED):
             return False
         if self._draining:
             raise _shutting_down()
@@ -48,16 +48,17 @@ class Calls:
         return True
 
     def leave(self) -> None:
+        """Ends a call for which ``enter`` returned True."""
         self.in_flight -= 1
         if self.in_flight == 0:
             self._idle.set()
 
     async def incoming(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The messages of a stream that its caller may go on with elsewhere.
+        """The messages of a stream that its client can continue on another server.
 
         Raises:
-            MultigrainError: UNAVAILABLE once the server drains, in place of the next message:
-                what came before is answered.
+            MultigrainError: UNAVAILABLE once the server drains, in place of the next message;
+                earlier ones are answered.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -69,20 +70,20 @@ class Calls:
             except StopAsyncIteration:
                 return
             except asyncio.CancelledError:
-                if task not in self._told:
+                if task not in self._interrupted:
                     raise
                 task.uncancel()
                 break
             finally:
                 self._reading.discard(task)
-                self._told.discard(task)
+                self._interrupted.discard(task)
             yield message
         raise _shutting_down()
 
     async def drain(self, seconds: float) -> bool:
-        """Refuses new calls and waits for those in flight. False if the time was too short."""
+        """Refuses new calls and waits for those in flight. Returns False on timeout."""
         self._draining = True
-        self._told |= self._reading
+        self._interrupted |= self._reading
         for task in self._reading:
             task.cancel()
         try:
@@ -92,8 +93,8 @@ class Calls:
         return True
 
     async def linger(self) -> None:
-        """Gives answers the time to leave, while new calls are refused."""
-        await asyncio.sleep(_LAST_CALLS_SECONDS)
+        """Waits until the last responses are sent, while new calls are refused."""
+        await asyncio.sleep(_LINGER_SECONDS)
 
 
 def _shutting_down() -> MultigrainError:

@@ -1,4 +1,4 @@
-"""grpc.health.v1: one status a service, told as it is."""
+"""grpc.health.v1: a status for the daemon, each service and each model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
+from multigrain_server.service_names import ALL, ALWAYS_READY, EMBEDDING, INFERENCE
 
 _Status = health_pb2.HealthCheckResponse
 
 
 class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no types
-    """With what grpcio's own lacks: a call, and a word about services that there are not."""
+    """Adds what grpcio's own lacks: List, and a message for unknown services."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,10 +32,9 @@ class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no t
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
-            # Not those of models, of which there may be any number: List has them.
-            known = ", ".join(EVERY)
-            asked = request.service[:80]
-            message = f"no service {asked!r}: leave it out, or ask for one of {known}"
+            # Without models, of which there may be many: List has them.
+            known = ", ".join(ALL)
+            message = f"no service {request.service[:80]!r}: leave it out, or name one of {known}"
             await context.abort(grpc.StatusCode.NOT_FOUND, message)
         return await super().Check(request, context)
 
@@ -52,7 +51,7 @@ class _Servicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no t
 
 
 class Health:
-    """Status of "" (the daemon) and of each service; Check, List and Watch."""
+    """The status of "" (the daemon) and of each service, for Check, List and Watch."""
 
     def __init__(self) -> None:
         self._servicer = _Servicer()
@@ -60,34 +59,34 @@ class Health:
         self.ready = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the health service."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def start(self) -> None:
-        """Before the server starts: everything but serving is decided then."""
-        for name in ("", *EVERY):
+        """Sets everything to NOT_SERVING, before the server starts."""
+        for name in ("", *ALL):
             await self._servicer.set(name, _Status.NOT_SERVING)
 
     async def serve(self) -> None:
-        """The daemon takes requests."""
+        """Sets the daemon, and the services that need no model, to SERVING."""
         for name in ("", *ALWAYS_READY):
             await self._servicer.set(name, _Status.SERVING)
         self.ready = True
 
     def on_health(self, service: str, healthy: bool) -> None:
-        """Tells of a service whose readiness comes and goes (EmbeddingService).
+        """Sets the status of EmbeddingService or a model, which depends on engines.
 
         Args:
-            service: full or short name.
-            healthy: whether it answers.
+            service: full name.
+            healthy: whether it serves.
         """
-        full = service if "." in service else f"multigrain.v1.{service}"
         status = _Status.SERVING if healthy else _Status.NOT_SERVING
-        for name in (full, INFERENCE) if full == EMBEDDING else (full,):
+        for name in (service, INFERENCE) if service == EMBEDDING else (service,):
             task = asyncio.get_running_loop().create_task(self._servicer.set(name, status))
             self._changes.add(task)
             task.add_done_callback(self._changes.discard)
 
     async def drain(self) -> None:
-        """Everything is NOT_SERVING from now on, whatever is told later."""
+        """Sets everything to NOT_SERVING for good."""
         self.ready = False
         await self._servicer.enter_graceful_shutdown()

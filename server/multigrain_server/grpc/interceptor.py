@@ -1,4 +1,4 @@
-"""What every call gets: a request id, authorization, a log line, metrics, and errors as status."""
+"""What every call gets: request id, authorization, log line, metrics, and errors as status."""
 
 from __future__ import annotations
 
@@ -16,92 +16,95 @@ import grpc.aio
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server import service_names
 from multigrain_server.access.access import Access
 from multigrain_server.convert.errors import internal_error, wire_error
 from multigrain_server.convert.events import passthrough_bytes
-from multigrain_server.grpc.drain import Calls
+from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
 
-# Characters of a caller's request id that are logged.
+_log = structlog.get_logger(__name__)
+_standard_log = logging.getLogger(__name__)
+
+REQUEST_ID = "x-request-id"
+_GOOD_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+# Characters of a client's request id that are logged.
 _LOGGED_ID = 128
-# gRPC counts a call without a deadline as one of centuries.
+# gRPC reports a call without a deadline as one of centuries.
 _NO_DEADLINE_SECONDS = 10 * 365 * 86_400
+# Once a stream is refused, messages are discarded until none comes for this long, within a limit.
+_QUIET_SECONDS = 0.1
+_DISCARD_SECONDS = 2.0
+_FREQUENT = frozenset((service_names.EMBED, service_names.CLASSIFY, service_names.MODEL_INFER))
+# Streams without end, whose clients can continue on another server.
+_RESUMABLE = frozenset((service_names.EMBED_STREAM, service_names.MODEL_STREAM_INFER))
+
+_UNREADABLE = object()
+_END = object()
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def log_request_id(request_id: str) -> None:
-    """Puts the caller's id into the log lines of this call."""
+    """Adds the request id in a message to the log lines of the call."""
     if request_id:
         structlog.contextvars.bind_contextvars(caller_request_id=request_id[:_LOGGED_ID])
 
 
-def deadline_ns(context: grpc.aio.ServicerContext[Any, Any], now_ns: int) -> int:
-    """The call's deadline on CLOCK_MONOTONIC in ns; 0 = none."""
+def deadline_ns(context: Context, now_ns: int) -> int:
+    """The deadline of the call on CLOCK_MONOTONIC in ns; 0 = none."""
     seconds = context.time_remaining()
     if seconds is None or seconds > _NO_DEADLINE_SECONDS:
         return 0
     return now_ns + max(1, int(seconds * 1e9))
 
 
-# MERGED: Messages that cannot be read: the caller's mistake, which gRPC would call UNKNOWN.
-
-
-_UNREADABLE = object()
-
-
 def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """The same, for :func:`readable` or :func:`all_readable` to look at the result."""
+    """A deserializer that leaves errors to ``readable``.
+
+    gRPC would answer UNKNOWN to a request that cannot be parsed, though the client is at fault.
+    """
 
     def read(data: bytes) -> Any:
         try:
             return data if deserialize is None else deserialize(data)
-        except Exception:  # DecodeError, or whatever a slower parser stumbles over
+        except Exception:  # DecodeError, and others from the pure Python parser
             return _UNREADABLE
 
     return read
 
 
 def readable(message: Any) -> Any:
-    """The message. Raises INVALID_FIELD if it could not be read."""
+    """The message. Raises INVALID_FIELD if it could not be parsed."""
     if message is _UNREADABLE:
         raise MultigrainError(
             ErrorKind.INVALID_FIELD,
-            "the bytes that arrived are not a message of this call: they are damaged, or the "
-            "client has another contract",
+            "cannot parse the request: malformed bytes, or the client has an incompatible schema",
         )
     return message
 
 
 async def all_readable(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The same for each message of a stream."""
+    """The messages of a stream, each checked by ``readable``."""
     async for message in messages:
         yield readable(message)
 
 
-# MERGED: What the caller of a client stream sends, readable even after the call was refused.
-
-
-# A refused caller is read on until nothing comes for this long, and for so long at most.
-_QUIET_SECONDS = 0.1
-_MOST_SECONDS = 2.0
-
-_END = object()
-
-
 class Incoming:
-    """The messages of one stream, in order. Who is cancelled while waiting for one loses none.
+    """The messages of one client stream, in order.
 
-    Of a stream that ends while a message is being written, some clients (grpc.aio) hear that the
-    writing failed, and never why. So whoever refuses one lets :meth:`read_on` drop what is still
-    on its way before the caller is told.
+    Canceling a task that waits for a message loses none. When a stream ends while a message is
+    being written, some clients (grpc.aio) report that the write failed, and not the status. So a
+    server that refuses a stream first discards what is still on its way.
 
     Args:
-        messages: as gRPC gives them.
+        messages: the iterator that gRPC passes to a handler.
     """
 
     def __init__(self, messages: AsyncIterator[Any]) -> None:
         self._messages = messages
-        # Apart from who waits for it: cancelled in the middle, gRPC's reading could not go on.
+        # A task of its own: gRPC could not continue reading after a cancellation.
         self._next: asyncio.Task[Any] | None = None
 
     def __aiter__(self) -> Incoming:
@@ -116,10 +119,10 @@ class Incoming:
         self._next = None
         return message
 
-    async def read_on(self) -> None:
-        """Reads and drops until the caller pauses or has sent all, for two seconds at most."""
+    async def discard(self) -> None:
+        """Reads until the client pauses or has sent everything, for two seconds at most."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _MOST_SECONDS
+        until = loop.time() + _DISCARD_SECONDS
         while loop.time() < until:
             try:
                 async with asyncio.timeout(_QUIET_SECONDS):
@@ -128,7 +131,7 @@ class Incoming:
                 return
 
     def close(self) -> None:
-        """Waits for no further message."""
+        """Stops reading."""
         if self._next is not None:
             self._next.cancel()
 
@@ -136,40 +139,19 @@ class Incoming:
         return await anext(self._messages, _END)
 
 
-# MERGED: What every call gets: a request id, a check, a log line, metrics, and errors as
-# status.
-
-
-_log = structlog.get_logger(__name__)
-
-_STANDARD = logging.getLogger(__name__)
-
-REQUEST_ID = "x-request-id"
-_FREQUENT = frozenset(
-    (
-        "/multigrain.v1.EmbeddingService/Embed",
-        "/multigrain.v1.EmbeddingService/Classify",
-        "/inference.GRPCInferenceService/ModelInfer",
-    )
-)
-# Endless by their nature; their callers go on elsewhere with what was not answered.
-_RESUMABLE = frozenset(
-    (
-        "/multigrain.v1.EmbeddingService/EmbedStream",
-        "/inference.GRPCInferenceService/ModelStreamInfer",
-    )
-)
-_GOOD_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of all four shapes of calls."""
+    """Wraps the handlers of unary and streaming calls.
+
+    Args:
+        calls: counts the calls and refuses them while the server drains.
+        metrics: counts and durations.
+        access: authorization.
+        tracing: makes traces; None = off.
+    """
 
     def __init__(
         self,
-        calls: Calls,
+        calls: InFlightCalls,
         metrics: RequestMetrics,
         access: Access,
         tracing: Tracing | None = None,
@@ -200,7 +182,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[bool(handler.request_streaming), bool(handler.response_streaming)]
-        behaviour = next(
+        handle = next(
             found
             for found in (
                 handler.unary_unary,
@@ -215,9 +197,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if method in _RESUMABLE:
             read = self._all_readable_until_drained
         streams = bool(handler.request_streaming or handler.response_streaming)
-        # Kept: only methods that exist come here, and each is wrapped the same way every time.
+        # The number of entries is bounded: only methods that exist get here.
         self._wrapped[method] = make(
-            wrap(lambda request, context: behaviour(read(request), context), method, streams),
+            wrap(lambda request, context: handle(read(request), context), method, streams),
             request_deserializer=reading(handler.request_deserializer),
             response_serializer=passthrough_bytes(handler.response_serializer),
         )
@@ -226,19 +208,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _all_readable_until_drained(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         return all_readable(self._calls.incoming(messages))
 
-    def _single(self, behaviour: Any, method: str, streams: bool) -> Any:
+    def _single(self, handle: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
             async with self._scope(method, request, context, streams) as received:
-                return await behaviour(received, context)
+                return await handle(received, context)
 
         return call
 
-    def _stream(self, behaviour: Any, method: str, streams: bool) -> Any:
+    def _stream(self, handle: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             async with self._scope(method, request, context, streams) as received:
-                answers = behaviour(received, context)
+                answers = handle(received, context)
                 if not hasattr(answers, "__aiter__"):
-                    # A handler that writes to the context by itself (health's Watch).
+                    # A handler that writes to the context itself (Watch of the health service).
                     await answers
                     return
                 try:
@@ -253,7 +235,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _scope(
         self, method: str, request: Any, context: Context, streams: bool
     ) -> AsyncIterator[Any]:
-        """Around a handler, which gets what this yields in place of the request."""
+        """Surrounds a handler, which gets what this yields in place of the request."""
         incoming = Incoming(request) if isinstance(request, AsyncIterator) else None
         request_id = _request_id(context)
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -273,13 +255,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 counted = self._calls.enter(method)
                 yield request if incoming is None else incoming
         except (asyncio.CancelledError, GeneratorExit):
-            # The caller went away, or its deadline passed.
+            # The client canceled, or its deadline passed.
             code = grpc.StatusCode.CANCELLED
             raise
         except grpc.aio.AbortError:
             code = _code(context)
             raise
-        except Exception as error:  # whatever it is, the caller must get a status
+        except Exception as error:  # the client must get a status for any error
             if not isinstance(error, MultigrainError):
                 _log.exception("call failed", method=method)
                 error = internal_error(request_id)
@@ -287,12 +269,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code, reason = wire.code, wire.details
             trailing = ((REQUEST_ID, request_id), *wire.trailing_metadata)
             if incoming is not None:
-                await incoming.read_on()
+                await incoming.discard()
             try:
                 await context.abort(code, wire.details, trailing)
             except grpc.aio.InternalError:
-                # The caller went away, or its deadline passed, while this was on its way: there
-                # is nobody to tell, and nothing wrong with the server.
+                # The client canceled, or its deadline passed, while this was being sent.
                 raise asyncio.CancelledError from None
         finally:
             if incoming is not None:
@@ -304,8 +285,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if trace is not None:
                 trace.end(code.name, reason)
             level = _level(method, code)
-            # Making a line and throwing it away would cost as much as writing it.
-            if _STANDARD.isEnabledFor(level):
+            # Building a line that is then dropped would cost as much as writing it.
+            if _standard_log.isEnabledFor(level):
                 _log.log(
                     level,
                     "call",
@@ -318,8 +299,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _level(method: str, code: grpc.StatusCode) -> int:
-    """Of a call's line. Hundreds of answered images a second, or of refusals under overload, are
-    told by the metrics; admission logs an overload as such."""
+    """The level of a call's log line.
+
+    DEBUG for what comes hundreds of times per second, which metrics count: inference calls that
+    succeed or are refused under overload (admission logs the overload itself).
+    """
     if code is grpc.StatusCode.CANCELLED or method.startswith("/grpc.health"):
         return logging.DEBUG
     if code in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED) and method in _FREQUENT:
@@ -328,7 +312,7 @@ def _level(method: str, code: grpc.StatusCode) -> int:
 
 
 def _request_id(context: Context) -> str:
-    """The caller's id, if it is short and printable; else a new one."""
+    """The client's request id if it is short and printable, else a new one."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID and isinstance(value, str) and _GOOD_ID.match(value):
             return value
@@ -336,7 +320,7 @@ def _request_id(context: Context) -> str:
 
 
 def _code(context: Context) -> grpc.StatusCode:
-    """The status that a handler aborted with by itself."""
+    """The status with which a handler aborted the call itself."""
     number = context.code()
     for code in grpc.StatusCode:
         if number in (code, code.value[0]):

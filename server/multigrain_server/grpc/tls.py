@@ -1,4 +1,4 @@
-"""The server's certificate, which may be renewed while connections go on."""
+"""The server's certificate, which is reloaded when its files change."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from multigrain_server.storage_errors import Stamp, stamp
 
 _log = structlog.get_logger(__name__)
 
-
-# Of each file: time, size and number; None if it is missing.
+# Modification time, size and inode of each file; None if it is missing.
 _Stamps = tuple[Stamp | None, ...]
 
 
 class TlsError(Exception):
-    """The files of certificates cannot be used; the message says which and why."""
+    """The certificate files cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What the files held, and how they looked when they were read."""
+    """The content of the files, and their stamps when they were read."""
 
     stamps: _Stamps
     configuration: grpc.ServerCertificateConfiguration
@@ -35,13 +34,16 @@ class _Loaded:
 
 
 class Certificates:
-    """Read anew for the first connection after one of the files has changed.
+    """Reloads the files at the first connection after one of them has changed.
 
-    Files that do not fit together (one was renewed, the other not yet) leave the old ones in
-    use, and an error in the log; they are looked at again when they have changed again.
+    If they do not match (one was replaced, the other not yet), the previous certificates stay in
+    use and an error is logged; the files are tried again when they have changed again.
+
+    Args:
+        config: the files; certificate and key must be set.
 
     Raises:
-        TlsError: if they cannot be used at the start.
+        TlsError: if the files cannot be used.
     """
 
     def __init__(self, config: TlsConfig) -> None:
@@ -54,19 +56,19 @@ class Certificates:
         self._unusable: _Stamps = ()
 
     def expiry(self) -> float:
-        """Unix time at which the first certificate of the chain in use ends."""
+        """Unix time at which the certificate chain in use expires."""
         return self._loaded.expiry
 
     def credentials(self) -> grpc.ServerCredentials:
-        """gRPC's credentials; with ``client_ca``, callers must have a certificate."""
+        """Credentials for gRPC; with ``client_ca``, clients must have a certificate."""
         return grpc.dynamic_ssl_server_credentials(
             self._loaded.configuration,
-            self._renewed,  # type: ignore[arg-type]  # its stub forgot None
+            self._renewed,  # type: ignore[arg-type]  # None is missing in its stub
             require_client_authentication=self._client_ca is not None,
         )
 
     def context(self) -> ssl.SSLContext:
-        """The same for Python's own servers: each connection takes what is newest then."""
+        """A context for other servers, whose connections use the latest certificates."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = self._loaded.context.verify_mode
 
@@ -78,7 +80,7 @@ class Certificates:
         return context
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked by gRPC for each connection; None = nothing new."""
+        """Called by gRPC for each connection; None = unchanged."""
         self._refresh()
         if self._given is self._loaded:
             return None
@@ -93,16 +95,16 @@ class Certificates:
             self._loaded = self._load()
         except TlsError as error:
             self._unusable = stamps
-            _log.error("certificates stay as they were", reason=str(error))
+            _log.error("certificate reload failed; keeping the previous ones", reason=str(error))
         else:
-            _log.info("certificates read anew")
+            _log.info("certificates reloaded")
 
     def _load(self) -> _Loaded:
-        # Before reading: what changes meanwhile is read again.
+        # Before reading: what changes meanwhile is reloaded.
         stamps = self._stamps()
         certificate, key = _read(self._certificate), _read(self._key)
         try:
-            # Their fit is what OpenSSL knows best. A passphrase cannot be asked for.
+            # OpenSSL checks that they match. There is no terminal to ask for a passphrase.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except (ssl.SSLError, OSError, ValueError) as error:
@@ -116,7 +118,7 @@ class Certificates:
                 context.load_verify_locations(cadata=authorities.decode("ascii"))
                 context.verify_mode = ssl.CERT_REQUIRED
             except (ssl.SSLError, ValueError) as error:
-                raise TlsError(f"{self._client_ca} holds no certificates: {error}") from None
+                raise TlsError(f"{self._client_ca} has no certificates: {error}") from None
         configuration = grpc.ssl_server_certificate_configuration(
             [(key, certificate)], root_certificates=authorities
         )
@@ -136,7 +138,7 @@ def _read(path: Path) -> bytes:
 
 
 def _expiry(chain: bytes) -> float:
-    # Here, not above: a daemon without TLS need not wait for it.
+    # Slow to import, and not needed without TLS.
     from cryptography import x509
 
     certificates = x509.load_pem_x509_certificates(chain)

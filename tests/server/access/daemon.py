@@ -35,7 +35,7 @@ async def daemon(
         yield app
     finally:
         await app.stop()
-        await app.hang_up()
+        await app.close_connections()
 
 
 def write_tokens(path: Path, *holders: str) -> dict[str, str]:

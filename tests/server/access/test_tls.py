@@ -128,13 +128,15 @@ async def test_files_that_do_not_fit_together_leave_the_old_ones_in_use(
                 async with _channel(app.address, tls) as channel:
                     assert await _works(channel)
             # Once for a state of the files, however many connections come.
-            assert [log["event"] for log in logs].count("certificates stay as they were") == 1
+            assert [log["event"] for log in logs].count(
+                "certificate reload failed; keeping the previous ones"
+            ) == 1
             assert good.decode()[30:90] not in str(logs)
         files.issue(authority)
         with capture_logs() as logs:
             async with _channel(app.address, tls) as channel:
                 assert await _works(channel)
-        assert "certificates read anew" in {log["event"] for log in logs}
+        assert "certificates reloaded" in {log["event"] for log in logs}
 
 
 async def test_with_mutual_tls_a_caller_needs_a_certificate_of_the_authority(
@@ -161,7 +163,7 @@ async def test_with_mutual_tls_a_caller_needs_a_certificate_of_the_authority(
     [
         ("server.pem", None, "server.pem: No such file"),
         ("server.key", b"no key", "are not a certificate and its key"),
-        ("ca.pem", b"nothing", "ca.pem holds no certificates"),
+        ("ca.pem", b"nothing", "ca.pem has no certificates"),
     ],
 )
 def test_unusable_files_are_named_at_the_start(

@@ -20,7 +20,7 @@ from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServi
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.config import GrpcConfig
-from multigrain_server.grpc.drain import Calls
+from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.inference import InferenceServicer, UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
@@ -56,7 +56,7 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     async with house(root, config) as h:
         metrics, access = RequestMetrics(h.registry), Access(AccessConfig())
-        interceptor = CallInterceptor(Calls(), metrics, access, tracing)
+        interceptor = CallInterceptor(InFlightCalls(), metrics, access, tracing)
         server = build_server(grpc_config or GrpcConfig(), [interceptor])
         add_EmbeddingServiceServicer_to_server(EmbeddingServicer(h.manager), server)
         add_ModelServiceServicer_to_server(ModelServicer(h.manager), server)

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from multigrain_server.app import App
-from multigrain_server.grpc.server import ALWAYS_READY, EMBEDDING, EVERY, INFERENCE
+from multigrain_server.service_names import ALL, ALWAYS_READY, EMBEDDING, INFERENCE
 from tests.contract import services
 
 Status = health_pb2.HealthCheckResponse
@@ -24,7 +24,7 @@ async def _check(channel: grpc.aio.Channel, service: str) -> int:
 
 
 async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Channel) -> None:
-    assert set(EVERY) == {*services(), *services("v1/inference")}
+    assert set(ALL) == {*services(), *services("v1/inference")}
     for service in ("", *ALWAYS_READY):
         assert await _check(channel, service) == Status.SERVING
     for service in (EMBEDDING, INFERENCE):
@@ -45,7 +45,7 @@ async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> Non
         await _check(channel, "multigrain.v1.Nothing")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     said = caught.value.details() or ""
-    assert said.startswith("no service 'multigrain.v1.Nothing': leave it out, or ask for one of ")
+    assert said.startswith("no service 'multigrain.v1.Nothing': leave it out, or name one of ")
     assert EMBEDDING in said
 
 
@@ -79,7 +79,7 @@ async def test_reflection_lists_and_describes_the_services(
     ]
     listed, own, ours = [answer async for answer in call(iter(questions))]
     names = {service.name for service in listed.list_services_response.service}
-    assert {*EVERY, "grpc.health.v1.Health", service} <= names
+    assert {*ALL, "grpc.health.v1.Health", service} <= names
     for answer, name in ((own, service), (ours, EMBEDDING)):
         file = FileDescriptorProto.FromString(
             answer.file_descriptor_response.file_descriptor_proto[0]

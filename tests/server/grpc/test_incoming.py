@@ -56,7 +56,7 @@ async def test_what_is_still_on_its_way_is_read(ends: bool) -> None:
     incoming = Incoming(aiter(numbers))
     assert await anext(incoming) == 0
     async with asyncio.timeout(60):
-        await incoming.read_on()
+        await incoming.discard()
     assert numbers.read == 50
     incoming.close()
 
@@ -69,7 +69,7 @@ async def test_a_caller_that_never_stops_sending_is_not_read_for_ever() -> None:
 
     incoming = Incoming(endless())
     async with asyncio.timeout(60):
-        await incoming.read_on()
+        await incoming.discard()
     incoming.close()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,17 +13,19 @@ import grpc
 import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
-from multigrain_server.grpc.drain import Calls
+from multigrain_server.grpc import interceptor as interceptor_module
+from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.metrics.requests import RequestMetrics
 
 
 class GoneContext:
-    """Of a call whose caller has gone: no status can be sent any more."""
+    """The context of a call whose client has gone, so that no status can be sent."""
 
     def invocation_metadata(self) -> None:
         return None
@@ -36,8 +40,8 @@ class GoneContext:
         raise grpc.aio.InternalError("Failed execute_batch")
 
 
-async def test_a_caller_that_goes_away_while_its_error_is_sent_is_no_error_of_the_server() -> None:
-    calls, registry = Calls(), CollectorRegistry()
+async def test_cancellation_while_an_error_is_sent_is_no_server_error() -> None:
+    calls, registry = InFlightCalls(), CollectorRegistry()
     interceptor = CallInterceptor(calls, RequestMetrics(registry), Access(AccessConfig()))
 
     async def too_late(request: object, context: object) -> None:
@@ -56,26 +60,26 @@ async def test_a_caller_that_goes_away_while_its_error_is_sent_is_no_error_of_th
 
 
 class RefusedContext(GoneContext):
-    """Of a call that is refused; calls ``told`` when its caller hears of it."""
+    """The context of a call that is refused; calls ``aborted`` when the status is sent."""
 
-    def __init__(self, told: Callable[[], None]) -> None:
-        self._told = told
+    def __init__(self, aborted: Callable[[], None]) -> None:
+        self._aborted = aborted
 
     async def abort(self, *status: object) -> None:
-        self._told()
+        self._aborted()
         raise grpc.aio.AbortError
 
 
 @pytest.mark.parametrize("drains", [False, True], ids=["wrong request", "draining"])
-async def test_what_a_refused_caller_is_still_sending_is_read_before_it_is_told(
+async def test_refused_stream_is_discarded_before_the_status_is_sent(
     drains: bool,
 ) -> None:
-    calls = Calls()
+    calls = InFlightCalls()
     interceptor = CallInterceptor(
         calls, RequestMetrics(CollectorRegistry()), Access(AccessConfig())
     )
     read: list[int] = []
-    read_before_it_was_told: list[int] = []
+    read_before_abort: list[int] = []
 
     async def messages() -> AsyncIterator[bytes]:
         for number in range(50):
@@ -95,8 +99,68 @@ async def test_what_a_refused_caller_is_still_sending_is_read_before_it_is_told(
         await calls.drain(0)
     details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/EmbedStream")
     wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
-    context = RefusedContext(lambda: read_before_it_was_told.extend(read))
+    context = RefusedContext(lambda: read_before_abort.extend(read))
     with pytest.raises(grpc.aio.AbortError):
         await anext(wrapped.stream_stream(messages(), context))
-    assert read_before_it_was_told == list(range(50))
+    assert read_before_abort == list(range(50))
     assert calls.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "level"),
+    [
+        ("/multigrain.v1.JobService/GetJob", None, "info"),
+        ("/multigrain.v1.JobService/GetJob", ErrorKind.NOT_FOUND, "warning"),
+        ("/multigrain.v1.JobService/GetJob", ErrorKind.OVERLOADED, "warning"),
+        ("/multigrain.v1.JobService/GetJob", ErrorKind.CANCELLED, "debug"),
+        ("/multigrain.v1.EmbeddingService/Embed", None, "debug"),
+        ("/multigrain.v1.EmbeddingService/Embed", ErrorKind.OVERLOADED, "debug"),
+        ("/multigrain.v1.EmbeddingService/Embed", ErrorKind.NOT_FOUND, "warning"),
+        ("/multigrain.v1.EmbeddingService/EmbedStream", None, "info"),
+        ("/inference.GRPCInferenceService/ModelInfer", None, "debug"),
+        ("/grpc.health.v1.Health/Check", None, "debug"),
+        ("/grpc.health.v1.Health/Check", ErrorKind.NOT_FOUND, "debug"),
+    ],
+)
+async def test_log_level_of_a_call(
+    caplog: pytest.LogCaptureFixture, method: str, error: ErrorKind | None, level: str
+) -> None:
+    caplog.set_level(logging.DEBUG, interceptor_module.__name__)
+    interceptor = CallInterceptor(
+        InFlightCalls(), RequestMetrics(CollectorRegistry()), Access(AccessConfig())
+    )
+
+    async def handle(_request: object, _context: object) -> bytes:
+        if error is not None:
+            raise MultigrainError(error, "no")
+        return b""
+
+    async def handler(_details: object) -> Any:
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    details = SimpleNamespace(method=method)
+    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    with capture_logs() as lines, suppress(grpc.aio.AbortError):
+        await wrapped.unary_unary(b"", RefusedContext(lambda: None))
+    assert [(line["event"], line["log_level"]) for line in lines] == [("call", level)]
+
+
+async def test_no_line_is_built_below_the_level_that_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    interceptor = CallInterceptor(
+        InFlightCalls(), RequestMetrics(CollectorRegistry()), Access(AccessConfig())
+    )
+
+    async def handle(_request: object, _context: object) -> bytes:
+        return b""
+
+    async def handler(_details: object) -> Any:
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/Embed")
+    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    caplog.set_level(logging.INFO, interceptor_module.__name__)
+    with capture_logs() as lines:
+        await wrapped.unary_unary(b"", GoneContext())
+    assert lines == []

@@ -79,7 +79,7 @@ async def test_a_daemon_sends_what_is_left_when_it_stops(tmp_path: Path) -> None
             metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
             await JobServiceStub(channel).ListJobs(ListJobsRequest(), metadata=metadata)
         await app.stop()
-        await app.hang_up()
+        await app.close_connections()
         (span,) = collector.named("multigrain.v1.JobService/ListJobs")
     assert span.trace_id.hex() == trace
 
