@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.calibrated import PREPROCESSING, REFERENCE, write_bundle
 from benchmarks.photographs import photographs
 from multigrain.bundle.folder import read
-from multigrain.engine.protocol import VectorWants
+from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Outputs, Pixels, Runtime
 from multigrain.engine.runtimes.choice import load
 from multigrain.engine.worker import encode_vector
@@ -84,7 +84,7 @@ def encodings(embedding: FloatArray) -> None:
     for dtype, kind in (("fp32", "<f4"), ("fp16", "<f2"), ("int8", "i1")):
         rows, size = [], 0
         for row in embedding:
-            encoded = encode_vector(row, VectorWants(normalize=True, dtype=dtype))
+            encoded = encode_vector(row, EmbeddingOptions(normalize=True, dtype=dtype))
             size = len(encoded.data)
             rows.append(np.frombuffer(encoded.data, kind) * np.float32(encoded.scale or 1))
         got = np.stack(rows).astype(np.float32)

@@ -17,10 +17,10 @@ _PROGRAM = textwrap.dedent(
         return os.getpriority(os.PRIO_PROCESS, tid), os.sched_getscheduler(tid)
 
     if {restricted}:
-        processes._may_raise_to = lambda nice: False
+        processes._can_raise_to = lambda nice: False
     before = standing(0)
     started, end = threading.Event(), threading.Event()
-    with processes.background():
+    with processes.low_priority():
         thread = threading.Thread(target=lambda: (started.set(), end.wait()))
         thread.start()
         started.wait()

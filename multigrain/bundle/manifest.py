@@ -110,6 +110,11 @@ class BundleManifest(Spec):
     source: Source = Source()
     export_job: str = ""
 
+    @property
+    def classes(self) -> int:
+        """Outputs of the classifier, which may be more than the labels (ImageNet with 1001)."""
+        return self.model.classes or len(self.labels)
+
     def head(self, resolution: int) -> Head:
         """The head that serves ``resolution``; 0 = the default one. Raises KeyError."""
         for head in self.heads:

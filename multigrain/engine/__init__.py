@@ -1,4 +1,4 @@
-"""The process that holds one loaded model: decodes, batches, computes.
+"""The engine: a process that serves one model. It decodes images, batches and computes them.
 
-It is spoken to over a Unix socket with the messages of :mod:`multigrain.engine.protocol`.
+The daemon speaks to it over a Unix socket, with the messages of :mod:`multigrain.engine.protocol`.
 """

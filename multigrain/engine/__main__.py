@@ -1,4 +1,4 @@
-"""``python -m multigrain.engine``: started by the daemon, one for each loaded model."""
+"""``python -m multigrain.engine``: serves one model; the daemon starts one for each model."""
 
 from __future__ import annotations
 
@@ -10,57 +10,52 @@ import sys
 import threading
 import time
 
-from multigrain import memory
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.engine.inflight import InHand
-from multigrain.engine.protocol import (
-    Cancel,
-    Connection,
-    Hold,
-    LoadFailed,
-    Ready,
-    Submit,
-    WireError,
-)
+from multigrain.engine.inflight import InFlightSlots
+from multigrain.engine.protocol import Cancel, Connection, LoadFailed, Ready, Submit, WireError
 from multigrain.engine.runtimes.base import Bundle, Compute, Pixels
 from multigrain.engine.runtimes.choice import load
-from multigrain.engine.scheduling import measure
+from multigrain.engine.scheduling import BatchLatencyEstimator
 from multigrain.engine.settings import EngineSettings
 from multigrain.engine.worker import Decode, Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import ImageLimits
 from multigrain.images.preprocess import crop
-from multigrain.memory import exit_if_out_of_memory
-from multigrain.processes import background
-from multigrain.processes import die_with_parent_code as die_with_parent
+from multigrain.memory import exit_if_out_of_memory, release_freed_memory
+from multigrain.processes import die_with_parent, low_priority
 from multigrain.whitening import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
-# float32 (3, 4096, 4096): no bundle serves a larger resolution.
+# A preprocessed image of 4096 x 4096, float32: no bundle serves a larger resolution.
 _MAX_TENSOR_BYTES = 4 * 3 * 4096 * 4096
 
 
 def main() -> int:
+    """Serves until the daemon closes the socket; returns 1 if the bundle cannot be loaded."""
     settings = EngineSettings.parse()
     if settings.parent_pid:
-        die_with_parent(settings.parent_pid)
+        die_with_parent(settings.parent_pid, exit_code=0)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     started = time.monotonic()
     sock = socket.socket(fileno=settings.socket_fd)
-    # A prepared image may be larger than the file that the limit is for.
+    # The limit is for encoded images; a preprocessed one may be larger.
     connection = Connection(sock, max(settings.max_image_bytes, _MAX_TENSOR_BYTES))
     try:
-        with background() if settings.background else contextlib.nullcontext():
+        with low_priority() if settings.low_priority else contextlib.nullcontext():
             bundle = read_bundle(settings)
             compute = Compute(settings.device, settings.threads, settings.max_batch)
             loaded = load(settings.runtime, bundle, compute)
             runtimes, manifest = loaded.runtimes, bundle.manifest
             whitenings = read_whitenings(bundle)
     except MultigrainError as error:
-        connection.send(LoadFailed(kind=error.kind.value, message=error.message[:4000]))
+        connection.send(LoadFailed(error=error.kind, message=error.message[:4000]))
         return 1
-    paces = {side: measure(runtime, side) for side, runtime in runtimes.items()}
-    memory.release_freed_memory()
+    latencies = {
+        resolution: BatchLatencyEstimator.measure(runtime, resolution)
+        for resolution, runtime in runtimes.items()
+    }
+    release_freed_memory()
+    inflight_fd = settings.inflight_fd
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,
@@ -68,12 +63,12 @@ def main() -> int:
         connection.send_all,
         max_batch=settings.max_batch,
         decode_threads=settings.decode_threads,
-        paces=paces,
+        latencies=latencies,
         whitenings=whitenings,
-        in_hand=InHand(settings.in_hand_fd, settings.slots) if settings.in_hand_fd >= 0 else None,
+        inflight=InFlightSlots(inflight_fd, settings.slots) if inflight_fd >= 0 else None,
     )
     worker.start()
-    # The network computes in the main thread: MindSpore keeps state by thread.
+    # The network runs in the main thread: MindSpore has thread-local state.
     threading.Thread(target=read_requests, args=(connection, worker), daemon=True).start()
     first = next(iter(runtimes.values()))
     connection.send(
@@ -83,7 +78,7 @@ def main() -> int:
             precision=first.precision,
             resolutions=tuple(runtimes),
             embedding_size=manifest.embedding_size,
-            classes=manifest.model.classes or len(manifest.labels),
+            classes=manifest.classes,
             max_batch=settings.max_batch,
             load_seconds=time.monotonic() - started,
             images_per_second=worker.images_per_second,
@@ -95,18 +90,18 @@ def main() -> int:
 
 
 def read_bundle(settings: EngineSettings) -> Bundle:
-    """The manifest; its files were checked by the daemon. Raises MultigrainError."""
+    """Reads the manifest; the daemon has verified the files. Raises MultigrainError."""
     try:
         text = (settings.bundle / MANIFEST_NAME).read_text()
         return Bundle(settings.bundle, BundleManifest.model_validate_json(text))
     except (OSError, ValueError) as error:
         raise MultigrainError(
-            ErrorKind.CHECKPOINT, f"the bundle's {MANIFEST_NAME} cannot be read: {error}"
+            ErrorKind.CHECKPOINT, f"cannot read the bundle's {MANIFEST_NAME}: {error}"
         ) from error
 
 
 def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
-    """By resolution, of the heads that have one. Raises MultigrainError CHECKPOINT."""
+    """Whitenings by resolution, of the heads that have one. Raises MultigrainError CHECKPOINT."""
     return {
         head.resolution: read_whitening(
             bundle.path / head.whitening.file, bundle.manifest.embedding_size
@@ -117,7 +112,7 @@ def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
 
 
 def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
-    """The evaluation's own preprocessing, with the bundle's parameters and our limits."""
+    """The preprocessing that evaluation uses, with the bundle's parameters and size limits."""
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     parameters = {head.resolution: head.preprocessing for head in bundle.manifest.heads}
 
@@ -128,7 +123,7 @@ def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
 
 
 def read_requests(connection: Connection, worker: Worker) -> None:
-    """Feeds the worker until the daemon closes the socket, then ends the process."""
+    """Passes requests to the worker until the daemon closes the socket, then ends the process."""
     try:
         for frame in connection.frames():
             match frame.message:
@@ -136,16 +131,14 @@ def read_requests(connection: Connection, worker: Worker) -> None:
                     worker.submit(request, frame.payload)
                 case Cancel(id=item_id):
                     worker.cancel(item_id)
-                case Hold(items=items):
-                    worker.hold(items)
                 case _:
-                    raise WireError(f"an engine takes no {type(frame.message).__name__}")
+                    raise WireError(f"unexpected {type(frame.message).__name__}")
     except WireError as error:
-        _LOG.error("the daemon sent what an engine does not understand: %s", error)
-    except Exception as error:  # an engine that hears nothing any more must not look alive
+        _LOG.error("protocol error: %s", error)
+    except Exception as error:  # an engine that reads no requests must not look alive
         exit_if_out_of_memory(error)
-        _LOG.exception("requests cannot be read")
-    # There is nothing to save, and a thread inside a native library must not delay the end.
+        _LOG.exception("cannot read requests")
+    # Nothing to save, and a thread inside a native library must not delay the exit.
     sys.stderr.flush()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""One image on its way through an engine."""
+"""What decides which image an engine computes next: deadlines, fairness, measured latency."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 from multigrain.engine.protocol import Submit
 from multigrain.engine.runtimes.base import Runtime
 
-#: Orders items: turn, deadline, arrival. Smaller goes first.
 Rank = tuple[int, int, int]
+"""Orders items by round, deadline and arrival; the smallest goes first."""
 
-# For an answer's way to its caller, which on a busy host takes tens of milliseconds; of short
-# deadlines a twentieth.
-_WAY_BACK_NS = 100_000_000
+ANSWER_NS = 100_000_000
+"""Allowance for the answer to reach the caller: on a busy host it takes tens of milliseconds."""
+
+_ANSWER_SHARE = 20  # of a short deadline, at most a twentieth is reserved for the answer
+_NO_DEADLINE = 1 << 63
+_KEPT_MEASUREMENTS = 8
+_CONFIDENCE_DECAY = 0.98
 
 
 class Stage(Enum):
-    """Where an image is."""
+    """How far an image has come."""
 
     WAITING = "waiting"
     DECODING = "decoding"
@@ -31,22 +35,32 @@ class Stage(Enum):
     COMPUTING = "computing"
 
 
-class Drop(Enum):
-    """Why an image was not computed: its caller went away, its deadline was too near for any
-    engine like this, or there was too much before it."""
+class DropReason(Enum):
+    """Why an image is not computed.
+
+    DEADLINE: it was too near for any engine like this one. OVERLOADED: there was too much before
+    the image in the queue.
+    """
 
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
-    BUSY = "busy"
+    OVERLOADED = "overloaded"
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """An image and what has become of it.
+    """An image on its way through an engine.
 
     Attributes:
+        request: what to compute.
+        data: the encoded or preprocessed image; empty once it is decoded.
+        received_ns: arrival, on CLOCK_MONOTONIC.
+        decode_ns: duration of decoding.
         pixels: uint8 (S, S, 3) once it is decoded.
-        tensor: instead, float32 (3, S, S), if it came prepared.
+        tensor: instead, float32 (3, S, S), if the image was preprocessed by the caller.
+        stage: how far it has come.
+        cancelled: the caller no longer waits.
+        rank: its place in the queue.
     """
 
     request: Submit
@@ -64,112 +78,110 @@ class Item:
 
     @property
     def decoded_bytes(self) -> int:
-        """What it takes once it is decoded."""
+        """Memory that the decoded image takes."""
         return (12 if self.request.tensor else 3) * self.request.resolution**2
 
-    def late(self, finish_ns: int) -> bool:
-        """Whether finishing then would be too late for the answer to arrive in time."""
+    def is_late(self, finish_ns: int) -> bool:
+        """Whether an answer that is ready at ``finish_ns`` would miss the deadline.
+
+        Args:
+            finish_ns: on CLOCK_MONOTONIC.
+        """
         deadline = self.request.deadline_ns
         if not deadline:
             return False
-        way_back = min(_WAY_BACK_NS, (deadline - self.received_ns) // 20)
-        return deadline < finish_ns + way_back
+        allowance = min(ANSWER_NS, (deadline - self.received_ns) // _ANSWER_SHARE)
+        return deadline < finish_ns + allowance
 
 
-# MERGED: Fairness between callers: each gets one image computed before anyone gets the next.
+class FairQueue:
+    """Ranks images so that callers are served in rotation, one image each.
 
-
-_NEVER = 1 << 63
-
-
-class Turns:
-    """Ranks items as they come (start-time fair queueing with images of equal cost).
-
-    A caller's images take successive turns, and one who comes new takes the next turn: whoever
-    sends hundreds of images at once waits for them without anyone else waiting for them too,
-    and is not overtaken for ever either. Within a turn the earliest deadline goes first, then
-    who came first.
+    This is start-time fair queueing with images of equal cost: a caller's images take successive
+    rounds, and a new caller joins in the next round. A caller that sends hundreds of images at
+    once does not delay the others, and is not starved by them. Within a round the earliest
+    deadline goes first, then the earliest arrival.
     """
 
     def __init__(self) -> None:
-        self._now = 0
+        self._round = 0
         self._arrivals = 0
-        # Last turn, and images inside, of each caller that has any.
-        self._last: dict[int, int] = {}
-        self._inside: dict[int, int] = {}
+        # Of each caller with images in the engine: its last round, and how many it has.
+        self._last_round: dict[int, int] = {}
+        self._count: dict[int, int] = {}
 
-    def enter(self, item: Item) -> None:
+    def add(self, item: Item) -> None:
         """Sets the item's rank."""
         caller = item.request.caller
-        turn = max(self._now, self._last.get(caller, 0)) + 1
-        self._last[caller] = turn
-        self._inside[caller] = self._inside.get(caller, 0) + 1
+        turn = max(self._round, self._last_round.get(caller, 0)) + 1
+        self._last_round[caller] = turn
+        self._count[caller] = self._count.get(caller, 0) + 1
         self._arrivals += 1
-        item.rank = (turn, item.request.deadline_ns or _NEVER, self._arrivals)
+        item.rank = (turn, item.request.deadline_ns or _NO_DEADLINE, self._arrivals)
 
-    def begin(self, item: Item) -> None:
-        """It is this item's turn."""
-        self._now = max(self._now, item.rank[0])
+    def start(self, item: Item) -> None:
+        """The item is computed: its round begins."""
+        self._round = max(self._round, item.rank[0])
 
-    def leave(self, item: Item) -> None:
-        """The item is done with, one way or another."""
+    def remove(self, item: Item) -> None:
+        """The item is answered, or dropped."""
         caller = item.request.caller
-        self._inside[caller] -= 1
-        if not self._inside[caller]:
-            del self._inside[caller], self._last[caller]
+        self._count[caller] -= 1
+        if not self._count[caller]:
+            del self._count[caller], self._last_round[caller]
 
 
-# MERGED: How long batches take, as measured: what would be too late need not be begun.
-
-
-_KEPT = 8
-_DOUBT = 0.98
-
-
-class Pace:
-    """Seconds of batches at one resolution, by size. One lock, that of the batcher, guards it.
+class BatchLatencyEstimator:
+    """Seconds that a batch takes, by its size. Guarded by the batcher's lock.
 
     Args:
-        best: the size beyond which larger batches gain nothing.
+        best_batch: the batch size beyond which larger batches gain no throughput.
     """
 
-    def __init__(self, best: int) -> None:
-        self.best = best
-        self._seconds: dict[int, deque[float]] = {}
-        self._trust = 1.0
+    def __init__(self, best_batch: int) -> None:
+        self.best_batch = best_batch
+        self._measured: dict[int, deque[float]] = {}
+        self._confidence = 1.0
 
-    def measured(self, size: int, seconds: float) -> None:
-        self._seconds.setdefault(size, deque(maxlen=_KEPT)).append(seconds)
-        self._trust = 1.0
+    @classmethod
+    def measure(cls, runtime: Runtime, resolution: int) -> BatchLatencyEstimator:
+        """Times the smallest and the best batch of a loaded network, twice each."""
+        estimator = cls(runtime.best_batch)
+        for size in sorted({1, runtime.best_batch}):
+            images = list(np.zeros((size, resolution, resolution, 3), np.uint8))
+            for _ in range(2):
+                start = time.perf_counter()
+                runtime.run_pixels(images)
+                estimator.record(size, time.perf_counter() - start)
+        return estimator
+
+    def record(self, size: int, seconds: float) -> None:
+        """Adds a measurement and restores full confidence."""
+        self._measured.setdefault(size, deque(maxlen=_KEPT_MEASUREMENTS)).append(seconds)
+        self._confidence = 1.0
 
     def seconds(self, size: int) -> float:
-        """What a batch of ``size`` should take, or one a little smaller; 0 while nothing is known.
+        """Expected seconds of a batch of ``size``, or of the next smaller size that was measured.
 
-        The median of the last few: other work on the machine makes a batch slow once, and
-        nobody who could be answered in time shall be refused for that.
+        The median of the last measurements: one batch that other programs slowed down must not
+        cause images to be refused that could be answered in time.
+
+        Returns:
+            0 while nothing was measured.
         """
-        known = [other for other in self._seconds if other <= size]
-        return self._trust * median(self._seconds[max(known)]) if known else 0.0
+        known = [other for other in self._measured if other <= size]
+        return self._confidence * median(self._measured[max(known)]) if known else 0.0
 
     @property
-    def rate(self) -> float:
-        """Images a second in batches of the best size; 0 while nothing is known."""
-        seconds = self.seconds(self.best)
-        return self.best / seconds if seconds else 0.0
+    def images_per_second(self) -> float:
+        """Throughput in batches of the best size; 0 while nothing was measured."""
+        seconds = self.seconds(self.best_batch)
+        return self.best_batch / seconds if seconds else 0.0
 
-    def doubt(self) -> None:
-        """Something was refused because of these figures, which therefore are not renewed:
-        trust them a little less, lest a slow hour be believed in for ever."""
-        self._trust *= _DOUBT
+    def decay_confidence(self) -> None:
+        """Lowers the estimate after an image was dropped because of it.
 
-
-def measure(runtime: Runtime, resolution: int) -> Pace:
-    """Times the smallest and the best batch, each twice: something to go by at first."""
-    pace = Pace(runtime.best_batch)
-    for size in sorted({1, runtime.best_batch}):
-        images = list(np.zeros((size, resolution, resolution, 3), np.uint8))
-        for _ in range(2):
-            start = time.perf_counter()
-            runtime.run_pixels(images)
-            pace.measured(size, time.perf_counter() - start)
-    return pace
+        Dropped images are not measured: without the decay an engine that was slow once could
+        refuse images forever.
+        """
+        self._confidence *= _CONFIDENCE_DECAY

@@ -1,13 +1,15 @@
-"""The names under which a runtime can be asked for. The daemon reads them: nothing heavy here."""
+"""Settings of an engine process. The daemon imports this module: nothing heavy here."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-#: What a request or the configuration may say.
+from pydantic import Field
+
+from multigrain.specs.base import Spec
+
 RuntimeName = Literal[
     "auto",
     "openvino",
@@ -18,83 +20,56 @@ RuntimeName = Literal[
     "mindspore",
 ]
 RUNTIMES: Final[tuple[str, ...]] = get_args(RuntimeName)
+"""Names that a request or the configuration may use."""
 
 
-# MERGED: The command line of an engine.
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How to serve one bundle.
+class EngineSettings(Spec):
+    """How to serve one bundle; passed as JSON on the command line of ``multigrain.engine``.
 
     Attributes:
-        socket_fd: inherited end of a Unix stream socket; the other end is the daemon's. A
+        bundle: the bundle's folder.
+        socket_fd: inherited end of a Unix stream socket pair, whose other end the daemon has. A
             pair needs no path: nothing to clean up, no length limit, nobody else can connect.
-        runtime: one of ``multigrain.engine.settings.RUNTIMES``.
+        runtime: one of ``RUNTIMES``.
+        device: computes the network.
         threads: of the network; 0 = all cores.
-        decode_threads: at least 1.
-        max_batch: images.
-        max_image_bytes: of an encoded image.
+        decode_threads: that decode images.
+        max_batch: images in a batch at most.
+        max_image_bytes: size of an encoded image.
         max_image_pixels: width x height of an image.
-        background: 1 = load at a low priority, because others are served meanwhile.
-        in_hand_fd: inherited shared memory of ``multigrain.engine.inflight``; -1 = none.
-        parent_pid: the engine ends when this process is not its parent any more; 0 = never.
+        low_priority: load at a low priority, because other engines serve meanwhile.
+        inflight_fd: inherited shared memory of ``multigrain.engine.inflight``; -1 = none.
+        parent_pid: the engine exits when this process is no longer its parent; 0 = never.
     """
 
     bundle: Path
     socket_fd: int
     runtime: str = "auto"
-    device: str = "cpu"
-    threads: int = 0
-    decode_threads: int = 2
-    max_batch: int = 32
-    max_image_bytes: int = 32 * 1024 * 1024
-    max_image_pixels: int = 50_000_000
-    background: int = 0
-    in_hand_fd: int = -1
+    device: Literal["cpu", "gpu", "ascend"] = "cpu"
+    threads: int = Field(0, ge=0)
+    decode_threads: int = Field(2, ge=1)
+    max_batch: int = Field(32, ge=1)
+    max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
+    max_image_pixels: int = Field(50_000_000, ge=1)
+    low_priority: bool = False
+    inflight_fd: int = -1
     parent_pid: int = 0
 
     @property
     def slots(self) -> int:
-        """Images that can be in the engine's hands at a time."""
+        """Images that can be decoded or computed at the same time."""
         return self.max_batch + self.decode_threads
 
     def arguments(self) -> list[str]:
         """The command line that :meth:`parse` reads."""
-        return [
-            *("--bundle", str(self.bundle)),
-            *("--socket-fd", str(self.socket_fd)),
-            *("--runtime", self.runtime),
-            *("--device", self.device),
-            *("--threads", str(self.threads)),
-            *("--decode-threads", str(self.decode_threads)),
-            *("--max-batch", str(self.max_batch)),
-            *("--max-image-bytes", str(self.max_image_bytes)),
-            *("--max-image-pixels", str(self.max_image_pixels)),
-            *("--background", str(self.background)),
-            *("--in-hand-fd", str(self.in_hand_fd)),
-            *("--parent-pid", str(self.parent_pid)),
-        ]
+        return ["--settings", self.model_dump_json()]
 
     @classmethod
     def parse(cls, arguments: list[str] | None = None) -> EngineSettings:
+        """Reads the command line, by default the process's own."""
         parser = argparse.ArgumentParser(
             prog="python -m multigrain.engine",
-            description="Holds one model and answers images over a socket; started by the daemon.",
+            description="Serves one model over a socket; started by the daemon.",
         )
-        parser.add_argument("--bundle", type=Path, required=True)
-        parser.add_argument("--socket-fd", type=int, required=True)
-        parser.add_argument("--runtime", default=cls.runtime)
-        parser.add_argument("--device", default=cls.device, choices=("cpu", "gpu", "ascend"))
-        for name in (
-            "threads",
-            "decode_threads",
-            "max_batch",
-            "max_image_bytes",
-            "max_image_pixels",
-            "background",
-            "in_hand_fd",
-            "parent_pid",
-        ):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(cls, name))
-        return cls(**vars(parser.parse_args(arguments)))
+        parser.add_argument("--settings", required=True, metavar="JSON", help="EngineSettings")
+        return cls.model_validate_json(parser.parse_args(arguments).settings)

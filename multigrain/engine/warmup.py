@@ -1,4 +1,4 @@
-"""Runs a network before the first request: compiles, allocates and checks it."""
+"""Runs a loaded network before the first request: to compile, to allocate and to check it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from multigrain.errors import ErrorKind, MultigrainError
 def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int) -> None:
     """Computes one batch of each size in ``runtime.warm_sizes``.
 
+    Args:
+        runtime: to warm up.
+        resolution: of its images.
+        embedding_size: according to the bundle.
+        classes: according to the bundle; 0 = unknown.
+
     Raises:
-        MultigrainError: CHECKPOINT if an output has another shape than the bundle says
-            (``classes`` 0 = not checked), or is not finite.
+        MultigrainError: CHECKPOINT if an output has another shape than the bundle declares, or
+            non-finite numbers.
     """
     rng = np.random.default_rng(0)
     for size in runtime.warm_sizes:
@@ -24,7 +30,7 @@ def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int
             raise MultigrainError(
                 ErrorKind.CHECKPOINT,
                 f"the graph returns embeddings of shape {outputs.embedding.shape} for a batch "
-                f"of {size}, but the bundle says {embedding_size} numbers an image",
+                f"of {size} images, but the bundle declares {embedding_size} numbers per image",
             )
         if outputs.logits.ndim != 2 or (classes and outputs.logits.shape[1] != classes):
             raise MultigrainError(
@@ -35,16 +41,16 @@ def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int
         if not (np.isfinite(outputs.embedding).all() and np.isfinite(outputs.logits).all()):
             raise MultigrainError(
                 ErrorKind.CHECKPOINT,
-                "the model's output on a test image is not finite: the weights are damaged",
+                "the model's output for a test image is non-finite: the weights are damaged",
             )
 
 
 def check_agreement(runtime: Runtime, reference: Reference) -> Agreement:
-    """Runs the bundle's reference images.
+    """Computes the bundle's reference images and compares the outputs.
 
     Raises:
-        MultigrainError: CHECKPOINT if the outputs have other shapes than the reference's;
-            UNSUPPORTED if they differ beyond the tolerance of the runtime's precision.
+        MultigrainError: CHECKPOINT if the outputs have other shapes than the reference;
+            UNSUPPORTED if they differ by more than the runtime's precision explains.
     """
     images = list(reference.pixels)
     size = max(runtime.warm_sizes)
@@ -61,7 +67,7 @@ def check_agreement(runtime: Runtime, reference: Reference) -> Agreement:
             raise MultigrainError(
                 ErrorKind.CHECKPOINT,
                 f"the graph returns {what} of shape {ours.shape} for {len(images)} images, but "
-                f"the bundle's reference has {theirs.shape}: export or import it again",
+                f"the bundle's reference outputs have {theirs.shape}: export or import it again",
             )
     found = agreement(embedding, logits, reference)
     if found.suffices(runtime.precision):
@@ -70,7 +76,7 @@ def check_agreement(runtime: Runtime, reference: Reference) -> Agreement:
     bound = f"a cosine of {least:g}" if least is not None else f"differences of {MAX_DIFFERENCE:g}"
     raise MultigrainError(
         ErrorKind.UNSUPPORTED,
-        f"{runtime.name} does not compute what the exported network does: cosine "
+        f"the outputs of {runtime.name} differ from the exported network's: cosine "
         f"{found.cosine:.5f}, components differ by {found.embedding:.2g} and scores by "
-        f"{found.logits:.2g}; {runtime.precision} is refused beyond {bound}",
+        f"{found.logits:.2g}; the limit for {runtime.precision} is {bound}",
     )

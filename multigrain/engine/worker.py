@@ -1,4 +1,4 @@
-"""From the network's output rows to the bytes that are sent."""
+"""The work of an engine: decoding threads, the loop that computes batches, and the answers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.engine.batching import Batcher, Limits
-from multigrain.engine.inflight import InHand
-from multigrain.engine.protocol import Frame, Result, Submit, VectorWants
+from multigrain.engine.inflight import InFlightSlots
+from multigrain.engine.protocol import EmbeddingOptions, Frame, Result, Submit
 from multigrain.engine.runtimes.base import Outputs, Pixels, Runtime
-from multigrain.engine.scheduling import Drop, Item, Pace
+from multigrain.engine.scheduling import BatchLatencyEstimator, DropReason, Item
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_memory_exhausted, exit_if_out_of_memory
 from multigrain.whitening import StoredWhitening
 
+_LOG = logging.getLogger(__name__)
 _FP16_MAX = float(np.finfo(np.float16).max)
+
+Decode = Callable[[bytes, int], Pixels]
+Send = Callable[[list[Frame]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedVector:
-    """Little-endian numbers of a vector; ``scale`` is 0 but for int8."""
+    """The numbers of a vector, little-endian; ``scale`` is set for int8 only."""
 
     data: bytes
     scale: float = 0.0
@@ -39,33 +44,37 @@ class TopClasses:
     count: int
 
 
-def encode_vector(embedding: NDArray[np.float32], wants: VectorWants) -> EncodedVector:
-    """Normalises and converts one embedding (C,).
+def encode_vector(embedding: NDArray[np.float32], options: EmbeddingOptions) -> EncodedVector:
+    """Normalizes and converts one embedding.
 
-    int8 is symmetric with one scale a vector (value = byte * scale, scale = max|value| / 127),
+    int8 is symmetric with one scale per vector (value = byte * scale, scale = max|value| / 127),
     so the error of a number is at most scale / 2.
+
+    Args:
+        embedding: float32 (C,).
+        options: whether to normalize, and the type to convert to.
 
     Raises:
         MultigrainError: NOT_FINITE if a number is not finite, or does not fit fp16.
     """
     if not np.isfinite(embedding).all():
         raise MultigrainError(
-            ErrorKind.NOT_FINITE, "the model's embedding of this image is not finite"
+            ErrorKind.NOT_FINITE, "the model's embedding of this image has non-finite numbers"
         )
     vector = embedding.astype(np.float32, copy=False)
-    if wants.normalize:
-        # float64 for the norm: a sum of 2048 squares of large numbers may overflow float32.
+    if options.normalize:
+        # A float32 sum of 2048 large squares may overflow.
         norm = float(np.linalg.norm(vector.astype(np.float64)))
         vector = (vector / (norm or 1.0)).astype(np.float32)
-    if wants.dtype == "fp32":
+    if options.dtype == "fp32":
         return EncodedVector(vector.astype("<f4", copy=False).tobytes())
     peak = float(np.abs(vector).max(initial=0.0))
-    if wants.dtype == "fp16":
+    if options.dtype == "fp16":
         if peak > _FP16_MAX:
             raise MultigrainError(
                 ErrorKind.NOT_FINITE,
-                f"the embedding reaches {peak:.3g}, more than fp16 holds: "
-                "ask for normalize or for fp32",
+                f"the embedding has a component of {peak:.3g}, which fp16 cannot represent: "
+                "set normalize, or use fp32",
             )
         return EncodedVector(vector.astype("<f2").tobytes())
     scale = float(np.float32(peak / 127)) or 1.0
@@ -76,11 +85,11 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """The softmax of one row of logits (K,).
 
     Raises:
-        MultigrainError: NOT_FINITE.
+        MultigrainError: NOT_FINITE if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise MultigrainError(
-            ErrorKind.NOT_FINITE, "the model's class scores of this image are not finite"
+            ErrorKind.NOT_FINITE, "the model's class scores of this image have non-finite numbers"
         )
     shifted = logits.astype(np.float64)
     powers = np.exp(shifted - shifted.max())
@@ -95,32 +104,23 @@ def top_classes(scores: NDArray[np.float64], top_k: int) -> TopClasses:
     return TopClasses(data, len(best))
 
 
-# MERGED: The work of an engine: decoding threads, and the loop that computes batches.
-
-
-_LOG = logging.getLogger(__name__)
-
-Decode = Callable[[bytes, int], Pixels]
-Send = Callable[[list[Frame]], None]
-
-
 class Worker:
-    """Answers every submitted image exactly once, whatever happens to its neighbours.
+    """Answers every submitted image exactly once, even if others in its batch fail.
 
-    ``images_per_second`` at the default resolution is what its paces promise; with
-    ``busy_items`` images in work, the network is busy all the time.
+    Attributes:
+        images_per_second: estimated throughput at the default resolution.
+        busy_items: with this many images in flight the network is never idle.
 
     Args:
         runtimes: a loaded network for each resolution.
-        default_resolution: for images that ask for resolution 0.
+        default_resolution: of images with resolution 0.
         decode: encoded bytes and resolution -> uint8 (S, S, 3); raises MultigrainError.
         send: takes result frames; called from several threads.
         max_batch: images in a batch at most.
         decode_threads: at least 1.
-        paces: how fast the networks are; those that are not known yet are found out.
-        whitenings: for the resolutions that have one; nobody asks for whitening at others.
-        in_hand: ``max_batch`` slots, then one for each decoding thread, where work that
-            begins is noted.
+        latencies: measured batch latency by resolution; without them it is learned.
+        whitenings: by resolution; the daemon refuses whitening at others.
+        inflight: ``max_batch`` slots, then one for each decoding thread.
     """
 
     def __init__(
@@ -132,25 +132,25 @@ class Worker:
         *,
         max_batch: int,
         decode_threads: int,
-        paces: Mapping[int, Pace] | None = None,
+        latencies: Mapping[int, BatchLatencyEstimator] | None = None,
         whitenings: Mapping[int, StoredWhitening] | None = None,
-        in_hand: InHand | None = None,
+        inflight: InFlightSlots | None = None,
     ) -> None:
         self._runtimes = runtimes
         self._whitenings = whitenings or {}
         self._default_resolution = default_resolution
         self._decode = decode
         self._send = send
-        paces = paces or {
-            side: Pace(min(runtime.best_batch, max_batch)) for side, runtime in runtimes.items()
+        latencies = latencies or {
+            resolution: BatchLatencyEstimator(min(runtime.best_batch, max_batch))
+            for resolution, runtime in runtimes.items()
         }
         slots = max_batch + decode_threads
-        self._in_hand = in_hand or InHand(InHand.allocate(slots), slots)
-        pace = paces[default_resolution]
-        self.images_per_second = pace.rate
-        self.busy_items = 2 * max(pace.best for pace in paces.values())
-        ahead = self.busy_items + decode_threads
-        self._batcher = Batcher(Limits(max_batch, ahead), paces, self._dropped)
+        self._inflight = inflight or InFlightSlots(InFlightSlots.allocate(slots), slots)
+        self.images_per_second = latencies[default_resolution].images_per_second
+        self.busy_items = 2 * max(latency.best_batch for latency in latencies.values())
+        limits = Limits(max_batch, decode_ahead=self.busy_items + decode_threads)
+        self._batcher = Batcher(limits, latencies, self._send_dropped)
         self._threads = [
             threading.Thread(
                 target=self._decode_loop,
@@ -162,11 +162,12 @@ class Worker:
         ]
 
     def start(self) -> None:
-        """Starts the decoding threads; the network is for :meth:`compute_loop`'s caller."""
+        """Starts the decoding threads. The network runs in the caller of :meth:`compute_loop`."""
         for thread in self._threads:
             thread.start()
 
     def submit(self, request: Submit, data: bytes) -> None:
+        """Queues an image; its answer is sent later."""
         if request.resolution == 0:
             request.resolution = self._default_resolution
         item = Item(request, data)
@@ -178,10 +179,8 @@ class Worker:
         self._batcher.submit(item)
 
     def cancel(self, item_id: int) -> None:
+        """Drops an image, if it is not computed yet."""
         self._batcher.cancel(item_id)
-
-    def hold(self, items: int) -> None:
-        self._batcher.hold(items)
 
     def close(self) -> None:
         """Makes :meth:`compute_loop` return."""
@@ -191,39 +190,39 @@ class Worker:
         """Computes batches in the calling thread until closed."""
         while (work := self._batcher.next_work()) is not None:
             if isinstance(work, Item):
-                self._fetch(work, 0, by_computing=True)
+                self._decode_item(work, 0, inline=True)
                 continue
             start = time.monotonic_ns()
             for slot, item in enumerate(work):
-                self._in_hand.take(slot, item.request.id)
+                self._inflight.record(slot, item.request.id)
             try:
                 frames = self._compute(work)
             except Exception as error:  # one image must not end the loop, whatever a runtime raises
                 exit_if_out_of_memory(error)
-                _LOG.exception("a batch of %d images failed", len(work))
+                _LOG.exception("batch failed: images=%d", len(work))
                 frames = self._one_by_one(work, error)
             elapsed = time.monotonic_ns() - start
-            self._send(self._finished(work, frames, start, elapsed))
+            self._send(self._finish_batch(work, frames, start, elapsed))
             for slot in range(len(work)):
-                self._in_hand.put_down(slot)
+                self._inflight.clear(slot)
 
     def _compute(self, items: list[Item]) -> list[Frame]:
         resolution = items[0].request.resolution
         outputs = _run(self._runtimes[resolution], items)
-        wanted = [row for row, item in enumerate(items) if _whitens(item)]
+        to_whiten = [row for row, item in enumerate(items) if _wants_whitening(item)]
         whitened: dict[int, NDArray[np.float32]] = {}
-        if wanted:
-            rows = self._whitenings[resolution].apply(outputs.embedding[wanted])
-            whitened = dict(zip(wanted, rows, strict=True))
+        if to_whiten:
+            rows = self._whitenings[resolution].apply(outputs.embedding[to_whiten])
+            whitened = dict(zip(to_whiten, rows, strict=True))
         return [
             _answer(item, whitened.get(row, outputs.embedding[row]), outputs.logits[row])
             for row, item in enumerate(items)
         ]
 
     def _one_by_one(self, items: list[Item], error: Exception) -> list[Frame]:
-        """Computes each image of a failed batch by itself, so that only the culprit fails."""
+        """Computes each image of a failed batch alone, so that only the faulty one fails."""
         if len(items) == 1:
-            message = "the model could not compute this image; the server's log has the reason"
+            message = "the model could not compute this image; see the server's log"
             return [_failure(items[0], MultigrainError(ErrorKind.INTERNAL, message))]
         frames: list[Frame] = []
         for item in items:
@@ -233,70 +232,70 @@ class Worker:
                 frames += self._one_by_one([item], own_error)
         return frames
 
-    def _finished(
+    def _finish_batch(
         self, batch: list[Item], frames: list[Frame], start: int, elapsed: int
     ) -> list[Frame]:
         out = []
-        gone = self._batcher.done(batch, elapsed / 1e9)
+        cancelled = self._batcher.done(batch, elapsed / 1e9)
         for number, (item, frame) in enumerate(zip(batch, frames, strict=True)):
-            if item in gone:
-                frame = _dropped(item, Drop.CANCELLED, "batch")
+            if item in cancelled:
+                frame = _dropped(item, DropReason.CANCELLED, "batch")
             result = frame.message
             assert isinstance(result, Result)
             result.decode_ns = item.decode_ns
             result.queue_ns = max(0, start - item.received_ns - item.decode_ns)
             result.compute_ns = elapsed
             result.batch_items = len(batch)
-            result.leads_batch = number == 0
+            result.first_in_batch = number == 0
             out.append(frame)
         return out
 
     def _decode_loop(self, slot: int) -> None:
         while (item := self._batcher.next_to_decode()) is not None:
-            self._fetch(item, slot, by_computing=False)
+            self._decode_item(item, slot, inline=False)
 
-    def _fetch(self, item: Item, slot: int, *, by_computing: bool) -> None:
-        """Makes of an image what the network takes, or refuses it."""
+    def _decode_item(self, item: Item, slot: int, *, inline: bool) -> None:
+        """Decodes an image and queues it for the network, or answers it with an error."""
         start = time.monotonic_ns()
         try:
-            self._in_hand.take(slot, item.request.id)
+            self._inflight.record(slot, item.request.id)
             try:
-                self._prepare(item)
+                self._preprocess(item)
             except Exception as error:
-                exit_if_memory_exhausted(error)  # while it is noted whose image it was
+                exit_if_memory_exhausted(error)  # before the slot is cleared: it names the image
                 raise
             finally:
-                self._in_hand.put_down(slot)
+                self._inflight.clear(slot)
         except MultigrainError as error:
             self._refuse(item, error, start)
-        except Exception as error:  # a decoder's surprise costs this image, not the thread
-            _LOG.exception("an image could not be decoded")
+        except Exception as error:  # a decoder's defect costs this image, not the thread
+            _LOG.exception("image could not be decoded")
             message = f"the image could not be decoded ({type(error).__name__})"
             self._refuse(item, MultigrainError(ErrorKind.IMAGE_UNREADABLE, message), start)
         else:
             item.data = b""
             item.decode_ns = time.monotonic_ns() - start
-            self._batcher.decoded(item, by_computing=by_computing)
+            self._batcher.decoded(item, inline=inline)
 
-    def _prepare(self, item: Item) -> None:
-        """Sets the pixels; or the tensor, if the image came prepared."""
+    def _preprocess(self, item: Item) -> None:
+        """Sets the pixels, or the tensor of an image that the caller preprocessed."""
         side = item.request.resolution
         if not item.request.tensor:
             item.pixels = self._decode(item.data, side)
             return
         tensor = np.frombuffer(item.data, "<f4").reshape(3, side, side)
         if not np.isfinite(tensor).all():
-            message = "a prepared image holds numbers that are not finite"
+            message = "a preprocessed image has non-finite numbers"
             raise MultigrainError(ErrorKind.INVALID_FIELD, message)
         item.tensor = tensor
 
     def _refuse(self, item: Item, error: MultigrainError, start: int) -> None:
         item.decode_ns = time.monotonic_ns() - start
-        self._batcher.failed(item)
+        self._batcher.decode_failed(item)
         self._send([_failure(item, error)])
 
-    def _dropped(self, item: Item, why: Drop) -> None:
-        self._send([_dropped(item, why, "queue")])
+    def _send_dropped(self, item: Item, reason: DropReason) -> None:
+        self._send([_dropped(item, reason, "queue")])
 
 
 def _run(runtime: Runtime, items: list[Item]) -> Outputs:
@@ -312,7 +311,7 @@ def _run(runtime: Runtime, items: list[Item]) -> Outputs:
     return runtime.run(images, scores=scores)
 
 
-def _whitens(item: Item) -> bool:
+def _wants_whitening(item: Item) -> bool:
     return item.request.vector is not None and item.request.vector.whiten
 
 
@@ -325,12 +324,12 @@ def _answer(item: Item, embedding: NDArray[np.float32], logits: NDArray[np.float
             encoded = encode_vector(embedding, request.vector)
             vector, scale, vector_bytes = encoded.data, encoded.scale, len(encoded.data)
         if request.top_k or request.scores:
-            every = probabilities(logits)
+            by_class = probabilities(logits)
             if request.top_k:
-                top = top_classes(every, request.top_k)
+                top = top_classes(by_class, request.top_k)
                 classes, count = top.data, top.count
             if request.scores:
-                scores = every.astype("<f4").tobytes()
+                scores = by_class.astype("<f4").tobytes()
     except MultigrainError as error:
         return _failure(item, error)
     result = Result(
@@ -347,28 +346,34 @@ def _failure(item: Item, error: MultigrainError) -> Frame:
     return Frame(
         Result(
             id=item.request.id,
-            kind=error.kind.value,
+            error=error.kind,
             message=error.message[:2000],
             decode_ns=item.decode_ns,
         )
     )
 
 
-_DROPS = {
-    Drop.CANCELLED: (ErrorKind.CANCELLED, "the caller went away"),
-    Drop.DEADLINE: (ErrorKind.DEADLINE, "the image could not be computed before the deadline"),
-    Drop.BUSY: (ErrorKind.OVERLOADED, "there is more before the image than its deadline allows"),
+_DROPPED = {
+    DropReason.CANCELLED: (ErrorKind.CANCELLED, "the request was canceled by the client"),
+    DropReason.DEADLINE: (
+        ErrorKind.DEADLINE,
+        "the image could not be computed before its deadline",
+    ),
+    DropReason.OVERLOADED: (
+        ErrorKind.OVERLOADED,
+        "the queue is too long for the image to meet its deadline",
+    ),
 }
 
 
-def _dropped(item: Item, why: Drop, where: str) -> Frame:
-    kind, message = _DROPS[why]
+def _dropped(item: Item, reason: DropReason, where: Literal["queue", "batch"]) -> Frame:
+    error, message = _DROPPED[reason]
     return Frame(
         Result(
             id=item.request.id,
-            kind=kind.value,
+            error=error,
             message=message,
-            where="batch" if where == "batch" else "queue",
+            where=where,
             decode_ns=item.decode_ns,
         )
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +13,13 @@ from multigrain.engine.protocol import (
     Cancel,
     Connection,
     Frame,
-    Hold,
     LoadFailed,
     Ready,
     Result,
     Submit,
 )
 from multigrain.engine.settings import EngineSettings
+from tests.engine import held
 
 
 class EngineClient:
@@ -32,7 +31,8 @@ class EngineClient:
             bundle=bundle, socket_fd=theirs.fileno(), parent_pid=os.getpid(), **options
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "multigrain.engine", *settings.arguments()],
+            [*held.COMMAND, *settings.arguments()],
+            env=held.holdable(os.environ),
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()
@@ -51,7 +51,8 @@ class EngineClient:
         self._connection.send(Cancel(id=item_id))
 
     def hold(self, items: int) -> None:
-        self._connection.send(Hold(items=items))
+        """Keeps batches back until ``items`` later images are decoded; 0 releases them."""
+        held.hold(self.process, items)
 
     def frame(self, item_id: int) -> Frame:
         """Waits for the result of ``item_id``; others that come first are kept."""

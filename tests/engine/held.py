@@ -20,7 +20,7 @@ from typing import Protocol
 from multigrain.engine import __main__ as engine
 from multigrain.engine import worker
 from multigrain.engine.batching import Batcher, Limits
-from multigrain.engine.scheduling import Drop, Item, Pace
+from multigrain.engine.scheduling import BatchLatencyEstimator, DropReason, Item
 
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"
 _FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")
@@ -57,9 +57,12 @@ class HeldBatcher(Batcher):
     """Waits with a batch until enough images are decoded; such a batch may have the full size."""
 
     def __init__(
-        self, limits: Limits, paces: Mapping[int, Pace], on_drop: Callable[[Item, Drop], None]
+        self,
+        limits: Limits,
+        latencies: Mapping[int, BatchLatencyEstimator],
+        on_drop: Callable[[Item, DropReason], None],
     ) -> None:
-        super().__init__(limits, paces, on_drop)
+        super().__init__(limits, latencies, on_drop)
         self._wanted = 0
         self._left = 0
 
@@ -82,18 +85,21 @@ class HeldBatcher(Batcher):
         self._left = max(0, self._left - len(items))
         return items, late
 
-    def _size(self, pace: Pace) -> int:
+    def _batch_limit(self, latency: BatchLatencyEstimator) -> int:
         self._left, self._wanted = self._wanted or self._left, 0
-        return self._limits.max_batch if self._left else super()._size(pace)
+        return self._limits.max_batch if self._left else super()._batch_limit(latency)
 
 
 class _ControlledBatcher(HeldBatcher):
     """Reads the test's file: before each image, and often, for the moment when it lets go."""
 
     def __init__(
-        self, limits: Limits, paces: Mapping[int, Pace], on_drop: Callable[[Item, Drop], None]
+        self,
+        limits: Limits,
+        latencies: Mapping[int, BatchLatencyEstimator],
+        on_drop: Callable[[Item, DropReason], None],
     ) -> None:
-        super().__init__(limits, paces, on_drop)
+        super().__init__(limits, latencies, on_drop)
         self._path = Path(os.environ[_VARIABLE], str(os.getpid()))
         self._read = threading.Lock()
         self._last = ""

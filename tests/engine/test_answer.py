@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multigrain.engine.protocol import VectorWants
+from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.engine.worker import encode_vector, probabilities, top_classes
 from multigrain.errors import ErrorKind, MultigrainError
 
@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 
 
 def decoded(vector: np.ndarray, **wants: object) -> np.ndarray:
-    encoded = encode_vector(vector.astype(np.float32), VectorWants(**wants))
+    encoded = encode_vector(vector.astype(np.float32), EmbeddingOptions(**wants))
     letter = {"fp16": "<f2", "int8": "i1"}.get(str(wants.get("dtype")), "<f4")
     return np.frombuffer(encoded.data, letter).astype(np.float64) * (encoded.scale or 1)
 
@@ -29,7 +29,7 @@ def test_a_normalised_vector_has_length_one_whatever_its_scale(factor: float) ->
 def test_int8_is_off_by_at_most_half_a_step() -> None:
     for _ in range(20):
         vector = RNG.standard_normal(257)
-        encoded = encode_vector(vector.astype(np.float32), VectorWants(dtype="int8"))
+        encoded = encode_vector(vector.astype(np.float32), EmbeddingOptions(dtype="int8"))
         unit = vector / np.linalg.norm(vector)
         assert encoded.scale == pytest.approx(np.abs(unit).max() / 127, rel=1e-6)
         got = np.frombuffer(encoded.data, "i1") * encoded.scale
@@ -52,7 +52,7 @@ def test_a_zero_vector_stays_zero(dtype: str) -> None:
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     row = np.array([1, bad, 2], np.float32)
     with pytest.raises(MultigrainError) as caught:
-        encode_vector(row, VectorWants())
+        encode_vector(row, EmbeddingOptions())
     assert caught.value.kind is ErrorKind.NOT_FINITE
     with pytest.raises(MultigrainError) as caught:
         probabilities(row)
@@ -62,8 +62,8 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
 def test_a_number_that_fp16_cannot_hold_is_refused_with_the_way_out() -> None:
     row = np.array([1e6, 1], np.float32)
     with pytest.raises(MultigrainError, match="fp32"):
-        encode_vector(row, VectorWants(normalize=False, dtype="fp16"))
-    encode_vector(row, VectorWants(normalize=True, dtype="fp16"))
+        encode_vector(row, EmbeddingOptions(normalize=False, dtype="fp16"))
+    encode_vector(row, EmbeddingOptions(normalize=True, dtype="fp16"))
 
 
 def test_probabilities_are_the_softmax_of_all_classes() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from multigrain.engine.batching import Batcher, Limits
+from multigrain.engine.batching import Limits
 from multigrain.engine.protocol import Submit
-from multigrain.engine.scheduling import Drop, Item, Pace, Stage
+from multigrain.engine.scheduling import BatchLatencyEstimator, DropReason, Item, Stage
+from tests.engine.held import HeldBatcher
 
 SIDE = 4
 HOUR_NS = 3_600_000_000_000
@@ -21,14 +23,14 @@ class Queue:
     """A batcher whose decoders and network are the test itself."""
 
     def __init__(self, *, best: int = 4, seconds: float = 0.0, **limits: int) -> None:
-        self.dropped: list[tuple[int, Drop]] = []
-        self.pace = Pace(best)
+        self.dropped: list[tuple[int, DropReason]] = []
+        self.latency = BatchLatencyEstimator(best)
         if seconds:
-            self.pace.measured(1, seconds)
+            self.latency.record(1, seconds)
         fields = {"max_batch": 8, "decode_ahead": 1000, **limits}
-        self.batcher = Batcher(
+        self.batcher = HeldBatcher(
             Limits(**fields),
-            {SIDE: self.pace, 2 * SIDE: Pace(best)},
+            {SIDE: self.latency, 2 * SIDE: BatchLatencyEstimator(best)},
             lambda item, why: self.dropped.append((item.request.id, why)),
         )
 
@@ -128,7 +130,7 @@ def test_what_could_not_be_done_in_time_reaches_neither_the_decoder_nor_the_netw
     queue.submit(1, deadline_ns=now + 30_000_000_000)
     queue.submit(2, deadline_ns=now + HOUR_NS)
     assert queue.decode() == [2]
-    assert queue.dropped == [(1, Drop.DEADLINE)]
+    assert queue.dropped == [(1, DropReason.DEADLINE)]
     assert queue.compute() == [2]
 
 
@@ -141,7 +143,30 @@ def test_what_waits_behind_others_is_late_when_they_take_its_time() -> None:
     queue.submit(4, caller=1, deadline_ns=now + 210_000_000_000)
     queue.submit(5, caller=1, deadline_ns=now + 270_000_000_000)
     assert queue.decode() == [5]
-    assert queue.dropped == [(4, Drop.BUSY)]
+    assert queue.dropped == [(4, DropReason.OVERLOADED)]
+
+
+def test_time_is_reserved_for_the_answer_to_reach_the_caller() -> None:
+    second = 1_000_000_000
+    long = Item(Submit(id=1, deadline_ns=10 * second), b"", received_ns=0)
+    assert long.is_late(10 * second - 99_000_000)
+    assert not long.is_late(10 * second - 101_000_000)
+    # A short deadline reserves a twentieth of itself.
+    short = Item(Submit(id=2, deadline_ns=second), b"", received_ns=0)
+    assert short.is_late(second - second // 20 + 1)
+    assert not short.is_late(second - second // 20)
+    assert not Item(Submit(id=3), b"", received_ns=0).is_late(100 * second)
+
+
+def test_an_image_whose_answer_would_come_at_the_last_moment_is_dropped() -> None:
+    queue = Queue(seconds=60.0)
+    now = time.monotonic_ns()
+    # Computed 50 ms before its deadline, which is too late, and 150 ms, which is not.
+    with mock.patch.object(time, "monotonic_ns", return_value=now):
+        queue.submit(1, deadline_ns=now + 60_050_000_000)
+        queue.submit(2, deadline_ns=now + 60_150_000_000)
+        assert queue.decode() == [2]
+    assert [number for number, _ in queue.dropped] == [1]
 
 
 def test_figures_that_refuse_are_believed_less_and_less() -> None:
@@ -163,9 +188,9 @@ def test_a_deadline_that_passes_while_the_image_waits_decoded_keeps_it_from_the_
     queue.submit(2)
     queue.decode(2)
     # Slower than was thought: an hour is not enough any more.
-    queue.pace.measured(1, 7200.0)
+    queue.latency.record(1, 7200.0)
     assert queue.compute() == [2]
-    assert queue.dropped == [(1, Drop.DEADLINE)]
+    assert queue.dropped == [(1, DropReason.DEADLINE)]
 
 
 @pytest.mark.parametrize("decoded", [False, True])
@@ -176,7 +201,7 @@ def test_an_image_whose_caller_has_gone_is_dropped_where_it_is(decoded: bool) ->
     if decoded:
         queue.decode(2)
     queue.batcher.cancel(1)
-    assert queue.dropped == [(1, Drop.CANCELLED)]
+    assert queue.dropped == [(1, DropReason.CANCELLED)]
     if not decoded:
         assert queue.decode() == [2]
     assert queue.compute() == [2]
@@ -238,7 +263,7 @@ def test_an_idle_network_decodes_by_itself() -> None:
     assert isinstance(work, Item)
     assert work.stage is Stage.DECODING
     work.pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
-    queue.batcher.decoded(work, by_computing=True)
+    queue.batcher.decoded(work, inline=True)
     assert queue.compute() == [5]
 
 

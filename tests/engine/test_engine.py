@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.protocol import LoadFailed, Ready, VectorWants
+from multigrain.engine.protocol import EmbeddingOptions, LoadFailed, Ready
 from multigrain.errors import ErrorKind
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
@@ -22,7 +22,7 @@ from tests.engine.bundles import EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture, strange_bad, strange_good
 
-RAW = VectorWants(normalize=False)
+RAW = EmbeddingOptions(normalize=False)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_batch_takes_what_waits_and_a_lone_image_does_not_wait(
         engine.submit(number, picture(number), vector=RAW)
     results = [engine.result(number) for number in five]
     assert [result.batch_items for result in results] == [5] * 5
-    assert sum(result.leads_batch for result in results) == 1
+    assert sum(result.first_in_batch for result in results) == 1
 
 
 def test_a_batch_is_never_larger_than_the_limit(engine: EngineClient, ids: Iterator[int]) -> None:
@@ -118,7 +118,7 @@ def test_every_image_of_a_batch_gets_its_own_answer(
 def test_a_strange_picture_is_answered(engine: EngineClient, ids: Iterator[int], name: str) -> None:
     number = next(ids)
     engine.submit(number, strange_good()[name], vector=RAW)
-    assert engine.result(number).kind == 0, engine.result(number).message
+    assert engine.result(number).error is None, engine.result(number).message
     assert np.isfinite(np.frombuffer(engine.frame(number).payload, "<f4")).all()
 
 
@@ -128,9 +128,9 @@ def test_a_bad_picture_fails_alone(engine: EngineClient, ids: Iterator[int], nam
     engine.submit(good, picture(1), vector=RAW)
     engine.submit(bad, strange_bad()[name], vector=RAW)
     engine.submit(also_good, picture(2), vector=RAW)
-    assert engine.result(good).kind == 0
-    assert engine.result(also_good).kind == 0
-    kind = engine.result(bad).error_kind
+    assert engine.result(good).error is None
+    assert engine.result(also_good).error is None
+    kind = engine.result(bad).error
     assert kind is not None
     assert kind.name.startswith("IMAGE_")
     assert engine.result(bad).message
@@ -139,7 +139,7 @@ def test_a_bad_picture_fails_alone(engine: EngineClient, ids: Iterator[int], nam
 def test_an_unknown_resolution_is_refused_by_name(engine: EngineClient, ids: Iterator[int]) -> None:
     number = next(ids)
     engine.submit(number, picture(1), vector=RAW, resolution=64)
-    assert engine.result(number).error_kind is ErrorKind.INVALID_FIELD
+    assert engine.result(number).error is ErrorKind.INVALID_FIELD
     assert "64" in engine.result(number).message
     assert str(SIZE) in engine.result(number).message
 
@@ -153,7 +153,7 @@ def test_an_expired_image_never_reaches_the_network(
     time.sleep(0.2)
     engine.submit(first, picture(2), vector=RAW)
     engine.submit(second, picture(3), vector=RAW)
-    assert engine.result(late).error_kind is ErrorKind.DEADLINE
+    assert engine.result(late).error is ErrorKind.DEADLINE
     assert engine.result(late).where == "queue"
     assert engine.result(first).batch_items == 2
 
@@ -165,7 +165,7 @@ def test_a_cancelled_image_never_reaches_the_network(
     gone, first, second = next(ids), next(ids), next(ids)
     engine.submit(gone, picture(1), vector=RAW)
     engine.cancel(gone)
-    assert engine.result(gone).error_kind is ErrorKind.CANCELLED
+    assert engine.result(gone).error is ErrorKind.CANCELLED
     engine.submit(first, picture(2), vector=RAW)
     engine.submit(second, picture(3), vector=RAW)
     assert engine.result(first).batch_items == 2
@@ -231,7 +231,7 @@ def test_damaged_weights_are_found_by_the_warm_up(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path, network=network)
     with EngineClient(folder) as client:
         assert isinstance(client.first, LoadFailed)
-        assert "not finite" in client.first.message
+        assert "non-finite" in client.first.message
 
 
 def _running(pid: int) -> bool:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from multigrain.bundle.manifest import BundleManifest, Head
 from multigrain.bundle.reference import write_reference
-from multigrain.engine.protocol import Ready, VectorWants
+from multigrain.engine.protocol import EmbeddingOptions, Ready
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.specs.training import ModelSpec
@@ -53,14 +53,14 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
         assert "no ONNX graph" in engine.first.reason
         engine.hold(5)
         for number, data in enumerate(pictures):
-            engine.submit(number, data, vector=VectorWants(normalize=False))
+            engine.submit(number, data, vector=EmbeddingOptions(normalize=False))
         sizes = [engine.result(number).batch_items for number in range(5)]
         served = [np.frombuffer(engine.frame(number).payload, "<f4") for number in range(5)]
         engine.hold(3)
         for number, data in enumerate(pictures[:3], 5):
-            engine.submit(number, data, vector=VectorWants(normalize=False))
+            engine.submit(number, data, vector=EmbeddingOptions(normalize=False))
         padded = [np.frombuffer(engine.frame(number).payload, "<f4") for number in (5, 6, 7)]
-        engine.submit(8, pictures[0], vector=VectorWants(normalize=False), resolution=24)
+        engine.submit(8, pictures[0], vector=EmbeddingOptions(normalize=False), resolution=24)
         at_24 = np.frombuffer(engine.frame(8).payload, "<f4")
     assert sorted(sizes) == [1, 4, 4, 4, 4]
     # Three are computed as a batch of four; the fourth is nobody's.
@@ -115,10 +115,10 @@ def test_all_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
         with EngineClient(tmp_path, max_batch=4, threads=1, runtime=runtime) as engine:
             assert isinstance(engine.first, Ready), engine.first
             assert engine.first.runtime.startswith(runtime.removesuffix("-f32"))
-            assert "asked for; cosine with the reference 1.0000" in engine.first.reason
+            assert "requested; cosine with the reference 1.0000" in engine.first.reason
             engine.hold(3)
             for number in range(3):
-                engine.submit(number, picture(number), vector=VectorWants())
+                engine.submit(number, picture(number), vector=EmbeddingOptions())
             served[runtime] = [
                 np.frombuffer(engine.frame(number).payload, "<f4") for number in range(3)
             ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from multigrain.engine.inflight import InHand
-from multigrain.engine.protocol import Frame, Result, Submit, VectorWants
+from multigrain.engine import worker
+from multigrain.engine.inflight import InFlightSlots
+from multigrain.engine.protocol import EmbeddingOptions, Frame, Result, Submit
 from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
-from multigrain.engine.worker import Worker
 from multigrain.errors import ErrorKind
+from tests.engine.held import HeldBatcher
 
 NAN, POISON, CRASH_DECODER = b"nan", b"poison", b"crash"
 NAN_PIXEL, POISON_PIXEL = 255, 254
@@ -58,22 +60,28 @@ class Bench:
         self.arrived = threading.Condition()
         self.seen_by_decoder: list[set[int]] = []
         self.decoded: Callable[[bytes], object] = lambda data: None
-        self.in_hand = InHand(InHand.allocate(10), 10)
-        self.worker = Worker(
-            {4: self.runtime, 8: Moody()},
-            4,
-            self.decode,
-            self.take,
-            max_batch=8,
-            decode_threads=2,
-            in_hand=self.in_hand,
-        )
+        self.inflight = InFlightSlots(InFlightSlots.allocate(10), 10)
+        with mock.patch.object(worker, "Batcher", HeldBatcher):
+            self.worker = worker.Worker(
+                {4: self.runtime, 8: Moody()},
+                4,
+                self.decode,
+                self.take,
+                max_batch=8,
+                decode_threads=2,
+                inflight=self.inflight,
+            )
         self.worker.start()
         self.thread = threading.Thread(target=self.worker.compute_loop)
         self.thread.start()
 
+    def hold(self, items: int) -> None:
+        batcher = self.worker._batcher
+        assert isinstance(batcher, HeldBatcher)
+        batcher.hold(items)
+
     def decode(self, data: bytes, resolution: int) -> Pixels:
-        self.seen_by_decoder.append({held.item_id for held in self.in_hand.held()})
+        self.seen_by_decoder.append({image.item_id for image in self.inflight.images()})
         self.decoded(data)
         return decode(data, resolution)
 
@@ -86,7 +94,7 @@ class Bench:
             self.arrived.notify_all()
 
     def submit(self, number: int, data: bytes, resolution: int = 0) -> None:
-        wants = VectorWants(normalize=False)
+        wants = EmbeddingOptions(normalize=False)
         self.worker.submit(Submit(id=number, vector=wants, resolution=resolution), data)
 
     def result(self, number: int) -> Result:
@@ -97,7 +105,7 @@ class Bench:
         return message
 
     def value(self, number: int) -> float:
-        assert self.result(number).kind == 0
+        assert self.result(number).error is None
         return float(np.frombuffer(self.results[number].payload, "<f4")[0])
 
 
@@ -111,19 +119,19 @@ def bench() -> Iterator[Bench]:
 
 
 def test_an_output_that_is_not_finite_fails_its_image_alone(bench: Bench) -> None:
-    bench.worker.hold(3)
+    bench.hold(3)
     for number, data in enumerate([b"1", NAN, b"3"]):
         bench.submit(number, data)
-    assert bench.result(1).error_kind is ErrorKind.NOT_FINITE
+    assert bench.result(1).error is ErrorKind.NOT_FINITE
     assert (bench.value(0), bench.value(2)) == (1, 3)
     assert bench.runtime.batches == [3]
 
 
 def test_a_batch_that_fails_is_computed_one_by_one(bench: Bench) -> None:
-    bench.worker.hold(3)
+    bench.hold(3)
     for number, data in enumerate([b"1", POISON, b"3"]):
         bench.submit(number, data)
-    assert bench.result(1).error_kind is ErrorKind.INTERNAL
+    assert bench.result(1).error is ErrorKind.INTERNAL
     assert "RuntimeError" not in bench.result(1).message
     assert (bench.value(0), bench.value(2)) == (1, 3)
     bench.submit(10, b"7")
@@ -133,13 +141,13 @@ def test_a_batch_that_fails_is_computed_one_by_one(bench: Bench) -> None:
 def test_a_decoder_that_crashes_costs_its_image_and_no_thread(bench: Bench) -> None:
     for number in range(8):
         bench.submit(number, CRASH_DECODER)
-        assert bench.result(number).error_kind is ErrorKind.IMAGE_UNREADABLE
+        assert bench.result(number).error is ErrorKind.IMAGE_UNREADABLE
     bench.submit(10, b"2")
     assert bench.value(10) == 2
 
 
 def test_images_of_another_resolution_wait_for_a_batch_of_their_own(bench: Bench) -> None:
-    bench.worker.hold(4)
+    bench.hold(4)
     for number, resolution in enumerate([4, 8, 4, 8]):
         bench.submit(number, b"1", resolution)
     assert [bench.result(number).batch_items for number in range(4)] == [2, 2, 2, 2]
@@ -168,8 +176,8 @@ def test_the_next_image_is_decoded_while_the_network_computes(bench: Bench) -> N
 
 def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> None:
     seen: list[set[int]] = []
-    bench.runtime.watch = lambda: seen.append({held.item_id for held in bench.in_hand.held()})
-    bench.worker.hold(3)
+    bench.runtime.watch = lambda: seen.append({image.item_id for image in bench.inflight.images()})
+    bench.hold(3)
     for number in (1, 2, 3):
         bench.submit(number, b"5")
     assert bench.value(3) == 5
@@ -177,14 +185,16 @@ def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> No
     bench.thread.join(60)
     assert {1, 2, 3} <= seen[0]
     assert any(1 in held for held in bench.seen_by_decoder)
-    assert bench.in_hand.held() == []
+    assert bench.inflight.images() == []
 
 
 def test_prepared_images_go_with_others_in_one_batch(bench: Bench) -> None:
-    bench.worker.hold(3)
+    bench.hold(3)
     bench.submit(0, b"1")
     prepared = np.full((3, 4, 4), 2.5, "<f4").tobytes()
-    bench.worker.submit(Submit(id=1, vector=VectorWants(normalize=False), tensor=True), prepared)
+    bench.worker.submit(
+        Submit(id=1, vector=EmbeddingOptions(normalize=False), tensor=True), prepared
+    )
     bench.submit(2, b"3")
     assert [bench.value(number) for number in range(3)] == [1, 2.5, 3]
     assert bench.runtime.batches == [3]
@@ -193,7 +203,7 @@ def test_prepared_images_go_with_others_in_one_batch(bench: Bench) -> None:
 def test_the_network_scores_classes_only_for_batches_where_somebody_asks(bench: Bench) -> None:
     bench.submit(1, b"1")
     bench.value(1)
-    bench.worker.hold(2)
+    bench.hold(2)
     bench.submit(2, b"2")
     bench.worker.submit(Submit(id=3, top_k=1), b"3")
     assert bench.value(2) == 2

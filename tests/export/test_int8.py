@@ -79,7 +79,9 @@ def test_auto_serves_the_quantized_graph_and_the_manifest_says_how_good_it_is(
     compute = Compute(threads=1, max_batch=8)
     loaded = load("auto", bundle, compute)
     assert loaded.runtimes[32].precision == "int8"
-    assert loaded.reason.startswith("auto: the fastest here; cosine with the reference 0.99")
+    assert loaded.reason.startswith(
+        "auto: the fastest on this device; cosine with the reference 0.99"
+    )
 
     # The scores again, one image at a time, by the oracle and by what is served.
     network = TinyNetwork(3, repeat=1)

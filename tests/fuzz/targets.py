@@ -21,11 +21,11 @@ from multigrain.bundle.reference import read_reference
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.engine.protocol import (
+    EmbeddingOptions,
     FrameParser,
     Ready,
     Result,
     Submit,
-    VectorWants,
     WireError,
     encode,
 )
@@ -158,7 +158,7 @@ def _events(folder: Path) -> bytes:
 
 
 def _frame_bytes() -> bytes:
-    wants = VectorWants(normalize=True, dtype="int8", whiten=True)
+    wants = EmbeddingOptions(normalize=True, dtype="int8", whiten=True)
     submit = Submit(id=1, caller=2, resolution=32, deadline_ns=3, vector=wants, top_k=5)
     ready = Ready(
         runtime="onnxruntime",

@@ -1,4 +1,4 @@
-"""What runs a network: one small interface, one implementation a library."""
+"""The interface of runtimes: libraries that run a network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from multigrain.images.preprocess import normalize
 FloatArray = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-# On a CPU a batch of 8 pictures of 224 x 224 keeps all units busy: larger ones were no faster
-# (ResNet-50 with OpenVINO on two cores), they only let the first picture wait for the last.
+# On a CPU a batch of 8 images of 224 x 224 reaches full throughput: larger batches were no faster
+# (ResNet-50 with OpenVINO on two cores), and only delay the first image.
 _FULL_PIXELS: Final = 8 * 224 * 224
 
 
@@ -34,7 +34,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how widely to compute. ``threads`` 0 = all cores."""
+    """Device, number of threads (0 = all cores) and largest batch."""
 
     device: str = "cpu"
     threads: int = 0
@@ -43,52 +43,54 @@ class Compute:
 
 @dataclass(frozen=True)
 class Outputs:
-    """embedding float32 (N, C), as the network gives it; logits float32 (N, K), or (N, 0)."""
+    """embedding: float32 (N, C), not normalized; logits: float32 (N, K), or (N, 0)."""
 
     embedding: FloatArray
     logits: FloatArray
 
 
 class Runtime(ABC):
-    """One network at one resolution, loaded. Used from one thread."""
+    """One loaded network at one resolution. Used from one thread."""
 
     #: Library, version, device and precision, e.g. "openvino 2026.4.1 cpu bf16".
     name: str
-    #: Decides how far the outputs may be from the reference, see ``multigrain.bundle.reference``.
+    #: How far outputs may differ from the reference outputs: see ``multigrain.bundle.reference``.
     precision: Precision = "f32"
     #: Batch sizes worth running once before the first request.
     warm_sizes: tuple[int, ...]
-    #: The smallest batch with full throughput: a larger one costs latency and gains nothing.
+    #: The smallest batch with full throughput: larger ones only cost latency.
     best_batch: int
-    #: Its size and normalisation are what the network takes.
+    #: Size and normalization of the network's input.
     preprocessing: Preprocessing
 
     @abstractmethod
     def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
-        """Computes a batch: images float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``.
+        """Computes a batch.
 
-        Without ``scores`` the logits may be left out.
+        Args:
+            images: normalized, float32 (N, 3, S, S), 1 <= N <= ``Compute.max_batch``.
+            scores: False = the logits may be empty.
         """
 
-    def run_pixels(self, pictures: Sequence[Pixels], *, scores: bool = True) -> Outputs:
-        """As ``run``, of pictures uint8 (S, S, 3) that are scaled and cut, not normalised."""
-        images = np.stack([self.normalized(pixels) for pixels in pictures])
-        return self.run(images, scores=scores)
+    def run_pixels(self, images: Sequence[Pixels], *, scores: bool = True) -> Outputs:
+        """As ``run``, of resized and cropped images uint8 (S, S, 3) that are not normalized."""
+        normalized = np.stack([self.normalized(pixels) for pixels in images])
+        return self.run(normalized, scores=scores)
 
     def normalized(self, pixels: Pixels) -> FloatArray:
-        """uint8 (S, S, 3) -> float32 (3, S, S)."""
+        """Normalizes uint8 (S, S, 3) to float32 (3, S, S)."""
         return normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
 
 
 def full_batch(resolution: int, compute: Compute) -> int:
-    """``Runtime.best_batch`` of a network at ``resolution`` x ``resolution`` pixels."""
+    """The ``Runtime.best_batch`` at a resolution."""
     if compute.device != "cpu":
         return compute.max_batch
     return max(1, min(compute.max_batch, _FULL_PIXELS // resolution**2))
 
 
 def padded(images: FloatArray, size: int) -> FloatArray:
-    """``images`` with zero images added to make ``size``; for runtimes with fixed batch sizes."""
+    """``images`` padded with zeros to ``size`` images, for runtimes with fixed batch sizes."""
     if len(images) == size:
         return images
     out = np.zeros((size, *images.shape[1:]), dtype=np.float32)

@@ -1,11 +1,14 @@
-"""Which runtime serves a bundle, and loading it.
+"""Chooses the runtime that serves a bundle, and loads it.
 
-"auto" takes the first of its device's list that the bundle and this machine allow and whose
-outputs agree with the bundle's reference:
+"auto" uses the first runtime of the device's list that the bundle and the machine support and
+whose outputs agree with the bundle's reference outputs:
 
-cpu: openvino-int8 (of a bundle that was exported with int8), openvino-bf16 (where the CPU has
-bfloat16 and the bundle a reference that proves it), openvino-f32, onnxruntime, mindspore;
-gpu: onnxruntime, mindspore; ascend: mindspore. "openvino" is the openvino part of the list.
+- cpu: openvino-int8 (if the bundle was exported with int8), openvino-bf16 (if the CPU supports
+  bfloat16 and the bundle has reference outputs), openvino-f32, onnxruntime, mindspore;
+- gpu: onnxruntime, mindspore;
+- ascend: mindspore.
+
+"openvino" is the OpenVINO part of the list.
 """
 
 from __future__ import annotations
@@ -38,49 +41,55 @@ _ORDER: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network for each resolution, and why this runtime, in words."""
+    """A network for each resolution, and why this runtime was chosen."""
 
     runtimes: dict[int, Runtime]
     reason: str
 
 
-def load(asked: str, bundle: Bundle, compute: Compute) -> Loaded:
-    """Loads every resolution, compares it with the reference, and warms it up.
+def load(requested: str, bundle: Bundle, compute: Compute) -> Loaded:
+    """Loads the network of every resolution, warms it up and compares it with the reference.
+
+    Args:
+        requested: name of a runtime, or "auto" or "openvino".
+        bundle: to serve.
+        compute: device, threads and batch size.
 
     Raises:
-        MultigrainError: INVALID_FIELD for an unknown name; UNSUPPORTED if no runtime that was
-            asked for can serve the bundle; CHECKPOINT if the bundle is damaged.
+        MultigrainError: INVALID_FIELD for an unknown name; UNSUPPORTED if no requested runtime
+            can serve the bundle; CHECKPOINT if the bundle is damaged.
     """
-    if asked not in RUNTIMES:
+    if requested not in RUNTIMES:
         raise MultigrainError.field(
-            "runtime", f'"{asked}" is unknown: use one of {", ".join(RUNTIMES)}'
+            "runtime", f'"{requested}" is unknown: use one of {", ".join(RUNTIMES)}'
         )
-    refusals: list[str] = []
-    for name in _candidates(asked, bundle, compute.device):
+    rejected: list[str] = []
+    for name in _candidates(requested, bundle, compute.device):
         try:
-            _possible(name, bundle, compute, chosen=name == asked)
+            _check_supported(name, bundle, compute, chosen=name == requested)
             loaded = _load(name, bundle, compute)
-            found = _check(loaded, bundle)
+            found = _warm_up_and_compare(loaded, bundle)
         except MultigrainError as error:
-            if error.kind is not ErrorKind.UNSUPPORTED or name == asked:
+            if error.kind is not ErrorKind.UNSUPPORTED or name == requested:
                 raise
-            _LOG.info("%s is not used: %s", name, error.message)
-            refusals.append(f"{name}: {error.message}")
+            _LOG.info("runtime rejected: name=%s reason=%s", name, error.message)
+            rejected.append(f"{name}: {error.message}")
             continue
-        why = "asked for" if name == asked else _why(asked, refusals)
-        reason = f"{why}; {_describe(found)}"
-        _LOG.info("served by %s (%s)", next(iter(loaded.values())).name, reason)
+        why = "requested" if name == requested else _describe_choice(requested, rejected)
+        reason = f"{why}; {_describe_agreement(found)}"
+        name = next(iter(loaded.values())).name
+        _LOG.info("runtime chosen: name=%s reason=%s", name, reason)
         return Loaded(loaded, reason)
     raise MultigrainError(
-        ErrorKind.UNSUPPORTED, f"no runtime can serve the bundle. {'. '.join(refusals)}"
+        ErrorKind.UNSUPPORTED, f"no runtime can serve the bundle. {'. '.join(rejected)}"
     )
 
 
-def _candidates(asked: str, bundle: Bundle, device: str) -> tuple[str, ...]:
-    if asked not in ("auto", "openvino"):
-        return (asked,)
-    names = _ORDER[device] if asked == "auto" else tuple(_OPENVINO)
-    # Int8 is the exporter's decision: no reason to be told of in every other bundle.
+def _candidates(requested: str, bundle: Bundle, device: str) -> tuple[str, ...]:
+    if requested not in ("auto", "openvino"):
+        return (requested,)
+    names = _ORDER[device] if requested == "auto" else tuple(_OPENVINO)
+    # int8 is chosen at export: most bundles lack it, which is not worth reporting.
     return names if _has_int8(bundle) else tuple(n for n in names if n != "openvino-int8")
 
 
@@ -88,8 +97,8 @@ def _has_int8(bundle: Bundle) -> bool:
     return all(head.int8 is not None for head in bundle.manifest.heads)
 
 
-def _possible(name: str, bundle: Bundle, compute: Compute, *, chosen: bool) -> None:
-    """Raises MultigrainError UNSUPPORTED, before a library is imported."""
+def _check_supported(name: str, bundle: Bundle, compute: Compute, *, chosen: bool) -> None:
+    """Raises MultigrainError UNSUPPORTED, before any library is imported."""
     heads = bundle.manifest.heads
     if name == "mindspore":
         weights = bundle.manifest.weights
@@ -110,12 +119,13 @@ def _possible(name: str, bundle: Bundle, compute: Compute, *, chosen: bool) -> N
         raise _unsupported(f"{library} is not installed on the server")
     if name == "openvino-bf16" and not chosen and not all(head.reference for head in heads):
         raise _unsupported(
-            "the bundle carries no reference to prove it by: export it again, or ask for it"
+            "the bundle has no reference outputs to check bfloat16: export it again, or request "
+            "openvino-bf16"
         )
 
 
 def _load(name: str, bundle: Bundle, compute: Compute) -> dict[int, Runtime]:
-    """MindSpore's networks share one copy of the weights; an ONNX graph brings its own."""
+    """Loads the network of every head. MindSpore's share one copy of the weights."""
     heads = bundle.manifest.heads
     if name in _OPENVINO:
         from multigrain.engine.runtimes.openvino import OpenVinoRuntime
@@ -147,32 +157,28 @@ def _graph(head: Head, precision: Precision) -> str:
     return head.int8.file if precision == "int8" and head.int8 is not None else head.onnx
 
 
-def _check(runtimes: dict[int, Runtime], bundle: Bundle) -> list[Agreement]:
-    """Warms up and compares; the agreements of the heads that carry a reference."""
+def _warm_up_and_compare(runtimes: dict[int, Runtime], bundle: Bundle) -> list[Agreement]:
+    """The agreements of the heads that have reference outputs."""
     manifest = bundle.manifest
-    classes = manifest.model.classes or len(manifest.labels)
     found = []
     for head in manifest.heads:
         runtime = runtimes[head.resolution]
-        warm_up(runtime, head.resolution, manifest.embedding_size, classes)
+        warm_up(runtime, head.resolution, manifest.embedding_size, manifest.classes)
         if head.reference:
-            found.append(_compare(runtime, head, bundle))
+            reference = read_reference(bundle.path / head.reference)
+            found.append(check_agreement(runtime, reference))
     return found
 
 
-def _compare(runtime: Runtime, head: Head, bundle: Bundle) -> Agreement:
-    reference = read_reference(bundle.path / head.reference)
-    return check_agreement(runtime, reference)
+def _describe_choice(requested: str, rejected: list[str]) -> str:
+    if not rejected:
+        return f"{requested}: the fastest on this device"
+    return f"{requested}: not {'; not '.join(rejected)}"
 
 
-def _why(asked: str, refusals: list[str]) -> str:
-    """Why what comes earlier on the list was not taken."""
-    return f"{asked}: not {'; not '.join(refusals)}" if refusals else f"{asked}: the fastest here"
-
-
-def _describe(found: list[Agreement]) -> str:
+def _describe_agreement(found: list[Agreement]) -> str:
     if not found:
-        return "not compared: the bundle carries no reference"
+        return "not compared: the bundle has no reference outputs"
     return f"cosine with the reference {min(one.cosine for one in found):.6f}"
 
 

@@ -1,4 +1,4 @@
-"""MindSpore: the reference, on every device that it knows."""
+"""The MindSpore runtime: the reference, on every device that MindSpore supports."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 
 class MindSporeRuntime(Runtime):
-    """The network rebuilt from the bundle's weights, compiled as a graph.
+    """The network, built from the bundle's weights and compiled as a graph.
 
-    A graph is compiled for each shape, which takes seconds, so batches are padded to a few
-    sizes that are compiled before the first request.
+    MindSpore compiles a graph for each shape, which takes seconds. Batches are therefore padded
+    to a few sizes, which are compiled before the first request.
 
     Args:
-        bundle: with the weights.
-        head: resolution and exponent.
-        compute: where and how widely.
-        shared: another head's runtime of the same bundle, whose weights are used with it.
+        bundle: has the weights.
+        head: resolution and GeM exponent.
+        compute: device, threads and batch size.
+        shared: runtime of another head of the same bundle, whose weights this one shares.
 
     Raises:
-        MultigrainError: CHECKPOINT if the weights are not this network's.
+        MultigrainError: CHECKPOINT if the weights do not fit the network.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class MindSporeRuntime(Runtime):
         shared: MindSporeRuntime | None = None,
     ) -> None:
         if compute.threads and compute.device == "cpu":
-            # Read when the library is loaded, hence before the import below.
+            # The library reads it when it is loaded.
             os.environ["OMP_NUM_THREADS"] = str(compute.threads)
-        # Imported here: it costs seconds and 300 MB, and only this runtime needs it.
+        # Imported late: it takes seconds and 300 MB, and only this runtime needs it.
         import mindspore
         from mindspore import Tensor, context
 
@@ -53,14 +53,14 @@ class MindSporeRuntime(Runtime):
         context.set_context(mode=context.GRAPH_MODE)
         weights = shared._weights if shared is not None else _network(bundle)
         self._weights: MultiGrain = weights
-        # p is a constant here, whether or not it was learned; the head says which.
+        # p is a constant in serving, even if it was learned; the head has its value.
         self._network = GemOverride(weights, head.gem_p)
         self._network.set_train(False)
         self._tensor = Tensor
         self.preprocessing = head.preprocessing
         self._sizes = _batch_sizes(compute.max_batch)
         self.name = f"mindspore {mindspore.__version__} {compute.device} f32"
-        self.best_batch = compute.max_batch  # a graph for each size: the largest wastes least
+        self.best_batch = compute.max_batch  # one graph for each size: the largest wastes least
         self.warm_sizes = self._sizes
 
     def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
@@ -79,15 +79,14 @@ def _network(bundle: Bundle) -> MultiGrain:
     from multigrain.model.state import load_model_state
 
     manifest = bundle.manifest
-    # There may be more outputs than names (ImageNet with 1001 outputs).
-    classes = manifest.model.classes or len(manifest.labels)
+    classes = manifest.classes
     network = build_model(manifest.model.model_copy(update={"learn_gem_p": False}), classes)
     load_model_state(network, load_file(bundle.path / manifest.weights))
     return network
 
 
 def _batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """1, then every fourth power of two, then the largest: at most 4 times padding."""
+    """1, 4, 16, ... and the largest: padding at most quadruples a batch."""
     sizes = {1, max_batch}
     size = 4
     while size < max_batch:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: portable, and the fastest of ours on a GPU that is no Ascend."""
+"""The ONNX Runtime runtime: portable, and the fastest on Nvidia GPUs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class OnnxRuntime(Runtime):
     """An ONNX graph with input ``images`` and outputs ``embedding`` and ``logits``.
 
     Raises:
-        MultigrainError: UNSUPPORTED if the graph cannot be run here.
+        MultigrainError: UNSUPPORTED if ONNX Runtime cannot load the graph on this device.
     """
 
     def __init__(self, path: Path, preprocessing: Preprocessing, compute: Compute) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = compute.threads
         options.inter_op_num_threads = 1
-        # Spinning threads would take the cores from the decoders between two batches.
+        # Threads that spin between batches would take cores from the decoding threads.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         providers = ["CPUExecutionProvider"]
@@ -44,7 +44,7 @@ class OnnxRuntime(Runtime):
                 )
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its exceptions have no common base of their own
+        except Exception as error:  # its exceptions have no common base class
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED, f"onnxruntime cannot load {path.name}: {error}"
             ) from error

@@ -1,4 +1,4 @@
-"""OpenVINO: the fastest of ours on a CPU."""
+"""The OpenVINO runtime: the fastest on CPUs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import openvino
-import openvino.opset13 as opset
 from numpy.typing import NDArray
-from openvino.preprocess import PrePostProcessor
 
 from multigrain.bundle.reference import Precision
 from multigrain.engine.runtimes.base import (
@@ -24,34 +21,36 @@ from multigrain.engine.runtimes.base import (
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 
-# Each import of openvino would report itself to its makers over the network. Without this
-# package it does not.
+# Importing openvino sends telemetry over the network, unless this package cannot be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
+import openvino.opset13 as opset  # noqa: E402
+from openvino.preprocess import PrePostProcessor  # noqa: E402
 
 
 class OpenVinoRuntime(Runtime):
     """An ONNX graph with input ``images`` and outputs ``embedding`` and ``logits``.
 
-    One stream over all threads: the latency of a single image is the lowest then, and at
-    ``best_batch`` the throughput was within 4 % of a stream a core (which doubles the memory).
-    The kernels of a batch size are made when it first occurs, and kept: batches are cut to
-    ``best_batch``, and every size up to it is run before the first request.
+    It uses one stream over all threads: this gives a single image the lowest latency, and at
+    ``best_batch`` the throughput was within 4 % of one stream per core (which doubles the memory).
+    OpenVINO compiles kernels for a batch size when it first occurs and keeps them: batches are
+    split to ``best_batch``, and every size up to it runs before the first request.
 
-    The scores of the classes have a graph of their own, which only those wait for who asked: for a
-    single image, reading the classifier's weights takes a twentieth of the time.
+    The classifier is a graph of its own that runs only for batches with scores: for a single
+    image, reading the classifier's weights takes a twentieth of the time.
 
-    The compiled network takes pixels, channels last, and normalises them itself: its first layer
-    wants them in that order, and copying bytes costs a fraction of normalising them outside.
+    The compiled network takes pixels, channels last, and normalizes them itself: its first layer
+    needs that layout, and copying bytes costs a fraction of normalizing them outside.
 
     Args:
-        path: the graph; for int8 the quantised one.
+        path: the graph; for int8 the quantized one.
         preprocessing: of its images.
-        compute: how widely; the device is the CPU.
-        precision: "bf16" computes in bfloat16; "int8" what the graph has quantised in 8 bits,
-            and the rest in bfloat16 where the CPU has it.
+        compute: number of threads and batch size; the device is the CPU.
+        precision: "bf16" computes in bfloat16; "int8" computes quantized layers in 8 bits, and
+            the others in bfloat16 if the CPU supports it.
 
     Raises:
-        MultigrainError: UNSUPPORTED if the graph cannot be run here, or the CPU lacks bfloat16.
+        MultigrainError: UNSUPPORTED if OpenVINO cannot load the graph, or the CPU lacks bfloat16.
     """
 
     def __init__(
@@ -67,16 +66,16 @@ class OpenVinoRuntime(Runtime):
         options = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" or not has_bf16 else "bf16",
             "NUM_STREAMS": 1,
-            # Decoders, and engines of other models, share the cores.
+            # Decoding threads and the engines of other models share the cores.
             "ENABLE_CPU_PINNING": False,
         }
         if compute.threads:
             options["INFERENCE_NUM_THREADS"] = compute.threads
-        # Of pixels from 0 to 255, by channel.
+        # Of pixel values from 0 to 255, by channel.
         self._mean = 255 * np.array(preprocessing.mean, np.float32)
         self._std = 255 * np.array(preprocessing.std, np.float32)
         try:
-            trunk, head = parts(self._read(core, path))
+            trunk, head = split_at_embedding(self._read(core, path))
             network = core.compile_model(trunk, "CPU", options)
             classifier = core.compile_model(head, "CPU", options) if head is not None else None
         except RuntimeError as error:
@@ -92,16 +91,15 @@ class OpenVinoRuntime(Runtime):
         self.preprocessing = preprocessing
         self.best_batch = full_batch(preprocessing.size, compute)
         self.warm_sizes = tuple(range(1, self.best_batch + 1))
-        # Written for each batch: a new block of this size would be fetched from the system and
-        # cleared each time.
+        # Reused: the system would map and clear a new block of this size for each batch.
         side = preprocessing.size
         self._input = np.empty((self.best_batch, side, side, 3), np.float32)
 
     def run(self, images: FloatArray, *, scores: bool = True) -> Outputs:
         return self._run(images.transpose(0, 2, 3, 1) * self._std + self._mean, scores)
 
-    def run_pixels(self, pictures: Sequence[Pixels], *, scores: bool = True) -> Outputs:
-        return self._run(pictures, scores)
+    def run_pixels(self, images: Sequence[Pixels], *, scores: bool = True) -> Outputs:
+        return self._run(images, scores)
 
     def _read(self, core: openvino.Core, path: Path) -> openvino.Model:
         steps = PrePostProcessor(core.read_model(path))
@@ -111,11 +109,11 @@ class OpenVinoRuntime(Runtime):
         images.preprocess().mean(self._mean.tolist()).scale(self._std.tolist())
         return steps.build()
 
-    def _run(self, pictures: Sequence[NDArray[np.generic]] | FloatArray, scores: bool) -> Outputs:
-        """Of pictures (S, S, 3) with values from 0 to 255."""
+    def _run(self, images: Sequence[NDArray[np.generic]] | FloatArray, scores: bool) -> Outputs:
+        """Computes images (S, S, 3) with values from 0 to 255."""
         parts = [
-            self._batch(pictures[start : start + self.best_batch], scores)
-            for start in range(0, len(pictures), self.best_batch)
+            self._batch(images[start : start + self.best_batch], scores)
+            for start in range(0, len(images), self.best_batch)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -124,28 +122,28 @@ class OpenVinoRuntime(Runtime):
             np.concatenate([part.logits for part in parts]),
         )
 
-    def _batch(self, pictures: Sequence[NDArray[np.generic]] | FloatArray, scores: bool) -> Outputs:
-        batch = self._input[: len(pictures)]
-        for row, picture in zip(batch, pictures, strict=True):
-            row[:] = picture
-        # The input is read in place; the outputs are copies, as the next batch overwrites them.
+    def _batch(self, images: Sequence[NDArray[np.generic]] | FloatArray, scores: bool) -> Outputs:
+        batch = self._input[: len(images)]
+        for row, image in zip(batch, images, strict=True):
+            row[:] = image
+        # The input is not copied; the outputs are, since the next batch overwrites them.
         results = self._request.infer({0: batch}, share_inputs=True)
         embedding = results["embedding"]
         if self._classifier is None:
             return Outputs(embedding, results["logits"])
         if not scores:
-            return Outputs(embedding, np.empty((len(pictures), 0), np.float32))
+            return Outputs(embedding, np.empty((len(images), 0), np.float32))
         return Outputs(embedding, self._classifier.infer([embedding], share_inputs=True)["logits"])
 
 
-def parts(model: openvino.Model) -> tuple[openvino.Model, openvino.Model | None]:
-    """Cuts a graph at its embedding: from images to embedding, from embedding to logits.
+def split_at_embedding(model: openvino.Model) -> tuple[openvino.Model, openvino.Model | None]:
+    """Splits a graph at its embedding: images to embedding, and embedding to logits.
 
     Args:
-        model: with outputs ``embedding`` and ``logits``; not to be used afterwards.
+        model: with outputs ``embedding`` and ``logits``; must not be used afterwards.
 
     Returns:
-        The two; or the whole and None, if its logits depend on more than the embedding.
+        Both parts; or the whole graph and None, if its logits depend on more than the embedding.
     """
     results = {name: model.output(name).get_node() for name in ("embedding", "logits")}
     embedding = results["embedding"].input_value(0)
@@ -163,7 +161,7 @@ def parts(model: openvino.Model) -> tuple[openvino.Model, openvino.Model | None]
 
 
 def _between(end: openvino.Node, start: openvino.Node) -> set[str] | None:
-    """Names of the nodes that ``end`` depends on, up to ``start``; None if on a parameter too."""
+    """Names of the nodes between ``start`` and ``end``; None if ``end`` has other inputs."""
     found: set[str] = set()
     waiting = [end]
     while waiting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multigrain.engine.protocol import Dtype, VectorWants
+from multigrain.engine.protocol import Dtype, EmbeddingOptions
 from multigrain.errors import MultigrainError
 from multigrain.v1 import common_pb2, embedding_pb2
 from multigrain_server.convert.errors import STATUS_OF
@@ -36,7 +36,7 @@ def embed_request(
         # Once: each access of a repeated field makes a copy of the bytes.
         images=list(message.images),
         resolution=message.resolution,
-        vector=VectorWants(normalize=normalize, dtype=dtype, whiten=message.whiten),
+        vector=EmbeddingOptions(normalize=normalize, dtype=dtype, whiten=message.whiten),
         caller=caller,
         received_ns=received_ns,
         deadline_ns=deadline_ns,
@@ -44,7 +44,7 @@ def embed_request(
 
 
 def embed_response(
-    answer: Answer, wants: VectorWants, request_id: str
+    answer: Answer, wants: EmbeddingOptions, request_id: str
 ) -> embedding_pb2.EmbedResponse:
     dtype = _DTYPE_NUMBERS[wants.dtype]
     results = []

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from multigrain.engine.protocol import VectorWants
+from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.violations import nearest
 from multigrain.v1.inference import service_pb2
@@ -258,7 +258,9 @@ def infer_request(
         images=images.items,
         tensors=images.resolution > 0,
         resolution=images.resolution or wanted.resolution,
-        vector=VectorWants(normalize=wanted.normalize, whiten=wanted.whiten) if embeds else None,
+        vector=EmbeddingOptions(normalize=wanted.normalize, whiten=wanted.whiten)
+        if embeds
+        else None,
         classes=top > 0,
         top_k=top,
         scores=not top and (SCORES in outputs or not outputs),

@@ -213,7 +213,7 @@ def _outputs(manifest: BundleManifest) -> dict[str, list[int]]:
     # A whitened vector has another size than the plain one.
     whitens = any(head.whitening is not None for head in manifest.heads)
     outputs = {EMBEDDING: [_ANY if whitens else manifest.embedding_size]}
-    classes = manifest.model.classes or len(manifest.labels)
+    classes = manifest.classes
     if classes:
         outputs[SCORES] = [classes]
     return outputs

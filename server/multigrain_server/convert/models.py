@@ -24,7 +24,7 @@ def model_message(view: ModelView) -> model_pb2.Model:
         aliases=view.aliases,
         trunk=manifest.model.trunk,
         embedding_size=manifest.embedding_size,
-        classes=manifest.model.classes or len(manifest.labels),
+        classes=manifest.classes,
         labels=manifest.labels,
         resolution=head.resolution,
         gem_p=head.gem_p,

@@ -8,11 +8,14 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from multigrain.engine.inflight import Held
+import msgspec
+
+from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import (
     Cancel,
+    EmbeddingOptions,
     Frame,
     FrameParser,
     LoadFailed,
@@ -20,7 +23,6 @@ from multigrain.engine.protocol import (
     Ready,
     Result,
     Submit,
-    VectorWants,
     WireError,
     encode,
 )
@@ -108,7 +110,7 @@ class EngineItems:
             self._idle.set()
         return item
 
-    def leave(self, held: Iterable[Held]) -> list[PendingItem]:
+    def leave(self, held: Iterable[InFlightImage]) -> list[PendingItem]:
         """Takes out all that somebody waits for; those in ``held`` are marked as suspects."""
         ids = {one.item_id for one in held}
         left = [item for item in self._items.values() if not item.future.done()]
@@ -118,7 +120,7 @@ class EngineItems:
         self._idle.set()
         return left
 
-    def seconds_stuck(self, held: Iterable[Held]) -> float:
+    def seconds_stuck(self, held: Iterable[InFlightImage]) -> float:
         """For how long nothing was answered although there is work, or one image has been in
         the engine's hands, whichever is longer."""
         now = time.monotonic_ns()
@@ -178,7 +180,7 @@ class EngineHello:
             ) from None
         if isinstance(first, LoadFailed):
             message = without_folders(first.message)
-            raise MultigrainError(ErrorKind(first.kind), f"{self._label}: {message}")
+            raise MultigrainError(first.error, f"{self._label}: {message}")
         return first
 
 
@@ -368,7 +370,7 @@ class EngineProcess:
         caller: int = 0,
         resolution: int,
         deadline_ns: int,
-        vector: VectorWants | None,
+        vector: EmbeddingOptions | None,
         top_k: int,
         scores: bool = False,
         tensor: bool = False,
@@ -402,13 +404,13 @@ class EngineProcess:
         if self.ended.is_set():
             item.fail(self._gone())
         elif not item.future.done():
-            item.request = replace(item.request, id=next(self._ids))
+            item.request = msgspec.structs.replace(item.request, id=next(self._ids))
             item.suspect = False
             self._send(item)
 
     def refuse(self, item: PendingItem, error: MultigrainError) -> None:
         """Answers an image with an error of its own, without the engine."""
-        result = Result(id=item.id, kind=error.kind.value, message=error.message)
+        result = Result(id=item.id, error=error.kind, message=error.message)
         self._on_result(result)
         item.answer(EngineResult(result, b""))
 

@@ -12,13 +12,13 @@ import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from multigrain.engine.inflight import Held, InHand
+from multigrain.engine.inflight import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
 from multigrain.memory import EXIT_OUT_OF_MEMORY
 from multigrain_server.serving.config import ServingConfig
@@ -130,7 +130,7 @@ class EngineChild(ABC):
         """Memory that it holds; 0 when it has ended."""
 
     @abstractmethod
-    def held(self) -> list[Held]:
+    def held(self) -> list[InFlightImage]:
         """Images in its hands; after its end, those that it died with."""
 
     @abstractmethod
@@ -150,13 +150,13 @@ class ChildProcess(EngineChild):
         label: str,
         process: asyncio.subprocess.Process,
         ours: socket.socket,
-        in_hand: InHand,
+        inflight: InFlightSlots,
     ) -> None:
         super().__init__()
         self.socket = ours
         self._process = process
-        self._in_hand = in_hand
-        self._died_with: list[Held] = []
+        self._inflight = inflight
+        self._died_with: list[InFlightImage] = []
         self._output = EngineOutput(label)
         self._watch = asyncio.create_task(self._follow())
 
@@ -170,8 +170,8 @@ class ChildProcess(EngineChild):
         except psutil.Error:
             return 0
 
-    def held(self) -> list[Held]:
-        return self._died_with if self.ended.is_set() else self._in_hand.held()
+    def held(self) -> list[InFlightImage]:
+        return self._died_with if self.ended.is_set() else self._inflight.images()
 
     def kill(self) -> None:
         if not self.ended.is_set():
@@ -184,8 +184,8 @@ class ChildProcess(EngineChild):
         assert self._process.stdout is not None
         await self._output.copy(self._process.stdout)
         code = await self._process.wait()
-        self._died_with = self._in_hand.held()
-        self._in_hand.close()
+        self._died_with = self._inflight.images()
+        self._inflight.close()
         self.end_reason = describe_exit(code)
         self.last_words = self._output.last_line
         self.ended.set()
@@ -215,29 +215,29 @@ async def launch(
         max_batch=config.max_batch,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
-        background=int(order.background),
+        low_priority=order.background,
         parent_pid=os.getpid(),
     )
     try:
         with theirs:
-            in_hand_fd = InHand.allocate(settings.slots)
+            inflight_fd = InFlightSlots.allocate(settings.slots)
             try:
-                in_hand = InHand(in_hand_fd, settings.slots)
-                arguments = replace(settings, in_hand_fd=in_hand_fd).arguments()
+                inflight = InFlightSlots(inflight_fd, settings.slots)
+                settings = settings.model_copy(update={"inflight_fd": inflight_fd})
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    *arguments,
+                    *settings.arguments(),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(), in_hand_fd),
+                    pass_fds=(theirs.fileno(), inflight_fd),
                     env={**HUGE_PAGES, **os.environ, **order.environment},
                     # A Ctrl-C in a terminal is the daemon's to handle: it drains first.
                     start_new_session=True,
                 )
             finally:
-                os.close(in_hand_fd)
+                os.close(inflight_fd)
     except BaseException:
         ours.close()
         raise
-    return ChildProcess(order.label, process, ours, in_hand)
+    return ChildProcess(order.label, process, ours, inflight)

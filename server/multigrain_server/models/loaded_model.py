@@ -206,14 +206,14 @@ class LoadedModel(KeptModel):
         metrics, name = self._metrics, self.entry.version.name
         if result.where:
             metrics.cancelled_items.labels(result.where).inc()
-        elif result.kind:
-            metrics.items_failed.labels(_REASONS.get(ErrorKind(result.kind), "other")).inc()
+        elif result.error is not None:
+            metrics.items_failed.labels(_REASONS.get(result.error, "other")).inc()
         if result.decode_ns:
             metrics.stage(name, "decode", result.decode_ns / 1e9)
         if result.batch_items:
             metrics.stage(name, "queue", result.queue_ns / 1e9)
             metrics.stage(name, "infer", result.compute_ns / 1e9)
-            if result.leads_batch:
+            if result.first_in_batch:
                 metrics.batch(name, result.batch_items)
 
 

@@ -54,7 +54,7 @@ class ResponseCache:
 
     def put(self, key: Key | None, result: EngineResult) -> None:
         """Keeps a good result; the oldest make room for it."""
-        if key is None or result.result.kind or key in self._results:
+        if key is None or result.result.error is not None or key in self._results:
             return
         self._results[key] = result
         self._bytes += _size(result)

@@ -75,7 +75,7 @@ class ModelStatistics:
             return
         times = self.batches.setdefault(result.batch_items, BatchTimes())
         times.prepare.ns += result.decode_ns
-        if result.leads_batch:
+        if result.first_in_batch:
             times.prepare.count += 1
             times.infer.add(result.compute_ns)
 

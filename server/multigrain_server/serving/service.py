@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from multigrain.engine.protocol import Result, VectorWants
+from multigrain.engine.protocol import EmbeddingOptions, Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.engine import EngineProcess, EngineResult, PendingItem
 from multigrain_server.models.loaded_model import LoadedModel
@@ -32,7 +32,7 @@ class Wanted(NamedTuple):
     """What is asked of each image of a request: equal where answers would be."""
 
     resolution: int
-    vector: VectorWants | None
+    vector: EmbeddingOptions | None
     top_k: int
     scores: bool
     tensor: bool
@@ -78,9 +78,8 @@ def _item(result: EngineResult | ItemError, labels: Sequence[str]) -> ItemAnswer
     if isinstance(result, ItemError):
         return ItemAnswer(error=result)
     head = result.result
-    kind = head.error_kind
-    if kind is not None:
-        return ItemAnswer(error=ItemError(kind, head.message))
+    if head.error is not None:
+        return ItemAnswer(error=ItemError(head.error, head.message))
     return ItemAnswer(
         vector=result.payload[: head.vector_bytes],
         scale=head.scale,
@@ -300,7 +299,7 @@ class ImageService:
         if not request.classes:
             return 0
         manifest = model.entry.manifest
-        classes = manifest.model.classes or len(manifest.labels)
+        classes = manifest.classes
         # "At most all": more than there are is not an error.
         return min(request.top_k or _DEFAULT_TOP_K, classes)
 
@@ -315,7 +314,7 @@ class ImageService:
 
 def _raise_if_of_the_call(result: Result) -> None:
     """Raises for what one image says about all the others of its call."""
-    kind = result.error_kind
+    kind = result.error
     if kind is None or kind not in _CALL_KINDS:
         return
     if kind is ErrorKind.DEADLINE:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multigrain.engine.protocol import VectorWants
+from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind
 from multigrain_server.models.reference import ModelVersion
 
@@ -42,7 +42,7 @@ class ImageRequest:
     images: Sequence[bytes]
     tensors: bool = False
     resolution: int = 0
-    vector: VectorWants | None = None
+    vector: EmbeddingOptions | None = None
     classes: bool = False
     top_k: int = 0
     scores: bool = False

@@ -143,7 +143,7 @@ async def test_a_prepared_image_that_is_not_finite_is_refused(served: Serving) -
     bad[2, 0, 0, 0] = np.inf
     error = await refusal(served.inference.ModelInfer(pixels(bad)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "not finite" in error.details()
+    assert "non-finite" in error.details()
 
 
 @pytest.mark.parametrize(

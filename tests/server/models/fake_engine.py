@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multigrain.engine.inflight import Held
+from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import Cancel, FrameParser, Ready, Result, Submit, encode
 from multigrain_server.engines.launch import EngineChild, EngineOrder
 from multigrain_server.serving.config import ServingConfig
@@ -74,7 +74,7 @@ class FakeChild(EngineChild):
         self._theirs.setblocking(False)
         self._waiting: list[tuple[Submit, bytes]] = []
         self._arrived = asyncio.Event()
-        self._held: list[Held] = []
+        self._held: list[InFlightImage] = []
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._compute())]
 
     @property
@@ -84,7 +84,7 @@ class FakeChild(EngineChild):
     def resident_bytes(self) -> int:
         return 0 if self.ended.is_set() else self._engines.memory
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[InFlightImage]:
         return self._held
 
     def kill(self) -> None:
@@ -106,7 +106,7 @@ class FakeChild(EngineChild):
         await self._send(
             Ready(
                 runtime="fake 1.0",
-                reason="asked for",
+                reason="requested",
                 resolutions=(32,),
                 embedding_size=4,
                 classes=0,
@@ -131,7 +131,7 @@ class FakeChild(EngineChild):
             del self._waiting[: self._engines.batch]
             if not self._waiting:
                 self._arrived.clear()
-            self._held = [Held(request.id, time.monotonic_ns()) for request, _ in batch]
+            self._held = [InFlightImage(request.id, time.monotonic_ns()) for request, _ in batch]
             images = [image for _, image in batch]
             self._engines.taken.update(images)
             if self._engines.deadly.intersection(images):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.inflight import Held
+from multigrain.engine.inflight import InFlightImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.engine import EngineItems
 from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
@@ -248,4 +248,4 @@ def test_an_image_that_is_stuck_is_noticed_although_others_are_answered() -> Non
     assert items.seconds_stuck([]) == 0
     now = time.monotonic_ns()
     items.finish(1)  # an answer, a moment ago
-    assert items.seconds_stuck([Held(2, now - 5_000_000_000), Held(3, now)]) >= 5
+    assert items.seconds_stuck([InFlightImage(2, now - 5_000_000_000), InFlightImage(3, now)]) >= 5

@@ -36,7 +36,7 @@ async def test_a_restarted_daemon_loads_the_same_models(root: Path) -> None:
         assert (await h.embed(picture(1))).model == "other@1"
         answer = await h.embed(picture(1), model="production")
         assert answer.model == "tiny@1"
-        assert "asked for" in h.manager.view("tiny@1").runtime
+        assert "requested" in h.manager.view("tiny@1").runtime
         np.testing.assert_array_equal(vectors(answer), before)
 
 

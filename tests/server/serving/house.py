@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.protocol import VectorWants
+from multigrain.engine.protocol import EmbeddingOptions
 from multigrain_server.devices import Leases
 from multigrain_server.engines.launch import Launch
 from multigrain_server.models.aliases import ModelUsers
@@ -87,7 +87,7 @@ def embed(*images: bytes, **fields: object) -> ImageRequest:
         **{
             "model": "",
             "images": images,
-            "vector": VectorWants(normalize=False),
+            "vector": EmbeddingOptions(normalize=False),
             "received_ns": time.monotonic_ns(),
             **fields,
         }

@@ -52,7 +52,7 @@ async def test_an_image_that_is_too_large(h: House) -> None:
 
 @pytest.mark.parametrize("where", ["queue", "batch"])
 async def test_an_image_that_nobody_waits_for_any_more(h: House, where: str) -> None:
-    result = Result(id=1, kind=ErrorKind.CANCELLED.value, where=where)
+    result = Result(id=1, error=ErrorKind.CANCELLED, where=where)
     h.manager.route("")._observe(result)
     counts = {
         place: h.metric("multigrain_cancelled_items_total", where=place) for place in GIVEN_UP

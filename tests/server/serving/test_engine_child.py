@@ -32,7 +32,8 @@ async def _told(
         await launch(order, ServingConfig(**fields))
     _, _, module, *arguments = started[0]
     assert module == "multigrain.engine"
-    return replace(EngineSettings.parse(arguments), socket_fd=0, in_hand_fd=0)
+    settings = EngineSettings.parse(arguments)
+    return settings.model_copy(update={"socket_fd": 0, "inflight_fd": 0})
 
 
 @pytest.mark.parametrize(
@@ -51,15 +52,17 @@ async def test_every_limit_that_is_set_reaches_the_engine(
 ) -> None:
     usual = await _told(monkeypatch, ORDER)
     assert getattr(usual, told) != value
-    assert await _told(monkeypatch, ORDER, **{field: value}) == replace(usual, **{told: value})
+    assert await _told(monkeypatch, ORDER, **{field: value}) == usual.model_copy(
+        update={told: value}
+    )
 
 
 async def test_an_engine_that_serves_nobody_yet_is_told_to_give_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     later = replace(ORDER, background=True)
-    assert (await _told(monkeypatch, later)).background
-    assert not (await _told(monkeypatch, ORDER)).background
+    assert (await _told(monkeypatch, later)).low_priority
+    assert not (await _told(monkeypatch, ORDER)).low_priority
 
 
 async def test_an_engine_that_cannot_be_started_leaves_no_descriptor_open(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.engine.inflight import Held
+from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import Ready, encode
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.engine import EngineProcess
@@ -42,7 +42,7 @@ class Deaf(EngineChild):
     def resident_bytes(self) -> int:
         return 0
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[InFlightImage]:
         return []
 
     def kill(self) -> None:

@@ -27,7 +27,7 @@ def test_only_the_last_part_of_a_path_is_shown(text: str, shown: str | None) -> 
 async def test_what_an_engine_says_of_its_end_is_shown_like_that() -> None:
     ended, failed = EngineHello("tiny@1", 60), EngineHello("tiny@1", 60)
     ended.ended("exit code 1", "OSError: /opt/secret/lib/libfoo.so: not found")
-    failed.received(LoadFailed(kind=ErrorKind.CHECKPOINT.value, message="/opt/secret/a.onnx broke"))
+    failed.received(LoadFailed(error=ErrorKind.CHECKPOINT, message="/opt/secret/a.onnx broke"))
     for hello in (ended, failed):
         with pytest.raises(MultigrainError) as caught:
             await hello.ready()

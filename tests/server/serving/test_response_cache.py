@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.protocol import Result, VectorWants
+from multigrain.engine.protocol import EmbeddingOptions, Result
 from multigrain_server.engines.engine import EngineResult
 from multigrain_server.serving.cache import ResponseCache
 from multigrain_server.serving.metrics import ServingMetrics
@@ -44,7 +44,7 @@ async def test_who_asks_otherwise_gets_another_answer(root: Path) -> None:
         await h.manager.load("tiny")
         await h.embed(picture(1))
         await h.embed(picture(1), resolution=16)
-        await h.embed(picture(1), vector=VectorWants())
+        await h.embed(picture(1), vector=EmbeddingOptions())
         await h.embed(picture(1), vector=None, classes=True, top_k=2)
         await h.embed(picture(1), vector=None, classes=True, top_k=3)
         assert computed(h) == 5

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.protocol import VectorWants
+from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
@@ -54,13 +54,13 @@ async def test_whitened_vectors_are_the_formulas_also_beside_others_in_a_batch(
         await h.manager.load("tiny")
         hold(h.manager.route("").engine, 9)
         raw, both, unit = await asyncio.gather(
-            h.embed(*pictures, vector=VectorWants(normalize=False)),
-            h.embed(*pictures, vector=VectorWants(normalize=False, whiten=True)),
-            h.embed(*pictures, vector=VectorWants(whiten=True), classes=True, top_k=1),
+            h.embed(*pictures, vector=EmbeddingOptions(normalize=False)),
+            h.embed(*pictures, vector=EmbeddingOptions(normalize=False, whiten=True)),
+            h.embed(*pictures, vector=EmbeddingOptions(whiten=True), classes=True, top_k=1),
         )
         assert h.metric("multigrain_batch_items_count", model="tiny") == 2  # at most 8 in one
         with pytest.raises(MultigrainError, match="at 16 px: use resolution 32") as caught:
-            await h.embed(pictures[0], resolution=16, vector=VectorWants(whiten=True))
+            await h.embed(pictures[0], resolution=16, vector=EmbeddingOptions(whiten=True))
     assert (raw.embedding_size, both.embedding_size) == (EMBEDDING, EMBEDDING + 1)
     np.testing.assert_allclose(vectors(raw), plain, rtol=1e-4)
     np.testing.assert_allclose(vectors(both), phi, atol=1e-4 * abs(phi).max())
@@ -135,7 +135,7 @@ async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
         ({"images": ()}, "images"),
         ({"images": (b"x",) * 65}, "images"),
         ({"resolution": 7}, "resolution"),
-        ({"vector": VectorWants(whiten=True)}, "whiten"),
+        ({"vector": EmbeddingOptions(whiten=True)}, "whiten"),
         ({"model": "no spaces allowed"}, "model"),
         ({"model": "tiny@zero"}, "model"),
     ],
@@ -166,8 +166,8 @@ async def test_more_classes_than_there_are_means_all(root: Path) -> None:
 async def test_smaller_numbers_keep_the_vector(root: Path, dtype: str, size: int) -> None:
     async with house(root) as h:
         await h.manager.load("tiny")
-        whole = vectors(await h.embed(picture(1), vector=VectorWants()))[0]
-        item = (await h.embed(picture(1), vector=VectorWants(dtype=dtype))).items[0]
+        whole = vectors(await h.embed(picture(1), vector=EmbeddingOptions()))[0]
+        item = (await h.embed(picture(1), vector=EmbeddingOptions(dtype=dtype))).items[0]
     assert len(item.vector) * 4 == whole.nbytes * size
     got = np.frombuffer(item.vector, "<f2" if dtype == "fp16" else "i1").astype(np.float32)
     if dtype == "int8":

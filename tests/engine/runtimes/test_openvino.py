@@ -11,7 +11,7 @@ import pytest
 
 from multigrain.bundle.reference import pattern_pixels
 from multigrain.engine.runtimes.base import Compute, FloatArray, full_batch
-from multigrain.engine.runtimes.openvino import OpenVinoRuntime, parts
+from multigrain.engine.runtimes.openvino import OpenVinoRuntime, split_at_embedding
 from multigrain.images.parameters import Preprocessing
 from tests.engine.bundles import TinyNetwork
 
@@ -89,7 +89,7 @@ def test_a_graph_whose_scores_need_the_images_stays_whole() -> None:
     embedding.output(0).set_names({"embedding"})
     logits.output(0).set_names({"logits"})
     model = openvino.Model([embedding, logits], [images])
-    whole, classifier = parts(model)
+    whole, classifier = split_at_embedding(model)
     assert classifier is None
     assert len(whole.outputs) == 2
 
