@@ -64,7 +64,7 @@ class LossPoint:
     """Layers that have curvature (THOR)."""
 
     eta_seconds: float
-    """Expected seconds to the end of training; -1 if unknown."""
+    """Estimated seconds to the end of the training run; -1 if unknown."""
 
     skipped: bool
     """The step was skipped because of a non-finite value; see `skipped_because`."""

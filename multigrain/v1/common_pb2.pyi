@@ -41,49 +41,53 @@ class _ErrorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorKind.V
     ERROR_KIND_DEADLINE: _ErrorKind.ValueType  # 8
     """The deadline passed, or cannot be met. -> DEADLINE_EXCEEDED"""
     ERROR_KIND_CANCELLED: _ErrorKind.ValueType  # 9
-    """The caller went away. -> CANCELLED"""
+    """The client canceled the call. -> CANCELLED"""
     ERROR_KIND_UNAUTHENTICATED: _ErrorKind.ValueType  # 10
     """No token, or a wrong one. -> UNAUTHENTICATED"""
     ERROR_KIND_FORBIDDEN: _ErrorKind.ValueType  # 11
     """The token's role does not allow this call. -> PERMISSION_DENIED"""
     ERROR_KIND_INTERNAL: _ErrorKind.ValueType  # 12
-    """A defect of the server. -> INTERNAL"""
+    """A bug in the server. -> INTERNAL"""
     ERROR_KIND_UNSUPPORTED: _ErrorKind.ValueType  # 13
-    """This build or this device cannot do it (AIR export off Ascend, say). -> UNIMPLEMENTED"""
+    """This build or this device cannot do it, such as AIR export without an Ascend device.
+    -> UNIMPLEMENTED
+    """
     ERROR_KIND_IMAGE_UNREADABLE: _ErrorKind.ValueType  # 20
     """Kinds of an image's own status. The call itself is OK.
-    The bytes are not an image, are cut short, or the file is empty.
+
+    The bytes are not an image, or they are truncated or empty.
     """
     ERROR_KIND_IMAGE_FORMAT: _ErrorKind.ValueType  # 21
     """The format is an image format that the server does not accept."""
     ERROR_KIND_IMAGE_TOO_LARGE: _ErrorKind.ValueType  # 22
     """More pixels or more bytes than the server accepts."""
     ERROR_KIND_NOT_FINITE: _ErrorKind.ValueType  # 23
-    """The model's answer was not a finite number."""
+    """The model's output was non-finite."""
     ERROR_KIND_IMAGE_HARMFUL: _ErrorKind.ValueType  # 24
-    """The process that computes died of this image, of it alone; it is refused from then on."""
+    """The image, computed alone, crashed the engine; it is quarantined and refused from then on."""
     ERROR_KIND_DATASET: _ErrorKind.ValueType  # 40
     """Kinds of a failed job.
+
     The dataset is missing, empty, mostly unreadable, or has the wrong number of classes.
     """
     ERROR_KIND_WORKER_DIED: _ErrorKind.ValueType  # 41
-    """A worker process ended by itself or by a signal."""
+    """A worker process exited or was killed by a signal."""
     ERROR_KIND_CLUSTER_TIMEOUT: _ErrorKind.ValueType  # 42
     """The workers did not form a cluster in time."""
     ERROR_KIND_DIVERGED: _ErrorKind.ValueType  # 43
-    """The loss, a gradient or a curvature factor was not finite too often in a row."""
+    """The loss, a gradient or a curvature factor was non-finite in too many steps in a row."""
     ERROR_KIND_CHECKPOINT: _ErrorKind.ValueType  # 44
-    """A checkpoint is missing, damaged or of another network."""
+    """A checkpoint is missing, damaged, or belongs to another network."""
     ERROR_KIND_STORAGE: _ErrorKind.ValueType  # 45
-    """The disk is full or cannot be written."""
+    """The disk is full or not writable."""
     ERROR_KIND_RUNNER_LOST: _ErrorKind.ValueType  # 46
     """The job's own runner process disappeared (machine restart, kill -9)."""
     ERROR_KIND_STALLED: _ErrorKind.ValueType  # 47
     """No progress for longer than the watchdog allows."""
 
 class ErrorKind(_ErrorKind, metaclass=_ErrorKindEnumTypeWrapper):
-    """What went wrong, finer than a gRPC status code and stable for programs to
-    switch on. Also sent as the `reason` of a google.rpc.ErrorInfo detail
+    """What went wrong, in more detail than a gRPC status code; stable, so that programs can switch
+    on it. Also sent as the `reason` of a google.rpc.ErrorInfo detail
     (domain "multigrain") on every failed call.
     """
 
@@ -105,41 +109,45 @@ ERROR_KIND_UNAVAILABLE: ErrorKind.ValueType  # 7
 ERROR_KIND_DEADLINE: ErrorKind.ValueType  # 8
 """The deadline passed, or cannot be met. -> DEADLINE_EXCEEDED"""
 ERROR_KIND_CANCELLED: ErrorKind.ValueType  # 9
-"""The caller went away. -> CANCELLED"""
+"""The client canceled the call. -> CANCELLED"""
 ERROR_KIND_UNAUTHENTICATED: ErrorKind.ValueType  # 10
 """No token, or a wrong one. -> UNAUTHENTICATED"""
 ERROR_KIND_FORBIDDEN: ErrorKind.ValueType  # 11
 """The token's role does not allow this call. -> PERMISSION_DENIED"""
 ERROR_KIND_INTERNAL: ErrorKind.ValueType  # 12
-"""A defect of the server. -> INTERNAL"""
+"""A bug in the server. -> INTERNAL"""
 ERROR_KIND_UNSUPPORTED: ErrorKind.ValueType  # 13
-"""This build or this device cannot do it (AIR export off Ascend, say). -> UNIMPLEMENTED"""
+"""This build or this device cannot do it, such as AIR export without an Ascend device.
+-> UNIMPLEMENTED
+"""
 ERROR_KIND_IMAGE_UNREADABLE: ErrorKind.ValueType  # 20
 """Kinds of an image's own status. The call itself is OK.
-The bytes are not an image, are cut short, or the file is empty.
+
+The bytes are not an image, or they are truncated or empty.
 """
 ERROR_KIND_IMAGE_FORMAT: ErrorKind.ValueType  # 21
 """The format is an image format that the server does not accept."""
 ERROR_KIND_IMAGE_TOO_LARGE: ErrorKind.ValueType  # 22
 """More pixels or more bytes than the server accepts."""
 ERROR_KIND_NOT_FINITE: ErrorKind.ValueType  # 23
-"""The model's answer was not a finite number."""
+"""The model's output was non-finite."""
 ERROR_KIND_IMAGE_HARMFUL: ErrorKind.ValueType  # 24
-"""The process that computes died of this image, of it alone; it is refused from then on."""
+"""The image, computed alone, crashed the engine; it is quarantined and refused from then on."""
 ERROR_KIND_DATASET: ErrorKind.ValueType  # 40
 """Kinds of a failed job.
+
 The dataset is missing, empty, mostly unreadable, or has the wrong number of classes.
 """
 ERROR_KIND_WORKER_DIED: ErrorKind.ValueType  # 41
-"""A worker process ended by itself or by a signal."""
+"""A worker process exited or was killed by a signal."""
 ERROR_KIND_CLUSTER_TIMEOUT: ErrorKind.ValueType  # 42
 """The workers did not form a cluster in time."""
 ERROR_KIND_DIVERGED: ErrorKind.ValueType  # 43
-"""The loss, a gradient or a curvature factor was not finite too often in a row."""
+"""The loss, a gradient or a curvature factor was non-finite in too many steps in a row."""
 ERROR_KIND_CHECKPOINT: ErrorKind.ValueType  # 44
-"""A checkpoint is missing, damaged or of another network."""
+"""A checkpoint is missing, damaged, or belongs to another network."""
 ERROR_KIND_STORAGE: ErrorKind.ValueType  # 45
-"""The disk is full or cannot be written."""
+"""The disk is full or not writable."""
 ERROR_KIND_RUNNER_LOST: ErrorKind.ValueType  # 46
 """The job's own runner process disappeared (machine restart, kill -9)."""
 ERROR_KIND_STALLED: ErrorKind.ValueType  # 47
@@ -204,7 +212,7 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class DeviceSpec(_message.Message):
-    """Which device a job or an engine runs on."""
+    """Which devices a job runs on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,22 +227,24 @@ class DeviceSpec(_message.Message):
     target: _builtins.str
     """"cpu", "gpu" or "ascend"."""
     count: _builtins.int
-    """Number of worker processes, one a device; on CPU they share the cores. 1..4096."""
+    """Number of worker processes, one per device; on CPU they share the cores. 1..4096."""
     launcher: _builtins.str
-    """"msrun" (all workers on this host) or "rank-table" (Ascend cluster with a RANK_TABLE_FILE)."""
+    """"msrun" (all workers on this host) or "rank-table" (Ascend, one host, with a
+    RANK_TABLE_FILE).
+    """
     rank_table: _builtins.str
-    """Path of the HCCL rank table, for launcher "rank-table" (or for msrun on one Ascend host)."""
+    """Path of the HCCL rank table, for launcher "rank-table" (optional with msrun on Ascend)."""
     cluster_timeout_seconds: _builtins.float
-    """Seconds the workers have to form the cluster. Default 300."""
+    """Timeout in seconds for the workers to form the cluster. Default 300."""
     threads_per_worker: _builtins.int
     """Compute threads of each CPU worker; 0 = cores / workers, at least 1."""
     stall_timeout_seconds: _builtins.float
     """Seconds without progress (a step, an image, a heartbeat) after which a worker
-    counts as hung and is treated like a dead one. 0 = never. Default 1800.
+    counts as hung and is handled like a dead one. 0 = never. Default 1800.
     """
     first_step_timeout_seconds: _builtins.float
-    """The same before an attempt's first step or figure, while graphs are compiled; the larger one
-    of both counts. 0 = without limit. Default 3600.
+    """The same before an attempt's first step or result, while graphs are compiled; the larger of
+    the two applies. 0 = no limit. Default 3600.
     """
     def __init__(
         self,

@@ -31,17 +31,17 @@ class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType
     DTYPE_FP32: _Dtype.ValueType  # 1
     DTYPE_FP16: _Dtype.ValueType  # 2
     DTYPE_INT8: _Dtype.ValueType  # 3
-    """value = byte * scale, symmetric, one scale a vector."""
+    """value = byte * scale, symmetric, one scale per vector."""
 
 class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper):
-    """How the numbers of a vector are sent. Little-endian."""
+    """Data type of a vector's components on the wire. Little-endian."""
 
 DTYPE_UNSPECIFIED: Dtype.ValueType  # 0
 """The same as FP32."""
 DTYPE_FP32: Dtype.ValueType  # 1
 DTYPE_FP16: Dtype.ValueType  # 2
 DTYPE_INT8: Dtype.ValueType  # 3
-"""value = byte * scale, symmetric, one scale a vector."""
+"""value = byte * scale, symmetric, one scale per vector."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
 @_typing.final
@@ -58,19 +58,19 @@ class EmbedRequest(_message.Message):
     model: _builtins.str
     """"name", "name@version" or an alias; empty = the default model."""
     resolution: _builtins.int
-    """Side of the input in pixels; 0 = the model's. Must be one that the bundle carries."""
+    """Side of the input in pixels; 0 = the model's. Must be a resolution of the bundle."""
     normalize: _builtins.bool
-    """L2-normalise the vectors. Default true."""
+    """L2-normalize the vectors. Default true."""
     whiten: _builtins.bool
-    """Whiten the vectors (PCA of the bundle). Default false; refused if the bundle has none."""
+    """Whiten the vectors (PCA of the bundle). Default false; refused if the bundle has no whitening."""
     dtype: Global___Dtype.ValueType
     request_id: _builtins.str
     """Chosen by the caller, repeated in the response and in the server's log."""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded image files (JPEG, PNG, WebP, BMP, GIF: first frame, TIFF), 1 to the server's
-        limit (default 64). EXIF orientation is applied, alpha is laid on white, grey, CMYK and
-        16-bit are converted to 8-bit RGB.
+        limit (default 64). EXIF orientation is applied, transparency is drawn on white, and
+        grayscale, CMYK and 16-bit images are converted to 8-bit RGB.
         """
 
     def __init__(
@@ -112,7 +112,7 @@ class EmbedResponse(_message.Message):
     request_id: _builtins.str
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedResult]:
-        """One for each image, in the request's order."""
+        """One per image, in the request's order."""
 
     @_builtins.property
     def timings(self) -> Global___Timings: ...
@@ -165,12 +165,12 @@ class Vector(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """Numbers in it: 2048 for a ResNet-50, fewer when whitened with fewer components."""
+    """Number of components: 2048 for a ResNet-50, one more when whitened."""
     dtype: Global___Dtype.ValueType
     data: _builtins.bytes
-    """The numbers, one after the other, little-endian: 4 bytes each for FP32, 2 for FP16, 1 for INT8."""
+    """The components, little-endian: 4 bytes each for FP32, 2 for FP16, 1 for INT8."""
     scale: _builtins.float
-    """INT8 only: number i is scale times the signed byte i."""
+    """INT8 only: component i is scale times the signed byte i."""
     def __init__(
         self,
         *,
@@ -223,7 +223,7 @@ class Timings(_message.Message):
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
     TOTAL_NS_FIELD_NUMBER: _builtins.int
     decode_ns: _builtins.int
-    """Nanoseconds of this request: the longest of its images in each stage."""
+    """Nanoseconds: the longest of the request's images in each stage."""
     queue_ns: _builtins.int
     compute_ns: _builtins.int
     total_ns: _builtins.int
@@ -253,7 +253,7 @@ class ClassifyRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """As in EmbedRequest, with images and resolution."""
+    """model, images and resolution as in EmbedRequest."""
     resolution: _builtins.int
     top_k: _builtins.int
     """Classes returned for each image, most probable first; 0 = 5, at most all."""

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EmbeddingServiceStub:
-    """Answers for images. One bad image does not fail its call: it carries its own status.
+    """Embeds and classifies images. One bad image does not fail its call: it has a status of its own.
     """
 
     def __init__(self, channel):
@@ -53,24 +53,26 @@ class EmbeddingServiceStub:
 
 
 class EmbeddingServiceServicer:
-    """Answers for images. One bad image does not fail its call: it carries its own status.
+    """Embeds and classifies images. One bad image does not fail its call: it has a status of its own.
     """
 
     def Embed(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A vector for each image.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Classify(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The most probable classes of each image.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedStream(self, request_iterator, context):
-        """Bulk embedding: one response for each request, in the same order. The server reads on
-        only as fast as it answers.
+        """Bulk embedding: one response per request, in the same order. The server reads requests
+        only as fast as it answers them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +105,7 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbeddingService:
-    """Answers for images. One bad image does not fail its call: it carries its own status.
+    """Embeds and classifies images. One bad image does not fail its call: it has a status of its own.
     """
 
     @staticmethod

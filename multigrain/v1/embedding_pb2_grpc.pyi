@@ -27,47 +27,53 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EmbeddingServiceStub:
-    """Answers for images. One bad image does not fail its call: it carries its own status."""
+    """Embeds and classifies images. One bad image does not fail its call: it has a status of its own."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbeddingServiceAsyncStub: ...
     Embed: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]
+    """A vector for each image."""
     Classify: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.ClassifyRequest, _embedding_pb2.ClassifyResponse]
+    """The most probable classes of each image."""
     EmbedStream: _grpc.StreamStreamMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]
-    """Bulk embedding: one response for each request, in the same order. The server reads on
-    only as fast as it answers.
+    """Bulk embedding: one response per request, in the same order. The server reads requests
+    only as fast as it answers them.
     """
 
 @_typing.type_check_only
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
-    """Answers for images. One bad image does not fail its call: it carries its own status."""
+    """Embeds and classifies images. One bad image does not fail its call: it has a status of its own."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]  # type: ignore[assignment]
+    """A vector for each image."""
     Classify: _aio.UnaryUnaryMultiCallable[_embedding_pb2.ClassifyRequest, _embedding_pb2.ClassifyResponse]  # type: ignore[assignment]
+    """The most probable classes of each image."""
     EmbedStream: _aio.StreamStreamMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Bulk embedding: one response for each request, in the same order. The server reads on
-    only as fast as it answers.
+    """Bulk embedding: one response per request, in the same order. The server reads requests
+    only as fast as it answers them.
     """
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers for images. One bad image does not fail its call: it carries its own status."""
+    """Embeds and classifies images. One bad image does not fail its call: it has a status of its own."""
 
     @_abc_1.abstractmethod
     def Embed(
         self,
         request: _embedding_pb2.EmbedRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_embedding_pb2.EmbedResponse, _abc.Awaitable[_embedding_pb2.EmbedResponse]]: ...
+    ) -> _typing.Union[_embedding_pb2.EmbedResponse, _abc.Awaitable[_embedding_pb2.EmbedResponse]]:
+        """A vector for each image."""
 
     @_abc_1.abstractmethod
     def Classify(
         self,
         request: _embedding_pb2.ClassifyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_embedding_pb2.ClassifyResponse, _abc.Awaitable[_embedding_pb2.ClassifyResponse]]: ...
+    ) -> _typing.Union[_embedding_pb2.ClassifyResponse, _abc.Awaitable[_embedding_pb2.ClassifyResponse]]:
+        """The most probable classes of each image."""
 
     @_abc_1.abstractmethod
     def EmbedStream(
@@ -75,8 +81,8 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_embedding_pb2.EmbedRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_embedding_pb2.EmbedResponse], _abc.AsyncIterator[_embedding_pb2.EmbedResponse]]:
-        """Bulk embedding: one response for each request, in the same order. The server reads on
-        only as fast as it answers.
+        """Bulk embedding: one response per request, in the same order. The server reads requests
+        only as fast as it answers them.
         """
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

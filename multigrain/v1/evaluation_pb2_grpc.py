@@ -27,8 +27,8 @@ if _version_not_supported:
 
 
 class EvaluationServiceStub:
-    """Starts evaluation jobs. Everything after the start is JobService's; the figures are in
-    the job's EvaluationEvent and in `job.metrics`.
+    """Starts evaluation jobs; JobService controls them. The metrics are in the job's EvaluationEvent
+    and in `job.metrics`.
     """
 
     def __init__(self, channel):
@@ -45,8 +45,8 @@ class EvaluationServiceStub:
 
 
 class EvaluationServiceServicer:
-    """Starts evaluation jobs. Everything after the start is JobService's; the figures are in
-    the job's EvaluationEvent and in `job.metrics`.
+    """Starts evaluation jobs; JobService controls them. The metrics are in the job's EvaluationEvent
+    and in `job.metrics`.
     """
 
     def StartEvaluation(self, request, context):
@@ -73,8 +73,8 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EvaluationService:
-    """Starts evaluation jobs. Everything after the start is JobService's; the figures are in
-    the job's EvaluationEvent and in `job.metrics`.
+    """Starts evaluation jobs; JobService controls them. The metrics are in the job's EvaluationEvent
+    and in `job.metrics`.
     """
 
     @staticmethod

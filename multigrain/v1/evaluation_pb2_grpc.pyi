@@ -28,8 +28,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EvaluationServiceStub:
-    """Starts evaluation jobs. Everything after the start is JobService's; the figures are in
-    the job's EvaluationEvent and in `job.metrics`.
+    """Starts evaluation jobs; JobService controls them. The metrics are in the job's EvaluationEvent
+    and in `job.metrics`.
     """
 
     @_typing.overload
@@ -41,8 +41,8 @@ class EvaluationServiceStub:
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
-    """Starts evaluation jobs. Everything after the start is JobService's; the figures are in
-    the job's EvaluationEvent and in `job.metrics`.
+    """Starts evaluation jobs; JobService controls them. The metrics are in the job's EvaluationEvent
+    and in `job.metrics`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -50,8 +50,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Validates and queues an evaluation. Safe to retry with the same request_id."""
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Starts evaluation jobs. Everything after the start is JobService's; the figures are in
-    the job's EvaluationEvent and in `job.metrics`.
+    """Starts evaluation jobs; JobService controls them. The metrics are in the job's EvaluationEvent
+    and in `job.metrics`.
     """
 
     @_abc_1.abstractmethod

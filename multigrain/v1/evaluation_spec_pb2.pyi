@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WeightsSource(_message.Message):
-    """Where weights come from. Exactly one of the three."""
+    """Where weights come from: exactly one of the three."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,7 +30,7 @@ class WeightsSource(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """A training job of this daemon; `checkpoint` says which of its checkpoints."""
+    """A training job of this daemon; `checkpoint` selects one of its checkpoints."""
     checkpoint_path: _builtins.str
     """A checkpoint folder, or a .safetensors, .ckpt or .pth file, under an allowed root. A file's
     names may be torchvision's, timm's or the published MultiGrain's.
@@ -86,35 +86,35 @@ class EvaluationSpec(_message.Message):
     resolution: _builtins.int
     """Side of the test image in pixels; 0 = the training resolution."""
     batch_size: _builtins.int
-    """Images of one forward pass. Default 32."""
+    """Images per forward pass. Default 32."""
     seed: _builtins.int
     """Seed of the distortions of copy detection. Default 0."""
     trunk: _builtins.str
-    """Of a weights file. Empty: told by the names and shapes of its parameters."""
+    """Trunk of a weights file. Empty: detected from the names and shapes of its parameters."""
     gem_p: _builtins.float
     """GeM exponent at this resolution; 0 = the checkpoint's."""
     transform: _builtins.str
-    """"crop" (default): the short side scaled, the centre cut, as in serving. "rect": the largest
-    side scaled to the resolution, nothing cut; each image keeps its proportions.
+    """"crop" (default): scales the short side and crops the center, as in serving. "rect": scales the
+    largest side to the resolution and crops nothing; each image keeps its aspect ratio.
     """
     group_queries: _builtins.str
     """Queries of the task "groups": "all" (default) images, or the "first" of each group by name."""
     whiten: _builtins.bool
-    """Compare whitened vectors. Default false; refused unless `weights` is a model that carries a
-    whitening at this resolution.
+    """Compare whitened vectors. Default false; requires `weights` to be a model with a whitening at
+    this resolution.
     """
     @_builtins.property
     def weights(self) -> Global___WeightsSource: ...
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: "classification" and "copy_detection".
-        Of a folder with one sub-folder of images a class or group, in any combination:
+        For a folder with one sub-folder of images per class or group, in any combination:
         "classification" (top-1, top-5, per class), "copy_detection" (every image is queried by a
         distorted copy of itself; mean average precision and recall@1) and "groups" (every image of
-        a sub-folder should find the others of it; mean average precision and recall@1).
-        "gem_p" by itself: chooses the pooling exponent for `resolution`, see `exponent`. The metric
-        "gem_p" is the choice, the others say how every candidate did.
-        Of the published benchmarks, one a job: "holidays" (INRIA Holidays: 1xxxxx.jpg), "ukb" (UKB:
+        a sub-folder searches for the others of it; mean average precision and recall@1).
+        "gem_p", alone: selects the pooling exponent for `resolution`, see `exponent`. The metric
+        "gem_p" is the selected one; the other metrics are the scores of each candidate.
+        One published benchmark per job: "holidays" (INRIA Holidays: 1xxxxx.jpg), "ukb" (UKB:
         ukbenchxxxxx.jpg) and "copydays" (INRIA Copydays: sub-folders original, strong and,
         optionally, distractors).
         """
@@ -123,7 +123,7 @@ class EvaluationSpec(_message.Message):
     def devices(self) -> _common_pb2.DeviceSpec: ...
     @_builtins.property
     def exponent(self) -> Global___ExponentSpec:
-        """How the task "gem_p" chooses."""
+        """How the task "gem_p" selects the exponent."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ Global___EvaluationSpec: _TypeAlias = EvaluationSpec  # noqa: Y015
 
 @_typing.final
 class ExponentSpec(_message.Message):
-    """How the pooling exponent p of a resolution is chosen, on images of the training set."""
+    """How the pooling exponent p for a resolution is selected, on images of the training set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -200,17 +200,19 @@ class ExponentSpec(_message.Message):
     """"search" (default): the candidates are compared on distorted copies of a few images of each
     class, by (top-1 + mean average precision of finding the other copies of an image) / 2.
     "finetune": p alone is trained, from `gem_p` or the checkpoint's, by one pass of SGD over a
-    few images of each class; all else, BatchNorm's statistics too, stays.
+    few images of each class; everything else, BatchNorm statistics included, stays fixed.
     """
     images_per_class: _builtins.int
     """Images drawn from each class; 0 = 2 for "search", 50 for "finetune"."""
     views: _builtins.int
-    """Of "search": distorted copies of each image. Default 5."""
+    """For "search": distorted copies of each image. Default 5."""
     learning_rate: _builtins.float
-    """Of "finetune": learning rate of the first step; it falls as (1 - step/steps)^0.9. Default 0.005."""
+    """For "finetune": learning rate of the first step; it falls as
+    (1 - step/steps)^0.9. Default 0.005.
+    """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Of "search". Empty: 1, 2, 3, 4, 5, 6 and 7."""
+        """For "search". Empty: 1, 2, 3, 4, 5, 6 and 7."""
 
     def __init__(
         self,

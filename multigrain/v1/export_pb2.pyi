@@ -50,8 +50,11 @@ class StartExportRequest(_message.Message):
     request_id: _builtins.str
     """As in StartTrainingRequest."""
     name: _builtins.str
+    """As in StartTrainingRequest."""
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in StartTrainingRequest."""
+
     @_builtins.property
     def spec(self) -> _export_spec_pb2.ExportSpec: ...
     def __init__(

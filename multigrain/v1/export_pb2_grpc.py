@@ -27,8 +27,8 @@ if _version_not_supported:
 
 
 class ExportServiceStub:
-    """Starts export jobs. Everything after the start is JobService's; the bundle written is
-    named in the job's ArtifactEvent and appears in ModelService.
+    """Starts export jobs; JobService controls them. The bundle is named in the job's ArtifactEvent and
+    appears in ModelService.
     """
 
     def __init__(self, channel):
@@ -45,8 +45,8 @@ class ExportServiceStub:
 
 
 class ExportServiceServicer:
-    """Starts export jobs. Everything after the start is JobService's; the bundle written is
-    named in the job's ArtifactEvent and appears in ModelService.
+    """Starts export jobs; JobService controls them. The bundle is named in the job's ArtifactEvent and
+    appears in ModelService.
     """
 
     def StartExport(self, request, context):
@@ -73,8 +73,8 @@ def add_ExportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExportService:
-    """Starts export jobs. Everything after the start is JobService's; the bundle written is
-    named in the job's ArtifactEvent and appears in ModelService.
+    """Starts export jobs; JobService controls them. The bundle is named in the job's ArtifactEvent and
+    appears in ModelService.
     """
 
     @staticmethod

@@ -28,8 +28,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ExportServiceStub:
-    """Starts export jobs. Everything after the start is JobService's; the bundle written is
-    named in the job's ArtifactEvent and appears in ModelService.
+    """Starts export jobs; JobService controls them. The bundle is named in the job's ArtifactEvent and
+    appears in ModelService.
     """
 
     @_typing.overload
@@ -41,8 +41,8 @@ class ExportServiceStub:
 
 @_typing.type_check_only
 class ExportServiceAsyncStub(ExportServiceStub):
-    """Starts export jobs. Everything after the start is JobService's; the bundle written is
-    named in the job's ArtifactEvent and appears in ModelService.
+    """Starts export jobs; JobService controls them. The bundle is named in the job's ArtifactEvent and
+    appears in ModelService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -50,8 +50,8 @@ class ExportServiceAsyncStub(ExportServiceStub):
     """Validates and queues an export. Safe to retry with the same request_id."""
 
 class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Starts export jobs. Everything after the start is JobService's; the bundle written is
-    named in the job's ArtifactEvent and appears in ModelService.
+    """Starts export jobs; JobService controls them. The bundle is named in the job's ArtifactEvent and
+    appears in ModelService.
     """
 
     @_abc_1.abstractmethod

@@ -40,34 +40,36 @@ class ExportSpec(_message.Message):
     INT8_PATH_FIELD_NUMBER: _builtins.int
     INT8_IMAGES_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
-    """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit.
-    Not that of an alias.
+    """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or
+    digit.
+    Must not be an alias.
     """
     version: _builtins.int
-    """Version to write; 0 = the next free one."""
+    """Version to write; 0 = next free version."""
     resolution: _builtins.int
     """Side of the served image in pixels; 0 = the training resolution."""
     trunk: _builtins.str
-    """Of a weights file. Empty: told by the names and shapes of its parameters."""
+    """Trunk of a weights file. Empty: detected from the names and shapes of its parameters."""
     gem_p: _builtins.float
     """GeM exponent at this resolution; 0 = the checkpoint's."""
     whitening_path: _builtins.str
-    """Folder of images (in sub-folders or not) that a whitening is fitted to for each resolution,
-    under an allowed root. Empty: the bundle carries no whitening.
+    """Folder of images (in sub-folders or not), under an allowed root, to which a whitening is fitted
+    for each resolution. Empty: no whitening.
     """
     whitening_images: _builtins.int
-    """Images of it that are used at most, drawn at random with a fixed seed. Default 20,000."""
+    """Maximum number of these images, drawn at random with a fixed seed. Default 20,000."""
     int8_path: _builtins.str
     """Folder of images like those that will be served (in sub-folders or not), under an allowed
-    root. The bundle then carries an 8-bit graph as well, calibrated with half of them at most,
-    which "auto" serves on the CPU; its scores beside the float32 graph's, on the other images,
-    stand in model.json. Needs format onnx, and NNCF on the server. Empty: no 8-bit graph.
+    root. The bundle then carries an 8-bit graph as well, calibrated with at most half of them,
+    which "auto" serves on the CPU. Its scores on the other images, compared with those of the
+    float32 graph, are in model.json. Needs format onnx, and NNCF on the server. Empty: no 8-bit
+    graph.
     """
     int8_images: _builtins.int
-    """Images to calibrate with at most, drawn at random with a fixed seed. Default 300."""
+    """Maximum number of images to calibrate with, drawn at random with a fixed seed. Default 300."""
     @_builtins.property
     def weights(self) -> _evaluation_spec_pb2.WeightsSource:
-        """A job or a checkpoint (not a model: that is a bundle already)."""
+        """A job or a checkpoint (not a model, which is a bundle already)."""
 
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -77,8 +79,8 @@ class ExportSpec(_message.Message):
     def devices(self) -> _common_pb2.DeviceSpec: ...
     @_builtins.property
     def resolutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolutionSpec]:
-        """Several resolutions in one bundle, instead of the one of `resolution` and `gem_p`. The first
-        is the default. At most 8.
+        """Several resolutions in one bundle, instead of `resolution` and `gem_p`. The first is the
+        default. At most 8.
         """
 
     def __init__(

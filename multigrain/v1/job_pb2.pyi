@@ -52,12 +52,12 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """Waiting for a free device; `state_message` says which."""
+    """Waiting for a free device; `state_message` says for which."""
     JOB_STATE_STARTING: _JobState.ValueType  # 2
     """The workers are starting and forming a cluster."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 3
     JOB_STATE_STOPPING: _JobState.ValueType  # 4
-    """Asked to end; saving what is to be saved."""
+    """Cancellation was requested; saving a checkpoint."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 5
     JOB_STATE_FAILED: _JobState.ValueType  # 6
     JOB_STATE_CANCELLED: _JobState.ValueType  # 7
@@ -69,12 +69,12 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""Waiting for a free device; `state_message` says which."""
+"""Waiting for a free device; `state_message` says for which."""
 JOB_STATE_STARTING: JobState.ValueType  # 2
 """The workers are starting and forming a cluster."""
 JOB_STATE_RUNNING: JobState.ValueType  # 3
 JOB_STATE_STOPPING: JobState.ValueType  # 4
-"""Asked to end; saving what is to be saved."""
+"""Cancellation was requested; saving a checkpoint."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 5
 JOB_STATE_FAILED: JobState.ValueType  # 6
 JOB_STATE_CANCELLED: JobState.ValueType  # 7
@@ -96,7 +96,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_PROGRESS: _EventKind.ValueType  # 7
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
-    """Filter of StreamEvents, one for each stored kind of event."""
+    """Kinds of stored events, to filter StreamEvents."""
 
 EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
 EVENT_KIND_STATE: EventKind.ValueType  # 1
@@ -180,7 +180,7 @@ class Job(_message.Message):
     name: _builtins.str
     state: Global___JobState.ValueType
     state_message: _builtins.str
-    """Why the job is in this state, in words ("waiting for a free CPU slot: 1 of 1 in use by ...")."""
+    """Why the job is in this state ("waiting for a free CPU slot: 1 of 1 in use by ...")."""
     attempt: _builtins.int
     """1 for the first run, one more after each restart or resume; 0 while it has never started."""
     exit_code: _builtins.int
@@ -204,11 +204,11 @@ class Job(_message.Message):
     def progress(self) -> Global___Progress: ...
     @_builtins.property
     def last_checkpoint(self) -> Global___CheckpointEvent:
-        """The newest whole checkpoint."""
+        """The newest complete checkpoint."""
 
     @_builtins.property
     def best_checkpoint(self) -> Global___CheckpointEvent:
-        """The checkpoint that was best by the metric of the spec."""
+        """The best checkpoint by the metric of the specification."""
 
     @_builtins.property
     def last_loss(self) -> Global___LossEvent:
@@ -216,7 +216,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures of an evaluation job, or of a training job's latest evaluation ("top1": 0.98)."""
+        """Metrics of an evaluation job, or of a training job's latest evaluation ("top1": 0.98)."""
 
     @_builtins.property
     def artifact(self) -> Global___ArtifactEvent:
@@ -281,15 +281,15 @@ class Progress(_message.Message):
     FRACTION_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Optimiser steps done, and of how many in all (for an evaluation: images)."""
+    """Optimizer steps done, and their total (for an evaluation: images)."""
     total_steps: _builtins.int
     epoch: _builtins.int
-    """Epoch of the current step, counted from 1 (0: not begun), and of how many."""
+    """Epoch of the current step, from 1 (0: not started), and their total."""
     total_epochs: _builtins.int
     fraction: _builtins.float
     """Share done, 0..1."""
     eta_seconds: _builtins.float
-    """Expected seconds to the end, from the latest speed; -1 if unknown."""
+    """Estimated seconds to the end, from the latest throughput; -1 if unknown."""
     def __init__(
         self,
         *,
@@ -358,11 +358,11 @@ class ListJobsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     name_contains: _builtins.str
-    """Jobs whose name contains this, whatever the case."""
+    """Jobs whose name contains this, ignoring case."""
     page_size: _builtins.int
     """1..1000; 0 = 50."""
     page_token: _builtins.str
-    """From the previous response; all other fields must be the same."""
+    """next_page_token of the previous response; all other fields must be the same."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Empty: all."""
@@ -398,7 +398,7 @@ class ListJobsResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: no further page."""
+    """Empty: this is the last page."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
     def __init__(
@@ -497,12 +497,12 @@ class StreamEventsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     after_seq: _builtins.int
-    """Only events with a greater seq; 0 = from the beginning."""
+    """Only events with a greater seq; 0 = all events."""
     follow: _builtins.bool
-    """Go on with live events until the job has ended."""
+    """Continue with live events until the job has ended."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___EventKind.ValueType]:
-        """Empty: all. Heartbeats always come."""
+        """Empty: all. Heartbeats are always sent."""
 
     def __init__(
         self,
@@ -537,8 +537,8 @@ class JobEvent(_message.Message):
     ARTIFACT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
-    """1, 2, 3, ... without a gap within a job, over all its attempts. Of a heartbeat: the seq
-    of the job's newest event; everything up to it has been sent or did not match `kinds`.
+    """1, 2, 3, ... without gaps over all attempts of a job. In a heartbeat: the seq of the job's
+    newest event; everything up to it has been sent or did not match `kinds`.
     """
     job_id: _builtins.str
     attempt: _builtins.int
@@ -556,7 +556,7 @@ class JobEvent(_message.Message):
     def log(self) -> Global___LogEvent: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat:
-        """Live only, never stored: sent every 10 s while nothing else happens."""
+        """Live only, never stored: sent every 10 s on an idle stream."""
 
     @_builtins.property
     def artifact(self) -> Global___ArtifactEvent: ...
@@ -620,11 +620,11 @@ class StateEvent(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
     message: _builtins.str
-    """Why, in words."""
+    """Why the job is in this state."""
     exit_code: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error:
-        """With FAILED, and with a RUNNING attempt that is about to be restarted."""
+        """Set with FAILED, and with a RUNNING attempt that is about to be restarted."""
 
     def __init__(
         self,
@@ -646,8 +646,8 @@ Global___StateEvent: _TypeAlias = StateEvent  # noqa: Y015
 
 @_typing.final
 class LossEvent(_message.Message):
-    """One optimiser step. (attempt, step) is its key: after a restart from a checkpoint the
-    points of the newest attempt replace those of earlier ones from that step on.
+    """One optimizer step. (attempt, step) is its key: after a restart from a checkpoint the points of
+    the newest attempt replace those of earlier attempts from that step on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -702,7 +702,7 @@ class LossEvent(_message.Message):
     curvature_layers: _builtins.int
     """Layers that have curvature (THOR)."""
     eta_seconds: _builtins.float
-    """Expected seconds to the end of training; -1 if unknown."""
+    """Estimated seconds to the end of the training run; -1 if unknown."""
     skipped: _builtins.bool
     """The step was skipped because of a non-finite value; see `skipped_because`."""
     beta: _builtins.float
@@ -824,7 +824,7 @@ Global___EvaluationEvent: _TypeAlias = EvaluationEvent  # noqa: Y015
 
 @_typing.final
 class ProgressEvent(_message.Message):
-    """How far a job is that has no steps: an evaluation. At most one a second."""
+    """Progress of a job without steps: an evaluation. At most one event per second."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -832,12 +832,12 @@ class ProgressEvent(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     done: _builtins.int
-    """Images that have been through the network, over all workers (estimated from the first one's
-    share), and of how many in all; an image of several passes counts once a pass.
+    """Forward passes of images done, over all workers (estimated from the first worker's share), and
+    their total; an image that needs several passes counts once per pass.
     """
     total: _builtins.int
     eta_seconds: _builtins.float
-    """Expected seconds to the end, from the mean speed so far; -1 if unknown."""
+    """Estimated seconds to the end, from the mean throughput so far; -1 if unknown."""
     def __init__(
         self,
         *,
@@ -868,7 +868,7 @@ class CheckpointEvent(_message.Message):
     """Folder name below the job's checkpoints/."""
     bytes: _builtins.int
     best: _builtins.bool
-    """Best so far by the metric of the spec."""
+    """Best so far by the metric of the specification."""
     def __init__(
         self,
         *,
@@ -938,10 +938,10 @@ class LogEvent(_message.Message):
     level: Global___LogEvent.Level.ValueType
     message: _builtins.str
     rank: _builtins.int
-    """Worker that says it; -1 = the job's runner."""
+    """Rank of the worker that logged it; -1 = the job's runner."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Structured details (file names and counts, say)."""
+        """Structured details, such as file names and counts."""
 
     def __init__(
         self,

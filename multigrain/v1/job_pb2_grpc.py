@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Watches and steers jobs of every kind.
+    """Watches and controls jobs of every kind.
     """
 
     def __init__(self, channel):
@@ -68,34 +68,35 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Watches and steers jobs of every kind.
+    """Watches and controls jobs of every kind.
     """
 
     def GetJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """State, progress, newest loss, checkpoints, metrics and error of a job.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Newest first.
+        """Jobs that match, newest first, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Asks a job to end. A training job saves a checkpoint first. Returns at once with the job
-        in STOPPING (or CANCELLED, if it had not started). Repeating it is harmless.
+        """Cancels a job; a training job saves a checkpoint first. Returns at once with the job in
+        STOPPING (or CANCELLED, if it had not started). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-        checkpoint. The job keeps its id, its events and their numbering. Refused while the training
-        set is not the checkpoint's (see DatasetSpec.allow_changes).
+        """Restarts a FAILED or CANCELLED job as its next attempt; training continues from the last good
+        checkpoint. The job keeps its id, its events and their numbering. Refused if the training set
+        differs from the checkpoint's (see DatasetSpec.allow_changes).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +160,7 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Watches and steers jobs of every kind.
+    """Watches and controls jobs of every kind.
     """
 
     @staticmethod

@@ -27,23 +27,24 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Watches and steers jobs of every kind."""
+    """Watches and controls jobs of every kind."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]
+    """State, progress, newest loss, checkpoints, metrics and error of a job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
-    """Newest first."""
+    """Jobs that match, newest first, in pages."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]
-    """Asks a job to end. A training job saves a checkpoint first. Returns at once with the job
-    in STOPPING (or CANCELLED, if it had not started). Repeating it is harmless.
+    """Cancels a job; a training job saves a checkpoint first. Returns at once with the job in
+    STOPPING (or CANCELLED, if it had not started). Idempotent.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]
-    """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-    checkpoint. The job keeps its id, its events and their numbering. Refused while the training
-    set is not the checkpoint's (see DatasetSpec.allow_changes).
+    """Restarts a FAILED or CANCELLED job as its next attempt; training continues from the last good
+    checkpoint. The job keeps its id, its events and their numbering. Refused if the training set
+    differs from the checkpoint's (see DatasetSpec.allow_changes).
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
     """Removes an ended job with its events and checkpoints. Models exported from it stay."""
@@ -55,20 +56,21 @@ class JobServiceStub:
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Watches and steers jobs of every kind."""
+    """Watches and controls jobs of every kind."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """State, progress, newest loss, checkpoints, metrics and error of a job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Newest first."""
+    """Jobs that match, newest first, in pages."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Asks a job to end. A training job saves a checkpoint first. Returns at once with the job
-    in STOPPING (or CANCELLED, if it had not started). Repeating it is harmless.
+    """Cancels a job; a training job saves a checkpoint first. Returns at once with the job in
+    STOPPING (or CANCELLED, if it had not started). Idempotent.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-    checkpoint. The job keeps its id, its events and their numbering. Refused while the training
-    set is not the checkpoint's (see DatasetSpec.allow_changes).
+    """Restarts a FAILED or CANCELLED job as its next attempt; training continues from the last good
+    checkpoint. The job keeps its id, its events and their numbering. Refused if the training set
+    differs from the checkpoint's (see DatasetSpec.allow_changes).
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes an ended job with its events and checkpoints. Models exported from it stay."""
@@ -79,14 +81,15 @@ class JobServiceAsyncStub(JobServiceStub):
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Watches and steers jobs of every kind."""
+    """Watches and controls jobs of every kind."""
 
     @_abc_1.abstractmethod
     def GetJob(
         self,
         request: _job_pb2.GetJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]: ...
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """State, progress, newest loss, checkpoints, metrics and error of a job."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -94,7 +97,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.ListJobsResponse, _abc.Awaitable[_job_pb2.ListJobsResponse]]:
-        """Newest first."""
+        """Jobs that match, newest first, in pages."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -102,8 +105,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Asks a job to end. A training job saves a checkpoint first. Returns at once with the job
-        in STOPPING (or CANCELLED, if it had not started). Repeating it is harmless.
+        """Cancels a job; a training job saves a checkpoint first. Returns at once with the job in
+        STOPPING (or CANCELLED, if it had not started). Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -112,9 +115,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Runs a FAILED or CANCELLED job again as its next attempt, training from the last good
-        checkpoint. The job keeps its id, its events and their numbering. Refused while the training
-        set is not the checkpoint's (see DatasetSpec.allow_changes).
+        """Restarts a FAILED or CANCELLED job as its next attempt; training continues from the last good
+        checkpoint. The job keeps its id, its events and their numbering. Refused if the training set
+        differs from the checkpoint's (see DatasetSpec.allow_changes).
         """
 
     @_abc_1.abstractmethod

@@ -34,7 +34,7 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_DRAINING: _ModelState.ValueType  # 4
     """Finishing the requests in flight."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 5
-    """The engine ended by itself and is being replaced, or the load failed; see state_message."""
+    """The engine exited and is being replaced, or the load failed; see state_message."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Whether a model answers requests."""
@@ -47,7 +47,7 @@ MODEL_STATE_READY: ModelState.ValueType  # 3
 MODEL_STATE_DRAINING: ModelState.ValueType  # 4
 """Finishing the requests in flight."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 5
-"""The engine ended by itself and is being replaced, or the load failed; see state_message."""
+"""The engine exited and is being replaced, or the load failed; see state_message."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
@@ -129,13 +129,13 @@ class Model(_message.Message):
     """Job and step the weights come from; empty for an imported bundle."""
     source_step: _builtins.int
     runtime: _builtins.str
-    """While loaded: what runs it ("openvino 2026.4.1 cpu bf16") and how it was chosen."""
+    """While loaded: its runtime ("openvino 2026.4.1 cpu bf16") and how it was chosen."""
     max_batch_size: _builtins.int
     """Largest batch of one forward pass."""
     load_seconds: _builtins.float
     """Seconds from LoadModel to the first answer."""
     engine_restarts: _builtins.int
-    """How often its engine had to be replaced since it was loaded."""
+    """How often its engine was replaced since it was loaded."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -146,13 +146,13 @@ class Model(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures stored with the bundle."""
+        """Metrics stored with the bundle."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def resolutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelResolution]:
-        """What the bundle serves; the first is the default."""
+        """Resolutions that the bundle serves; the first is the default."""
 
     def __init__(
         self,
@@ -201,9 +201,9 @@ class ModelResolution(_message.Message):
     """Side of the input image in pixels."""
     gem_p: _builtins.float
     whitened_size: _builtins.int
-    """Numbers in a whitened vector; 0 = the bundle has no whitening at this resolution."""
+    """Components of a whitened vector; 0 = the bundle has no whitening at this resolution."""
     whitening_images: _builtins.int
-    """Images that the whitening was fitted to."""
+    """Images to which the whitening was fitted."""
     def __init__(
         self,
         *,
@@ -231,7 +231,7 @@ class ListModelsRequest(_message.Message):
     name: _builtins.str
     """Only versions of this model; empty = all."""
     loaded_only: _builtins.bool
-    """Only what is loaded."""
+    """Only loaded versions."""
     page_size: _builtins.int
     """1..1000; 0 = 50."""
     page_token: _builtins.str
@@ -281,7 +281,9 @@ class ListModelsResponse(_message.Message):
     DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     default_model: _builtins.str
-    """"name@version" that answers a request which names no model; empty if none is loaded."""
+    """"name@version" of the default model, which answers requests that name none; empty if there is
+    none.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]: ...
     @_builtins.property
@@ -336,7 +338,7 @@ class LoadModelRequest(_message.Message):
     "onnxruntime" or "mindspore".
     """
     make_default: _builtins.bool
-    """Also make it the model that answers requests which name none."""
+    """Also make it the default model, which answers requests that name none."""
     def __init__(
         self,
         *,
@@ -378,8 +380,8 @@ class SetAliasRequest(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """Same characters as a model name; must not be the name of a model, nor of one that an export
-    is about to write.
+    """Same characters as a model name; must not be the name of a model, or of one that an export job
+    will write.
     """
     model: _builtins.str
     """"name@version" (must be loaded), or empty to remove the alias."""

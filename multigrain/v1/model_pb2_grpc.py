@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """The registry of model bundles and what is loaded of it. A model is named "name" (its
-    newest version), "name@version", or by an alias.
+    """The registry of model bundles, and which of them are loaded. A model is named "name" (its newest
+    version), "name@version", or by an alias.
     """
 
     def __init__(self, channel):
@@ -79,25 +79,27 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """The registry of model bundles and what is loaded of it. A model is named "name" (its
-    newest version), "name@version", or by an alias.
+    """The registry of model bundles, and which of them are loaded. A model is named "name" (its newest
+    version), "name@version", or by an alias.
     """
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Versions of models with their state, in pages.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One version of a model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Starts an engine, checks and warms it, and only then routes requests to it. Returns when
-        the model answers. Loading what is loaded is harmless. A failed load changes nothing else.
+        """Starts an engine, checks it and warms it up, and only then routes requests to it. Returns when
+        the model answers. Idempotent. A failed load changes nothing else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,15 +113,15 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a loaded version, at once for every later request.
+        """Points an alias at a loaded version; it applies to every later request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
-        that has not ended.
+        """Removes a version from disk. It must not be loaded, have an alias, or be needed by a job that
+        has not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,7 +129,7 @@ class ModelServiceServicer:
 
     def ImportModel(self, request_iterator, context):
         """Uploads a bundle made elsewhere: first `start`, then chunks of a tar archive of the
-        bundle's files. It is checked whole before it appears.
+        bundle's files. It is validated completely before it appears.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,8 +194,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """The registry of model bundles and what is loaded of it. A model is named "name" (its
-    newest version), "name@version", or by an alias.
+    """The registry of model bundles, and which of them are loaded. A model is named "name" (its newest
+    version), "name@version", or by an alias.
     """
 
     @staticmethod

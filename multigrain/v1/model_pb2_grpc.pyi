@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """The registry of model bundles and what is loaded of it. A model is named "name" (its
-    newest version), "name@version", or by an alias.
+    """The registry of model bundles, and which of them are loaded. A model is named "name" (its newest
+    version), "name@version", or by an alias.
     """
 
     @_typing.overload
@@ -36,57 +36,61 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
+    """Versions of models with their state, in pages."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]
+    """One version of a model."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.Model]
-    """Starts an engine, checks and warms it, and only then routes requests to it. Returns when
-    the model answers. Loading what is loaded is harmless. A failed load changes nothing else.
+    """Starts an engine, checks it and warms it up, and only then routes requests to it. Returns when
+    the model answers. Idempotent. A failed load changes nothing else.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.Model]
     """Lets requests in flight finish, then ends the engine."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
-    """Points an alias at a loaded version, at once for every later request."""
+    """Points an alias at a loaded version; it applies to every later request."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
-    """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
-    that has not ended.
+    """Removes a version from disk. It must not be loaded, have an alias, or be needed by a job that
+    has not ended.
     """
     ImportModel: _grpc.StreamUnaryMultiCallable[_model_pb2.ImportModelRequest, _model_pb2.Model]
     """Uploads a bundle made elsewhere: first `start`, then chunks of a tar archive of the
-    bundle's files. It is checked whole before it appears.
+    bundle's files. It is validated completely before it appears.
     """
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]
     """The bundle as a tar archive, in chunks of at most 1 MiB."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """The registry of model bundles and what is loaded of it. A model is named "name" (its
-    newest version), "name@version", or by an alias.
+    """The registry of model bundles, and which of them are loaded. A model is named "name" (its newest
+    version), "name@version", or by an alias.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Versions of models with their state, in pages."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """One version of a model."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.Model]  # type: ignore[assignment]
-    """Starts an engine, checks and warms it, and only then routes requests to it. Returns when
-    the model answers. Loading what is loaded is harmless. A failed load changes nothing else.
+    """Starts an engine, checks it and warms it up, and only then routes requests to it. Returns when
+    the model answers. Idempotent. A failed load changes nothing else.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Lets requests in flight finish, then ends the engine."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias at a loaded version, at once for every later request."""
+    """Points an alias at a loaded version; it applies to every later request."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
-    that has not ended.
+    """Removes a version from disk. It must not be loaded, have an alias, or be needed by a job that
+    has not ended.
     """
     ImportModel: _aio.StreamUnaryMultiCallable[_model_pb2.ImportModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Uploads a bundle made elsewhere: first `start`, then chunks of a tar archive of the
-    bundle's files. It is checked whole before it appears.
+    bundle's files. It is validated completely before it appears.
     """
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]  # type: ignore[assignment]
     """The bundle as a tar archive, in chunks of at most 1 MiB."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The registry of model bundles and what is loaded of it. A model is named "name" (its
-    newest version), "name@version", or by an alias.
+    """The registry of model bundles, and which of them are loaded. A model is named "name" (its newest
+    version), "name@version", or by an alias.
     """
 
     @_abc_1.abstractmethod
@@ -94,14 +98,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]: ...
+    ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]:
+        """Versions of models with their state, in pages."""
 
     @_abc_1.abstractmethod
     def GetModel(
         self,
         request: _model_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]: ...
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """One version of a model."""
 
     @_abc_1.abstractmethod
     def LoadModel(
@@ -109,8 +115,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
-        """Starts an engine, checks and warms it, and only then routes requests to it. Returns when
-        the model answers. Loading what is loaded is harmless. A failed load changes nothing else.
+        """Starts an engine, checks it and warms it up, and only then routes requests to it. Returns when
+        the model answers. Idempotent. A failed load changes nothing else.
         """
 
     @_abc_1.abstractmethod
@@ -127,7 +133,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.SetAliasResponse, _abc.Awaitable[_model_pb2.SetAliasResponse]]:
-        """Points an alias at a loaded version, at once for every later request."""
+        """Points an alias at a loaded version; it applies to every later request."""
 
     @_abc_1.abstractmethod
     def DeleteModel(
@@ -135,8 +141,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
-        """Removes a version from disk. It must not be loaded, nor have an alias, nor be needed by a job
-        that has not ended.
+        """Removes a version from disk. It must not be loaded, have an alias, or be needed by a job that
+        has not ended.
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +152,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
         """Uploads a bundle made elsewhere: first `start`, then chunks of a tar archive of the
-        bundle's files. It is checked whole before it appears.
+        bundle's files. It is validated completely before it appears.
         """
 
     @_abc_1.abstractmethod

@@ -48,12 +48,12 @@ class StartTrainingRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Idempotency key (a UUID, say; at most 128 characters). A repeated call with the same id
+    """Idempotency key (such as a UUID; at most 128 characters). A repeated call with the same id
     and the same body returns the first job; with another body it fails with ALREADY_EXISTS.
-    Empty: no protection against doubles.
+    Empty: the call is not idempotent.
     """
     name: _builtins.str
-    """A name for people, at most 128 characters. Need not be unique. Empty: the preset's name."""
+    """Display name, at most 128 characters, not necessarily unique. Empty: the preset's name."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64 labels; keys of at most 63, values of at most 255 characters."""

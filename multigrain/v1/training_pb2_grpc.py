@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class TrainingServiceStub:
-    """Starts training jobs. Everything after the start is JobService's.
+    """Starts training jobs; JobService controls them.
     """
 
     def __init__(self, channel):
@@ -44,7 +44,7 @@ class TrainingServiceStub:
 
 
 class TrainingServiceServicer:
-    """Starts training jobs. Everything after the start is JobService's.
+    """Starts training jobs; JobService controls them.
     """
 
     def StartTraining(self, request, context):
@@ -72,7 +72,7 @@ def add_TrainingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainingService:
-    """Starts training jobs. Everything after the start is JobService's.
+    """Starts training jobs; JobService controls them.
     """
 
     @staticmethod

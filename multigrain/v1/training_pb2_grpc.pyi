@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainingServiceStub:
-    """Starts training jobs. Everything after the start is JobService's."""
+    """Starts training jobs; JobService controls them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,7 +41,7 @@ class TrainingServiceStub:
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
-    """Starts training jobs. Everything after the start is JobService's."""
+    """Starts training jobs; JobService controls them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _job_pb2.Job]  # type: ignore[assignment]
@@ -50,7 +50,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Starts training jobs. Everything after the start is JobService's."""
+    """Starts training jobs; JobService controls them."""
 
     @_abc_1.abstractmethod
     def StartTraining(

@@ -21,8 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TrainingSpec(_message.Message):
-    """Everything that decides a training run. A field that is not set takes the preset's value
-    (and without a preset the default named here). The same names are the keys of a YAML spec.
+    """Everything that defines a training run. A field that is not set takes the preset's value, or
+    without a preset the default given here. The keys of a YAML specification have the same names.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -53,13 +53,13 @@ class TrainingSpec(_message.Message):
     initial_weights: _builtins.str
     """A checkpoint folder, or a .safetensors, .ckpt or .pth file, to start from. Empty: random
     weights. A file's names may be torchvision's, timm's or the published MultiGrain's; trunk and
-    stem must be those of `model`. A classifier of another number of classes is left out, and the
+    stem must be those of `model`. A classifier with another number of classes is not used, and the
     log says so.
     """
     seed: _builtins.int
-    """Seed of initialisation, sampling and augmentation. Default 0."""
+    """Seed of initialization, sampling and augmentation. Default 0."""
     max_restarts: _builtins.int
-    """How often the job starts again from its last good checkpoint after a worker died. Default 3."""
+    """How often the job restarts from its last good checkpoint after a worker died. Default 3."""
     @_builtins.property
     def dataset(self) -> Global___DatasetSpec: ...
     @_builtins.property
@@ -133,17 +133,17 @@ class DatasetSpec(_message.Message):
     MAX_UNREADABLE_FIELD_NUMBER: _builtins.int
     ALLOW_CHANGES_FIELD_NUMBER: _builtins.int
     train_path: _builtins.str
-    """Folder with one sub-folder of images a class. Required."""
+    """Folder with one sub-folder of images per class. Required."""
     val_path: _builtins.str
-    """The same layout, never trained on. Empty: no evaluation while training."""
+    """The same layout, never trained on. Empty: no evaluation during training."""
     loader_threads: _builtins.int
-    """Loader threads of each worker; 0 = chosen from the cores."""
+    """Loader threads of each worker; 0 = derived from the number of cores."""
     max_unreadable: _builtins.float
     """The job fails when more than this share of the files cannot be read. Default 0.05."""
     allow_changes: _builtins.bool
-    """Whether the job may go on from a checkpoint though images of train_path were added, removed,
-    renamed or given another size since: it then sees others than the uninterrupted job would
-    have. Default false: that is refused, and the error says what changed.
+    """Whether the job may resume from a checkpoint although files below train_path were added,
+    removed, renamed or changed in size since. It then sees other images than an uninterrupted
+    job would have. Default false: the job is refused, and the error says what changed.
     """
     def __init__(
         self,
@@ -210,9 +210,9 @@ class ModelSpec(_message.Message):
     "small" (3x3 stride 1, no pool; for inputs of about 32 px and less).
     """
     zero_init_residual: _builtins.bool
-    """Start the last BatchNorm scale of each residual block at 0. Default true."""
+    """Initialize the last BatchNorm scale of each residual block with 0. Default true."""
     center_crop: _builtins.float
-    """Share of the short side that the centre crop of evaluation and serving keeps, in (0, 1].
+    """Share of the short side that the center crop of evaluation and serving keeps, in (0, 1].
     Default 0.875: short side to 256, crop of 224.
     """
     def __init__(
@@ -285,9 +285,11 @@ class ObjectiveSpec(_message.Message):
     margin: _builtins.float
     """Margin alpha. Default 0.2 (margin loss); the ModelZoo's triplet loss used 0.1."""
     beta_init: _builtins.float
-    """Start value of the margin loss's learned boundary beta. Default 1.2."""
+    """Initial value of the margin loss's learned boundary beta. Default 1.2."""
     beta_learning_rate: _builtins.float
-    """Learning rate of beta (momentum 0.9, no weight decay), scaled like the learning rate. Default 0.1."""
+    """Learning rate of beta (momentum 0.9, no weight decay), scaled by the learning-rate schedule.
+    Default 0.1.
+    """
     def __init__(
         self,
         *,
@@ -351,26 +353,27 @@ class OptimizerSpec(_message.Message):
     weight_decay: _builtins.float
     """L2 weight decay, added to the (preconditioned) gradient. Default 1e-4."""
     loss_scale: _builtins.float
-    """Loss scale: the static one, or where a dynamic one starts. 0 = 1 with precision "fp32", 1024
-    with "fp16". Gradients and THOR's factors are unscaled in exactly one place. Default 0.
+    """Loss scale: the static one, or the initial value of a dynamic one. 0 = 1 with precision "fp32",
+    1024 with "fp16". Default 0.
     """
     clip_norm: _builtins.float
-    """Upper bound of the global gradient norm; 0 = no clipping. Default 0."""
+    """Upper bound on the global gradient norm; 0 = no clipping. Default 0."""
     max_skipped_steps: _builtins.int
-    """Steps in a row with a non-finite loss, gradient or curvature factor (each is skipped) after
+    """Consecutive steps with a non-finite loss, gradient or curvature factor (each is skipped) after
     which the job fails. Default 10.
     """
     loss_scaling: _builtins.str
     """"static", "dynamic", or "auto": dynamic with precision "fp16", static with "fp32". Default
-    "auto". A dynamic scale is doubled after `loss_scale_steps` good steps in a row. A step whose
-    gradients or factors G overflow is skipped and halves it; only at `loss_scale_min` does it
-    count towards `max_skipped_steps`.
+    "auto". A dynamic scale is doubled after `loss_scale_steps` consecutive good steps. A step
+    whose gradients or factors G overflow is skipped and halves the scale; it counts toward
+    `max_skipped_steps` only at `loss_scale_min`.
     """
     loss_scale_steps: _builtins.int
-    """Default 2000."""
+    """Consecutive good steps after which a dynamic scale is doubled. Default 2000."""
     loss_scale_min: _builtins.float
-    """Bounds of a dynamic scale. Defaults 1 and 2^24."""
+    """Lower bound of a dynamic scale. Default 1."""
     loss_scale_max: _builtins.float
+    """Upper bound of a dynamic scale. Default 2^24."""
     @_builtins.property
     def thor(self) -> Global___ThorSpec: ...
     def __init__(
@@ -454,7 +457,7 @@ class ThorSpec(_message.Message):
     KL_CLIP_FIELD_NUMBER: _builtins.int
     EARLY_REFRESHES_FIELD_NUMBER: _builtins.int
     frequency: _builtins.int
-    """Steps between two refreshes of the curvature ("trace": between its first two checks).
+    """Steps between two refreshes of the curvature ("trace": between the first two checks).
     Default 100.
     """
     block_size: _builtins.int
@@ -462,6 +465,7 @@ class ThorSpec(_message.Message):
     damping_init: _builtins.float
     """Damping lambda(epoch) = damping_init * damping_decay ^ (epoch / 10)."""
     damping_decay: _builtins.float
+    """Factor on the damping every 10 epochs."""
     damping_min: _builtins.float
     """Lower bound of the damping, > 0. Default 1e-8."""
     refresh: _builtins.str
@@ -474,10 +478,11 @@ class ThorSpec(_message.Message):
       min(frequency * frequency_growth ^ (n - 1), frequency_max) steps.
     """
     w1: _builtins.float
-    """Bounds of the trace rule, 0 <= w2 <= w1. Defaults 0.01 and 0, the paper's THOR;
-    its THOR_stop has w2 = 0.001, its THOR_NT w1 = w2 = 0 (always refresh).
+    """Upper bound of the trace rule. Default 0.01, the paper's THOR; its THOR_NT has w1 = w2 = 0
+    (always refresh).
     """
     w2: _builtins.float
+    """Lower bound of the trace rule, 0 <= w2 <= w1. Default 0; the paper's THOR_stop has 0.001."""
     frequency_growth: _builtins.float
     """"trace": growth of the check interval, >= 1. Default 2. (The paper says that the interval
     grows, not how.)
@@ -487,7 +492,7 @@ class ThorSpec(_message.Message):
     Default 0.
     """
     pi_correction: _builtins.bool
-    """K-FAC's pi correction: divides the damping between the two factors by their mean
+    """K-FAC's pi correction: splits the damping between the two factors by their mean
     eigenvalues instead of equally. Default false, as in THOR.
     """
     factor_average: _builtins.float
@@ -500,10 +505,9 @@ class ThorSpec(_message.Message):
     """
     @_builtins.property
     def early_refreshes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Steps (the first is 0) of refreshes ("trace": checks) besides the regular ones. Default none,
-        as in THOR. Worth it where `frequency` is large: with `zero_init_residual` every residual
-        branch has G = 0 at the first refresh, and would be divided by the damping alone until the
-        next one.
+        """Steps (the first is 0) of additional refreshes ("trace": checks). Default none, as in THOR.
+        Useful with a large `frequency`: with `zero_init_residual` every residual branch has G = 0 at
+        the first refresh, and its gradient would be divided by the damping alone until the next one.
         """
 
     def __init__(
@@ -593,13 +597,15 @@ class ScheduleSpec(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     LENGTH_FACTOR_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
-    """Epochs to train. An epoch is length_factor * |train| images over all workers."""
+    """Epochs to train. An epoch is length_factor times the training set, over all workers."""
     max_steps: _builtins.int
-    """Stop after this many steps; 0 = no such limit."""
+    """Stop after this many steps; 0 = no limit."""
     batch_size: _builtins.int
-    """Images of one step on one worker, augmented copies included (batch / repeats different images)."""
+    """Images of one step on one worker, augmented copies included (batch_size / repeats different
+    images).
+    """
     length_factor: _builtins.float
-    """Images an epoch emits, in multiples of the training set. The paper's is 2. Default 1."""
+    """Images per epoch, in multiples of the training set. The paper uses 2. Default 1."""
     @_builtins.property
     def learning_rate(self) -> Global___LearningRateSpec: ...
     def __init__(
@@ -657,6 +663,7 @@ class LearningRateSpec(_message.Message):
     decay: _builtins.float
     """"thor": init * (1 - epoch / end_epoch) ^ decay."""
     end_epoch: _builtins.float
+    """Epoch at which the schedule ends; 0 = the number of epochs."""
     gamma: _builtins.float
     """Default 0.1."""
     @_builtins.property
@@ -727,17 +734,19 @@ class AugmentationSpec(_message.Message):
     LIGHTING_FIELD_NUMBER: _builtins.int
     ROTATION_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"full" (the paper's: crop, flip, colour jitter, lighting), "autoaugment", or
+    """"full" (the paper's: crop, flip, color jitter, lighting), "autoaugment", or
     "plain" (crop and flip).
     """
     repeats: _builtins.int
-    """Copies of each image in a batch, each augmented by itself. The paper's is 3. 1 = none."""
+    """Copies of each image in a batch, each augmented independently. The paper uses 3. 1 = no copies."""
     crop_scale_min: _builtins.float
-    """Smallest and largest share of the area a random crop keeps. Defaults 0.08 and 1."""
+    """Smallest share of the area that a random crop keeps. Default 0.08."""
     crop_scale_max: _builtins.float
+    """Largest share of the area that a random crop keeps. Default 1."""
     crop_ratio_min: _builtins.float
-    """Range of the crop's aspect ratio. Defaults 3/4 and 4/3."""
+    """Smallest aspect ratio of a random crop. Default 3/4."""
     crop_ratio_max: _builtins.float
+    """Largest aspect ratio of a random crop. Default 4/3."""
     flip: _builtins.float
     """Probability of a horizontal flip. Default 0.5; 0 for characters and digits."""
     color_jitter: _builtins.float
@@ -815,11 +824,11 @@ class CheckpointSpec(_message.Message):
     EVERY_STEPS_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     every_epochs: _builtins.int
-    """Save every so many epochs; 0 = by steps only. The end of the run is always saved. Default 1."""
+    """Save every this many epochs; 0 = by steps only. The end of the run is always saved. Default 1."""
     every_steps: _builtins.int
-    """Save every so many steps; 0 = by epochs only. Default 0."""
+    """Save every this many steps; 0 = by epochs only. Default 0."""
     keep: _builtins.int
-    """How many of the latest checkpoints are kept (the best one is kept besides). Default 5."""
+    """How many of the newest checkpoints are kept (the best one is kept in addition). Default 5."""
     def __init__(
         self,
         *,
@@ -856,21 +865,21 @@ class EvaluationScheduleSpec(_message.Message):
     RETRIEVAL_PATH_FIELD_NUMBER: _builtins.int
     GROUP_QUERIES_FIELD_NUMBER: _builtins.int
     every_epochs: _builtins.int
-    """Evaluate on dataset.val_path every so many epochs; 0 = never. Default 0."""
+    """Evaluate every this many epochs; 0 = never. Default 0."""
     metric: _builtins.str
-    """Metric by which the best checkpoint is kept, one of a task in `tasks`: "top1", "top5", "loss"
-    (the lower the better); "copy_map", "copy_recall1"; "groups_map", "groups_recall1";
+    """Metric that selects the best checkpoint, one of a task in `tasks`: "top1", "top5", "loss"
+    (lower is better); "copy_map", "copy_recall1"; "groups_map", "groups_recall1";
     "holidays_map", "ukb_recall4", "copydays_map". Default "top1".
     """
     retrieval_path: _builtins.str
-    """Folder that the last of these searches: images of groups, trained on or not, or of a
-    benchmark. Empty: "groups" searches dataset.val_path, each class a group.
+    """Folder that the task "groups" or a benchmark task searches. Empty: "groups" searches
+    dataset.val_path, each class a group.
     """
     group_queries: _builtins.str
     """Queries of the task "groups": "all" (default) images, or the "first" of each group by name."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What is measured, as by an evaluation job with these tasks and its defaults, at the training
+        """What is measured, as by an evaluation job with these tasks and default settings at the training
         resolution: "classification", "copy_detection", and one of "groups", "holidays", "ukb" and
         "copydays". Empty: "classification".
         """
