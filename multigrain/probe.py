@@ -1,7 +1,8 @@
-"""A convolution and its gradient, the work of every training: ``python -m multigrain.probe``.
+"""Checks the MindSpore installation with a convolution: ``python -m multigrain.probe``.
 
-Tells whether the MindSpore wheel fits this CPU, and a wheel without fast kernels (about a
-hundred times slower) from a good one. Prints one line of JSON.
+Computes a convolution and its gradient. The result shows whether MindSpore works on this CPU, the
+time whether the wheel has fast kernels (without them it is about a hundred times slower). Prints
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ CHANNELS, KERNEL, REPEATS = 64, 3, 5
 
 
 def measure() -> dict[str, object]:
-    """Returns:
-    version; gradient: of the sum of all outputs at an inner pixel, with all weights 1; expected:
-    what it must be; seconds: of one pass.
+    """Runs the check.
+
+    Returns:
+        ``version`` of MindSpore; ``gradient`` of the sum of all outputs with respect to an inner
+        pixel, with all weights 1; its ``expected`` value; ``seconds`` of one pass.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     net = nn.Conv2d(CHANNELS, CHANNELS, KERNEL, weight_init="ones")
@@ -36,7 +39,7 @@ def measure() -> dict[str, object]:
     return {
         "version": ms.__version__,
         "gradient": inner,
-        # Every output channel sees the pixel through each weight of its kernel.
+        # Every output channel depends on the pixel through each weight of its kernel.
         "expected": float(CHANNELS * KERNEL * KERNEL),
         "seconds": (time.perf_counter() - begun) / REPEATS,
     }

@@ -1,8 +1,8 @@
-"""Random views of a picture, decided by a seed alone.
+"""Data augmentation: random views of an image that depend on a seed alone.
 
-Every random number comes from the generator given to ``Augmenter``: the same seed gives the
-same view on any machine, with any number of threads, in any order. That rules out
-mindspore.dataset's own random operators, whose generators belong to a thread.
+All random numbers come from the generator given to ``Augmenter``: the same seed gives the same
+view on any machine, with any number of threads, in any order. mindspore.dataset's own random
+operators cannot do that: their generators belong to threads.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ LIGHTING_VECTORS = np.array(
         [-0.5836, -0.6948, 0.4203],
     ]
 )
-_GRAY = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, Pillow's conversion to "L"
+_LUMA = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, Pillow's conversion to "L"
 _CROP_ATTEMPTS = 10
+_AUTOAUGMENT_FILL: Final = (128, 128, 128)
+_AUTOAUGMENT_LEVELS: Final = 10
 
 
 class Augmenter:
@@ -38,12 +40,12 @@ class Augmenter:
 
     "full" (MultiGrain, table C.1): brightness, contrast and saturation jitter in random order,
     PCA lighting noise, clamp to [0, 1]. The published code also divides by 1 + the lighting's
-    standard deviation, darkening by 9 %; the paper does not say so, and we do not.
-    "autoaugment": the ImageNet policy, neither jitter nor lighting. "plain": nothing more.
+    standard deviation, which darkens by 9 %; the paper does not mention it, and we do not.
+    "autoaugment": the ImageNet policy, without jitter and lighting. "plain": none of these.
 
     Args:
         spec: kind and strengths.
-        size: side of the result in pixels.
+        size: side of the view in pixels.
         mean, std: normalization of pixels in [0, 1].
     """
 
@@ -63,7 +65,7 @@ class Augmenter:
     def __call__(
         self, image: Image.Image, random: Random, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """One view of an RGB picture: float32 (3, size, size), written to ``out`` if given."""
+        """Makes a view of an RGB image: float32 (3, size, size), written to ``out`` if given."""
         spec = self._spec
         view = random_resized_crop(image, self.size, spec, random)
         if spec.flip and random.random() < spec.flip:
@@ -81,7 +83,7 @@ class Augmenter:
         return apply_table(np.asarray(view), table, out)
 
     def _table(self, offset: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(3, 256): pixel value -> clamped, normalized; the offset is added in [0, 1]."""
+        """Returns a (3, 256) table: pixel value / 255 + offset, clamped to [0, 1], normalized."""
         values = np.clip(np.arange(256) / 255 + offset[:, None], 0.0, 1.0)
         table: NDArray[np.float32] = ((values - self._mean) / self._std).astype(np.float32)
         return table
@@ -90,10 +92,10 @@ class Augmenter:
 def random_resized_crop(
     image: Image.Image, size: int, spec: AugmentationSpec, random: Random
 ) -> Image.Image:
-    """A random rectangle of the picture, scaled to a square (Szegedy et al. 2015).
+    """Resizes a random crop to a square (Szegedy et al. 2015).
 
-    Its share of the area is uniform, its aspect ratio uniform in the logarithm. If ten
-    draws do not fit into the picture, the largest centered rectangle of an allowed ratio.
+    Its relative area is uniform and its aspect ratio log-uniform. If ten random crops do not fit
+    into the image, the crop is the largest centered rectangle with an allowed ratio.
     """
     width, height = image.size
     log_ratio = (math.log(spec.crop_ratio_min), math.log(spec.crop_ratio_max))
@@ -114,9 +116,9 @@ def random_resized_crop(
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Turned about the center; the corners take the mean color of the border.
+    """Rotates about the center; the corners are filled with the mean color of the border.
 
-    A fixed color would be a mark that is on every rotated view and on no test image.
+    The network could recognize rotated views by a fixed fill color.
     """
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -125,7 +127,10 @@ def rotate(image: Image.Image, degrees: float) -> Image.Image:
 
 
 def color_jitter(image: Image.Image, strength: float, random: Random) -> Image.Image:
-    """Brightness, contrast and saturation by factors in [max(0, 1 - s), 1 + s], in random order."""
+    """Jitters brightness, contrast and saturation, in random order.
+
+    Each factor is uniform in [max(0, 1 - strength), 1 + strength].
+    """
     steps: list[Callable[[Image.Image, float], Image.Image]] = [brightness, contrast, saturation]
     random.shuffle(steps)
     for step in steps:
@@ -134,29 +139,33 @@ def color_jitter(image: Image.Image, strength: float, random: Random) -> Image.I
 
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
-    """x * factor, clipped."""
+    """Computes x * factor, clipped."""
     return _blend(image, 0.0, factor)
 
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """mean + (x - mean) * factor, clipped; mean = rounded mean of the gray picture."""
+    """Computes mean + (x - mean) * factor, clipped; mean = rounded mean of the gray image."""
     counts = np.array(image.convert("L").histogram())
     mean = int(counts @ np.arange(256) / counts.sum() + 0.5)
     return _blend(image, mean, factor)
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """gray + (x - gray) * factor, clipped."""
+    """Computes gray + (x - gray) * factor, clipped."""
     matrix: list[float] = []
     for row in range(3):
-        weights = [gray * (1.0 - factor) for gray in _GRAY]
+        weights = [luma * (1.0 - factor) for luma in _LUMA]
         weights[row] += factor
         matrix += [*weights, 0.0]
     return image.convert("RGB", tuple(matrix))
 
 
 def lighting(std: float, random: Random) -> NDArray[np.float64]:
-    """Offset of R, G, B in [0, 1] units: vectors @ (alpha * values), alpha ~ N(0, std)^3."""
+    """Samples PCA lighting noise: vectors @ (alpha * values), alpha ~ N(0, std)^3.
+
+    Returns:
+        Offset of R, G, B for pixels in [0, 1].
+    """
     alpha = np.array([random.gauss(0.0, std) for _ in range(3)])
     offset: NDArray[np.float64] = LIGHTING_VECTORS @ (alpha * LIGHTING_VALUES)
     return offset
@@ -168,14 +177,9 @@ def _blend(image: Image.Image, toward: float, factor: float) -> Image.Image:
     return image.point(table * 3)
 
 
-# MERGED: AutoAugment's ImageNet policy (Cubuk et al., arXiv 1805.09501, table 9).
-
-
-_FILL: Final = (128, 128, 128)
-_LEVELS: Final = 10
-
-# (operation, probability, magnitude 0..9) twice; doubles stand in the paper's table too.
-POLICY: Final = (
+# AutoAugment's ImageNet policy (Cubuk et al., arXiv 1805.09501, table 9): pairs of (operation,
+# probability, magnitude 0..9). The duplicates are in the paper's table too.
+AUTOAUGMENT_POLICY: Final = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
     (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
@@ -205,43 +209,44 @@ POLICY: Final = (
 
 
 def autoaugment(image: Image.Image, random: Random) -> Image.Image:
-    """Applies one random pair of operations, each with its probability, to an RGB picture."""
-    for name, probability, magnitude in random.choice(POLICY):
-        # Drawn in any case, so that what follows does not depend on what was applied.
+    """Applies a random pair of operations, each with its probability, to an RGB image."""
+    for name, probability, magnitude in random.choice(AUTOAUGMENT_POLICY):
+        # Always drawn, so that later random numbers do not depend on what was applied.
         chance, sign = random.random(), random.choice((-1.0, 1.0))
         if chance < probability:
-            image = apply(image, name, magnitude, sign)
+            image = apply_operation(image, name, magnitude, sign)
     return image
 
 
-def apply(image: Image.Image, name: str, magnitude: int, sign: float) -> Image.Image:
-    """One operation.
+def apply_operation(image: Image.Image, name: str, magnitude: int, sign: float) -> Image.Image:
+    """Applies one operation of AutoAugment.
 
     Args:
         image: RGB.
-        name: of the operation.
+        name: the operation.
         magnitude: 0..9, mapped linearly to the operation's range.
-        sign: +1 or -1, for the operations that have two directions.
+        sign: +1 or -1, for operations with two directions.
     """
-    share = magnitude / (_LEVELS - 1)
+    level = magnitude / (_AUTOAUGMENT_LEVELS - 1)
+    fill = _AUTOAUGMENT_FILL
     if name == "shear_x":
-        shear = (1, sign * 0.3 * share, 0, 0, 1, 0)
+        shear = (1, sign * 0.3 * level, 0, 0, 1, 0)
         return image.transform(
-            image.size, Image.Transform.AFFINE, shear, Image.Resampling.BICUBIC, fillcolor=_FILL
+            image.size, Image.Transform.AFFINE, shear, Image.Resampling.BICUBIC, fillcolor=fill
         )
     if name == "rotate":
-        return image.rotate(sign * 30 * share, fillcolor=_FILL)
+        return image.rotate(sign * 30 * level, fillcolor=fill)
     if name == "posterize":
-        return ImageOps.posterize(image, 8 - round(4 * share))
+        return ImageOps.posterize(image, 8 - round(4 * level))
     if name == "solarize":
-        return ImageOps.solarize(image, round(256 * (1 - share)))
+        return ImageOps.solarize(image, round(256 * (1 - level)))
     if name == "autocontrast":
         return ImageOps.autocontrast(image)
     if name == "equalize":
         return ImageOps.equalize(image)
     if name == "invert":
         return ImageOps.invert(image)
-    factor = 1.0 + sign * 0.9 * share
+    factor = 1.0 + sign * 0.9 * level
     if name == "color":
         return ImageEnhance.Color(image).enhance(factor)
     if name == "contrast":

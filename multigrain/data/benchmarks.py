@@ -1,4 +1,4 @@
-"""Retrieval benchmarks on disk: the images, and which should find which."""
+"""Retrieval benchmarks on disk: images, queries, and which images each query should find."""
 
 from __future__ import annotations
 
@@ -16,24 +16,37 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.evaluation import Task
 from multigrain.storage import remedy
 
+RETRIEVAL_TASKS: frozenset[Task] = frozenset({"groups", "holidays", "ukb", "copydays"})
+
+HOLIDAYS_GROUPS, HOLIDAYS_IMAGES = 500, 1491
+_HOLIDAYS_NAME = re.compile(r"(1\d{5})", re.ASCII)
+
+UKB_IMAGES, UKB_VIEWS = 10_200, 4
+_UKB_NAME = re.compile(r"ukbench(\d{5})", re.ASCII)
+
+COPYDAYS_ORIGINALS, COPYDAYS_STRONG = 157, 229
+_COPYDAYS_NAME = re.compile(r"(\d{6})", re.ASCII)
+_ORIGINAL_FOLDERS = ("original", "originals")
+_STRONG_FOLDER = "strong"
+_DISTRACTOR_FOLDER = "distractors"
+
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Images, the queries among them, and what each should find.
+    """Images, the queries among them, and the groups that define their positives.
 
-    A query ranks the images of the database; its positives are those of its own group.
+    Each query ranks the images of the database; its positives are those of its own group.
 
     Args:
-        task: whose protocol it is.
+        task: the task whose protocol is used.
         folder: the images; ``labels`` are their groups.
-        queries: (Q,) indices of images, ascending.
-        database: (N,) the images that are ranked.
-        keeps_self: whether a query that is in the database ranks itself too.
-        groups: how many groups have a query.
-        whole: whether these are all the images of the published benchmark; None for the user's
-            own data.
-        note: what was found, in words.
-        ignored: images in the folder that are not of the benchmark.
+        queries: (Q,), indices of the query images, ascending.
+        database: (N,), whether each image is ranked.
+        keeps_self: whether a query in the database is ranked for itself too.
+        groups: number of groups with a query.
+        whole: whether these are all images of the published benchmark; None for own data.
+        note: summary for the log.
+        ignored: number of images in the folder that do not belong to the benchmark.
     """
 
     task: Task
@@ -50,16 +63,37 @@ class Benchmark:
         return len(self.folder)
 
 
-# MERGED: Image files by the number in their name.
+def list_benchmark(
+    task: Task, root: Path, group_queries: Literal["all", "first"] = "all"
+) -> Benchmark:
+    """Lists the benchmark of a retrieval task by its file names; no file is opened.
+
+    Args:
+        task: one of RETRIEVAL_TASKS.
+        root: folder of the images.
+        group_queries: for the task "groups": every image of a group is a query, or the first.
+
+    Raises:
+        MultigrainError: DATASET, if the folder has not the layout that the task needs.
+    """
+    if task == "holidays":
+        return list_holidays(root)
+    if task == "ukb":
+        return list_ukb(root)
+    if task == "copydays":
+        return list_copydays(root)
+    if task == "groups":
+        return list_groups(root, group_queries)
+    raise ValueError(f"{task} is no retrieval task")
 
 
 @dataclass(frozen=True)
 class NumberedFiles:
-    """Images whose names carry a number.
+    """Images with a number in their names.
 
     Args:
         paths: number -> path relative to the root, in the order of the numbers.
-        ignored: images whose names do not have the form.
+        ignored: number of images whose names do not match the pattern.
     """
 
     paths: dict[int, str]
@@ -67,11 +101,13 @@ class NumberedFiles:
 
 
 def image_paths(root: Path, folder: Path) -> list[str]:
-    """Image files in a folder and its sub-folders, relative to ``root``, sorted; hidden ones
-    are left out.
+    """Lists the image files in a folder and its sub-folders, without hidden ones.
+
+    Returns:
+        Paths relative to ``root``, sorted.
 
     Raises:
-        MultigrainError: DATASET if the folder does not exist or cannot be listed.
+        MultigrainError: DATASET, if the folder does not exist or cannot be listed.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -95,15 +131,13 @@ def image_paths(root: Path, folder: Path) -> list[str]:
     return sorted(found)
 
 
-def numbered_files(root: Path, folder: Path, form: re.Pattern[str]) -> NumberedFiles:
-    """The images of a folder whose names without extension have a form.
-
-    In the order of their numbers: what a listing gives is in no order on most file systems.
+def numbered_files(root: Path, folder: Path, pattern: re.Pattern[str]) -> NumberedFiles:
+    """Lists the images of a folder whose names without extension match a pattern.
 
     Args:
-        root: what the paths are relative to.
-        folder: below it.
-        form: matches a whole name; its first group is the number.
+        root: folder that the paths are relative to.
+        folder: a folder below it.
+        pattern: matches a whole name; its first group is the number.
 
     Raises:
         MultigrainError: DATASET, also if two files have the same number.
@@ -111,7 +145,7 @@ def numbered_files(root: Path, folder: Path, form: re.Pattern[str]) -> NumberedF
     paths: dict[int, str] = {}
     ignored = 0
     for path in image_paths(root, folder):
-        match = form.fullmatch(Path(path).stem)
+        match = pattern.fullmatch(Path(path).stem)
         if match is None:
             ignored += 1
             continue
@@ -126,15 +160,12 @@ def numbered_files(root: Path, folder: Path, form: re.Pattern[str]) -> NumberedF
 
 
 def dataset_error(message: str) -> MultigrainError:
-    """DATASET."""
+    """Returns a DATASET error."""
     return MultigrainError(ErrorKind.DATASET, message)
 
 
-# MERGED: The user's own groups of images that belong together.
-
-
 def list_groups(root: Path, queries: Literal["all", "first"] = "all") -> Benchmark:
-    """``root/<group>/**/<image>``: a query ranks all images but itself; see ``of_folder``.
+    """Lists own groups of images, ``root/<group>/**/<image>``; see :func:`of_folder`.
 
     Raises:
         MultigrainError: DATASET.
@@ -143,16 +174,16 @@ def list_groups(root: Path, queries: Literal["all", "first"] = "all") -> Benchma
 
 
 def of_folder(folder: ImageFolder, queries: Literal["all", "first"] = "all") -> Benchmark:
-    """The groups of an image folder: its classes.
+    """Uses the classes of an image folder as groups.
 
-    An image that is alone in its group is only ranked.
+    A query ranks all images but itself. The only image of a group is no query.
 
     Args:
-        folder: the images, those of a group next to each other, in the order of their paths.
+        folder: the images, sorted by group.
         queries: all images, or the first of each group.
 
     Raises:
-        MultigrainError: DATASET if no group has two images.
+        MultigrainError: DATASET, if no group has two images.
     """
     sizes = np.bincount(folder.labels, minlength=len(folder.classes))
     candidates = np.arange(len(folder))
@@ -162,8 +193,8 @@ def of_folder(folder: ImageFolder, queries: Literal["all", "first"] = "all") -> 
     chosen = candidates[sizes[folder.labels[candidates]] > 1]
     if not len(chosen):
         raise dataset_error(
-            f"no sub-folder of {folder.root} has two images: put images that belong together into "
-            "one sub-folder a group"
+            f"no sub-folder of {folder.root} has two images: put the images of each group into a "
+            "sub-folder"
         )
     groups = int((sizes > 1).sum())
     alone = int((sizes == 1).sum())
@@ -180,22 +211,12 @@ def of_folder(folder: ImageFolder, queries: Literal["all", "first"] = "all") -> 
     )
 
 
-# MERGED: INRIA Copydays, strong attacks, with distractors (Douze et al., CIVR 2009).
-
-
-_NAME = re.compile(r"(\d{6})", re.ASCII)
-ORIGINALS, STRONG = 157, 229
-_ORIGINAL_FOLDERS = ("original", "originals")
-_STRONG_FOLDER = "strong"
-_DISTRACTOR_FOLDER = "distractors"
-
-
 def list_copydays(root: Path) -> Benchmark:
-    """``root/original/20xx00.jpg``, ``root/strong/20xxyy.jpg`` and ``root/distractors/**``.
+    """Lists INRIA Copydays, strong attacks, with distractors (Douze et al., CIVR 2009).
 
-    A strong image is a query; it ranks the originals and the distractors (any images; the folder
-    may be missing), never other queries. Its one positive is the original of the same number
-    / 100.
+    ``root/original/20xx00.jpg``, ``root/strong/20xxyy.jpg`` and ``root/distractors/**``. A strong
+    image is a query; it ranks the originals and the distractors (any images; the folder is
+    optional), but not other queries. Its only positive is the original of the same number // 100.
 
     Raises:
         MultigrainError: DATASET.
@@ -205,11 +226,11 @@ def list_copydays(root: Path) -> Benchmark:
         missing = "original" if original is None else _STRONG_FOLDER
         raise dataset_error(
             f"{root} has no folder {missing!r}: Copydays needs the sub-folders 'original' "
-            "(200000.jpg, 200100.jpg, ...), 'strong' (200001.jpg, ...) and, for distractors, "
-            "'distractors' (any images)"
+            "(200000.jpg, 200100.jpg, ...) and 'strong' (200001.jpg, ...); 'distractors' (any "
+            "images) is optional"
         )
-    originals = numbered_files(root, root / original, _NAME)
-    strong = numbered_files(root, root / _STRONG_FOLDER, _NAME)
+    originals = numbered_files(root, root / original, _COPYDAYS_NAME)
+    strong = numbered_files(root, root / _STRONG_FOLDER, _COPYDAYS_NAME)
     for name, files in ((original, originals), (_STRONG_FOLDER, strong)):
         if not files.paths:
             raise dataset_error(
@@ -219,20 +240,27 @@ def list_copydays(root: Path) -> Benchmark:
     orphans = [path for number, path in strong.paths.items() if number // 100 not in blocks]
     if orphans:
         raise dataset_error(
-            f"{len(orphans)} of the strong images in {root} have no original of the same number "
-            f"/ 100, the first is {orphans[0]}: add the originals, or remove these"
+            f"{len(orphans)} of the strong images in {root} have no original with the same first "
+            f"four digits, the first is {orphans[0]}: add the originals, or remove these"
         )
     distractors: list[str] = []
     if (root / _DISTRACTOR_FOLDER).is_dir():
         distractors = image_paths(root, root / _DISTRACTOR_FOLDER)
-    none = len(blocks)  # the group of no query
+    none = len(blocks)  # a group without a query
     labels = [blocks[number // 100] for number in (*originals.paths, *strong.paths)]
     first = len(originals.paths)
     database = np.ones(first + len(strong.paths) + len(distractors), np.bool_)
     queries = np.arange(first, first + len(strong.paths))
     database[queries] = False
-    whole = (len(originals.paths), len(strong.paths)) == (ORIGINALS, STRONG)
-    part = "the whole benchmark" if whole else f"not the benchmark's {ORIGINALS} and {STRONG}"
+    whole = (len(originals.paths), len(strong.paths)) == (
+        COPYDAYS_ORIGINALS,
+        COPYDAYS_STRONG,
+    )
+    part = (
+        "the whole benchmark"
+        if whole
+        else f"not the benchmark's {COPYDAYS_ORIGINALS} and {COPYDAYS_STRONG}"
+    )
     return Benchmark(
         task="copydays",
         folder=ImageFolder(
@@ -253,7 +281,7 @@ def list_copydays(root: Path) -> Benchmark:
 
 
 def _blocks(originals: dict[int, str]) -> dict[int, int]:
-    """Number / 100 -> group."""
+    """Maps number // 100 to the index of its group."""
     blocks: dict[int, int] = {}
     for number, path in originals.items():
         if number // 100 in blocks:
@@ -265,18 +293,12 @@ def _blocks(originals: dict[int, str]) -> dict[int, int]:
     return blocks
 
 
-# MERGED: INRIA Holidays (Jegou, Douze, Schmid, ECCV 2008).
-
-
-_HOLIDAYS_NAME = re.compile(r"(1\d{5})", re.ASCII)
-GROUPS, HOLIDAYS_IMAGES = 500, 1491
-
-
 def list_holidays(root: Path) -> Benchmark:
-    """``root/**/1xxxxx.jpg``: an image's group is its number / 100, a group's query ends in 00.
+    """Lists INRIA Holidays (Jegou, Douze, Schmid, ECCV 2008): ``root/**/1xxxxx.jpg``.
 
-    A query ranks all images but itself. A part of the benchmark will do: images of groups
-    without a query are only ranked, and a query that is alone in its group is none.
+    An image's group is its number // 100, and a group's query is the number that ends in 00. A
+    query ranks all images but itself. A part of the benchmark is accepted: images of groups
+    without a query are ranked only, and the only image of a group is no query.
 
     Raises:
         MultigrainError: DATASET.
@@ -292,10 +314,14 @@ def list_holidays(root: Path) -> Benchmark:
     queries = np.flatnonzero((numbers % 100 == 0) & (sizes[labels] > 1))
     if not len(queries):
         raise dataset_error(
-            f"{root} has no query: of at least one group it needs the image ending in 00 and "
-            "another (100000.jpg and 100001.jpg, say)"
+            f"{root} has no query: at least one group needs the image ending in 00 and another one "
+            "(such as 100000.jpg and 100001.jpg)"
         )
-    whole = (len(queries), len(names), len(numbers)) == (GROUPS, GROUPS, HOLIDAYS_IMAGES)
+    whole = (len(queries), len(names), len(numbers)) == (
+        HOLIDAYS_GROUPS,
+        HOLIDAYS_GROUPS,
+        HOLIDAYS_IMAGES,
+    )
     part = "the whole benchmark" if whole else f"a part of the benchmark's {HOLIDAYS_IMAGES}"
     return Benchmark(
         task="holidays",
@@ -315,19 +341,12 @@ def list_holidays(root: Path) -> Benchmark:
     )
 
 
-# MERGED: UKB, the recognition benchmark of Nister and Stewenius (CVPR 2006).
-
-
-_UKB_NAME = re.compile(r"ukbench(\d{5})", re.ASCII)
-UKB_IMAGES = 10_200
-VIEWS = 4
-
-
 def list_ukb(root: Path) -> Benchmark:
-    """``root/**/ukbenchxxxxx.jpg``: four consecutive numbers, from a multiple of 4, are one object.
+    """Lists UKB (Nister and Stewenius, CVPR 2006): ``root/**/ukbenchxxxxx.jpg``.
 
-    Every image is a query and ranks all images, itself included. Some of the objects will do,
-    but each with its four images.
+    Four consecutive numbers from a multiple of 4 on show one object. Every image is a query and
+    ranks all images, itself included. A part of the objects is accepted, each with its four
+    images.
 
     Raises:
         MultigrainError: DATASET.
@@ -339,15 +358,17 @@ def list_ukb(root: Path) -> Benchmark:
             "the folder that its archive was unpacked to"
         )
     numbers = np.array(list(files.paths))
-    objects, labels, views = np.unique(numbers // VIEWS, return_inverse=True, return_counts=True)
-    if (views != VIEWS).any():
-        incomplete = objects[views != VIEWS]
-        first = int(incomplete[0]) * VIEWS
-        missing = next(n for n in range(first, first + VIEWS) if n not in files.paths)
+    objects, labels, views = np.unique(
+        numbers // UKB_VIEWS, return_inverse=True, return_counts=True
+    )
+    if (views != UKB_VIEWS).any():
+        incomplete = objects[views != UKB_VIEWS]
+        first = int(incomplete[0]) * UKB_VIEWS
+        missing = next(n for n in range(first, first + UKB_VIEWS) if n not in files.paths)
         raise dataset_error(
-            f"{len(incomplete)} of the {len(objects)} objects in {root} lack images: "
-            f"ukbench{missing:05d} is the first that is missing. Each object needs its four "
-            "images; add them, or remove the object's others"
+            f"{len(incomplete)} of the {len(objects)} objects in {root} lack images, "
+            f"the first missing one is ukbench{missing:05d}. Each object needs its four images: "
+            "add them, or remove the object's other images"
         )
     whole = len(numbers) == UKB_IMAGES
     part = "the whole benchmark" if whole else f"a part of the benchmark's {UKB_IMAGES}"
@@ -355,7 +376,7 @@ def list_ukb(root: Path) -> Benchmark:
         task="ukb",
         folder=ImageFolder(
             root=root,
-            classes=tuple(f"{number:05d}" for number in (objects * VIEWS).tolist()),
+            classes=tuple(f"{number:05d}" for number in (objects * UKB_VIEWS).tolist()),
             paths=list(files.paths.values()),
             labels=labels.astype(np.int32),
         ),
@@ -367,35 +388,3 @@ def list_ukb(root: Path) -> Benchmark:
         note=f"{len(objects)} objects, {len(numbers)} images: {part}",
         ignored=files.ignored,
     )
-
-
-# MERGED: Retrieval benchmarks on disk: which images there are, and which should find which.
-
-
-__all__ = ["RETRIEVAL_TASKS", "Benchmark", "list_benchmark"]
-
-RETRIEVAL_TASKS: frozenset[Task] = frozenset({"groups", "holidays", "ukb", "copydays"})
-
-
-def list_benchmark(
-    task: Task, root: Path, group_queries: Literal["all", "first"] = "all"
-) -> Benchmark:
-    """The benchmark of a retrieval task. Only names are looked at; no file is opened.
-
-    Args:
-        task: one of RETRIEVAL_TASKS.
-        root: folder of the images.
-        group_queries: of the task "groups": every image of a group is a query, or its first.
-
-    Raises:
-        MultigrainError: DATASET if the folder has not the layout that the task needs.
-    """
-    if task == "holidays":
-        return list_holidays(root)
-    if task == "ukb":
-        return list_ukb(root)
-    if task == "copydays":
-        return list_copydays(root)
-    if task == "groups":
-        return list_groups(root, group_queries)
-    raise ValueError(f"{task} is no retrieval task")

@@ -1,4 +1,4 @@
-"""Whether a dataset is still the one that a checkpoint was trained on."""
+"""Dataset fingerprints: is this still the dataset that a checkpoint was trained on?"""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from multigrain.specs.base import Spec
 if TYPE_CHECKING:
     from multigrain.data.image_folder import ImageFolder
 
-_THREADS = 8  # a network file system answers many questions at a time
-_DIGITS = 16  # of a class's sum: 64 bits
-_SHOWN = 5  # how much of what changed a message names
+_THREADS = 8  # a network file system serves requests in parallel
+_DIGITS = 16  # hexadecimal digits of a class's hash: 64 bits
+_SHOWN = 5  # most changes that a message names
 
 
-class ClassPrint(Spec):
-    """The images of one class: how many, and a sum over their paths and sizes."""
+class ClassFingerprint(Spec):
+    """The images of one class: their number, and a hash of their paths and sizes."""
 
     images: int
     sum: str
 
 
 class DatasetFingerprint(Spec):
-    """What is remembered of a dataset: names and sizes of its files. None is opened, so that an
-    image replaced by another one of exactly its size is not noticed. Dates are left out: those of
-    a copy, or of a backup that was put back, are new."""
+    """Hash of the names and sizes of a dataset's files.
+
+    No file is opened: an image replaced by another one of the same size is not detected.
+    Modification times are ignored, because copies and restored backups have new ones.
+    """
 
     images: int
     sha256: str
-    classes: dict[str, ClassPrint] = Field(default_factory=dict)
+    classes: dict[str, ClassFingerprint] = Field(default_factory=dict)
 
     def difference(self, now: DatasetFingerprint) -> str:
-        """What has changed since, in words; "" if nothing has."""
+        """Describes what has changed since; "" if nothing has."""
         if self.sha256 == now.sha256:
             return ""
         parts = []
-        gone = [name for name in self.classes if name not in now.classes]
+        removed = [name for name in self.classes if name not in now.classes]
         new = [name for name in now.classes if name not in self.classes]
-        if gone:
-            parts.append(f"without the {_named(gone)}")
+        if removed:
+            parts.append(f"without the {_class_names(removed)}")
         if new:
-            parts.append(f"with the new {_named(new)}")
+            parts.append(f"with the new {_class_names(new)}")
         for name, before in self.classes.items():
             after = now.classes.get(name)
             if after is None or after == before:
@@ -66,11 +68,11 @@ class DatasetFingerprint(Spec):
 def fingerprint(
     folder: ImageFolder, alive: Callable[[], None] = lambda: None
 ) -> DatasetFingerprint:
-    """The fingerprint of a dataset; of each file only the size is asked for.
+    """Computes the fingerprint of a dataset from the names and sizes of its files.
 
     Args:
         folder: the images.
-        alive: called now and then.
+        alive: called after each class.
     """
     parts: list[list[str]] = [[] for _ in folder.classes]
     for path, label in zip(folder.paths, folder.labels.tolist(), strict=True):
@@ -78,27 +80,27 @@ def fingerprint(
     whole = hashlib.sha256()
     classes = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="sizes") as pool:
-        sums = pool.map(lambda paths: _sum(folder.root, paths), parts)
-        for name, paths, digest in zip(folder.classes, parts, sums, strict=True):
-            classes[name] = ClassPrint(images=len(paths), sum=digest[:_DIGITS])
+        digests = pool.map(lambda paths: _hash(folder.root, paths), parts)
+        for name, paths, digest in zip(folder.classes, parts, digests, strict=True):
+            classes[name] = ClassFingerprint(images=len(paths), sum=digest[:_DIGITS])
             whole.update(f"{name}\0{digest}\n".encode())
             alive()
     return DatasetFingerprint(images=len(folder), sha256=whole.hexdigest(), classes=classes)
 
 
-def _sum(root: os.PathLike[str], paths: list[str]) -> str:
+def _hash(root: os.PathLike[str], paths: list[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
             size = os.stat(os.path.join(root, path)).st_size
-        except OSError:  # it is reported when its turn comes to be read
+        except OSError:  # it is reported when it is read
             size = -1
         digest.update(os.fsencode(path) + b"\0" + str(size).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _named(names: list[str]) -> str:
-    """The first few, after the word "class"."""
+def _class_names(names: list[str]) -> str:
+    """Formats the first few names, after "class" or "classes"."""
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"class{'es' if len(names) > 1 else ''} {shown}{more}"

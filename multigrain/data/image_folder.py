@@ -1,4 +1,4 @@
-"""A dataset on disk: one sub-folder of image files a class. Knows no pixel."""
+"""A dataset on disk: one sub-folder of image files per class. Does not decode images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import remedy
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_NAMED = 5  # how many names an error message lists
+_SHOWN = 5  # most names that an error message lists
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class ImageFolder:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of an image.
+        """Reads an image file.
 
         Raises:
-            MultigrainError: IMAGE_UNREADABLE if the file cannot be read.
+            MultigrainError: IMAGE_UNREADABLE, if the file cannot be read.
         """
         try:
             return (self.root / self.paths[index]).read_bytes()
@@ -50,15 +50,16 @@ class ImageFolder:
             ) from error
 
     def relabeled(self, labels: tuple[str, ...]) -> ImageFolder:
-        """The same images with the class numbers of a trained model.
+        """Returns the same images with the class indices of a trained model.
 
-        A folder that lacks some of the classes would number the others differently; names decide.
+        A folder that lacks some of the classes has other indices than the model: class names
+        decide.
 
         Args:
             labels: the model's class names, in the order of its outputs.
 
         Raises:
-            MultigrainError: DATASET, naming the classes the model does not know.
+            MultigrainError: DATASET, naming the classes that the model does not have.
         """
         if self.classes == labels:
             return self
@@ -68,7 +69,7 @@ class ImageFolder:
             raise MultigrainError(
                 ErrorKind.DATASET,
                 f"{len(unknown)} class folders of {self.root} are not classes of the model: "
-                f"{_names(unknown)}; the model knows {_names(list(labels))}. Name the folders "
+                f"{_names(unknown)}; the model has {_names(list(labels))}. Name the folders "
                 "as in training",
             )
         order = np.array([number[name] for name in self.classes], np.int32)
@@ -78,24 +79,24 @@ class ImageFolder:
 def scan(root: Path) -> ImageFolder:
     """Lists a dataset: ``root/<class>/**/<image>``.
 
-    Classes are the sub-folders, sorted by name (hidden ones are left out); images are the files
-    whose name ends like an image's, in any sub-folder of the class. No file is opened.
+    Classes are the sub-folders, sorted by name; images are the files with an image's extension in
+    any sub-folder of the class. Hidden files and folders are ignored. No file is opened.
 
     Args:
         root: the dataset.
 
     Returns:
-        Its images, sorted by class and then by path.
+        Its images, sorted by class and path.
 
     Raises:
-        MultigrainError: DATASET if the folder does not exist, has no class folder, one whose
-            name is not UTF-8, or a class without an image.
+        MultigrainError: DATASET, if the folder does not exist or has no class folders, a class
+            folder's name is not UTF-8, or a class has no image.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise MultigrainError(
             ErrorKind.DATASET,
-            f"the dataset {root} {what}: give a folder with one sub-folder of images a class",
+            f"the dataset {root} {what}: give a folder with one sub-folder of images per class",
         )
     try:
         with os.scandir(root) as entries:
@@ -103,19 +104,19 @@ def scan(root: Path) -> ImageFolder:
         folders = [e for e in listed if e.is_dir() and not e.name.startswith(".")]
         found = [(e.name, _images(root, Path(e.path))) for e in folders]
     except OSError as error:
-        raise _unlisted(error) from error
+        raise _cannot_list(error) from error
     if not folders:
-        loose = sum(_is_image(entry.name) for entry in listed)
-        hint = f" ({loose} images lie directly in it)" if loose else ""
+        direct = sum(_is_image(entry.name) for entry in listed)
+        hint = f" ({direct} images are directly in it)" if direct else ""
         raise MultigrainError(
             ErrorKind.DATASET,
             f"the dataset {root} has no class folders{hint}: put the images into one "
-            "sub-folder a class",
+            "sub-folder per class",
         )
-    unsayable = [name for name, _ in found if not _is_text(name)]
-    if unsayable:
+    not_utf8 = [name for name, _ in found if not _is_utf8(name)]
+    if not_utf8:
         # They would become class names, which checkpoints and messages hold as UTF-8.
-        shown = _names([os.fsencode(name).decode(errors="backslashreplace") for name in unsayable])
+        shown = _names([os.fsencode(name).decode(errors="backslashreplace") for name in not_utf8])
         raise MultigrainError(
             ErrorKind.DATASET,
             f"the dataset {root} has class folders whose names are not UTF-8: {shown}; rename them",
@@ -140,10 +141,10 @@ def scan(root: Path) -> ImageFolder:
 
 
 def scan_images(root: Path) -> ImageFolder:
-    """Lists the images anywhere below a folder, all of one class without a name.
+    """Lists the images anywhere below a folder, as one class without a name.
 
     Raises:
-        MultigrainError: DATASET if the folder does not exist, cannot be listed or has no image.
+        MultigrainError: DATASET, if the folder does not exist, cannot be listed or has no image.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -151,7 +152,7 @@ def scan_images(root: Path) -> ImageFolder:
     try:
         paths = _images(root, root)
     except OSError as error:
-        raise _unlisted(error) from error
+        raise _cannot_list(error) from error
     if not paths:
         raise MultigrainError(
             ErrorKind.DATASET, f"{root} has no images: add image files ({', '.join(EXTENSIONS)})"
@@ -159,7 +160,7 @@ def scan_images(root: Path) -> ImageFolder:
     return ImageFolder(root, ("",), paths, np.zeros(len(paths), np.int32))
 
 
-def _unlisted(error: OSError) -> MultigrainError:
+def _cannot_list(error: OSError) -> MultigrainError:
     todo = remedy(error, "list and read it", "check the disk")
     return MultigrainError(
         ErrorKind.DATASET, f"the folder {error.filename} cannot be listed: {error.strerror}; {todo}"
@@ -170,7 +171,7 @@ def _images(root: Path, folder: Path) -> list[str]:
     images = []
     prefix = folder.relative_to(root).as_posix()
 
-    # os.walk leaves out what it cannot list: the images in there would be missing without a word.
+    # By default os.walk silently skips folders that it cannot list.
     def failed(error: OSError) -> None:
         raise error
 
@@ -182,7 +183,7 @@ def _images(root: Path, folder: Path) -> list[str]:
     return sorted(images)
 
 
-def _is_text(name: str) -> bool:
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -195,5 +196,5 @@ def _is_image(name: str) -> bool:
 
 
 def _names(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_NAMED])
-    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

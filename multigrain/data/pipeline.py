@@ -1,4 +1,4 @@
-"""Batches of augmented images, made ahead of the training step."""
+"""The training pipeline: prefetched batches of augmented images."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _COLUMNS = ["images", "labels", "instances"]
 class TrainingData:
     """The training set as one worker sees it.
 
-    The batches of an epoch depend on the seed, the epoch, the rank and the world alone: not on
-    the number of threads, and not on where in the epoch one begins.
+    The batches of an epoch depend on the seed, the epoch, the rank and the world size alone, not
+    on the number of threads or the step at which the epoch is resumed.
 
-    Work is done by threads, not processes: Pillow frees the interpreter lock while it decodes
-    and scales, and a fork after MindSpore has started threads can hang.
+    Images are loaded by threads, not processes: Pillow releases the GIL while it decodes and
+    resizes, and a fork after MindSpore has started threads can hang.
 
     Args:
         folder: the images.
-        spec: the run.
+        spec: the training run.
         rank: this worker.
         world: number of workers.
         threads: loader threads; 0 = chosen from the cores and the size of the files.
 
     Raises:
-        MultigrainError: DATASET if there are fewer images than workers.
+        MultigrainError: DATASET, if there are fewer images than workers.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TrainingData:
             length_factor=spec.schedule.length_factor,
             seed=spec.seed,
         )
-        # A row of the pipeline is the copies of one image, so that it is decoded once.
+        # The copies of an image are one group of the pipeline, so that it is decoded once.
         whole = spec.schedule.batch_size % spec.augmentation.repeats == 0
         self._group = spec.augmentation.repeats if whole else 1
         self._augmenter = Augmenter(spec.augmentation, spec.model.image_size)
@@ -72,18 +72,18 @@ class TrainingData:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Files left out so far and why, by path within the dataset."""
+        """Files skipped so far: path within the dataset -> reason."""
         return dict(self._unreadable.reasons)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch.
+        """Yields the batches of an epoch.
 
         Args:
             epoch: counted from 0.
-            first_step: where to begin, to continue an interrupted epoch. Costs nothing.
+            first_step: step to begin with, to resume an epoch; earlier ones are not loaded.
 
         Raises:
-            MultigrainError: DATASET when too many files have turned out unreadable.
+            MultigrainError: DATASET, if too many files are unreadable.
         """
         source = ViewSource(
             self._folder,
@@ -108,8 +108,8 @@ class TrainingData:
                 failures.append(error)
                 raise
 
-        # One reader: its own parallel workers hand over single samples through Python queues,
-        # 3 to 10 times slower for small images than the source's pool, which fills batches.
+        # One reader: MindSpore's parallel workers pass single samples through Python queues,
+        # which is 3 to 10 times slower for small images than the source's thread pool.
         dataset = ds.GeneratorDataset(
             batches, _COLUMNS, num_parallel_workers=1, python_multiprocessing=False
         )
@@ -125,15 +125,15 @@ class TrainingData:
             iterator.stop()
 
 
-def loader_threads(asked: int, workers: int, folder: ImageFolder) -> int:
-    """Threads of one worker: as asked, but at most one a core.
+def loader_threads(requested: int, workers: int, folder: ImageFolder) -> int:
+    """Returns the number of loader threads of one worker: as requested, but at most one per core.
 
-    0 = the worker's share of the cores, but a single thread for small files: for pictures of
-    up to about 128 px several threads spend more time on the interpreter lock than they win.
+    If 0 is requested: the worker's share of the cores, but a single thread for small files. For
+    images of up to about 128 px, threads lose more time to the GIL than they gain.
     """
     cores = len(os.sched_getaffinity(0))
-    if asked:
-        return min(asked, cores)
+    if requested:
+        return min(requested, cores)
     step = max(1, len(folder) // _SIZE_SAMPLES)
     sizes = [_file_size(folder, index) for index in range(0, len(folder), step)]
     small = sum(sizes) < _SMALL_FILE * len(sizes)
@@ -143,5 +143,5 @@ def loader_threads(asked: int, workers: int, folder: ImageFolder) -> int:
 def _file_size(folder: ImageFolder, index: int) -> int:
     try:
         return (folder.root / folder.paths[index]).stat().st_size
-    except OSError:  # an unreadable file is reported when its turn comes
+    except OSError:  # an unreadable file is reported when it is decoded
         return 0

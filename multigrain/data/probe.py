@@ -1,4 +1,4 @@
-"""A look at a dataset before the work begins: can its files be read at all?"""
+"""Checks a random sample of a dataset for unreadable files before a job begins."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def probe(
 
     Args:
         folder: the dataset.
-        max_unreadable: share of the images that may be unreadable.
+        max_unreadable: fraction of the images that may be unreadable.
         files: size of the sample.
         seed: of the sample.
-        threads: that decode.
-        limits: what one file may cost.
+        threads: decoder threads.
+        limits: limits of one file.
 
     Returns:
         The unreadable files of the sample, path -> reason.
 
     Raises:
-        MultigrainError: DATASET if more than the allowed share is unreadable. Of a sample, only
-            if it is so beyond doubt (three standard deviations); the run itself counts exactly.
+        MultigrainError: DATASET, if more than the allowed fraction is unreadable. For a sample,
+            only if it exceeds the fraction by three standard deviations; the job counts exactly.
     """
     whole = len(folder) <= files
     chosen = range(len(folder)) if whole else Random(seed).sample(range(len(folder)), files)

@@ -1,4 +1,4 @@
-"""Which images make which batch: repeated augmentation over several workers."""
+"""The sampler of training batches: repeated augmentation over several workers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from multigrain.errors import ErrorKind, MultigrainError
 class RepeatedSampler:
     """Shards the *images* over the workers, then repeats each one.
 
-    Each epoch draws a fresh permutation of all images, the same on every worker. Worker r takes
+    Each epoch uses a new permutation of all images, the same on every worker. Worker r takes
     every ``world``-th image from the r-th on and emits each ``repeats`` times in a row; the
-    stream is cut into batches (MultiGrain, section 3.3, arXiv 1902.05509). So all copies of an
-    image are on one worker, and in one batch if ``repeats`` divides ``batch_size``; otherwise
-    the last copies of an image may begin the next batch, as in the paper (512 = 170 * 3 + 2).
-    Dealing the *copies* out to workers instead would leave the instance loss without positives.
+    stream is split into batches (MultiGrain, section 3.3, arXiv 1902.05509). All copies of an
+    image are therefore on one worker, and in one batch if ``repeats`` divides ``batch_size``;
+    otherwise the last copies of an image may begin the next batch, as in the paper
+    (512 = 170 * 3 + 2). Sharding the *copies* instead would leave the instance loss without
+    positives.
 
     An epoch is ``length_factor * images`` samples over all workers, so with ``length_factor``
-    below ``repeats`` it sees ``length_factor / repeats`` of the images. Where it is longer than
-    one pass, further permutations follow.
+    below ``repeats`` it sees ``length_factor / repeats`` of the images. If it is longer than one
+    pass, further permutations follow.
 
     Args:
         images: number of images in the dataset.
@@ -32,7 +33,7 @@ class RepeatedSampler:
         seed: of the permutations.
 
     Raises:
-        MultigrainError: DATASET if there are fewer images than workers.
+        MultigrainError: DATASET, if there are fewer images than workers.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class RepeatedSampler:
         self._rank = rank
         self._world = world
         self._seed = seed
-        # The small excess keeps 0.1 * 240 / 24 at 1 step in spite of binary fractions.
+        # 1e-9 absorbs the rounding of binary fractions: 0.1 * 240 / 24 is one step.
         self.steps_per_epoch = max(1, int(images * length_factor / (world * batch_size) + 1e-9))
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Image indices of an epoch on this worker.
+        """Returns the image indices of an epoch on this worker.
 
         Args:
             epoch: counted from 0.
@@ -72,14 +73,14 @@ class RepeatedSampler:
         """
         samples = self.steps_per_epoch * self._batch_size
         distinct = -(-samples // self._repeats)
-        # Shards of equal length: the few images that do not divide sit out this pass.
+        # Shards of equal length: the remaining images are left out of this pass.
         shard = self._images // self._world
         passes = [
-            self._permutation(epoch, turn)[self._rank :: self._world][:shard]
-            for turn in range(-(-distinct // shard))
+            self._permutation(epoch, number)[self._rank :: self._world][:shard]
+            for number in range(-(-distinct // shard))
         ]
         stream = np.repeat(np.concatenate(passes)[:distinct], self._repeats)[:samples]
         return stream.reshape(self.steps_per_epoch, self._batch_size)
 
-    def _permutation(self, epoch: int, turn: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch, turn]).permutation(self._images)
+    def _permutation(self, epoch: int, number: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, epoch, number]).permutation(self._images)

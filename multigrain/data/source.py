@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory, where the whole dataset fits."""
+"""Loading of augmented batches by a pool of threads, with a cache of decoded images."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import FORMATS, ImageLimits, decode_image
 
 BUDGET = 512 * 2**20  # bytes, over all workers
-_SAMPLES = 64
+_SAMPLES = 64  # files whose headers estimate a dataset's size in memory
+_SHOWN = 5  # most files that an error message lists
+_SUBSTITUTES = 32  # attempts to find a substitute for an unreadable image
 
 
 class DecodedCache:
-    """Keeps pictures up to a number of bytes; what is in stays in. Threads may share it.
+    """Caches decoded images up to a number of bytes, without eviction. Thread-safe.
 
-    For small pictures decoding is a third of the loader's work (measured: 3,800 to 7,400 views
-    of 48 px a second on one thread).
+    Decoding is a third of the loader's work for small images (measured: 3,800 against 7,400 views
+    of 48 px per second on one thread).
 
     Args:
-        budget: largest sum of the sizes in memory, in bytes; 0 keeps nothing.
+        budget: most bytes of decoded images; 0 turns the cache off.
     """
 
     def __init__(self, budget: int) -> None:
@@ -39,23 +41,23 @@ class DecodedCache:
         self._images: dict[int, Image.Image] = {}
 
     def get(self, index: int) -> Image.Image | None:
-        """The picture, or None if it is not kept."""
+        """Returns an image, or None if it is not cached."""
         return self._images.get(index)
 
     def put(self, index: int, image: Image.Image) -> None:
-        """Keeps a picture of mode RGB, if there is room. Nobody may change it afterwards."""
+        """Adds an RGB image if there is room. It must not be modified afterwards."""
         size = 3 * image.width * image.height
-        # Two threads may both find room for the last picture: the budget is no hard limit.
+        # Two threads may both find room for the last image: the budget is not a hard limit.
         if size <= self._left and index not in self._images:
             self._left -= size
             self._images[index] = image
 
 
 def create_cache(folder: ImageFolder, world: int, budget: int = BUDGET) -> DecodedCache:
-    """A cache if a worker's share of the budget holds the whole dataset, else one that is off.
+    """Creates a cache, turned off unless a worker's share of the budget holds the whole dataset.
 
-    Every worker comes to see every image, so each needs room for all. The size is estimated
-    from the headers of some files; keeping a part only would win little and cost the memory.
+    Over the epochs every worker sees every image. The size is estimated from the headers of some
+    files. Caching only a part would gain little for the memory.
     """
     step = max(1, len(folder) // _SAMPLES)
     sizes = [_pixels(folder, index) * 3 for index in range(0, len(folder), step)]
@@ -69,10 +71,7 @@ def _pixels(folder: ImageFolder, index: int) -> int:
         with Image.open(io.BytesIO(folder.read(index)), formats=FORMATS) as image:
             return image.width * image.height
     except (MultigrainError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0  # an unreadable file is reported when its turn comes
-
-
-# MERGED: Random access to augmented views: what the pipeline's threads call.
+        return 0  # an unreadable file is reported when it is decoded
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class Batch:
 
     Args:
         images: float32 (B, 3, S, S), normalized.
-        labels: int32 (B,) class numbers.
-        instances: int32 (B,) index of the image in the dataset: equal for copies of one image.
+        labels: int32 (B,), class indices.
+        instances: int32 (B,), index of the image in the dataset: equal for copies of one image.
     """
 
     images: NDArray[np.float32]
@@ -90,59 +89,62 @@ class Batch:
     instances: NDArray[np.int32]
 
 
-_NAMED = 5
-_SUBSTITUTES = 32  # draws for a picture that stands in for an unreadable one
-
-
 class UnreadableFiles:
-    """Files that could not be used and why; shared by threads."""
+    """Unreadable files and their reasons. Thread-safe.
 
-    def __init__(self, images: int, max_share: float) -> None:
+    Args:
+        images: number of images in the dataset.
+        max_fraction: fraction of them that may be unreadable.
+    """
+
+    def __init__(self, images: int, max_fraction: float) -> None:
         self._images = images
-        self._max_share = max_share
+        self._max_fraction = max_fraction
         self._lock = threading.Lock()
         self.reasons: dict[str, str] = {}
 
     def add(self, path: str, reason: str) -> None:
-        """Notes a file.
+        """Adds a file.
 
         Raises:
-            MultigrainError: DATASET if these are now more than the allowed share of the images.
+            MultigrainError: DATASET, if more than the allowed fraction is unreadable now.
         """
         with self._lock:
             self.reasons[path] = reason
-            if len(self.reasons) > self._max_share * self._images:
-                raise too_many_unreadable(self.reasons, self._images, self._max_share)
+            if len(self.reasons) > self._max_fraction * self._images:
+                raise too_many_unreadable(self.reasons, self._images, self._max_fraction)
 
 
-def too_many_unreadable(reasons: dict[str, str], images: int, max_share: float) -> MultigrainError:
-    """DATASET, naming some of the files."""
-    named = "; ".join(f"{path} ({reason})" for path, reason in sorted(reasons.items())[:_NAMED])
-    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+def too_many_unreadable(
+    reasons: dict[str, str], images: int, max_fraction: float
+) -> MultigrainError:
+    """Returns a DATASET error that names some of the files."""
+    named = "; ".join(f"{path} ({reason})" for path, reason in sorted(reasons.items())[:_SHOWN])
+    more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     return MultigrainError(
         ErrorKind.DATASET,
         f"{len(reasons)} of {images} images cannot be read, more than "
-        f"dataset.max_unreadable = {max_share:g}: {named}{more}. Repair or remove the files, "
+        f"dataset.max_unreadable = {max_fraction:g}: {named}{more}. Repair or remove the files, "
         "or raise the limit",
     )
 
 
 class ViewSource:
-    """One epoch of a worker, made by a pool of threads, in order.
+    """Loads the batches of one epoch on one worker by a pool of threads, in order.
 
-    A view is a function of (seed, epoch, rank, position) alone. An image that cannot be read is
-    replaced, with all of its copies, its label and its instance id, by another one of the same
-    epoch and worker that is not in the batch already.
+    A view is a function of (seed, epoch, rank, position) alone. An unreadable image is replaced,
+    with all its copies, its label and its instance id, by another image of the same epoch and
+    worker that is not in the batch yet.
 
     Args:
         folder: the dataset.
-        indices: (steps, batch_size) image indices of the epoch.
-        group: consecutive equal indices that are decoded once; divides batch_size.
-        augmenter: makes a view.
-        key: what seeds the views, besides the position: (seed, epoch, rank).
-        unreadable: where unusable files are noted.
-        cache: of decoded images, kept over the epochs.
-        limits: what one file may cost.
+        indices: (steps, batch_size), image indices of the epoch.
+        group: number of consecutive equal indices that are decoded once; divides batch_size.
+        augmenter: makes the views.
+        key: seeds the views, together with the position: (seed, epoch, rank).
+        unreadable: receives unreadable files.
+        cache: of decoded images, shared by the epochs.
+        limits: limits of one file.
     """
 
     def __init__(
@@ -166,25 +168,25 @@ class ViewSource:
         self._cache = cache
         self._limits = limits
 
-    def batches(self, first_step: int, threads: int, ahead: int = 2) -> Iterator[Batch]:
-        """The batches from ``first_step`` on; at most ``ahead`` more are in the making."""
+    def batches(self, first_step: int, threads: int, prefetch: int = 2) -> Iterator[Batch]:
+        """Yields the batches from ``first_step`` on, loading ``prefetch`` batches ahead."""
         steps, batch_size = self._indices.shape
-        rows = batch_size // self._group
-        cuts = np.linspace(0, rows, min(threads, rows) + 1).astype(int)
-        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+        groups = batch_size // self._group
+        bounds = np.linspace(0, groups, min(threads, groups) + 1).astype(int)
+        pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
             try:
-                begun = first_step
+                submitted = first_step
                 for step in range(first_step, steps):
-                    while begun < min(steps, step + 1 + ahead):
+                    while submitted < min(steps, step + 1 + prefetch):
                         batch = self._empty(batch_size)
                         parts = [
-                            pool.submit(self._fill, batch, begun, range(a, b))
-                            for a, b in pairwise(cuts.tolist())
+                            pool.submit(self._fill, batch, submitted, range(a, b))
+                            for a, b in pairwise(bounds.tolist())
                         ]
-                        waiting.append((batch, parts))
-                        begun += 1
-                    batch, parts = waiting.popleft()
+                        pending.append((batch, parts))
+                        submitted += 1
+                    batch, parts = pending.popleft()
                     for part in parts:
                         part.result()
                     yield batch
@@ -199,23 +201,24 @@ class ViewSource:
             np.empty(batch_size, np.int32),
         )
 
-    def _fill(self, batch: Batch, step: int, rows: range) -> None:
-        """Writes some rows (of ``group`` samples each) of a batch."""
-        for row in rows:
-            index, image = self._readable(step, row * self._group)
-            for slot in range(row * self._group, (row + 1) * self._group):
+    def _fill(self, batch: Batch, step: int, groups: range) -> None:
+        """Writes some groups (of ``group`` samples each) of a batch."""
+        for group in groups:
+            index, image = self._readable(step, group * self._group)
+            for slot in range(group * self._group, (group + 1) * self._group):
                 position = step * self._indices.shape[1] + slot
                 self._augmenter(image, self._random(0, position), out=batch.images[slot])
                 batch.labels[slot] = self._folder.labels[index]
                 batch.instances[slot] = index
 
     def _readable(self, step: int, slot: int) -> tuple[int, Image.Image]:
+        """Returns index and pixels of a slot's image, or of its substitute if unreadable."""
         index = int(self._indices[step, slot])
         image = self._decode(index)
         if image is not None:
             return index, image
         batch = self._indices[step]
-        # By image, not by position: copies in different rows get the same substitute.
+        # Seeded by image, not by position: copies in different groups get the same substitute.
         random = self._random(1, index)
         for attempt in range(_SUBSTITUTES):
             candidate = int(self._indices.flat[random.randrange(self._indices.size)])
@@ -226,14 +229,14 @@ class ViewSource:
                 return candidate, image
         raise MultigrainError(
             ErrorKind.DATASET,
-            f"{self._folder.paths[index]} cannot be read, and no readable image was found to "
-            f"replace it in {_SUBSTITUTES} draws: repair or remove the damaged files",
+            f"{self._folder.paths[index]} cannot be read, and none of {_SUBSTITUTES} random "
+            "substitutes could: repair or remove the damaged files",
         )
 
     def _decode(self, index: int) -> Image.Image | None:
-        kept = self._cache.get(index)
-        if kept is not None:
-            return kept
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
         try:
             image = decode_image(self._folder.read(index), self._limits)
         except MultigrainError as error:

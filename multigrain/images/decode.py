@@ -1,6 +1,6 @@
-"""Encoded bytes -> RGB pixels, guarded: untrusted files come through here.
+"""Decoding of untrusted image files to RGB, within limits.
 
-The one decoder of the house: training, evaluation and serving see the same pixels.
+Training, evaluation and serving all use this decoder, so that they see the same pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Importing a plugin registers it. Done here, once, rather than at first use in some thread.
+# Importing a plugin registers it: once here, not at first use in a thread.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
@@ -27,7 +27,7 @@ from PIL import (
 
 from multigrain.errors import ErrorKind, MultigrainError
 
-# JPEG includes MPO, which many phones write under the name .jpg: its first picture is read.
+# JPEG includes MPO, which many phones write as .jpg: its first image is read.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 FORMAT_NAMES: Final = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 
@@ -41,7 +41,7 @@ _SIGNATURES: Final = (
     b"MM\x00*",
 )
 _ORIENTATION_TAG: Final = 0x0112
-# EXIF orientation -> the operation that makes the picture upright.
+# EXIF orientation -> the operation that makes the image upright.
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,17 +51,17 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE: Final = frozenset({5, 6, 7, 8})
+_TRANSPOSED: Final = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an encoded image may cost.
+    """Limits of an encoded image.
 
     Args:
         max_bytes: largest encoded size in bytes.
-        max_pixels: largest width x height; read from the header, before anything is decoded.
-            (Pillow itself refuses more than 179 million, whatever is set here.)
+        max_pixels: largest width x height, checked in the header before decoding. (Pillow itself
+            refuses more than 179 million in any case.)
     """
 
     max_bytes: int = 32 * 2**20
@@ -72,22 +72,22 @@ DEFAULT_LIMITS: Final = ImageLimits()
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Decodes one image to RGB.
+    """Decodes an image to RGB.
 
-    The first frame of an animation; turned upright by its EXIF orientation; transparency laid
-    on white; gray, palette, CMYK and 16-bit pictures converted (16 bits are scaled to 8, not
-    clipped). Color profiles are ignored, as in the training data's usual treatment.
+    Of an animation, the first frame. EXIF orientation is applied; transparency is composited on
+    white; gray, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8, not
+    clipped). Color profiles are ignored, as is usual for training data.
 
     Args:
         data: the encoded file.
-        limits: what it may cost.
+        limits: limits of the file.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
         MultigrainError: IMAGE_UNREADABLE (empty, truncated, damaged), IMAGE_FORMAT (not an
-            image, or of a kind that is not read), IMAGE_TOO_LARGE.
+            image, or an unsupported kind), IMAGE_TOO_LARGE.
     """
     return np.asarray(decode_image(data, limits))
 
@@ -95,25 +95,25 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint
 def decode_image(
     data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, shortest: int = 0
 ) -> Image.Image:
-    """As ``decode``, as a loaded Pillow image of mode RGB.
+    """Like :func:`decode`, but returns a loaded Pillow image of mode RGB.
 
     Args:
         data: the encoded file.
-        limits: what it may cost.
-        shortest: a JPEG may be decoded at a half, a quarter or an eighth of its size, where that
-            is a whole number of pixels and its shorter side keeps so many; 0 = always the full
-            size. Other formats have no such way.
+        limits: limits of the file.
+        shortest: least length in pixels of the shorter side. A JPEG is decoded at a half, a
+            quarter or an eighth of its size if that is a whole number of pixels and at least
+            ``shortest``; 0 = always the full size. Other formats do not support this.
     """
     image = _open(data, limits)
     try:
-        factor = _fraction(image.size, shortest)
+        factor = _reduction(image.size, shortest)
         if factor > 1:
-            # The library leaves out the high frequencies of each 8 x 8 block: the scaled picture
-            # is a good average, for a part of the time. Only JPEG's method does anything.
+            # libjpeg skips the high frequencies of each 8 x 8 block: a good average in a fraction
+            # of the time. For other formats ``draft`` does nothing.
             image.draft(None, (image.width // factor, image.height // factor))
         image.load()
         orientation = _orientation(image)
-        # Pillow turns a TIFF by its tag while loading, and leaves others to the caller.
+        # Pillow applies a TIFF's orientation while loading, and leaves others to the caller.
         upright = _to_rgb(image)
         method = _UPRIGHT.get(orientation)
         if method is not None and image.format != "TIFF":
@@ -123,7 +123,7 @@ def decode_image(
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise _too_large(_pixels(error), limits) from error
-    except Exception as error:  # decoders of damaged data raise whatever they stumble over
+    except Exception as error:  # decoders of damaged data raise all kinds of exceptions
         raise MultigrainError(
             ErrorKind.IMAGE_UNREADABLE,
             f"the {image.format} image is truncated or damaged ({_reason(error)}): "
@@ -132,21 +132,21 @@ def decode_image(
 
 
 def image_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """(width, height) that ``decode`` would give, from the header alone.
+    """Returns (width, height) of :func:`decode`'s result, from the header alone.
 
     Raises:
-        MultigrainError: as ``decode``, for what the header shows.
+        MultigrainError: as :func:`decode`, as far as the header shows.
     """
     image = _open(data, limits)
     width, height = image.size
-    # Pillow gives a TIFF's size upright already.
-    if image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE:
+    # Pillow's size of a TIFF is already that of the upright image.
+    if image.format != "TIFF" and _orientation(image) in _TRANSPOSED:
         return height, width
     return width, height
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The image with its header read and checked, not yet decoded."""
+    """Reads and checks the header; does not decode."""
     if not data:
         raise MultigrainError(
             ErrorKind.IMAGE_UNREADABLE, "the image is empty (0 bytes): send or copy the file again"
@@ -171,7 +171,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(_pixels(error), limits) from error
-    except Exception as error:  # parsers of damaged headers raise whatever they stumble over
+    except Exception as error:  # parsers of damaged headers raise all kinds of exceptions
         raise MultigrainError(
             ErrorKind.IMAGE_UNREADABLE,
             f"the image's header is damaged ({_reason(error)}): save the file again",
@@ -195,8 +195,8 @@ def _too_large(what: str, limits: ImageLimits) -> MultigrainError:
     )
 
 
-def _fraction(size: tuple[int, int], shortest: int) -> int:
-    """How many times smaller to decode. A size that is rounded up would shift the picture."""
+def _reduction(size: tuple[int, int], shortest: int) -> int:
+    """Returns the factor by which to reduce a JPEG; only exact divisors, to avoid a shift."""
     for factor in (8, 4, 2):
         if shortest and min(size) >= factor * shortest and not any(n % factor for n in size):
             return factor
@@ -204,21 +204,21 @@ def _fraction(size: tuple[int, int], shortest: int) -> int:
 
 
 def _pixels(error: Exception) -> str:
-    """The number that Pillow names: it refuses a bomb before it tells width and height."""
+    """Returns the pixels in Pillow's message: its bomb check precedes access to the size."""
     found = re.search(r"\((\d+) pixels\)", str(error))
     return f"{found[1]} pixels" if found else "its pixels do not fit in memory"
 
 
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # Pillow names its in-memory file ("<_io.BytesIO object at 0x...>"), of no use to a reader.
+    # Without Pillow's name of the in-memory file ("<_io.BytesIO object at 0x...>").
     return text.split(" <_io.", 1)[0][:200]
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata says nothing about the pixels: the picture stands
+    except Exception:  # the pixels may be intact although the metadata is damaged
         return 1
 
 
@@ -239,9 +239,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit gray to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips at 255.
+    """Converts 16-bit gray to 8 bits: v * 255 / 65535, rounded. Pillow's own conversion clips.
 
-    A value that is transparent (a PNG may name one) becomes white.
+    A PNG's transparent value becomes white.
     """
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -256,6 +256,6 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
 def _unsupported_mode(image: Image.Image) -> MultigrainError:
     return MultigrainError(
         ErrorKind.IMAGE_FORMAT,
-        f"the {image.format} image has pixels of kind {image.mode!r}, which are not read: "
-        "save it as RGB or gray with 8 or 16 bits a channel",
+        f"the {image.format} image has unsupported pixels of mode {image.mode!r}: save it as RGB "
+        "or gray with 8 or 16 bits per channel",
     )

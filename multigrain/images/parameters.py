@@ -1,5 +1,8 @@
-"""How an image becomes a tensor. The same parameters, and the same function, serve
-evaluation and serving; they travel in the model bundle."""
+"""Preprocessing parameters, which a model bundle stores.
+
+Evaluation and serving use the same parameters and the same function. Imported by the daemon: no
+Pillow here.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocessing(Spec):
-    """Resize the short side to ``resize_short``, cut the center ``size`` x ``size``, scale to
-    [0, 1], subtract ``mean``, divide by ``std``; output float32, channels first, RGB.
+    """How an image becomes the network's input.
 
-    The field's recipe is resize_short = int(256 / 224 * size); equal numbers mean no margin.
+    Resize the short side to ``resize_short``, crop the center ``size`` x ``size``, scale to
+    [0, 1], subtract ``mean``, divide by ``std``; float32, channels first, RGB.
+
+    The usual recipe is resize_short = int(256 / 224 * size); equal numbers mean no margin.
     """
 
     size: int = Field(ge=1, le=4096)
     resize_short: int = Field(ge=1, le=8192)
-    # As the crops of training, and as the paper's code in both.
+    # Like the crops of training, and like the paper's code in both.
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     @classmethod
     def standard(cls, size: int, center_crop: float = 0.875) -> Preprocessing:
-        """The paper's evaluation transform: short side to 256/224 of the crop.
+        """Returns the paper's evaluation transform: short side 256/224 of the crop.
 
         Args:
             size: side of the crop in pixels.
-            center_crop: share of the short side that the crop keeps (``ModelSpec.center_crop``).
+            center_crop: fraction of the short side that the crop keeps
+                (``ModelSpec.center_crop``).
         """
         return cls(size=size, resize_short=int(size / center_crop))

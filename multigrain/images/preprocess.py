@@ -1,4 +1,7 @@
-"""The evaluation transform that keeps the whole picture and its proportions."""
+"""Preprocessing: encoded bytes to the network's input, the same in evaluation and serving.
+
+Two transforms: a center crop, and "rect", which keeps the whole image and its aspect ratio.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +15,10 @@ from PIL import Image
 from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from multigrain.images.parameters import Preprocessing
 
-
-def rect_size(width: int, height: int, largest: int) -> tuple[int, int]:
-    """(width, height) after scaling the larger side to ``largest``; fractions are dropped, as
-    in the published code, but never to less than one pixel. Small pictures are enlarged."""
-    if width > height:
-        return largest, max(1, largest * height // width)
-    return max(1, largest * width // height), largest
-
-
-def preprocess_rect(image: Image.Image, p: Preprocessing) -> NDArray[np.float32]:
-    """Scales the larger side to ``p.size``, cuts nothing, normalizes.
-
-    Args:
-        image: RGB, decoded.
-        p: size, interpolation and normalization; ``resize_short`` does not matter.
-
-    Returns:
-        float32 (3, H, W), contiguous, RGB; max(H, W) = size.
-    """
-    size = rect_size(*image.size, p.size)
-    pixels = np.asarray(image.resize(size, RESAMPLING[p.interpolation]))
-    return normalize(pixels, p.mean, p.std)
-
-
-# MERGED: Encoded bytes -> the tensor a network sees. One function, for evaluation and for
-# serving.
-
-
-# Pixels of the decoded short side for one of the result, at least, where decoding scales. With 2
-# the filter that follows still decides what the result looks like (as Pillow's reducing_gap).
-_SPARE: Final = 2
+# A JPEG is decoded at a fraction of its size only if its short side keeps this multiple of the
+# needed pixels. With 2 the quality is still that of the following resize (like Pillow's
+# reducing_gap).
+_REDUCING_GAP: Final = 2
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -53,17 +29,17 @@ RESAMPLING = {
 def preprocess(
     data: bytes, p: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
-    """Decodes, scales the short side to ``p.resize_short``, cuts the center, normalizes.
+    """Decodes, resizes the short side to ``p.resize_short``, crops the center, normalizes.
 
     A JPEG whose short side is at least four times ``p.resize_short`` is decoded at a fraction of
-    its size, which leaves at least twice the pixels that are needed: against full decoding a
-    photograph's pixels differ by less than one of 255 steps on average (tested); what that means
-    for embeddings stands in benchmarks/RESULTS.md.
+    its size, which leaves at least twice the needed pixels: a photograph's pixels differ from full
+    decoding by less than one of 255 steps on average (tested). benchmarks/RESULTS.md has the effect
+    on embeddings.
 
     Args:
         data: the encoded file.
         p: sizes, interpolation and normalization.
-        limits: what the file may cost.
+        limits: limits of the file.
 
     Returns:
         float32 (3, size, size), contiguous, RGB.
@@ -75,26 +51,27 @@ def preprocess(
 
 
 def crop(data: bytes, p: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """``preprocess`` without its last step, normalizing; uint8 (size, size, 3), RGB.
+    """Like :func:`preprocess` without normalization: uint8 (size, size, 3), RGB.
 
     Raises:
         MultigrainError: as ``preprocess``.
     """
-    return np.asarray(center_crop(decode_image(data, limits, shortest=_SPARE * p.resize_short), p))
+    image = decode_image(data, limits, shortest=_REDUCING_GAP * p.resize_short)
+    return np.asarray(center_crop(image, p))
 
 
 def preprocess_image(image: Image.Image, p: Preprocessing) -> NDArray[np.float32]:
-    """``preprocess`` of an already decoded image of mode RGB; float32 (3, size, size)."""
+    """Preprocesses a decoded image of mode RGB: float32 (3, size, size)."""
     return normalize(np.asarray(center_crop(image, p)), p.mean, p.std)
 
 
 def center_crop(image: Image.Image, p: Preprocessing) -> Image.Image:
-    """The center of the picture as ``size`` x ``size`` pixels.
+    """Resizes the image and crops its center to ``size`` x ``size`` pixels.
 
-    Scaling and cutting are one step: only the pixels of the cut are computed, so that neither
-    a huge nor a very long, thin picture costs more than the result (scaling 1 x 20000 pixels
-    to a short side of 256 first would make 1.3 billion). Where the cut is larger than
-    the scaled short side, it is the largest centered square.
+    Resizing and cropping are one step: only the pixels of the crop are computed, so that a huge
+    or very long image costs no more than the result (resizing 1 x 20000 pixels to a short side
+    of 256 would make 1.3 billion). If the crop is larger than the resized short side, it is the
+    largest centered square.
     """
     width, height = image.size
     short = min(width, height)
@@ -104,14 +81,40 @@ def center_crop(image: Image.Image, p: Preprocessing) -> Image.Image:
     return image.resize((p.size, p.size), RESAMPLING[p.interpolation], box=box)
 
 
+def rect_size(width: int, height: int, largest: int) -> tuple[int, int]:
+    """Returns (width, height) after scaling the larger side to ``largest``.
+
+    Fractions are truncated, as in the published code, but to at least one pixel. Small images
+    are enlarged.
+    """
+    if width > height:
+        return largest, max(1, largest * height // width)
+    return max(1, largest * width // height), largest
+
+
+def preprocess_rect(image: Image.Image, p: Preprocessing) -> NDArray[np.float32]:
+    """Resizes the larger side to ``p.size`` without a crop, and normalizes.
+
+    Args:
+        image: decoded, RGB.
+        p: size, interpolation and normalization; ``resize_short`` is not used.
+
+    Returns:
+        float32 (3, H, W), contiguous, RGB; max(H, W) = size.
+    """
+    size = rect_size(*image.size, p.size)
+    pixels = np.asarray(image.resize(size, RESAMPLING[p.interpolation]))
+    return normalize(pixels, p.mean, p.std)
+
+
 def normalize(
     pixels: NDArray[np.uint8],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 -> (3, H, W) float32: (x / 255 - mean) / std.
+    """Normalizes (H, W, 3) uint8 to (3, H, W) float32: (x / 255 - mean) / std.
 
-    By a table of the 256 possible values: exactly rounded, and faster than arithmetic.
+    Uses a table of the 256 possible values, which is exactly rounded and faster than arithmetic.
     """
     return apply_table(pixels, _table(mean, std))
 
@@ -121,11 +124,11 @@ def apply_table(
     table: NDArray[np.float32],
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 and a table (3, 256) -> (3, H, W) float32, contiguous; into ``out``."""
+    """Maps (H, W, 3) uint8 by a (3, 256) table to (3, H, W) float32, into ``out`` if given."""
     if out is None:
         out = np.empty((3, *pixels.shape[:2]), np.float32)
     for channel in range(3):
-        # mode="clip" spares the bounds check: an index of 8 bits cannot be out of range.
+        # mode="clip" skips the bounds check: an index of 8 bits cannot be out of range.
         np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
     return out
 

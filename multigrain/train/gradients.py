@@ -151,7 +151,7 @@ class GradientFunction:
         found = numbers.asnumpy().astype(np.float64)
         if factors not in self._compiled:
             self._compiled.add(factors)
-            memory.trim()
+            memory.release_freed_memory()
         squared, loss, classification, instance, stops = (float(x) for x in found[:5])
         return Gradients(
             loss,

@@ -81,7 +81,7 @@ def test_operations_come_as_often_as_the_table_says(monkeypatch: pytest.MonkeyPa
         (("solarize", 0.0, 3), ("color", 1.0, 4)),
     )
     seen: list[tuple[str, int, float]] = []
-    monkeypatch.setattr(augment, "POLICY", policy)
+    monkeypatch.setattr(augment, "AUTOAUGMENT_POLICY", policy)
     monkeypatch.setattr(augment, "apply", lambda image, *operation: seen.append(operation) or image)
     random, image = Random(0), noise(4, 4)
     for _ in range(2000):

@@ -55,7 +55,7 @@ def test_other_files_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
     ("names", "says"),
     [
         ((), "no class folders"),
-        (("1.png", "2.png"), "2 images lie directly"),
+        (("1.png", "2.png"), "2 images are directly"),
         (("a/notes.txt",), "has no images"),
         (("a/1.png", "b/notes.txt"), "in the classes 'b'"),
     ],

@@ -182,7 +182,7 @@ def test_too_many_unreadable_images_end_the_epoch_by_name(tmp_path: Path) -> Non
 
 
 def test_as_many_unreadable_images_as_are_allowed_are_borne() -> None:
-    unreadable = UnreadableFiles(images=10, max_share=0.2)
+    unreadable = UnreadableFiles(images=10, max_fraction=0.2)
     unreadable.add("a", "damaged")
     unreadable.add("b", "damaged")
     unreadable.add("b", "damaged")  # the same file, once more

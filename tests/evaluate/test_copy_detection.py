@@ -151,14 +151,14 @@ def test_distortions_have_the_stated_ranges(monkeypatch: pytest.MonkeyPatch) -> 
     watch(copy_detection, "brightness", lambda _, factor: [factor])
     watch(copy_detection, "contrast", lambda _, factor: [factor])
     watch(ImageFilter, "GaussianBlur", lambda radius: [radius / 50])
-    watch(copy_detection, "_noisy", lambda _image, std, _seed: [std])
+    watch(copy_detection, "_add_noise", lambda _image, std, _seed: [std])
     watch(copy_detection, "_jpeg", lambda _, quality: [quality])
     image = Image.new("RGB", sides, (90, 140, 60))
     for seed in range(400):
         distort(image, Random(seed))
     ranges = {
         "resize": (0.7, 0.95), "rotate": (-8, 8), "brightness": (0.7, 1.3), "contrast": (0.7, 1.3),
-        "GaussianBlur": (0.005, 0.02), "_noisy": (3, 12), "_jpeg": (30, 90),
+        "GaussianBlur": (0.005, 0.02), "_add_noise": (3, 12), "_jpeg": (30, 90),
     }  # fmt: skip
     for name, (low, high) in ranges.items():
         assert low <= min(seen[name]) < low + 0.1 * (high - low), name

@@ -64,7 +64,7 @@ def test_each_worker_looks_at_its_share_of_the_held_out_images(tmp_path: Path) -
     train = write_dataset(tmp_path, classes=3, each=3)
     (evaluator,) = evaluation(train, train, rank=1, world=4)[0]._evaluators
     assert list(evaluator._batches.indices[0]) == [1, 5]
-    assert evaluator.share == 2
+    assert evaluator.shard == 2
 
 
 def test_held_out_images_are_cut_as_the_model_says(tmp_path: Path) -> None:

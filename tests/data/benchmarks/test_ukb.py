@@ -44,7 +44,9 @@ def test_the_whole_benchmark_has_2550_objects(tmp_path: Path) -> None:
 
 def test_an_object_that_lacks_an_image_is_named(tmp_path: Path) -> None:
     touch(tmp_path, (f"ukbench{number:05d}.jpg" for number in range(12) if number != 6))
-    with pytest.raises(MultigrainError, match=r"1 of the 3 objects.*ukbench00006 is the first"):
+    with pytest.raises(
+        MultigrainError, match=r"1 of the 3 objects.*first missing one is ukbench00006"
+    ):
         list_benchmark("ukb", tmp_path)
 
 

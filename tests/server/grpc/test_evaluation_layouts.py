@@ -42,10 +42,10 @@ async def test_a_benchmark_needs_no_class_folders_but_its_own_layout(
     ("task", "names", "words"),
     [
         ("holidays", ["cat/1.jpg"], "no images named as in INRIA Holidays (100000.jpg"),
-        ("ukb", LAYOUTS["ukb"][:3], "ukbench00003 is the first that is missing"),
+        ("ukb", LAYOUTS["ukb"][:3], "the first missing one is ukbench00003"),
         ("copydays", LAYOUTS["copydays"][:1], "has no folder 'strong': Copydays needs"),
-        ("groups", ["a/1.jpg", "b/1.jpg"], "put images that belong together into one sub-folder"),
-        ("groups", ["1.jpg"], "has no class folders (1 images lie directly in it)"),
+        ("groups", ["a/1.jpg", "b/1.jpg"], "put the images of each group into a sub-folder"),
+        ("groups", ["1.jpg"], "has no class folders (1 images are directly in it)"),
     ],
 )
 async def test_another_layout_is_refused_with_the_remedy(
