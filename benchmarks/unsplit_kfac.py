@@ -135,7 +135,7 @@ class UnsplitKfac:
         ours = model_state(model)
         self.net = Classifier().train()
         for name, value in self.net.state_dict().items():
-            line = TORCHVISION.ours(name)
+            line = TORCHVISION.to_native(name)
             if line is not None:
                 value.copy_(torch.from_numpy(ours[line[0]]))
         self.criterion = nn.CrossEntropyLoss()

@@ -18,7 +18,7 @@ from multigrain.bundle.folder import read
 from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Pixels
 from multigrain.engine.runtimes.choice import load
 from multigrain.images.preprocess import crop
-from multigrain.whitening import Moments, fit
+from multigrain.whitening import Moments, fit_whitening
 
 _FIT_COUNT = 600
 _RUNTIMES = ("openvino-bf16", "openvino-int8")
@@ -39,7 +39,7 @@ def main(models_dir: Path) -> None:
     exact = embeddings(bundle, "openvino-f32", [*shown, *fitted])
     moments = Moments(exact.shape[1])
     moments.add(exact[COUNT:])
-    whitening = fit(moments)
+    whitening = fit_whitening(moments)
     right = whitening.apply(exact[:COUNT])
     print("| runtime | plain: mean, smallest cosine | whitened: mean, smallest cosine |")
     print("|---|---|---|")

@@ -1,4 +1,7 @@
-"""PCA whitening of descriptors (MultiGrain, arXiv 1902.05509, section 3.5 and its code)."""
+"""PCA whitening of descriptors (MultiGrain, arXiv 1902.05509, section 3.5 and its code).
+
+Fitted in float64 at export, applied in float32 in serving. NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,25 @@ from safetensors.numpy import save as save_tensors
 
 from multigrain.errors import ErrorKind, MultigrainError
 
+# Eigenvalues are clipped from below at this fraction of their mean. The covariance of 2049
+# dimensions from 20,000 images has tail eigenvalues that are mostly noise, and one from fewer
+# images than dimensions has zeros; dividing by their roots would make noise the largest part of
+# every descriptor. A spectrum that decays as k^-1.5, like those of trained networks, is hardly
+# changed: the smallest of its 2049 eigenvalues is 0.009 of the mean.
+MIN_VARIANCE_RATIO = 0.01
+
+_MEAN, _PROJECTION = "mean", "projection"
+_WEIGHT, _BIAS = "classifier.weight", "classifier.bias"
+
 
 def homogeneous(embedding: NDArray[Any]) -> NDArray[np.float64]:
-    """u = [e; 1] / ||[e; 1]||.
+    """Computes normalized homogeneous coordinates u = [e; 1] / ||[e; 1]||.
 
-    The constant makes the bias of a classifier a weight, so that a linear classifier of e is
+    The constant turns a classifier's bias into a weight, so that a linear classifier of e is
     one of u too, up to the factor 1 / ||[e; 1]|| of each image.
 
     Args:
-        embedding: (N, C), as the network gives it.
+        embedding: e, (N, C), as the network returns it.
 
     Returns:
         float64 (N, C + 1), rows of length 1.
@@ -34,13 +47,10 @@ def homogeneous(embedding: NDArray[Any]) -> NDArray[np.float64]:
     return rows
 
 
-# MERGED: Mean and covariance of descriptors that come in batches.
-
-
 class Moments:
-    """First and second moments of u = [e; 1] / ||[e; 1]||, in float64.
+    """Streaming mean and covariance of u = [e; 1] / ||[e; 1]||, in float64.
 
-    Batches are put together by the pairwise update of Chan, Golub and LeVeque (1983), which
+    Batches are combined by the pairwise update of Chan, Golub and LeVeque (1983), which
     never subtracts large sums: ``M += M_b + d d^T n n_b / (n + n_b)``, d the difference of means.
 
     Args:
@@ -54,18 +64,18 @@ class Moments:
         self._scatter: NDArray[np.float64] = np.zeros((size, size))
 
     def add(self, embedding: NDArray[Any]) -> None:
-        """Takes embeddings (n, C), not normalized.
+        """Adds a batch of embeddings (n, C), not normalized.
 
         Raises:
-            MultigrainError: NOT_FINITE if one of them is not.
+            MultigrainError: NOT_FINITE, if one of them is non-finite.
         """
         if not len(embedding):
             return
         if not np.isfinite(embedding).all():
             raise MultigrainError(
                 ErrorKind.NOT_FINITE,
-                "the network's embedding of an image is not finite: the weights are damaged, "
-                "or the training diverged; use another checkpoint",
+                "the network's embedding of an image is not finite: its weights are damaged or "
+                "have diverged; use another checkpoint",
             )
         rows = homogeneous(embedding)
         mean = rows.mean(axis=0)
@@ -78,35 +88,24 @@ class Moments:
         self.count = total
 
     def covariance(self) -> NDArray[np.float64]:
-        """(C + 1, C + 1), divided by n - 1."""
+        """Returns the covariance (C + 1, C + 1), normalized by n - 1."""
         return self._scatter / (self.count - 1)
-
-
-# MERGED: A whitening: how it is fitted, applied, and folded into a classifier.
-
-
-# Eigenvalues below this share of their mean count as this much. The covariance of 2049
-# dimensions from 20,000 images has tail eigenvalues that are mostly noise, and one from fewer
-# images than dimensions has zeros; to divide by their roots would make noise the largest part
-# of every descriptor. A spectrum that falls as k^-1.5, as those of trained networks do about,
-# is hardly touched: its smallest of 2049 is 0.009 of the mean.
-TAIL = 0.01
 
 
 @dataclass(frozen=True)
 class Whitening:
     """phi = (u - mean) @ projection, with u = [e; 1] / ||[e; 1]||; all float64.
 
-    ``projection = V / sqrt(variance)``: V has the covariance's eigenvectors as columns, the
-    greatest variance first, and the variance is clipped from below at ``TAIL`` times its mean.
-    Of the data it was fitted to, phi has mean 0, and covariance 1 where nothing was clipped. The
-    retrieval descriptor is phi at length 1.
+    ``projection = V / sqrt(variance)``: V has the covariance's eigenvectors as columns, largest
+    variance first, and the variance is clipped from below at ``MIN_VARIANCE_RATIO`` times its
+    mean. On the data it was fitted to, phi has mean 0, and covariance 1 where nothing was
+    clipped. The retrieval descriptor is phi normalized to length 1.
 
     Args:
         mean: (D,), D = C + 1.
         projection: (D, D).
-        inverse: (D, D), of the projection: ``sqrt(variance) * V^T``.
-        images: it was fitted to.
+        inverse: (D, D), inverse of the projection: ``sqrt(variance) * V^T``.
+        images: number of images it was fitted to.
     """
 
     mean: NDArray[np.float64]
@@ -115,33 +114,38 @@ class Whitening:
     images: int
 
     def apply(self, embedding: NDArray[Any]) -> NDArray[np.float64]:
-        """phi (N, D) of embeddings (N, C), not normalized; its length is left as it is."""
+        """Computes phi (N, D), not normalized, from embeddings (N, C)."""
         return (homogeneous(embedding) - self.mean) @ self.projection
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """scores = phi @ weight.T + bias; weight (K, D), bias (K,), float64."""
+class WhitenedClassifier:
+    """A classifier of whitened descriptors: scores = phi @ weight.T + bias.
+
+    Args:
+        weight: (K, D) float64.
+        bias: (K,) float64.
+    """
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
 
 
-def fit(moments: Moments) -> Whitening:
-    """The whitening of the descriptors that were added to ``moments``.
+def fit_whitening(moments: Moments) -> Whitening:
+    """Fits a whitening to the descriptors that were added to ``moments``.
 
     Raises:
-        MultigrainError: DATASET with fewer than two images, or if all have one descriptor.
+        MultigrainError: DATASET, if there are fewer than two images or all descriptors are equal.
     """
     if moments.count < 2:
-        raise _unusable(f"{moments.count} readable images are too few, at least 2 are needed")
+        raise _cannot_fit(f"{moments.count} readable images are too few, at least 2 are needed")
     variance, vectors = np.linalg.eigh(moments.covariance())
     variance, vectors = variance[::-1], vectors[:, ::-1]
     average = float(variance.mean())
-    # Differences of numbers of size 1 that are nothing but rounding.
+    # Descriptors have length 1: a variance of this size is rounding error.
     if not average > np.finfo(np.float64).eps ** 2:
-        raise _unusable("all its images have the same descriptor")
-    deviation = np.sqrt(np.maximum(variance, TAIL * average))
+        raise _cannot_fit("all its images have the same descriptor")
+    deviation = np.sqrt(np.maximum(variance, MIN_VARIANCE_RATIO * average))
     return Whitening(
         mean=moments.mean,
         projection=vectors / deviation,
@@ -150,13 +154,15 @@ def fit(moments: Moments) -> Whitening:
     )
 
 
-def fold(whitening: Whitening, weight: NDArray[Any], bias: NDArray[Any]) -> Classifier:
-    """The classifier of phi that stands for one of e.
+def fold_classifier(
+    whitening: Whitening, weight: NDArray[Any], bias: NDArray[Any]
+) -> WhitenedClassifier:
+    """Folds the inverse whitening into a classifier of e, so that it classifies phi.
 
     With ``w = [weight bias]``: weight' = w (P^T)^-1, bias' = w mean, and therefore
-    ``phi @ weight'^T + bias' = u @ w^T = (weight e + bias) / ||[e; 1]||``: the same order of
-    the classes for every image, hence the same top-k; the scores themselves are scaled by a
-    positive factor of each image, and probabilities made of them differ.
+    ``phi @ weight'^T + bias' = u @ w^T = (weight e + bias) / ||[e; 1]||``. The order of the
+    classes is the same for every image, hence the top-k; the scores are scaled by a positive
+    factor per image, so that probabilities computed from them differ.
 
     Args:
         whitening: of D = C + 1 dimensions.
@@ -164,32 +170,25 @@ def fold(whitening: Whitening, weight: NDArray[Any], bias: NDArray[Any]) -> Clas
         bias: (K,).
     """
     both = np.concatenate([weight, bias[:, None]], axis=1).astype(np.float64)
-    return Classifier(weight=both @ whitening.inverse.T, bias=both @ whitening.mean)
+    return WhitenedClassifier(weight=both @ whitening.inverse.T, bias=both @ whitening.mean)
 
 
-def _unusable(what: str) -> MultigrainError:
+def _cannot_fit(reason: str) -> MultigrainError:
     return MultigrainError(
         ErrorKind.DATASET,
-        f"no whitening can be fitted to spec.whitening_path: {what}. Give a folder of many "
-        "different images, 20,000 or so",
+        f"no whitening can be fitted to spec.whitening_path: {reason}. Give a folder of many "
+        "different images, about 20,000",
     )
-
-
-# MERGED: The whitening of a bundle's head: one safetensors file, read by whoever serves it.
-
-
-_MEAN, _PROJECTION = "mean", "projection"
-_WEIGHT, _BIAS = "classifier.weight", "classifier.bias"
 
 
 @dataclass(frozen=True)
 class StoredWhitening:
-    """What serving needs, in float32: phi = ([e; 1] / ||[e; 1]|| - mean) @ projection.
+    """A head's whitening in a bundle, float32: phi = ([e; 1] / ||[e; 1]|| - mean) @ projection.
 
     Args:
         mean: (D,), D = C + 1.
         projection: (D, D).
-        weight, bias: (K, D) and (K,), the network's classifier as one of phi: same top-k.
+        weight, bias: (K, D) and (K,), the network's classifier, folded; same top-k.
     """
 
     mean: NDArray[np.float32]
@@ -199,11 +198,11 @@ class StoredWhitening:
 
     @property
     def size(self) -> int:
-        """Numbers in a whitened vector."""
+        """Dimensions of a whitened vector, D."""
         return int(self.projection.shape[1])
 
     def apply(self, embedding: NDArray[Any]) -> NDArray[np.float32]:
-        """float32 (N, D) of embeddings (N, C) as the network gives them; not normalized."""
+        """Computes phi, float32 (N, D), not normalized, from the network's embeddings (N, C)."""
         length = np.sqrt(1.0 + np.square(embedding, dtype=np.float64).sum(axis=1, keepdims=True))
         rows = np.empty((len(embedding), len(self.mean)), np.float32)
         rows[:, :-1] = embedding / length
@@ -213,8 +212,10 @@ class StoredWhitening:
         return result
 
 
-def write_whitening(path: Path, whitening: Whitening, classifier: Classifier) -> StoredWhitening:
-    """Writes the file and returns what it holds."""
+def write_whitening(
+    path: Path, whitening: Whitening, classifier: WhitenedClassifier
+) -> StoredWhitening:
+    """Writes a safetensors file and returns its content."""
     stored = StoredWhitening(
         whitening.mean.astype(np.float32),
         whitening.projection.astype(np.float32),
@@ -232,10 +233,10 @@ def write_whitening(path: Path, whitening: Whitening, classifier: Classifier) ->
 
 
 def read_whitening(path: Path, embedding_size: int) -> StoredWhitening:
-    """Reads a file and checks that it belongs to a network with that embedding.
+    """Reads a whitening and checks that it matches the network's embedding.
 
     Raises:
-        MultigrainError: CHECKPOINT.
+        MultigrainError: CHECKPOINT, if it is damaged or does not match.
     """
     try:
         tensors = load_tensors(path.read_bytes())
@@ -243,26 +244,22 @@ def read_whitening(path: Path, embedding_size: int) -> StoredWhitening:
             *(tensors[name] for name in (_MEAN, _PROJECTION, _WEIGHT, _BIAS)),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise _file_unusable(path, "it is not a whole safetensors file of a whitening") from error
+        raise _invalid_file(path, "it is not a complete safetensors file of a whitening") from error
     size = embedding_size + 1
     arrays = (stored.mean, stored.projection, stored.weight, stored.bias)
     if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in arrays):
-        raise _file_unusable(path, "its numbers are not finite float32")
+        raise _invalid_file(path, "its values are not finite float32")
     if stored.mean.shape != (size,) or stored.projection.shape != (size, size):
-        raise _file_unusable(
+        raise _invalid_file(
             path,
-            f"its projection has the shape {stored.projection.shape}, and the embedding of "
-            f"{embedding_size} numbers needs ({size}, {size})",
+            f"its projection has the shape {stored.projection.shape}, but an embedding of "
+            f"{embedding_size} dimensions needs ({size}, {size})",
         )
     return stored
 
 
-def _file_unusable(path: Path, what: str) -> MultigrainError:
+def _invalid_file(path: Path, reason: str) -> MultigrainError:
     return MultigrainError(
         ErrorKind.CHECKPOINT,
-        f"the whitening {path.name} cannot be used: {what}. Export the model again",
+        f"the whitening {path.name} cannot be used: {reason}. Export the model again",
     )
-
-
-# MERGED: PCA whitening of descriptors (MultiGrain, arXiv 1902.05509, section 3.5 and its code).
-# NumPy only: fitted in float64 at export, applied in float32 in serving.

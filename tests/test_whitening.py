@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.whitening import (
-    TAIL,
+    MIN_VARIANCE_RATIO,
     Moments,
     Whitening,
-    fit,
-    fold,
+    fit_whitening,
+    fold_classifier,
     homogeneous,
     read_whitening,
     write_whitening,
@@ -34,7 +34,7 @@ def fitted(data: NDArray[np.float32], batch: int = 7) -> Whitening:
     moments = Moments(C)
     for start in range(0, len(data), batch):
         moments.add(data[start : start + batch])
-    return fit(moments)
+    return fit_whitening(moments)
 
 
 def test_the_descriptor_is_the_embedding_with_a_constant_at_length_one() -> None:
@@ -58,13 +58,13 @@ def test_whitened_descriptors_have_mean_zero_and_unit_covariance() -> None:
     data = features(400)
     phi = fitted(data).apply(data)
     eigenvalues = np.linalg.eigvalsh(np.cov(homogeneous(data).T))
-    kept = int((eigenvalues >= TAIL * eigenvalues.mean()).sum())
+    kept = int((eigenvalues >= MIN_VARIANCE_RATIO * eigenvalues.mean()).sum())
     assert 2 < kept < C + 1  # both kinds are here
     np.testing.assert_allclose(phi.mean(0), 0, atol=1e-10)
     covariance = np.cov(phi.T)
     np.testing.assert_allclose(covariance[:kept, :kept], np.eye(kept), atol=1e-9)
     clipped = np.diag(covariance)[kept:]
-    expected = eigenvalues[::-1][kept:] / (TAIL * eigenvalues.mean())
+    expected = eigenvalues[::-1][kept:] / (MIN_VARIANCE_RATIO * eigenvalues.mean())
     np.testing.assert_allclose(clipped, expected, atol=1e-9)
     assert (clipped < 1).all()
 
@@ -74,7 +74,7 @@ def test_fewer_images_than_dimensions_do_not_blow_up_what_was_never_seen() -> No
     whitening = fitted(few)
     variance = np.linalg.eigvalsh(np.cov(homogeneous(few).T)).mean()
     largest = np.linalg.norm(whitening.projection, 2)
-    assert largest == pytest.approx((TAIL * variance) ** -0.5, rel=1e-6)
+    assert largest == pytest.approx((MIN_VARIANCE_RATIO * variance) ** -0.5, rel=1e-6)
     np.testing.assert_allclose(whitening.projection @ whitening.inverse, np.eye(C + 1), atol=1e-9)
 
 
@@ -83,7 +83,7 @@ def test_the_folded_classifier_gives_the_scores_over_the_length(images: int) -> 
     rng = np.random.default_rng(1)
     weight, bias = rng.normal(size=(K, C)), rng.normal(size=K)
     whitening = fitted(features(images))
-    classifier = fold(whitening, weight, bias)
+    classifier = fold_classifier(whitening, weight, bias)
     new = features(100, seed=2)
     scores = whitening.apply(new) @ classifier.weight.T + classifier.bias
     logits = new.astype(np.float64) @ weight.T + bias
@@ -96,7 +96,7 @@ def test_the_file_holds_the_same_in_float32_and_serves_it(tmp_path: Path) -> Non
     rng = np.random.default_rng(1)
     weight, bias = rng.normal(size=(K, C)), rng.normal(size=K)
     whitening = fitted(features(300))
-    write_whitening(tmp_path / "w.safetensors", whitening, fold(whitening, weight, bias))
+    write_whitening(tmp_path / "w.safetensors", whitening, fold_classifier(whitening, weight, bias))
     stored = read_whitening(tmp_path / "w.safetensors", C)
     new = features(50, seed=3)
     phi, expected = stored.apply(new), whitening.apply(new)
@@ -109,7 +109,7 @@ def test_the_file_holds_the_same_in_float32_and_serves_it(tmp_path: Path) -> Non
 
 def test_embeddings_near_the_largest_float32_are_whitened(tmp_path: Path) -> None:
     whitening = fitted(features(300))
-    classifier = fold(whitening, np.ones((2, C)), np.ones(2))
+    classifier = fold_classifier(whitening, np.ones((2, C)), np.ones(2))
     stored = write_whitening(tmp_path / "w.safetensors", whitening, classifier)
     huge = np.full((1, C), 3e38, np.float32)
     np.testing.assert_allclose(stored.apply(huge), whitening.apply(huge), rtol=1e-3, atol=1e-3)
@@ -138,7 +138,7 @@ def test_an_embedding_that_is_not_finite_is_refused() -> None:
 def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
     whitening = fitted(features(300))
     path = tmp_path / "w.safetensors"
-    write_whitening(path, whitening, fold(whitening, np.ones((2, C)), np.ones(2)))
+    write_whitening(path, whitening, fold_classifier(whitening, np.ones((2, C)), np.ones(2)))
     with pytest.raises(MultigrainError, match="the embedding of 13 numbers needs") as caught:
         read_whitening(path, C + 1)
     assert caught.value.kind is ErrorKind.CHECKPOINT

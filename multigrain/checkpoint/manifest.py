@@ -13,11 +13,12 @@ from multigrain.storage import FileEntry
 class CheckpointManifest(Spec):
     """``manifest.json`` of ``checkpoints/step-00001200/``.
 
-    Files: ``model.safetensors`` (weights and BatchNorm statistics by MindSpore parameter name),
-    ``state.safetensors`` (optimizer state, one flat namespace).
+    The checkpoint's files are ``model.safetensors`` (weights and BatchNorm statistics by
+    MindSpore parameter name) and ``state.safetensors`` (optimizer state, one flat namespace).
 
-    ``position`` holds the scalars that continue a run: epoch, step within it, counters.
-    ``dataset`` is what it was trained on; none in checkpoints of earlier versions.
+    Attributes:
+        position: scalars that are needed to resume the run.
+        dataset: fingerprint of the training set; None if unknown.
     """
 
     format_version: int = 1

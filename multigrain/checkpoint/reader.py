@@ -1,4 +1,4 @@
-"""Reading one checkpoint, every byte checked."""
+"""Reading a checkpoint, with every byte verified."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE = "state.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory, checked."""
+    """A verified checkpoint in memory."""
 
     manifest: CheckpointManifest
     model: dict[str, NDArray[np.generic]]
@@ -30,10 +30,10 @@ class Checkpoint:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint and checks every byte.
+    """Reads a checkpoint and verifies every byte.
 
     Raises:
-        MultigrainError: CHECKPOINT if it is damaged or incomplete, saying what.
+        MultigrainError: CHECKPOINT, if it is damaged or incomplete.
     """
     manifest = read_manifest(folder)
     return Checkpoint(
@@ -44,13 +44,13 @@ def load(folder: Path) -> Checkpoint:
 
 
 def load_model(folder: Path) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
-    """As ``load``, without the optimizer's state."""
+    """Like :func:`load`, without the optimizer state."""
     manifest = read_manifest(folder)
     return manifest, _read_tensors(folder, manifest, MODEL)
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """The description of a checkpoint; its files are not looked at.
+    """Reads a checkpoint's manifest; the files are not verified.
 
     Raises:
         MultigrainError: CHECKPOINT.
@@ -63,13 +63,13 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
     if manifest.format_version != 1:
         raise _damaged(
-            folder, f"its format is version {manifest.format_version}, this program knows 1"
+            folder, f"its format has version {manifest.format_version}, this program supports 1"
         )
     return manifest
 
 
 def verify(folder: Path) -> CheckpointManifest:
-    """Checks sizes and sums of all files.
+    """Verifies sizes and hashes of all files.
 
     Raises:
         MultigrainError: CHECKPOINT.

@@ -1,6 +1,6 @@
 """The checkpoints of a job: ``checkpoints/step-00001200/``.
 
-One process writes (rank 0 of the job). A checkpoint is visible only when it is whole.
+One process writes them: rank 0 of the job. A checkpoint becomes visible only when it is complete.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ Tensors = Mapping[str, NDArray[np.generic]]
 
 
 def folder_name(step: int) -> str:
-    """Name of the folder of a step."""
+    """Returns the name of a step's folder."""
     return f"step-{step:08d}"
 
 
 def save(
     checkpoints: Path, manifest: CheckpointManifest, model: Tensors, state: Tensors
 ) -> CheckpointRecord:
-    """Writes a checkpoint, durably and as a whole; one of the same step is replaced.
+    """Writes a checkpoint durably and atomically; one of the same step is replaced.
 
-    Later ones, which an earlier attempt wrote and this one could not continue from, are put
-    aside as ``unused-step-...``: they are not the newest of this run, whatever their number.
+    Checkpoints of later steps, which an earlier attempt wrote but this one could not resume from,
+    are moved aside as ``unused-step-...``: they do not belong to this run.
 
     Args:
-        checkpoints: the job's folder of checkpoints; made if missing.
+        checkpoints: the job's folder of checkpoints; created if missing.
         manifest: its ``files`` are filled in here.
         model: weights and BatchNorm statistics by parameter name.
-        state: state of the optimizer, flat.
+        state: optimizer state, flat.
 
     Returns:
         The record for the event log.
 
     Raises:
-        MultigrainError: STORAGE if it cannot be written; the earlier ones stay.
+        MultigrainError: STORAGE, if it cannot be written; earlier checkpoints remain.
     """
     name = folder_name(manifest.step)
     aside = checkpoints / f"{TEMPORARY_PREFIX}{name}"
@@ -79,7 +79,7 @@ def save(
         whole = manifest.model_copy(update={"files": files})
         write_synced(aside / MANIFEST, whole.model_dump_json(indent=1).encode())
         publish(aside, checkpoints / name)
-        _leave_behind(checkpoints, manifest.step)
+        _move_aside_later(checkpoints, manifest.step)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise MultigrainError(
@@ -91,7 +91,7 @@ def save(
 
 
 def record_of(path: Path, manifest: CheckpointManifest) -> CheckpointRecord:
-    """The record of a checkpoint for the event log, as ``save`` returns it."""
+    """Returns a checkpoint's record for the event log, as :func:`save` does."""
     size = (path / MANIFEST).stat().st_size + sum(file.bytes for file in manifest.files.values())
     return CheckpointRecord(
         step=manifest.step,
@@ -102,7 +102,7 @@ def record_of(path: Path, manifest: CheckpointManifest) -> CheckpointRecord:
     )
 
 
-def _leave_behind(checkpoints: Path, step: int) -> None:
+def _move_aside_later(checkpoints: Path, step: int) -> None:
     for later, path in steps(checkpoints):
         if later > step:
             aside = path.with_name(f"unused-{path.name}")
@@ -111,7 +111,7 @@ def _leave_behind(checkpoints: Path, step: int) -> None:
 
 
 def steps(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint, oldest first, good or not."""
+    """Returns (step, folder) of every checkpoint, oldest first, intact or not."""
     if not checkpoints.is_dir():
         return []
     found = [(_NAME.fullmatch(path.name), path) for path in checkpoints.iterdir()]
@@ -119,19 +119,19 @@ def steps(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def link_model(checkpoint: Path, into: Path) -> Path:
-    """Gives the weights of a checkpoint a second name, which stays when it is pruned or deleted.
+    """Hard-links a checkpoint's weights into a new folder, so that they survive its pruning.
 
     Args:
         checkpoint: its folder.
-        into: a new folder; the weights are in ``into/step-...`` as in ``checkpoint``. They take
-            no room, where the file system has hard links and both are on one.
+        into: a new folder; the links are in ``into/step-...``. Without hard links (another file
+            system, or one that has none) the files are copied.
 
     Returns:
-        The new folder of the checkpoint, good for ``load_model``.
+        The folder with the links, for :func:`load_model`.
 
     Raises:
-        MultigrainError: NOT_FOUND if it has been removed meanwhile.
-        OSError: if it cannot be written.
+        MultigrainError: NOT_FOUND, if the checkpoint has been removed meanwhile.
+        OSError: if the folder cannot be written.
     """
     linked = into / checkpoint.name
     linked.mkdir(parents=True)
@@ -142,7 +142,7 @@ def link_model(checkpoint: Path, into: Path) -> Path:
             raise MultigrainError(
                 ErrorKind.NOT_FOUND,
                 f"{checkpoint.name} has been removed meanwhile: newer checkpoints replaced it, or "
-                "its job was deleted; ask again",
+                "its job was deleted; try again",
             ) from error
     return linked
 
@@ -157,11 +157,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 def latest_good(checkpoints: Path, log: Callable[[str], None] | None = None) -> Path | None:
-    """The newest checkpoint that is whole.
+    """Finds the newest intact checkpoint.
 
     Args:
         checkpoints: the job's folder of checkpoints.
-        log: told of each newer one that is skipped, and why.
+        log: called with a message for each newer checkpoint that is damaged.
 
     Returns:
         Its folder, or None if there is none.
@@ -182,18 +182,18 @@ def prune(checkpoints: Path, keep: int, protect: Iterable[int] = ()) -> list[str
 
     Args:
         checkpoints: the job's folder of checkpoints.
-        keep: how many of the newest stay, at least 1.
-        protect: steps that stay as well.
+        keep: number of the newest to keep, at least 1.
+        protect: steps to keep as well.
 
     Returns:
-        Names of what was removed.
+        Names of the removed folders.
     """
-    staying = {*protect, best_step(checkpoints)}
+    kept = {*protect, best_step(checkpoints)}
     removed = []
     for step, path in steps(checkpoints)[: -max(keep, 1)]:
-        if step in staying:
+        if step in kept:
             continue
-        # Hidden first: a half-removed checkpoint must not look like a damaged one.
+        # Renamed first: a partly removed checkpoint must not look like a damaged one.
         aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -202,9 +202,10 @@ def prune(checkpoints: Path, keep: int, protect: Iterable[int] = ()) -> list[str
 
 
 def best_step(checkpoints: Path) -> int | None:
-    """The step of the best checkpoint, as the newest readable one says.
+    """Returns the step of the best checkpoint, or None.
 
-    Its ``position`` has ``best_step``, 0 or missing where no evaluation has taken place.
+    It is ``best_step`` in the ``position`` of the newest readable manifest; 0 or missing before
+    the first evaluation.
     """
     for _, path in reversed(steps(checkpoints)):
         try:
@@ -215,16 +216,16 @@ def best_step(checkpoints: Path) -> int | None:
 
 
 def resolve(checkpoints: Path, which: str) -> Path:
-    """The folder of "last" (the newest whole one), "best" or a step number.
+    """Returns the folder of "last" (the newest intact checkpoint), "best" or a step number.
 
     Raises:
-        MultigrainError: NOT_FOUND, or INVALID_FIELD if ``which`` is none of these.
+        MultigrainError: NOT_FOUND; INVALID_FIELD, if ``which`` is none of these.
     """
     if which in ("", "last"):
         last = latest_good(checkpoints)
         if last is None:
             raise MultigrainError(
-                ErrorKind.NOT_FOUND, "the job has no whole checkpoint yet: wait for its first one"
+                ErrorKind.NOT_FOUND, "the job has no intact checkpoint yet: wait for its first one"
             )
         return last
     if which == "best":
@@ -244,9 +245,9 @@ def resolve(checkpoints: Path, which: str) -> Path:
     for step, path in existing:
         if step == int(which):
             return path
-    there = ", ".join(str(step) for step, _ in existing) or "none"
+    available = ", ".join(str(step) for step, _ in existing) or "none"
     raise MultigrainError(
-        ErrorKind.NOT_FOUND, f"the job has no checkpoint of step {which}; there are: {there}"
+        ErrorKind.NOT_FOUND, f"the job has no checkpoint of step {which}; available: {available}"
     )
 
 
@@ -255,21 +256,21 @@ def _contiguous(tensors: Tensors) -> dict[str, NDArray[np.generic]]:
     return {name: np.asarray(value, order="C") for name, value in tensors.items()}
 
 
-# MERGED: Whether a training may go on from a checkpoint with the images that there are now.
-
-
 def check_dataset(
     manifest: CheckpointManifest, now: DatasetFingerprint, *, allow_changes: bool
 ) -> str:
-    """What has changed since the checkpoint was written, in words; "" if nothing is known to.
+    """Checks whether the training set is still that of a checkpoint.
 
     Args:
-        manifest: of the checkpoint.
-        now: of the training set as it is.
-        allow_changes: whether that is acceptable.
+        manifest: the checkpoint's.
+        now: fingerprint of the present training set.
+        allow_changes: whether changes are allowed.
+
+    Returns:
+        A description of what has changed; "" if nothing has.
 
     Raises:
-        MultigrainError: DATASET if it has changed and must not.
+        MultigrainError: DATASET, if it has changed and changes are not allowed.
     """
     difference = manifest.dataset.difference(now) if manifest.dataset is not None else ""
     if not difference:
@@ -282,7 +283,7 @@ def check_dataset(
         return changed
     raise MultigrainError(
         ErrorKind.DATASET,
-        f"{changed}. Going on would not give what the uninterrupted job would have: put the "
-        "images back, or start a training with this checkpoint as initial_weights; "
-        "dataset.allow_changes, set when a job is started, lets it go on all the same",
+        f"{changed}. A resumed job would not give the result of an uninterrupted one: restore the "
+        "images, or start a training job with this checkpoint as initial_weights; jobs started "
+        "with dataset.allow_changes accept changes",
     )

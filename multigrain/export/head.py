@@ -20,7 +20,7 @@ from multigrain.images.preprocess import preprocess
 from multigrain.jobs.context import WorkerContext
 from multigrain.specs.export import ExportSpec
 from multigrain.weights.restore import RestoredModel
-from multigrain.whitening import Moments, fit, fold, write_whitening
+from multigrain.whitening import Moments, fit_whitening, fold_classifier, write_whitening
 
 _FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
 _INT8 = "model-int8.xml"
@@ -158,11 +158,13 @@ class HeadWriter:
                 "scaled by the regularization alone",
                 "WARNING",
             )
-        whitening = fit(moments)
+        whitening = fit_whitening(moments)
         weight, bias = (
             np.asarray(self.restored.state[f"classifier.{part}"]) for part in ("weight", "bias")
         )
-        stored = write_whitening(self.aside / name, whitening, fold(whitening, weight, bias))
+        stored = write_whitening(
+            self.aside / name, whitening, fold_classifier(whitening, weight, bias)
+        )
         return WhiteningEntry(file=name, size=stored.size, images=moments.count)
 
     def _log(self, message: str, level: str = "INFO") -> None:

@@ -1,4 +1,4 @@
-"""Weights from wherever they are: a checkpoint, a model bundle or a bare file."""
+"""Loading weights from a checkpoint, a model bundle or a weights file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from multigrain.weights.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.weights.pytorch import read_pytorch
 from multigrain.weights.translate import has_native_names, translate
 
-# What training programs write into a .ckpt besides the network.
+# Prefixes of what training programs write into a .ckpt besides the network's weights.
 _NOT_WEIGHTS = (
     "moments.", "moment1.", "moment2.", "accum.", "stat.", "matrix_a", "matrix_g", "curvature.",
     "learning_rate", "global_step", "epoch_num", "step_num", "scale_sense", "loss_scale",
@@ -36,17 +36,17 @@ _FILES = "a .safetensors, .ckpt or .pth file"
 
 @dataclass(frozen=True)
 class Weights:
-    """A network's parameters and what is known of the network.
+    """A network's parameters and what the source says about the network.
 
     Args:
         model: parameters and BatchNorm statistics by name.
-        spec: the network; None for a bare file under this package's names.
-        labels: class names in the order of the outputs; empty for a bare file.
-        heads: resolutions with their preprocessing and exponent, where the source is a bundle.
-        job_id, step, epoch, checkpoint: where the weights come from; empty for a bare file.
-        metrics: figures stored with them.
-        naming: the program whose names a bare file had; empty for this package's. ``spec`` then
-            has the network that the file was recognized as.
+        spec: the network; None for a weights file with this package's names.
+        labels: class names in the order of the outputs; empty for a weights file.
+        heads: resolution heads with their preprocessing and exponent, if the source is a bundle.
+        job_id, step, epoch, checkpoint: origin of the weights; empty for a weights file.
+        metrics: metrics stored with them.
+        naming: the naming scheme of a weights file; empty for this package's. For other schemes
+            ``spec`` is the network that was recognized by names and shapes.
     """
 
     model: dict[str, NDArray[np.generic]]
@@ -61,7 +61,7 @@ class Weights:
     naming: str = ""
 
     def head(self, resolution: int) -> Head | None:
-        """What a bundle says of a resolution (0 = its default); None if it says nothing."""
+        """Returns a bundle's head for a resolution (0 = its default), or None."""
         for head in self.heads:
             if resolution in (0, head.preprocessing.size):
                 return head
@@ -71,11 +71,12 @@ class Weights:
 def load_weights(path: Path) -> Weights:
     """Reads a checkpoint folder, a bundle folder, a ``.safetensors``, ``.ckpt`` or ``.pth`` file.
 
-    A file's names may be this package's, or those of a scheme in ``multigrain.checkpoint.naming``.
+    A file's parameter names may be this package's, or those of a scheme in
+    ``multigrain.weights.names``.
 
     Raises:
-        MultigrainError: NOT_FOUND if there is nothing; CHECKPOINT if it is damaged, of another
-            kind, or of a network that is not known.
+        MultigrainError: NOT_FOUND, if the path does not exist; CHECKPOINT, if it is damaged, of
+            another kind, or of an unknown network.
     """
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
@@ -107,13 +108,12 @@ def load_weights(path: Path) -> Weights:
         return _from_file(path, read_pytorch(path))
     raise MultigrainError(
         ErrorKind.CHECKPOINT,
-        f"{path.name} is not a kind of weights file that is read: give a checkpoint folder, or "
-        f"{_FILES}",
+        f"{path.name} has no known extension: give a checkpoint folder, or {_FILES}",
     )
 
 
 def _check_readable(path: Path) -> None:
-    """Before a reader's own word for it, which would be that the file is damaged."""
+    """Checks permissions first, because readers would report an unreadable file as damaged."""
     try:
         path.open("rb").close()
     except OSError as error:
@@ -125,10 +125,10 @@ def _check_readable(path: Path) -> None:
 
 
 def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
-    broken = sorted(name for name, array in state.items() if not _usable(name, array))
-    if broken:
-        # A ReLU turns them into zeros: figures and vectors would look like a bad network's.
-        raise _unusable(path, f"{broken[0]} holds numbers that are not finite in float32")
+    non_finite = sorted(name for name, array in state.items() if not _is_finite(name, array))
+    if non_finite:
+        # ReLU may turn NaN into 0: the metrics would be those of a bad network.
+        raise _unusable(path, f"{non_finite[0]} has values that are not finite in float32")
     if has_native_names(state):
         return Weights(model=state)
     found = translate(state, path.name)
@@ -150,7 +150,7 @@ def _from_bundle(path: Path) -> Weights:
         raise _unusable(path, f"its {MANIFEST_NAME} cannot be read") from error
     weights = path / Path(manifest.weights).name
     if not manifest.weights or not weights.is_file():
-        raise _unusable(path, "the bundle holds graphs only, no weights")
+        raise _unusable(path, "the bundle has graphs only, no weights")
     entry = manifest.files.get(weights.name)
     if entry is not None and describe(weights) != entry:
         raise _unusable(path, f"{weights.name} is not what was written")
@@ -172,7 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
     except KeyError as error:
         # bfloat16 and the 8-bit floats.
         raise _unusable(
-            path, f"it holds tensors of type {error.args[0]}; convert them to float32"
+            path, f"it has tensors of type {error.args[0]}; convert them to float32"
         ) from error
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise _unusable(path, "it is not a whole safetensors file of NumPy types") from error
@@ -180,12 +180,12 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
-    # A protobuf, not a pickle: reading one cannot run code.
+    # A protobuf, not a pickle: reading it cannot execute code.
     from mindspore import load_checkpoint
 
     if zipfile.is_zipfile(path):
         raise _unusable(
-            path, "it is PyTorch's (Lightning calls them so), not MindSpore's; name it .pth"
+            path, "it is a PyTorch file (as Lightning writes), not MindSpore's; rename it to .pth"
         )
     try:
         parameters = load_checkpoint(str(path))
@@ -198,10 +198,10 @@ def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
     }
 
 
-def _usable(name: str, array: NDArray[np.generic]) -> bool:
+def _is_finite(name: str, array: NDArray[np.generic]) -> bool:
     if not np.issubdtype(array.dtype, np.floating):
         return True
-    if name.endswith(_GEM_P) and (array == np.inf).all():  # the pooling is the maximum then
+    if name.endswith(_GEM_P) and (array == np.inf).all():  # max pooling
         return True
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())

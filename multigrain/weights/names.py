@@ -1,4 +1,4 @@
-"""One program's names of parameters, as a table that is read in both directions."""
+"""Parameter names of other programs, as tables that map them to this package's and back."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Template:
-    """A name with numbers in it: ``layer{stage}.{block}.conv{n}.weight``."""
+    """A name pattern with numbers: ``layer{stage}.{block}.conv{n}.weight``."""
 
     text: str
 
     def match(self, name: str) -> dict[str, str] | None:
-        """The numbers of a name of this form; None for any other name."""
+        """Returns the numbers in a matching name; None if it does not match."""
         found = self._pattern.fullmatch(name)
         return found.groupdict() if found else None
 
     def fill(self, numbers: dict[str, str]) -> str:
-        """The name with these numbers."""
+        """Returns the name with these numbers."""
         return self.text.format(**numbers)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        # re.split with a group gives text and field names in turns.
+        # re.split with a group returns text and field names alternately.
         parts = _FIELD.split(self.text)
         return re.compile(
             "".join(
@@ -39,88 +39,85 @@ class Template:
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a table.
+    """Maps one parameter name.
 
     Args:
         source: the other program's name.
-        ours: ours, with the same numbers.
-        dense: the source is a 1x1 convolution (O, I, 1, 1), ours the same dense layer (O, I).
+        native: this package's name, with the same numbers.
+        dense: the source is a 1x1 convolution (O, I, 1, 1), here it is a dense layer (O, I).
     """
 
     source: Template
-    ours: Template
+    native: Template
     dense: bool = False
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """All names of one program.
+    """The naming scheme of one program.
 
     Args:
-        name: as users know it.
-        rules: every parameter's line; no two lines share a name on either side.
-        ignored: what those programs store besides and a forward pass does not need.
+        name: the program's name.
+        rules: one for every parameter; unambiguous in both directions.
+        ignored: further entries that the forward pass does not need.
     """
 
     name: str
     rules: tuple[Rule, ...]
     ignored: tuple[Template, ...]
 
-    def ours(self, source: str) -> tuple[str, Rule] | None:
-        """Our name for the other program's, and the line that says so."""
+    def to_native(self, source: str) -> tuple[str, Rule] | None:
+        """Returns this package's name of a source name, and the rule; None if there is none."""
         for rule in self.rules:
             numbers = rule.source.match(source)
             if numbers is not None:
-                return rule.ours.fill(numbers), rule
+                return rule.native.fill(numbers), rule
         return None
 
-    def source(self, ours: str) -> str | None:
-        """The other program's name for ours."""
+    def to_source(self, native: str) -> str | None:
+        """Returns the source name of this package's name; None if there is none."""
         for rule in self.rules:
-            numbers = rule.ours.match(ours)
+            numbers = rule.native.match(native)
             if numbers is not None:
                 return rule.source.fill(numbers)
         return None
 
     def ignores(self, source: str) -> bool:
-        """Whether this entry is known, and no parameter."""
+        """Returns whether a source name is known but not needed."""
         return any(template.match(source) is not None for template in self.ignored)
 
 
-def table(*lines: tuple[str, str], dense: bool = False) -> tuple[Rule, ...]:
-    """Rules from pairs (their name, our name)."""
-    return tuple(Rule(Template(source), Template(ours), dense) for source, ours in lines)
+def make_rules(*pairs: tuple[str, str], dense: bool = False) -> tuple[Rule, ...]:
+    """Makes rules from pairs (source name, this package's name)."""
+    return tuple(Rule(Template(source), Template(native), dense) for source, native in pairs)
 
 
-def norm_table(source: str, ours: str) -> tuple[Rule, ...]:
-    """The four lines of a BatchNorm: PyTorch's names of scale, shift and running statistics."""
-    return table(
-        (f"{source}.weight", f"{ours}.gamma"),
-        (f"{source}.bias", f"{ours}.beta"),
-        (f"{source}.running_mean", f"{ours}.moving_mean"),
-        (f"{source}.running_var", f"{ours}.moving_variance"),
+def batch_norm_rules(source: str, native: str) -> tuple[Rule, ...]:
+    """Makes the rules of a BatchNorm with PyTorch's names."""
+    return make_rules(
+        (f"{source}.weight", f"{native}.gamma"),
+        (f"{source}.bias", f"{native}.beta"),
+        (f"{source}.running_mean", f"{native}.moving_mean"),
+        (f"{source}.running_var", f"{native}.moving_variance"),
     )
 
 
-# MERGED: torchvision's names of a ResNet; timm's plain ResNets have the same.
-
-
-def trunk_table(prefix: str = "") -> tuple[Rule, ...]:
-    """The trunk's lines, where the program puts ``prefix`` before every name."""
+def trunk_rules(prefix: str = "") -> tuple[Rule, ...]:
+    """Makes the rules of a ResNet trunk with torchvision's names, each after ``prefix``."""
     block = f"{prefix}layer{{stage}}.{{block}}"
-    ours = "trunk.layer{stage}.{block}"
+    native = "trunk.layer{stage}.{block}"
     return (
-        *table((f"{prefix}conv1.weight", "trunk.conv1.weight")),
-        *norm_table(f"{prefix}bn1", "trunk.bn1"),
-        *table((f"{block}.conv{{n}}.weight", f"{ours}.conv{{n}}.weight")),
-        *norm_table(f"{block}.bn{{n}}", f"{ours}.bn{{n}}"),
-        *table((f"{block}.downsample.0.weight", f"{ours}.downsample.0.weight")),
-        *norm_table(f"{block}.downsample.1", f"{ours}.downsample.1"),
+        *make_rules((f"{prefix}conv1.weight", "trunk.conv1.weight")),
+        *batch_norm_rules(f"{prefix}bn1", "trunk.bn1"),
+        *make_rules((f"{block}.conv{{n}}.weight", f"{native}.conv{{n}}.weight")),
+        *batch_norm_rules(f"{block}.bn{{n}}", f"{native}.bn{{n}}"),
+        *make_rules((f"{block}.downsample.0.weight", f"{native}.downsample.0.weight")),
+        *batch_norm_rules(f"{block}.downsample.1", f"{native}.downsample.1"),
     )
 
 
 def trunk_ignored(prefix: str = "") -> tuple[Template, ...]:
-    """Counters of batches seen, which BatchNorm with a fixed momentum does not use."""
+    """Names of BatchNorm's batch counters, which a fixed momentum does not use."""
     return tuple(
         Template(f"{prefix}{norm}.num_batches_tracked")
         for norm in (
@@ -131,41 +128,35 @@ def trunk_ignored(prefix: str = "") -> tuple[Template, ...]:
     )
 
 
+# timm's plain ResNets have torchvision's names, too.
 TORCHVISION = Scheme(
     name="torchvision",
     rules=(
-        *trunk_table(),
-        *table(("fc.weight", "classifier.weight"), ("fc.bias", "classifier.bias")),
+        *trunk_rules(),
+        *make_rules(("fc.weight", "classifier.weight"), ("fc.bias", "classifier.bias")),
     ),
     ignored=trunk_ignored(),
 )
 
+_SE = "layer{stage}.{block}.se.fc{n}"
 
-# MERGED: timm's names of an SE-ResNet: torchvision's, and the gates as 1x1 convolutions.
-
-
-_THEIRS = "layer{stage}.{block}.se.fc{n}"
-_OURS = "trunk.layer{stage}.{block}.se.fc{n}"
-
+# timm's SE-ResNets have torchvision's names, and SE gates as 1x1 convolutions.
 TIMM = Scheme(
     name="timm",
     rules=(
         *TORCHVISION.rules,
-        *table((f"{_THEIRS}.weight", f"{_OURS}.weight"), dense=True),
-        *table((f"{_THEIRS}.bias", f"{_OURS}.bias")),
+        *make_rules((f"{_SE}.weight", f"trunk.{_SE}.weight"), dense=True),
+        *make_rules((f"{_SE}.bias", f"trunk.{_SE}.bias")),
     ),
     ignored=TORCHVISION.ignored,
 )
 
-
-# MERGED: The names in the checkpoints published with the MultiGrain paper.
-
-
+# The checkpoints published with the MultiGrain paper.
 PUBLISHED = Scheme(
     name="MultiGrain (published)",
     rules=(
-        *trunk_table("features."),
-        *table(
+        *trunk_rules("features."),
+        *make_rules(
             ("pool.p", "pool.p"),
             ("classifier.weight", "classifier.weight"),
             ("classifier.bias", "classifier.bias"),
@@ -174,30 +165,26 @@ PUBLISHED = Scheme(
     ignored=trunk_ignored("features."),
 )
 
-
-# MERGED: Names that mark networks which only look like ours.
-
-
-# A name in the file -> why the file cannot be taken.
+# Parameter names of incompatible ResNet variants -> why the file cannot be used.
 INCOMPATIBLE_NETWORKS: dict[str, str] = {
     "layer0.conv1.weight": (
-        "it is an SE-ResNet of the old form (layer0, se_module), whose stride stands in the 1x1 "
-        "convolution and whose max pooling rounds up; take timm's seresnet50"
+        "it is an SE-ResNet of the old variant (layer0, se_module), which has its stride in the "
+        "1x1 convolution and rounds up in max pooling; use timm's seresnet50"
     ),
     "layer1.0.down_sample_layer.0.weight": (
-        "it is a ResNet of MindSpore's ModelZoo (down_sample_layer), whose layers of stride 2 pad "
-        "on one side only and whose BatchNorms have another epsilon; train it anew here"
+        "it is a ResNet of MindSpore's ModelZoo (down_sample_layer), whose layers with stride 2 "
+        "pad on one side only and whose BatchNorm has another epsilon; train it again here"
     ),
-    "conv1.0.weight": "its stem has three convolutions (ResNet-D); ours has one",
+    "conv1.0.weight": "its stem has three convolutions (ResNet-D); only one is supported",
     "whitening.pca.pca_P": (
-        "its whitening is folded into the classifier already; take the checkpoint from before "
-        "the whitening, which export computes anew"
+        "its whitening is already folded into the classifier; use the checkpoint from before "
+        "the whitening, which an export computes again"
     ),
-    "features.layer0.conv1.weight": "its trunk is a SENet-154, which is not among ours",
+    "features.layer0.conv1.weight": "its trunk is a SENet-154, which is not supported",
 }
 
 
 def incompatibility(names: Iterable[str]) -> str:
-    """Why weights with these names are another network's; empty if nothing says so."""
+    """Returns why a network with these parameter names is not supported; empty if it may be."""
     present = set(names)
     return next((why for name, why in INCOMPATIBLE_NETWORKS.items() if name in present), "")

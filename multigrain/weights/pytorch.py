@@ -1,4 +1,4 @@
-"""Tensors of a PyTorch file, without running what is pickled in it."""
+"""Reading tensors of a PyTorch file without executing pickled code."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from multigrain.errors import ErrorKind, MultigrainError
 
 SUFFIXES = (".pth", ".pt", ".bin")
 
-# Where training programs keep the network's weights, besides the file itself.
-_HOLDERS = ("model_state", "state_dict", "model")
+# Keys under which training programs store the network's weights.
+_STATE_DICT_KEYS = ("model_state", "state_dict", "model")
 
 
-class _Inert:
-    """Stands for an object that is not wanted: takes any arguments and state, does nothing."""
+class _Stub:
+    """Replaces a pickled object that is not needed: accepts any arguments and state."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -32,25 +32,25 @@ def _empty(*_arguments: object) -> dict[object, object]:
     return {}
 
 
-# The published MultiGrain program also stores its optimizer, as an object. PyTorch rightly
-# refuses to build it; these names are therefore answered with things that can do nothing.
-_STAND_INS = (
+# The published MultiGrain checkpoints also hold a pickled optimizer, which ``weights_only``
+# refuses. These names are replaced by stubs that do nothing.
+_STUBS = (
     (OrderedDict, "multigrain.modules.multioptim.MultiOptim"),
-    (_Inert, "torch.optim.sgd.SGD"),
-    (_Inert, "builtins.getattr"),
-    (_Inert, "builtins.dict"),
+    (_Stub, "torch.optim.sgd.SGD"),
+    (_Stub, "builtins.getattr"),
+    (_Stub, "builtins.dict"),
     (_empty, "collections.defaultdict"),
 )
 
 
 def read_pytorch(path: Path) -> dict[str, NDArray[np.generic]]:
-    """The named tensors of a ``.pth`` file, as they are.
+    """Reads the named tensors of a ``.pth`` file.
 
-    Only plain containers and tensors are read (``weights_only``): a file cannot run code.
+    Only plain containers and tensors are read (``weights_only``): a file cannot execute code.
 
     Raises:
-        MultigrainError: CHECKPOINT if PyTorch is not installed, or the file is damaged, holds
-            other objects, or no named tensors.
+        MultigrainError: CHECKPOINT, if PyTorch is not installed, or the file is damaged, holds
+            other objects, or has no named tensors.
     """
     try:
         import torch
@@ -62,35 +62,36 @@ def read_pytorch(path: Path) -> dict[str, NDArray[np.generic]]:
             "file to .safetensors elsewhere",
         ) from error
     try:
-        with safe_globals(list(_STAND_INS)):
+        with safe_globals(list(_STUBS)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unusable(
             path,
-            "PyTorch refuses to read it as weights alone: it is damaged or holds other objects. "
-            "Save its state_dict by itself, or convert it to .safetensors, where you trust it",
+            "PyTorch cannot read it with weights_only: it is damaged or holds other objects. "
+            "Save its state_dict alone, or, if you trust the file, convert it to .safetensors",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
         raise _unusable(
             path,
-            "it is not a whole PyTorch file of a state_dict; copy it once more, or save its "
-            "state_dict by itself",
+            "it is not a complete PyTorch file of a state_dict; copy it again, or save the "
+            "state_dict alone",
         ) from error
     tensors = {
         name: value
-        for name, value in _holder(content, path).items()
+        for name, value in _state_dict(content, path).items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     if not tensors:
-        raise _unusable(path, f"it holds no named tensors, nor under {', '.join(_HOLDERS)}")
-    # bfloat16, which NumPy does not know, fits in float32.
+        keys = ", ".join(_STATE_DICT_KEYS)
+        raise _unusable(path, f"it holds no named tensors, neither directly nor under {keys}")
+    # NumPy has no bfloat16; float32 represents it exactly.
     return {name: value.detach().float().numpy() for name, value in tensors.items()}
 
 
-def _holder(content: object, path: Path) -> Mapping[object, object]:
+def _state_dict(content: object, path: Path) -> Mapping[object, object]:
     if not isinstance(content, Mapping):
-        raise _unusable(path, "it holds no table of tensors")
-    for name in _HOLDERS:
+        raise _unusable(path, "it holds no state_dict")
+    for name in _STATE_DICT_KEYS:
         inner = content.get(name)
         if isinstance(inner, Mapping):
             return inner

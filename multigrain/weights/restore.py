@@ -1,4 +1,4 @@
-"""A network from stored weights, ready for evaluation or export."""
+"""Building a network from stored weights, for evaluation and export."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _GEM_P = "pool.p"
 
 @dataclass(frozen=True)
 class RestoredModel:
-    """A network and what is known of it.
+    """A network with stored weights.
 
     Args:
-        network: in evaluation mode.
-        spec: of the network; ``classes`` is its number of outputs, ``gem_p`` the exponent in use.
-        state: what was loaded: parameters by name, with the exponent in use.
+        network: the network, in evaluation mode.
+        spec: its specification; ``classes`` is its number of outputs, ``gem_p`` the exponent in
+            use.
+        state: its parameters by name, with the exponent in use.
         weights: the source.
     """
 
@@ -41,14 +42,14 @@ class RestoredModel:
     weights: Weights
 
     def preprocessing(self, resolution: int) -> Preprocessing:
-        """How images are prepared at a resolution; 0 = the training resolution."""
+        """Returns the preprocessing for a resolution; 0 = the training resolution."""
         head = self.weights.head(resolution)
         if head is not None:
             return head.preprocessing
         return Preprocessing.standard(resolution or self.spec.image_size, self.spec.center_crop)
 
     def with_exponent(self, gem_p: float) -> RestoredModel:
-        """The same weights in a network of their own that pools with another exponent."""
+        """Builds another network with the same weights and another GeM exponent."""
         return _build(self.weights, self.spec, self.state, gem_p)
 
 
@@ -58,22 +59,21 @@ def restore(
     """Loads weights and builds their network.
 
     Args:
-        path: a checkpoint or bundle folder, or a bare file (see ``load_weights``).
-        trunk: of a bare file; empty to tell it by the names and shapes of its parameters.
+        path: a checkpoint or bundle folder, or a weights file (see ``load_weights``).
+        trunk: trunk of a weights file; empty to detect it from names and shapes.
         gem_p: exponent to use instead of the stored one; 0 = the stored one.
-        resolution: that the network is wanted for; of a bundle, it decides which exponent is
-            the stored one.
+        resolution: selects the bundle's head whose exponent is the stored one.
 
     Raises:
-        MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk" if a
-            bare file is another trunk's, or of none that can be told.
+        MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk", if a
+            weights file has another trunk, or one that cannot be detected.
     """
     weights = load_weights(path)
     state = dict(weights.model)
-    spec = weights.spec or _spec_of_bare(state, trunk)
+    spec = weights.spec or _detect_spec(state, trunk)
     if weights.naming and trunk not in ("", spec.trunk):
         raise MultigrainError.field(
-            "spec.trunk", f"is {trunk!r}, but {path.name} holds a {spec.trunk}; leave it empty"
+            "spec.trunk", f"is {trunk!r}, but {path.name} has a {spec.trunk}; leave it empty"
         )
     stored = float(state.get(_GEM_P, np.float32(spec.gem_p)))
     if (head := weights.head(resolution)) is not None:
@@ -85,9 +85,9 @@ def _build(
     weights: Weights, spec: ModelSpec, state: dict[str, NDArray[np.generic]], p: float
 ) -> RestoredModel:
     state = {**state, _GEM_P: np.array(p, np.float32)}
-    # p is a constant from here on, whether or not it was learned.
+    # From here on p is a constant, even if it was learned.
     spec = spec.model_copy(update={"gem_p": p, "learn_gem_p": False, "classes": _outputs(state)})
-    # MindSpore is imported only where a network is built.
+    # Imported here, because only this function needs MindSpore.
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import load_model_state
 
@@ -97,16 +97,17 @@ def _build(
     return RestoredModel(network, spec, state, weights)
 
 
-def _spec_of_bare(state: dict[str, NDArray[np.generic]], trunk: str) -> ModelSpec:
+def _detect_spec(state: dict[str, NDArray[np.generic]], trunk: str) -> ModelSpec:
     known = get_args(TrunkName)
     if not trunk:
-        told = trunk_of({name: array.shape for name, array in state.items()})
-        if told is None:
+        detected = trunk_of({name: array.shape for name, array in state.items()})
+        if detected is None:
             raise MultigrainError.field(
                 "spec.trunk",
-                f"the weights' names and shapes are no known network's: give {', '.join(known)}",
+                "the weights' names and shapes match no known network: give one of "
+                f"{', '.join(known)}",
             )
-        return ModelSpec.model_validate({"trunk": told[0], "stem": told[1]})
+        return ModelSpec.model_validate({"trunk": detected[0], "stem": detected[1]})
     if trunk not in known:
         raise MultigrainError.field(
             "spec.trunk", f"{trunk!r} is unknown: give one of {', '.join(known)}"
@@ -122,6 +123,6 @@ def _outputs(state: dict[str, NDArray[np.generic]]) -> int:
         raise MultigrainError(
             ErrorKind.CHECKPOINT,
             f"the weights have no {_CLASSIFIER}, which evaluation and export need: start a "
-            "training from them (initial_weights), which gives them one, and use its checkpoint",
+            "training job from them (initial_weights) and use its checkpoint",
         )
     return int(classifier.shape[0])

@@ -1,4 +1,4 @@
-"""Weights under another program's names -> ours, every one accounted for."""
+"""Translating weights from another program's naming scheme, with every parameter checked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from multigrain.weights.names import PUBLISHED, TIMM, TORCHVISION, Rule, Scheme,
 
 SCHEMES: tuple[Scheme, ...] = (TORCHVISION, TIMM, PUBLISHED)
 
-# A word before every name: "module." of DataParallel, "model." of Lightning, "backbone.", ...
+# A prefix of all names: "module." of DataParallel, "model." of Lightning, "backbone.", ...
 _WRAPPER = re.compile(r"[A-Za-z_]\w*\.")
-_OWN = "trunk."
+_NATIVE_PREFIX = "trunk."
 _CLASSIFIER = ("classifier.weight", "classifier.bias")
 _GEM_P = "pool.p"
 _SHOWN = 5
@@ -25,13 +25,13 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Translated:
-    """A network's parameters under our names, complete but perhaps for the classifier.
+    """A network's parameters under this package's names; complete except for the classifier.
 
     Args:
-        model: float32, by our names; ``pool.p`` only where the source has an exponent.
-        trunk, stem: the network that these are the parameters of.
+        model: float32 by name; ``pool.p`` only if the source has an exponent.
+        trunk, stem: the network.
         naming: the scheme's name.
-        gem_p: exponent; 1 where the source pools by the average.
+        gem_p: exponent; 1 if the source uses average pooling.
         classes: outputs of the classifier; 0 if the source has none.
     """
 
@@ -44,21 +44,22 @@ class Translated:
 
 
 def has_native_names(names: Iterable[str]) -> bool:
-    """Whether the names are those of this package."""
-    return any(name.startswith(_OWN) for name in names)
+    """Returns whether the names are this package's."""
+    return any(name.startswith(_NATIVE_PREFIX) for name in names)
 
 
 def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated:
-    """Renames and reshapes ``state``.
+    """Renames and reshapes weights.
 
     Args:
-        state: arrays under one of the known schemes' names.
+        state: arrays under the names of a known scheme.
         file: name of the file, for messages.
+
     Raises:
-        MultigrainError: CHECKPOINT, naming what is unknown, missing or of another shape.
+        MultigrainError: CHECKPOINT, naming what is unknown, missing or has another shape.
     """
     given = sorted(state)
-    state = _unwrapped(state)
+    state = _strip_wrappers(state)
     why = incompatibility(state)
     if why:
         raise _unusable(file, why)
@@ -66,7 +67,7 @@ def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated
     model: dict[str, NDArray[np.generic]] = {}
     unknown = []
     for name, array in state.items():
-        found = scheme.ours(name)
+        found = scheme.to_native(name)
         if found is not None:
             model[found[0]] = _converted(array, *found)
         elif not scheme.ignores(name):
@@ -76,7 +77,7 @@ def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated
     if unknown or named is None:
         raise _unusable(file, _difference(scheme, shapes, unknown))
     if sum(name in model for name in _CLASSIFIER) == 1:
-        raise _unusable(file, "its classifier has no bias, or no weight")
+        raise _unusable(file, "its classifier lacks the weight or the bias")
     classifier = model.get(_CLASSIFIER[0])
     return Translated(
         model=model,
@@ -88,29 +89,32 @@ def translate(state: Mapping[str, NDArray[np.generic]], file: str) -> Translated
     )
 
 
-def _unwrapped(state: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[np.generic]]:
-    """Without words that stand before every name, and in order, for messages to be the same."""
+def _strip_wrappers(
+    state: Mapping[str, NDArray[np.generic]],
+) -> Mapping[str, NDArray[np.generic]]:
+    """Removes prefixes that all names share, and sorts by name."""
     state = dict(sorted(state.items()))
-    # The trunk's word in the published names is the scheme's.
     while found := _WRAPPER.match(next(iter(state), "")):
-        word = found.group()
-        if word == "features." or not all(name.startswith(word) for name in state):
+        prefix = found.group()
+        # "features." is part of the published scheme.
+        if prefix == "features." or not all(name.startswith(prefix) for name in state):
             break
-        state = {name.removeprefix(word): array for name, array in state.items()}
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
 
 
 def _scheme_of(names: Iterable[str], given: list[str], file: str) -> Scheme:
     if not given:
-        raise _unusable(file, "it holds no tensors")
+        raise _unusable(file, "it has no tensors")
     names = list(names)
-    hits = {s.name: sum(s.ours(name) is not None for name in names) for s in SCHEMES}
-    # The first of equals: a plain ResNet of timm's is called torchvision's, which it is.
+    hits = {s.name: sum(s.to_native(name) is not None for name in names) for s in SCHEMES}
+    # The first of equals: timm's plain ResNets have torchvision's names.
     scheme = max(SCHEMES, key=lambda s: hits[s.name])
     if hits[scheme.name] == 0:
         known = ", ".join(s.name for s in SCHEMES)
         raise _unusable(
-            file, f"its names ({_list(given)}) are none of the known ones (ours, {known})"
+            file,
+            f"its parameter names ({_list(given)}) match no known scheme (multigrain's, {known})",
         )
     return scheme
 
@@ -125,31 +129,30 @@ def _converted(array: NDArray[np.generic], name: str, rule: Rule) -> NDArray[np.
 
 
 def _difference(scheme: Scheme, shapes: dict[str, Shape], unknown: list[str]) -> str:
-    """What keeps the weights from being those of the nearest trunk, in the source's names."""
+    """Describes the difference to the most similar trunk, in the source's names."""
 
     def distance(trunk: str) -> int:
         expected = trunk_shapes(trunk)
-        # Shapes count as well: a wide or grouped ResNet has the names of ours.
+        # With shapes, because a wide or grouped ResNet has the same names.
         return len(set(expected.items()) ^ set(found.items()))
 
-    def theirs(name: str) -> str:
-        # A trunk that this program does not have is named as we name it.
-        return scheme.source(name) or name
+    def source(name: str) -> str:
+        return scheme.to_source(name) or name
 
-    found = {name: shape for name, shape in shapes.items() if name.startswith(_OWN)}
+    found = {name: shape for name, shape in shapes.items() if name.startswith(_NATIVE_PREFIX)}
     trunk = min(LAYOUTS, key=distance)
     expected = trunk_shapes(trunk)
-    unknown = unknown + [theirs(name) for name in found if name not in expected]
-    missing = [theirs(name) for name in expected if name not in found]
+    unknown = unknown + [source(name) for name in found if name not in expected]
+    missing = [source(name) for name in expected if name not in found]
     wrong = [
-        f"{theirs(name)} is {found[name]}, expected {expected[name]}"
+        f"{source(name)} is {found[name]}, expected {expected[name]}"
         for name in expected
         if name in found and found[name] != expected[name]
     ]
     parts = [f"unknown: {_list(unknown)}"] if unknown else []
     parts += [f"missing: {_list(missing)}"] if missing else []
-    parts += [f"of another shape: {_list(wrong)}"] if wrong else []
-    return f"they are {scheme.name}'s names, but not all of a {trunk} ({'; '.join(parts)})"
+    parts += [f"wrong shape: {_list(wrong)}"] if wrong else []
+    return f"its names are {scheme.name}'s, but do not match a {trunk} ({'; '.join(parts)})"
 
 
 def _list(names: list[str]) -> str:

@@ -141,7 +141,7 @@ def test_linked_weights_outlive_their_checkpoint(
     assert store.prune(folder, keep=1) == ["step-00000001"]
     found, model = store.load_model(linked)
     assert (found.step, model["w"][0, 0]) == (1, 1)
-    with pytest.raises(MultigrainError, match="ask again") as caught:
+    with pytest.raises(MultigrainError, match="try again") as caught:
         store.link_model(folder / "step-00000001", tmp_path / "late")
     assert caught.value.kind is ErrorKind.NOT_FOUND
 

@@ -14,10 +14,10 @@ from tests.images.files import noise
 
 def test_every_operation_of_the_policy_changes_the_picture_and_keeps_its_size() -> None:
     image = noise(32, 24)
-    names = {name for pair in augment.POLICY for name, _, _ in pair}
-    assert len(augment.POLICY) == 25
+    names = {name for pair in augment.AUTOAUGMENT_POLICY for name, _, _ in pair}
+    assert len(augment.AUTOAUGMENT_POLICY) == 25
     for name in names:
-        changed = augment.apply(image, name, 9, 1.0)
+        changed = augment.apply_operation(image, name, 9, 1.0)
         assert changed.size == image.size
         assert changed.mode == "RGB"
         assert not np.array_equal(np.asarray(changed), np.asarray(image)), name
@@ -39,17 +39,17 @@ def test_the_policy_is_the_published_one() -> None:
     without = {"autocontrast", "equalize", "invert"}
     ours = [
         " ".join(f"{name} {p} {'-' if name in without else m}" for name, p, m in pair)
-        for pair in augment.POLICY
+        for pair in augment.AUTOAUGMENT_POLICY
     ]
     assert ours == [" ".join(pair.split()) for pair in published.split(",")]
 
 
 def test_operations_have_the_stated_range() -> None:
     gray = Image.new("RGB", (4, 4), (200, 200, 200))
-    assert augment.apply(gray, "solarize", 9, 1.0).getpixel((0, 0)) == (55, 55, 55)
-    assert augment.apply(gray, "solarize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
-    assert augment.apply(gray, "posterize", 9, 1.0).getpixel((0, 0)) == (192, 192, 192)
-    assert augment.apply(gray, "posterize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
+    assert augment.apply_operation(gray, "solarize", 9, 1.0).getpixel((0, 0)) == (55, 55, 55)
+    assert augment.apply_operation(gray, "solarize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
+    assert augment.apply_operation(gray, "posterize", 9, 1.0).getpixel((0, 0)) == (192, 192, 192)
+    assert augment.apply_operation(gray, "posterize", 0, 1.0).getpixel((0, 0)) == (200, 200, 200)
 
 
 @pytest.mark.parametrize(("magnitude", "share"), [(0, 0.0), (3, 1 / 3), (9, 1.0)])
@@ -58,18 +58,18 @@ def test_operations_of_two_directions_reach_the_stated_strength(
     magnitude: int, share: float, sign: float
 ) -> None:
     image = noise(60, 40)
-    turned = augment.apply(image, "rotate", magnitude, sign)
+    turned = augment.apply_operation(image, "rotate", magnitude, sign)
     expected = image.rotate(sign * 30 * share, fillcolor=(128, 128, 128))
     np.testing.assert_array_equal(np.asarray(turned), np.asarray(expected))
     enhancers = {"color": ImageEnhance.Color, "contrast": ImageEnhance.Contrast,
                  "sharpness": ImageEnhance.Sharpness}  # fmt: skip
     for name, enhancer in enhancers.items():
-        found = np.asarray(augment.apply(image, name, magnitude, sign)).astype(int)
+        found = np.asarray(augment.apply_operation(image, name, magnitude, sign)).astype(int)
         expected = enhancer(image).enhance(1 + sign * 0.9 * share)
         assert np.abs(found - np.asarray(expected)).max() <= 1
     # Each pixel says which column it is from: a row is moved by 0.3 of its number at most.
     columns = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 40, 0).repeat(3, 2)
-    sheared = augment.apply(Image.fromarray(columns), "shear_x", magnitude, sign)
+    sheared = augment.apply_operation(Image.fromarray(columns), "shear_x", magnitude, sign)
     for row in (5, 20, 39):
         moved = np.asarray(sheared)[row, 16:48, 0] - np.arange(16.0, 48)
         np.testing.assert_allclose(moved, sign * 0.3 * share * (row + 0.5), atol=1.01)
@@ -82,7 +82,9 @@ def test_operations_come_as_often_as_the_table_says(monkeypatch: pytest.MonkeyPa
     )
     seen: list[tuple[str, int, float]] = []
     monkeypatch.setattr(augment, "AUTOAUGMENT_POLICY", policy)
-    monkeypatch.setattr(augment, "apply", lambda image, *operation: seen.append(operation) or image)
+    monkeypatch.setattr(
+        augment, "apply_operation", lambda image, *operation: seen.append(operation) or image
+    )
     random, image = Random(0), noise(4, 4)
     for _ in range(2000):
         augment.autoaugment(image, random)

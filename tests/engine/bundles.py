@@ -15,7 +15,7 @@ from multigrain.bundle.reference import Reference, normalized, pattern_pixels, w
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.training import ModelSpec
 from multigrain.storage import FileEntry
-from multigrain.whitening import Moments, Whitening, fit, fold, write_whitening
+from multigrain.whitening import Moments, Whitening, fit_whitening, fold_classifier, write_whitening
 
 EMBEDDING = 16
 CLASSES = 5
@@ -103,7 +103,7 @@ def whitening_of(network: TinyNetwork) -> Whitening:
     """Fitted to random vectors: any data will do where only the arithmetic is tested."""
     moments = Moments(network.embedding_size)
     moments.add(np.abs(np.random.default_rng(7).normal(size=(200, network.embedding_size))))
-    return fit(moments)
+    return fit_whitening(moments)
 
 
 def reference_of(network: TinyNetwork, preprocessing: Preprocessing) -> Reference:
@@ -140,7 +140,7 @@ def write_bundle(
     whitening = None
     if whitened:
         fitted = whitening_of(network)
-        classifier = fold(fitted, network.weight, network.bias)
+        classifier = fold_classifier(fitted, network.weight, network.bias)
         stored = write_whitening(folder / "whitening.safetensors", fitted, classifier)
         whitening = WhiteningEntry(file="whitening.safetensors", size=stored.size, images=200)
     preprocessing = Preprocessing(size=size, resize_short=size)

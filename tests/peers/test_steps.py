@@ -87,7 +87,7 @@ def test_steps_of_sgd_with_momentum_and_weight_decay() -> None:
     assert max(errors) <= 1e-4
 
     ours = {name: array.astype(np.float64) for name, array in model_state(net).items()}
-    found = {name: ours[line[0]] for name in state if (line := TORCHVISION.ours(name))}
+    found = {name: ours[line[0]] for name in state if (line := TORCHVISION.to_native(name))}
     mine, yardstick = exact.distance(found), exact.distance(single.state())
     record("  weights and statistics after them, over the way they moved", mine)
     record("  the same of PyTorch in float32", yardstick)

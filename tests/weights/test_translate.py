@@ -47,20 +47,20 @@ def test_every_parameter_is_mapped_exactly_once(scheme: Scheme, trunk: str) -> N
     for name in names:
         lines = [rule for rule in scheme.rules if rule.source.match(name) is not None]
         assert len(lines) == (0 if scheme.ignores(name) else 1), name
-    mapped = Counter(found[0] for name in parameters if (found := scheme.ours(name)))
+    mapped = Counter(found[0] for name in parameters if (found := scheme.to_native(name)))
     assert set(mapped.values()) == {1}
     head = {"classifier.weight", "classifier.bias"} | ({"pool.p"} & names.keys())
     assert mapped.keys() == trunk_shapes(trunk).keys() | head
     for name in parameters:
-        found = scheme.ours(name)
+        found = scheme.to_native(name)
         assert found is not None
-        assert scheme.source(found[0]) == name
+        assert scheme.to_source(found[0]) == name
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=[s.name for s in SCHEMES])
 def test_no_two_lines_share_a_name_and_none_is_without_use(scheme: Scheme) -> None:
     assert len({rule.source.text for rule in scheme.rules}) == len(scheme.rules)
-    assert len({rule.ours.text for rule in scheme.rules}) == len(scheme.rules)
+    assert len({rule.native.text for rule in scheme.rules}) == len(scheme.rules)
     names = [name for other, trunk in PAIRS if other is scheme for name in theirs(scheme, trunk)]
     for template in (*(rule.source for rule in scheme.rules), *scheme.ignored):
         assert any(template.match(name) is not None for name in names), template.text
@@ -77,7 +77,7 @@ def test_a_whole_state_is_recognized_and_its_values_stay(scheme: Scheme, trunk: 
         trunk
     )
     for name, array in given.items():
-        line = scheme.ours(name)
+        line = scheme.to_native(name)
         if line is not None:
             values = found.model[line[0]]
             assert values.dtype == np.float32
@@ -114,9 +114,9 @@ def test_a_trunk_without_classifier_is_a_trunk() -> None:
         ({"layer1.0.attn.q": (4,)}, "unknown: layer1.0.attn.q)"),
         (
             {"layer1.0.conv2.weight": (64, 4, 3, 3)},
-            "of another shape: layer1.0.conv2.weight is (64, 4, 3, 3), expected (64, 64, 3, 3))",
+            "wrong shape: layer1.0.conv2.weight is (64, 4, 3, 3), expected (64, 64, 3, 3))",
         ),
-        ({"fc.bias": None}, "its classifier has no bias"),
+        ({"fc.bias": None}, "its classifier lacks the weight or the bias"),
     ],
 )
 def test_what_does_not_fit_is_named_as_the_source_names_it(
@@ -163,7 +163,7 @@ def test_names_are_shown_in_order_whatever_the_files_is() -> None:
 
 
 def test_a_file_without_a_tensor_says_so() -> None:
-    with pytest.raises(MultigrainError, match="it holds no tensors"):
+    with pytest.raises(MultigrainError, match="it has no tensors"):
         translate({}, "w")
 
 
