@@ -1,13 +1,16 @@
-"""The lock on a job's event log: whoever writes the log holds it, and nobody else writes.
+"""The event log of a job, ``events.jsonl``: its writer, its readers and its lock.
 
-It is an advisory ``flock``, which the kernel drops when its holder ends in any way: a lock
-that is held means a writer that lives.
+One event per line, with consecutive ``seq`` 1, 2, 3, ... A line counts once its newline is
+written. Readers ignore an incomplete last line, which a writer that was killed may leave; the next
+writer truncates it.
+
+The writer holds an exclusive ``flock``, which the kernel releases however the process ends: a log
+is locked exactly while it has a live writer.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,31 +18,38 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
+
+import msgspec
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import (
     LogRecord,
     LossRecord,
     Record,
+    encode_json,
+    record_fields,
     record_from_dict,
-    record_to_dict,
 )
 
-PROBE_SECONDS = 0.5
-"""How long ``lock_exclusive`` keeps trying: a probe by ``is_locked`` holds a shared lock for
-some microseconds, and must not look like a second writer."""
+LOCK_WAIT_SECONDS = 0.5
+"""How long ``lock_exclusive`` retries: ``is_locked`` takes a shared lock for microseconds, which
+must not look like a second writer."""
+
+CHUNK_BYTES = 1 << 20
+_BACKWARD_BYTES = 1 << 16
+R = TypeVar("R", bound=Record)
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock: it is the writer."""
+    """Another process is the log's writer."""
 
 
-def lock_exclusive(fd: int, wait_seconds: float = PROBE_SECONDS) -> None:
+def lock_exclusive(fd: int, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
     """Takes the exclusive lock of an open file.
 
     Raises:
-        LockHeldError: if another open file holds it for all of ``wait_seconds``.
+        LockHeldError: if another process still holds it after ``wait_seconds``.
     """
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -53,9 +63,9 @@ def lock_exclusive(fd: int, wait_seconds: float = PROBE_SECONDS) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a writer holds the log. False if the file does not exist.
+    """Whether the log has a writer. False if the file does not exist.
 
-    Leaves the holder alone: it asks for a shared lock without waiting and gives it back at once.
+    Does not disturb the writer: takes a shared lock without waiting and releases it at once.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -68,15 +78,6 @@ def is_locked(path: Path) -> bool:
         return True
     finally:
         os.close(fd)
-
-
-# MERGED: ``events.jsonl``, the record of a job: one event a line, ``seq`` 1, 2, 3, ... without
-# a gap. A line counts once its newline is there. What a writer that died left behind it, the
-# torn last line, is ignored by readers and cut off by the next writer.
-
-
-CHUNK_BYTES = 1 << 20
-_BACKWARD_BYTES = 1 << 16
 
 
 def utc_now() -> str:
@@ -96,42 +97,44 @@ class Event:
 
     def encode(self) -> bytes:
         """The line, with its newline."""
-        body: dict[str, Any] = {
-            "seq": self.seq,
-            "time": self.time,
-            "job_id": self.job_id,
-            "attempt": self.attempt,
-            **record_to_dict(self.record),
-        }
-        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        return encode_json(
+            {
+                "seq": self.seq,
+                "time": self.time,
+                "job_id": self.job_id,
+                "attempt": self.attempt,
+                self.record.key: record_fields(self.record),
+            }
+        )
 
     @classmethod
     def decode(cls, line: bytes) -> Event:
-        """
+        """Reads a line.
+
         Raises:
-            ValueError: if the line is not an event.
+            ValueError: if it is not an event.
         """
         try:
-            body = json.loads(line)
+            body = msgspec.json.decode(line, type=dict)
             record = record_from_dict(body)
             seq, attempt = body["seq"], body["attempt"]
             if type(seq) is not int or type(attempt) is not int:
-                raise ValueError("seq and attempt of an event are numbers")
+                raise ValueError("seq and attempt of an event must be integers")
             return cls(seq, body["time"], body["job_id"], attempt, record)
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not an event: {error!r}") from error
 
 
 class EventWriter:
-    """Appends to a log, of which it is the only writer while it is open.
+    """Appends to a log; its only writer until it is closed.
 
     Args:
-        path: the log; made if it does not exist.
+        path: the log; created if it does not exist.
         job_id: written into every line.
 
     Raises:
-        LockHeldError: if another writer lives.
-        MultigrainError: STORAGE, if the last whole line is not an event.
+        LockHeldError: if the log has another writer.
+        MultigrainError: STORAGE, if the last complete line is not an event.
     """
 
     def __init__(self, path: Path, job_id: str) -> None:
@@ -145,7 +148,7 @@ class EventWriter:
             raise
 
     def _recover(self) -> tuple[int, int]:
-        """Cuts off a torn last line; returns the log's size in bytes and its last seq."""
+        """Truncates an incomplete last line; returns the log's size in bytes and its last seq."""
         size = os.fstat(self._fd).st_size
         whole = _end_of_line_before(self._fd, size)
         if whole < size:
@@ -161,39 +164,39 @@ class EventWriter:
     def append(self, record: Record, attempt: int) -> int:
         """Writes one event in one call of ``write`` and returns its seq.
 
-        On the disk when it returns, except a loss or a log record, which a crash of the machine
-        (not of the process) may lose: they come with every step.
+        The event is durable when it returns, except losses and log records: every step has them,
+        and a crash of the machine (not of the process) may lose the last ones.
 
         Raises:
-            MultigrainError: STORAGE, if the disk refuses. No reader has then seen the event,
-                or (where the disk took it, but would not promise to keep it) it stands.
+            MultigrainError: STORAGE, if the write fails, and the log is unchanged; or if only the
+                sync fails, and ``last_seq`` has been incremented.
         """
         line = Event(self.last_seq + 1, utc_now(), self._job_id, attempt, record).encode()
         try:
             written = os.write(self._fd, line)
             if written != len(line):
-                raise OSError("the disk is full: it took a part of a line only")
+                raise OSError("the disk is full: only a part of the line was written")
         except OSError as error:
             os.ftruncate(self._fd, self._size)
-            raise self._refused(error) from error
+            raise self._storage_error(error) from error
         self._size += len(line)
         self.last_seq += 1
         if not isinstance(record, LossRecord | LogRecord):
             try:
                 os.fdatasync(self._fd)
             except OSError as error:
-                raise self._refused(error) from error
+                raise self._storage_error(error) from error
         return self.last_seq
 
-    def _refused(self, error: OSError) -> MultigrainError:
+    def _storage_error(self, error: OSError) -> MultigrainError:
         return MultigrainError(
             ErrorKind.STORAGE,
-            f"the event log of job {self._job_id} cannot be written ({error.strerror or error}); "
-            "make room on the data directory's disk",
+            f"cannot write the event log of job {self._job_id} ({error.strerror or error}); "
+            "free space on the data directory's disk",
         )
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -211,12 +214,12 @@ class EventWriter:
 
 
 class EventReader:
-    """Reads a log from where it stopped last: cheap to ask again and again.
+    """Reads a log incrementally: each read continues where the last one ended.
 
     Args:
         path: the log; it need not exist yet.
         after_seq: only later events are returned.
-        offset: bytes to begin at, as ``offset`` of an earlier reader of the same log.
+        offset: byte to start at: the ``offset`` of an earlier reader of the same log.
     """
 
     def __init__(self, path: Path, after_seq: int = 0, offset: int = 0) -> None:
@@ -229,14 +232,14 @@ class EventReader:
         max_bytes: int = CHUNK_BYTES,
         keep_line: Callable[[bytes], bool] | None = None,
     ) -> list[Event]:
-        """The next whole lines, about ``max_bytes`` of them at most; [] if there is none.
+        """The events of the next complete lines; [] if there are none.
 
         Args:
-            max_bytes: bounds the memory, not the length of one line.
-            keep_line: lines for which it is false are passed over without being decoded.
+            max_bytes: read at a time; a longer line is read whole.
+            keep_line: lines for which it returns False are skipped without being decoded.
 
         Raises:
-            MultigrainError: STORAGE, if a whole line is not an event.
+            MultigrainError: STORAGE, if a complete line is not an event.
         """
         events: list[Event] = []
         while not events:
@@ -280,10 +283,15 @@ def read_events(
     *,
     keep_line: Callable[[bytes], bool] | None = None,
 ) -> Iterator[Event]:
-    """Every event that is in the log now, after ``after_seq``, in order.
+    """Yields every event that the log has now, in order.
+
+    Args:
+        path: the log; it need not exist.
+        after_seq: only later events are returned.
+        keep_line: as in ``EventReader.read``.
 
     Raises:
-        MultigrainError: STORAGE, if a whole line is not an event.
+        MultigrainError: STORAGE, if a complete line is not an event.
     """
     reader = EventReader(path, after_seq)
     while events := reader.read(keep_line=keep_line):
@@ -291,7 +299,7 @@ def read_events(
 
 
 def _end_of_line_before(fd: int, end: int) -> int:
-    """Offset just behind the last newline in the first ``end`` bytes, 0 if there is none."""
+    """Offset after the last newline in the first ``end`` bytes; 0 if there is none."""
     while end > 0:
         start = max(0, end - _BACKWARD_BYTES)
         found = os.pread(fd, end - start, start).rfind(b"\n")
@@ -309,19 +317,13 @@ def _damaged(offset: int) -> MultigrainError:
     )
 
 
-# MERGED: What a job's log last said of a kind.
-
-
-R = TypeVar("R", bound=Record)
-
-
 def newest_record(events: Path, kind: type[R]) -> R | None:
-    """The newest record of a kind; None if the log has none, or does not exist.
+    """The latest record of a kind; None if the log has none or does not exist.
 
     Raises:
         MultigrainError: STORAGE, if the log is damaged.
     """
-    # Losses are nearly all of a long log: lines of other kinds are not decoded.
+    # Most lines of a long log are losses: lines of other kinds are not decoded.
     mark = f'"{kind.key}":{{'.encode()
     newest: R | None = None
     for event in read_events(events, keep_line=lambda line: mark in line):

@@ -1,18 +1,22 @@
-"""What a job tells: one dataclass a kind, with the field names of ``multigrain.v1.JobEvent``.
+"""The records of a job's events: a dataclass for each kind, and their JSON form.
 
-A record becomes one line of ``events.jsonl``::
+A record is the payload of one line of ``events.jsonl``, under the key of its kind::
 
     {"seq":7,"time":"2026-01-31T12:00:00.123456Z","job_id":"...","attempt":1,"loss":{"step":3,...}}
 
-Units and meanings stand in the comments of ``job.proto``.
+Kinds and fields have the names of ``multigrain.v1.JobEvent``; ``job.proto`` describes their
+meaning and units.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
+
+import msgspec
 
 
 class JobState(StrEnum):
@@ -141,70 +145,66 @@ Record = (
     | ProgressRecord
 )
 
-RECORD_TYPES: dict[str, type[Record]] = {
-    cls.key: cls
-    for cls in (
-        StateRecord,
-        LossRecord,
-        EvaluationRecord,
-        CheckpointRecord,
-        LogRecord,
-        ArtifactRecord,
-        ProgressRecord,
-    )
-}
+RECORD_TYPES: dict[str, type[Record]] = {cls.key: cls for cls in get_args(Record)}
+"""The class of each kind."""
+
+_ENCODER = msgspec.json.Encoder()
 
 
-# JSON has no such numbers; these are the names that protobuf's JSON form gives them.
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+def record_fields(record: Record) -> dict[str, Any]:
+    """The fields of a record, ready for :func:`encode_json`; those that are None are left out.
+
+    JSON has no NaN and no infinity: they become the strings that protobuf's JSON form has.
+    """
+    return {
+        name: _finite_or_text(value) for name, value in vars(record).items() if value is not None
+    }
 
 
-def _written(value: Any) -> Any:
+def record_from_fields(key: str, fields: object) -> Record:
+    """The record of a kind; fields that it does not have (of a newer writer) are ignored.
+
+    Raises:
+        ValueError: if the kind is unknown or the fields do not fit it.
+    """
+    if key not in RECORD_TYPES:
+        raise ValueError(f"unknown kind of record: {key}")
+    # Not strict: reads "NaN" as a number.
+    return msgspec.convert(fields, RECORD_TYPES[key], strict=False)
+
+
+def record_from_dict(body: Mapping[str, Any]) -> Record:
+    """The record in a decoded line of an event log.
+
+    Raises:
+        ValueError: if it has no record of a known kind.
+    """
+    for key in RECORD_TYPES:
+        if key in body:
+            return record_from_fields(key, body[key])
+    raise ValueError(f"no known record in an event with keys {sorted(body)}")
+
+
+def encode_json(body: Mapping[str, Any]) -> bytes:
+    """One line of compact JSON in UTF-8, with its newline."""
+    try:
+        return _ENCODER.encode(body) + b"\n"
+    except UnicodeEncodeError:
+        # Unpaired surrogates: Python has them in file names that are not UTF-8.
+        return _ENCODER.encode(_escape_surrogates(msgspec.to_builtins(body))) + b"\n"
+
+
+def _finite_or_text(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {key: _written(inner) for key, inner in value.items()}
+        return {key: _finite_or_text(inner) for key, inner in value.items()}
     return value
 
 
-def number(value: Any) -> Any:
-    """A number of a record as it was before ``record_to_dict``; of a dict, its numbers."""
+def _escape_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return _NON_FINITE.get(value, value)
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {key: number(inner) for key, inner in value.items()}
-    return value
-
-
-def record_to_dict(record: Record) -> dict[str, Any]:
-    """``{key: fields}``, ready for JSON; fields that are None are left out.
-
-    A number that is not finite (the loss of a skipped step, say) is written as a string.
-    """
-    body = {name: _written(value) for name, value in asdict(record).items() if value is not None}
-    return {record.key: body}
-
-
-def record_from_dict(body: dict[str, Any]) -> Record:
-    """The record in a decoded line. Unknown fields (of a newer writer) are ignored.
-
-    Raises:
-        ValueError: if no known record key is present, or its content is no object.
-        TypeError, KeyError: if that has not the fields of the record.
-    """
-    for key, cls in RECORD_TYPES.items():
-        if key in body:
-            if not isinstance(body[key], dict):
-                raise ValueError(f"the {key} of an event is no object")
-            names = {f.name for f in fields(cls)}
-            values = {name: value for name, value in body[key].items() if name in names}
-            if cls in (LossRecord, EvaluationRecord):
-                values = {name: number(value) for name, value in values.items()}
-            if cls is StateRecord:
-                values["state"] = JobState(values["state"])
-                if values.get("error"):
-                    values["error"] = JobError(**values["error"])
-            if cls is ArtifactRecord:
-                values["files"] = tuple(values.get("files", ()))
-            return cls(**values)
-    raise ValueError(f"no known record in an event with keys {sorted(body)}")
+        return {_escape_surrogates(key): _escape_surrogates(inner) for key, inner in value.items()}
+    return [_escape_surrogates(inner) for inner in value] if isinstance(value, list) else value

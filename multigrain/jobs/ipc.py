@@ -1,13 +1,13 @@
-"""What the runner and the processes of a job say to each other: one JSON object a line.
+"""The channel between a job's runner and its processes: messages, and both ends of the socket.
 
-Every line is ``{"<name>": {fields}}``. A record travels as it stands in the event log.
+A message is one line of JSON, ``{"<name>": {<fields>}}``. A record travels in the form that it has
+in the event log.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
 import os
 import secrets
@@ -18,22 +18,32 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, ClassVar
+from typing import get_args
 
-from multigrain.events.records import Record, record_from_dict, record_to_dict
+import msgspec
+
+from multigrain.events.records import Record, encode_json, record_fields, record_from_dict
+
+log = logging.getLogger(__name__)
 
 SCHEDULER_RANK = -2
-"""Stands for MindSpore's scheduler process where a rank is asked for."""
+"""Rank of MindSpore's scheduler process."""
+
+EXIT_RUNNER_LOST = 75
+"""Exit code of a worker whose runner has ended (EX_TEMPFAIL of sysexits.h)."""
+
+_RECEIVE_BYTES = 1 << 16
+_MAX_LINE_BYTES = 16 << 20
+_ALIVE_SECONDS = 0.25  # between two signs of life; attempt.MIN_STALL_SECONDS is well above it
 
 
 @dataclass(frozen=True)
 class GuardHello:
-    """First line of a guard: the parent of a worker (or of the scheduler), which outlives it."""
+    """First message of a guard, the parent process of a worker or of the scheduler."""
 
-    name: ClassVar[str] = "guard"
     token: str
     rank: int
     pid: int
@@ -41,9 +51,8 @@ class GuardHello:
 
 @dataclass(frozen=True)
 class Hello:
-    """First line of a worker."""
+    """First message of a worker."""
 
-    name: ClassVar[str] = "hello"
     token: str
     rank: int
     world: int
@@ -52,32 +61,28 @@ class Hello:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker has joined the cluster and begins its work."""
-
-    name: ClassVar[str] = "ready"
+    """The worker has joined the cluster and starts to work."""
 
 
 @dataclass(frozen=True)
 class Emit:
     """A record for the event log."""
 
-    name: ClassVar[str] = "record"
     record: Record
 
 
 @dataclass(frozen=True)
 class Alive:
-    """The work goes on."""
-
-    name: ClassVar[str] = "alive"
+    """A sign of life."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The work raised. ``kind`` is a name of ErrorKind, or "" for a defect: any other exception,
-    for want of memory say."""
+    """The worker failed with an exception.
 
-    name: ClassVar[str] = "failed"
+    ``kind`` is a name of ErrorKind; "" for any exception that is not a MultigrainError.
+    """
+
     kind: str
     message: str
     field: str = ""
@@ -86,77 +91,55 @@ class Failed:
 
 @dataclass(frozen=True)
 class Done:
-    """The work returned; fields as those of ``multigrain.jobs.context.Outcome``."""
+    """The worker finished; the fields are those of ``multigrain.jobs.context.Outcome``."""
 
-    name: ClassVar[str] = "done"
     stopped: bool
     message: str
 
 
 @dataclass(frozen=True)
 class Exit:
-    """Said by a guard: its process has ended. ``signal`` is set if a signal killed it."""
+    """From a guard: its worker has exited. ``signal`` is set if a signal killed it."""
 
-    name: ClassVar[str] = "exit"
     code: int
     signal: int | None = None
 
 
 @dataclass(frozen=True)
 class Terminate:
-    """Said by a guard that got SIGTERM: somebody wants the job to end in order."""
-
-    name: ClassVar[str] = "terminate"
+    """From a guard that received SIGTERM: the job should stop."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Runner to worker: save what is to be saved and return."""
-
-    name: ClassVar[str] = "stop"
+    """From the runner: save a checkpoint and return."""
 
 
 Message = GuardHello | Hello | Ready | Emit | Alive | Failed | Done | Exit | Terminate | Stop
 
-_TYPES: dict[str, type[Message]] = {
-    cls.name: cls
-    for cls in (GuardHello, Hello, Ready, Emit, Alive, Failed, Done, Exit, Terminate, Stop)
-}
+_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
     """The line of a message, with its newline."""
     if isinstance(message, Emit):
-        fields: dict[str, Any] = record_to_dict(message.record)
-    else:
-        fields = asdict(message)
-    return (
-        json.dumps({message.name: fields}, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    )
+        return encode_json({"Emit": {message.record.key: record_fields(message.record)}})
+    return encode_json({type(message).__name__: message})
 
 
 def decode(line: bytes) -> Message:
-    """
+    """The message in a line.
+
     Raises:
-        ValueError: if the line is not a message.
+        ValueError: if it is not a message.
     """
     try:
-        ((name, fields),) = json.loads(line).items()
-        cls = _TYPES[name]
-        if cls is Emit:
+        ((name, fields),) = msgspec.json.decode(line, type=dict).items()
+        if name == "Emit":
             return Emit(record_from_dict(fields))
-        return cls(**fields)
-    except (AttributeError, KeyError, TypeError) as error:
+        return msgspec.convert(fields, _TYPES[name])
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a message: {error!r}") from error
-
-
-# MERGED: The runner's end of the channel: a Unix socket on which the processes of a job report.
-
-
-log = logging.getLogger(__name__)
-
-_RECEIVE_BYTES = 1 << 16
-_MAX_LINE_BYTES = 16 << 20
 
 
 @dataclass(eq=False)
@@ -168,29 +151,29 @@ class Peer:
     buffer: bytearray = field(default_factory=bytearray)
 
     def send(self, message: Message) -> None:
-        """Sends a short message. A peer that is gone is none of the sender's business."""
+        """Sends a short message; a peer that has gone is only logged."""
         try:
             self.socket.sendall(encode(message))
         except OSError:
-            log.info("could not send %s to %s", message, self.hello)
+            log.info("cannot send message: message=%s peer=%s", message, self.hello)
 
 
 @dataclass(frozen=True)
 class Received:
-    """A message and who sent it; ``message`` is None when the peer has closed its end."""
+    """A message and its sender; ``message`` is None when the peer has closed the connection."""
 
     peer: Peer
     message: Message | None
 
 
 class ChannelServer:
-    """Listens in a private folder; only processes that know the token are listened to.
+    """The runner's end: a Unix socket in a private folder, for processes that know the token.
 
-    The folder is below the system's temporary folder, since the address of a Unix socket has
-    only 108 bytes. One that a killed runner of the same job left there is removed.
+    The folder is in the system's temporary folder, since the address of a Unix socket has at most
+    108 bytes. Folders that killed runners of the same job left behind are removed.
 
     Args:
-        owner: the job's folder, of which the caller is the only runner.
+        owner: the job's folder; the caller is the job's only runner.
     """
 
     def __init__(self, owner: Path) -> None:
@@ -202,14 +185,14 @@ class ChannelServer:
         self._listener.bind(self.address)
         self._listener.listen(1024)
         self._listener.setblocking(False)
-        # A signal must end a wait: Python writes its number here.
+        # Python writes the number of a signal here, which ends a wait.
         self.wakeup_fd, self._woken_fd = _nonblocking_pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken_fd, selectors.EVENT_READ)
 
     def wait(self, seconds: float) -> list[Received]:
-        """What has come in; [] after ``seconds``, or after a signal."""
+        """Waits for messages; returns [] after ``seconds``, or after a signal."""
         received: list[Received] = []
         for key, _ in self._selector.select(seconds):
             if key.fileobj is self._listener:
@@ -221,7 +204,7 @@ class ChannelServer:
         return received
 
     def close(self) -> None:
-        """Closes every connection, at which workers end themselves, and removes the folder."""
+        """Closes every connection, so that workers exit, and removes the folder."""
         for key in list(self._selector.get_map().values()):
             if isinstance(key.data, Peer):
                 key.data.socket.close()
@@ -256,14 +239,14 @@ class ChannelServer:
         received: list[Received] = []
         try:
             if len(rest) > _MAX_LINE_BYTES:
-                raise ValueError("a line is too long")
+                raise ValueError("line too long")
             for line in lines:
                 message = decode(bytes(line))
                 if peer.hello is None:
                     self._introduce(peer, message)
                 received.append(Received(peer, message))
         except ValueError as error:
-            log.warning("dropping a connection that does not follow the protocol: %s", error)
+            log.warning("connection dropped after a protocol error: error=%s", error)
             self._drop(peer)
             if peer.hello:
                 received.append(Received(peer, None))
@@ -271,19 +254,19 @@ class ChannelServer:
 
     def _introduce(self, peer: Peer, message: Message) -> None:
         if not isinstance(message, Hello | GuardHello):
-            raise ValueError("the first message is not a hello")
+            raise ValueError("first message is not a hello")
         if not hmac.compare_digest(message.token, self.token):
             raise ValueError("wrong token")
         peer.hello = message
 
 
 def channel_folders(owner: Path) -> list[Path]:
-    """Folders of the channels of a job, of which one at most is in use."""
+    """Folders of a job's channels; at most one of them is in use."""
     return list(Path(tempfile.gettempdir()).glob(f"{_prefix(owner)}*"))
 
 
 def remove_channels(owner: Path) -> None:
-    """Removes what killed runners of a job have left; for its only runner, without a channel."""
+    """Removes the folders that killed runners of a job left; only for the job's only runner."""
     for stale in channel_folders(owner):
         shutil.rmtree(stale, ignore_errors=True)
 
@@ -300,30 +283,20 @@ def _nonblocking_pipe() -> tuple[int, int]:
     return write_fd, read_fd
 
 
-# MERGED: A worker's end of the channel.
-
-
-EXIT_RUNNER_LOST = 75
-"""Exit code of a worker whose runner has gone (EX_TEMPFAIL of sysexits.h)."""
-
-_ALIVE_SECONDS = 0.25
-"""Time between two signs of life at least; ``ranks.MIN_STALL_SECONDS`` is well above it."""
-
-
 class ChannelReporter:
-    """Speaks to the runner; implements ``multigrain.jobs.context.Reporter``.
+    """The worker's end; implements ``multigrain.jobs.context.Reporter``.
 
-    ``emit`` only puts the record into a queue: a thread of its own encodes and sends, so that
-    a step never waits for the event log. A second thread listens; when the runner has gone it
-    ends the process, since a worker without a runner has nobody to record what it does.
+    ``emit`` only queues the record: one thread encodes and sends, so that a step never waits for
+    the event log. A second thread receives, and ends the process when the runner has gone: without
+    a runner nothing that the worker does is recorded.
 
     Args:
         address: of the runner's Unix socket.
         hello: introduces the worker.
-        on_lost: called with an exit code by a thread that finds that the runner has gone.
+        on_lost: called with an exit code, by a thread, when the runner has gone.
 
     Raises:
-        OSError: if the runner is not there.
+        OSError: if the runner cannot be reached.
     """
 
     def __init__(
@@ -341,9 +314,11 @@ class ChannelReporter:
         threading.Thread(target=self._listen, name="reporter-listen", daemon=True).start()
 
     def emit(self, record: Record) -> None:
+        """See ``Reporter``."""
         self._queue.put(Emit(record))
 
     def alive(self) -> None:
+        """See ``Reporter``; sends at most four messages per second."""
         now = time.monotonic()
         if now >= self._alive_after:
             self._alive_after = now + _ALIVE_SECONDS
@@ -354,11 +329,11 @@ class ChannelReporter:
         return self._stop.is_set()
 
     def ready(self) -> None:
-        """Tells that the cluster is formed and the work begins."""
+        """Reports that the worker has joined the cluster."""
         self._queue.put(Ready())
 
     def finish(self, message: Done | Failed) -> None:
-        """Tells how the work ended, and returns when everything said has been sent."""
+        """Reports how the work ended; returns when every message has been sent."""
         self._queue.put(message)
         self._queue.put(None)
         self._sender.join()
@@ -378,5 +353,5 @@ class ChannelReporter:
                     if isinstance(decode(line), Stop):
                         self._stop.set()
             except (OSError, ValueError):
-                pass  # the runner is gone, or not ours: the end is the same
+                pass  # the runner has gone, or is not ours: exit either way
         self._on_lost(EXIT_RUNNER_LOST)

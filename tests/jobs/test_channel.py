@@ -75,7 +75,7 @@ def test_a_message_is_one_line_and_comes_back(message: Message) -> None:
     assert decode(line) == message
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b"7", b'{"x":{}}', b'{"hello":{}}', b'{"done":[]}'])
+@pytest.mark.parametrize("line", [b"", b"[]", b"7", b'{"x":{}}', b'{"Hello":{}}', b'{"Done":[]}'])
 def test_what_is_no_message_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         decode(line)
@@ -111,7 +111,7 @@ def test_messages_cut_anywhere_arrive_whole(server: ChannelServer) -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [b"\n", b"\x00\xff\n", encode(Ready()), encode(Hello("wrong", 0, 1, 7)), b'{"hello":1}\n'],
+    [b"\n", b"\x00\xff\n", encode(Ready()), encode(Hello("wrong", 0, 1, 7)), b'{"Hello":1}\n'],
 )
 def test_who_does_not_introduce_itself_is_dropped(server: ChannelServer, first: bytes) -> None:
     with connect(server) as client:

@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from multigrain.events.records import number
 from multigrain.v1.common_pb2 import ErrorKind
 from multigrain.v1.job_pb2 import ArtifactEvent, EventKind, Heartbeat, JobEvent, JobEventBatch
 from multigrain_server.jobs.event_feed import EventLine
@@ -111,7 +110,14 @@ def _converter(field: FieldDescriptor) -> Callable[[Any], Any]:
         return partial(message_from_fields, GetMessageClass(inner))
     if inner is not None:
         field = inner.fields_by_name["value"]
-    return number if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE else _unchanged
+    return _double if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE else _unchanged
+
+
+def _double(value: Any) -> Any:
+    """A number, or the string "NaN", "Infinity" or "-Infinity"; of a map, its values."""
+    if isinstance(value, dict):
+        return {key: _double(inner) for key, inner in value.items()}
+    return float(value)
 
 
 def _unchanged(value: Any) -> Any:
