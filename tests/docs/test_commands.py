@@ -22,6 +22,7 @@ from tools.docs.markdown import ROOT
 
 README = ROOT / "README.md"
 FIRST_TRAINING = ROOT / "docs" / "tutorials" / "first-training.md"
+DATA_DIRECTORY = ROOT / "docs" / "reference" / "data-directory.md"
 FIRST_SERVICE = ROOT / "docs" / "tutorials" / "first-service.md"
 
 # Made smaller, so that a training run takes seconds: two steps of SGD on one worker.
@@ -90,6 +91,19 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
             process.kill()
 
 
+def documented_paths() -> list[str]:
+    """Patterns of everything in the drawing of the data directory, relative to it."""
+    (drawing,) = (b for b in blocks(DATA_DIRECTORY) if b.language == "text")
+    patterns: list[str] = []
+    parents: list[str] = []
+    for line in drawing.text.splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = re.sub(r"<[\w-]+>", "*", line.split()[0]).rstrip("/")
+        parents[depth - 1 :] = [name]
+        patterns.append("/".join(parents))
+    return patterns
+
+
 @pytest.mark.slow
 def test_commands_of_the_readme_run(workspace: Workspace) -> None:
     """With what `make demo` leaves; its model is replaced by a small one."""
@@ -104,9 +118,11 @@ def test_commands_of_the_readme_run(workspace: Workspace) -> None:
 def test_commands_of_the_tutorials_run(workspace: Workspace) -> None:
     output = workspace.run([FIRST_TRAINING, FIRST_SERVICE])
     assert "1437 to train on, 360 held out" in output
-    assert "IMAGE_UNREADABLE" in output
+    assert "1 IMAGE_" in output
     assert "multigrain.v1.EmbeddingService" in output
     assert (workspace.path / "loss.png").stat().st_size > 1000
+    data = workspace.path / "multigrain-data"
+    assert [path for path in documented_paths() if not list(data.glob(path))] == []
 
 
 @pytest.mark.parametrize("page", [README, FIRST_TRAINING, FIRST_SERVICE], ids=lambda p: p.name)
