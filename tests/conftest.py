@@ -1,18 +1,26 @@
-"""What every test needs."""
+"""What every test needs, and ``--quick``, which runs the tests that need no other process."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-# MindSpore 2.8's generated messages work only with protobuf's pure-Python implementation, which
-# a process chooses once, at its first import of protobuf. No process of ours has both MindSpore
-# and gRPC; pytest has. Child processes choose for themselves.
+# MindSpore 2.8's generated messages need protobuf's pure-Python implementation, which a process
+# chooses at its first import of protobuf. Only pytest loads both MindSpore and gRPC; the variable
+# is restored below, so that child processes choose for themselves.
 _VARIABLE = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 _before = os.environ.get(_VARIABLE)
 os.environ[_VARIABLE] = "python"
@@ -23,6 +31,75 @@ if _before is None:
     del os.environ[_VARIABLE]
 else:
     os.environ[_VARIABLE] = _before
+
+# A test with one of these markers does not run with --quick (see CONTRIBUTING.md).
+NOT_QUICK = ("mindspore", "process", "slow")
+# Importing a file with this line would import MindSpore.
+MINDSPORE_FILE = re.compile(r"^pytestmark = .*pytest\.mark\.mindspore", re.MULTILINE)
+# What only tests with the marker `process` start: programs, and modules with `python -m`.
+PROGRAMS = {"chromedriver", "msrun", "multigrain-server", "prometheus", "promtool"}
+MODULES = re.compile(
+    r"(benchmarks|multigrain\.(engine|jobs|probe)|multigrain_server|pip|tests\.server\.fake_daemon)\b"
+)
+_started: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help=f"run only tests without the markers {', '.join(NOT_QUICK)}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        subprocess.Popen = _RecordedPopen  # type: ignore[misc]
+        sys.meta_path.insert(0, _NoMindSpore())
+
+
+class _NoMindSpore(MetaPathFinder, Loader):
+    """Finds MindSpore but refuses to import it."""
+
+    def find_spec(self, fullname: str, *rest: Any) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname == "mindspore" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise AssertionError("MindSpore is imported: the test needs the marker `mindspore`")
+
+
+class _RecordedPopen(subprocess.Popen[Any]):
+    """Remembers the processes that only tests with the marker `process` may start."""
+
+    def __init__(self, args: Any, *rest: Any, **keywords: Any) -> None:
+        words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
+        program, *options = map(os.fsdecode, words)
+        modules = [module for word, module in pairwise(options) if word == "-m"]
+        if Path(program).name in PROGRAMS or any(map(MODULES.match, modules)):
+            _started.append(" ".join((program, *options)))
+        super().__init__(args, *rest, **keywords)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    return bool(MINDSPORE_FILE.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    quick = [item for item in items if not any(map(item.get_closest_marker, NOT_QUICK))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(quick)])
+    items[:] = quick
+
+
+@pytest.fixture(autouse=True)
+def _process_marker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --quick, fails a test that starts a process without the marker `process`."""
+    yield
+    started, _started[:] = list(_started), []
+    assert not started, f"{started} started: the test needs the marker `process`"
 
 
 @pytest.fixture

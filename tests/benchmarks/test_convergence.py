@@ -27,6 +27,8 @@ from benchmarks.datasets.glyphs import (
 from multigrain.model.parameters import assign
 from multigrain.specs.resolve import resolve_training
 
+pytestmark = pytest.mark.mindspore
+
 
 def record(candidate: str, kind: str, top1: list[float], loss: float = 1.0) -> Record:
     figures = {"held_out_loss": loss, "refreshes": 5, "checks": 6}

@@ -36,6 +36,7 @@ def test_import_takes_less_than_half_a_second_of_cpu():
     assert min(float(in_fresh_interpreter(code)) for _ in range(3)) < 0.5
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_client_installs_without_mindspore(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)

@@ -12,6 +12,8 @@ from tests.data.datasets import write_dataset
 from tests.data.test_pipeline import copies, data, equal
 from tests.images.files import noise
 
+pytestmark = pytest.mark.mindspore
+
 
 def test_pictures_are_kept_up_to_the_budget() -> None:
     cache = DecodedCache(3 * 10 * 10 + 3 * 5 * 5)

@@ -18,6 +18,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.training import TrainingSpec
 from tests.data.datasets import write_dataset
 
+pytestmark = pytest.mark.mindspore
+
 
 def spec(**changes: object) -> TrainingSpec:
     body: dict[str, object] = {

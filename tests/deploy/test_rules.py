@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
 import yaml
 
 from tests.deploy.named import DEPLOY, rules
@@ -12,6 +13,7 @@ from tests.deploy.prometheus import needs
 FOLDER = DEPLOY / "prometheus"
 
 
+@pytest.mark.process
 def test_every_rule_does_what_its_test_says() -> None:
     promtool = needs("promtool")
     done = subprocess.run(

@@ -14,7 +14,7 @@ from multigrain_client import Client, RetryPolicy
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 SUBSCRIBERS = 20
 

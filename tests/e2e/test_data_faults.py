@@ -12,7 +12,7 @@ from multigrain_client import JobFailed
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @pytest.fixture

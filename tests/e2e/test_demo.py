@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests.e2e.daemon import wait_for_no_processes
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)

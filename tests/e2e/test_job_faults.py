@@ -15,7 +15,7 @@ from tests.e2e.daemon import Daemon, processes_below, wait_for_no_processes
 from tests.e2e.jobs import small_training
 from tests.e2e.test_daemon_killed import wait_for_losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 # Compiled in a quarter of the time that THOR takes, which was most of these tests' time. That THOR
 # goes on from its state bit for bit is shown where a training runs in one process.

@@ -16,7 +16,7 @@ from tests.deploy.prometheus import Prometheus
 from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 # Runs in a process of its own, so that this one never imports MindSpore.
 EMBED_WITH_THE_LIBRARY = """

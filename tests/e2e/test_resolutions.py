@@ -16,6 +16,8 @@ from tests.data.datasets import write_dataset
 from tests.e2e.daemon import Daemon
 from tests.evaluate.context import write_checkpoint
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.slow
 def test_an_exponent_is_searched_by_two_workers_and_served_with_whitening(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.e2e.daemon import Daemon, processes_below, wait_for_no_processes
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Daemon]:

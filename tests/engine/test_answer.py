@@ -78,5 +78,6 @@ def test_probabilities_are_the_softmax_of_all_classes() -> None:
     np.testing.assert_allclose(every, [1 / whole, np.exp(-2) / whole, 0, 1 / whole], rtol=1e-12)
 
 
+@pytest.mark.process
 def test_more_classes_than_there_are_means_all() -> None:
     assert top_classes(np.full(3, 1 / 3), 10).count == 3

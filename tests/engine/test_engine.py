@@ -22,6 +22,8 @@ from tests.engine.bundles import EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture, strange_bad, strange_good
 
+pytestmark = pytest.mark.process
+
 RAW = EmbeddingOptions(normalize=False)
 
 

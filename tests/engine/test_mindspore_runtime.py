@@ -21,6 +21,7 @@ SIZE = 32
 P = 4.0
 
 
+@pytest.mark.mindspore
 @pytest.mark.slow
 def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_path: Path) -> None:
     import mindspore
@@ -78,6 +79,7 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
     np.testing.assert_allclose(at_24, embedding.asnumpy()[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.mindspore
 @pytest.mark.slow
 def test_all_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
     from multigrain.export import graphs

@@ -11,6 +11,8 @@ from mindspore import Tensor, ops
 from multigrain.evaluate import all_reduce
 from multigrain.evaluate.all_reduce import AllReduce
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.evaluate.all_reduce import AllReduce
@@ -15,6 +16,8 @@ from multigrain.images.preprocess import preprocess_rect
 from tests.evaluate.fake_all_reduce import on_workers
 from tests.evaluate.networks import MeanColor
 from tests.images.files import encode, noise
+
+pytestmark = pytest.mark.mindspore
 
 P = Preprocessing(size=16, resize_short=16)
 SIZES = [(32, 16), (16, 32), (32, 16), (30, 30), (64, 32), (16, 31), (8, 4), (32, 16), (20, 20)]

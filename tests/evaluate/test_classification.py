@@ -20,6 +20,8 @@ from tests.evaluate.fake_all_reduce import on_workers
 from tests.evaluate.measure import ALL_TASKS, classify, measure
 from tests.evaluate.networks import Broken, MeanColor
 
+pytestmark = pytest.mark.mindspore
+
 P = Preprocessing(size=16, resize_short=18)
 
 

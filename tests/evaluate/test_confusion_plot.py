@@ -10,6 +10,8 @@ from PIL import Image
 
 from multigrain.evaluate.results import plot_confusion
 
+pytestmark = pytest.mark.mindspore
+
 
 def blue(path: Path) -> float:
     """Share of pixels in the darkest blue."""

@@ -32,6 +32,8 @@ from tests.evaluate.fake_all_reduce import on_workers
 from tests.evaluate.networks import Broken, MeanColor
 from tests.images.files import noise
 
+pytestmark = pytest.mark.mindspore
+
 P = Preprocessing(size=16, resize_short=18)
 T = Transform(P)
 

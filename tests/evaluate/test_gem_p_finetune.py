@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from multigrain.evaluate.gem_p import ExponentTuner, learning_rate
 from multigrain.model.layers import Dense
 
+pytestmark = pytest.mark.mindspore
+
 FloatArray = NDArray[np.float32]
 C, K = 2, 2
 

@@ -28,6 +28,8 @@ from multigrain.weights.restore import restore
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 
+pytestmark = pytest.mark.mindspore
+
 LABELS = ("c0", "c1", "c2")
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from multigrain.data.image_folder import ImageFolder
 from multigrain.evaluate.gem_p import sample_per_class
+
+pytestmark = pytest.mark.mindspore
 
 # Class 1 has no images here, as where a folder lacks one of the network's classes.
 FOLDER = ImageFolder(

@@ -26,6 +26,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.mindspore
 def test_both_tasks_give_figures_events_and_files(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=4)
     (root / "c2" / "001.png").write_bytes(b"")
@@ -55,6 +56,7 @@ def test_both_tasks_give_figures_events_and_files(tmp_path: Path) -> None:
     assert sum(int(row[name]) for row in confusion for name in ("c0", "c1", "c2")) == 11
 
 
+@pytest.mark.mindspore
 def test_classes_have_their_own_figures_in_words_and_as_a_picture(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=4)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1", "c2", "none"))
@@ -70,6 +72,7 @@ def test_classes_have_their_own_figures_in_words_and_as_a_picture(tmp_path: Path
     assert (results / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.mindspore
 def test_groups_are_searched_in_the_same_pass_as_the_other_tasks(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=3)
     # The pictures of c0 are all the same, so that each finds the others first.
@@ -98,6 +101,7 @@ def test_groups_are_searched_in_the_same_pass_as_the_other_tasks(tmp_path: Path)
     assert (figures["queries"], figures["queries_scored"], figures["database"]) == (6, 5, 5)
 
 
+@pytest.mark.mindspore
 @pytest.mark.parametrize("transform", [pytest.param("crop", marks=pytest.mark.slow), "rect"])
 def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform: str) -> None:
     root = tmp_path / "holidays"
@@ -126,6 +130,7 @@ def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform
     assert files == ["holidays.csv", "holidays.json", "metrics.json"]
 
 
+@pytest.mark.mindspore
 @pytest.mark.slow
 def test_whole_square_pictures_give_what_their_crops_give(tmp_path: Path) -> None:
     # Of square pictures, and without a margin, the two transforms are one; only the batches and
@@ -143,6 +148,7 @@ def test_whole_square_pictures_give_what_their_crops_give(tmp_path: Path) -> Non
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
+@pytest.mark.mindspore
 def test_fewer_folders_than_classes_are_numbered_by_name(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=2)
     labels = ("a", "c1", "b", "c0")
@@ -157,6 +163,7 @@ def test_fewer_folders_than_classes_are_numbered_by_name(tmp_path: Path) -> None
     assert counts == {"a": 0, "c1": 2, "b": 0, "c0": 2}
 
 
+@pytest.mark.mindspore
 def test_other_classes_are_refused_for_classification_only(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=2)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("x", "y"))
@@ -169,6 +176,7 @@ def test_other_classes_are_refused_for_classification_only(tmp_path: Path) -> No
     run(context(tmp_path, weights=checkpoint, evaluation=spec))
 
 
+@pytest.mark.mindspore
 def test_a_mostly_unreadable_dataset_fails_before_the_work(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=4)
     for path in sorted(root.rglob("*.png"))[:5]:
@@ -180,6 +188,7 @@ def test_a_mostly_unreadable_dataset_fails_before_the_work(tmp_path: Path) -> No
     assert caught.value.kind is ErrorKind.DATASET
 
 
+@pytest.mark.mindspore
 def test_it_stops_when_asked(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=4)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
@@ -190,6 +199,7 @@ def test_it_stops_when_asked(tmp_path: Path) -> None:
     assert not any(isinstance(record, EvaluationRecord) for record in reporter.records)
 
 
+@pytest.mark.mindspore
 def test_a_bare_file_is_told_by_its_parameters(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
     bare = checkpoint / "model.safetensors"
@@ -207,6 +217,7 @@ def test_a_bare_file_of_no_known_trunk_says_so(tmp_path: Path) -> None:
     assert caught.value.violations[0].field == "spec.trunk"
 
 
+@pytest.mark.mindspore
 def test_weights_of_torchvision_are_pooled_by_the_average(tmp_path: Path) -> None:
     shapes = pytorch_shapes("resnet18", 2)
     state = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
@@ -221,6 +232,7 @@ def test_weights_of_torchvision_are_pooled_by_the_average(tmp_path: Path) -> Non
     assert caught.value.violations[0].field == "spec.trunk"
 
 
+@pytest.mark.mindspore
 def test_the_pooling_exponent_can_be_replaced(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
     restored = restore(checkpoint, gem_p=5.0)

@@ -15,6 +15,8 @@ from multigrain.specs.evaluation import EvaluationSpec
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import context, write_checkpoint
 
+pytestmark = pytest.mark.mindspore
+
 
 class EnoughSeenError(Exception):
     """Ends a job whose parts have been made."""

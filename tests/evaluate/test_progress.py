@@ -8,6 +8,8 @@ from multigrain.evaluate.evaluator import EvaluationProgress
 from multigrain.events.records import ProgressRecord
 from tests.evaluate.context import RecordingReporter
 
+pytestmark = pytest.mark.mindspore
+
 
 class Clock:
     def __init__(self) -> None:

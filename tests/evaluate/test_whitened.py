@@ -23,6 +23,8 @@ from multigrain.whitening import read_whitening
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from tests.data.datasets import write_dataset
 from tests.evaluate.worker_program import figures, search
 from tests.images.files import encode, noise
 
+pytestmark = pytest.mark.mindspore
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -94,6 +94,7 @@ def test_processes_of_a_previous_run_are_refused(tmp_path):
         process.wait()
 
 
+@pytest.mark.process
 def test_the_daemon_starts_and_stops_on_sigterm(tmp_path):
     daemon = Daemon(tmp_path / "data", [tmp_path], tmp_path / "server.log")
     with daemon, Client(daemon.address) as client:
@@ -105,6 +106,7 @@ def test_the_daemon_starts_and_stops_on_sigterm(tmp_path):
         os.kill(pid, 0)
 
 
+@pytest.mark.process
 def test_a_daemon_that_cannot_start_is_an_error_with_its_log(tmp_path):
     (tmp_path / "data").write_text("a file where a folder should be")
     daemon = Daemon(tmp_path / "data", [], tmp_path / "server.log")

@@ -10,6 +10,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.export.graphs import free_batch
 
+pytestmark = pytest.mark.mindspore
+
 
 def graph(shape: list[int], extra: str = "", constant: bool = True) -> ModelProto:
     """As MindSpore writes it: batch 1 in inputs, outputs and the shape of a Reshape."""

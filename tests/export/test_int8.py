@@ -142,6 +142,7 @@ def test_what_cannot_be_quantized_is_refused_at_once(
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
+@pytest.mark.mindspore
 def test_an_export_writes_it_and_the_bundle_is_whole(pictures: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     export_spec = spec(pictures, formats=("onnx",), int8_images=10)

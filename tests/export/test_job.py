@@ -25,6 +25,8 @@ from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 from tests.images.files import encode, noise
 
+pytestmark = pytest.mark.mindspore
+
 LABELS = ("a", "b c", "d")
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from multigrain.events.log import EventWriter
 from multigrain.events.records import ArtifactRecord
 from multigrain.export import run
@@ -14,6 +16,7 @@ from multigrain.specs.export import ExportSpec
 from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 
 
+@pytest.mark.mindspore
 def test_the_next_attempt_finds_the_bundle_and_writes_no_second_one(tmp_path: Path) -> None:
     weights = write_checkpoint(tmp_path / "checkpoints", ("a", "b"))
     spec = ExportSpec(model_name="m", formats=("onnx",))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from multigrain.export.head import whitening_images
 from multigrain.specs.export import ExportSpec
 from tests.data.datasets import write_dataset
+
+pytestmark = pytest.mark.mindspore
 
 
 def test_so_many_are_drawn_from_the_whole_folder_and_always_the_same(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from tests.faults import killed_client
 from tests.faults.killing import kill_in_the_middle, starter
 from tests.faults.serving import amount, samples, serving_daemon, until
 
+pytestmark = pytest.mark.process
+
 AT_ONCE = 4
 WORK = (
     "multigrain_calls_in_flight",

@@ -21,6 +21,8 @@ from tests.engine.pictures import picture
 from tests.faults.curve import ROOT, assert_numbered, assert_whole_curve
 from tests.faults.serving import serving_daemon
 
+pytestmark = pytest.mark.process
+
 DAYTIME = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 
 FOR_PEOPLE = {

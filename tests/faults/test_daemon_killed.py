@@ -28,7 +28,7 @@ from tests.faults.curve import assert_numbered, assert_whole_curve
 from tests.faults.follower import Follower
 from tests.faults.serving import amount, serving_daemon
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 MODELS = ("one", "two")
 STEPS = 60

@@ -22,6 +22,8 @@ from tests.faults.serving import serving_daemon
 from tests.faults.small_disk import SmallDisk, small_disk
 from tests.server.process import DaemonProcess
 
+pytestmark = pytest.mark.process
+
 STEPS = 80
 
 

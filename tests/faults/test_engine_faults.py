@@ -7,11 +7,14 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 from PIL import Image
 
 from tests.e2e.daemon import Daemon, processes_below
 from tests.engine.pictures import encoded, picture
 from tests.faults.serving import Seen, amount, callers, samples, serving_daemon, until
+
+pytestmark = pytest.mark.process
 
 # The pause before a replacement grows with every death in a row.
 FLAGS = ("--serving-engine-stall-seconds=8", "--serving-restart-backoff-max-seconds=0.5")

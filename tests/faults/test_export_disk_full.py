@@ -15,6 +15,8 @@ from tests.evaluate.context import context, write_checkpoint
 from tests.faults.serving import amount
 from tests.faults.small_disk import small_disk
 
+pytestmark = pytest.mark.process
+
 SHARES = (0.5, 1.3, 2.3)
 """Room, in sizes of the weights: for nothing; for these; for these and one graph."""
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.faults.disk import CALLS, Disk
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 

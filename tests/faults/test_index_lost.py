@@ -159,6 +159,7 @@ async def test_what_the_write_ahead_log_lost_comes_back_from_the_folders(
         assert rows(crashed) == before
 
 
+@pytest.mark.process
 def test_a_daemon_with_a_damaged_index_starts_says_so_and_keeps_the_old_one(
     tmp_path: Path,
 ) -> None:

@@ -11,6 +11,8 @@ from multigrain.events.records import JobError, JobState
 from tests.faults.curve import assert_numbered, assert_whole_curve, wait_until_running
 from tests.jobs.harness import Job
 
+pytestmark = pytest.mark.process
+
 NewJob = Callable[..., Job]
 
 STEPS = 40

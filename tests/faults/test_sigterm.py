@@ -23,6 +23,8 @@ from tests.e2e.daemon import Daemon, wait_for_no_processes
 from tests.engine.pictures import picture
 from tests.faults.serving import ALONE, Seen, amount, callers, serving_daemon, until
 
+pytestmark = pytest.mark.process
+
 CALLERS = 16
 
 

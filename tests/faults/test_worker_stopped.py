@@ -6,9 +6,13 @@ import re
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from multigrain.events.records import JobState
 from tests.faults.curve import assert_numbered, assert_whole_curve, wait_until_running
 from tests.jobs.harness import Job
+
+pytestmark = pytest.mark.process
 
 NewJob = Callable[..., Job]
 

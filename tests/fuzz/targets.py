@@ -44,7 +44,7 @@ from tests.engine.bundles import EMBEDDING, write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 
 _LIMITS = ImageLimits(max_bytes=1 << 20, max_pixels=2_000_000)
-_PRESETS = Path(store.__file__).parents[1] / "spec" / "presets"
+_PRESETS = Path(store.__file__).parents[1] / "specs" / "presets"
 
 
 @dataclass(frozen=True)

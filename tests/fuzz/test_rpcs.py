@@ -35,6 +35,8 @@ from tests.fuzz.mutate import Messages
 from tests.server.jobs.conftest import FAKE_RUNNER
 from tests.server.runners import runner_pids
 
+pytestmark = pytest.mark.process
+
 # A defect, a call that nobody answered, or a daemon that is gone.
 BAD = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS"}
 # What is right at the moment after a model was loaded or unloaded by another fuzzed call.

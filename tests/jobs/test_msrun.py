@@ -14,7 +14,7 @@ from tests.jobs.harness import Job
 
 NewJob = Callable[..., Job]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 def seconds_until(job: Job, state: JobState) -> float:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from multigrain.events.records import JobState
 from multigrain.jobs.ipc import channel_folders
 from multigrain.jobs.job_request import JobKind
 from tests.jobs.harness import Job
+
+pytestmark = pytest.mark.process
 
 NewJob = Callable[..., Job]
 

@@ -16,6 +16,8 @@ from multigrain.jobs.runner_identity import RunnerIdentity
 from tests.jobs.harness import Job
 from tests.jobs.work import LONG
 
+pytestmark = pytest.mark.process
+
 NewJob = Callable[..., Job]
 
 SUCCESS = [JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.SUCCEEDED]

@@ -8,6 +8,8 @@ from mindspore import Tensor
 
 from multigrain.losses.objective import SmoothedCrossEntropy
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_cross_entropy_against_smoothed_labels(smoothing: float) -> None:

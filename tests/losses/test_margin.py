@@ -16,6 +16,8 @@ from multigrain.losses.instance import (
     sample_negatives,
 )
 
+pytestmark = pytest.mark.mindspore
+
 
 def unit(e: np.ndarray) -> np.ndarray:
     return e / np.linalg.norm(e, axis=1, keepdims=True)

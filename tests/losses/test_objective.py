@@ -10,6 +10,8 @@ from multigrain.losses.instance import MarginLoss, TripletLoss
 from multigrain.losses.objective import JointObjective, SmoothedCrossEntropy
 from multigrain.specs.training import ObjectiveSpec
 
+pytestmark = pytest.mark.mindspore
+
 RNG = np.random.default_rng(0)
 EMBEDDING = Tensor(RNG.random((6, 8)).astype(np.float32))
 LOGITS = Tensor(RNG.standard_normal((6, 3)).astype(np.float32))

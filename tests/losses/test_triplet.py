@@ -9,6 +9,8 @@ from mindspore import Tensor
 
 from multigrain.losses.instance import TripletLoss
 
+pytestmark = pytest.mark.mindspore
+
 
 def by_loops(e: np.ndarray, ids: np.ndarray, margin: float) -> float:
     u = e / np.linalg.norm(e, axis=1, keepdims=True)

@@ -15,6 +15,8 @@ from mindspore import Tensor
 from multigrain.model.multigrain import build_model
 from multigrain.specs.training import ModelSpec
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.mark.parametrize(
     "spec",

@@ -12,6 +12,8 @@ from mindspore import Tensor
 from multigrain.errors import MultigrainError
 from multigrain.model.gem import EPSILON, GeM
 
+pytestmark = pytest.mark.mindspore
+
 
 def reference(x: np.ndarray, p: float) -> np.ndarray:
     x = x.astype(np.float64)

@@ -15,6 +15,8 @@ from tests.peers.golden import CASES, CLASSES, IMAGES, SIZE, Golden, read
 from tests.peers.names import pytorch_shapes
 from tests.peers.seeded import images, seeded_state
 
+pytestmark = pytest.mark.mindspore
+
 TOLERANCE = 1e-4
 
 

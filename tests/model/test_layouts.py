@@ -10,6 +10,8 @@ from multigrain.model.multigrain import MultiGrain
 from multigrain.model.resnet import build_trunk
 from multigrain.model.state import model_state
 
+pytestmark = pytest.mark.mindspore
+
 CASES = [(trunk, "imagenet") for trunk in LAYOUTS] + [("resnet18", "small"), ("resnet50", "small")]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import mindspore
 import numpy as np
+import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from multigrain.model.parameters import assign
+
+pytestmark = pytest.mark.mindspore
 
 
 class Scale(nn.Cell):

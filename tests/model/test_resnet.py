@@ -11,6 +11,8 @@ from multigrain.model.multigrain import SMALL_MAP, build_model
 from multigrain.model.resnet import LAYOUTS, MaxPool, batch_norm
 from multigrain.specs.training import ModelSpec
 
+pytestmark = pytest.mark.mindspore
+
 # torchvision's counts with 1000 classes; SE-ResNet-50: 28.1 million.
 PARAMETERS = {
     "resnet18": 11_689_512,

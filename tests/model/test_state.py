@@ -12,6 +12,8 @@ from multigrain.model.state import load_model_state, model_state
 from multigrain.optim.thor.capture import attach_taps
 from multigrain.specs.training import ModelSpec
 
+pytestmark = pytest.mark.mindspore
+
 SPEC = ModelSpec(trunk="resnet18")
 
 

@@ -9,6 +9,8 @@ from mindspore import Tensor
 from multigrain.optim import reduce
 from multigrain.optim.reduce import BucketedMean, Reducer, host_gather, host_mean
 
+pytestmark = pytest.mark.mindspore
+
 SHAPES = [(3,), (2, 2), (), (7,), (1, 3, 1), (2,)]
 
 

@@ -10,6 +10,8 @@ from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 from multigrain.optim.update import ParameterGroup, TrainableParameter, Update
 
+pytestmark = pytest.mark.mindspore
+
 
 def parameter(name: str, values: np.ndarray) -> Parameter:
     return Parameter(Tensor(values.astype(np.float32)), name=name)

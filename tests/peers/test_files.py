@@ -21,6 +21,8 @@ from tests.peers.names import pytorch_shapes
 from tests.peers.networks import TorchResNet
 from tests.peers.seeded import images, seeded_state
 
+pytestmark = pytest.mark.mindspore
+
 CLASSES = 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mindspore
 import numpy as np
+import pytest
 import torch
 from mindspore import Tensor
 from torch.nn import functional
@@ -25,6 +26,8 @@ from tests.peers.figures import record
 from tests.peers.names import pytorch_shapes
 from tests.peers.networks import TorchResNet, gem
 from tests.peers.seeded import images, seeded_state
+
+pytestmark = pytest.mark.mindspore
 
 CLASSES = 5
 COPIES = np.repeat(np.arange(3), 2).astype(np.int32)

@@ -22,6 +22,8 @@ from multigrain.model.gem import GeM
 from tests.peers.figures import record
 from tests.peers.networks import gem
 
+pytestmark = pytest.mark.mindspore
+
 TOLERANCE = 1e-4
 
 

@@ -22,6 +22,8 @@ from tests.peers.names import pytorch_shapes
 from tests.peers.networks import TorchResNet
 from tests.peers.seeded import images, seeded_state
 
+pytestmark = pytest.mark.mindspore
+
 CLASSES = 5
 STEPS = 4
 

@@ -16,6 +16,8 @@ from tests.peers.names import BLOCKS, pytorch_shapes
 from tests.peers.networks import TorchResNet
 from tests.peers.seeded import images, seeded_state
 
+pytestmark = pytest.mark.mindspore
+
 TOLERANCE = 1e-4
 CLASSES = 10
 

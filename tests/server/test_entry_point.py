@@ -34,6 +34,7 @@ def test_a_missing_module_of_the_project_is_not_blamed_on_the_installation() -> 
     assert "pip install" not in run.stderr
 
 
+@pytest.mark.process
 def test_python_m_starts_the_daemons_command_line() -> None:
     command = [sys.executable, "-m", "multigrain_server", "--print-config"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import pytest
 
 from multigrain.v1.job_pb2 import (
     JOB_STATE_SUCCEEDED,
@@ -20,6 +21,8 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from tests.server.process import DaemonProcess
+
+pytestmark = pytest.mark.process
 
 TOTAL = 400
 SUBSCRIBERS = 20

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from multigrain.train.loop import BestCheckpoint
+
+pytestmark = pytest.mark.mindspore
 
 
 def test_a_higher_accuracy_is_better_and_an_equal_one_is_not() -> None:

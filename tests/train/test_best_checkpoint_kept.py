@@ -27,7 +27,7 @@ from tests.evaluate.context import RecordingReporter
 from tests.evaluate.measure import ALL_TASKS, measure
 from tests.train.tiny import CLASSES, SIDE, tiny_model, tiny_spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 
 PER_EPOCH = 2
 

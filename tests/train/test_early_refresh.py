@@ -16,6 +16,8 @@ from multigrain.optim.thor.refresh import FixedRule, TraceRule
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec
 
+pytestmark = pytest.mark.mindspore
+
 
 class Residual(nn.Cell):
     """One convolution, and one residual branch whose last scale is 0."""

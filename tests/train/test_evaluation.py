@@ -21,6 +21,8 @@ from tests.evaluate.measure import ALL_TASKS, classify, measure
 from tests.evaluate.networks import MeanColor
 from tests.images.files import encode, noise
 
+pytestmark = pytest.mark.mindspore
+
 # At this size, and with the default crop of 0.875.
 P = Preprocessing.standard(16, 0.875)
 

@@ -16,6 +16,8 @@ from multigrain.specs.training import ModelSpec
 from multigrain.train.step import TrainStep
 from tests.train.tiny import batch, tiny_spec, tiny_step, weights
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from multigrain.specs.training import TrainingSpec
 from multigrain.train.start import initial_state
 from tests.peers.names import pytorch_shapes
 
+pytestmark = pytest.mark.mindspore
+
 
 def spec(path: Path, **model: object) -> TrainingSpec:
     return TrainingSpec.model_validate(

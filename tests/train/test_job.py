@@ -24,6 +24,8 @@ from tests.data.datasets import write_dataset
 from tests.train.tiny import tiny_model
 from tests.train.tiny_job import TinyJob
 
+pytestmark = pytest.mark.mindspore
+
 
 @dataclass
 class Reporter:

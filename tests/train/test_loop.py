@@ -19,6 +19,8 @@ from multigrain.train.loop import BestCheckpoint, StartPoint, Trainer
 from multigrain.train.loop import CheckpointSaver as RealSaver
 from tests.train.tiny import tiny_model
 
+pytestmark = pytest.mark.mindspore
+
 PER_EPOCH = 3
 
 

@@ -16,6 +16,8 @@ from multigrain.specs.training import OptimizerSpec, TrainingSpec
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 
+pytestmark = pytest.mark.mindspore
+
 
 def scaled(spec: TrainingSpec, **fields: Any) -> TrainingSpec:
     """With a dynamic scale, which the CPU has only if asked."""

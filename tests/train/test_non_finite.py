@@ -21,6 +21,8 @@ from multigrain.train.non_finite import NonFiniteStepCounter
 from multigrain.train.step import TrainStep
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 
+pytestmark = pytest.mark.mindspore
+
 
 class BreaksFactor(nn.Cell):
     """A tap whose factor is not a number where its tensor is large; derivatives are untouched."""

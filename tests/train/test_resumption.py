@@ -19,6 +19,8 @@ from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
 from tests.train.tiny_job import TinyJob
 
+pytestmark = pytest.mark.mindspore
+
 
 def spec(root: Path, *, allow_changes: bool = False, max_steps: int = 2) -> TrainingSpec:
     """Saves after every step."""

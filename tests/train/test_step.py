@@ -13,6 +13,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.losses.objective import JointObjective
 from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
+pytestmark = pytest.mark.mindspore
+
 TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}
 
 

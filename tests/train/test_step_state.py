@@ -11,6 +11,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.state import load_model_state
 from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
+pytestmark = pytest.mark.mindspore
+
 TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}
 OPTIONS: dict[str, Any] = {"pi_correction": True, "factor_average": 0.9, "kl_clip": 1e-3}
 

@@ -11,6 +11,8 @@ from scipy.linalg import block_diag
 from multigrain.model.state import model_state
 from tests.train.tiny import batch, tiny_spec, tiny_step
 
+pytestmark = pytest.mark.mindspore
+
 BLOCK = 16
 DECAY = 1e-3  # of tiny_spec
 

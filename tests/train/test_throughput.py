@@ -9,6 +9,8 @@ import pytest
 from multigrain.train import loop as module
 from multigrain.train.loop import ThroughputMeter
 
+pytestmark = pytest.mark.mindspore
+
 
 class Clock:
     """Stands still until told to move."""

@@ -20,6 +20,8 @@ from multigrain.specs.training import (
 )
 from multigrain.train.step import TrainStep
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.mark.parametrize(
     ("layout", "layers"),

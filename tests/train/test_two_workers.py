@@ -14,6 +14,8 @@ import pytest
 from tests.train.tiny import batch, tiny_spec, tiny_step
 from tests.train.two_workers import CUT, RULE, STEPS, decision, whole_state
 
+pytestmark = pytest.mark.mindspore
+
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -86,6 +86,7 @@ def test_a_bare_safetensors_file_has_weights_only(tmp_path: Path) -> None:
     assert weights.labels == ()
 
 
+@pytest.mark.mindspore
 def test_a_mindspore_ckpt_is_read_without_its_optimizer(tmp_path: Path) -> None:
     mindspore = pytest.importorskip("mindspore")
     extra = {"moments.trunk.w": np.zeros((2, 3), np.float32), "global_step": np.array([3])}
@@ -127,6 +128,7 @@ def test_a_file_under_another_programs_names_tells_its_network(tmp_path: Path) -
     }
 
 
+@pytest.mark.mindspore
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.pt", "w.txt"])
 def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x02 something else")
@@ -166,6 +168,7 @@ def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
         load_weights(tmp_path / "w.safetensors")
 
 
+@pytest.mark.mindspore
 def test_pytorchs_checkpoints_with_mindspores_suffix_are_told_apart(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
@@ -173,6 +176,7 @@ def test_pytorchs_checkpoints_with_mindspores_suffix_are_told_apart(tmp_path: Pa
         load_weights(tmp_path / "last.ckpt")
 
 
+@pytest.mark.mindspore
 def test_a_ckpt_of_the_modelzoos_scripts_is_refused_with_the_reason(tmp_path: Path) -> None:
     mindspore = pytest.importorskip("mindspore")
     # Its names, from its program: ours with other words, over a network that pads otherwise.

@@ -15,6 +15,8 @@ from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.thor.taps import ROW_LIMIT
 from multigrain.specs.training import ThorSpec
 
+pytestmark = pytest.mark.mindspore
+
 DAMPING = 0.04
 SIDES = ((3, 2), (2, 4))  # inputs and outputs of two dense layers
 

@@ -11,6 +11,8 @@ from multigrain.optim.thor.capture import CapturedLayer
 from multigrain.optim.thor.curvature import FactorAverage
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 
+pytestmark = pytest.mark.mindspore
+
 
 def blocks(layout: BlockLayout, seed: int, scale: float = 1.0) -> np.ndarray:
     x = np.random.default_rng(seed).standard_normal((layout.count, layout.size, 50))

@@ -18,6 +18,8 @@ from multigrain.optim.thor.inverse import damped_inverse
 from multigrain.optim.thor.preconditioner import precondition
 from tests.optim.thor.exact_damping import solve_in_the_eigenbasis
 
+pytestmark = pytest.mark.mindspore
+
 
 def filled(net: nn.Cell) -> nn.Cell:
     rng = np.random.default_rng(1)

@@ -8,6 +8,8 @@ import pytest
 from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.inverse import damped_inverse
 
+pytestmark = pytest.mark.mindspore
+
 
 def blocks(layout: BlockLayout, rank: int = 1000) -> np.ndarray:
     x = np.random.default_rng(0).standard_normal((layout.count, layout.size, rank))

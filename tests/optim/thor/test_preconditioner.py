@@ -11,6 +11,8 @@ from multigrain.optim.thor.blocks import BlockLayout
 from multigrain.optim.thor.inverse import damped_inverse
 from multigrain.optim.thor.preconditioner import LayerPreconditioner
 
+pytestmark = pytest.mark.mindspore
+
 ROOT = 0.3  # sqrt(lambda)
 
 

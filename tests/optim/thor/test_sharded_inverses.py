@@ -18,6 +18,8 @@ from multigrain.optim.thor.inverse import (
 )
 from multigrain.specs.training import ModelSpec
 
+pytestmark = pytest.mark.mindspore
+
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_a_triangle_holds_the_whole_symmetric_block(size: int) -> None:

@@ -14,6 +14,8 @@ from multigrain.model.layers import Conv2d, Dense, Pair
 from multigrain.optim.thor.capture import CapturedLayer, attach_taps, excluded_layers
 from multigrain.optim.thor.taps import concat_examples
 
+pytestmark = pytest.mark.mindspore
+
 Net = nn.Cell
 
 

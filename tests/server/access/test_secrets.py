@@ -20,6 +20,8 @@ from tests.engine.pictures import picture
 from tests.server.access.certificates import Files
 from tests.server.access.daemon import write_tokens
 
+pytestmark = pytest.mark.process
+
 
 def test_no_token_and_no_key_is_in_logs_files_metrics_pages_or_answers(tmp_path: Path) -> None:
     tokens = write_tokens(tmp_path / "tokens.yaml", "boss:admin", "watcher:read")

@@ -52,6 +52,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "x " not in finding.message
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("script", "level", "said"),
     [
@@ -72,6 +73,7 @@ def test_mindspore_is_tried_in_a_process_of_its_own(
     assert said in finding.message
 
 
+@pytest.mark.process
 def test_the_mindspore_that_is_installed_computes() -> None:
     (finding,) = software.mindspore()
     # How fast is a matter of what else the machine does.

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import pytest
 
 from multigrain.v1.job_pb2 import ListJobsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from tests.server.process import DaemonProcess
+
+pytestmark = pytest.mark.process
 
 
 async def _until_nobody_listens(address: str, codes: Counter[grpc.StatusCode]) -> None:

@@ -20,6 +20,7 @@ from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving
 
 
+@pytest.mark.process
 async def test_an_image_beyond_grpcs_usual_four_mebibytes_is_embedded(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     large = picture(1, size=(1300, 1300), kind="BMP")
@@ -33,6 +34,7 @@ async def test_an_image_beyond_grpcs_usual_four_mebibytes_is_embedded(tmp_path: 
     assert answer.results[0].embedding.size == 16
 
 
+@pytest.mark.process
 async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Path) -> None:
     """Callers that stay connected for ever would never reach a replica that came later."""
     write_bundle(tmp_path / "models")

@@ -34,6 +34,8 @@ from tests.server.grpc.refusal import detail, status_of
 from tests.server.grpc.serving import serving
 from tests.server.serving.house import small_config, until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

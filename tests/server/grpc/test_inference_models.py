@@ -16,6 +16,8 @@ from tests.server.grpc.refusal import refusal
 from tests.server.grpc.serving import Serving, serving
 from tests.server.serving.house import small_config
 
+pytestmark = pytest.mark.process
+
 KEEP = small_config(keep_replaced_versions=True)
 
 

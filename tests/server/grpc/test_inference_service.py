@@ -50,6 +50,7 @@ def _prepared(side: int = SIZE) -> np.ndarray:
     return np.stack([preprocess(data, parameters) for data in PICTURES])
 
 
+@pytest.mark.process
 async def test_files_get_the_networks_embedding_and_all_scores(served: Serving) -> None:
     network = TinyNetwork(seed=1)
     request = files(*PICTURES, model_name="tiny", model_version="1", id="my id")

@@ -44,6 +44,7 @@ def _requests() -> list[service_pb2.ModelInferRequest]:
     ]
 
 
+@pytest.mark.process
 async def test_every_request_is_answered_in_order_and_errors_do_not_end_the_stream(
     served: Serving,
 ) -> None:

@@ -97,6 +97,7 @@ def test_subscribers_of_events_have_a_limit_of_their_own() -> None:
         pass
 
 
+@pytest.mark.process
 def test_a_message_that_is_too_large_once_unpacked_is_refused_before_memory_grows(
     tmp_path: Path,
 ) -> None:

@@ -26,6 +26,8 @@ from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, write_bundle
 from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

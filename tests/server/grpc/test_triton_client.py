@@ -54,6 +54,7 @@ def _expected() -> list[np.ndarray]:
     return [network.embed(preprocess(data, parameters)) for data in PICTURES]
 
 
+@pytest.mark.process
 async def test_it_loads_describes_and_unloads_models(seen: Json) -> None:
     blocking = seen["blocking"]
     assert blocking["live"] is True

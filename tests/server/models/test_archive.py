@@ -63,6 +63,7 @@ def left_aside(h: House, root: Path) -> list[Path]:
     return list((root / "models" / ".aside").glob("*"))
 
 
+@pytest.mark.process
 async def test_a_downloaded_bundle_can_be_imported_elsewhere_and_answers_the_same(
     tmp_path: Path,
 ) -> None:
@@ -94,6 +95,7 @@ async def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
         assert str((await upload(h.manager, tar(files))).entry.version) == "tiny@2"
 
 
+@pytest.mark.process
 async def test_a_bundle_does_not_hide_behind_an_alias(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     async with house(tmp_path) as h:

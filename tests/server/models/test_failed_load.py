@@ -18,6 +18,8 @@ from tests.engine.bundles import TinyNetwork
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until
 
+pytestmark = pytest.mark.process
+
 
 def state(view: ModelView) -> str:
     return view.state.value

@@ -17,6 +17,8 @@ from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, until
 
+pytestmark = pytest.mark.process
+
 # Runs an engine that has a child with the engine's output, as compilers of kernels are.
 _WITH_CHILD = "import os, subprocess, sys; subprocess.Popen(['sleep', '30']); os.execv(*%r)"
 # Runs an engine whose decoder is ended by a native fault in one image.

@@ -18,6 +18,8 @@ from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until, vectors
 
+pytestmark = pytest.mark.process
+
 
 def state(view: ModelView) -> str:
     return view.state.value

@@ -13,6 +13,8 @@ from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, until, vectors
 
+pytestmark = pytest.mark.process
+
 
 def state(view: ModelView) -> str:
     return view.state.value

@@ -16,6 +16,8 @@ from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

@@ -14,6 +14,8 @@ from tests.engine.bundles import SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import house, small_config, vectors
 
+pytestmark = pytest.mark.process
+
 
 async def test_a_prepared_image_gets_the_same_answer_as_its_file(tmp_path: Path) -> None:
     network = TinyNetwork(seed=1)

@@ -15,6 +15,8 @@ from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 from tests.server.serving.house import House, house, small_config
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

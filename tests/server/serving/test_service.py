@@ -21,6 +21,8 @@ from tests.engine.held import hold
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.serving.house import embed, house, small_config, until, vectors
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

@@ -14,6 +14,8 @@ from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.serving.house import embed, house
 
+pytestmark = pytest.mark.process
+
 
 async def test_requests_images_and_batches_are_counted_with_their_times(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")

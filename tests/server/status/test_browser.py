@@ -17,6 +17,8 @@ from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from tests.server.process import DaemonProcess
 from tests.server.status.browser import Browser
 
+pytestmark = pytest.mark.process
+
 NAME = "<script>document.title = 'taken'</script>"
 CURVE = "return document.querySelectorAll('figure.chart path').length"
 

@@ -24,6 +24,7 @@ from tests.server.grpc.serving import serving
 from tests.server.tracing.collector import Collector
 
 
+@pytest.mark.process
 async def test_a_trace_goes_from_the_client_through_the_batch_into_a_collector(
     tmp_path: Path,
 ) -> None:
