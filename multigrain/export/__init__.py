@@ -1,4 +1,4 @@
-"""Export: a trained network becomes a model bundle; and the job that a worker process runs."""
+"""Export of a trained network to a model bundle, and the job that a worker process runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from multigrain.jobs.context import Outcome, WorkerContext
 
 
 def run(ctx: WorkerContext) -> Outcome:
-    """Exports as ``ctx.request.export`` says, to ``models/<name>/<version>/``.
+    """Exports according to ``ctx.request.export``, to ``models/<name>/<version>/``.
 
     Raises:
         MultigrainError: INVALID_FIELD, UNSUPPORTED, ALREADY_EXISTS, NOT_FOUND, CHECKPOINT or
-            STORAGE. Nothing appears among the models then.
+            STORAGE. No bundle is published then.
     """
-    from multigrain.export.job import run_export  # MindSpore is imported only here
+    from multigrain.export.job import run_export  # imports MindSpore
 
     return run_export(ctx)

@@ -1,4 +1,4 @@
-"""Makes the batch dimension of an exported ONNX graph free, and gives it its names."""
+"""The graph files of a bundle: MindIR, ONNX and AIR, verified against the network."""
 
 from __future__ import annotations
 
@@ -27,24 +27,28 @@ from multigrain.images.parameters import Preprocessing
 INPUT = "images"
 OUTPUTS = ("embedding", "logits")
 BATCH = "N"
-# Operators whose shape argument might hold the batch size; Reshape is rewritten instead.
+# Operators whose shape argument might contain the batch size; Reshape is rewritten instead.
 _SHAPED = {"Expand", "Tile", "ConstantOfShape", "Resize", "Upsample", "RandomNormal"}
+# Batch sizes at which a graph's outputs are verified.
+_BATCHES = (1, 5)
+
+FloatArray = NDArray[np.float32]
 
 
-def free_batch(model: ModelProto) -> ModelProto:
-    """Rewrites a graph that was exported for a batch of 1.
+def make_batch_dynamic(model: ModelProto) -> ModelProto:
+    """Makes the batch dimension of an ONNX graph dynamic, and names its inputs and outputs.
 
-    MindSpore writes the batch size into the input, the outputs and the constant shape of each
-    Reshape. There a leading 1 becomes 0, which in ONNX means "as in the input".
+    MindSpore writes the batch size of 1 into the input, the outputs and the constant shape of
+    each Reshape. A leading 1 in those becomes 0, which in ONNX means "as in the input".
 
     Args:
-        model: one input (1, 3, S, S), two outputs; changed in place.
+        model: one input (1, 3, S, S), two outputs; modified in place.
 
     Returns:
         The same model, checked.
 
     Raises:
-        MultigrainError: UNSUPPORTED if the graph holds the batch size elsewhere.
+        MultigrainError: UNSUPPORTED, if the graph contains the batch size elsewhere.
     """
     graph = model.graph
     _rename(model, {graph.input[0].name: INPUT})
@@ -52,9 +56,9 @@ def free_batch(model: ModelProto) -> ModelProto:
     constants = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
     for node in graph.node:
         if node.op_type == "Reshape":
-            _free_reshape(model, node, constants)
+            _make_reshape_dynamic(model, node, constants)
         elif node.op_type in _SHAPED:
-            raise _unsupported(f"{node.op_type} may hold the batch size")
+            raise _unsupported(f"{node.op_type} may contain the batch size")
     # Shapes of intermediate values were inferred for a batch of 1.
     del graph.value_info[:]
     for value in (graph.input[0], *graph.output):
@@ -65,7 +69,9 @@ def free_batch(model: ModelProto) -> ModelProto:
     return model
 
 
-def _free_reshape(model: ModelProto, node: NodeProto, constants: dict[str, NodeProto]) -> None:
+def _make_reshape_dynamic(
+    model: ModelProto, node: NodeProto, constants: dict[str, NodeProto]
+) -> None:
     name = node.input[1]
     tensors = [t for t in model.graph.initializer if t.name == name]
     if name in constants:
@@ -91,32 +97,24 @@ def _rename(model: ModelProto, names: dict[str, str]) -> None:
 def _unsupported(what: str) -> MultigrainError:
     return MultigrainError(
         ErrorKind.UNSUPPORTED,
-        f"the ONNX graph cannot be made to take any number of images: {what}. Export mindir only",
+        f"the ONNX graph's batch size cannot be made dynamic: {what}. Export mindir only",
     )
 
 
-# MERGED: The graph files of a bundle, each compared with the network before it counts.
-
-
-FloatArray = NDArray[np.float32]
-
-_BATCHES = (1, 5)
-
-
 def reference(network: nn.Cell, preprocessing: Preprocessing) -> Reference:
-    """What the network itself says of a few pictures, prepared as those that are served."""
+    """Computes the network's reference outputs for a few generated images."""
     pixels = pattern_pixels(preprocessing.size, max(_BATCHES))
     embedding, logits = network(Tensor(normalized(pixels, preprocessing)))
     return Reference(pixels, embedding.asnumpy(), logits.asnumpy())
 
 
 def write_mindir(network: nn.Cell, path: Path, images: FloatArray, expected: Reference) -> None:
-    """Writes ``model.mindir``, with a free batch dimension, and checks it.
+    """Writes ``model.mindir`` with a dynamic batch dimension, and verifies it.
 
     Its outputs are, in order, embedding and logits.
 
     Raises:
-        MultigrainError: INTERNAL if the graph does not compute what the network does.
+        MultigrainError: INTERNAL, if the graph's outputs differ from the network's.
     """
     size = images.shape[-1]
     mindspore.export(
@@ -133,10 +131,11 @@ def write_mindir(network: nn.Cell, path: Path, images: FloatArray, expected: Ref
 
 
 def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Reference) -> None:
-    """Writes ``model.onnx``, with a free batch dimension, and checks it with onnxruntime.
+    """Writes ``model.onnx`` with a dynamic batch dimension, and verifies it with ONNX Runtime.
 
     Raises:
-        MultigrainError: INTERNAL as above; UNSUPPORTED if the batch cannot be freed.
+        MultigrainError: INTERNAL, if the graph's outputs differ from the network's; UNSUPPORTED,
+            if the batch dimension cannot be made dynamic.
     """
     import onnxruntime
 
@@ -147,7 +146,7 @@ def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Refer
     model = onnx.load(str(fixed))
     fixed.unlink()
     fold_padding(model)
-    free_batch(model)
+    make_batch_dynamic(model)
     model.producer_name = "multigrain"
     path.write_bytes(model.SerializeToString())
     path.chmod(FILE_MODE)
@@ -160,9 +159,9 @@ def write_onnx(network: nn.Cell, path: Path, images: FloatArray, expected: Refer
 
 
 def write_air(network: nn.Cell, path: Path, images: FloatArray) -> None:
-    """Writes ``model.air`` for a batch of 1, the only form it has. Ascend only.
+    """Writes ``model.air`` for a batch of 1 (AIR has no dynamic batch). Ascend only.
 
-    Nothing here can run the file, so it is not compared with the network.
+    It is not verified, because MindSpore cannot run AIR files.
     """
     mindspore.export(
         network, Tensor(np.zeros_like(images[:1])), file_name=str(path), file_format="AIR"
@@ -176,7 +175,7 @@ def _compare(name: str, embedding: FloatArray, logits: FloatArray, expected: Ref
     if not found.suffices("f32"):
         raise MultigrainError(
             ErrorKind.INTERNAL,
-            f"{name} does not compute what the network does: for {batch} images the normalized "
+            f"the outputs of {name} differ from the network's: for {batch} images the normalized "
             f"embedding differs by {found.embedding:.2g} and the logits by {found.logits:.2g}, "
-            f"more than {MAX_DIFFERENCE:g}. Nothing was exported; please report it",
+            f"more than {MAX_DIFFERENCE:g}. Nothing was exported; please report this",
         )

@@ -1,4 +1,4 @@
-"""One resolution of a bundle: its graphs and its whitening."""
+"""The files of one resolution head of a bundle: graphs, reference outputs and whitening."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class WhiteningImages:
-    """The images a whitening is fitted to: ``indices`` of a folder."""
+    """The images that a whitening is fitted to: ``indices`` of a folder."""
 
     folder: ImageFolder
     indices: list[int]
 
 
 def whitening_images(spec: ExportSpec) -> WhiteningImages:
-    """Draws the images, the same for every resolution and every run.
+    """Samples the images, the same ones for every resolution and every run.
 
     Raises:
-        MultigrainError: DATASET if there are none, or most cannot be read.
+        MultigrainError: DATASET, if there are none or most are unreadable.
     """
     folder = scan_images(Path(spec.whitening_path))
     probe(folder, _MAX_UNREADABLE, files=256)
@@ -52,45 +52,49 @@ def whitening_images(spec: ExportSpec) -> WhiteningImages:
 
 @dataclass(frozen=True)
 class HeadWriter:
-    """Writes the files of one head.
+    """Writes the files of one resolution head.
 
     Args:
-        ctx: to report to.
-        spec: what the export is to hold.
+        ctx: this worker's reporter.
+        spec: the export job.
         restored: the network with the head's exponent.
         preprocessing: of the head.
-        aside: the bundle's folder.
-        default: whether this is the head that serves resolution 0.
-        int8: to calibrate and judge a quantized graph with, if there is to be one.
+        folder: the bundle's temporary folder.
+        default: whether this is the default head.
+        int8: images to calibrate and evaluate a quantized graph; None = no quantized graph.
     """
 
     ctx: WorkerContext
     spec: ExportSpec
     restored: RestoredModel
     preprocessing: Preprocessing
-    aside: Path
+    folder: Path
     default: bool
     int8: Int8Images | None = None
 
     def write(self, images: WhiteningImages | None) -> Head | None:
-        """The head; None if asked to stop. ``images``: to fit a whitening to."""
+        """Writes the files; returns the head, or None if asked to stop.
+
+        Args:
+            images: images to fit a whitening to; None = no whitening.
+        """
         names = {form: self._name(_FORMS[form]) for form in dict.fromkeys(self.spec.formats)}
         size = self.preprocessing.size
         network = self.restored.network
         expected = graphs.reference(network, self.preprocessing)
         compared = expected.images(self.preprocessing)
         reference = self._name(_REFERENCE)
-        write_reference(self.aside / reference, expected)
+        write_reference(self.folder / reference, expected)
         for form, name in names.items():
             if self.ctx.reporter.stop_requested:
                 return None
             self._log(f"writing {name}")
             if form == "mindir":
-                graphs.write_mindir(network, self.aside / name, compared, expected)
+                graphs.write_mindir(network, self.folder / name, compared, expected)
             elif form == "onnx":
-                graphs.write_onnx(network, self.aside / name, compared, expected)
+                graphs.write_onnx(network, self.folder / name, compared, expected)
             else:
-                graphs.write_air(network, self.aside / name, compared)
+                graphs.write_air(network, self.folder / name, compared)
         quantized = None
         if self.int8 is not None:
             if self.ctx.reporter.stop_requested:
@@ -98,8 +102,8 @@ class HeadWriter:
             name = self._name(_INT8)
             self._log(f"writing {name}")
             quantized = write_int8(
-                self.aside / names["onnx"],
-                self.aside / name,
+                self.folder / names["onnx"],
+                self.folder / name,
                 self.int8,
                 self.preprocessing,
                 self.ctx.reporter.alive,
@@ -126,7 +130,7 @@ class HeadWriter:
         return f"{stem}-{self.preprocessing.size}.{end}"
 
     def _whitening(self, images: WhiteningImages) -> WhiteningEntry | None:
-        """Fits to the descriptors of the images, prepared as those that are served."""
+        """Fits and writes the whitening, with images preprocessed as in serving."""
         name = self._name(_WHITENING)
         reporter = self.ctx.reporter
         count, size = len(images.indices), self.preprocessing.size
@@ -154,8 +158,8 @@ class HeadWriter:
         if moments.count <= network.embedding_size:
             self._log(
                 f"{name} is fitted to {moments.count} images, fewer than the descriptor's "
-                f"{network.embedding_size + 1} dimensions: directions that they do not show are "
-                "scaled by the regularization alone",
+                f"{network.embedding_size + 1} dimensions: the other directions are scaled by the "
+                "regularization alone",
                 "WARNING",
             )
         whitening = fit_whitening(moments)
@@ -163,7 +167,7 @@ class HeadWriter:
             np.asarray(self.restored.state[f"classifier.{part}"]) for part in ("weight", "bias")
         )
         stored = write_whitening(
-            self.aside / name, whitening, fold_classifier(whitening, weight, bias)
+            self.folder / name, whitening, fold_classifier(whitening, weight, bias)
         )
         return WhiteningEntry(file=name, size=stored.size, images=moments.count)
 

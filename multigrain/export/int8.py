@@ -1,4 +1,4 @@
-"""A head's quantized graph: made with NNCF, and judged on images that it was not made with."""
+"""A head's graph quantized to 8 bits with NNCF, and evaluated on other images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _CHUNK: Final = 32
 
 @dataclass(frozen=True)
 class Int8Images:
-    """Disjoint parts of a folder: to calibrate with, and to judge the result by.
+    """Disjoint samples of a folder: for calibration, and for the evaluation of the result.
 
     Args:
         folder: the images.
         calibration, evaluation: indices.
-        labels: by index the place of the image's top folder among the model's labels; -1 = none.
+        labels: class index of each image, by its top-level folder; -1 if that is no class.
     """
 
     folder: ImageFolder
@@ -43,14 +43,14 @@ class Int8Images:
 
 
 def int8_images(spec: ExportSpec, labels: Sequence[str]) -> Int8Images:
-    """Draws the images, the same for every resolution and every run.
+    """Samples the images, the same ones for every resolution and every run.
 
     Raises:
-        MultigrainError: DATASET if there are fewer than two or most cannot be read; UNSUPPORTED
-            if NNCF is not installed; INVALID_FIELD without the format that is quantized.
+        MultigrainError: DATASET, if there are fewer than two or most are unreadable; UNSUPPORTED,
+            if NNCF is not installed; INVALID_FIELD, if the format "onnx" is not exported.
     """
     if "onnx" not in spec.formats:
-        raise MultigrainError.field("spec.formats", "must hold onnx: int8_path quantizes it")
+        raise MultigrainError.field("spec.formats", "must include onnx: int8_path quantizes it")
     if find_spec("nncf") is None:
         raise MultigrainError(
             ErrorKind.UNSUPPORTED,
@@ -60,17 +60,17 @@ def int8_images(spec: ExportSpec, labels: Sequence[str]) -> Int8Images:
     if len(folder) < 2:
         raise MultigrainError(
             ErrorKind.DATASET,
-            "spec.int8_path has one image: give several hundred like those served",
+            "spec.int8_path has one image: give several hundred like those to be served",
         )
     probe(folder, _MAX_UNREADABLE, files=256)
     order = np.random.default_rng(0).permutation(len(folder)).tolist()
     count = min(spec.int8_images, len(folder) // 2)
-    places = {label: place for place, label in enumerate(labels)}
+    class_indices = {label: index for index, label in enumerate(labels)}
     return Int8Images(
         folder,
         order[:count],
         order[count : count + _MAX_EVALUATED],
-        [places.get(path.partition("/")[0], -1) for path in folder.paths],
+        [class_indices.get(path.partition("/")[0], -1) for path in folder.paths],
     )
 
 
@@ -81,15 +81,15 @@ def write_int8(
     preprocessing: Preprocessing,
     on_progress: Callable[[], None],
 ) -> Int8Entry:
-    """Quantizes ``onnx`` to ``path`` (OpenVINO's .xml, its .bin beside it), and judges it.
+    """Quantizes ``onnx`` to ``path`` (OpenVINO's .xml, with its .bin beside it), and evaluates it.
 
-    Weights and activations in 8 bits (NNCF's post-training quantization: symmetric weights a
-    channel, bias corrected), scales from the calibration images.
+    Weights and activations have 8 bits (NNCF's post-training quantization: symmetric weights per
+    channel, bias correction), with scales from the calibration images.
 
     Raises:
-        MultigrainError: UNSUPPORTED if the quantized network is too far from the network.
+        MultigrainError: UNSUPPORTED, if the embeddings differ too much from the network's.
     """
-    # Imported first: it sees to it that openvino reports nothing. NNCF has a switch for that.
+    # Imported first, because it turns off openvino's telemetry. NNCF_CI turns off NNCF's.
     from multigrain.engine.runtimes.openvino import OpenVinoRuntime
 
     os.environ["NNCF_CI"] = "1"
@@ -103,39 +103,41 @@ def write_int8(
         return preprocess(images.folder.read(index), preprocessing)[None]
 
     quantized = nncf.quantize(
-        # Unlike Core.read_model this joins each BatchNorm with its convolution. Left apart, NNCF
-        # would round to 8 bits between the two as well: a quarter slower, and less exact.
+        # Unlike Core.read_model this fuses each BatchNorm with its convolution. Otherwise NNCF
+        # quantizes between the two as well: a quarter slower, and less exact.
         openvino.convert_model(onnx),
         nncf.Dataset(readable, prepared),
         subset_size=len(readable),
     )
     openvino.save_model(quantized, path, compress_to_fp16=False)
     compute = Compute()
-    right = OpenVinoRuntime(onnx, preprocessing, compute, "f32")
-    ours = OpenVinoRuntime(path, preprocessing, compute, "int8")
-    judge = _Judge()
+    expected = OpenVinoRuntime(onnx, preprocessing, compute, "f32")
+    actual = OpenVinoRuntime(path, preprocessing, compute, "int8")
+    comparison = _Comparison()
     chunk: list[tuple[int, FloatArray]] = []
     for item in _load(images, images.evaluation, preprocessing):
         chunk.append(item)
         if len(chunk) == _CHUNK:
             on_progress()
-            judge.add(chunk, images.labels, right.run(_stack(chunk)), ours.run(_stack(chunk)))
+            batch = _stack(chunk)
+            comparison.add(chunk, images.labels, expected.run(batch), actual.run(batch))
             chunk = []
     if chunk:
-        judge.add(chunk, images.labels, right.run(_stack(chunk)), ours.run(_stack(chunk)))
-    entry = judge.entry(path.name, len(readable))
+        batch = _stack(chunk)
+        comparison.add(chunk, images.labels, expected.run(batch), actual.run(batch))
+    entry = comparison.entry(path.name, len(readable))
     if not entry.cosine_mean >= MIN_COSINE["int8"]:
         raise MultigrainError(
             ErrorKind.UNSUPPORTED,
-            f"spec.int8_path: in 8 bits the vectors have a mean cosine of {entry.cosine_mean:.4f} "
-            f"with the network's, less than {MIN_COSINE['int8']:g}: this network is served in "
-            "bfloat16; leave int8_path out, or give images like those that are served",
+            "spec.int8_path: the 8-bit embeddings have a mean cosine similarity of "
+            f"{entry.cosine_mean:.4f} with the network's, less than {MIN_COSINE['int8']:g}: omit "
+            "int8_path (the network is served in bfloat16), or give images like those to be served",
         )
     return entry
 
 
-class _Judge:
-    """Adds up how the two graphs do on labeled and unlabeled images."""
+class _Comparison:
+    """Accumulates the agreement of the two graphs, and their accuracy on labeled images."""
 
     def __init__(self) -> None:
         self._cosines: list[float] = []
@@ -147,13 +149,13 @@ class _Judge:
         self,
         chunk: list[tuple[int, FloatArray]],
         labels: Sequence[int],
-        right: Outputs,
-        ours: Outputs,
+        expected: Outputs,
+        actual: Outputs,
     ) -> None:
-        a, b = (o.embedding.astype(np.float64) for o in (right, ours))
+        a, b = (o.embedding.astype(np.float64) for o in (expected, actual))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         self._cosines += ((a * b).sum(axis=1) / norms).tolist()
-        best = [np.argsort(-o.logits, axis=1, kind="stable")[:, :5] for o in (right, ours)]
+        best = [np.argsort(-o.logits, axis=1, kind="stable")[:, :5] for o in (expected, actual)]
         self._agree += int((best[0][:, 0] == best[1][:, 0]).sum())
         for row, (index, _) in enumerate(chunk):
             label = labels[index]
@@ -182,12 +184,12 @@ class _Judge:
 def _load(
     images: Int8Images, indices: Sequence[int], preprocessing: Preprocessing
 ) -> Iterator[tuple[int, FloatArray]]:
-    """Those that can be read."""
+    """Yields index and pixels of the readable images."""
     for index in indices:
         try:
             yield index, preprocess(images.folder.read(index), preprocessing)
         except MultigrainError:
-            continue  # the probe has refused folders where that is common
+            continue  # the probe rejects folders with many unreadable images
 
 
 def _stack(chunk: list[tuple[int, FloatArray]]) -> FloatArray:

@@ -35,31 +35,31 @@ LABELS = "labels.txt"
 
 
 def run_export(ctx: WorkerContext) -> Outcome:
-    """See ``multigrain.export.run``."""
+    """Implements ``multigrain.export.run``."""
     spec = ctx.request.export
     if spec is None:
         raise ValueError("an export worker was started for another kind of job")
     if ctx.rank != 0:
-        return Outcome(message="the first worker exports")
+        return Outcome(message="rank 0 exports")
     models = Path(ctx.request.models_dir)
     folder = models / spec.model_name
-    written = _own_bundle(folder, ctx.request.job_id)
-    if written is not None:
-        # An earlier attempt was ended between publishing it and saying so.
-        return _told(ctx, written)
+    published = _published_bundle(folder, ctx.request.job_id)
+    if published is not None:
+        # An earlier attempt ended between publishing the bundle and reporting it.
+        return _report(ctx, published)
     _check(spec, models)
     # The stored weights are those of the default head.
     restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.heads[0].gem_p)
     ctx.reporter.alive()
-    aside = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
+    temporary = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # an earlier attempt's
+        shutil.rmtree(temporary, ignore_errors=True)  # of an earlier attempt
         make_folder(folder)
-        aside.mkdir()
-        manifest = _write(ctx, spec, restored, aside)
+        temporary.mkdir()
+        manifest = _write(ctx, spec, restored, temporary)
         if manifest is None:
-            return Outcome(stopped=True, message="stopped before the bundle was whole")
-        manifest = _publish(folder, aside, manifest, spec.version)
+            return Outcome(stopped=True, message="stopped before the bundle was complete")
+        manifest = _publish(folder, temporary, manifest, spec.version)
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE,
@@ -69,14 +69,14 @@ def run_export(ctx: WorkerContext) -> Outcome:
             ),
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return _told(ctx, manifest)
+    return _report(ctx, manifest)
 
 
-def _told(ctx: WorkerContext, manifest: BundleManifest) -> Outcome:
-    """Says what has been published, once."""
+def _report(ctx: WorkerContext, manifest: BundleManifest) -> Outcome:
+    """Emits the artifact event of a published bundle, unless it is in the event log already."""
     record = ArtifactRecord(
         model_name=manifest.name,
         model_version=manifest.version,
@@ -88,8 +88,8 @@ def _told(ctx: WorkerContext, manifest: BundleManifest) -> Outcome:
     return Outcome(message=f"wrote {manifest.name}@{manifest.version}")
 
 
-def _own_bundle(folder: Path, job_id: str) -> BundleManifest | None:
-    """The bundle that an earlier attempt of this job has published, if one has."""
+def _published_bundle(folder: Path, job_id: str) -> BundleManifest | None:
+    """Returns the bundle that an earlier attempt of this job has published, if any."""
     if not folder.is_dir():
         return None
     for path in folder.iterdir():
@@ -97,7 +97,7 @@ def _own_bundle(folder: Path, job_id: str) -> BundleManifest | None:
             continue
         try:
             manifest = read(path)
-        except MultigrainError:  # damaged, and not this job's matter
+        except MultigrainError:  # a damaged bundle of another job
             continue
         if manifest.export_job == job_id:
             return manifest
@@ -105,7 +105,7 @@ def _own_bundle(folder: Path, job_id: str) -> BundleManifest | None:
 
 
 def _check(spec: ExportSpec, models: Path) -> None:
-    """Refuses what cannot work, before anything is written."""
+    """Rejects invalid specifications before anything is written."""
     if not spec.model_name:
         raise MultigrainError.field("spec.model_name", "is empty: give the model a name")
     if not spec.formats:
@@ -113,38 +113,37 @@ def _check(spec: ExportSpec, models: Path) -> None:
     if "air" in spec.formats and spec.devices.target != "ascend":
         raise MultigrainError(
             ErrorKind.UNSUPPORTED,
-            "spec.formats: air can only be written on an Ascend device (MindSpore has no other "
-            f"back end for it), and spec.devices.target is {spec.devices.target}: leave it out, "
-            "or export on Ascend",
+            "spec.formats: MindSpore writes air on Ascend devices only, but spec.devices.target is "
+            f"{spec.devices.target}: omit it, or export on Ascend",
         )
     if spec.version and (models / spec.model_name / str(spec.version)).exists():
         raise _exists(spec.model_name, spec.version)
 
 
 def _write(
-    ctx: WorkerContext, spec: ExportSpec, restored: RestoredModel, aside: Path
+    ctx: WorkerContext, spec: ExportSpec, restored: RestoredModel, folder: Path
 ) -> BundleManifest | None:
-    """Writes all files but the manifest; None if asked to stop."""
+    """Writes all files except the manifest; returns it, or None if asked to stop."""
     _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])
     images = whitening_images(spec) if spec.whitening_path else None
     int8 = int8_images(spec, restored.weights.labels) if spec.int8_path else None
-    (aside / WEIGHTS).write_bytes(save_tensors(restored.state))
+    (folder / WEIGHTS).write_bytes(save_tensors(restored.state))
     labels = restored.weights.labels
     if labels:
         lines = "".join(f"{' '.join(label.splitlines())}\n" for label in labels)
-        write_synced(aside / LABELS, lines.encode("utf-8", "surrogateescape"))
+        write_synced(folder / LABELS, lines.encode("utf-8", "surrogateescape"))
     heads: list[Head] = []
-    for wanted in spec.heads:
-        p = wanted.gem_p or restored.spec.gem_p
-        one = restored if p == restored.spec.gem_p else restored.with_exponent(p)
-        preprocessing = one.preprocessing(wanted.resolution)
-        # The default head's files have the plain names.
-        writer = HeadWriter(ctx, spec, one, preprocessing, aside, default=not heads, int8=int8)
+    for head_spec in spec.heads:
+        p = head_spec.gem_p or restored.spec.gem_p
+        model = restored if p == restored.spec.gem_p else restored.with_exponent(p)
+        preprocessing = model.preprocessing(head_spec.resolution)
+        # The first head is the default one.
+        writer = HeadWriter(ctx, spec, model, preprocessing, folder, default=not heads, int8=int8)
         head = writer.write(images)
         if head is None:
             return None
         heads.append(head)
-    files = sorted(path for path in aside.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         path.chmod(FILE_MODE)
         sync_file(path)
@@ -170,30 +169,32 @@ def _write(
 
 
 def _check_different(sizes: list[int]) -> None:
-    twice = [size for number, size in enumerate(sizes) if size in sizes[:number]]
-    if twice:
+    duplicates = [size for number, size in enumerate(sizes) if size in sizes[:number]]
+    if duplicates:
         raise MultigrainError.field(
             "spec.resolutions",
-            f"has {twice[0]} twice; a resolution of 0 stands for the training resolution",
+            f"has {duplicates[0]} twice; a resolution of 0 means the training resolution",
         )
 
 
-def _publish(folder: Path, aside: Path, manifest: BundleManifest, version: int) -> BundleManifest:
-    """Gives the bundle its version and its place; with version 0, the next free one."""
+def _publish(
+    folder: Path, temporary: Path, manifest: BundleManifest, version: int
+) -> BundleManifest:
+    """Renames the bundle to its version atomically; version 0 = the next free one."""
     while True:
         number = version or _next_version(folder)
         manifest = manifest.model_copy(update={"version": number})
-        write_manifest(aside, manifest)
-        read(aside, verify=True)
+        write_manifest(temporary, manifest)
+        read(temporary, verify=True)
         try:
-            # Fails if the folder exists: an exported version is never changed.
-            os.rename(aside, folder / str(number))
+            # Fails if the folder exists: an exported version never changes.
+            os.rename(temporary, folder / str(number))
         except OSError as error:
             if not (folder / str(number)).exists():
                 raise
             if version:
                 raise _exists(manifest.name, version) from error
-            continue  # somebody else took the number meanwhile
+            continue  # another job took the version meanwhile
         sync_folder(folder)
         return manifest
 
@@ -206,6 +207,6 @@ def _next_version(folder: Path) -> int:
 def _exists(name: str, version: int) -> MultigrainError:
     return MultigrainError(
         ErrorKind.ALREADY_EXISTS,
-        f"{name}@{version} exists, and a version is never changed: give another one, or 0 for "
-        "the next free one",
+        f"{name}@{version} exists, and versions never change: give another one, or 0 for the "
+        "next free one",
     )

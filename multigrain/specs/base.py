@@ -1,4 +1,4 @@
-"""What every specification shares: strict keys, immutability, no silent conversion."""
+"""The base of all specifications: unknown keys are errors, instances are immutable."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 class Spec(BaseModel):
     """A frozen part of a specification. An unknown key is an error."""
 
-    # JSON has no infinity (gem_p of max pooling): it is written as "Infinity", as in protobuf.
+    # JSON has no infinity (gem_p of max pooling): it is written "Infinity", like in protobuf.
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=True, ser_json_inf_nan="strings"
     )
 
 
 class DeviceSpec(Spec):
-    """Which devices a job runs on; see ``multigrain.v1.DeviceSpec`` for units and defaults."""
+    """Devices of a job; see ``multigrain.v1.DeviceSpec`` for units and defaults."""
 
     target: Literal["cpu", "gpu", "ascend"] = "cpu"
     count: int = Field(1, ge=1, le=4096)
@@ -30,7 +30,7 @@ class DeviceSpec(Spec):
 
 
 class WeightsSource(Spec):
-    """Where weights come from: exactly one of job_id, checkpoint_path and model is not empty."""
+    """Source of weights: exactly one of job_id, checkpoint_path and model is not empty."""
 
     job_id: str = ""
     checkpoint_path: str = ""

@@ -1,4 +1,4 @@
-"""Fields that contradict each other, each of which would be valid by itself."""
+"""Checks of specifications across fields: values that are valid alone, but not together."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from multigrain.specs.export import ExportSpec
 from multigrain.specs.training import OptimizerSpec, ScheduleSpec, ThorSpec, TrainingSpec, TrunkName
 from multigrain.specs.violations import nearest
 
-# The one number that may be infinite: GeM with p = infinity is max pooling.
+# Only GeM's p may be infinite, which is max pooling.
 _MAY_BE_INFINITE = frozenset({"spec.model.gem_p", "spec.gem_p", "spec.resolutions[].gem_p"})
 _SMALLEST_IMAGE = 16
 _SOURCES = ("job_id", "checkpoint_path", "model")
-_SOURCES_OF_EXPORTS = ("job_id", "checkpoint_path")
+_EXPORT_SOURCES = ("job_id", "checkpoint_path")
+# Tasks of scheduled evaluations on dataset.val_path.
+_ON_VAL = ("classification", "copy_detection")
 
 
 def check_training(spec: TrainingSpec) -> list[FieldViolation]:
-    """Every contradiction in a training specification; none means that it can be queued."""
+    """Returns all violations in a training specification."""
     return [
         *_infinities(spec),
         *_training_paths(spec),
         *_model(spec),
-        *_repeats(spec),
+        *_objective(spec),
         *_crops(spec),
         *_schedule(spec.schedule),
         *_thor(spec.optimizer.thor),
@@ -39,37 +41,37 @@ def check_training(spec: TrainingSpec) -> list[FieldViolation]:
 
 
 def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
-    """Every contradiction in an evaluation specification."""
+    """Returns all violations in an evaluation specification."""
     found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
     if not spec.dataset_path:
         found.append(_v("dataset_path", "required: the folder of the images"))
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
-    found += _doubles("tasks", spec.tasks)
+    found += _duplicates("tasks", spec.tasks)
     found += _layouts(spec.tasks)
     if "gem_p" in spec.tasks:
-        found += check_exponent(spec)
+        found += _gem_p_task(spec)
     if spec.whiten and not spec.weights.model:
-        found.append(_v("whiten", "only a model carries a whitening; name one in weights.model"))
+        found.append(_v("whiten", "only models have a whitening; set weights.model"))
     if spec.whiten and spec.gem_p:
-        found.append(_v("whiten", "belongs to the model's own gem_p: leave gem_p out"))
+        found.append(_v("whiten", "the whitening was fitted with the model's gem_p: omit gem_p"))
     return found
 
 
 def check_export(spec: ExportSpec) -> list[FieldViolation]:
-    """Every contradiction in an export specification."""
-    weights = _weights(spec.weights, _SOURCES_OF_EXPORTS)
+    """Returns all violations in an export specification."""
+    weights = _weights(spec.weights, _EXPORT_SOURCES)
     found = [*_infinities(spec), *weights, *_devices(spec.devices)]
     if spec.weights.model:
         found.append(
-            _v("weights.model", "a model is an exported bundle already; give a job or a checkpoint")
+            _v("weights.model", "is already an exported bundle; give a job or a checkpoint")
         )
     if not spec.model_name:
         found.append(_v("model_name", "required: the model's name in the registry"))
     if spec.devices.count != 1:
-        found.append(_v("devices.count", f"is {spec.devices.count}; an export has one worker"))
+        found.append(_v("devices.count", f"is {spec.devices.count}, must be 1 for an export"))
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
     found += _resolutions(spec)
-    found += _doubles("formats", spec.formats)
+    found += _duplicates("formats", spec.formats)
     return found
 
 
@@ -91,29 +93,30 @@ def _infinities(spec: Spec, path: str = "spec") -> Iterator[FieldViolation]:
                 if math.isnan(number) or re.sub(r"\d+", "", here) not in _MAY_BE_INFINITE:
                     yield FieldViolation(here, f"is {number}, must be a finite number")
             elif isinstance(number, str) and "\0" in number:
-                yield FieldViolation(here, "holds a NUL character")
+                yield FieldViolation(here, "has a NUL character")
 
 
 def _training_paths(spec: TrainingSpec) -> Iterator[FieldViolation]:
     if not spec.dataset.train_path:
-        yield _v("dataset.train_path", "required: the folder with one sub-folder of images a class")
+        yield _v(
+            "dataset.train_path", "required: the folder with one sub-folder of images per class"
+        )
     if spec.evaluation.every_epochs > 0:
-        yield from check_evaluation_schedule(spec)
+        yield from _evaluation_schedule(spec)
 
 
 def _model(spec: TrainingSpec) -> Iterator[FieldViolation]:
     if spec.model.learn_gem_p and math.isinf(spec.model.gem_p):
-        yield _v("model.learn_gem_p", "an infinite gem_p has no gradient; give a finite gem_p")
+        yield _v("model.learn_gem_p", "an infinite gem_p has no gradient; set a finite gem_p")
 
 
-def _repeats(spec: TrainingSpec) -> Iterator[FieldViolation]:
+def _objective(spec: TrainingSpec) -> Iterator[FieldViolation]:
     repeats, batch = spec.augmentation.repeats, spec.schedule.batch_size
     weight, instance = spec.objective.classification_weight, spec.objective.instance_loss
     if instance == "none" and weight < 1:
         yield _v(
             "objective.classification_weight",
-            f"is {weight}, must be 1 with instance_loss 'none': the rest of the weight would "
-            "go to no loss at all",
+            f"is {weight}, must be 1 with instance_loss 'none', because there is no other loss",
         )
     if batch < repeats:
         yield _v(
@@ -125,8 +128,8 @@ def _repeats(spec: TrainingSpec) -> Iterator[FieldViolation]:
         yield _v(
             "schedule.batch_size",
             f"is {batch}, must be a multiple of augmentation.repeats ({repeats}), so that all "
-            f"copies of an image fall in one batch of one worker; {below} and {below + repeats} "
-            "are",
+            f"copies of an image are in one batch of one worker; use {below or repeats} or "
+            f"{below + repeats}",
         )
     if instance == "none" or weight == 1:
         return
@@ -139,8 +142,8 @@ def _repeats(spec: TrainingSpec) -> Iterator[FieldViolation]:
     elif batch // repeats == 1:
         yield _v(
             "schedule.batch_size",
-            f"is {batch}, must be at least {2 * repeats} for instance_loss '{instance}': with "
-            "one image in a batch there is no other image to tell it from",
+            f"is {batch}, must be at least {2 * repeats} for instance_loss '{instance}', which "
+            "needs two different images in a batch",
         )
 
 
@@ -163,17 +166,17 @@ def _schedule(spec: ScheduleSpec) -> Iterator[FieldViolation]:
     if any(milestone <= 0 for milestone in rate.milestones):
         yield _v(f"{path}.milestones", "every milestone must be greater than 0")
     elif any(a >= b for a, b in itertools.pairwise(rate.milestones)):
-        yield _v(f"{path}.milestones", "must ascend")
+        yield _v(f"{path}.milestones", "must be in ascending order")
     if rate.kind == "step":
         return
     ends_at = rate.end_epoch or float(spec.epochs)
-    # Past its end the rate is 0, and the run would train nothing without saying so.
-    stands_still = rate.decay > 0 if rate.kind == "thor" else rate.end == 0
-    if ends_at < spec.epochs and stands_still:
+    # Past its end the rate is 0: the rest of the run would silently not train.
+    ends_at_zero = rate.decay > 0 if rate.kind == "thor" else rate.end == 0
+    if ends_at < spec.epochs and ends_at_zero:
         yield _v(
             f"{path}.end_epoch",
-            f"is {ends_at:g}, must be at least schedule.epochs ({spec.epochs}): the learning "
-            "rate would be 0 for the rest; 0 means the number of epochs",
+            f"is {ends_at:g}, must be at least schedule.epochs ({spec.epochs}), because the "
+            "learning rate would be 0 for the rest; 0 means the number of epochs",
         )
     if rate.kind != "thor" and rate.warmup_epochs >= ends_at:
         yield _v(
@@ -232,7 +235,7 @@ def _devices(spec: DeviceSpec) -> Iterator[FieldViolation]:
     if spec.rank_table and spec.target != "ascend":
         yield _v(
             "devices.rank_table",
-            f"a rank table is for devices.target 'ascend', not '{spec.target}'",
+            f"needs devices.target 'ascend', not '{spec.target}'",
         )
 
 
@@ -248,11 +251,11 @@ def _weights(spec: WeightsSource, allowed: tuple[str, ...] = _SOURCES) -> Iterat
             f"is '{spec.checkpoint[:60]}', must be 'last', 'best' or a step number such as '1200'",
         )
     elif spec.checkpoint != "last" and given and "job_id" not in given:
-        yield _v("weights.checkpoint", "chooses among a job's checkpoints; it needs weights.job_id")
+        yield _v("weights.checkpoint", "selects a checkpoint of a job; set weights.job_id")
 
 
 def _network(trunk: str, gem_p: float, resolution: int) -> Iterator[FieldViolation]:
-    """Fields of a bare weights file; 0 and empty mean the checkpoint's own value."""
+    """Checks the fields that describe a weights file; 0 and empty: the checkpoint's own values."""
     trunks = get_args(TrunkName)
     if trunk and trunk not in trunks:
         guess = nearest(trunk, trunks)
@@ -268,7 +271,7 @@ def _resolutions(spec: ExportSpec) -> Iterator[FieldViolation]:
     if spec.resolutions and (spec.resolution or spec.gem_p):
         yield _v(
             "resolutions",
-            "replaces resolution and gem_p: leave these two out, and name the default first",
+            "replaces resolution and gem_p: omit these two, and list the default one first",
         )
     seen = set()
     for number, head in enumerate(spec.resolutions):
@@ -277,54 +280,48 @@ def _resolutions(spec: ExportSpec) -> Iterator[FieldViolation]:
             name = violation.field.removeprefix("spec.")
             yield _v(f"{here}.{name}", violation.message)
         if head.resolution in seen:
-            yield _v(f"{here}.resolution", f"{head.resolution} is named more than once")
+            yield _v(f"{here}.resolution", f"{head.resolution} is a duplicate")
         seen.add(head.resolution)
 
 
 def _layouts(tasks: tuple[Task, ...]) -> Iterator[FieldViolation]:
-    alone = [task for task in tasks if task not in FOLDER_TASKS]
-    if alone and len(set(tasks)) > 1:
+    own_layout = [task for task in tasks if task not in FOLDER_TASKS]
+    if own_layout and len(set(tasks)) > 1:
         yield _v(
             "tasks",
-            f"{alone[0]!r} has a folder layout of its own: make it a job of its own, without "
-            + ", ".join(sorted(repr(task) for task in set(tasks) - {alone[0]})),
+            f"{own_layout[0]!r} has its own folder layout: run it as a separate job, without "
+            + ", ".join(sorted(repr(task) for task in set(tasks) - {own_layout[0]})),
         )
 
 
-def _doubles(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:
+def _duplicates(name: str, values: tuple[str, ...]) -> Iterator[FieldViolation]:
     if len(set(values)) != len(values):
-        yield _v(name, "names one more than once")
+        yield _v(name, "has duplicates")
 
 
-# MERGED: Evaluation while training: what contradicts itself.
-
-
-_ON_VAL = ("classification", "copy_detection")
-
-
-def check_evaluation_schedule(spec: TrainingSpec) -> Iterator[FieldViolation]:
-    """Contradictions in the ``evaluation`` of a training that evaluates."""
+def _evaluation_schedule(spec: TrainingSpec) -> Iterator[FieldViolation]:
+    """Checks ``evaluation`` of a training job with scheduled evaluations."""
     schedule = spec.evaluation
     if not schedule.tasks:
         yield _v("evaluation.tasks", "is empty: name at least one task")
         return
-    searches = [task for task in schedule.tasks if task not in _ON_VAL]
+    retrieval = [task for task in schedule.tasks if task not in _ON_VAL]
     if len(set(schedule.tasks)) != len(schedule.tasks):
-        yield _v("evaluation.tasks", "names one more than once")
-    elif len(searches) > 1:
+        yield from _duplicates("evaluation.tasks", schedule.tasks)
+    elif len(retrieval) > 1:
         yield _v(
             "evaluation.tasks",
-            f"{' and '.join(repr(task) for task in searches)} search different folders; name one "
-            "of them, and evaluate the others in jobs of their own",
+            f"{' and '.join(repr(task) for task in retrieval)} need different folders; keep one "
+            "of them, and run the others as separate jobs",
         )
-    for task in searches:
+    for task in retrieval:
         if task not in FOLDER_TASKS and not schedule.retrieval_path:
             yield _v("evaluation.retrieval_path", f"required: the folder of the task '{task}'")
-    if schedule.retrieval_path and not searches:
+    if schedule.retrieval_path and not retrieval:
         yield _v(
             "evaluation.retrieval_path",
-            "is searched by no task: add 'groups' to evaluation.tasks, or the benchmark whose "
-            "images they are",
+            "is not used by any task: add 'groups' to evaluation.tasks, or the benchmark of these "
+            "images",
         )
     on_val = [t for t in schedule.tasks if t in _ON_VAL or not schedule.retrieval_path]
     if on_val and not spec.dataset.val_path and not (set(on_val) - FOLDER_TASKS):
@@ -333,42 +330,38 @@ def check_evaluation_schedule(spec: TrainingSpec) -> Iterator[FieldViolation]:
             f"required, as evaluation.every_epochs is {schedule.every_epochs}; "
             "set evaluation.every_epochs to 0 to train without evaluation",
         )
-    measured = [name for task in dict.fromkeys(schedule.tasks) for name in TASK_METRICS[task]]
-    if schedule.metric not in measured:
+    metrics = [name for task in dict.fromkeys(schedule.tasks) for name in TASK_METRICS[task]]
+    if schedule.metric not in metrics:
         owner = next(task for task, names in TASK_METRICS.items() if schedule.metric in names)
         yield _v(
             "evaluation.metric",
-            f"is '{schedule.metric}', which the task '{owner}' measures: add that to "
-            f"evaluation.tasks, or name one of {', '.join(measured)}",
+            f"is '{schedule.metric}', a metric of the task '{owner}': add that to "
+            f"evaluation.tasks, or use one of {', '.join(metrics)}",
         )
 
 
-# MERGED: The task "gem_p": what it cannot be combined with.
-
-
-def check_exponent(spec: EvaluationSpec) -> Iterator[FieldViolation]:
-    """Contradictions in an evaluation specification with the task "gem_p"."""
+def _gem_p_task(spec: EvaluationSpec) -> Iterator[FieldViolation]:
+    """Checks an evaluation specification with the task "gem_p"."""
     if len(set(spec.tasks)) > 1:
         yield _v(
             "tasks",
-            "'gem_p' looks at training images, the others score held-out ones: make it a job of "
-            "its own",
+            "'gem_p' uses training images, the other tasks held-out ones: run it as a separate job",
         )
     if spec.transform != "crop":
-        yield _v("transform", f"is '{spec.transform}'; the task 'gem_p' has 'crop' only")
+        yield _v("transform", f"is '{spec.transform}', must be 'crop' for the task 'gem_p'")
     if spec.whiten:
-        yield _v("whiten", "a whitening belongs to one gem_p; the task 'gem_p' compares several")
+        yield _v("whiten", "a whitening belongs to one gem_p, but the task 'gem_p' varies it")
     candidates = spec.exponent.candidates
     for number, p in enumerate(candidates):
         if p < 1:
             yield _v(f"exponent.candidates[{number}]", f"is {p:g}, must be at least 1")
     if len(set(candidates)) != len(candidates):
-        yield _v("exponent.candidates", "names one more than once")
+        yield _v("exponent.candidates", "has duplicates")
     if spec.exponent.method == "search":
         if spec.gem_p:
-            yield _v("gem_p", "is what is searched: leave it out, or name it a candidate")
+            yield _v("gem_p", "is the result of the search: omit it, or add it to the candidates")
         return
     if math.isinf(spec.gem_p):
-        yield _v("gem_p", "an infinite gem_p has no gradient; start from a finite one")
+        yield _v("gem_p", "an infinite gem_p has no gradient; set a finite one")
     if spec.devices.count != 1:
-        yield _v("devices.count", f"is {spec.devices.count}; the method 'finetune' has one worker")
+        yield _v("devices.count", f"is {spec.devices.count}, must be 1 for the method 'finetune'")

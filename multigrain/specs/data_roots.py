@@ -1,4 +1,4 @@
-"""Which paths a request may name: those under the roots that the operator allowed."""
+"""Data roots: the folders under which requests may name paths."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MAX_NAME_BYTES = 255
 
 
 class PathRoots:
-    """The allowed roots. A path is judged by where it really leads, not by its spelling.
+    """The data roots. Paths are resolved before they are compared.
 
     Args:
-        roots: absolute folders; symbolic links in them are followed once, here. A root need
-            not exist yet. Without any root every path is refused.
+        roots: absolute folders, whose symbolic links are resolved once, here. A root need not
+            exist yet. Without roots every path is refused.
 
     Raises:
-        ValueError: a root is not absolute.
+        ValueError: if a root is not absolute.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -33,31 +33,31 @@ class PathRoots:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The roots with every symbolic link followed."""
+        """The roots with symbolic links resolved."""
         return self._roots
 
     def check(self, path: str, field: str, *, must_exist: bool = True) -> Path:
-        """The real path behind ``path``: absolute, no ``..``, no symbolic link.
+        """Checks a path and returns its real path, without ``..`` and symbolic links.
 
-        Use the result, never ``path``, so that what was checked is what is opened.
+        Open the result, not ``path``, so that what was checked is what is opened.
 
         Args:
-            path: what the request says.
-            field: its place in the request ("spec.dataset.train_path"), for messages.
+            path: the path in the request.
+            field: its field in the request ("spec.dataset.train_path"), for messages.
             must_exist: whether a path that does not exist is refused.
 
         Raises:
-            MultigrainError: INVALID_FIELD if this is no absolute path at all, or lies under a
-                root and does not exist; PATH_NOT_ALLOWED if it leads outside the roots,
-                whether or not anything is there.
+            MultigrainError: INVALID_FIELD, if it is not an absolute path, or is under a root and
+                does not exist; PATH_NOT_ALLOWED, if it is outside the roots, whether it exists or
+                not.
         """
         if problem := _malformed(path):
             raise MultigrainError.field(field, problem)
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(root) for root in self._roots):
             reason = (
-                "this path is outside the folders the server may use; the operator can allow "
-                "it with --data-root"
+                "this path is outside the server's data roots; the operator can allow it with "
+                "--data-root"
             )
             raise MultigrainError(
                 ErrorKind.PATH_NOT_ALLOWED,
@@ -73,11 +73,11 @@ def _malformed(path: str) -> str | None:
     if not path:
         return "is empty; an absolute path is needed"
     if "\0" in path:
-        return "holds a NUL character"
+        return "has a NUL character"
     try:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:
-        return "holds characters that no file name can have"
+        return "has characters that no file name can have"
     if len(encoded) > MAX_PATH_BYTES:
         return f"has {len(encoded)} bytes; a path has at most {MAX_PATH_BYTES}"
     if any(len(name) > MAX_NAME_BYTES for name in encoded.split(b"/")):
@@ -92,7 +92,7 @@ def _missing(real: Path, path: str) -> str | None:
         real.stat()
     except PermissionError as error:
         todo = remedy(error, "enter the folders above it", "")
-        return f"the server may not look at {path}; {todo}"
-    except OSError:  # a loop of links is as good as nothing
+        return f"the server has no permission for {path}; {todo}"
+    except OSError:  # also a loop of symbolic links
         return f"no such file or folder on the server: {path}"
     return None

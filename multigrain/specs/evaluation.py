@@ -1,4 +1,7 @@
-"""What an evaluation job measures. Same names as ``multigrain.v1.EvaluationSpec``."""
+"""The specification of an evaluation job; same names as ``multigrain.v1.EvaluationSpec``.
+
+The comments of that message state units, limits and meanings.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pydantic import Field
 from multigrain.specs.base import DeviceSpec, Spec, WeightsSource
 
 Task = Literal["classification", "copy_detection", "groups", "gem_p", "holidays", "ukb", "copydays"]
-# Tasks of a folder with one sub-folder a class or group; each other has a layout of its own.
+# Tasks on a folder with one sub-folder per class or group; the others have their own layouts.
 FOLDER_TASKS: frozenset[Task] = frozenset({"classification", "copy_detection", "groups", "gem_p"})
 
 MetricName = Literal[
@@ -24,11 +27,11 @@ TASK_METRICS: dict[Task, tuple[MetricName, ...]] = {
     "ukb": ("ukb_recall4",),
     "copydays": ("copydays_map",),
 }
-"""What each task measures; "gem_p" chooses instead."""
+"""The metrics of each task; "gem_p" has none of these."""
 
 
 class ExponentSpec(Spec):
-    """How the task "gem_p" chooses; see ``multigrain.v1.ExponentSpec``."""
+    """Options of the task "gem_p"; see ``multigrain.v1.ExponentSpec``."""
 
     method: Literal["search", "finetune"] = "search"
     candidates: tuple[float, ...] = Field((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), max_length=32)
@@ -38,11 +41,13 @@ class ExponentSpec(Spec):
 
     @property
     def sample_size(self) -> int:
-        """Images of each class: as given, or the method's own number."""
+        """Images sampled per class: ``images_per_class``, or the method's default if 0."""
         return self.images_per_class or (2 if self.method == "search" else 50)
 
 
 class EvaluationSpec(Spec):
+    """A whole evaluation job."""
+
     weights: WeightsSource = WeightsSource()
     dataset_path: str = ""
     tasks: tuple[Task, ...] = ("classification", "copy_detection")

@@ -1,4 +1,7 @@
-"""What an export job writes. Same names as ``multigrain.v1.ExportSpec``."""
+"""The specification of an export job; same names as ``multigrain.v1.ExportSpec``.
+
+The comments of that message state units, limits and meanings.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class ResolutionSpec(Spec):
-    """A resolution that the bundle serves; 0 = the checkpoint's own resolution or exponent."""
+    """A resolution head of the bundle; 0 = the checkpoint's resolution or exponent."""
 
     resolution: int = Field(0, ge=0, le=4096)
     gem_p: float = Field(0.0, ge=0)
 
 
 class ExportSpec(Spec):
+    """A whole export job."""
+
     weights: WeightsSource = WeightsSource()
     model_name: str = Field("", pattern=r"^$|" + NAME_PATTERN)
     version: int = Field(0, ge=0)
@@ -37,5 +42,5 @@ class ExportSpec(Spec):
 
     @property
     def heads(self) -> tuple[ResolutionSpec, ...]:
-        """Every resolution that is exported, the default one first."""
+        """All exported resolutions, the default one first."""
         return self.resolutions or (ResolutionSpec(resolution=self.resolution, gem_p=self.gem_p),)

@@ -1,13 +1,12 @@
-"""The presets: YAML files of this package with the keys of a training specification.
+"""Presets: YAML files of this package with the keys of a training specification.
 
-Two keys are a preset's own: ``description`` (one line) and ``extends`` (the name of another
-preset, whose values hold where this one says nothing).
+Two further keys are allowed: ``description`` (one line) and ``extends`` (the name of another
+preset, whose values are the defaults of this one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,29 +18,30 @@ from multigrain.strict_yaml import parse_mapping
 _SUFFIX = ".yaml"
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A preset's name and its description in one line."""
-
-    name: str
-    description: str
-
-
-def list_presets() -> tuple[Preset, ...]:
-    """Every preset, by name."""
-    return tuple(Preset(name, str(_document(name)["description"])) for name in _names())
+@cache
+def preset_names() -> tuple[str, ...]:
+    """Returns the names of all presets, sorted."""
+    folder = resources.files("multigrain.specs") / "presets"
+    return tuple(
+        sorted(
+            entry.name.removesuffix(_SUFFIX)
+            for entry in folder.iterdir()
+            if entry.name.endswith(_SUFFIX)
+        )
+    )
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The values a preset sets, those it extends included, as nested mappings.
+    """Returns the values of a preset and of those it extends, as nested mappings.
 
     Raises:
         MultigrainError: INVALID_FIELD for ``spec.preset``, if there is no such preset.
     """
-    if name not in _names():
-        guess = nearest(name, _names())
+    names = preset_names()
+    if name not in names:
+        guess = nearest(name, names)
         hint = f"did you mean '{guess}'? There are" if guess else "there are"
-        raise MultigrainError.field("spec.preset", f"unknown preset: {hint} {', '.join(_names())}")
+        raise MultigrainError.field("spec.preset", f"unknown preset: {hint} {', '.join(names)}")
     values = dict(_document(name))
     del values["description"]
     base = values.pop("extends", None)
@@ -49,7 +49,7 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A new mapping with ``over`` on top of ``base``: groups are merged, all else replaced."""
+    """Returns ``base`` overridden by ``over``: mappings are merged, other values replaced."""
     merged = {
         key: merge(value, {}) if isinstance(value, Mapping) else value
         for key, value in base.items()
@@ -61,18 +61,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-@cache
-def _names() -> tuple[str, ...]:
-    folder = resources.files("multigrain.specs") / "presets"
-    return tuple(
-        sorted(
-            entry.name.removesuffix(_SUFFIX)
-            for entry in folder.iterdir()
-            if entry.name.endswith(_SUFFIX)
-        )
-    )
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Checks of the fields that every Start request has, with the limits of ``training.proto``."""
+"""Checks of the fields that all Start requests share, with the limits of ``training.proto``."""
 
 from __future__ import annotations
 
@@ -15,44 +15,38 @@ MAX_LABEL_VALUE = 255
 
 
 def check_request(request_id: str, name: str, labels: Mapping[str, str]) -> None:
-    """Refuses a request whose id, name or labels break a limit.
+    """Checks request id, name and labels of a Start request. Empty ones are not set.
+
+    An id or a name has at most 128 characters; a request has at most 64 labels, with keys of 1 to
+    63 characters and values of at most 255. None has control characters.
 
     Raises:
         MultigrainError: INVALID_FIELD with every violation.
     """
-    found = [*_request_id(request_id), *_name(name), *_labels(labels)]
+    found = [*_text("request_id", request_id, MAX_REQUEST_ID), *_name(name), *_labels(labels)]
     if found:
-        raise refusal(found)
-
-
-def check_request_id(request_id: str) -> None:
-    """Refuses an id of more than 128 characters or with control characters. Empty: no id."""
-    if found := _request_id(request_id):
         raise refusal(found)
 
 
 def check_name(name: str) -> None:
-    """Refuses a name of more than 128 characters or with control characters. Empty: no name."""
+    """Checks a job's name; see :func:`check_request`.
+
+    Raises:
+        MultigrainError: INVALID_FIELD.
+    """
     if found := _name(name):
         raise refusal(found)
 
 
-def check_labels(labels: Mapping[str, str]) -> None:
-    """Refuses more than 64 labels, keys of other than 1 to 63 characters, values of more than
-    255, and control characters in either."""
-    if found := _labels(labels):
-        raise refusal(found)
-
-
 def check_filter(name_contains: str, labels: Mapping[str, str]) -> None:
-    """Refuses a filter that no name and no labels within the limits could match."""
+    """Checks a filter of jobs: it must be one that valid names and labels can match.
+
+    Raises:
+        MultigrainError: INVALID_FIELD with every violation.
+    """
     found = [*_text("name_contains", name_contains, MAX_NAME), *_labels(labels)]
     if found:
         raise refusal(found)
-
-
-def _request_id(request_id: str) -> list[FieldViolation]:
-    return _text("request_id", request_id, MAX_REQUEST_ID)
 
 
 def _name(name: str) -> list[FieldViolation]:
@@ -61,13 +55,13 @@ def _name(name: str) -> list[FieldViolation]:
 
 def _labels(labels: Mapping[str, str]) -> list[FieldViolation]:
     if len(labels) > MAX_LABELS:
-        # The rest is not looked at: a million labels must not make a million violations.
+        # Labels are not checked one by one: a million labels would make a million violations.
         return [FieldViolation("labels", f"has {len(labels)} labels, at most {MAX_LABELS}")]
     found: list[FieldViolation] = []
     for key, value in sorted(labels.items()):
         if not key:
             found.append(FieldViolation("labels", "a label has an empty key"))
-        # Whatever is wrong with the key, it is quoted and cut before it is shown.
+        # The key may be invalid: it is quoted and truncated for the message.
         found += _text(f"labels[{key[:MAX_LABEL_KEY]!r}]", value, MAX_LABEL_VALUE, "value ")
         found += _text(f"labels[{key[:MAX_LABEL_KEY]!r}]", key, MAX_LABEL_KEY, "key ")
     return found
@@ -79,5 +73,5 @@ def _text(field: str, text: str, limit: int, what: str = "") -> list[FieldViolat
         found.append(FieldViolation(field, f"{what}has {len(text)} characters, at most {limit}"))
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         # They would break log lines and terminals.
-        found.append(FieldViolation(field, f"{what}holds a control character"))
+        found.append(FieldViolation(field, f"{what}has a control character"))
     return found

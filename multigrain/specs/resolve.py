@@ -1,4 +1,4 @@
-"""From what a user set to a whole specification: preset, then overrides, then every check."""
+"""Resolving a specification: preset, then the user's fields, then all checks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _S = TypeVar("_S", bound=Spec)
 
 
 def resolve_training(overrides: Mapping[str, Any]) -> TrainingSpec:
-    """The training specification that a preset and the fields set by a user make.
+    """Resolves a training specification from a preset and the fields set by a user.
 
     Args:
         overrides: nested mappings with the keys of ``multigrain.v1.TrainingSpec``; ``preset``
-            names the preset below them (absent or empty: the defaults). Groups are merged
+            names the preset that they override (absent or empty: the defaults). Groups are merged
             field by field, lists are replaced.
 
     Raises:
@@ -36,7 +36,7 @@ def resolve_training(overrides: Mapping[str, Any]) -> TrainingSpec:
 
 
 def resolve_evaluation(overrides: Mapping[str, Any]) -> EvaluationSpec:
-    """The evaluation specification of the fields a user set; as :func:`resolve_training`."""
+    """Resolves an evaluation specification; see :func:`resolve_training`."""
     overrides = _without_empty(overrides, "tasks")
     if isinstance(exponent := overrides.get("exponent"), Mapping):
         overrides["exponent"] = _without_empty(exponent, "candidates")
@@ -45,16 +45,16 @@ def resolve_evaluation(overrides: Mapping[str, Any]) -> EvaluationSpec:
 
 
 def resolve_export(overrides: Mapping[str, Any]) -> ExportSpec:
-    """The export specification of the fields a user set; as :func:`resolve_training`.
+    """Resolves an export specification; see :func:`resolve_training`.
 
     Raises:
-        MultigrainError: also UNSUPPORTED, for AIR on another device than Ascend.
+        MultigrainError: also UNSUPPORTED, for the format "air" on other devices than Ascend.
     """
     spec = _validate(ExportSpec, _without_empty(overrides, "formats"), [])
     _checked(spec, check_export(spec))
     if "air" in spec.formats and spec.devices.target != "ascend":
         reason = (
-            "MindSpore writes the 'air' format on Ascend only; leave it out, or export with "
+            "MindSpore writes the format 'air' on Ascend only; omit it, or export with "
             "devices.target 'ascend'"
         )
         raise MultigrainError(
@@ -66,9 +66,9 @@ def resolve_export(overrides: Mapping[str, Any]) -> ExportSpec:
 
 
 def _preset(name: object) -> tuple[dict[str, Any], list[FieldViolation]]:
-    """A preset's values; an unknown one is reported together with all else that is wrong."""
+    """Returns a preset's values; an unknown preset is reported with the other violations."""
     if not isinstance(name, str) or not name:
-        return {}, []  # a wrong type is pydantic's to report
+        return {}, []  # pydantic reports a wrong type
     try:
         return preset_values(name), []
     except MultigrainError as error:
@@ -77,7 +77,7 @@ def _preset(name: object) -> tuple[dict[str, Any], list[FieldViolation]]:
 
 def _validate(kind: type[_S], values: Mapping[str, Any], found: list[FieldViolation]) -> _S:
     try:
-        # Strict: a text or a truth value where a number belongs is a mistake, not a number.
+        # Strict: a string or a boolean is not converted to a number.
         spec = kind.model_validate(_with_tuples(values), strict=True)
     except ValidationError as error:
         raise violations.refusal(found + violations.from_validation(kind, error)) from None
@@ -93,7 +93,7 @@ def _checked(spec: _S, found: list[FieldViolation]) -> _S:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Lists as the tuples that the specifications, being immutable, hold."""
+    """Converts lists to the tuples of immutable specifications."""
     if isinstance(value, Mapping):
         return {key: _with_tuples(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -102,5 +102,5 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _without_empty(overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The overrides less an empty list, which in the contract means the default."""
+    """Drops a list if it is empty: in the contract that means the default."""
     return {key: value for key, value in overrides.items() if key != name or value not in ([], ())}

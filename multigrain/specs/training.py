@@ -1,5 +1,7 @@
-"""Everything that decides a training run. Same names as ``multigrain.v1.TrainingSpec``,
-whose comments state units, limits and meanings."""
+"""The specification of a training job; same names as ``multigrain.v1.TrainingSpec``.
+
+The comments of that message state units, limits and meanings.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,7 @@ class EvaluationScheduleSpec(Spec):
 
 
 class TrainingSpec(Spec):
-    """A whole training run."""
+    """A whole training job."""
 
     preset: str = ""
     dataset: DatasetSpec = DatasetSpec()

@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into sentences that name the field, the value and the fix."""
+"""Messages for pydantic's validation errors that name the field, the value and the fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.specs.base import Spec
 
-# In words, the pattern of names in the registry.
+# NAME_PATTERN of ``multigrain.specs.export`` as text.
 NAME_RULE = "at most 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
 
 _MAX_SHOWN = 60
@@ -22,28 +22,28 @@ _NAMES_SHOWN = 12
 
 
 def from_validation(spec: type[Spec], error: ValidationError) -> list[FieldViolation]:
-    """One violation for each finding of ``error``, which ``spec`` raised.
+    """Returns a violation for each error that validating ``spec`` raised.
 
-    Field paths begin with ``spec.``, whatever the class.
+    Field paths begin with ``spec.`` for every class.
     """
     return [_violation(spec, dict(found)) for found in error.errors(include_url=False)]
 
 
 def refusal(violations: Sequence[FieldViolation]) -> MultigrainError:
-    """INVALID_FIELD that carries and names every violation; there must be at least one."""
+    """Returns an INVALID_FIELD error with all violations; at least one is needed."""
     message = "; ".join(f"{violation.field}: {violation.message}" for violation in violations)
     return MultigrainError(ErrorKind.INVALID_FIELD, message, violations=tuple(violations))
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str | None:
-    """The candidate that ``name`` is most likely a slip of, or None."""
+    """Returns the candidate that ``name`` is probably a typo of, or None."""
     lowered = {candidate.lower(): candidate for candidate in candidates}
     found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return lowered[found[0]] if found else None
 
 
 def show(value: object) -> str:
-    """A value as a person writes it, cut to a line."""
+    """Formats a value for a message, truncated to one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
@@ -88,7 +88,7 @@ def _wrong(kind: str, found: Mapping[str, Any], field: FieldInfo | None) -> str:
     if kind == "string_type":
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return f"{given}, must be text{'; write it in quotes' if number else ''}"
-    if kind == "string_pattern_mismatch":  # names are the only texts with a pattern
+    if kind == "string_pattern_mismatch":  # only names have a pattern
         return f"{given}, must be {NAME_RULE}"
     if kind == "tuple_type":
         return f"{given}, must be a list, such as [a, b]"
@@ -127,7 +127,7 @@ def _nested(field: FieldInfo) -> type[Spec] | None:
 def _owner(spec: type[Spec], parents: Sequence[Any]) -> type[Spec] | None:
     owner: type[Spec] | None = spec
     for name in parents:
-        if isinstance(name, int):  # a place in a list
+        if isinstance(name, int):  # an index of a list
             continue
         field = owner.model_fields.get(name) if owner else None
         owner = _nested(field) if field else None
@@ -141,7 +141,7 @@ def _field(spec: type[Spec], location: Sequence[Any]) -> FieldInfo | None:
 
 
 def _choices(annotation: object) -> list[str]:
-    """Texts of every Literal inside an annotation, ``tuple[Literal[...], ...]`` included."""
+    """Returns the values of all Literals in an annotation, ``tuple[Literal[...], ...]`` too."""
     if isinstance(annotation, str):
         return [annotation]
     return [text for inner in get_args(annotation) for text in _choices(inner)]
@@ -153,7 +153,7 @@ def _alternatives(choices: Sequence[str]) -> str:
 
 
 def _range(field: FieldInfo | None) -> str:
-    """The allowed range as " at least 1 and at most 8"; empty where there is none."""
+    """Formats the allowed range as " at least 1 and at most 8"; empty if there is none."""
     parts: list[str] = []
     for bound in field.metadata if field else ():
         if isinstance(bound, annotated_types.Gt):

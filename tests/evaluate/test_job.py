@@ -68,7 +68,7 @@ def test_classes_have_their_own_figures_in_words_and_as_a_picture(tmp_path: Path
     assert [row["images"] for row in classes] == ["4", "4", "4", "0"]
     assert classes[3]["top1"] == ""
     figures = json.loads((results / "metrics.json").read_text())
-    assert sum(int(row["recognized"]) for row in classes) / 12 == figures["metrics"]["top1"]
+    assert sum(int(row["recognised"]) for row in classes) / 12 == figures["metrics"]["top1"]
     assert (results / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.export.graphs import free_batch
+from multigrain.export.graphs import make_batch_dynamic
 
 pytestmark = pytest.mark.mindspore
 
@@ -44,7 +44,7 @@ def graph(shape: list[int], extra: str = "", constant: bool = True) -> ModelProt
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_any_number_of_images_goes_through(constant: bool) -> None:
-    model = free_batch(graph([1, 12], constant=constant))
+    model = make_batch_dynamic(graph([1, 12], constant=constant))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -59,11 +59,11 @@ def test_any_number_of_images_goes_through(constant: bool) -> None:
 
 def test_a_reshape_across_the_batch_is_refused() -> None:
     with pytest.raises(MultigrainError, match="merges the batch") as caught:
-        free_batch(graph([3, 4]))
+        make_batch_dynamic(graph([3, 4]))
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
 def test_an_operator_that_may_hold_the_batch_size_is_refused() -> None:
     with pytest.raises(MultigrainError, match="Expand") as caught:
-        free_batch(graph([1, 12], extra="Expand"))
+        make_batch_dynamic(graph([1, 12], extra="Expand"))
     assert caught.value.kind is ErrorKind.UNSUPPORTED

@@ -166,6 +166,6 @@ def test_a_path_that_may_not_be_looked_at_is_not_called_missing(open_path: Path)
         roots.check(f"{open_path}/closed/data", FIELD)
     assert caught.value.kind is ErrorKind.INVALID_FIELD
     assert caught.value.message == (
-        f"{FIELD}: the server may not look at {open_path}/closed/data; let uid {uid} enter the "
-        "folders above it"
+        f"{FIELD}: the server has no permission for {open_path}/closed/data; let uid {uid} enter "
+        "the folders above it"
     )

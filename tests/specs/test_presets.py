@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import pytest
 
 from multigrain.optim.schedules import learning_rate
-from multigrain.specs.presets import list_presets, merge, preset_values
+from multigrain.specs.presets import merge, preset_names, preset_values
 from multigrain.specs.resolve import resolve_training
 from multigrain.specs.training import TrainingSpec
+from multigrain.strict_yaml import parse_mapping
 from tests.specs.refusal import DATA
 
 NAMES = [
@@ -24,12 +27,14 @@ def _resolved(name: str) -> TrainingSpec:
     return resolve_training({**DATA, "preset": name})
 
 
-def test_the_presets_are_listed_by_name_with_one_line_each() -> None:
-    presets = list_presets()
-    assert [preset.name for preset in presets] == NAMES
-    for preset in presets:
-        assert 20 < len(preset.description) <= 90
-        assert "\n" not in preset.description
+def test_presets_are_sorted_by_name_and_have_a_description_of_one_line() -> None:
+    assert preset_names() == tuple(NAMES)
+    folder = resources.files("multigrain.specs") / "presets"
+    for name in NAMES:
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+        description = parse_mapping(text, name)["description"]
+        assert 20 < len(description) <= 90
+        assert "\n" not in description
 
 
 @pytest.mark.parametrize("name", NAMES)

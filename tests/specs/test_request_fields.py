@@ -7,12 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.specs.request_fields import (
-    check_labels,
-    check_name,
-    check_request,
-    check_request_id,
-)
+from multigrain.specs.request_fields import check_name, check_request
 
 
 def _fields(check: Callable[[], None]) -> list[str]:
@@ -24,24 +19,24 @@ def _fields(check: Callable[[], None]) -> list[str]:
 
 @pytest.mark.parametrize("text", ["", "a", "x" * 128, "é" * 128, "an id with spaces"])
 def test_ids_and_names_of_up_to_128_characters_pass(text: str) -> None:
-    check_request_id(text)
+    check_request(text, "", {})
     check_name(text)
 
 
 @pytest.mark.parametrize("text", ["x" * 129, "a\nb", "\0", "\x7f", "\x1b[2J"])
 def test_longer_ones_and_control_characters_are_refused(text: str) -> None:
-    assert _fields(lambda: check_request_id(text)) == ["request_id"]
+    assert _fields(lambda: check_request(text, "", {})) == ["request_id"]
     assert _fields(lambda: check_name(text)) == ["name"]
 
 
 def test_labels_at_their_limits_pass() -> None:
-    check_labels({})
-    check_labels({f"{i:0>63}": "v" * 255 for i in range(64)})
-    check_labels({"team": ""})
+    check_request("", "", {})
+    check_request("", "", {f"{i:0>63}": "v" * 255 for i in range(64)})
+    check_request("", "", {"team": ""})
 
 
 def test_too_many_labels_are_one_violation() -> None:
-    assert _fields(lambda: check_labels({str(i): "\0" for i in range(65)})) == ["labels"]
+    assert _fields(lambda: check_request("", "", {str(i): "\0" for i in range(65)})) == ["labels"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +50,7 @@ def test_too_many_labels_are_one_violation() -> None:
     ],
 )
 def test_a_label_beyond_a_limit_is_named(labels: dict[str, str], field: str) -> None:
-    assert _fields(lambda: check_labels(labels)) == [field]
+    assert _fields(lambda: check_request("", "", labels)) == [field]
 
 
 def test_a_request_names_every_violation_at_once() -> None:

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from multigrain.specs.base import Spec
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.export import ExportSpec
-from multigrain.specs.presets import list_presets
+from multigrain.specs.presets import preset_names
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.specs.training import TrainingSpec
 from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, training_spec_pb2
@@ -133,7 +133,7 @@ def _unset(message: Any, path: str = "") -> Iterator[str]:
             yield from _unset(getattr(message, field.name), f"{path}{field.name}.")
 
 
-@pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
+@pytest.mark.parametrize("preset", preset_names())
 def test_a_resolved_training_spec_round_trips(preset: str) -> None:
     spec = resolve_training({"preset": preset, "dataset": {"train_path": "/data/train"}})
     message = training_message(spec)

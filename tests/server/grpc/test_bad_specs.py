@@ -51,7 +51,7 @@ async def test_wrong_weights_are_refused(
         (EvaluationSpec(batch_size=0), INVALID, "spec.batch_size"),
         (EvaluationSpec(tasks=["guess"]), INVALID, "spec.tasks"),
         (EvaluationSpec(resolution=1_000_000), INVALID, "spec.resolution"),
-        (EvaluationSpec(tasks=["gem_p", "groups"]), INVALID, "a job of its own"),
+        (EvaluationSpec(tasks=["gem_p", "groups"]), INVALID, "run it as a separate job"),
         (
             EvaluationSpec(tasks=["gem_p"], exponent=ExponentSpec(candidates=[3, 0.5])),
             INVALID,
