@@ -20,32 +20,32 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.resnet50 import write_bundle
-from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
+from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.pictures import picture
-from tests.server.serving.house import House, house, small_config, until
+from tests.server.serving.harness import Harness, harness, small_config, until
 
 KILLS, LOADS = 5, 4
 
 
-async def seconds_to_replace(h: House, *, busy: bool) -> float:
+async def seconds_to_replace(h: Harness, *, busy: bool) -> float:
     """Seconds from the signal until health is SERVING again."""
     photograph = picture(1, size=(500, 375), kind="JPEG")
     count = h.health_log.count((EMBEDDING_SERVICE, True))
-    engine = h.manager.route("").engine
+    engine = h.manager.catalog.route("").engine
     work = [asyncio.create_task(h.embed(photograph)) for _ in range(16 if busy else 0)]
     if busy:
-        await until(lambda: engine.pending > 0)
+        await until(lambda: engine.in_flight > 0)
     os.kill(engine.pid, signal.SIGKILL)
     killed = time.perf_counter()
     await until(lambda: h.health_log.count((EMBEDDING_SERVICE, True)) > count, seconds=60)
     seconds = time.perf_counter() - killed
     answers = await asyncio.gather(*work)
-    if any(item.error for answer in answers for item in answer.items):
+    if any(item.error for answer in answers for item in answer.results):
         raise RuntimeError("an image was not answered")
     return seconds
 
 
-async def latencies(h: House, end: asyncio.Event) -> list[float]:
+async def latencies(h: Harness, end: asyncio.Event) -> list[float]:
     """Milliseconds of each call of one caller of the first model."""
     photograph = picture(1, size=(500, 375), kind="JPEG")
     found: list[float] = []
@@ -62,7 +62,7 @@ async def measure(root: Path, runtime: str) -> None:
         # Restart without a back-off: each kill is meant to be a first failure.
         restart_backoff_seconds=1e-3, restart_backoff_max_seconds=1e-3,
     )  # fmt: skip
-    async with house(root, config) as h:
+    async with harness(root, config) as h:
         view = await h.manager.load("one", make_default=True)
         print(f"{view.runtime}; loaded in {view.load_seconds:.2f} s")
         for busy in (False, True):

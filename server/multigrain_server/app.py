@@ -55,6 +55,8 @@ from multigrain_server.metrics.daemon import register_certificate, register_proc
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.metrics import ServingMetrics
+from multigrain_server.serving.service import ImageService
 from multigrain_server.status.gpus import GpuMonitor
 from multigrain_server.status.snapshot import Sources, package_version
 from multigrain_server.tracing.config import open_tracing
@@ -129,15 +131,17 @@ class App:
             self._leases,
             self.feeds,
         )
+        metrics = ServingMetrics(self.registry)
         self.models = ModelManager(
             self._data.models,
             self._data.serving,
             config.serving,
-            self.registry,
+            metrics,
             self.health.on_health,
             self.jobs.references,
             leases=self._leases,
         )
+        self.images = ImageService(self.models.catalog, config.serving, metrics)
         self._request_metrics = RequestMetrics(self.registry)
         self._tracing = open_tracing(config.tracing, package_version())
         self._server = self._build_server()
@@ -159,16 +163,19 @@ class App:
             self._leases,
             self._store,
             self._data.jobs,
-            self.models.bundle_path,
-            self.models.catalogue.is_alias,
+            self.models.catalog.bundle_path,
+            self.models.catalog.is_alias,
         )
         add_TrainingServiceServicer_to_server(TrainingServicer(self.jobs, checks), server)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.jobs, checks), server)
         add_ExportServiceServicer_to_server(ExportServicer(self.jobs, checks), server)
         add_JobServiceServicer_to_server(JobServicer(self.jobs, self._events), server)
         add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
-        add_EmbeddingServiceServicer_to_server(EmbeddingServicer(self.models), server)
-        inference = InferenceServicer(self.models, lambda: self.health.ready)
+        embedding = EmbeddingServicer(self.images, self.config.serving.stream_window)
+        add_EmbeddingServiceServicer_to_server(embedding, server)
+        inference = InferenceServicer(
+            self.models, self.images, self.config.serving, lambda: self.health.ready
+        )
         add_GRPCInferenceServiceServicer_to_server(inference, server)
         server.add_generic_rpc_handlers((UnofferedCalls(),))
         self.health.add_to(server)
@@ -179,7 +186,7 @@ class App:
         self.feeds.keep(active.feed)
         succeeded = active.feed.view.state is JobState.SUCCEEDED
         if active.request.kind is JobKind.EXPORT and succeeded:
-            self.models.rescan()
+            self.models.publish()
 
     async def start(self) -> None:
         """Listens, recovers the jobs of an earlier daemon, and takes requests.
@@ -240,7 +247,9 @@ class App:
             self._store,
             self._supervisor,
             self._leases,
-            self.models,
+            self.models.catalog,
+            self.images.admission,
+            self.config.serving.queue_items,
             self.health,
             self._request_metrics,
             self._gpus,
@@ -266,6 +275,7 @@ class App:
         if not await self._calls.drain(shutdown.drain_seconds):
             _log.warning("drain timeout, aborting calls", calls_in_flight=self._calls.in_flight)
         await self._calls.linger()
+        self.images.admission.drain()
         await self.models.close(0.0 if self._calls.in_flight else shutdown.drain_seconds)
         await self._release()
         _log.info("stopped")

@@ -16,7 +16,7 @@ from multigrain.specs.base import Spec
 from multigrain_server.access.config import AccessConfig, TlsConfig
 from multigrain_server.address import ListenAddress
 from multigrain_server.devices import Inventory
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.tracing.config import TracingConfig
 
 

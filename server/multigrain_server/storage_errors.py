@@ -35,8 +35,8 @@ def stored(failure: str, location: str) -> Iterator[None]:
         ) from error
 
 
-#: Modification time in ns, size in bytes, inode number.
-Stamp = tuple[int, int, int]
+#: Modification and change times in ns, size in bytes, inode number.
+Stamp = tuple[int, int, int, int]
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -45,4 +45,4 @@ def stamp(path: Path) -> Stamp | None:
         stat = os.stat(path)
     except OSError:
         return None
-    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)

@@ -28,8 +28,8 @@ from multigrain_server.convert.jobs import job_message
 from multigrain_server.database import Database
 from multigrain_server.jobs.recovery import index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
-from multigrain_server.models.reference import ModelVersion
-from multigrain_server.models.state import LoadedRow, ModelStore
+from multigrain_server.models.registry import ModelVersion
+from multigrain_server.models.state import LoadedRow, ServingState
 from tests.faults.test_power_lost import save
 from tests.server.jobs.conftest import MakeSide, make_side
 
@@ -192,14 +192,14 @@ def test_what_is_to_be_loaded_is_refused_by_name_and_kept(
 ) -> None:
     path = tmp_path / "serving.json"
     path.write_bytes(content)
-    store = ModelStore(path)
+    store = ServingState(path)
     assert (store.loaded(), store.aliases(), store.default()) == ([], {}, "")
     assert "serving.json is refused" in caplog.text
     assert (tmp_path / "serving.json.damaged").read_bytes() == content
     row = LoadedRow(version=ModelVersion("x", 1), runtime="auto")
     store.add_loaded(row)
     store.set_alias("production", row.version)
-    again = ModelStore(path)
+    again = ServingState(path)
     assert (again.loaded(), again.aliases()) == ([row], {"production": row.version})
 
 

@@ -19,12 +19,13 @@ from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain_server.data_dir import DataDir
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.jobs.files import create_folder, move_to_trash
-from multigrain_server.models.archive import BundleImport
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.state import ModelStore
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.models.metrics import ServingMetrics
+from multigrain_server.models.state import ServingState
 from tests.engine.bundles import write_bundle
+from tests.server.serving.harness import NoReferences
 
 
 def mark(name: str) -> None:
@@ -55,12 +56,17 @@ async def main(root: Path) -> None:
     mark("checkpoint written again")
     store.save(folder.checkpoints, manifest, tensors, tensors)
     mark("loaded models")
-    ModelStore(data.serving).set_default("tiny")
+    ServingState(data.serving).set_default("tiny")
     models = ModelManager(
-        data.models, data.serving, ServingConfig(), CollectorRegistry(), lambda *_: None
+        data.models,
+        data.serving,
+        ServingConfig(),
+        ServingMetrics(CollectorRegistry()),
+        lambda *_: None,
+        NoReferences(),
     )
     mark("imported bundle")
-    arriving = BundleImport(models, name="", version=0, sha256="")
+    arriving = models.import_bundle("", 0, "")
     await arriving.write(archive.getvalue())
     await arriving.finish()
     await arriving.close()

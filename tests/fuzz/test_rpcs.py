@@ -26,8 +26,8 @@ from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain_server.access.policy import RULES
 from multigrain_server.app import App
 from multigrain_server.config import GrpcConfig, JobsConfig, ServerConfig
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.grpc.inference import UNOFFERED
-from multigrain_server.serving.config import ServingConfig
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.fuzz.budget import rounds, seed
@@ -163,7 +163,7 @@ async def test_no_message_makes_a_call_fail_as_if_the_daemon_were_at_fault(app: 
         print(dict(codes))
         # It answers as before.
         write_bundle(app.config.data_dir / "models", "whole")
-        app.models.rescan()
+        app.models.publish()
         await app.models.load("whole")
         request = EmbedRequest(model="whole", images=[picture(1)])
         answer = await EmbeddingServiceStub(channel).Embed(request, timeout=60)

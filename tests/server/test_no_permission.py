@@ -11,9 +11,8 @@ from multigrain_server.access.tokens import TokenFileError, read_tokens
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.doctor.machine import disk
-from multigrain_server.models.reference import ModelReference
-from multigrain_server.models.registry import BundleRegistry
-from multigrain_server.models.state import ModelStore
+from multigrain_server.models.registry import BundleRegistry, ModelReference
+from multigrain_server.models.state import ServingState
 from multigrain_server.settings_sources import ConfigError, parse
 from tests.engine.bundles import write_bundle
 from tests.unprivileged import unprivileged
@@ -50,13 +49,13 @@ def test_bundles_on_a_read_only_volume_will_do(open_path: Path) -> None:
 
 def test_what_is_loaded_is_not_put_aside_because_it_may_not_be_read(open_path: Path) -> None:
     path = open_path / "serving.json"
-    ModelStore(path).set_default("imagenet")
+    ServingState(path).set_default("imagenet")
     path.chmod(0)
     open_path.chmod(0o777)
     with unprivileged() as uid, pytest.raises(DataDirError, match=f"let uid {uid} read it"):
-        ModelStore(path)
+        ServingState(path)
     path.chmod(0o600)
-    assert ModelStore(path).default() == "imagenet"
+    assert ServingState(path).default() == "imagenet"
     assert [p.name for p in open_path.iterdir()] == ["serving.json"]
 
 

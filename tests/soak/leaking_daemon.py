@@ -16,18 +16,18 @@ from tests.server.jobs.conftest import FAKE_RUNNER
 _BYTES = 4096
 _REQUESTS_A_DESCRIPTOR = 500
 _kept: list[bytes] = []
-_answer = ImageService.answer
+_infer = ImageService.infer
 
 
 async def _leaking(self: ImageService, request: Any) -> Any:
     _kept.append(os.urandom(_BYTES))
     if len(_kept) % _REQUESTS_A_DESCRIPTOR == 0:
         os.dup(2)
-    return await _answer(self, request)
+    return await _infer(self, request)
 
 
 if __name__ == "__main__":
-    ImageService.answer = _leaking  # type: ignore[method-assign]
+    ImageService.infer = _leaking  # type: ignore[method-assign]
     config = parse(sys.argv[1:], os.environ).config
     setup_logging(config.log)
     asyncio.run(serve(config, FAKE_RUNNER))

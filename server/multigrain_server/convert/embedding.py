@@ -1,4 +1,4 @@
-"""Embed and Classify messages to and from the serving core's types."""
+"""Embed and Classify: messages to and from the types of serving."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from multigrain.engine.protocol import Dtype, EmbeddingOptions
 from multigrain.errors import MultigrainError
 from multigrain.v1 import common_pb2, embedding_pb2
 from multigrain_server.convert.errors import STATUS_OF
-from multigrain_server.serving.types import Answer, ImageRequest, ItemAnswer, StageTimes
+from multigrain_server.engines.images import ImageRequest, ImageResult
+from multigrain_server.models.metrics import StageTimes
+from multigrain_server.serving.service import ImageResponse
 
 _DTYPES: dict[int, Dtype] = {
     embedding_pb2.DTYPE_UNSPECIFIED: "fp32",
@@ -44,22 +46,23 @@ def embed_request(
 
 
 def embed_response(
-    answer: Answer, wants: EmbeddingOptions, request_id: str
+    response: ImageResponse, options: EmbeddingOptions, request_id: str
 ) -> embedding_pb2.EmbedResponse:
-    dtype = _DTYPE_NUMBERS[wants.dtype]
+    """``options`` are those of the request."""
+    dtype = _DTYPE_NUMBERS[options.dtype]
     results = []
-    for item in answer.items:
-        if item.error is not None:
-            results.append(embedding_pb2.EmbedResult(status=_status(item)))
-            continue
-        vector = embedding_pb2.Vector(
-            size=answer.embedding_size, dtype=dtype, data=item.vector, scale=item.scale
-        )
-        results.append(embedding_pb2.EmbedResult(status=_status(item), embedding=vector))
+    for result in response.results:
+        message = embedding_pb2.EmbedResult(status=_status(result))
+        if result.reply.error is None:
+            message.embedding.size = response.embedding_size
+            message.embedding.dtype = dtype
+            message.embedding.data = result.vector
+            message.embedding.scale = result.reply.scale
+        results.append(message)
     return embedding_pb2.EmbedResponse(
-        model=answer.model,
+        model=response.model,
         results=results,
-        timings=_timings(answer.times),
+        timings=_timings(response.times),
         request_id=request_id,
     )
 
@@ -71,41 +74,39 @@ def classify_request(
         model=message.model,
         images=list(message.images),
         resolution=message.resolution,
-        classes=True,
         top_k=message.top_k,
         received_ns=received_ns,
         deadline_ns=deadline_ns,
     )
 
 
-def classify_response(answer: Answer, request_id: str) -> embedding_pb2.ClassifyResponse:
+def classify_response(response: ImageResponse, request_id: str) -> embedding_pb2.ClassifyResponse:
     results = [
         embedding_pb2.ClassifyResult(
-            status=_status(item),
+            status=_status(result),
             classes=[
-                embedding_pb2.ClassScore(
-                    class_id=score.class_id, label=score.label, probability=score.probability
-                )
-                for score in item.classes
+                embedding_pb2.ClassScore(class_id=class_id, label=label, probability=probability)
+                for class_id, label, probability in result.classes(response.labels)
             ],
         )
-        for item in answer.items
+        for result in response.results
     ]
     return embedding_pb2.ClassifyResponse(
-        model=answer.model,
+        model=response.model,
         results=results,
-        timings=_timings(answer.times),
+        timings=_timings(response.times),
         request_id=request_id,
     )
 
 
-def _status(item: ItemAnswer) -> embedding_pb2.ItemStatus:
-    if item.error is None:
+def _status(result: ImageResult) -> embedding_pb2.ItemStatus:
+    error = result.error
+    if error is None:
         return embedding_pb2.ItemStatus()
     return embedding_pb2.ItemStatus(
-        code=STATUS_OF[item.error.kind].value[0],
-        kind=common_pb2.ErrorKind.Value(f"ERROR_KIND_{item.error.kind.name}"),
-        message=item.error.message,
+        code=STATUS_OF[error.kind].value[0],
+        kind=common_pb2.ErrorKind.Value(f"ERROR_KIND_{error.kind.name}"),
+        message=error.message,
     )
 
 

@@ -1,4 +1,4 @@
-"""Names of tensors and of what the protocol calls things."""
+"""Open Inference Protocol: names, tensors, parameters, and requests of ModelInfer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.violations import nearest
 from multigrain.v1.inference import service_pb2
-from multigrain_server.serving.types import ImageRequest
+from multigrain_server.engines.images import ImageRequest
 
 #: Input: encoded files, BYTES [N, 1] or [N].
 IMAGES = "images"
-#: Input: prepared images, FP32 [N, 3, side, side].
+#: Input: preprocessed images, FP32 [N, 3, side, side].
 PIXELS = "pixels"
 #: Output: FP32 [N, size].
 EMBEDDING = "embedding"
@@ -30,9 +30,6 @@ CLASSIFICATION = "classification"
 PLATFORM = "multigrain"
 
 
-# MERGED: Tensors as the protocol sends them.
-
-
 _LENGTH = struct.Struct("<I")
 FLOAT_BYTES = 4
 
@@ -42,8 +39,8 @@ def split_bytes(raw: bytes, elements: int, field: str) -> list[bytes]:
 
     Args:
         raw: the tensor.
-        elements: how many its shape says there are; no more are looked at.
-        field: to be named in errors.
+        elements: how many its shape says there are; no more are read.
+        field: named in errors.
 
     Raises:
         MultigrainError: INVALID_FIELD if it is not exactly so many elements.
@@ -78,7 +75,7 @@ def join_bytes(elements: Iterable[bytes]) -> bytes:
 
 
 def split_floats(raw: bytes, images: int, size: int, field: str) -> list[bytes]:
-    """A raw FP32 tensor as one piece an image, of ``size`` numbers each.
+    """Splits a raw FP32 tensor into its images, of ``size`` numbers each.
 
     Raises:
         MultigrainError: INVALID_FIELD for another number of bytes.
@@ -99,14 +96,11 @@ def pack_floats(numbers: Iterable[float]) -> bytes:
     return packed.tobytes()
 
 
-# MERGED: Parameters of a request.
-
-
 Parameters = Mapping[str, service_pb2.InferParameter]
 
 _KNOWN = ("normalize", "priority", "resolution", "timeout", "whiten")
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-# Of the protocol itself, and about what a response may look like: of no effect here.
+# Parameters of Triton itself, about the form of responses: they have no effect here.
 _RESERVED = "triton_"
 _MAX_PIXELS = 1 << 20
 
@@ -126,7 +120,7 @@ def request_parameters(parameters: Parameters) -> RequestParameters:
     for name in parameters:
         if name not in _KNOWN and not name.startswith(_RESERVED):
             raise _unknown(name, parameters)
-    # Accepted, because clients send it by habit; all requests wait in one queue.
+    # Accepted because clients send it, and ignored: all requests wait in one queue.
     _whole(parameters, "priority", (1 << 64) - 1)
     return RequestParameters(
         resolution=_whole(parameters, "resolution", _MAX_PIXELS),
@@ -137,7 +131,7 @@ def request_parameters(parameters: Parameters) -> RequestParameters:
 
 
 def refuse_all(parameters: Parameters, field: str, known: tuple[str, ...] = ()) -> None:
-    """For tensors, which have no parameters but ``known``.
+    """Refuses parameters of a tensor other than ``known``.
 
     Raises:
         MultigrainError: UNSUPPORTED for shared memory, INVALID_FIELD for others.
@@ -180,14 +174,11 @@ def _flag(parameters: Parameters, name: str, default: bool) -> bool:
 def _unknown(name: str, parameters: Parameters) -> MultigrainError:
     if name in _SEQUENCE:
         return MultigrainError.field(
-            f"parameters.{name}", "an embedding belongs to no sequence: leave it out"
+            f"parameters.{name}", "sequences are not supported: leave it out"
         )
     guess = nearest(name[:80], _KNOWN)
     hint = f"did you mean {guess}?" if guess else f"known are {', '.join(_KNOWN)}"
     return MultigrainError.field("parameters", f"{name[:80]!r} is unknown: {hint}")
-
-
-# MERGED: ModelInfer requests as requests of the serving core.
 
 
 _Input = service_pb2.ModelInferRequest.InferInputTensor
@@ -198,13 +189,13 @@ _MAX_TOP = 1 << 31
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request, and what its response must hold.
+    """A request, and what its response must contain.
 
     Attributes:
-        request: for the core.
+        request: its images and options.
         id: the caller's.
-        outputs: names in the order wanted; none = all that the model has.
-        top: classes wanted in place of the scores; 0 = the scores.
+        outputs: names in the requested order; none = all that the model has.
+        top: number of classes to return instead of the scores; 0 = the scores.
     """
 
     request: ImageRequest
@@ -215,7 +206,7 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class _Images:
-    """Files, or prepared images of one ``resolution``."""
+    """Files, or preprocessed images of one ``resolution``."""
 
     items: list[bytes]
     resolution: int = 0
@@ -247,22 +238,20 @@ def infer_request(
     if wanted.resolution and images.resolution not in (0, wanted.resolution):
         raise MultigrainError.field(
             "parameters.resolution",
-            f"is {wanted.resolution}, but the prepared images have {images.resolution} pixels",
+            f"is {wanted.resolution}, but the preprocessed images have {images.resolution} pixels",
         )
     if wanted.timeout_ns:
         end = received_ns + wanted.timeout_ns
         deadline_ns = min(end, deadline_ns) if deadline_ns else end
     embeds = EMBEDDING in outputs or not outputs
+    options = EmbeddingOptions(normalize=wanted.normalize, whiten=wanted.whiten)
     request = ImageRequest(
         model=model,
         images=images.items,
         tensors=images.resolution > 0,
         resolution=images.resolution or wanted.resolution,
-        vector=EmbeddingOptions(normalize=wanted.normalize, whiten=wanted.whiten)
-        if embeds
-        else None,
-        classes=top > 0,
-        top_k=top,
+        vector=options if embeds else None,
+        top_k=top or None,
         scores=not top and (SCORES in outputs or not outputs),
         received_ns=received_ns,
         deadline_ns=deadline_ns,
@@ -271,7 +260,7 @@ def infer_request(
 
 
 def _outputs(message: service_pb2.ModelInferRequest) -> tuple[tuple[str, ...], int]:
-    """The names that are wanted, and how many classes."""
+    """The requested names, and how many classes."""
     names: list[str] = []
     top = 0
     for number, output in enumerate(message.outputs):
@@ -281,7 +270,7 @@ def _outputs(message: service_pb2.ModelInferRequest) -> tuple[tuple[str, ...], i
                 f"{field}.name", f"{output.name[:80]!r} is unknown: use {' or '.join(OUTPUTS)}"
             )
         if output.name in names:
-            raise MultigrainError.field(f"{field}.name", f"{output.name} is asked for twice")
+            raise MultigrainError.field(f"{field}.name", f"{output.name} is requested twice")
         names.append(output.name)
         known = (CLASSIFICATION,) if output.name == SCORES else ()
         refuse_all(output.parameters, field, known)
@@ -336,7 +325,7 @@ def _images(message: service_pb2.ModelInferRequest, max_images: int) -> _Images:
 
 
 def _count(tensor: _Input, most: int) -> int:
-    """The number of images, checked before anything is made of the contents."""
+    """The number of images, checked before the contents are read."""
     shape = list(tensor.shape)
     field = "inputs[0].shape"
     if tensor.name == IMAGES:

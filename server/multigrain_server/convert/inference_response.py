@@ -1,4 +1,4 @@
-"""Answers of the serving core as ModelInfer responses."""
+"""Open Inference Protocol: responses, descriptions of models, statistics."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ from multigrain_server.convert.inference_request import (
     InferRequest,
     join_bytes,
 )
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.loaded_model import ModelState
-from multigrain_server.models.reference import ModelVersion
-from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.metrics import Duration, ModelStatistics
-from multigrain_server.serving.types import Answer, ItemAnswer
+from multigrain_server.models.metrics import Duration, ModelStatistics
+from multigrain_server.models.registry import ModelVersion
+from multigrain_server.serving.service import ImageResponse
 
 FINAL_RESPONSE = "triton_final_response"
 
 
-def infer_response(answer: Answer, asked: InferRequest) -> service_pb2.ModelInferResponse:
-    """All outputs raw, in the order wanted.
+def infer_response(result: ImageResponse, asked: InferRequest) -> service_pb2.ModelInferResponse:
+    """All outputs as raw tensors, in the requested order.
 
     Raises:
-        MultigrainError: of the first image that has no answer, naming every one: the protocol
-            has no status of an image.
+        MultigrainError: of the first image that failed, naming all that did: the protocol has no
+            status of an image.
     """
-    _refuse_failed(answer)
+    _raise_failed(result)
     response = service_pb2.ModelInferResponse(
-        model_name=answer.version.name,
-        model_version=str(answer.version.version),
+        model_name=result.version.name,
+        model_version=str(result.version.version),
         id=asked.id,
     )
-    has_scores = asked.top > 0 or bool(answer.items[0].scores)
+    images = result.results
+    has_scores = asked.top > 0 or bool(images[0].scores)
     for name in asked.outputs or ((EMBEDDING, SCORES) if has_scores else (EMBEDDING,)):
         if name == EMBEDDING:
-            _add(response, name, [len(answer.items), answer.embedding_size])
-            response.raw_output_contents.append(b"".join(item.vector for item in answer.items))
+            _add(response, name, [len(images), result.embedding_size])
+            response.raw_output_contents.append(b"".join(image.vector for image in images))
         elif asked.top:
-            _add(response, name, [len(answer.items), len(answer.items[0].classes)], "BYTES")
-            response.raw_output_contents.append(join_bytes(_labels(answer)))
+            _add(response, name, [len(images), images[0].reply.classes], "BYTES")
+            response.raw_output_contents.append(join_bytes(_labels(result)))
         else:
-            classes = len(answer.items[0].scores) // FLOAT_BYTES
-            _add(response, name, [len(answer.items), classes])
-            response.raw_output_contents.append(b"".join(item.scores for item in answer.items))
+            classes = len(images[0].scores) // FLOAT_BYTES
+            _add(response, name, [len(images), classes])
+            response.raw_output_contents.append(b"".join(image.scores for image in images))
     return response
 
 
@@ -67,7 +68,7 @@ def stream_response(
 def stream_error(
     message: service_pb2.ModelInferRequest, error: MultigrainError
 ) -> service_pb2.ModelStreamInferResponse:
-    """The same for one that failed; the id tells which."""
+    """The response to a request of a stream that failed; its id says which one."""
     response = service_pb2.ModelInferResponse(
         model_name=message.model_name, model_version=message.model_version, id=message.id
     )
@@ -82,39 +83,34 @@ def _add(
     response.outputs.add(name=name, datatype=datatype, shape=shape)
 
 
-def _labels(answer: Answer) -> list[bytes]:
+def _labels(result: ImageResponse) -> list[bytes]:
     """ "probability:class:label", as Triton writes a classification."""
     return [
-        f"{score.probability:f}:{score.class_id}:{score.label}".encode()
-        for item in answer.items
-        for score in item.classes
+        f"{probability:f}:{class_id}:{label}".encode()
+        for image in result.results
+        for class_id, label, probability in image.classes(result.labels)
     ]
 
 
-def _refuse_failed(answer: Answer) -> None:
-    failed = [(number, item) for number, item in enumerate(answer.items) if item.error is not None]
+def _raise_failed(result: ImageResponse) -> None:
+    failed = [
+        (number, image.error)
+        for number, image in enumerate(result.results)
+        if image.error is not None
+    ]
     if not failed:
         return
-    number, item = failed[0]
-    error = _error(item)
-    total = len(answer.items)
+    number, error = failed[0]
+    total = len(result.results)
     where = f"image {number} of {total}: " if total > 1 else ""
     more = f" (and {len(failed) - 1} more of these images)" if len(failed) > 1 else ""
     raise MultigrainError(
         error.kind,
         f"{where}{error.message}{more}",
         violations=tuple(
-            FieldViolation(f"inputs[0][{number}]", _error(item).message) for number, item in failed
+            FieldViolation(f"inputs[0][{number}]", error.message) for number, error in failed
         ),
     )
-
-
-def _error(item: ItemAnswer) -> MultigrainError:
-    assert item.error is not None
-    return MultigrainError(item.error.kind, item.error.message)
-
-
-# MERGED: Models as the protocol describes them.
 
 
 _ANY = -1
@@ -150,7 +146,7 @@ def metadata_message(
 def config_message(
     view: ModelView, loaded: Sequence[int], config: ServingConfig
 ) -> model_pb2.ModelConfigResponse:
-    """What a load tool must know. ``loaded``: the versions that are."""
+    """The configuration that load generators read; ``loaded``: versions that are loaded."""
     manifest = view.entry.manifest
     message = model_pb2.ModelConfig(
         name=manifest.name,
@@ -189,7 +185,7 @@ def config_message(
 
 
 def index_message(views: Sequence[ModelView], *, ready: bool) -> model_pb2.RepositoryIndexResponse:
-    """``ready``: only those that answer."""
+    """``ready``: only models that answer."""
     message = model_pb2.RepositoryIndexResponse()
     for view in views:
         if not ready or view.state is ModelState.READY:
@@ -219,13 +215,10 @@ def _outputs(manifest: BundleManifest) -> dict[str, list[int]]:
     return outputs
 
 
-# MERGED: Counts and times of a model as messages.
-
-
 def statistics_message(
     version: ModelVersion, statistics: ModelStatistics
 ) -> model_pb2.ModelStatistics:
-    """Everything that is counted of one loaded version."""
+    """All counts and times of one loaded version."""
     return model_pb2.ModelStatistics(
         name=version.name,
         version=str(version.version),
@@ -255,9 +248,6 @@ def _duration(duration: Duration) -> model_pb2.StatisticDuration:
     return model_pb2.StatisticDuration(count=duration.count, ns=duration.ns)
 
 
-# MERGED: Parameters of loading and unloading.
-
-
 Parameters = Mapping[str, model_pb2.ModelRepositoryParameter]
 
 _RUNTIME = "runtime"
@@ -265,18 +255,18 @@ _UNLOAD_DEPENDENTS = "unload_dependents"
 
 
 def load_runtime(parameters: Parameters) -> str:
-    """The runtime that is asked for; "" = the server's.
+    """The requested runtime; "" = the server's.
 
     Raises:
-        MultigrainError: UNSUPPORTED for Triton's "config" and "file:...", INVALID_FIELD for what
-            is unknown.
+        MultigrainError: UNSUPPORTED for Triton's "config" and "file:...", INVALID_FIELD for an
+            unknown parameter.
     """
     for name, value in parameters.items():
         if name == "config" or name.startswith("file:"):
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,
-                f"parameters.{name[:80]}: a model comes as a bundle, by an export or by "
-                "ModelService.ImportModel, and is loaded as it is",
+                f"parameters.{name[:80]}: a model is a bundle, made by an export job or "
+                "imported with ModelService.ImportModel, and is loaded as it is",
             )
         if name != _RUNTIME:
             raise _unknown(name, _RUNTIME)
@@ -286,7 +276,7 @@ def load_runtime(parameters: Parameters) -> str:
 
 
 def check_unload(parameters: Parameters) -> None:
-    """Raises MultigrainError INVALID_FIELD for what is unknown."""
+    """Raises MultigrainError INVALID_FIELD for an unknown parameter."""
     for name in parameters:
         if name != _UNLOAD_DEPENDENTS:
             raise _unknown(name, _UNLOAD_DEPENDENTS)

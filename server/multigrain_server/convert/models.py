@@ -1,4 +1,4 @@
-"""Models as messages of the contract."""
+"""Models as messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multigrain_server.models.catalog import ModelPage, ModelView
 
 
 def model_message(view: ModelView) -> model_pb2.Model:
-    """Everything the daemon knows of a model version."""
+    """Everything that the daemon knows about a model version."""
     manifest = view.entry.manifest
     head = manifest.heads[0]
     return model_pb2.Model(

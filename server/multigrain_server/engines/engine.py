@@ -1,21 +1,19 @@
-"""Images in the hands of an engine."""
+"""One engine process: messages to and from it, and the images in flight in it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
+import structlog
 
 from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import (
     Cancel,
-    EmbeddingOptions,
     Frame,
     FrameParser,
     LoadFailed,
@@ -27,45 +25,44 @@ from multigrain.engine.protocol import (
     encode,
 )
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.engines.launch import EngineChild, EngineOrder, Launch, without_folders
-from multigrain_server.engines.quarantine import RefusedImages
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.images import ImageRequest, ImageResult, Quarantine
+from multigrain_server.engines.launch import EngineChild, EngineSpec, Launch, redact_paths
 
+_log = structlog.get_logger(__name__)
 
-@dataclass(frozen=True)
-class EngineResult:
-    """One image's result; ``payload`` is laid out as :class:`multigrain.engine.protocol.Result`
-    says."""
-
-    result: Result
-    payload: bytes
+_RETRY_SECONDS = 1.0
+_STOP_SECONDS = 2.0
+_READ_REST_SECONDS = 0.5
+# A vector and the scores of all classes; far above any network's.
+_MAX_PAYLOAD = 64 * 1024 * 1024
 
 
 @dataclass(eq=False)
-class PendingItem:
-    """An image in work. Another engine takes it over, under an id of its own, if the first dies.
+class InFlight:
+    """An image that was accepted and is not answered yet.
+
+    If its engine dies, another one takes it over under an id of its own.
 
     Attributes:
-        request: what was sent last; its id counts within the engine that it was sent to.
+        request: what it belongs to.
         image: the payload, kept for a second attempt. The request has it in memory anyway.
-        future: the answer; done as well when nobody waits for one any more.
-        channel: to the engine that has it now; None once it is answered.
+        future: the result; also done when nobody waits for it any more.
+        id: within the engine that has it.
+        channel: to the engine that has it; None once it is answered.
         suspect: it was being decoded or computed when an engine died.
     """
 
-    request: Submit
+    request: ImageRequest
     image: bytes
-    future: asyncio.Future[EngineResult]
+    future: asyncio.Future[ImageResult]
+    id: int = 0
     channel: EngineChannel | None = None
     suspect: bool = False
 
-    @property
-    def id(self) -> int:
-        return self.request.id
-
-    def answer(self, result: EngineResult) -> None:
+    def answer(self, result: ImageResult) -> None:
         self.channel = None
-        # A caller that was cancelled has a future that is done: nobody is waiting.
+        # A canceled caller has a future that is done: nobody is waiting.
         if not self.future.done():
             self.future.set_result(result)
 
@@ -73,18 +70,35 @@ class PendingItem:
         self.channel = None
         if not self.future.done():
             self.future.set_exception(error)
-            # Also when nobody will ever look.
+            # Marks it as read: nobody may be waiting for it.
             self.future.exception()
 
+    def cancel(self) -> None:
+        """Tells the engine that has it that nobody waits for the result any more."""
+        if self.channel is not None:
+            self.channel.send(Cancel(id=self.id))
+        self.future.cancel()
 
-# MERGED: The images that one engine has in work.
+    def message(self) -> Submit:
+        """What the engine is sent, before the image."""
+        request = self.request
+        return Submit(
+            id=self.id,
+            caller=request.caller,
+            resolution=request.resolution,
+            deadline_ns=request.deadline_ns,
+            vector=request.vector,
+            top_k=request.top_k or 0,
+            scores=request.scores,
+            tensor=request.tensors,
+        )
 
 
-class EngineItems:
-    """By the ids that the engine knows them by."""
+class InFlightTable:
+    """The images in flight in one engine, by the ids that the engine knows them by."""
 
     def __init__(self) -> None:
-        self._items: dict[int, PendingItem] = {}
+        self._items: dict[int, InFlight] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._last_ns = 0
@@ -96,23 +110,27 @@ class EngineItems:
         """Waits until there is none."""
         await self._idle.wait()
 
-    def add(self, item: PendingItem) -> None:
+    def add(self, item: InFlight) -> None:
         if not self._items:
             self._last_ns = time.monotonic_ns()
         self._items[item.id] = item
         self._idle.clear()
 
-    def finish(self, item_id: int) -> PendingItem | None:
-        """Takes out an image that is answered."""
+    def finish(self, item_id: int) -> InFlight | None:
+        """Removes an image that is answered."""
         self._last_ns = time.monotonic_ns()
         item = self._items.pop(item_id, None)
         if not self._items:
             self._idle.set()
         return item
 
-    def leave(self, held: Iterable[InFlightImage]) -> list[PendingItem]:
-        """Takes out all that somebody waits for; those in ``held`` are marked as suspects."""
-        ids = {one.item_id for one in held}
+    def clear(self, processing: Iterable[InFlightImage]) -> list[InFlight]:
+        """Removes all, and returns those that a caller waits for.
+
+        Args:
+            processing: images that the engine was decoding or computing, to be marked as suspects.
+        """
+        ids = {held.item_id for held in processing}
         left = [item for item in self._items.values() if not item.future.done()]
         for item in left:
             item.suspect = item.id in ids
@@ -120,78 +138,18 @@ class EngineItems:
         self._idle.set()
         return left
 
-    def seconds_stuck(self, held: Iterable[InFlightImage]) -> float:
-        """For how long nothing was answered although there is work, or one image has been in
-        the engine's hands, whichever is longer."""
+    def seconds_stuck(self, processing: Iterable[InFlightImage]) -> float:
+        """How long nothing was answered although images are in flight, or how long one image
+        has been decoded or computed, whichever is longer."""
         now = time.monotonic_ns()
-        since = [one.since_ns for one in held]
+        since = [held.since_ns for held in processing]
         if self._items:
             since.append(self._last_ns)
         return (now - min(since, default=now)) / 1e9
 
 
-# MERGED: The first message of an engine.
-
-
-class EngineHello:
-    """Comes once: that the engine answers, or why it cannot.
-
-    Args:
-        label: "name@version", for messages.
-        timeout_seconds: that it may take.
-    """
-
-    def __init__(self, label: str, timeout_seconds: float) -> None:
-        self._label = label
-        self._timeout_seconds = timeout_seconds
-        self._first: asyncio.Future[Ready | LoadFailed] = asyncio.get_running_loop().create_future()
-
-    def received(self, message: Ready | LoadFailed) -> None:
-        if not self._first.done():
-            self._first.set_result(message)
-
-    def ended(self, reason: str, last_words: str) -> None:
-        """The engine has ended; whatever it had to say is said."""
-        if not self._first.done():
-            self._first.set_exception(
-                MultigrainError(
-                    ErrorKind.UNAVAILABLE,
-                    f"the engine of {self._label} ended while loading ({reason}); "
-                    f"its last words: {without_folders(last_words[:500])}",
-                )
-            )
-            # Also read when nobody waits for it any more (stop during a load).
-            self._first.exception()
-
-    async def ready(self) -> Ready:
-        """Waits for it.
-
-        Raises:
-            MultigrainError: what the engine says, or UNAVAILABLE if it ends or takes too long.
-        """
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                first = await self._first
-        except TimeoutError:
-            raise MultigrainError(
-                ErrorKind.UNAVAILABLE,
-                f"{self._label} did not load within {self._timeout_seconds:g} s: raise "
-                "serving.load_timeout_seconds, or look at the server's log",
-            ) from None
-        if isinstance(first, LoadFailed):
-            message = without_folders(first.message)
-            raise MultigrainError(first.error, f"{self._label}: {message}")
-        return first
-
-
-# MERGED: The daemon's end of an engine's socket.
-
-
-_END_SECONDS = 0.5
-
-
 class EngineChannel(asyncio.Protocol):
-    """Frames over a stream transport, without a task of its own.
+    """The daemon's end of an engine's socket: frames over a stream transport.
 
     Args:
         max_payload: bytes of a payload that is accepted.
@@ -215,7 +173,7 @@ class EngineChannel(asyncio.Protocol):
         self._lost = asyncio.Event()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
-        """Sends at once, or queues; silently nothing after the end, which ``on_closed`` tells."""
+        """Sends at once, or queues; does nothing once it is closed, which ``on_closed`` reports."""
         if self._transport is None or self._transport.is_closing():
             return
         # One write for both: joining costs less than a second system call up to some
@@ -227,13 +185,13 @@ class EngineChannel(asyncio.Protocol):
         await self._may_write.wait()
 
     async def ended(self) -> None:
-        """Waits, for a moment at most, until all that the other side had sent is read.
+        """Waits until all that the engine had sent is read, for a moment at most.
 
-        Somebody else may hold the other end open: a process that the engine started.
+        A process that the engine started may hold the other end open.
         """
         if self._transport is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_END_SECONDS):
+                async with asyncio.timeout(_READ_REST_SECONDS):
                     await self._lost.wait()
 
     def close(self) -> None:
@@ -268,17 +226,16 @@ class EngineChannel(asyncio.Protocol):
         self._on_closed(self._error)
 
 
-# MERGED: One engine: what is said to it, and the images it has in work.
-
-
-_LOG = logging.getLogger(__name__)
-_RETRY_SECONDS = 1.0
-# A vector and the scores of all classes; far above any network's.
-_MAX_PAYLOAD = 64 * 1024 * 1024
-
-
 class EngineProcess:
-    """Made by :meth:`start`; ends by :meth:`stop`, or by itself, which ``ended`` tells."""
+    """Made by :meth:`start`; ends by :meth:`stop`, or by itself, which ``ended`` reports.
+
+    Attributes:
+        ended: set when the process has ended and its images are out of it.
+        end_reason: why it ended.
+        ready: the engine's first message; None until it has loaded.
+        on_orphans: takes the images in flight of an engine that ends by itself; without it
+            they fail.
+    """
 
     def __init__(
         self,
@@ -286,65 +243,64 @@ class EngineProcess:
         label: str,
         config: ServingConfig,
         on_result: Callable[[Result], None],
-        refused: RefusedImages,
+        quarantine: Quarantine,
     ) -> None:
         self._child = child
         self._label = label
         self._config = config
         self._on_result = on_result
-        self._refused = refused
+        self._quarantine = quarantine
+        self._log = _log.bind(model=label, pid=child.pid)
         self._ids = itertools.count(1)
-        self._items = EngineItems()
-        self._hello = EngineHello(label, config.load_timeout_seconds)
+        self._in_flight = InFlightTable()
+        self._first: asyncio.Future[Ready | LoadFailed] = asyncio.get_running_loop().create_future()
         self._channel = EngineChannel(_MAX_PAYLOAD, self._received, self._closed)
         self._stalled = False
         self._stopping = False
         self._watch = asyncio.create_task(self._follow())
         self._guard: asyncio.Task[None] | None = None
-        #: Set when the process has ended, by itself or not, and its images are out of it.
         self.ended = asyncio.Event()
         self.end_reason = ""
         self.ready: Ready | None = None
-        #: Takes the images in work of an engine that ends by itself; without one they fail.
-        self.heir: Callable[[Sequence[PendingItem]], None] | None = None
+        self.on_orphans: Callable[[Sequence[InFlight]], None] | None = None
 
     @classmethod
     async def start(
         cls,
-        order: EngineOrder,
+        spec: EngineSpec,
         config: ServingConfig,
         on_result: Callable[[Result], None],
         launch: Launch,
-        refused: RefusedImages,
+        quarantine: Quarantine,
     ) -> EngineProcess:
-        """Starts an engine and waits until it answers.
+        """Starts an engine and waits until it has loaded its model.
 
         Args:
-            order: what for.
+            spec: the model, and how to run it.
             config: limits.
-            on_result: called for each result, whether or not somebody still waits for it.
-            launch: starts its process.
-            refused: images that never reach it.
+            on_result: called for each result, whether or not a caller still waits for it.
+            launch: starts the process.
+            quarantine: images that never reach the engine.
 
         Raises:
             MultigrainError: what the engine says, or UNAVAILABLE if it ends or takes too long.
         """
         try:
-            child = await launch(order, config)
+            child = await launch(spec, config)
         except OSError as error:
-            # Of interest to a caller that waits, and no reason for a keeper to give up.
+            # A supervisor retries after this error; a caller sees it.
             raise MultigrainError(
                 ErrorKind.UNAVAILABLE,
-                f"the engine of {order.label} cannot be started ({error.strerror}): "
+                f"the engine of {spec.label} cannot be started ({error.strerror}): "
                 "the host is short of memory, processes or open files",
                 retry_after=_RETRY_SECONDS,
             ) from error
-        engine = cls(child, order.label, config, on_result, refused)
+        engine = cls(child, spec.label, config, on_result, quarantine)
         try:
             await asyncio.get_running_loop().create_unix_connection(
                 lambda: engine._channel, sock=child.socket
             )
-            engine.ready = await engine._hello.ready()
+            engine.ready = await engine._wait_ready()
         except BaseException:
             await engine.stop()
             raise
@@ -356,124 +312,118 @@ class EngineProcess:
         return self._child.pid
 
     @property
-    def pending(self) -> int:
-        return len(self._items)
+    def in_flight(self) -> int:
+        """Images that it has not answered."""
+        return len(self._in_flight)
 
     def resident_bytes(self) -> int:
         """See :meth:`EngineChild.resident_bytes`."""
         return self._child.resident_bytes()
 
-    def submit(
-        self,
-        image: bytes,
-        *,
-        caller: int = 0,
-        resolution: int,
-        deadline_ns: int,
-        vector: EmbeddingOptions | None,
-        top_k: int,
-        scores: bool = False,
-        tensor: bool = False,
-    ) -> PendingItem:
-        """Sends one image.
+    def submit(self, request: ImageRequest, image: bytes) -> InFlight:
+        """Sends one image of a request.
 
         Its future fails with UNAVAILABLE if the engine ends first and no other takes it over.
         """
         if self.ended.is_set():
             raise self._gone()
-        message = Submit(
-            id=next(self._ids),
-            caller=caller,
-            resolution=resolution,
-            deadline_ns=deadline_ns,
-            vector=vector,
-            top_k=top_k,
-            scores=scores,
-            tensor=tensor,
-        )
-        item = PendingItem(message, image, asyncio.get_running_loop().create_future())
-        refusal = self._refused.refusal(image)
+        item = InFlight(request, image, asyncio.get_running_loop().create_future())
+        refusal = self._quarantine.refusal(image)
         if refusal is not None:
             self.refuse(item, refusal)
-            return item
-        self._send(item)
+        else:
+            self._send(item)
         return item
 
-    def adopt(self, item: PendingItem) -> None:
+    def adopt(self, item: InFlight) -> None:
         """Takes over an image of an engine that has ended."""
         if self.ended.is_set():
             item.fail(self._gone())
         elif not item.future.done():
-            item.request = msgspec.structs.replace(item.request, id=next(self._ids))
             item.suspect = False
             self._send(item)
 
-    def refuse(self, item: PendingItem, error: MultigrainError) -> None:
+    def refuse(self, item: InFlight, error: MultigrainError) -> None:
         """Answers an image with an error of its own, without the engine."""
-        result = Result(id=item.id, error=error.kind, message=error.message)
-        self._on_result(result)
-        item.answer(EngineResult(result, b""))
+        result = ImageResult.failed(error.kind, error.message)
+        self._on_result(result.reply)
+        item.answer(result)
 
     async def wait_idle(self) -> None:
-        """Waits until no image is in work."""
-        await self._items.wait_idle()
+        """Waits until no image is in flight."""
+        await self._in_flight.wait_idle()
 
     async def drained(self) -> None:
         """Waits while the engine reads too slowly."""
         await self._channel.drained()
 
-    def cancel(self, item: PendingItem) -> None:
-        """Tells the engine that has the image now that nobody waits for it any more."""
-        if item.channel is not None:
-            item.channel.send(Cancel(id=item.id))
-
     async def stop(self) -> None:
-        """Ends the process; images in work fail with UNAVAILABLE."""
+        """Ends the process; images in flight fail with UNAVAILABLE."""
         self._stopping = True
         self._channel.close()
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(_STOP_SECONDS):
                 await self.ended.wait()
         except TimeoutError:
             self._child.kill()
             await self.ended.wait()
 
-    def _send(self, item: PendingItem) -> None:
+    def _send(self, item: InFlight) -> None:
+        item.id = next(self._ids)
         item.channel = self._channel
-        self._items.add(item)
-        self._channel.send(item.request, item.image)
+        self._in_flight.add(item)
+        self._channel.send(item.message(), item.image)
 
     def _received(self, frame: Frame) -> None:
         match frame.message:
-            case Result() as result:
-                item = self._items.finish(result.id)
-                self._on_result(result)
+            case Result() as reply:
+                item = self._in_flight.finish(reply.id)
+                self._on_result(reply)
                 if item is not None:
-                    item.answer(EngineResult(result, frame.payload))
+                    item.answer(ImageResult(reply, frame.payload))
             case Ready() | LoadFailed() as first:
-                self._hello.received(first)
+                if not self._first.done():
+                    self._first.set_result(first)
             case _:
-                raise WireError(f"a daemon takes no {type(frame.message).__name__}")
+                raise WireError(
+                    f"unexpected message from an engine: {type(frame.message).__name__}"
+                )
 
     def _closed(self, error: WireError | None) -> None:
         if error is not None:
-            _LOG.error("engine of %s broke the protocol: %s", self._label, error)
+            self._log.error("engine protocol error", reason=str(error))
         # Without its socket an engine is of no use; a healthy one is exiting by itself.
         asyncio.get_running_loop().call_later(1.0, self._child.kill)
 
+    async def _wait_ready(self) -> Ready:
+        timeout = self._config.load_timeout_seconds
+        try:
+            async with asyncio.timeout(timeout):
+                first = await self._first
+        except TimeoutError:
+            raise MultigrainError(
+                ErrorKind.UNAVAILABLE,
+                f"{self._label} did not load within {timeout:g} s: raise "
+                "serving.load_timeout_seconds, or look at the server's log",
+            ) from None
+        if isinstance(first, LoadFailed):
+            message = redact_paths(first.message)
+            raise MultigrainError(first.error, f"{self._label}: {message}")
+        return first
+
     async def _guard_progress(self) -> None:
-        """Ends an engine that hangs: a library that waits for ever would otherwise look like a
+        """Kills an engine that hangs: a library that waits forever would otherwise look like a
         healthy server."""
         limit = self._config.engine_stall_seconds
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
-            if self._items.seconds_stuck(self._child.held()) > limit:
+            if self._in_flight.seconds_stuck(self._child.processing()) > limit:
                 self._stalled = True
                 self._child.kill()
                 return
 
     async def _follow(self) -> None:
-        """Waits for the engine's end, then hands on or fails what it had."""
+        """Waits for the engine's end, then hands over or fails its images in flight."""
         child = self._child
         await child.ended.wait()
         # What it had sent before its end counts; it may still be on its way.
@@ -481,17 +431,26 @@ class EngineProcess:
         self.end_reason = child.end_reason
         if self._stalled:
             self.end_reason = (
-                f"an image was in work for more than {self._config.engine_stall_seconds:g} s, "
-                "and it was killed"
+                f"killed: an image was in flight for more than "
+                f"{self._config.engine_stall_seconds:g} s"
             )
         if self._guard is not None:
             self._guard.cancel()
         self._channel.close()
-        self._hello.ended(self.end_reason, child.last_words)
-        left = self._items.leave(child.held())
+        if not self._first.done():
+            self._first.set_exception(
+                MultigrainError(
+                    ErrorKind.UNAVAILABLE,
+                    f"the engine of {self._label} ended while loading ({self.end_reason}); "
+                    f"its last output: {redact_paths(child.last_output[:500])}",
+                )
+            )
+            # Marks it as read: nobody waits for it if the load was stopped.
+            self._first.exception()
+        left = self._in_flight.clear(child.processing())
         self.ended.set()
-        if self.heir is not None and not (self._stopping or self._stalled):
-            self.heir(left)
+        if self.on_orphans is not None and not (self._stopping or self._stalled):
+            self.on_orphans(left)
         else:
             for item in left:
                 item.fail(self._gone())

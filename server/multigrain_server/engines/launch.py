@@ -1,10 +1,9 @@
-"""Texts of libraries, without the places where they are installed."""
+"""The process of an engine: how it is started, watched and killed, and what it prints."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import signal
@@ -17,109 +16,61 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+import structlog
 
 from multigrain.engine.inflight import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
 from multigrain.memory import EXIT_OUT_OF_MEMORY
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.config import ServingConfig
 
+_log = structlog.get_logger(__name__)
+
+ENGINE_COMMAND: Final = (sys.executable, "-m", "multigrain.engine")
+# A network reads hundreds of megabytes a batch: in pages of 2 MB it takes 4 to 7 % less time, as
+# measured. Other C libraries than glibc ignore it, and an operator's own setting wins.
+HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+_NO_OUTPUT = "(no output)"
+_LINE_BYTES = 4096
 # Two folders at least: "and/or" and "/s" are no paths.
 _FOLDERS = re.compile(r"(?<![\w./:-])/(?:[\w.+@~-]+/)+(?=[\w.+@~-])")
 
 
-def without_folders(text: str) -> str:
-    """The same with ".../" before the last part of each absolute path.
-
-    What an engine says of its end may be a library's line about its own files; callers need not
-    learn how the machine is laid out, and the log has the whole.
-    """
-    return _FOLDERS.sub(".../", text)
-
-
-# MERGED: What an engine writes, and how it ended.
-
-
-_LOG = logging.getLogger(__name__)
-_LINE_BYTES = 4096
-
-
-class EngineOutput:
-    """Copies an engine's output to the log and remembers the last line of it."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self.last_line = "it wrote nothing"
-
-    async def copy(self, stream: asyncio.StreamReader) -> None:
-        """Reads until the engine has ended."""
-        rest = b""
-        # By blocks: a reader by lines stops at one that is longer than its buffer.
-        while block := await stream.read(64 * 1024):
-            *lines, rest = (rest + block).split(b"\n")
-            rest = rest[-_LINE_BYTES:]
-            for line in lines:
-                self._note(line)
-        self._note(rest)
-
-    def _note(self, raw: bytes) -> None:
-        line = raw[-_LINE_BYTES:].decode(errors="replace").rstrip()
-        if line:
-            self.last_line = line
-            _LOG.info("engine %s: %s", self._label, line)
-
-
-def describe_exit(code: int) -> str:
-    """A return code of ``asyncio.subprocess`` in words."""
-    if code == EXIT_OUT_OF_MEMORY:
-        return "out of memory"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
-
-
-# MERGED: The process of an engine: started, watched, ended.
-
-
-# A network reads hundreds of megabytes a batch: in pages of 2 MB it takes 4 to 7 % less time, as
-# measured. Other C libraries than glibc ignore it, and an operator's own setting wins.
-HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-ENGINE_COMMAND: Final = (sys.executable, "-m", "multigrain.engine")
-
-
 @dataclass(frozen=True)
-class EngineOrder:
-    """What an engine is started for.
+class EngineSpec:
+    """Which model an engine is started for, and how.
 
     Attributes:
         label: "name@version", for logs and messages.
-        bundle: its folder.
+        bundle: the bundle's folder.
         runtime: as in ``LoadModelRequest.runtime``.
-        background: load it at a low priority: requests are served by others meanwhile.
-        environment: added to the daemon's own; shows the leased device.
+        low_priority: load at a low priority, because requests are served meanwhile.
+        environment: added to the daemon's own; selects the leased device.
     """
 
     label: str
     bundle: Path
     runtime: str
-    background: bool = False
+    low_priority: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class EngineChild(ABC):
-    """An engine that was started, before anything is said to it."""
+    """The process of an engine, apart from the messages to and from it.
 
-    #: Our end of its socket; whoever takes it closes it.
+    Attributes:
+        socket: our end of its socket; whoever connects to it closes it.
+        ended: set when the process has ended, by itself or not.
+        end_reason: then, how it ended.
+        last_output: then, the last line that it printed.
+    """
+
     socket: socket.socket
 
     def __init__(self) -> None:
-        #: Set when it has ended, by itself or not.
         self.ended = asyncio.Event()
-        #: Then: how, in words.
         self.end_reason = ""
-        self.last_words = "it wrote nothing"
+        self.last_output = _NO_OUTPUT
 
     @property
     @abstractmethod
@@ -130,16 +81,16 @@ class EngineChild(ABC):
         """Memory that it holds; 0 when it has ended."""
 
     @abstractmethod
-    def held(self) -> list[InFlightImage]:
-        """Images in its hands; after its end, those that it died with."""
+    def processing(self) -> list[InFlightImage]:
+        """Images that it decodes or computes now; after its end, those that it died with."""
 
     @abstractmethod
     def kill(self) -> None:
-        """Ends it at once; ``ended`` tells when that is done."""
+        """Kills it; ``ended`` is set when it has ended."""
 
 
 #: Starts an engine. Raises OSError if the host cannot.
-Launch = Callable[[EngineOrder, ServingConfig], Awaitable[EngineChild]]
+Launch = Callable[[EngineSpec, ServingConfig], Awaitable[EngineChild]]
 
 
 class ChildProcess(EngineChild):
@@ -157,7 +108,7 @@ class ChildProcess(EngineChild):
         self._process = process
         self._inflight = inflight
         self._died_with: list[InFlightImage] = []
-        self._output = EngineOutput(label)
+        self._log = _log.bind(model=label, pid=process.pid)
         self._watch = asyncio.create_task(self._follow())
 
     @property
@@ -170,35 +121,51 @@ class ChildProcess(EngineChild):
         except psutil.Error:
             return 0
 
-    def held(self) -> list[InFlightImage]:
+    def processing(self) -> list[InFlightImage]:
         return self._died_with if self.ended.is_set() else self._inflight.images()
 
     def kill(self) -> None:
         if not self.ended.is_set():
-            # With its group: what a library has started keeps the output open, and the end
-            # would not be noticed.
+            # The whole process group: a process that a library has started keeps the output
+            # open, and the engine's end would not be noticed.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _follow(self) -> None:
         assert self._process.stdout is not None
-        await self._output.copy(self._process.stdout)
+        await self._copy_output(self._process.stdout)
         code = await self._process.wait()
         self._died_with = self._inflight.images()
         self._inflight.close()
         self.end_reason = describe_exit(code)
-        self.last_words = self._output.last_line
         self.ended.set()
+
+    async def _copy_output(self, stream: asyncio.StreamReader) -> None:
+        """Logs each line, and remembers the last one, until the engine has ended."""
+        rest = b""
+        # In blocks: readline() fails at a line that is longer than its buffer.
+        while block := await stream.read(64 * 1024):
+            *lines, rest = (rest + block).split(b"\n")
+            rest = rest[-_LINE_BYTES:]
+            for line in lines:
+                self._log_line(line)
+        self._log_line(rest)
+
+    def _log_line(self, raw: bytes) -> None:
+        line = raw[-_LINE_BYTES:].decode(errors="replace").rstrip()
+        if line:
+            self.last_output = line
+            self._log.info("engine output", line=line)
 
 
 async def launch(
-    order: EngineOrder, config: ServingConfig, command: Sequence[str] = ENGINE_COMMAND
+    spec: EngineSpec, config: ServingConfig, command: Sequence[str] = ENGINE_COMMAND
 ) -> EngineChild:
     """Starts an engine's process.
 
     Args:
-        order: what it is started for.
-        config: its limits.
+        spec: the model, and how to run it.
+        config: limits.
         command: starts an engine; its settings are appended.
 
     Raises:
@@ -206,16 +173,16 @@ async def launch(
     """
     ours, theirs = socket.socketpair()
     settings = EngineSettings(
-        bundle=order.bundle,
+        bundle=spec.bundle,
         socket_fd=theirs.fileno(),
-        runtime=order.runtime,
+        runtime=spec.runtime,
         device=config.device,
         threads=config.engine_threads,
         decode_threads=config.decode_threads or os.cpu_count() or 1,
         max_batch=config.max_batch,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
-        low_priority=order.background,
+        low_priority=spec.low_priority,
         parent_pid=os.getpid(),
     )
     try:
@@ -231,8 +198,8 @@ async def launch(
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=(theirs.fileno(), inflight_fd),
-                    env={**HUGE_PAGES, **os.environ, **order.environment},
-                    # A Ctrl-C in a terminal is the daemon's to handle: it drains first.
+                    env={**HUGE_PAGES, **os.environ, **spec.environment},
+                    # A Ctrl-C in a terminal is for the daemon, which drains first.
                     start_new_session=True,
                 )
             finally:
@@ -240,4 +207,25 @@ async def launch(
     except BaseException:
         ours.close()
         raise
-    return ChildProcess(order.label, process, ours, inflight)
+    return ChildProcess(spec.label, process, ours, inflight)
+
+
+def describe_exit(code: int) -> str:
+    """A return code of ``asyncio.subprocess`` as text."""
+    if code == EXIT_OUT_OF_MEMORY:
+        return "out of memory"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def redact_paths(text: str) -> str:
+    """``text`` with ".../" in place of the folders of each absolute path.
+
+    The last output of an engine may be a library's line about its own files. Callers need not
+    learn how the machine is laid out; the log has the whole line.
+    """
+    return _FOLDERS.sub(".../", text)

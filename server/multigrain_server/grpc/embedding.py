@@ -1,4 +1,4 @@
-"""Embed, Classify and EmbedStream: messages in, the core's answers out."""
+"""EmbeddingService: Embed, Classify and EmbedStream."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import grpc
 from multigrain.errors import MultigrainError
 from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain_server.convert import embedding as convert
+from multigrain_server.engines.images import ImageRequest, new_caller
 from multigrain_server.grpc.interceptor import deadline_ns, log_request_id
-from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.service import ImageService
-from multigrain_server.serving.stream import AnswerStream
-from multigrain_server.serving.types import Answer, ImageRequest, new_caller
+from multigrain_server.serving.service import ImageResponse, ImageService
+from multigrain_server.serving.stream import RequestStream
 
 # ruff: noqa: N802 - the methods have the names of the contract
 
@@ -27,35 +26,40 @@ ClassifyContext = grpc.aio.ServicerContext[
 
 
 class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """Raises MultigrainError; the server's interceptor makes a status of it."""
+    """Raises MultigrainError; the server's interceptor makes a status of it.
 
-    def __init__(self, manager: ModelManager) -> None:
-        self._window = manager.config.stream_window
-        self._service = ImageService(manager)
+    Args:
+        service: computes the images.
+        stream_window: images of an EmbedStream that are in flight at a time.
+    """
+
+    def __init__(self, service: ImageService, stream_window: int) -> None:
+        self._service = service
+        self._window = stream_window
 
     async def Embed(
         self, request: embedding_pb2.EmbedRequest, context: EmbedContext
     ) -> embedding_pb2.EmbedResponse:
         log_request_id(request.request_id)
         received = time.monotonic_ns()
-        asked = convert.embed_request(
+        images = convert.embed_request(
             request, received_ns=received, deadline_ns=deadline_ns(context, received)
         )
-        return self._response(await self._service.answer(asked), asked, request.request_id)
+        return self._response(await self._service.infer(images), images, request.request_id)
 
     async def Classify(
         self, request: embedding_pb2.ClassifyRequest, context: ClassifyContext
     ) -> embedding_pb2.ClassifyResponse:
         log_request_id(request.request_id)
         received = time.monotonic_ns()
-        asked = convert.classify_request(
+        images = convert.classify_request(
             request, received_ns=received, deadline_ns=deadline_ns(context, received)
         )
-        answer = await self._service.answer(asked)
+        response = await self._service.infer(images)
         start = time.monotonic()
-        response = convert.classify_response(answer, request.request_id)
-        self._service.encoded(answer, time.monotonic() - start)
-        return response
+        message = convert.classify_response(response, request.request_id)
+        self._service.encoded(response, time.monotonic() - start)
+        return message
 
     async def EmbedStream(
         self,
@@ -63,8 +67,8 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         context: EmbedContext,
     ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
         deadline, caller = deadline_ns(context, time.monotonic_ns()), new_caller()
-        # Of the requests in the window: bounded as they are.
-        asked: deque[tuple[ImageRequest, str]] = deque()
+        # The requests in the window, so that their number is bounded.
+        in_flight: deque[tuple[ImageRequest, str]] = deque()
         newest_id = ""
 
         async def requests() -> AsyncIterator[ImageRequest]:
@@ -77,27 +81,26 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                     deadline_ns=deadline,
                     caller=caller,
                 )
-                asked.append((request, message.request_id))
+                in_flight.append((request, message.request_id))
                 yield request
 
-        stream = AnswerStream(self._service, self._window)
-        answers = stream.answers(requests())
+        replies = RequestStream(self._service, self._window).replies(requests())
         try:
-            async for answer in answers:
-                request, request_id = asked.popleft()
-                yield self._response(answer, request, request_id)
+            async for response in replies:
+                request, request_id = in_flight.popleft()
+                yield self._response(response, request, request_id)
         except MultigrainError:
-            # Answers come in order: the oldest request failed, or the newest was no request.
-            log_request_id(asked[0][1] if asked else newest_id)
+            # Replies come in order: the oldest request failed, or the newest one was malformed.
+            log_request_id(in_flight[0][1] if in_flight else newest_id)
             raise
         finally:
-            await answers.aclose()
+            await replies.aclose()
 
     def _response(
-        self, answer: Answer, asked: ImageRequest, request_id: str
+        self, response: ImageResponse, request: ImageRequest, request_id: str
     ) -> embedding_pb2.EmbedResponse:
-        assert asked.vector is not None
+        assert request.vector is not None
         start = time.monotonic()
-        response = convert.embed_response(answer, asked.vector, request_id)
-        self._service.encoded(answer, time.monotonic() - start)
-        return response
+        message = convert.embed_response(response, request.vector, request_id)
+        self._service.encoded(response, time.monotonic() - start)
+        return message

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC."""
+"""GRPCInferenceService: the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -25,23 +25,28 @@ from multigrain_server.convert.inference_response import (
     stream_error,
     stream_response,
 )
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.images import new_caller
 from multigrain_server.grpc.interceptor import deadline_ns, log_request_id
-from multigrain_server.models.catalog import ModelView
+from multigrain_server.models.catalog import ModelCatalog, ModelView
 from multigrain_server.models.loaded_model import LoadedModel, ModelState
 from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.reference import ModelReference, ModelVersion
-from multigrain_server.serving.service import ImageService
-from multigrain_server.serving.stream import AnswerStream
-from multigrain_server.serving.types import Answer, new_caller
+from multigrain_server.models.registry import ModelReference, ModelVersion
+from multigrain_server.serving.service import ImageResponse, ImageService
+from multigrain_server.serving.stream import RequestStream
 
 _NOT_LOADED = (ErrorKind.NOT_FOUND, ErrorKind.WRONG_STATE, ErrorKind.UNAVAILABLE)
 
 
 class InferenceModels:
-    """Finds models by the protocol's names."""
+    """Finds models by the protocol's names and versions.
 
-    def __init__(self, manager: ModelManager) -> None:
-        self._manager = manager
+    Args:
+        catalog: the models.
+    """
+
+    def __init__(self, catalog: ModelCatalog) -> None:
+        self._catalog = catalog
 
     def reference(self, name: str, version: str) -> str:
         """ "name", "name@version", or "" for the default model.
@@ -57,8 +62,8 @@ class InferenceModels:
         asked = ModelReference.parse(f"{known.name}@{version}", "model_version")
         if known.version not in (None, asked.version):
             raise MultigrainError.field("model_version", f"is {version}, but the name says {known}")
-        if self._manager.catalogue.is_alias(known.name):
-            target = self._manager.catalogue.find(known.name).version
+        if self._catalog.is_alias(known.name):
+            target = self._catalog.find(known.name).version
             if target.version != asked.version:
                 raise MultigrainError(
                     ErrorKind.NOT_FOUND, f"{known.name} is an alias of {target}, not of {asked}"
@@ -69,7 +74,7 @@ class InferenceModels:
     def ready(self, name: str, version: str) -> bool:
         """Whether it answers; False as well for one that does not exist."""
         try:
-            return self._manager.route(self.reference(name, version)).state is ModelState.READY
+            return self._catalog.route(self.reference(name, version)).state is ModelState.READY
         except MultigrainError as error:
             if error.kind in _NOT_LOADED:
                 return False
@@ -82,17 +87,16 @@ class InferenceModels:
             MultigrainError: INVALID_FIELD, NOT_FOUND.
         """
         text = self.reference(name, version)
-        catalogue = self._manager.catalogue
         try:
-            return catalogue.view(self._manager.route(text).entry)
+            return self._catalog.describe(self._catalog.route(text).entry)
         except MultigrainError as error:
             if not text or error.kind not in _NOT_LOADED:
                 raise
-            return catalogue.view(catalogue.find(text))
+            return self._catalog.view(text)
 
     def views(self) -> list[ModelView]:
         """Every version on disk."""
-        return self._manager.catalogue.views()
+        return self._catalog.views()
 
     def versions(self, name: str) -> list[int]:
         """Of a model, on disk."""
@@ -107,32 +111,23 @@ class InferenceModels:
             MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE if none of these is loaded.
         """
         text = self.reference(name, version)
-        loaded = self._manager.catalogue.loaded
+        loaded = self._catalog.loaded
         if not text:
             return dict(loaded)
         found = {key: model for key, model in loaded.items() if key.name == text}
         if found:
             return found
-        model = self._manager.route(text)
+        model = self._catalog.route(text)
         return {model.entry.version: model}
 
-    async def unload(self, name: str) -> None:
-        """Unloads a version, or every loaded one of a name; harmless if none is loaded.
-
-        Raises:
-            MultigrainError: INVALID_FIELD, NOT_FOUND; WRONG_STATE while an alias points at it.
-        """
-        versions = [key for key in self._manager.catalogue.loaded if key.name == name]
-        for model in [str(key) for key in versions] or [name]:
-            await self._manager.unload(model)
-
-
-# MERGED: ModelStreamInfer's requests, each of which may fail by itself.
+    def versions_to_unload(self, name: str) -> list[str]:
+        """Every loaded version of a name, as "name@version"; or else ``name`` itself."""
+        return [str(key) for key in self._catalog.loaded if key.name == name] or [name]
 
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """A message, and what it asks or what is wrong with it."""
+    """A message of a stream, and its request or why it is not valid."""
 
     message: service_pb2.ModelInferRequest
     asked: InferRequest | None = None
@@ -145,40 +140,38 @@ class StreamRequest:
 
 @dataclass(frozen=True)
 class StreamReply:
-    """The same with its answer, or with what went wrong."""
+    """A message of a stream with its response, or with the error."""
 
     message: service_pb2.ModelInferRequest
     asked: InferRequest | None = None
-    answer: Answer | None = None
+    response: ImageResponse | None = None
     error: MultigrainError | None = None
 
 
-class StreamCore:
-    """The serving core for a stream that goes on after a failure."""
+class StreamService:
+    """An image service for a stream that continues after a failed request."""
 
     def __init__(self, service: ImageService) -> None:
         self._service = service
         self._caller = new_caller()
 
-    async def answer(self, request: StreamRequest, /) -> StreamReply:
+    async def infer(self, request: StreamRequest, /) -> StreamReply:
         message = request.message
         if request.asked is None:
             return StreamReply(message, error=request.error)
         try:
-            answer = await self._service.answer(replace(request.asked.request, caller=self._caller))
+            response = await self._service.infer(
+                replace(request.asked.request, caller=self._caller)
+            )
         except MultigrainError as error:
             return StreamReply(message, error=error)
-        return StreamReply(message, request.asked, answer)
+        return StreamReply(message, request.asked, response)
 
 
-# MERGED: Calls of the Open Inference Protocol that this server does not offer, refused with a
-# reason.
+_SHARED = "shared memory is not offered: send and receive tensors in the messages"
+_ELSEWHERE = "is set in the server's configuration, not by clients"
 
-
-_SHARED = "shared memory is not offered: send and take tensors in the messages"
-_ELSEWHERE = "is a matter of the server's configuration, not of its clients"
-
-#: By the name of the call, why.
+#: Why a call is not offered, by its name.
 UNOFFERED = {
     **{
         f"{kind}SharedMemory{verb}": _SHARED
@@ -192,7 +185,10 @@ _SERVICE = "/inference.GRPCInferenceService/"
 
 
 class UnofferedCalls(grpc.GenericRpcHandler):
-    """Knows their names alone; any other is unknown to the server, and gRPC says so."""
+    """Refuses calls of the protocol that this server does not offer, with a reason.
+
+    It knows their names only; gRPC itself refuses any other.
+    """
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -208,9 +204,6 @@ class UnofferedCalls(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-# MERGED: The Open Inference Protocol: messages in, the core's answers out.
-
-
 # ruff: noqa: N802 - the methods have the names of the protocol
 
 
@@ -224,7 +217,7 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-# A client's wish for a stream that ends with a status at the first error.
+# With this header a stream ends with a status at the first error.
 _STATUS_HEADER = "triton_grpc_error"
 
 
@@ -232,15 +225,25 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Raises MultigrainError; the server's interceptor makes a status of it.
 
     Args:
-        manager: the models.
+        manager: loads and unloads models.
+        service: computes images.
+        config: limits of serving.
         accepting: whether the daemon takes requests.
     """
 
-    def __init__(self, manager: ModelManager, accepting: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        manager: ModelManager,
+        service: ImageService,
+        config: ServingConfig,
+        accepting: Callable[[], bool],
+    ) -> None:
         self._manager = manager
+        self._service = service
+        self._config = config
         self._accepting = accepting
-        self._models = InferenceModels(manager)
-        self._service = ImageService(manager)
+        self._catalog = manager.catalog
+        self._models = InferenceModels(manager.catalog)
 
     async def ServerLive(
         self, request: service_pb2.ServerLiveRequest, context: Context
@@ -251,7 +254,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: service_pb2.ServerReadyRequest, context: Context
     ) -> service_pb2.ServerReadyResponse:
         # With no model it is ready for RepositoryModelLoad.
-        able = self._manager.catalogue.default_state() in (None, ModelState.READY)
+        able = self._catalog.default_state() in (None, ModelState.READY)
         return service_pb2.ServerReadyResponse(ready=self._accepting() and able)
 
     async def ModelReady(
@@ -279,10 +282,10 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         view = self._models.view(request.name, request.version)
         loaded = [
             version.version
-            for version in self._manager.catalogue.loaded
+            for version in self._catalog.loaded
             if version.name == view.entry.version.name
         ]
-        return config_message(view, loaded, self._manager.config)
+        return config_message(view, loaded, self._config)
 
     async def ModelStatistics(
         self, request: model_pb2.ModelStatisticsRequest, context: Context
@@ -299,7 +302,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> service_pb2.ModelInferResponse:
         log_request_id(request.id)
         asked = self._asked(request, context)
-        return self._response(await self._service.answer(asked.request), asked)
+        return self._response(await self._service.infer(asked.request), asked)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[service_pb2.ModelInferRequest], context: Context
@@ -313,8 +316,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 except MultigrainError as error:
                     yield StreamRequest(message, error=error)
 
-        stream = AnswerStream(StreamCore(self._service), self._manager.config.stream_window)
-        replies = stream.answers(requests())
+        stream = RequestStream(StreamService(self._service), self._config.stream_window)
+        replies = stream.replies(requests())
         try:
             async for reply in replies:
                 try:
@@ -345,7 +348,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> model_pb2.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         check_unload(request.parameters)
-        await self._models.unload(request.model_name)
+        for model in self._models.versions_to_unload(request.model_name):
+            await self._manager.unload(model)
         return model_pb2.RepositoryModelUnloadResponse()
 
     def _asked(self, message: service_pb2.ModelInferRequest, context: Context) -> InferRequest:
@@ -353,7 +357,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return infer_request(
             message,
             self._models.reference(message.model_name, message.model_version),
-            max_images=self._manager.config.max_images_per_request,
+            max_images=self._config.max_images_per_request,
             received_ns=now,
             deadline_ns=deadline_ns(context, now),
         )
@@ -362,14 +366,16 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         if reply.error is not None:
             raise reply.error
         assert reply.asked is not None
-        assert reply.answer is not None
-        return self._response(reply.answer, reply.asked)
+        assert reply.response is not None
+        return self._response(reply.response, reply.asked)
 
-    def _response(self, answer: Answer, asked: InferRequest) -> service_pb2.ModelInferResponse:
+    def _response(
+        self, response: ImageResponse, asked: InferRequest
+    ) -> service_pb2.ModelInferResponse:
         start = time.monotonic()
-        response = infer_response(answer, asked)
-        self._service.encoded(answer, time.monotonic() - start)
-        return response
+        message = infer_response(response, asked)
+        self._service.encoded(response, time.monotonic() - start)
+        return message
 
 
 def _check_repository(name: str) -> None:

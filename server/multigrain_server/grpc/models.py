@@ -1,4 +1,4 @@
-"""The registry of models over gRPC."""
+"""ModelService: lists, loads, imports and deletes models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import grpc
 from multigrain.errors import MultigrainError
 from multigrain.v1 import model_pb2, model_pb2_grpc
 from multigrain_server.convert import models as convert
-from multigrain_server.models.archive import BundleImport, export_bundle
+from multigrain_server.models.archive import BundleImport
 from multigrain_server.models.manager import ModelManager
 
 # ruff: noqa: N802 - the methods have the names of the contract
@@ -31,7 +31,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Context
     ) -> model_pb2.ListModelsResponse:
-        page = self._manager.catalogue.page(
+        page = self._manager.catalog.page(
             request.name,
             loaded_only=request.loaded_only,
             size=request.page_size,
@@ -42,7 +42,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def GetModel(
         self, request: model_pb2.GetModelRequest, context: Context
     ) -> model_pb2.Model:
-        return convert.model_message(self._manager.view(request.model))
+        return convert.model_message(self._manager.catalog.view(request.model))
 
     async def LoadModel(
         self, request: model_pb2.LoadModelRequest, context: Context
@@ -80,11 +80,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 match message.WhichOneof("part"):
                     case "start" if incoming is None:
                         start = message.start
-                        incoming = BundleImport(
-                            self._manager,
-                            name=start.name,
-                            version=start.version,
-                            sha256=start.sha256,
+                        incoming = self._manager.import_bundle(
+                            start.name, start.version, start.sha256
                         )
                     case "chunk" if incoming is not None:
                         await incoming.write(message.chunk)
@@ -104,7 +101,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def DownloadModel(
         self, request: model_pb2.DownloadModelRequest, context: DownloadContext
     ) -> AsyncIterator[model_pb2.DownloadModelResponse]:
-        async with export_bundle(self._manager, request.model) as archive:
+        async with self._manager.export_bundle(request.model) as archive:
             first = True
             async for chunk in archive.chunks():
                 yield model_pb2.DownloadModelResponse(

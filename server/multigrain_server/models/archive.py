@@ -1,16 +1,17 @@
-"""Bundles that come and go as tar archives."""
+"""Import and export of bundles as tar archives."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import structlog
 
 from multigrain.bundle.folder import read, unpack_tar, write_manifest, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
@@ -18,12 +19,16 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import sync_file
 from multigrain_server.asyncio_utils import to_the_end
 from multigrain_server.models.catalog import ModelView
-from multigrain_server.models.manager import ModelManager
-from multigrain_server.models.reference import ModelVersion, check_name
-from multigrain_server.models.registry import BundleEntry, verify
+from multigrain_server.models.registry import (
+    BundleEntry,
+    BundleRegistry,
+    ModelVersion,
+    check_name,
+    verify,
+)
 from multigrain_server.storage_errors import stored
 
-_LOG = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 _CHUNK = 1024 * 1024
 _MAX_CHUNK = 2 * 1024 * 1024
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
@@ -37,7 +42,10 @@ class BundleImport:
     """Receives one archive; nothing of it is visible before :meth:`finish` has checked it all.
 
     Args:
-        manager: owner of the bundles.
+        bundles: where the bundle is added.
+        is_alias: whether a name is an alias.
+        on_added: called with the new bundle; returns its view.
+        max_bytes: of an archive.
         name: "" = the name in the bundle.
         version: 0 = the next free one.
         sha256: of the archive, in hexadecimal; "" = not checked.
@@ -46,35 +54,47 @@ class BundleImport:
         MultigrainError: INVALID_FIELD.
     """
 
-    def __init__(self, manager: ModelManager, *, name: str, version: int, sha256: str) -> None:
+    def __init__(
+        self,
+        bundles: BundleRegistry,
+        is_alias: Callable[[str], bool],
+        on_added: Callable[[BundleEntry], ModelView],
+        *,
+        max_bytes: int,
+        name: str,
+        version: int,
+        sha256: str,
+    ) -> None:
         if name:
             check_name(name, "start.name")
         if version > _MAX_VERSION:
             raise MultigrainError.field("start.version", f"{version} is too large")
         if sha256 and not _SHA256.match(sha256):
             raise MultigrainError.field("start.sha256", "must be 64 hexadecimal digits")
-        self._manager = manager
+        self._bundles = bundles
+        self._is_alias = is_alias
+        self._on_added = on_added
+        self._max_bytes = max_bytes
         self._name = name
         self._version = version
         self._expected = sha256.lower()
         self._digest = hashlib.sha256()
         self._received = 0
         with stored(*_ARCHIVE):
-            self._work = manager.bundles.work_folder()
+            self._work = bundles.work_folder()
             self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
 
     async def write(self, chunk: bytes) -> None:
-        """Takes the next part. Raises INVALID_FIELD for one, or a whole, that is too large."""
+        """Adds a chunk. Raises INVALID_FIELD if the chunk or the archive is too large."""
         if len(chunk) > _MAX_CHUNK:
             raise MultigrainError.field(
                 "chunk", f"has {len(chunk)} bytes, at most {_MAX_CHUNK} are accepted"
             )
         self._received += len(chunk)
-        limit = self._manager.config.max_bundle_bytes
-        if self._received > limit:
+        if self._received > self._max_bytes:
             raise MultigrainError.field(
                 "chunk",
-                f"the archive is larger than {limit} bytes (serving.max_bundle_bytes)",
+                f"the archive is larger than {self._max_bytes} bytes (serving.max_bundle_bytes)",
             )
         await to_the_end(self._append, chunk)
 
@@ -93,21 +113,20 @@ class BundleImport:
         folder = self._work / "bundle"
         manifest = await to_the_end(self._unpack, folder)
         name = self._name or manifest.name
-        if self._manager.catalogue.is_alias(name):
+        if self._is_alias(name):
             raise MultigrainError.field(
                 "start.name",
-                f"{name} is an alias, behind which the model could not be seen: give another name, "
+                f"{name} is an alias, which would hide the model: give another name, "
                 "or remove the alias first",
             )
-        # From here to the rename nothing waits, so that two imports cannot take one version.
-        version = ModelVersion(name, self._version or self._manager.bundles.next_version(name))
+        # Nothing awaits from here to the rename, so that two imports cannot take one version.
+        version = ModelVersion(name, self._version or self._bundles.next_version(name))
         renamed = manifest.model_copy(update={"name": name, "version": version.version})
         with stored(*_ARCHIVE):
             write_manifest(folder, renamed)
-            self._manager.bundles.add(folder, version)
-        self._manager.rescan()
-        _LOG.info("imported %s, %d bytes", version, self._received)
-        return self._manager.view(str(version))
+            entry = self._bundles.add(folder, version)
+        _log.info("bundle imported", model=str(version), bytes=self._received)
+        return self._on_added(entry)
 
     async def close(self) -> None:
         """Removes what is left; after :meth:`finish` or without it."""
@@ -124,7 +143,7 @@ class BundleImport:
         with stored(*_ARCHIVE):
             self._file.flush()
             self._file.seek(0)
-        unpack_tar(self._file, folder, max_bytes=self._manager.config.max_bundle_bytes)
+        unpack_tar(self._file, folder, max_bytes=self._max_bytes)
         try:
             manifest = read(folder, verify=True)
         except MultigrainError as error:
@@ -133,7 +152,7 @@ class BundleImport:
             raise MultigrainError.field("chunk", error.message) from error
         for path in folder.iterdir():
             if path.name != MANIFEST_NAME and path.name not in manifest.files:
-                path.unlink()  # what nobody can check is not kept
+                path.unlink()  # a file without a checksum cannot be verified
             else:
                 sync_file(path)
         return manifest
@@ -141,7 +160,7 @@ class BundleImport:
 
 @dataclass(frozen=True)
 class BundleArchive:
-    """An archive that is ready to be sent; ``size`` in bytes."""
+    """An archive that is ready to be sent; ``size`` is in bytes."""
 
     path: Path
     size: int
@@ -155,15 +174,16 @@ class BundleArchive:
 
 
 @asynccontextmanager
-async def export_bundle(manager: ModelManager, model: str) -> AsyncIterator[BundleArchive]:
-    """Packs a bundle aside, so that its size and SHA-256 are known; removed at the end.
+async def export_bundle(
+    bundles: BundleRegistry, entry: BundleEntry
+) -> AsyncIterator[BundleArchive]:
+    """Packs a bundle into a temporary file, so that its size and SHA-256 are known.
 
     Raises:
-        MultigrainError: NOT_FOUND, CHECKPOINT (the bundle on disk is damaged).
+        MultigrainError: CHECKPOINT (the bundle on disk is damaged), STORAGE.
     """
-    entry = manager.view(model).entry
     with stored(*_ARCHIVE):
-        work = manager.bundles.work_folder()
+        work = bundles.work_folder()
     try:
         yield await to_the_end(_pack, entry, work / "archive.tar")
     finally:

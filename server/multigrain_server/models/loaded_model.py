@@ -1,4 +1,4 @@
-"""A model in service: its engine now, and the next one when that dies."""
+"""A loaded model: its state and its engine, which is replaced when it dies or is switched."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from enum import Enum
 from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.devices import EngineDevices
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess
-from multigrain_server.engines.launch import EngineOrder, Launch
-from multigrain_server.engines.quarantine import RefusedImages
-from multigrain_server.engines.restart import Backoff, EngineKeeper, KeptModel
+from multigrain_server.engines.images import Quarantine
+from multigrain_server.engines.launch import EngineSpec, Launch
+from multigrain_server.engines.supervisor import Backoff, EngineSupervisor, SupervisedModel
+from multigrain_server.models.metrics import ModelInfo, ModelStatistics, ServingMetrics
 from multigrain_server.models.registry import BundleEntry
-from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.metrics import ModelInfo, ModelStatistics, ServingMetrics
 
 
 class ModelState(Enum):
@@ -30,15 +30,25 @@ class ModelState(Enum):
     FAILED = "failed"
 
 
-class LoadedModel(KeptModel):
+class LoadedModel(SupervisedModel):
     """Keeps an engine running for one bundle.
 
     Args:
         entry: the bundle, verified by the caller.
-        runtime: "auto", "mindspore" or "onnxruntime".
+        runtime: one of ``multigrain.engine.settings.RUNTIMES``.
+        config: limits of serving.
+        metrics: where results and engines are counted.
         launch: starts the process of an engine.
-        devices: where it finds one to compute on.
+        devices: leases the device that the engine computes on.
         on_change: called after each change of state.
+
+    Attributes:
+        state: whether it answers.
+        message: why it does not; "" if it does.
+        load_seconds: how long the newest engine took to load.
+        restarts: engines that ended by themselves.
+        statistics: of its requests, since it was loaded.
+        last_used: when it was last routed to, on the clock of ``time.monotonic``.
     """
 
     def __init__(
@@ -58,18 +68,17 @@ class LoadedModel(KeptModel):
         self.load_seconds = 0.0
         self.restarts = 0
         self.statistics = ModelStatistics()
-        #: When it was last routed to, on the clock of ``time.monotonic``.
         self.last_used = time.monotonic()
         self._config = config
         self._metrics = metrics
         self._launch = launch
         self._devices = devices
         self._on_change = on_change
-        self._refused = RefusedImages()
+        self._quarantine = Quarantine()
         self._backoff = Backoff(config.restart_backoff_seconds, config.restart_backoff_max_seconds)
         self._engine: EngineProcess | None = None
-        self._keeper: EngineKeeper | None = None
-        self._replaced: dict[asyncio.Task[None], EngineProcess] = {}
+        self._supervisor: EngineSupervisor | None = None
+        self._draining: dict[asyncio.Task[None], EngineProcess] = {}
 
     @property
     def engine(self) -> EngineProcess:
@@ -86,7 +95,7 @@ class LoadedModel(KeptModel):
 
     @property
     def runtime_description(self) -> str:
-        """What runs it and how that was chosen, or "" while nothing does."""
+        """The runtime of its engine and why it was chosen; "" while there is no engine."""
         ready = self._engine.ready if self._engine is not None else None
         return f"{ready.runtime} ({ready.reason})" if ready is not None else ""
 
@@ -96,21 +105,21 @@ class LoadedModel(KeptModel):
         return engine.resident_bytes() if engine is not None else 0
 
     async def load(self) -> None:
-        """Starts the first engine. Raises MultigrainError and is of no use then."""
+        """Starts the first engine. Raises MultigrainError; it cannot be loaded again then."""
         started = time.monotonic()
         self._set(ModelState.LOADING, "")
         self._engine = await self._start(self.runtime)
         self.load_seconds = time.monotonic() - started
         self._metrics.model_load_seconds.observe(self.load_seconds)
         self._set(ModelState.READY, "")
-        self._keep(self._engine)
+        self._supervise(self._engine)
 
     def fail(self, message: str) -> None:
-        """Notes why it could not be loaded."""
+        """Sets why it could not be loaded."""
         self._set(ModelState.FAILED, message)
 
     async def switch_runtime(self, runtime: str) -> None:
-        """Moves to a new engine without a gap; on failure the old one stays.
+        """Switches to a new engine without a gap; on failure the old one stays.
 
         Raises:
             MultigrainError: why the new engine could not be loaded.
@@ -118,35 +127,35 @@ class LoadedModel(KeptModel):
         started = time.monotonic()
         engine = await self._start(runtime)
         self.load_seconds = time.monotonic() - started
-        await self._end_keeper()
+        await self._end_supervisor()
         old, self._engine = self._engine, engine
         self.runtime = runtime
         self._set(ModelState.READY, "")
-        self._keep(engine)
+        self._supervise(engine)
         if old is not None:
-            # By itself: the caller may go away, the old engine must end all the same.
+            # In a task: the caller may be canceled, and the old engine must end anyway.
             task = asyncio.create_task(_end(old, self._config.drain_seconds))
-            self._replaced[task] = old
-            task.add_done_callback(self._replaced.pop)
+            self._draining[task] = old
+            task.add_done_callback(self._draining.pop)
 
     async def end(self, drain_seconds: float) -> None:
-        """Takes no more images, lets those in work finish, ends the engine.
+        """Drains: takes no more images, lets those in flight finish, ends the engine.
 
         May be called again with less time, while it waits.
         """
         self._set(ModelState.DRAINING, "")
-        await self._end_keeper()
-        engines = [engine for engine in (self._engine, *self._replaced.values()) if engine]
+        await self._end_supervisor()
+        engines = [engine for engine in (self._engine, *self._draining.values()) if engine]
         await asyncio.gather(*(_end(engine, drain_seconds) for engine in engines))
         self._engine = None
         self._devices.give_back(str(self.entry.version))
         self._set(ModelState.UNLOADED, "")
 
-    # KeptModel
+    # SupervisedModel
 
     async def start_engine(self) -> EngineProcess:
-        # Its requests wait for it: not behind what other models are asked.
-        return await self._start(self.runtime, background=False)
+        # At normal priority: requests wait for it.
+        return await self._start(self.runtime, low_priority=False)
 
     def engine_ended(self, reason: str) -> None:
         self.restarts += 1
@@ -160,34 +169,34 @@ class LoadedModel(KeptModel):
         self._engine = engine
         self._set(ModelState.READY, "")
 
-    async def _start(self, runtime: str, *, background: bool = True) -> EngineProcess:
+    async def _start(self, runtime: str, *, low_priority: bool = True) -> EngineProcess:
         label = str(self.entry.version)
         environment = self._devices.take(label)
-        order = EngineOrder(label, self.entry.path, runtime, background, environment)
+        spec = EngineSpec(label, self.entry.path, runtime, low_priority, environment)
         try:
             return await EngineProcess.start(
-                order, self._config, self._observe, self._launch, self._refused
+                spec, self._config, self._observe, self._launch, self._quarantine
             )
         except BaseException:
-            # Without a first engine there is no model that could need a device again.
+            # A model whose first engine cannot be started needs no device.
             if self._engine is None:
                 self._devices.give_back(label)
             raise
 
-    def _keep(self, engine: EngineProcess) -> None:
-        self._keeper = EngineKeeper(
+    def _supervise(self, engine: EngineProcess) -> None:
+        self._supervisor = EngineSupervisor(
             str(self.entry.version),
             self,
             engine,
             self._backoff,
             self._config.restart_backoff_max_seconds,
-            self._refused,
+            self._quarantine,
         )
 
-    async def _end_keeper(self) -> None:
-        if self._keeper is not None:
-            await self._keeper.close()
-            self._keeper = None
+    async def _end_supervisor(self) -> None:
+        if self._supervisor is not None:
+            await self._supervisor.close()
+            self._supervisor = None
 
     def _set(self, state: ModelState, message: str) -> None:
         self.state = state
@@ -227,7 +236,7 @@ _REASONS = {
 
 
 async def _end(engine: EngineProcess, drain_seconds: float) -> None:
-    """Waits for the images in work, but not for ever, and ends the process."""
+    """Waits for the images in flight for a limited time, then ends the process."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(drain_seconds):
             await engine.wait_idle()

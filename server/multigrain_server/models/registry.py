@@ -1,30 +1,86 @@
-"""The bundles on disk: ``<models_dir>/<name>/<version>/model.json``."""
+"""Names of models, and the bundles on disk: ``<models_dir>/<name>/<version>/model.json``."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from pydantic import ValidationError
 
 from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.specs.export import NAME_PATTERN
 from multigrain.storage import remedy, sync_folder
-from multigrain_server.models.reference import ModelReference, ModelVersion
+from multigrain_server.storage_errors import Stamp, stamp
 
-_LOG = logging.getLogger(__name__)
-# Work folders beside the models; the dot keeps them from being taken for a model.
-_ASIDE = ".aside"
+_log = structlog.get_logger(__name__)
+
+# Work folders beside the models; the dot keeps them from being read as a model.
+_WORK = ".aside"
+_NAME = re.compile(NAME_PATTERN)
+_MAX_VERSION = 2**63 - 1
+_MAX_DIGITS = len(str(_MAX_VERSION))
 
 
-# When content and rights of a file changed, in ns, and its bytes.
-_Stamp = tuple[int, int, int]
+@dataclass(frozen=True, order=True)
+class ModelVersion:
+    """One version of one model."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model as a request names it: ``name`` may be an alias; ``version`` None = not stated."""
+
+    name: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+    @classmethod
+    def parse(cls, text: str, field: str = "model") -> ModelReference:
+        """Reads "name" or "name@version".
+
+        Raises:
+            MultigrainError: INVALID_FIELD naming ``field``.
+        """
+        name, at, version = text.partition("@")
+        # Not match(): its "$" lets a line break pass at the end.
+        if not _NAME.fullmatch(name):
+            raise MultigrainError.field(
+                field,
+                f"{text[:80]!r} is not a model name: use 1 to 64 letters, digits, dots, dashes "
+                'or underscores, optionally followed by "@" and a version',
+            )
+        if not at:
+            return cls(name)
+        digits = version.isascii() and version.isdigit() and len(version) <= _MAX_DIGITS
+        if not (digits and 1 <= int(version) <= _MAX_VERSION):
+            raise MultigrainError.field(
+                field, f'{text[:80]!r}: what follows "@" must be a version, a whole number from 1'
+            )
+        return cls(name, int(version))
+
+
+def check_name(text: str, field: str) -> str:
+    """A name without a version. Raises MultigrainError INVALID_FIELD."""
+    reference = ModelReference.parse(text, field)
+    if reference.version is not None:
+        raise MultigrainError.field(field, f'{text[:80]!r}: must not contain "@"')
+    return text
 
 
 @dataclass(frozen=True)
@@ -38,22 +94,25 @@ class BundleEntry:
 
 @dataclass(frozen=True)
 class _Cached:
-    stamp: _Stamp
+    stamp: Stamp | None
     entry: BundleEntry
 
 
 class BundleRegistry:
-    """Reads the folder anew whenever it is asked: a bundle appears when its folder does.
+    """Reads the folder with each call: a bundle appears when its folder does.
 
-    Manifests are kept as long as their file does not change. One that cannot be read is
-    logged once and left out.
+    Manifests are cached until their file changes. One that cannot be read is logged once and
+    left out.
+
+    Args:
+        models_dir: the folder; created if it does not exist.
     """
 
     def __init__(self, models_dir: Path) -> None:
         self._root = models_dir
         self._root.mkdir(parents=True, exist_ok=True)
         self._cache: dict[Path, _Cached] = {}
-        self._refused: dict[Path, _Stamp] = {}
+        self._unusable: dict[Path, Stamp | None] = {}
 
     def entries(self) -> dict[ModelVersion, BundleEntry]:
         """All bundles, by name and version."""
@@ -82,7 +141,7 @@ class BundleRegistry:
         """One more than the largest number in use, readable or not."""
         folder = self._root / name
         numbers = (
-            [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if (folder.is_dir()) else []
+            [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
         )
         return max(numbers, default=0) + 1
 
@@ -91,13 +150,13 @@ class BundleRegistry:
 
     def work_folder(self) -> Path:
         """A new folder on the same file system, for what is not a bundle yet."""
-        aside = self._root / _ASIDE
-        aside.mkdir(exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=aside))
+        work = self._root / _WORK
+        work.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=work))
 
     def clean(self) -> None:
-        """Removes what an earlier process left half-done."""
-        shutil.rmtree(self._root / _ASIDE, ignore_errors=True)
+        """Removes work folders that an earlier process left behind."""
+        shutil.rmtree(self._root / _WORK, ignore_errors=True)
 
     def add(self, folder: Path, version: ModelVersion) -> BundleEntry:
         """Moves a finished bundle folder, whose files are on the disk, durably into place.
@@ -122,59 +181,58 @@ class BundleRegistry:
         return self.find(ModelReference(version.name, version.version))
 
     def remove(self, version: ModelVersion) -> None:
-        """Deletes a bundle: gone at once and for good, its files a moment later."""
+        """Deletes a bundle: it disappears at once and durably, its files a moment later."""
         folder = self.folder(version)
-        aside = self.work_folder()
-        os.rename(folder, aside / "bundle")
+        work = self.work_folder()
+        os.rename(folder, work / "bundle")
         sync_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         with contextlib.suppress(OSError):  # other versions remain
             folder.parent.rmdir()
 
     def _folders(self, parent: Path) -> list[Path]:
-        """Below ``parent``; none, and a word in the log, where they cannot be listed."""
+        """Folders and files in ``parent``; none, and a log line, if they cannot be listed."""
         try:
             found = [path for path in parent.iterdir() if not path.name.startswith(".")]
         except NotADirectoryError:
             return []
         except OSError as error:
-            self._refuse(parent, (0, 0, 0), "cannot be listed", error)
+            self._report(parent, None, "models folder cannot be listed", error)
             return []
-        self._refused.pop(parent, None)
+        self._unusable.pop(parent, None)
         return sorted(found)
 
     def _read(self, path: Path) -> BundleEntry | None:
-        stamp = (0, 0, 0)
+        now = stamp(path)
+        cached = self._cache.get(path)
+        if now is not None and cached is not None and cached.stamp == now:
+            return cached.entry
+        if now is not None and self._unusable.get(path) == now:
+            return None
         try:
-            stat = path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
-            cached = self._cache.get(path)
-            if cached is not None and cached.stamp == stamp:
-                return cached.entry
-            if self._refused.get(path) == stamp:
-                return None
             manifest = BundleManifest.model_validate_json(path.read_bytes())
             version = ModelVersion(manifest.name, manifest.version)
             if path.parent != self.folder(version):
                 raise ValueError(f"it says {version}")
         except (FileNotFoundError, NotADirectoryError):
-            self._refused.pop(path, None)
+            self._unusable.pop(path, None)
             return None
         except (OSError, ValueError, ValidationError) as error:
-            self._refuse(path, stamp, "is not a usable bundle manifest", error)
+            self._report(path, now, "bundle manifest is not usable", error)
             return None
         entry = BundleEntry(version, path.parent, manifest)
-        self._cache[path] = _Cached(stamp, entry)
-        self._refused.pop(path, None)
+        self._cache[path] = _Cached(now, entry)
+        self._unusable.pop(path, None)
         return entry
 
-    def _refuse(self, path: Path, stamp: _Stamp, what: str, error: Exception) -> None:
-        if self._refused.get(path) != stamp:  # once, not with every look
+    def _report(self, path: Path, now: Stamp | None, event: str, error: Exception) -> None:
+        """Logs that a file or folder is not usable: once, not with every call."""
+        if path not in self._unusable or self._unusable[path] != now:
             reason = str(error)
             if isinstance(error, OSError):
                 reason = f"{error.strerror}; {remedy(error, 'read it', 'check the disk')}"
-            _LOG.warning("%s %s: %s", path.relative_to(self._root), what, reason)
-        self._refused[path] = stamp
+            _log.warning(event, path=str(path.relative_to(self._root)), reason=reason)
+        self._unusable[path] = now
 
     def _unknown(
         self, reference: ModelReference, entries: dict[ModelVersion, BundleEntry]
@@ -182,18 +240,18 @@ class BundleRegistry:
         versions = [str(key.version) for key in entries if key.name == reference.name]
         if versions:
             hint = f"it has version {', '.join(versions)}"
-        elif any(path.is_relative_to(self._root / reference.name) for path in self._refused):
+        elif any(path.is_relative_to(self._root / reference.name) for path in self._unusable):
             hint = "the server has its folder but cannot use what is in it: see the server's log"
         elif entries:
             names = sorted({key.name for key in entries})
             hint = f"there is {', '.join(names[:10])}"
         else:
-            hint = "there is none yet: export or import one first"
+            hint = "there are no models yet: export or import one first"
         return MultigrainError(ErrorKind.NOT_FOUND, f"no model {reference}; {hint}")
 
 
 def verify(entry: BundleEntry) -> None:
-    """Reads every file of the bundle and compares size and SHA-256 (seconds per gigabyte).
+    """Reads every file of the bundle and compares size and SHA-256 (takes seconds per gigabyte).
 
     Raises:
         MultigrainError: CHECKPOINT naming the version and the file.

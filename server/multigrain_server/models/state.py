@@ -1,10 +1,11 @@
-"""What a restarted daemon must know of its models: loaded ones, aliases, the default."""
+"""``serving.json``: loaded models, aliases and the default model, for the next start."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
 from pydantic import Field, ValidationError, field_validator
 
 from multigrain.engine.settings import RUNTIMES
@@ -12,14 +13,14 @@ from multigrain.errors import MultigrainError
 from multigrain.specs.base import Spec
 from multigrain.storage import remedy, replace_file
 from multigrain_server.data_dir import DataDirError
-from multigrain_server.models.reference import ModelReference, ModelVersion
+from multigrain_server.models.registry import ModelReference, ModelVersion
 from multigrain_server.storage_errors import stored
 
-_LOG = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class LoadedRow(Spec):
-    """A model that answered when it was last heard of; ``runtime`` is what was asked for."""
+    """A loaded model; ``runtime`` is the one that was requested."""
 
     version: ModelVersion
     runtime: str
@@ -37,7 +38,7 @@ class LoadedRow(Spec):
         return runtime
 
 
-class _Serving(Spec):
+class _Content(Spec):
     """Content of the file. ``loaded`` is in the order of loading; ``default`` is a reference."""
 
     loaded: tuple[LoadedRow, ...] = ()
@@ -60,14 +61,14 @@ class _Serving(Spec):
         return default
 
 
-class ModelStore:
+class ServingState:
     """``<data-dir>/serving.json``, written as a whole with each change.
 
-    What changes something raises MultigrainError STORAGE if it cannot be written, and has then
-    changed nothing.
+    A method that changes something raises MultigrainError STORAGE if the file cannot be written;
+    nothing has changed then.
 
     Args:
-        path: the file. One that is damaged is put aside, and nothing is loaded.
+        path: the file. A damaged one is moved aside, and nothing is loaded.
 
     Raises:
         DataDirError: if this process may not read it.
@@ -92,21 +93,23 @@ class ModelStore:
     def remove_loaded(self, version: ModelVersion) -> None:
         self._change(loaded=tuple(row for row in self._state.loaded if row.version != version))
 
-    def aliases(self) -> dict[str, ModelVersion]:
-        return dict(self._state.aliases)
+    @property
+    def aliases(self) -> Mapping[str, ModelVersion]:
+        return self._state.aliases
 
     def set_alias(self, alias: str, version: ModelVersion) -> None:
         self._change(aliases={**self._state.aliases, alias: version})
 
     def remove_alias(self, alias: str) -> bool:
-        """Whether there was one."""
-        known = self.aliases()
+        """Returns whether there was one."""
+        known = dict(self._state.aliases)
         found = known.pop(alias, None) is not None
         self._change(aliases=known)
         return found
 
+    @property
     def default(self) -> str:
-        """The reference that was made the default: a name, "name@version" or an alias; or ""."""
+        """The default model: a name, "name@version" or an alias; "" if none was set."""
         return self._state.default
 
     def set_default(self, reference: str) -> None:
@@ -119,32 +122,32 @@ class ModelStore:
         state = self._state.model_copy(update=changed)
         if state == self._state:
             return
-        with stored("what is loaded cannot be noted", "the data directory"):
+        with stored("serving.json cannot be written", "the data directory"):
             replace_file(self._path, state.model_dump_json(indent=1).encode() + b"\n")
         self._state = state
 
 
-def _read(path: Path) -> _Serving:
+def _read(path: Path) -> _Content:
     try:
-        return _Serving.model_validate_json(path.read_bytes())
+        return _Content.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return _Serving()
+        return _Content()
     except PermissionError as error:
-        # Nothing is wrong with it: put aside, it would be lost.
+        # Nothing is wrong with the file: moved aside, it would be lost.
         raise DataDirError(
             f"{path} cannot be read: {error.strerror}; " + remedy(error, "read it", "")
         ) from error
     except (OSError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         aside = path.with_name(f"{path.name}.damaged")
-        _LOG.error(
-            "%s is refused: %s. It is put aside as %s: load the models, and set aliases, again",
-            path.name,
-            reason,
-            aside.name,
+        _log.error(
+            "damaged file moved aside: load the models, and set aliases, again",
+            file=path.name,
+            moved_to=aside.name,
+            reason=reason,
         )
         path.replace(aside)
-        return _Serving()
+        return _Content()
 
 
 def _checked(version: ModelVersion) -> ModelVersion:

@@ -1,8 +1,7 @@
-"""What one engine has before it, and how fast it works that off, as measured."""
+"""Admission: which requests are accepted, by items, bytes and the engine's measured rate."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+import structlog
+
 from multigrain.engine.protocol import Ready
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.metrics import ServingMetrics
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.images import ImageRequest
+from multigrain_server.models.metrics import ServingMetrics
+
+_log = structlog.get_logger(__name__)
 
 _WINDOW_SECONDS = 0.25
 _WINDOW_ITEMS = 8
@@ -23,19 +27,19 @@ _SPREAD_NS = 5_000_000_000
 
 @dataclass(slots=True)
 class _Caller:
-    """Images of one caller that are in work, and the latest of their deadlines; 0 = none."""
+    """Images of one caller in flight, and the latest of their deadlines; 0 = none."""
 
     items: int
     deadline_ns: int
 
 
 class Flow:
-    """Images on their way into and out of one engine.
+    """The images in flight in one engine, and the rate at which it answers.
 
     Args:
-        rate: images a second, to begin with; 0 = not known.
-        full: images in work from which on the engine is busy all the time, so that its pace is
-            a measure of what it can do.
+        rate: images per second, to begin with; 0 = unknown.
+        full: with so many images in flight the engine is never idle, so that the rate at which it
+            answers is the rate that it is capable of.
         clock_ns: CLOCK_MONOTONIC, in nanoseconds.
     """
 
@@ -63,7 +67,7 @@ class Flow:
             self._window_ns, self._finished = self._clock_ns(), 0
 
     def leave(self, caller: int, items: int, *, answered: bool) -> None:
-        """``answered`` by the engine: what was given up says nothing of its pace."""
+        """``answered`` by the engine: dropped images say nothing about its rate."""
         known = self._callers[caller]
         known.items -= items
         if not known.items:
@@ -73,9 +77,10 @@ class Flow:
             self._measure(items if answered else 0)
 
     def seconds_before(self, caller: int, items: int, deadline_ns: int) -> float:
-        """How long images would take that came now, with all that would be computed before the
-        last of them: engines let callers take turns, and of equals the earliest deadline goes
-        first. 0 while nothing is known of the pace."""
+        """Seconds until images that arrive now would be computed, with all those that would be
+        computed before the last of them: engines compute the images of different callers in
+        rotation, and among equals the one with the earliest deadline first. 0 while the rate is
+        unknown."""
         if not self.rate:
             return 0.0
         own = self._callers.get(caller)
@@ -89,10 +94,10 @@ class Flow:
         return before / self.rate
 
     def retry_seconds(self, items: int, wait: float) -> float:
-        """When to come again who is refused now and has to wait ``wait`` seconds at least.
+        """Seconds after which a refused request should be retried, at least ``wait``.
 
-        Each who is refused gets a later time, as far apart as the engine is fast: if all came
-        back at once, most would be refused again. Within limits: not all come back.
+        Each refused request gets a later time, spaced at the engine's rate: if all were retried
+        at once, most would be refused again. The spread is bounded: not all are retried.
         """
         now = self._clock_ns()
         apart = int(1e9 * items / self.rate) if self.rate else 0
@@ -113,47 +118,31 @@ class Flow:
             self._window_ns = 0
 
 
-# MERGED: Who may enter: one rule, in items, bytes and time, for every call that brings images.
-
-
-_LOG = logging.getLogger(__name__)
-
 _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 10.0
-# Of the time that is left: what is measured varies, and an answer needs its way back. A queue of
-# this length keeps an engine as busy as a longer one would.
+# Share of the remaining time that may be planned: measured rates vary, and an answer needs time
+# to reach its caller. A queue of this length keeps an engine as busy as a longer one would.
 _USABLE = 0.75
-# Of what is before an engine must be done before those who were refused come again: as they come no
-# faster than it works, the rest keeps it busy, and nobody asks many times over meanwhile.
+# Share of the images in flight that is computed before refused requests are retried: retries
+# arrive no faster than the engine works, the rest keeps it busy, and nobody retries many times.
 _DONE_BEFORE_RETRY = 0.5
 _LOG_SECONDS = 10.0
-# Of the rate that an engine reached while it was warmed up, with nothing to decode or to answer.
+# Share of the rate that an engine reached in its warm-up, with nothing to decode or to answer.
 _PROMISED = 0.7
 
 
 class Engine(Protocol):
-    """What computes the images; ``ready`` says what it promises."""
+    """What computes the images; ``ready`` has its measured rate."""
 
     ready: Ready | None
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a request brings: ``items`` images of ``size`` bytes together, of one caller, wanted
-    before ``deadline_ns`` on CLOCK_MONOTONIC (0 = none)."""
-
-    items: int
-    size: int
-    caller: int = 0
-    deadline_ns: int = 0
-
-
 class Admission:
-    """Counts what is inside. Refuses before anything is decoded or sent anywhere.
+    """Counts the images in flight, and refuses requests before anything is decoded or sent.
 
-    A request is admitted whole or not at all, whatever kind of call it came by, and only if it
-    can be answered within its deadline at the engine's measured pace: what is let in and then
-    given up would take the time of those that could have been answered.
+    A request is admitted whole or not at all, whichever API it came by, and only if it can be
+    answered within its deadline at the engine's measured rate: an image that is admitted and then
+    dropped takes time from those that could have been answered.
 
     Args:
         config: limits.
@@ -179,6 +168,7 @@ class Admission:
 
     @property
     def items(self) -> int:
+        """Images in flight, over all models."""
         return self._items
 
     def drain(self) -> None:
@@ -186,30 +176,34 @@ class Admission:
         self._draining = True
 
     @contextmanager
-    def admit(self, load: Load, engine: Engine) -> Iterator[None]:
-        """Holds room while the block runs.
+    def admit(self, request: ImageRequest, engine: Engine) -> Iterator[None]:
+        """Counts a request's images as in flight while the block runs.
 
         Raises:
             MultigrainError: OVERLOADED with the seconds after which there should be room;
                 UNAVAILABLE when draining; INVALID_FIELD for more than the whole queue holds.
         """
         flow = self._flow(engine)
-        self._check(load, flow)
-        self._add(load.items, load.size)
-        flow.enter(load.caller, load.items, load.deadline_ns)
+        items, size = len(request.images), sum(map(len, request.images))
+        self._check(request, items, size, flow)
+        self._add(items, size)
+        flow.enter(request.caller, items, request.deadline_ns)
         answered = False
         try:
             yield
             answered = True
         finally:
-            flow.leave(load.caller, load.items, answered=answered)
-            self._add(-load.items, -load.size)
+            flow.leave(request.caller, items, answered=answered)
+            self._add(-items, -size)
 
-    def too_late(self, load: Load, engine: Engine) -> MultigrainError:
-        """For what was admitted and yet could not be computed in time."""
+    def too_late(self, request: ImageRequest, engine: Engine) -> MultigrainError:
+        """The error of a request that was admitted and yet could not be computed in time."""
         self._metrics.refused("late")
         return self._overloaded(
-            "it has become slower than it was", load, self._flow(engine), wait=_MIN_RETRY_SECONDS
+            "throughput dropped after admission",
+            len(request.images),
+            self._flow(engine),
+            wait=_MIN_RETRY_SECONDS,
         )
 
     def _flow(self, engine: Engine) -> Flow:
@@ -221,7 +215,7 @@ class Admission:
             self._flows[engine] = flow
         return flow
 
-    def _check(self, load: Load, flow: Flow) -> None:
+    def _check(self, request: ImageRequest, items: int, size: int, flow: Flow) -> None:
         if self._draining:
             self._metrics.refused("draining")
             raise MultigrainError(
@@ -230,66 +224,66 @@ class Admission:
                 retry_after=1.0,
             )
         config = self._config
-        if load.size > config.queue_bytes:
+        if size > config.queue_bytes:
             self._metrics.refused("bytes")
             raise MultigrainError.field(
                 "images",
-                f"{load.size} bytes together, more than the {config.queue_bytes} that the server "
-                "holds at a time: send fewer in a request",
+                f"have {size} bytes together, more than the {config.queue_bytes} that the server "
+                "accepts at a time: send fewer in a request",
             )
-        if self._items + load.items > config.queue_items:
+        if self._items + items > config.queue_items:
             self._metrics.refused("queue_full")
-            excess = self._items + load.items - config.queue_items
+            excess = self._items + items - config.queue_items
             raise self._overloaded(
-                f"{self._items} images are in work, the limit is {config.queue_items}",
-                load,
+                f"{self._items} images are in flight, the limit is {config.queue_items}",
+                items,
                 flow,
                 wait=excess / flow.rate if flow.rate else 1.0,
             )
-        if self._bytes + load.size > config.queue_bytes:
+        if self._bytes + size > config.queue_bytes:
             self._metrics.refused("bytes")
-            share = (self._bytes + load.size - config.queue_bytes) / max(self._bytes, 1)
+            share = (self._bytes + size - config.queue_bytes) / max(self._bytes, 1)
             raise self._overloaded(
-                f"{self._bytes} bytes of images are in work, the limit is {config.queue_bytes}",
-                load,
+                f"{self._bytes} bytes of images are in flight, the limit is {config.queue_bytes}",
+                items,
                 flow,
                 wait=share * self._items / flow.rate if flow.rate else 1.0,
             )
-        self._check_deadline(load, flow)
+        self._check_deadline(request, items, flow)
 
-    def _check_deadline(self, load: Load, flow: Flow) -> None:
-        # An empty engine is asked in any case: it knows best what it can do.
-        if not load.deadline_ns or not flow.items:
+    def _check_deadline(self, request: ImageRequest, items: int, flow: Flow) -> None:
+        # An empty engine gets the images in any case: it knows best what it can do.
+        if not request.deadline_ns or not flow.items:
             return
-        left = _USABLE * (load.deadline_ns - self._clock_ns()) / 1e9
-        # All that is in work is the most that can be before it.
-        if not flow.rate or (flow.items + load.items) / flow.rate <= left:
+        left = _USABLE * (request.deadline_ns - self._clock_ns()) / 1e9
+        # Everything in flight is the most that can be computed before it.
+        if not flow.rate or (flow.items + items) / flow.rate <= left:
             return
-        seconds = flow.seconds_before(load.caller, load.items, load.deadline_ns)
+        seconds = flow.seconds_before(request.caller, items, request.deadline_ns)
         if seconds <= left:
             return
         self._metrics.refused("late")
         raise self._overloaded(
-            f"it would answer in {seconds:.2f} s, after the deadline", load, flow, seconds - left
+            f"it would answer in {seconds:.2f} s, after the deadline", items, flow, seconds - left
         )
 
-    def _overloaded(self, why: str, load: Load, flow: Flow, wait: float) -> MultigrainError:
+    def _overloaded(self, why: str, items: int, flow: Flow, wait: float) -> MultigrainError:
         done = _DONE_BEFORE_RETRY * flow.items / flow.rate if flow.rate else 0.0
-        delay = flow.retry_seconds(load.items, max(wait, done, _MIN_RETRY_SECONDS))
+        delay = flow.retry_seconds(items, max(wait, done, _MIN_RETRY_SECONDS))
         delay = min(delay, _MAX_RETRY_SECONDS)
-        self._tell(why)
+        self._log_refusal(why)
         return MultigrainError(
             ErrorKind.OVERLOADED,
             f"the server is full ({why}): try again in {delay:.2f} s",
             retry_after=delay,
         )
 
-    def _tell(self, why: str) -> None:
-        """A line in the log now and then: one for each refusal would be work in itself."""
+    def _log_refusal(self, why: str) -> None:
+        """Logs now and then: a line for each refusal would add to the load."""
         self._refused += 1
         now = self._clock_ns() / 1e9
         if now - self._logged >= _LOG_SECONDS:
-            _LOG.warning("overloaded, %d requests refused: %s", self._refused, why)
+            _log.warning("overloaded", refused_requests=self._refused, reason=why)
             self._logged, self._refused = now, 0
 
     def _add(self, items: int, size: int) -> None:

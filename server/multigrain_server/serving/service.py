@@ -1,130 +1,29 @@
-"""One image of a request, until it has its result."""
+"""Computes the images of requests, by whichever API they came: one core for all."""
 
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-from multigrain.engine.protocol import EmbeddingOptions, Result
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.engines.engine import EngineProcess, EngineResult, PendingItem
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.engine import EngineProcess, InFlight
+from multigrain_server.engines.images import ImageRequest, ImageResult, new_caller
+from multigrain_server.models.catalog import ModelCatalog
 from multigrain_server.models.loaded_model import LoadedModel
-from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.admission import Load
-from multigrain_server.serving.cache import Key
-from multigrain_server.serving.types import (
-    Answer,
-    ClassScore,
-    ImageRequest,
-    ItemAnswer,
-    ItemError,
-    StageTimes,
-    new_caller,
-)
+from multigrain_server.models.metrics import ServingMetrics, StageTimes
+from multigrain_server.models.registry import ModelVersion
+from multigrain_server.serving.admission import Admission
+from multigrain_server.serving.cache import Key, ResponseCache
 from multigrain_server.tracing.call import call_trace
 
-
-class Wanted(NamedTuple):
-    """What is asked of each image of a request: equal where answers would be."""
-
-    resolution: int
-    vector: EmbeddingOptions | None
-    top_k: int
-    scores: bool
-    tensor: bool
-
-
-@dataclass(slots=True)
-class Work:
-    """``result`` is None as long as the image has to be computed."""
-
-    image: bytes
-    key: Key | None
-    result: EngineResult | ItemError | None
-
-    @property
-    def outcome(self) -> EngineResult | ItemError:
-        assert self.result is not None
-        return self.result
-
-
-# MERGED: From an engine's results to the answer of a request.
-
-
-def assemble(
-    request: ImageRequest, model: LoadedModel, results: Sequence[EngineResult | ItemError]
-) -> Answer:
-    """``results`` in the order of the request's images."""
-    labels = model.entry.manifest.labels
-    computed = [result.result for result in results if isinstance(result, EngineResult)]
-    return Answer(
-        version=model.entry.version,
-        embedding_size=_vector_size(request, model),
-        items=tuple(_item(result, labels) for result in results),
-        times=StageTimes(
-            decode=max((result.decode_ns for result in computed), default=0),
-            queue=max((result.queue_ns for result in computed), default=0),
-            compute=max((result.compute_ns for result in computed), default=0),
-            total=time.monotonic_ns() - request.received_ns,
-        ),
-    )
-
-
-def _item(result: EngineResult | ItemError, labels: Sequence[str]) -> ItemAnswer:
-    if isinstance(result, ItemError):
-        return ItemAnswer(error=result)
-    head = result.result
-    if head.error is not None:
-        return ItemAnswer(error=ItemError(head.error, head.message))
-    return ItemAnswer(
-        vector=result.payload[: head.vector_bytes],
-        scale=head.scale,
-        classes=_classes(head, result.payload, labels),
-        scores=_scores(head, result.payload),
-    )
-
-
-def _classes(head: Result, payload: bytes, labels: Sequence[str]) -> tuple[ClassScore, ...]:
-    count = head.classes
-    if not count:
-        return ()
-    numbers = struct.unpack_from(f"<{count}i{count}f", payload, head.vector_bytes)
-    return tuple(
-        ClassScore(class_id, labels[class_id] if class_id < len(labels) else "", probability)
-        for class_id, probability in zip(numbers[:count], numbers[count:], strict=True)
-    )
-
-
-def _scores(head: Result, payload: bytes) -> bytes:
-    start = head.vector_bytes + 8 * head.classes
-    return payload[start : start + 4 * head.scores]
-
-
-def _vector_size(request: ImageRequest, model: LoadedModel) -> int:
-    manifest = model.entry.manifest
-    whitening = manifest.head(request.resolution).whitening
-    whitens = request.vector is not None and request.vector.whiten
-    if whitens and whitening is not None:
-        return whitening.size
-    return manifest.embedding_size
-
-
-# MERGED: The one core behind every call that brings images.
-
-
-class _TooBusyError(Exception):
-    """The engine has more to do than it had when the request was admitted."""
-
-
 _DEFAULT_TOP_K = 5
-# For a refusal's way to its caller; half of what an engine allows for an answer's.
+# Time for a refusal to reach its caller; half of what an engine allows for a result.
 _REFUSAL_SECONDS = 0.05
-# What says something about the call, not about one image of it.
-_CALL_KINDS = {
+# Errors that concern the whole request, not one image of it.
+_REQUEST_ERRORS = {
     ErrorKind.DEADLINE,
     ErrorKind.OVERLOADED,
     ErrorKind.CANCELLED,
@@ -133,124 +32,178 @@ _CALL_KINDS = {
 }
 
 
+class _TooBusyError(Exception):
+    """The engine has more to do than it had when the request was admitted."""
+
+
+@dataclass(frozen=True)
+class ImageResponse:
+    """The results of a request.
+
+    Attributes:
+        version: of the model that computed it.
+        embedding_size: numbers in a vector.
+        labels: of the model's classes.
+        results: one for each image, in the request's order.
+        times: how long it took.
+    """
+
+    version: ModelVersion
+    embedding_size: int
+    labels: Sequence[str]
+    results: tuple[ImageResult, ...]
+    times: StageTimes
+
+    @property
+    def model(self) -> str:
+        """name@version"""
+        return str(self.version)
+
+
 class ImageService:
-    """Admits a request, hands its images to the model's engine, gathers the answers."""
+    """Admits requests, sends their images to the model's engine, and collects the results.
 
-    def __init__(self, manager: ModelManager) -> None:
-        self._manager = manager
-        self._config = manager.config
-        self._metrics = manager.metrics
-        self._admission = manager.admission
-        self._cache = manager.cache
+    Args:
+        catalog: finds the model of a request.
+        config: limits of serving.
+        metrics: of serving.
 
-    async def answer(self, request: ImageRequest) -> Answer:
-        """Answers all images of a request.
+    Attributes:
+        admission: decides which requests are accepted, and counts the images in flight.
+    """
 
-        A bad image gets an error of its own; the call fails only for reasons of the call. If
-        the caller goes away (cancellation) or the deadline passes, its images are dropped
-        before they reach the network.
+    def __init__(
+        self, catalog: ModelCatalog, config: ServingConfig, metrics: ServingMetrics
+    ) -> None:
+        self._catalog = catalog
+        self._config = config
+        self._metrics = metrics
+        self._cache = ResponseCache(config.cache_bytes, metrics) if config.cache_bytes else None
+        self.admission = Admission(config, metrics)
+
+    async def infer(self, request: ImageRequest) -> ImageResponse:
+        """Computes all images of a request.
+
+        A bad image gets an error of its own; the request fails only for reasons that concern all
+        of it. If the caller is canceled or the deadline passes, images that no engine has
+        computed yet are dropped.
 
         Raises:
             MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE, OVERLOADED, UNAVAILABLE,
                 DEADLINE.
         """
         self._check_images(request.images)
-        model = self._manager.route(request.model)
+        model = self._catalog.route(request.model)
         try:
-            answer = await self._answer(request, model)
+            response = await self._infer(request, model)
         except BaseException:
             model.statistics.fail.add(time.monotonic_ns() - request.received_ns)
             raise
-        model.statistics.answered(answer)
-        return answer
+        succeeded = sum(result.reply.error is None for result in response.results)
+        model.statistics.answered(succeeded, response.times)
+        return response
 
-    def encoded(self, answer: Answer, seconds: float) -> None:
-        """To be told how long it took to make a message of an answer."""
-        self._metrics.stage(answer.model_name, "encode", seconds)
-        model = self._manager.catalogue.loaded.get(answer.version)
+    def encoded(self, response: ImageResponse, seconds: float) -> None:
+        """Counts how long it took to encode a response as a message."""
+        self._metrics.stage(response.version.name, "encode", seconds)
+        model = self._catalog.loaded.get(response.version)
         if model is not None:
             model.statistics.encode.add(int(seconds * 1e9))
 
-    async def _answer(self, request: ImageRequest, model: LoadedModel) -> Answer:
+    async def _infer(self, request: ImageRequest, model: LoadedModel) -> ImageResponse:
         self._check_fields(request, model)
         self._check_deadline(request)
-        # From here to the submission nothing waits: a model that was routed to is not ended
+        # Nothing awaits from here to the submission: a model that was routed to is not ended
         # before it has the images.
         engine = model.engine
-        wanted = Wanted(
-            request.resolution,
-            request.vector,
-            self._top_k(request, model),
-            request.scores,
-            request.tensors,
+        request = replace(
+            request, top_k=_top_k(request, model), caller=request.caller or new_caller()
         )
-        work = [self._begin(image, engine, wanted) for image in request.images]
-        missing = [item for item in work if item.result is None]
+        results, keys = self._known(request, engine)
+        missing = [number for number, result in enumerate(results) if result is None]
         if missing:
-            await self._compute(missing, wanted, request, model, engine)
-        return assemble(request, model, [item.outcome for item in work])
+            rest = replace(request, images=[request.images[number] for number in missing])
+            computed = await self._compute(
+                rest, [keys[number] for number in missing], model, engine
+            )
+            for number, result in zip(missing, computed, strict=True):
+                results[number] = result
+        return _response(request, model, [result for result in results if result is not None])
 
-    def _begin(self, image: bytes, engine: EngineProcess, wanted: Wanted) -> Work:
-        if not wanted.tensor and len(image) > self._config.max_image_bytes:
-            return Work(image, None, self._too_large(len(image)))
-        key = self._cache.key(image, engine, wanted)
-        return Work(image, key, self._cache.get(key))
+    def _known(
+        self, request: ImageRequest, engine: EngineProcess
+    ) -> tuple[list[ImageResult | None], list[Key | None]]:
+        """Results that need not be computed, and the keys of the others in the cache."""
+        limit, cache = self._config.max_image_bytes, self._cache
+        options = (
+            *(request.resolution, request.vector, request.top_k),
+            *(request.scores, request.tensors),
+        )
+        results: list[ImageResult | None] = [None] * len(request.images)
+        keys: list[Key | None] = [None] * len(request.images)
+        for number, image in enumerate(request.images):
+            if not request.tensors and len(image) > limit:
+                self._metrics.items_failed.labels("too_large").inc()
+                results[number] = ImageResult.failed(
+                    ErrorKind.IMAGE_TOO_LARGE,
+                    f"the image has {len(image)} bytes, at most {limit} are accepted: make it "
+                    "smaller",
+                )
+            elif cache is not None:
+                keys[number] = key = cache.key(image, engine, options)
+                results[number] = cache.get(key)
+        return results, keys
 
     async def _compute(
         self,
-        work: list[Work],
-        wanted: Wanted,
         request: ImageRequest,
+        keys: Sequence[Key | None],
         model: LoadedModel,
         engine: EngineProcess,
-    ) -> None:
-        """Sets the results."""
-        load = Load(
-            items=len(work),
-            size=sum(len(item.image) for item in work),
-            caller=request.caller or new_caller(),
-            deadline_ns=request.deadline_ns,
-        )
-        name = model.entry.version.name
-        with self._admission.admit(load, engine):
+    ) -> list[ImageResult]:
+        """The results of all images; ``keys`` are theirs in the cache."""
+        name, images = model.entry.version.name, len(request.images)
+        with self.admission.admit(request, engine):
             admitted = time.monotonic_ns()
             self._metrics.stage(name, "admit", (admitted - request.received_ns) / 1e9)
-            self._metrics.queue(name, load.items)
+            self._metrics.queue(name, images)
             try:
-                await self._gather(work, wanted, load, engine)
+                results = await self._gather(request, keys, engine)
             except _TooBusyError:
-                raise self._admission.too_late(load, engine) from None
+                raise self.admission.too_late(request, engine) from None
             finally:
-                self._metrics.queue(name, -load.items)
+                self._metrics.queue(name, -images)
         trace = call_trace.get()
         if trace is not None:
-            done = [item.result.result for item in work if isinstance(item.result, EngineResult)]
-            trace.computed(str(model.entry.version), done)
+            trace.computed(str(model.entry.version), [result.reply for result in results])
+        return results
 
     async def _gather(
-        self, work: list[Work], wanted: Wanted, load: Load, engine: EngineProcess
-    ) -> None:
-        pending: list[PendingItem] = []
-        fields = {**wanted._asdict(), "caller": load.caller, "deadline_ns": load.deadline_ns}
+        self, request: ImageRequest, keys: Sequence[Key | None], engine: EngineProcess
+    ) -> list[ImageResult]:
+        in_flight: list[InFlight] = []
+        results: list[ImageResult] = []
         try:
-            # One after the other, so that an error leaves those before it to be cancelled.
-            pending.extend(engine.submit(item.image, **fields) for item in work)
-            async with asyncio.timeout(_seconds_to_answer(load.deadline_ns)):
+            # One after the other, so that an error leaves those before it to be canceled.
+            in_flight.extend(engine.submit(request, image) for image in request.images)
+            async with asyncio.timeout(_seconds_to_answer(request.deadline_ns)):
                 await engine.drained()
-                # One await an image, not a task: they are in work already.
-                for item, sent in zip(work, pending, strict=True):
-                    item.result = result = await sent.future
-                    _raise_if_of_the_call(result.result)
-                    self._cache.put(item.key, result)
+                # One await an image, not a task: they are in flight already.
+                for item, key in zip(in_flight, keys, strict=True):
+                    result = await item.future
+                    _raise_if_of_the_request(result)
+                    results.append(result)
+                    if self._cache is not None and key is not None:
+                        self._cache.put(key, result)
         except BaseException as error:
-            for sent in pending:
-                engine.cancel(sent)
-                sent.future.cancel()
+            for item in in_flight:
+                item.cancel()
             if isinstance(error, TimeoutError):
-                if engine.pending > len(pending):
+                if engine.in_flight > len(in_flight):
                     raise _TooBusyError from None  # alone it would have been in time
-                raise _deadline() from None
+                raise _deadline_error() from None
             raise
+        return results
 
     def _check_images(self, images: Sequence[bytes]) -> None:
         limit = self._config.max_images_per_request
@@ -273,12 +226,13 @@ class ImageService:
                 f"{request.resolution} is not served by {model.entry.version}: use "
                 f"{', '.join(map(str, known))}, or 0 for {known[0]}",
             )
-        side = manifest.head(request.resolution).resolution
+        head = manifest.head(request.resolution)
+        side = head.resolution
         if request.tensors and any(len(image) != 12 * side * side for image in request.images):
             raise MultigrainError.field(
-                "images", f"must each hold 3 x {side} x {side} float32 numbers when prepared"
+                "images", f"must each hold 3 x {side} x {side} float32 numbers when preprocessed"
             )
-        if _whitens(request) and manifest.head(request.resolution).whitening is None:
+        if request.whitens and head.whitening is None:
             able = [str(head.resolution) for head in manifest.heads if head.whitening is not None]
             where = f" at {request.resolution or known[0]} px" if able else ""
             hint = (
@@ -287,45 +241,53 @@ class ImageService:
                 else "leave it out, or export the model with whitening_path"
             )
             raise MultigrainError.field(
-                "whiten", f"{model.entry.version} carries no whitening{where}: {hint}"
+                "whiten", f"{model.entry.version} has no whitening{where}: {hint}"
             )
 
     def _check_deadline(self, request: ImageRequest) -> None:
         if request.deadline_ns and request.deadline_ns <= time.monotonic_ns():
             self._metrics.refused("deadline")
-            raise _deadline()
-
-    def _top_k(self, request: ImageRequest, model: LoadedModel) -> int:
-        if not request.classes:
-            return 0
-        manifest = model.entry.manifest
-        classes = manifest.classes
-        # "At most all": more than there are is not an error.
-        return min(request.top_k or _DEFAULT_TOP_K, classes)
-
-    def _too_large(self, size: int) -> ItemError:
-        self._metrics.items_failed.labels("too_large").inc()
-        limit = self._config.max_image_bytes
-        return ItemError(
-            ErrorKind.IMAGE_TOO_LARGE,
-            f"the image has {size} bytes, at most {limit} are accepted: make it smaller",
-        )
+            raise _deadline_error()
 
 
-def _raise_if_of_the_call(result: Result) -> None:
-    """Raises for what one image says about all the others of its call."""
-    kind = result.error
-    if kind is None or kind not in _CALL_KINDS:
+def _top_k(request: ImageRequest, model: LoadedModel) -> int | None:
+    if request.top_k is None:
+        return None
+    # "At most all": more than there are is not an error.
+    return min(request.top_k or _DEFAULT_TOP_K, model.entry.manifest.classes)
+
+
+def _response(
+    request: ImageRequest, model: LoadedModel, results: Sequence[ImageResult]
+) -> ImageResponse:
+    manifest = model.entry.manifest
+    whitening = manifest.head(request.resolution).whitening
+    size = whitening.size if whitening is not None and request.whitens else manifest.embedding_size
+    replies = [result.reply for result in results]
+    return ImageResponse(
+        version=model.entry.version,
+        embedding_size=size,
+        labels=manifest.labels,
+        results=tuple(results),
+        times=StageTimes(
+            decode=max((reply.decode_ns for reply in replies), default=0),
+            queue=max((reply.queue_ns for reply in replies), default=0),
+            compute=max((reply.compute_ns for reply in replies), default=0),
+            total=time.monotonic_ns() - request.received_ns,
+        ),
+    )
+
+
+def _raise_if_of_the_request(result: ImageResult) -> None:
+    """Raises for an error of one image that concerns the whole request."""
+    error = result.error
+    if error is None or error.kind not in _REQUEST_ERRORS:
         return
-    if kind is ErrorKind.DEADLINE:
-        raise _deadline()
-    if kind is ErrorKind.OVERLOADED:
+    if error.kind is ErrorKind.DEADLINE:
+        raise _deadline_error()
+    if error.kind is ErrorKind.OVERLOADED:
         raise _TooBusyError
-    raise MultigrainError(kind, result.message)
-
-
-def _whitens(request: ImageRequest) -> bool:
-    return request.vector is not None and request.vector.whiten
+    raise error
 
 
 def _seconds_to_answer(deadline_ns: int) -> float | None:
@@ -336,7 +298,7 @@ def _seconds_to_answer(deadline_ns: int) -> float | None:
     return seconds - min(_REFUSAL_SECONDS, seconds / 40)
 
 
-def _deadline() -> MultigrainError:
+def _deadline_error() -> MultigrainError:
     return MultigrainError(
         ErrorKind.DEADLINE,
         "the deadline passed before the images were computed: allow more time, or send fewer",

@@ -1,4 +1,4 @@
-"""Bulk answering: order kept, work bounded, the caller slowed down to the server's pace."""
+"""Streams of requests: answered in order, with a bounded number of images in flight."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 
-class Imaged(Protocol):
-    """A request that brings images."""
+class HasImages(Protocol):
+    """A request with images."""
 
     @property
     def images(self) -> Sequence[bytes]: ...
 
 
-Request = TypeVar("Request", bound=Imaged)
+Request = TypeVar("Request", bound=HasImages)
 Reply = TypeVar("Reply")
-_Asked = TypeVar("_Asked", contravariant=True)
-_Given = TypeVar("_Given", covariant=True)
+_RequestIn = TypeVar("_RequestIn", contravariant=True)
+_ReplyOut = TypeVar("_ReplyOut", covariant=True)
 
 
-class Answering(Protocol[_Asked, _Given]):
-    """The core, or what stands before it."""
+class Infers(Protocol[_RequestIn, _ReplyOut]):
+    """:class:`ImageService`, or a wrapper of it."""
 
-    async def answer(self, request: _Asked, /) -> _Given: ...
+    async def infer(self, request: _RequestIn, /) -> _ReplyOut: ...
 
 
 class _Window:
-    """Images of one stream that are read and not yet answered to the caller."""
+    """The images of one stream that were read and are not answered yet."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -49,67 +49,67 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _Work(Generic[Reply]):
-    """A request in work and its number of images."""
+class _Pending(Generic[Reply]):
+    """A request that is being computed, and its number of images."""
 
     task: asyncio.Task[Reply]
     items: int
 
 
-class AnswerStream(Generic[Request, Reply]):
-    """Answers the requests of one stream.
+class RequestStream(Generic[Request, Reply]):
+    """Computes the requests of one stream.
 
     Each request passes the same admission as a unary call. The first that is refused or fails
-    ends the stream with its error, after the answers to all requests before it: the caller
-    knows from the number of answers where to go on.
+    ends the stream with its error, after the replies to all requests before it: the caller knows
+    from the number of replies where to continue.
 
     Args:
-        service: the core.
-        window: images that are worked on at a time.
+        service: computes a request.
+        window: images that are in flight at a time.
     """
 
-    def __init__(self, service: Answering[Request, Reply], window: int) -> None:
+    def __init__(self, service: Infers[Request, Reply], window: int) -> None:
         self._service = service
         self._window = _Window(window)
-        self._tasks: asyncio.Queue[_Work[Reply] | BaseException | None]
+        self._tasks: asyncio.Queue[_Pending[Reply] | BaseException | None]
         self._tasks = asyncio.Queue()
 
-    async def answers(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Reply, None]:
-        """One answer for each request, in order. Raises what the first failing one raised."""
+    async def replies(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Reply, None]:
+        """One reply for each request, in order. Raises what the first failing one raised."""
         reader = asyncio.create_task(self._read(requests))
         try:
-            while (work := await self._tasks.get()) is not None:
-                if isinstance(work, BaseException):
-                    raise work
-                answer = await work.task
+            while (pending := await self._tasks.get()) is not None:
+                if isinstance(pending, BaseException):
+                    raise pending
+                reply = await pending.task
                 try:
-                    yield answer
+                    yield reply
                 finally:
-                    # Only now: an answer that the caller does not take is still work.
-                    self._window.leave(work.items)
+                    # Only now: a reply that the caller does not take is still in the window.
+                    self._window.leave(pending.items)
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
-            await self._drop_work()
+            await self._cancel_pending()
 
     async def _read(self, requests: AsyncIterable[Request]) -> None:
         try:
             async for request in requests:
                 items = len(request.images)
                 await self._window.enter(items)
-                task = asyncio.create_task(self._service.answer(request))
-                self._tasks.put_nowait(_Work(task, items))
+                task = asyncio.create_task(self._service.infer(request))
+                self._tasks.put_nowait(_Pending(task, items))
         except Exception as error:  # handed to the consumer, in its place in the order
             self._tasks.put_nowait(error)
         else:
             self._tasks.put_nowait(None)
 
-    async def _drop_work(self) -> None:
+    async def _cancel_pending(self) -> None:
         rest = []
         while not self._tasks.empty():
-            work = self._tasks.get_nowait()
-            if isinstance(work, _Work):
-                work.task.cancel()
-                rest.append(work.task)
+            pending = self._tasks.get_nowait()
+            if isinstance(pending, _Pending):
+                pending.task.cancel()
+                rest.append(pending.task)
         await asyncio.gather(*rest, return_exceptions=True)

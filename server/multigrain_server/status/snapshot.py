@@ -21,9 +21,9 @@ from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
 from multigrain_server.metrics.requests import CallSummary, RequestMetrics
-from multigrain_server.models.catalog import ModelView
-from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.metrics import ModelStatistics
+from multigrain_server.models.catalog import ModelCatalog, ModelView
+from multigrain_server.models.metrics import ModelStatistics
+from multigrain_server.serving.admission import Admission
 from multigrain_server.status.gpus import GpuMonitor, GpuReading
 
 # Most rows of each kind, so that the cost of a page does not grow with the number of jobs.
@@ -44,7 +44,9 @@ class Sources:
     store: JobStore
     supervisor: Supervisor
     leases: Leases
-    models: ModelManager
+    models: ModelCatalog
+    admission: Admission
+    queue_items: int
     health: Health
     calls: RequestMetrics
     gpus: GpuMonitor
@@ -143,7 +145,7 @@ def take(sources: Sources) -> Snapshot:
         for kind in KINDS
         for unit in sources.leases.inventory.units(kind)
     ]
-    default = sources.models.catalogue.default_state()
+    default = sources.models.default_state()
     return Snapshot(
         ready=sources.health.ready,
         embedding_ready=None if default is None else default.value == "ready",
@@ -159,25 +161,25 @@ def take(sources: Sources) -> Snapshot:
         models=tuple(models[:MAX_MODELS]),
         models_more=max(0, len(models) - MAX_MODELS),
         calls=tuple(sources.calls.summary()[:MAX_CALLS]),
-        inflight_items=sources.models.admission.items,
-        queue_items=sources.models.config.queue_items,
+        inflight_items=sources.admission.items,
+        queue_items=sources.queue_items,
         devices=tuple(devices[:MAX_DEVICES]),
         devices_more=max(0, len(devices) - MAX_DEVICES),
         host=_host(sources),
     )
 
 
-def _models(models: ModelManager) -> list[ModelRow]:
+def _models(models: ModelCatalog) -> list[ModelRow]:
     """Every version, loaded ones first."""
-    default = models.catalogue.page(size=1).default_model
+    default = models.page(size=1).default_model
     rows = [
         ModelRow(
             view,
             loaded.statistics if loaded is not None else None,
             str(view.entry.version) == default,
         )
-        for view in models.catalogue.views()
-        for loaded in (models.catalogue.loaded.get(view.entry.version),)
+        for view in models.views()
+        for loaded in (models.loaded.get(view.entry.version),)
     ]
     return sorted(rows, key=lambda row: row.statistics is None)
 

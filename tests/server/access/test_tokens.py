@@ -20,7 +20,7 @@ from multigrain_server.access.policy import Role
 from multigrain_server.access.tokens import NewToken, TokenFile, TokenFileError, read_tokens
 from multigrain_server.main import main
 from tests.server.access.daemon import daemon, write_tokens
-from tests.server.serving.house import until
+from tests.server.serving.harness import until
 
 LIST_JOBS = "/multigrain.v1.JobService/ListJobs"
 

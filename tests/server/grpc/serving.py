@@ -20,6 +20,7 @@ from multigrain.v1.model_pb2_grpc import ModelServiceStub, add_ModelServiceServi
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.config import GrpcConfig
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.inference import InferenceServicer, UnofferedCalls
@@ -27,19 +28,19 @@ from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server
 from multigrain_server.metrics.requests import RequestMetrics
-from multigrain_server.serving.config import ServingConfig
 from multigrain_server.tracing.call import Tracing
-from tests.server.serving.house import House, house
+from tests.server.serving.harness import Harness, harness
 
 
 class Serving:
     """Stubs of a running server, and what is behind it."""
 
-    def __init__(self, h: House, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, h: Harness, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
         self.channel = channel
-        self.house = h
+        self.harness = h
         self.manager = h.manager
+        self.service = h.service
         self.embedding = EmbeddingServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.inference = GRPCInferenceServiceStub(channel)
@@ -54,13 +55,14 @@ async def serving(
     grpc_config: GrpcConfig | None = None,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[Serving]:
-    async with house(root, config) as h:
+    async with harness(root, config) as h:
         metrics, access = RequestMetrics(h.registry), Access(AccessConfig())
         interceptor = CallInterceptor(InFlightCalls(), metrics, access, tracing)
         server = build_server(grpc_config or GrpcConfig(), [interceptor])
-        add_EmbeddingServiceServicer_to_server(EmbeddingServicer(h.manager), server)
+        embedding = EmbeddingServicer(h.service, h.config.stream_window)
+        add_EmbeddingServiceServicer_to_server(embedding, server)
         add_ModelServiceServicer_to_server(ModelServicer(h.manager), server)
-        inference = InferenceServicer(h.manager, lambda: served.accepting)
+        inference = InferenceServicer(h.manager, h.service, h.config, lambda: served.accepting)
         add_GRPCInferenceServiceServicer_to_server(inference, server)
         server.add_generic_rpc_handlers((UnofferedCalls(),))
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

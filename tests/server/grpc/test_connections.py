@@ -42,7 +42,7 @@ async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Pa
     config = GrpcConfig(max_connection_age_seconds=1.0, connection_grace_seconds=60.0)
     async with serving(tmp_path, grpc_config=config) as served:
         await served.manager.load("tiny")
-        engine = served.manager.route("").engine
+        engine = served.manager.catalog.route("").engine
         await served.embedding.Embed(request)
         hold(engine, 2)
         under_way = served.embedding.Embed(request)

@@ -32,7 +32,7 @@ from tests.engine.held import hold
 from tests.engine.pictures import picture, strange_bad, strange_good
 from tests.server.grpc.refusal import detail, status_of
 from tests.server.grpc.serving import serving
-from tests.server.serving.house import small_config, until
+from tests.server.serving.harness import small_config, until
 
 pytestmark = pytest.mark.process
 
@@ -159,10 +159,10 @@ async def test_without_a_model_the_answer_says_what_to_do(root: Path) -> None:
 async def test_overload_is_told_with_a_delay(root: Path) -> None:
     async with serving(root, small_config(queue_items=2, max_images_per_request=2)) as s:
         await s.manager.load("tiny")
-        engine = s.manager.route("").engine
+        engine = s.manager.catalog.route("").engine
         hold(engine, 100)
         inside = s.embedding.Embed(EmbedRequest(images=[picture(1), picture(2)]))
-        await until(lambda: engine.pending == 2)
+        await until(lambda: engine.in_flight == 2)
         error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(3)])))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         retry = detail(error, error_details_pb2.RetryInfo)
@@ -175,27 +175,27 @@ async def test_overload_is_told_with_a_delay(root: Path) -> None:
 async def test_the_deadline_of_the_call_drops_its_work(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
-        engine = s.manager.route("").engine
+        engine = s.manager.catalog.route("").engine
         hold(engine, 2)
         error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(1)]), timeout=0.15))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: s.manager.admission.items == 0)
+        await until(lambda: s.service.admission.items == 0)
         await s.embedding.Embed(EmbedRequest(images=[picture(1), picture(2)]))
-        assert s.house.metric("multigrain_batch_items_sum", model="tiny") == 2
+        assert s.harness.metric("multigrain_batch_items_sum", model="tiny") == 2
 
 
 async def test_a_cancelled_call_drops_its_work(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
-        engine = s.manager.route("").engine
+        engine = s.manager.catalog.route("").engine
         hold(engine, 100)
         call = s.embedding.Embed(EmbedRequest(images=[picture(1)]))
         waiting = asyncio.ensure_future(call)
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         call.cancel()
-        await until(lambda: engine.pending == 0)
-        assert s.manager.admission.items == 0
-        assert s.house.metric("multigrain_cancelled_items_total", where="queue") == 1
+        await until(lambda: engine.in_flight == 0)
+        assert s.service.admission.items == 0
+        assert s.harness.metric("multigrain_cancelled_items_total", where="queue") == 1
         await asyncio.gather(waiting, return_exceptions=True)
 
 
@@ -215,12 +215,12 @@ async def test_a_killed_engine_is_unavailable_and_the_next_one_answers_what_it_h
     before = memory_shared_with_engines()
     async with serving(root) as s:
         await s.manager.load("tiny")
-        engine = s.manager.route("").engine
+        engine = s.manager.catalog.route("").engine
         hold(engine, 100)
         call = asyncio.ensure_future(s.embedding.Embed(EmbedRequest(images=[picture(1)])))
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         os.kill(engine.pid, signal.SIGKILL)
-        await until(lambda: s.manager.view("tiny").state.value == "failed")
+        await until(lambda: s.manager.catalog.view("tiny").state.value == "failed")
         error = await status_of(s.embedding.Embed(EmbedRequest(images=[picture(1)])))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert (await call).results
@@ -276,7 +276,7 @@ async def test_a_wrong_request_ends_its_stream_after_the_answers_before_it(root:
         error = await status_of(read())
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert len(got) == 2
-        await until(lambda: s.manager.admission.items == 0)
+        await until(lambda: s.service.admission.items == 0)
 
 
 async def test_the_callers_id_is_in_the_log(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from tests.engine.pictures import picture
 from tests.server.grpc.inference_messages import files
 from tests.server.grpc.refusal import refusal
 from tests.server.grpc.serving import Serving, serving
-from tests.server.serving.house import small_config
+from tests.server.serving.harness import small_config
 
 pytestmark = pytest.mark.process
 
@@ -96,7 +96,7 @@ async def test_a_server_whose_default_model_is_away_or_that_stops_is_not_ready(r
     async with serving(root) as s:
         await _load(s, "tiny@1")
         assert await _server_ready(s)
-        s.manager.route("").fail("its engine ended")
+        s.manager.catalog.route("").fail("its engine ended")
         assert not await _server_ready(s)
         assert not await _ready(s, "tiny")
         index = await s.inference.RepositoryIndex(model_pb2.RepositoryIndexRequest())

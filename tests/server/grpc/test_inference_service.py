@@ -19,15 +19,15 @@ from multigrain.v1.inference import model_pb2 as oip
 from multigrain.v1.inference import service_pb2
 from multigrain.v1.model_pb2 import GetModelRequest, LoadModelRequest
 from multigrain_server.config import GrpcConfig
+from multigrain_server.engines.images import ImageRequest
 from multigrain_server.grpc.inference import UNOFFERED
-from multigrain_server.serving.admission import Load
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
 from tests.server.grpc.inference_messages import array, files, pixels, raw_bytes, want
 from tests.server.grpc.refusal import detail, refusal, status_of
 from tests.server.grpc.serving import Serving, serving
-from tests.server.serving.house import small_config, until
+from tests.server.serving.harness import small_config, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PICTURES = [picture(seed) for seed in range(3)]
@@ -186,10 +186,11 @@ async def test_the_same_admission_metrics_and_request_id_as_embed(served: Servin
     await call
     assert dict(await call.trailing_metadata())["x-request-id"] == "abc"
     rpc = {"rpc": "GRPCInferenceService/ModelInfer", "code": "OK"}
-    assert served.house.metric("multigrain_requests_total", **rpc) >= 1
-    admission = served.manager.admission
-    engine = served.manager.route("").engine
-    with admission.admit(Load(served.manager.config.queue_items, 0), engine):
+    assert served.harness.metric("multigrain_requests_total", **rpc) >= 1
+    admission = served.service.admission
+    engine = served.manager.catalog.route("").engine
+    full = ImageRequest("", [b""] * served.harness.config.queue_items)
+    with admission.admit(full, engine):
         error = await refusal(served.inference.ModelInfer(files(PICTURES[0])))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
@@ -200,7 +201,7 @@ async def test_the_same_admission_metrics_and_request_id_as_embed(served: Servin
 async def test_work_is_dropped_at_the_deadline_or_the_requests_timeout(
     served: Serving, own: bool
 ) -> None:
-    engine = served.manager.route("tiny@1").engine
+    engine = served.manager.catalog.route("tiny@1").engine
     hold(engine, 100)
     request = files(PICTURES[0])
     if own:
@@ -209,7 +210,7 @@ async def test_work_is_dropped_at_the_deadline_or_the_requests_timeout(
     error = await (refusal if own else status_of)(call)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     hold(engine, 0)
-    await until(lambda: engine.pending == 0)
+    await until(lambda: engine.in_flight == 0)
 
 
 async def test_a_message_that_grows_when_decompressed_is_refused(served: Serving) -> None:
@@ -264,7 +265,7 @@ async def test_statistics_count_requests_images_and_passes(served: Serving) -> N
         return only
 
     before = await now()
-    hold(served.manager.route("tiny@1").engine, 3)
+    hold(served.manager.catalog.route("tiny@1").engine, 3)
     await served.inference.ModelInfer(files(*PICTURES))
     await refusal(served.inference.ModelInfer(pixels(np.zeros((1, 3, 8, 8), np.float32))))
     after = await now()
@@ -295,11 +296,11 @@ async def test_what_is_not_offered_says_so(served: Serving, name: str) -> None:
 
 
 async def test_a_caller_that_goes_away_leaves_nothing_behind(served: Serving) -> None:
-    engine = served.manager.route("tiny@1").engine
+    engine = served.manager.catalog.route("tiny@1").engine
     hold(engine, 100)
     call = served.inference.ModelInfer(files(*PICTURES))
-    await until(lambda: engine.pending == 3)
+    await until(lambda: engine.in_flight == 3)
     call.cancel()
-    await until(lambda: engine.pending == 0 and served.manager.admission.items == 0)
+    await until(lambda: engine.in_flight == 0 and served.service.admission.items == 0)
     hold(engine, 0)
     await asyncio.wait_for(served.inference.ModelInfer(files(PICTURES[0])), 60)

@@ -16,7 +16,7 @@ from tests.engine.pictures import picture
 from tests.server.grpc.inference_messages import array, files, want
 from tests.server.grpc.refusal import status_of
 from tests.server.grpc.serving import Serving, serving
-from tests.server.serving.house import small_config, until
+from tests.server.serving.harness import small_config, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -77,7 +77,7 @@ async def test_with_the_header_of_tritons_clients_the_first_error_ends_it_with_a
 
 
 async def test_a_stream_is_read_no_faster_than_it_is_answered(served: Serving) -> None:
-    engine = served.manager.route("").engine
+    engine = served.manager.catalog.route("").engine
     hold(engine, 1000)
     sent = 0
 
@@ -90,18 +90,18 @@ async def test_a_stream_is_read_no_faster_than_it_is_answered(served: Serving) -
             yield request
 
     call = served.inference.ModelStreamInfer(requests())
-    await until(lambda: engine.pending == 4)
-    assert served.manager.admission.items == 4
+    await until(lambda: engine.in_flight == 4)
+    assert served.service.admission.items == 4
     hold(engine, 0)
     assert [a.infer_response.id async for a in call] == [str(n) for n in range(100)]
     assert sent == 100
 
 
 async def test_a_caller_that_cuts_its_stream_leaves_nothing_behind(served: Serving) -> None:
-    engine = served.manager.route("").engine
+    engine = served.manager.catalog.route("").engine
     hold(engine, 1000)
     call = served.inference.ModelStreamInfer(files(picture(n)) for n in range(10))
-    await until(lambda: engine.pending == 4)
+    await until(lambda: engine.in_flight == 4)
     call.cancel()
-    await until(lambda: engine.pending == 0 and served.manager.admission.items == 0)
+    await until(lambda: engine.in_flight == 0 and served.service.admission.items == 0)
     hold(engine, 0)

@@ -19,7 +19,7 @@ from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain.v1.model_pb2 import DeleteModelRequest
 from multigrain.v1.model_pb2_grpc import ModelServiceStub
 from multigrain_server.app import App
-from multigrain_server.models.reference import ModelVersion
+from multigrain_server.models.registry import ModelVersion
 from tests.engine.bundles import write_bundle
 
 

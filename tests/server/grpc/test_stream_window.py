@@ -10,7 +10,7 @@ import pytest
 from multigrain_server.grpc import embedding, inference
 from multigrain_server.serving.stream import AnswerStream
 from tests.server.grpc.serving import serving
-from tests.server.serving.house import small_config
+from tests.server.serving.harness import small_config
 
 
 @pytest.mark.parametrize(

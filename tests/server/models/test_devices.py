@@ -10,8 +10,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.base import DeviceSpec
 from multigrain_server.devices import Inventory, Leases
 from tests.engine.bundles import write_bundle
-from tests.server.models.fake_engine import FakeEngines
-from tests.server.serving.house import house, small_config, until
+from tests.server.engines.fake_engine import FakeEngines
+from tests.server.serving.harness import harness, small_config, until
 
 GPU = DeviceSpec.model_validate({"target": "gpu", "count": 1})
 CUDA = "CUDA_VISIBLE_DEVICES"
@@ -31,10 +31,10 @@ def leases() -> Leases:
 
 async def test_each_engine_gets_a_device_that_no_job_has(root: Path, leases: Leases) -> None:
     engines = FakeEngines()
-    async with house(root, small_config(device="gpu"), engines.launch, leases) as h:
+    async with harness(root, small_config(device="gpu"), engines.launch, leases) as h:
         leases.acquire("job", GPU)
         await h.manager.load("a")
-        assert engines.orders[0].environment == {CUDA: "5"}
+        assert engines.specs[0].environment == {CUDA: "5"}
         assert leases.acquire("another job", GPU) is None
         assert "engine a@1" in leases.explain(GPU)
         await h.manager.unload("a")
@@ -45,10 +45,10 @@ async def test_engines_share_when_there_are_more_of_them_than_devices(
     root: Path, leases: Leases
 ) -> None:
     engines = FakeEngines()
-    async with house(root, small_config(device="gpu"), engines.launch, leases) as h:
+    async with harness(root, small_config(device="gpu"), engines.launch, leases) as h:
         for name in "abc":
             await h.manager.load(name)
-        seen = [order.environment[CUDA] for order in engines.orders]
+        seen = [order.environment[CUDA] for order in engines.specs]
         assert sorted(seen[:2]) == ["4", "5"]
         assert seen[2] in seen[:2]
         await h.manager.unload("abc"[seen.index(seen[2])])
@@ -60,11 +60,11 @@ async def test_engines_share_when_there_are_more_of_them_than_devices(
 
 async def test_the_next_engine_of_a_model_has_the_same_device(root: Path, leases: Leases) -> None:
     engines = FakeEngines()
-    async with house(root, small_config(device="gpu"), engines.launch, leases) as h:
+    async with harness(root, small_config(device="gpu"), engines.launch, leases) as h:
         await h.manager.load("a")
         engines.children[0].die("signal SIGSEGV")
         await until(lambda: len(engines.children) == 2)
-        assert engines.orders[1].environment == engines.orders[0].environment
+        assert engines.specs[1].environment == engines.specs[0].environment
         assert len(leases.free("gpu")) == 1
 
 
@@ -72,7 +72,7 @@ async def test_no_device_for_an_engine_is_said_and_leaves_nothing_behind(
     root: Path, leases: Leases
 ) -> None:
     engines = FakeEngines()
-    async with house(root, small_config(device="gpu"), engines.launch, leases) as h:
+    async with harness(root, small_config(device="gpu"), engines.launch, leases) as h:
         leases.acquire("one", GPU)
         leases.acquire("two", GPU)
         with pytest.raises(MultigrainError, match=r"a@1 .* free GPU: 2 of 2 .* job one") as caught:
@@ -84,14 +84,14 @@ async def test_no_device_for_an_engine_is_said_and_leaves_nothing_behind(
         with pytest.raises(MultigrainError, match="cannot be started"):
             await h.manager.load("a")
         assert leases.free("gpu") == (4,)
-    async with house(root, small_config(device="ascend"), engines.launch, leases) as h:
+    async with harness(root, small_config(device="ascend"), engines.launch, leases) as h:
         with pytest.raises(MultigrainError, match="no such device"):
             await h.manager.load("a")
 
 
 async def test_engines_on_the_cpu_take_no_slot_of_a_job(root: Path) -> None:
     leases = Leases(Inventory.parse("cpu:1"))
-    async with house(root, launch=FakeEngines().launch, leases=leases) as h:
+    async with harness(root, launch=FakeEngines().launch, leases=leases) as h:
         await h.manager.load("a")
         assert leases.free("cpu") == (0,)
 
@@ -101,9 +101,9 @@ async def test_a_model_that_a_restarted_daemon_cannot_load_holds_no_device(
 ) -> None:
     engines = FakeEngines()
     config = small_config(device="gpu")
-    async with house(root, config, engines.launch, leases) as h:
+    async with harness(root, config, engines.launch, leases) as h:
         await h.manager.load("a")
     engines.failures = [OSError(12, "Cannot allocate memory")]
-    async with house(root, config, engines.launch, leases) as h:
-        await until(lambda: h.manager.view("a").state.value == "failed")
+    async with harness(root, config, engines.launch, leases) as h:
+        await until(lambda: h.manager.catalog.view("a").state.value == "failed")
         assert leases.free("gpu") == (4, 5)

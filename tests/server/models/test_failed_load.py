@@ -13,10 +13,10 @@ import pytest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import describe
 from multigrain_server.models.catalog import ModelView
-from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
+from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.bundles import TinyNetwork
 from tests.engine.pictures import picture
-from tests.server.serving.house import house, small_config, until
+from tests.server.serving.harness import harness, small_config, until
 
 pytestmark = pytest.mark.process
 
@@ -27,13 +27,13 @@ def state(view: ModelView) -> str:
 
 async def test_a_load_whose_caller_goes_away_leaves_nothing(root: Path) -> None:
     before = set(psutil.Process().children())
-    async with house(root) as h:
+    async with harness(root) as h:
         load = asyncio.create_task(h.manager.load("tiny@1"))
-        await until(lambda: state(h.manager.view("tiny@1")) == "loading")
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "loading")
         await asyncio.sleep(0.05)
         load.cancel()
         await asyncio.gather(load, return_exceptions=True)
-        assert state(h.manager.view("tiny@1")) == "unloaded"
+        assert state(h.manager.catalog.view("tiny@1")) == "unloaded"
         assert set(psutil.Process().children()) <= before
 
 
@@ -55,19 +55,19 @@ async def test_a_failed_load_changes_nothing_else(root: Path, damage: str) -> No
         manifest = json.loads((root / "models/tiny/2/model.json").read_text())
         manifest["files"]["model.onnx"] = describe(graph).model_dump()
         (root / "models/tiny/2/model.json").write_text(json.dumps(manifest))
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         with pytest.raises(MultigrainError, match="tiny@2"):
             await h.manager.load("tiny@2", make_default=True)
-        assert state(h.manager.view("tiny@2")) == "unloaded"
+        assert state(h.manager.catalog.view("tiny@2")) == "unloaded"
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
-        assert h.manager.catalogue.page().default_model == "tiny@1"
+        assert h.manager.catalog.page().default_model == "tiny@1"
         assert h.health[EMBEDDING_SERVICE]
 
 
 async def test_an_engine_that_takes_too_long_is_given_up(root: Path) -> None:
-    async with house(root, small_config(load_timeout_seconds=0.01)) as h:
+    async with harness(root, small_config(load_timeout_seconds=0.01)) as h:
         with pytest.raises(MultigrainError, match="did not load within") as caught:
             await h.manager.load("tiny@1")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
-        assert state(h.manager.view("tiny@1")) == "unloaded"
+        assert state(h.manager.catalog.view("tiny@1")) == "unloaded"

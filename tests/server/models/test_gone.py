@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.engine.bundles import write_bundle
-from tests.server.models.fake_engine import FakeEngines
-from tests.server.serving.house import house
+from tests.server.engines.fake_engine import FakeEngines
+from tests.server.serving.harness import harness
 
 
 async def test_a_default_that_was_unloaded_is_none_any_more(tmp_path: Path) -> None:
     for name in "ab":
         write_bundle(tmp_path / "models", name)
-    async with house(tmp_path, launch=FakeEngines().launch) as h:
-        default = lambda: h.manager.catalogue.page().default_model  # noqa: E731
+    async with harness(tmp_path, launch=FakeEngines().launch) as h:
+        default = lambda: h.manager.catalog.page().default_model  # noqa: E731
         await h.manager.load("a@1", make_default=True)
         await h.manager.load("b")
         assert default() == "a@1"
@@ -25,7 +25,7 @@ async def test_a_default_that_was_unloaded_is_none_any_more(tmp_path: Path) -> N
 
 async def test_a_version_that_was_deleted_has_no_series(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models", "a")
-    async with house(tmp_path, launch=FakeEngines().launch) as h:
+    async with harness(tmp_path, launch=FakeEngines().launch) as h:
         labels = {"model": "a", "version": "1", "state": "unloaded"}
         assert h.registry.get_sample_value("multigrain_model_state", labels) == 1
         await h.manager.delete("a@1")

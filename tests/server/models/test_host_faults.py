@@ -15,7 +15,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
-from tests.server.serving.house import house, until
+from tests.server.serving.harness import harness, until
 
 pytestmark = pytest.mark.process
 
@@ -57,11 +57,11 @@ async def test_an_engine_is_replaced_once_the_host_can_start_one_again(
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return await spawn(*command, **options)  # type: ignore[arg-type]
 
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_memory)
-        os.kill(h.manager.route("tiny@1").engine.pid, signal.SIGKILL)
-        await until(lambda: failures == 2 and state(h.manager.view("tiny@1")) == "ready")
+        os.kill(h.manager.catalog.route("tiny@1").engine.pid, signal.SIGKILL)
+        await until(lambda: failures == 2 and state(h.manager.catalog.view("tiny@1")) == "ready")
         assert (await h.embed(picture(1))).model == "tiny@1"
 
 
@@ -72,19 +72,19 @@ async def test_a_load_on_such_a_host_is_unavailable_for_now(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_files)
-    async with house(root) as h:
+    async with harness(root) as h:
         with pytest.raises(MultigrainError, match=r"Too many open files") as caught:
             await h.manager.load("tiny@1")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert caught.value.retry_after
-        assert state(h.manager.view("tiny@1")) == "unloaded"
+        assert state(h.manager.catalog.view("tiny@1")) == "unloaded"
 
 
 async def test_an_unreadable_file_does_not_keep_other_models_from_being_loaded_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bundle(root / "models", "other")
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         await h.manager.load("other")
     read = Path.open
@@ -95,9 +95,9 @@ async def test_an_unreadable_file_does_not_keep_other_models_from_being_loaded_a
         return read(path, *arguments, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", denied)
-    async with house(root) as h:
-        await until(lambda: state(h.manager.view("other")) == "ready")
-        view = h.manager.view("tiny@1")
+    async with harness(root) as h:
+        await until(lambda: state(h.manager.catalog.view("other")) == "ready")
+        view = h.manager.catalog.view("tiny@1")
         assert state(view) == "failed"
         assert "Permission denied" in view.message
 
@@ -111,13 +111,13 @@ async def test_an_engine_that_leaves_a_child_behind_is_replaced_all_the_same(
         program = _WITH_CHILD % ((command[0], command),)
         return await spawn(sys.executable, "-c", program, **options)  # type: ignore[arg-type]
 
-    async with house(root) as h:
+    async with harness(root) as h:
         monkeypatch.setattr(asyncio, "create_subprocess_exec", with_child)
         await h.manager.load("tiny@1")
         monkeypatch.undo()
-        os.kill(h.manager.route("tiny@1").engine.pid, signal.SIGKILL)
-        await until(lambda: h.manager.view("tiny@1").restarts == 1, seconds=5)
-        await until(lambda: state(h.manager.view("tiny@1")) == "ready")
+        os.kill(h.manager.catalog.route("tiny@1").engine.pid, signal.SIGKILL)
+        await until(lambda: h.manager.catalog.view("tiny@1").restarts == 1, seconds=5)
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "ready")
 
 
 async def test_an_image_that_ends_the_process_natively_is_found_and_its_neighbours_are_answered(
@@ -131,14 +131,14 @@ async def test_an_image_that_ends_the_process_natively_is_found_and_its_neighbou
         return await spawn(sys.executable, "-c", program, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", with_fault)
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         answer = await h.embed(picture(1), deadly, picture(3))
-        errors = [item.error for item in answer.items]
+        errors = [item.error for item in answer.results]
         assert errors[0] is None
         assert errors[2] is None
         assert errors[1] is not None
         assert errors[1].kind is ErrorKind.IMAGE_HARMFUL
-        assert h.manager.view("tiny@1").restarts == 2
-        await until(lambda: state(h.manager.view("tiny@1")) == "ready")
-        assert (await h.embed(picture(1))).items[0].error is None
+        assert h.manager.catalog.view("tiny@1").restarts == 2
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "ready")
+        assert (await h.embed(picture(1))).results[0].error is None

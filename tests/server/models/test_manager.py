@@ -12,11 +12,11 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
-from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
+from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.bundles import write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
-from tests.server.serving.house import house, small_config, until, vectors
+from tests.server.serving.harness import harness, small_config, until, vectors
 
 pytestmark = pytest.mark.process
 
@@ -26,18 +26,18 @@ def state(view: ModelView) -> str:
 
 
 async def test_an_empty_registry_is_empty_and_not_serving(tmp_path: Path) -> None:
-    async with house(tmp_path) as h:
-        page = h.manager.catalogue.page()
+    async with harness(tmp_path) as h:
+        page = h.manager.catalog.page()
         assert page.models == ()
         assert page.default_model == ""
         assert h.health[EMBEDDING_SERVICE] is False
-        with pytest.raises(MultigrainError, match="none yet") as caught:
+        with pytest.raises(MultigrainError, match="no models yet") as caught:
             await h.manager.load("tiny")
         assert caught.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         view = await h.manager.load("tiny")
         assert view.entry.version.version == 2
         assert state(view) == "ready"
@@ -55,9 +55,9 @@ async def test_an_engine_keeps_its_numbers_in_huge_pages(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def tunables() -> str | None:
-        async with house(root) as h:
+        async with harness(root) as h:
             await h.manager.load("tiny", "openvino-f32")
-            engine = psutil.Process(h.manager.route("tiny").engine.pid)
+            engine = psutil.Process(h.manager.catalog.route("tiny").engine.pid)
             return engine.environ().get("GLIBC_TUNABLES")
 
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
@@ -76,7 +76,7 @@ async def test_a_metric_tells_what_computes_each_loaded_model(root: Path) -> Non
             if sample.name == "multigrain_model_info"
         ]
 
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny", "openvino-f32")
         assert infos() == [("tiny", "2", "openvino", "f32", "cpu")]
         await h.manager.load("tiny", "onnxruntime")
@@ -86,7 +86,7 @@ async def test_a_metric_tells_what_computes_each_loaded_model(root: Path) -> Non
 
 
 async def test_a_name_means_the_newest_loaded_version(root: Path) -> None:
-    async with house(root, small_config(keep_replaced_versions=True)) as h:
+    async with harness(root, small_config(keep_replaced_versions=True)) as h:
         await h.manager.load("tiny@1")
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
         await h.manager.load("tiny@2")
@@ -98,16 +98,16 @@ async def test_a_name_means_the_newest_loaded_version(root: Path) -> None:
 
 
 async def test_a_newer_version_takes_over_and_the_older_one_ends(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
-        old = h.manager.route("tiny").engine
+        old = h.manager.catalog.route("tiny").engine
         await h.manager.load("tiny@2")
-        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "unloaded")
         assert old.ended.is_set()
 
 
 async def test_an_alias_keeps_the_version_it_points_at(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         assert h.manager.set_alias("production", "tiny@1") == "tiny@1"
         await h.manager.load("tiny@2")
@@ -119,15 +119,15 @@ async def test_an_alias_keeps_the_version_it_points_at(root: Path) -> None:
             assert caught.value.kind is ErrorKind.WRONG_STATE
         h.manager.set_alias("production", "tiny@2")
         assert (await h.embed(picture(1), model="production")).model == "tiny@2"
-        assert h.manager.catalogue.page().aliases == {"production": "tiny@2"}
-        assert h.manager.view("tiny@2").aliases == ("production",)
+        assert h.manager.catalog.page().aliases == {"production": "tiny@2"}
+        assert h.manager.catalog.view("tiny@2").aliases == ("production",)
         h.manager.set_alias("production", "")
         with pytest.raises(MultigrainError, match="no alias production"):
             h.manager.set_alias("production", "")
 
 
 async def test_an_alias_must_point_at_what_is_loaded(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         with pytest.raises(MultigrainError, match="tiny@1 is not loaded") as caught:
             h.manager.set_alias("production", "tiny@1")
         assert caught.value.kind is ErrorKind.WRONG_STATE
@@ -139,10 +139,10 @@ async def test_an_alias_must_point_at_what_is_loaded(root: Path) -> None:
 
 async def test_the_first_loaded_model_is_the_default_until_one_is_chosen(root: Path) -> None:
     write_bundle(root / "models", "other")
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         await h.manager.load("other")
-        assert h.manager.catalogue.page().default_model == "tiny@2"
+        assert h.manager.catalog.page().default_model == "tiny@2"
         await h.manager.load("other", make_default=True)
         assert (await h.embed(picture(1))).model == "other@1"
         await h.manager.unload("other")
@@ -150,7 +150,7 @@ async def test_the_first_loaded_model_is_the_default_until_one_is_chosen(root: P
 
 
 async def test_swapping_under_load_loses_no_request(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         data = picture(1)
         answers = []
@@ -163,7 +163,7 @@ async def test_swapping_under_load_loses_no_request(root: Path) -> None:
         callers = [asyncio.create_task(caller()) for _ in range(4)]
         await until(lambda: len(answers) > 20)
         await h.manager.load("tiny@2")
-        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "unloaded")
         count = len(answers)
         await until(lambda: len(answers) > count + 20)
         stop = True
@@ -171,34 +171,34 @@ async def test_swapping_under_load_loses_no_request(root: Path) -> None:
         expected = vectors(await h.embed(data, model="tiny@2"))
     models = [answer.model for answer in answers]
     assert set(models) == {"tiny@1", "tiny@2"}
-    assert all(item.error is None for answer in answers for item in answer.items)
+    assert all(item.error is None for answer in answers for item in answer.results)
     for answer in answers:
         if answer.model == "tiny@2":
             np.testing.assert_allclose(vectors(answer), expected, rtol=1e-4)
 
 
 async def test_a_request_in_flight_is_answered_by_the_version_it_began_with(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
-        engine = h.manager.route("tiny").engine
+        engine = h.manager.catalog.route("tiny").engine
         hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1), model="tiny"))
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         await h.manager.load("tiny@2")
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@2"
-        assert state(h.manager.view("tiny@1")) == "draining"
+        assert state(h.manager.catalog.view("tiny@1")) == "draining"
         hold(engine, 0)
         assert (await inside).model == "tiny@1"
-        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "unloaded")
 
 
 async def test_draining_does_not_wait_for_ever(root: Path) -> None:
-    async with house(root, small_config(drain_seconds=0.2)) as h:
+    async with harness(root, small_config(drain_seconds=0.2)) as h:
         await h.manager.load("tiny@1")
-        engine = h.manager.route("tiny").engine
+        engine = h.manager.catalog.route("tiny").engine
         hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1)))
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         await h.manager.unload("tiny@1")
         with pytest.raises(MultigrainError) as caught:
             await inside
@@ -206,38 +206,38 @@ async def test_draining_does_not_wait_for_ever(root: Path) -> None:
 
 
 async def test_an_unload_whose_caller_goes_away_ends_the_engine_all_the_same(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
-        engine = h.manager.route("tiny").engine
+        engine = h.manager.catalog.route("tiny").engine
         hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1)))
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         unload = asyncio.create_task(h.manager.unload("tiny@1"))
-        await until(lambda: state(h.manager.view("tiny@1")) == "draining")
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "draining")
         unload.cancel()
         await asyncio.gather(unload, return_exceptions=True)
         hold(engine, 0)
         await inside
         await until(engine.ended.is_set)
-        await until(lambda: state(h.manager.view("tiny@1")) == "unloaded")
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "unloaded")
 
 
 async def test_calls_that_load_the_same_model_share_one_engine(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         views = await asyncio.gather(*(h.manager.load("tiny@1") for _ in range(3)))
         assert len({view.load_seconds for view in views}) == 1
         assert h.metric("multigrain_model_load_seconds_count") == 1
 
 
 async def test_another_runtime_is_switched_to_only_if_it_works(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
-        first = h.manager.route("tiny").engine
+        first = h.manager.catalog.route("tiny").engine
         with pytest.raises(MultigrainError, match=r"no weights\.safetensors"):
             await h.manager.load("tiny@1", "mindspore")
-        assert h.manager.route("tiny").engine is first
+        assert h.manager.catalog.route("tiny").engine is first
         await h.manager.load("tiny@1", "onnxruntime")
-        second = h.manager.route("tiny").engine
+        second = h.manager.catalog.route("tiny").engine
         assert second is not first
         await until(first.ended.is_set)
         await h.embed(picture(1))
@@ -251,7 +251,7 @@ async def test_a_bundle_of_another_user_is_told_and_stays(
     def refused(*_arguments: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    async with house(root) as h:
+    async with harness(root) as h:
         monkeypatch.setattr("multigrain_server.models.registry.os.rename", refused)
         with pytest.raises(MultigrainError, match=r"tiny@1 cannot .*; let uid") as caught:
             await h.manager.delete("tiny@1")
@@ -261,7 +261,7 @@ async def test_a_bundle_of_another_user_is_told_and_stays(
 
 
 async def test_only_what_is_not_in_use_can_be_deleted(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@2")
         with pytest.raises(MultigrainError, match="loaded") as caught:
             await h.manager.delete("tiny@2")
@@ -278,23 +278,23 @@ async def test_only_what_is_not_in_use_can_be_deleted(root: Path) -> None:
 async def test_models_are_listed_in_pages(root: Path) -> None:
     for name in ("a", "b", "c"):
         write_bundle(root / "models", name)
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("b")
         names, token = [], ""
         while True:
-            page = h.manager.catalogue.page(size=2, token=token)
+            page = h.manager.catalog.page(size=2, token=token)
             names += [str(view.entry.version) for view in page.models]
             token = page.next_token
             if not token:
                 break
         assert names == ["a@1", "b@1", "c@1", "tiny@1", "tiny@2"]
-        loaded = h.manager.catalogue.page(loaded_only=True).models
+        loaded = h.manager.catalog.page(loaded_only=True).models
         assert [str(view.entry.version) for view in loaded] == ["b@1"]
-        assert len(h.manager.catalogue.page("tiny").models) == 2
+        assert len(h.manager.catalog.page("tiny").models) == 2
         with pytest.raises(MultigrainError, match="page_size"):
-            h.manager.catalogue.page(size=1001)
+            h.manager.catalog.page(size=1001)
         with pytest.raises(MultigrainError, match="page_token"):
-            h.manager.catalogue.page(token="!")
+            h.manager.catalog.page(token="!")
 
 
 async def test_a_folder_that_is_no_bundle_is_left_out(root: Path) -> None:
@@ -303,15 +303,15 @@ async def test_a_folder_that_is_no_bundle_is_left_out(root: Path) -> None:
     (root / "models/tiny/4").mkdir()
     text = (root / "models/tiny/1/model.json").read_text()
     (root / "models/tiny/4/model.json").write_text(text)
-    async with house(root) as h:
-        assert [v.entry.version.version for v in h.manager.catalogue.page().models] == [1, 2]
-        assert h.manager.bundle_path("tiny") == root / "models/tiny/2"
+    async with harness(root) as h:
+        assert [v.entry.version.version for v in h.manager.catalog.page().models] == [1, 2]
+        assert h.manager.catalog.bundle_path("tiny") == root / "models/tiny/2"
 
 
 async def test_a_new_bundle_appears_when_its_folder_does(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         write_bundle(root / "models", version=3)
-        h.manager.rescan()
+        h.manager.publish()
         assert h.metric("multigrain_model_state", model="tiny", version="3", state="unloaded") == 1
         assert (await h.manager.load("tiny")).entry.version.version == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.models.reference import ModelReference
+from multigrain_server.models.registry import ModelReference
 
 
 @pytest.mark.parametrize(

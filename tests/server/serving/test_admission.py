@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import ExitStack
 from itertools import pairwise
@@ -10,12 +9,14 @@ from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from multigrain.engine.protocol import Ready
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.admission import Admission, Flow, Load
-from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.metrics import Refusal, ServingMetrics
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.images import ImageRequest
+from multigrain_server.models.metrics import Refusal, ServingMetrics
+from multigrain_server.serving.admission import Admission, Flow
 
 
 class Engine:
@@ -33,6 +34,12 @@ class Engine:
             # It is believed seven tenths of that until it is measured.
             images_per_second=rate / 0.7,
         )
+
+
+def images(items: int, size: int = 0, caller: int = 0, deadline_ns: int = 0) -> ImageRequest:
+    """A request of ``items`` images that have ``size`` bytes together."""
+    contents = [bytes(size)] + [b""] * (items - 1)
+    return ImageRequest("", contents, caller=caller, deadline_ns=deadline_ns)
 
 
 class Clock:
@@ -61,8 +68,8 @@ class Gate:
         """One more caller, inside for good."""
         self._callers += 1
         deadline = self.clock.ns + int(1e9 * seconds) if seconds else 0
-        load = Load(items, size, caller or self._callers, deadline)
-        self._inside.enter_context(self.admission.admit(load, self.engine))
+        request = images(items, size, caller or self._callers, deadline)
+        self._inside.enter_context(self.admission.admit(request, self.engine))
 
     def counted(self, name: str) -> float | None:
         return self.registry.get_sample_value(f"multigrain_{name}")
@@ -94,7 +101,7 @@ def test_room_is_given_back_however_the_work_ends() -> None:
     inside = []
 
     def fail() -> None:
-        with gate.admission.admit(Load(4, 100), gate.engine):
+        with gate.admission.admit(images(4, 100), gate.engine):
             inside.append(gate.admission.items)
             raise ZeroDivisionError
 
@@ -106,18 +113,18 @@ def test_room_is_given_back_however_the_work_ends() -> None:
 
 def test_items_and_bytes_may_fill_their_limits_and_each_refusal_has_its_reason_once() -> None:
     gate = Gate(queue_items=4, max_image_bytes=1024, queue_bytes=2048)
-    with gate.admission.admit(Load(4, 2048), gate.engine):
+    with gate.admission.admit(images(4, 2048), gate.engine):
         assert gate.counted("inflight_bytes") == 2048
         assert gate.refused(1, size=0).kind is ErrorKind.OVERLOADED
         assert gate.refusals() == {"queue_full": 1}
     assert (gate.counted("inflight_items"), gate.counted("inflight_bytes")) == (0, 0)
-    with gate.admission.admit(Load(2, 2048), gate.engine):
+    with gate.admission.admit(images(2, 2048), gate.engine):
         assert gate.refused(1, size=1).kind is ErrorKind.OVERLOADED
         assert gate.refusals() == {"queue_full": 1, "bytes": 1}
     # More than ever fits.
     assert gate.refused(1, size=2049).kind is ErrorKind.INVALID_FIELD
     assert gate.refusals() == {"queue_full": 1, "bytes": 2}
-    gate.admission.too_late(Load(1, 1), gate.engine)
+    gate.admission.too_late(images(1, 1), gate.engine)
     gate.admission.drain()
     assert gate.refused(1, size=1).kind is ErrorKind.UNAVAILABLE
     assert gate.refusals() == {"queue_full": 1, "bytes": 2, "late": 1, "draining": 1}
@@ -228,16 +235,14 @@ def test_a_refusal_takes_far_less_than_a_millisecond() -> None:
     assert fastest < 0.001
 
 
-def test_the_log_tells_of_an_overload_and_not_of_each_refusal(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_overload_is_logged_and_not_each_refusal() -> None:
     gate = Gate(queue_items=4)
     gate.enter(4)
-    with caplog.at_level(logging.WARNING):
+    with capture_logs() as lines:
         for _ in range(50):
             gate.refused()
-    assert len(caplog.records) == 1
-    assert "4 images are in work, the limit is 4" in caplog.text
+    assert [(line["event"], line["log_level"]) for line in lines] == [("overloaded", "warning")]
+    assert lines[0]["reason"] == "4 images are in flight, the limit is 4"
 
 
 def test_the_pace_of_a_busy_engine_is_learned_and_that_of_an_idle_one_is_not() -> None:

@@ -10,11 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.config import ServingConfig
 from tests.engine.bundles import write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
-from tests.server.serving.house import house, small_config, until
+from tests.server.serving.harness import harness, small_config, until
 
 pytestmark = pytest.mark.process
 
@@ -26,12 +26,12 @@ def root(tmp_path: Path) -> Path:
 
 
 async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) -> None:
-    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+    async with harness(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 100)
         inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(4)]
-        await until(lambda: h.manager.admission.items == 4)
+        await until(lambda: h.service.admission.items == 4)
         # Time of this thread: what else the machine does is no matter.
         start = time.thread_time()
         with pytest.raises(MultigrainError) as caught:
@@ -43,20 +43,20 @@ async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) 
         assert h.metric("multigrain_rejected_total", reason="queue_full") == 1
         hold(engine, 0)
         await asyncio.gather(*inside)
-        assert h.manager.admission.items == 0
+        assert h.service.admission.items == 0
         await h.embed(picture(9))
 
 
 async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
-    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+    async with harness(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 100)
         inside = asyncio.create_task(h.embed(picture(1), picture(2)))
-        await until(lambda: h.manager.admission.items == 2)
+        await until(lambda: h.service.admission.items == 2)
         with pytest.raises(MultigrainError, match="full"):
             await h.embed(picture(3), picture(4), picture(5))
-        assert h.manager.admission.items == 2
+        assert h.service.admission.items == 2
         hold(engine, 0)
         await inside
 
@@ -64,12 +64,12 @@ async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
 async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a_delay(
     root: Path,
 ) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 100)
         other = asyncio.create_task(h.embed(picture(1)))
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         deadline = time.monotonic_ns() + 200_000_000
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(2), deadline_ns=deadline)
@@ -83,12 +83,12 @@ async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a
 async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
     big = picture(1, size=(64, 64), kind="BMP")
     config = small_config(queue_bytes=len(big) * 2, max_image_bytes=len(big))
-    async with house(root, config) as h:
+    async with harness(root, config) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 100)
         inside = asyncio.create_task(h.embed(big, big))
-        await until(lambda: h.manager.admission.items == 2)
+        await until(lambda: h.service.admission.items == 2)
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(2))
         assert caught.value.kind is ErrorKind.OVERLOADED

@@ -12,7 +12,7 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from tests.engine.bundles import SIZE, TinyNetwork, write_bundle
 from tests.engine.pictures import picture
-from tests.server.serving.house import house, small_config, vectors
+from tests.server.serving.harness import harness, small_config, vectors
 
 pytestmark = pytest.mark.process
 
@@ -22,7 +22,7 @@ async def test_a_prepared_image_gets_the_same_answer_as_its_file(tmp_path: Path)
     write_bundle(tmp_path / "models", also=16)
     files = [picture(seed) for seed in range(3)]
     config = small_config(max_image_bytes=1024 * 8)  # of files: a prepared image has 12 KiB
-    async with house(tmp_path, config) as h:
+    async with harness(tmp_path, config) as h:
         await h.manager.load("tiny")
         for side in (SIZE, 16):
             parameters = Preprocessing(size=side, resize_short=side)
@@ -33,17 +33,16 @@ async def test_a_prepared_image_gets_the_same_answer_as_its_file(tmp_path: Path)
                 resolution=side,
                 tensors=True,
                 scores=True,
-                classes=True,
                 top_k=2,
             )
             np.testing.assert_allclose(vectors(answer), vectors(encoded), rtol=1e-5)
-            for image, item, other in zip(prepared, answer.items, encoded.items, strict=True):
+            for image, item, other in zip(prepared, answer.results, encoded.results, strict=True):
                 powers = np.exp(network.logits(network.embed(image)))
                 scores = np.frombuffer(item.scores, "<f4")
                 np.testing.assert_allclose(scores, powers / powers.sum(), rtol=1e-4)
                 np.testing.assert_allclose(scores, np.frombuffer(other.scores, "<f4"), rtol=1e-5)
-                assert [c.class_id for c in item.classes] == np.argsort(-scores)[:2].tolist()
-                assert other.classes == ()
+                assert [c.class_id for c in item.classes(())] == np.argsort(-scores)[:2].tolist()
+                assert other.classes(()) == []
 
 
 async def test_a_prepared_image_of_another_size_or_without_numbers_is_refused(
@@ -53,7 +52,7 @@ async def test_a_prepared_image_of_another_size_or_without_numbers_is_refused(
     good = np.zeros((3, SIZE, SIZE), np.float32)
     bad = good.copy()
     bad[1, 2, 3] = np.nan
-    async with house(tmp_path) as h:
+    async with harness(tmp_path) as h:
         await h.manager.load("tiny")
         with pytest.raises(MultigrainError, match="3 x 32 x 32") as caught:
             await h.embed(good.tobytes(), good.tobytes()[:-4], tensors=True)
@@ -62,4 +61,4 @@ async def test_a_prepared_image_of_another_size_or_without_numbers_is_refused(
             await h.embed(good.tobytes(), bad.tobytes(), tensors=True)
         assert caught.value.kind is ErrorKind.INVALID_FIELD
         assert h.metric("multigrain_inflight_items") == 0
-        assert (await h.embed(good.tobytes(), tensors=True)).items[0].error is None
+        assert (await h.embed(good.tobytes(), tensors=True)).results[0].error is None

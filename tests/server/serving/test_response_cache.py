@@ -8,12 +8,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from multigrain.engine.protocol import EmbeddingOptions, Result
-from multigrain_server.engines.engine import EngineResult
+from multigrain_server.engines.images import ImageResult
+from multigrain_server.models.metrics import ServingMetrics
 from multigrain_server.serving.cache import ResponseCache
-from multigrain_server.serving.metrics import ServingMetrics
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
-from tests.server.serving.house import House, house, small_config
+from tests.server.serving.harness import Harness, harness, small_config
 
 pytestmark = pytest.mark.process
 
@@ -24,31 +24,31 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def computed(h: House) -> float:
+def computed(h: Harness) -> float:
     return h.metric("multigrain_batch_items_sum", model="tiny")
 
 
 async def test_a_picture_that_comes_again_is_not_computed_again(root: Path) -> None:
-    async with house(root, small_config(cache_bytes=1_000_000)) as h:
+    async with harness(root, small_config(cache_bytes=1_000_000)) as h:
         await h.manager.load("tiny")
         first = await h.embed(picture(1), picture(2))
         again = await h.embed(picture(2), picture(3), picture(1))
         assert computed(h) == 3
-        assert again.items[0] == first.items[1]
-        assert again.items[2] == first.items[0]
+        assert again.results[0] == first.results[1]
+        assert again.results[2] == first.results[0]
         assert h.metric("multigrain_cache_lookups_total", result="hit") == 2
         assert h.metric("multigrain_cache_lookups_total", result="miss") == 3
         assert h.metric("multigrain_cache_bytes") > 3 * 64
 
 
 async def test_who_asks_otherwise_gets_another_answer(root: Path) -> None:
-    async with house(root, small_config(cache_bytes=1_000_000)) as h:
+    async with harness(root, small_config(cache_bytes=1_000_000)) as h:
         await h.manager.load("tiny")
         await h.embed(picture(1))
         await h.embed(picture(1), resolution=16)
         await h.embed(picture(1), vector=EmbeddingOptions())
-        await h.embed(picture(1), vector=None, classes=True, top_k=2)
-        await h.embed(picture(1), vector=None, classes=True, top_k=3)
+        await h.embed(picture(1), vector=None, top_k=2)
+        await h.embed(picture(1), vector=None, top_k=3)
         assert computed(h) == 5
         # Another engine, another runtime perhaps: nothing that the first one said counts.
         await h.manager.load("tiny", "onnxruntime")
@@ -57,20 +57,20 @@ async def test_who_asks_otherwise_gets_another_answer(root: Path) -> None:
 
 
 async def test_what_is_answered_from_the_cache_needs_no_room(root: Path) -> None:
-    async with house(root, small_config(cache_bytes=1_000_000, queue_items=64)) as h:
+    async with harness(root, small_config(cache_bytes=1_000_000, queue_items=64)) as h:
         await h.manager.load("tiny")
         await h.embed(picture(1))
-        h.manager.admission.drain()
-        assert (await h.embed(picture(1))).items[0].error is None
+        h.service.admission.drain()
+        assert (await h.embed(picture(1))).results[0].error is None
 
 
 async def test_errors_are_not_kept_and_by_default_nothing_is(root: Path) -> None:
-    async with house(root, small_config(cache_bytes=1_000_000)) as h:
+    async with harness(root, small_config(cache_bytes=1_000_000)) as h:
         await h.manager.load("tiny")
         for _ in range(2):
-            assert (await h.embed(b"no picture")).items[0].error is not None
+            assert (await h.embed(b"no picture")).results[0].error is not None
         assert h.metric("multigrain_cache_lookups_total", result="hit") == 0
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         await h.embed(picture(1))
         await h.embed(picture(1))
@@ -90,10 +90,10 @@ def test_the_oldest_make_room() -> None:
         return cache.key(b"%d" % number, engine, None)  # type: ignore[arg-type]
 
     for number in range(3):
-        cache.put(key(number), EngineResult(Result(id=number), b"x" * 1000))  # type: ignore[arg-type]
+        cache.put(key(number), ImageResult(Result(id=number), b"x" * 1000))  # type: ignore[arg-type]
     assert cache.get(key(0)) is not None  # type: ignore[arg-type]
-    cache.put(key(3), EngineResult(Result(id=3), b"x" * 1000))  # type: ignore[arg-type]
+    cache.put(key(3), ImageResult(Result(id=3), b"x" * 1000))  # type: ignore[arg-type]
     kept = [number for number in range(4) if cache.get(key(number)) is not None]  # type: ignore[arg-type]
     assert kept == [0, 2, 3]
-    cache.put(key(4), EngineResult(Result(id=4), b"x" * 9000))  # type: ignore[arg-type]
+    cache.put(key(4), ImageResult(Result(id=4), b"x" * 9000))  # type: ignore[arg-type]
     assert cache.get(key(4)) is None  # type: ignore[arg-type]

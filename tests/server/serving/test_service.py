@@ -15,11 +15,11 @@ from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
+from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture, strange_bad, strange_good
-from tests.server.serving.house import embed, house, small_config, until, vectors
+from tests.server.serving.harness import embed, harness, small_config, until, vectors
 
 pytestmark = pytest.mark.process
 
@@ -35,7 +35,7 @@ async def test_answers_come_in_the_order_of_the_images(root: Path) -> None:
     pictures = [picture(seed) for seed in range(12)]
     parameters = Preprocessing(size=SIZE, resize_short=SIZE)
     expected = np.stack([network.embed(preprocess(data, parameters)) for data in pictures])
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         answer = await h.embed(*pictures)
     assert answer.model == "tiny@1"
@@ -52,13 +52,13 @@ async def test_whitened_vectors_are_the_formulas_also_beside_others_in_a_batch(
     parameters = Preprocessing(size=SIZE, resize_short=SIZE)
     plain = np.stack([network.embed(preprocess(data, parameters)) for data in pictures])
     phi = whitening_of(network).apply(plain)
-    async with house(tmp_path) as h:
+    async with harness(tmp_path) as h:
         await h.manager.load("tiny")
-        hold(h.manager.route("").engine, 9)
+        hold(h.manager.catalog.route("").engine, 9)
         raw, both, unit = await asyncio.gather(
             h.embed(*pictures, vector=EmbeddingOptions(normalize=False)),
             h.embed(*pictures, vector=EmbeddingOptions(normalize=False, whiten=True)),
-            h.embed(*pictures, vector=EmbeddingOptions(whiten=True), classes=True, top_k=1),
+            h.embed(*pictures, vector=EmbeddingOptions(whiten=True), top_k=1),
         )
         assert h.metric("multigrain_batch_items_count", model="tiny") == 2  # at most 8 in one
         with pytest.raises(MultigrainError, match="at 16 px: use resolution 32") as caught:
@@ -69,7 +69,7 @@ async def test_whitened_vectors_are_the_formulas_also_beside_others_in_a_batch(
     expected = phi / np.linalg.norm(phi, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors(unit), expected, atol=1e-4)
     # Classes come from the network's own scores.
-    classes = [item.classes[0].class_id for item in unit.items]
+    classes = [item.classes(())[0].class_id for item in unit.results]
     assert classes == [int(np.argmax(network.logits(row))) for row in plain]
     assert caught.value.violations[0].field == "whiten"
 
@@ -78,9 +78,9 @@ async def test_each_resolution_of_a_bundle_has_its_own_preprocessing(tmp_path: P
     network = TinyNetwork(seed=3)
     write_bundle(tmp_path / "models", network=network, also=16)
     data = picture(1)
-    async with house(tmp_path) as h:
+    async with harness(tmp_path) as h:
         await h.manager.load("tiny")
-        hold(h.manager.route("").engine, 3)
+        hold(h.manager.catalog.route("").engine, 3)
         default, small, same = await asyncio.gather(
             h.embed(data), h.embed(data, resolution=16), h.embed(data, resolution=SIZE)
         )
@@ -92,9 +92,9 @@ async def test_each_resolution_of_a_bundle_has_its_own_preprocessing(tmp_path: P
 
 
 async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        hold(h.manager.route("").engine, 6)
+        hold(h.manager.catalog.route("").engine, 6)
         await asyncio.gather(*(h.embed(picture(seed)) for seed in range(6)))
         assert h.metric("multigrain_batch_items_count", model="tiny") == 1
         assert h.metric("multigrain_batch_items_sum", model="tiny") == 6
@@ -102,11 +102,11 @@ async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
 
 async def test_every_strange_picture_gets_its_own_status(root: Path) -> None:
     good, bad = strange_good(), strange_bad()
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         answer = await h.embed(*good.values(), *bad.values(), picture(1))
         after = await h.embed(picture(1))
-    got = dict(zip([*good, *bad], answer.items, strict=False))
+    got = dict(zip([*good, *bad], answer.results, strict=False))
     for name in good:
         assert got[name].error is None, name
     kinds = {name: got[name].error.kind.name for name in bad if got[name].error is not None}
@@ -117,18 +117,18 @@ async def test_every_strange_picture_gets_its_own_status(root: Path) -> None:
         "truncated PNG": "IMAGE_UNREADABLE",
         "bomb": "IMAGE_TOO_LARGE",
     }
-    assert answer.items[-1].vector == after.items[0].vector
+    assert answer.results[-1].vector == after.results[0].vector
     assert h.metric("multigrain_items_failed_total", reason="too_large") == 1
 
 
 async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
-    async with house(root, small_config(max_image_bytes=20_000)) as h:
+    async with harness(root, small_config(max_image_bytes=20_000)) as h:
         await h.manager.load("tiny")
         answer = await h.embed(picture(1), b"\xff\xd8\xff" + b"x" * 30_000)
-    assert answer.items[0].error is None
-    assert answer.items[1].error is not None
-    assert answer.items[1].error.kind is ErrorKind.IMAGE_TOO_LARGE
-    assert "20000" in answer.items[1].error.message
+    assert answer.results[0].error is None
+    assert answer.results[1].error is not None
+    assert answer.results[1].error.kind is ErrorKind.IMAGE_TOO_LARGE
+    assert "20000" in answer.results[1].error.message
 
 
 @pytest.mark.parametrize(
@@ -145,19 +145,19 @@ async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
 async def test_a_wrong_field_is_refused_by_name(
     root: Path, fields: dict[str, object], named: str
 ) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         with pytest.raises(MultigrainError) as caught:
-            await h.service.answer(embed(picture(1), **fields))
+            await h.service.infer(embed(picture(1), **fields))
     assert caught.value.kind is ErrorKind.INVALID_FIELD
     assert caught.value.violations[0].field == named
 
 
 async def test_more_classes_than_there_are_means_all(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        answer = await h.service.answer(embed(picture(1), vector=None, classes=True, top_k=1000))
-    scores = answer.items[0].classes
+        answer = await h.service.infer(embed(picture(1), vector=None, top_k=1000))
+    scores = answer.results[0].classes(answer.labels)
     assert len(scores) == CLASSES
     assert sum(score.probability for score in scores) == pytest.approx(1)
     assert [s.probability for s in scores] == sorted((s.probability for s in scores), reverse=True)
@@ -166,21 +166,23 @@ async def test_more_classes_than_there_are_means_all(root: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "size"), [("fp16", 2), ("int8", 1)])
 async def test_smaller_numbers_keep_the_vector(root: Path, dtype: str, size: int) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         whole = vectors(await h.embed(picture(1), vector=EmbeddingOptions()))[0]
-        item = (await h.embed(picture(1), vector=EmbeddingOptions(dtype=dtype))).items[0]
+        item = (await h.embed(picture(1), vector=EmbeddingOptions(dtype=dtype))).results[0]
     assert len(item.vector) * 4 == whole.nbytes * size
     got = np.frombuffer(item.vector, "<f2" if dtype == "fp16" else "i1").astype(np.float32)
     if dtype == "int8":
-        got *= item.scale
+        got *= item.reply.scale
     assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-6)
     assert float(got @ whole) / float(np.linalg.norm(got)) > 0.9995
-    np.testing.assert_allclose(got, whole, atol=1e-3 if dtype == "fp16" else item.scale * 0.51)
+    np.testing.assert_allclose(
+        got, whole, atol=1e-3 if dtype == "fp16" else item.reply.scale * 0.51
+    )
 
 
 async def test_nothing_loaded_says_what_to_do(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         with pytest.raises(MultigrainError, match="no model is loaded: LoadModel first") as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.NOT_FOUND
@@ -193,9 +195,9 @@ async def test_nothing_loaded_says_what_to_do(root: Path) -> None:
 
 
 async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 2)
         start = time.monotonic()
         with pytest.raises(MultigrainError) as caught:
@@ -209,17 +211,17 @@ async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> Non
 
 
 async def test_a_caller_that_goes_away_costs_nothing(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 2)
         gone = asyncio.create_task(h.embed(picture(1)))
-        await until(lambda: engine.pending == 1)
+        await until(lambda: engine.in_flight == 1)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        await until(lambda: engine.pending == 0)
-        assert h.manager.admission.items == 0
+        await until(lambda: engine.in_flight == 0)
+        assert h.service.admission.items == 0
         await asyncio.gather(h.embed(picture(2)), h.embed(picture(3)))
         assert h.metric("multigrain_batch_items_sum", model="tiny") == 2
         assert h.metric("multigrain_cancelled_items_total", where="queue") == 1
@@ -228,13 +230,13 @@ async def test_a_caller_that_goes_away_costs_nothing(root: Path) -> None:
 async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answered(
     root: Path,
 ) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         before = await h.embed(picture(1))
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 100)
         inside = [asyncio.create_task(h.embed(picture(1))) for _ in range(3)]
-        await until(lambda: engine.pending == 3)
+        await until(lambda: engine.in_flight == 3)
         assert h.health[EMBEDDING_SERVICE]
 
         os.kill(engine.pid, signal.SIGKILL)
@@ -243,12 +245,12 @@ async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answer
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert "SIGKILL" in caught.value.message
-        assert h.manager.view("tiny").state.value == "failed"
+        assert h.manager.catalog.view("tiny").state.value == "failed"
 
         for answer in (*await asyncio.gather(*inside), await h.embed(picture(1))):
             np.testing.assert_allclose(vectors(answer), vectors(before), rtol=1e-4, atol=1e-6)
         assert h.health[EMBEDDING_SERVICE]
-        assert h.manager.view("tiny").restarts == 1
+        assert h.manager.catalog.view("tiny").restarts == 1
         assert h.metric("multigrain_engine_restarts_total") == 1
         assert [up for name, up in h.health_log if name == EMBEDDING_SERVICE] == [
             False,
@@ -256,24 +258,24 @@ async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answer
             False,
             True,
         ]
-        assert h.manager.admission.items == 0
+        assert h.service.admission.items == 0
 
 
 async def test_an_engine_that_hangs_is_killed_and_replaced(root: Path) -> None:
-    async with house(root, small_config(engine_stall_seconds=0.3)) as h:
+    async with harness(root, small_config(engine_stall_seconds=0.3)) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         os.kill(engine.pid, signal.SIGSTOP)
-        with pytest.raises(MultigrainError, match="was killed") as caught:
+        with pytest.raises(MultigrainError, match="killed: an image was in flight") as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         await until(lambda: h.health[EMBEDDING_SERVICE] is False)
         await until(lambda: h.health[EMBEDDING_SERVICE])
-        assert (await h.embed(picture(1))).items[0].error is None
+        assert (await h.embed(picture(1))).results[0].error is None
 
 
 async def test_every_stage_is_measured(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
         await h.embed(picture(1), picture(2))
         for stage, count in {"admit": 1, "decode": 2, "queue": 2, "infer": 2}.items():
@@ -284,13 +286,13 @@ async def test_every_stage_is_measured(root: Path) -> None:
 
 
 async def test_closing_lets_the_requests_inside_finish_and_refuses_new_ones(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 3)
         inside = [asyncio.create_task(h.embed(picture(seed))) for seed in range(2)]
-        await until(lambda: engine.pending == 2)
-        closing = asyncio.create_task(h.manager.close(10))
+        await until(lambda: engine.in_flight == 2)
+        closing = asyncio.create_task(h.close(10))
         await asyncio.sleep(0.05)
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(5))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.serving.stream import AnswerStream
-from multigrain_server.serving.types import ImageRequest
+from multigrain_server.engines.images import ImageRequest
+from multigrain_server.serving.stream import RequestStream
 from tests.engine.bundles import write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
-from tests.server.serving.house import embed, house, small_config, until, vectors
+from tests.server.serving.harness import embed, harness, small_config, until, vectors
 
 pytestmark = pytest.mark.process
 
@@ -47,11 +47,11 @@ async def test_one_answer_for_each_request_in_order(root: Path) -> None:
         embed(*(picture(100 * at + number) for number in range(size)))
         for at, size in enumerate(sizes)
     ]
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        stream = AnswerStream(h.service, 8)
-        answers = [answer async for answer in stream.answers(Requests(requests))]
-        assert [len(answer.items) for answer in answers] == sizes
+        stream = RequestStream(h.service, 8)
+        answers = [answer async for answer in stream.replies(Requests(requests))]
+        assert [len(answer.results) for answer in answers] == sizes
         for request, answer in zip(requests, answers, strict=True):
             alone = await h.embed(*request.images)
             np.testing.assert_allclose(vectors(alone), vectors(answer), rtol=1e-4)
@@ -59,17 +59,17 @@ async def test_one_answer_for_each_request_in_order(root: Path) -> None:
 
 async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
     requests = Requests([embed(picture(seed), picture(seed + 50)) for seed in range(20)])
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 1000)
-        answers = AnswerStream(h.service, 6).answers(requests)
+        answers = RequestStream(h.service, 6).replies(requests)
         first = asyncio.ensure_future(anext(answers))
-        await until(lambda: engine.pending == 6)
+        await until(lambda: engine.in_flight == 6)
         await asyncio.sleep(0.05)
         # Three requests of two images are in work, a fourth is read and waits.
         assert requests.read == 4
-        assert h.manager.admission.items == 6
+        assert h.service.admission.items == 6
         hold(engine, 0)
         await first
         assert len([answer async for answer in answers]) == 19
@@ -77,53 +77,53 @@ async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
 
 async def test_an_answer_that_is_not_taken_stops_the_reading(root: Path) -> None:
     requests = Requests([embed(picture(seed)) for seed in range(50)])
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        answers = AnswerStream(h.service, 4).answers(requests)
+        answers = RequestStream(h.service, 4).replies(requests)
         await anext(answers)
         await asyncio.sleep(0.2)
         assert requests.read <= 6
         await answers.aclose()
-        await until(lambda: h.manager.admission.items == 0)
+        await until(lambda: h.service.admission.items == 0)
 
 
 async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> None:
-    async with house(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+    async with harness(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 1000)
         inside = asyncio.create_task(h.embed(*(picture(seed) for seed in range(3))))
-        await until(lambda: h.manager.admission.items == 3)
-        answers = AnswerStream(h.service, 100).answers(
+        await until(lambda: h.service.admission.items == 3)
+        answers = RequestStream(h.service, 100).replies(
             Requests([embed(picture(1)), embed(picture(2)), embed(picture(3))])
         )
         first = asyncio.ensure_future(anext(answers))
-        await until(lambda: h.manager.admission.items == 4)
+        await until(lambda: h.service.admission.items == 4)
         await asyncio.sleep(0.02)
         hold(engine, 0)
         # What was admitted before the refusal is answered; then the refusal is told.
-        assert len((await first).items) == 1
+        assert len((await first).results) == 1
         with pytest.raises(MultigrainError) as caught:
             await anext(answers)
         assert caught.value.kind is ErrorKind.OVERLOADED
         await inside
-        assert h.manager.admission.items == 0
+        assert h.service.admission.items == 0
 
 
 async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny")
-        engine = h.manager.route("").engine
+        engine = h.manager.catalog.route("").engine
         hold(engine, 1000)
-        answers = AnswerStream(h.service, 100).answers(
+        answers = RequestStream(h.service, 100).replies(
             Requests([embed(picture(seed)) for seed in range(5)])
         )
         first = asyncio.ensure_future(anext(answers))
-        await until(lambda: engine.pending == 5)
+        await until(lambda: engine.in_flight == 5)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        await until(lambda: engine.pending == 0)
-        assert h.manager.admission.items == 0
+        await until(lambda: engine.in_flight == 0)
+        assert h.service.admission.items == 0
         assert h.metric("multigrain_cancelled_items_total", where="queue") == 5
 
 
@@ -131,7 +131,7 @@ async def test_an_answer_that_the_caller_has_not_taken_is_still_work() -> None:
     begun: list[int] = []
 
     class Echo:
-        async def answer(self, request: SimpleNamespace, /) -> int:
+        async def infer(self, request: SimpleNamespace, /) -> int:
             begun.append(request.number)
             return request.number
 
@@ -139,7 +139,7 @@ async def test_an_answer_that_the_caller_has_not_taken_is_still_work() -> None:
         for number in range(10):
             yield SimpleNamespace(number=number, images=[b"x"])
 
-    async with aclosing(AnswerStream(Echo(), 2).answers(requests())) as answers:
+    async with aclosing(RequestStream(Echo(), 2).replies(requests())) as answers:
         assert await anext(answers) == 0
         for _ in range(20):
             await asyncio.sleep(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multigrain_server.engines.restart import Backoff
+from multigrain_server.engines.supervisor import Backoff
 
 
 def test_the_first_replacement_does_not_wait_and_the_later_ones_wait_longer_and_longer() -> None:

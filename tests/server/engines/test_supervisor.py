@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import logging
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain.engine.inflight import InFlightImage
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.engines.engine import EngineItems
-from multigrain_server.models.lifecycle import EMBEDDING_SERVICE
-from multigrain_server.serving.types import Answer
+from multigrain_server.engines.engine import InFlightTable
+from multigrain_server.models.manager import EMBEDDING_SERVICE
+from multigrain_server.serving.service import ImageResponse
 from tests.engine.bundles import write_bundle
-from tests.server.models.fake_engine import FakeEngines
-from tests.server.serving.house import House, house, small_config, until, vectors
+from tests.server.engines.fake_engine import FakeEngines
+from tests.server.serving.harness import Harness, harness, small_config, until, vectors
 
 DEADLY = b"deadly"
 
@@ -35,54 +35,56 @@ def engines() -> FakeEngines:
     return FakeEngines(deadly={DEADLY})
 
 
-async def held_back(h: House, engines: FakeEngines, *images: bytes) -> asyncio.Task[Answer]:
+async def held_back(
+    h: Harness, engines: FakeEngines, *images: bytes
+) -> asyncio.Task[ImageResponse]:
     """A request that is wholly in the engine before any of it is computed."""
     engines.may_compute.clear()
-    engine = h.manager.route("tiny").engine
+    engine = h.manager.catalog.route("tiny").engine
     request = asyncio.create_task(h.embed(*images))
-    await until(lambda: engine.pending == len(images))
+    await until(lambda: engine.in_flight == len(images))
     return request
 
 
-def first_bytes(answer: Answer) -> list[bytes]:
+def first_bytes(answer: ImageResponse) -> list[bytes]:
     return [bytes(vector.astype(np.uint8)) for vector in vectors(answer)]
 
 
 async def test_the_image_that_ends_an_engine_is_refused_and_its_neighbours_are_answered(
-    root: Path, engines: FakeEngines, caplog: pytest.LogCaptureFixture
+    root: Path, engines: FakeEngines
 ) -> None:
     digest = hashlib.sha256(DEADLY).hexdigest()
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         request = await held_back(h, engines, b"one ", DEADLY, b"two ", b"last")
-        with caplog.at_level(logging.ERROR):
+        with capture_logs() as lines:
             engines.may_compute.set()
             answer = await request
-        errors = [item.error for item in answer.items]
+        errors = [item.error for item in answer.results]
         assert [error is None for error in errors] == [True, False, True, True]
         assert errors[1] is not None
         assert errors[1].kind is ErrorKind.IMAGE_HARMFUL
         assert digest in errors[1].message
-        assert digest in caplog.text
-        assert answer.items[0].vector == np.frombuffer(b"one ", np.uint8).astype("<f4").tobytes()
+        assert {line.get("sha256") for line in lines if line["model"] == "tiny@1"} >= {digest}
+        assert answer.results[0].vector == np.frombuffer(b"one ", np.uint8).astype("<f4").tobytes()
         # Once together, once alone until it is found, and the rest together again.
         assert engines.taken == {b"one ": 2, DEADLY: 2, b"two ": 2, b"last": 2}
         assert len(engines.children) == 3
-        assert h.manager.view("tiny").restarts == 2
+        assert h.manager.catalog.view("tiny").restarts == 2
         assert h.metric("multigrain_engine_restarts_total") == 2
         assert h.metric("multigrain_items_failed_total", reason="harmful") == 1
 
 
 async def test_a_refused_image_ends_no_second_engine(root: Path, engines: FakeEngines) -> None:
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         await h.embed(DEADLY)
         await until(lambda: h.health[EMBEDDING_SERVICE])
         count = len(engines.children)
         answer = await h.embed(b"good", DEADLY)
-        assert answer.items[0].error is None
-        assert answer.items[1].error is not None
-        assert answer.items[1].error.kind is ErrorKind.IMAGE_HARMFUL
+        assert answer.results[0].error is None
+        assert answer.results[1].error is not None
+        assert answer.results[1].error.kind is ErrorKind.IMAGE_HARMFUL
         assert len(engines.children) == count
         assert engines.taken[DEADLY] == 2
 
@@ -91,34 +93,34 @@ async def test_images_that_only_waited_go_to_the_next_engine(
     root: Path, engines: FakeEngines
 ) -> None:
     engines.batch = 2
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         waiting = [b"%03d " % number for number in range(20)]
         request = await held_back(h, engines, DEADLY, *waiting)
         engines.may_compute.set()
         answer = await request
-        assert [item.error is None for item in answer.items] == [False] + [True] * 20
+        assert [item.error is None for item in answer.results] == [False] + [True] * 20
         assert [engines.taken[image] for image in waiting[1:]] == [1] * 19
 
 
 async def test_two_deadly_images_are_both_found(root: Path, engines: FakeEngines) -> None:
     engines.deadly.add(b"also deadly")
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         request = await held_back(h, engines, b"also deadly", b"good", DEADLY, b"fine")
         engines.may_compute.set()
         answer = await request
-        assert [item.error is None for item in answer.items] == [False, True, False, True]
+        assert [item.error is None for item in answer.results] == [False, True, False, True]
 
 
 async def test_no_image_is_blamed_for_a_signal_from_outside(
     root: Path, engines: FakeEngines
 ) -> None:
     engines.hanging = {b"slow"}
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         request = asyncio.create_task(h.embed(b"slow", b"good"))
-        await until(lambda: len(engines.children[0].held()) == 2)
+        await until(lambda: len(engines.children[0].processing()) == 2)
         engines.hanging.clear()
         engines.children[0].die("signal SIGKILL")
         assert first_bytes(await request) == [b"slow", b"good"]
@@ -129,23 +131,23 @@ async def test_no_image_is_blamed_for_a_signal_from_outside(
 async def test_what_nobody_waits_for_any_more_is_not_tried_again(
     root: Path, engines: FakeEngines
 ) -> None:
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         gone = await held_back(h, engines, DEADLY)
         stays = asyncio.create_task(h.embed(b"good"))
-        engine = h.manager.route("tiny").engine
-        await until(lambda: engine.pending == 2)
+        engine = h.manager.catalog.route("tiny").engine
+        await until(lambda: engine.in_flight == 2)
         gone.cancel()
         engines.may_compute.set()
         assert first_bytes(await stays) == [b"good"]
         assert engines.taken[DEADLY] == 1
-        assert h.manager.admission.items == 0
+        assert h.service.admission.items == 0
 
 
 async def test_a_caller_that_leaves_after_its_image_has_moved_is_told_to_the_engine_that_has_it(
     root: Path, engines: FakeEngines
 ) -> None:
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         request = await held_back(h, engines, b"good")
         engines.children[0].die("signal SIGKILL")
@@ -159,13 +161,13 @@ async def test_a_caller_that_leaves_after_its_image_has_moved_is_told_to_the_eng
 async def test_health_is_down_until_the_next_engine_answers(
     root: Path, engines: FakeEngines
 ) -> None:
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         engines.may_start.clear()
         engines.children[0].die("signal SIGSEGV")
         await until(lambda: not h.health[EMBEDDING_SERVICE])
-        assert h.manager.view("tiny").state.value == "failed"
-        assert "SIGSEGV" in h.manager.view("tiny").message
+        assert h.manager.catalog.view("tiny").state.value == "failed"
+        assert "SIGSEGV" in h.manager.catalog.view("tiny").message
         with pytest.raises(MultigrainError) as caught:
             await h.embed(b"good")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
@@ -179,18 +181,18 @@ async def test_the_first_replacement_is_started_without_a_pause(
     root: Path, engines: FakeEngines
 ) -> None:
     config = small_config(restart_backoff_seconds=1000, restart_backoff_max_seconds=1000)
-    async with house(root, config, engines.launch) as h:
+    async with harness(root, config, engines.launch) as h:
         await h.manager.load("tiny")
         engines.children[0].die("signal SIGSEGV")
         await until(lambda: len(engines.children) == 2)
-        assert [order.background for order in engines.orders] == [True, False]
+        assert [spec.low_priority for spec in engines.specs] == [True, False]
 
 
 async def test_no_pause_follows_the_end_by_an_image_that_was_found(
     root: Path, engines: FakeEngines
 ) -> None:
     config = small_config(restart_backoff_seconds=1000, restart_backoff_max_seconds=1000)
-    async with house(root, config, engines.launch) as h:
+    async with harness(root, config, engines.launch) as h:
         await h.manager.load("tiny")
         await h.embed(DEADLY)
         await until(lambda: h.health[EMBEDDING_SERVICE])
@@ -201,7 +203,7 @@ async def test_who_waits_is_told_when_no_engine_can_be_started(
     root: Path, engines: FakeEngines
 ) -> None:
     config = small_config(restart_backoff_seconds=1000, restart_backoff_max_seconds=1000)
-    async with house(root, config, engines.launch) as h:
+    async with harness(root, config, engines.launch) as h:
         await h.manager.load("tiny")
         request = await held_back(h, engines, b"good")
         engines.failures = [OSError(errno.ENOMEM, "Cannot allocate memory")]
@@ -210,18 +212,18 @@ async def test_who_waits_is_told_when_no_engine_can_be_started(
             await request
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert caught.value.retry_after
-        assert "Cannot allocate memory" in h.manager.view("tiny").message
+        assert "Cannot allocate memory" in h.manager.catalog.view("tiny").message
 
 
 async def test_an_unload_during_the_replacement_leaves_nobody_waiting(
     root: Path, engines: FakeEngines
 ) -> None:
-    async with house(root, launch=engines.launch) as h:
+    async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         request = await held_back(h, engines, b"good")
         engines.may_start.clear()
         engines.children[0].die("signal SIGKILL")
-        await until(lambda: h.manager.view("tiny").state.value == "failed")
+        await until(lambda: h.manager.catalog.view("tiny").state.value == "failed")
         await h.manager.unload("tiny")
         with pytest.raises(MultigrainError) as caught:
             await request
@@ -233,9 +235,9 @@ async def test_a_hanging_engine_is_killed_and_the_requests_inside_may_be_sent_ag
     root: Path, engines: FakeEngines
 ) -> None:
     engines.hanging = {b"slow"}
-    async with house(root, small_config(engine_stall_seconds=0.05), engines.launch) as h:
+    async with harness(root, small_config(engine_stall_seconds=0.05), engines.launch) as h:
         await h.manager.load("tiny")
-        with pytest.raises(MultigrainError, match="and it was killed") as caught:
+        with pytest.raises(MultigrainError, match="an image was in flight for more than") as caught:
             await h.embed(b"slow")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert caught.value.retry_after
@@ -244,7 +246,7 @@ async def test_a_hanging_engine_is_killed_and_the_requests_inside_may_be_sent_ag
 
 
 def test_an_image_that_is_stuck_is_noticed_although_others_are_answered() -> None:
-    items = EngineItems()
+    items = InFlightTable()
     assert items.seconds_stuck([]) == 0
     now = time.monotonic_ns()
     items.finish(1)  # an answer, a moment ago

@@ -11,16 +11,16 @@ import psutil
 import pytest
 
 from multigrain.engine.settings import EngineSettings
-from multigrain_server.engines.launch import EngineOrder, launch
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.launch import EngineSpec, launch
 
-ORDER = EngineOrder("tiny@1", Path("/models/tiny/1"), "auto")
+SPEC = EngineSpec("tiny@1", Path("/models/tiny/1"), "auto")
 
 
-async def _told(
-    monkeypatch: pytest.MonkeyPatch, order: EngineOrder, **fields: object
+async def _settings(
+    monkeypatch: pytest.MonkeyPatch, spec: EngineSpec, **fields: object
 ) -> EngineSettings:
-    """What the process would be told, apart from the numbers of its descriptors."""
+    """The settings that the process would get, apart from its descriptors."""
     started: list[tuple[str, ...]] = []
 
     async def no_process(*command: str, **_: Any) -> None:
@@ -29,7 +29,7 @@ async def _told(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
     with pytest.raises(OSError, match="short of processes"):
-        await launch(order, ServingConfig(**fields))
+        await launch(spec, ServingConfig(**fields))
     _, _, module, *arguments = started[0]
     assert module == "multigrain.engine"
     settings = EngineSettings.parse(arguments)
@@ -37,7 +37,7 @@ async def _told(
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "setting"),
     [
         ("max_image_bytes", 1 << 20, "max_image_bytes"),
         ("max_image_pixels", 1_000_000, "max_image_pixels"),
@@ -48,28 +48,28 @@ async def _told(
     ],
 )
 async def test_every_limit_that_is_set_reaches_the_engine(
-    monkeypatch: pytest.MonkeyPatch, field: str, value: object, told: str
+    monkeypatch: pytest.MonkeyPatch, field: str, value: object, setting: str
 ) -> None:
-    usual = await _told(monkeypatch, ORDER)
-    assert getattr(usual, told) != value
-    assert await _told(monkeypatch, ORDER, **{field: value}) == usual.model_copy(
-        update={told: value}
+    usual = await _settings(monkeypatch, SPEC)
+    assert getattr(usual, setting) != value
+    assert await _settings(monkeypatch, SPEC, **{field: value}) == usual.model_copy(
+        update={setting: value}
     )
 
 
-async def test_an_engine_that_serves_nobody_yet_is_told_to_give_way(
+async def test_an_engine_that_serves_no_requests_yet_loads_at_a_low_priority(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    later = replace(ORDER, background=True)
-    assert (await _told(monkeypatch, later)).low_priority
-    assert not (await _told(monkeypatch, ORDER)).low_priority
+    later = replace(SPEC, low_priority=True)
+    assert (await _settings(monkeypatch, later)).low_priority
+    assert not (await _settings(monkeypatch, SPEC)).low_priority
 
 
 async def test_an_engine_that_cannot_be_started_leaves_no_descriptor_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await _told(monkeypatch, ORDER)
+    await _settings(monkeypatch, SPEC)
     before = psutil.Process().num_fds()
     for _ in range(10):
-        await _told(monkeypatch, ORDER)
+        await _settings(monkeypatch, SPEC)
     assert psutil.Process().num_fds() == before

@@ -1,4 +1,4 @@
-"""A model manager with real or imitated engines, for tests."""
+"""A model manager and an image service with real or fake engines, for tests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ from prometheus_client import CollectorRegistry
 
 from multigrain.engine.protocol import EmbeddingOptions
 from multigrain_server.devices import Leases
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.images import ImageRequest
 from multigrain_server.engines.launch import Launch
-from multigrain_server.models.aliases import ModelUsers
-from multigrain_server.models.manager import ModelManager
-from multigrain_server.serving.config import ServingConfig
-from multigrain_server.serving.service import ImageService
-from multigrain_server.serving.types import Answer, ImageRequest
+from multigrain_server.models.manager import ModelManager, ModelReferences
+from multigrain_server.models.metrics import ServingMetrics
+from multigrain_server.serving.service import ImageResponse, ImageService
 from tests.server.engines.held_launch import launch_holdable
 
 
-class House:
-    """One manager on a data folder, and what it told about health."""
+class NoReferences:
+    """There are no jobs."""
+
+    def reader_of(self, folder: Path) -> str:
+        return ""
+
+    def exporter_of(self, name: str) -> str:
+        return ""
+
+
+class Harness:
+    """The models and images of one daemon, and the health that was reported."""
 
     def __init__(
         self,
@@ -32,49 +42,56 @@ class House:
         config: ServingConfig,
         launch: Launch,
         leases: Leases | None,
-        users: ModelUsers | None,
+        references: ModelReferences,
     ) -> None:
         self.registry = CollectorRegistry()
         self.health: dict[str, bool] = {}
         self.health_log: list[tuple[str, bool]] = []
+        self.config = config
+        metrics = ServingMetrics(self.registry)
         self.manager = ModelManager(
             root / "models",
             root / "serving.json",
             config,
-            self.registry,
+            metrics,
             self._on_health,
-            users,
+            references,
             launch=launch,
             leases=leases,
         )
-        self.service = ImageService(self.manager)
+        self.service = ImageService(self.manager.catalog, config, metrics)
 
     def _on_health(self, name: str, serving: bool) -> None:
         self.health[name] = serving
         self.health_log.append((name, serving))
 
-    async def embed(self, *images: bytes, **fields: object) -> Answer:
-        return await self.service.answer(embed(*images, **fields))
+    async def embed(self, *images: bytes, **fields: object) -> ImageResponse:
+        return await self.service.infer(embed(*images, **fields))
+
+    async def close(self, drain_seconds: float = 1.0) -> None:
+        """As the daemon's stop: refuses new requests, lets those in flight finish."""
+        self.service.admission.drain()
+        await self.manager.close(drain_seconds)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
 
 
 @asynccontextmanager
-async def house(
+async def harness(
     root: Path,
     config: ServingConfig | None = None,
     launch: Launch = launch_holdable,
     leases: Leases | None = None,
-    users: ModelUsers | None = None,
-) -> AsyncIterator[House]:
+    references: ModelReferences | None = None,
+) -> AsyncIterator[Harness]:
     """Started, and ended with all its engines."""
-    built = House(root, config or small_config(), launch, leases, users)
+    built = Harness(root, config or small_config(), launch, leases, references or NoReferences())
     await built.manager.start()
     try:
         yield built
     finally:
-        await built.manager.close(1.0)
+        await built.close()
 
 
 def small_config(**fields: object) -> ServingConfig:
@@ -94,8 +111,8 @@ def embed(*images: bytes, **fields: object) -> ImageRequest:
     )
 
 
-def vectors(answer: Answer) -> NDArray[np.float32]:
-    return np.stack([np.frombuffer(item.vector, "<f4") for item in answer.items])
+def vectors(response: ImageResponse) -> NDArray[np.float32]:
+    return np.stack([np.frombuffer(item.vector, "<f4") for item in response.results])
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -1,4 +1,4 @@
-"""What a loaded model has done since it was loaded: counts and times that only grow."""
+"""Statistics of a loaded model, and the Prometheus metrics of serving."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from multigrain.engine.protocol import Result
-from multigrain_server.serving.types import Answer
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Nanoseconds: the longest of a request's images in each stage."""
+
+    decode: int = 0
+    queue: int = 0
+    compute: int = 0
+    total: int = 0
 
 
 @dataclass
@@ -35,8 +44,10 @@ class BatchTimes:
 
 @dataclass
 class ModelStatistics:
-    """Durations count requests, whatever API they came by; a stage of a request takes as long
-    as the slowest of its images.
+    """Counts and times since the model was loaded; they only grow.
+
+    Durations count requests of all APIs. A stage of a request takes as long as the slowest of
+    its images.
 
     Attributes:
         last_ms: when the last request was answered, in milliseconds of Unix time; 0 = never.
@@ -59,11 +70,10 @@ class ModelStatistics:
         """Forward passes."""
         return sum(times.infer.count for times in self.batches.values())
 
-    def answered(self, answer: Answer) -> None:
-        """Counts a request that got an answer."""
-        times = answer.times
+    def answered(self, images: int, times: StageTimes) -> None:
+        """Counts a request that was answered; ``images`` are those without an error."""
         self.last_ms = time.time_ns() // 1_000_000
-        self.images += sum(item.error is None for item in answer.items)
+        self.images += images
         self.success.add(times.total)
         self.queue.add(times.queue)
         self.prepare.add(times.decode)
@@ -80,9 +90,6 @@ class ModelStatistics:
             times.infer.add(result.compute_ns)
 
 
-# MERGED: Prometheus series of serving. Histograms in seconds, sizes in items.
-
-
 Stage = Literal["admit", "decode", "queue", "infer", "encode"]
 
 # 0.1 ms (an admission) to 60 s (a load), about 2.2 times apart.
@@ -94,12 +101,12 @@ _LOAD_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
 Refusal = Literal["too_many_items", "deadline", "late", "draining", "bytes", "queue_full"]
-GIVEN_UP = ("queue", "batch")
+DROPPED_IN = ("queue", "batch")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What computes a loaded model, e.g. openvino, bf16, cpu."""
+    """How a loaded model is computed, for example openvino, bf16, cpu."""
 
     runtime: str
     precision: str
@@ -107,7 +114,7 @@ class ModelInfo:
 
 
 class ServingMetrics:
-    """All series of serving, registered once."""
+    """All metrics of serving, registered once. Histograms are in seconds or in images."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._stage = Histogram(
@@ -126,41 +133,41 @@ class ServingMetrics:
         )
         self._queue = Gauge(
             "multigrain_queue_items",
-            "Images sent to the engine of a model and not yet answered.",
+            "Images sent to the engine of a model and not answered yet.",
             ["model"],
             registry=registry,
         )
         self.inflight = Gauge(
             "multigrain_inflight_items",
-            "Images admitted and not yet answered, over all models.",
+            "Images admitted and not answered yet, over all models.",
             registry=registry,
         )
         self.inflight_bytes = Gauge(
             "multigrain_inflight_bytes",
-            "Encoded bytes of those images.",
+            "Encoded bytes of the images in flight.",
             registry=registry,
         )
         self._rejected = Counter(
             "multigrain_rejected_total",
-            "Requests refused before any work.",
+            "Requests refused before anything was computed, by reason.",
             ["reason"],
             registry=registry,
         )
         self.items_failed = Counter(
             "multigrain_items_failed_total",
-            "Images that got an error of their own.",
+            "Images that failed individually, by reason.",
             ["reason"],
             registry=registry,
         )
         self.cancelled_items = Counter(
             "multigrain_cancelled_items_total",
-            "Images whose caller went away or whose deadline passed, by how far they came.",
+            "Images canceled or past their deadline, by stage.",
             ["where"],
             registry=registry,
         )
         self.cache_lookups = Counter(
             "multigrain_cache_lookups_total",
-            "Images looked for in the response cache.",
+            "Lookups of images in the response cache, by result.",
             ["result"],
             registry=registry,
         )
@@ -177,19 +184,19 @@ class ServingMetrics:
         )
         self._model_state = Gauge(
             "multigrain_model_state",
-            "1 for the state a known model version is in.",
+            "1 for the current state of each model version.",
             ["model", "version", "state"],
             registry=registry,
         )
         self._model_info = Gauge(
             "multigrain_model_info",
-            "1 for each loaded model version: what computes it.",
+            "1 for each loaded model version: runtime, precision and device.",
             ["model", "version", "runtime", "precision", "device"],
             registry=registry,
         )
         self.engine_restarts = Counter(
             "multigrain_engine_restarts_total",
-            "Engines that ended by themselves and were replaced.",
+            "Engines that ended unexpectedly and were replaced.",
             registry=registry,
         )
         # Looking a series up by its labels takes longer than observing.
@@ -202,11 +209,10 @@ class ServingMetrics:
         )
         self._states: dict[tuple[str, int], str] = {}
         self._infos: dict[tuple[str, int], ModelInfo] = {}
-        # These exist from the start, so that the first of a kind is an increase from 0 that rate()
-        # sees.
+        # They exist from the start, so that rate() sees the first event as an increase from 0.
         for reason in get_args(Refusal):
             self._rejected.labels(reason)
-        for where in GIVEN_UP:
+        for where in DROPPED_IN:
             self.cancelled_items.labels(where)
 
     def refused(self, reason: Refusal) -> None:
@@ -228,12 +234,12 @@ class ServingMetrics:
         self._engine_memory.labels(name, str(version)).set(size)
 
     def engine_gone(self, name: str, version: int) -> None:
-        """Removes the series of an engine's memory."""
+        """Removes the memory series of an engine that has ended."""
         with contextlib.suppress(KeyError):
             self._engine_memory.remove(name, str(version))
 
     def model_info(self, name: str, version: int, info: ModelInfo | None) -> None:
-        """Sets what computes a model version; None removes its series."""
+        """Sets how a model version is computed; None removes its series."""
         before = self._infos.pop((name, version), None)
         if before is not None:
             self._model_info.remove(name, str(version), *astuple(before))

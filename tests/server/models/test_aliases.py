@@ -9,14 +9,14 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.engine.bundles import write_bundle
-from tests.server.models.fake_engine import FakeEngines
-from tests.server.serving.house import house
+from tests.server.engines.fake_engine import FakeEngines
+from tests.server.serving.harness import harness
 
 
 async def test_an_alias_that_is_set_while_an_unload_waits_keeps_the_model(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     engines = FakeEngines()
-    async with house(tmp_path, launch=engines.launch) as h:
+    async with harness(tmp_path, launch=engines.launch) as h:
         await h.manager.load("tiny")
         engines.may_start.clear()
         switch = asyncio.create_task(h.manager.load("tiny", "mindspore"))
@@ -36,7 +36,7 @@ async def test_a_version_that_is_being_loaded_takes_no_alias_yet(tmp_path: Path)
     write_bundle(tmp_path / "models")
     engines = FakeEngines()
     engines.may_start.clear()
-    async with house(tmp_path, launch=engines.launch) as h:
+    async with harness(tmp_path, launch=engines.launch) as h:
         load = asyncio.create_task(h.manager.load("tiny"))
         await asyncio.sleep(0)
         with pytest.raises(MultigrainError, match="not loaded"):
@@ -44,3 +44,9 @@ async def test_a_version_that_is_being_loaded_takes_no_alias_yet(tmp_path: Path)
         engines.may_start.set()
         await load
         h.manager.set_alias("production", "tiny")
+
+
+async def test_an_alias_of_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    async with harness(tmp_path, launch=FakeEngines().launch) as h:
+        with pytest.raises(MultigrainError, match="no model nothing"):
+            h.manager.set_alias("production", "nothing")

@@ -13,8 +13,8 @@ import numpy as np
 
 from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import Cancel, FrameParser, Ready, Result, Submit, encode
-from multigrain_server.engines.launch import EngineChild, EngineOrder
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.launch import EngineChild, EngineSpec
 
 
 @dataclass
@@ -29,7 +29,7 @@ class FakeEngines:
         may_compute: images are taken in hand while it is set.
         failures: errors of the next starts.
         children: all that were started, in order.
-        orders: what each was started for.
+        specs: what each was started for.
         taken: how often each image was taken in hand.
         memory: bytes that each says it holds.
         cancelled: images that somebody said nobody waits for.
@@ -41,7 +41,7 @@ class FakeEngines:
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
     may_compute: asyncio.Event = field(default_factory=asyncio.Event)
     failures: list[OSError] = field(default_factory=list)
-    orders: list[EngineOrder] = field(default_factory=list)
+    specs: list[EngineSpec] = field(default_factory=list)
     children: list[FakeChild] = field(default_factory=list)
     taken: Counter[bytes] = field(default_factory=Counter)
     memory: int = 0
@@ -51,11 +51,11 @@ class FakeEngines:
         self.may_start.set()
         self.may_compute.set()
 
-    async def launch(self, order: EngineOrder, config: ServingConfig) -> EngineChild:
+    async def launch(self, spec: EngineSpec, config: ServingConfig) -> EngineChild:
         await self.may_start.wait()
         if self.failures:
             raise self.failures.pop(0)
-        self.orders.append(order)
+        self.specs.append(spec)
         self.children.append(FakeChild(self))
         return self.children[-1]
 
@@ -84,7 +84,7 @@ class FakeChild(EngineChild):
     def resident_bytes(self) -> int:
         return 0 if self.ended.is_set() else self._engines.memory
 
-    def held(self) -> list[InFlightImage]:
+    def processing(self) -> list[InFlightImage]:
         return self._held
 
     def kill(self) -> None:

@@ -1,22 +1,25 @@
-"""How long to wait before an engine is started again."""
+"""Replaces a model's engine whenever it ends by itself, and saves the images in flight in it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
+
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.engines.engine import EngineProcess, PendingItem
-from multigrain_server.engines.quarantine import RefusedImages
+from multigrain_server.engines.engine import EngineProcess, InFlight
+from multigrain_server.engines.images import Quarantine
+
+_log = structlog.get_logger(__name__)
 
 
 class Backoff:
-    """Nothing for the first start, then ``first`` seconds, doubled each time up to ``longest``."""
+    """No delay for the first start, then ``first`` seconds, doubled each time up to ``longest``."""
 
     def __init__(self, first: float, longest: float) -> None:
         self._first = first
@@ -24,29 +27,23 @@ class Backoff:
         self._starts = 0
 
     def next(self) -> float:
-        """Seconds to wait before the start that comes now."""
+        """Seconds to wait before the next start."""
         doublings = self._starts - 1
         self._starts += 1
         # Not 2**n for any n: that number outgrows a float.
         return min(self._first * 2 ** min(doublings, 30), self._longest) if doublings >= 0 else 0.0
 
     def forgive(self) -> None:
-        """Takes back the last start: its end has a known reason that will not come again."""
+        """Does not count the last start: why it ended is known and will not happen again."""
         self._starts = max(0, self._starts - 1)
 
     def reset(self) -> None:
-        """After a time without trouble."""
+        """After a time without failures."""
         self._starts = 0
 
 
-# MERGED: Replaces a model's engine whenever it ends by itself, and saves the images it had.
-
-
-_LOG = logging.getLogger(__name__)
-
-
-class KeptModel(ABC):
-    """The side of a model that its keeper sees."""
+class SupervisedModel(ABC):
+    """What a supervisor needs of the model whose engine it watches."""
 
     @abstractmethod
     async def start_engine(self) -> EngineProcess:
@@ -54,89 +51,92 @@ class KeptModel(ABC):
 
     @abstractmethod
     def engine_ended(self, reason: str) -> None:
-        """There is none from now on."""
+        """The engine has ended; there is none now."""
 
     @abstractmethod
     def engine_delayed(self, reason: str) -> None:
-        """There is still none."""
+        """A new engine could not be started yet."""
 
     @abstractmethod
     def engine_replaced(self, engine: EngineProcess) -> None:
-        """That one answers from now on."""
+        """A new engine answers."""
 
 
-class EngineKeeper:
+class EngineSupervisor:
     """Watches an engine and its successors until :meth:`close`.
 
-    When an engine dies, the images that only waited in it go to the next one. Those in its hands
-    are tried there first, one by one and before anything else: an image that an engine dies of
-    while it holds no other is refused, now and later, and the others are answered. An image is
-    therefore never blamed for what its neighbours, or a signal from outside, did.
+    When an engine dies, the images that only waited in it go to the next one. Those that it was
+    decoding or computing are suspects: they are tried in the next engine first, one at a time. An
+    image that crashes an engine while that engine holds no other image is quarantined, and the
+    others are answered. An image is therefore never blamed for a crash that its neighbors, or a
+    signal from outside, caused.
 
     Args:
+        label: "name@version", for logs and messages.
         model: whose engine it is.
         engine: the first one.
-        backoff: pauses between starts.
-        stable_seconds: an engine that lived longer ends a row of failures.
-        refused: where images that end engines are noted.
+        backoff: delays between starts.
+        stable_seconds: an engine that lived longer resets the back-off.
+        quarantine: where images that crash engines are recorded.
     """
 
     def __init__(
         self,
         label: str,
-        model: KeptModel,
+        model: SupervisedModel,
         engine: EngineProcess,
         backoff: Backoff,
         stable_seconds: float,
-        refused: RefusedImages,
+        quarantine: Quarantine,
     ) -> None:
         self._label = label
         self._model = model
         self._backoff = backoff
         self._stable_seconds = stable_seconds
-        self._refused = refused
-        self._orphans: list[PendingItem] = []
+        self._quarantine = quarantine
+        self._log = _log.bind(model=label)
+        self._orphans: list[InFlight] = []
         self._engine = engine
-        engine.heir = self._orphans.extend
-        self._task = asyncio.create_task(self._keep())
+        engine.on_orphans = self._orphans.extend
+        self._task = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
-        """Replaces nothing any more; the engine stays as it is."""
-        self._engine.heir = None
+        """Stops watching; the engine stays as it is."""
+        self._engine.on_orphans = None
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         self._fail_orphans()
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         while True:
             started = time.monotonic()
             await self._engine.ended.wait()
             if time.monotonic() - started > self._stable_seconds:
                 self._backoff.reset()
-            self._note_end(self._engine)
+            self._report_end(self._engine)
             self._engine = await self._replacement()
             self._model.engine_replaced(self._engine)
 
     async def _replacement(self) -> EngineProcess:
         while True:
             engine = await self._started()
-            engine.heir = _leave_to_the_trial
+            engine.on_orphans = _keep_suspects
             try:
                 culprit = await self._try_suspects(engine)
             except BaseException:
                 await engine.stop()
                 raise
             if not engine.ended.is_set():
-                engine.heir = self._orphans.extend
+                engine.on_orphans = self._orphans.extend
                 for item in self._take_orphans():
                     engine.adopt(item)
                 return engine
-            self._note_end(engine)
+            self._report_end(engine)
             if culprit is None:
                 self._fail_orphans()
             else:
-                self._refuse(engine, culprit)
+                self._put_in_quarantine(engine, culprit)
                 self._backoff.forgive()
 
     async def _started(self) -> EngineProcess:
@@ -148,10 +148,10 @@ class EngineKeeper:
                 # They have waited for one start; it may be long until the next succeeds.
                 self._fail_orphans()
                 self._model.engine_delayed(f"cannot be replaced yet: {error.message}")
-                _LOG.error("%s cannot be loaded again: %s", self._label, error)
+                self._log.error("engine restart failed", reason=error.message)
 
-    async def _try_suspects(self, engine: EngineProcess) -> PendingItem | None:
-        """Gives the engine one image at a time; returns the one that it dies of."""
+    async def _try_suspects(self, engine: EngineProcess) -> InFlight | None:
+        """Sends the engine one suspect at a time; returns the one that crashes it."""
         suspects = [item for item in self._orphans if item.suspect]
         for item in suspects:
             if item.future.done():
@@ -161,27 +161,19 @@ class EngineKeeper:
             if engine.ended.is_set():
                 return None if item.future.done() else item
         if suspects:
-            _LOG.info(
-                "none of the %d images in the engine's hands ends it: %s",
-                len(suspects),
-                self._label,
-            )
+            self._log.info("no suspect image crashes the engine", images=len(suspects))
         return None
 
-    def _refuse(self, engine: EngineProcess, item: PendingItem) -> None:
-        digest = self._refused.add(item.image)
-        _LOG.error(
-            "engine of %s ended twice of one image, which is refused from now on: SHA-256 %s",
-            self._label,
-            digest,
-        )
-        engine.refuse(item, self._refused.error(digest))
+    def _put_in_quarantine(self, engine: EngineProcess, item: InFlight) -> None:
+        digest = self._quarantine.add(item.image)
+        self._log.error("image crashed the engine twice and is quarantined", sha256=digest)
+        engine.refuse(item, self._quarantine.error(digest))
 
-    def _note_end(self, engine: EngineProcess) -> None:
+    def _report_end(self, engine: EngineProcess) -> None:
         self._model.engine_ended(engine.end_reason)
-        _LOG.error("engine of %s ended: %s", self._label, engine.end_reason)
+        self._log.error("engine ended", pid=engine.pid, reason=engine.end_reason)
 
-    def _take_orphans(self) -> Sequence[PendingItem]:
+    def _take_orphans(self) -> Sequence[InFlight]:
         taken = [item for item in self._orphans if not item.future.done()]
         self._orphans.clear()
         return taken
@@ -198,11 +190,11 @@ class EngineKeeper:
             )
 
 
-def _leave_to_the_trial(_items: Sequence[PendingItem]) -> None:
-    """What an engine on trial had is still among the keeper's orphans."""
+def _keep_suspects(_items: Sequence[InFlight]) -> None:
+    """For an engine that tries suspects: what it had is still among the supervisor's orphans."""
 
 
-async def _answered_or_ended(item: PendingItem, engine: EngineProcess) -> None:
+async def _answered_or_ended(item: InFlight, engine: EngineProcess) -> None:
     ended = asyncio.ensure_future(engine.ended.wait())
     awaited: set[asyncio.Future[Any]] = {item.future, ended}
     try:

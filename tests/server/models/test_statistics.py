@@ -12,18 +12,18 @@ from multigrain.errors import MultigrainError
 from tests.engine.bundles import write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
-from tests.server.serving.house import embed, house
+from tests.server.serving.harness import embed, harness
 
 pytestmark = pytest.mark.process
 
 
 async def test_requests_images_and_batches_are_counted_with_their_times(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
-    async with house(tmp_path) as h:
+    async with harness(tmp_path) as h:
         await h.manager.load("tiny")
-        statistics = h.manager.route("").statistics
+        statistics = h.manager.catalog.route("").statistics
         assert (statistics.last_ms, statistics.executions) == (0, 0)
-        hold(h.manager.route("").engine, 3)
+        hold(h.manager.catalog.route("").engine, 3)
         answers = await asyncio.gather(
             h.embed(picture(1), b"no image"), h.embed(picture(2), picture(3))
         )
@@ -44,16 +44,16 @@ async def test_requests_images_and_batches_are_counted_with_their_times(tmp_path
         h.service.encoded(answers[1], 0.5)  # the model may have gone meanwhile
         assert statistics.encode.count == 1
         await h.manager.load("tiny")
-        assert h.manager.route("").statistics.success.count == 0
+        assert h.manager.catalog.route("").statistics.success.count == 0
 
 
 async def test_a_request_that_was_cancelled_counts_as_failed(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
-    async with house(tmp_path) as h:
+    async with harness(tmp_path) as h:
         await h.manager.load("tiny")
-        hold(h.manager.route("").engine, 2)
-        task = asyncio.create_task(h.service.answer(embed(picture(1))))
+        hold(h.manager.catalog.route("").engine, 2)
+        task = asyncio.create_task(h.service.infer(embed(picture(1))))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert h.manager.route("").statistics.fail.count == 1
+        assert h.manager.catalog.route("").statistics.fail.count == 1

@@ -11,10 +11,10 @@ import pytest
 from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import Ready, encode
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess
-from multigrain_server.engines.launch import EngineChild, EngineOrder
-from multigrain_server.engines.quarantine import RefusedImages
-from multigrain_server.serving.config import ServingConfig
+from multigrain_server.engines.images import ImageRequest, Quarantine
+from multigrain_server.engines.launch import EngineChild, EngineSpec
 
 READY = Ready(
     runtime="deaf",
@@ -27,13 +27,12 @@ READY = Ready(
 )
 
 
-class Deaf(EngineChild):
-    """Says that it is ready, and reads nothing."""
+class DeafChild(EngineChild):
+    """Reads nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.socket, self.theirs = socket.socketpair()
-        self.theirs.send(encode(READY, 0))
 
     @property
     def pid(self) -> int:
@@ -42,7 +41,7 @@ class Deaf(EngineChild):
     def resident_bytes(self) -> int:
         return 0
 
-    def held(self) -> list[InFlightImage]:
+    def processing(self) -> list[InFlightImage]:
         return []
 
     def kill(self) -> None:
@@ -52,19 +51,26 @@ class Deaf(EngineChild):
             self.theirs.close()
 
 
-async def test_an_engine_that_does_not_take_what_it_was_sent_is_killed_when_it_is_to_end() -> None:
-    child = Deaf()
+async def start(child: EngineChild) -> EngineProcess:
+    """An engine whose process is ``child``."""
 
-    async def launch(_order: EngineOrder, _config: ServingConfig) -> EngineChild:
+    async def launch(_spec: EngineSpec, _config: ServingConfig) -> EngineChild:
         return child
 
-    order = EngineOrder("deaf@1", Path("/nowhere"), "auto")
-    engine = await EngineProcess.start(
-        order, ServingConfig(), lambda _result: None, launch, RefusedImages()
+    spec = EngineSpec("deaf@1", Path("/nowhere"), "auto")
+    return await EngineProcess.start(
+        spec, ServingConfig(), lambda _result: None, launch, Quarantine()
     )
+
+
+async def test_an_engine_that_reads_nothing_is_killed_when_it_is_stopped() -> None:
+    child = DeafChild()
+    child.theirs.send(encode(READY, 0))
+    engine = await start(child)
     try:
         # Far more than a socket holds: it cannot be closed before that is written.
-        item = engine.submit(b"x" * 10_000_000, resolution=0, deadline_ns=0, vector=None, top_k=0)
+        image = b"x" * 10_000_000
+        item = engine.submit(ImageRequest("", [image]), image)
         async with asyncio.timeout(10):
             await engine.stop()
         with pytest.raises(MultigrainError) as caught:

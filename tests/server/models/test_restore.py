@@ -11,7 +11,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
-from tests.server.serving.house import house, until, vectors
+from tests.server.serving.harness import harness, until, vectors
 
 pytestmark = pytest.mark.process
 
@@ -22,34 +22,34 @@ def state(view: ModelView) -> str:
 
 async def test_a_restarted_daemon_loads_the_same_models(root: Path) -> None:
     write_bundle(root / "models", "other")
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1", "onnxruntime")
         await h.manager.load("other", make_default=True)
         h.manager.set_alias("production", "tiny@1")
         before = vectors(await h.embed(picture(1), model="production"))
-    async with house(root) as h:
+    async with harness(root) as h:
         # It is known at once to be on its way, not unknown.
         with pytest.raises(MultigrainError, match="still loading") as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         await until(
-            lambda: len([v for v in h.manager.catalogue.page().models if state(v) == "ready"]) == 2
+            lambda: len([v for v in h.manager.catalog.page().models if state(v) == "ready"]) == 2
         )
         assert (await h.embed(picture(1))).model == "other@1"
         answer = await h.embed(picture(1), model="production")
         assert answer.model == "tiny@1"
-        assert "requested" in h.manager.view("tiny@1").runtime
+        assert "requested" in h.manager.catalog.view("tiny@1").runtime
         np.testing.assert_array_equal(vectors(answer), before)
 
 
 async def test_a_model_that_cannot_be_loaded_again_says_why(root: Path) -> None:
-    async with house(root) as h:
+    async with harness(root) as h:
         await h.manager.load("tiny@1")
         await h.manager.load("tiny@2")
     (root / "models/tiny/2/model.onnx").write_bytes(b"")
-    async with house(root) as h:
-        await until(lambda: state(h.manager.view("tiny@2")) == "failed")
-        assert "not what was written" in h.manager.view("tiny@2").message
+    async with harness(root) as h:
+        await until(lambda: state(h.manager.catalog.view("tiny@2")) == "failed")
+        assert "not what was written" in h.manager.catalog.view("tiny@2").message
         with pytest.raises(MultigrainError, match="not what was written"):
             await h.embed(picture(1))
         view = await h.manager.unload("tiny@2")

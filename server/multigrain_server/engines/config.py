@@ -1,4 +1,4 @@
-"""Every limit of serving, with its unit and default."""
+"""The daemon's ``serving`` section: every limit of serving, with its unit and default."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServingConfig(Spec):
     queue_items: int = Field(
         512,
         ge=1,
-        description="Images admitted and not yet answered, over all requests; more are refused "
+        description="Images in flight over all requests; more are refused "
         "with RESOURCE_EXHAUSTED. Default 512.",
     )
     queue_bytes: int = Field(
@@ -45,20 +45,20 @@ class ServingConfig(Spec):
     cache_bytes: int = Field(
         0,
         ge=0,
-        description="Bytes of results kept for images that come again: the same bytes, asked the "
-        "same of the same loaded model. 0 = none. Default 0.",
+        description="Bytes of the response cache: results of images that are sent again, with the "
+        "same options, to the same loaded model. 0 = no cache. Default 0.",
     )
     stream_window: int = Field(
         128,
         ge=1,
-        description="Images of one EmbedStream that are worked on at a time; the server reads "
+        description="Images of one EmbedStream that are in flight at a time; the server reads "
         "no further request until there is room. Default 128.",
     )
     max_batch: int = Field(
         32, ge=1, le=4096, description="Images in one forward pass at most. Default 32."
     )
     decode_threads: int = Field(
-        0, ge=0, le=256, description="Decoding threads of an engine; 0 = one a core. Default 0."
+        0, ge=0, le=256, description="Decoding threads of an engine; 0 = one per core. Default 0."
     )
     engine_threads: int = Field(
         0, ge=0, le=1024, description="Compute threads of an engine; 0 = all cores. Default 0."
@@ -77,8 +77,8 @@ class ServingConfig(Spec):
     engine_stall_seconds: float = Field(
         60.0,
         gt=0,
-        description="Seconds that images in work may go without any answer, or one of them may "
-        "stay in an engine's hands; then the engine is killed and replaced. Default 60.",
+        description="Seconds that an engine with images in flight may answer none, or that it may "
+        "decode or compute one of them; then it is killed and replaced. Default 60.",
     )
     drain_seconds: float = Field(
         30.0,
@@ -89,11 +89,11 @@ class ServingConfig(Spec):
     restart_backoff_seconds: float = Field(
         0.1,
         gt=0,
-        description="Pause before a dead engine is replaced a second time in a row (the first "
-        "time there is none); doubles each time, up to restart_backoff_max_seconds. Default 0.1.",
+        description="Delay before an engine that crashed again is restarted (there is none after "
+        "the first crash); doubles each time, up to restart_backoff_max_seconds. Default 0.1.",
     )
     restart_backoff_max_seconds: float = Field(
-        30.0, gt=0, description="Longest such pause. Default 30."
+        30.0, gt=0, description="Longest such delay. Default 30."
     )
     keep_replaced_versions: bool = Field(
         False,
@@ -107,12 +107,6 @@ class ServingConfig(Spec):
         description="MiB of resident memory that all engines together may hold; beyond it the "
         "least recently used model that no alias and no default points at is unloaded, and a "
         "load that cannot fit is refused. 0 = no limit. Default 0.",
-    )
-    load_on_demand: bool = Field(
-        False,
-        description="Load a model when a request names it and it is not loaded; the request is "
-        "answered UNAVAILABLE with a delay. Also lets any model be unloaded for another one "
-        "within memory_budget_mib. Default false.",
     )
     max_bundle_bytes: int = Field(
         4096 * _MIB, ge=1024, description="Bytes of an imported bundle at most. Default 4 GiB."
