@@ -22,7 +22,7 @@ from tests.server.runners import until_idle
 
 
 @pytest.mark.parametrize(("end", "looks"), [("SUCCEEDED", 1), ("FAILED", 0)])
-async def test_export_that_succeeds_rescans_the_models(
+async def test_an_export_that_succeeds_publishes_its_model(
     app: App,
     channel: grpc.aio.Channel,
     dataset: Path,
@@ -30,8 +30,8 @@ async def test_export_that_succeeds_rescans_the_models(
     end: str,
     looks: int,
 ) -> None:
-    rescans: list[int] = []
-    monkeypatch.setattr(app.models, "rescan", lambda: rescans.append(1))
+    published: list[int] = []
+    monkeypatch.setattr(app.models, "publish", lambda: published.append(1))
     spec = ExportSpec(model_name="m")
     spec.weights.checkpoint_path = str(dataset)
     request = StartExportRequest(spec=spec, labels={"end": end})
@@ -40,7 +40,7 @@ async def test_export_that_succeeds_rescans_the_models(
     async for _ in JobServiceStub(channel).StreamEvents(follow):
         pass
     await until_idle(app)
-    assert len(rescans) == looks
+    assert len(published) == looks
 
 
 async def test_abandon_after_stop_is_harmless(app: App, tmp_path: Path) -> None:
