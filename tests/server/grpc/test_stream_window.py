@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from multigrain_server.grpc import embedding, inference
-from multigrain_server.serving.stream import AnswerStream
+from multigrain_server.serving.stream import RequestStream
 from tests.server.grpc.serving import serving
 from tests.server.serving.harness import small_config
 
@@ -25,11 +25,11 @@ async def test_the_window_of_a_stream_is_the_one_that_is_set(
 ) -> None:
     windows: list[int] = []
 
-    def made(service: Any, window: int) -> AnswerStream[Any, Any]:
+    def made(service: Any, window: int) -> RequestStream[Any, Any]:
         windows.append(window)
-        return AnswerStream(service, window)
+        return RequestStream(service, window)
 
-    monkeypatch.setattr(module, "AnswerStream", made)
+    monkeypatch.setattr(module, "RequestStream", made)
     async with serving(tmp_path, small_config(stream_window=3)) as served:
         stream = getattr(getattr(served, stub), call)()
         await stream.done_writing()
