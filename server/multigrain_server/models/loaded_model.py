@@ -43,6 +43,7 @@ class LoadedModel(SupervisedModel):
         on_change: called after each change of state.
 
     Attributes:
+        label: "name@version".
         state: whether it answers.
         message: why it does not; "" if it does.
         load_seconds: how long the newest engine took to load.
@@ -62,6 +63,7 @@ class LoadedModel(SupervisedModel):
         on_change: Callable[[], None],
     ) -> None:
         self.entry = entry
+        self.label = str(entry.version)
         self.runtime = runtime
         self.state = ModelState.LOADING
         self.message = ""
@@ -87,7 +89,7 @@ class LoadedModel(SupervisedModel):
             return self._engine
         raise MultigrainError(
             ErrorKind.UNAVAILABLE,
-            f"{self.entry.version} is {self.state.value}"
+            f"{self.label} is {self.state.value}"
             + (f" ({self.message})" if self.message else "")
             + ": try again",
             retry_after=1.0,
@@ -148,7 +150,7 @@ class LoadedModel(SupervisedModel):
         engines = [engine for engine in (self._engine, *self._draining.values()) if engine]
         await asyncio.gather(*(_end(engine, drain_seconds) for engine in engines))
         self._engine = None
-        self._devices.give_back(str(self.entry.version))
+        self._devices.give_back(self.label)
         self._set(ModelState.UNLOADED, "")
 
     # SupervisedModel
@@ -170,9 +172,8 @@ class LoadedModel(SupervisedModel):
         self._set(ModelState.READY, "")
 
     async def _start(self, runtime: str, *, low_priority: bool = True) -> EngineProcess:
-        label = str(self.entry.version)
-        environment = self._devices.take(label)
-        spec = EngineSpec(label, self.entry.path, runtime, low_priority, environment)
+        environment = self._devices.take(self.label)
+        spec = EngineSpec(self.label, self.entry.path, runtime, low_priority, environment)
         try:
             return await EngineProcess.start(
                 spec, self._config, self._observe, self._launch, self._quarantine
@@ -180,12 +181,12 @@ class LoadedModel(SupervisedModel):
         except BaseException:
             # A model whose first engine cannot be started needs no device.
             if self._engine is None:
-                self._devices.give_back(label)
+                self._devices.give_back(self.label)
             raise
 
     def _supervise(self, engine: EngineProcess) -> None:
         self._supervisor = EngineSupervisor(
-            str(self.entry.version),
+            self.label,
             self,
             engine,
             self._backoff,

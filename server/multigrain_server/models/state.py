@@ -72,11 +72,15 @@ class ServingState:
 
     Raises:
         DataDirError: if this process may not read it.
+
+    Attributes:
+        aliases: the version that each alias points at.
+        default: the default model: a name, "name@version" or an alias; "" if none was set.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._state = _read(path)
+        self._set(_read(path))
 
     def loaded(self) -> list[LoadedRow]:
         """In the order in which they were loaded."""
@@ -93,24 +97,15 @@ class ServingState:
     def remove_loaded(self, version: ModelVersion) -> None:
         self._change(loaded=tuple(row for row in self._state.loaded if row.version != version))
 
-    @property
-    def aliases(self) -> Mapping[str, ModelVersion]:
-        return self._state.aliases
-
     def set_alias(self, alias: str, version: ModelVersion) -> None:
-        self._change(aliases={**self._state.aliases, alias: version})
+        self._change(aliases={**self.aliases, alias: version})
 
     def remove_alias(self, alias: str) -> bool:
         """Returns whether there was one."""
-        known = dict(self._state.aliases)
+        known = dict(self.aliases)
         found = known.pop(alias, None) is not None
         self._change(aliases=known)
         return found
-
-    @property
-    def default(self) -> str:
-        """The default model: a name, "name@version" or an alias; "" if none was set."""
-        return self._state.default
 
     def set_default(self, reference: str) -> None:
         self._change(default=reference)
@@ -124,7 +119,13 @@ class ServingState:
             return
         with stored("serving.json cannot be written", "the data directory"):
             replace_file(self._path, state.model_dump_json(indent=1).encode() + b"\n")
+        self._set(state)
+
+    def _set(self, state: _Content) -> None:
         self._state = state
+        # Plain attributes: every request reads them.
+        self.aliases: Mapping[str, ModelVersion] = state.aliases
+        self.default = state.default
 
 
 def _read(path: Path) -> _Content:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from multigrain.bundle.manifest import Head
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess, InFlight
@@ -41,23 +42,20 @@ class ImageResponse:
     """The results of a request.
 
     Attributes:
-        version: of the model that computed it.
+        model: "name@version" of the model that computed it.
+        version: the same, in its parts.
         embedding_size: numbers in a vector.
         labels: of the model's classes.
         results: one for each image, in the request's order.
         times: how long it took.
     """
 
+    model: str
     version: ModelVersion
     embedding_size: int
     labels: Sequence[str]
     results: tuple[ImageResult, ...]
     times: StageTimes
-
-    @property
-    def model(self) -> str:
-        """name@version"""
-        return str(self.version)
 
 
 class ImageService:
@@ -111,7 +109,7 @@ class ImageService:
             model.statistics.encode.add(int(seconds * 1e9))
 
     async def _infer(self, request: ImageRequest, model: LoadedModel) -> ImageResponse:
-        self._check_fields(request, model)
+        head = _head(request, model)
         self._check_deadline(request)
         # Nothing awaits from here to the submission: a model that was routed to is not ended
         # before it has the images.
@@ -128,7 +126,7 @@ class ImageService:
             )
             for number, result in zip(missing, computed, strict=True):
                 results[number] = result
-        return _response(request, model, [result for result in results if result is not None])
+        return _response(request, model, head, [result for result in results if result is not None])
 
     def _known(
         self, request: ImageRequest, engine: EngineProcess
@@ -175,7 +173,7 @@ class ImageService:
                 self._metrics.queue(name, -images)
         trace = call_trace.get()
         if trace is not None:
-            trace.computed(str(model.entry.version), [result.reply for result in results])
+            trace.computed(model.label, [result.reply for result in results])
         return results
 
     async def _gather(
@@ -217,37 +215,38 @@ class ImageService:
                 "or use EmbedStream",
             )
 
-    def _check_fields(self, request: ImageRequest, model: LoadedModel) -> None:
-        manifest = model.entry.manifest
-        known = [head.resolution for head in manifest.heads]
-        if request.resolution and request.resolution not in known:
-            raise MultigrainError.field(
-                "resolution",
-                f"{request.resolution} is not served by {model.entry.version}: use "
-                f"{', '.join(map(str, known))}, or 0 for {known[0]}",
-            )
-        head = manifest.head(request.resolution)
-        side = head.resolution
-        if request.tensors and any(len(image) != 12 * side * side for image in request.images):
-            raise MultigrainError.field(
-                "images", f"must each hold 3 x {side} x {side} float32 numbers when preprocessed"
-            )
-        if request.whitens and head.whitening is None:
-            able = [str(head.resolution) for head in manifest.heads if head.whitening is not None]
-            where = f" at {request.resolution or known[0]} px" if able else ""
-            hint = (
-                f"use resolution {' or '.join(able)}, or leave it out"
-                if able
-                else "leave it out, or export the model with whitening_path"
-            )
-            raise MultigrainError.field(
-                "whiten", f"{model.entry.version} has no whitening{where}: {hint}"
-            )
-
     def _check_deadline(self, request: ImageRequest) -> None:
         if request.deadline_ns and request.deadline_ns <= time.monotonic_ns():
             self._metrics.refused("deadline")
             raise _deadline_error()
+
+
+def _head(request: ImageRequest, model: LoadedModel) -> Head:
+    """The resolution head that serves a request. Raises INVALID_FIELD."""
+    heads = {head.resolution: head for head in model.entry.manifest.heads}
+    default = next(iter(heads))
+    head = heads.get(request.resolution or default)
+    if head is None:
+        raise MultigrainError.field(
+            "resolution",
+            f"{request.resolution} is not served by {model.label}: use "
+            f"{', '.join(map(str, heads))}, or 0 for {default}",
+        )
+    side = head.resolution
+    if request.tensors and any(len(image) != 12 * side * side for image in request.images):
+        raise MultigrainError.field(
+            "images", f"must each hold 3 x {side} x {side} float32 numbers when preprocessed"
+        )
+    if request.whitens and head.whitening is None:
+        able = [str(head.resolution) for head in heads.values() if head.whitening is not None]
+        where = f" at {side} px" if able else ""
+        hint = (
+            f"use resolution {' or '.join(able)}, or leave it out"
+            if able
+            else "leave it out, or export the model with whitening_path"
+        )
+        raise MultigrainError.field("whiten", f"{model.label} has no whitening{where}: {hint}")
+    return head
 
 
 def _top_k(request: ImageRequest, model: LoadedModel) -> int | None:
@@ -258,13 +257,13 @@ def _top_k(request: ImageRequest, model: LoadedModel) -> int | None:
 
 
 def _response(
-    request: ImageRequest, model: LoadedModel, results: Sequence[ImageResult]
+    request: ImageRequest, model: LoadedModel, head: Head, results: Sequence[ImageResult]
 ) -> ImageResponse:
-    manifest = model.entry.manifest
-    whitening = manifest.head(request.resolution).whitening
+    manifest, whitening = model.entry.manifest, head.whitening
     size = whitening.size if whitening is not None and request.whitens else manifest.embedding_size
     replies = [result.reply for result in results]
     return ImageResponse(
+        model=model.label,
         version=model.entry.version,
         embedding_size=size,
         labels=manifest.labels,
