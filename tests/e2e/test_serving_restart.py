@@ -30,7 +30,7 @@ def serving(tmp_path: Path) -> Iterator[Daemon]:
     server.end()
 
 
-def test_engines_die_with_a_killed_daemon_and_come_back_with_the_next(serving: Daemon) -> None:
+def test_engines_die_with_a_killed_daemon_and_are_restored_by_the_next(serving: Daemon) -> None:
     data = picture(1)
     with serving.client() as client:
         client.load_model("tiny")
@@ -49,7 +49,9 @@ def test_engines_die_with_a_killed_daemon_and_come_back_with_the_next(serving: D
         np.testing.assert_array_equal(client.embed([data], model="tiny"), before)
 
 
-def test_a_stopped_daemon_answers_what_it_has_and_leaves_nothing_behind(serving: Daemon) -> None:
+def test_a_stopped_daemon_answers_requests_in_flight_and_leaves_no_process_behind(
+    serving: Daemon,
+) -> None:
     codes: list[grpc.StatusCode] = []
     started = threading.Event()
 

@@ -27,7 +27,7 @@ def parsed(message: Request, **fields: int) -> InferRequest:
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_files_come_raw_or_typed(raw: bool) -> None:
+def test_files_may_be_raw_or_typed(raw: bool) -> None:
     asked = parsed(files(b"one", b"", b"three", raw=raw, id="x"))
     assert asked.request.images == [b"one", b"", b"three"]
     assert not asked.request.tensors
@@ -41,13 +41,13 @@ def test_the_shape_of_files_may_lack_its_second_dimension() -> None:
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_prepared_images_come_raw_or_typed(raw: bool) -> None:
+def test_preprocessed_images_may_be_raw_or_typed(raw: bool) -> None:
     request = parsed(pixels(IMAGES, raw)).request
     assert (request.tensors, request.resolution) == (True, 4)
     assert request.images == [image.tobytes() for image in IMAGES]
 
 
-def test_all_outputs_come_unless_some_are_asked_for() -> None:
+def test_all_outputs_are_returned_unless_some_are_requested() -> None:
     every = parsed(files(b"x")).request
     assert every.vector is not None
     assert every.scores
@@ -143,7 +143,7 @@ def _set(message: Request, path: str, value: object) -> None:
         ),
     ],
 )
-def test_a_wrong_tensor_is_refused_by_name(
+def test_an_invalid_tensor_is_refused_by_name(
     message: Request, path: str, value: object, field: str, says: str
 ) -> None:
     _set(message, path, value)
@@ -221,7 +221,7 @@ def _input_parameter(message: Request) -> None:
         (_input_parameter, "inputs[0].parameters", "'binary_data_size'"),
     ],
 )
-def test_a_wrong_request_is_refused_by_name(
+def test_an_invalid_request_is_refused_by_name(
     change: Callable[[Request], None], field: str, says: str
 ) -> None:
     message = files(b"x")
@@ -233,7 +233,7 @@ def test_a_wrong_request_is_refused_by_name(
     assert says in caught.value.message
 
 
-def test_a_resolution_beside_prepared_images_must_be_theirs() -> None:
+def test_a_resolution_parameter_must_match_preprocessed_images() -> None:
     message = pixels(IMAGES)
     message.parameters["resolution"].int64_param = 4
     parsed(message)

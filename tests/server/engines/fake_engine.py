@@ -1,4 +1,4 @@
-"""Engines in the test's own process: the real wire, no network, faults on demand."""
+"""Fake engines in the test's own process: the real protocol, no network, faults on request."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class FakeEngines:
     """Starts engines whose faults the test decides.
 
     Attributes:
-        deadly: images that an engine dies of when it takes them in hand.
-        hanging: images that it never lets go of.
-        batch: images that it takes in hand at a time.
+        deadly: images that crash an engine when it starts to compute them.
+        hanging: images that it never finishes.
+        batch: images that it computes at a time.
         may_start: engines start while it is set.
-        may_compute: images are taken in hand while it is set.
+        may_compute: images are computed while it is set.
         failures: errors of the next starts.
         children: all that were started, in order.
         specs: what each was started for.
-        taken: how often each image was taken in hand.
+        taken: how often each image was started.
         memory: bytes that each says it holds.
-        cancelled: images that somebody said nobody waits for.
+        cancelled: Cancel messages that were received.
     """
 
     deadly: set[bytes] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Ending an engine, whatever it does meanwhile."""
+"""Stopping an engine that does not respond."""
 
 from __future__ import annotations
 

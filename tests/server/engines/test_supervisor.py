@@ -1,4 +1,4 @@
-"""What becomes of images and requests when an engine dies or hangs."""
+"""Images and requests in flight when an engine dies or hangs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def first_bytes(answer: ImageResponse) -> list[bytes]:
     return [bytes(vector.astype(np.uint8)) for vector in vectors(answer)]
 
 
-async def test_the_image_that_ends_an_engine_is_refused_and_its_neighbours_are_answered(
+async def test_an_image_that_crashes_engines_is_quarantined_and_its_neighbors_are_answered(
     root: Path, engines: FakeEngines
 ) -> None:
     digest = hashlib.sha256(DEADLY).hexdigest()
@@ -75,7 +75,9 @@ async def test_the_image_that_ends_an_engine_is_refused_and_its_neighbours_are_a
         assert h.metric("multigrain_items_failed_total", reason="harmful") == 1
 
 
-async def test_a_refused_image_ends_no_second_engine(root: Path, engines: FakeEngines) -> None:
+async def test_a_quarantined_image_crashes_no_further_engine(
+    root: Path, engines: FakeEngines
+) -> None:
     async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         await h.embed(DEADLY)
@@ -103,7 +105,9 @@ async def test_images_that_only_waited_go_to_the_next_engine(
         assert [engines.taken[image] for image in waiting[1:]] == [1] * 19
 
 
-async def test_two_deadly_images_are_both_found(root: Path, engines: FakeEngines) -> None:
+async def test_two_images_that_crash_engines_are_both_quarantined(
+    root: Path, engines: FakeEngines
+) -> None:
     engines.deadly.add(b"also deadly")
     async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
@@ -128,7 +132,7 @@ async def test_no_image_is_blamed_for_a_signal_from_outside(
         assert engines.taken == {b"slow": 2, b"good": 2}
 
 
-async def test_what_nobody_waits_for_any_more_is_not_tried_again(
+async def test_an_image_whose_caller_was_canceled_is_not_retried(
     root: Path, engines: FakeEngines
 ) -> None:
     async with harness(root, launch=engines.launch) as h:
@@ -144,7 +148,7 @@ async def test_what_nobody_waits_for_any_more_is_not_tried_again(
         assert h.service.admission.items == 0
 
 
-async def test_a_caller_that_leaves_after_its_image_has_moved_is_told_to_the_engine_that_has_it(
+async def test_a_cancellation_reaches_the_engine_that_took_the_image_over(
     root: Path, engines: FakeEngines
 ) -> None:
     async with harness(root, launch=engines.launch) as h:
@@ -177,9 +181,7 @@ async def test_health_is_down_until_the_next_engine_answers(
         assert first_bytes(await h.embed(b"good")) == [b"good"]
 
 
-async def test_the_first_replacement_is_started_without_a_pause(
-    root: Path, engines: FakeEngines
-) -> None:
+async def test_the_first_restart_has_no_delay(root: Path, engines: FakeEngines) -> None:
     config = small_config(restart_backoff_seconds=1000, restart_backoff_max_seconds=1000)
     async with harness(root, config, engines.launch) as h:
         await h.manager.load("tiny")
@@ -188,7 +190,7 @@ async def test_the_first_replacement_is_started_without_a_pause(
         assert [spec.low_priority for spec in engines.specs] == [True, False]
 
 
-async def test_no_pause_follows_the_end_by_an_image_that_was_found(
+async def test_no_delay_follows_a_crash_whose_image_was_quarantined(
     root: Path, engines: FakeEngines
 ) -> None:
     config = small_config(restart_backoff_seconds=1000, restart_backoff_max_seconds=1000)
@@ -199,7 +201,7 @@ async def test_no_pause_follows_the_end_by_an_image_that_was_found(
         assert len(engines.children) == 3
 
 
-async def test_who_waits_is_told_when_no_engine_can_be_started(
+async def test_callers_get_an_error_when_no_engine_can_be_started(
     root: Path, engines: FakeEngines
 ) -> None:
     config = small_config(restart_backoff_seconds=1000, restart_backoff_max_seconds=1000)
@@ -215,7 +217,7 @@ async def test_who_waits_is_told_when_no_engine_can_be_started(
         assert "Cannot allocate memory" in h.manager.catalog.view("tiny").message
 
 
-async def test_an_unload_during_the_replacement_leaves_nobody_waiting(
+async def test_an_unload_during_a_restart_fails_the_images_that_wait(
     root: Path, engines: FakeEngines
 ) -> None:
     async with harness(root, launch=engines.launch) as h:
@@ -231,7 +233,7 @@ async def test_an_unload_during_the_replacement_leaves_nobody_waiting(
         assert engines.running == []
 
 
-async def test_a_hanging_engine_is_killed_and_the_requests_inside_may_be_sent_again(
+async def test_a_hanging_engine_is_killed_and_its_requests_may_be_retried(
     root: Path, engines: FakeEngines
 ) -> None:
     engines.hanging = {b"slow"}
@@ -245,7 +247,7 @@ async def test_a_hanging_engine_is_killed_and_the_requests_inside_may_be_sent_ag
         assert first_bytes(await h.embed(b"good")) == [b"good"]
 
 
-def test_an_image_that_is_stuck_is_noticed_although_others_are_answered() -> None:
+def test_a_stuck_image_is_detected_although_others_are_answered() -> None:
     items = InFlightTable()
     assert items.seconds_stuck([]) == 0
     now = time.monotonic_ns()

@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_vector_comes_normalised_with_its_timings(root: Path) -> None:
+async def test_a_vector_is_normalized_and_has_timings(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         response = await s.embedding.Embed(
@@ -62,7 +62,7 @@ async def test_a_vector_comes_normalised_with_its_timings(root: Path) -> None:
     assert timings.decode_ns > 0
 
 
-async def test_normalisation_can_be_left_out(root: Path) -> None:
+async def test_normalization_can_be_turned_off(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         request = EmbedRequest(images=[picture(1)], normalize=False)
@@ -74,7 +74,7 @@ async def test_normalisation_can_be_left_out(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "letter"), [(DTYPE_FP16, "<f2"), (DTYPE_INT8, "i1")])
-async def test_a_smaller_dtype_says_what_it_is(root: Path, dtype: int, letter: str) -> None:
+async def test_a_vector_states_its_dtype(root: Path, dtype: int, letter: str) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         request = EmbedRequest(images=[picture(1)])
@@ -87,7 +87,7 @@ async def test_a_smaller_dtype_says_what_it_is(root: Path, dtype: int, letter: s
     assert (small.scale > 0) == (dtype == DTYPE_INT8)
 
 
-async def test_classes_come_most_probable_first(root: Path) -> None:
+async def test_classes_are_in_order_of_probability(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         default = await s.embedding.Classify(ClassifyRequest(images=[picture(1)]))
@@ -103,7 +103,7 @@ async def test_classes_come_most_probable_first(root: Path) -> None:
     assert not two.results[1].classes
 
 
-async def test_every_strange_picture_gets_its_own_status_and_the_call_is_ok(root: Path) -> None:
+async def test_every_unusual_image_gets_its_own_status_and_the_call_is_ok(root: Path) -> None:
     good, bad = strange_good(), strange_bad()
     async with serving(root) as s:
         await s.manager.load("tiny")
@@ -132,7 +132,7 @@ async def test_every_strange_picture_gets_its_own_status_and_the_call_is_ok(root
         (EmbedRequest(images=[b"x"], model="ti ny"), "model"),
     ],
 )
-async def test_a_wrong_field_is_an_invalid_argument_that_names_it(
+async def test_an_invalid_field_is_an_invalid_argument_that_names_it(
     root: Path, request_: EmbedRequest, field: str
 ) -> None:
     async with serving(root) as s:
@@ -145,7 +145,7 @@ async def test_a_wrong_field_is_an_invalid_argument_that_names_it(
         assert (await s.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
 
 
-async def test_without_a_model_the_answer_says_what_to_do(root: Path) -> None:
+async def test_the_error_without_a_model_says_what_to_do(root: Path) -> None:
     async with serving(root) as s:
         error = await status_of(s.embedding.Embed(EmbedRequest(images=[b"x"])))
         assert error.code() is grpc.StatusCode.NOT_FOUND
@@ -156,7 +156,7 @@ async def test_without_a_model_the_answer_says_what_to_do(root: Path) -> None:
         assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_overload_is_told_with_a_delay(root: Path) -> None:
+async def test_an_overload_error_has_a_retry_delay(root: Path) -> None:
     async with serving(root, small_config(queue_items=2, max_images_per_request=2)) as s:
         await s.manager.load("tiny")
         engine = s.manager.catalog.route("").engine
@@ -172,7 +172,7 @@ async def test_overload_is_told_with_a_delay(root: Path) -> None:
         await inside
 
 
-async def test_the_deadline_of_the_call_drops_its_work(root: Path) -> None:
+async def test_images_are_dropped_at_the_deadline_of_the_call(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.catalog.route("").engine
@@ -184,7 +184,7 @@ async def test_the_deadline_of_the_call_drops_its_work(root: Path) -> None:
         assert s.harness.metric("multigrain_batch_items_sum", model="tiny") == 2
 
 
-async def test_a_cancelled_call_drops_its_work(root: Path) -> None:
+async def test_images_of_a_canceled_call_are_dropped(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         engine = s.manager.catalog.route("").engine
@@ -209,7 +209,7 @@ def memory_shared_with_engines() -> set[int]:
     return found
 
 
-async def test_a_killed_engine_is_unavailable_and_the_next_one_answers_what_it_had(
+async def test_the_images_of_a_killed_engine_are_answered_by_the_next_one(
     root: Path,
 ) -> None:
     before = memory_shared_with_engines()
@@ -256,7 +256,7 @@ async def test_a_stream_keeps_order_and_ids(root: Path) -> None:
             assert response.results[1].status.code != 0
 
 
-async def test_a_wrong_request_ends_its_stream_after_the_answers_before_it(root: Path) -> None:
+async def test_an_invalid_request_ends_its_stream_after_the_replies_before_it(root: Path) -> None:
     async with serving(root) as s:
         await s.manager.load("tiny")
         got: list[EmbedResponse] = []
@@ -279,7 +279,9 @@ async def test_a_wrong_request_ends_its_stream_after_the_answers_before_it(root:
         await until(lambda: s.service.admission.items == 0)
 
 
-async def test_the_callers_id_is_in_the_log(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_request_id_of_the_caller_is_logged(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     async with serving(root) as s:
         await s.manager.load("tiny")

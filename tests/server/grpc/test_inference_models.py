@@ -76,7 +76,7 @@ async def test_models_are_loaded_and_unloaded_by_name_or_version(root: Path) -> 
         await s.inference.RepositoryModelUnload(request)  # harmless
 
 
-async def test_an_alias_is_a_name_and_its_version_may_stand_beside_it(root: Path) -> None:
+async def test_an_alias_may_be_given_with_its_version(root: Path) -> None:
     async with serving(root, KEEP) as s:
         await _load(s, "tiny@1")
         await _load(s, "tiny@2")
@@ -92,7 +92,7 @@ async def test_an_alias_is_a_name_and_its_version_may_stand_beside_it(root: Path
         assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_a_server_whose_default_model_is_away_or_that_stops_is_not_ready(root: Path) -> None:
+async def test_a_server_without_its_default_model_or_that_stops_is_not_ready(root: Path) -> None:
     async with serving(root) as s:
         await _load(s, "tiny@1")
         assert await _server_ready(s)
@@ -116,7 +116,7 @@ async def test_a_server_whose_default_model_is_away_or_that_stops_is_not_ready(r
         ({"device": {"string_param": "gpu"}}, grpc.StatusCode.INVALID_ARGUMENT, "'device'"),
     ],
 )
-async def test_a_load_takes_no_parameter_but_the_runtime(
+async def test_a_load_has_no_parameter_but_the_runtime(
     tmp_path: Path, parameters: dict[str, dict[str, object]], code: grpc.StatusCode, says: str
 ) -> None:
     write_bundle(tmp_path / "models")

@@ -79,7 +79,7 @@ async def test_both_apis_give_the_same_numbers(served: Serving) -> None:
 
 @pytest.mark.parametrize("side", [SIZE, 16])
 @pytest.mark.parametrize("raw", [True, False])
-async def test_prepared_images_get_the_answer_of_their_files(
+async def test_preprocessed_images_get_the_results_of_their_files(
     served: Serving, side: int, raw: bool
 ) -> None:
     asked = files(*PICTURES)
@@ -90,7 +90,7 @@ async def test_prepared_images_get_the_answer_of_their_files(
         np.testing.assert_allclose(array(response, name), array(expected, name), rtol=1e-5)
 
 
-async def test_only_what_is_asked_for_is_answered_in_that_order(served: Serving) -> None:
+async def test_only_requested_outputs_are_returned_in_their_order(served: Serving) -> None:
     request = files(PICTURES[0], raw=False)
     want(request, "scores")
     response = await served.inference.ModelInfer(request)
@@ -102,7 +102,7 @@ async def test_only_what_is_asked_for_is_answered_in_that_order(served: Serving)
     assert [output.name for output in response.outputs] == ["scores", "embedding"]
 
 
-async def test_a_classification_is_text_most_probable_first(served: Serving) -> None:
+async def test_a_classification_is_text_in_order_of_probability(served: Serving) -> None:
     request = files(*PICTURES)
     want(request, "scores", top=2)
     response = await served.inference.ModelInfer(request)
@@ -129,7 +129,7 @@ async def test_parameters_choose_resolution_length_and_whitening(served: Serving
     np.testing.assert_allclose(np.linalg.norm(whitened, axis=1), 1, rtol=1e-5)
 
 
-async def test_a_bad_image_fails_the_call_and_every_one_is_named(served: Serving) -> None:
+async def test_bad_images_fail_the_call_and_all_are_named(served: Serving) -> None:
     request = files(PICTURES[0], b"no image", b"", PICTURES[1])
     error = await refusal(served.inference.ModelInfer(request))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -139,7 +139,7 @@ async def test_a_bad_image_fails_the_call_and_every_one_is_named(served: Serving
     assert named == ["inputs[0][1]", "inputs[0][2]"]
 
 
-async def test_a_prepared_image_that_is_not_finite_is_refused(served: Serving) -> None:
+async def test_a_non_finite_preprocessed_image_is_refused(served: Serving) -> None:
     bad = _prepared()
     bad[2, 0, 0, 0] = np.inf
     error = await refusal(served.inference.ModelInfer(pixels(bad)))
@@ -166,7 +166,7 @@ async def test_a_prepared_image_that_is_not_finite_is_refused(served: Serving) -
         ),
     ],
 )
-async def test_a_model_that_does_not_answer_is_told(
+async def test_a_request_for_a_model_that_is_not_loaded_is_refused(
     served: Serving, fields: dict[str, str], code: grpc.StatusCode, says: str
 ) -> None:
     error = await refusal(served.inference.ModelInfer(files(PICTURES[0], **fields)))
@@ -198,7 +198,7 @@ async def test_the_same_admission_metrics_and_request_id_as_embed(served: Servin
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_work_is_dropped_at_the_deadline_or_the_requests_timeout(
+async def test_images_are_dropped_at_the_deadline_or_the_timeout_parameter(
     served: Serving, own: bool
 ) -> None:
     engine = served.manager.catalog.route("tiny@1").engine
@@ -287,7 +287,7 @@ async def test_statistics_count_requests_images_and_passes(served: Serving) -> N
 
 
 @pytest.mark.parametrize("name", UNOFFERED)
-async def test_what_is_not_offered_says_so(served: Serving, name: str) -> None:
+async def test_calls_that_are_not_offered_are_unimplemented(served: Serving, name: str) -> None:
     call = served.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
     error = await refusal(call(b""))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -295,7 +295,7 @@ async def test_what_is_not_offered_says_so(served: Serving, name: str) -> None:
     assert dict(error.trailing_metadata())["x-request-id"]
 
 
-async def test_a_caller_that_goes_away_leaves_nothing_behind(served: Serving) -> None:
+async def test_a_canceled_caller_leaves_nothing_behind(served: Serving) -> None:
     engine = served.manager.catalog.route("tiny@1").engine
     hold(engine, 100)
     call = served.inference.ModelInfer(files(*PICTURES))

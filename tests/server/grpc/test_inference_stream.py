@@ -64,7 +64,7 @@ async def test_every_request_is_answered_in_order_and_errors_do_not_end_the_stre
     assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_with_the_header_of_tritons_clients_the_first_error_ends_it_with_a_status(
+async def test_with_the_header_of_tritons_clients_the_first_error_ends_the_stream(
     served: Serving,
 ) -> None:
     call = served.inference.ModelStreamInfer(
@@ -98,7 +98,7 @@ async def test_a_stream_is_read_no_faster_than_it_is_answered(served: Serving) -
     assert sent == 100
 
 
-async def test_a_caller_that_cuts_its_stream_leaves_nothing_behind(served: Serving) -> None:
+async def test_a_canceled_stream_leaves_nothing_behind(served: Serving) -> None:
     engine = served.manager.catalog.route("").engine
     hold(engine, 1000)
     call = served.inference.ModelStreamInfer(files(picture(n)) for n in range(10))

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_model_says_its_resolutions_and_whitens_by_request(tmp_path: Path) -> None:
+async def test_a_model_lists_its_resolutions_and_whitens_on_request(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models", also=16, whitened=True)
     async with serving(tmp_path) as s:
         model = await s.models.LoadModel(LoadModelRequest(model="tiny", make_default=True))
@@ -89,7 +89,7 @@ async def test_a_model_is_loaded_named_used_and_unloaded(root: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 2 * 1024 * 1024])
-async def test_a_bundle_goes_out_and_comes_in(root: Path, size: int) -> None:
+async def test_a_bundle_is_downloaded_and_imported(root: Path, size: int) -> None:
     async with serving(root) as s:
         chunks = [
             chunk async for chunk in s.models.DownloadModel(DownloadModelRequest(model="tiny"))
@@ -122,9 +122,7 @@ async def test_a_bundle_goes_out_and_comes_in(root: Path, size: int) -> None:
         [ImportModelRequest(start=ImportModelRequest.Start(name="../x"))],
     ],
 )
-async def test_an_upload_out_of_form_is_refused(
-    root: Path, parts: list[ImportModelRequest]
-) -> None:
+async def test_a_malformed_upload_is_refused(root: Path, parts: list[ImportModelRequest]) -> None:
     async def upload() -> AsyncIterator[ImportModelRequest]:
         for part in parts:
             yield part
@@ -162,7 +160,7 @@ async def test_an_upload_out_of_form_is_refused(
         ("ListModels", ListModelsRequest(name="a b"), grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
-async def test_a_wrong_request_gets_its_status(
+async def test_an_invalid_request_gets_its_status(
     root: Path, method: str, request_: object, code: grpc.StatusCode
 ) -> None:
     async with serving(root) as s:

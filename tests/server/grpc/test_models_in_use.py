@@ -1,4 +1,4 @@
-"""What jobs and models need of each other, over the wire."""
+"""Models that jobs need, over gRPC."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_model_that_an_evaluation_needs_is_not_deleted(
     assert [path.name for path in (app.config.data_dir / "models" / "tiny").iterdir()] == ["2"]
 
 
-async def test_an_export_is_not_given_the_name_of_an_alias(
+async def test_an_export_cannot_have_the_name_of_an_alias(
     app: App, channel: grpc.aio.Channel
 ) -> None:
     app.models._store.set_alias("production", ModelVersion("tiny", 1))

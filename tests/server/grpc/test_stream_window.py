@@ -1,4 +1,4 @@
-"""Streams of both protocols work on as many images at a time as is set."""
+"""Streams of both APIs use the configured window."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.serving.harness import small_config
         (inference, "inference", "ModelStreamInfer"),
     ],
 )
-async def test_the_window_of_a_stream_is_the_one_that_is_set(
+async def test_streams_use_the_configured_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, stub: str, call: str
 ) -> None:
     windows: list[int] = []

@@ -89,14 +89,14 @@ async def test_it_gets_the_networks_numbers(seen: Json) -> None:
     assert np.shape(blocking["pixels"]["scores"]) == (2, CLASSES)
 
 
-async def test_a_stream_goes_on_after_an_error(seen: Json) -> None:
+async def test_a_stream_continues_after_an_error(seen: Json) -> None:
     first, second, third = seen["blocking"]["stream"]
     assert (first["id"], third["id"]) == ("0", "2")
     assert "not an image" in second["error"]
     assert seen["asynchronous"]["stream"] == [[str(number), None] for number in range(3)]
 
 
-async def test_it_raises_what_went_wrong(seen: Json) -> None:
+async def test_it_raises_the_errors(seen: Json) -> None:
     errors = seen["blocking"]["errors"]
     assert {name: error["status"] for name, error in errors.items()} == {
         "model": "StatusCode.NOT_FOUND",
@@ -108,16 +108,16 @@ async def test_it_raises_what_went_wrong(seen: Json) -> None:
     assert seen["asynchronous"]["status"] == "StatusCode.INVALID_ARGUMENT"
 
 
-async def test_statistics_are_what_a_load_tool_reads(seen: Json) -> None:
+async def test_statistics_are_those_that_load_generators_read(seen: Json) -> None:
     (blocking,) = seen["blocking"]["statistics"]["model_stats"]
     # infer, zipped, pixels, top, async, and two of the stream; the failed ones beside them.
     assert int(blocking["inference_stats"]["success"]["count"]) >= 7
     assert int(blocking["inference_count"]) == 5 * 3 + 2 + 1
     (later,) = seen["asynchronous"]["statistics"]["model_stats"]
-    assert int(later["inference_count"]) == 3 + 3 * 3  # counted anew since it was loaded anew
+    assert int(later["inference_count"]) == 3 + 3 * 3  # counted from zero after it was reloaded
 
 
-async def test_every_field_of_ours_has_their_name_number_and_type(seen: Json) -> None:
+async def test_every_field_has_tritons_name_number_and_type(seen: Json) -> None:
     pool = descriptor_pool.DescriptorPool()
     for file in seen["contract"]:
         pool.AddSerializedFile(base64.b64decode(file))

@@ -1,4 +1,4 @@
-"""What most tests of models begin with; the others have a ``root`` of their own."""
+"""The data folder of most tests of models; the others have a ``root`` of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aliases while what they point at is being changed."""
+"""Aliases of models that are being loaded or unloaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_an_alias_that_is_set_while_an_unload_waits_keeps_the_model(tmp_pa
         assert (await h.embed(b"good", model="production")).model == "tiny@1"
 
 
-async def test_a_version_that_is_being_loaded_takes_no_alias_yet(tmp_path: Path) -> None:
+async def test_a_version_that_is_still_loading_cannot_have_an_alias(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     engines = FakeEngines()
     engines.may_start.clear()

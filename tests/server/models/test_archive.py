@@ -96,7 +96,7 @@ async def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-async def test_a_bundle_does_not_hide_behind_an_alias(tmp_path: Path) -> None:
+async def test_a_bundle_with_the_name_of_an_alias_is_refused(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     async with harness(tmp_path) as h:
         content = await download(h.manager, "tiny")
@@ -109,7 +109,7 @@ async def test_a_bundle_does_not_hide_behind_an_alias(tmp_path: Path) -> None:
         assert not left_aside(h, tmp_path)
 
 
-async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
+async def test_a_corrupted_upload_is_detected(tmp_path: Path) -> None:
     files = bundle_files(tmp_path)
     async with harness(tmp_path) as h:
         with pytest.raises(MultigrainError, match="another SHA-256"):
@@ -139,7 +139,7 @@ async def test_damage_on_the_way_is_found(tmp_path: Path) -> None:
         (lambda files: tar({f"{n}": b"" for n in range(1001)}), "more than"),
     ],
 )
-async def test_an_archive_that_is_no_bundle_is_refused(
+async def test_an_archive_that_is_not_a_bundle_is_refused(
     tmp_path: Path, archive: object, why: str
 ) -> None:
     content = archive(bundle_files(tmp_path))  # type: ignore[operator]
@@ -169,7 +169,7 @@ async def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
             await upload(h.manager, tar(files))
 
 
-async def test_the_size_is_limited_while_it_comes(tmp_path: Path) -> None:
+async def test_the_size_is_checked_during_the_upload(tmp_path: Path) -> None:
     async with harness(tmp_path, small_config(max_bundle_bytes=3000)) as h:
         with pytest.raises(MultigrainError, match="larger than 3000 bytes"):
             await upload(h.manager, bytes(5000))
@@ -185,7 +185,7 @@ async def test_the_size_is_limited_while_it_comes(tmp_path: Path) -> None:
         ({"version": 2**63}, "start.version"),
     ],
 )
-async def test_a_wrong_start_is_refused_by_name(
+async def test_an_invalid_start_is_refused_by_field(
     tmp_path: Path, fields: dict[str, object], named: str
 ) -> None:
     async with harness(tmp_path) as h:
@@ -195,7 +195,7 @@ async def test_a_wrong_start_is_refused_by_name(
         assert left_aside(h, tmp_path) == []
 
 
-async def test_what_a_thread_still_writes_for_a_caller_that_left_is_removed_too(
+async def test_files_that_a_thread_still_writes_after_a_cancellation_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = tar(bundle_files(tmp_path))

@@ -68,7 +68,7 @@ async def test_the_next_engine_of_a_model_has_the_same_device(root: Path, leases
         assert len(leases.free("gpu")) == 1
 
 
-async def test_no_device_for_an_engine_is_said_and_leaves_nothing_behind(
+async def test_a_load_without_a_free_device_fails_and_leaves_nothing_behind(
     root: Path, leases: Leases
 ) -> None:
     engines = FakeEngines()
@@ -89,7 +89,7 @@ async def test_no_device_for_an_engine_is_said_and_leaves_nothing_behind(
             await h.manager.load("a")
 
 
-async def test_engines_on_the_cpu_take_no_slot_of_a_job(root: Path) -> None:
+async def test_engines_on_the_cpu_lease_no_slot(root: Path) -> None:
     leases = Leases(Inventory.parse("cpu:1"))
     async with harness(root, launch=FakeEngines().launch, leases=leases) as h:
         await h.manager.load("a")

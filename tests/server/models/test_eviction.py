@@ -39,7 +39,7 @@ def loaded(h: Harness) -> list[str]:
     return [view.entry.version.name for view in models]
 
 
-async def test_the_least_recently_used_model_makes_way(two_fit: Harness) -> None:
+async def test_the_least_recently_used_model_is_evicted(two_fit: Harness) -> None:
     h = two_fit
     await h.manager.load("c", make_default=True)
     await h.manager.load("a")
@@ -52,7 +52,7 @@ async def test_the_least_recently_used_model_makes_way(two_fit: Harness) -> None
     assert h.metric("multigrain_engine_memory_bytes", model="a", version="1") == 0
 
 
-async def test_what_was_used_last_stays(root: Path, engines: FakeEngines) -> None:
+async def test_recently_used_models_stay_loaded(root: Path, engines: FakeEngines) -> None:
     write_bundle(root / "models", "d")
     async with harness(root, small_config(memory_budget_mib=350), engines.launch) as h:
         for name in "abc":
@@ -82,7 +82,7 @@ async def test_a_load_that_cannot_fit_is_refused_and_changes_nothing(
     assert len(engines.children) == count
 
 
-async def test_a_version_that_is_replaced_does_not_count(two_fit: Harness, root: Path) -> None:
+async def test_a_replaced_version_does_not_count(two_fit: Harness, root: Path) -> None:
     h = two_fit
     write_bundle(root / "models", "a", version=2)
     await h.manager.load("b")
@@ -93,7 +93,7 @@ async def test_a_version_that_is_replaced_does_not_count(two_fit: Harness, root:
     assert h.manager.catalog.route("a").entry.version.version == 2
 
 
-async def test_without_a_budget_nothing_makes_way(root: Path, engines: FakeEngines) -> None:
+async def test_without_a_budget_no_model_is_evicted(root: Path, engines: FakeEngines) -> None:
     engines.memory = 1 << 50
     async with harness(root, launch=engines.launch) as h:
         for name in "abc":
@@ -101,7 +101,7 @@ async def test_without_a_budget_nothing_makes_way(root: Path, engines: FakeEngin
         assert loaded(h) == ["a", "b", "c"]
 
 
-async def test_the_budget_is_watched_on_after_a_disk_was_full(
+async def test_the_budget_is_enforced_again_after_a_full_disk(
     two_fit: Harness, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "_INTERVAL_SECONDS", 0.01)

@@ -1,4 +1,4 @@
-"""Loads that do not succeed change nothing else."""
+"""Failed loads change nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state(view: ModelView) -> str:
     return view.state.value
 
 
-async def test_a_load_whose_caller_goes_away_leaves_nothing(root: Path) -> None:
+async def test_a_canceled_load_leaves_nothing_behind(root: Path) -> None:
     before = set(psutil.Process().children())
     async with harness(root) as h:
         load = asyncio.create_task(h.manager.load("tiny@1"))
@@ -65,7 +65,7 @@ async def test_a_failed_load_changes_nothing_else(root: Path, damage: str) -> No
         assert h.health[EMBEDDING_SERVICE]
 
 
-async def test_an_engine_that_takes_too_long_is_given_up(root: Path) -> None:
+async def test_a_load_times_out(root: Path) -> None:
     async with harness(root, small_config(load_timeout_seconds=0.01)) as h:
         with pytest.raises(MultigrainError, match="did not load within") as caught:
             await h.manager.load("tiny@1")

@@ -1,4 +1,4 @@
-"""Engines and bundles on a host that does not play along."""
+"""Engines and bundles on a host with faults: no memory, unreadable files, native crashes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_an_engine_is_replaced_once_the_host_can_start_one_again(
         assert (await h.embed(picture(1))).model == "tiny@1"
 
 
-async def test_a_load_on_such_a_host_is_unavailable_for_now(
+async def test_a_load_on_a_host_without_memory_is_unavailable(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def short_of_files(*_command: str, **_options: object) -> None:
@@ -80,7 +80,7 @@ async def test_a_load_on_such_a_host_is_unavailable_for_now(
         assert state(h.manager.catalog.view("tiny@1")) == "unloaded"
 
 
-async def test_an_unreadable_file_does_not_keep_other_models_from_being_loaded_again(
+async def test_an_unreadable_file_does_not_stop_other_models_from_being_restored(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bundle(root / "models", "other")
@@ -102,7 +102,7 @@ async def test_an_unreadable_file_does_not_keep_other_models_from_being_loaded_a
         assert "Permission denied" in view.message
 
 
-async def test_an_engine_that_leaves_a_child_behind_is_replaced_all_the_same(
+async def test_an_engine_that_leaves_a_child_process_behind_is_replaced(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spawn = asyncio.create_subprocess_exec
@@ -120,7 +120,7 @@ async def test_an_engine_that_leaves_a_child_behind_is_replaced_all_the_same(
         await until(lambda: state(h.manager.catalog.view("tiny@1")) == "ready")
 
 
-async def test_an_image_that_ends_the_process_natively_is_found_and_its_neighbours_are_answered(
+async def test_an_image_that_crashes_a_real_engine_is_quarantined_and_its_neighbors_are_answered(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spawn = asyncio.create_subprocess_exec

@@ -1,4 +1,4 @@
-"""What a job needs is not taken from it."""
+"""Models and names that a job needs are protected."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ async def test_an_empty_registry_is_empty_and_not_serving(tmp_path: Path) -> Non
         assert caught.value.kind is ErrorKind.NOT_FOUND
 
 
-async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
+async def test_a_loaded_model_shows_its_runtime(root: Path) -> None:
     async with harness(root) as h:
         view = await h.manager.load("tiny")
         assert view.entry.version.version == 2
@@ -51,9 +51,7 @@ async def test_a_loaded_model_says_what_runs_it(root: Path) -> None:
         assert again.load_seconds == view.load_seconds
 
 
-async def test_an_engine_keeps_its_numbers_in_huge_pages(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_uses_huge_pages(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def tunables() -> str | None:
         async with harness(root) as h:
             await h.manager.load("tiny", "openvino-f32")
@@ -66,7 +64,7 @@ async def test_an_engine_keeps_its_numbers_in_huge_pages(
     assert await tunables() == "glibc.malloc.hugetlb=0"
 
 
-async def test_a_metric_tells_what_computes_each_loaded_model(root: Path) -> None:
+async def test_a_metric_shows_the_runtime_of_each_loaded_model(root: Path) -> None:
     def infos() -> list[tuple[str, ...]]:
         names = ("model", "version", "runtime", "precision", "device")
         return [
@@ -97,7 +95,7 @@ async def test_a_name_means_the_newest_loaded_version(root: Path) -> None:
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
 
 
-async def test_a_newer_version_takes_over_and_the_older_one_ends(root: Path) -> None:
+async def test_a_newer_version_replaces_the_older_one(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         old = h.manager.catalog.route("tiny").engine
@@ -126,7 +124,7 @@ async def test_an_alias_keeps_the_version_it_points_at(root: Path) -> None:
             h.manager.set_alias("production", "")
 
 
-async def test_an_alias_must_point_at_what_is_loaded(root: Path) -> None:
+async def test_an_alias_must_point_at_a_loaded_version(root: Path) -> None:
     async with harness(root) as h:
         with pytest.raises(MultigrainError, match="tiny@1 is not loaded") as caught:
             h.manager.set_alias("production", "tiny@1")
@@ -149,7 +147,7 @@ async def test_the_first_loaded_model_is_the_default_until_one_is_chosen(root: P
         assert (await h.embed(picture(1))).model == "tiny@2"
 
 
-async def test_swapping_under_load_loses_no_request(root: Path) -> None:
+async def test_swapping_versions_under_load_loses_no_request(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         data = picture(1)
@@ -192,7 +190,7 @@ async def test_a_request_in_flight_is_answered_by_the_version_it_began_with(root
         await until(lambda: state(h.manager.catalog.view("tiny@1")) == "unloaded")
 
 
-async def test_draining_does_not_wait_for_ever(root: Path) -> None:
+async def test_draining_has_a_timeout(root: Path) -> None:
     async with harness(root, small_config(drain_seconds=0.2)) as h:
         await h.manager.load("tiny@1")
         engine = h.manager.catalog.route("tiny").engine
@@ -205,7 +203,7 @@ async def test_draining_does_not_wait_for_ever(root: Path) -> None:
         assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
-async def test_an_unload_whose_caller_goes_away_ends_the_engine_all_the_same(root: Path) -> None:
+async def test_a_canceled_unload_still_ends_the_engine(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         engine = h.manager.catalog.route("tiny").engine
@@ -229,7 +227,7 @@ async def test_calls_that_load_the_same_model_share_one_engine(root: Path) -> No
         assert h.metric("multigrain_model_load_seconds_count") == 1
 
 
-async def test_another_runtime_is_switched_to_only_if_it_works(root: Path) -> None:
+async def test_a_runtime_that_fails_to_load_does_not_replace_the_present_one(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         first = h.manager.catalog.route("tiny").engine
@@ -245,7 +243,7 @@ async def test_another_runtime_is_switched_to_only_if_it_works(root: Path) -> No
             await h.manager.load("tiny@1", "tensorrt")
 
 
-async def test_a_bundle_of_another_user_is_told_and_stays(
+async def test_a_bundle_of_another_user_cannot_be_deleted(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_arguments: object) -> None:
@@ -260,7 +258,7 @@ async def test_a_bundle_of_another_user_is_told_and_stays(
         await h.manager.delete("tiny@1")
 
 
-async def test_only_what_is_not_in_use_can_be_deleted(root: Path) -> None:
+async def test_only_unused_versions_can_be_deleted(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny@2")
         with pytest.raises(MultigrainError, match="loaded") as caught:
@@ -297,7 +295,7 @@ async def test_models_are_listed_in_pages(root: Path) -> None:
             h.manager.catalog.page(token="!")
 
 
-async def test_a_folder_that_is_no_bundle_is_left_out(root: Path) -> None:
+async def test_a_folder_that_is_not_a_bundle_is_ignored(root: Path) -> None:
     (root / "models/tiny/3").mkdir()
     (root / "models/tiny/3/model.json").write_text("{")
     (root / "models/tiny/4").mkdir()

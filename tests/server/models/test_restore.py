@@ -1,4 +1,4 @@
-"""What a restarted daemon does about the models it had loaded."""
+"""A restarted daemon loads the models of the last run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_a_restarted_daemon_loads_the_same_models(root: Path) -> None:
         np.testing.assert_array_equal(vectors(answer), before)
 
 
-async def test_a_model_that_cannot_be_loaded_again_says_why(root: Path) -> None:
+async def test_a_model_that_cannot_be_restored_shows_the_reason(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         await h.manager.load("tiny@2")

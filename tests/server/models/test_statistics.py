@@ -1,4 +1,4 @@
-"""What a model has done, counted."""
+"""Statistics of a loaded model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_requests_images_and_batches_are_counted_with_their_times(tmp_path
         assert h.manager.catalog.route("").statistics.success.count == 0
 
 
-async def test_a_request_that_was_cancelled_counts_as_failed(tmp_path: Path) -> None:
+async def test_a_canceled_request_counts_as_failed(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     async with harness(tmp_path) as h:
         await h.manager.load("tiny")

@@ -1,4 +1,4 @@
-"""Who is let in, by the pace of an engine that is only said to be there."""
+"""Admission by the rate of a fake engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from multigrain_server.serving.admission import Admission, Flow
 
 
 class Engine:
-    """One that promises a rate."""
+    """A fake engine that reports a rate."""
 
     def __init__(self, rate: float = 100.0) -> None:
         self.ready: Ready | None = Ready(
@@ -43,7 +43,7 @@ def images(items: int, size: int = 0, caller: int = 0, deadline_ns: int = 0) -> 
 
 
 class Clock:
-    """Stands still unless told."""
+    """Stands still until the test moves it."""
 
     def __init__(self) -> None:
         self.ns = 1_000_000_000
@@ -53,7 +53,7 @@ class Clock:
 
 
 class Gate:
-    """Admission with callers that stay inside."""
+    """Admission whose requests never finish."""
 
     def __init__(self, rate: float = 100.0, **fields: object) -> None:
         config = ServingConfig(**{"max_images_per_request": 4, "queue_items": 1000, **fields})
@@ -65,7 +65,7 @@ class Gate:
         self._inside = ExitStack()
 
     def enter(self, items: int = 1, *, size: int = 0, seconds: float = 0, caller: int = 0) -> None:
-        """One more caller, inside for good."""
+        """Admits a request that never finishes."""
         self._callers += 1
         deadline = self.clock.ns + int(1e9 * seconds) if seconds else 0
         request = images(items, size, caller or self._callers, deadline)
@@ -96,7 +96,7 @@ class Gate:
         return error.retry_after
 
 
-def test_room_is_given_back_however_the_work_ends() -> None:
+def test_room_is_released_however_the_request_ends() -> None:
     gate = Gate()
     inside = []
 
@@ -111,7 +111,7 @@ def test_room_is_given_back_however_the_work_ends() -> None:
     assert gate.admission.items == 0
 
 
-def test_items_and_bytes_may_fill_their_limits_and_each_refusal_has_its_reason_once() -> None:
+def test_items_and_bytes_may_reach_their_limits_and_each_refusal_counts_once() -> None:
     gate = Gate(queue_items=4, max_image_bytes=1024, queue_bytes=2048)
     with gate.admission.admit(images(4, 2048), gate.engine):
         assert gate.counted("inflight_bytes") == 2048
@@ -130,7 +130,7 @@ def test_items_and_bytes_may_fill_their_limits_and_each_refusal_has_its_reason_o
     assert gate.refusals() == {"queue_full": 1, "bytes": 2, "late": 1, "draining": 1}
 
 
-def test_nobody_is_sent_away_for_longer_than_ten_seconds() -> None:
+def test_retry_delays_are_at_most_ten_seconds() -> None:
     gate = Gate(rate=0.1, queue_items=4)
     gate.enter(4)
     assert gate.delay(4) == 10.0
@@ -145,7 +145,7 @@ def test_no_more_is_admitted_than_can_be_answered_within_the_deadline() -> None:
     assert gate.registry.get_sample_value("multigrain_rejected_total", {"reason": "late"}) == 1
 
 
-def test_who_has_more_time_may_still_enter() -> None:
+def test_a_later_deadline_is_still_admitted() -> None:
     gate = Gate(rate=100)
     for _ in range(100):
         gate.enter(seconds=2)
@@ -154,11 +154,11 @@ def test_who_has_more_time_may_still_enter() -> None:
     gate.enter()
 
 
-def test_an_empty_engine_is_asked_whatever_the_deadline() -> None:
+def test_an_idle_engine_gets_requests_with_any_deadline() -> None:
     Gate(rate=1).enter(seconds=0.01)
 
 
-def test_a_caller_of_many_images_does_not_shut_others_out() -> None:
+def test_a_caller_with_many_images_does_not_block_others() -> None:
     gate = Gate(rate=100)
     for _ in range(100):
         gate.enter(caller=77)
@@ -168,7 +168,7 @@ def test_a_caller_of_many_images_does_not_shut_others_out() -> None:
     gate.refused(seconds=0.5, caller=77)
 
 
-def test_what_is_inside_with_an_earlier_deadline_comes_before_all_of_it() -> None:
+def test_images_in_flight_with_an_earlier_deadline_count_in_full() -> None:
     gate = Gate(rate=100)
     gate.enter(75, seconds=1)
     # By turns it would be computed second; but the 75 were promised what is left.
@@ -176,7 +176,7 @@ def test_what_is_inside_with_an_earlier_deadline_comes_before_all_of_it() -> Non
     gate.enter(seconds=0.9)
 
 
-def test_whoever_is_refused_is_told_to_come_back_at_a_time_of_its_own() -> None:
+def test_refused_requests_get_different_retry_delays() -> None:
     gate = Gate(rate=100, queue_items=10)
     for _ in range(10):
         gate.enter()
@@ -188,20 +188,20 @@ def test_whoever_is_refused_is_told_to_come_back_at_a_time_of_its_own() -> None:
     assert gate.delay() == pytest.approx(0.05)
 
 
-def test_who_is_refused_comes_again_when_half_of_the_queue_is_done() -> None:
+def test_retries_are_due_when_half_of_the_queue_is_computed() -> None:
     gate = Gate(rate=100)
     for _ in range(150):
         gate.enter(seconds=2)
     assert gate.delay(seconds=2) == pytest.approx(0.75)
 
 
-def test_delays_have_an_end() -> None:
+def test_retry_delays_are_bounded() -> None:
     gate = Gate(rate=1, queue_items=4)
     gate.enter(4)
     assert max(gate.delay(4) for _ in range(100)) == pytest.approx(9)
 
 
-def test_a_full_queue_without_a_known_pace_asks_for_a_second() -> None:
+def test_a_full_queue_with_an_unknown_rate_asks_for_a_second() -> None:
     gate = Gate(rate=0, queue_items=4)
     gate.enter(4)
     assert gate.delay() == pytest.approx(1, abs=0.01)
@@ -215,7 +215,7 @@ def test_bytes_are_bounded_as_items_are() -> None:
     assert error.kind is ErrorKind.INVALID_FIELD
 
 
-def test_a_draining_gate_admits_nothing() -> None:
+def test_nothing_is_admitted_while_draining() -> None:
     gate = Gate()
     gate.admission.drain()
     assert gate.refused().kind is ErrorKind.UNAVAILABLE
@@ -245,12 +245,12 @@ def test_an_overload_is_logged_and_not_each_refusal() -> None:
     assert lines[0]["reason"] == "4 images are in flight, the limit is 4"
 
 
-def test_the_pace_of_a_busy_engine_is_learned_and_that_of_an_idle_one_is_not() -> None:
+def test_the_rate_is_learned_from_a_busy_engine_and_not_from_an_idle_one() -> None:
     clock = Clock()
     flow = Flow(1000.0, 4, clock)
 
     def work(rate: float, inside: int, answers: int, *, answered: bool = True) -> None:
-        """Keeps ``inside`` images in work."""
+        """Keeps ``inside`` images in flight."""
         for number in range(inside):
             flow.enter(number, 1, 0)
         for _ in range(answers):
@@ -271,7 +271,7 @@ def test_the_pace_of_a_busy_engine_is_learned_and_that_of_an_idle_one_is_not() -
     assert flow.rate == pytest.approx(200, rel=0.05)
 
 
-def test_every_reason_of_a_refusal_has_a_series_before_the_first_one() -> None:
+def test_every_reason_of_a_refusal_has_a_series_from_the_start() -> None:
     registry = CollectorRegistry()
     ServingMetrics(registry)
     for reason in get_args(Refusal):

@@ -1,4 +1,4 @@
-"""What happens to more than fits."""
+"""More requests than a server can compute."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:
         await inside
 
 
-async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a_delay(
+async def test_an_admitted_request_that_others_delay_is_refused_with_a_delay(
     root: Path,
 ) -> None:
     async with harness(root) as h:
@@ -80,7 +80,7 @@ async def test_what_was_admitted_and_is_late_because_of_others_is_refused_with_a
         await other
 
 
-async def test_the_bytes_in_work_are_bounded_too(root: Path) -> None:
+async def test_the_bytes_in_flight_are_bounded(root: Path) -> None:
     big = picture(1, size=(64, 64), kind="BMP")
     config = small_config(queue_bytes=len(big) * 2, max_image_bytes=len(big))
     async with harness(root, config) as h:
@@ -110,6 +110,6 @@ def test_limits_that_contradict_each_other_are_refused(fields: dict[str, int]) -
         ServingConfig(**fields)
 
 
-def test_every_limit_says_its_unit_or_meaning_and_default() -> None:
+def test_every_limit_documents_its_unit_and_default() -> None:
     for name, field in ServingConfig.model_fields.items():
         assert field.description, name

@@ -1,4 +1,4 @@
-"""What is computed once and answered twice, and what is not."""
+"""Results of images that are sent again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def computed(h: Harness) -> float:
     return h.metric("multigrain_batch_items_sum", model="tiny")
 
 
-async def test_a_picture_that_comes_again_is_not_computed_again(root: Path) -> None:
+async def test_an_image_that_is_sent_again_is_not_computed_again(root: Path) -> None:
     async with harness(root, small_config(cache_bytes=1_000_000)) as h:
         await h.manager.load("tiny")
         first = await h.embed(picture(1), picture(2))
@@ -41,7 +41,7 @@ async def test_a_picture_that_comes_again_is_not_computed_again(root: Path) -> N
         assert h.metric("multigrain_cache_bytes") > 3 * 64
 
 
-async def test_who_asks_otherwise_gets_another_answer(root: Path) -> None:
+async def test_other_options_are_other_entries(root: Path) -> None:
     async with harness(root, small_config(cache_bytes=1_000_000)) as h:
         await h.manager.load("tiny")
         await h.embed(picture(1))
@@ -56,7 +56,7 @@ async def test_who_asks_otherwise_gets_another_answer(root: Path) -> None:
         assert h.metric("multigrain_cache_lookups_total", result="hit") == 0
 
 
-async def test_what_is_answered_from_the_cache_needs_no_room(root: Path) -> None:
+async def test_cached_results_need_no_admission(root: Path) -> None:
     async with harness(root, small_config(cache_bytes=1_000_000, queue_items=64)) as h:
         await h.manager.load("tiny")
         await h.embed(picture(1))
@@ -64,7 +64,7 @@ async def test_what_is_answered_from_the_cache_needs_no_room(root: Path) -> None
         assert (await h.embed(picture(1))).results[0].error is None
 
 
-async def test_errors_are_not_kept_and_by_default_nothing_is(root: Path) -> None:
+async def test_errors_are_not_cached_and_by_default_nothing_is(root: Path) -> None:
     async with harness(root, small_config(cache_bytes=1_000_000)) as h:
         await h.manager.load("tiny")
         for _ in range(2):
@@ -79,10 +79,10 @@ async def test_errors_are_not_kept_and_by_default_nothing_is(root: Path) -> None
 
 
 class Engine:
-    """Something to key by."""
+    """A fake engine."""
 
 
-def test_the_oldest_make_room() -> None:
+def test_the_least_recently_used_results_are_evicted() -> None:
     cache = ResponseCache(5000, ServingMetrics(CollectorRegistry()))
     engine = Engine()
 

@@ -1,4 +1,4 @@
-"""The serving core on real engines."""
+"""The image service with real engines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_answers_come_in_the_order_of_the_images(root: Path) -> None:
     assert answer.times.total >= answer.times.compute > 0
 
 
-async def test_whitened_vectors_are_the_formulas_also_beside_others_in_a_batch(
+async def test_whitened_vectors_follow_the_formula_also_in_a_mixed_batch(
     tmp_path: Path,
 ) -> None:
     network = TinyNetwork(seed=3)
@@ -100,7 +100,7 @@ async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
         assert h.metric("multigrain_batch_items_sum", model="tiny") == 6
 
 
-async def test_every_strange_picture_gets_its_own_status(root: Path) -> None:
+async def test_every_unusual_image_gets_its_own_status(root: Path) -> None:
     good, bad = strange_good(), strange_bad()
     async with harness(root) as h:
         await h.manager.load("tiny")
@@ -142,7 +142,7 @@ async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
         ({"model": "tiny@zero"}, "model"),
     ],
 )
-async def test_a_wrong_field_is_refused_by_name(
+async def test_an_invalid_field_is_refused_by_name(
     root: Path, fields: dict[str, object], named: str
 ) -> None:
     async with harness(root) as h:
@@ -153,7 +153,7 @@ async def test_a_wrong_field_is_refused_by_name(
     assert caught.value.violations[0].field == named
 
 
-async def test_more_classes_than_there_are_means_all(root: Path) -> None:
+async def test_a_top_k_above_the_number_of_classes_returns_all(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny")
         answer = await h.service.infer(embed(picture(1), vector=None, top_k=1000))
@@ -165,7 +165,7 @@ async def test_more_classes_than_there_are_means_all(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("fp16", 2), ("int8", 1)])
-async def test_smaller_numbers_keep_the_vector(root: Path, dtype: str, size: int) -> None:
+async def test_smaller_dtypes_keep_the_vector(root: Path, dtype: str, size: int) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny")
         whole = vectors(await h.embed(picture(1), vector=EmbeddingOptions()))[0]
@@ -181,7 +181,7 @@ async def test_smaller_numbers_keep_the_vector(root: Path, dtype: str, size: int
     )
 
 
-async def test_nothing_loaded_says_what_to_do(root: Path) -> None:
+async def test_the_error_without_a_loaded_model_says_what_to_do(root: Path) -> None:
     async with harness(root) as h:
         with pytest.raises(MultigrainError, match="no model is loaded: LoadModel first") as caught:
             await h.embed(picture(1))
@@ -194,7 +194,7 @@ async def test_nothing_loaded_says_what_to_do(root: Path) -> None:
         assert caught.value.kind is ErrorKind.NOT_FOUND
 
 
-async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> None:
+async def test_a_passed_deadline_is_an_error_and_the_image_is_dropped(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.catalog.route("").engine
@@ -210,7 +210,7 @@ async def test_a_passed_deadline_is_told_and_the_work_dropped(root: Path) -> Non
         await until(lambda: h.metric("multigrain_cancelled_items_total", where="queue") == 1)
 
 
-async def test_a_caller_that_goes_away_costs_nothing(root: Path) -> None:
+async def test_the_images_of_a_canceled_caller_are_dropped(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.catalog.route("").engine
@@ -285,7 +285,7 @@ async def test_every_stage_is_measured(root: Path) -> None:
         assert h.metric("multigrain_inflight_items") == 0
 
 
-async def test_closing_lets_the_requests_inside_finish_and_refuses_new_ones(root: Path) -> None:
+async def test_closing_finishes_requests_in_flight_and_refuses_new_ones(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.catalog.route("").engine

@@ -57,7 +57,7 @@ async def test_one_answer_for_each_request_in_order(root: Path) -> None:
             np.testing.assert_allclose(vectors(alone), vectors(answer), rtol=1e-4)
 
 
-async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
+async def test_no_more_requests_are_read_than_the_window_allows(root: Path) -> None:
     requests = Requests([embed(picture(seed), picture(seed + 50)) for seed in range(20)])
     async with harness(root) as h:
         await h.manager.load("tiny")
@@ -67,7 +67,7 @@ async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
         first = asyncio.ensure_future(anext(answers))
         await until(lambda: engine.in_flight == 6)
         await asyncio.sleep(0.05)
-        # Three requests of two images are in work, a fourth is read and waits.
+        # Three requests of two images are in flight, a fourth is read and waits.
         assert requests.read == 4
         assert h.service.admission.items == 6
         hold(engine, 0)
@@ -75,7 +75,7 @@ async def test_no_more_is_read_than_the_window_holds(root: Path) -> None:
         assert len([answer async for answer in answers]) == 19
 
 
-async def test_an_answer_that_is_not_taken_stops_the_reading(root: Path) -> None:
+async def test_a_reply_that_is_not_taken_stops_the_reading(root: Path) -> None:
     requests = Requests([embed(picture(seed)) for seed in range(50)])
     async with harness(root) as h:
         await h.manager.load("tiny")
@@ -87,7 +87,7 @@ async def test_an_answer_that_is_not_taken_stops_the_reading(root: Path) -> None
         await until(lambda: h.service.admission.items == 0)
 
 
-async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> None:
+async def test_streams_pass_the_admission_of_unary_calls(root: Path) -> None:
     async with harness(root, small_config(queue_items=4, max_images_per_request=4)) as h:
         await h.manager.load("tiny")
         engine = h.manager.catalog.route("").engine
@@ -101,7 +101,7 @@ async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> Non
         await until(lambda: h.service.admission.items == 4)
         await asyncio.sleep(0.02)
         hold(engine, 0)
-        # What was admitted before the refusal is answered; then the refusal is told.
+        # Requests that were admitted before the refusal are answered; then the error is raised.
         assert len((await first).results) == 1
         with pytest.raises(MultigrainError) as caught:
             await anext(answers)
@@ -110,7 +110,7 @@ async def test_a_stream_is_refused_by_the_rule_of_unary_calls(root: Path) -> Non
         assert h.service.admission.items == 0
 
 
-async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
+async def test_leaving_a_stream_drops_its_images(root: Path) -> None:
     async with harness(root) as h:
         await h.manager.load("tiny")
         engine = h.manager.catalog.route("").engine
@@ -127,7 +127,7 @@ async def test_leaving_a_stream_drops_its_work(root: Path) -> None:
         assert h.metric("multigrain_cancelled_items_total", where="queue") == 5
 
 
-async def test_an_answer_that_the_caller_has_not_taken_is_still_work() -> None:
+async def test_a_reply_that_the_caller_has_not_taken_is_still_in_the_window() -> None:
     begun: list[int] = []
 
     class Echo:

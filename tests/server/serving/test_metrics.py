@@ -1,4 +1,4 @@
-"""Requests and images that get no answer are counted once each, by their reason."""
+"""Failed requests and images are counted once each, by reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_an_image_that_is_too_large(h: Harness) -> None:
 
 
 @pytest.mark.parametrize("where", ["queue", "batch"])
-async def test_an_image_that_nobody_waits_for_any_more(h: Harness, where: str) -> None:
+async def test_an_image_whose_caller_was_canceled(h: Harness, where: str) -> None:
     result = Result(id=1, error=ErrorKind.CANCELLED, where=where)
     h.manager.catalog.route("")._observe(result)
     counts = {

@@ -16,7 +16,7 @@ from multigrain_server.models.registry import ModelReference
         ("a.b-c_d@9223372036854775807", "a.b-c_d", 2**63 - 1),
     ],
 )
-def test_names_are_read(text: str, name: str, version: int | None) -> None:
+def test_names_are_parsed(text: str, name: str, version: int | None) -> None:
     assert ModelReference.parse(text) == ModelReference(name, version)
 
 
@@ -30,7 +30,7 @@ def test_names_are_read(text: str, name: str, version: int | None) -> None:
         "digits@00000000000000000001" + "9" * 5000,
     ],
 )
-def test_everything_else_is_refused_by_field(text: str) -> None:
+def test_other_texts_are_refused_by_field(text: str) -> None:
     with pytest.raises(MultigrainError) as caught:
         ModelReference.parse(text, "alias")
     assert caught.value.kind is ErrorKind.INVALID_FIELD

@@ -1,4 +1,4 @@
-"""What is unloaded or deleted is gone from all that named it."""
+"""Unloaded and deleted models disappear from the default and the metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.server.engines.fake_engine import FakeEngines
 from tests.server.serving.harness import harness
 
 
-async def test_a_default_that_was_unloaded_is_none_any_more(tmp_path: Path) -> None:
+async def test_an_unloaded_model_is_no_longer_the_default(tmp_path: Path) -> None:
     for name in "ab":
         write_bundle(tmp_path / "models", name)
     async with harness(tmp_path, launch=FakeEngines().launch) as h:
@@ -23,7 +23,7 @@ async def test_a_default_that_was_unloaded_is_none_any_more(tmp_path: Path) -> N
         assert default() == "b@1"
 
 
-async def test_a_version_that_was_deleted_has_no_series(tmp_path: Path) -> None:
+async def test_a_deleted_version_has_no_metrics(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models", "a")
     async with harness(tmp_path, launch=FakeEngines().launch) as h:
         labels = {"model": "a", "version": "1", "state": "unloaded"}

@@ -1,4 +1,4 @@
-"""Images that come prepared, and the probabilities of all classes."""
+"""Preprocessed images, and the probabilities of all classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.serving.harness import harness, small_config, vectors
 pytestmark = pytest.mark.process
 
 
-async def test_a_prepared_image_gets_the_same_answer_as_its_file(tmp_path: Path) -> None:
+async def test_a_preprocessed_image_gets_the_result_of_its_file(tmp_path: Path) -> None:
     network = TinyNetwork(seed=1)
     write_bundle(tmp_path / "models", also=16)
     files = [picture(seed) for seed in range(3)]
@@ -45,7 +45,7 @@ async def test_a_prepared_image_gets_the_same_answer_as_its_file(tmp_path: Path)
                 assert other.classes(()) == []
 
 
-async def test_a_prepared_image_of_another_size_or_without_numbers_is_refused(
+async def test_a_preprocessed_image_of_another_size_or_with_non_finite_numbers_is_refused(
     tmp_path: Path,
 ) -> None:
     write_bundle(tmp_path / "models")
