@@ -37,13 +37,13 @@ def fitted(data: NDArray[np.float32], batch: int = 7) -> Whitening:
     return fit_whitening(moments)
 
 
-def test_the_descriptor_is_the_embedding_with_a_constant_at_length_one() -> None:
+def test_the_descriptor_is_the_normalized_homogeneous_embedding() -> None:
     embedding = np.array([[3.0, 0.0], [2.0, 2.0]])
     expected = [[3 / 10**0.5, 0, 1 / 10**0.5], [2 / 3, 2 / 3, 1 / 3]]
     np.testing.assert_allclose(homogeneous(embedding), expected, rtol=1e-15)
 
 
-def test_moments_of_batches_are_numpys_of_the_whole() -> None:
+def test_moments_of_batches_equal_numpys_of_all_rows() -> None:
     data = features(50) + np.float32(100)  # a mean that is large against the deviations
     moments = Moments(C)
     for part in (data[:1], data[1:1], data[1:30], data[30:]):
@@ -69,7 +69,7 @@ def test_whitened_descriptors_have_mean_zero_and_unit_covariance() -> None:
     assert (clipped < 1).all()
 
 
-def test_fewer_images_than_dimensions_do_not_blow_up_what_was_never_seen() -> None:
+def test_fewer_images_than_dimensions_do_not_amplify_unseen_directions() -> None:
     few = features(5)
     whitening = fitted(few)
     variance = np.linalg.eigvalsh(np.cov(homogeneous(few).T)).mean()
@@ -79,7 +79,7 @@ def test_fewer_images_than_dimensions_do_not_blow_up_what_was_never_seen() -> No
 
 
 @pytest.mark.parametrize("images", [5, 400])
-def test_the_folded_classifier_gives_the_scores_over_the_length(images: int) -> None:
+def test_the_folded_classifier_gives_scores_scaled_by_the_length(images: int) -> None:
     rng = np.random.default_rng(1)
     weight, bias = rng.normal(size=(K, C)), rng.normal(size=K)
     whitening = fitted(features(images))
@@ -92,7 +92,7 @@ def test_the_folded_classifier_gives_the_scores_over_the_length(images: int) -> 
     np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-logits))
 
 
-def test_the_file_holds_the_same_in_float32_and_serves_it(tmp_path: Path) -> None:
+def test_the_file_has_the_whitening_in_float32(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     weight, bias = rng.normal(size=(K, C)), rng.normal(size=K)
     whitening = fitted(features(300))
@@ -122,12 +122,12 @@ def test_too_few_images_are_refused(images: int) -> None:
     assert caught.value.kind is ErrorKind.DATASET
 
 
-def test_images_that_are_all_the_same_are_refused() -> None:
+def test_identical_images_are_refused() -> None:
     with pytest.raises(MultigrainError, match="same descriptor"):
         fitted(np.repeat(features(1), 20, axis=0))
 
 
-def test_an_embedding_that_is_not_finite_is_refused() -> None:
+def test_a_non_finite_embedding_is_refused() -> None:
     data = features(9)
     data[3, 2] = np.nan
     with pytest.raises(MultigrainError) as caught:
@@ -135,7 +135,7 @@ def test_an_embedding_that_is_not_finite_is_refused() -> None:
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
-def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_or_mismatched_file_is_refused(tmp_path: Path) -> None:
     whitening = fitted(features(300))
     path = tmp_path / "w.safetensors"
     write_whitening(path, whitening, fold_classifier(whitening, np.ones((2, C)), np.ones(2)))

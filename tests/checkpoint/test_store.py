@@ -29,7 +29,7 @@ def save(folder: Path, step: int, best: int = 0) -> Path:
     return folder / store.folder_name(step)
 
 
-def test_what_was_saved_is_loaded_bit_for_bit_with_shapes_and_types(tmp_path: Path) -> None:
+def test_saved_tensors_are_loaded_exactly(tmp_path: Path) -> None:
     model = {
         "w": np.arange(12, dtype=np.float32).reshape(3, 4).T,  # not contiguous
         "p": np.array(3.5, np.float32),  # a scalar
@@ -56,7 +56,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
-def test_a_writer_that_died_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1)
     half = tmp_path / ".tmp-step-00000002"
     half.mkdir()
@@ -68,7 +68,9 @@ def test_a_writer_that_died_leaves_nothing_that_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "shortened", "flipped"])
-def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(
+    tmp_path: Path, name: str, damage: str
+) -> None:
     save(tmp_path, 1)
     broken = save(tmp_path, 2) / name
     content = broken.read_bytes()
@@ -101,7 +103,7 @@ def test_without_checkpoints_there_is_no_latest_one(tmp_path: Path) -> None:
     assert store.latest_good(tmp_path / "nowhere") is None
 
 
-def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path: Path) -> None:
+def test_pruning_keeps_newest_best_and_protected_checkpoints(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5, 100_000_000):
         save(tmp_path, step, best=2)
     removed = store.prune(tmp_path, 2, protect=[3])
@@ -114,7 +116,7 @@ def test_pruning_never_removes_the_last_one(tmp_path: Path) -> None:
     assert store.prune(tmp_path, 0) == []
 
 
-def test_a_damaged_newest_checkpoint_does_not_cost_those_of_the_next_attempt(
+def test_a_damaged_newest_checkpoint_does_not_affect_the_next_attempts(
     tmp_path: Path,
 ) -> None:
     save(tmp_path, 10, best=10)
@@ -130,7 +132,7 @@ def test_a_damaged_newest_checkpoint_does_not_cost_those_of_the_next_attempt(
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_linked_weights_outlive_their_checkpoint(
+def test_linked_weights_survive_the_checkpoints_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
 ) -> None:
     if not hard_links:
@@ -163,7 +165,7 @@ def test_a_checkpoint_is_found_by_last_best_or_step(tmp_path: Path) -> None:
         ("-1", ErrorKind.INVALID_FIELD),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_told_apart(
+def test_missing_and_invalid_checkpoints_are_different_errors(
     tmp_path: Path, which: str, kind: ErrorKind
 ) -> None:
     save(tmp_path, 1)
@@ -183,7 +185,7 @@ def test_last_of_a_job_without_checkpoint_is_not_found(tmp_path: Path) -> None:
     assert caught.value.kind is ErrorKind.NOT_FOUND
 
 
-def test_a_full_disk_is_a_storage_error_and_spoils_nothing(
+def test_a_full_disk_is_a_storage_error_and_keeps_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
@@ -198,7 +200,7 @@ def test_a_full_disk_is_a_storage_error_and_spoils_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_max_pooling_s_infinite_exponent_survives(tmp_path: Path) -> None:
+def test_an_infinite_exponent_is_saved_and_loaded(tmp_path: Path) -> None:
     spec = ModelSpec(gem_p=float("inf"))
     store.save(tmp_path, CheckpointManifest(step=1, epoch=0, model=spec), {}, {})
     assert store.load(tmp_path / "step-00000001").manifest.model == spec

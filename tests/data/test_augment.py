@@ -34,7 +34,7 @@ def test_a_view_depends_on_its_seed_alone(kind: str) -> None:
     assert not np.array_equal(first, other)
 
 
-def test_without_any_strength_only_normalization_is_left() -> None:
+def test_with_all_strengths_zero_only_normalization_remains() -> None:
     image = noise(20, 20)
     augmenter = Augmenter(spec(flip=0.0, color_jitter=0.0, lighting=0.0, **NO_CROP), 20)
     expected = normalize(np.asarray(image), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -42,14 +42,14 @@ def test_without_any_strength_only_normalization_is_left() -> None:
 
 
 @pytest.mark.parametrize("size", [20, 60])
-def test_evaluation_scales_pictures_as_training_does(size: int) -> None:
+def test_evaluation_and_training_use_the_same_resize(size: int) -> None:
     image = noise(41, 41)
     view = Augmenter(spec(kind="plain", flip=0.0, **NO_CROP), size)(image, Random(0))
     expected = preprocess_image(image, Preprocessing.standard(size, center_crop=1.0))
     np.testing.assert_array_equal(view, expected)
 
 
-def test_a_view_is_written_where_asked() -> None:
+def test_a_view_is_written_to_the_given_array() -> None:
     out = np.zeros((3, 16, 16), np.float32)
     result = Augmenter(spec(), 16)(noise(30, 30), Random(3), out=out)
     assert result is out
@@ -100,7 +100,7 @@ def test_crops_keep_the_stated_area_and_ratio(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("size", "box"), [((300, 20), (136, 0, 163, 20)), ((20, 300), (0, 136, 20, 163))]
 )
-def test_where_no_crop_fits_it_is_the_largest_centered_one_of_an_allowed_ratio(
+def test_if_no_crop_fits_it_is_the_largest_centered_one(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], box: tuple[int, ...]
 ) -> None:
     """27 to 20 is the 4 to 3 that is nearest to the picture's shape."""
@@ -111,7 +111,7 @@ def test_where_no_crop_fits_it_is_the_largest_centered_one_of_an_allowed_ratio(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1)])
-def test_pictures_without_a_fitting_crop_still_give_a_view(size: tuple[int, int]) -> None:
+def test_images_without_a_fitting_crop_have_a_view(size: tuple[int, int]) -> None:
     view = Augmenter(spec(rotation=5.0), 16)(Image.new("RGB", size, "red"), Random(0))
     assert np.isfinite(view).all()
 
@@ -131,7 +131,7 @@ def test_color_changes_equal_pillow_s_own(ours, theirs, factor: float) -> None: 
     assert np.abs(np.asarray(ours(image, factor)).astype(int) - expected).max() <= 1
 
 
-def test_contrast_turns_about_the_rounded_mean_as_pillow_does() -> None:
+def test_contrast_uses_the_rounded_mean_like_pillow() -> None:
     image = Image.new("RGB", (2, 1), (100, 100, 100))
     image.putpixel((1, 0), (101, 101, 101))  # the mean is 100.5
     flat = augment.contrast(image, 0.0)
@@ -140,7 +140,7 @@ def test_contrast_turns_about_the_rounded_mean_as_pillow_does() -> None:
     np.testing.assert_array_equal(np.asarray(flat), np.asarray(expected))
 
 
-def test_jitter_is_even_around_one_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jitter_is_uniform_around_one_in_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float]] = []
     names = ("brightness", "contrast", "saturation")
     for name in names:
@@ -162,7 +162,7 @@ def test_jitter_is_even_around_one_in_every_order(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["full", "autoaugment", "plain"])
-def test_each_kind_has_its_own_steps_in_order(kind: str) -> None:
+def test_each_kind_applies_its_steps_in_order(kind: str) -> None:
     image = noise(20, 20)
     augmenter = Augmenter(spec(kind=kind, flip=0.0), 20, mean=(0, 0, 0), std=(1, 1, 1))
     for seed in range(5):
@@ -206,7 +206,7 @@ def test_lighting_is_added_before_the_clamp() -> None:
     assert len(np.unique(views[:, 2])) > 40
 
 
-def test_rotation_fills_corners_with_the_border_s_color() -> None:
+def test_rotation_fills_corners_with_the_border_color() -> None:
     image = Image.new("RGB", (20, 20), (10, 20, 30))
     for degrees in (-30.0, 10.0, 45.0):
         turned = np.asarray(augment.rotate(image, degrees))

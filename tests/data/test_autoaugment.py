@@ -12,7 +12,7 @@ from multigrain.data import augment
 from tests.images.files import noise
 
 
-def test_every_operation_of_the_policy_changes_the_picture_and_keeps_its_size() -> None:
+def test_every_operation_changes_the_image_and_keeps_its_size() -> None:
     image = noise(32, 24)
     names = {name for pair in augment.AUTOAUGMENT_POLICY for name, _, _ in pair}
     assert len(augment.AUTOAUGMENT_POLICY) == 25
@@ -54,7 +54,7 @@ def test_operations_have_the_stated_range() -> None:
 
 @pytest.mark.parametrize(("magnitude", "share"), [(0, 0.0), (3, 1 / 3), (9, 1.0)])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_operations_of_two_directions_reach_the_stated_strength(
+def test_signed_operations_reach_the_stated_strength(
     magnitude: int, share: float, sign: float
 ) -> None:
     image = noise(60, 40)
@@ -75,7 +75,7 @@ def test_operations_of_two_directions_reach_the_stated_strength(
         np.testing.assert_allclose(moved, sign * 0.3 * share * (row + 0.5), atol=1.01)
 
 
-def test_operations_come_as_often_as_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_have_the_tables_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = (
         (("posterize", 0.2, 1), ("rotate", 0.9, 2)),
         (("solarize", 0.0, 3), ("color", 1.0, 4)),

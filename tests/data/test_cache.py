@@ -15,7 +15,7 @@ from tests.images.files import noise
 pytestmark = pytest.mark.mindspore
 
 
-def test_pictures_are_kept_up_to_the_budget() -> None:
+def test_images_are_cached_up_to_the_budget() -> None:
     cache = DecodedCache(3 * 10 * 10 + 3 * 5 * 5)
     large, small, more = noise(10, 10), noise(5, 5), noise(1, 1)
     for index, image in enumerate((large, small, more)):
@@ -26,7 +26,7 @@ def test_pictures_are_kept_up_to_the_budget() -> None:
 
 
 @pytest.mark.parametrize(("world", "kept"), [(1, True), (2, True), (3, False)])
-def test_it_is_on_only_if_every_worker_can_hold_everything(
+def test_the_cache_is_on_only_if_every_worker_can_hold_the_dataset(
     tmp_path: Path, world: int, kept: bool
 ) -> None:
     folder = scan(write_dataset(tmp_path, classes=2, each=3, size=20))

@@ -21,7 +21,7 @@ def of(root: Path) -> DatasetFingerprint:
     return fingerprint(scan(root))
 
 
-def test_it_depends_on_names_and_sizes_and_not_on_the_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_names_and_sizes_only(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name, a=2, b=3) for name in ("first", "second"))
     (second / "a" / "0.jpg").write_bytes(b"y")  # of the same size
     (second / "a" / "notes.txt").write_text("no image")
@@ -41,7 +41,7 @@ def test_equal_files_under_swapped_names_are_another_dataset(tmp_path: Path) -> 
     )
 
 
-def test_what_changed_is_named_and_a_long_list_cut(tmp_path: Path) -> None:
+def test_changes_are_listed_and_a_long_list_is_truncated(tmp_path: Path) -> None:
     before = of(write(tmp_path / "before", **{f"c{n}": 2 for n in range(9)}))
     after = of(write(tmp_path / "after", x=1, **{f"c{n}": 3 for n in range(2, 9)}))
     assert before.difference(after) == (
@@ -51,14 +51,14 @@ def test_what_changed_is_named_and_a_long_list_cut(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_that_cannot_be_looked_at_is_as_one_of_another_size(tmp_path: Path) -> None:
+def test_an_inaccessible_file_counts_as_changed(tmp_path: Path) -> None:
     root = write(tmp_path, a=2)
     folder, before = scan(root), of(root)
     (root / "a" / "1.jpg").unlink()
     assert before.difference(fingerprint(folder)) != ""
 
 
-def test_it_shows_that_it_lives(tmp_path: Path) -> None:
+def test_the_fingerprint_sends_heartbeats(tmp_path: Path) -> None:
     calls: list[int] = []
     fingerprint(scan(write(tmp_path, a=1, b=1)), lambda: calls.append(1))
     assert calls

@@ -36,7 +36,7 @@ def test_classes_and_images_are_sorted_and_numbered(tmp_path: Path) -> None:
     assert len(folder) == 5
 
 
-def test_other_files_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
+def test_other_and_hidden_files_are_ignored(tmp_path: Path) -> None:
     touch(
         tmp_path,
         "a/1.png",
@@ -60,7 +60,7 @@ def test_other_files_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
         (("a/1.png", "b/notes.txt"), "in the classes 'b'"),
     ],
 )
-def test_a_folder_that_is_no_dataset_is_refused(
+def test_a_folder_without_a_datasets_layout_is_refused(
     tmp_path: Path, names: tuple[str, ...], says: str
 ) -> None:
     with pytest.raises(MultigrainError, match=says) as caught:
@@ -68,7 +68,7 @@ def test_a_folder_that_is_no_dataset_is_refused(
     assert caught.value.kind is ErrorKind.DATASET
 
 
-def test_a_path_that_is_not_there_or_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_path_or_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError, match="does not exist") as caught:
         scan(tmp_path / "nowhere")
     assert caught.value.kind is ErrorKind.DATASET
@@ -84,7 +84,7 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     caught.value.message.encode()
 
 
-def test_a_folder_is_numbered_by_the_model_s_classes(tmp_path: Path) -> None:
+def test_relabeling_uses_the_models_class_indices(tmp_path: Path) -> None:
     folder = scan(touch(tmp_path, "b/1.png", "c/1.png"))
     renamed = folder.relabeled(("a", "b", "c", "d"))
     assert renamed.labels.tolist() == [1, 2]
@@ -94,7 +94,7 @@ def test_a_folder_is_numbered_by_the_model_s_classes(tmp_path: Path) -> None:
     assert caught.value.kind is ErrorKind.DATASET
 
 
-def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
+def test_a_deleted_file_is_an_unreadable_image(tmp_path: Path) -> None:
     folder = scan(touch(tmp_path, "a/1.png"))
     (tmp_path / "a/1.png").unlink()
     with pytest.raises(MultigrainError) as caught:
@@ -103,7 +103,7 @@ def test_a_file_that_vanished_is_an_unreadable_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["b", "b/deep", "."])
-def test_a_folder_that_may_not_be_listed_is_no_empty_one(open_path: Path, closed: str) -> None:
+def test_a_folder_without_permission_is_not_reported_as_empty(open_path: Path, closed: str) -> None:
     touch(open_path, "a/1.png", "b/2.png", "b/deep/3.png")
     (open_path / closed).chmod(0)
     for look in (scan, scan_images):

@@ -49,7 +49,7 @@ def copies(batches: list[Batch]) -> list[Batch]:
     return [Batch(b.images.copy(), b.labels.copy(), b.instances.copy()) for b in batches]
 
 
-def test_a_batch_has_copies_of_images_with_their_labels_and_ids(tmp_path: Path) -> None:
+def test_a_batch_has_image_copies_with_labels_and_instance_ids(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     folder, made = scan(root), data(root)
     batches = list(made.epoch(0))
@@ -82,7 +82,7 @@ def test_a_resumed_epoch_continues_with_the_same_batches(tmp_path: Path) -> None
     assert list(data(root).epoch(3, first_step=6)) == []
 
 
-def test_resuming_late_reads_only_what_is_left(
+def test_resuming_late_reads_only_the_remaining_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = data(write_dataset(tmp_path), schedule={"batch_size": 6, "length_factor": 50.0})
@@ -95,7 +95,7 @@ def test_resuming_late_reads_only_what_is_left(
     assert len(read) == 2
 
 
-def test_epochs_ranks_and_seeds_give_other_batches(tmp_path: Path) -> None:
+def test_batches_differ_by_epoch_rank_and_seed(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     first = copies(list(data(root).epoch(0)))
     assert not equal(first, list(data(root).epoch(1)))
@@ -106,7 +106,7 @@ def test_epochs_ranks_and_seeds_give_other_batches(tmp_path: Path) -> None:
     assert owned[0] | owned[1] == set(range(12))
 
 
-def test_one_picture_looks_different_in_every_epoch_on_every_rank_and_for_every_seed(
+def test_views_differ_by_epoch_rank_and_seed(
     tmp_path: Path,
 ) -> None:
     """Two files of the same picture: what differs is the view, whichever of them comes."""
@@ -120,7 +120,7 @@ def test_one_picture_looks_different_in_every_epoch_on_every_rank_and_for_every_
         assert not np.array_equal(one, other)
 
 
-def test_a_batch_that_repeats_do_not_divide_works(tmp_path: Path) -> None:
+def test_a_batch_size_that_repeats_do_not_divide_works(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     schedule = {"batch_size": 7, "length_factor": 3.0}
     batches = copies(list(data(root, schedule=schedule).epoch(0)))
@@ -135,7 +135,7 @@ def break_files(root: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [6, 7])
-def test_an_unreadable_image_is_replaced_with_all_its_copies_and_named(
+def test_an_unreadable_image_is_replaced_with_all_its_copies_and_reported(
     tmp_path: Path, batch_size: int
 ) -> None:
     root = write_dataset(tmp_path)
@@ -162,7 +162,7 @@ def test_an_unreadable_image_is_replaced_with_all_its_copies_and_named(
     assert equal(batches, list(data(root, threads=2, **changes).epoch(0)))
 
 
-def test_a_substitute_is_an_image_that_the_batch_has_not(tmp_path: Path) -> None:
+def test_a_substitute_is_not_in_the_batch_yet(tmp_path: Path) -> None:
     """Of three images one is broken, and a batch has two: the third stands in."""
     root = write_dataset(tmp_path, classes=1, each=3)
     break_files(root, "c0/001.png")
@@ -174,7 +174,7 @@ def test_a_substitute_is_an_image_that_the_batch_has_not(tmp_path: Path) -> None
                 assert set(batch.instances.tolist()) == {0, 2}
 
 
-def test_too_many_unreadable_images_end_the_epoch_by_name(tmp_path: Path) -> None:
+def test_too_many_unreadable_images_end_the_epoch_and_are_listed(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     break_files(root, "c0/000.png", "c1/001.png", "c2/002.png")
     made = data(root, dataset={"max_unreadable": 0.2})
@@ -183,7 +183,7 @@ def test_too_many_unreadable_images_end_the_epoch_by_name(tmp_path: Path) -> Non
     assert e.value.kind is ErrorKind.DATASET
 
 
-def test_as_many_unreadable_images_as_are_allowed_are_borne() -> None:
+def test_the_allowed_number_of_unreadable_images_is_tolerated() -> None:
     unreadable = UnreadableFiles(images=10, max_fraction=0.2)
     unreadable.add("a", "damaged")
     unreadable.add("b", "damaged")
@@ -192,7 +192,7 @@ def test_as_many_unreadable_images_as_are_allowed_are_borne() -> None:
         unreadable.add("c", "damaged")
 
 
-def test_an_abandoned_epoch_leaves_no_thread(tmp_path: Path) -> None:
+def test_an_abandoned_epoch_leaves_no_threads(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
 
     def loaders() -> int:

@@ -21,11 +21,11 @@ def break_some(root: Path, share: int) -> list[str]:
     return broken
 
 
-def test_a_good_dataset_passes(tmp_path: Path) -> None:
+def test_a_readable_dataset_passes(tmp_path: Path) -> None:
     assert probe(scan(write_dataset(tmp_path)), 0.0) == {}
 
 
-def test_a_few_bad_files_are_named(tmp_path: Path) -> None:
+def test_a_few_unreadable_files_are_reported(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, each=10)
     broken = break_some(root, 15)
     found = probe(scan(root), 0.1)
@@ -33,7 +33,7 @@ def test_a_few_bad_files_are_named(tmp_path: Path) -> None:
     assert all("0 bytes" in reason for reason in found.values())
 
 
-def test_mostly_unreadable_is_refused_naming_files(tmp_path: Path) -> None:
+def test_a_mostly_unreadable_dataset_is_refused(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, each=20)
     break_some(root, 2)
     with pytest.raises(MultigrainError, match=r"30 of 60 images.*c0/000\.png") as caught:
@@ -43,7 +43,7 @@ def test_mostly_unreadable_is_refused_naming_files(tmp_path: Path) -> None:
         probe(scan(root), 0.05, files=40)
 
 
-def test_a_sample_near_the_limit_is_left_to_the_exact_count(tmp_path: Path) -> None:
+def test_a_sample_near_the_limit_is_accepted(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, each=20)
     break_some(root, 5)
     assert probe(scan(root), 0.19, files=40)

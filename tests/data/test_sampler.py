@@ -58,7 +58,7 @@ def test_all_copies_of_an_image_are_in_one_batch_of_one_worker(world: int) -> No
                 assert owners.setdefault(image, rank) == rank
 
 
-def test_an_indivisible_batch_lets_copies_begin_the_next_one() -> None:
+def test_an_indivisible_batch_size_splits_copies_over_two_batches() -> None:
     batches = sampler(images=40, batch=8, factor=3.0).epoch(0)
     stream = batches.ravel()
     assert (stream[0::3] == stream[1::3]).all()
@@ -86,21 +86,21 @@ def test_the_length_of_an_epoch(
         assert made.epoch(0).shape == (steps, batch)
 
 
-def test_epochs_differ_and_repeat_exactly() -> None:
+def test_epochs_differ_and_are_reproducible() -> None:
     made = sampler(seed=5)
     assert not np.array_equal(made.epoch(0), made.epoch(1))
     np.testing.assert_array_equal(made.epoch(7), sampler(seed=5).epoch(7))
     assert not np.array_equal(made.epoch(0), sampler(seed=6).epoch(0))
 
 
-def test_an_epoch_longer_than_the_dataset_goes_round_again() -> None:
+def test_an_epoch_longer_than_the_dataset_repeats_images() -> None:
     stream = sampler(images=60, repeats=1, batch=6, factor=4.0).epoch(0).ravel()
     assert Counter(stream.tolist()) == Counter(dict.fromkeys(range(60), 4))
     passes = {tuple(turn) for turn in stream.reshape(4, 60).tolist()}
     assert len(passes) == 4  # each in an order of its own
 
 
-def test_images_that_do_not_divide_sit_out_in_turn() -> None:
+def test_remaining_images_are_left_out_of_a_pass() -> None:
     seen: set[int] = set()
     for epoch in range(20):
         for rank in range(4):

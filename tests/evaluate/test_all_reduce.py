@@ -27,14 +27,14 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sent
 
 
-def test_an_array_longer_than_a_message_is_summed_to_its_end(messages: list[int]) -> None:
+def test_an_array_longer_than_a_message_is_summed(messages: list[int]) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.testing.assert_array_equal(AllReduce(2).sum(array), 2 * array)
     assert messages == [5, 5, 2]
     np.testing.assert_array_equal(AllReduce(2).sum(array.T), 2 * array.T)  # not contiguous
 
 
-def test_what_is_true_on_one_worker_is_true_on_all(messages: list[int]) -> None:
+def test_any_is_true_if_true_on_one_worker(messages: list[int]) -> None:
     assert (AllReduce(2).any(True), AllReduce(2).any(False)) == (True, False)
     assert messages == [1, 1]
     assert (AllReduce(1).any(True), AllReduce(1).any(False)) == (True, False)

@@ -31,7 +31,7 @@ def dataset(root: Path) -> ImageFolder:
     return scan(root)
 
 
-def test_images_of_one_shape_go_together_and_the_same_ones_for_any_number_of_workers(
+def test_batches_have_one_shape_and_do_not_depend_on_the_workers(
     tmp_path: Path,
 ) -> None:
     folder, rect = dataset(tmp_path), Transform(P, "rect")
@@ -47,14 +47,14 @@ def test_images_of_one_shape_go_together_and_the_same_ones_for_any_number_of_wor
     assert shares[1].indices == alone.indices[1::2]
 
 
-def test_crops_are_filled_up_to_one_shape(tmp_path: Path) -> None:
+def test_batches_of_crops_are_padded(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     batches = Transform(P).batches(folder, 4, rank=1, world=2, all_reduce=AllReduce(1))
     assert [list(batch) for batch in batches.indices] == [[1, 3, 5, 7], [9]]
     assert (batches.fill, len(batches)) == (4, 5)
 
 
-def test_whole_pictures_through_the_network_equal_numpy_one_by_one(tmp_path: Path) -> None:
+def test_rect_batches_equal_single_images(tmp_path: Path) -> None:
     folder, rect, network = dataset(tmp_path), Transform(P, "rect"), MeanColor()
     unreadable: dict[int, str] = {}
     done: list[int] = []
@@ -75,7 +75,7 @@ def test_whole_pictures_through_the_network_equal_numpy_one_by_one(tmp_path: Pat
     assert sorted(network.batch_sizes) == [2, 2, 2, 3]
 
 
-def test_a_picture_that_its_header_misjudged_does_not_disturb_its_batch(tmp_path: Path) -> None:
+def test_an_image_with_a_wrong_header_does_not_affect_its_batch(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     batches = Batches([[0, 1, 2]])
     rect = Transform(P, "rect")

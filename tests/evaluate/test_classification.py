@@ -26,7 +26,7 @@ P = Preprocessing(size=16, resize_short=18)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_of_a_part_of_the_images_there_are_no_figures(tmp_path: Path, passes: int) -> None:
+def test_an_interrupted_evaluation_has_no_metrics(tmp_path: Path, passes: int) -> None:
     folder, done = scan(write_dataset(tmp_path, classes=3, each=5)), list[int]()
     reporter = RecordingReporter(stop_after=1)
 
@@ -41,7 +41,7 @@ def test_of_a_part_of_the_images_there_are_no_figures(tmp_path: Path, passes: in
     assert done == [4, 8, 12, 15, 4][: 4 * (passes - 1) + 1] if passes == 2 else [4]
 
 
-def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
+def test_metrics_equal_a_loop_over_all_images(tmp_path: Path) -> None:
     folder, network = scan(write_dataset(tmp_path, classes=3, each=5)), MeanColor()
     ranks, losses, predicted = [], [], []
     for index, label in enumerate(folder.labels):
@@ -74,7 +74,7 @@ def test_figures_equal_a_loop_over_all_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
-def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: int) -> None:
+def test_metrics_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: int) -> None:
     folder = scan(write_dataset(tmp_path, classes=3, each=5))
 
     def work(rank: int, all_reduce: AllReduce) -> ClassificationResult:
@@ -88,7 +88,7 @@ def test_figures_do_not_depend_on_the_number_of_workers(tmp_path: Path, world: i
         assert result.metrics["top1"] == alone.metrics["top1"]
 
 
-def test_unreadable_images_are_named_and_in_no_figure(tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_in_no_metric(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, classes=3, each=5)
     (root / "c1" / "002.png").write_bytes(b"not an image")
     found = measure(MeanColor(), scan(root), P)
@@ -107,7 +107,7 @@ def test_unreadable_images_are_named_and_in_no_figure(tmp_path: Path) -> None:
     assert result.per_class() == without.per_class()
 
 
-def test_a_batch_without_a_readable_image_is_passed_over(tmp_path: Path) -> None:
+def test_a_batch_without_readable_images_is_skipped(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, classes=2, each=4)
     for path in (root / "c0").iterdir():
         path.write_bytes(b"")
@@ -123,14 +123,14 @@ def test_a_dataset_without_any_readable_image_is_refused(tmp_path: Path) -> None
     assert caught.value.kind is ErrorKind.DATASET
 
 
-def test_outputs_that_are_not_finite_fail_and_never_count_as_right(tmp_path: Path) -> None:
+def test_non_finite_outputs_fail(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=2, each=4))
     with pytest.raises(MultigrainError, match="4 of 8 images") as caught:
         classify(Broken(), folder, P)
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
-def test_equal_logits_rank_by_class_number(tmp_path: Path) -> None:
+def test_equal_logits_are_ranked_by_class_index(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=3, each=1))
     counter = ClassificationCounter(folder)
     logits = np.ones((3, 4), np.float32)
@@ -140,7 +140,7 @@ def test_equal_logits_rank_by_class_number(tmp_path: Path) -> None:
     assert result.metrics["loss"] == pytest.approx(np.log(4))
 
 
-def test_the_network_s_training_mode_is_restored(tmp_path: Path) -> None:
+def test_the_networks_training_mode_is_restored(tmp_path: Path) -> None:
     folder, network = scan(write_dataset(tmp_path, classes=1, each=1)), MeanColor()
     for mode in (True, False):
         network.set_train(mode)

@@ -19,7 +19,7 @@ def blue(path: Path) -> float:
     return float((np.abs(pixels - (8, 48, 107)).max(axis=2) < 12).mean())
 
 
-def test_what_is_recognized_is_dark_on_the_diagonal(tmp_path: Path) -> None:
+def test_correct_predictions_are_dark_on_the_diagonal(tmp_path: Path) -> None:
     names = ("a", "b$_", "a name that is far too long for the margin of a picture")
     plot_confusion(np.diag([5, 7, 1]), names, tmp_path / "right.png")
     plot_confusion(np.ones((3, 3), np.int64), names, tmp_path / "chance.png")
@@ -30,7 +30,7 @@ def test_what_is_recognized_is_dark_on_the_diagonal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 6), (60, 60), (1000, 1001)])
-def test_every_number_of_classes_gives_a_picture(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_any_number_of_classes_is_plotted(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = tmp_path / "confusion.png"
     counts = np.zeros(shape, np.int64)  # classes without images, too
     plot_confusion(counts, tuple(str(j) for j in range(shape[1])), path)

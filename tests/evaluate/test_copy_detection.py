@@ -97,7 +97,7 @@ def test_an_unreadable_image_is_neither_query_nor_in_the_database(tmp_path: Path
     assert result.rank.max() <= 4
 
 
-def test_embeddings_that_are_not_finite_fail(tmp_path: Path) -> None:
+def test_non_finite_embeddings_fail(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=1, each=2))
     inference, originals = Inference(Broken(), 2, threads=1), EmbeddingTable(2)
     load = lambda index: preprocess(folder.read(index), P)  # noqa: E731
@@ -110,7 +110,7 @@ def test_embeddings_that_are_not_finite_fail(tmp_path: Path) -> None:
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
-def test_copies_whose_embeddings_are_not_finite_fail_and_count_as_nothing(tmp_path: Path) -> None:
+def test_non_finite_embeddings_of_copies_fail(tmp_path: Path) -> None:
     folder = scan(write_dataset(tmp_path, classes=1, each=4))
     originals = EmbeddingTable(4)
     originals.add(np.arange(4), np.eye(4, 2, dtype=np.float32))
@@ -122,7 +122,7 @@ def test_copies_whose_embeddings_are_not_finite_fail_and_count_as_nothing(tmp_pa
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
-def test_a_copy_is_decided_by_its_seed_and_differs_from_the_original() -> None:
+def test_a_copy_depends_on_its_seed_and_differs_from_the_original() -> None:
     image = noise(40, 30)
     first, again, other = (np.asarray(distort(image, Random(seed))) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -170,6 +170,6 @@ def test_distortions_have_the_stated_ranges(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])
-def test_tiny_pictures_can_be_distorted(size: tuple[int, int]) -> None:
+def test_tiny_images_can_be_distorted(size: tuple[int, int]) -> None:
     for seed in range(20):
         assert distort(Image.new("RGB", size, "red"), Random(seed)).size == size

@@ -22,7 +22,7 @@ P = Preprocessing(size=16, resize_short=18)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_every_figure_is_the_same_for_any_number_of_workers(tmp_path: Path, world: int) -> None:
+def test_all_metrics_are_independent_of_the_number_of_workers(tmp_path: Path, world: int) -> None:
     root = write_dataset(tmp_path, classes=3, each=5)
     (root / "c1" / "003.png").write_bytes(b"")
     folder = scan(root)
@@ -46,7 +46,7 @@ def test_every_figure_is_the_same_for_any_number_of_workers(tmp_path: Path, worl
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_a_task_by_itself_gives_what_it_gives_with_the_others(tmp_path: Path, task: str) -> None:
+def test_a_task_alone_gives_the_same_result_as_with_others(tmp_path: Path, task: str) -> None:
     folder = scan(write_dataset(tmp_path, classes=3, each=4))
     together = measure(MeanColor(), folder, P, tasks=ALL_TASKS)
     alone = measure(MeanColor(), folder, P, tasks=(task,))

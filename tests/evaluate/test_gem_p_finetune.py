@@ -46,7 +46,7 @@ def loss_by_hand(
     return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]))
 
 
-def test_the_rate_falls_as_the_published_polynomial() -> None:
+def test_the_rate_decays_by_the_published_polynomial() -> None:
     rates = [learning_rate(0.005, step, 4) for step in range(5)]
     expected = [0.005, 0.005 * 0.75**0.9, 0.005 * 0.5**0.9, 0.005 * 0.25**0.9, 0]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
@@ -69,7 +69,7 @@ def test_steps_are_sgd_with_momentum_on_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("peaks_tell", [True, False])
-def test_p_moves_to_where_the_classes_are_told_apart(peaks_tell: bool) -> None:
+def test_p_moves_toward_separating_the_classes(peaks_tell: bool) -> None:
     maps, labels = problem(peaks_tell)
     weight = np.array([[6.0, -6.0], [-6.0, 6.0]], np.float32)
     start = 1.3 if peaks_tell else 4.0
@@ -85,7 +85,7 @@ def test_p_moves_to_where_the_classes_are_told_apart(peaks_tell: bool) -> None:
     np.testing.assert_array_equal(dense.weight.asnumpy(), weight)
 
 
-def test_p_never_falls_below_the_mean() -> None:
+def test_p_is_at_least_one() -> None:
     maps, labels = problem(peaks_tell=False)
     weight = np.array([[6.0, -6.0], [-6.0, 6.0]], np.float32)
     tuner = ExponentTuner(classifier(weight), 1.2, rate=50.0, steps=3)
@@ -94,7 +94,7 @@ def test_p_never_falls_below_the_mean() -> None:
     assert tuner.p == 1.0
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+def test_a_non_finite_gradient_is_skipped() -> None:
     maps, labels = problem(peaks_tell=True)
     tuner = ExponentTuner(classifier(np.eye(2, dtype=np.float32)), 2.0, rate=0.1, steps=3)
     tuner.step(maps[:4], labels[:4])

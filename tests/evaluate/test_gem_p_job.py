@@ -51,7 +51,7 @@ def record_of(reporter: RecordingReporter) -> EvaluationRecord:
     return record
 
 
-def test_the_best_for_both_is_taken_and_of_equals_the_smallest() -> None:
+def test_the_best_mean_score_wins_and_the_smallest_of_equals() -> None:
     scores = [
         ExponentScore(1, top1=0.9, loss=0.1, retrieval=0.5),
         ExponentScore(4, top1=0.8, loss=0.1, retrieval=0.8),
@@ -63,7 +63,7 @@ def test_the_best_for_both_is_taken_and_of_equals_the_smallest() -> None:
     assert best_score([ExponentScore(2, 0.5, 1.0), ExponentScore(9, 0.6, 1.0)]).p == 9
 
 
-def test_every_candidate_is_scored_as_by_hand(tmp_path: Path) -> None:
+def test_candidates_scores_equal_a_manual_computation(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=3)
     (root / "c2" / "001.png").write_bytes(b"")
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
@@ -121,7 +121,7 @@ def made_for(p: float, checkpoint: Path, root: Path, path: Path) -> None:
     save_file(state, path)
 
 
-def test_finetuning_goes_toward_the_exponent_that_the_classifier_is_for(tmp_path: Path) -> None:
+def test_finetuning_moves_toward_the_classifiers_exponent(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=6)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     bare = tmp_path / "bare.safetensors"
@@ -155,7 +155,7 @@ def test_an_infinite_exponent_cannot_be_finetuned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["search", "finetune"])
-def test_it_stops_when_asked(tmp_path: Path, method: str) -> None:
+def test_a_stop_request_ends_the_job(tmp_path: Path, method: str) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=4)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     reporter = RecordingReporter(stop_after=2)

@@ -21,19 +21,19 @@ FOLDER = ImageFolder(
 )
 
 
-def test_each_class_gives_so_many_different_images() -> None:
+def test_each_class_has_the_requested_number_of_images() -> None:
     chosen = sample_per_class(FOLDER, 5, seed=3)
     assert len(set(chosen.tolist())) == 10
     assert np.bincount(FOLDER.labels[chosen]).tolist() == [5, 0, 5]
     assert chosen.tolist() == sorted(chosen.tolist())
 
 
-def test_a_class_with_fewer_gives_all() -> None:
+def test_a_class_with_fewer_images_has_all() -> None:
     chosen = sample_per_class(FOLDER, 15, seed=3)
     assert np.bincount(FOLDER.labels[chosen]).tolist() == [10, 0, 15]
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_sample() -> None:
     assert (
         sample_per_class(FOLDER, 5, seed=3).tolist() == sample_per_class(FOLDER, 5, seed=3).tolist()
     )

@@ -27,7 +27,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.mindspore
-def test_both_tasks_give_figures_events_and_files(tmp_path: Path) -> None:
+def test_both_tasks_write_metrics_events_and_files(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=4)
     (root / "c2" / "001.png").write_bytes(b"")
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1", "c2"))
@@ -57,7 +57,7 @@ def test_both_tasks_give_figures_events_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.mindspore
-def test_classes_have_their_own_figures_in_words_and_as_a_picture(tmp_path: Path) -> None:
+def test_classes_have_metrics_and_a_confusion_plot(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=4)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1", "c2", "none"))
     spec = EvaluationSpec(dataset_path=str(root), tasks=("classification",))
@@ -73,7 +73,7 @@ def test_classes_have_their_own_figures_in_words_and_as_a_picture(tmp_path: Path
 
 
 @pytest.mark.mindspore
-def test_groups_are_searched_in_the_same_pass_as_the_other_tasks(tmp_path: Path) -> None:
+def test_groups_share_the_forward_pass_with_other_tasks(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=3)
     # The pictures of c0 are all the same, so that each finds the others first.
     for name in ("001.png", "002.png"):
@@ -103,7 +103,7 @@ def test_groups_are_searched_in_the_same_pass_as_the_other_tasks(tmp_path: Path)
 
 @pytest.mark.mindspore
 @pytest.mark.parametrize("transform", [pytest.param("crop", marks=pytest.mark.slow), "rect"])
-def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform: str) -> None:
+def test_a_benchmark_needs_no_class_folders(tmp_path: Path, transform: str) -> None:
     root = tmp_path / "holidays"
     root.mkdir()
     for number, size in {100000: (24, 18), 100001: (24, 18), 100100: (18, 24), 100101: (9, 30),
@@ -132,7 +132,7 @@ def test_a_benchmark_without_class_folders_is_searched(tmp_path: Path, transform
 
 @pytest.mark.mindspore
 @pytest.mark.slow
-def test_whole_square_pictures_give_what_their_crops_give(tmp_path: Path) -> None:
+def test_square_images_have_equal_results_with_crop_and_rect(tmp_path: Path) -> None:
     # Of square pictures, and without a margin, the two transforms are one; only the batches and
     # the way of computing (compiled or not) differ.
     root = write_dataset(tmp_path / "data", classes=2, each=3)
@@ -149,7 +149,7 @@ def test_whole_square_pictures_give_what_their_crops_give(tmp_path: Path) -> Non
 
 
 @pytest.mark.mindspore
-def test_fewer_folders_than_classes_are_numbered_by_name(tmp_path: Path) -> None:
+def test_fewer_folders_than_classes_are_mapped_by_name(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=2)
     labels = ("a", "c1", "b", "c0")
     checkpoint = write_checkpoint(tmp_path / "checkpoints", labels, classes=6)
@@ -177,7 +177,7 @@ def test_other_classes_are_refused_for_classification_only(tmp_path: Path) -> No
 
 
 @pytest.mark.mindspore
-def test_a_mostly_unreadable_dataset_fails_before_the_work(tmp_path: Path) -> None:
+def test_a_mostly_unreadable_dataset_fails_before_the_evaluation(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=4)
     for path in sorted(root.rglob("*.png"))[:5]:
         path.write_bytes(b"")
@@ -189,7 +189,7 @@ def test_a_mostly_unreadable_dataset_fails_before_the_work(tmp_path: Path) -> No
 
 
 @pytest.mark.mindspore
-def test_it_stops_when_asked(tmp_path: Path) -> None:
+def test_a_stop_request_ends_the_job(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=4)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
     reporter = RecordingReporter(stop_after=2)
@@ -200,7 +200,7 @@ def test_it_stops_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.mindspore
-def test_a_bare_file_is_told_by_its_parameters(tmp_path: Path) -> None:
+def test_a_weights_files_network_is_detected(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
     bare = checkpoint / "model.safetensors"
     for trunk in ("", "resnet18"):
@@ -210,7 +210,7 @@ def test_a_bare_file_is_told_by_its_parameters(tmp_path: Path) -> None:
         assert restored.spec.gem_p == 3.0
 
 
-def test_a_bare_file_of_no_known_trunk_says_so(tmp_path: Path) -> None:
+def test_a_weights_file_of_an_unknown_network_is_refused(tmp_path: Path) -> None:
     save_file({"trunk.w": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
     with pytest.raises(MultigrainError, match="match no known network") as caught:
         restore(tmp_path / "w.safetensors")
@@ -218,7 +218,7 @@ def test_a_bare_file_of_no_known_trunk_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.mindspore
-def test_weights_of_torchvision_are_pooled_by_the_average(tmp_path: Path) -> None:
+def test_torchvision_weights_use_average_pooling(tmp_path: Path) -> None:
     shapes = pytorch_shapes("resnet18", 2)
     state = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     save_file(state, tmp_path / "w.safetensors")

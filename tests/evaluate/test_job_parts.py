@@ -22,7 +22,7 @@ class EnoughSeenError(Exception):
     """Ends a job whose parts have been made."""
 
 
-def test_every_field_of_the_specification_reaches_its_part(
+def test_every_specification_field_reaches_its_component(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}

@@ -19,7 +19,7 @@ class Clock:
         return self.now
 
 
-def test_at_most_one_record_a_second_and_a_sign_of_life_every_time() -> None:
+def test_at_most_one_record_per_second_and_a_heartbeat_every_time() -> None:
     reporter, clock = RecordingReporter(), Clock()
     progress = EvaluationProgress(reporter, images=101, shard=51, passes=2, clock=clock)
     for done in range(1, 52):
@@ -42,7 +42,7 @@ def test_at_most_one_record_a_second_and_a_sign_of_life_every_time() -> None:
     assert (last.done, last.eta_seconds) == (202, 0.0)
 
 
-def test_only_the_first_worker_tells() -> None:
+def test_only_rank_0_emits_records() -> None:
     reporter, clock = RecordingReporter(), Clock()
     progress = EvaluationProgress(reporter, images=10, shard=5, passes=1, rank=1, clock=clock)
     clock.now += 5

@@ -84,7 +84,7 @@ def by_loops(
 
 @pytest.mark.parametrize("task", list(NAMES))
 @pytest.mark.parametrize("block", [1, 70, 2**23])
-def test_figures_equal_loops_over_all_pairs(tmp_path: Path, task: Task, block: int) -> None:
+def test_metrics_equal_loops_over_all_pairs(tmp_path: Path, task: Task, block: int) -> None:
     benchmark = benchmark_of(task, tmp_path)
     random = np.random.default_rng(7)
     centers = random.normal(size=(len(benchmark.folder.classes), 6))
@@ -103,7 +103,7 @@ def test_figures_equal_loops_over_all_pairs(tmp_path: Path, task: Task, block: i
 
 @pytest.mark.parametrize("task", list(NAMES))
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_workers_find_what_one_finds(tmp_path: Path, task: Task, world: int) -> None:
+def test_several_workers_rank_like_one(tmp_path: Path, task: Task, world: int) -> None:
     benchmark = benchmark_of(task, tmp_path)
     random = np.random.default_rng(1)
     rows = l2_normalize(random.normal(size=(len(benchmark), 3)).astype(np.float32))
@@ -119,7 +119,7 @@ def test_several_workers_find_what_one_finds(tmp_path: Path, task: Task, world: 
             np.testing.assert_array_equal(getattr(ranking, name), getattr(alone, name))
 
 
-def test_holidays_by_hand(tmp_path: Path) -> None:
+def test_holidays_equals_a_manual_computation(tmp_path: Path) -> None:
     names = ["100000.jpg", "100001.jpg", "100002.jpg", "100100.jpg", "100101.jpg"]
     benchmark = list_benchmark("holidays", touch(tmp_path, names))
     # From 100000: 100001 at 10 degrees, 100100 at 20, 100002 at 30: ranks 0 and 2.
@@ -131,7 +131,7 @@ def test_holidays_by_hand(tmp_path: Path) -> None:
     assert result.metrics == {"holidays_map": pytest.approx((first + second) / 2, abs=1e-12)}
 
 
-def test_a_query_is_taken_out_by_its_number_not_by_its_likeness(tmp_path: Path) -> None:
+def test_a_query_is_excluded_by_index_not_by_similarity(tmp_path: Path) -> None:
     # The distractor 100100 is the query's twin and comes before the positive.
     names = ["100000.jpg", "100001.jpg", "100101.jpg"]
     benchmark = list_benchmark("holidays", touch(tmp_path, names))
@@ -153,7 +153,7 @@ def test_equally_similar_images_are_ranked_by_their_index(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
-def test_ukb_counts_the_query_itself_and_ends_at_four(tmp_path: Path) -> None:
+def test_ukb_counts_the_query_itself_among_the_first_four(tmp_path: Path) -> None:
     benchmark = list_benchmark(
         "ukb", touch(tmp_path, (f"ukbench{number:05d}.jpg" for number in range(8)))
     )
@@ -169,7 +169,7 @@ def test_ukb_counts_the_query_itself_and_ends_at_four(tmp_path: Path) -> None:
     assert result.metrics == pytest.approx(expected, abs=1e-12)
 
 
-def test_copydays_ranks_no_other_query(tmp_path: Path) -> None:
+def test_copydays_does_not_rank_other_queries(tmp_path: Path) -> None:
     names = ["original/200000.jpg", "original/200100.jpg", "strong/200001.jpg",
              "strong/200002.jpg", "distractors/a.jpg"]  # fmt: skip
     benchmark = list_benchmark("copydays", touch(tmp_path, names))
@@ -179,7 +179,7 @@ def test_copydays_ranks_no_other_query(tmp_path: Path) -> None:
     assert result.metrics == {"copydays_map": 0.25}
 
 
-def test_a_query_whose_positives_are_unreadable_has_no_figure(tmp_path: Path) -> None:
+def test_a_query_without_readable_positives_is_not_scored(tmp_path: Path) -> None:
     benchmark = list_benchmark(
         "groups", touch(tmp_path, ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"])
     )
@@ -197,7 +197,7 @@ def test_a_query_whose_positives_are_unreadable_has_no_figure(tmp_path: Path) ->
         _ = BenchmarkResult(benchmark, nothing, np.zeros(4, np.bool_)).metrics
 
 
-def test_large_groups_keep_exact_figures_beyond_the_ranks_that_are_listed(tmp_path: Path) -> None:
+def test_metrics_of_large_groups_use_all_ranks(tmp_path: Path) -> None:
     names = [*(f"a/{i:03d}.jpg" for i in range(130)), *(f"b/{i:03d}.jpg" for i in range(20))]
     benchmark = list_benchmark("groups", touch(tmp_path, names))
     rows = l2_normalize(np.random.default_rng(2).normal(size=(150, 4)).astype(np.float32))
@@ -207,7 +207,7 @@ def test_large_groups_keep_exact_figures_beyond_the_ranks_that_are_listed(tmp_pa
     assert result.metrics == pytest.approx(expected, abs=1e-12)
 
 
-def test_ranking_ends_when_asked_to(tmp_path: Path) -> None:
+def test_a_stop_request_ends_the_ranking(tmp_path: Path) -> None:
     benchmark = benchmark_of("ukb", tmp_path)
     ranker = Ranker(benchmark, angles(*range(24)), np.ones(24, np.bool_), block=24)
     asked = iter([False, False, True])

@@ -23,7 +23,7 @@ from multigrain.evaluate.search import Search, l2_normalize
         ([], 3, 0.0),
     ],
 )
-def test_average_precision_equals_the_trapezoid_worked_out_by_hand(
+def test_average_precision_equals_a_manual_trapezoid(
     ranks: list[int], positives: int, expected: float
 ) -> None:
     assert average_precision(ranks, positives) == pytest.approx(expected, abs=1e-12)
@@ -51,13 +51,13 @@ def test_ranks_equal_a_sort_by_similarity_and_index(groups: int, block: int) -> 
         assert hits.first == order[0]
 
 
-def test_a_query_of_an_unknown_group_finds_nothing_of_its_own() -> None:
+def test_a_query_of_an_unknown_group_has_no_positives() -> None:
     search = Search(np.eye(2, dtype=np.float32), np.array([0, 1]), np.array([True, True]))
     (hits,) = search.find(np.array([[0.6, 0.8]], np.float32), np.array([2]))
     assert (hits.ranks.tolist(), hits.first) == ([], 1)
 
 
-def test_the_norm_does_not_matter_and_zero_stays_finite() -> None:
+def test_normalization_removes_the_norm_and_zero_stays_finite() -> None:
     rows = np.array([[3.0, 4.0], [300.0, 400.0], [0.0, 0.0]], np.float32)
     unit = l2_normalize(rows)
     np.testing.assert_allclose(unit[0], [0.6, 0.8], rtol=1e-5)
@@ -65,7 +65,7 @@ def test_the_norm_does_not_matter_and_zero_stays_finite() -> None:
     np.testing.assert_array_equal(unit[2], 0.0)
 
 
-def test_equal_pictures_tie_however_many_are_queried_at_a_time() -> None:
+def test_equal_images_tie_for_any_block_size() -> None:
     random = np.random.default_rng(1)
     pictures = l2_normalize(random.normal(size=(30, 515)).astype(np.float32))
     database = np.concatenate([pictures, pictures, pictures])

@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "models" / "m" / "1"
 
 
-def test_the_networks_vectors_are_those_of_serving(bundle: Path) -> None:
+def test_whitened_embeddings_equal_those_of_serving(bundle: Path) -> None:
     restored = restore(bundle)
     head = read(bundle).heads[0]
     assert head.whitening is not None
@@ -50,7 +50,7 @@ def test_the_networks_vectors_are_those_of_serving(bundle: Path) -> None:
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_copies_are_looked_for_among_whitened_vectors(bundle: Path) -> None:
+def test_copy_detection_uses_whitened_embeddings(bundle: Path) -> None:
     pictures = bundle.parents[2] / "pictures"
     metrics = []
     for whiten in (False, True):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=3, each=5)  # 15: the shares differ
     for number, size in enumerate([(30, 20), (20, 30), (30, 20), (24, 9)]):
         picture = encode(noise(*size, seed=number), "PNG")

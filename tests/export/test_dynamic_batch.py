@@ -43,7 +43,7 @@ def graph(shape: list[int], extra: str = "", constant: bool = True) -> ModelProt
 
 
 @pytest.mark.parametrize("constant", [True, False])
-def test_any_number_of_images_goes_through(constant: bool) -> None:
+def test_a_dynamic_batch_accepts_any_number_of_images(constant: bool) -> None:
     model = make_batch_dynamic(graph([1, 12], constant=constant))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -63,7 +63,7 @@ def test_a_reshape_across_the_batch_is_refused() -> None:
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
-def test_an_operator_that_may_hold_the_batch_size_is_refused() -> None:
+def test_an_operator_that_may_contain_the_batch_size_is_refused() -> None:
     with pytest.raises(MultigrainError, match="Expand") as caught:
         make_batch_dynamic(graph([1, 12], extra="Expand"))
     assert caught.value.kind is ErrorKind.UNSUPPORTED

@@ -53,7 +53,7 @@ def quantized(path: Path, images: Int8Images) -> Bundle:
     return Bundle(folder, manifest.model_copy(update={"heads": heads}))
 
 
-def test_images_to_calibrate_and_to_judge_with_are_not_the_same(pictures: Path) -> None:
+def test_calibration_and_evaluation_images_are_disjoint(pictures: Path) -> None:
     images = int8_images(spec(pictures, int8_images=10), LABELS)
     assert len(images.calibration) == 10
     assert len(images.evaluation) == 15
@@ -66,7 +66,7 @@ def test_images_to_calibrate_and_to_judge_with_are_not_the_same(pictures: Path) 
     assert len(int8_images(spec(pictures), LABELS).calibration) == 12  # half of them at most
 
 
-def test_auto_serves_the_quantized_graph_and_the_manifest_says_how_good_it_is(
+def test_auto_selects_the_quantized_graph_and_the_manifest_has_its_scores(
     pictures: Path, tmp_path: Path
 ) -> None:
     images = int8_images(spec(pictures, int8_images=12), LABELS)
@@ -127,7 +127,7 @@ def test_a_poor_quantization_is_refused(
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
-def test_what_cannot_be_quantized_is_refused_at_once(
+def test_invalid_quantization_requests_are_refused_early(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MultigrainError, match=r"spec\.formats.*must hold onnx"):
@@ -143,7 +143,7 @@ def test_what_cannot_be_quantized_is_refused_at_once(
 
 
 @pytest.mark.mindspore
-def test_an_export_writes_it_and_the_bundle_is_whole(pictures: Path, tmp_path: Path) -> None:
+def test_an_export_writes_the_quantized_graph(pictures: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     export_spec = spec(pictures, formats=("onnx",), int8_images=10)
     run(context(tmp_path, weights=checkpoint, export=export_spec))

@@ -47,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_bundle_is_whole_and_says_what_it_is(exported: Path) -> None:
+def test_the_bundle_is_complete_and_has_a_manifest(exported: Path) -> None:
     folder = exported / "models" / "m" / "1"
     manifest = read(folder, verify=True)
     assert manifest.labels == LABELS
@@ -67,7 +67,7 @@ def test_the_bundle_is_whole_and_says_what_it_is(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_every_graph_equals_the_checkpoint_on_served_images(exported: Path, batch: int) -> None:
+def test_graphs_equal_the_checkpoint_on_served_images(exported: Path, batch: int) -> None:
     folder = exported / "models" / "m" / "1"
     preprocessing = read(folder).heads[0].preprocessing
     files = [encode(noise(30 + i, 20 + i, seed=i), "JPEG") for i in range(batch)]
@@ -87,7 +87,7 @@ def test_every_graph_equals_the_checkpoint_on_served_images(exported: Path, batc
         np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
 
 
-def test_the_bundle_carries_what_the_network_says_of_test_images(exported: Path) -> None:
+def test_the_bundle_has_reference_outputs(exported: Path) -> None:
     folder = exported / "models" / "m" / "1"
     (head,) = read(folder).heads
     reference = read_reference(folder / head.reference)
@@ -127,7 +127,7 @@ def test_air_is_refused_off_ascend_before_anything_is_written(tmp_path: Path) ->
     assert not (tmp_path / "models").exists()
 
 
-def test_a_graph_that_computes_something_else_is_not_published(
+def test_a_graph_with_different_outputs_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
@@ -147,7 +147,7 @@ def test_a_graph_that_computes_something_else_is_not_published(
     assert not (tmp_path / "models" / "m").exists()
 
 
-def test_it_stops_when_asked_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stop_request_leaves_no_files(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     spec = ExportSpec(model_name="m")
     reporter = RecordingReporter(stop_after=0)
@@ -155,7 +155,7 @@ def test_it_stops_when_asked_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "models" / "m").exists()
 
 
-def test_a_bundle_of_two_resolutions_carries_a_whitening_for_each(tmp_path: Path) -> None:
+def test_each_resolution_of_a_bundle_has_a_whitening(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     pictures = write_dataset(tmp_path / "pictures", classes=2, each=12)
     (pictures / "loose.png").write_bytes((pictures / "c0" / "000.png").read_bytes())
@@ -204,7 +204,7 @@ def test_a_bundle_of_two_resolutions_carries_a_whitening_for_each(tmp_path: Path
         np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-logits))
 
 
-def test_a_resolution_that_is_the_training_ones_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_of_the_training_resolution_is_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     resolutions = ({"resolution": 16}, {"gem_p": 2.0})
     spec = ExportSpec.model_validate({"model_name": "m", "resolutions": resolutions})
@@ -214,7 +214,7 @@ def test_a_resolution_that_is_the_training_ones_twice_is_refused(tmp_path: Path)
     assert not (tmp_path / "models" / "m").exists()
 
 
-def test_a_whitening_folder_without_images_fails_before_the_graphs(tmp_path: Path) -> None:
+def test_a_whitening_folder_without_images_fails_before_the_export(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoints", LABELS)
     (tmp_path / "empty").mkdir()
     spec = ExportSpec(model_name="m", whitening_path=str(tmp_path / "empty"))
@@ -229,7 +229,7 @@ def test_a_whitening_folder_without_images_fails_before_the_graphs(tmp_path: Pat
 @pytest.mark.parametrize(
     ("trunk", "gem_p"), [("resnet50", 3.0), ("se_resnet50", float("inf")), ("resnet34", 1.0)]
 )
-def test_every_kind_of_trunk_and_pooling_exports(tmp_path: Path, trunk: str, gem_p: float) -> None:
+def test_every_trunk_and_pooling_is_exported(tmp_path: Path, trunk: str, gem_p: float) -> None:
     from safetensors.numpy import save_file
 
     from multigrain.model.multigrain import build_model

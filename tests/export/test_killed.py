@@ -17,7 +17,7 @@ from tests.evaluate.context import RecordingReporter, context, write_checkpoint
 
 
 @pytest.mark.mindspore
-def test_the_next_attempt_finds_the_bundle_and_writes_no_second_one(tmp_path: Path) -> None:
+def test_the_next_attempt_reports_the_published_bundle(tmp_path: Path) -> None:
     weights = write_checkpoint(tmp_path / "checkpoints", ("a", "b"))
     spec = ExportSpec(model_name="m", formats=("onnx",))
     command = [sys.executable, "-m", "tests.export.killed_export", str(tmp_path)]

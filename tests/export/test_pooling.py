@@ -56,7 +56,7 @@ def run(model: ModelProto, x: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-def test_borders_of_zeros_become_padding_and_the_numbers_stay() -> None:
+def test_zero_borders_become_padding_with_equal_outputs() -> None:
     model = graph()
     x = np.random.default_rng(0).normal(size=(1, 2, 8, 8)).astype(np.float32)
     expected = run(model, x)
@@ -70,7 +70,7 @@ def test_borders_of_zeros_become_padding_and_the_numbers_stay() -> None:
 @pytest.mark.parametrize(
     "changes", [{"before": "Neg"}, {"border": 1.0}, {"axis": 2}], ids=["sign", "border", "axis"]
 )
-def test_what_is_not_exactly_that_is_left_alone(changes: dict[str, object]) -> None:
+def test_other_graphs_are_unchanged(changes: dict[str, object]) -> None:
     """Of negative maps, of other borders, of rows alone."""
     model = graph(**changes)  # type: ignore[arg-type]
     before = model.SerializeToString()

@@ -13,7 +13,7 @@ from tests.data.datasets import write_dataset
 pytestmark = pytest.mark.mindspore
 
 
-def test_so_many_are_drawn_from_the_whole_folder_and_always_the_same(tmp_path: Path) -> None:
+def test_the_sample_is_deterministic_and_covers_the_folder(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, classes=3, each=6)
     spec = ExportSpec(model_name="m", whitening_path=str(root), whitening_images=7)
     drawn = whitening_images(spec)

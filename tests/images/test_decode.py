@@ -39,7 +39,7 @@ def failure(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> MultigrainErro
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_gives_the_picture(form: str) -> None:
+def test_every_format_is_decoded(form: str) -> None:
     image = noise(32, 24)
     pixels = decode(encode(image, form))
     assert pixels.dtype == np.uint8
@@ -50,7 +50,7 @@ def test_every_format_gives_the_picture(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright_by_its_exif(form: str, orientation: int) -> None:
+def test_the_exif_orientation_is_applied(form: str, orientation: int) -> None:
     """The stored pixels are the upright ones through the inverse of the stated operation."""
     upright = np.asarray(corners())
     stored = {
@@ -73,14 +73,14 @@ def test_a_picture_is_turned_upright_by_its_exif(form: str, orientation: int) ->
         assert np.abs(pixels[row, column] - upright[row, column]).max() < 40
 
 
-def test_damaged_exif_does_not_spoil_the_picture() -> None:
+def test_damaged_exif_is_ignored() -> None:
     data = encode(
         noise(20, 10), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12"
     )
     assert decode(data).shape == (10, 20, 3)
 
 
-def test_gray_bilevel_and_palette_pictures_become_rgb() -> None:
+def test_gray_bilevel_and_palette_images_become_rgb() -> None:
     gray = noise(8, 8).convert("L")
     expected = np.repeat(np.asarray(gray)[:, :, None], 3, axis=2)
     np.testing.assert_array_equal(decode(encode(gray, "PNG")), expected)
@@ -126,7 +126,7 @@ def test_cmyk_becomes_rgb() -> None:
     ("mode", "form"),
     [*((m, f) for m in ("RGBA", "LA") for f in ("PNG", "WEBP", "TIFF")), ("PA", "PNG")],
 )
-def test_transparency_is_laid_on_white(mode: str, form: str) -> None:
+def test_transparency_is_composited_on_white(mode: str, form: str) -> None:
     image = Image.new("RGBA", (4, 1), (0, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     image.putpixel((2, 0), (0, 0, 0, 128))
@@ -138,28 +138,28 @@ def test_transparency_is_laid_on_white(mode: str, form: str) -> None:
     np.testing.assert_allclose(decode(data)[0, :, 0], [0, 255, 127, 0], atol=1)
 
 
-def test_a_transparent_color_is_laid_on_white() -> None:
+def test_a_transparent_color_becomes_white() -> None:
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     image.putpixel((1, 0), (1, 2, 3))
     data = encode(image, "PNG", transparency=(1, 2, 3))
     np.testing.assert_array_equal(decode(data), [[[10, 20, 30], [255, 255, 255]]])
 
 
-def test_a_transparent_gray_of_16_bits_is_laid_on_white() -> None:
+def test_a_transparent_16_bit_gray_becomes_white() -> None:
     values = np.array([[0, 300, 301]], np.uint16)
     data = encode(Image.fromarray(values), "PNG", transparency=300)
     assert decode(data)[0, :, 0].tolist() == [0, 255, 1]
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame_counts(form: str) -> None:
+def test_an_animations_first_frame_is_used(form: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if form == "WEBP" else {}
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(decode(data)[0, 0], [255, 0, 0])
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_an_image_of_one_pixel_is_decoded() -> None:
     np.testing.assert_array_equal(
         decode(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")), [[[1, 2, 3]]]
     )
@@ -191,20 +191,20 @@ def test_a_truncated_file_is_unreadable(form: str, share: float) -> None:
         b"P6 1 1 255 abc",  # a format Pillow knows and we do not offer
     ],
 )
-def test_what_is_not_an_image_names_the_formats(data: bytes) -> None:
+def test_bytes_that_are_no_image_list_the_formats(data: bytes) -> None:
     error = failure(data)
     assert error.kind is ErrorKind.IMAGE_FORMAT
     assert "JPEG" in error.message
 
 
-def test_a_picture_with_floating_point_pixels_is_refused() -> None:
+def test_an_image_with_float_pixels_is_refused() -> None:
     error = failure(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
     assert error.kind is ErrorKind.IMAGE_FORMAT
     assert "8 or 16 bits" in error.message
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 10_000), (2**31 - 1, 1)])
-def test_a_huge_picture_is_refused_by_its_header(size: tuple[int, int]) -> None:
+def test_a_huge_image_is_refused_by_its_header(size: tuple[int, int]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         error = failure(png_header(*size))
@@ -224,7 +224,7 @@ def test_limits_are_inclusive() -> None:
         assert failure(data, limits).kind is ErrorKind.IMAGE_TOO_LARGE
 
 
-def test_flipped_bytes_never_escape_as_another_exception() -> None:
+def test_corrupted_bytes_raise_only_multigrain_errors() -> None:
     random = np.random.default_rng(0)
     for form in FORMATS:
         whole = encode(noise(24, 24), form)
@@ -238,7 +238,7 @@ def test_flipped_bytes_never_escape_as_another_exception() -> None:
                 assert error.kind.name.startswith("IMAGE_")  # noqa: PT017
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_decoding_is_thread_safe() -> None:
     files = [encode(noise(40, 30, seed), form) for seed in range(6) for form in FORMATS]
     alone = [decode(data) for data in files]
     with ThreadPoolExecutor(8) as pool:
@@ -247,7 +247,7 @@ def test_threads_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(pixels, alone[index % len(files)])
 
 
-def test_pillow_is_left_as_it_was() -> None:
+def test_decoding_does_not_change_pillows_settings() -> None:
     before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
     decode(encode(noise(8, 8), "PNG"))
     failure(png_header(20_000, 20_000))

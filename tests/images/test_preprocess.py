@@ -32,9 +32,7 @@ def test_values_follow_the_formula() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (65, 64)])
-def test_it_equals_scaling_first_and_cutting_then(
-    interpolation: str, size: tuple[int, int]
-) -> None:
+def test_the_result_equals_resize_then_crop(interpolation: str, size: tuple[int, int]) -> None:
     """Where the scaled long side is a whole number, up to its own rounding to 8 bits."""
     p = Preprocessing(size=28, resize_short=32, interpolation=interpolation)  # type: ignore[arg-type]
     image = noise(*size)
@@ -51,27 +49,27 @@ def test_it_equals_scaling_first_and_cutting_then(
 @pytest.mark.parametrize(
     ("size", "short"), [(224, 256), (500, 571), (800, 914), (300, 342), (32, 36)]
 )
-def test_the_short_side_is_the_published_evaluation_s(size: int, short: int) -> None:
+def test_the_short_side_is_that_of_the_published_evaluation(size: int, short: int) -> None:
     """int(256 / 224 * size), the fraction dropped: 342.9 of 300."""
     assert Preprocessing.standard(size) == Preprocessing(size=size, resize_short=short)
     assert Preprocessing.standard(size, center_crop=1.0).resize_short == size
 
 
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
+def test_an_image_of_the_right_size_is_unchanged() -> None:
     image = noise(32, 32)
     p = Preprocessing(size=32, resize_short=32)
     np.testing.assert_array_equal(np.asarray(center_crop(image, p)), np.asarray(image))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
-def test_tiny_and_thin_pictures_work(size: tuple[int, int]) -> None:
+def test_tiny_and_thin_images_work(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (255, 0, 0))
     result = preprocess(encode(image, "PNG"), Preprocessing.standard(224))
     assert result.shape == (3, 224, 224)
     np.testing.assert_allclose(result[0], (1 - 0.485) / 0.229, rtol=1e-6)
 
 
-def test_a_long_thin_picture_costs_no_more_than_its_result() -> None:
+def test_a_long_thin_image_costs_no_more_than_its_result() -> None:
     """Scaled to a short side of 256 first it would have 1.3 billion pixels."""
     data = encode(Image.new("RGB", (20_000, 1)), "PNG")
     # Time of this thread: what else the machine does is no matter.
@@ -80,7 +78,7 @@ def test_a_long_thin_picture_costs_no_more_than_its_result() -> None:
     assert time.thread_time() - start < 1.0
 
 
-def test_a_cut_larger_than_the_scaled_side_is_the_whole_square() -> None:
+def test_a_crop_larger_than_the_resized_side_is_the_whole_square() -> None:
     image = noise(64, 32)
     p = Preprocessing(size=32, resize_short=16)
     expected = image.crop((16, 0, 48, 32))

@@ -31,7 +31,7 @@ def test_the_larger_side_becomes_the_resolution(
     assert rect_size(*size, 500) == expected
 
 
-def test_nothing_is_cut_and_values_are_normalized() -> None:
+def test_the_whole_image_is_kept_and_normalized() -> None:
     p = Preprocessing(size=20, resize_short=23, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     tensor = preprocess_rect(corners(40, 20), p)
     assert (tensor.shape, tensor.dtype) == ((3, 10, 20), np.float32)
@@ -41,7 +41,7 @@ def test_nothing_is_cut_and_values_are_normalized() -> None:
         np.testing.assert_allclose(tensor[:, row, column], color, atol=1e-6)
 
 
-def test_it_is_pillow_s_resize() -> None:
+def test_the_result_equals_pillows_resize() -> None:
     image = noise(60, 41)
     p = Preprocessing(size=30, resize_short=30, mean=(0, 0, 0), std=(1, 1, 1))
     expected = np.asarray(image.resize((30, 20), Image.Resampling.BILINEAR)) / 255
@@ -50,13 +50,13 @@ def test_it_is_pillow_s_resize() -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(9))
-def test_the_header_tells_the_size_of_the_upright_picture(form: str, orientation: int) -> None:
+def test_image_size_is_that_of_the_upright_image(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(noise(31, 17), form, exif=exif)
     assert image_size(data) == decode_image(data).size
 
 
-def test_what_is_no_picture_has_no_size() -> None:
+def test_image_size_refuses_other_files() -> None:
     with pytest.raises(MultigrainError):
         image_size(b"nothing")

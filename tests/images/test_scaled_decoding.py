@@ -35,7 +35,7 @@ def difference(data: bytes, p: Preprocessing) -> float:
         ((401, 300), 128, (401, 300)),
     ],
 )
-def test_the_short_side_keeps_what_was_asked_for(
+def test_the_short_side_keeps_the_requested_length(
     size: tuple[int, int], shortest: int, expected: tuple[int, int]
 ) -> None:
     data = encode(noise(*size), "JPEG")
@@ -43,19 +43,19 @@ def test_the_short_side_keeps_what_was_asked_for(
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_other_formats_are_decoded_whole(form: str) -> None:
+def test_other_formats_are_decoded_at_full_size(form: str) -> None:
     assert decode_image(encode(noise(400, 300), form), shortest=10).size == (400, 300)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_gray_and_cmyk_are_scaled_alike(mode: str) -> None:
+def test_gray_and_cmyk_are_reduced_too(mode: str) -> None:
     data = encode(noise(400, 300).convert(mode), "JPEG", quality=95)
     assert decode_image(data, shortest=100).size == (200, 150)
     assert difference(data, P) < 0.5
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_scaled_picture_is_turned_upright(orientation: int) -> None:
+def test_a_reduced_image_is_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(noise(600, 400, seed=3), "JPEG", exif=exif, quality=95)
@@ -73,7 +73,7 @@ def test_photographs_differ_by_less_than_a_step_on_average() -> None:
     assert max(found) < 1
 
 
-def test_a_photograph_near_its_final_size_is_the_same_to_the_bit() -> None:
+def test_a_photograph_near_its_final_size_is_decoded_exactly() -> None:
     p = Preprocessing.standard(224)
     for data in photographs(2):
         np.testing.assert_array_equal(preprocess(data, p), preprocess_image(decode_image(data), p))

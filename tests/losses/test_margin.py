@@ -78,7 +78,7 @@ def test_loss_and_gradient_of_beta_equal_the_loops(beta: float) -> None:
     assert float(slope.asnumpy()) == pytest.approx(expected_slope, abs=1e-6)
 
 
-def test_gradient_of_the_embedding_is_the_finite_difference() -> None:
+def test_gradient_of_the_embedding_equals_finite_differences() -> None:
     rng = np.random.default_rng(1)
     ids = np.repeat(np.arange(4), 2).astype(np.int32)
     e = rng.random((8, 6)).astype(np.float32)
@@ -103,7 +103,7 @@ def test_the_weight_is_one_over_the_density_of_distances(dimension: int) -> None
     np.testing.assert_allclose(found, -density, rtol=1e-5, atol=1e-4)
 
 
-def test_where_one_negative_is_near_no_far_one_is_drawn() -> None:
+def test_if_a_negative_is_near_no_far_one_is_sampled() -> None:
     """At 1.4 the hinge of a negative is out of reach; 1.39 and 1.41 weigh about the same."""
     ids = np.array([0, 0, 1, 2], np.int32)
     distance = np.zeros((4, 4), np.float32)
@@ -115,7 +115,7 @@ def test_where_one_negative_is_near_no_far_one_is_drawn() -> None:
     assert drawn == {3}
 
 
-def test_negatives_are_drawn_with_the_published_distribution() -> None:
+def test_negatives_have_the_published_distribution() -> None:
     rng = np.random.default_rng(2)
     ids = np.array([0, 0, 1, 2, 3, 4, 5], np.int32)
     e = (0.4 + rng.random((7, 8))).astype(np.float32)
@@ -130,7 +130,7 @@ def test_negatives_are_drawn_with_the_published_distribution() -> None:
     np.testing.assert_allclose(share, expected, atol=4 * 0.5 / np.sqrt(600))
 
 
-def test_an_anchor_draws_different_negatives_for_its_positives() -> None:
+def test_an_anchor_samples_different_negatives_for_its_positives() -> None:
     rng = np.random.default_rng(3)
     ids = np.repeat(np.arange(3), 3).astype(np.int32)
     negative = draw(rng.random((9, 4)).astype(np.float32), ids, gumbel(9))
@@ -139,14 +139,14 @@ def test_an_anchor_draws_different_negatives_for_its_positives() -> None:
         assert len(set(drawn)) == 2
 
 
-def test_with_no_near_negative_any_other_image_is_drawn() -> None:
+def test_without_a_near_negative_any_other_image_is_sampled() -> None:
     ids = np.array([0, 0, 1, 1], np.int32)
     e = np.array([[1, 0], [1, 0], [-1, 0], [-1, 0]], np.float32)
     drawn = {int(draw(e, ids, gumbel(4, seed))[0, 1]) for seed in range(40)}
     assert drawn == {2, 3}
 
 
-def test_a_batch_of_one_image_has_its_positives_alone() -> None:
+def test_a_batch_of_one_image_has_only_positives() -> None:
     e = np.random.default_rng(4).random((4, 6)).astype(np.float32)
     ids = Tensor(np.zeros(4, np.int32))
     found = float(MarginLoss(0.2, 0.3)(Tensor(e), ids, Tensor(gumbel(4))).asnumpy())
@@ -160,7 +160,7 @@ def test_a_batch_of_one_image_has_its_positives_alone() -> None:
     assert found == pytest.approx(np.mean([pull for pull in pulls if pull > 0]), rel=1e-4)
 
 
-def test_pictures_that_are_the_same_to_the_last_bit_have_a_gradient() -> None:
+def test_identical_embeddings_have_a_finite_gradient() -> None:
     """Also where rounding makes the cosine of two exactly 1, or a little more."""
     exact = np.eye(2, 3, dtype=np.float32).repeat(2, 0)
     apart = distances(Tensor(exact)).asnumpy()

@@ -36,7 +36,7 @@ def test_semi_hard_negatives_equal_the_loops(spread: float) -> None:
     assert float(found) == pytest.approx(by_loops(e.astype(np.float64), ids, 0.1), rel=1e-4)
 
 
-def test_the_gradient_is_the_finite_difference() -> None:
+def test_the_gradient_equals_finite_differences() -> None:
     """The choice of the negative has no part in it."""
     rng = np.random.default_rng(1)
     ids = np.repeat(np.arange(4), 2).astype(np.int32)
@@ -52,7 +52,7 @@ def test_the_gradient_is_the_finite_difference() -> None:
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2], [0, 0, 0]])
-def test_without_a_pair_or_without_another_image_it_is_zero(ids: list[int]) -> None:
+def test_without_pairs_or_other_images_the_loss_is_zero(ids: list[int]) -> None:
     loss = TripletLoss(0.1)
     e = Tensor(np.random.default_rng(0).random((3, 4)).astype(np.float32))
     value, gradient = mindspore.value_and_grad(lambda x: loss(x, Tensor(np.array(ids, np.int32))))(

@@ -55,7 +55,7 @@ def test_average_pooling_does_not_clamp_negative_values() -> None:
     assert GeM(1.0)(Tensor(x)).asnumpy() == -1.0
 
 
-def test_a_zero_channel_gives_epsilon_and_no_gradient() -> None:
+def test_a_zero_channel_is_pooled_to_epsilon_without_gradient() -> None:
     x = Tensor(np.zeros((1, 2, 3, 3), np.float32))
     net = GeM(3.0)
     np.testing.assert_allclose(net(x).asnumpy(), EPSILON, rtol=1e-6)
@@ -69,7 +69,7 @@ def test_values_whose_powers_overflow_float32_are_pooled(maps: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
-def test_gradient_of_the_input_is_the_finite_difference(maps: np.ndarray, p: float) -> None:
+def test_gradient_of_the_input_equals_finite_differences(maps: np.ndarray, p: float) -> None:
     net = GeM(p)
     weights = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
 
@@ -89,7 +89,7 @@ def test_gradient_of_the_input_is_the_finite_difference(maps: np.ndarray, p: flo
 
 
 @pytest.mark.parametrize("p", [1.0, 2.5, 4.0])
-def test_gradient_of_the_exponent_is_the_finite_difference(maps: np.ndarray, p: float) -> None:
+def test_gradient_of_the_exponent_equals_finite_differences(maps: np.ndarray, p: float) -> None:
     net = GeM(p, learn=True)
 
     def loss() -> Tensor:
@@ -106,6 +106,6 @@ def test_gradient_of_the_exponent_is_the_finite_difference(maps: np.ndarray, p: 
 
 
 @pytest.mark.parametrize(("p", "learn"), [(0.5, False), (float("nan"), False), (math.inf, True)])
-def test_an_impossible_exponent_is_refused(p: float, learn: bool) -> None:
+def test_an_invalid_exponent_is_refused(p: float, learn: bool) -> None:
     with pytest.raises(MultigrainError, match="gem_p"):
         GeM(p, learn=learn)

@@ -25,7 +25,7 @@ def test_names_and_shapes_are_those_of_the_network(trunk: str, stem: str) -> Non
 
 @pytest.mark.parametrize("stem", STEM_KERNELS)
 @pytest.mark.parametrize("trunk", LAYOUTS)
-def test_a_trunk_is_told_by_its_parameters(trunk: str, stem: str) -> None:
+def test_a_trunk_is_identified_by_its_parameters(trunk: str, stem: str) -> None:
     shapes = trunk_shapes(trunk, stem) | {"classifier.weight": (3, 5)}
     assert trunk_of(shapes) == (trunk, stem)
     del shapes["trunk.bn1.gamma"]

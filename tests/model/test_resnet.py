@@ -72,7 +72,7 @@ def test_max_pooling_equals_padding_with_minus_infinity(size: int) -> None:
 
 
 @pytest.mark.parametrize(("stride", "size"), [(1, 1), (1, 3), (2, 2), (2, 5)])
-def test_small_maps_as_products_equal_the_convolution(stride: int, size: int) -> None:
+def test_matmul_of_small_maps_equals_the_convolution(stride: int, size: int) -> None:
     rng = np.random.default_rng(0)
     layer = Conv2d(6, 4, 3, stride=stride, padding=1)
     layer.weight.set_data(Tensor(rng.standard_normal((4, 6, 3, 3)).astype(np.float32)))
@@ -86,7 +86,7 @@ def test_small_maps_as_products_equal_the_convolution(stride: int, size: int) ->
     ("kernel", "stride", "padding", "dilation"),
     [((1, 3), 1, (0, 1), 1), ((3, 2), (1, 2), (1, 0), 1), (3, 1, 2, 2), (3, (2, 1), 2, (1, 2))],
 )
-def test_products_equal_convolutions_of_every_shape(
+def test_matmul_equals_convolutions_of_every_shape(
     kernel: int | Pair, stride: int | Pair, padding: int | Pair, dilation: int | Pair
 ) -> None:
     rng = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_products_equal_convolutions_of_every_shape(
     np.testing.assert_allclose(layer(x).asnumpy(), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_the_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     def weight(seed: int) -> np.ndarray:
         return build_model(ModelSpec(trunk="resnet18"), 10, seed=seed).trunk.conv1.weight.asnumpy()
 
@@ -109,7 +109,7 @@ def test_the_seed_decides_the_weights() -> None:
     assert weight(3).std() == pytest.approx(np.sqrt(2 / (64 * 49)), rel=0.05)
 
 
-def test_every_weight_starts_with_its_own_deviation() -> None:
+def test_every_weight_has_its_initial_standard_deviation() -> None:
     """Convolutions: He over the fan-out; gates: He over the fan-in; the classifier: small."""
     net = build_model(ModelSpec(trunk="se_resnet50"), 1000)
     block = net.trunk.layer4[0]

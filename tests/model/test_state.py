@@ -46,7 +46,7 @@ def test_the_exponent_is_restored(learn: bool) -> None:
     assert net.pool.value == 4.0
 
 
-def test_what_does_not_fit_is_named_and_nothing_is_changed() -> None:
+def test_mismatches_are_reported_and_nothing_is_changed() -> None:
     net = build_model(SPEC, 5)
     before = net.trunk.conv1.weight.asnumpy()
     state = model_state(build_model(SPEC, 6, seed=9))

@@ -43,7 +43,7 @@ def tensors() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
-def test_every_tensor_comes_back_from_its_message_in_its_place_and_shape(where: str) -> None:
+def test_bucketed_tensors_keep_their_order_and_shape(where: str) -> None:
     reducer, given = Three(), tensors()
     if where == "device":
         found = [x.asnumpy() for x in BucketedMean(reducer, SHAPES)(*(Tensor(x) for x in given))]
@@ -57,7 +57,7 @@ def test_every_tensor_comes_back_from_its_message_in_its_place_and_shape(where: 
 
 
 @pytest.mark.parametrize("size", [1, 5, 12])
-def test_every_worker_s_whole_array_is_gathered(size: int) -> None:
+def test_arrays_longer_than_a_message_are_gathered(size: int) -> None:
     own = np.arange(size, dtype=np.float32) + 1
     found = host_gather(Three(), own)
     for part, factor in zip(found, (1, 2, 6), strict=True):

@@ -80,7 +80,7 @@ def test_the_thor_rate_ignores_gamma_and_warm_up() -> None:
     assert all(learning_rate(plain, i, 3) == learning_rate(other, i, 3) for i in range(120))
 
 
-def test_past_its_end_the_thor_rate_is_zero_and_real() -> None:
+def test_past_its_end_the_thor_rate_is_zero() -> None:
     schedule = _schedule(epochs=60, **GPU)
     rates = [_at(schedule, epoch) for epoch in (49.9, 50, 50.1, 60)]
     assert rates[0] > 0
@@ -101,13 +101,13 @@ def test_end_epoch_zero_means_the_number_of_epochs(kind: str) -> None:
     ]
 
 
-def test_the_step_rate_falls_by_gamma_at_each_milestone() -> None:
+def test_the_step_rate_decays_by_gamma_at_each_milestone() -> None:
     schedule = _schedule(epochs=120, kind="step", init=0.2, gamma=0.1, milestones=(31, 61, 91))
     rates = [_at(schedule, epoch) for epoch in (1, 30.9, 31, 60, 61, 91, 120)]
     assert rates == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002, 0.0002, 0.0002])
 
 
-def test_the_linear_rate_is_a_straight_line_after_the_warm_up() -> None:
+def test_the_linear_rate_is_linear_after_the_warm_up() -> None:
     schedule = _schedule(epochs=12, kind="linear", init=1.0, end=0.2, warmup_epochs=2)
     rates = [_at(schedule, epoch) for epoch in (0.5, 1, 2, 7, 12)]
     assert rates == pytest.approx([0.25, 0.5, 1.0, 0.6, 0.2], abs=1e-9)
@@ -122,7 +122,7 @@ def test_the_cosine_rate_is_half_way_in_the_middle_and_flat_at_both_ends() -> No
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_past_their_end_linear_and_cosine_hold_their_end_value(kind: str) -> None:
+def test_past_their_end_linear_and_cosine_stay_at_their_end_value(kind: str) -> None:
     schedule = _schedule(epochs=10, kind=kind, init=1.0, end=0.1)
     assert _at(schedule, 30) == pytest.approx(0.1)
 
@@ -158,7 +158,7 @@ def test_every_rate_is_finite_and_between_zero_and_its_start(
 
 
 @pytest.mark.parametrize(("step", "steps"), [(-1, 10), (0, 0), (3, -2)])
-def test_impossible_positions_are_refused(step: int, steps: int) -> None:
+def test_invalid_steps_are_refused(step: int, steps: int) -> None:
     with pytest.raises(ValueError, match="step"):
         learning_rate(ScheduleSpec(), step, steps)
     with pytest.raises(ValueError, match="step"):

@@ -21,7 +21,7 @@ def scalar(value: float) -> Tensor:
     return Tensor(np.float32(value))
 
 
-def test_three_steps_of_every_group() -> None:
+def test_three_steps_of_every_parameter_group() -> None:
     rng = np.random.default_rng(0)
     start = rng.standard_normal((3, 4)).astype(np.float32)
     inverse = np.diag([1.0, 2.0, 3.0]).astype(np.float32)[None]
@@ -58,7 +58,7 @@ def test_three_steps_of_every_group() -> None:
             np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_exponent_never_falls_below_one() -> None:
+def test_gem_p_is_at_least_one() -> None:
     p = parameter("p", np.array(1.5))
     update = Update(
         [TrainableParameter(p, ParameterGroup.GEM_P)],
@@ -89,7 +89,7 @@ def test_statistics_of_a_skipped_step_are_undone() -> None:
 
 
 @pytest.mark.parametrize(("bound", "binds"), [(1e-3, True), (1e3, False)])
-def test_the_kl_bound_limits_the_preconditioned_step_alone(bound: float, binds: bool) -> None:
+def test_kl_clipping_limits_only_the_preconditioned_step(bound: float, binds: bool) -> None:
     rng = np.random.default_rng(0)
     inverses = [np.diag(rng.random(n) + 0.5).astype(np.float32) for n in (3, 2)]
     trained = []
@@ -120,7 +120,7 @@ def test_the_kl_bound_limits_the_preconditioned_step_alone(bound: float, binds: 
         assert rate**2 * moved == pytest.approx(bound, rel=1e-4)
 
 
-def test_the_kl_bound_of_no_step_at_all_is_no_number_to_divide_by() -> None:
+def test_kl_clipping_of_a_zero_step_does_not_divide_by_zero() -> None:
     cell = LayerPreconditioner("w", BlockLayout.of(4, 8), BlockLayout.of(3, 8))
     weight = parameter("w", np.ones((3, 4)))
     update = Update(

@@ -91,7 +91,7 @@ def test_a_published_checkpoint_computes_what_pytorch_computes(
 
 @pytest.mark.parametrize("holder", ["", "state_dict", "model"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_weights_alone_or_in_a_holder_of_any_type(
+def test_state_dicts_are_found_under_any_known_key(
     tmp_path: Path, holder: str, dtype: torch.dtype
 ) -> None:
     state = {f"module.{name}": value.to(dtype) for name, value in torchvision_state().items()}
@@ -114,7 +114,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
+def test_a_file_cannot_execute_code(tmp_path: Path, zipped: bool) -> None:
     mark = tmp_path / "mark"
     content = {"model_state": torchvision_state(), "extra": Evil(mark)}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
@@ -128,7 +128,7 @@ def test_a_file_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
     assert not mark.exists()
 
 
-def test_broken_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save(torchvision_state(), tmp_path / "w.pth")
     whole = (tmp_path / "w.pth").read_bytes()
     for broken in (b"", whole[:1000], whole[: len(whole) // 2], b"not at all"):

@@ -87,9 +87,7 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("overrides", "field"), CONTRADICTIONS)
-def test_fields_that_contradict_each_other_are_refused(
-    overrides: dict[str, Any], field: str | None
-) -> None:
+def test_contradicting_fields_are_refused(overrides: dict[str, Any], field: str | None) -> None:
     found = refused({**DATA, **overrides})
     if field is not None:
         assert found.keys() == {field}
@@ -121,11 +119,11 @@ CONSISTENT = [
 
 
 @pytest.mark.parametrize("overrides", CONSISTENT)
-def test_their_consistent_neighbors_are_accepted(overrides: dict[str, Any]) -> None:
+def test_consistent_values_next_to_the_limits_are_accepted(overrides: dict[str, Any]) -> None:
     resolve_training({**DATA, **overrides})
 
 
-def test_the_refusal_of_a_batch_names_the_sizes_that_fit() -> None:
+def test_a_refused_batch_size_suggests_valid_ones() -> None:
     message = refused(with_data(schedule={"batch_size": 128}))["spec.schedule.batch_size"]
     assert "126 or 129" in message
 
@@ -134,7 +132,7 @@ def test_the_refusal_of_a_batch_names_the_sizes_that_fit() -> None:
     "weights",
     [{}, {"job_id": "a", "model": "b"}, {"job_id": "", "model": ""}, {"checkpoint": "best"}],
 )
-def test_the_weights_have_exactly_one_source(weights: dict[str, str]) -> None:
+def test_exactly_one_weights_source_is_required(weights: dict[str, str]) -> None:
     found = refused({"weights": weights, "dataset_path": "/d"}, resolve_evaluation)
     assert found.keys() == {"spec.weights"}
     assert "exactly one" in found["spec.weights"]
@@ -146,7 +144,7 @@ def test_a_checkpoint_is_last_best_or_a_step(which: str) -> None:
     assert refused(overrides, resolve_evaluation).keys() == {"spec.weights.checkpoint"}
 
 
-def test_an_evaluation_of_everything_wrong_names_everything() -> None:
+def test_all_violations_of_an_evaluation_are_reported() -> None:
     overrides = {
         "weights": {"model": "m", "checkpoint": "best"},
         "tasks": ["classification", "classification"],
@@ -164,32 +162,32 @@ def test_an_evaluation_of_everything_wrong_names_everything() -> None:
     }
 
 
-def test_no_tasks_and_no_formats_mean_the_defaults() -> None:
+def test_empty_tasks_and_formats_mean_the_defaults() -> None:
     evaluation = resolve_evaluation({**WEIGHTS, "dataset_path": "/d", "tasks": []})
     assert evaluation.tasks == ("classification", "copy_detection")
     export = resolve_export({**WEIGHTS, "model_name": "m", "formats": []})
     assert export.formats == ("mindir", "onnx")
 
 
-def test_a_benchmark_with_a_layout_of_its_own_is_a_job_of_its_own() -> None:
+def test_a_benchmark_with_its_own_layout_cannot_be_combined() -> None:
     overrides = {**WEIGHTS, "dataset_path": "/d", "tasks": ["classification", "holidays"]}
     assert "without 'classification'" in refused(overrides, resolve_evaluation)["spec.tasks"]
     for tasks in (["holidays"], ["groups", "copy_detection", "classification"]):
         assert resolve_evaluation({**overrides, "tasks": tasks}).tasks == tuple(tasks)
 
 
-def test_a_misspelt_task_is_answered_with_the_nearest() -> None:
+def test_a_misspelled_task_suggests_the_nearest() -> None:
     overrides = {**WEIGHTS, "dataset_path": "/d", "tasks": ["clasification"]}
     found = refused(overrides, resolve_evaluation)
     assert "did you mean 'classification'?" in found["spec.tasks[0]"]
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a b", "a/b", "..", "a\n", "é", "a" * 65])
-def test_a_models_name_is_required_and_plain(name: str) -> None:
+def test_a_model_name_is_required_and_restricted(name: str) -> None:
     assert refused({**WEIGHTS, "model_name": name}, resolve_export).keys() == {"spec.model_name"}
 
 
-def test_an_export_takes_no_model_and_has_one_worker() -> None:
+def test_an_export_refuses_a_model_and_several_workers() -> None:
     overrides = {"weights": {"model": "m"}, "model_name": "m", "devices": {"count": 2}}
     found = refused(overrides, resolve_export)
     assert found.keys() == {"spec.weights.model", "spec.devices.count"}
@@ -197,7 +195,7 @@ def test_an_export_takes_no_model_and_has_one_worker() -> None:
     assert without == "exactly one of job_id and checkpoint_path is needed; none is set"
 
 
-def test_air_is_unsupported_off_ascend_and_allowed_on_it() -> None:
+def test_air_is_supported_on_ascend_only() -> None:
     overrides = {**WEIGHTS, "model_name": "m", "formats": ["air"]}
     with pytest.raises(MultigrainError, match="Ascend only") as caught:
         resolve_export(overrides)

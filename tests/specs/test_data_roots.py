@@ -56,9 +56,7 @@ def _refused(area: Path, path: str, **options: bool) -> MultigrainError:
         ("alias/images", "root/images"),
     ],
 )
-def test_a_path_that_leads_into_a_root_is_answered_with_the_real_one(
-    area: Path, path: str, real: str
-) -> None:
+def test_a_path_under_a_root_is_resolved_to_its_real_path(area: Path, path: str, real: str) -> None:
     assert _check(area, f"{area}/{path}") == area / real
 
 
@@ -77,13 +75,13 @@ def test_a_path_that_leads_into_a_root_is_answered_with_the_real_one(
         "",
     ],
 )
-def test_a_path_that_leads_out_is_refused(area: Path, path: str) -> None:
+def test_a_path_outside_the_roots_is_refused(area: Path, path: str) -> None:
     error = _refused(area, f"{area}/{path}")
     assert error.kind is ErrorKind.PATH_NOT_ALLOWED
     assert "--data-root" in error.message
 
 
-def test_the_refusal_is_the_same_whether_or_not_something_is_there(area: Path) -> None:
+def test_the_error_does_not_reveal_whether_an_outside_path_exists(area: Path) -> None:
     messages = {
         _refused(area, f"{area}/{path}", must_exist=must).message
         for path in ("secret/key", "secret/nothing", "root/out/key", "root/out/nothing")
@@ -94,7 +92,7 @@ def test_the_refusal_is_the_same_whether_or_not_something_is_there(area: Path) -
 
 
 @pytest.mark.parametrize("path", ["root/none", "root/images/none", "root/loop", "root/loop/x"])
-def test_inside_a_root_a_path_must_exist_unless_it_need_not(area: Path, path: str) -> None:
+def test_a_path_under_a_root_must_exist_by_default(area: Path, path: str) -> None:
     error = _refused(area, f"{area}/{path}")
     assert error.kind is ErrorKind.INVALID_FIELD
     assert "no such file" in error.message
@@ -116,32 +114,32 @@ def test_inside_a_root_a_path_must_exist_unless_it_need_not(area: Path, path: st
         ("/\ud800", "no file name"),
     ],
 )
-def test_what_is_no_absolute_path_is_a_wrong_field(area: Path, path: str, word: str) -> None:
+def test_a_path_that_is_not_absolute_is_an_invalid_field(area: Path, path: str, word: str) -> None:
     error = _refused(area, path)
     assert error.kind is ErrorKind.INVALID_FIELD
     assert word in error.message
     assert len(error.message) < 200
 
 
-def test_without_roots_everything_is_refused(area: Path) -> None:
+def test_without_roots_every_path_is_refused(area: Path) -> None:
     with pytest.raises(MultigrainError) as caught:
         PathRoots([]).check(str(area), FIELD)
     assert caught.value.kind is ErrorKind.PATH_NOT_ALLOWED
 
 
-def test_any_of_several_roots_will_do_and_one_may_be_a_link(area: Path) -> None:
+def test_several_roots_and_linked_roots_are_allowed(area: Path) -> None:
     roots = PathRoots([area / "none", area / "alias", area / "root-2"])
     assert roots.roots == (area / "none", area / "root", area / "root-2")
     assert roots.check(f"{area}/root/images", FIELD) == area / "root/images"
     assert roots.check(f"{area}/root-2", FIELD) == area / "root-2"
 
 
-def test_a_relative_root_is_a_mistake_of_the_operator() -> None:
+def test_a_relative_root_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="not an absolute path"):
         PathRoots([Path("data")])
 
 
-def test_no_mixture_of_steps_gets_out(area: Path) -> None:
+def test_random_paths_never_escape_the_roots(area: Path) -> None:
     rng = random.Random(3)
     steps = ["..", ".", "root", "images", "in", "out", "out-and-back", "loop", "secret", "key", ""]
     passed = 0
@@ -158,7 +156,7 @@ def test_no_mixture_of_steps_gets_out(area: Path) -> None:
     assert passed > 50
 
 
-def test_a_path_that_may_not_be_looked_at_is_not_called_missing(open_path: Path) -> None:
+def test_a_path_without_permission_is_not_reported_as_missing(open_path: Path) -> None:
     (open_path / "closed/data").mkdir(parents=True)
     (open_path / "closed").chmod(0)
     roots = PathRoots([open_path])

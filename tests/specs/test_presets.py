@@ -81,7 +81,7 @@ def test_the_thor_presets_have_the_documents_second_order_parameters(name: str) 
     )
 
 
-def test_the_momentum_preset_warms_up_for_two_epochs_and_falls_to_zero() -> None:
+def test_the_momentum_preset_warms_up_for_two_epochs_and_decays_to_zero() -> None:
     spec = _resolved("resnet50-imagenet-momentum")
     assert spec.optimizer.kind == "momentum"
     rates = [learning_rate(spec.schedule, epoch * 5338 - 1, 5338) for epoch in (1, 2, 26, 50)]
@@ -102,7 +102,7 @@ def test_the_papers_preset_is_the_papers_recipe() -> None:
     assert rates == pytest.approx([0.2, 0.02, 0.002, 0.0002])
 
 
-def test_the_demo_never_mirrors_a_digit_and_runs_on_two_cpu_workers() -> None:
+def test_the_demo_does_not_flip_digits_and_runs_on_two_cpu_workers() -> None:
     spec = _resolved("digits-demo")
     assert spec.augmentation.flip == 0
     assert (spec.devices.target, spec.devices.count) == ("cpu", 2)
@@ -118,7 +118,7 @@ def test_changing_a_presets_values_does_not_change_the_preset() -> None:
     assert preset_values("resnet50-paper")["model"]
 
 
-def test_merging_joins_groups_replaces_the_rest_and_shares_nothing() -> None:
+def test_merge_joins_mappings_replaces_other_values_and_copies() -> None:
     base = {"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"z": 1}}
     over = {"a": {"y": [3]}, "b": {"new": 1}, "c": 5}
     merged = merge(base, over)

@@ -18,18 +18,18 @@ def _fields(check: Callable[[], None]) -> list[str]:
 
 
 @pytest.mark.parametrize("text", ["", "a", "x" * 128, "é" * 128, "an id with spaces"])
-def test_ids_and_names_of_up_to_128_characters_pass(text: str) -> None:
+def test_ids_and_names_of_up_to_128_characters_are_accepted(text: str) -> None:
     check_request(text, "", {})
     check_name(text)
 
 
 @pytest.mark.parametrize("text", ["x" * 129, "a\nb", "\0", "\x7f", "\x1b[2J"])
-def test_longer_ones_and_control_characters_are_refused(text: str) -> None:
+def test_longer_ids_and_control_characters_are_refused(text: str) -> None:
     assert _fields(lambda: check_request(text, "", {})) == ["request_id"]
     assert _fields(lambda: check_name(text)) == ["name"]
 
 
-def test_labels_at_their_limits_pass() -> None:
+def test_labels_at_their_limits_are_accepted() -> None:
     check_request("", "", {})
     check_request("", "", {f"{i:0>63}": "v" * 255 for i in range(64)})
     check_request("", "", {"team": ""})
@@ -49,11 +49,11 @@ def test_too_many_labels_are_one_violation() -> None:
         ({"k\n": "v"}, "labels['k\\n']"),
     ],
 )
-def test_a_label_beyond_a_limit_is_named(labels: dict[str, str], field: str) -> None:
+def test_a_label_beyond_a_limit_is_reported(labels: dict[str, str], field: str) -> None:
     assert _fields(lambda: check_request("", "", labels)) == [field]
 
 
-def test_a_request_names_every_violation_at_once() -> None:
+def test_all_violations_of_a_request_are_reported() -> None:
     fields = _fields(lambda: check_request("x" * 129, "a\n", {"k": "v" * 256, "": ""}))
     assert fields == ["request_id", "name", "labels", "labels['k']"]
     check_request("id", "name", {"k": "v"})

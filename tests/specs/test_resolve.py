@@ -14,12 +14,12 @@ from tests.specs.refusal import DATA, refused, with_data
 NAN = float("nan")
 
 
-def test_the_defaults_alone_make_a_run_that_can_start() -> None:
+def test_the_defaults_and_a_training_path_are_a_valid_run() -> None:
     expected = TrainingSpec.model_validate(DATA)
     assert resolve_training(DATA) == expected
 
 
-def test_an_override_changes_one_field_of_a_preset_and_leaves_its_neighbors() -> None:
+def test_an_override_changes_only_its_own_field_of_a_preset() -> None:
     preset = resolve_training({**DATA, "preset": "resnet50-imagenet-thor-gpu"})
     changed = resolve_training(
         {
@@ -50,7 +50,7 @@ def test_a_list_replaces_the_presets_list() -> None:
     assert spec.schedule.learning_rate.init == 0.2
 
 
-def test_resolving_leaves_the_overrides_as_they_were() -> None:
+def test_resolving_does_not_modify_the_overrides() -> None:
     overrides = with_data(preset="digits-demo", schedule={"learning_rate": {"milestones": [1]}})
     resolve_training(overrides)
     resolve_training(with_data(preset="digits-demo", model={"gem_p": 2.0}))
@@ -69,34 +69,34 @@ def test_resolving_leaves_the_overrides_as_they_were() -> None:
         ({"epochs": 3}, "spec.epochs", "schedule.epochs"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest_valid_one(
+def test_an_unknown_key_suggests_the_nearest_valid_one(
     overrides: dict[str, Any], field: str, suggestion: str
 ) -> None:
     message = refused({**DATA, **overrides})[field]
     assert message == f"unknown field; did you mean '{suggestion}'?"
 
 
-def test_a_key_that_resembles_nothing_is_answered_with_the_choices() -> None:
+def test_an_unknown_key_without_a_near_one_lists_the_valid_ones() -> None:
     message = refused(with_data(optimizer={"thor": {"zzz": 1}}))["spec.optimizer.thor.zzz"]
     assert "frequency, block_size, damping_init, damping_decay" in message
 
 
-def test_a_key_that_is_no_text_is_refused() -> None:
+def test_a_key_that_is_not_a_string_is_refused() -> None:
     assert refused({**DATA, 5: 1}).keys() == {"spec[5]"}  # type: ignore[dict-item]
 
 
-def test_an_unknown_preset_is_refused_with_the_nearest_and_all_names() -> None:
+def test_an_unknown_preset_suggests_the_nearest_and_lists_all() -> None:
     message = refused({**DATA, "preset": "digit-demo"})["spec.preset"]
     assert "did you mean 'digits-demo'?" in message
     assert "resnet50-paper" in message
 
 
 @pytest.mark.parametrize("name", ["../presets/digits-demo", "/etc/passwd", "digits-demo.yaml", "."])
-def test_a_preset_is_a_name_and_never_a_path(name: str) -> None:
+def test_a_preset_name_is_never_a_path(name: str) -> None:
     assert refused({**DATA, "preset": name}).keys() == {"spec.preset"}
 
 
-def test_every_violation_is_named_at_once() -> None:
+def test_all_violations_are_reported_at_once() -> None:
     found = refused(
         {
             "preset": "nope",
@@ -150,7 +150,7 @@ def test_every_violation_is_named_at_once() -> None:
         ({"dataset": {"train_path": "/a\0b"}}, "spec.dataset.train_path", ["NUL"]),
     ],
 )
-def test_a_wrong_value_is_answered_with_itself_and_what_is_allowed(
+def test_a_wrong_value_is_reported_with_what_is_allowed(
     overrides: dict[str, Any], field: str, words: list[str]
 ) -> None:
     found = refused({**DATA, **overrides})
@@ -159,7 +159,7 @@ def test_a_wrong_value_is_answered_with_itself_and_what_is_allowed(
         assert word in found[field]
 
 
-def test_a_very_long_value_is_cut_in_the_message() -> None:
+def test_a_very_long_value_is_truncated_in_the_message() -> None:
     found = refused(with_data(model={"trunk": "x" * 100_000}, seed="y" * 100_000))
     assert all(len(message) < 300 for message in found.values())
 

@@ -25,7 +25,7 @@ def test_a_lower_loss_is_better() -> None:
     assert (best.value, best.step) == (2.0, 7)
 
 
-def test_no_number_is_never_the_best() -> None:
+def test_nan_is_never_the_best() -> None:
     best = BestCheckpoint("loss")
     assert not best.update({"loss": float("nan")}, step=1)
     assert best.update({"loss": 3.0}, step=2)

@@ -134,14 +134,14 @@ def test_the_best_checkpoint_survives_pruning_and_a_resumption(tmp_path: Path) -
     assert best.state.keys() == store.load(store.resolve(checkpoints, "last")).state.keys()
 
 
-def test_a_better_one_after_a_resumption_takes_the_best_one_s_place(tmp_path: Path) -> None:
+def test_a_better_checkpoint_after_a_resumption_replaces_the_best(tmp_path: Path) -> None:
     figures = [3.0, 2.0, 2.5, 1.0, 4.0]
     assert bests(attempt(tmp_path, figures, epochs=3, metric="loss")) == [2, 4]
     assert bests(attempt(tmp_path, figures, epochs=5, metric="loss")) == [8]
     assert names(tmp_path) == ["step-00000008", "step-00000010"]
 
 
-def test_a_job_that_was_stopped_in_an_evaluation_makes_it_before_it_goes_on(tmp_path: Path) -> None:
+def test_a_job_stopped_in_an_evaluation_repeats_it_when_resumed(tmp_path: Path) -> None:
     figures = [0.2, 0.9, 0.5]
     assert attempt(tmp_path, figures, epochs=3, stopped_in=2).records[-1].step == 4
     for evaluated in ([4, 6], []):  # and not once more
@@ -149,14 +149,14 @@ def test_a_job_that_was_stopped_in_an_evaluation_makes_it_before_it_goes_on(tmp_
         assert [r.step for r in again if isinstance(r, EvaluationRecord)] == evaluated
 
 
-def test_the_best_is_kept_by_a_retrieval_figure(tmp_path: Path) -> None:
+def test_the_best_checkpoint_may_be_selected_by_a_retrieval_metric(tmp_path: Path) -> None:
     figures = [0.2, 0.7, 0.5]
     assert bests(attempt(tmp_path, figures, epochs=3, metric="copy_map")) == [2, 4]
     best = store.read_manifest(store.resolve(tmp_path / "job" / "checkpoints", "best"))
     assert (best.step, best.metrics) == (4, {"copy_map": 0.7})
 
 
-def test_looking_at_the_network_changes_none_of_thor_s_steps(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_thors_steps(tmp_path: Path) -> None:
     for name in ("with", "without"):
         write_dataset(tmp_path / name / "val", classes=CLASSES, each=2, size=SIDE)
     seen = attempt(tmp_path / "with", [0.1] * 4, epochs=4, look=True)

@@ -44,7 +44,7 @@ def residual_step(early: tuple[int, ...]) -> TrainStep:
     return TrainStep(net, JointObjective(spec.objective), spec, world=1, steps_per_epoch=4)
 
 
-def test_an_early_refresh_gives_a_branch_that_started_at_zero_its_curvature(
+def test_an_early_refresh_captures_branches_initialized_with_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = residual_step((3,))
@@ -70,13 +70,13 @@ def test_an_early_refresh_gives_a_branch_that_started_at_zero_its_curvature(
     assert not np.array_equal(step.state()["curvature.trunk.branch.g_inverse"][0], inverse)
 
 
-def test_early_refreshes_come_on_top_of_the_regular_ones() -> None:
+def test_early_refreshes_are_additional() -> None:
     rule = FixedRule(2, 5, early=(2, 5, 7))
     assert [step for step in range(13) if rule.due(step)] == [0, 2, 5, 7, 10]
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_early_checks_change_no_interval_of_the_trace_rule(late: int) -> None:
+def test_early_checks_do_not_change_the_intervals(late: int) -> None:
     """Nor does one whose step was skipped, and which is made up for in the next."""
     rule = TraceRule((1,), w1=0.0, w2=0.0, frequency=4, growth=2.0, largest=100, early=(2, 6))
     seen, missed = [], False

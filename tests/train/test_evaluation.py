@@ -50,7 +50,7 @@ def evaluation(
     return ScheduledEvaluation(context, spec, model, scan(train)), reporter
 
 
-def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: Path) -> None:
+def test_held_out_images_have_the_class_indices_of_training(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=3, each=4)
     part = tmp_path / "part"
     shutil.copytree(train / "c2", part / "c2")
@@ -62,14 +62,14 @@ def test_held_out_images_of_some_classes_are_numbered_as_in_training(tmp_path: P
     assert record.metrics == alone.metrics
 
 
-def test_each_worker_looks_at_its_share_of_the_held_out_images(tmp_path: Path) -> None:
+def test_each_worker_evaluates_its_shard(tmp_path: Path) -> None:
     train = write_dataset(tmp_path, classes=3, each=3)
     (evaluator,) = evaluation(train, train, rank=1, world=4)[0]._evaluators
     assert list(evaluator._batches.indices[0]) == [1, 5]
     assert evaluator.shard == 2
 
 
-def test_held_out_images_are_cut_as_the_model_says(tmp_path: Path) -> None:
+def test_held_out_images_are_cropped_by_the_models_center_crop(tmp_path: Path) -> None:
     train = write_dataset(tmp_path, classes=3, each=4)
     record = evaluation(train, train, crop=0.5)[0](1, 1)
     assert record is not None
@@ -86,12 +86,12 @@ def test_held_out_images_of_an_unknown_class_are_refused(tmp_path: Path) -> None
     assert caught.value.kind is ErrorKind.DATASET
 
 
-def test_an_evaluation_while_training_ends_when_asked_to(tmp_path: Path) -> None:
+def test_a_stop_request_ends_a_scheduled_evaluation(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=2, each=2)
     assert evaluation(train, train, stop=True)[0](1, 1) is None
 
 
-def test_retrieval_is_measured_in_the_same_pass_and_as_by_an_evaluation_job(
+def test_retrieval_metrics_equal_those_of_an_evaluation_job(
     tmp_path: Path,
 ) -> None:
     train = write_dataset(tmp_path / "train", classes=3, each=4)
@@ -107,7 +107,7 @@ def test_retrieval_is_measured_in_the_same_pass_and_as_by_an_evaluation_job(
     assert (record.images, record.resolution) == (12, 16)
 
 
-def test_groups_that_are_no_classes_are_searched_in_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_groups_may_be_in_a_separate_folder(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=2, each=3)
     groups = write_dataset(tmp_path / "groups", classes=4, each=2)
     schedule = {"tasks": ("classification", "groups"), "retrieval_path": str(groups)}
@@ -124,7 +124,7 @@ def test_groups_that_are_no_classes_are_searched_in_a_folder_of_their_own(tmp_pa
     assert record.metrics == found.metrics
 
 
-def test_a_published_benchmark_is_searched_while_training(tmp_path: Path) -> None:
+def test_a_published_benchmark_is_evaluated_during_training(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=2, each=3)
     for number in range(8):
         picture = tmp_path / "ukb" / f"ukbench{number:05d}.png"
@@ -136,7 +136,7 @@ def test_a_published_benchmark_is_searched_while_training(tmp_path: Path) -> Non
     assert record.metrics == {"ukb_recall4": 4.0}
 
 
-def test_an_unreadable_image_is_named_once_in_all(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_logged_once(tmp_path: Path) -> None:
     train = write_dataset(tmp_path / "train", classes=2, each=3)
     (train / "c1" / "001.png").write_bytes(b"")
     held_out, reporter = evaluation(train, train)

@@ -33,7 +33,7 @@ def half_step(**options: Any) -> TrainStep:
     return tiny_step(spec.model_copy(update={"precision": "fp16"}))
 
 
-def test_on_the_cpu_it_is_refused() -> None:
+def test_half_precision_is_refused_on_the_cpu() -> None:
     with pytest.raises(MultigrainError, match="use fp32") as caught:
         half_step()
     assert caught.value.violations[0].field == "spec.precision"
@@ -43,7 +43,7 @@ def test_on_the_cpu_it_is_refused() -> None:
 @pytest.mark.parametrize(
     ("trunk", "stem"), [("resnet18", "small"), ("se_resnet50", "imagenet")], ids=str
 )
-def test_the_trunk_s_convolutions_are_half_and_all_results_float32(trunk: str, stem: str) -> None:
+def test_convolutions_are_half_precision_and_results_float32(trunk: str, stem: str) -> None:
     net = build_model(ModelSpec(trunk=trunk, stem=stem, zero_init_residual=False), 5)
     net.set_train(False)
     x = Tensor(np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32))
@@ -63,7 +63,7 @@ def test_the_trunk_s_convolutions_are_half_and_all_results_float32(trunk: str, s
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_thor_s_steps_follow_those_of_float32() -> None:
+def test_thor_steps_in_half_precision_are_close_to_float32() -> None:
     plain, half = tiny_step(tiny_spec()), half_step(loss_scale=0.0)
     for i in range(4):
         one, other = plain(*batch(i)), half(*batch(i))
@@ -79,7 +79,7 @@ def test_thor_s_steps_follow_those_of_float32() -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_derivatives_beyond_half_precision_halve_the_scale_until_they_fit() -> None:
+def test_overflowing_derivatives_reduce_the_loss_scale() -> None:
     step = half_step(kind="momentum", loss_scale=2.0**21, max_skipped_steps=1)
     results = [step(*batch(0))]
     while results[-1].skipped:

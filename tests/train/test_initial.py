@@ -41,7 +41,7 @@ def torchvision(path: Path, classes: int = 3) -> Path:
     return path
 
 
-def test_a_classifier_of_the_same_number_of_classes_is_taken(tmp_path: Path) -> None:
+def test_a_classifier_with_the_same_classes_is_loaded(tmp_path: Path) -> None:
     path = torchvision(tmp_path / "w.safetensors")
     net = network(3)
     start = initial_state(spec(path), net)
@@ -53,7 +53,7 @@ def test_a_classifier_of_the_same_number_of_classes_is_taken(tmp_path: Path) -> 
     assert start.notes == ("starting from weights of a resnet18 with torchvision's names",)
 
 
-def test_a_classifier_of_other_classes_is_dropped_and_the_log_says_so(tmp_path: Path) -> None:
+def test_a_classifier_with_other_classes_is_dropped_and_logged(tmp_path: Path) -> None:
     path = torchvision(tmp_path / "w.safetensors", classes=5)
     net = network(3)
     start = initial_state(spec(path), net)
@@ -73,7 +73,7 @@ def test_a_trunk_without_classifier_is_enough(tmp_path: Path) -> None:
     assert "is missing" in start.notes[1]
 
 
-def test_a_learned_exponent_starts_at_the_specifications_where_the_source_has_none(
+def test_a_learned_exponent_without_a_source_starts_at_the_specifications(
     tmp_path: Path,
 ) -> None:
     path = torchvision(tmp_path / "w.safetensors")
@@ -84,7 +84,7 @@ def test_a_learned_exponent_starts_at_the_specifications_where_the_source_has_no
 @pytest.mark.parametrize(
     ("model", "field"), [({"trunk": "resnet34"}, "trunk"), ({"stem": "small"}, "stem")]
 )
-def test_weights_of_another_network_are_a_wrong_field(
+def test_weights_of_another_network_are_an_invalid_field(
     tmp_path: Path, model: dict[str, str], field: str
 ) -> None:
     path = torchvision(tmp_path / "w.safetensors")
@@ -93,7 +93,7 @@ def test_weights_of_another_network_are_a_wrong_field(
     assert caught.value.violations[0].field == f"spec.model.{field}"
 
 
-def test_a_checkpoint_of_another_job_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_job_is_logged(tmp_path: Path) -> None:
     net = network(3)
     manifest = CheckpointManifest(
         step=7, epoch=1, model=spec(tmp_path).model, labels=("a", "b", "c"), job_id="job-1"

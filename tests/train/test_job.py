@@ -80,9 +80,7 @@ def last(folder: Path) -> store.Checkpoint:
 
 
 @pytest.mark.parametrize("at", [3, 5])
-def test_a_job_that_was_stopped_and_continued_ends_with_the_same_bits(
-    tmp_path: Path, at: int
-) -> None:
+def test_a_stopped_and_resumed_job_ends_with_identical_weights(tmp_path: Path, at: int) -> None:
     """Amid an epoch and amid a period of the curvature: data, noise, momentum, statistics."""
     training = spec(write_dataset(tmp_path / "data"))  # 2 epochs of 4 steps
     outcome, whole = run(tmp_path / "whole", training)
@@ -106,7 +104,7 @@ class EnoughSeenError(Exception):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_parts_of_a_job_are_made_for_its_seed_and_this_worker(
+def test_seed_and_worker_reach_the_parts_of_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     seen: dict[str, Any] = {}
@@ -152,7 +150,7 @@ def weights(path: Path, **changes: float) -> Path:
     return path
 
 
-def test_a_skipped_first_step_leaves_the_statistics_of_the_given_weights(tmp_path: Path) -> None:
+def test_a_skipped_first_step_keeps_the_statistics_of_initial_weights(tmp_path: Path) -> None:
     given = weights(tmp_path / "weights.safetensors")
     training = spec(
         write_dataset(tmp_path / "data"),
@@ -168,7 +166,7 @@ def test_a_skipped_first_step_leaves_the_statistics_of_the_given_weights(tmp_pat
     )
 
 
-def test_a_fixed_exponent_is_that_of_the_specification_not_of_the_given_weights(
+def test_a_fixed_exponent_is_the_specifications(
     tmp_path: Path,
 ) -> None:
     given = weights(tmp_path / "weights.safetensors", **{"pool.p": 1.0})
@@ -184,7 +182,7 @@ def test_a_fixed_exponent_is_that_of_the_specification_not_of_the_given_weights(
     assert checkpoint.model["pool.p"] == 4.0
 
 
-def test_the_log_says_which_weights_a_training_starts_from(tmp_path: Path) -> None:
+def test_the_source_of_initial_weights_is_logged(tmp_path: Path) -> None:
     given = weights(tmp_path / "weights.safetensors", **{"classifier.bias": 0.0})
     training = spec(
         write_dataset(tmp_path / "data"),
@@ -198,7 +196,7 @@ def test_the_log_says_which_weights_a_training_starts_from(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("batch", "warned"), [(36, False), (48, True)])
-def test_a_step_that_takes_more_images_than_there_are_is_warned_of(
+def test_a_step_with_more_images_than_the_dataset_logs_a_warning(
     tmp_path: Path, batch: int, warned: bool
 ) -> None:
     training = spec(
@@ -212,7 +210,7 @@ def test_a_step_that_takes_more_images_than_there_are_is_warned_of(
     assert any("schedule.batch_size 36" in message for message in logs) == warned
 
 
-def test_a_learned_exponent_starts_from_the_given_weights(tmp_path: Path) -> None:
+def test_a_learned_exponent_starts_from_the_initial_weights(tmp_path: Path) -> None:
     given = weights(tmp_path / "weights.safetensors", **{"pool.p": 2.5})
     training = spec(
         write_dataset(tmp_path / "data"),

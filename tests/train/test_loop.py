@@ -116,7 +116,7 @@ def figures(step: int, epoch: int) -> EvaluationRecord:
     return EvaluationRecord({"top1": step / 10}, step=step, epoch=epoch)
 
 
-def test_each_epoch_is_evaluated_and_then_saved() -> None:
+def test_each_epoch_is_evaluated_then_saved() -> None:
     saver = Saver()
     outcome = train(saver, figures)
     assert saver.saved == [(3, True, True), (6, True, True)]
@@ -131,7 +131,7 @@ def test_each_epoch_is_evaluated_and_then_saved() -> None:
         (0, 5, [(3, False, False), (6, True, True)]),
     ],
 )
-def test_the_end_is_evaluated_whatever_the_schedule_and_saved(
+def test_the_last_step_is_always_evaluated_and_saved(
     max_steps: int, every: int, saved: list[tuple[int, bool, bool]]
 ) -> None:
     saver = Saver()
@@ -139,7 +139,7 @@ def test_the_end_is_evaluated_whatever_the_schedule_and_saved(
     assert saver.saved == saved
 
 
-def test_an_evaluation_sees_the_statistics_of_all_workers() -> None:
+def test_statistics_are_averaged_before_an_evaluation() -> None:
     order: list[str] = []
 
     def evaluate(step: int, epoch: int) -> EvaluationRecord:
@@ -151,9 +151,7 @@ def test_an_evaluation_sees_the_statistics_of_all_workers() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_worker_takes_part_in_averaging_what_the_first_one_saves(
-    tmp_path: Path, rank: int
-) -> None:
+def test_every_worker_averages_statistics_when_rank_0_saves(tmp_path: Path, rank: int) -> None:
     """Collective: were it the first one's business alone, it would wait for ever."""
     model, order = tiny_model(), list[str]()
     step: Any = Step(order)
@@ -171,21 +169,21 @@ def test_every_worker_takes_part_in_averaging_what_the_first_one_saves(
     assert len(store.steps(JobFolder(tmp_path).checkpoints)) == (1 if rank == 0 else 0)
 
 
-def test_a_stop_saves_the_step_it_was_seen_at() -> None:
+def test_a_stop_saves_the_current_step() -> None:
     saver = Saver()
     outcome = train(saver, figures, reporter=Reporter(stop_at=2))
     assert saver.saved == [(2, False, False)]
     assert outcome.stopped
 
 
-def test_a_stop_in_an_evaluation_saves_and_does_not_wait_for_its_end() -> None:
+def test_a_stop_during_an_evaluation_saves_at_once() -> None:
     saver = Saver()
     outcome = train(saver, lambda _step, _epoch: None)
     assert saver.saved == [(3, False, False)]
     assert outcome.stopped
 
 
-def test_a_stop_at_the_end_of_an_epoch_does_not_begin_its_evaluation() -> None:
+def test_a_stop_at_the_end_of_an_epoch_skips_its_evaluation() -> None:
     saver, evaluated = Saver(), []
 
     def evaluate(step: int, epoch: int) -> EvaluationRecord:
@@ -196,7 +194,7 @@ def test_a_stop_at_the_end_of_an_epoch_does_not_begin_its_evaluation() -> None:
     assert (saver.saved, evaluated) == ([(3, False, False)], [])
 
 
-def test_a_resumed_run_makes_the_evaluation_that_it_was_stopped_at() -> None:
+def test_a_resumed_run_repeats_an_interrupted_evaluation() -> None:
     for step in (3, 6):
         saver, reporter = Saver(last_saved=step), Reporter()
         outcome = train(saver, figures, reporter=reporter, start=StartPoint(step))
@@ -207,7 +205,7 @@ def test_a_resumed_run_makes_the_evaluation_that_it_was_stopped_at() -> None:
         assert (first.step, first.epoch) == (step, step // 3)
 
 
-def test_a_run_resumed_from_an_evaluated_checkpoint_goes_on_with_the_next_step() -> None:
+def test_a_run_resumed_from_an_evaluated_checkpoint_continues_with_the_next_step() -> None:
     saver = Saver(last_saved=3)
     train(saver, figures, start=StartPoint(3, evaluated=True))
     assert saver.saved == [(6, True, True)]

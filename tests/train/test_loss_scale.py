@@ -29,7 +29,7 @@ def whole(step: TrainStep) -> dict[str, np.ndarray]:
     return model_state(step._model) | step.state()
 
 
-def test_in_float32_there_is_none() -> None:
+def test_float32_has_no_loss_scale_by_default() -> None:
     scale = LossScale(OptimizerSpec(), "fp32")
     assert (scale.value, scale.active, scale.dynamic, scale.state()) == (1.0, False, False, {})
     half = LossScale(OptimizerSpec(), "fp16")
@@ -39,7 +39,7 @@ def test_in_float32_there_is_none() -> None:
     assert (static.value, static.active, static.dynamic) == (64.0, True, False)
 
 
-def test_it_doubles_after_good_steps_in_a_row_and_halves_between_its_bounds() -> None:
+def test_a_dynamic_scale_doubles_and_halves_between_its_bounds() -> None:
     spec = OptimizerSpec(
         loss_scaling="dynamic", loss_scale=4, loss_scale_steps=2, loss_scale_min=2, loss_scale_max=8
     )
@@ -54,7 +54,7 @@ def test_it_doubles_after_good_steps_in_a_row_and_halves_between_its_bounds() ->
     assert seen == [4, 8, 8, 8, 8, 8, True, 4, 4, True, 2, 2, 4, True, 2, False, 2]
 
 
-def test_with_a_scale_the_trajectory_and_the_factors_are_the_same() -> None:
+def test_a_loss_scale_does_not_change_steps_and_factors() -> None:
     """Also while it is doubled; a power of two changes no digit."""
     plain = tiny_step(tiny_spec())
     other = tiny_step(scaled(tiny_spec(), loss_scale=1024.0, loss_scale_steps=2))
@@ -89,7 +89,7 @@ def overflowing(**fields: Any) -> TrainStep:
     return tiny_step(scaled(spec, loss_scale=2.0**68, loss_scale_max=2.0**68, **fields))
 
 
-def test_an_overflow_skips_and_halves_without_counting_toward_the_end() -> None:
+def test_an_overflow_halves_the_scale_and_is_tolerated() -> None:
     step = overflowing()
     before = whole(step)
     results = [step(*batch(i)) for i in range(10)]
@@ -112,7 +112,7 @@ def test_an_overflow_skips_and_halves_without_counting_toward_the_end() -> None:
     assert step.state()["skipped_in_row"] == 1
 
 
-def test_at_the_floor_an_overflow_counts() -> None:
+def test_at_the_minimum_scale_an_overflow_counts() -> None:
     step = overflowing(loss_scale_min=2.0**67)
     assert step(*batch(0)).skipped  # halves to the floor
     assert step(*batch(1)).skipped
@@ -121,7 +121,7 @@ def test_at_the_floor_an_overflow_counts() -> None:
     assert caught.value.kind is ErrorKind.DIVERGED
 
 
-def test_the_scale_goes_on_from_a_checkpoint() -> None:
+def test_the_scale_continues_from_a_checkpoint() -> None:
     spec = scaled(tiny_spec("momentum"), loss_scale=8.0, loss_scale_steps=3)
     whole_run = tiny_step(spec)
     for i in range(2):

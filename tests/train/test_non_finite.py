@@ -78,7 +78,7 @@ def whole(step: TrainStep) -> dict[str, np.ndarray]:
     ],
     ids=["fixed", "trace", "average"],
 )
-def test_a_broken_factor_beside_good_gradients_skips_the_step_and_stays_due(
+def test_a_non_finite_factor_skips_the_step_and_defers_the_refresh(
     options: dict[str, Any],
 ) -> None:
     step = tiny_step(tiny_spec(frequency=2, max_skipped_steps=3, **options))
@@ -104,7 +104,7 @@ def test_a_broken_factor_beside_good_gradients_skips_the_step_and_stays_due(
     assert "3 steps in a row" in caught.value.message
 
 
-def test_a_broken_gradient_is_named_by_the_parameter_where_it_began() -> None:
+def test_a_non_finite_gradient_is_reported_by_its_parameter() -> None:
     step = tiny_step(tiny_spec(max_skipped_steps=2))
     step._model.trunk.conv2.output_tap = BreaksDerivative()
     result = step(*batch(0))
@@ -114,7 +114,7 @@ def test_a_broken_gradient_is_named_by_the_parameter_where_it_began() -> None:
     assert caught.value.kind is ErrorKind.DIVERGED
 
 
-def test_what_broke_the_forward_pass_is_named() -> None:
+def test_the_first_non_finite_layer_is_reported() -> None:
     step = tiny_step(tiny_spec("momentum", max_skipped_steps=3))
     step(*batch(0))
     before = model_state(step._model)
@@ -137,7 +137,7 @@ def test_what_broke_the_forward_pass_is_named() -> None:
     assert "schedule.learning_rate.init" in caught.value.message
 
 
-def test_of_many_the_first_in_the_backward_pass_is_named() -> None:
+def test_the_first_gradient_of_the_backward_pass_is_reported() -> None:
     good, bad = Tensor(np.ones(3, np.float32)), Tensor(np.array([1, np.inf], np.float32))
     assert first_non_finite_gradient([("c", good), ("b", bad), ("a", bad)]) == NonFinite(
         "gradient", "b"
@@ -156,13 +156,13 @@ def test_of_many_the_first_in_the_backward_pass_is_named() -> None:
         ([1, 1, 1], [np.nan, np.inf, 1], NonFinite("G", "two")),
     ],
 )
-def test_inputs_break_forwards_and_derivatives_backwards(
+def test_factors_a_are_searched_forward_and_g_backward(
     a: list[float], g: list[float], expected: NonFinite | None
 ) -> None:
     assert first_non_finite_factor(["one", "two", "three"], np.array([a, g], float)) == expected
 
 
-def test_only_what_a_smaller_loss_scale_cannot_help_counts_toward_the_end() -> None:
+def test_tolerated_steps_do_not_count_toward_the_limit() -> None:
     counter, problem = NonFiniteStepCounter(limit=2), NonFinite("gradient", "x")
     for step in range(5):
         counter.step_skipped(step, problem, tolerated=True)

@@ -73,7 +73,7 @@ def add_class(root: Path) -> None:
         (add_class, "16 images in 4 classes instead of 12 in 3: with the new class 'd'"),
     ],
 )  # fmt: skip
-def test_a_job_whose_images_have_changed_does_not_go_on(
+def test_a_job_whose_images_have_changed_is_not_resumed(
     tmp_path: Path, begun: Path, change: object, said: str
 ) -> None:
     assert callable(change)
@@ -98,9 +98,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "job"
 
 
-def test_it_goes_on_where_changes_are_allowed_and_says_what_they_are(
-    tmp_path: Path, begun: Path
-) -> None:
+def test_allowed_changes_are_logged_and_the_job_resumes(tmp_path: Path, begun: Path) -> None:
     root = write_dataset(tmp_path / "data")
     shutil.copytree(begun, tmp_path / "job")
     add_image(root)
@@ -119,7 +117,7 @@ def test_it_goes_on_where_changes_are_allowed_and_says_what_they_are(
     assert newest.dataset.images == 9
 
 
-def test_a_checkpoint_without_a_fingerprint_is_gone_on_from(tmp_path: Path, begun: Path) -> None:
+def test_a_checkpoint_without_a_fingerprint_is_resumed_from(tmp_path: Path, begun: Path) -> None:
     root = write_dataset(tmp_path / "data")
     shutil.copytree(begun, tmp_path / "job")
     job = TinyJob(tmp_path / "job", spec(root, max_steps=3))
@@ -132,7 +130,7 @@ def test_a_checkpoint_without_a_fingerprint_is_gone_on_from(tmp_path: Path, begu
     assert [r.step for r in reporter.records if isinstance(r, LossRecord)] == [3]
 
 
-def test_a_checkpoint_that_nobody_was_told_of_is_told_at_the_next_attempt(tmp_path: Path) -> None:
+def test_an_unreported_checkpoint_is_reported_by_the_next_attempt(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     job = TinyJob(tmp_path / "job", spec(root, max_steps=3))
     command = [sys.executable, "-m", "tests.train.killed_training", str(job.path)]
@@ -157,7 +155,7 @@ def test_a_checkpoint_that_nobody_was_told_of_is_told_at_the_next_attempt(tmp_pa
     assert found[0].name == "step-00000002"
 
 
-def test_a_checkpoint_that_was_told_of_is_not_told_again(tmp_path: Path, begun: Path) -> None:
+def test_a_reported_checkpoint_is_not_reported_again(tmp_path: Path, begun: Path) -> None:
     root = write_dataset(tmp_path / "data")
     shutil.copytree(begun, tmp_path / "job")
     job = TinyJob(tmp_path / "job", spec(root, max_steps=3))

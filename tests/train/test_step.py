@@ -26,7 +26,7 @@ def test_the_loss_falls(kind: str) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_result_tells_what_happened() -> None:
+def test_the_loss_record_has_the_steps_measurements() -> None:
     step = tiny_step(tiny_spec(frequency=3))
     results, stop_agreed = [], []
     for i in range(4):
@@ -47,7 +47,7 @@ def test_a_result_tells_what_happened() -> None:
     assert last.gem_p != 3.0
 
 
-def test_the_trace_rule_decides_by_layer_at_checks_that_grow_rarer() -> None:
+def test_the_trace_rule_decides_per_layer_at_growing_intervals() -> None:
     step = tiny_step(tiny_spec(**TRACE))
     results = [step(*batch(i)) for i in range(9)]
     checked = [i for i, r in enumerate(results) if r.refreshed_layers + r.kept_layers]
@@ -67,7 +67,7 @@ def test_the_trace_rule_decides_by_layer_at_checks_that_grow_rarer() -> None:
     assert "trace" not in tiny_spec().optimizer.thor.refresh  # the default is the fixed frequency
 
 
-def test_a_layer_that_is_kept_keeps_its_inverses() -> None:
+def test_a_kept_layer_keeps_its_inverses() -> None:
     step = tiny_step(tiny_spec(refresh="trace", frequency=1, w1=1e9, w2=0.0))
     step(*batch(0))
     before = {k: v for k, v in step.state().items() if k.endswith("_inverse")}
@@ -96,7 +96,7 @@ def test_the_table_lists_every_layer() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_step_that_is_not_finite_changes_nothing(at: int) -> None:
+def test_a_non_finite_step_changes_nothing(at: int) -> None:
     """Also where the curvature was due: the next step makes up for it."""
     step = tiny_step(tiny_spec(frequency=3))
     for i in range(at):
@@ -120,7 +120,7 @@ def test_a_step_that_is_not_finite_changes_nothing(at: int) -> None:
     assert following.refreshed_layers == (3 if due else 0)
 
 
-def test_the_noise_is_another_in_each_step_on_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_noise_differs_by_step_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[tuple[int, ...]] = []
     noise = JointObjective.noise
 
@@ -136,7 +136,7 @@ def test_the_noise_is_another_in_each_step_on_each_rank(monkeypatch: pytest.Monk
     assert keys == [(11, 0, 2), (11, 1, 2)]  # seed, step, rank
 
 
-def test_beta_has_a_rate_of_its_own_that_falls_as_the_learning_rate_does() -> None:
+def test_betas_own_rate_decays_like_the_learning_rate() -> None:
     step = tiny_step(tiny_spec("momentum"))
     beta, rates = 1.2, []
     for i in range(5):
@@ -150,7 +150,7 @@ def test_beta_has_a_rate_of_its_own_that_falls_as_the_learning_rate_does() -> No
     assert rates[-1] < 0.9 * rates[0]
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_training() -> None:
+def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     step = tiny_step(tiny_spec(max_skipped_steps=3))
     bad = batch(0)
     bad[0][:] = np.inf
@@ -183,7 +183,7 @@ def test_clipping_bounds_the_global_norm() -> None:
     assert norm == pytest.approx(0.01, rel=1e-4)
 
 
-def test_switching_to_evaluation_and_back_does_not_disturb_training() -> None:
+def test_switching_to_evaluation_mode_does_not_affect_training() -> None:
     first, second = tiny_step(tiny_spec()), tiny_step(tiny_spec())
     for i in range(3):
         second._model.set_train(False)

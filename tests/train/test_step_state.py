@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {"pi_correction": True, "factor_average": 0.9, "kl_cli
         ("thor", 5, TRACE | {"w2": 0.0} | OPTIONS),
     ],
 )
-def test_continuing_from_the_state_equals_going_on(
+def test_resuming_from_a_state_equals_an_uninterrupted_run(
     kind: str, at: int, thor: dict[str, Any]
 ) -> None:
     spec = tiny_spec(kind, **thor)
@@ -48,7 +48,7 @@ def test_continuing_from_the_state_equals_going_on(
     assert_same(resumed.state(), whole.state())
 
 
-def test_a_run_that_goes_on_after_a_skipped_step_remembers_it() -> None:
+def test_a_run_resumed_after_a_skipped_step_has_its_counters() -> None:
     """The refresh that it lacks, how many were skipped in a row, and what to go back to."""
     spec = tiny_spec(frequency=3, max_skipped_steps=3)
     bad = batch(0)

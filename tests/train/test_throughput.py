@@ -48,7 +48,7 @@ def test_a_step_lasts_from_the_end_of_the_previous_one(clock: Clock) -> None:
     assert run(ThroughputMeter(10), clock, [(1, 3), (0.5, 1.5)]) == pytest.approx([4, 2])
 
 
-def test_speed_and_data_wait_are_means_without_the_two_compiling_steps(clock: Clock) -> None:
+def test_throughput_and_data_wait_exclude_the_first_two_steps(clock: Clock) -> None:
     meter = ThroughputMeter(images_per_step=10)
     run(meter, clock, [(0, 50), (0, 30), (1, 1), (0, 2)])
     assert meter.images_per_second == pytest.approx(20 / 4)
@@ -62,7 +62,7 @@ def test_only_the_window_counts(clock: Clock) -> None:
     assert meter.images_per_second == pytest.approx(1 / 4)
 
 
-def test_an_evaluation_between_two_steps_slows_no_step_but_counts_in_the_time_left(
+def test_an_evaluation_counts_in_the_eta_but_in_no_step(
     clock: Clock,
 ) -> None:
     meter = ThroughputMeter(images_per_step=1)
@@ -74,7 +74,7 @@ def test_an_evaluation_between_two_steps_slows_no_step_but_counts_in_the_time_le
     assert meter.eta_seconds(10) == pytest.approx(10 * (1 + 60 / 5))
 
 
-def test_before_the_first_step_nothing_is_claimed() -> None:
+def test_before_the_first_step_there_are_no_rates() -> None:
     meter = ThroughputMeter(10)
     assert meter.images_per_second == 0
     assert meter.eta_seconds(3) == -1

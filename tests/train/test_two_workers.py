@@ -84,7 +84,7 @@ def test_the_trace_rule_decides_as_for_the_whole_batch(ranks: list[dict[str, np.
 
 
 @pytest.mark.slow
-def test_two_workers_continue_from_a_state_as_if_nothing_had_happened(
+def test_two_workers_resume_from_a_state(
     ranks: list[dict[str, np.ndarray]],
 ) -> None:
     for rank in ranks:
@@ -97,7 +97,7 @@ def test_two_workers_continue_from_a_state_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_both_workers_hold_the_same_bits(ranks: list[dict[str, np.ndarray]]) -> None:
+def test_both_workers_have_identical_state(ranks: list[dict[str, np.ndarray]]) -> None:
     """Weights, momentum, inverses, beta, the pooling exponent and the synced statistics."""
     compared = [
         name for name in ranks[0] if name.startswith(("plain/", "rule/", "margin/", "skipped/"))
@@ -117,7 +117,7 @@ def test_statistics_are_averaged(ranks: list[dict[str, np.ndarray]]) -> None:
 
 
 @pytest.mark.slow
-def test_one_workers_wish_to_stop_is_seen_by_both_in_the_same_step(
+def test_a_stop_request_is_seen_by_both_workers_in_the_same_step(
     ranks: list[dict[str, np.ndarray]],
 ) -> None:
     for rank in ranks:
@@ -125,7 +125,9 @@ def test_one_workers_wish_to_stop_is_seen_by_both_in_the_same_step(
 
 
 @pytest.mark.slow
-def test_one_workers_broken_batch_is_skipped_by_both(ranks: list[dict[str, np.ndarray]]) -> None:
+def test_a_non_finite_batch_of_one_worker_is_skipped_by_both(
+    ranks: list[dict[str, np.ndarray]],
+) -> None:
     for rank in ranks:
         assert rank["skipped"]
         for name in [name for name in rank if name.startswith("skipped/")]:

@@ -33,7 +33,7 @@ def check(model: object) -> None:
         np.testing.assert_array_equal(model[name], value)
 
 
-def test_a_checkpoint_folder_tells_everything(tmp_path: Path) -> None:
+def test_a_checkpoint_folder_has_weights_and_metadata(tmp_path: Path) -> None:
     manifest = CheckpointManifest(
         step=7, epoch=1, model=SPEC, labels=("a", "b"), metrics={"top1": 0.5}, job_id="j1"
     )
@@ -46,7 +46,7 @@ def test_a_checkpoint_folder_tells_everything(tmp_path: Path) -> None:
     assert weights.metrics == {"top1": 0.5}
 
 
-def test_a_bundle_folder_tells_its_preprocessing_too(tmp_path: Path) -> None:
+def test_a_bundle_folder_has_its_preprocessing(tmp_path: Path) -> None:
     preprocessing = Preprocessing(size=32, resize_short=40)
     head = Head(resolution=32, gem_p=3.0, preprocessing=preprocessing)
     manifest = BundleManifest(
@@ -60,7 +60,7 @@ def test_a_bundle_folder_tells_its_preprocessing_too(tmp_path: Path) -> None:
     assert weights.spec == SPEC
 
 
-def test_each_resolution_of_a_bundle_has_its_own_head_and_others_have_none() -> None:
+def test_each_resolution_of_a_bundle_has_its_own_head() -> None:
     heads = tuple(
         Head(resolution=size, gem_p=p, preprocessing=Preprocessing.standard(size))
         for size, p in ((224, 3.0), (500, 4.0))
@@ -70,7 +70,7 @@ def test_each_resolution_of_a_bundle_has_its_own_head_and_others_have_none() -> 
     assert Weights(MODEL).head(0) is None
 
 
-def test_a_bundle_without_weights_says_so(tmp_path: Path) -> None:
+def test_a_bundle_without_weights_is_refused(tmp_path: Path) -> None:
     head = Head(resolution=32, gem_p=3.0, preprocessing=Preprocessing.standard(32))
     manifest = BundleManifest(name="m", version=1, model=SPEC, embedding_size=512, heads=(head,))
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
@@ -78,7 +78,7 @@ def test_a_bundle_without_weights_says_so(tmp_path: Path) -> None:
         load_weights(tmp_path)
 
 
-def test_a_bare_safetensors_file_has_weights_only(tmp_path: Path) -> None:
+def test_a_safetensors_file_has_weights_only(tmp_path: Path) -> None:
     save_file(MODEL, tmp_path / "w.safetensors")
     weights = load_weights(tmp_path / "w.safetensors")
     check(weights.model)
@@ -87,7 +87,7 @@ def test_a_bare_safetensors_file_has_weights_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.mindspore
-def test_a_mindspore_ckpt_is_read_without_its_optimizer(tmp_path: Path) -> None:
+def test_a_mindspore_ckpt_is_read_without_its_optimizer_state(tmp_path: Path) -> None:
     mindspore = pytest.importorskip("mindspore")
     extra = {"moments.trunk.w": np.zeros((2, 3), np.float32), "global_step": np.array([3])}
     parameters = [
@@ -97,7 +97,7 @@ def test_a_mindspore_ckpt_is_read_without_its_optimizer(tmp_path: Path) -> None:
     check(load_weights(tmp_path / "w.ckpt").model)
 
 
-def test_types_that_numpy_has_not_are_named(tmp_path: Path) -> None:
+def test_dtypes_unknown_to_numpy_are_reported(tmp_path: Path) -> None:
     header = b'{"trunk.w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
     data = len(header).to_bytes(8, "little") + header + bytes(4)
     (tmp_path / "w.safetensors").write_bytes(data)
@@ -115,7 +115,7 @@ def test_a_pytorch_file_without_pytorch_says_what_to_install(
     assert caught.value.kind is ErrorKind.CHECKPOINT
 
 
-def test_a_file_under_another_programs_names_tells_its_network(tmp_path: Path) -> None:
+def test_a_network_is_recognized_by_another_programs_names(tmp_path: Path) -> None:
     shapes = pytorch_shapes("resnet18", 4)
     state = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     save_file(state, tmp_path / "w.safetensors")
@@ -130,7 +130,7 @@ def test_a_file_under_another_programs_names_tells_its_network(tmp_path: Path) -
 
 @pytest.mark.mindspore
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.pt", "w.txt"])
-def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_that_has_no_weights_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x02 something else")
     with pytest.raises(MultigrainError) as caught:
         load_weights(tmp_path / name)
@@ -139,7 +139,7 @@ def test_what_is_no_weights_file_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.float32("nan"), np.float32("inf"), np.float64(1e39)])
-def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+def test_non_finite_weights_are_refused_by_name(tmp_path: Path, value: float) -> None:
     state: dict[str, np.ndarray[Any, Any]] = {
         name: np.ones(shape, np.float32) for name, shape in pytorch_shapes("resnet18", 4).items()
     }
@@ -150,7 +150,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: 
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".pth"])
-def test_a_file_that_may_not_be_read_is_not_called_damaged(open_path: Path, suffix: str) -> None:
+def test_a_file_without_permission_is_not_reported_as_damaged(open_path: Path, suffix: str) -> None:
     path = open_path / f"w{suffix}"
     save_file(MODEL, path)
     path.chmod(0)
@@ -162,14 +162,14 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(open_path: Path, suff
     )
 
 
-def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").mkdir()
     with pytest.raises(MultigrainError, match="it is a folder; give the path of a file"):
         load_weights(tmp_path / "w.safetensors")
 
 
 @pytest.mark.mindspore
-def test_pytorchs_checkpoints_with_mindspores_suffix_are_told_apart(tmp_path: Path) -> None:
+def test_a_pytorch_file_with_mindspores_suffix_is_recognized(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
     with pytest.raises(MultigrainError, match=r"it is a PyTorch file .* rename it to \.pth"):
@@ -188,7 +188,7 @@ def test_a_ckpt_of_the_modelzoos_scripts_is_refused_with_the_reason(tmp_path: Pa
         load_weights(tmp_path / "resnet-42_5004.ckpt")
 
 
-def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+def test_a_missing_path_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError) as caught:
         load_weights(tmp_path / "nothing.safetensors")
     assert caught.value.kind is ErrorKind.NOT_FOUND

@@ -58,7 +58,7 @@ def test_every_parameter_is_mapped_exactly_once(scheme: Scheme, trunk: str) -> N
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=[s.name for s in SCHEMES])
-def test_no_two_lines_share_a_name_and_none_is_without_use(scheme: Scheme) -> None:
+def test_rules_are_unambiguous_and_all_used(scheme: Scheme) -> None:
     assert len({rule.source.text for rule in scheme.rules}) == len(scheme.rules)
     assert len({rule.native.text for rule in scheme.rules}) == len(scheme.rules)
     names = [name for other, trunk in PAIRS if other is scheme for name in theirs(scheme, trunk)]
@@ -67,7 +67,7 @@ def test_no_two_lines_share_a_name_and_none_is_without_use(scheme: Scheme) -> No
 
 
 @pytest.mark.parametrize(("scheme", "trunk"), PAIRS, ids=IDS)
-def test_a_whole_state_is_recognized_and_its_values_stay(scheme: Scheme, trunk: str) -> None:
+def test_a_complete_state_is_recognized_and_keeps_its_values(scheme: Scheme, trunk: str) -> None:
     given = state(theirs(scheme, trunk))
     found = translate(given, "w.safetensors")
     assert (found.trunk, found.stem, found.classes) == (trunk, "imagenet", 3)
@@ -85,7 +85,7 @@ def test_a_whole_state_is_recognized_and_its_values_stay(scheme: Scheme, trunk: 
     assert found.gem_p == (given["pool.p"] if scheme is PUBLISHED else 1.0)
 
 
-def test_gates_that_are_convolutions_become_dense_layers_in_the_same_order() -> None:
+def test_convolutional_se_gates_become_dense_layers() -> None:
     given = state(theirs(TIMM, "se_resnet50"))
     shape = (16, 256, 1, 1)
     given["layer1.0.se.fc1.weight"] = np.arange(16 * 256, dtype=np.float16).reshape(shape)
@@ -93,12 +93,12 @@ def test_gates_that_are_convolutions_become_dense_layers_in_the_same_order() -> 
     np.testing.assert_array_equal(found, np.arange(16 * 256, dtype=np.float16).reshape(16, 256))
 
 
-def test_the_wrapper_of_several_devices_is_taken_off() -> None:
+def test_the_dataparallel_prefix_is_removed() -> None:
     given = {f"module.{n}": a for n, a in state(theirs(TORCHVISION, "resnet18")).items()}
     assert translate(given, "w").trunk == "resnet18"
 
 
-def test_a_trunk_without_classifier_is_a_trunk() -> None:
+def test_a_trunk_without_classifier_is_accepted() -> None:
     given = state(theirs(TORCHVISION, "resnet18"))
     del given["fc.weight"], given["fc.bias"]
     found = translate(given, "w")
@@ -119,7 +119,7 @@ def test_a_trunk_without_classifier_is_a_trunk() -> None:
         ({"fc.bias": None}, "its classifier lacks the weight or the bias"),
     ],
 )
-def test_what_does_not_fit_is_named_as_the_source_names_it(
+def test_mismatches_are_reported_by_the_sources_names(
     change: dict[str, Shape | None], part: str
 ) -> None:
     shapes: dict[str, Shape | None] = {**theirs(TORCHVISION, "resnet18"), **change}
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_named_as_the_source_names_it(
 
 
 @pytest.mark.parametrize("name", INCOMPATIBLE_NETWORKS)
-def test_networks_that_only_look_alike_are_refused_with_the_reason(name: str) -> None:
+def test_incompatible_variants_are_refused_with_the_reason(name: str) -> None:
     given = state(theirs(TORCHVISION, "resnet18") | {name: (1,)})
     with pytest.raises(MultigrainError) as caught:
         translate(given, "w")
@@ -141,7 +141,7 @@ def test_networks_that_only_look_alike_are_refused_with_the_reason(name: str) ->
 
 @pytest.mark.parametrize("words", ["module.", "model.", "_orig_mod.", "net.backbone."])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
-def test_words_before_every_name_are_taken_off(words: str, scheme: Scheme) -> None:
+def test_a_prefix_of_all_names_is_removed(words: str, scheme: Scheme) -> None:
     trunk = "se_resnet50" if scheme is TIMM else "resnet18"
     plain = state(theirs(scheme, trunk))
     found = translate({words + name: array for name, array in plain.items()}, "w")
@@ -149,25 +149,25 @@ def test_words_before_every_name_are_taken_off(words: str, scheme: Scheme) -> No
     assert found.model.keys() == translate(plain, "w").model.keys()
 
 
-def test_a_word_before_some_names_only_is_not_taken_off() -> None:
+def test_a_prefix_of_some_names_is_kept() -> None:
     given = state(theirs(TORCHVISION, "resnet18"))
     given["model.conv1.weight"] = given.pop("conv1.weight")
     with pytest.raises(MultigrainError, match=r"unknown: model\.conv1\.weight; missing: conv1"):
         translate(given, "w")
 
 
-def test_names_are_shown_in_order_whatever_the_files_is() -> None:
+def test_reported_names_are_sorted() -> None:
     given = state(theirs(TORCHVISION, "resnet18")) | {f"x{i}": np.zeros(1) for i in (3, 1, 2)}
     with pytest.raises(MultigrainError, match=r"unknown: x1, x2, x3\)"):
         translate(given, "w")
 
 
-def test_a_file_without_a_tensor_says_so() -> None:
+def test_a_file_without_tensors_is_refused() -> None:
     with pytest.raises(MultigrainError, match="it has no tensors"):
         translate({}, "w")
 
 
-def test_names_of_nothing_known_are_shown() -> None:
+def test_names_of_no_known_scheme_are_reported() -> None:
     names = ("encoder.0.bias", "encoder.0.weight")
     with pytest.raises(MultigrainError) as caught:
         translate({name: np.zeros(1) for name in names}, "w")

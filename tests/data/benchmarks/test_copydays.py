@@ -15,7 +15,7 @@ NAMES = ["original/200000.jpg", "original/200100.jpg", "strong/200002.jpg", "str
          "strong/200001.jpg", "distractors/a/0.jpg", "distractors/200100.jpg"]  # fmt: skip
 
 
-def test_strong_images_look_for_their_original_among_originals_and_distractors(
+def test_strong_images_query_originals_and_distractors(
     tmp_path: Path,
 ) -> None:
     benchmark = list_benchmark("copydays", touch(tmp_path, NAMES))
@@ -33,7 +33,7 @@ def test_strong_images_look_for_their_original_among_originals_and_distractors(
     assert benchmark.groups == 2
 
 
-def test_the_published_set_is_recognized_and_distractors_may_be_missing(tmp_path: Path) -> None:
+def test_the_published_set_is_recognized_without_distractors(tmp_path: Path) -> None:
     touch(tmp_path, (f"originals/2{block:03d}00.jpg" for block in range(157)))
     touch(tmp_path, (f"strong/2{n % 157:03d}{1 + n // 157:02d}.jpg" for n in range(229)))
     benchmark = list_benchmark("copydays", tmp_path)
@@ -50,8 +50,6 @@ def test_the_published_set_is_recognized_and_distractors_may_be_missing(tmp_path
         (["original/200000.jpg", "original/200001.jpg", "strong/200002.jpg"], "second original"),
     ],
 )
-def test_what_is_wrong_with_the_layout_is_said(
-    tmp_path: Path, names: list[str], message: str
-) -> None:
+def test_a_wrong_layout_is_reported(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(MultigrainError, match=message):
         list_benchmark("copydays", touch(tmp_path, names))

@@ -24,7 +24,7 @@ def test_every_image_or_the_first_of_each_group_is_a_query(tmp_path: Path) -> No
     assert list_benchmark("groups", tmp_path, "first").queries.tolist() == [0, 3]
 
 
-def test_classes_numbered_otherwise_have_the_same_queries(tmp_path: Path) -> None:
+def test_queries_do_not_depend_on_class_indices(tmp_path: Path) -> None:
     folder = scan(touch(tmp_path, NAMES)).relabeled(("x", "c", "b", "a"))
     assert of_folder(folder, "first").queries.tolist() == [0, 3]
     assert of_folder(folder).queries.tolist() == [0, 1, 3, 4, 5]

@@ -17,7 +17,7 @@ def full(images: int = 991) -> list[str]:
     return [f"1{group:03d}{i:02d}.jpg" for group in range(500) for i in range(others[group])]
 
 
-def test_all_500_queries_are_there_the_last_group_s_too(tmp_path: Path) -> None:
+def test_all_500_queries_are_listed(tmp_path: Path) -> None:
     benchmark = list_benchmark("holidays", touch(tmp_path, (f"jpg/{name}" for name in full())))
     assert (len(benchmark), len(benchmark.queries), benchmark.groups) == (1491, 500, 500)
     assert benchmark.whole
@@ -31,7 +31,7 @@ def test_all_500_queries_are_there_the_last_group_s_too(tmp_path: Path) -> None:
     assert not benchmark.keeps_self
 
 
-def test_any_part_will_do_and_says_so(tmp_path: Path) -> None:
+def test_a_part_of_the_benchmark_is_accepted_and_reported(tmp_path: Path) -> None:
     # 1001xx has no query, 1002xx only one: both are ranked and ask nothing.
     names = ["100000.jpg", "100001.jpg", "100101.jpg", "100102.JPG", "100200.png"]
     benchmark = list_benchmark("holidays", touch(tmp_path, [*names, "cover.jpg", "readme.txt"]))
@@ -51,7 +51,7 @@ def test_any_part_will_do_and_says_so(tmp_path: Path) -> None:
         (["100000.jpg", "copy/100000.jpg"], "100000.jpg and copy/100000.jpg .* the same image"),
     ],
 )
-def test_what_is_no_holidays_folder_is_refused_with_the_remedy(
+def test_a_folder_of_other_images_is_refused(
     tmp_path: Path, names: list[str], message: str
 ) -> None:
     with pytest.raises(MultigrainError, match=message) as caught:
@@ -59,6 +59,6 @@ def test_what_is_no_holidays_folder_is_refused_with_the_remedy(
     assert caught.value.kind is ErrorKind.DATASET
 
 
-def test_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError, match="does not exist"):
         list_benchmark("holidays", tmp_path / "none")

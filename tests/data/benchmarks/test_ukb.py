@@ -13,7 +13,7 @@ from multigrain.errors import MultigrainError
 from tests.data.benchmarks.files import touch
 
 
-def test_four_consecutive_numbers_are_an_object_in_whatever_order_the_disk_lists_them(
+def test_four_consecutive_numbers_are_one_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"full/ukbench{number:05d}.jpg" for number in range(40)]
@@ -42,7 +42,7 @@ def test_the_whole_benchmark_has_2550_objects(tmp_path: Path) -> None:
     assert (benchmark.groups, len(benchmark.queries), benchmark.whole) == (2550, 10_200, True)
 
 
-def test_an_object_that_lacks_an_image_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_object_is_reported(tmp_path: Path) -> None:
     touch(tmp_path, (f"ukbench{number:05d}.jpg" for number in range(12) if number != 6))
     with pytest.raises(
         MultigrainError, match=r"1 of the 3 objects.*first missing one is ukbench00006"

@@ -19,7 +19,7 @@ from multigrain.optim.thor.blocks import BlockLayout
         (4608, [128] * 36),
     ],
 )
-def test_the_last_block_holds_what_is_left(dim: int, rows: list[int]) -> None:
+def test_the_last_block_has_the_remaining_rows(dim: int, rows: list[int]) -> None:
     layout = BlockLayout.of(dim, 128)
     assert [layout.valid(block) for block in range(layout.count)] == rows
     assert sum(rows) == dim <= layout.padded == layout.count * layout.size
@@ -27,7 +27,7 @@ def test_the_last_block_holds_what_is_left(dim: int, rows: list[int]) -> None:
 
 
 @pytest.mark.parametrize("size", [147, 128 * 2, 4096])
-def test_blocks_that_are_large_enough_are_the_whole_matrix(size: int) -> None:
+def test_a_large_block_size_is_one_block(size: int) -> None:
     layout = BlockLayout.of(147, size)
     assert layout.shape == (1, 147, 147)
     np.testing.assert_array_equal(layout.identities(), np.eye(147, dtype=np.float32)[None])

@@ -61,7 +61,7 @@ def assert_equal(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_each_refresh_inverts_what_it_is_given_and_nothing_of_before() -> None:
+def test_without_an_average_each_refresh_uses_only_its_own_factors() -> None:
     subject = curvature()
     for step in range(3):
         assert check(subject, some(step), step) == RefreshResult(refreshed=2)
@@ -76,7 +76,7 @@ def test_with_an_average_the_inverses_are_those_of_the_weighted_mean() -> None:
     assert_equal(inverses(subject), inverted(mean_of(history, 0.7)))
 
 
-def test_the_rule_looks_at_the_trace_of_the_mean_and_kept_layers_join_it() -> None:
+def test_the_rule_uses_the_trace_of_the_mean() -> None:
     """Layer 0 grows by so little that its mean's trace passes the bound at the third look only,
     when its own would have passed it at the second."""
     history = [some(0), some(0, 1.03), some(0, 1.06)]
@@ -99,7 +99,7 @@ def test_the_rule_looks_at_the_trace_of_the_mean_and_kept_layers_join_it() -> No
 
 
 @pytest.mark.parametrize("average", [0.0, 0.8])
-def test_an_inverse_that_fails_leaves_rule_average_and_the_other_layers_as_they_were(
+def test_a_failed_inverse_changes_nothing(
     average: float,
 ) -> None:
     subject = curvature(factor_average=average, refresh="trace", w1=0.0, w2=0.0)
@@ -119,7 +119,7 @@ def test_an_inverse_that_fails_leaves_rule_average_and_the_other_layers_as_they_
     assert check(subject, some(1), 1).refreshed == 2
 
 
-def test_a_factor_without_a_finite_trace_is_named_before_anything_is_touched() -> None:
+def test_a_non_finite_trace_is_reported_before_anything_changes() -> None:
     subject = curvature(refresh="trace")
     broken = some(0)
     broken[1][0, 1, 1] = np.inf
@@ -140,7 +140,9 @@ def test_a_factor_without_a_finite_trace_is_named_before_anything_is_touched() -
     ],
     ids=["fixed", "early", "growth", "longest"],
 )
-def test_the_options_decide_when_it_is_due(options: dict[str, Any], due: list[int]) -> None:
+def test_the_options_determine_when_a_refresh_is_due(
+    options: dict[str, Any], due: list[int]
+) -> None:
     subject = curvature(w1=0.0, **options)
     found = []
     for step in range(18):
@@ -150,7 +152,7 @@ def test_the_options_decide_when_it_is_due(options: dict[str, Any], due: list[in
     assert found == due
 
 
-def test_the_bounds_of_the_rule_are_the_specification_s() -> None:
+def test_the_rules_thresholds_are_the_specifications() -> None:
     """Layer 0 changes by less than w1 and more than w2, layer 1 by less than w2."""
     subject = curvature(refresh="trace", w1=0.2, w2=0.05)
     check(subject, some(0), 0)
@@ -167,7 +169,7 @@ class TwoWorkers(Reducer):
         self.world = 2
 
 
-def test_the_rows_of_a_factor_are_shared_by_the_workers() -> None:
+def test_the_row_limit_is_divided_among_the_workers() -> None:
     net = nn.SequentialCell([Conv2d(3, 4, 3)])
     subject = Curvature(net, ThorSpec(), steps_per_epoch=1, reducer=TwoWorkers())
     (layer,) = subject.layers

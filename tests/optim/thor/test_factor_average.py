@@ -35,7 +35,7 @@ def add(average: FactorAverage, factors: KroneckerFactors) -> KroneckerFactors:
 
 
 @pytest.mark.parametrize("size", [3, 4, 13, 128])
-def test_cutting_a_matrix_in_blocks_keeps_its_trace_which_is_a_mean_of_squares(size: int) -> None:
+def test_splitting_into_blocks_keeps_the_trace(size: int) -> None:
     rows = np.random.default_rng(0).standard_normal((40, 13))
     full = rows.T @ rows / 40
     layout = BlockLayout.of(13, size)
@@ -70,17 +70,17 @@ def test_pi_correction_divides_the_damping_by_the_mean_eigenvalues() -> None:
         KroneckerFactors(np.full_like(SOME.a, np.inf), SOME.g),
     ],
 )
-def test_where_there_is_no_ratio_pi_is_one(broken: KroneckerFactors) -> None:
+def test_pi_is_one_without_a_valid_ratio(broken: KroneckerFactors) -> None:
     assert split_damping(broken, (13, 7), 0.04, pi_correction=True) == pytest.approx((0.2, 0.2))
 
 
-def test_the_first_factors_are_taken_as_they_are() -> None:
+def test_the_first_mean_equals_the_first_factors() -> None:
     mean = add(FactorAverage([layer()], 0.95), SOME)
     np.testing.assert_array_equal(mean.a, SOME.a)
     np.testing.assert_array_equal(mean.g, SOME.g)
 
 
-def test_the_mean_weighs_the_kth_last_by_a_power_of_the_decay() -> None:
+def test_the_mean_weighs_the_kth_last_by_decay_to_the_k() -> None:
     average = FactorAverage([layer()], 0.8)
     values = [KroneckerFactors(blocks(A, 2 * k), blocks(G, 2 * k + 1)) for k in range(5)]
     for value in values:
@@ -92,7 +92,7 @@ def test_the_mean_weighs_the_kth_last_by_a_power_of_the_decay() -> None:
         np.testing.assert_allclose(getattr(mean, name), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_mean_that_is_not_accepted_leaves_nothing_behind() -> None:
+def test_a_mean_that_is_not_accepted_changes_no_state() -> None:
     average = FactorAverage([layer()], 0.8)
     add(average, SOME)
     before = average.state()
@@ -102,7 +102,7 @@ def test_a_mean_that_is_not_accepted_leaves_nothing_behind() -> None:
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_the_mean_goes_on_from_its_state() -> None:
+def test_the_mean_continues_from_its_state() -> None:
     first, second = FactorAverage([layer()], 0.8), FactorAverage([layer()], 0.8)
     add(first, SOME)
     second.load_state(first.state())

@@ -59,7 +59,7 @@ def dense_fisher(
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])
-def test_of_one_example_at_one_position_the_factors_are_the_whole_fisher(kind: str) -> None:
+def test_for_one_example_and_position_the_factors_are_exact(kind: str) -> None:
     rng = np.random.default_rng(0)
     net = filled(Dense(5, 3) if kind == "dense" else Conv2d(2, 3, (2, 3), stride=2))
     x = rng.standard_normal((1, 5) if kind == "dense" else (1, 2, 3, 4)).astype(np.float32)
@@ -73,7 +73,7 @@ def linear_net() -> nn.SequentialCell:
     return filled(nn.SequentialCell([Dense(4, 5), Dense(5, 3), Dense(3, 2)]))
 
 
-def test_of_a_linear_network_whose_inputs_and_derivatives_are_independent_they_are_exact() -> None:
+def test_for_a_linear_network_with_independent_inputs_the_factors_are_exact() -> None:
     """Every input with every output derivative: then the mean of products is their product."""
     rng = np.random.default_rng(0)
     inputs, derivatives = rng.standard_normal((6, 4)), rng.standard_normal((5, 2))
@@ -91,7 +91,7 @@ def test_of_a_linear_network_whose_inputs_and_derivatives_are_independent_they_a
         assert error < 1e-4, layer.name
 
 
-def test_of_other_batches_they_are_an_approximation_with_a_trace_of_its_own() -> None:
+def test_for_other_batches_the_factors_are_an_approximation() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 4)).astype(np.float32)
     weights = x[:, :2] ** 2  # depends on the input
@@ -130,7 +130,7 @@ def test_the_eigenbasis_gives_the_dense_solve_with_exact_damping(damping: float)
 
 @pytest.mark.parametrize("damping", [1e-4, 0.03, 10.0])
 @pytest.mark.parametrize("pi_correction", [False, True])
-def test_damping_each_factor_is_a_shorter_step_than_damping_their_product(
+def test_damping_each_factor_gives_a_shorter_step_than_exact_damping(
     damping: float, pi_correction: bool
 ) -> None:
     """(A + x)(G + y) = AG + xy + a positive rest, so <g, P g> can only be smaller."""
@@ -140,7 +140,7 @@ def test_damping_each_factor_is_a_shorter_step_than_damping_their_product(
     assert 0 < (gradient * found).sum() < (gradient * exact).sum()
 
 
-def test_pi_correction_comes_nearer_to_the_exact_damping() -> None:
+def test_pi_correction_is_closer_to_exact_damping() -> None:
     a, g, gradient = factors()
     exact = solve_in_the_eigenbasis(gradient, a, g, 0.03)
     errors = [
@@ -151,7 +151,7 @@ def test_pi_correction_comes_nearer_to_the_exact_damping() -> None:
 
 
 @pytest.mark.parametrize("pi_correction", [False, True])
-def test_without_end_of_damping_both_are_the_gradient(pi_correction: bool) -> None:
+def test_with_large_damping_both_have_the_gradients_direction(pi_correction: bool) -> None:
     a, g, gradient = factors()
     damping = 1e10
     for step in (

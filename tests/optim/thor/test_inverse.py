@@ -34,7 +34,7 @@ def test_inverse_of_each_block_and_identity_in_the_padding(dim: int) -> None:
         np.testing.assert_array_equal(found[index], found[index].T)
 
 
-def test_a_block_that_rounding_made_indefinite_is_inverted_all_the_same() -> None:
+def test_a_block_made_indefinite_by_rounding_is_inverted() -> None:
     layout = BlockLayout.of(64, 128)
     f = 1e6 * blocks(layout, rank=3)  # condition number about 1e11
     found = damped_inverse(f, 1e-4, layout)
@@ -61,7 +61,7 @@ def test_only_the_upper_triangle_of_a_block_is_read(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_never_accepted(bad: float) -> None:
+def test_non_finite_blocks_are_rejected(bad: float) -> None:
     layout = BlockLayout.of(8, 8)
     f = blocks(layout)
     f[0, 1, 2] = bad
@@ -70,6 +70,6 @@ def test_what_is_not_finite_is_never_accepted(bad: float) -> None:
     assert damped_inverse(blocks(layout), 0.0, layout) is None
 
 
-def test_an_inverse_that_overflows_float32_is_not_accepted() -> None:
+def test_an_inverse_that_overflows_float32_is_rejected() -> None:
     layout = BlockLayout.of(2, 8)
     assert damped_inverse(np.zeros((1, 2, 2), np.float32), 1e-42, layout) is None

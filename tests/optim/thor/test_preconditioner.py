@@ -52,7 +52,7 @@ def test_before_the_first_refresh_the_gradient_is_unchanged() -> None:
     np.testing.assert_array_equal(cell(Tensor(gradient)).asnumpy(), gradient)
 
 
-def test_strong_damping_leaves_the_direction_of_the_gradient() -> None:
+def test_strong_damping_keeps_the_direction_of_the_gradient() -> None:
     a, g = BlockLayout.of(6, 4), BlockLayout.of(5, 4)
     cell = LayerPreconditioner("layer", a, g)
     cell.a_inverse.set_data(Tensor(damped_inverse(factor(a, 1)[0], 1e4, a)))

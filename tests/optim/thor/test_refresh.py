@@ -51,11 +51,13 @@ def check(
         (math.nan, 0.01, 0.001, KEEP),
     ],
 )
-def test_the_decision(change: float, w1: float, w2: float, expected: Decision) -> None:
+def test_decide_compares_the_change_with_both_thresholds(
+    change: float, w1: float, w2: float, expected: Decision
+) -> None:
     assert decide(change, w1, w2) is expected
 
 
-def test_delta_is_the_relative_change_of_the_damped_trace_either_way() -> None:
+def test_delta_is_the_relative_change_of_the_damped_trace() -> None:
     a, g = np.diag([1.0, 2.0, 5.0]), np.diag([0.5, 0.25])
     positions, damping = 9.0, 0.2
 
@@ -72,7 +74,7 @@ def test_the_first_check_chooses_every_layer() -> None:
     assert check(rule(), 0, [1.0, 0.0]) == ([0, 1], [0, 1])
 
 
-def test_each_layer_is_decided_by_itself_against_what_it_last_accepted() -> None:
+def test_each_layer_is_compared_with_its_last_accepted_trace() -> None:
     subject = rule(w2=0.0)
     check(subject, 0, [10.0, 10.0], damping=1e-9)
     assert check(subject, 4, [10.05, 10.5], damping=1e-9)[0] == [1]
@@ -80,20 +82,20 @@ def test_each_layer_is_decided_by_itself_against_what_it_last_accepted() -> None
     assert check(subject, 12, [10.12, 10.55], damping=1e-9)[0] == [0]
 
 
-def test_strong_damping_hides_a_change_of_the_trace() -> None:
+def test_strong_damping_reduces_delta() -> None:
     subject = rule(w2=0.0)
     check(subject, 0, [1.0, 1.0], damping=1.0)
     # 0.04 / (1 + 4) < 0.01 and 0.2 / (1 + 10) > 0.01
     assert check(subject, 4, [1.04, 1.2], damping=1.0)[0] == [1]
 
 
-def test_damping_that_decays_is_no_change() -> None:
+def test_decaying_damping_is_no_change() -> None:
     subject = rule()
     check(subject, 0, [1.0, 1.0], damping=1.0)
     assert check(subject, 4, [1.0, 1.0], damping=1e-3) == ([], [])
 
 
-def test_stopping_is_for_good() -> None:
+def test_a_stopped_layer_stays_stopped() -> None:
     subject = rule()
     check(subject, 0, [10.0, 10.0], damping=1e-9)
     assert check(subject, 4, [10.0, 10.05], damping=1e-9) == ([], [1])
@@ -104,7 +106,7 @@ def test_stopping_is_for_good() -> None:
         subject.check(28, [99.0, 99.0], 1e-9)
 
 
-def test_once_all_are_stopped_nothing_is_due_any_more() -> None:
+def test_once_all_layers_are_stopped_no_check_is_due() -> None:
     subject = rule()
     check(subject, 0, [1.0, 1.0])
     check(subject, 4, [1.0, 1.0])
@@ -112,7 +114,7 @@ def test_once_all_are_stopped_nothing_is_due_any_more() -> None:
     assert not any(subject.due(step) for step in (5, 12, 10**9))
 
 
-def test_an_f_that_could_not_be_inverted_is_not_accepted() -> None:
+def test_a_trace_is_accepted_only_after_inversion() -> None:
     subject = rule()
     assert subject.check(0, [math.nan, 1.0], 0.1) == [0, 1]
     subject.accept(1)
@@ -131,7 +133,7 @@ def test_an_f_that_could_not_be_inverted_is_not_accepted() -> None:
         (5, 1000.0, 6, [0, 5, 11, 17]),
     ],
 )
-def test_checks_grow_rarer_up_to_the_longest_interval(
+def test_the_interval_of_checks_grows_to_the_longest(
     frequency: int, growth: float, largest: int, checks: list[int]
 ) -> None:
     subject = rule(frequency=frequency, growth=growth, largest=largest)
@@ -143,7 +145,7 @@ def test_checks_grow_rarer_up_to_the_longest_interval(
     assert seen == checks
 
 
-def test_growth_without_end_does_not_overflow() -> None:
+def test_unbounded_growth_does_not_overflow() -> None:
     subject = rule(growth=1000.0, largest=2)
     for number in range(200):
         check(subject, 2 * number, [float(number + 1) ** 2] * 2)
@@ -183,7 +185,7 @@ def test_the_state_continues_every_decision(at: int) -> None:
     assert [*first, *run(after, at, 4)] == expected
 
 
-def test_a_fixed_frequency_counts_from_the_first_step() -> None:
+def test_a_fixed_frequency_begins_with_the_first_step() -> None:
     subject = FixedRule(3, 5)
     assert [step for step in range(12) if subject.due(step)] == [0, 5, 10]
     assert subject.check(5, [], 0.1) == [0, 1, 2]

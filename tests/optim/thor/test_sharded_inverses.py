@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mindspore
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_a_triangle_holds_the_whole_symmetric_block(size: int) -> None:
+def test_packing_and_unpacking_is_lossless(size: int) -> None:
     x = np.random.default_rng(0).standard_normal((3, size, size)).astype(np.float32)
     blocks = x + x.transpose(0, 2, 1)
     packed = pack_symmetric(blocks)
@@ -30,7 +30,7 @@ def test_a_triangle_holds_the_whole_symmetric_block(size: int) -> None:
     np.testing.assert_array_equal(unpack_symmetric(packed, size), blocks)
 
 
-def test_what_comes_out_of_a_triangle_is_symmetric_whatever_went_in() -> None:
+def test_unpacking_gives_symmetric_blocks() -> None:
     x = np.random.default_rng(0).standard_normal((1, 5, 5)).astype(np.float32)
     found = unpack_symmetric(pack_symmetric(x), 5)
     np.testing.assert_array_equal(found, found.transpose(0, 2, 1))
@@ -42,7 +42,7 @@ def resnet50_layouts() -> list[BlockLayout]:
     return [layout for x in layers for layout in (x.a, x.g)]
 
 
-def test_the_inversions_of_resnet50_are_shared_evenly_and_half_of_its_bytes_stay_at_home() -> None:
+def test_resnet50_inversions_are_balanced_and_packing_halves_the_payload() -> None:
     layouts = resnet50_layouts()
     costs = [x.valid(block) ** 3 for x in layouts for block in range(x.count)]
     assert len(costs) == 653
@@ -58,7 +58,7 @@ def test_the_inversions_of_resnet50_are_shared_evenly_and_half_of_its_bytes_stay
     assert sent / whole == pytest.approx(0.504, abs=0.001)
 
 
-def test_the_longest_job_goes_first_and_to_whoever_is_free() -> None:
+def test_the_longest_job_is_assigned_first_to_the_least_loaded_worker() -> None:
     assert assign_longest_first([1, 5, 3, 3], 2) == [0, 0, 1, 1]
     assert assign_longest_first([2, 2, 2], 2) == [0, 1, 0]
     assert assign_longest_first([], 3) == []
@@ -96,7 +96,7 @@ def jobs_of(dims: list[int]) -> list[Inversion]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_however_many_share_them_all_hold_the_same_inverses(world: int) -> None:
+def test_inverses_are_identical_on_any_number_of_workers(world: int) -> None:
     jobs = jobs_of([13, 4, 3, 9])
     expected = [damped_inverse(job.blocks, job.damping, job.layout) for job in jobs]
     for found in every_rank(jobs, world):
@@ -104,11 +104,11 @@ def test_however_many_share_them_all_hold_the_same_inverses(world: int) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_check_at_which_every_layer_is_kept_inverts_nothing_on_any_worker() -> None:
+def test_without_jobs_nothing_is_inverted() -> None:
     assert every_rank([], 2) == [[], []]
 
 
-def test_an_inversion_that_one_worker_fails_at_has_failed_on_all() -> None:
+def test_an_inversion_that_fails_on_one_worker_fails_on_all() -> None:
     jobs = jobs_of([13, 4])
     jobs[0].blocks[2, 1, 2] = np.nan
     for found in every_rank(jobs, 2):

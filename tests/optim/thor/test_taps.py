@@ -165,7 +165,7 @@ def test_factors_of_a_dense_layer() -> None:
         ((5, 2), (2, 1), (2, 0), (1, 3)),
     ],
 )
-def test_row_limit_takes_a_centered_grid_of_positions(
+def test_the_row_limit_samples_a_centered_grid(
     kernel: int | Pair, stride: int | Pair, padding: int | Pair, dilation: int | Pair
 ) -> None:
     net = conv(2, 3, kernel, stride, padding, dilation)
@@ -236,7 +236,7 @@ def test_a_grouped_convolution_is_refused_by_name(layer: nn.Cell) -> None:
     assert not net[0].tapped  # nothing was changed
 
 
-def test_a_grouped_convolution_computes_what_its_groups_compute() -> None:
+def test_a_grouped_convolution_equals_its_groups() -> None:
     net = Conv2d(4, 6, 3, padding=1, groups=2)
     weight = np.random.default_rng(1).standard_normal((6, 2, 3, 3)).astype(np.float32)
     net.weight.set_data(Tensor(weight))
@@ -250,7 +250,7 @@ def test_a_grouped_convolution_computes_what_its_groups_compute() -> None:
         np.testing.assert_allclose(found[:, 3 * group : 3 * group + 3], expected, atol=1e-5)
 
 
-def test_what_is_left_out_has_a_reason() -> None:
+def test_excluded_layers_have_a_reason() -> None:
     net = nn.SequentialCell([Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), Dense(4, 2)])
     attach_taps(net, block_size=128)
     found = {x.name: (x.parameters, x.reason) for x in excluded_layers(net)}
@@ -262,7 +262,7 @@ def test_what_is_left_out_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize("examples", [1, 5, 36, 37, 40])
-def test_examples_that_are_put_side_by_side_keep_their_order(examples: int) -> None:
+def test_concatenated_examples_keep_their_order(examples: int) -> None:
     x = np.random.default_rng(3).standard_normal((examples, 3, 2)).astype(np.float32)
     joined = concat_examples(Tensor(x)).asnumpy()
     np.testing.assert_array_equal(joined, x.transpose(1, 0, 2).reshape(1, 3, 2 * examples))
