@@ -1,4 +1,4 @@
-"""Whitening against the plain formulas, and the classifier that is folded into it."""
+"""Whitening and the folded classifier against the formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ C, K = 12, 7
 
 
 def features(images: int, seed: int = 0) -> NDArray[np.float32]:
-    """Like a network's: not negative, of different scales, correlated."""
+    """Features like a network's: non-negative, correlated, with different scales."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(99).normal(size=(C, C)) * np.geomspace(3, 0.03, C)
     return np.maximum(rng.normal(size=(images, C)) @ mixing + 1, 0).astype(np.float32)
@@ -44,7 +44,7 @@ def test_the_descriptor_is_the_normalized_homogeneous_embedding() -> None:
 
 
 def test_moments_of_batches_equal_numpys_of_all_rows() -> None:
-    data = features(50) + np.float32(100)  # a mean that is large against the deviations
+    data = features(50) + np.float32(100)  # a mean that is large relative to the deviations
     moments = Moments(C)
     for part in (data[:1], data[1:1], data[1:30], data[30:]):
         moments.add(part)
@@ -59,7 +59,7 @@ def test_whitened_descriptors_have_mean_zero_and_unit_covariance() -> None:
     phi = fitted(data).apply(data)
     eigenvalues = np.linalg.eigvalsh(np.cov(homogeneous(data).T))
     kept = int((eigenvalues >= MIN_VARIANCE_RATIO * eigenvalues.mean()).sum())
-    assert 2 < kept < C + 1  # both kinds are here
+    assert 2 < kept < C + 1  # both clipped and unclipped ones exist
     np.testing.assert_allclose(phi.mean(0), 0, atol=1e-10)
     covariance = np.cov(phi.T)
     np.testing.assert_allclose(covariance[:kept, :kept], np.eye(kept), atol=1e-9)
@@ -139,9 +139,9 @@ def test_a_damaged_or_mismatched_file_is_refused(tmp_path: Path) -> None:
     whitening = fitted(features(300))
     path = tmp_path / "w.safetensors"
     write_whitening(path, whitening, fold_classifier(whitening, np.ones((2, C)), np.ones(2)))
-    with pytest.raises(MultigrainError, match="the embedding of 13 numbers needs") as caught:
+    with pytest.raises(MultigrainError, match="an embedding of 13 dimensions needs") as caught:
         read_whitening(path, C + 1)
     assert caught.value.kind is ErrorKind.CHECKPOINT
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(MultigrainError, match="not a whole"):
+    with pytest.raises(MultigrainError, match="not a complete"):
         read_whitening(path, C)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked when read, pruned with care."""
+"""Checkpoints: atomic writes, verification, pruning."""
 
 from __future__ import annotations
 

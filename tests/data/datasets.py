@@ -10,7 +10,7 @@ from tests.images.files import encode, noise
 def write_dataset(
     root: Path, classes: int = 3, each: int = 4, size: int = 24, form: str = "PNG"
 ) -> Path:
-    """``each`` different pictures in each of the folders c0, c1, ..."""
+    """Writes ``each`` different images to each of the folders c0, c1, ..."""
     for number in range(classes):
         folder = root / f"c{number}"
         folder.mkdir(parents=True)

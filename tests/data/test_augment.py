@@ -1,4 +1,4 @@
-"""Augmentation: strengths, ranges, and that a seed decides everything."""
+"""Augmentation: strengths, ranges and reproducibility."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_crops_keep_the_stated_area_and_ratio(monkeypatch: pytest.MonkeyPatch) -
     assert 0.48 < max(areas) < 0.51
     assert 0.73 < min(ratios) < 0.78
     assert 1.28 < max(ratios) < 1.37
-    # Anywhere: as much to the left as to the right, and as high as low.
+    # Uniform positions in both directions.
     for places in ([l / (300 - r + l) for l, _, r, _ in boxes],  # noqa: E741
                    [t / (200 - b + t) for _, t, _, b in boxes]):  # fmt: skip
         assert (min(places), max(places)) == (0, 1)
@@ -103,7 +103,7 @@ def test_crops_keep_the_stated_area_and_ratio(monkeypatch: pytest.MonkeyPatch) -
 def test_if_no_crop_fits_it_is_the_largest_centered_one(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], box: tuple[int, ...]
 ) -> None:
-    """27 to 20 is the 4 to 3 that is nearest to the picture's shape."""
+    """27 x 20 has the allowed ratio (4 / 3) nearest to the image's."""
     boxes = []
     monkeypatch.setattr(Image.Image, "resize", lambda _self, *_, box: boxes.append(box))
     augment.random_resized_crop(Image.new("RGB", size), 10, spec(crop_scale_min=0.9), Random(0))
@@ -178,12 +178,12 @@ def test_each_kind_applies_its_steps_in_order(kind: str) -> None:
 
 
 def test_lighting_has_the_published_components() -> None:
-    """Krizhevsky et al. 2012; as every implementation has them."""
+    """Krizhevsky et al. 2012."""
     assert augment.LIGHTING_VALUES.tolist() == [0.2175, 0.0188, 0.0045]
     assert augment.LIGHTING_VECTORS.tolist() == [
         [-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]
     ]  # fmt: skip
-    # They are the axes of a rotation: each as long as 1, at right angles.
+    # They are orthonormal.
     product = augment.LIGHTING_VECTORS.T @ augment.LIGHTING_VECTORS
     np.testing.assert_allclose(product, np.eye(3), atol=2e-4)
 

@@ -1,4 +1,4 @@
-"""AutoAugment: the published table, how strong each operation is, and how often it comes."""
+"""AutoAugment: the published policy, strengths and probabilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_operation_changes_the_image_and_keeps_its_size() -> None:
 
 
 def test_the_policy_is_the_published_one() -> None:
-    """Against torchvision's transcription of the table, which has no magnitude where none acts."""
+    """Against torchvision's policy, which omits magnitudes without an effect."""
     published = """
         posterize 0.4 8 rotate 0.6 9, solarize 0.6 5 autocontrast 0.6 -,
         equalize 0.8 - equalize 0.6 -,
@@ -67,7 +67,7 @@ def test_signed_operations_reach_the_stated_strength(
         found = np.asarray(augment.apply_operation(image, name, magnitude, sign)).astype(int)
         expected = enhancer(image).enhance(1 + sign * 0.9 * share)
         assert np.abs(found - np.asarray(expected)).max() <= 1
-    # Each pixel says which column it is from: a row is moved by 0.3 of its number at most.
+    # Pixel values are column numbers: a row is shifted by at most 0.3 of its number.
     columns = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 40, 0).repeat(3, 2)
     sheared = augment.apply_operation(Image.fromarray(columns), "shear_x", magnitude, sign)
     for row in (5, 20, 39):

@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: all of a small dataset, nothing of a large one."""
+"""The cache of decoded images."""
 
 from __future__ import annotations
 

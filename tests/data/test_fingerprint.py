@@ -1,4 +1,4 @@
-"""What is remembered of a dataset, and what is said when it is another one."""
+"""Dataset fingerprints and the description of changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multigrain.data.image_folder import scan
 
 
 def write(root: Path, **classes: int) -> Path:
-    """So many files in each class; no image is looked at."""
+    """Writes files to each class; they are not images."""
     for name, images in classes.items():
         (root / name).mkdir(parents=True)
         for index in range(images):

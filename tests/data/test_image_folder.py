@@ -1,4 +1,4 @@
-"""Listing a dataset: by names alone, and refusals that say what to do."""
+"""Listing a dataset."""
 
 from __future__ import annotations
 

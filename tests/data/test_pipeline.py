@@ -1,4 +1,4 @@
-"""The pipeline: same batches whatever the threads and the start, bad files replaced and named."""
+"""The training pipeline."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_batches_differ_by_epoch_rank_and_seed(tmp_path: Path) -> None:
 def test_views_differ_by_epoch_rank_and_seed(
     tmp_path: Path,
 ) -> None:
-    """Two files of the same picture: what differs is the view, whichever of them comes."""
+    """Two files of the same image: only the views differ."""
     root = write_dataset(tmp_path, classes=1, each=1)
     shutil.copy(root / "c0" / "000.png", root / "c0" / "001.png")
     views = [
@@ -154,7 +154,7 @@ def test_an_unreadable_image_is_replaced_with_all_its_copies_and_reported(
         assert bad not in batch.instances
         np.testing.assert_array_equal(batch.labels, folder.labels[batch.instances])
     for batch, drawn in zip(batches, made._sampler.epoch(0), strict=True):
-        # All copies in a batch get the same picture, also those of different rows.
+        # All copies in a batch get the same image, also in different groups.
         assert len(set(batch.instances[drawn == bad])) <= 1
     if batch_size == 6:
         for batch in batches:
@@ -163,14 +163,14 @@ def test_an_unreadable_image_is_replaced_with_all_its_copies_and_reported(
 
 
 def test_a_substitute_is_not_in_the_batch_yet(tmp_path: Path) -> None:
-    """Of three images one is broken, and a batch has two: the third stands in."""
+    """One of three images is damaged, and a batch has two: the third is the substitute."""
     root = write_dataset(tmp_path, classes=1, each=3)
     break_files(root, "c0/001.png")
     for seed in range(6):
         schedule = {"batch_size": 6, "length_factor": 6.0}
         made = data(root, seed=seed, dataset={"max_unreadable": 0.5}, schedule=schedule)
         for batch, drawn in zip(made.epoch(0), made._sampler.epoch(0), strict=True):
-            if len(set(drawn)) == 2:  # where one pass ends and the next begins, one may come twice
+            if len(set(drawn)) == 2:  # between two passes an image may repeat
                 assert set(batch.instances.tolist()) == {0, 2}
 
 
@@ -187,7 +187,7 @@ def test_the_allowed_number_of_unreadable_images_is_tolerated() -> None:
     unreadable = UnreadableFiles(images=10, max_fraction=0.2)
     unreadable.add("a", "damaged")
     unreadable.add("b", "damaged")
-    unreadable.add("b", "damaged")  # the same file, once more
+    unreadable.add("b", "damaged")  # the same file again
     with pytest.raises(MultigrainError, match="3 of 10 images"):
         unreadable.add("c", "damaged")
 

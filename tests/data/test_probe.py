@@ -1,4 +1,4 @@
-"""The probe: a dataset that cannot be read is refused before the work begins."""
+"""The probe of a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampler: exact multisets, copies together, nothing shared between workers."""
+"""The sampler of repeated augmentation."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_an_indivisible_batch_size_splits_copies_over_two_batches() -> None:
     ("images", "batch", "world", "factor", "steps"),
     [
         (1_281_167, 30, 8, 1.0, 5338),  # the ModelZoo's
-        (1_281_167, 128, 4, 2.0, 5004),  # the paper's: 5005 with its unfinished last batch
+        (1_281_167, 128, 4, 2.0, 5004),  # the paper's: 5005 with the incomplete last batch
         (1437, 48, 2, 1.0, 14),
         (240, 24, 1, 0.1, 1),
         (90, 9, 1, 0.7, 7),  # 6.999999999999999 in binary fractions
-        (10, 64, 1, 1.0, 1),  # never none
+        (10, 64, 1, 1.0, 1),  # at least one
     ],
 )
 def test_the_length_of_an_epoch(
@@ -97,7 +97,7 @@ def test_an_epoch_longer_than_the_dataset_repeats_images() -> None:
     stream = sampler(images=60, repeats=1, batch=6, factor=4.0).epoch(0).ravel()
     assert Counter(stream.tolist()) == Counter(dict.fromkeys(range(60), 4))
     passes = {tuple(turn) for turn in stream.reshape(4, 60).tolist()}
-    assert len(passes) == 4  # each in an order of its own
+    assert len(passes) == 4  # each in a different order
 
 
 def test_remaining_images_are_left_out_of_a_pass() -> None:

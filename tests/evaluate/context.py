@@ -1,4 +1,4 @@
-"""A worker's surroundings, for running a job in the test's process."""
+"""A worker context for running a job in the test process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multigrain.specs.training import ModelSpec
 
 @dataclass
 class RecordingReporter:
-    """Keeps what it is told; asks to stop after ``stop_after`` signs of life."""
+    """Records everything; requests a stop after ``stop_after`` heartbeats."""
 
     records: list[Record] = field(default_factory=list)
     alive_calls: int = 0
@@ -63,7 +63,7 @@ def context(
 def write_checkpoint(
     folder: Path, labels: tuple[str, ...], *, classes: int = 0, gem_p: float = 3.0, size: int = 16
 ) -> Path:
-    """A resnet18 with its start weights (not zero-initialized, so that it tells images apart)."""
+    """Writes a resnet18 with random weights, without zero initialization."""
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import model_state
 

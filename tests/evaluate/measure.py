@@ -1,4 +1,4 @@
-"""An evaluation in the test's process."""
+"""Runs an evaluation in the test process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def measure(
     on_progress: Callable[[int], None] = lambda _images: None,
     reporter: Any = None,
 ) -> EvaluationResult | None:
-    """The figures of some tasks; "groups" are the class folders."""
+    """Evaluates tasks; "groups" are the class folders."""
     evaluator = Evaluator(
         folder,
         tasks,

@@ -1,4 +1,4 @@
-"""A network whose outputs a test can compute by hand."""
+"""A network whose outputs a test can compute with NumPy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-# MindSpore 2.8 gives wrong numbers when several threads of a process compute at once (seen: 5
-# batches of 480). Workers are processes; only tests put several into one.
+# MindSpore 2.8 computes wrong results in several threads of a process at once (measured: 5
+# batches of 480). Real workers are processes; only tests run them as threads.
 _ONE_AT_A_TIME = threading.Lock()
 
 

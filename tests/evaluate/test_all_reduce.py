@@ -1,4 +1,4 @@
-"""Sums over workers, in messages of limited size."""
+"""All-reduce in messages of limited size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mindspore
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of what is sent between two workers who hold the same; five numbers at most."""
+    """Message lengths between two workers with equal arrays; at most five elements."""
     sent: list[int] = []
 
     def fake_all_reduce() -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Which images go through the network together, and what comes of it."""
+"""Batches of inference."""
 
 from __future__ import annotations
 

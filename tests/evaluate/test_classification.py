@@ -1,4 +1,4 @@
-"""Classification: every image counts once, by the serving function, for any number of workers."""
+"""Classification metrics, for any number of workers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_metrics_equal_a_loop_over_all_images(tmp_path: Path) -> None:
         for j in range(confusion.shape[1]):
             pairs = zip(folder.labels, predicted, strict=True)
             assert confusion[i, j] == sum(a == i and b == j for a, b in pairs)
-    # 15 images in batches of 4: the last one is filled up, and all have one shape.
+    # 15 images in batches of 4: the last one is padded, and all have one shape.
     assert network.batch_sizes == [4, 4, 4, 4]
     assert progress == [4, 8, 12, 15]
 

@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture."""
+"""The plot of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mindspore
 
 
 def blue(path: Path) -> float:
-    """Share of pixels in the darkest blue."""
+    """Fraction of pixels in the darkest blue."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return float((np.abs(pixels - (8, 48, 107)).max(axis=2) < 12).mean())
 

@@ -1,4 +1,4 @@
-"""Copy detection: seeded copies, a database of everything, the stated metric."""
+"""Copy detection: distortions, ranks and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All tasks of a pass together, by any number of workers."""
+"""All tasks of a forward pass, on any number of workers."""
 
 from __future__ import annotations
 

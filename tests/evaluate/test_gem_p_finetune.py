@@ -1,4 +1,4 @@
-"""Training p alone, against NumPy with finite differences."""
+"""Fine-tuning p, against NumPy with finite differences."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def classifier(weight: FloatArray) -> Dense:
 
 
 def problem(peaks_tell: bool) -> tuple[FloatArray, NDArray[np.int32]]:
-    """Maps of two channels: one has a single high peak, the other is evenly half lit.
+    """Feature maps of two channels: one has a single high peak, the other is constant.
 
-    The even channel has the larger mean, the other the larger maximum. ``peaks_tell``: the
-    class is that of the peak, hence a large p is right; otherwise that of the even channel.
+    The constant channel has the larger mean, the other the larger maximum. ``peaks_tell``: the
+    class is that of the peak, so a large p is right; otherwise that of the constant channel.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 40).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The task "gem_p" with a real network, and its figures by hand."""
+"""The task "gem_p" with a real network."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_candidates_scores_equal_a_manual_computation(tmp_path: Path) -> None:
 
 
 def made_for(p: float, checkpoint: Path, root: Path, path: Path) -> None:
-    """Bare weights whose classifier tells the images apart, by least squares, at this p."""
+    """Weights whose classifier is fitted to the images at this p by least squares."""
     restored = restore(checkpoint, gem_p=p)
     folder = scan(root)
     images = np.stack([preprocess(folder.read(i), Preprocessing.standard(24)) for i in range(18)])

@@ -1,4 +1,4 @@
-"""Which images an exponent is chosen by."""
+"""The sample of images for the task "gem_p"."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multigrain.evaluate.gem_p import sample_per_class
 
 pytestmark = pytest.mark.mindspore
 
-# Class 1 has no images here, as where a folder lacks one of the network's classes.
+# Class 1 has no images, like in a folder that lacks one of the network's classes.
 FOLDER = ImageFolder(
     Path("/data"),
     ("a", "b", "c"),

@@ -75,7 +75,7 @@ def test_classes_have_metrics_and_a_confusion_plot(tmp_path: Path) -> None:
 @pytest.mark.mindspore
 def test_groups_share_the_forward_pass_with_other_tasks(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", classes=2, each=3)
-    # The pictures of c0 are all the same, so that each finds the others first.
+    # The images of c0 are identical, so that each ranks the others first.
     for name in ("001.png", "002.png"):
         (root / "c0" / name).write_bytes((root / "c0" / "000.png").read_bytes())
     (root / "c1" / "002.png").write_bytes(b"")
@@ -133,8 +133,8 @@ def test_a_benchmark_needs_no_class_folders(tmp_path: Path, transform: str) -> N
 @pytest.mark.mindspore
 @pytest.mark.slow
 def test_square_images_have_equal_results_with_crop_and_rect(tmp_path: Path) -> None:
-    # Of square pictures, and without a margin, the two transforms are one; only the batches and
-    # the way of computing (compiled or not) differ.
+    # For square images without a margin both transforms are equal; only the batches and
+    # compilation differ.
     root = write_dataset(tmp_path / "data", classes=2, each=3)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "c1"))
     losses = []
@@ -227,7 +227,7 @@ def test_torchvision_weights_use_average_pooling(tmp_path: Path) -> None:
     assert (restored.spec.classes, restored.spec.gem_p) == (2, 1.0)
     assert restored.network.pool.value == 1.0
     assert restore(tmp_path / "w.safetensors", gem_p=3.0).network.pool.value == 3.0
-    with pytest.raises(MultigrainError, match="holds a resnet18") as caught:
+    with pytest.raises(MultigrainError, match="has a resnet18") as caught:
         restore(tmp_path / "w.safetensors", trunk="resnet50")
     assert caught.value.violations[0].field == "spec.trunk"
 

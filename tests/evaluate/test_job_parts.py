@@ -1,4 +1,4 @@
-"""That what an evaluation asks for reaches the parts that do it."""
+"""The specification's fields reach the components of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mindspore
 
 
 class EnoughSeenError(Exception):
-    """Ends a job whose parts have been made."""
+    """Ends a job after its components were created."""
 
 
 def test_every_specification_field_reaches_its_component(

@@ -31,7 +31,7 @@ def test_at_most_one_record_per_second_and_a_heartbeat_every_time() -> None:
     assert reporter.alive_calls == 52
     records = [record for record in reporter.records if isinstance(record, ProgressRecord)]
     assert len(records) == 6
-    # The first one's share stands for all: 8 of its 2 x 51 images are 16 of 2 x 101.
+    # Progress is extrapolated from rank 0: 8 of its 2 x 51 images are 16 of 2 x 101.
     assert records[0].done == round(8 / 102 * 202)
     assert records[0].eta_seconds == pytest.approx(1.0 * 94 / 8)
     assert {record.total for record in records} == {202}

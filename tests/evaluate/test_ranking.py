@@ -1,4 +1,4 @@
-"""Rankings and figures of benchmarks against loops and against values worked out by hand."""
+"""Rankings and metrics of benchmarks against loops and manual computations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def search(benchmark: Benchmark, rows: NDArray[np.float32], **options: int) -> B
 def by_loops(
     benchmark: Benchmark, rows: NDArray[np.float32], present: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """The protocols as their authors tell them, one pair of images at a time."""
+    """The published protocols, one pair of images at a time."""
     labels = benchmark.folder.labels
     precisions, found4, firsts = [], [], []
     for query in benchmark.queries.tolist():
@@ -132,7 +132,7 @@ def test_holidays_equals_a_manual_computation(tmp_path: Path) -> None:
 
 
 def test_a_query_is_excluded_by_index_not_by_similarity(tmp_path: Path) -> None:
-    # The distractor 100100 is the query's twin and comes before the positive.
+    # The distractor 100100 is identical to the query and ranks before the positive.
     names = ["100000.jpg", "100001.jpg", "100101.jpg"]
     benchmark = list_benchmark("holidays", touch(tmp_path, names))
     result = search(benchmark, angles(0, 5, 0))
@@ -145,7 +145,7 @@ def test_equally_similar_images_are_ranked_by_their_index(tmp_path: Path) -> Non
     benchmark = list_benchmark("groups", touch(tmp_path, ["a/1.jpg", "a/2.jpg", "b/1.jpg"]))
     rows = l2_normalize(np.random.default_rng(0).normal(size=(1, 257)).astype(np.float32))
     result = search(benchmark, np.repeat(rows, 3, axis=0))
-    # All are the same picture: from a/1, a/2 is before b/1; from a/2, a/1 is.
+    # All images are identical: from a/1, a/2 is before b/1; from a/2, a/1 is.
     assert result.metrics == {"groups_map": 1.0, "groups_recall1": 1.0}
     other = list_benchmark("groups", touch(tmp_path / "2", ["b/1.jpg", "b/2.jpg", "a/1.jpg"]))
     assert search(other, np.repeat(rows, 3, axis=0)).metrics == {
@@ -159,8 +159,8 @@ def test_ukb_counts_the_query_itself_among_the_first_four(tmp_path: Path) -> Non
     )
     perfect = search(benchmark, angles(0, 1, 2, 3, 90, 91, 92, 93))
     assert perfect.metrics == {"ukb_recall4": 4.0}
-    # Image 3 lies among the other object: 0, 1 and 2 find each other and 4 (3 of 4), 3 finds
-    # itself and three strangers (1), 4 to 7 find themselves, two others of theirs, and 3 or each
+    # Image 3 is among the other object: 0, 1 and 2 find each other and 4 (3 of 4), 3 finds
+    # itself and three others (1), 4 to 7 find themselves, two of their object, and 3 or each
     # other.
     rows = angles(0, 1, 2, 92.4, 90, 91, 92, 93)
     result = search(benchmark, rows)

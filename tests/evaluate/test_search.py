@@ -1,4 +1,4 @@
-"""Search and average precision against values worked out by hand and by loops."""
+"""Search and average precision against manual computations and loops."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ def test_equal_images_tie_for_any_block_size() -> None:
     whole = ranks(queries, numbers[30:])
     for block in (1, 7 * 90):
         assert ranks(queries, numbers[30:], block) == whole
-    # A second or third copy stands behind the copies before it, at once.
+    # A second or third copy ranks directly behind the copies before it.
     assert [rank - 1 for rank in whole[:30]] == ranks(queries[:30], numbers[:30])

@@ -1,4 +1,4 @@
-"""Evaluation of whitened vectors."""
+"""Evaluation with whitened embeddings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.mindspore
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of resnet18 at 16 px with a whitening; ``pictures/`` lies beside ``models/``."""
+    """A bundle of resnet18 at 16 px with a whitening; ``pictures/`` is beside ``models/``."""
     path = tmp_path_factory.mktemp("whitened")
     pictures = write_dataset(path / "pictures", classes=3, each=8)
     checkpoint = write_checkpoint(path / "checkpoints", ("c0", "c1", "c2"))
@@ -63,7 +63,7 @@ def test_copy_detection_uses_whitened_embeddings(bundle: Path) -> None:
         (record,) = [r for r in reporter.records if isinstance(r, EvaluationRecord)]
         metrics.append(record.metrics)
     plain, white = metrics
-    # The classifier sees the vector as it was; the search does not.
+    # The classifier uses the plain embedding, retrieval the whitened one.
     assert (white["top1"], white["loss"]) == (plain["top1"], pytest.approx(plain["loss"]))
     assert white["copy_map"] != plain["copy_map"]
     assert white["copy_map"] > 0.2  # 24 images: by chance 0.08

@@ -1,4 +1,4 @@
-"""Evaluation by real worker processes, joined by MindSpore's own collectives."""
+"""Evaluation by worker processes with MindSpore's collectives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "data", classes=3, each=5)  # 15: the shares differ
+    root = write_dataset(tmp_path / "data", classes=3, each=5)  # 15: the shards differ in size
     for number, size in enumerate([(30, 20), (20, 30), (30, 20), (24, 9)]):
         picture = encode(noise(*size, seed=number), "PNG")
         (root / f"c{number % 3}" / f"{number:03d}.png").write_bytes(picture)
@@ -49,5 +49,5 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         assert result["world"] == 2
         assert result["figures"]["metrics"].pop("loss") == pytest.approx(loss, rel=1e-5)
         assert result["figures"] == alone
-        # The same batches, whoever computes them: the same numbers to the last bit.
+        # The batches do not depend on the workers: results are equal to the last bit.
         assert result["search"] == found

@@ -21,7 +21,7 @@ from tests.evaluate.networks import MeanColor
 
 
 def search(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """What the images of each class folder find, whole pictures of many shapes."""
+    """Retrieval by class folders, with whole images of many shapes."""
     benchmark, all_reduce = list_benchmark("groups", root), AllReduce(world)
     folder = benchmark.folder
     rect = Transform(Preprocessing(size=16, resize_short=16), "rect")
@@ -42,7 +42,7 @@ def search(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
 
 
 def figures(root: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """All tasks that share a pass, and what they are made of."""
+    """All tasks that share a forward pass, with their details."""
     how = Preprocessing(size=16, resize_short=18)
     found = measure(MeanColor(), scan(root), how, tasks=ALL_TASKS, rank=rank, world=world)
     assert found is not None

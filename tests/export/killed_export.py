@@ -1,4 +1,4 @@
-"""Started by test_killed.py: an export that is killed when it is about to say what it wrote."""
+"""Started by test_killed.py: an export that is killed before it reports its bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.evaluate.context import RecordingReporter, context
 
 
 class Killed(RecordingReporter):
-    """Dies of the kernel's hand, with nothing sent."""
+    """Kills itself with SIGKILL instead of sending."""
 
     def emit(self, record: Record) -> None:
         if isinstance(record, ArtifactRecord):

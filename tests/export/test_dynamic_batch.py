@@ -1,4 +1,4 @@
-"""Freeing the batch dimension: what the exporter wrote for one image works for any number."""
+"""Making the batch dimension of an exported graph dynamic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mindspore
 
 
 def graph(shape: list[int], extra: str = "", constant: bool = True) -> ModelProto:
-    """As MindSpore writes it: batch 1 in inputs, outputs and the shape of a Reshape."""
+    """A graph like MindSpore's: batch 1 in inputs, outputs and the shape of a Reshape."""
     value = numpy_helper.from_array(np.array(shape, np.int64), "shape")
     matrix = numpy_helper.from_array(np.ones((12, 2), np.float32), "matrix")
     nodes = [

@@ -1,4 +1,4 @@
-"""Quantized graphs: written with scores beside them, served, and refused where they are poor."""
+"""Quantized graphs: written with scores, served, and refused if they are inaccurate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def spec(pictures: Path, **fields: object) -> ExportSpec:
 
 
 def quantized(path: Path, images: Int8Images) -> Bundle:
-    """A bundle whose graph is quantized with these images."""
+    """Writes a bundle with a graph quantized with these images."""
     folder = write_bundle(path, network=TinyNetwork(3, repeat=1), referenced=True)
     manifest = read(folder)
     head = manifest.heads[0]
@@ -75,7 +75,7 @@ def test_auto_selects_the_quantized_graph_and_the_manifest_has_its_scores(
     assert set(head.named_files) >= {"model-int8.xml", "model-int8.bin"}
     entry = head.int8
     assert entry is not None
-    assert entry.calibration_images + entry.images == 24  # all but the broken one
+    assert entry.calibration_images + entry.images == 24  # all except the damaged one
     compute = Compute(threads=1, max_batch=8)
     loaded = load("auto", bundle, compute)
     assert loaded.runtimes[32].precision == "int8"
@@ -83,7 +83,7 @@ def test_auto_selects_the_quantized_graph_and_the_manifest_has_its_scores(
         "auto: the fastest on this device; cosine with the reference 0.99"
     )
 
-    # The scores again, one image at a time, by the oracle and by what is served.
+    # Recomputes the scores one image at a time.
     network = TinyNetwork(3, repeat=1)
     cosines, same, labeled, hits = [], [], 0, np.zeros((2, 2))
     for index in images.evaluation:
@@ -101,7 +101,7 @@ def test_auto_selects_the_quantized_graph_and_the_manifest_has_its_scores(
         if images.labels[index] >= 0:
             labeled += 1
             for graph in (0, 1):
-                # Of five classes every one is among the first five.
+                # With five classes, top-5 is always correct.
                 hits[graph] += scores[graph].argmax() == images.labels[index], 1
     assert entry.images == len(cosines)
     assert entry.cosine_mean == pytest.approx(np.mean(cosines), abs=1e-3)
@@ -114,7 +114,7 @@ def test_auto_selects_the_quantized_graph_and_the_manifest_has_its_scores(
     assert entry.int8.top1 == pytest.approx(hits[1, 0] / labeled, abs=1 / labeled + 1e-9)
     assert entry.f32.top5 == entry.int8.top5 == 1.0
 
-    # The float graph stays there to be asked for.
+    # The float graph remains available.
     assert load("openvino-f32", bundle, compute).runtimes[32].precision == "f32"
 
 
@@ -154,7 +154,7 @@ def test_an_export_writes_the_quantized_graph(pictures: Path, tmp_path: Path) ->
     assert {"model-int8.xml", "model-int8.bin", "model.onnx"} <= set(manifest.files)
     assert entry.cosine_mean > 0.99
     assert 0 < entry.labelled_images < entry.images
-    # Part of its convolution: nothing is rounded to 8 bits between the two.
+    # Fused with its convolution: nothing is quantized between the two.
     assert "BatchNormInference" not in (folder / "model-int8.xml").read_text()
     loaded = load("openvino-int8", Bundle(folder, manifest), Compute(threads=1, max_batch=4))
     assert loaded.runtimes[16].precision == "int8"

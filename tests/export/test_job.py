@@ -1,4 +1,4 @@
-"""The export job with a real network: what it writes is whole, and computes the same."""
+"""The export job with a real network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABELS = ("a", "b c", "d")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of everything; returns the folder that holds models/ and checkpoints/."""
+    """Exports all formats; returns the folder with models/ and checkpoints/."""
     path = tmp_path_factory.mktemp("export")
     checkpoint = write_checkpoint(path / "checkpoints", LABELS, classes=4)
     reporter = RecordingReporter()
@@ -93,7 +93,7 @@ def test_the_bundle_has_reference_outputs(exported: Path) -> None:
     reference = read_reference(folder / head.reference)
     images = reference.images(head.preprocessing)
     assert images.shape == (5, 3, 16, 16)
-    assert reference.pixels.std(axis=(1, 2, 3)).min() > 20  # they show something
+    assert reference.pixels.std(axis=(1, 2, 3)).min() > 20  # the outputs differ by image
     network = restore(exported / "checkpoints" / "step-00000030").network
     embedding, logits = (t.asnumpy() for t in network(Tensor(images)))
     np.testing.assert_allclose(reference.embedding, embedding, atol=1e-4)
@@ -193,7 +193,7 @@ def test_each_resolution_of_a_bundle_has_a_whitening(tmp_path: Path) -> None:
         assert network.pool.value == head.gem_p
         by_network = network(Tensor(images))[0].asnumpy()
         np.testing.assert_allclose(l2_normalize(by_network), l2_normalize(embedding), atol=1e-4)
-        # The formula, from the definition: [e; 1] at length 1, its mean taken off.
+        # By the definition: [e; 1] at length 1, minus its mean.
         u = np.concatenate([embedding, np.ones((24, 1))], axis=1).astype(np.float64)
         u /= np.linalg.norm(u, axis=1, keepdims=True)
         stored = read_whitening(folder / head.whitening.file, 512)

@@ -1,4 +1,4 @@
-"""An export that dies after its bundle is there, and before anybody was told."""
+"""An export that is killed between publishing its bundle and reporting it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_the_next_attempt_reports_the_published_bundle(tmp_path: Path) -> None:
     assert [path.name for path in written.parent.iterdir()] == ["1"]
     assert (written / "model.json").read_bytes() == before
 
-    # Nor is its own bundle in the way of an export to a version that the user named.
+    # Its own bundle does not block an export to a given version.
     named = spec.model_copy(update={"version": 1})
     assert run(context(tmp_path, weights=weights, export=named)).message == "wrote m@1"
 
-    # Once the record is there, a further attempt adds nothing to it.
+    # If the artifact event exists, a further attempt adds none.
     ctx = context(tmp_path, weights=weights, export=spec, reporter=(again := RecordingReporter()))
     ctx.folder.path.mkdir(parents=True)
     with EventWriter(ctx.folder.events, "job") as writer:

@@ -1,4 +1,4 @@
-"""Max pooling with borders of zeros becomes padded max pooling, and nothing else changes."""
+"""Rewriting max pooling of zero borders as padded max pooling."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_zero_borders_become_padding_with_equal_outputs() -> None:
     "changes", [{"before": "Neg"}, {"border": 1.0}, {"axis": 2}], ids=["sign", "border", "axis"]
 )
 def test_other_graphs_are_unchanged(changes: dict[str, object]) -> None:
-    """Of negative maps, of other borders, of rows alone."""
+    """Negative maps, other borders, rows only."""
     model = graph(**changes)  # type: ignore[arg-type]
     before = model.SerializeToString()
     assert fold_padding(model) == 0

@@ -1,4 +1,4 @@
-"""Which images a whitening is fitted to."""
+"""The sample of images that a whitening is fitted to."""
 
 from __future__ import annotations
 

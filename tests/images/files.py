@@ -1,4 +1,4 @@
-"""Picture files for tests."""
+"""Image files for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def encode(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colored noise: neither flat nor beyond what JPEG keeps."""
+    """Smooth colored noise that JPEG preserves."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 

@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture becomes RGB, every bad one a kind of error and a way out."""
+"""Decoding images and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has no pixels."""
+    """A PNG with a size in its header and no pixels."""
     chunks = b""
     for kind, body in (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
@@ -51,7 +51,7 @@ def test_every_format_is_decoded(form: str) -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_exif_orientation_is_applied(form: str, orientation: int) -> None:
-    """The stored pixels are the upright ones through the inverse of the stated operation."""
+    """The stored pixels are the upright ones after the inverse operation."""
     upright = np.asarray(corners())
     stored = {
         1: upright,
@@ -188,7 +188,7 @@ def test_a_truncated_file_is_unreadable(form: str, share: float) -> None:
         b"%PDF-1.7 not an image",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         bytes(1000),
-        b"P6 1 1 255 abc",  # a format Pillow knows and we do not offer
+        b"P6 1 1 255 abc",  # a format that Pillow supports, but not this package
     ],
 )
 def test_bytes_that_are_no_image_list_the_formats(data: bytes) -> None:
@@ -210,7 +210,7 @@ def test_a_huge_image_is_refused_by_its_header(size: tuple[int, int]) -> None:
         error = failure(png_header(*size))
     assert error.kind is ErrorKind.IMAGE_TOO_LARGE
     assert "50000000" in error.message
-    if size[0] * size[1] > 89_478_485:  # Pillow warns of these itself, and names the product only
+    if size[0] * size[1] > 89_478_485:  # Pillow itself warns here, with the product only
         assert f"{size[0] * size[1]} pixels" in error.message
     else:
         assert f"{size[0]} x {size[1]} pixels" in error.message

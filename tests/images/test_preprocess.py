@@ -1,4 +1,4 @@
-"""Preprocessing: the one function between a file and the network."""
+"""Preprocessing of image files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_values_follow_the_formula() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (65, 64)])
 def test_the_result_equals_resize_then_crop(interpolation: str, size: tuple[int, int]) -> None:
-    """Where the scaled long side is a whole number, up to its own rounding to 8 bits."""
+    """Up to 8-bit rounding, if the resized long side is an integer."""
     p = Preprocessing(size=28, resize_short=32, interpolation=interpolation)  # type: ignore[arg-type]
     image = noise(*size)
     method = Image.Resampling[interpolation.upper()]
@@ -42,7 +42,7 @@ def test_the_result_equals_resize_then_crop(interpolation: str, size: tuple[int,
     left, top = (width - 28) // 2, (height - 28) // 2
     expected = np.asarray(scaled.crop((left, top, left + 28, top + 28))).astype(int)
     got = np.asarray(center_crop(image, p)).astype(int)
-    tolerance = 1 if 65 not in size else 12  # half a pixel's shift where 32.5 was rounded
+    tolerance = 1 if 65 not in size else 12  # shifted by half a pixel, because 32.5 is rounded
     assert np.abs(got - expected).max() <= tolerance
 
 
@@ -50,7 +50,7 @@ def test_the_result_equals_resize_then_crop(interpolation: str, size: tuple[int,
     ("size", "short"), [(224, 256), (500, 571), (800, 914), (300, 342), (32, 36)]
 )
 def test_the_short_side_is_that_of_the_published_evaluation(size: int, short: int) -> None:
-    """int(256 / 224 * size), the fraction dropped: 342.9 of 300."""
+    """int(256 / 224 * size): 342 for 300."""
     assert Preprocessing.standard(size) == Preprocessing(size=size, resize_short=short)
     assert Preprocessing.standard(size, center_crop=1.0).resize_short == size
 
@@ -70,9 +70,9 @@ def test_tiny_and_thin_images_work(size: tuple[int, int]) -> None:
 
 
 def test_a_long_thin_image_costs_no_more_than_its_result() -> None:
-    """Scaled to a short side of 256 first it would have 1.3 billion pixels."""
+    """Resized to a short side of 256 it would have 1.3 billion pixels."""
     data = encode(Image.new("RGB", (20_000, 1)), "PNG")
-    # Time of this thread: what else the machine does is no matter.
+    # CPU time of this thread, independent of other load.
     start = time.thread_time()
     preprocess(data, Preprocessing.standard(224))
     assert time.thread_time() - start < 1.0

@@ -1,4 +1,4 @@
-"""The evaluation transform that cuts nothing."""
+"""The transform "rect"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.images.files import corners, encode, noise
         ((768, 1024), (375, 500)),
         ((300, 300), (500, 500)),
         ((100, 67), (500, 335)),  # enlarged
-        ((1000, 335), (500, 167)),  # 167.5: the fraction is dropped
+        ((1000, 335), (500, 167)),  # 167.5 is truncated
         ((335, 1000), (167, 500)),
         ((20_000, 3), (500, 1)),
     ],

@@ -1,4 +1,4 @@
-"""JPEGs that are much larger than what is made of them are decoded at a fraction of their size."""
+"""Reduced decoding of large JPEGs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = Preprocessing(size=56, resize_short=64)
 
 
 def difference(data: bytes, p: Preprocessing) -> float:
-    """Of the two ways' pixels on average, in steps of 1/255."""
+    """Mean difference from full decoding, in steps of 1/255."""
     scaled, full = preprocess(data, p), preprocess_image(decode_image(data), p)
     steps = np.abs(scaled - full) * np.array(p.std)[:, None, None] * 255
     return float(steps.mean())
@@ -30,8 +30,8 @@ def difference(data: bytes, p: Preprocessing) -> float:
         ((400, 300), 150, (200, 150)),
         ((400, 300), 75, (100, 75)),
         ((300, 400), 150, (150, 200)),
-        ((400, 304), 1, (50, 38)),  # an eighth is the smallest
-        ((400, 300), 1, (100, 75)),  # 37.5 would be no whole number
+        ((400, 304), 1, (50, 38)),  # an eighth is the largest reduction
+        ((400, 300), 1, (100, 75)),  # 37.5 is not an integer
         ((401, 300), 128, (401, 300)),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_reduced_image_is_upright(orientation: int) -> None:
 
 
 def test_photographs_differ_by_less_than_a_step_on_average() -> None:
-    """Those of 500 x 400 at a half for a short side of 100: no more pixels than are needed."""
+    """500 x 400 at a half for a short side of 100: the least spare pixels."""
     p = Preprocessing(size=88, resize_short=100)
     found = [difference(data, p) for data in photographs(7)[2::4]]
     assert len(found) == 2

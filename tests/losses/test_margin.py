@@ -42,7 +42,7 @@ def draw(e: np.ndarray, ids: np.ndarray, noise: np.ndarray) -> np.ndarray:
 def by_loops(
     e: np.ndarray, ids: np.ndarray, negative: np.ndarray, beta: float, alpha: float
 ) -> tuple[float, float]:
-    """The loss, and its derivative by beta."""
+    """Computes the loss and its derivative by beta."""
     u = unit(e.astype(np.float64))
     total, slope, active = 0.0, 0.0, 0
     for i in range(len(e)):
@@ -104,7 +104,7 @@ def test_the_weight_is_one_over_the_density_of_distances(dimension: int) -> None
 
 
 def test_if_a_negative_is_near_no_far_one_is_sampled() -> None:
-    """At 1.4 the hinge of a negative is out of reach; 1.39 and 1.41 weigh about the same."""
+    """Negatives beyond 1.4 have no loss; 1.39 and 1.41 have about the same weight."""
     ids = np.array([0, 0, 1, 2], np.int32)
     distance = np.zeros((4, 4), np.float32)
     distance[0] = [0, 0.7, 1.41, 1.39]
@@ -119,7 +119,7 @@ def test_negatives_have_the_published_distribution() -> None:
     rng = np.random.default_rng(2)
     ids = np.array([0, 0, 1, 2, 3, 4, 5], np.int32)
     e = (0.4 + rng.random((7, 8))).astype(np.float32)
-    e[6] = -e[0]  # at distance 2 of the anchor: never drawn
+    e[6] = -e[0]  # at distance 2 from the anchor: never sampled
     u = unit(e.astype(np.float64))
     z = np.clip(np.linalg.norm(u[0] - u, axis=1), 0.5, None)
     weights = np.zeros(7)
@@ -161,7 +161,7 @@ def test_a_batch_of_one_image_has_only_positives() -> None:
 
 
 def test_identical_embeddings_have_a_finite_gradient() -> None:
-    """Also where rounding makes the cosine of two exactly 1, or a little more."""
+    """Also if rounding makes a cosine exactly 1 or slightly larger."""
     exact = np.eye(2, 3, dtype=np.float32).repeat(2, 0)
     apart = distances(Tensor(exact)).asnumpy()
     np.testing.assert_allclose(apart[0], [1e-4, 1e-4, 2**0.5, 2**0.5], rtol=1e-6)

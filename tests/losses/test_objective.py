@@ -1,4 +1,4 @@
-"""How the terms are joined."""
+"""The weighted sum of the losses."""
 
 from __future__ import annotations
 

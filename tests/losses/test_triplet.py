@@ -37,7 +37,7 @@ def test_semi_hard_negatives_equal_the_loops(spread: float) -> None:
 
 
 def test_the_gradient_equals_finite_differences() -> None:
-    """The choice of the negative has no part in it."""
+    """The choice of the negative has no gradient."""
     rng = np.random.default_rng(1)
     ids = np.repeat(np.arange(4), 2).astype(np.int32)
     e = rng.random((8, 6)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The inference graph of every kind of model can be exported and computes the same."""
+"""Every kind of model can be exported and computes the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_onnx_graph_computes_the_same(spec: ModelSpec, tmp_path: Path) -> None:
     images = rng.standard_normal((1, 3, 32, 32)).astype(np.float32)
     path = tmp_path / "model.onnx"
     mindspore.export(net, Tensor(images), file_name=str(path), file_format="ONNX")
-    os.chmod(path, 0o600)  # MindSpore leaves it readable by its owner only, and not writable
+    os.chmod(path, 0o600)  # MindSpore writes the file with mode 0400
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run(None, {session.get_inputs()[0].name: images})
     for expected, values in zip(net(Tensor(images)), found, strict=True):

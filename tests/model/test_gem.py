@@ -83,7 +83,7 @@ def test_gradient_of_the_input_equals_finite_differences(maps: np.ndarray, p: fl
         up = (reference(maps + step, p) * weights).sum()
         down = (reference(maps - step, p) * weights).sum()
         if maps[index] == 0 and p != 1:
-            assert found[index] == 0  # the clamp cuts the gradient
+            assert found[index] == 0  # the clamp stops the gradient
         else:
             assert found[index] == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-5)
 

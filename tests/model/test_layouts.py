@@ -1,4 +1,4 @@
-"""The table of parameters without MindSpore is that of the networks."""
+"""The parameter table without MindSpore equals the networks' parameters."""
 
 from __future__ import annotations
 

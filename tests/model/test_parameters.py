@@ -1,4 +1,4 @@
-"""Values reach graphs that are compiled already."""
+"""Assigned values reach compiled graphs."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_every_weight_has_its_initial_standard_deviation() -> None:
 
 
 def test_running_statistics_move_by_a_tenth_toward_the_batch() -> None:
-    """PyTorch's momentum of 0.1; the variance is the unbiased one, as there."""
+    """PyTorch's momentum of 0.1, with its unbiased variance."""
     norm = batch_norm(3)
     norm.set_train(True)
     x = np.random.default_rng(0).normal(2.0, 3.0, (4, 3, 5, 5)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Weights out of a model and in again."""
+"""Saving and loading a model's weights."""
 
 from __future__ import annotations
 

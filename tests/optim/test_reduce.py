@@ -1,4 +1,4 @@
-"""Sums over workers that are cut in several messages."""
+"""Reductions over workers in several messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPES = [(3,), (2, 2), (), (7,), (1, 3, 1), (2,)]
 
 
 class Three(Reducer):
-    """One of three workers: the others hold twice and six times what this one does."""
+    """One of three workers: the others have twice and six times its values."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -52,7 +52,7 @@ def test_bucketed_tensors_keep_their_order_and_shape(where: str) -> None:
     for mean, own in zip(found, given, strict=True):
         assert mean.shape == own.shape
         np.testing.assert_allclose(mean, 3 * own, rtol=1e-6)
-    # No message is longer than allowed, but for what is too long by itself.
+    # No message is longer than a bucket, except for a single larger tensor.
     assert reducer.messages == [3, 5, 7, 5]
 
 

@@ -1,4 +1,4 @@
-"""The schedules against the published values and against their own limits."""
+"""Learning rate and damping schedules against published values."""
 
 from __future__ import annotations
 

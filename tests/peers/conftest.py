@@ -1,4 +1,4 @@
-"""These tests compare with PyTorch, which is no dependency: `make peers` installs it."""
+"""These tests compare with PyTorch, which `make peers` installs."""
 
 from __future__ import annotations
 

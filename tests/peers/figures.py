@@ -1,4 +1,4 @@
-"""Prints the figures of a comparison, for whoever runs it with -s."""
+"""Prints the numbers of a comparison (shown with -s)."""
 
 from __future__ import annotations
 

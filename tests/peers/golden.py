@@ -1,8 +1,8 @@
-"""Embeddings that PyTorch computed, for the tests that run without it.
+"""Embeddings computed with PyTorch, for tests that run without it.
 
-``python -m tests.peers.golden`` writes ``golden.json`` anew (needs PyTorch). It holds the first
-and the last numbers of each embedding and its length, of weights and images that
-``tests.peers.seeded`` makes.
+``python -m tests.peers.golden`` rewrites ``golden.json`` (needs PyTorch). It has the first
+and the last elements of each embedding and its norm, for weights and images that
+``tests.peers.seeded`` generates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEPT = 8
 
 @dataclass(frozen=True)
 class Golden:
-    """What is kept of one network's outputs: for each image, some numbers."""
+    """A sample of one network's outputs per image."""
 
     trunk: str
     gem_p: float
@@ -49,7 +49,7 @@ class Golden:
 
 
 def read() -> list[Golden]:
-    """The committed figures."""
+    """Reads the committed values."""
     return [Golden(**case) for case in json.loads(PATH.read_text())]
 
 

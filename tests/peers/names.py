@@ -21,7 +21,7 @@ BASIC = ("resnet18", "resnet34")
 def pytorch_shapes(
     trunk: str, classes: int, *, prefix: str = "", head: str = "fc"
 ) -> dict[str, Shape]:
-    """Every entry of ``state_dict()``, counters of BatchNorm included."""
+    """All entries of ``state_dict()``, including BatchNorm's counters."""
     shapes: dict[str, Shape] = {}
 
     def norm(name: str, channels: int) -> None:

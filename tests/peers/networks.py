@@ -1,4 +1,4 @@
-"""ResNets in plain PyTorch, under torchvision's and timm's names.
+"""ResNets in plain PyTorch with torchvision's and timm's names.
 
 Written from the papers (arXiv 1512.03385 with the stride in the 3x3 convolution; 1709.01507)
 and those libraries' public lists of parameters.

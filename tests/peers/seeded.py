@@ -1,4 +1,4 @@
-"""Random weights and images that everybody can make again, with NumPy alone."""
+"""Reproducible random weights and images with NumPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 
 def seeded_state(shapes: Mapping[str, Shape], seed: int = 0) -> dict[str, Floats]:
-    """A state under PyTorch's names: every value away from its default, activations bounded.
+    """A state with PyTorch's names: no default values, bounded activations.
 
     Args:
         shapes: of ``tests.peers.names.pytorch_shapes``.
@@ -29,7 +29,7 @@ def images(count: int, size: int, seed: int = 0) -> Floats:
 
 
 def _tensor(name: str, shape: Shape, seed: int) -> Floats:
-    # Each by its own stream, so that one layer more changes nothing else.
+    # Each has its own random stream, so that a further layer changes no other.
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.float32)

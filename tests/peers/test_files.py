@@ -1,4 +1,4 @@
-"""PyTorch's files: every way weights are stored in them, and none that runs code."""
+"""Reading PyTorch files without executing code."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def torchvision_state() -> dict[str, torch.Tensor]:
 
 
 class MultiOptim(OrderedDict[str, Any]):
-    """A table of optimizers, pickled under the name that the published program gave its own."""
+    """A container of optimizers, pickled under the published program's class name."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
 
 def published_content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """All that the published training program saves, the optimizer's bound method included."""
+    """Everything that the published program saves, including a bound method of the optimizer."""
     for name in ("multigrain.modules", "multigrain.modules.multioptim"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(MultiOptim, "__module__", "multigrain.modules.multioptim")
@@ -68,7 +68,7 @@ def published_content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_published_checkpoint_computes_what_pytorch_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
-    """PyTorch 1.0, with which they were written, had another container than a zip archive."""
+    """In the legacy format of PyTorch 1.0, which is not a zip archive."""
     with monkeypatch.context() as patch:
         content = published_content(patch)
         torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
@@ -104,7 +104,7 @@ def test_state_dicts_are_found_under_any_known_key(
 
 
 class Evil:
-    """What a hostile file holds: a call at the moment of loading."""
+    """A malicious object: a function call when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -1,4 +1,4 @@
-"""Steps of the joint loss: learned exponent and learned boundary move as in PyTorch."""
+"""Steps of the joint loss with learned exponent and beta, against PyTorch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SPEC = TrainingSpec.model_validate(
 
 
 def margin_terms(embedding: torch.Tensor, beta: torch.Tensor, noise: Tensor) -> list[torch.Tensor]:
-    """Hinges of every pair and of its negative, which our sampler chooses for these embeddings."""
+    """Hinges of every pair and of its negative as sampled by this package."""
     e = Tensor(embedding.detach().float().numpy())
     same = same_image(Tensor(COPIES, mindspore.int32))
     chosen = sample_negatives(
@@ -78,7 +78,7 @@ def test_steps_of_the_joint_loss() -> None:
         [
             {"params": theirs.parameters(), "weight_decay": 0.01},
             {"params": [p]},
-            # The boundary has the published momentum, whatever the network's.
+            # Beta has the published momentum, independent of the network's.
             {"params": [beta], "momentum": 0.9, "lr": 0.05},
         ],
         lr=0.002,

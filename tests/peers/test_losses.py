@@ -1,4 +1,4 @@
-"""GeM and the losses, values and gradients, against PyTorch's automatic differentiation."""
+"""Values and gradients of GeM and the losses, against PyTorch's autograd."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_gem_and_its_gradients(p: float, learn: bool) -> None:
         return ops.ReduceSum()(pool(x) * Tensor(weight))
 
     grads = mindspore.value_and_grad(loss, 0, parameters)(Tensor(x))[1]
-    # float64: the reference has no overflow-proof form.
+    # float64: the reference has no protection against overflow.
     tx = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     tp = torch.tensor(p, dtype=torch.float64, requires_grad=True)
-    # p = 1 without learning is the plain average, which has no clamp.
+    # p = 1 without learning is average pooling, which has no clamp.
     y = tx.mean((2, 3)) if p == 1 and not learn else gem(tx, tp)
     (y * torch.from_numpy(weight)).sum().backward()
     value = relative(pool(Tensor(x)).asnumpy(), y.detach().numpy())
@@ -70,7 +70,7 @@ def _negatives(embedding: Tensor, instances: Tensor, noise: Tensor) -> np.ndarra
 
 @pytest.mark.parametrize("spread", [0.3, 1.0])
 def test_margin_loss_with_the_same_negatives(spread: float) -> None:
-    """Three copies of four images; near ones make the pushes active, far ones the pulls."""
+    """Three copies of four images; near ones activate negatives, far ones positives."""
     rng = np.random.default_rng(1)
     instances = np.repeat(np.arange(4), 3).astype(np.int32)
     centers = rng.standard_normal((4, 16))

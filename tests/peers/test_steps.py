@@ -1,4 +1,4 @@
-"""Whole training steps against PyTorch: gradients, BatchNorm's statistics, SGD with momentum."""
+"""Training steps against PyTorch: gradients, BatchNorm statistics, SGD with momentum."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_running_statistics_after_a_few_batches(batch: int) -> None:
 
 
 def test_steps_of_sgd_with_momentum_and_weight_decay() -> None:
-    """No further from PyTorch in float64 than PyTorch itself is in float32.
+    """The distance to PyTorch in float64 is at most that of PyTorch in float32.
 
-    The distance itself says little: rounding puts some activations on the other side of a ReLU,
-    and every step makes more of it.
+    The absolute distance is not meaningful: rounding moves some activations across a ReLU's 0,
+    and every step amplifies it.
     """
     spec = TrainingSpec.model_validate(
         {
@@ -97,7 +97,7 @@ def test_steps_of_sgd_with_momentum_and_weight_decay() -> None:
 
 
 class TorchTraining:
-    """The same training in PyTorch, in the given precision."""
+    """The same training run in PyTorch with the given precision."""
 
     def __init__(self, state: dict[str, NDArray[np.float32]], dtype: torch.dtype) -> None:
         self.start = state
@@ -120,7 +120,7 @@ class TorchTraining:
         return {name: value.double().numpy() for name, value in self.net.state_dict().items()}
 
     def distance(self, other: dict[str, NDArray[np.float64]]) -> float:
-        """The worst parameter's distance from here, over how far training has moved it."""
+        """The largest distance of a parameter, relative to its change by training."""
         worst = 0.0
         for name, expected in self.state().items():
             if not name.endswith("num_batches_tracked"):

@@ -1,4 +1,4 @@
-"""Forward passes against PyTorch, through files in PyTorch's names."""
+"""Forward passes against PyTorch, with weights files in PyTorch's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of specifications share."""
+"""Helpers for the tests of specifications."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS = {"weights": {"job_id": "j1"}}
 
 
 def refused(overrides: dict[str, Any], resolve: Any = resolve_training) -> dict[str, str]:
-    """The violations of a refusal, by field."""
+    """Returns the violations of an error, by field."""
     with pytest.raises(MultigrainError) as caught:
         resolve(overrides)
     assert caught.value.kind is ErrorKind.INVALID_FIELD

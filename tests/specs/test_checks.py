@@ -1,4 +1,4 @@
-"""Fields that contradict each other, and evaluations and exports that cannot be done."""
+"""Checks across fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.specs.refusal import DATA, WEIGHTS, refused, with_data
 
 
 def evaluated(**schedule: Any) -> dict[str, Any]:
-    """A training that evaluates at every epoch."""
+    """A training specification with an evaluation at every epoch."""
     return {
         "dataset": {"train_path": "/data/train", "val_path": "/data/val"},
         "evaluation": {"every_epochs": 1, **schedule},

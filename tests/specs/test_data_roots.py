@@ -1,4 +1,4 @@
-"""Which paths are let through, judged by where they lead."""
+"""Data roots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIELD = "spec.dataset.train_path"
 
 @pytest.fixture
 def area(tmp_path: Path) -> Path:
-    """``root`` (allowed) with a folder and links out, in and round; ``secret`` beside it."""
+    """``root`` (allowed) with a folder and links out, in and in a loop; ``secret`` beside it."""
     for folder in ("root/images", "root-2", "secret"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "secret/key").write_text("x")
@@ -151,7 +151,7 @@ def test_random_paths_never_escape_the_roots(area: Path) -> None:
             continue
         passed += 1
         assert real.is_relative_to(area / "root")
-        # Where the operating system would follow the spelling too, it comes to the same place.
+        # Where the operating system can resolve the path too, the result is the same.
         assert not os.path.exists(path) or os.path.samefile(real, path)
     assert passed > 50
 

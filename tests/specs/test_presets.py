@@ -1,4 +1,4 @@
-"""The presets that the package ships, as values."""
+"""The values of the presets."""
 
 from __future__ import annotations
 

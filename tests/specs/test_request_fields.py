@@ -1,4 +1,4 @@
-"""The limits of a request's id, name and labels, from both sides."""
+"""The limits of a request's id, name and labels."""
 
 from __future__ import annotations
 

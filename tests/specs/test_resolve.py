@@ -1,4 +1,4 @@
-"""Preset and overrides: what comes out, and how mistakes are named."""
+"""Resolving presets and overrides, and the messages of invalid fields."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Started by test_resumption.py: a training that is killed when it is about to say that its
-second checkpoint is there. What was said before is in the job's record, as the runner writes it."""
+"""Started by test_resumption.py: a training job that is killed before it reports its second
+checkpoint. Earlier events are in the event log, as the runner writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations between THOR's steps, and what becomes of the best checkpoint."""
+"""Scheduled evaluations and the best checkpoint, with THOR."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PER_EPOCH = 2
 
 
 class Data:
-    """The same batches whenever they are asked for."""
+    """Reproducible batches."""
 
     steps_per_epoch = PER_EPOCH
     unreadable: tuple[str, ...] = ()
@@ -70,9 +70,9 @@ def attempt(
     look: bool = False,
     stopped_in: int = 0,
 ) -> RecordingReporter:
-    """Trains from the newest checkpoint to the end of so many epochs; the n-th epoch's figure is
-    ``figures[n]``. ``look``: held-out images go through the network as well. ``stopped_in``: the
-    epoch in whose evaluation it is asked to stop."""
+    """Trains from the newest checkpoint to the end of ``epochs``; the n-th epoch's metric is
+    ``figures[n]``. ``look``: the network also evaluates held-out images. ``stopped_in``: the
+    epoch whose evaluation is interrupted by a stop request."""
     spec, reporter = spec_of(epochs, metric), RecordingReporter()
     request = JobRequest(
         job_id="job", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=spec
@@ -122,7 +122,7 @@ def test_the_best_checkpoint_survives_pruning_and_a_resumption(tmp_path: Path) -
     figures = [0.2, 0.9, 0.5, 0.9, 0.7]
     assert bests(attempt(tmp_path, figures, epochs=3)) == [2, 4]
     assert names(tmp_path) == ["step-00000004", "step-00000006"]
-    # Resumed: an equal figure and a lower one replace nothing, though this process saw no better.
+    # Resumed: an equal and a lower metric replace nothing, although this process saw no better.
     resumed = attempt(tmp_path, figures, epochs=5)
     assert len(losses(resumed)) == 4
     assert bests(resumed) == []
@@ -130,7 +130,7 @@ def test_the_best_checkpoint_survives_pruning_and_a_resumption(tmp_path: Path) -
     checkpoints = tmp_path / "job" / "checkpoints"
     best = store.load(store.resolve(checkpoints, "best"))
     assert (best.manifest.step, best.manifest.metrics) == (4, {"top1": 0.9})
-    # It is whole: THOR's state is in it too.
+    # It includes THOR's state.
     assert best.state.keys() == store.load(store.resolve(checkpoints, "last")).state.keys()
 
 

@@ -1,4 +1,4 @@
-"""Residual branches that start at zero, and the second look at their curvature."""
+"""Early refreshes for residual branches that are initialized with zero."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_early_refresh_captures_branches_initialized_with_zero(
 
     monkeypatch.setattr(curvature, "refresh", watched)
     results = [step(*batch(i)) for i in range(2)]
-    # G = 0: nothing but the damping, for all the 834 steps to the next regular refresh.
+    # G = 0: only damping for the 834 steps to the next regular refresh.
     inverse = step.state()["curvature.trunk.branch.g_inverse"][0]
     np.testing.assert_allclose(inverse, np.eye(6) / np.sqrt(results[0].damping), rtol=1e-6)
     results += [step(*batch(i)) for i in range(2, 5)]
@@ -77,7 +77,7 @@ def test_early_refreshes_are_additional() -> None:
 
 @pytest.mark.parametrize("late", [0, 1])
 def test_early_checks_do_not_change_the_intervals(late: int) -> None:
-    """Nor does one whose step was skipped, and which is made up for in the next."""
+    """Nor does a check that was deferred because its step was skipped."""
     rule = TraceRule((1,), w1=0.0, w2=0.0, frequency=4, growth=2.0, largest=100, early=(2, 6))
     seen, missed = [], False
     for step in range(30):

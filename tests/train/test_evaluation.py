@@ -1,4 +1,4 @@
-"""Evaluation while training."""
+"""Scheduled evaluation during training."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_groups_may_be_in_a_separate_folder(tmp_path: Path) -> None:
     assert found is not None
     assert record.metrics == found.metrics | classify(MeanColor(), scan(train), P).metrics
     assert record.images == 6 + 8
-    # Without a task for it, the held-out folder need not be there.
+    # Without a task for it, the held-out folder need not exist.
     only = {"tasks": ("groups",), "retrieval_path": str(groups)}
     record = evaluation(train, tmp_path / "nothing", **only)[0](5, 1)
     assert record is not None

@@ -1,4 +1,4 @@
-"""Half precision, which the CPU computes when it is not asked: what is half, and what is not."""
+"""Half precision, simulated on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.mindspore
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks for the device would refuse, or take a shorter way that only the CPU has."""
+    """Code that checks the device would refuse, or use a method for the CPU only."""
     real = mindspore.get_context
     monkeypatch.setattr(
         mindspore, "get_context", lambda key: "GPU" if key == "device_target" else real(key)

@@ -1,4 +1,4 @@
-"""Weights to start a training from: what is taken, what is dropped, and what the log says."""
+"""Initial weights of a training run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_classifier_with_the_same_classes_is_loaded(tmp_path: Path) -> None:
     loaded = model_state(net)
     assert 0 < loaded["classifier.weight"].max() < 1
     assert len(np.unique(loaded["classifier.weight"])) > 1000
-    assert loaded["pool.p"] == 3.0  # the specification's; the source pools by the average
+    assert loaded["pool.p"] == 3.0  # the specification's; the source uses average pooling
     assert start.notes == ("starting from weights of a resnet18 with torchvision's names",)
 
 

@@ -1,4 +1,4 @@
-"""A training job in one process: continuing, and weights to start from."""
+"""A training job in one process: resumption and initial weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.mindspore
 
 @dataclass
 class Reporter:
-    """Keeps what it is told; asks to stop once ``stop_after`` steps are done."""
+    """Records everything; requests a stop after ``stop_after`` steps."""
 
     stop_after: int = -1
     records: list[Record] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Reporter:
 
     @property
     def stop_requested(self) -> bool:
-        # Asked when a step begins, and obeyed after it.
+        # Read when a step begins; the run stops after it.
         return 0 <= self.stop_after <= len(self.losses) + 1
 
 
@@ -81,7 +81,7 @@ def last(folder: Path) -> store.Checkpoint:
 
 @pytest.mark.parametrize("at", [3, 5])
 def test_a_stopped_and_resumed_job_ends_with_identical_weights(tmp_path: Path, at: int) -> None:
-    """Amid an epoch and amid a period of the curvature: data, noise, momentum, statistics."""
+    """In the middle of an epoch and of a refresh interval."""
     training = spec(write_dataset(tmp_path / "data"))  # 2 epochs of 4 steps
     outcome, whole = run(tmp_path / "whole", training)
     assert not outcome.stopped
@@ -100,7 +100,7 @@ def test_a_stopped_and_resumed_job_ends_with_identical_weights(tmp_path: Path, a
 
 
 class EnoughSeenError(Exception):
-    """Ends a job whose parts have been made."""
+    """Ends a job after its components were created."""
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -142,7 +142,7 @@ def test_seed_and_worker_reach_the_parts_of_a_job(
 
 
 def weights(path: Path, **changes: float) -> Path:
-    """Weights of the tiny network, in a bare file; its statistics are not those of a new one."""
+    """Weights of the tiny network in a file, with changed statistics."""
     state = model_state(tiny_model())
     state["trunk.bn1.moving_mean"] = np.full(5, 0.25, np.float32)
     state |= {name: np.asarray(value, np.float32) for name, value in changes.items()}
@@ -155,7 +155,7 @@ def test_a_skipped_first_step_keeps_the_statistics_of_initial_weights(tmp_path: 
     training = spec(
         write_dataset(tmp_path / "data"),
         initial_weights=str(given),
-        # More than float32 holds: the gradients of the first step are not finite.
+        # Overflows float32: the gradients of the first step are non-finite.
         optimizer={"kind": "momentum", "loss_scale": 1e39},
         schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},
     )

@@ -1,4 +1,4 @@
-"""The training loop's order of things: steps, evaluations, checkpoints, and an orderly stop."""
+"""The training loop: order of steps, evaluations, checkpoints and stops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PER_EPOCH = 3
 
 
 class Reporter:
-    """Asks for a stop from the ``stop_at``-th look on."""
+    """Requests a stop from the ``stop_at``-th query on."""
 
     def __init__(self, stop_at: int = 10**9) -> None:
         self.records: list[Record] = []
@@ -54,7 +54,7 @@ class Data:
 
 
 class Step:
-    """Agrees to stop as soon as it is told to; notes when statistics are averaged."""
+    """Agrees to stop at once; records when statistics are averaged."""
 
     def __init__(self, order: list[str] | None = None) -> None:
         self.order = order if order is not None else []
@@ -70,7 +70,7 @@ class Step:
 
 
 class Saver:
-    """Notes (step, whether evaluated, best)."""
+    """Records (step, whether evaluated, best)."""
 
     def __init__(self, last_saved: int = 0) -> None:
         self.best = BestCheckpoint("top1")
@@ -152,7 +152,7 @@ def test_statistics_are_averaged_before_an_evaluation() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_worker_averages_statistics_when_rank_0_saves(tmp_path: Path, rank: int) -> None:
-    """Collective: were it the first one's business alone, it would wait for ever."""
+    """Averaging is collective: rank 0 alone would wait forever."""
     model, order = tiny_model(), list[str]()
     step: Any = Step(order)
     step.state = dict

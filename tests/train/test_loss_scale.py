@@ -1,4 +1,4 @@
-"""The loss scale: no part in what is computed, halved by what overflows, and in the checkpoint."""
+"""The loss scale: transparent, reduced by overflows, saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mindspore
 
 
 def scaled(spec: TrainingSpec, **fields: Any) -> TrainingSpec:
-    """With a dynamic scale, which the CPU has only if asked."""
+    """With a dynamic scale, which is not the default on the CPU."""
     optimizer = spec.optimizer.model_copy(update={"loss_scaling": "dynamic", **fields})
     return spec.model_copy(update={"optimizer": optimizer})
 
@@ -55,7 +55,7 @@ def test_a_dynamic_scale_doubles_and_halves_between_its_bounds() -> None:
 
 
 def test_a_loss_scale_does_not_change_steps_and_factors() -> None:
-    """Also while it is doubled; a power of two changes no digit."""
+    """Also while it doubles; scaling by a power of two is exact."""
     plain = tiny_step(tiny_spec())
     other = tiny_step(scaled(tiny_spec(), loss_scale=1024.0, loss_scale_steps=2))
     assert plain.state().keys() | {"loss_scale.value", "loss_scale.good_steps"} == (
@@ -84,7 +84,7 @@ def test_a_loss_scale_does_not_change_steps_and_factors() -> None:
 
 
 def overflowing(**fields: Any) -> TrainStep:
-    """The gradients are finite, but the square that is in G is not."""
+    """The gradients are finite, but G, their square, is not."""
     spec = tiny_spec(max_skipped_steps=2)
     return tiny_step(scaled(spec, loss_scale=2.0**68, loss_scale_max=2.0**68, **fields))
 
@@ -100,12 +100,12 @@ def test_an_overflow_halves_the_scale_and_is_tolerated() -> None:
     expected = [2.0 ** (68 - min(i, overflows)) for i in range(10)]
     assert [r.loss_scale for r in results] == expected
     assert results[0].skipped_because.startswith("the factor G of ")
-    assert results[overflows].refreshed_layers == 3  # made up for
+    assert results[overflows].refreshed_layers == 3  # the deferred refresh
     state = whole(step)
     assert (state["skipped_in_row"], state["skipped_total"]) == (0, overflows)
     assert not np.array_equal(state["trunk.conv1.weight"], before["trunk.conv1.weight"])
 
-    # A loss that is not finite is none of the scale's business.
+    # The scale does not handle a non-finite loss.
     assign(step._model.classifier.weight, np.full((CLASSES, 6), np.nan))
     assert "loss" in step(*batch(10)).skipped_because
     assert step.state()["loss_scale.value"] == expected[-1]
@@ -114,7 +114,7 @@ def test_an_overflow_halves_the_scale_and_is_tolerated() -> None:
 
 def test_at_the_minimum_scale_an_overflow_counts() -> None:
     step = overflowing(loss_scale_min=2.0**67)
-    assert step(*batch(0)).skipped  # halves to the floor
+    assert step(*batch(0)).skipped  # halves to the minimum
     assert step(*batch(1)).skipped
     with pytest.raises(MultigrainError, match="2 steps in a row") as caught:
         step(*batch(2))

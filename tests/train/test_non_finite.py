@@ -1,4 +1,4 @@
-"""Losses, gradients and factors that are not finite: skipped, named, and in the end fatal."""
+"""Non-finite losses, gradients and factors: skipped, reported, and finally fatal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.mindspore
 
 
 class BreaksFactor(nn.Cell):
-    """A tap whose factor is not a number where its tensor is large; derivatives are untouched."""
+    """A tap with a NaN factor if its tensor is large; derivatives are unchanged."""
 
     def __init__(self, tap: nn.Cell) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class BreaksFactor(nn.Cell):
 
 
 class BreaksDerivative(nn.Cell):
-    """A tap behind which the derivative is not a number."""
+    """A tap with NaN derivatives."""
 
     def construct(self, x: Tensor, slot: Tensor) -> Tensor:
         return x
@@ -50,7 +50,7 @@ class BreaksDerivative(nn.Cell):
 
 
 def large(step: int) -> tuple[np.ndarray, ...]:
-    """A batch that BatchNorm takes like any other, after the first convolution."""
+    """A batch that BatchNorm normalizes after the first convolution."""
     x, labels, ids = batch(step)
     return 1e5 * x, labels, ids
 
@@ -85,7 +85,7 @@ def test_a_non_finite_factor_skips_the_step_and_defers_the_refresh(
     conv = step._model.trunk.conv1
     conv.input_tap = BreaksFactor(conv.input_tap)
     assert step(*batch(0)).refreshed_layers == 3
-    assert not step(*large(1)).skipped  # no factor is looked at here
+    assert not step(*large(1)).skipped  # no refresh is due here
     before = whole(step)
     result = step(*large(2))
     assert result.skipped
@@ -120,7 +120,7 @@ def test_the_first_non_finite_layer_is_reported() -> None:
     before = model_state(step._model)
     images, labels, ids = batch(1)
     images[0, 0, 0, 0] = np.nan
-    # ReLU may take what is not a number for 0: the loss is finite then, its gradient is not.
+    # ReLU(NaN) may be 0: the loss is finite then, but not its gradient.
     assert "(forward pass: the images) is not" in step(images, labels, ids).skipped_because
     for name in ("trunk.bn1.moving_mean", "trunk.conv1.weight"):
         np.testing.assert_array_equal(model_state(step._model)[name], before[name])

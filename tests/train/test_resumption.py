@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: with the same images, and with a record that is true."""
+"""Resuming from a checkpoint: the dataset check and the event log."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_job_whose_images_have_changed_is_not_resumed(
     assert callable(change)
     root = write_dataset(tmp_path / "data")
     shutil.copytree(begun, tmp_path / "job")
-    # The folder may be another one: names within it and sizes are what counts.
+    # The folder may have moved: only names within it and sizes count.
     change(root)
     with pytest.raises(MultigrainError) as caught:
         TinyJob(tmp_path / "job", spec(root, max_steps=3)).run(RecordingReporter())
@@ -110,7 +110,7 @@ def test_allowed_changes_are_logged_and_the_job_resumes(tmp_path: Path, begun: P
                 if isinstance(r, LogRecord) and r.level == "WARNING"]  # fmt: skip
     assert len(warnings) == 1
     assert "without the class 'c0'; 'c1' has 5 images instead of 4" in warnings[0]
-    # Classes keep their numbers, and what is trained on now is what the next attempt compares.
+    # Classes keep their indices, and the next attempt compares with the present images.
     newest = store.read_manifest(store.resolve(job.folder.checkpoints, "last"))
     assert (newest.step, newest.labels) == (3, ("c0", "c1", "c2"))
     assert newest.dataset is not None

@@ -97,7 +97,7 @@ def test_the_table_lists_every_layer() -> None:
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_non_finite_step_changes_nothing(at: int) -> None:
-    """Also where the curvature was due: the next step makes up for it."""
+    """Also if a refresh was due: it is deferred to the next step."""
     step = tiny_step(tiny_spec(frequency=3))
     for i in range(at):
         step(*batch(i))
@@ -156,7 +156,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     bad[0][:] = np.inf
     step(*bad)
     step(*bad)
-    step(*batch(1))  # a good one starts the count again
+    step(*batch(1))  # an applied step resets the count
     step(*bad)
     step(*bad)
     with pytest.raises(MultigrainError, match="3 steps in a row") as caught:

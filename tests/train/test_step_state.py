@@ -1,4 +1,4 @@
-"""Going on from a step's state: as if nothing had happened, whatever had happened before."""
+"""Resuming from a step's state."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_resuming_from_a_state_equals_an_uninterrupted_run(
     saved_model, saved_state = weights(whole), whole.state()
     rest = [whole(*batch(i)) for i in range(at, 8)]
     if thor:
-        assert any(r.kept_layers for r in rest)  # something depends on the rule's state
+        assert any(r.kept_layers for r in rest)  # the rule's state has an effect
 
     resumed = tiny_step(spec)
-    resumed(*batch(99))  # leaves other values everywhere
+    resumed(*batch(99))  # leaves different values everywhere
     load_model_state(resumed._model, saved_model)
     resumed.load_state(saved_state)
     assert [resumed(*batch(i)) for i in range(at, 8)] == rest
@@ -49,7 +49,7 @@ def test_resuming_from_a_state_equals_an_uninterrupted_run(
 
 
 def test_a_run_resumed_after_a_skipped_step_has_its_counters() -> None:
-    """The refresh that it lacks, how many were skipped in a row, and what to go back to."""
+    """Deferred refresh, consecutive skipped steps and saved statistics."""
     spec = tiny_spec(frequency=3, max_skipped_steps=3)
     bad = batch(0)
     bad[0][:] = np.nan

@@ -1,4 +1,4 @@
-"""A whole THOR step against NumPy: from pictures and weights to the preconditioned gradient."""
+"""A whole THOR step against NumPy, from images and weights to the preconditioned gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def patches(x: np.ndarray, stride: int) -> np.ndarray:
 
 
 def solve(a: np.ndarray, s: np.ndarray, damping: float, pi_correction: bool) -> np.ndarray:
-    """P(g) by a dense solve; a (N, T, I) inputs, s (N, T, O) derivatives of each example's loss."""
+    """Computes P(g) by a dense solve; a (N, T, I) inputs, s (N, T, O) per-example derivatives."""
     n, t, i = a.shape
     o = s.shape[2]
     gradient = np.einsum("nto,nti->oi", s, a) / n

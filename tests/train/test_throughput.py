@@ -1,4 +1,4 @@
-"""Speed of training."""
+"""The throughput meter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.mindspore
 
 
 class Clock:
-    """Stands still until told to move."""
+    """A manually advanced clock."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -1,4 +1,4 @@
-"""Real networks through the training step. (ResNet-50 at 224 px: tests/e2e/test_resnet50.py.)"""
+"""Training steps of real networks. (ResNet-50 at 224 px: tests/e2e/test_resnet50.py.)"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.mindspore
     ("layout", "layers"),
     [
         pytest.param(LAYOUTS["resnet18"], 21, id="resnet18"),
-        # Every kind of layer of an SE-ResNet-50, in a third of the time to compile.
+        # All kinds of layers of an SE-ResNet-50, with a third of the compilation time.
         pytest.param(Layout((1, 1, 1, 1), bottleneck=True, squeeze=True), 26, id="se_resnet14"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Two workers under msrun against one worker with the whole batch."""
+"""Two workers with msrun against one worker with the whole batch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray
         env=environment,
         cwd=folder,
         timeout=400,
-        check=False,  # what counts is whether both wrote their results
+        check=False,  # only the written results count
         capture_output=True,
     )
     results = []
@@ -71,7 +71,7 @@ def test_two_halves_equal_the_whole_batch(ranks: list[dict[str, np.ndarray]]) ->
 
 @pytest.mark.slow
 def test_the_trace_rule_decides_as_for_the_whole_batch(ranks: list[dict[str, np.ndarray]]) -> None:
-    """On traces that are averaged first, and with only the chosen layers' factors averaged."""
+    """Traces are averaged first, then only the chosen layers' factors."""
     step = tiny_step(tiny_spec(instance_loss="none", **RULE), batch_norm=False)
     decisions = [decision(step(*batch(i))) for i in range(STEPS)]
     assert sum(refreshed for refreshed, _, _ in decisions[1:]) > 0

@@ -27,7 +27,7 @@ SIDE = 8
 
 
 class TinyTrunk(nn.Cell):
-    """Two convolutions; BatchNorm uses the batch only if asked."""
+    """Two convolutions; BatchNorm uses batch statistics only if enabled."""
 
     def __init__(self, batch_norm: bool) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def batch(step: int, images: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def weights(step: TrainStep) -> dict[str, np.ndarray]:
-    """Of the model that it trains."""
+    """Returns the weights of the step's model."""
     return model_state(step._model)
 
 

@@ -17,7 +17,7 @@ from tests.train.tiny import tiny_model
 
 
 def build(spec: ModelSpec, classes: int, *, seed: int) -> MultiGrain:
-    """In place of ``build_model``."""
+    """Replaces ``build_model``."""
     net = tiny_model(learn_gem_p=spec.learn_gem_p)
     net.pool.set_exponent(spec.gem_p)
     return net
@@ -28,7 +28,7 @@ class TinyJob:
     """
     Args:
         path: the job's folder.
-        spec: what it does.
+        spec: the training run.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class TinyJob:
         return JobFolder(self.path)
 
     def run(self, reporter: Reporter) -> Outcome:
-        """An attempt, from the newest checkpoint on."""
+        """Runs an attempt from the newest checkpoint."""
         request = JobRequest(
             job_id="job",
             kind=JobKind.TRAINING,

@@ -1,4 +1,4 @@
-"""What each of two workers does in test_two_workers.py: run by msrun, writes one .npz."""
+"""Program of the two workers in test_two_workers.py: run by msrun, writes one .npz each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     results["losses"] = np.array(losses)
     results |= {f"plain/{name}": v for name, v in whole_state(step).items()}
 
-    # The trace rule and every option of the curvature; and the same again from step 2 on.
+    # The trace rule with every curvature option, and the same resumed from step 2.
     spec = tiny_spec(instance_loss="none", **RULE)
     step = tiny_step(spec, world=2, batch_norm=False)
     decisions = []
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
     results["resumed_decisions"] = np.array(resumed)
     results |= {f"resumed/{name}": v for name, v in whole_state(step).items()}
 
-    # The margin loss, whose pairs are inside a worker, with BatchNorm.
+    # The margin loss, whose pairs are within a worker, with BatchNorm.
     step = tiny_step(tiny_spec(), world=2)
     for i in range(2):
         x, labels, ids = batch(10 * i + rank)
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
     step.sync_statistics()
     results |= {f"margin/{name}": v for name, v in whole_state(step).items()}
 
-    # One worker's batch is broken.
+    # One worker's batch is non-finite.
     x, labels, ids = batch(rank)
     if rank == 1:
         x[:] = np.nan

@@ -1,4 +1,4 @@
-"""Weights from checkpoints, bundles and bare files."""
+"""Loading weights from checkpoints, bundles and files."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_pytorch_file_with_mindspores_suffix_is_recognized(tmp_path: Path) -> 
 @pytest.mark.mindspore
 def test_a_ckpt_of_the_modelzoos_scripts_is_refused_with_the_reason(tmp_path: Path) -> None:
     mindspore = pytest.importorskip("mindspore")
-    # Its names, from its program: ours with other words, over a network that pads otherwise.
+    # Its names resemble this package's, but its padding differs.
     names = ["conv1.weight", "bn1.gamma", "layer1.0.down_sample_layer.0.weight", "end_point.bias"]
     names += [f"moments.{name}" for name in names]
     tensors = [{"name": name, "data": mindspore.Tensor([1.0])} for name in names]

@@ -1,4 +1,4 @@
-"""Weights under other programs' names: all of them, each once, or a message that names them."""
+"""Translating weights from other naming schemes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = [f"{scheme.name}-{trunk}" for scheme, trunk in PAIRS]
 
 
 def theirs(scheme: Scheme, trunk: str, classes: int = 3) -> dict[str, Shape]:
-    """Names and shapes as the other program has them, from a list that is not the table."""
+    """The other program's names and shapes, from an independent list."""
     prefix = "features." if scheme is PUBLISHED else ""
     head = "classifier" if scheme is PUBLISHED else "fc"
     shapes = pytorch_shapes(trunk, classes, prefix=prefix, head=head)
@@ -33,7 +33,7 @@ def theirs(scheme: Scheme, trunk: str, classes: int = 3) -> dict[str, Shape]:
 
 
 def state(shapes: dict[str, Shape]) -> State:
-    """A different number in every tensor, told by its place in the list."""
+    """A state with a different value in every tensor."""
     return {
         name: np.full(shape, number, np.float32) for number, (name, shape) in
         enumerate(shapes.items(), 1)

@@ -1,4 +1,4 @@
-"""Files of benchmarks: only their names matter to a listing."""
+"""Empty files with the names of a benchmark."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_strong_images_query_originals_and_distractors(
     ]  # fmt: skip
     assert benchmark.queries.tolist() == [2, 3, 4]
     assert np.flatnonzero(benchmark.database).tolist() == [0, 1, 5, 6]
-    # A distractor is of no query's group, whatever its name.
+    # A distractor belongs to no query's group, even with such a name.
     assert folder.labels.tolist() == [0, 1, 0, 0, 1, 2, 2]
     assert benchmark.note.endswith("2 distractors")
     assert benchmark.groups == 2

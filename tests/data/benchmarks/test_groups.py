@@ -1,4 +1,4 @@
-"""The user's own groups."""
+"""Own groups of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_every_image_or_the_first_of_each_group_is_a_query(tmp_path: Path) -> No
     touch(tmp_path, NAMES)
     every = list_benchmark("groups", tmp_path)
     assert every.folder.paths == sorted(NAMES)
-    assert every.queries.tolist() == [0, 1, 3, 4, 5]  # b's image is alone: ranked, asks nothing
+    assert every.queries.tolist() == [0, 1, 3, 4, 5]  # b's only image is ranked, but no query
     assert every.database.all()
     assert (every.groups, every.whole) == (2, None)
     assert list_benchmark("groups", tmp_path, "first").queries.tolist() == [0, 3]

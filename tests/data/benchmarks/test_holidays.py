@@ -32,7 +32,7 @@ def test_all_500_queries_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_benchmark_is_accepted_and_reported(tmp_path: Path) -> None:
-    # 1001xx has no query, 1002xx only one: both are ranked and ask nothing.
+    # 1001xx has no query image, 1002xx only that: both are ranked, but no queries.
     names = ["100000.jpg", "100001.jpg", "100101.jpg", "100102.JPG", "100200.png"]
     benchmark = list_benchmark("holidays", touch(tmp_path, [*names, "cover.jpg", "readme.txt"]))
     assert benchmark.folder.paths == names

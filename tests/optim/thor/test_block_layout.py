@@ -1,4 +1,4 @@
-"""Dimensions of real layers, cut in blocks of 128."""
+"""Block layouts of real layers, in blocks of 128."""
 
 from __future__ import annotations
 

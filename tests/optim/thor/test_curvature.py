@@ -1,4 +1,4 @@
-"""What a refresh does to the inverses, the running average and the rule, all or nothing."""
+"""Refreshes change inverses, running average and rule, or nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def curvature(**options: Any) -> Curvature:
 
 
 def some(seed: int, scale: float = 1.0) -> list[np.ndarray]:
-    """Factors of both layers: all A, then all G; those of the first layer have this scale."""
+    """Factors of both layers: all A, then all G; the first layer's have this scale."""
     rng = np.random.default_rng(seed)
     found = []
     for side in (0, 1):
@@ -77,8 +77,8 @@ def test_with_an_average_the_inverses_are_those_of_the_weighted_mean() -> None:
 
 
 def test_the_rule_uses_the_trace_of_the_mean() -> None:
-    """Layer 0 grows by so little that its mean's trace passes the bound at the third look only,
-    when its own would have passed it at the second."""
+    """Layer 0 grows so slowly that its mean's trace exceeds the threshold at the third check only,
+    while its own trace exceeds it at the second."""
     history = [some(0), some(0, 1.03), some(0, 1.06)]
     subject = curvature(factor_average=0.9, refresh="trace", w1=0.08, w2=0.0)
     results = [check(subject, factors, step) for step, factors in enumerate(history)]
@@ -162,7 +162,7 @@ def test_the_rules_thresholds_are_the_specifications() -> None:
 
 
 class TwoWorkers(Reducer):
-    """Knows that there are two; nothing is sent."""
+    """Has a world of two without communication."""
 
     def __init__(self) -> None:
         super().__init__(1)

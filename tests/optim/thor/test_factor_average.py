@@ -97,7 +97,7 @@ def test_a_mean_that_is_not_accepted_changes_no_state() -> None:
     add(average, SOME)
     before = average.state()
     bad = KroneckerFactors(SOME.a, np.full_like(SOME.g, np.nan))
-    assert np.isnan(average.means({0: bad})[0].trace)  # it is for the inversion to refuse it
+    assert np.isnan(average.means({0: bad})[0].trace)  # the inversion detects it
     for name, value in average.state().items():
         np.testing.assert_array_equal(value, before[name])
 

@@ -1,7 +1,7 @@
-"""Kronecker factors against the Fisher matrix they stand for, and the damping of the two.
+"""Kronecker factors and damping against the Fisher matrix that they approximate.
 
 The dense empirical Fisher of a layer is the mean over the examples of the outer product of each
-example's own gradient with itself, which is taken here by differentiating one example at a time.
+example's gradient with itself, computed here by differentiating one example at a time.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def linear_net() -> nn.SequentialCell:
 
 
 def test_for_a_linear_network_with_independent_inputs_the_factors_are_exact() -> None:
-    """Every input with every output derivative: then the mean of products is their product."""
+    """Every input with every output derivative: the mean of the products is their product."""
     rng = np.random.default_rng(0)
     inputs, derivatives = rng.standard_normal((6, 4)), rng.standard_normal((5, 2))
     x = np.repeat(inputs, 5, 0).astype(np.float32)
@@ -111,7 +111,7 @@ def factors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def factored(
     gradient: np.ndarray, a: np.ndarray, g: np.ndarray, damping: float, *, pi_correction: bool
 ) -> np.ndarray:
-    """What the optimizer computes."""
+    """Computes the optimizer's preconditioned gradient."""
     a_layout, g_layout = BlockLayout.of(len(a), 128), BlockLayout.of(len(g), 128)
     pair = KroneckerFactors(a[None].astype(np.float32), g[None].astype(np.float32))
     on_a, on_g = split_damping(pair, (len(a), len(g)), damping, pi_correction=pi_correction)

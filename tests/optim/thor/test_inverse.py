@@ -40,7 +40,7 @@ def test_a_block_made_indefinite_by_rounding_is_inverted() -> None:
     found = damped_inverse(f, 1e-4, layout)
     assert found is not None
     assert np.isfinite(found).all()
-    # What is orthogonal to the three directions of F is multiplied by 1/damping.
+    # Directions orthogonal to F's three are multiplied by 1/damping.
     values = np.linalg.eigvalsh(found[0].astype(np.float64))
     assert values.max() == pytest.approx(1e4, rel=0.5)
 

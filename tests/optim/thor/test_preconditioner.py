@@ -17,7 +17,7 @@ ROOT = 0.3  # sqrt(lambda)
 
 
 def factor(layout: BlockLayout, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Padded blocks, and the dense block-diagonal matrix of the same."""
+    """Returns padded blocks and their dense block-diagonal matrix."""
     rng = np.random.default_rng(seed)
     blocks = np.zeros(layout.shape, np.float32)
     for index in range(layout.count):

@@ -27,7 +27,7 @@ def rule(
 def check(
     subject: TraceRule, step: int, traces: list[float], damping: float = 0.1
 ) -> tuple[list[int], list[int]]:
-    """Layers chosen, all of them accepted, and layers that are still active."""
+    """Runs a check and accepts all chosen layers; returns them and the active layers."""
     chosen = subject.check(step, traces, damping)
     for layer in chosen:
         subject.accept(layer)
@@ -38,7 +38,7 @@ def check(
     ("change", "w1", "w2", "expected"),
     [
         (0.02, 0.01, 0.001, UPDATE),
-        (0.01, 0.01, 0.001, KEEP),  # both bounds belong to "keep"
+        (0.01, 0.01, 0.001, KEEP),  # both thresholds belong to "keep"
         (0.005, 0.01, 0.001, KEEP),
         (0.001, 0.01, 0.001, KEEP),
         (0.0009, 0.01, 0.001, STOP),
@@ -78,7 +78,7 @@ def test_each_layer_is_compared_with_its_last_accepted_trace() -> None:
     subject = rule(w2=0.0)
     check(subject, 0, [10.0, 10.0], damping=1e-9)
     assert check(subject, 4, [10.05, 10.5], damping=1e-9)[0] == [1]
-    # Layer 0 was kept: what counts is the way from 10.0, not from 10.05.
+    # Layer 0 was kept: it is compared with 10.0, not with 10.05.
     assert check(subject, 12, [10.12, 10.55], damping=1e-9)[0] == [0]
 
 
@@ -100,7 +100,7 @@ def test_a_stopped_layer_stays_stopped() -> None:
     check(subject, 0, [10.0, 10.0], damping=1e-9)
     assert check(subject, 4, [10.0, 10.05], damping=1e-9) == ([], [1])
     assert subject.stopped == 1
-    # Only layer 1 is asked about from here on, whatever layer 0 does.
+    # From here on only layer 1 is checked.
     assert check(subject, 12, [99.0], damping=1e-9) == ([1], [1])
     with pytest.raises(ValueError, match="longer"):
         subject.check(28, [99.0, 99.0], 1e-9)
@@ -119,7 +119,7 @@ def test_a_trace_is_accepted_only_after_inversion() -> None:
     assert subject.check(0, [math.nan, 1.0], 0.1) == [0, 1]
     subject.accept(1)
     assert check(subject, 4, [1.0, 1.005]) == ([0], [0, 1])
-    # One that is not finite later neither updates nor stops the layer.
+    # A later non-finite trace neither updates nor stops the layer.
     assert check(subject, 12, [math.nan, 5.0]) == ([1], [0, 1])
     assert check(subject, 28, [1.0, 5.0]) == ([], [])
 
@@ -180,7 +180,7 @@ def test_the_state_continues_every_decision(at: int) -> None:
     before, after = rule(), rule()
     first = run(before, 0, at)
     saved = load(save(before.state()))  # as a checkpoint keeps it
-    run(before, at, 4)  # what was saved must not follow
+    run(before, at, 4)  # the saved state must not change
     after.load_state(saved)
     assert [*first, *run(after, at, 4)] == expected
 

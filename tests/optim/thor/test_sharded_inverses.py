@@ -1,4 +1,4 @@
-"""Blocks as triangles, and the inversions shared out."""
+"""Packed symmetric blocks, and inversions sharded across workers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_longest_job_is_assigned_first_to_the_least_loaded_worker() -> None:
 
 
 class OneOf(Reducer):
-    """Rank ``rank`` of several, whose gatherings are served from what all of them gave before."""
+    """Rank ``rank`` of several; all-gathers return what the ranks gave before."""
 
     def __init__(self, rank: int, world: int, given: dict[int, np.ndarray]) -> None:
         super().__init__(1)

@@ -53,7 +53,7 @@ def conv(
 
 
 def patch_at(net: Conv2d, padded: np.ndarray, row: int, column: int) -> np.ndarray:
-    """What output position (row, column) sees, in the order of the flattened weight."""
+    """The input patch of output position (row, column), in the order of the flattened weight."""
     (kh, kw), (sh, sw), (dh, dw) = net.kernel, net.stride, net.dilation
     values = [
         padded[channel, row * sh + y * dh, column * sw + x * dw]
@@ -70,7 +70,7 @@ def pad(net: Conv2d, x: np.ndarray) -> np.ndarray:
 
 
 def conv_by_loops(net: Conv2d, x: np.ndarray, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A and G from their definition."""
+    """Computes A and G by their definition."""
     n = len(x)
     _, o, height, width = dout.shape
     padded = pad(net, x)
@@ -190,7 +190,7 @@ def test_the_row_limit_samples_a_centered_grid(
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_mean_over_workers_is_the_factor_of_the_whole_batch(world: int) -> None:
-    """Also where positions are left out: every worker takes those that one worker would."""
+    """Also if positions are sampled: every worker samples those that one worker would."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((6, 2, 12, 12)).astype(np.float32)
     weights = rng.standard_normal((6, 3, 12, 12)).astype(np.float32)
