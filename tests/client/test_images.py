@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multigrain.v1 import embedding_pb2
 from multigrain_client import ImagesFailed, InvalidRequest, Unavailable
 from tests.client.fake_server import VECTOR_SIZE, vector_of
 from tests.client.faults import Fault
@@ -246,3 +247,21 @@ def test_array_without_pillow_names_the_extra_to_install(client, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'multigrain\[images\]'"):
         client.embed(np.zeros((4, 4, 3), np.uint8))
     assert client.embed(b"00000001").shape == (1, VECTOR_SIZE)
+
+
+def test_defaults_and_options_of_embed_are_sent(client, state):
+    client.embed(images_of(1))
+    client.embed(images_of(1), model="m@1", normalize=False, whiten=True, dtype="FP16")
+    default, chosen = state.requests
+    assert (default.model, default.normalize, default.whiten) == ("", True, False)
+    assert default.dtype == embedding_pb2.DTYPE_FP32
+    assert (chosen.model, chosen.normalize, chosen.whiten) == ("m@1", False, True)
+    assert chosen.dtype == embedding_pb2.DTYPE_FP16
+
+
+def test_unknown_keyword_of_embed_is_a_type_error(client, state):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'normalise'"):
+        client.embed(images_of(1), normalise=False)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'request_id'"):
+        client.embed_stream(images_of(1), request_id="x")
+    assert not state.calls

@@ -12,6 +12,7 @@ import pytest
 from multigrain.v1 import job_pb2
 from multigrain_client import (
     DeadlineExceeded,
+    InvalidRequest,
     JobCancelled,
     JobFailed,
     LossPoint,
@@ -59,6 +60,13 @@ def test_kinds_filter_events(client, state):
     state.faults["StreamEvents"].append(Fault(after=1))
     events = list(client.stream_events("job-1", kinds=["state"]))
     assert [event.WhichOneof("event") for event in events] == ["state", "state"]
+
+
+@pytest.mark.parametrize("kind", ["lose", 0, 99])
+def test_unknown_event_kind_is_refused_before_any_call(client, state, kind):
+    with pytest.raises(InvalidRequest, match="state, loss, evaluation"):
+        list(client.stream_events("job-1", kinds=[kind]))
+    assert not state.calls
 
 
 def test_heartbeats_are_not_yielded(client, state):

@@ -8,7 +8,7 @@ import grpc
 
 from multigrain_client import RetryPolicy, Unavailable
 from multigrain_client.errors import Overloaded, from_rpc
-from multigrain_client.retry import BulkRetries, stream_delay, unary_delay
+from multigrain_client.retry import BulkRetries, UnaryRetries, stream_delay, unary_delay
 
 
 def test_backoff_grows_to_its_maximum_and_is_never_zero():
@@ -77,3 +77,10 @@ def test_negative_pushback_means_no_retry():
 
     assert from_rpc(error("250"), "Embed", "here").retry_after == 0.25
     assert from_rpc(error("-1"), "Embed", "here").retry_after is None
+
+
+def test_no_unary_retry_after_the_deadline_has_passed():
+    error = Unavailable("away", code=grpc.StatusCode.UNAVAILABLE)
+    quick = RetryPolicy(initial=1e-6)
+    assert UnaryRetries(quick, 10.0, idempotent=True).delay(error) is not None
+    assert UnaryRetries(quick, 0.0, idempotent=True).delay(error) is None

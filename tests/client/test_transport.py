@@ -9,7 +9,9 @@ import grpc
 import pytest
 from grpc import aio
 
-from multigrain_client.aio.transport import FirstStatus
+from multigrain_client import RetryPolicy, Unavailable, methods
+from multigrain_client.aio.transport import AsyncTransport, FirstStatus
+from multigrain_client.channel import channel_config
 
 UNWRITTEN = aio.AioRpcError(
     grpc.StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "Internal error from Core"
@@ -68,3 +70,22 @@ def test_failed_write_before_the_status_is_unavailable():
 def test_internal_error_of_the_server_is_kept():
     own = aio.AioRpcError(grpc.StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "a defect")
     assert FirstStatus(_Call()).of(own) is own
+
+
+class _FailingCall(_Call):
+    """A stream that ends with the error of a failed write."""
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> None:
+        raise UNWRITTEN
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_stream_reports_the_real_status_after_a_failed_write():
+    transport = AsyncTransport(channel_config("here:1"), None, RetryPolicy())
+    with pytest.raises(Unavailable):
+        await anext(transport._messages(_FailingCall(), methods.EMBED_STREAM))
