@@ -1,9 +1,12 @@
-"""Specifications of small jobs."""
+"""Small training jobs, and waiting for their losses."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
+
+from tests.e2e.daemon import Daemon
 
 
 def small_training(digits: Path, *, epochs: int, workers: int = 1, **more: Any) -> dict[str, Any]:
@@ -22,3 +25,12 @@ def small_training(digits: Path, *, epochs: int, workers: int = 1, **more: Any) 
         else:
             spec[key] = value
     return spec
+
+
+def wait_for_losses(daemon: Daemon, job_id: str, count: int) -> None:
+    """Waits until the job's event log contains ``count`` loss points."""
+    log = daemon.data_dir / "jobs" / job_id / "events.jsonl"
+    deadline = time.monotonic() + 180
+    while log.read_text().count('"loss":{') < count:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)

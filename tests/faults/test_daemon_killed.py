@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
-import socket
 import statistics
 import threading
 import time
@@ -27,6 +25,7 @@ from tests.engine.pictures import picture
 from tests.faults.curve import assert_numbered, assert_whole_curve
 from tests.faults.follower import Follower
 from tests.faults.serving import amount, serving_daemon
+from tests.server.process import steady_port
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -40,15 +39,6 @@ def wait(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
-
-
-def steady_port() -> int:
-    """A port that the kernel gives to no connection while the daemon is away."""
-    while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)  # below the ephemeral ones
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Chaos:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def steady_port() -> int:
+    """A free port that the kernel assigns to no other connection while the daemon is down."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)  # below the ephemeral ports
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class DaemonProcess:
-    """Started with ``--listen 127.0.0.1:0`` on a data directory; ends only when told."""
+    """A daemon on a data directory, by default on a free port. Runs until ``end``."""
 
     def __init__(
         self,
@@ -33,13 +45,14 @@ class DaemonProcess:
             )
 
     def wait_ready(self) -> str:
-        """The address, once it takes calls."""
+        """Waits until it accepts calls; returns its address."""
         deadline = time.monotonic() + 30
         address = self.data_dir / "address"
         while time.monotonic() < deadline:
-            # A file of an earlier daemon may lie there: the log says whose it is.
-            if address.exists() and address.read_text().strip() in self.log.read_text():
-                return address.read_text().strip()
+            # An earlier daemon may have left its address: the log tells them apart.
+            written = address.exists() and address.read_text().strip()
+            if written and written in self.log.read_text():
+                return written
             if self.popen.poll() is not None:
                 break
             time.sleep(0.02)

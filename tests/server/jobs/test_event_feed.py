@@ -168,7 +168,7 @@ async def test_twenty_subscribers_that_reconnect_at_random_receive_the_same_even
     # A window much shorter than the log: slow ones fall back to the file, fast ones do not.
     monkeypatch.setattr(event_feed, "WINDOW", 16)
     feed = EventFeed("job-1", path)
-    total = 1500
+    total = 600
     chance = random.Random(1)
 
     async def write() -> None:
@@ -187,7 +187,7 @@ async def test_twenty_subscribers_that_reconnect_at_random_receive_the_same_even
         ended = False
         while not ended:
             last = JobEvent.FromString(got[-1]).seq if got else 0
-            budget = chance.randrange(1, 400) if number % 2 else total * 2
+            budget = chance.randrange(1, 160) if number % 2 else total * 2
             stream = _stream(feed, last)
             ended = True
             async for event in stream:
