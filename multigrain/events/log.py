@@ -120,6 +120,8 @@ class Event:
             seq, attempt = body["seq"], body["attempt"]
             if type(seq) is not int or type(attempt) is not int:
                 raise ValueError("seq and attempt of an event must be integers")
+            if type(body["time"]) is not str or type(body["job_id"]) is not str:
+                raise ValueError("time and job_id of an event must be strings")
             return cls(seq, body["time"], body["job_id"], attempt, record)
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not an event: {error!r}") from error

@@ -4,7 +4,6 @@ subscribers."""
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from bisect import bisect_right
 from collections import Counter, deque
@@ -13,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import Event
-from multigrain.events.records import RECORD_TYPES, record_from_dict
+from multigrain.events.records import RECORD_TYPES
 from multigrain_server.jobs.job import JobView
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +37,8 @@ _READ_BYTES = 1 << 18
 _HEAD = re.compile(rb'\{"seq":(\d{1,18}),"time":"[^"]*","job_id":"[^"]*","attempt":\d+,"(\w+)":\{')
 _EVENT_KEYS = frozenset({"seq", "time", "job_id", "attempt"})
 _CURVATURE_CHECK = re.compile(rb'"(?:refreshed|kept)_layers": ?[1-9]')
+
+_decode_json = msgspec.json.Decoder(dict).decode
 
 
 @dataclass(slots=True, eq=False)
@@ -68,13 +69,11 @@ class EventLine:
         Raises:
             ValueError: if it is damaged.
         """
-        # Unpaired surrogates (from a file name that is not UTF-8, say) cannot be sent in a
-        # protobuf message, and orjson refuses them.
-        if b"\\ud" in self.raw:
-            data = _escape_surrogates(json.loads(self.raw))
-        else:
-            data = orjson.loads(self.raw)
-        if not isinstance(data, dict) or not data.keys() >= _EVENT_KEYS:
+        try:
+            data: dict[str, Any] = _decode_json(self.raw)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+        if not data.keys() >= _EVENT_KEYS:
             raise ValueError("not an event")
         return data
 
@@ -82,20 +81,9 @@ class EventLine:
         """The decoded line with its typed record.
 
         Raises:
-            ValueError, TypeError, KeyError: if it is damaged, or of a kind that is not known.
+            ValueError: if it is damaged, or of a kind that is not known.
         """
-        data = self.fields()
-        record = record_from_dict(data)
-        return Event(self.seq, str(data["time"]), data["job_id"], int(data["attempt"]), record)
-
-
-def _escape_surrogates(value: Any) -> Any:
-    """The value with every unpaired surrogate written as an escape sequence."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {_escape_surrogates(key): _escape_surrogates(item) for key, item in value.items()}
-    return [_escape_surrogates(item) for item in value] if isinstance(value, list) else value
+        return Event.decode(self.raw)
 
 
 def parse_line(raw: bytes) -> EventLine | None:
@@ -109,7 +97,7 @@ def parse_line(raw: bytes) -> EventLine | None:
         if not isinstance(data["seq"], int) or not 0 < data["seq"] < 10**18:
             raise ValueError("seq is not a number between 1 and 10**18")
         return EventLine(data["seq"], kind, raw)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         _log.error("event line unreadable", reason=repr(error), line=repr(raw[:200]))
         return None
 
@@ -277,7 +265,7 @@ class EventFeed:
     def _update_view(self, line: EventLine) -> None:
         try:
             self.view.apply(line.event())
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             # Written by a newer version: subscribers still receive the fields that are known.
             _log.warning(
                 "event not understood", job_id=self.job_id, seq=line.seq, reason=repr(error)

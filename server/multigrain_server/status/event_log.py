@@ -85,7 +85,7 @@ def latest_warnings(path: Path) -> tuple[Message, ...]:
             continue
         try:
             event = line.event()
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             continue
         record = event.record
         if isinstance(record, LogRecord) and record.level in _LEVELS:
@@ -128,7 +128,7 @@ def _newest_attempts(lines: list[EventLine]) -> tuple[CurvePoint, ...]:
     for line in lines:
         try:
             event = line.event()
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             continue
         record = event.record
         if not isinstance(record, LossRecord):

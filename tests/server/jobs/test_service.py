@@ -286,7 +286,7 @@ async def test_a_queued_job_keeps_a_checkpoint_that_its_owner_deletes(
     side.jobs.cancel(source.job_id)
     await side.jobs.delete(source.job_id)
     assert load_weights(Path(waits.request.weights_path)).checkpoint == "step-00000001"
-    with pytest.raises(MultigrainError, match="ask again"):
+    with pytest.raises(MultigrainError, match="try again"):
         await side.jobs.submit(Submission(JobKind.EVALUATION, "c"), check)
     assert os.listdir(side.root / "jobs") == [waits.job_id]
 
