@@ -28,7 +28,7 @@ from multigrain_server.serving.service import ImageResponse
 FINAL_RESPONSE = "triton_final_response"
 
 
-def infer_response(result: ImageResponse, asked: InferRequest) -> service_pb2.ModelInferResponse:
+def infer_response(result: ImageResponse, request: InferRequest) -> service_pb2.ModelInferResponse:
     """All outputs as raw tensors, in the requested order.
 
     Raises:
@@ -39,15 +39,15 @@ def infer_response(result: ImageResponse, asked: InferRequest) -> service_pb2.Mo
     response = service_pb2.ModelInferResponse(
         model_name=result.version.name,
         model_version=str(result.version.version),
-        id=asked.id,
+        id=request.id,
     )
     images = result.results
-    has_scores = asked.top > 0 or bool(images[0].scores)
-    for name in asked.outputs or ((EMBEDDING, SCORES) if has_scores else (EMBEDDING,)):
+    has_scores = request.top > 0 or bool(images[0].scores)
+    for name in request.outputs or ((EMBEDDING, SCORES) if has_scores else (EMBEDDING,)):
         if name == EMBEDDING:
             _add(response, name, [len(images), result.embedding_size])
             response.raw_output_contents.append(b"".join(image.vector for image in images))
-        elif asked.top:
+        elif request.top:
             _add(response, name, [len(images), images[0].reply.classes], "BYTES")
             response.raw_output_contents.append(join_bytes(_labels(result)))
         else:

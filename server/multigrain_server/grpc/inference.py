@@ -59,17 +59,17 @@ class InferenceModels:
         if not name:
             raise MultigrainError.field("model_version", "needs a model_name")
         known = ModelReference.parse(name, "model_name")
-        asked = ModelReference.parse(f"{known.name}@{version}", "model_version")
-        if known.version not in (None, asked.version):
+        requested = ModelReference.parse(f"{known.name}@{version}", "model_version")
+        if known.version not in (None, requested.version):
             raise MultigrainError.field("model_version", f"is {version}, but the name says {known}")
         if self._catalog.is_alias(known.name):
             target = self._catalog.find(known.name).version
-            if target.version != asked.version:
+            if target.version != requested.version:
                 raise MultigrainError(
-                    ErrorKind.NOT_FOUND, f"{known.name} is an alias of {target}, not of {asked}"
+                    ErrorKind.NOT_FOUND, f"{known.name} is an alias of {target}, not of {requested}"
                 )
             return str(target)
-        return str(asked)
+        return str(requested)
 
     def ready(self, name: str, version: str) -> bool:
         """Whether it answers; False as well for one that does not exist."""
@@ -130,12 +130,12 @@ class StreamRequest:
     """A message of a stream, and its request or why it is not valid."""
 
     message: service_pb2.ModelInferRequest
-    asked: InferRequest | None = None
+    parsed: InferRequest | None = None
     error: MultigrainError | None = None
 
     @property
     def images(self) -> Sequence[bytes]:
-        return self.asked.request.images if self.asked is not None else ()
+        return self.parsed.request.images if self.parsed is not None else ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class StreamReply:
     """A message of a stream with its response, or with the error."""
 
     message: service_pb2.ModelInferRequest
-    asked: InferRequest | None = None
+    parsed: InferRequest | None = None
     response: ImageResponse | None = None
     error: MultigrainError | None = None
 
@@ -157,15 +157,15 @@ class StreamService:
 
     async def infer(self, request: StreamRequest, /) -> StreamReply:
         message = request.message
-        if request.asked is None:
+        if request.parsed is None:
             return StreamReply(message, error=request.error)
         try:
             response = await self._service.infer(
-                replace(request.asked.request, caller=self._caller)
+                replace(request.parsed.request, caller=self._caller)
             )
         except MultigrainError as error:
             return StreamReply(message, error=error)
-        return StreamReply(message, request.asked, response)
+        return StreamReply(message, request.parsed, response)
 
 
 _SHARED = "shared memory is not offered: send and receive tensors in the messages"
@@ -301,8 +301,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: service_pb2.ModelInferRequest, context: Context
     ) -> service_pb2.ModelInferResponse:
         log_request_id(request.id)
-        asked = self._asked(request, context)
-        return self._response(await self._service.infer(asked.request), asked)
+        parsed = self._parse(request, context)
+        return self._response(await self._service.infer(parsed.request), parsed)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[service_pb2.ModelInferRequest], context: Context
@@ -312,7 +312,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         async def requests() -> AsyncIterator[StreamRequest]:
             async for message in request_iterator:
                 try:
-                    yield StreamRequest(message, self._asked(message, context))
+                    yield StreamRequest(message, self._parse(message, context))
                 except MultigrainError as error:
                     yield StreamRequest(message, error=error)
 
@@ -352,7 +352,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             await self._manager.unload(model)
         return model_pb2.RepositoryModelUnloadResponse()
 
-    def _asked(self, message: service_pb2.ModelInferRequest, context: Context) -> InferRequest:
+    def _parse(self, message: service_pb2.ModelInferRequest, context: Context) -> InferRequest:
         now = time.monotonic_ns()
         return infer_request(
             message,
@@ -365,15 +365,15 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _reply(self, reply: StreamReply) -> service_pb2.ModelInferResponse:
         if reply.error is not None:
             raise reply.error
-        assert reply.asked is not None
+        assert reply.parsed is not None
         assert reply.response is not None
-        return self._response(reply.response, reply.asked)
+        return self._response(reply.response, reply.parsed)
 
     def _response(
-        self, response: ImageResponse, asked: InferRequest
+        self, response: ImageResponse, parsed: InferRequest
     ) -> service_pb2.ModelInferResponse:
         start = time.monotonic()
-        message = infer_response(response, asked)
+        message = infer_response(response, parsed)
         self._service.encoded(response, time.monotonic() - start)
         return message
 
