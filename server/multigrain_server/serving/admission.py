@@ -19,10 +19,24 @@ from multigrain_server.models.metrics import ServingMetrics
 
 _log = structlog.get_logger(__name__)
 
+# The rate is measured over windows of at least so many seconds and images.
 _WINDOW_SECONDS = 0.25
 _WINDOW_ITEMS = 8
+# Weight of the newest window in the moving average.
 _NEWEST = 0.3
+# Longest time over which the retries of refused requests are spread.
 _SPREAD_NS = 5_000_000_000
+_MIN_RETRY_SECONDS = 0.05
+_MAX_RETRY_SECONDS = 10.0
+# Share of the remaining time that may be planned: measured rates vary, and an answer needs time
+# to reach its caller. A queue of this length keeps an engine as busy as a longer one would.
+_USABLE = 0.75
+# Share of the images in flight that is computed before refused requests are retried: retries
+# arrive no faster than the engine works, the rest keeps it busy, and nobody retries many times.
+_DONE_BEFORE_RETRY = 0.5
+_LOG_SECONDS = 10.0
+# Share of the rate that an engine reached in its warm-up, with nothing to decode or to answer.
+_PROMISED = 0.7
 
 
 @dataclass(slots=True)
@@ -84,13 +98,13 @@ class Flow:
         if not self.rate:
             return 0.0
         own = self._callers.get(caller)
-        turns = items + (own.items if own is not None else 0)
-        before = turns
+        rounds = items + (own.items if own is not None else 0)
+        before = rounds
         for number, other in self._callers.items():
             if number == caller:
                 continue
             urgent = 0 < other.deadline_ns <= (deadline_ns or other.deadline_ns)
-            before += other.items if urgent else min(other.items, turns)
+            before += other.items if urgent else min(other.items, rounds)
         return before / self.rate
 
     def retry_seconds(self, items: int, wait: float) -> float:
@@ -114,21 +128,8 @@ class Flow:
             self.rate += (_NEWEST if self.rate else 1.0) * (newest - self.rate)
             self._window_ns, self._finished = now, 0
         if self.items < self._full:
-            # From here on it may be idle now and then.
+            # The engine may be idle from now on.
             self._window_ns = 0
-
-
-_MIN_RETRY_SECONDS = 0.05
-_MAX_RETRY_SECONDS = 10.0
-# Share of the remaining time that may be planned: measured rates vary, and an answer needs time
-# to reach its caller. A queue of this length keeps an engine as busy as a longer one would.
-_USABLE = 0.75
-# Share of the images in flight that is computed before refused requests are retried: retries
-# arrive no faster than the engine works, the rest keeps it busy, and nobody retries many times.
-_DONE_BEFORE_RETRY = 0.5
-_LOG_SECONDS = 10.0
-# Share of the rate that an engine reached in its warm-up, with nothing to decode or to answer.
-_PROMISED = 0.7
 
 
 class Engine(Protocol):
