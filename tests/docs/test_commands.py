@@ -86,9 +86,9 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     yield Workspace(tmp_path, f"127.0.0.1:{port}")
-    for folder in ("demo-out/data", "multigrain-data"):
-        for process in processes_below(tmp_path / folder):
-            process.kill()
+    # All that the script started has this folder as its home.
+    for process in processes_below(tmp_path):
+        process.kill()
 
 
 def documented_paths() -> list[str]:
