@@ -13,7 +13,7 @@ T = TypeVar("T")
 _ITEMS_PER_TURN = 8
 
 
-async def to_the_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def to_thread_uncancellable(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Like ``asyncio.to_thread``, but a canceled caller waits until the thread has finished.
 
     For functions that write files which a canceled caller removes: a thread that still writes

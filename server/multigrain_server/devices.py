@@ -184,7 +184,7 @@ class EngineDevices:
         self._leases = leases if kind != "cpu" else None
         self._sharing: dict[Lease, set[str]] = {}
 
-    def take(self, label: str) -> Mapping[str, str]:
+    def acquire(self, label: str) -> Mapping[str, str]:
         """Leases a device for a model; a model that has one keeps it.
 
         Args:
@@ -220,7 +220,7 @@ class EngineDevices:
         self._sharing.setdefault(lease, set()).add(label)
         return lease.environment()
 
-    def give_back(self, label: str) -> None:
+    def release(self, label: str) -> None:
         """Releases the device of a model that was unloaded, if it has one."""
         if self._leases is None:
             return

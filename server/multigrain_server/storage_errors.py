@@ -12,7 +12,7 @@ from multigrain.storage import remedy
 
 
 @contextmanager
-def stored(failure: str, location: str) -> Iterator[None]:
+def storage_errors(failure: str, location: str) -> Iterator[None]:
     """Turns an OSError of the block into a STORAGE error that says what to do.
 
     Args:

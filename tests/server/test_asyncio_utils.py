@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from multigrain_server.asyncio_utils import to_the_end
+from multigrain_server.asyncio_utils import to_thread_uncancellable
 
 
 async def test_a_canceled_caller_waits_for_the_thread() -> None:
@@ -16,7 +16,7 @@ async def test_a_canceled_caller_waits_for_the_thread() -> None:
     go_on, done = threading.Event(), threading.Event()
     busy = asyncio.create_task(asyncio.to_thread(go_on.wait, 60))
     await asyncio.sleep(0)
-    work = asyncio.create_task(to_the_end(done.set))
+    work = asyncio.create_task(to_thread_uncancellable(done.set))
     await asyncio.sleep(0)
     work.cancel()
     await asyncio.sleep(0)
@@ -29,6 +29,6 @@ async def test_a_canceled_caller_waits_for_the_thread() -> None:
 
 
 async def test_results_and_exceptions_are_passed_through() -> None:
-    assert await to_the_end(divmod, 7, 2) == (3, 1)
+    assert await to_thread_uncancellable(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
-        await to_the_end(divmod, 7, 0)
+        await to_thread_uncancellable(divmod, 7, 0)

@@ -12,34 +12,11 @@ from typing import Any
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.backoff import Backoff
 from multigrain_server.engines.engine import EngineProcess, InFlight
 from multigrain_server.engines.images import Quarantine
 
 _log = structlog.get_logger(__name__)
-
-
-class Backoff:
-    """No delay for the first start, then ``first`` seconds, doubled each time up to ``longest``."""
-
-    def __init__(self, first: float, longest: float) -> None:
-        self._first = first
-        self._longest = longest
-        self._starts = 0
-
-    def next(self) -> float:
-        """Seconds to wait before the next start."""
-        doublings = self._starts - 1
-        self._starts += 1
-        # Not 2**n for any n: that number outgrows a float.
-        return min(self._first * 2 ** min(doublings, 30), self._longest) if doublings >= 0 else 0.0
-
-    def forgive(self) -> None:
-        """Does not count the last start: why it ended is known and will not happen again."""
-        self._starts = max(0, self._starts - 1)
-
-    def reset(self) -> None:
-        """After a time without failures."""
-        self._starts = 0
 
 
 class SupervisedModel(ABC):

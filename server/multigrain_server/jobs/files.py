@@ -18,7 +18,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.storage import replace_file, sync_folder, write_synced
 from multigrain_server.devices import Lease
-from multigrain_server.storage_errors import stored
+from multigrain_server.storage_errors import storage_errors
 
 _PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -65,7 +65,7 @@ def create_folder(
     aside = JobFolder(jobs_dir / f".new-{request.job_id}")
     final = JobFolder(jobs_dir / request.job_id)
     try:
-        with stored("the job cannot be written", "jobs/ of the data directory"):
+        with storage_errors("the job cannot be written", "jobs/ of the data directory"):
             aside.path.mkdir()
             aside.logs.mkdir()
             if checkpoint is not None:

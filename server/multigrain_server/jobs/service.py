@@ -19,7 +19,7 @@ from multigrain.events.log import utc_now
 from multigrain.events.records import JobState, StateRecord
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
-from multigrain_server.asyncio_utils import cooperative, to_the_end
+from multigrain_server.asyncio_utils import cooperative, to_thread_uncancellable
 from multigrain_server.devices import Leases
 from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.files import (
@@ -34,7 +34,7 @@ from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission, check_resumable
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
 from multigrain_server.paging import PageToken, page_size
-from multigrain_server.storage_errors import stored
+from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -321,7 +321,7 @@ class Jobs:
         message = self._queue_message(job.request, "resumed")
         if job_id in self._supervisor.active:
             raise _still_exiting(job_id)
-        with stored("the job cannot be resumed", "the job's folder"):
+        with storage_errors("the job cannot be resumed", "the job's folder"):
             record = StateRecord(JobState.QUEUED, message)
             written = append_event(folder, record, job.view.attempt)
         if not written:
@@ -359,13 +359,13 @@ class Jobs:
         if reader:
             raise _wrong_state(job, f"is in use: job {reader} reads its checkpoints")
         # A folder that was deleted by hand leaves only the row of the index.
-        with stored("the job cannot be deleted", "jobs/ of the data directory"):
+        with storage_errors("the job cannot be deleted", "jobs/ of the data directory"):
             trash = move_to_trash(folder) if folder.path.exists() else None
         self._store.delete(job_id)
         gone = MultigrainError(ErrorKind.NOT_FOUND, f"job {job_id} was deleted")
         self._feeds.drop(job_id, gone)
         if trash is not None:
-            await to_the_end(shutil.rmtree, trash, ignore_errors=True)
+            await to_thread_uncancellable(shutil.rmtree, trash, ignore_errors=True)
 
     def event_feed(self, job_id: str) -> EventFeed:
         """The feed to stream a job's events from.

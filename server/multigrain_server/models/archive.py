@@ -17,7 +17,7 @@ from multigrain.bundle.folder import read, unpack_tar, write_manifest, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import sync_file
-from multigrain_server.asyncio_utils import to_the_end
+from multigrain_server.asyncio_utils import to_thread_uncancellable
 from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.registry import (
     BundleEntry,
@@ -26,7 +26,7 @@ from multigrain_server.models.registry import (
     check_name,
     verify,
 )
-from multigrain_server.storage_errors import stored
+from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
 _CHUNK = 1024 * 1024
@@ -80,7 +80,7 @@ class BundleImport:
         self._expected = sha256.lower()
         self._digest = hashlib.sha256()
         self._received = 0
-        with stored(*_ARCHIVE):
+        with storage_errors(*_ARCHIVE):
             self._work = bundles.work_folder()
             self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
 
@@ -96,7 +96,7 @@ class BundleImport:
                 "chunk",
                 f"the archive is larger than {self._max_bytes} bytes (serving.max_bundle_bytes)",
             )
-        await to_the_end(self._append, chunk)
+        await to_thread_uncancellable(self._append, chunk)
 
     async def finish(self) -> ModelView:
         """Checks the archive and makes the bundle visible.
@@ -111,7 +111,7 @@ class BundleImport:
                 "send it again",
             )
         folder = self._work / "bundle"
-        manifest = await to_the_end(self._unpack, folder)
+        manifest = await to_thread_uncancellable(self._unpack, folder)
         name = self._name or manifest.name
         if self._is_alias(name):
             raise MultigrainError.field(
@@ -122,7 +122,7 @@ class BundleImport:
         # Nothing awaits from here to the rename, so that two imports cannot take one version.
         version = ModelVersion(name, self._version or self._bundles.next_version(name))
         renamed = manifest.model_copy(update={"name": name, "version": version.version})
-        with stored(*_ARCHIVE):
+        with storage_errors(*_ARCHIVE):
             write_manifest(folder, renamed)
             entry = self._bundles.add(folder, version)
         _log.info("bundle imported", model=str(version), bytes=self._received)
@@ -132,15 +132,15 @@ class BundleImport:
         """Removes what is left; after :meth:`finish` or without it."""
         with suppress(OSError):  # what is still in its buffer
             self._file.close()
-        await to_the_end(shutil.rmtree, self._work, True)
+        await to_thread_uncancellable(shutil.rmtree, self._work, True)
 
     def _append(self, chunk: bytes) -> None:
         self._digest.update(chunk)
-        with stored(*_ARCHIVE):
+        with storage_errors(*_ARCHIVE):
             self._file.write(chunk)
 
     def _unpack(self, folder: Path) -> BundleManifest:
-        with stored(*_ARCHIVE):
+        with storage_errors(*_ARCHIVE):
             self._file.flush()
             self._file.seek(0)
         unpack_tar(self._file, folder, max_bytes=self._max_bytes)
@@ -169,7 +169,7 @@ class BundleArchive:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Pieces of at most 1 MiB."""
         with self.path.open("rb") as file:
-            while chunk := await to_the_end(file.read, _CHUNK):
+            while chunk := await to_thread_uncancellable(file.read, _CHUNK):
                 yield chunk
 
 
@@ -182,17 +182,17 @@ async def export_bundle(
     Raises:
         MultigrainError: CHECKPOINT (the bundle on disk is damaged), STORAGE.
     """
-    with stored(*_ARCHIVE):
+    with storage_errors(*_ARCHIVE):
         work = bundles.work_folder()
     try:
-        yield await to_the_end(_pack, entry, work / "archive.tar")
+        yield await to_thread_uncancellable(_pack, entry, work / "archive.tar")
     finally:
-        await to_the_end(shutil.rmtree, work, True)
+        await to_thread_uncancellable(shutil.rmtree, work, True)
 
 
 def _pack(entry: BundleEntry, target: Path) -> BundleArchive:
     verify(entry)
-    with stored(*_ARCHIVE), target.open("w+b") as file:
+    with storage_errors(*_ARCHIVE), target.open("w+b") as file:
         write_tar(entry.path, file)
         file.flush()
         file.seek(0)

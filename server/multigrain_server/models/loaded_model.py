@@ -10,12 +10,13 @@ from enum import Enum
 
 from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.backoff import Backoff
 from multigrain_server.devices import EngineDevices
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess
 from multigrain_server.engines.images import Quarantine
 from multigrain_server.engines.launch import EngineSpec, Launch
-from multigrain_server.engines.supervisor import Backoff, EngineSupervisor, SupervisedModel
+from multigrain_server.engines.supervisor import EngineSupervisor, SupervisedModel
 from multigrain_server.models.metrics import ModelInfo, ModelStatistics, ServingMetrics
 from multigrain_server.models.registry import BundleEntry
 
@@ -150,7 +151,7 @@ class LoadedModel(SupervisedModel):
         engines = [engine for engine in (self._engine, *self._draining.values()) if engine]
         await asyncio.gather(*(_end(engine, drain_seconds) for engine in engines))
         self._engine = None
-        self._devices.give_back(self.label)
+        self._devices.release(self.label)
         self._set(ModelState.UNLOADED, "")
 
     # SupervisedModel
@@ -172,7 +173,7 @@ class LoadedModel(SupervisedModel):
         self._set(ModelState.READY, "")
 
     async def _start(self, runtime: str, *, low_priority: bool = True) -> EngineProcess:
-        environment = self._devices.take(self.label)
+        environment = self._devices.acquire(self.label)
         spec = EngineSpec(self.label, self.entry.path, runtime, low_priority, environment)
         try:
             return await EngineProcess.start(
@@ -181,7 +182,7 @@ class LoadedModel(SupervisedModel):
         except BaseException:
             # A model whose first engine cannot be started needs no device.
             if self._engine is None:
-                self._devices.give_back(self.label)
+                self._devices.release(self.label)
             raise
 
     def _supervise(self, engine: EngineProcess) -> None:

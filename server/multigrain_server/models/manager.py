@@ -12,7 +12,7 @@ import structlog
 
 from multigrain.engine.settings import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.asyncio_utils import to_the_end
+from multigrain_server.asyncio_utils import to_thread_uncancellable
 from multigrain_server.devices import EngineDevices, Leases
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import Launch
@@ -31,7 +31,7 @@ from multigrain_server.models.registry import (
     verify,
 )
 from multigrain_server.models.state import LoadedRow, ServingState
-from multigrain_server.storage_errors import stored
+from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -248,8 +248,8 @@ class ModelManager:
                     ErrorKind.WRONG_STATE,
                     f"{version} is in use: job {reader} reads it; wait for its end, or cancel it",
                 )
-            with stored(f"{version} cannot be deleted", "models/ of the data directory"):
-                await to_the_end(self._bundles.remove, version)
+            with storage_errors(f"{version} cannot be deleted", "models/ of the data directory"):
+                await to_thread_uncancellable(self._bundles.remove, version)
             self._metrics.model_state(version.name, version.version, None)
 
     def import_bundle(self, name: str, version: int, sha256: str) -> BundleImport:

@@ -14,7 +14,7 @@ from multigrain.specs.base import Spec
 from multigrain.storage import remedy, replace_file
 from multigrain_server.data_dir import DataDirError
 from multigrain_server.models.registry import ModelReference, ModelVersion
-from multigrain_server.storage_errors import stored
+from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class ServingState:
         state = self._state.model_copy(update=changed)
         if state == self._state:
             return
-        with stored("serving.json cannot be written", "the data directory"):
+        with storage_errors("serving.json cannot be written", "the data directory"):
             replace_file(self._path, state.model_dump_json(indent=1).encode() + b"\n")
         self._set(state)
 
