@@ -1,4 +1,4 @@
-"""What the runner knows of each rank, and which of all failures was the cause."""
+"""One attempt at a job: starts its processes, follows them, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -48,42 +48,48 @@ from multigrain.memory import count_oom_kills
 from multigrain.processes import child_setup, end_all, job_environment
 from multigrain.specs.base import DeviceSpec
 
-LEFT_WELL = Exit(0)
+log = logging.getLogger(__name__)
+
+EXIT_OK = Exit(0)
+"""The exit of a worker that is done."""
 
 MIN_STALL_SECONDS = 1.0
-"""Below it a worker could not prove that it lives: signs of life are 0.25 s apart."""
+"""Lower bound of the stall timeout: signs of life are 0.25 s apart."""
 
 _STEP_RECORDS = LossRecord | EvaluationRecord | ProgressRecord
-"""What a worker tells once its graphs are compiled."""
+"""Records that a worker sends only once its graphs are compiled."""
+
+_TICK_SECONDS = 0.25
+_DELAY_SECONDS = 1.0
 
 
 @dataclass
 class Rank:
-    """A worker (or the scheduler) as it has made itself known.
+    """What a worker (or the scheduler) and its guard have reported.
 
     Attributes:
-        worker: its connection, while there is one.
+        worker: the worker's connection, while it is open.
         ready: it has joined the cluster.
-        heard: when it last said something, by the monotonic clock.
-        done: its work returned.
-        failed: its work raised.
-        stepped: it has told of a step, an image or a figure.
-        exit: how its process ended, as its guard says.
-        failed_at: when the first of ``failed`` and ``exit`` came; 0 if none has.
+        last_message: when its last message arrived, by the monotonic clock.
+        stepped: it has reported a step, an evaluation or progress.
+        done: it finished its work.
+        failed: it raised an exception.
+        exit: how its process exited, from its guard.
+        failed_at: when the first of ``failed`` and ``exit`` arrived; 0 if none has.
     """
 
     worker: Peer | None = None
     ready: bool = False
-    heard: float = 0.0
+    last_message: float = 0.0
     stepped: bool = False
     done: Done | None = None
     failed: Failed | None = None
     exit: Exit | None = None
     failed_at: float = 0.0
 
-    def hear(self, message: Message | None) -> None:
-        """Notes what the worker says; None: its connection has ended."""
-        self.heard = time.monotonic()
+    def on_message(self, message: Message | None) -> None:
+        """Handles a message of the worker; None: its connection was closed."""
+        self.last_message = time.monotonic()
         match message:
             case Ready():
                 self.ready = True
@@ -93,23 +99,23 @@ class Rank:
                 self.done = message
             case Failed():
                 self.failed = message
-                self.failed_at = self.failed_at or self.heard
+                self.failed_at = self.failed_at or self.last_message
             case None:
                 self.worker = None
 
-    def hear_guard(self, message: Message | None) -> None:
-        """Notes what the guard says; None: its connection has ended."""
+    def on_guard_message(self, message: Message | None) -> None:
+        """Handles a message of the guard; None: its connection was closed."""
         if isinstance(message, Exit):
             self.exit = message
         elif message is None and self.exit is None:
-            # A guard tells of every other end: only SIGKILL leaves it no time.
+            # A guard reports every exit, except when it is killed itself.
             self.exit = Exit(128 + signal.SIGKILL, signal.SIGKILL)
         if self.exit and not self.failed_at:
             self.failed_at = time.monotonic()
 
     @property
-    def stopped(self) -> bool:
-        """Whether a signal (SIGSTOP, or a debugger) holds its process."""
+    def suspended(self) -> bool:
+        """Whether its process is stopped by SIGSTOP or a debugger."""
         if self.worker is None or self.worker.hello is None:
             return False
         try:
@@ -124,8 +130,8 @@ class Ranks:
 
     Args:
         world: number of workers.
-        devices: their time limits.
-        plan: their logs.
+        devices: has the timeouts.
+        plan: has the logs.
     """
 
     def __init__(self, world: int, devices: DeviceSpec, plan: LaunchPlan) -> None:
@@ -136,32 +142,39 @@ class Ranks:
         self._oom_kills = count_oom_kills()
 
     def get(self, number: int) -> Rank | None:
+        """The worker or scheduler with a number; None if there is none."""
         return self.scheduler if number == SCHEDULER_RANK else self.workers.get(number)
 
     @property
     def all_ready(self) -> bool:
+        """Every worker has joined the cluster."""
         return all(rank.ready for rank in self.workers.values())
 
     @property
     def all_done(self) -> bool:
+        """Every worker has finished its work."""
         return all(rank.done for rank in self.workers.values())
 
     @property
-    def all_left(self) -> bool:
-        """No process of a worker that has done its work is left."""
+    def all_exited(self) -> bool:
+        """Every worker that has finished its work has exited."""
         return all(rank.exit or not rank.done for rank in self.workers.values())
 
     def find_failure(self, settle_seconds: float) -> Failure | None:
-        """The cause among all failures: peers of a dead worker fail too, and may say so first.
+        """The cause among all failures: the peers of a dead worker fail too, perhaps earlier.
 
-        None if there is no failure, or the first is younger than ``settle_seconds``.
+        Args:
+            settle_seconds: time since the first failure after which the cause has been reported.
+
+        Returns:
+            None if there is no failure, or the first is younger than ``settle_seconds``.
         """
         failed = {
             number: rank
             for number, rank in self.workers.items()
             if rank.failed_at and not rank.done
         }
-        if self.scheduler.exit not in (None, LEFT_WELL):
+        if self.scheduler.exit not in (None, EXIT_OK):
             failed[SCHEDULER_RANK] = self.scheduler
         if not failed:
             return None
@@ -178,48 +191,52 @@ class Ranks:
         number, rank = ordered[0]
         if rank.failed:
             return failure.work_failed(number, rank.failed, self._log(number))
-        return failure.worker_died(number, rank.exit or LEFT_WELL, self._log(number))
+        return failure.worker_died(number, rank.exit or EXIT_OK, self._log(number))
 
-    def find_late(self, launched: float) -> Failure | None:
-        """CLUSTER_TIMEOUT, if a worker is not ready that should be by now."""
+    def find_unjoined(self, launched: float) -> Failure | None:
+        """CLUSTER_TIMEOUT, if a worker has not joined the cluster in time."""
         seconds = self._devices.cluster_timeout_seconds
         if time.monotonic() - launched <= seconds:
             return None
         missing = [number for number, rank in self.workers.items() if not rank.ready]
         return failure.cluster_timeout(missing, len(self.workers), seconds, self._log(missing[0]))
 
-    def find_silent(self) -> Failure | None:
-        """STALLED, if a worker has said nothing for too long.
+    def find_stalled(self) -> Failure | None:
+        """STALLED, if a worker has sent nothing for too long.
 
-        Its peers wait for it in a collective operation and are silent as well: the one whose
-        process is held is named, or else the one silent for longest.
+        Its peers wait for it in a collective operation and send nothing either: the error names
+        the one whose process is suspended, or else the one that has been silent the longest.
         """
-        limit = self._silence_limit
+        timeout = self._stall_timeout
         now = time.monotonic()
         silent = [
-            (not rank.stopped, rank.heard, number)
+            (not rank.suspended, rank.last_message, number)
             for number, rank in self.workers.items()
-            if limit and not rank.done and now - rank.heard > limit
+            if timeout and not rank.done and now - rank.last_message > timeout
         ]
         if not silent:
             return None
-        running, heard, number = min(silent)
+        running, last_message, number = min(silent)
         return failure.stalled(
-            number, now - heard, self._log(number), held=not running, begun=self._begun
+            number,
+            now - last_message,
+            self._log(number),
+            suspended=not running,
+            stepped=self._stepped,
         )
 
     @property
-    def _begun(self) -> bool:
-        # Rank 0 tells of steps, which all take together.
+    def _stepped(self) -> bool:
+        # Rank 0 reports the steps, which all workers make together.
         return any(rank.stepped for rank in self.workers.values())
 
     @property
-    def _silence_limit(self) -> float:
-        """Seconds, 0 for none: more before the first step, for which graphs are compiled."""
+    def _stall_timeout(self) -> float:
+        """Seconds; 0 = none. Longer before the first step, which includes compilation."""
         stall, first = self._devices.stall_timeout_seconds, self._devices.first_step_timeout_seconds
-        if not stall or (not self._begun and not first):
+        if not stall or (not self._stepped and not first):
             return 0.0
-        return max(stall if self._begun else max(stall, first), MIN_STALL_SECONDS)
+        return max(stall if self._stepped else max(stall, first), MIN_STALL_SECONDS)
 
     def _log(self, number: int) -> Path | None:
         if number == SCHEDULER_RANK:
@@ -227,18 +244,9 @@ class Ranks:
         return self._plan.worker_logs[number]
 
 
-# MERGED: One attempt at a job: starts its processes, listens to them, and leaves none behind.
-
-
-log = logging.getLogger(__name__)
-
-_TICK_SECONDS = 0.25
-_HELD_UP_SECONDS = 1.0
-
-
 @dataclass(frozen=True)
 class Finished:
-    """The work ended as its workers say, or was ended because a stop was asked for."""
+    """The workers finished their work, or were stopped by request."""
 
     state: JobState
     message: str = ""
@@ -249,16 +257,16 @@ AttemptEnd = Finished | Failure
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is to be run.
+    """One attempt at a job.
 
     Attributes:
         command: what to start for each rank.
-        launcher: how.
+        launcher: plans the processes.
         job_id: of the job.
         logs: folder for the logs of this attempt.
         limits: of the runner.
-        stop: whether somebody wants the job to end.
-        record: stores a record of this attempt.
+        stop: whether the job should stop.
+        store: writes a record of this attempt to the event log.
     """
 
     command: RankCommand
@@ -267,29 +275,29 @@ class Attempt:
     logs: Path
     limits: RunnerLimits
     stop: StopSignal
-    record: Callable[[Record], None]
+    store: Callable[[Record], None]
 
     def run(self) -> AttemptEnd:
-        """Returns when the attempt has ended and no process of it is left.
+        """Runs the attempt; returns when it has ended and none of its processes is left.
 
         Raises:
-            MultigrainError: if the devices cannot be launched in this way.
+            MultigrainError: if the launcher does not support the devices.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
-        for last_try in (False,) * (self.limits.port_attempts - 1) + (True,):
+        for last_port in (False,) * (self.limits.port_attempts - 1) + (True,):
             plan = self.launcher.plan(self.command, self.logs)
             with closing(ChannelServer(self.command.folder)) as server:
                 launch = _Launch(self, plan, server)
                 end = launch.run()
-            again = isinstance(end, Failure) and not launch.running and plan.port_was_taken()
-            if last_try or not again:
+            port_taken = isinstance(end, Failure) and not launch.running and plan.port_was_taken()
+            if last_port or not port_taken:
                 break
-            log.warning("the scheduler's port was taken by another process; trying another one")
+            log.warning("scheduler port was taken by another process; trying another one")
         return end
 
 
 class _Launch:
-    """The processes of an attempt, from their start to the last one's end."""
+    """The processes of an attempt, from their start to their end."""
 
     def __init__(self, attempt: Attempt, plan: LaunchPlan, server: ChannelServer) -> None:
         self._attempt = attempt
@@ -310,13 +318,13 @@ class _Launch:
             end: AttemptEnd | None = None
             while end is None:
                 began = time.monotonic()
-                self._listen()
-                # Held up itself (by a full disk, say), it must hear what was said meanwhile before
-                # it calls anybody silent or dead.
-                if time.monotonic() - began < _HELD_UP_SECONDS:
-                    end = self._judge()
+                self._receive()
+                # If the runner itself was delayed (by a full disk, for example), it must receive
+                # what was sent meanwhile before it considers a worker stalled or dead.
+                if time.monotonic() - began < _DELAY_SECONDS:
+                    end = self._find_end()
             if isinstance(end, Finished):
-                self._let_workers_leave()
+                self._wait_for_exits()
             return end
         finally:
             signal.set_wakeup_fd(-1)
@@ -333,61 +341,57 @@ class _Launch:
             return subprocess.Popen(
                 plan.command,
                 env=environment,
-                cwd=self._attempt.logs,  # where MindSpore leaves files of its own
+                cwd=self._attempt.logs,  # MindSpore writes files to the working directory
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=child_setup(os.getpid()),
             )
 
-    # What comes in.
-
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         messages = self._server.wait(_TICK_SECONDS)
         self._quiet = not messages
         for received in messages:
             hello = received.peer.hello
             rank = self._ranks.get(hello.rank) if hello else None
             if rank is None:
-                log.warning("somebody speaks for a rank that there is not: %s", hello)
+                log.warning("message from unknown rank: hello=%s", hello)
             elif isinstance(hello, GuardHello):
-                rank.hear_guard(received.message)
+                rank.on_guard_message(received.message)
                 if isinstance(received.message, Terminate):
-                    log.info("the guard of rank %d got SIGTERM", hello.rank)
+                    log.info("guard received SIGTERM: rank=%d", hello.rank)
                     self._attempt.stop.request()
             else:
-                self._hear_worker(rank, received)
+                self._on_worker_message(rank, received)
 
-    def _hear_worker(self, rank: Rank, received: Received) -> None:
+    def _on_worker_message(self, rank: Rank, received: Received) -> None:
         message = received.message
-        rank.hear(message)
+        rank.on_message(message)
         if isinstance(message, Hello):
             rank.worker = received.peer
             if self._stopping_since is not None:
                 received.peer.send(Stop())
         elif isinstance(message, Emit):
             if isinstance(message.record, StateRecord):
-                log.warning("a worker sent a state, which is the runner's to decide")
+                log.warning("state from a worker ignored: %s", received.peer.hello)
             else:
-                self._attempt.record(message.record)
+                self._attempt.store(message.record)
         if not self.running and self._ranks.all_ready:
             self.running = True
             world = self._attempt.command.world
             text = "1 worker is running" if world == 1 else f"{world} workers are running"
-            self._attempt.record(StateRecord(JobState.RUNNING, text))
+            self._attempt.store(StateRecord(JobState.RUNNING, text))
 
-    # What it means.
-
-    def _judge(self) -> AttemptEnd | None:
-        """The end of the attempt, if it has come."""
+    def _find_end(self) -> AttemptEnd | None:
+        """The result of the attempt, if it has ended."""
         if self._ranks.all_done:
-            return self._say_finished()
+            return self._finished()
         if self._attempt.stop.requested and self._stopping_since is None:
             self._stopping_since = time.monotonic()
-            self._attempt.record(StateRecord(JobState.STOPPING, self._attempt.stop.reason))
+            self._attempt.store(StateRecord(JobState.STOPPING, self._attempt.stop.reason))
             if not self.running:
                 number = self._attempt.command.attempt
-                message = f"cancelled before attempt {number} began its work"
+                message = f"canceled before attempt {number} started to work"
                 return Finished(JobState.CANCELLED, message)
             for rank in self._ranks.workers.values():
                 if rank.worker:
@@ -396,43 +400,47 @@ class _Launch:
             self._ranks.find_failure(self._attempt.limits.settle_seconds)
             or self._find_dead_launcher()
             or (
-                self._ranks.find_silent() if self.running else self._ranks.find_late(self._launched)
+                self._ranks.find_stalled()
+                if self.running
+                else self._ranks.find_unjoined(self._launched)
             )
         )
-        return found if self._stopping_since is None else self._judge_stopping(found)
+        return found if self._stopping_since is None else self._find_end_of_stop(found)
 
-    def _judge_stopping(self, found: Failure | None) -> AttemptEnd | None:
-        """Whoever cancels a job wants no further attempt, but to know if saving failed."""
-        if found is not None and not found.retried:
+    def _find_end_of_stop(self, found: Failure | None) -> AttemptEnd | None:
+        """After a stop request a failure is not retried, but reported if saving may have failed."""
+        if found is not None and not found.retryable:
             return found
         if found is not None:
             return Finished(
                 JobState.CANCELLED,
-                f"cancelled, but not in order: {found.error.message}; "
-                "checkpoints written before are kept",
+                f"canceled after an unclean shutdown: {found.error.message}; "
+                "earlier checkpoints are kept",
             )
         grace = self._attempt.limits.stop_grace_seconds
         if time.monotonic() - (self._stopping_since or 0.0) <= grace:
             return None
         return Finished(
             JobState.CANCELLED,
-            f"the workers did not end in order within {grace:g} s and were killed; "
-            "checkpoints written before are kept",
+            f"canceled: the workers did not stop within {grace:g} s and were killed; "
+            "earlier checkpoints are kept",
         )
 
-    def _say_finished(self) -> AttemptEnd:
+    def _finished(self) -> AttemptEnd:
         done = {number: rank.done for number, rank in self._ranks.workers.items() if rank.done}
         stopped = [number for number, outcome in done.items() if outcome.stopped]
         if not stopped:
             return Finished(JobState.SUCCEEDED, done[0].message)
         if self._stopping_since is not None:
             return Finished(JobState.CANCELLED, done[0].message)
-        unasked = Failed("", "the work stopped though nobody asked for it")
-        return failure.work_failed(stopped[0], unasked, self._plan.worker_logs[stopped[0]])
+        unrequested = Failed("", "stopped without a stop request")
+        return failure.work_failed(stopped[0], unrequested, self._plan.worker_logs[stopped[0]])
 
     def _find_dead_launcher(self) -> Failure | None:
-        """msrun ends by itself after a worker has; here, before any has. Workers end with it, so
-        that there is nothing more to hear once all they said has been heard."""
+        """A failure if msrun exited before any worker.
+
+        Workers exit with it, so the result is known once all their messages have been received.
+        """
         if not self._quiet or any(rank.exit for rank in self._ranks.workers.values()):
             return None
         for process, plan in zip(self._processes, self._plan.processes, strict=True):
@@ -441,20 +449,19 @@ class _Launch:
                 return failure.launcher_ended(code, plan.log)
         return None
 
-    # The end.
-
-    def _let_workers_leave(self) -> None:
-        """Waits for workers that have done their work to close what they hold (the cluster)."""
-        deadline = time.monotonic() + self._attempt.limits.leave_seconds
-        while not self._ranks.all_left and time.monotonic() < deadline:
-            self._listen()
+    def _wait_for_exits(self) -> None:
+        """Waits for workers that have finished to leave the cluster and exit."""
+        deadline = time.monotonic() + self._attempt.limits.exit_seconds
+        while not self._ranks.all_exited and time.monotonic() < deadline:
+            self._receive()
         for number, rank in self._ranks.workers.items():
-            if rank.done and rank.exit != LEFT_WELL:
-                log.warning("rank %d did its work, but did not leave well: %s", number, rank.exit)
+            if rank.done and rank.exit != EXIT_OK:
+                log.warning("worker exited uncleanly: rank=%d exit=%s", number, rank.exit)
 
     def _end_processes(self) -> None:
-        left = end_all(self._attempt.command.folder)
+        remaining = end_all(self._attempt.command.folder)
         for process in self._processes:
             process.poll()
-        if left:
-            self._attempt.record(LogRecord("ERROR", f"processes that cannot be ended: {left}"))
+        if remaining:
+            message = f"processes could not be killed: {remaining}"
+            self._attempt.store(LogRecord("ERROR", message))

@@ -1,4 +1,4 @@
-"""What a worker process knows of its job, and how it speaks to the runner."""
+"""What the code of a job kind gets from its worker process, and what it returns."""
 
 from __future__ import annotations
 
@@ -11,28 +11,37 @@ from multigrain.jobs.job_request import JobRequest
 
 
 class Reporter(Protocol):
-    """The way from a worker to the runner."""
+    """Reports from a worker to the runner."""
 
     def emit(self, record: Record) -> None:
-        """Hands a record to the runner, which numbers and stores it. Any rank may."""
+        """Sends a record to the runner, which writes it to the event log. Any rank may."""
         ...
 
     def alive(self) -> None:
-        """Tells the watchdog that work goes on. ``emit`` does so as well."""
+        """Sends a sign of life, without which the runner ends the attempt. ``emit`` is one too."""
         ...
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the runner asked for an orderly end (save, then return)."""
+        """Whether the worker should save a checkpoint and return."""
         ...
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Given to ``multigrain.train.run``, ``multigrain.evaluate.run`` and ``multigrain.export.run``.
+    """Argument of ``multigrain.train.run``, ``multigrain.evaluate.run``, ``multigrain.export.run``.
 
-    Each takes a WorkerContext and returns an ``Outcome``; it raises MultigrainError for a
-    failure that a person can act on, anything else is a defect.
+    These return an ``Outcome``. They raise MultigrainError for a failure that the user can fix; any
+    other exception is a defect.
+
+    Attributes:
+        request: the job's specification.
+        folder: the job's files.
+        reporter: reports to the runner.
+        attempt: number of the attempt.
+        rank: of this worker.
+        world: number of workers.
+        resume: continue from the latest checkpoint, if there is one.
     """
 
     request: JobRequest
@@ -46,7 +55,7 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a worker ended: ``stopped`` if it obeyed ``stop_requested`` before the work was done."""
+    """How a worker ended; ``stopped``: because of ``stop_requested``, before its work was done."""
 
     stopped: bool = False
     message: str = ""

@@ -1,4 +1,4 @@
-"""Why an attempt failed, said so that a person can act on it."""
+"""Error messages of failed attempts, which say what the user can do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
 from multigrain.memory import is_out_of_memory
 
 LOG_TAIL_BYTES = 8192
-_LOOKED_AT_BYTES = 16 * LOG_TAIL_BYTES
-_CHATTER = re.compile(rb"\[WARNING\] [A-Z_]+\(\d+")
+_SEARCHED_BYTES = 16 * LOG_TAIL_BYTES
+_MINDSPORE_WARNING = re.compile(rb"\[WARNING\] [A-Z_]+\(\d+")
 
-RETRIED = frozenset(
+RETRYABLE = frozenset(
     kind.name
     for kind in (
         ErrorKind.WORKER_DIED,
@@ -28,67 +28,78 @@ RETRIED = frozenset(
         ErrorKind.OVERLOADED,
     )
 )
-"""Kinds that another attempt may not meet again. Every other one would come back: wrong input,
-a missing data set, a loss that is not finite."""
+"""Kinds of errors that another attempt may not have. All others would recur: wrong input, a missing
+dataset, a non-finite loss."""
 
-_MEMORY_ADVICE = "use a smaller batch_size, fewer workers or more memory"
+_MEMORY_ADVICE = (
+    "use a smaller schedule.batch_size or model.image_size, fewer workers, or more memory"
+)
+MAX_LENGTH = 500
+"""Characters of an exception's message."""
+
+# MindSpore frames its messages: lines of dashes, a heading between two of them, the text, and last
+# the stack of its own sources.
+_DASHES = re.compile(r"^\s*-{4,}\s*$")
+_HEADING = re.compile(r"^\s*- .*:\s*(\(.*\))?\s*$")
+_STACK = re.compile(r"^\s*- (C\+\+ Call Stack|The Traceback)")
 
 _SIGNAL_HINTS: dict[int, str] = {
-    signal.SIGKILL: f"most often because the machine ran out of memory; {_MEMORY_ADVICE}",
-    signal.SIGBUS: "most often because /dev/shm is full; give the machine or container more",
-    signal.SIGSEGV: "a crash in native code; the log has the Python stack",
-    signal.SIGABRT: "native code gave up; the log says why",
-    signal.SIGTERM: "somebody ended this one process; cancel the job to end it in order",
+    signal.SIGKILL: f"usually because the machine ran out of memory; {_MEMORY_ADVICE}",
+    signal.SIGBUS: "usually because /dev/shm is full; increase it",
+    signal.SIGSEGV: "a crash in native code; the log has the Python stack trace",
+    signal.SIGABRT: "aborted by native code; the log has the reason",
+    signal.SIGTERM: "the process was terminated from outside; to stop a job cleanly, cancel it",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of an attempt that did not do its work.
+    """Why an attempt failed.
 
     Attributes:
-        error: what the job will say.
-        out_of_memory: it is known that memory ran out, of the machine or of a device.
+        error: the error that the job reports.
+        out_of_memory: the host or a device is known to have run out of memory.
     """
 
     error: JobError
     out_of_memory: bool = False
 
     @property
-    def retried(self) -> bool:
-        return self.error.kind in RETRIED
+    def retryable(self) -> bool:
+        """Whether another attempt may succeed."""
+        return self.error.kind in RETRYABLE
 
     @property
     def exit_code(self) -> int | None:
-        """As a shell would give it: 128 + the signal's number if one killed the worker."""
+        """The exit code that a shell reports: 128 + the number of the signal."""
         if self.error.signal is not None:
             return 128 + self.error.signal
         return self.error.exit_code
 
 
 def worker_died(rank: int, exit: Exit, log: Path | None, *, oom_killer: bool = False) -> Failure:
-    """A worker, or the scheduler, ended without having said how its work ended.
+    """A worker or the scheduler exited without reporting a result.
 
     Args:
-        rank: which.
-        exit: how.
+        rank: of the process.
+        exit: its exit code or signal.
         log: its output.
-        oom_killer: whether the kernel has killed for want of memory since the attempt began.
+        oom_killer: whether the kernel's OOM killer has ended any process during the attempt.
     """
     who = _name(rank)
     out_of_memory = oom_killer and exit.signal == signal.SIGKILL
     if out_of_memory:
         message = (
-            f"{who} was killed by SIGKILL (signal 9), by the kernel: the memory of the machine, "
-            f"or of its container, ran out; {_MEMORY_ADVICE}"
+            f"{who} was killed by SIGKILL (signal 9), by the kernel: the machine or its container "
+            f"ran out of memory; {_MEMORY_ADVICE}"
         )
     elif exit.signal is not None:
         hint = _SIGNAL_HINTS.get(exit.signal, "see the tail of its log")
         message = f"{who} was killed by {_signal_name(exit.signal)}: {hint}"
     elif exit.code == 0:
-        message = f"{who} ended before its work was done; see the tail of its log"
+        message = f"{who} exited before its work was done; see the tail of its log"
     else:
-        message = f"{who} ended with exit code {exit.code}; see the tail of its log"
+        message = f"{who} exited with code {exit.code}; see the tail of its log"
     return Failure(
         JobError(
             kind=ErrorKind.WORKER_DIED.name,
@@ -103,7 +114,7 @@ def worker_died(rank: int, exit: Exit, log: Path | None, *, oom_killer: bool = F
 
 
 def work_failed(rank: int, failed: Failed, log: Path | None) -> Failure:
-    """A worker's work raised: an error that the user can act on, or a defect."""
+    """A worker raised an exception: an error that the user can fix, or a defect."""
     if failed.kind:
         return Failure(
             JobError(failed.kind, failed.message, field=failed.field, rank=rank, exit_code=1)
@@ -127,7 +138,7 @@ def cluster_timeout(missing: list[int], world: int, seconds: float, log: Path | 
         JobError(
             kind=ErrorKind.CLUSTER_TIMEOUT.name,
             message=(
-                f"the cluster of {world} was not formed in {seconds:g} s: rank {ranks} did not "
+                f"the cluster of {world} did not form within {seconds:g} s: rank {ranks} did not "
                 "join; see the tail of its log, or raise spec.devices.cluster_timeout_seconds"
             ),
             rank=missing[0],
@@ -136,25 +147,31 @@ def cluster_timeout(missing: list[int], world: int, seconds: float, log: Path | 
     )
 
 
-def stalled(rank: int, seconds: float, log: Path | None, *, held: bool, begun: bool) -> Failure:
-    """A worker lives but says nothing.
+def stalled(
+    rank: int, seconds: float, log: Path | None, *, suspended: bool, stepped: bool
+) -> Failure:
+    """A worker is alive but sends nothing.
 
     Args:
-        rank: which.
-        seconds: for how long.
+        rank: of the worker.
+        seconds: since its last message.
         log: its output.
-        held: whether a signal holds its process.
-        begun: whether the attempt had made a step.
+        suspended: whether its process is stopped by a signal.
+        stepped: whether the attempt has reported a step.
     """
-    key = "stall_timeout_seconds" if begun else "first_step_timeout_seconds"
-    why = "its process is stopped by a signal, SIGSTOP say" if held else "it hangs, or is too slow"
-    what = "a step" if begun else "the first step, with its compilation,"
+    key = "stall_timeout_seconds" if stepped else "first_step_timeout_seconds"
+    why = (
+        "its process is suspended (by SIGSTOP, for example)"
+        if suspended
+        else "it hangs or is too slow"
+    )
+    what = "a step" if stepped else "the first step, which includes compilation,"
     return Failure(
         JobError(
             kind=ErrorKind.STALLED.name,
             message=(
-                f"rank {rank} made no progress for {seconds:.0f} s and was ended: {why}; if "
-                f"{what} may take that long, raise spec.devices.{key}"
+                f"rank {rank} made no progress for {seconds:.0f} s and was killed: {why}; if "
+                f"{what} can take that long, raise spec.devices.{key}"
             ),
             rank=rank,
             log_tail=log_tail(log),
@@ -163,12 +180,12 @@ def stalled(rank: int, seconds: float, log: Path | None, *, held: bool, begun: b
 
 
 def launcher_ended(code: int, log: Path) -> Failure:
-    """msrun ended before its workers had done their work."""
-    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    """msrun exited before its workers were done."""
+    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
     return Failure(
         JobError(
             kind=ErrorKind.WORKER_DIED.name,
-            message=f"the process that starts the workers {how}; see the tail of its log",
+            message=f"the launcher of the workers {how}; see the tail of its log",
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             log_tail=log_tail(log),
@@ -177,36 +194,36 @@ def launcher_ended(code: int, log: Path) -> Failure:
 
 
 def runner_lost(attempt: int) -> Failure:
-    """The runner of an attempt died, and its workers with it."""
+    """The runner of an attempt was killed, and its workers with it."""
     return Failure(
         JobError(
             kind=ErrorKind.RUNNER_LOST.name,
             message=(
-                f"the process that ran attempt {attempt} was killed, or the machine went down; "
-                "resume the job to continue from its last checkpoint"
+                f"the runner of attempt {attempt} was killed, or the machine crashed; "
+                "resume the job to continue from its latest checkpoint"
             ),
         )
     )
 
 
 def log_tail(path: Path | None) -> str:
-    """The last whole lines of a log, at most LOG_TAIL_BYTES of them; "" if there is none.
+    """The last complete lines of a log, at most LOG_TAIL_BYTES; "" if there is no log.
 
-    MindSpore's own warnings (dozens while a cluster forms) are left out, unless there is nothing
-    else: they hide the lines that say why the process ended.
+    MindSpore's warnings (dozens while a cluster forms) are left out unless there is nothing else:
+    they would hide the lines that say why the process exited.
     """
     if path is None:
         return ""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            start = max(0, size - _LOOKED_AT_BYTES)
+            start = max(0, size - _SEARCHED_BYTES)
             file.seek(start)
-            data = file.read(_LOOKED_AT_BYTES)
+            data = file.read(_SEARCHED_BYTES)
     except OSError:
         return ""
     lines = data.splitlines(keepends=True)
-    kept = b"".join(line for line in lines if not _CHATTER.match(line))
+    kept = b"".join(line for line in lines if not _MINDSPORE_WARNING.match(line))
     cut = start > 0
     if kept.strip():
         data = kept
@@ -214,7 +231,7 @@ def log_tail(path: Path | None) -> str:
         data, cut = data[-LOG_TAIL_BYTES:], True
     if cut and b"\n" in data[:-1]:
         data = data[data.index(b"\n") + 1 :]
-    # "ignore": a replacement character would take more bytes than what it replaces.
+    # "ignore": replacement characters would make the text longer than LOG_TAIL_BYTES.
     return data.decode(errors="ignore")
 
 
@@ -229,36 +246,23 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-# MERGED: What a worker's unforeseen error says, in one line that a person can act on.
-
-
-MAX_LENGTH = 500
-
-# MindSpore frames its messages: rules of dashes, a heading between two of them, then the text,
-# and last a stack of its own sources.
-_RULE = re.compile(r"^\s*-{4,}\s*$")
-_HEADING = re.compile(r"^\s*- .*:\s*(\(.*\))?\s*$")
-_STACK = re.compile(r"^\s*- (C\+\+ Call Stack|The Traceback)")
-_ADVICE = "use a smaller schedule.batch_size or model.image_size, fewer workers, or more memory"
-
-
 def describe_exception(error: Exception) -> str:
-    """Type and message of an error.
+    """Type and message of an exception, and advice if memory ran out.
 
     Returns:
-        one line of at most ``MAX_LENGTH`` characters and a hint.
+        One line of at most ``MAX_LENGTH`` characters, and the advice.
     """
     text = _first_sentence(str(error))[:MAX_LENGTH]
     name = type(error).__name__
-    said = f"{name}: {text}" if text else name
-    return f"{said} ({_ADVICE})" if is_out_of_memory(error) else said
+    described = f"{name}: {text}" if text else name
+    return f"{described} ({_MEMORY_ADVICE})" if is_out_of_memory(error) else described
 
 
 def _first_sentence(message: str) -> str:
     for line in message.splitlines():
         if _STACK.match(line):
             break
-        if line.strip() and not _RULE.match(line) and not _HEADING.match(line):
+        if line.strip() and not _DASHES.match(line) and not _HEADING.match(line):
             return line.strip()
-    # Nothing but headings: the first of them says more than nothing.
+    # Only headings: return the first.
     return next((line.strip(" -") for line in message.splitlines() if line.strip(" -")), "")

@@ -1,4 +1,4 @@
-"""The folder of one job: names of its files, nothing else."""
+"""Names of the files in a job's folder."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ class JobFolder:
 
     @property
     def spec(self) -> Path:
-        """What was asked, immutable: see ``multigrain.jobs.job_request.JobRequest``."""
+        """The specification, immutable: see ``multigrain.jobs.job_request.JobRequest``."""
         return self.path / "spec.json"
 
     @property
     def events(self) -> Path:
-        """THE record of the job. Whoever writes it holds an exclusive ``flock`` on it."""
+        """The event log. Its writer holds an exclusive ``flock`` on it."""
         return self.path / "events.jsonl"
 
     @property
     def runner(self) -> Path:
-        """Pid and start time of the runner process, written by itself."""
+        """Pid and start time of the runner process, written by the runner."""
         return self.path / "runner.json"
 
     @property
     def lease(self) -> Path:
-        """Which devices the running job has: written by the daemon, for the next one."""
+        """The devices of a running job: written by the daemon, for the next daemon."""
         return self.path / "lease.json"
 
     @property
     def cancel(self) -> Path:
-        """That somebody asked the job to end: written by the daemon, for the next one."""
+        """Exists once cancellation was requested: written by the daemon, for the next daemon."""
         return self.path / "cancel"
 
     @property
@@ -47,12 +47,12 @@ class JobFolder:
 
     @property
     def weights(self) -> Path:
-        """The weights that an evaluation or export of a job's checkpoint reads: links to them."""
+        """Links to the checkpoint of another job that an evaluation or export reads."""
         return self.path / "weights"
 
     @property
     def logs(self) -> Path:
-        """``workers/``: logs of msrun, the scheduler, the runner and every rank."""
+        """``workers/``: logs of msrun, the scheduler, the runner and every worker."""
         return self.path / "workers"
 
     @property

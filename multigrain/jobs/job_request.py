@@ -1,4 +1,4 @@
-"""What was asked of a job: the content of its ``spec.json``."""
+"""A submitted job: the content of its ``spec.json``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,21 @@ class JobKind(StrEnum):
 
 
 class JobRequest(Spec):
-    """A submitted job. Exactly one of the three specifications is set, that of ``kind``.
+    """A submitted job. Of the three specifications only that of ``kind`` is set.
 
-    ``weights_path`` (evaluation, export) is the checkpoint folder or weights file that the
-    daemon resolved the WeightsSource to; ``models_dir`` (export) is where bundles go.
+    Attributes:
+        job_id: of the job.
+        kind: of the job.
+        name: the user's.
+        labels: the user's.
+        request_id: by which a retried submission is recognized.
+        body_sha256: of the submission, to refuse another one with the same ``request_id``.
+        create_time: RFC 3339.
+        training: its specification.
+        evaluation: its specification.
+        export: its specification.
+        weights_path: checkpoint folder or weights file of an evaluation or export.
+        models_dir: where an export writes its bundle.
     """
 
     job_id: str
@@ -43,10 +54,12 @@ class JobRequest(Spec):
 
     @classmethod
     def load(cls, path: Path) -> JobRequest:
+        """Reads a ``spec.json``."""
         return cls.model_validate_json(path.read_bytes())
 
     @property
     def spec(self) -> TrainingSpec | EvaluationSpec | ExportSpec:
+        """The specification of the job's kind."""
         spec = {
             JobKind.TRAINING: self.training,
             JobKind.EVALUATION: self.evaluation,

@@ -1,4 +1,4 @@
-"""What a launcher makes: a plan of processes, as a value that can be looked at before it runs."""
+"""Launchers of workers: they return a plan of processes, which the runner starts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SET_DEVICE = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 """Name of each target in ``mindspore.set_device``."""
 
 COLLECTIVES = {"cpu": "mccl", "gpu": "nccl", "ascend": "hccl"}
-"""Library of each target in ``mindspore.communication.init``."""
+"""Communication library of each target in ``mindspore.communication.init``."""
 
 BIND_FAILED = re.compile(rb"Address already in use|Failed to call bind")
-"""In the scheduler's log (MindSpore 2.8.0) when another process has taken its port."""
+"""Texts in the scheduler's log (MindSpore 2.8.0) when another process has its port."""
 
 
 CLUSTER_VARIABLES = frozenset(
@@ -35,26 +35,28 @@ CLUSTER_VARIABLES = frozenset(
         *("RANK_ID", "RANK_SIZE", "DEVICE_ID"),
     }
 )
-"""Variables that tell MindSpore which cluster it is in: only a launcher may set them, whatever
-the shell had that started the daemon."""
+"""Variables by which MindSpore joins a cluster. Workers get them from the launcher only, not from
+the environment of the daemon."""
 
 
 @dataclass(frozen=True)
 class RankCommand:
     """What every launcher starts for each rank: ``python -m multigrain.jobs.rank``.
 
-    ``work`` ("module:function") and ``bare`` (MindSpore is not set up) are for tests.
+    Attributes:
+        folder: the job's.
+        attempt: its number.
+        world: number of workers.
+        devices: target and threads are passed on.
     """
 
     folder: Path
     attempt: int
     world: int
     devices: DeviceSpec
-    work: str = ""
-    bare: bool = False
 
     def arguments(self, *, clustered: bool) -> tuple[str, ...]:
-        """The arguments of the Python interpreter; ``clustered``: there are peers to join."""
+        """Arguments of the Python interpreter; ``clustered``: the worker joins a cluster."""
         arguments = [
             *("-m", "multigrain.jobs.rank"),
             *("--folder", str(self.folder)),
@@ -65,35 +67,32 @@ class RankCommand:
         ]
         if clustered:
             arguments.append("--clustered")
-        if self.work:
-            arguments += ["--work-function", self.work]
-        if self.bare:
-            arguments.append("--bare")
         return tuple(arguments)
 
     def command(self, *, clustered: bool) -> tuple[str, ...]:
+        """The interpreter and its arguments."""
         return (sys.executable, *self.arguments(clustered=clustered))
 
 
 @dataclass(frozen=True)
 class ProcessPlan:
-    """One process to start: its command, what its environment adds, and where its output goes."""
+    """One process to start: its command, log file and additional environment variables."""
 
     command: tuple[str, ...]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def environment_in(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment: the inherited one, less what would name another cluster."""
+        """The whole environment: the inherited one without the variables of another cluster."""
         kept = {name: v for name, v in inherited.items() if name not in CLUSTER_VARIABLES}
         return {**kept, **self.environment}
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The processes that the runner starts itself, and the logs that they and theirs write.
+    """The processes that the runner starts, and the logs that all of the attempt's processes write.
 
-    ``scheduler_log`` is None where there is no scheduler.
+    ``scheduler_log`` is None without a scheduler.
     """
 
     processes: tuple[ProcessPlan, ...]
@@ -101,7 +100,7 @@ class LaunchPlan:
     scheduler_log: Path | None = None
 
     def port_was_taken(self) -> bool:
-        """Whether the scheduler found its port in use, so that another one is worth a try."""
+        """Whether the scheduler failed because its port was in use."""
         if self.scheduler_log is None or not self.scheduler_log.exists():
             return False
         return BIND_FAILED.search(self.scheduler_log.read_bytes()) is not None
@@ -111,7 +110,8 @@ class Launcher(Protocol):
     """Plans the processes of one attempt."""
 
     def plan(self, rank: RankCommand, logs: Path) -> LaunchPlan:
-        """
+        """Returns the processes to start.
+
         Args:
             rank: what to start for each rank.
             logs: folder for the attempt's logs.
@@ -123,17 +123,15 @@ class Launcher(Protocol):
 
 
 def worker_log(logs: Path, rank: int) -> Path:
-    """The name that msrun gives a worker's log; every launcher uses it."""
+    """A worker's log: the name is msrun's, and all launchers use it."""
     return logs / f"worker_{rank}.log"
 
 
-# MERGED: One process, started by the runner itself: no cluster to form.
-
-
 class DirectLauncher:
-    """Starts every rank itself. They share no cluster: meant for a world of one."""
+    """Starts the workers as children of the runner, without a cluster: for a single worker."""
 
     def plan(self, rank: RankCommand, logs: Path) -> LaunchPlan:
+        """See ``Launcher``."""
         worker_logs = tuple(worker_log(logs, i) for i in range(rank.world))
         processes = tuple(
             ProcessPlan(
@@ -150,20 +148,17 @@ class DirectLauncher:
         return LaunchPlan(processes, worker_logs)
 
 
-# MERGED: MindSpore's own launcher: a scheduler and N workers on this host.
-
-
 HOST = "127.0.0.1"
 
 NO_TAIL = "-2"
-"""For ``--tail_worker_log``: no rank has this number, so that msrun starts no ``tail -f``."""
+"""Value of ``--tail_worker_log``: no rank has this number, so msrun starts no ``tail -f``."""
 
 
 class MsrunLauncher:
-    """Starts msrun, which starts the scheduler and the workers, each as a guard of ours.
+    """Starts MindSpore's msrun, which starts a scheduler and the workers on this host.
 
-    msrun starts workers with the command ``python``, whatever interpreter it runs in itself;
-    the folder of our interpreter is put first on PATH.
+    msrun starts workers with the command ``python``, whatever interpreter it runs in; the folder
+    of this interpreter is therefore put first on PATH.
 
     Args:
         pick_port: chooses the scheduler's port.
@@ -177,8 +172,8 @@ class MsrunLauncher:
         if not (python.parent / "python").exists():
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,
-                "msrun starts workers with the command 'python', which is not beside this "
-                "interpreter; install multigrain in a virtual environment",
+                "msrun starts workers with the command 'python', which is not in the folder of "
+                "this interpreter; install multigrain in a virtual environment",
             )
         command = (
             str(python),
@@ -203,15 +198,12 @@ class MsrunLauncher:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now. Somebody else may take it before it is used:
-    see ``LaunchPlan.port_was_taken``."""
+    """A TCP port that is free now. Another process may bind it before it is used: see
+    ``LaunchPlan.port_was_taken``."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-# MERGED: Ascend with a rank table: HCCL finds the peers in a file, and there is no scheduler.
 
 
 class _Device(BaseModel):
@@ -224,15 +216,16 @@ class _Server(BaseModel):
 
 
 class RankTable(BaseModel):
-    """The parts that matter here of a RANK_TABLE_FILE, which writes its numbers as strings."""
+    """The used parts of a RANK_TABLE_FILE, which has its numbers as strings."""
 
     server_list: list[_Server]
 
     @classmethod
     def load(cls, path: Path) -> RankTable:
-        """
+        """Reads the file.
+
         Raises:
-            MultigrainError: INVALID_FIELD, if the file cannot be read or is no rank table.
+            MultigrainError: INVALID_FIELD, if it cannot be read or is not a rank table.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -247,8 +240,11 @@ class RankTable(BaseModel):
 
 
 class RankTableLauncher:
-    """Starts one process for each device of this host, as MindSpore's rank-table way wants it:
-    RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID in the environment, and no MS_ROLE."""
+    """Starts one worker for each Ascend device of this host, without a scheduler.
+
+    HCCL finds the peers in the rank table: workers get RANK_TABLE_FILE, RANK_ID, RANK_SIZE and
+    DEVICE_ID in their environment, and no MS_ROLE.
+    """
 
     def plan(self, rank: RankCommand, logs: Path) -> LaunchPlan:
         path = Path(rank.devices.rank_table)
@@ -256,15 +252,15 @@ class RankTableLauncher:
         if len(table.server_list) != 1:
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,
-                f"the rank table {path.name} names {len(table.server_list)} servers; this "
-                "launcher starts the workers of one host",
+                f"the rank table {path.name} has {len(table.server_list)} servers; this "
+                "launcher supports one host",
             )
         devices = sorted(table.server_list[0].device, key=lambda device: device.rank_id)
         if [device.rank_id for device in devices] != list(range(rank.world)):
             raise MultigrainError.field(
                 "spec.devices.rank_table",
-                f"{path.name} names the ranks {[device.rank_id for device in devices]}, but "
-                f"spec.devices.count asks for 0 to {rank.world - 1}",
+                f"{path.name} has the ranks {[device.rank_id for device in devices]}, but "
+                f"spec.devices.count needs 0 to {rank.world - 1}",
             )
         worker_logs = tuple(worker_log(logs, i) for i in range(rank.world))
         processes = tuple(
@@ -283,17 +279,17 @@ class RankTableLauncher:
         return LaunchPlan(processes, worker_logs)
 
 
-# MERGED: Which launcher a job uses.
-
-
 def world_of(request: JobRequest) -> int:
-    """Number of workers. An export has nothing to share: one."""
+    """Number of workers; always 1 for an export, which cannot be divided."""
     return 1 if request.kind is JobKind.EXPORT else request.spec.devices.count
 
 
 def choose_launcher(request: JobRequest) -> Launcher:
-    """Training always has a cluster, of one worker too, so that there is one way of training;
-    evaluation and export have one when there is more than one worker."""
+    """The launcher of a job.
+
+    Training always uses a cluster, even of one worker, so that there is only one way to train;
+    evaluation and export use one with more than one worker.
+    """
     if request.kind is not JobKind.TRAINING and world_of(request) == 1:
         return DirectLauncher()
     if request.spec.devices.launcher == "rank-table":

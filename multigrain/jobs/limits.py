@@ -1,16 +1,16 @@
-"""How long a runner waits for what, and whether somebody wants it to end."""
+"""Time limits of a runner, its stop signal, and how it reports a full disk."""
 
 from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
 
-EXIT_NO_ROOM = 73
-"""Exit code of a runner that the disk had no room for (EX_CANTCREAT of sysexits.h)."""
+EXIT_DISK_FULL = 73
+"""Exit code of a runner that could not write to a full disk (EX_CANTCREAT of sysexits.h)."""
 
 
-def no_room(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is a full disk or a quota that is used up."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is a full disk or an exceeded quota."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -20,38 +20,40 @@ def no_room(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class RunnerLimits:
-    """How long a runner waits for what, in seconds, and how often it tries again.
+    """Timeouts and retries of a runner.
 
     Attributes:
-        stop_grace_seconds: for workers to save and return after a stop was asked for.
-        leave_seconds: for workers to end after their work is done.
-        settle_seconds: after a first sign of failure, for its cause to arrive as well.
+        stop_grace_seconds: for workers to save a checkpoint and return once a stop is requested.
+        exit_seconds: for workers to exit once their work is done.
+        settle_seconds: between the first sign of a failure and the search for its cause, which may
+            be reported later than its consequences.
         restart_delay_seconds: before the next attempt.
-        storage_patience_seconds: for a disk that fails to work again, before the runner gives up.
-            (For room on a full one it waits as long as it takes, or until the job is to end.)
-        storage_retry_seconds: between two tries at such a disk.
+        storage_timeout_seconds: for a disk with errors to recover, before the runner exits. It
+            waits for space on a full disk without a timeout, until the job is to stop.
+        storage_retry_seconds: between two writes to such a disk.
         port_attempts: ports tried for the scheduler within one attempt.
-        restarts: of evaluation and export; training has ``max_restarts``.
+        restarts: of an evaluation or export; a training has ``max_restarts``.
     """
 
     stop_grace_seconds: float = 120.0
-    leave_seconds: float = 15.0
+    exit_seconds: float = 15.0
     settle_seconds: float = 0.5
     restart_delay_seconds: float = 1.0
-    storage_patience_seconds: float = 600.0
+    storage_timeout_seconds: float = 600.0
     storage_retry_seconds: float = 1.0
     port_attempts: int = 3
     restarts: int = 1
 
 
 class StopSignal:
-    """Set once, by a signal handler or by a guard that got SIGTERM; never taken back."""
+    """Set once, by a signal handler or for a guard that received SIGTERM; never cleared."""
 
     def __init__(self) -> None:
         self.requested = False
         self.reason = ""
 
-    def request(self, reason: str = "asked to stop: saving, then ending") -> None:
+    def request(self, reason: str = "stop requested: saving a checkpoint and exiting") -> None:
+        """Requests that the job stops; the first reason is kept."""
         if not self.requested:
             self.requested = True
             self.reason = reason

@@ -1,4 +1,8 @@
-"""The parent of a worker: light, outlives it, and tells the runner how it ended."""
+"""``python -m multigrain.jobs.rank``: what launchers start for each worker and the scheduler.
+
+It is the guard, a light process that forks the worker and reports its exit to the runner. msrun
+starts the cluster's scheduler by the same command, with MS_ROLE=MS_SCHED.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from multigrain.jobs.ipc import (
     EXIT_RUNNER_LOST,
@@ -26,10 +30,16 @@ from multigrain.jobs.ipc import (
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.processes import die_with_parent
 
+if TYPE_CHECKING:
+    from multigrain.jobs.worker import RankOptions
+
+CHANNEL_VARIABLE = "MULTIGRAIN_CHANNEL"
+TOKEN_VARIABLE = "MULTIGRAIN_TOKEN"
+
 
 @dataclass(frozen=True)
 class GuardOptions:
-    """Where the runner listens, and whose guard this is."""
+    """The runner's socket and token, and the rank of the worker."""
 
     address: str
     token: str
@@ -37,10 +47,11 @@ class GuardOptions:
 
 
 class Guard:
-    """Forks the worker before anything heavy is imported, then waits for its end.
+    """Forks the worker before anything heavy is imported, then waits for its exit.
 
-    A worker that the kernel kills says nothing; a worker deep in native code hears nothing. So
-    it is the guard that reports the end, and that kills the worker when the runner has gone.
+    A worker that the kernel kills cannot report it, and a worker in native code does not notice
+    that the runner has gone. The guard therefore reports the exit, and kills the worker when the
+    runner has gone.
     """
 
     def __init__(self, options: GuardOptions) -> None:
@@ -49,14 +60,14 @@ class Guard:
         self._runner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def run(self, work: Callable[[], int]) -> int:
-        """Runs ``work`` in a child and returns the exit code for this process."""
+        """Runs ``work`` in a child process; returns the exit code of this process."""
         die_with_parent(os.getppid())
         try:
             self._runner.connect(self._options.address)
-            self._say(GuardHello(self._options.token, self._options.rank, os.getpid()))
+            self._send(GuardHello(self._options.token, self._options.rank, os.getpid()))
         except OSError:
             return EXIT_RUNNER_LOST
-        # A signal must end the wait: Python writes its number into this pipe.
+        # Python writes the number of a signal into this pipe, which ends the wait.
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
         signal.signal(signal.SIGTERM, self._on_terminate)
@@ -76,14 +87,14 @@ class Guard:
 
     def _in_child(self, guard: int, work: Callable[[], int]) -> NoReturn:
         die_with_parent(guard)
-        # Not os._exit: MindSpore leaves its cluster when the interpreter ends.
+        # Not os._exit: MindSpore leaves its cluster when the interpreter exits.
         sys.exit(work())
 
     def _wait_for(self, child: int, woken_fd: int) -> int:
         sources: list[socket.socket | int] = [self._runner, woken_fd]
         while True:
             readable, _, _ = select.select(sources, [], [])
-            if self._runner in readable and not self._runner_lives():
+            if self._runner in readable and not self._runner_is_alive():
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 return EXIT_RUNNER_LOST
@@ -91,61 +102,61 @@ class Guard:
                 os.read(woken_fd, 4096)
             if self._terminated:
                 self._terminated = False
-                self._say(Terminate())
+                self._send(Terminate())
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid == child:
                 return self._report(os.waitstatus_to_exitcode(status))
 
     def _report(self, code: int) -> int:
-        """Tells the end; the guard's own exit code is what a shell would give."""
+        """Reports the exit. The guard's own exit code is the one that a shell would report."""
         killed = code < 0
-        self._say(Exit(128 - code if killed else code, -code if killed else None))
+        self._send(Exit(128 - code if killed else code, -code if killed else None))
         return 128 - code if killed else code
 
-    def _runner_lives(self) -> bool:
+    def _runner_is_alive(self) -> bool:
         try:
             return bool(self._runner.recv(4096))
         except OSError:
             return False
 
-    def _say(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         self._runner.sendall(encode(message))
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self._terminated = True
 
 
-# MERGED: ``python -m multigrain.jobs.rank``: what a launcher starts for each worker. Under
-# msrun the cluster's scheduler is started by the same command, with MS_ROLE=MS_SCHED.
-
-
-CHANNEL_VARIABLE = "MULTIGRAIN_CHANNEL"
-TOKEN_VARIABLE = "MULTIGRAIN_TOKEN"
-
-
 def parser() -> argparse.ArgumentParser:
-    """No option may be the beginning of one of msrun's: it would take it for its own."""
+    """The command line. No option may be a prefix of one of msrun's, which would consume it."""
     parser = argparse.ArgumentParser(prog="multigrain.jobs.rank", description=__doc__)
     parser.add_argument("--folder", required=True, help="the job's folder")
     parser.add_argument("--attempt", required=True, type=int)
     parser.add_argument("--world", required=True, type=int, help="number of workers")
     parser.add_argument("--target", required=True, choices=["cpu", "gpu", "ascend"])
     parser.add_argument("--threads", type=int, default=0, help="0: an even share of the cores")
-    parser.add_argument("--clustered", action="store_true", help="there are peers to join")
-    # For tests: another work function, and no MindSpore.
-    parser.add_argument("--work-function", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--clustered", action="store_true", help="join a cluster")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, run_worker: Callable[[RankOptions], int] | None = None
+) -> int:
+    """Runs a worker, or the scheduler, under a guard.
+
+    Args:
+        arguments: of the command line; None = this process's.
+        run_worker: the worker; None = ``multigrain.jobs.worker.run_worker``.
+
+    Returns:
+        The exit code.
+    """
     options = parser().parse_args(arguments)
     scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
     rank = SCHEDULER_RANK if scheduler else int(os.environ["RANK_ID"])
     address, token = os.environ[CHANNEL_VARIABLE], os.environ[TOKEN_VARIABLE]
 
     def work() -> int:
-        # Only the child pays for what the work imports.
+        # Only the child process needs these imports.
         from multigrain.jobs import worker
 
         rank_options = worker.RankOptions(
@@ -159,10 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
             address=address,
             token=token,
             clustered=options.clustered,
-            work=options.work_function,
-            bare=options.bare,
         )
-        return worker.run_scheduler(rank_options) if scheduler else worker.run_worker(rank_options)
+        if scheduler:
+            return worker.run_scheduler(rank_options)
+        return (run_worker or worker.run_worker)(rank_options)
 
     return Guard(GuardOptions(address, token, rank)).run(work)
 

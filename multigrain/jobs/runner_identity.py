@@ -1,4 +1,4 @@
-"""Which process is the runner of a job: a pid alone may belong to another process by now."""
+"""Which process runs a job: a pid alone could have been reused by another process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 
 from multigrain.events.log import utc_now
+from multigrain.storage import replace_file
 
-_STARTED_FIELD = 22  # of /proc/PID/stat: clock ticks from the start of the machine
+_STARTED_FIELD = 22  # of /proc/PID/stat: clock ticks since the boot
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class RunnerIdentity:
     """Content of ``runner.json``.
 
     Attributes:
-        started: when the process started, as ``_started`` tells it: by a clock that nobody sets.
-        written: the time of day, RFC 3339, for who reads the file.
+        pid: of the runner.
+        started: when the process started, independent of the system clock: see ``_started``.
+        written: time of day, RFC 3339, for people who read the file.
     """
 
     pid: int
@@ -29,26 +31,25 @@ class RunnerIdentity:
 
     @classmethod
     def of_this_process(cls) -> RunnerIdentity:
+        """The identity of the calling process."""
         return cls(os.getpid(), _started(os.getpid()), utc_now())
 
     @classmethod
     def load(cls, path: Path) -> RunnerIdentity | None:
-        """None if there is no such file, or not a whole one."""
+        """Reads the file; None if it does not exist or is damaged."""
         try:
             found = cls(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError):
             return None
-        # psutil would take true for pid 1, and raise for what is no number.
+        # psutil accepts True as pid 1, and raises for other types.
         return found if type(found.pid) is int and found.pid > 0 else None
 
     def save(self, path: Path) -> None:
-        """Writes the file aside and renames it: a reader sees the old one or the new one."""
-        aside = path.with_name(f".{path.name}.{self.pid}")
-        aside.write_text(json.dumps(asdict(self)))
-        os.replace(aside, path)
+        """Writes the file atomically."""
+        replace_file(path, json.dumps(asdict(self)).encode())
 
     def process(self) -> psutil.Process | None:
-        """The process, if it still runs."""
+        """The process, if it is still running."""
         try:
             process = psutil.Process(self.pid)
             if _started(self.pid) == self.started and process.status() != psutil.STATUS_ZOMBIE:
@@ -59,18 +60,18 @@ class RunnerIdentity:
 
 
 def _started(pid: int) -> str:
-    """When a process started: ``BOOT/TICKS``, the start of the machine and ticks since then.
+    """When a process started: ``BOOT/TICKS``, the boot id and clock ticks since the boot.
 
-    Not ``psutil.Process.create_time()`` where it can be helped: that is computed from the time of
-    day, so that a clock that is set right makes another process of the same one.
+    ``psutil.Process.create_time()`` is derived from the system clock: after the clock is set, the
+    same process would look like another one. It is used only where there is no /proc.
 
     Raises:
-        psutil.NoSuchProcess: if there is none.
+        psutil.NoSuchProcess: if there is no such process.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name, in parentheses, may hold anything: what is behind its last one counts.
+        # The process name, in parentheses, may contain anything, even a parenthesis.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return f"{boot}/{fields[_STARTED_FIELD - 3]}"
     except (OSError, IndexError):
-        return f"{psutil.Process(pid).create_time():.0f}"  # not Linux, or the process has gone
+        return f"{psutil.Process(pid).create_time():.0f}"  # not Linux, or the process has ended

@@ -1,4 +1,4 @@
-"""What a worker does for each kind of job. Imported when it is needed: it brings MindSpore."""
+"""The worker process: sets up MindSpore and runs the code of the job's kind."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.jobs.launchers import COLLECTIVES, SET_DEVICE
 from multigrain.memory import is_out_of_memory
 
-Work = Callable[[WorkerContext], Outcome]
+EntryPoint = Callable[[WorkerContext], Outcome]
 
-_WORK = {
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_ENTRY_POINTS = {
     JobKind.TRAINING: "multigrain.train:run",
     JobKind.EVALUATION: "multigrain.evaluate:run",
     JobKind.EXPORT: "multigrain.export:run",
 }
 
 
-def work_of(kind: JobKind) -> Work:
-    """The function that does a job of this kind."""
-    return load_work(_WORK[kind])
-
-
-def load_work(name: str) -> Work:
-    """The function that ``"module:function"`` names."""
-    module, _, function = name.partition(":")
-    work: Work = getattr(import_module(module), function)
-    return work
-
-
-# MERGED: The process that does a rank's work, and the one that is the cluster's scheduler.
-
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+def entry_point_for(kind: JobKind) -> EntryPoint:
+    """Imports the function that runs a job of this kind; it needs MindSpore."""
+    module, _, function = _ENTRY_POINTS[kind].partition(":")
+    entry_point: EntryPoint = getattr(import_module(module), function)
+    return entry_point
 
 
 @dataclass(frozen=True)
 class RankOptions:
-    """What the command line and the environment tell a rank.
+    """What a worker gets from the command line and the environment.
 
-    ``clustered`` is whether there are peers to join: a scheduler or a rank table.
+    Attributes:
+        folder: the job's.
+        attempt: its number.
+        rank: of the worker.
+        world: number of workers.
+        target: device type.
+        threads: of the CPU; 0 = an equal share of the cores.
+        device_id: number of the device.
+        address: of the runner's socket.
+        token: by which the runner accepts the worker.
+        clustered: join a cluster, through a scheduler or a rank table.
     """
 
     folder: JobFolder
@@ -64,33 +65,52 @@ class RankOptions:
     address: str
     token: str
     clustered: bool
-    work: str = ""
-    bare: bool = False
 
 
 def run_scheduler(options: RankOptions) -> int:
-    """Is MindSpore's scheduler: ``init`` returns, or ends the process, when the workers end."""
-    _set_up_mindspore(options)
+    """Runs MindSpore's scheduler: ``init`` returns, or exits, when the workers have exited."""
+    _init_mindspore(options)
     return 0
 
 
-def run_worker(options: RankOptions) -> int:
-    """Does the rank's work and tells the runner how it ended; returns the exit code."""
+def set_up_mindspore(options: RankOptions) -> None:
+    """Limits threads, selects the device and joins the cluster.
+
+    Raises:
+        MultigrainError: UNSUPPORTED, if the device cannot be used.
+    """
+    _limit_threads(options)
+    _init_mindspore(options)
+
+
+def run_worker(
+    options: RankOptions,
+    find_entry_point: Callable[[JobKind], EntryPoint] = entry_point_for,
+    set_up: Callable[[RankOptions], None] = set_up_mindspore,
+) -> int:
+    """Runs a worker and reports its result to the runner.
+
+    Args:
+        options: of the worker.
+        find_entry_point: returns the function to run; called after ``set_up``.
+        set_up: prepares the process.
+
+    Returns:
+        The exit code.
+    """
     faulthandler.enable()
     hello = Hello(options.token, options.rank, options.world, os.getpid())
     try:
         reporter = ChannelReporter(options.address, hello)
     except OSError as error:
-        print(f"the runner is gone: {error}", file=sys.stderr, flush=True)
+        print(f"cannot connect to the runner: {error}", file=sys.stderr, flush=True)
         return 1
     try:
         request = JobRequest.load(options.folder.spec)
-        if not options.bare:
-            _limit_threads(options)
-            _set_up_mindspore(options)
-        work = load_work(options.work) if options.work else work_of(request.kind)
+        set_up(options)
+        entry_point = find_entry_point(request.kind)
         reporter.ready()
-        outcome = work(
+        outcome = entry_point(
             WorkerContext(
                 request=request,
                 folder=options.folder,
@@ -102,40 +122,40 @@ def run_worker(options: RankOptions) -> int:
             )
         )
     except MultigrainError as error:
-        _log_trace()
+        _print_traceback()
         field = error.violations[0].field if error.violations else ""
-        return _give_up(reporter, Failed(error.kind.name, error.message, field))
-    except Exception as error:  # a defect of ours or of a library: the runner restarts the job
-        _log_trace()
+        return _fail(reporter, Failed(error.kind.name, error.message, field))
+    except Exception as error:  # a defect of ours or of a library: the runner retries
+        _print_traceback()
         memory = is_out_of_memory(error)
-        return _give_up(reporter, Failed("", describe_exception(error), out_of_memory=memory))
+        return _fail(reporter, Failed("", describe_exception(error), out_of_memory=memory))
     reporter.finish(Done(outcome.stopped, outcome.message))
     return 0
 
 
-def _log_trace() -> None:
-    # On a full disk the log takes nothing, and the runner must hear of the cause all the same.
+def _print_traceback() -> None:
+    # With a full disk the log cannot be written, but the runner must get the cause.
     with contextlib.suppress(OSError):
         traceback.print_exc()
 
 
-def _give_up(reporter: ChannelReporter, failed: Failed) -> int:
+def _fail(reporter: ChannelReporter, failed: Failed) -> int:
     reporter.finish(failed)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # MindSpore's way out waits for the other workers, which wait for this one.
+    # MindSpore's exit handlers wait for the other workers, which wait for this one.
     os._exit(1)
 
 
 def _limit_threads(options: RankOptions) -> None:
-    """Shares the cores out, before a library counts them."""
+    """Divides the cores among the workers; must precede the import of numerical libraries."""
     cores = len(os.sched_getaffinity(0))
     threads = options.threads or max(1, cores // options.world)
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
-def _set_up_mindspore(options: RankOptions) -> None:
+def _init_mindspore(options: RankOptions) -> None:
     import mindspore
     from mindspore import communication
 

@@ -12,8 +12,8 @@ from multigrain_server.settings_sources import parse
 from tests.faults.curve import ROOT
 
 RUNNER = (
-    *(sys.executable, "-m", "multigrain.jobs.runner"),
-    *("--bare", "--work", "tests.faults.work:train"),
+    *(sys.executable, "-m", "tests.jobs.light_runner"),
+    *("--work", "tests.faults.work:train"),
 )
 
 if __name__ == "__main__":

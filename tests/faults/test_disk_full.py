@@ -109,7 +109,7 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
             assert_numbered(events(pausing))
             assert_whole_curve(events(pausing), STEPS)
             said = [e.record for e in events(pausing) if isinstance(e.record, LogRecord)]
-            assert any("could not be written" in record.message for record in said)
+            assert any("was not writable" in record.message for record in said)
             assert client.job(pausing).attempt == 1
 
             wait(lambda: client.job(failing).state == job_pb2.JOB_STATE_FAILED)

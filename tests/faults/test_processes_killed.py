@@ -67,7 +67,7 @@ def test_killed_msrun_and_scheduler_are_followed_by_attempts_from_the_last_check
     new_job: NewJob,
 ) -> None:
     job = new_job(labels={"steps": str(STEPS), "holds": "2"})
-    runner = job.start("tests.faults.work:train", module="tests.faults.light_msrun")
+    runner = job.start("tests.faults.work:train", cluster="msrun")
 
     def msrun() -> psutil.Process:
         (process,) = psutil.Process(runner.pid).children()

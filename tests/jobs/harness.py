@@ -23,6 +23,7 @@ from multigrain.processes import FOLDER_VARIABLE
 from multigrain.specs.base import DeviceSpec
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.training import TrainingSpec
+from tests.jobs.light_runner import Cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,12 +39,11 @@ class Job:
         self,
         work: str,
         *options: str,
-        bare: bool = True,
-        module: str = "multigrain.jobs.runner",
+        cluster: Cluster = "none",
     ) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", module, str(self.folder.path)]
+        command = [sys.executable, "-m", "tests.jobs.light_runner", str(self.folder.path)]
         name = work if ":" in work else f"tests.jobs.work:{work}"
-        command += ["--work", name, *(["--bare"] if bare else []), *options]
+        command += ["--work", name, "--cluster", cluster, *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         runner = subprocess.Popen(command, env=environment, start_new_session=True)
         self.runners.append(runner)
@@ -53,12 +53,11 @@ class Job:
         self,
         work: str,
         *options: str,
-        bare: bool = True,
+        cluster: Cluster = "none",
         timeout: float = 30,
-        module: str = "multigrain.jobs.runner",
     ) -> JobState:
         """Runs to the end; returns the last state."""
-        assert self.start(work, *options, bare=bare, module=module).wait(timeout) == 0
+        assert self.start(work, *options, cluster=cluster).wait(timeout) == 0
         return self.states()[-1].state
 
     def events(self) -> list[Event]:
@@ -95,7 +94,7 @@ class Job:
     def workers(self) -> list[psutil.Process]:
         """The processes that do the work: children of guards."""
         ranks = [
-            process for process in self.processes() if "multigrain.jobs.rank" in _line(process)
+            process for process in self.processes() if "tests.jobs.light_rank" in _line(process)
         ]
         guards = {process.pid for process in ranks}
         return [process for process in ranks if process.ppid() in guards]

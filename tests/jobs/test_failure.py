@@ -45,7 +45,7 @@ def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
 def test_what_the_kernel_killed_for_want_of_memory_is_told_from_what_others_killed() -> None:
     killed = worker_died(3, Exit(137, signal.SIGKILL), None, oom_killer=True)
     assert killed.out_of_memory
-    assert killed.retried
+    assert killed.retryable
     assert killed.error.message.startswith("rank 3 was killed by SIGKILL (signal 9), by the kernel")
     assert "batch_size" in killed.error.message
     # It killed somebody else meanwhile.
@@ -58,7 +58,7 @@ def test_a_signal_is_named_with_what_to_do() -> None:
     assert failure.error.message.startswith("rank 3 was killed by SIGKILL (signal 9): ")
     assert "batch_size" in failure.error.message
     assert (failure.error.rank, failure.error.signal, failure.exit_code) == (3, 9, 137)
-    assert failure.retried
+    assert failure.retryable
 
 
 def test_an_unusual_signal_is_named_too() -> None:
@@ -69,7 +69,7 @@ def test_an_unusual_signal_is_named_too() -> None:
 def test_the_scheduler_has_no_rank() -> None:
     failure = worker_died(SCHEDULER_RANK, Exit(1), None)
     assert failure.error.rank is None
-    assert failure.error.message.startswith("the cluster's scheduler ended with exit code 1")
+    assert failure.error.message.startswith("the cluster's scheduler exited with code 1")
 
 
 def test_a_killed_launcher_is_told_by_its_signal(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def seconds_until(job: Job, state: JobState) -> float:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_workers_reduce_over_a_cluster_and_leave_no_process(new_job: NewJob, world: int) -> None:
     job = new_job(count=world)
-    assert job.run("all_reduce", bare=False, timeout=120) is JobState.SUCCEEDED
+    assert job.run("all_reduce", cluster="mindspore", timeout=120) is JobState.SUCCEEDED
     total = world * (world + 1) // 2
     said = {
         record.rank: record.message.split(" threads")[0]
@@ -47,7 +47,7 @@ def test_workers_reduce_over_a_cluster_and_leave_no_process(new_job: NewJob, wor
 
 def test_a_killed_worker_is_followed_by_a_second_attempt(new_job: NewJob) -> None:
     job = new_job(count=2)
-    runner = job.start("reduce_for_ever", bare=False)
+    runner = job.start("reduce_for_ever", cluster="mindspore")
     job.wait_for(lambda: len(job.losses()) > 3, timeout=60)
     job.workers()[-1].kill()
     job.wait_for(lambda: job.events()[-1].attempt == 2, timeout=30)
@@ -62,7 +62,7 @@ def test_a_killed_worker_is_followed_by_a_second_attempt(new_job: NewJob) -> Non
 
 def test_nothing_outlives_the_runner(new_job: NewJob) -> None:
     job = new_job(count=2, max_restarts=0)
-    runner = job.start("reduce_for_ever", bare=False)
+    runner = job.start("reduce_for_ever", cluster="mindspore")
     job.wait_for(lambda: bool(job.losses()), timeout=60)
     runner.kill()
     job.wait_for(lambda: not job.processes())
@@ -76,7 +76,6 @@ def test_a_port_that_is_taken_is_replaced_within_the_attempt(
         taken.listen()
         monkeypatch.setenv("TEST_FIRST_PORT", str(taken.getsockname()[1]))
         job = new_job(count=1)
-        command = "tests.jobs.first_port"
-        assert job.run("all_reduce", bare=False, timeout=120, module=command) is JobState.SUCCEEDED
+        assert job.run("all_reduce", cluster="mindspore", timeout=120) is JobState.SUCCEEDED
     assert {event.attempt for event in job.events()} == {0, 1}
     assert "port was taken" in (job.folder.logs / "runner.log").read_text()

@@ -26,7 +26,7 @@ def runner(tmp_path: Path) -> Iterator[Callable[[float], Runner]]:
     writer.append(StateRecord(JobState.QUEUED), 0)
 
     def make(patience: float) -> Runner:
-        limits = RunnerLimits(storage_patience_seconds=patience, storage_retry_seconds=0.01)
+        limits = RunnerLimits(storage_timeout_seconds=patience, storage_retry_seconds=0.01)
         return Runner(folder, writer, limits, StopSignal())
 
     yield make
@@ -47,7 +47,7 @@ def test_a_record_waits_for_room_and_is_not_lost(
     runner(0.0).store(LOSS)  # a full disk is waited for whatever its patience with a broken one
     said, stored = [event.record for event in read_events(tmp_path / "events.jsonl", 1)]
     assert isinstance(said, LogRecord)
-    assert "could not be written" in said.message
+    assert "was not writable" in said.message
     assert stored == LOSS
 
 

@@ -15,7 +15,7 @@ from multigrain.errors import MultigrainError
 from multigrain.events.records import JobError, JobState, Record, StateRecord
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
-from multigrain.jobs.limits import EXIT_NO_ROOM, no_room
+from multigrain.jobs.limits import EXIT_DISK_FULL, is_disk_full
 from multigrain_server.backoff import backoff_seconds
 from multigrain_server.devices import Leases
 from multigrain_server.jobs.event_feed import EventFeed
@@ -268,7 +268,7 @@ class Supervisor:
         if view.state.terminal:
             self._finish(active)
             return
-        if runner is not None and runner.exit_code == EXIT_NO_ROOM:
+        if runner is not None and runner.exit_code == EXIT_DISK_FULL:
             self._wait_for_disk_space(active, "its runner exited")
             return
         self._count_crash(active)
@@ -308,7 +308,7 @@ class Supervisor:
                 save_lease(active.folder, lease)
             active.runner = RunnerProcess.start(active.folder, self._options.command, environment)
         except OSError as error:
-            if no_room(error):
+            if is_disk_full(error):
                 self._wait_for_disk_space(active, str(error))
                 return
             self._count_crash(active)
