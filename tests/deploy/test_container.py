@@ -10,18 +10,18 @@ from tests.deploy.tools import output, packaged
 FOLDER = DEPLOY / "container"
 
 
-def test_the_dockerfile_is_without_fault() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     output(packaged("hadolint"), "--failure-threshold=info", str(FOLDER / "Dockerfile"))
 
 
-def test_the_image_runs_as_nobody_in_particular_and_is_looked_after() -> None:
+def test_image_runs_unprivileged_with_a_health_check() -> None:
     last = (FOLDER / "Dockerfile").read_text().rpartition("\nFROM ")[2]
     assert "\nUSER 10001:10001\n" in last
     assert "\nHEALTHCHECK " in last
     assert last.index("\nUSER ") < last.index("\nENTRYPOINT ")
 
 
-def test_what_is_copied_into_the_image_is_let_through_to_it() -> None:
+def test_copied_files_are_in_the_build_context() -> None:
     recipe = (FOLDER / "Dockerfile").read_text()
     through = {
         line[1:]
@@ -38,7 +38,7 @@ def test_what_is_copied_into_the_image_is_let_through_to_it() -> None:
     assert all((DEPLOY.parent / name).exists() for name in copied)
 
 
-def test_services_of_the_composition_are_confined() -> None:
+def test_compose_services_are_confined() -> None:
     services = yaml.safe_load((FOLDER / "compose.yml").read_text())["services"]
     assert services.keys() == {"multigrain", "prometheus", "grafana"}
     for service in services.values():

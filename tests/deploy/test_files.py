@@ -17,7 +17,7 @@ DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_panels_of_a_dashboard_have_ids_of_their_own_and_do_not_overlap(path) -> None:  # type: ignore[no-untyped-def]
+def test_dashboard_panels_have_unique_ids_and_do_not_overlap(path) -> None:  # type: ignore[no-untyped-def]
     panels = json.loads(path.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
@@ -30,7 +30,7 @@ def test_panels_of_a_dashboard_have_ids_of_their_own_and_do_not_overlap(path) ->
     assert max(x for x, _ in cells) < 24
 
 
-def test_every_expression_asks_for_a_series_of_ours() -> None:
+def test_every_expression_uses_a_metric_of_the_daemon() -> None:
     found = expressions()
     assert set(found) == {"training.json", "serving.json", "rules.yml"}
     for texts in found.values():
@@ -40,7 +40,7 @@ def test_every_expression_asks_for_a_series_of_ours() -> None:
         assert made <= recorded()
 
 
-def test_every_series_that_is_asked_for_is_one_that_the_daemon_has() -> None:
+def test_every_metric_in_use_exists() -> None:
     parts = {
         f"{one.name}{part}"
         for one in all_series()
@@ -51,7 +51,7 @@ def test_every_series_that_is_asked_for_is_one_that_the_daemon_has() -> None:
         assert not unknown, file
 
 
-def test_flags_of_the_service_and_the_container_are_flags_of_the_daemon() -> None:
+def test_flags_of_service_and_container_exist() -> None:
     fields = set(ServerConfig.model_fields) | {"config"}
     service = (DEPLOY / "systemd" / "multigrain.service").read_text()
     command = re.search(r"^ExecStart=(.*)$", service, re.M)
@@ -71,6 +71,6 @@ def test_flags_of_the_service_and_the_container_are_flags_of_the_daemon() -> Non
             assert flag[2:].split("=")[0].replace("-", "_") in fields
 
 
-def test_a_restart_of_the_service_spares_the_jobs() -> None:
+def test_service_restart_keeps_jobs_running() -> None:
     service = (DEPLOY / "systemd" / "multigrain.service").read_text()
     assert "\nKillMode=process\n" in service

@@ -73,21 +73,21 @@ def config_of(workload: Manifest, manifests: tuple[Manifest, ...], tmp_path: Pat
     return parse(arguments, environment).config
 
 
-def test_every_manifest_is_what_kubernetes_takes(manifests: tuple[Manifest, ...]) -> None:
+def test_manifests_satisfy_the_kubernetes_schema(manifests: tuple[Manifest, ...]) -> None:
     for version in VERSIONS:
         for manifest in manifests:
             if manifest["kind"] not in FOREIGN:
                 kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_a_wrong_field_would_be_found(manifests: tuple[Manifest, ...]) -> None:
+def test_wrong_field_is_detected(manifests: tuple[Manifest, ...]) -> None:
     (deployment,) = of_kind(manifests, "Deployment")
     wrong = {**deployment, "spec": {**deployment["spec"], "replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
-def test_the_daemon_understands_its_configuration(
+def test_daemon_parses_the_configuration_of_every_pod(
     manifests: tuple[Manifest, ...], tmp_path: Path
 ) -> None:
     for workload in workloads(manifests):
@@ -108,7 +108,7 @@ def test_the_daemon_understands_its_configuration(
         assert bool(pod.get("shareProcessNamespace"))
 
 
-def test_a_pod_has_as_long_to_end_as_the_daemon_takes(
+def test_grace_period_covers_the_shutdown_of_the_daemon(
     manifests: tuple[Manifest, ...], tmp_path: Path
 ) -> None:
     for workload in workloads(manifests):
@@ -146,7 +146,7 @@ def test_pods_are_confined(manifests: tuple[Manifest, ...]) -> None:
         assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == named
 
 
-def test_probes_ask_for_what_there_is(manifests: tuple[Manifest, ...]) -> None:
+def test_probes_use_existing_endpoints(manifests: tuple[Manifest, ...]) -> None:
     for workload in workloads(manifests):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         ports = {port["name"] for port in container["ports"]}
@@ -160,7 +160,7 @@ def test_probes_ask_for_what_there_is(manifests: tuple[Manifest, ...]) -> None:
                 assert probe["httpGet"]["port"] in ports
 
 
-def test_what_selects_pods_selects_those_of_one_workload(manifests: tuple[Manifest, ...]) -> None:
+def test_selectors_match_the_pods_of_one_workload(manifests: tuple[Manifest, ...]) -> None:
     labels = {
         workload["metadata"]["name"]: workload["spec"]["template"]["metadata"]["labels"]
         for workload in workloads(manifests)
@@ -178,7 +178,7 @@ def test_what_selects_pods_selects_those_of_one_workload(manifests: tuple[Manife
         assert chosen == [name]
 
 
-def test_the_autoscaler_watches_a_series_that_the_daemon_has(
+def test_autoscaler_uses_an_existing_metric(
     manifests: tuple[Manifest, ...],
 ) -> None:
     (autoscaler,) = of_kind(manifests, "HorizontalPodAutoscaler")
@@ -194,7 +194,7 @@ def test_the_autoscaler_watches_a_series_that_the_daemon_has(
     assert "replicas" not in deployment["spec"]
 
 
-def test_scrapes_go_to_the_services_and_keep_the_jobs_label(
+def test_scrapes_target_the_services_and_keep_the_job_label(
     manifests: tuple[Manifest, ...],
 ) -> None:
     for monitor in of_kind(manifests, "ServiceMonitor"):

@@ -14,7 +14,7 @@ FOLDER = DEPLOY / "prometheus"
 
 
 @pytest.mark.process
-def test_every_rule_does_what_its_test_says() -> None:
+def test_rules_pass_their_promtool_tests() -> None:
     promtool = needs("promtool")
     done = subprocess.run(
         [promtool, "test", "rules", "rules_test.yml"], cwd=FOLDER, capture_output=True, text=True
@@ -22,7 +22,7 @@ def test_every_rule_does_what_its_test_says() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_to_fire_and_says_what_to_do() -> None:
+def test_every_alert_is_tested_and_has_an_action() -> None:
     tests = yaml.safe_load((FOLDER / "rules_test.yml").read_text())["tests"]
     fires = {
         case["alertname"]

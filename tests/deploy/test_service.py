@@ -24,7 +24,7 @@ def unit(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_systemd_understands_the_unit(unit: str) -> None:
+def test_unit_passes_systemd_analyze_verify(unit: str) -> None:
     done = subprocess.run(
         [system("systemd-analyze"), "verify", unit], capture_output=True, text=True, timeout=300
     )
@@ -33,6 +33,6 @@ def test_systemd_understands_the_unit(unit: str) -> None:
     assert "multigrain.service" not in done.stderr
 
 
-def test_the_service_is_confined(unit: str) -> None:
+def test_service_is_confined(unit: str) -> None:
     analyze = system("systemd-analyze")
     output(analyze, "security", "--offline=true", f"--threshold={_EXPOSURE}", unit)

@@ -77,7 +77,7 @@ def daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def test_the_container_serves_confined_and_ends_in_order(
+def test_container_command_serves_confined_and_shuts_down(
     folder: Path, daemon: subprocess.Popen[bytes]
 ) -> None:
     for path in (DEPLOY.parent / "x", folder.parent / "x", Path("/tmp/x")):

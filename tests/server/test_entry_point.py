@@ -18,7 +18,7 @@ def _start_without(module: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("module", ["structlog", "pydantic", "prometheus_client", "grpc_health"])
-def test_a_missing_dependency_is_one_line_that_says_what_to_install(module: str) -> None:
+def test_missing_dependency_says_what_to_install(module: str) -> None:
     run = _start_without(module)
     assert run.returncode == 1
     assert run.stdout == ""
@@ -28,14 +28,14 @@ def test_a_missing_dependency_is_one_line_that_says_what_to_install(module: str)
     )
 
 
-def test_a_missing_module_of_the_project_is_not_blamed_on_the_installation() -> None:
+def test_missing_module_of_the_project_is_a_traceback() -> None:
     run = _start_without("multigrain_server.app")
     assert "ModuleNotFoundError" in run.stderr
     assert "pip install" not in run.stderr
 
 
 @pytest.mark.process
-def test_python_m_starts_the_daemons_command_line() -> None:
+def test_python_m_runs_the_command_line() -> None:
     command = [sys.executable, "-m", "multigrain_server", "--print-config"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "grpc:" in run.stdout or "listen:" in run.stdout

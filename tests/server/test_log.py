@@ -35,7 +35,7 @@ def test_control_characters_are_escaped_in_text() -> None:
     assert "\x1b" not in lines[0]
 
 
-def test_what_an_exception_says_cannot_forge_lines() -> None:
+def test_tracebacks_cannot_forge_lines() -> None:
     stream = io.StringIO()
     setup_logging(LogConfig(format="text"), stream)
     try:

@@ -1,4 +1,4 @@
-"""The daemon as a process: quick start, one for each data directory, orderly end."""
+"""The daemon as a process: fast start, one per data directory, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_the_first_log_line_is_the_address(daemon: DaemonProcess) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_it_starts_within_a_second_of_its_own_work(daemon: DaemonProcess) -> None:
+def test_start_takes_less_than_a_second_of_cpu_time(daemon: DaemonProcess) -> None:
     daemon.wait_ready()
     used = psutil.Process(daemon.popen.pid).cpu_times()
-    # CPU time, not time on the wall: the test's machine may be busy with other things.
+    # CPU time, as the machine may be busy with other things.
     assert used.user + used.system < 1.0
 
 
@@ -54,7 +54,7 @@ def test_neither_mindspore_nor_image_libraries_are_loaded() -> None:
         assert heavy not in loaded
 
 
-def test_sigterm_ends_it_in_order(daemon: DaemonProcess) -> None:
+def test_sigterm_shuts_down_gracefully(daemon: DaemonProcess) -> None:
     daemon.wait_ready()
     daemon.popen.send_signal(signal.SIGTERM)
     assert daemon.popen.wait(timeout=60) == 0
@@ -91,7 +91,7 @@ def test_a_second_daemon_on_the_same_data_is_refused(daemon: DaemonProcess) -> N
         second.end()
 
 
-def test_what_is_configured_and_not_there_is_warned_of_after_the_address(
+def test_missing_devices_and_data_roots_are_logged_after_the_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")  # no driver's tool
@@ -105,12 +105,12 @@ def test_what_is_configured_and_not_there_is_warned_of_after_the_address(
     assert first["event"] == "listening"
     warnings = [line["event"] for line in others if line["level"] == "warning"]
     assert warnings == [
-        f"data root {lost}: is no folder",
-        "devices: ascend: 8 are configured and npu-smi is not found",
+        f"data root {lost}: not a folder",
+        "devices: ascend: 8 configured, but npu-smi was not found",
     ]
 
 
-def test_a_port_in_use_is_told_in_a_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
+def test_port_in_use_is_a_one_line_error(daemon: DaemonProcess, tmp_path: Path) -> None:
     address = daemon.wait_ready()
     second = DaemonProcess(tmp_path / "other", ["--listen", address])
     try:
@@ -121,7 +121,7 @@ def test_a_port_in_use_is_told_in_a_sentence(daemon: DaemonProcess, tmp_path: Pa
         second.end()
 
 
-def test_print_config_prints_yaml_and_ends() -> None:
+def test_print_config_prints_yaml_and_exits() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "multigrain_server.main", "--print-config", "--devices=cpu:3"],
         capture_output=True,
@@ -133,7 +133,7 @@ def test_print_config_prints_yaml_and_ends() -> None:
     assert body["serving"]["max_images_per_request"] == 64
 
 
-def test_a_wrong_flag_ends_with_code_2_and_a_sentence() -> None:
+def test_invalid_flag_exits_with_code_2_and_a_message() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "multigrain_server.main", "--devices", "gpu"],
         capture_output=True,

@@ -38,7 +38,7 @@ def test_a_data_directory_of_another_user_is_refused(
     )
 
 
-def test_bundles_on_a_read_only_volume_will_do(open_path: Path) -> None:
+def test_bundles_can_be_on_a_read_only_volume(open_path: Path) -> None:
     for folder in (open_path, open_path / "jobs", open_path / "models"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
@@ -47,7 +47,7 @@ def test_bundles_on_a_read_only_volume_will_do(open_path: Path) -> None:
         DataDir(open_path).close()
 
 
-def test_what_is_loaded_is_not_put_aside_because_it_may_not_be_read(open_path: Path) -> None:
+def test_unreadable_serving_state_is_not_moved_aside(open_path: Path) -> None:
     path = open_path / "serving.json"
     ServingState(path).set_default("imagenet")
     path.chmod(0)
@@ -60,7 +60,7 @@ def test_what_is_loaded_is_not_put_aside_because_it_may_not_be_read(open_path: P
 
 
 @pytest.mark.parametrize("closed", ["tiny", "tiny/1", "tiny/1/model.json"])
-def test_a_bundle_that_may_not_be_read_is_named_once_and_found_when_it_may(
+def test_unreadable_bundle_is_logged_once_and_found_once_readable(
     open_path: Path, caplog: pytest.LogCaptureFixture, closed: str
 ) -> None:
     write_bundle(open_path, version=1)
@@ -81,7 +81,7 @@ def test_a_bundle_that_may_not_be_read_is_named_once_and_found_when_it_may(
     assert len(registry.entries()) == 1
 
 
-def test_files_of_the_configuration_are_named_with_who_may_not_read_them(open_path: Path) -> None:
+def test_unreadable_configuration_files_are_named_with_the_user(open_path: Path) -> None:
     path = open_path / "file.yaml"
     path.write_text("{}")
     path.chmod(0)
@@ -95,9 +95,7 @@ def test_files_of_the_configuration_are_named_with_who_may_not_read_them(open_pa
 @pytest.mark.parametrize(
     ("closed", "below"), [("jobs", ""), ("models", ""), ("", ""), ("", "new/data")]
 )
-def test_the_doctor_finds_what_would_keep_the_daemon_from_starting(
-    open_path: Path, closed: str, below: str
-) -> None:
+def test_doctor_finds_what_prevents_the_start(open_path: Path, closed: str, below: str) -> None:
     for folder in (open_path, open_path / "jobs", open_path / "models"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)

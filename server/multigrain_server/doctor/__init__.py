@@ -1,1 +1,1 @@
-"""``multigrain-server doctor``: looks at the machine as the daemon would use it."""
+"""``multigrain-server doctor``: checks the machine for the daemon and suggests fixes."""

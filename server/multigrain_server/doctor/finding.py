@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Level(Enum):
-    """How bad it is; the daemon or some job cannot work with a FAIL."""
+    """Severity. With a FAIL, the daemon or some jobs cannot work."""
 
     OK = "ok"
     WARN = "warn"
@@ -16,13 +16,13 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """A line of the report.
 
     Attributes:
-        subject: what was looked at ("mindspore", "data directory").
-        level: how bad.
-        message: what was found.
-        fix: what to do about it; empty if nothing is to be done.
+        subject: what was checked ("mindspore", "data directory").
+        level: severity.
+        message: the result.
+        fix: how to fix it; "" = nothing to fix.
     """
 
     subject: str
@@ -36,12 +36,15 @@ class Finding:
 
 
 def ok(subject: str, message: str) -> Finding:
+    """A check that passed."""
     return Finding(subject, Level.OK, message)
 
 
 def warn(subject: str, message: str, fix: str) -> Finding:
+    """Something that works, but not well."""
     return Finding(subject, Level.WARN, message, fix)
 
 
 def fail(subject: str, message: str, fix: str) -> Finding:
+    """Something that does not work."""
     return Finding(subject, Level.FAIL, message, fix)

@@ -1,4 +1,4 @@
-"""Cores, memory, devices, limits, disk, clock."""
+"""Checks of CPU, devices, limits, disk, clock and data roots."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from multigrain_server.devices import Inventory
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
 
 GIB = 1 << 30
-# Descriptors: a connection, an event stream and an engine's socket take one each.
+# A connection, an event stream and the socket of an engine take a file descriptor each.
 _FEW_FILES = 4096
 _FREE_FAIL, _FREE_WARN = GIB, 0.1
-# A checkpoint is fsynced; a disk that takes longer than this holds up every save and event.
+# Checkpoints and events are fsynced: a slower disk delays every one of them.
 _SLOW_FSYNC = 0.1
 _CLOCK_SECONDS = 2.0
 _LISTINGS = {"gpu": ("nvidia-smi", "--list-gpus"), "ascend": ("npu-smi", "info", "-l")}
@@ -30,7 +30,7 @@ _FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
 
 def cpu() -> Iterator[Finding]:
-    """Cores, memory, and the instructions that make serving fast."""
+    """Cores, memory, and whether the CPU computes bfloat16."""
     cores = len(os.sched_getaffinity(0))
     memory = psutil.virtual_memory()
     yield ok("cpu", f"{cores} cores, {memory.total / GIB:.0f} GiB of memory")
@@ -39,34 +39,36 @@ def cpu() -> Iterator[Finding]:
     except OSError:
         return
     found = [name for name in _FAST_BFLOAT16 if name in flags]
-    how = f"bfloat16 ({', '.join(found)})" if found else "float32: the CPU has no bfloat16"
+    how = f"bfloat16 ({', '.join(found)})" if found else "float32; the CPU has no bfloat16"
     yield ok("cpu serving", how)
 
 
 def missing_at_start(config: ServerConfig) -> Iterator[Finding]:
-    """What a starting daemon warns of, found without a pause: folders and drivers that are not
-    there (yet: a disk may be mounted later)."""
+    """Quick checks whose findings a starting daemon logs: data roots and drivers.
+
+    They are no errors, as a disk may be mounted later.
+    """
     yield from (finding for finding in roots(config) if finding.fix)
     yield from drivers(config)
 
 
 def drivers(config: ServerConfig) -> Iterator[Finding]:
-    """Devices that jobs may use and whose driver is not installed."""
+    """Whether the drivers of the configured devices are installed."""
     inventory = Inventory.parse(config.devices)
     for kind, (tool, *_) in _LISTINGS.items():
         wanted = inventory.units(kind)
         if wanted and shutil.which(tool) is None:
             yield fail(
                 f"devices: {kind}",
-                f"{len(wanted)} are configured and {tool} is not found",
-                f"install the driver, or take {kind} out of --devices",
+                f"{len(wanted)} configured, but {tool} was not found",
+                f"install the driver, or remove {kind} from --devices",
             )
 
 
 def devices(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the devices are there that jobs may use."""
+    """Whether the configured devices exist."""
     inventory = Inventory.parse(config.devices)
-    yield ok("devices", f"jobs may use {inventory}")
+    yield ok("devices", f"configured: {inventory}")
     yield from drivers(config)
     for kind, listing in _LISTINGS.items():
         wanted, tool = inventory.units(kind), listing[0]
@@ -80,20 +82,20 @@ def devices(config: ServerConfig) -> Iterator[Finding]:
         if missing:
             yield fail(
                 f"devices: {kind}",
-                f"{tool} lists {there}, so that {missing} cannot be used",
-                f"correct --devices, or ask {tool} why they are missing",
+                f"{tool} lists {there}, which does not include {missing}",
+                f"correct --devices, or check with {tool} why they are missing",
             )
         else:
             yield ok(f"devices: {kind}", f"{there} found, {len(wanted)} for jobs")
 
 
 def limits() -> Iterator[Finding]:
-    """Open files."""
+    """The limit on open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _FEW_FILES:
         yield warn(
             "open files",
-            f"at most {soft}: about {soft // 2} connections and event streams",
+            f"at most {soft}, about {soft // 2} connections and event streams",
             f"ulimit -n {_FEW_FILES} (LimitNOFILE= in a systemd unit); the hard limit is {hard}",
         )
     else:
@@ -101,7 +103,7 @@ def limits() -> Iterator[Finding]:
 
 
 def disk(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the data directory can be written, has room, and is quick to sync."""
+    """Whether the data directory is writable, has free space and syncs fast, and the clock."""
     folder = config.data_dir
     subject = f"data directory {config.data_dir}"
     try:
@@ -118,42 +120,42 @@ def disk(config: ServerConfig) -> Iterator[Finding]:
     except OSError as error:
         yield fail(
             subject,
-            f"cannot be written: {error.strerror}: {error.filename or folder}",
+            f"not writable: {error.strerror}: {error.filename or folder}",
             f"chown it to uid {os.geteuid()}",
         )
         return
     usage = shutil.disk_usage(folder)
     room = f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
     if usage.free < _FREE_FAIL:
-        yield fail(subject, room, "make room: a checkpoint of ResNet-50 with THOR takes 0.5 GiB")
+        yield fail(subject, room, "free space: a checkpoint of ResNet-50 with THOR takes 0.5 GiB")
     elif usage.free < _FREE_WARN * usage.total:
-        yield warn(subject, room, "make room, or lower checkpointing.keep")
+        yield warn(subject, room, "free space, or lower checkpointing.keep")
     else:
         yield ok(subject, f"writable, {room}")
     if seconds > _SLOW_FSYNC:
         yield warn(
             "disk",
-            f"{1000 * seconds:.0f} ms to make 4 KiB safe: every event and checkpoint waits for it",
+            f"{1000 * seconds:.0f} ms to sync 4 KiB, which delays every event and checkpoint",
             "put the data directory on a local disk",
         )
     else:
-        yield ok("disk", f"{1000 * seconds:.1f} ms to make 4 KiB safe")
+        yield ok("disk", f"{1000 * seconds:.1f} ms to sync 4 KiB")
     if abs(offset) > _CLOCK_SECONDS:
         yield warn(
             "clock",
-            f"the file system is {offset:+.0f} s off this machine's clock",
-            "let both follow the same time server: times of events and files would not agree",
+            f"the clock of the file system differs by {offset:+.0f} s",
+            "use the same time server for both, so that times of events and files agree",
         )
     else:
         yield ok("clock", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC")
 
 
 def roots(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the folders can be read that requests may name."""
+    """Whether the data roots are readable."""
     for root in config.data_root:
         if not root.is_dir():
-            yield fail(f"data root {root}", "is no folder", "correct --data-root, or mount it")
+            yield fail(f"data root {root}", "not a folder", "correct --data-root, or mount it")
         elif not os.access(root, os.R_OK | os.X_OK):
-            yield fail(f"data root {root}", "cannot be read", f"let uid {os.getuid()} read it")
+            yield fail(f"data root {root}", "not readable", f"let uid {os.getuid()} read it")
         else:
             yield ok(f"data root {root}", "readable")

@@ -1,4 +1,4 @@
-"""Addresses that the daemon would listen on."""
+"""Checks of addresses, certificate and tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from multigrain_server.config import ServerConfig
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
 from multigrain_server.grpc.tls import Certificates, TlsError
 
+_DAY_SECONDS = 86_400
+_SOON_DAYS = 14
+
 
 def addresses(config: ServerConfig) -> Iterator[Finding]:
-    """Whether they are free, unless our own daemon holds them, and who can reach them."""
+    """Whether the addresses are free, or used by the daemon on this data directory."""
     holder = running_daemon(config)
     if holder:
-        yield ok("daemon", f"pid {holder} runs on this data directory")
+        yield ok("daemon", f"pid {holder} uses this data directory")
     for name, text in (("listen", config.listen), ("http_listen", config.http_listen)):
         if not text:
             continue
@@ -29,15 +32,15 @@ def addresses(config: ServerConfig) -> Iterator[Finding]:
         if reason and not holder:
             yield fail(
                 f"{name} {text}",
-                f"cannot be listened on: {reason}",
-                f"end what holds it (ss -ltnp), or give --{name.replace('_', '-')}",
+                f"cannot listen: {reason}",
+                f"stop the process that has it (ss -ltnp), or change --{name.replace('_', '-')}",
             )
         else:
             yield ok(f"{name} {text}", "in use by the daemon" if reason else "free")
 
 
 def running_daemon(config: ServerConfig) -> int:
-    """Pid of the daemon that holds the data directory; 0 if none does."""
+    """The pid of the daemon that uses the data directory; 0 = none, -1 = unknown."""
     try:
         fd = os.open(config.data_dir / "daemon.lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -52,43 +55,36 @@ def running_daemon(config: ServerConfig) -> int:
     return 0
 
 
-# MERGED: Who could call the daemon, and its certificate.
-
-
-_DAY_SECONDS = 86_400
-_SOON_DAYS = 14
-
-
 def certificates(config: ServerConfig) -> Iterator[Finding]:
-    """Whether they can be used, and for how long."""
+    """Whether the certificate files can be used, and when the certificate expires."""
     if not config.tls.enabled:
         return
     subject = "certificate"
     try:
         days = (Certificates(config.tls).expiry() - time.time()) / _DAY_SECONDS
     except TlsError as error:
-        yield fail(subject, str(error), "give tls.certificate, tls.key and tls.client_ca as PEM")
+        yield fail(subject, str(error), "set tls.certificate, tls.key, tls.client_ca to PEM files")
         return
     if days <= 0:
-        yield fail(subject, f"ended {-days:.0f} days ago", "renew it: no restart is needed")
+        yield fail(subject, f"expired {-days:.0f} days ago", "renew it; no restart is needed")
     elif days < _SOON_DAYS:
-        yield warn(subject, f"ends in {days:.0f} days", "renew it: no restart is needed")
+        yield warn(subject, f"expires in {days:.0f} days", "renew it; no restart is needed")
     else:
-        yield ok(subject, f"ends in {days:.0f} days")
+        yield ok(subject, f"expires in {days:.0f} days")
 
 
 def callers(config: ServerConfig) -> Iterator[Finding]:
-    """The file of tokens, and what is open to a network."""
+    """The token file, and addresses that are open to a network."""
     if config.access.tokens is not None:
         try:
             tokens = read_tokens(config.access.tokens)
         except TokenFileError as error:
-            yield fail("tokens", str(error), "multigrain-server --new-token makes its lines")
+            yield fail("tokens", str(error), "create its lines with multigrain-server --new-token")
         else:
             yield ok("tokens", f"{len(tokens)} in the file")
     for warning in config.warnings:
         yield warn(
             f"listen {config.listen}",
             warning,
-            "give tls.certificate, tls.key and access.tokens (see docs/how-to/tls-and-tokens.md)",
+            "set tls.certificate, tls.key and access.tokens (see docs/how-to/tls-and-tokens.md)",
         )

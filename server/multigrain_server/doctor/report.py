@@ -1,4 +1,4 @@
-"""All checks in order, printed as they come."""
+"""Runs every check and prints the findings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def checks(config: ServerConfig) -> Sequence[Check]:
+    """Every check, in the order of the report."""
     return (
         software.packages,
         software.mindspore,
@@ -30,10 +31,14 @@ def checks(config: ServerConfig) -> Sequence[Check]:
 
 
 def run(checks: Iterable[Check], stream: TextIO | None = None) -> int:
-    """Prints every finding.
+    """Runs the checks and prints each finding at once.
+
+    Args:
+        checks: the checks.
+        stream: where to print; None = standard output.
 
     Returns:
-        The exit code: 1 if anything FAILs, else 0.
+        The exit code: 1 if anything is a FAIL, else 0.
     """
     stream = stream or sys.stdout
     levels = []
@@ -42,5 +47,5 @@ def run(checks: Iterable[Check], stream: TextIO | None = None) -> int:
             levels.append(finding.level)
             print(finding, file=stream, flush=True)
     failures, warnings = levels.count(Level.FAIL), levels.count(Level.WARN)
-    print(f"{len(levels)} looked at, {warnings} warnings, {failures} failures", file=stream)
+    print(f"{len(levels)} checks, {warnings} warnings, {failures} failures", file=stream)
     return 1 if failures else 0

@@ -1,4 +1,4 @@
-"""Python, packages, and MindSpore in a process of its own (the daemon never imports it)."""
+"""Checks of packages, MindSpore and msrun."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from multigrain_server.doctor.finding import Finding, fail, ok, warn
 
 _PROBE = "multigrain.probe"
 _PROBE_SECONDS = 120
-# A quiet core takes about 10 ms for it.
+# An idle core takes about 10 ms.
 _SLOW = 1.0
 
 
 def packages(distribution: str = "multigrain", extra: str = "server") -> Iterator[Finding]:
-    """Versions of what the daemon needs, against the ranges that it was installed with."""
+    """Installed versions against the ranges that the distribution requires."""
     yield ok("python", sys.version.split()[0])
     wrong = []
     for text in metadata.requires(distribution) or ():
@@ -38,14 +38,17 @@ def packages(distribution: str = "multigrain", extra: str = "server") -> Iterato
     if wrong:
         yield fail("packages", "; ".join(wrong), f"pip install '{distribution}[{extra}]'")
     else:
-        yield ok("packages", f"as {distribution}[{extra}] wants them")
+        yield ok("packages", f"satisfy {distribution}[{extra}]")
 
 
 def mindspore(python: str = sys.executable) -> Iterator[Finding]:
-    """Whether MindSpore can be loaded and computes a convolution's gradient, and how fast."""
-    fix = "pip install 'multigrain[server]' brings the version that was tested"
+    """Whether MindSpore computes the gradient of a convolution, and how fast.
+
+    In a process of its own: the daemon never imports MindSpore.
+    """
+    fix = "install the tested version: pip install 'multigrain[server]'"
     try:
-        # In a folder of its own: MindSpore leaves notes of a failure where it is.
+        # MindSpore writes files about failures into the working directory.
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
                 [python, "-P", "-m", _PROBE],
@@ -55,35 +58,35 @@ def mindspore(python: str = sys.executable) -> Iterator[Finding]:
                 timeout=_PROBE_SECONDS,
             )
     except subprocess.TimeoutExpired:
-        yield fail("mindspore", f"no answer within {_PROBE_SECONDS} s", fix)
+        yield fail("mindspore", f"no result within {_PROBE_SECONDS} s", fix)
         return
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        yield fail("mindspore", f"ended with code {done.returncode}: {last}", fix)
+        last = (done.stderr.strip().splitlines() or ["(no output)"])[-1]
+        yield fail("mindspore", f"exited with code {done.returncode}: {last}", fix)
         return
     version, seconds = answer["version"], answer["seconds"]
     gradient, expected = answer["gradient"], answer["expected"]
     if gradient != expected:
-        yield fail("mindspore", f"{version} computes {gradient}, not {expected}", fix)
+        yield fail("mindspore", f"{version} computes {gradient} instead of {expected}", fix)
     elif seconds > _SLOW:
         yield warn(
             "mindspore",
-            f"{version} takes {seconds:.1f} s for a convolution that a core does in 0.01 s",
-            f"this wheel has no fast kernels for this CPU, or the machine is busy; {fix}",
+            f"{version} takes {seconds:.1f} s for a convolution that usually takes 0.01 s",
+            f"the wheel has no fast kernels for this CPU, or the machine is busy; {fix}",
         )
     else:
-        yield ok("mindspore", f"{version}, a convolution's gradient in {1000 * seconds:.0f} ms")
+        yield ok("mindspore", f"{version}, gradient of a convolution in {1000 * seconds:.0f} ms")
 
 
 def launcher() -> Iterator[Finding]:
-    """Whether the program is there that starts several workers."""
+    """Whether msrun, which starts jobs with several workers, is installed."""
     if shutil.which("msrun", path=None) or shutil.which("msrun", path=f"{sys.prefix}/bin"):
         yield ok("msrun", "found")
     else:
         yield fail(
             "msrun",
-            "not found, so that no job can have several workers",
-            "it comes with mindspore: start multigrain-server from the same environment",
+            "not found; jobs with several workers cannot start",
+            "start multigrain-server from the environment that has mindspore",
         )

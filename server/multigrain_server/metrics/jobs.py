@@ -1,5 +1,7 @@
-"""Series of jobs, devices and event streams, made from the daemon's state at each scrape: a
-deleted job leaves nothing behind."""
+"""Metrics of jobs, devices and event streams.
+
+They are collected from the daemon's state at each scrape, so a deleted job leaves no series.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ MAX_ENDED = 200
 
 
 class EventMetrics:
-    """Counters of events."""
+    """Counts events."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._read = Counter(
             "multigrain_events",
-            "Events read from the logs of active jobs.",
+            "Events read from the event logs of active jobs.",
             ["kind"],
             registry=registry,
         )
@@ -46,7 +48,7 @@ class EventMetrics:
 
 
 class JobCollector(Collector):
-    """All active jobs, and the latest MAX_ENDED that ended and were not deleted."""
+    """Collects every active job, and the latest MAX_ENDED jobs that ended."""
 
     def __init__(
         self, store: JobStore, supervisor: Supervisor, leases: Leases, feeds: EventFeeds
@@ -64,7 +66,7 @@ class JobCollector(Collector):
         yield from _job_series([*active, *(job for job in ended if job.job_id not in known)])
         lag = GaugeMetricFamily(
             "multigrain_job_event_lag_bytes",
-            "Bytes of an active job's record that the daemon has not read yet.",
+            "Bytes of an active job's event log that the daemon has not read yet.",
             labels=["job"],
         )
         for entry in entries.values():
@@ -76,7 +78,7 @@ class JobCollector(Collector):
             jobs.add_metric([state.value], counts.get(state.value, 0))
         yield jobs
         devices = GaugeMetricFamily(
-            "multigrain_devices", "Devices (of cpu: job slots).", labels=["kind", "state"]
+            "multigrain_devices", "Devices by state; job slots for cpu.", labels=["kind", "state"]
         )
         for kind in KINDS:
             total, free = len(self._leases.inventory.units(kind)), len(self._leases.free(kind))
@@ -92,33 +94,33 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
     def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"multigrain_job_{name}", text, labels=["job", *labels])
 
-    state = family("state", "1 for the state the job is in.", "state")
-    attempt = family("attempt", "Attempt, from 1.")
-    step = family("step", "Optimiser steps done.")
-    total = family("total_steps", "Optimiser steps in all.")
-    progress = family("progress_ratio", "Share done, 0 to 1.")
-    loss = family("loss", "Newest loss and its terms.", "term")
-    rate = family("learning_rate", "Newest learning rate.")
-    damping = family("damping", "THOR's newest damping.")
+    state = family("state", "1 for the current state.", "state")
+    attempt = family("attempt", "Current attempt; the first is 1.")
+    step = family("step", "Optimizer steps done.")
+    total = family("total_steps", "Optimizer steps in total.")
+    progress = family("progress_ratio", "Progress, 0 to 1.")
+    loss = family("loss", "Latest loss and its terms.", "term")
+    rate = family("learning_rate", "Latest learning rate.")
+    damping = family("damping", "Latest damping of THOR.")
     layers = family(
-        "curvature_layers", "Layers by what the newest check of THOR's curvature did.", "decision"
+        "curvature_layers", "Layers by decision of the latest curvature check of THOR.", "decision"
     )
-    skipped = family("skipped_steps", "Steps skipped so far: something was not finite.")
-    scale = family("loss_scale", "Newest factor on the loss; 1 in float32.")
-    speed = family("images_per_second", "Newest speed over all workers.")
-    wait = family("data_wait_ratio", "Share of the newest step spent waiting for data.")
-    seconds = family("step_seconds", "Duration of the newest step.")
-    metric = family("metric", "Newest evaluation figures.", "metric")
-    last_seq = family("last_seq", "Sequence number of the newest event.")
-    told = family("event_timestamp_seconds", "When the job last told anything, Unix time.")
-    saved = family("checkpoint_timestamp_seconds", "When the newest checkpoint was written.")
+    skipped = family("skipped_steps", "Steps skipped so far because of non-finite values.")
+    scale = family("loss_scale", "Current loss scale; 1 in float32.")
+    speed = family("images_per_second", "Latest speed of all workers together.")
+    wait = family("data_wait_ratio", "Share of the latest step spent waiting for data, 0 to 1.")
+    seconds = family("step_seconds", "Duration of the latest step.")
+    metric = family("metric", "Latest evaluation metrics.", "metric")
+    last_seq = family("last_seq", "Sequence number of the latest event.")
+    event_time = family("event_timestamp_seconds", "Unix time of the latest event of the job.")
+    saved = family("checkpoint_timestamp_seconds", "Unix time of the latest checkpoint.")
     for job in jobs:
         name, view = job.job_id, job.view
         state.add_metric([name, job.state.value], 1)
         attempt.add_metric([name], view.attempt)
         last_seq.add_metric([name], view.last_seq)
         if view.last_time:
-            told.add_metric([name], _unix(view.last_time))
+            event_time.add_metric([name], _unix(view.last_time))
         if view.checkpoint_time:
             saved.add_metric([name], _unix(view.checkpoint_time))
         progress.add_metric([name], view.progress.fraction)
@@ -146,7 +148,7 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
         wait.add_metric([name], point.data_wait)
         seconds.add_metric([name], point.step_seconds)
     yield from (state, attempt, step, total, progress, loss, rate, damping, speed, wait, seconds)
-    yield from (metric, last_seq, layers, told, saved, skipped, scale)
+    yield from (metric, last_seq, layers, event_time, saved, skipped, scale)
 
 
 def _unix(time: str) -> float:

@@ -1,4 +1,4 @@
-"""Series of gRPC calls."""
+"""Metrics of gRPC calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 @dataclass(frozen=True)
 class CallSummary:
-    """Calls of one method since the daemon started; median and p99 in seconds."""
+    """Calls of one method since the daemon started; ``median`` and ``p99`` in seconds."""
 
     rpc: str
     answered: int
@@ -24,23 +24,23 @@ class CallSummary:
 
 
 class RequestMetrics:
-    """Counts and durations of calls by method and status."""
+    """Counts calls and their durations by method and status."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "multigrain_requests",
-            "Answered gRPC calls.",
+            "gRPC calls by method and status.",
             ["rpc", "code"],
             registry=registry,
         )
         self._seconds = Histogram(
             "multigrain_request_seconds",
-            "Time from a call's arrival to its end, streams included.",
+            "Seconds from the arrival of a call to its end, streams included.",
             ["rpc"],
             buckets=BUCKETS,
             registry=registry,
         )
-        # Looking a series up by its labels takes longer than counting.
+        # A cache: looking up a series by its labels takes longer than counting.
         self._series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def observe(self, method: str, code: str, seconds: float) -> None:
@@ -54,7 +54,7 @@ class RequestMetrics:
         series[1].observe(seconds)
 
     def summary(self) -> list[CallSummary]:
-        """Every method that was called, the most frequent first."""
+        """Every method that was called, most frequent first."""
         codes: dict[str, dict[str, int]] = {}
         for sample in _samples(self._requests, "_total"):
             codes.setdefault(sample.labels["rpc"], {})[sample.labels["code"]] = int(sample.value)
@@ -81,7 +81,7 @@ def _samples(metric: Counter | Histogram, suffix: str) -> Iterator[Sample]:
 
 
 def _quantile(share: float, buckets: list[tuple[float, float]]) -> float:
-    """As Prometheus's ``histogram_quantile``: linear within the bucket it falls into."""
+    """Linear interpolation within a bucket, as in Prometheus' ``histogram_quantile``."""
     wanted = share * buckets[-1][1]
     low, below = 0.0, 0.0
     for bound, value in buckets:

@@ -1,1 +1,1 @@
-"""OpenTelemetry spans of calls; nothing of it is loaded where it is off."""
+"""OpenTelemetry spans of calls. Where tracing is off, OpenTelemetry is not imported."""

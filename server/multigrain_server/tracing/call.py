@@ -1,4 +1,4 @@
-"""The trace of the call that is being answered, if it has one. Knows no OpenTelemetry."""
+"""The trace of the current call, without a dependency on OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from multigrain.engine.protocol import Result
 
 
 class CallTrace(Protocol):
-    """One call on its way through the daemon."""
+    """The trace of one call."""
 
     def computed(self, model: str, results: Sequence[Result]) -> None:
-        """To be told of images that an engine has just answered."""
+        """Records images that an engine has just answered."""
 
     def end(self, code: str, reason: str) -> None:
-        """To be told the status that the call ended with, by its gRPC name."""
+        """Ends the trace with the name of the gRPC status."""
 
 
 class Tracing(Protocol):
-    """Makes traces."""
+    """Starts traces."""
 
     def begin(
         self, method: str, metadata: Sequence[tuple[str, str | bytes]], request_id: str
     ) -> CallTrace | None:
-        """Of a call of ``/package.Service/Method`` that has just come in; None = not wanted."""
+        """Starts the trace of a call of ``/package.Service/Method``; None = not sampled."""
 
     def close(self) -> None:
-        """Sends what is left, for a moment at most."""
+        """Exports the remaining spans, with a short timeout."""
 
 
-#: None wherever a call is not traced: one look at it is all that tracing costs then.
+#: None if the call is not traced; reading it is all that tracing costs then.
 call_trace: ContextVar[CallTrace | None] = ContextVar("call_trace", default=None)

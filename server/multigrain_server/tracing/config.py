@@ -1,4 +1,4 @@
-"""What an operator can set about traces."""
+"""Configuration of tracing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multigrain_server.tracing.call import Tracing
 def _endpoint(text: str) -> str:
     if text and not text.startswith(("http://", "https://")):
         raise ValueError(
-            f'"{text}" is not a collector; write http://HOST:4317, or https:// for TLS'
+            f'"{text}" is not a collector URL; write http://HOST:4317, or https:// for TLS'
         )
     if text and not _installed():
         raise ValueError("needs OpenTelemetry: pip install 'multigrain[tracing]'")
@@ -24,33 +24,37 @@ def _endpoint(text: str) -> str:
 def _installed() -> bool:
     try:
         return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
-    except ModuleNotFoundError:  # of a package above it
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 class TracingConfig(Spec):
-    """Spans of calls, sent over OTLP. What else an exporter takes, it reads from the standard
-    ``OTEL_EXPORTER_OTLP_*`` variables."""
+    """Export of spans over OTLP.
+
+    The exporter reads other settings from the standard ``OTEL_EXPORTER_OTLP_*`` variables.
+    """
 
     endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
         "",
-        description="Collector that takes spans over OTLP/gRPC, such as http://127.0.0.1:4317; "
-        "empty = no tracing.",
+        description="URL of the collector that receives spans over OTLP/gRPC, such as "
+        "http://127.0.0.1:4317; empty = no tracing.",
     )
     sample_ratio: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Share of the traces that begin here which are kept. Of those that begin at a "
-        "caller, the caller decides.",
+        description="Share of the traces started by the daemon that is kept, 0 to 1. Whether to "
+        "keep a trace that a client started is the client's decision.",
     )
 
 
-# MERGED: Turns tracing on, where that is wanted.
-
-
 def open_tracing(config: TracingConfig, version: str) -> Tracing | None:
-    """Loads OpenTelemetry if there is a collector to send to; else None, and nothing is loaded."""
+    """Starts the exporter; None without an endpoint, and then OpenTelemetry is not imported.
+
+    Args:
+        config: endpoint and sampling.
+        version: version of this service, an attribute of every span.
+    """
     if not config.endpoint:
         return None
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -61,5 +65,5 @@ def open_tracing(config: TracingConfig, version: str) -> Tracing | None:
     plain = config.endpoint.startswith("http://")
     exporter = OTLPSpanExporter(endpoint=config.endpoint, insecure=plain)
     return Spans(
-        BatchSpanProcessor(exporter), config.sample_ratio, version, give_up=exporter.shutdown
+        BatchSpanProcessor(exporter), config.sample_ratio, version, abort=exporter.shutdown
     )

@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry, from the caller's W3C context to the engine's batch."""
+"""OpenTelemetry spans, from the W3C context of the client to the batch of the engine."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from multigrain.engine.protocol import Result
 
 _CONTEXT = TraceContextTextMapPropagator()
-# Probes come every few seconds for ever, and say nothing.
+# Probes come every few seconds and say nothing.
 _UNTRACED = ("/grpc.health.", "/grpc.reflection.")
-# A call's end is worth an error where the server is to blame, as OpenTelemetry's conventions say.
-_FAULTS = frozenset(
+# Statuses that are server errors by OpenTelemetry's semantic conventions.
+_SERVER_ERRORS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 )
 _BATCHES = 256
-# The rest of what is to be sent may take so long; a collector that is gone holds up no stop.
+# Time to export the remaining spans: an unreachable collector must not delay shutdown.
 _CLOSE_SECONDS = 2.0
 
-# Of one forward pass: the model, how long it took in ns, and its images. All of its images tell the
-# same. Two passes that do would be taken for one, which is rare, and costs a link.
+# A batch: model, time of the forward pass in ns, number of images. All images of a batch report the
+# same. Two batches with the same values would be taken for one, which is rare and costs one link.
 _Batch = tuple[str, int, int]
 
 
 class Spans:
-    """Makes a span of each call that is sampled.
+    """Creates a span for each sampled call.
 
     Args:
-        processor: where finished spans go.
-        sample_ratio: share that is kept of the traces that begin here.
-        version: of this service.
-        give_up: makes the processor's sending end at once.
+        processor: receives finished spans.
+        sample_ratio: share of the traces started here that is kept.
+        version: version of this service.
+        abort: makes the processor stop exporting at once.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Spans:
         processor: SpanProcessor,
         sample_ratio: float,
         version: str,
-        give_up: Callable[[], None] = lambda: None,
+        abort: Callable[[], None] = lambda: None,
     ) -> None:
         self._processor = processor
-        self._give_up = give_up
+        self._abort = abort
         resource = Resource.create({"service.name": "multigrain", "service.version": version})
 
         def tracer(sampler: Sampler) -> Tracer:
@@ -91,18 +91,18 @@ class Spans:
         return CallSpan(self._tracer, span, self._batches) if span.is_recording() else None
 
     def close(self) -> None:
-        """Sends what is left, if that can be done soon."""
-        # The processor itself would wait for half a minute.
-        impatient = threading.Timer(_CLOSE_SECONDS, self._give_up)
-        impatient.start()
+        """Exports the remaining spans, for at most two seconds."""
+        # The processor itself would wait for 30 seconds.
+        timer = threading.Timer(_CLOSE_SECONDS, self._abort)
+        timer.start()
         try:
             self._processor.shutdown()
         finally:
-            impatient.cancel()
+            timer.cancel()
 
 
 class CallSpan:
-    """The span of one call, and those of what is done for it."""
+    """The span of a call and its child spans."""
 
     def __init__(self, tracer: Tracer, span: Span, batches: _Batches) -> None:
         self._tracer = tracer
@@ -110,9 +110,11 @@ class CallSpan:
         self._batches = batches
 
     def computed(self, model: str, results: Sequence[Result]) -> None:
-        """Spans ``decode``, ``queue`` and ``infer``: of each, the slowest image's, laid end to
-        end before now, as images tell how long they took and not when. ``infer`` links to the
-        forward passes, which are shared with other calls."""
+        """Adds the spans ``decode``, ``queue`` and ``infer``.
+
+        Each has the time of the slowest image. They are laid end to end before now, because images
+        report durations and no times. ``infer`` links to batches, which other calls share.
+        """
         done = [result for result in results if result.batch_items]
         if not done:
             return
@@ -139,16 +141,16 @@ class CallSpan:
     def end(self, code: str, reason: str) -> None:
         """See ``CallTrace``."""
         self._span.set_attribute("rpc.grpc.status_code", code)
-        if code in _FAULTS:
+        if code in _SERVER_ERRORS:
             self._span.set_status(StatusCode.ERROR, reason)
         self._span.end()
 
 
 class _Batches:
-    """Spans of the newest forward passes.
+    """Spans of the latest batches.
 
     Args:
-        tracer: keeps every span: that of a pass is made for a call that is kept.
+        tracer: samples every span: batches get one only for calls that are sampled.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -156,13 +158,12 @@ class _Batches:
         self._known: OrderedDict[_Batch, SpanContext] = OrderedDict()
 
     def span_of(self, batch: _Batch, end: int, call: SpanContext) -> SpanContext:
-        """The span of a pass: a trace of its own, made by the first of its calls that is traced,
-        and linked with that.
+        """The span of a batch, which is a trace of its own, created for its first traced call.
 
         Args:
-            batch: which.
-            end: when it ended, in ns of Unix time.
-            call: the span that asks.
+            batch: the batch.
+            end: Unix time of its end in ns.
+            call: the span of that call, to link to.
         """
         known = self._known.get(batch)
         if known is not None:

@@ -34,7 +34,7 @@ def call(limits: HolderLimits, holder: TokenEntry) -> float:
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0, 4.0])
-def test_a_second_of_calls_may_come_at_once_and_then_so_many_a_second(rate: float) -> None:
+def test_rate_limit_allows_a_burst_of_one_second(rate: float) -> None:
     clock = Clock()
     limits, holder = HolderLimits(clock), entry(calls_per_second=rate)
     burst = max(1, int(rate))
@@ -50,7 +50,7 @@ def test_a_second_of_calls_may_come_at_once_and_then_so_many_a_second(rate: floa
     assert call(limits, holder) > 0
 
 
-def test_calls_in_work_are_counted_until_they_end_however_they_end() -> None:
+def test_concurrent_calls_are_counted_until_they_end() -> None:
     limits, holder = HolderLimits(), entry(concurrent_calls=2)
     with limits.enter(holder), limits.enter(holder):
         assert call(limits, holder) > 0
@@ -60,7 +60,7 @@ def test_calls_in_work_are_counted_until_they_end_however_they_end() -> None:
         assert call(limits, holder) == 0
 
 
-def test_a_refused_call_takes_no_place() -> None:
+def test_refused_calls_are_not_counted() -> None:
     clock = Clock()
     limits, holder = HolderLimits(clock), entry(calls_per_second=1, concurrent_calls=1)
     with limits.enter(holder):

@@ -135,7 +135,7 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gua
         yield Guarded(app, channel, tokens)
 
 
-async def test_every_call_of_the_server_has_an_entry(guarded: Guarded) -> None:
+async def test_every_method_has_an_access_rule(guarded: Guarded) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     metadata = [("authorization", f"Bearer {guarded.tokens['read']}")]
@@ -152,7 +152,7 @@ async def test_every_call_of_the_server_has_an_entry(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("role", [role.value for role in Role])
-async def test_a_role_may_call_what_it_is_for_and_nothing_else(guarded: Guarded, role: str) -> None:
+async def test_each_role_may_call_its_methods_only(guarded: Guarded, role: str) -> None:
     codes = await asyncio.gather(
         *(guarded.code(method, guarded.tokens[role]) for method in EXPECTED)
     )
@@ -166,21 +166,19 @@ async def test_a_role_may_call_what_it_is_for_and_nothing_else(guarded: Guarded,
 
 
 @pytest.mark.parametrize("token", [None, "", "mg_wrong", "x" * 5000])
-async def test_without_a_known_token_only_health_answers(
-    guarded: Guarded, token: str | None
-) -> None:
+async def test_only_health_checks_work_without_a_token(guarded: Guarded, token: str | None) -> None:
     codes = await asyncio.gather(*(guarded.code(method, token) for method in EXPECTED))
     for (method, roles), code in zip(EXPECTED.items(), codes, strict=True):
         assert (code is grpc.StatusCode.UNAUTHENTICATED) == (roles != "open"), method
 
 
-async def test_the_scheme_must_be_bearer_and_may_be_written_small(guarded: Guarded) -> None:
+async def test_scheme_is_bearer_in_any_case(guarded: Guarded) -> None:
     method, token = "/multigrain.v1.JobService/ListJobs", guarded.tokens["read"]
     assert await guarded.code(method, token, "bearer") is grpc.StatusCode.OK
     assert await guarded.code(method, token, "Basic") is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_the_hash_in_the_file_is_no_token(guarded: Guarded) -> None:
+async def test_the_hash_is_not_accepted_as_a_token(guarded: Guarded) -> None:
     assert guarded.app.config.access.tokens is not None
     text = guarded.app.config.access.tokens.read_text()
     hashes = re.findall(r'sha256: "(\w+)"', text)

@@ -38,9 +38,7 @@ def bearer(token: str) -> str:
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_pages_need_a_token_that_may_read_whether_they_are_there_or_not(
-    tmp_path: Path, path: str
-) -> None:
+async def test_every_path_needs_a_token_that_may_read(tmp_path: Path, path: str) -> None:
     tokens = token_for_each_role(tmp_path / "tokens")
     access = AccessConfig(tokens=tmp_path / "tokens")
     async with daemon(tmp_path, access=access, http=True) as app:
@@ -64,7 +62,9 @@ async def test_a_browser_sends_the_token_as_a_password(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("health", "status"), [("open", 200), ("token", 401)])
-async def test_health_follows_its_own_setting(tmp_path: Path, health: str, status: int) -> None:
+async def test_access_to_health_is_a_separate_setting(
+    tmp_path: Path, health: str, status: int
+) -> None:
     tokens = token_for_each_role(tmp_path / "tokens")
     access = AccessConfig.model_validate({"tokens": tmp_path / "tokens", "health": health})
     async with daemon(tmp_path, access=access, http=True) as app:
@@ -73,14 +73,14 @@ async def test_health_follows_its_own_setting(tmp_path: Path, health: str, statu
             assert (await get(app, path, bearer(tokens["infer"])))[0] == 200
 
 
-async def test_pages_can_be_open_beside_tokens_for_calls(tmp_path: Path) -> None:
+async def test_pages_can_be_open_while_calls_need_tokens(tmp_path: Path) -> None:
     token_for_each_role(tmp_path / "tokens")
     access = AccessConfig(tokens=tmp_path / "tokens", pages="open")
     async with daemon(tmp_path, access=access, http=True) as app:
         assert (await get(app, "/metrics"))[0] == 200
 
 
-async def test_limits_of_a_token_hold_for_pages(tmp_path: Path) -> None:
+async def test_token_limits_apply_to_pages(tmp_path: Path) -> None:
     token = token_for_each_role(tmp_path / "tokens")["read"]
     text = (tmp_path / "tokens").read_text()
     (tmp_path / "tokens").write_text(text.replace("}", ", calls_per_second: 0.001}"))
@@ -105,7 +105,7 @@ async def works(app: App, tls: ssl.SSLContext | None) -> bool:
         return False
 
 
-async def test_pages_have_the_certificate_of_calls_and_its_renewal(tmp_path: Path) -> None:
+async def test_pages_use_and_reload_the_same_certificate(tmp_path: Path) -> None:
     files, authority, renewed = Files(tmp_path), trustme.CA(), trustme.CA()
     files.issue(authority)
     tls = files.config().model_copy(update={"http": True})
@@ -118,7 +118,7 @@ async def test_pages_have_the_certificate_of_calls_and_its_renewal(tmp_path: Pat
         assert not await works(app, trusting(authority))
 
 
-async def test_mutual_tls_holds_for_pages(tmp_path: Path) -> None:
+async def test_mutual_tls_applies_to_pages(tmp_path: Path) -> None:
     files, authority = Files(tmp_path), trustme.CA()
     files.issue(authority)
     tls: TlsConfig = files.config(mutual=True).model_copy(update={"http": True})

@@ -23,7 +23,7 @@ from tests.server.access.daemon import write_tokens
 pytestmark = pytest.mark.process
 
 
-def test_no_token_and_no_key_is_in_logs_files_metrics_pages_or_answers(tmp_path: Path) -> None:
+def test_tokens_and_keys_leak_nowhere(tmp_path: Path) -> None:
     tokens = write_tokens(tmp_path / "tokens.yaml", "boss:admin", "watcher:read")
     wrong = NewToken.parse("stranger:admin").token
     (tmp_path / "tls").mkdir()

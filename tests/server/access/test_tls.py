@@ -60,7 +60,7 @@ async def _works(channel: grpc.aio.Channel) -> bool:
     return True
 
 
-async def test_callers_that_trust_the_authority_get_through_and_others_do_not(
+async def test_only_clients_that_trust_the_authority_connect(
     files: Files, authority: trustme.CA, tmp_path: Path
 ) -> None:
     tokens = write_tokens(tmp_path / "tokens", "watcher:read")
@@ -84,7 +84,7 @@ async def test_callers_that_trust_the_authority_get_through_and_others_do_not(
             assert not await _works(channel)
 
 
-async def test_a_renewed_certificate_serves_new_connections_and_old_ones_go_on(
+async def test_reloaded_certificate_is_used_for_new_connections(
     files: Files, authority: trustme.CA, tmp_path: Path
 ) -> None:
     renewed = trustme.CA()
@@ -99,7 +99,7 @@ async def test_a_renewed_certificate_serves_new_connections_and_old_ones_go_on(
             assert not await _works(late)
 
 
-async def test_the_end_of_the_certificate_in_use_is_a_metric(
+async def test_certificate_expiry_metric(
     files: Files, authority: trustme.CA, tmp_path: Path
 ) -> None:
     name = "multigrain_certificate_expiry_timestamp_seconds"
@@ -114,7 +114,7 @@ async def test_the_end_of_the_certificate_in_use_is_a_metric(
         assert app.registry.get_sample_value(name) == math.inf
 
 
-async def test_files_that_do_not_fit_together_leave_the_old_ones_in_use(
+async def test_failed_reload_keeps_the_previous_certificates(
     files: Files, authority: trustme.CA, tmp_path: Path
 ) -> None:
     tls = Tls(ca=authority.cert_pem.bytes())
@@ -139,7 +139,7 @@ async def test_files_that_do_not_fit_together_leave_the_old_ones_in_use(
         assert "certificates reloaded" in {log["event"] for log in logs}
 
 
-async def test_with_mutual_tls_a_caller_needs_a_certificate_of_the_authority(
+async def test_mutual_tls_needs_a_client_certificate(
     files: Files, authority: trustme.CA, tmp_path: Path
 ) -> None:
     async with daemon(tmp_path, tls=files.config(mutual=True)) as app:
@@ -166,7 +166,7 @@ async def test_with_mutual_tls_a_caller_needs_a_certificate_of_the_authority(
         ("ca.pem", b"nothing", "ca.pem has no certificates"),
     ],
 )
-def test_unusable_files_are_named_at_the_start(
+def test_unusable_certificate_files_are_named(
     files: Files, tmp_path: Path, name: str, content: bytes | None, says: str
 ) -> None:
     if content is None:

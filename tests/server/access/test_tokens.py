@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "tokens.yaml"
 
 
-def test_a_token_is_found_by_its_hash_alone(path: Path) -> None:
+def test_tokens_are_found_by_their_hash(path: Path) -> None:
     tokens = write_tokens(path, "backend:infer,read", "robot:train")
     file = TokenFile(path)
     found = file.find(tokens["backend"])
@@ -49,7 +49,7 @@ def test_a_token_is_found_by_its_hash_alone(path: Path) -> None:
     assert len({NewToken.parse("a:read").token for _ in range(100)}) == 100
 
 
-def test_every_entry_is_compared_in_constant_time_whichever_matches(
+def test_every_entry_is_compared_in_constant_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = write_tokens(path, "a:read", "b:read", "c:read")
@@ -62,7 +62,7 @@ def test_every_entry_is_compared_in_constant_time_whichever_matches(
     assert len(compared) == 4 * 3
 
 
-def test_a_changed_file_counts_from_then_on(path: Path) -> None:
+def test_changed_token_file_is_reloaded(path: Path) -> None:
     old = write_tokens(path, "a:read")["a"]
     file = TokenFile(path, check_seconds=0)
     assert file.find(old) is not None
@@ -79,9 +79,7 @@ def test_a_changed_file_counts_from_then_on(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["- {name: a, roles: [root]}", "a: [", None])
-def test_a_file_that_became_unusable_leaves_the_tokens_and_says_so(
-    path: Path, content: str | None
-) -> None:
+def test_failed_reload_keeps_the_previous_tokens(path: Path, content: str | None) -> None:
     token = write_tokens(path, "a:read")["a"]
     file = TokenFile(path, check_seconds=0)
     with capture_logs() as logs:
@@ -109,7 +107,7 @@ def test_a_file_that_became_unusable_leaves_the_tokens_and_says_so(
         ("- {name: a, roles: [read], roles: [admin], sha256: '%s'}" % ("0" * 64), "set twice"),
     ],
 )
-def test_a_wrong_file_is_refused_without_repeating_it(path: Path, content: str, says: str) -> None:
+def test_errors_of_token_files_do_not_quote_them(path: Path, content: str, says: str) -> None:
     path.write_text(content)
     with pytest.raises(TokenFileError) as caught:
         read_tokens(path)
@@ -117,14 +115,14 @@ def test_a_wrong_file_is_refused_without_repeating_it(path: Path, content: str, 
     assert "secret" not in str(caught.value)
 
 
-def test_an_empty_file_lets_nobody_in(path: Path) -> None:
+def test_empty_token_file_refuses_everyone(path: Path) -> None:
     path.write_text("")
     with pytest.raises(MultigrainError) as caught:
         enter(Access(AccessConfig(tokens=path)), LIST_JOBS, "x")
     assert caught.value.kind is ErrorKind.UNAUTHENTICATED
 
 
-def test_limits_stand_beside_the_token_and_hold_for_its_holder(path: Path) -> None:
+def test_limits_in_the_token_file_apply_to_their_token(path: Path) -> None:
     tokens = write_tokens(path, "a:read", "b:read")
     path.write_text(path.read_text().replace('"a",', '"a", concurrent_calls: 1,'))
     access = Access(AccessConfig(tokens=path))
@@ -138,11 +136,11 @@ def test_limits_stand_beside_the_token_and_hold_for_its_holder(path: Path) -> No
     assert enter(access, LIST_JOBS, tokens["a"]) == "a"
 
 
-def test_without_a_file_everybody_may_do_everything() -> None:
+def test_without_a_token_file_every_call_is_allowed() -> None:
     assert enter(Access(AccessConfig()), "/any.Service/Call") == ""
 
 
-def test_a_call_that_nobody_listed_is_refused_to_an_admin_as_well(path: Path) -> None:
+def test_methods_without_a_rule_are_refused_to_admins_too(path: Path) -> None:
     token = write_tokens(path, "root:admin")["root"]
     access = Access(AccessConfig(tokens=path))
     assert enter(access, LIST_JOBS, token) == "root"
@@ -154,7 +152,7 @@ def test_a_call_that_nobody_listed_is_refused_to_an_admin_as_well(path: Path) ->
 
 
 @pytest.mark.parametrize("special", ["health", "reflection"])
-def test_health_and_reflection_have_a_policy_of_their_own(path: Path, special: str) -> None:
+def test_access_to_health_and_reflection_is_configurable(path: Path, special: str) -> None:
     token = write_tokens(path, "a:infer")["a"]
     method = {
         "health": "/grpc.health.v1.Health/Check",
@@ -167,7 +165,7 @@ def test_health_and_reflection_have_a_policy_of_their_own(path: Path, special: s
     assert enter(closed, method, token) == "a"
 
 
-async def test_the_clients_send_their_token_and_the_log_names_its_holder(
+async def test_clients_send_their_token_and_logs_have_its_name(
     tmp_path: Path, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -189,7 +187,7 @@ async def test_the_clients_send_their_token_and_the_log_names_its_holder(
     assert not any(token in str(logs) for token in tokens.values())
 
 
-def test_a_line_for_the_file_is_made_by_the_daemons_command(
+def test_new_token_prints_a_line_of_the_token_file(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--new-token", "backend:infer,read"]) == 0
@@ -204,7 +202,7 @@ def test_a_line_for_the_file_is_made_by_the_daemons_command(
     assert "infer,train,admin,read" in capsys.readouterr().err
 
 
-def test_a_daemon_whose_files_are_unusable_does_not_start(
+def test_unusable_token_or_certificate_files_prevent_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = str(tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""Certificates and tokens as the doctor sees them."""
+"""The doctor's checks of certificates and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multigrain_server.doctor.finding import Finding, Level
 
 
 def certificates(folder: Path, days: float) -> Finding:
-    """Of a daemon whose certificate ends in so many days."""
+    """The finding for a certificate that expires in so many days."""
     end = datetime.now(UTC) + timedelta(days=days)
     made = trustme.CA().issue_cert("localhost", not_before=end - timedelta(days=30), not_after=end)
     made.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
@@ -27,19 +27,17 @@ def certificates(folder: Path, days: float) -> Finding:
 @pytest.mark.parametrize(
     ("days", "level", "says"),
     [
-        (20.3, Level.OK, "ends in 20 days"),
-        (5.3, Level.WARN, "ends in 5 days"),
-        (-3.3, Level.FAIL, "ended 3 days ago"),
+        (20.3, Level.OK, "expires in 20 days"),
+        (5.3, Level.WARN, "expires in 5 days"),
+        (-3.3, Level.FAIL, "expired 3 days ago"),
     ],
 )
-def test_a_certificate_is_judged_by_its_end(
-    tmp_path: Path, days: float, level: Level, says: str
-) -> None:
+def test_certificate_expiry(tmp_path: Path, days: float, level: Level, says: str) -> None:
     finding = certificates(tmp_path, days)
     assert (finding.level, finding.message) == (level, says)
 
 
-def test_unusable_files_and_open_doors_are_named(tmp_path: Path) -> None:
+def test_unusable_files_and_exposed_addresses(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     config = ServerConfig.model_validate(
         {
@@ -62,6 +60,6 @@ def test_unusable_files_and_open_doors_are_named(tmp_path: Path) -> None:
     assert (empty.level, empty.message) == (Level.OK, "0 in the file")
     assert (warning.level, warning.message) == (
         Level.WARN,
-        "tokens cross the network unencrypted",
+        "tokens are sent unencrypted",
     )
     assert not list(network.certificates(ServerConfig()))

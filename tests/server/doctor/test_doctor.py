@@ -30,18 +30,18 @@ def tool(folder: Path, name: str, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_the_exit_code_is_1_only_if_something_fails() -> None:
+def test_exit_code_is_1_if_a_check_fails() -> None:
     out = StringIO()
     assert report.run([lambda: [ok("a", "b"), warn("c", "d", "e")]], out) == 0
-    assert report.run([lambda: [ok("a", "b")], lambda: [fail("c", "d", "mend it")]], out) == 1
-    assert "FAIL  c: d\n      -> mend it\n" in out.getvalue()
+    assert report.run([lambda: [ok("a", "b")], lambda: [fail("c", "d", "fix it")]], out) == 1
+    assert "FAIL  c: d\n      -> fix it\n" in out.getvalue()
 
 
-def test_installed_packages_are_those_that_were_asked_for() -> None:
+def test_installed_packages_satisfy_the_requirements() -> None:
     assert {finding.level for finding in software.packages()} == {Level.OK}
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["numpy>=99", 'surely-not-there>=1; extra == "server"', 'x; extra == "demo"']
     monkeypatch.setattr(software.metadata, "requires", lambda name: wanted)
     (finding,) = [f for f in software.packages() if f.subject == "packages"]
@@ -54,47 +54,43 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("script", "level", "said"),
+    ("script", "level", "message"),
     [
-        ("echo noise; echo '{}'", Level.OK, "9.9, a convolution's gradient in 5 ms"),
+        ("echo noise; echo '{}'", Level.OK, "9.9, gradient of a convolution in 5 ms"),
         ("echo '{}' | sed s/0.005/7/", Level.WARN, "takes 7.0 s"),
         ("echo '{}' | sed s/576.0/5/", Level.FAIL, "computes 5"),
-        ("echo no such library >&2; exit 3", Level.FAIL, "ended with code 3: no such library"),
-        ("kill -4 $$", Level.FAIL, "ended with code -4"),
+        ("echo no such library >&2; exit 3", Level.FAIL, "exited with code 3: no such library"),
+        ("kill -4 $$", Level.FAIL, "exited with code -4"),
     ],
 )
-def test_mindspore_is_tried_in_a_process_of_its_own(
-    tmp_path: Path, script: str, level: Level, said: str
-) -> None:
+def test_mindspore_results(tmp_path: Path, script: str, level: Level, message: str) -> None:
     answer = '{"version": "9.9", "gradient": 576.0, "expected": 576, "seconds": 0.005}'
     tool(tmp_path, "python", script.replace("{}", answer))
     (finding,) = software.mindspore(str(tmp_path / "python"))
     assert finding.level is level
-    assert said in finding.message
+    assert message in finding.message
 
 
 @pytest.mark.process
-def test_the_mindspore_that_is_installed_computes() -> None:
+def test_installed_mindspore_computes() -> None:
     (finding,) = software.mindspore()
-    # How fast is a matter of what else the machine does.
+    # The speed depends on what else the machine does.
     assert finding.level is not Level.FAIL, finding
 
 
-def test_configured_devices_that_are_not_there_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_devices_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     wanted = config(tmp_path, devices="cpu:1,gpu:0-3")
     assert [f.level for f in machine.devices(wanted)] == [Level.OK, Level.FAIL]
     tool(tmp_path, "nvidia-smi", "echo 'GPU 0: a'; echo 'GPU 1: b'")
     *_, gpu = machine.devices(wanted)
     assert gpu.level is Level.FAIL
-    assert "lists 2, so that [2, 3] cannot be used" in gpu.message
+    assert "lists 2, which does not include [2, 3]" in gpu.message
     *_, gpu = machine.devices(config(tmp_path, devices="gpu:0-1"))
     assert gpu.level is Level.OK
 
 
-def test_the_disk_is_looked_at_before_the_folder_exists(tmp_path: Path) -> None:
+def test_disk_is_checked_before_the_data_directory_exists(tmp_path: Path) -> None:
     findings = list(machine.disk(config(tmp_path)))
     assert findings[0].level is not Level.FAIL
     assert "GiB free" in findings[0].message
@@ -102,9 +98,7 @@ def test_the_disk_is_looked_at_before_the_folder_exists(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_data_directory_that_cannot_be_written_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_data_directory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -120,7 +114,7 @@ def test_data_roots_must_be_folders(tmp_path: Path) -> None:
     assert levels == [Level.OK, Level.FAIL]
 
 
-def test_an_address_held_by_another_program_fails(tmp_path: Path) -> None:
+def test_address_used_by_another_program_fails(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -130,7 +124,7 @@ def test_an_address_held_by_another_program_fails(tmp_path: Path) -> None:
     assert "in use" in finding.message
 
 
-def test_an_address_held_by_the_daemon_itself_is_well(tmp_path: Path) -> None:
+def test_address_used_by_the_daemon_itself_is_ok(tmp_path: Path) -> None:
     data = DataDir(tmp_path / "data")
     try:
         with socket.socket() as own:
@@ -144,7 +138,7 @@ def test_an_address_held_by_the_daemon_itself_is_well(tmp_path: Path) -> None:
     assert f"pid {os.getpid()}" in findings[0].message
 
 
-def test_the_command_prints_every_check_and_starts_no_daemon(
+def test_command_prints_every_check_and_starts_no_daemon(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(software, "mindspore", lambda: [ok("mindspore", f"by {sys.executable}")])

@@ -1,4 +1,4 @@
-"""Series of jobs and devices, figure by figure."""
+"""Metrics of jobs and devices."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TIME = "2026-01-31T12:00:00Z"
 UNIX = 1769860800.0
 
 
-def figures(metrics: Iterable[Metric]) -> dict[str, float]:
-    """By name, and labels but the job's."""
+def samples_of(metrics: Iterable[Metric]) -> dict[str, float]:
+    """Values by name and labels other than the job."""
     return {
         "/".join([sample.name, *(v for k, v in sample.labels.items() if k != "job")]): sample.value
         for metric in metrics
@@ -28,7 +28,7 @@ def figures(metrics: Iterable[Metric]) -> dict[str, float]:
     }
 
 
-def test_each_series_of_a_job_has_the_figure_that_it_is_named_after() -> None:
+def test_every_metric_of_a_job_has_its_value() -> None:
     point = LossRecord(
         step=11,
         total_steps=12,
@@ -64,7 +64,7 @@ def test_each_series_of_a_job_has_the_figure_that_it_is_named_after() -> None:
     request = JobRequest(
         job_id="train-1", kind=JobKind.TRAINING, create_time=TIME, training=TrainingSpec()
     )
-    assert figures(_job_series([Job(request, view)])) == {
+    assert samples_of(_job_series([Job(request, view)])) == {
         "multigrain_job_state/RUNNING": 1,
         "multigrain_job_attempt": 2,
         "multigrain_job_last_seq": 25,
@@ -90,7 +90,7 @@ def test_each_series_of_a_job_has_the_figure_that_it_is_named_after() -> None:
     }
 
 
-async def test_a_job_that_nobody_looks_after_holds_its_device_and_its_record_is_ahead(
+async def test_unsupervised_job_keeps_its_device_and_its_event_lag_grows(
     app: App,
 ) -> None:
     async def check() -> CheckedSpec:
@@ -103,7 +103,7 @@ async def test_a_job_that_nobody_looks_after_holds_its_device_and_its_record_is_
         while active.runner is None or active.runner.alive():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     size = active.folder.events.stat().st_size
-    found = figures(app.registry.collect())
+    found = samples_of(app.registry.collect())
     assert found["multigrain_job_event_lag_bytes"] == size - active.feed.offset > 0
     assert active.feed.offset > 0
     assert found["multigrain_devices/cpu/free"] == 0

@@ -32,7 +32,7 @@ def samples(app: App) -> set[str]:
     }
 
 
-async def test_what_callers_make_up_makes_no_series(app: App, channel: grpc.aio.Channel) -> None:
+async def test_clients_cannot_create_series(app: App, channel: grpc.aio.Channel) -> None:
     made_up = "made-up"
 
     async def everything(number: int) -> None:
@@ -55,7 +55,7 @@ async def test_what_callers_make_up_makes_no_series(app: App, channel: grpc.aio.
     assert not [sample for sample in before if made_up in sample]
 
 
-async def test_series_of_jobs_are_bounded(app: App) -> None:
+async def test_number_of_job_series_is_bounded(app: App) -> None:
     for number in range(MAX_ENDED + 20):
         request = JobRequest(
             job_id=f"train-{number}",

@@ -56,7 +56,7 @@ def start(channel: grpc.Channel, dataset: Path, **labels: str) -> str:
     return TrainingServiceStub(channel).StartTraining(request, timeout=60).job_id
 
 
-def test_a_browser_shows_a_job_live_and_runs_nothing_of_a_client(
+def test_live_page_in_a_browser_runs_no_script(
     browser: Browser, daemon: DaemonProcess, channel: grpc.Channel, dataset: Path
 ) -> None:
     job = start(channel, dataset, events="1000000", pause="0.02")

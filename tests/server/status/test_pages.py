@@ -80,7 +80,7 @@ async def until_ended(channel: grpc.aio.Channel, job_id: str) -> None:
         pass
 
 
-async def test_jobs_are_shown_through_their_lives(
+async def test_jobs_appear_in_every_state(
     app: App, channel: grpc.aio.Channel, dataset: Path
 ) -> None:
     done = await start(channel, dataset, "done one", events="8")
@@ -109,7 +109,7 @@ async def test_jobs_are_shown_through_their_lives(
     assert "(rank 1)" in body
 
 
-async def test_a_name_from_a_client_is_text_wherever_it_is_shown(
+async def test_names_from_clients_are_escaped(
     app: App, channel: grpc.aio.Channel, dataset: Path
 ) -> None:
     job_id = await start(channel, dataset, "<script>alert(1)</script>", x="<img src=x>")
@@ -123,7 +123,7 @@ async def test_a_name_from_a_client_is_text_wherever_it_is_shown(
 
 
 @pytest.mark.parametrize("state", list(JobState))
-def test_hostile_text_changes_no_tag_of_any_page(state: JobState) -> None:
+def test_hostile_text_changes_no_element_of_a_page(state: JobState) -> None:
     def pages(text: str) -> list[str]:
         messages = [Message(TIME, "ERROR", 0, text)]
         shown = job(text, state)
@@ -139,7 +139,7 @@ def test_hostile_text_changes_no_tag_of_any_page(state: JobState) -> None:
         assert "\x00" not in hostile
 
 
-async def test_a_page_needs_and_allows_nothing_from_elsewhere(app: App) -> None:
+async def test_pages_are_self_contained(app: App) -> None:
     _, headers, body = await page(app, "/")
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ")
@@ -160,7 +160,7 @@ async def test_a_page_needs_and_allows_nothing_from_elsewhere(app: App) -> None:
     assert headers["Cache-Control"] == "no-store"
 
 
-async def test_a_page_can_be_heard_as_well_as_seen(
+async def test_pages_are_accessible_to_screen_readers(
     app: App, channel: grpc.aio.Channel, dataset: Path
 ) -> None:
     await until_ended(channel, await start(channel, dataset, "one"))
@@ -177,7 +177,7 @@ async def test_a_page_can_be_heard_as_well_as_seen(
         assert all(element.attributes["aria-label"] for element in shown.of(tag))
 
 
-async def test_refreshing_stops_and_starts_by_a_link(app: App) -> None:
+async def test_refresh_can_be_paused_and_resumed(app: App) -> None:
     def refreshes(body: str) -> bool:
         return any("http-equiv" in element.attributes for element in Document(body).of("meta"))
 
@@ -188,12 +188,12 @@ async def test_refreshing_stops_and_starts_by_a_link(app: App) -> None:
     assert 'href="/"' in paused
 
 
-async def test_there_is_no_other_page(app: App) -> None:
+async def test_other_paths_are_not_found(app: App) -> None:
     for path in ("/jobs/", "/jobs/none", "/jobs/..%2f..%2fstate.db", "/jobs/%00", "/jobs", "/x"):
         assert (await page(app, path))[0] == 404, path
 
 
-async def test_a_page_does_not_grow_with_the_queue(
+async def test_page_size_does_not_grow_with_the_queue(
     app: App, channel: grpc.aio.Channel, dataset: Path
 ) -> None:
     await start(channel, dataset, "first", events="100000", pause="0.05")
@@ -205,7 +205,7 @@ async def test_a_page_does_not_grow_with_the_queue(
     assert "more queued" in text
 
 
-def test_warnings_come_from_the_end_of_the_record_newest_first(tmp_path: Path) -> None:
+def test_warnings_come_from_the_end_of_the_log_newest_first(tmp_path: Path) -> None:
     old = line(1, log={"level": "ERROR", "message": "too far back", "rank": 0})
     filling = [line(n, loss=loss(n)) for n in range(2, 1500)]
     newer = [

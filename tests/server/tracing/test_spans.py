@@ -20,7 +20,7 @@ UNSAMPLED = ("traceparent", f"00-{TRACE}-{PARENT}-00")
 
 
 class Made:
-    """Spans that end up in memory."""
+    """Spans with an exporter that keeps them in memory."""
 
     def __init__(self, sample_ratio: float = 1.0) -> None:
         self._memory = InMemorySpanExporter()
@@ -45,7 +45,7 @@ def result(compute_ns: int = 5_000_000, batch_items: int = 2) -> Result:
     )
 
 
-def test_a_call_goes_on_with_its_callers_trace() -> None:
+def test_a_call_continues_the_trace_of_its_client() -> None:
     made = Made()
     made.call(SAMPLED).end("OK", "")
     (span,) = made.named("multigrain.v1.EmbeddingService/Embed")
@@ -57,19 +57,19 @@ def test_a_call_goes_on_with_its_callers_trace() -> None:
     assert span.status.status_code is StatusCode.UNSET
 
 
-def test_the_caller_decides_whether_its_trace_is_kept() -> None:
+def test_the_client_decides_whether_its_trace_is_sampled() -> None:
     assert Made(1.0).spans.begin(EMBED, [UNSAMPLED], "id") is None
     assert Made(0.0).spans.begin(EMBED, [SAMPLED], "id") is not None
 
 
-def test_of_traces_that_begin_here_a_share_is_kept() -> None:
+def test_a_share_of_new_traces_is_sampled() -> None:
     assert Made(0.0).spans.begin(EMBED, [], "id") is None
     kept = sum(Made(0.5).spans.begin(EMBED, [], "id") is not None for _ in range(100))
     assert 0 < kept < 100
 
 
 @pytest.mark.parametrize("value", ["", "x", f"00-{TRACE}-{'0' * 16}-01", "\udc80", b"\xff"])
-def test_a_strange_context_is_none(value: str | bytes) -> None:
+def test_an_invalid_context_is_ignored(value: str | bytes) -> None:
     made = Made()
     made.call(("traceparent", value), ("tracestate-bin", b"\xff")).end("OK", "")
     (span,) = made.named("multigrain.v1.EmbeddingService/Embed")
@@ -80,7 +80,7 @@ def test_health_checks_have_no_spans() -> None:
     assert Made().spans.begin("/grpc.health.v1.Health/Check", [SAMPLED], "id") is None
 
 
-def test_what_the_server_is_to_blame_for_is_an_error() -> None:
+def test_only_server_errors_set_the_error_status() -> None:
     made = Made()
     for code in ("INTERNAL", "INVALID_ARGUMENT"):
         made.call().end(code, "because")
@@ -90,7 +90,7 @@ def test_what_the_server_is_to_blame_for_is_an_error() -> None:
     assert invalid.status.status_code is StatusCode.UNSET
 
 
-def test_stages_lie_end_to_end_below_the_call() -> None:
+def test_stages_are_end_to_end_children_of_the_call() -> None:
     made = Made()
     call = made.call(SAMPLED)
     call.computed("m@1", [result(), result()])
@@ -105,8 +105,8 @@ def test_stages_lie_end_to_end_below_the_call() -> None:
     assert queue.end_time == infer.start_time
 
 
-def test_calls_of_one_forward_pass_are_linked_through_it() -> None:
-    # Few traces begin here, but the pass of a call that is kept must be.
+def test_calls_of_one_batch_link_to_it() -> None:
+    # No new trace is sampled, but the batch of a sampled call must be.
     made = Made(0.0)
     first, second = made.call(SAMPLED), made.call(SAMPLED)
     first.computed("m@1", [result()])
@@ -120,13 +120,13 @@ def test_calls_of_one_forward_pass_are_linked_through_it() -> None:
     assert infers == [{one.context.span_id}, {one.context.span_id, other.context.span_id}]
 
 
-def test_images_that_no_pass_computed_make_no_spans() -> None:
+def test_images_without_a_batch_have_no_spans() -> None:
     made = Made()
     made.call().computed("m@1", [result(batch_items=0)])
     assert not made.named("infer") + made.named("engine batch")
 
 
-def test_what_is_remembered_of_passes_is_bounded() -> None:
+def test_remembered_batches_are_bounded() -> None:
     made = Made()
     call = made.call()
     for number in range(1000):
@@ -134,17 +134,17 @@ def test_what_is_remembered_of_passes_is_bounded() -> None:
     assert len(made.spans._batches._known) <= 256
 
 
-def test_a_collector_that_is_gone_holds_up_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_for_an_unreachable_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(SpanProcessor):
-        """Would send until it is told to give up."""
+        """Exports until it is aborted."""
 
-        gave_up = threading.Event()
+        aborted = threading.Event()
         ended = False
 
         def shutdown(self) -> None:
-            self.ended = self.gave_up.wait(60)
+            self.ended = self.aborted.wait(60)
 
     monkeypatch.setattr("multigrain_server.tracing.spans._CLOSE_SECONDS", 0.05)
     stuck = Stuck()
-    Spans(stuck, 1.0, "1", give_up=stuck.gave_up.set).close()
+    Spans(stuck, 1.0, "1", abort=stuck.aborted.set).close()
     assert stuck.ended

@@ -25,7 +25,7 @@ from tests.server.tracing.collector import Collector
 
 
 @pytest.mark.process
-async def test_a_trace_goes_from_the_client_through_the_batch_into_a_collector(
+async def test_trace_from_client_to_batch_reaches_a_collector(
     tmp_path: Path,
 ) -> None:
     write_bundle(tmp_path / "models")
@@ -65,7 +65,7 @@ async def test_a_trace_goes_from_the_client_through_the_batch_into_a_collector(
         assert {span.name for span in collector.named("decode")} == {"decode"}
 
 
-async def test_a_daemon_sends_what_is_left_when_it_stops(tmp_path: Path) -> None:
+async def test_remaining_spans_are_exported_at_shutdown(tmp_path: Path) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     with Collector() as collector:
         config = ServerConfig(
@@ -85,7 +85,7 @@ async def test_a_daemon_sends_what_is_left_when_it_stops(tmp_path: Path) -> None
     assert span.trace_id.hex() == trace
 
 
-def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
+def test_opentelemetry_is_not_imported_without_an_endpoint() -> None:
     code = (
         "import sys; import multigrain_server.main, multigrain_client;"
         "from multigrain_server.tracing.config import TracingConfig;"
@@ -98,7 +98,7 @@ def test_where_it_is_off_nothing_of_it_is_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_an_address_that_is_no_collector_is_refused_by_name() -> None:
+def test_invalid_endpoint_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tracing.endpoint.*http://HOST:4317"):
         parse(["--tracing-endpoint", "127.0.0.1:4317"], {})
 
