@@ -88,10 +88,12 @@ quick: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest
 
-# All tests, then the share of lines that they ran in the test process and in child processes.
+# Runs tests and prints the share of lines that they executed, child processes included: all tests,
+# or those of TESTS (TESTS=--quick takes about two minutes). Much faster with Python 3.12.
+TESTS ?=
 coverage: $(STAMP)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --skip-empty
 
