@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.resnet50 import write_bundle
-from multigrain_server.models.manager import EMBEDDING_SERVICE
+from multigrain_server import service_names
 from tests.engine.pictures import picture
 from tests.server.serving.harness import Harness, harness, small_config, until
 
@@ -30,14 +30,14 @@ KILLS, LOADS = 5, 4
 async def seconds_to_replace(h: Harness, *, busy: bool) -> float:
     """Seconds from the signal until health is SERVING again."""
     photograph = picture(1, size=(500, 375), kind="JPEG")
-    count = h.health_log.count((EMBEDDING_SERVICE, True))
+    count = h.health_log.count((service_names.EMBEDDING, True))
     engine = h.manager.catalog.route("").engine
     work = [asyncio.create_task(h.embed(photograph)) for _ in range(16 if busy else 0)]
     if busy:
         await until(lambda: engine.in_flight > 0)
     os.kill(engine.pid, signal.SIGKILL)
     killed = time.perf_counter()
-    await until(lambda: h.health_log.count((EMBEDDING_SERVICE, True)) > count, seconds=60)
+    await until(lambda: h.health_log.count((service_names.EMBEDDING, True)) > count, seconds=60)
     seconds = time.perf_counter() - killed
     answers = await asyncio.gather(*work)
     if any(item.error for answer in answers for item in answer.results):

@@ -31,14 +31,10 @@ from multigrain_server.models.registry import (
     verify,
 )
 from multigrain_server.models.state import LoadedRow, ServingState
+from multigrain_server.service_names import EMBEDDING
 from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
-
-#: Health name of the service; it serves while the default model answers.
-EMBEDDING_SERVICE = "multigrain.v1.EmbeddingService"
-#: Health name of each model is this followed by its name.
-MODEL_HEALTH_PREFIX = f"{EMBEDDING_SERVICE}/"
 
 
 class ModelReferences(Protocol):
@@ -127,15 +123,19 @@ class ModelManager:
 
     def publish(self) -> None:
         """Updates the metrics and health of all models. To be called after each change, also
-        when a job has written a bundle."""
+        when a job has written a bundle.
+
+        The embedding service is healthy while the default model answers. Each model has a health
+        name of its own, the service's followed by "/" and the model's.
+        """
         for view in self.catalog.views():
             version = view.entry.version
             self._metrics.model_state(version.name, version.version, view.state.value)
         now = dict.fromkeys(self._health, False)
         for version, model in self.catalog.loaded.items():
-            name = MODEL_HEALTH_PREFIX + version.name
+            name = f"{EMBEDDING}/{version.name}"
             now[name] = now.get(name, False) or model.state is ModelState.READY
-        now[EMBEDDING_SERVICE] = self.catalog.default_state() is ModelState.READY
+        now[EMBEDDING] = self.catalog.default_state() is ModelState.READY
         for name, serving in now.items():
             if self._health.get(name) != serving:
                 self._health[name] = serving

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from multigrain.engine.inflight import InFlightImage
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server import service_names
 from multigrain_server.engines.engine import InFlightTable
-from multigrain_server.models.manager import EMBEDDING_SERVICE
 from multigrain_server.serving.service import ImageResponse
 from tests.engine.bundles import write_bundle
 from tests.server.engines.fake_engine import FakeEngines
@@ -81,7 +81,7 @@ async def test_a_quarantined_image_crashes_no_further_engine(
     async with harness(root, launch=engines.launch) as h:
         await h.manager.load("tiny")
         await h.embed(DEADLY)
-        await until(lambda: h.health[EMBEDDING_SERVICE])
+        await until(lambda: h.health[service_names.EMBEDDING])
         count = len(engines.children)
         answer = await h.embed(b"good", DEADLY)
         assert answer.results[0].error is None
@@ -155,7 +155,7 @@ async def test_a_cancellation_reaches_the_engine_that_took_the_image_over(
         await h.manager.load("tiny")
         request = await held_back(h, engines, b"good")
         engines.children[0].die("signal SIGKILL")
-        await until(lambda: h.health_log.count((EMBEDDING_SERVICE, True)) == 2)
+        await until(lambda: h.health_log.count((service_names.EMBEDDING, True)) == 2)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await until(lambda: engines.cancelled == 1)
@@ -169,7 +169,7 @@ async def test_health_is_down_until_the_next_engine_answers(
         await h.manager.load("tiny")
         engines.may_start.clear()
         engines.children[0].die("signal SIGSEGV")
-        await until(lambda: not h.health[EMBEDDING_SERVICE])
+        await until(lambda: not h.health[service_names.EMBEDDING])
         assert h.manager.catalog.view("tiny").state.value == "failed"
         assert "SIGSEGV" in h.manager.catalog.view("tiny").message
         with pytest.raises(MultigrainError) as caught:
@@ -177,7 +177,7 @@ async def test_health_is_down_until_the_next_engine_answers(
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert caught.value.retry_after
         engines.may_start.set()
-        await until(lambda: h.health[EMBEDDING_SERVICE])
+        await until(lambda: h.health[service_names.EMBEDDING])
         assert first_bytes(await h.embed(b"good")) == [b"good"]
 
 
@@ -197,7 +197,7 @@ async def test_no_delay_follows_a_crash_whose_image_was_quarantined(
     async with harness(root, config, engines.launch) as h:
         await h.manager.load("tiny")
         await h.embed(DEADLY)
-        await until(lambda: h.health[EMBEDDING_SERVICE])
+        await until(lambda: h.health[service_names.EMBEDDING])
         assert len(engines.children) == 3
 
 
@@ -243,7 +243,7 @@ async def test_a_hanging_engine_is_killed_and_its_requests_may_be_retried(
             await h.embed(b"slow")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert caught.value.retry_after
-        await until(lambda: h.health[EMBEDDING_SERVICE])
+        await until(lambda: h.health[service_names.EMBEDDING])
         assert first_bytes(await h.embed(b"good")) == [b"good"]
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import describe
+from multigrain_server import service_names
 from multigrain_server.models.catalog import ModelView
-from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.bundles import TinyNetwork
 from tests.engine.pictures import picture
 from tests.server.serving.harness import harness, small_config, until
@@ -62,7 +62,7 @@ async def test_a_failed_load_changes_nothing_else(root: Path, damage: str) -> No
         assert state(h.manager.catalog.view("tiny@2")) == "unloaded"
         assert (await h.embed(picture(1), model="tiny")).model == "tiny@1"
         assert h.manager.catalog.page().default_model == "tiny@1"
-        assert h.health[EMBEDDING_SERVICE]
+        assert h.health[service_names.EMBEDDING]
 
 
 async def test_a_load_times_out(root: Path) -> None:

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server import service_names
 from multigrain_server.models.catalog import ModelView
-from multigrain_server.models.manager import EMBEDDING_SERVICE
 from tests.engine.bundles import write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
@@ -30,7 +30,7 @@ async def test_an_empty_registry_is_empty_and_not_serving(tmp_path: Path) -> Non
         page = h.manager.catalog.page()
         assert page.models == ()
         assert page.default_model == ""
-        assert h.health[EMBEDDING_SERVICE] is False
+        assert h.health[service_names.EMBEDDING] is False
         with pytest.raises(MultigrainError, match="no models yet") as caught:
             await h.manager.load("tiny")
         assert caught.value.kind is ErrorKind.NOT_FOUND
@@ -44,7 +44,7 @@ async def test_a_loaded_model_shows_its_runtime(root: Path) -> None:
         assert view.runtime.startswith("openvino")
         assert "auto" in view.runtime
         assert view.load_seconds > 0
-        assert h.health == {EMBEDDING_SERVICE: True, f"{EMBEDDING_SERVICE}/tiny": True}
+        assert h.health == {service_names.EMBEDDING: True, f"{service_names.EMBEDDING}/tiny": True}
         assert h.metric("multigrain_model_state", model="tiny", version="2", state="ready") == 1
         assert h.metric("multigrain_model_load_seconds_count") == 1
         again = await h.manager.load("tiny")

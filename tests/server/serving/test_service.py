@@ -15,7 +15,7 @@ from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
-from multigrain_server.models.manager import EMBEDDING_SERVICE
+from multigrain_server import service_names
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture, strange_bad, strange_good
@@ -237,10 +237,10 @@ async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answer
         hold(engine, 100)
         inside = [asyncio.create_task(h.embed(picture(1))) for _ in range(3)]
         await until(lambda: engine.in_flight == 3)
-        assert h.health[EMBEDDING_SERVICE]
+        assert h.health[service_names.EMBEDDING]
 
         os.kill(engine.pid, signal.SIGKILL)
-        await until(lambda: not h.health[EMBEDDING_SERVICE])
+        await until(lambda: not h.health[service_names.EMBEDDING])
         with pytest.raises(MultigrainError) as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
@@ -249,10 +249,10 @@ async def test_a_killed_engine_is_replaced_and_the_requests_in_flight_are_answer
 
         for answer in (*await asyncio.gather(*inside), await h.embed(picture(1))):
             np.testing.assert_allclose(vectors(answer), vectors(before), rtol=1e-4, atol=1e-6)
-        assert h.health[EMBEDDING_SERVICE]
+        assert h.health[service_names.EMBEDDING]
         assert h.manager.catalog.view("tiny").restarts == 1
         assert h.metric("multigrain_engine_restarts_total") == 1
-        assert [up for name, up in h.health_log if name == EMBEDDING_SERVICE] == [
+        assert [up for name, up in h.health_log if name == service_names.EMBEDDING] == [
             False,
             True,
             False,
@@ -269,8 +269,8 @@ async def test_an_engine_that_hangs_is_killed_and_replaced(root: Path) -> None:
         with pytest.raises(MultigrainError, match="killed: an image was in flight") as caught:
             await h.embed(picture(1))
         assert caught.value.kind is ErrorKind.UNAVAILABLE
-        await until(lambda: h.health[EMBEDDING_SERVICE] is False)
-        await until(lambda: h.health[EMBEDDING_SERVICE])
+        await until(lambda: h.health[service_names.EMBEDDING] is False)
+        await until(lambda: h.health[service_names.EMBEDDING])
         assert (await h.embed(picture(1))).results[0].error is None
 
 
