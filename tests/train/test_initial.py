@@ -88,7 +88,7 @@ def test_weights_of_another_network_are_an_invalid_field(
     tmp_path: Path, model: dict[str, str], field: str
 ) -> None:
     path = torchvision(tmp_path / "w.safetensors")
-    with pytest.raises(MultigrainError, match="but initial_weights holds") as caught:
+    with pytest.raises(MultigrainError, match="but initial_weights has") as caught:
         initial_state(spec(path, **model), network(3))
     assert caught.value.violations[0].field == f"spec.model.{field}"
 

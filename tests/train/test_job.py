@@ -192,7 +192,7 @@ def test_the_source_of_initial_weights_is_logged(tmp_path: Path) -> None:
     _, reporter = run(tmp_path / "job", training)
     logs = [record.message for record in reporter.records if isinstance(record, LogRecord)]
     assert "starting from the given weights" in logs
-    assert any("it starts from random weights" in message for message in logs)
+    assert any("starts from random weights" in message for message in logs)
 
 
 @pytest.mark.parametrize(("batch", "warned"), [(36, False), (48, True)])
