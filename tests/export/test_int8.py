@@ -122,7 +122,9 @@ def test_a_poor_quantization_is_refused(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(int8.MIN_COSINE, "int8", 1.1)
-    with pytest.raises(MultigrainError, match=r"mean cosine similarity of 0\.99.*less than 1\.1") as caught:
+    with pytest.raises(
+        MultigrainError, match=r"mean cosine similarity of 0\.99.*less than 1\.1"
+    ) as caught:
         quantized(tmp_path, int8_images(spec(pictures, int8_images=12), LABELS))
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
