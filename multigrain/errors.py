@@ -1,4 +1,4 @@
-"""The one taxonomy of errors; the daemon has the one table from it to gRPC codes."""
+"""The kinds of errors, and the exception that carries one to the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class ErrorKind(Enum):
-    """What went wrong. Names and numbers are those of ``multigrain.v1.ErrorKind``."""
+    """Kinds of errors, with the names and numbers of ``multigrain.v1.ErrorKind``."""
 
     INVALID_FIELD = 1
     PATH_NOT_ALLOWED = 2
@@ -39,20 +39,20 @@ class ErrorKind(Enum):
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One wrong field: its path ("spec.schedule.epochs") and what is wrong with it."""
+    """An invalid field: its path ("spec.schedule.epochs") and the problem."""
 
     field: str
     message: str
 
 
 class MultigrainError(Exception):
-    """An error that a user can act on.
+    """An error that the user can do something about.
 
     Args:
-        kind: what went wrong.
-        message: what was wrong, where, and what to do; never a path outside the data roots.
-        violations: for INVALID_FIELD, every wrong field.
-        retry_after: for OVERLOADED and UNAVAILABLE, seconds after which a retry may succeed.
+        kind: of the error.
+        message: the problem, where it is and how to fix it; never a path outside the data roots.
+        violations: every invalid field of an INVALID_FIELD error.
+        retry_after: seconds after which a retry may succeed (OVERLOADED, UNAVAILABLE).
     """
 
     def __init__(
@@ -71,6 +71,6 @@ class MultigrainError(Exception):
 
     @classmethod
     def field(cls, field: str, message: str) -> MultigrainError:
-        """INVALID_FIELD for one field."""
+        """An INVALID_FIELD error of one field."""
         violation = FieldViolation(field, message)
         return cls(ErrorKind.INVALID_FIELD, f"{field}: {message}", violations=(violation,))

@@ -1,4 +1,4 @@
-"""Durable files: written aside, synced and renamed; and hints about file system errors."""
+"""Durable files: written under a temporary name, synced and renamed; hints for OS errors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 class FileEntry(Spec):
-    """A file of the folder with the checks that tell whether it is whole."""
+    """Size and checksum of a file, by which damage is detected."""
 
     sha256: str
     bytes: int
 
 
 def write_synced(path: Path, data: bytes) -> FileEntry:
-    """Writes a new file, to the disk and not only to its cache, and describes it."""
+    """Writes a file and syncs it to disk; returns its size and checksum."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -35,7 +35,7 @@ def write_synced(path: Path, data: bytes) -> FileEntry:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Gives a file new content: after a power cut it has the old one or the new one."""
+    """Replaces a file atomically: after a power failure it has the old content or the new one."""
     aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     write_synced(aside, data)
     aside.replace(path)
@@ -43,13 +43,13 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Forces a file that somebody else wrote to the disk."""
+    """Syncs a file to disk that another process or library wrote."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Forces the names in a folder to the disk."""
+    """Syncs the directory entries of a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -58,7 +58,7 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those above it, durably; harmless if it is there."""
+    """Creates a folder and its parents durably; does nothing if it exists."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -77,10 +77,10 @@ def describe(path: Path) -> FileEntry:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Renames a finished folder to its name; a folder already there is replaced.
+    """Renames a finished folder to its final name, replacing a folder that has the name.
 
-    At every moment the old or the new one has the name, where the system can swap two names at
-    once; elsewhere, for the moment between two renames, none has.
+    On Linux this is atomic: the two names are swapped. Elsewhere no folder has the name for the
+    moment between two renames.
     """
     sync_folder(aside)
     if not final.exists():
@@ -99,7 +99,7 @@ def publish(aside: Path, final: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Gives each the other's name, in one step. False where the system cannot."""
+    """Swaps two names atomically. False where the system does not support it."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
@@ -111,7 +111,7 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def clear_temporary(folder: Path) -> None:
-    """Removes what a writer that died has left in a folder."""
+    """Removes temporary files and folders that a killed writer left in a folder."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -119,20 +119,17 @@ def clear_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-# MERGED: What to do about an error of the file system.
+def os_error_hint(error: OSError, action: str, otherwise: str) -> str:
+    """What an operator can do about an error of the operating system.
 
-
-def remedy(error: OSError, wanted: str, otherwise: str) -> str:
-    """The advice that belongs to ``error``.
-
-    No room on a disk and no permission want different things of an operator, who also has to
-    know whom to permit something: a daemon often runs as another user than the one who looks.
+    A missing permission needs the user id in the message: a daemon often runs as another user
+    than the operator.
 
     Args:
-        error: as the system gave it.
-        wanted: what this process could not do ("read it"), said where it is not allowed to.
-        otherwise: the advice in every other case.
+        error: to explain.
+        action: that this process could not do, for example "read it".
+        otherwise: the hint for anything but a missing permission.
     """
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"let uid {os.geteuid()} {wanted}"
+        return f"let uid {os.geteuid()} {action}"
     return otherwise

@@ -206,7 +206,7 @@ def test_only_a_kill_counted_since_the_attempt_began_is_attributed_to_memory(
     monkeypatch.setattr(attempt, "count_oom_kills", lambda: next(kills))
     plan = LaunchPlan(processes=(), worker_logs=(tmp_path / "0.log",), scheduler_log=None)
     workers = attempt.Ranks(1, DeviceSpec(), plan)
-    workers.workers[0].hear_guard(Exit(137, signal.SIGKILL))
+    workers.workers[0].on_guard_message(Exit(137, signal.SIGKILL))
     failure = workers.find_failure(0.0)
     assert failure is not None
     assert failure.out_of_memory is known

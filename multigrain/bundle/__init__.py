@@ -1,1 +1,1 @@
-
+"""Model bundles: a folder with a manifest, weights, graphs and reference outputs."""

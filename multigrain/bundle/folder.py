@@ -1,4 +1,4 @@
-"""A model bundle as a folder, and as a tar archive that may come from anybody."""
+"""Reads and writes model bundles, as folders and as untrusted tar archives."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CHUNK = 1 << 20
 
 
 def read(path: Path, *, verify: bool = False) -> BundleManifest:
-    """The manifest of a bundle.
+    """Reads the manifest of a bundle.
 
     Args:
         path: the bundle's folder.
-        verify: also check that every file is there and is what was written.
+        verify: also check the size and checksum of every file.
 
     Raises:
-        MultigrainError: CHECKPOINT, saying what is wrong.
+        MultigrainError: CHECKPOINT, with the problem.
     """
     source = path / MANIFEST_NAME
     try:
@@ -38,18 +38,18 @@ def read(path: Path, *, verify: bool = False) -> BundleManifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "content"
-        raise _damaged(f"its {MANIFEST_NAME} is wrong: {where}: {first['msg']}") from error
+        raise _damaged(f"its {MANIFEST_NAME} is invalid: {where}: {first['msg']}") from error
     except (OSError, ValueError) as error:
         raise _damaged(f"its {MANIFEST_NAME} cannot be read") from error
     if manifest.format_version != 1:
-        raise _damaged(f"its format is version {manifest.format_version}, this program knows 1")
+        raise _damaged(f"its format is version {manifest.format_version}, this version supports 1")
     if verify:
         _verify(path, manifest)
     return manifest
 
 
 def write_manifest(path: Path, manifest: BundleManifest) -> None:
-    """Writes ``model.json``, durably: the last file of a bundle."""
+    """Writes ``model.json`` durably. It must be the last file of a bundle that is written."""
     write_synced(path / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     (path / MANIFEST_NAME).chmod(FILE_MODE)
     sync_folder(path)
@@ -58,7 +58,7 @@ def write_manifest(path: Path, manifest: BundleManifest) -> None:
 def write_tar(path: Path, archive: BinaryIO) -> None:
     """Writes a bundle as an uncompressed tar archive: the manifest first, then its files.
 
-    Owners, times and modes are not taken over: equal bundles give equal archives.
+    Owners, times and modes are constant: equal bundles give equal archives.
 
     Raises:
         MultigrainError: CHECKPOINT if the bundle has no manifest or lacks a file.
@@ -77,19 +77,19 @@ def write_tar(path: Path, archive: BinaryIO) -> None:
 
 
 def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
-    """Unpacks an archive of a bundle's files; nothing in it is trusted.
+    """Unpacks an untrusted archive of a bundle's files.
 
-    Only plain files with plain names are accepted: no folders, links, devices, sparse files,
-    absolute or climbing paths, no name twice, and no compression. Modes and owners are ignored.
+    Accepts only regular files in the top folder: no folders, links, devices, sparse files, paths,
+    duplicate names or compression. Modes and owners are ignored.
 
     Args:
         archive: an uncompressed tar archive.
-        path: where the files go; made if missing. What is there already stays as it is.
-        max_bytes: sum of the sizes of all files.
+        path: destination folder; created if missing. Existing files are not overwritten.
+        max_bytes: limit of the total size of the files.
 
     Raises:
-        MultigrainError: INVALID_FIELD (field "chunk") if the archive is not acceptable; what
-            was unpacked before is left for the caller to remove. STORAGE if the disk is full.
+        MultigrainError: INVALID_FIELD (field "chunk") if the archive is refused; the caller must
+            remove the files that were unpacked before. STORAGE if the disk is full.
     """
     path.mkdir(parents=True, exist_ok=True)
     left, names = max_bytes, set[str]()
@@ -104,15 +104,15 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
                 if left < 0:
                     raise _refused(f"its files are larger than {max_bytes} bytes")
                 if name in names:
-                    raise _refused(f"{name!r} is in it twice")
+                    raise _refused(f"it has {name!r} twice")
                 names.add(name)
                 if len(names) > _MAX_FILES:
                     raise _refused(f"it has more than {_MAX_FILES} files")
                 _extract(tar, member, path / name)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise _refused("it is not a whole, uncompressed tar archive") from error
+        raise _refused("it is not a complete, uncompressed tar archive") from error
     except FileExistsError as error:
-        raise _refused("a file of it exists already") from error
+        raise _refused("one of its files exists already") from error
     except OSError as error:
         raise MultigrainError(
             ErrorKind.STORAGE, f"the archive cannot be unpacked: {error.strerror}"
@@ -125,29 +125,29 @@ def _verify(path: Path, manifest: BundleManifest) -> None:
     named = {name for head in manifest.heads for name in head.named_files}
     missing = sorted(named - set(manifest.files))
     if missing:
-        raise _damaged(f"{missing[0]} is not in the files of its {MANIFEST_NAME}")
+        raise _damaged(f"{missing[0]} is not listed in its {MANIFEST_NAME}")
     for name, entry in manifest.files.items():
         _check_file(path / _plain(name), entry)
 
 
 def _check_file(file: Path, entry: FileEntry) -> None:
     if file.is_symlink() or not file.is_file():
-        raise _damaged(f"{file.name} is missing or not a plain file")
+        raise _damaged(f"{file.name} is missing or not a regular file")
     if file.stat().st_size != entry.bytes or describe(file) != entry:
-        raise _damaged(f"{file.name} is not what was written")
+        raise _damaged(f"{file.name} does not match its checksum")
 
 
 def _plain(name: str) -> str:
-    """The name, if it cannot lead anywhere else."""
+    """The name, if it is a file name without a path."""
     if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
         raise _damaged(f"{name!r} is not a plain file name")
     return name
 
 
 def _member_name(member: tarfile.TarInfo) -> str:
-    # isreg() would let sparse files through, whose size on disk has nothing to do with theirs.
+    # isreg() would accept sparse files, which can be larger than the archive.
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-        raise _refused(f"{member.name[:100]!r} is not a plain file")
+        raise _refused(f"{member.name[:100]!r} is not a regular file")
     name = member.name.removeprefix("./")
     try:
         return _plain(name)
@@ -157,14 +157,14 @@ def _member_name(member: tarfile.TarInfo) -> str:
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     source = tar.extractfile(member)
-    if source is None:  # of a plain file it never is
+    if source is None:  # never for a regular file
         raise _refused(f"{member.name[:100]!r} cannot be read")
     left = member.size
     with target.open("xb") as file:
         while left:
             chunk = source.read(min(_CHUNK, left))
             if not chunk:
-                raise _refused("it is cut off")
+                raise _refused("it is truncated")
             file.write(chunk)
             left -= len(chunk)
     target.chmod(FILE_MODE)

@@ -1,4 +1,4 @@
-"""``model.json``: what a model bundle is, in one file."""
+"""``model.json``, the manifest of a model bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANIFEST_NAME = "model.json"
 
 
 class Source(Spec):
-    """Where the weights come from; all empty for a bundle made elsewhere."""
+    """Where the weights come from; empty for a bundle that no job of this server exported."""
 
     job_id: str = ""
     step: int = 0
@@ -22,8 +22,13 @@ class Source(Spec):
 
 
 class WhiteningEntry(Spec):
-    """A head's whitening: the safetensors file (see ``multigrain.whitening``), the numbers
-    in a whitened vector, and the images it was fitted to."""
+    """Whitening of a resolution head.
+
+    Attributes:
+        file: safetensors file, see ``multigrain.whitening``.
+        size: numbers in a whitened vector.
+        images: number of images that it was fitted to.
+    """
 
     file: str
     size: int = Field(ge=1)
@@ -31,18 +36,25 @@ class WhiteningEntry(Spec):
 
 
 class GraphScores(Spec):
-    """Shares of labelled images whose class is the first, or among the first five."""
+    """Top-1 and top-5 accuracy on labeled images, from 0 to 1."""
 
     top1: float
     top5: float
 
 
 class Int8Entry(Spec):
-    """A head's quantised graph (OpenVINO's .xml, its weights in the .bin beside it), and how it
-    does beside the float32 graph on ``images`` that it was not calibrated with.
+    """Quantized graph of a resolution head, and how it compares with the float32 graph.
 
-    ``same_top1`` is the share of them that both give the same class; ``f32`` and ``int8`` are
-    scored where the images lie in folders named as the model's labels.
+    Attributes:
+        file: OpenVINO's .xml; the weights are in a .bin file of the same name.
+        calibration_images: number of images that it was calibrated with.
+        images: number of other images, by which the two graphs are compared.
+        cosine_mean: mean cosine of the two embeddings of an image.
+        cosine_min: smallest cosine.
+        same_top1: share of the images for which both graphs have the same top class.
+        labelled_images: those in folders named as the model's labels.
+        f32: accuracy of the float32 graph on these.
+        int8: accuracy of the quantized graph on these.
     """
 
     file: str = Field(pattern=r"\.xml$")
@@ -57,13 +69,14 @@ class Int8Entry(Spec):
 
     @property
     def files(self) -> tuple[str, str]:
+        """The graph and its weights."""
         return self.file, f"{self.file.removesuffix('.xml')}.bin"
 
 
 class Head(Spec):
-    """One resolution the bundle serves, with its files (names in ``BundleManifest.files``).
+    """Resolution head: a resolution that the bundle serves, and its files.
 
-    A whitening belongs to these weights at this resolution and exponent, and to no other.
+    A whitening is valid only for these weights at this resolution and GeM exponent.
     """
 
     resolution: int
@@ -73,16 +86,16 @@ class Head(Spec):
     onnx: str = ""
     air: str = ""
     whitening: WhiteningEntry | None = None
-    #: Test images and the network's own outputs, see ``multigrain.bundle.reference``.
+    #: Reference images and outputs, see ``multigrain.bundle.reference``.
     reference: str = ""
     int8: Int8Entry | None = None
 
     @property
     def named_files(self) -> tuple[str, ...]:
-        """The files of the bundle that this head names."""
+        """Names of the head's files, which are in ``BundleManifest.files``."""
         whitening = self.whitening.file if self.whitening is not None else ""
-        quantised = self.int8.files if self.int8 is not None else ()
-        names = (self.mindir, self.onnx, self.air, whitening, self.reference, *quantised)
+        quantized = self.int8.files if self.int8 is not None else ()
+        names = (self.mindir, self.onnx, self.air, whitening, self.reference, *quantized)
         return tuple(name for name in names if name)
 
 
@@ -90,9 +103,9 @@ class BundleManifest(Spec):
     """Content of ``model.json``.
 
     A graph takes ``images`` float32 (N, 3, size, size) and returns ``embedding`` float32 (N, C),
-    *not* normalised, and ``logits`` float32 (N, classes). ``weights`` names the safetensors file
-    with parameters by MindSpore name. ``heads[0]`` is the default resolution. ``export_job`` is
-    the job that wrote it, by which that job finds its own bundle again.
+    *not* normalized, and ``logits`` float32 (N, classes). ``weights`` is the safetensors file, with
+    MindSpore's parameter names. ``heads[0]`` is the default resolution. ``export_job`` is the job
+    that wrote the bundle; when it is restarted it recognizes its bundle by it.
     """
 
     format_version: int = 1
@@ -116,7 +129,7 @@ class BundleManifest(Spec):
         return self.model.classes or len(self.labels)
 
     def head(self, resolution: int) -> Head:
-        """The head that serves ``resolution``; 0 = the default one. Raises KeyError."""
+        """The head of a resolution; 0 = the default one. Raises KeyError."""
         for head in self.heads:
             if resolution in (0, head.resolution):
                 return head

@@ -1,4 +1,8 @@
-"""How near a way of computing a network is to the bundle's reference."""
+"""Reference outputs of a bundle, and the comparison of a runtime's outputs with them.
+
+At export MindSpore computes a few reference images, and the bundle stores them with the outputs.
+Engines compare with them, and need no MindSpore for it.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,25 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import normalize
 
+FloatArray = NDArray[np.float32]
 Precision = Literal["f32", "bf16", "int8"]
 
-#: f32: largest difference of a component of the normalised embedding, and of a logit relative
-#: to the largest one.
+#: Of f32: limit of the difference of a component of the normalized embedding, and of a logit
+#: relative to the largest logit.
 MAX_DIFFERENCE: Final = 1e-4
-#: Of every single embedding with the reference's.
+#: Lower limit of the cosine of every image's embedding with the reference.
 MIN_COSINE: Final[dict[Precision, float]] = {"bf16": 0.9995, "int8": 0.99}
+
+_PIXELS, _EMBEDDING, _LOGITS = "pixels", "embedding", "logits"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near two outputs for the same images are.
+    """How close two outputs for the same images are.
 
     Args:
-        cosine: of an image's two embeddings, the smallest.
-        embedding: largest difference of a component of the normalised embedding.
+        cosine: smallest cosine of an image's two embeddings.
+        embedding: largest difference of a component of the normalized embedding.
         logits: largest difference of a logit, relative to the largest (at least 1).
     """
 
@@ -40,7 +47,7 @@ class Agreement:
     logits: float
 
     def suffices(self, precision: Precision) -> bool:
-        """NaN never does."""
+        """Whether this is close enough for a precision. Never with NaN."""
         least = MIN_COSINE.get(precision)
         if least is not None:
             return self.cosine >= least and bool(np.isfinite(self.logits))
@@ -48,7 +55,13 @@ class Agreement:
 
 
 def agreement(embedding: FloatArray, logits: FloatArray, expected: Reference) -> Agreement:
-    """Compares outputs for the first images of the reference, (N, C) and (N, K)."""
+    """Compares outputs with the reference.
+
+    Args:
+        embedding: float32 (N, C) of the first N reference images.
+        logits: float32 (N, K) of the same.
+        expected: the reference.
+    """
     rows = len(embedding)
     ours, theirs = _unit(embedding), _unit(expected.embedding[:rows])
     right = expected.logits[:rows]
@@ -65,22 +78,13 @@ def _unit(rows: FloatArray) -> NDArray[np.float64]:
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30))
 
 
-# MERGED: What the network itself says of a few test images, computed by MindSpore at export.
-# Whoever serves the bundle compares with it, and need not have MindSpore for that.
-
-
-FloatArray = NDArray[np.float32]
-
-_PIXELS, _EMBEDDING, _LOGITS = "pixels", "embedding", "logits"
-
-
 @dataclass(frozen=True)
 class Reference:
-    """Images and what the network gives for them.
+    """Reference images and outputs.
 
     Args:
-        pixels: uint8 (N, S, S, 3), as after scaling and cutting.
-        embedding: float32 (N, C), not normalised.
+        pixels: uint8 (N, S, S, 3), resized and cropped.
+        embedding: float32 (N, C), not normalized.
         logits: float32 (N, K).
     """
 
@@ -89,17 +93,17 @@ class Reference:
     logits: FloatArray
 
     def images(self, preprocessing: Preprocessing) -> FloatArray:
-        """float32 (N, 3, S, S), as the network takes them."""
+        """The network's input, float32 (N, 3, S, S)."""
         return normalized(self.pixels, preprocessing)
 
 
 def normalized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> FloatArray:
-    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S)."""
+    """Normalizes uint8 (N, S, S, 3) to float32 (N, 3, S, S)."""
     return np.stack([normalize(one, preprocessing.mean, preprocessing.std) for one in pixels])
 
 
 def pattern_pixels(size: int, count: int) -> NDArray[np.uint8]:
-    """Pictures for comparisons, uint8 (count, size, size, 3): smooth, grainy, and different."""
+    """Synthetic images, uint8 (count, size, size, 3): smooth with noise, all different."""
     random = np.random.default_rng(0)
     coarse = random.normal(size=(count, 4, 4, 3))
     repeat = -(-size // 4)
@@ -109,7 +113,7 @@ def pattern_pixels(size: int, count: int) -> NDArray[np.uint8]:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Writes the file of a head; ``multigrain.bundle.manifest.Head.reference`` names it."""
+    """Writes the file that a head names in ``reference``."""
     tensors: dict[str, NDArray[Any]] = {
         _PIXELS: np.ascontiguousarray(reference.pixels),
         _EMBEDDING: np.ascontiguousarray(reference.embedding, dtype=np.float32),
@@ -119,7 +123,7 @@ def write_reference(path: Path, reference: Reference) -> None:
 
 
 def read_reference(path: Path) -> Reference:
-    """Raises MultigrainError CHECKPOINT."""
+    """Reads a file of ``write_reference``. Raises MultigrainError CHECKPOINT."""
     try:
         tensors = load_tensors(path.read_bytes())
         reference = Reference(*(tensors[name] for name in (_PIXELS, _EMBEDDING, _LOGITS)))
@@ -136,6 +140,6 @@ def read_reference(path: Path) -> Reference:
         or any(o.ndim != 2 or len(o) != rows for o in (reference.embedding, reference.logits))
     ):
         raise MultigrainError(
-            ErrorKind.CHECKPOINT, f"the bundle's {path.name} does not hold a reference"
+            ErrorKind.CHECKPOINT, f"the bundle's {path.name} has no reference outputs"
         )
     return reference

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from multigrain.data.image_folder import EXTENSIONS, ImageFolder, scan
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.evaluation import Task
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 
 RETRIEVAL_TASKS: frozenset[Task] = frozenset({"groups", "holidays", "ukb", "copydays"})
 
@@ -115,7 +115,7 @@ def image_paths(root: Path, folder: Path) -> list[str]:
     found: list[str] = []
 
     def failed(error: OSError) -> None:
-        todo = remedy(error, "list and read it", "check the disk")
+        todo = os_error_hint(error, "list and read it", "check the disk")
         raise dataset_error(
             f"{error.filename} cannot be listed: {error.strerror}; {todo}"
         ) from error

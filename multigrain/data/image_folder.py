@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SHOWN = 5  # most names that an error message lists
@@ -161,7 +161,7 @@ def scan_images(root: Path) -> ImageFolder:
 
 
 def _cannot_list(error: OSError) -> MultigrainError:
-    todo = remedy(error, "list and read it", "check the disk")
+    todo = os_error_hint(error, "list and read it", "check the disk")
     return MultigrainError(
         ErrorKind.DATASET, f"the folder {error.filename} cannot be listed: {error.strerror}; {todo}"
     )

@@ -36,7 +36,7 @@ from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.gem import GeM
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 from multigrain.weights.restore import RestoredModel, restore
 
 _MAX_UNREADABLE = 0.5
@@ -448,5 +448,7 @@ class _GemPJob:
             raise MultigrainError(
                 ErrorKind.STORAGE,
                 f"the results cannot be written ({error.strerror}): "
-                + remedy(error, "write in the job's folder", "free some space and try again"),
+                + os_error_hint(
+                    error, "write in the job's folder", "free some space and try again"
+                ),
             ) from error

@@ -18,7 +18,7 @@ from multigrain.evaluate.copy_detection import CopyDetectionResult
 from multigrain.evaluate.evaluator import EvaluationResult
 from multigrain.evaluate.retrieval import average_precision, write_benchmark
 from multigrain.events.records import EvaluationRecord
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 
 METRICS = "metrics.json"
 IMAGES = "images.csv"
@@ -75,7 +75,7 @@ def write_results(
         raise MultigrainError(
             ErrorKind.STORAGE,
             f"the results cannot be written ({error.strerror}): "
-            + remedy(error, "write in the job's folder", "free some space and try again"),
+            + os_error_hint(error, "write in the job's folder", "free some space and try again"),
         ) from error
 
 

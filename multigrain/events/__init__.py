@@ -1,1 +1,1 @@
-
+"""The event log of a job and its records."""

@@ -23,7 +23,7 @@ from multigrain.storage import (
     TEMPORARY_PREFIX,
     describe,
     make_folder,
-    remedy,
+    os_error_hint,
     sync_file,
     sync_folder,
     write_synced,
@@ -64,7 +64,7 @@ def run_export(ctx: WorkerContext) -> Outcome:
         raise MultigrainError(
             ErrorKind.STORAGE,
             f"the bundle cannot be written ({error.strerror}): "
-            + remedy(
+            + os_error_hint(
                 error, "write in models/ of the data directory", "free some space and try again"
             ),
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 
 # Limits of Linux: PATH_MAX and NAME_MAX.
 MAX_PATH_BYTES = 4095
@@ -91,7 +91,7 @@ def _missing(real: Path, path: str) -> str | None:
     try:
         real.stat()
     except PermissionError as error:
-        todo = remedy(error, "enter the folders above it", "")
+        todo = os_error_hint(error, "enter the folders above it", "")
         return f"the server has no permission for {path}; {todo}"
     except OSError:  # also a loop of symbolic links
         return f"no such file or folder on the server: {path}"

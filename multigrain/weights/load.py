@@ -17,7 +17,7 @@ from multigrain.checkpoint import store
 from multigrain.checkpoint.reader import MANIFEST as CHECKPOINT_MANIFEST
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.training import ModelSpec
-from multigrain.storage import describe, remedy
+from multigrain.storage import describe, os_error_hint
 from multigrain.weights.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.weights.pytorch import read_pytorch
 from multigrain.weights.translate import has_native_names, translate
@@ -117,7 +117,7 @@ def _check_readable(path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        todo = remedy(error, "read it", "check the disk")
+        todo = os_error_hint(error, "read it", "check the disk")
         raise MultigrainError(
             ErrorKind.CHECKPOINT,
             f"the weights in {path.name} cannot be read: {error.strerror}; {todo}",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 
 _ADVICE = {
     errno.EADDRINUSE: "stop the process that listens there, or choose another",
@@ -94,7 +94,9 @@ class ListenAddress:
         reason = os.strerror(error.errno) if error.errno in _ADVICE else str(error)
         advice = _ADVICE.get(error.errno or 0, "choose another")
         if self._is_unix:
-            advice = remedy(error, f"write in {Path(self.host.removeprefix(_UNIX)).parent}", advice)
+            advice = os_error_hint(
+                error, f"write in {Path(self.host.removeprefix(_UNIX)).parent}", advice
+            )
         return f"{reason}; {advice}"
 
     @property

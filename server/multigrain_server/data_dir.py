@@ -8,7 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from multigrain.storage import make_folder, remedy, replace_file
+from multigrain.storage import make_folder, os_error_hint, replace_file
 
 # Replicas that only serve may have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
@@ -38,7 +38,7 @@ class DataDir:
             check_access(path)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            hint = remedy(
+            hint = os_error_hint(
                 error, f"write in {error.filename}, or give --data-dir", "give another --data-dir"
             )
             raise DataDirError(

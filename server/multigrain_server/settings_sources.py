@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from multigrain.specs.violations import nearest
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 from multigrain.strict_yaml import YamlError, load_yaml_file
 from multigrain_server.config import ServerConfig
 
@@ -189,7 +189,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         body = load_yaml_file(path)
     except OSError as error:
-        todo = remedy(error, "read it", "give the configuration file with --config")
+        todo = os_error_hint(error, "read it", "give the configuration file with --config")
         raise ConfigError(f"{path}: {error.strerror}; {todo}") from None
     except YamlError as error:
         raise ConfigError(f"{str(path).removesuffix(path.name)}{error}") from None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def storage_errors(failure: str, location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = remedy(
+        hint = os_error_hint(
             error,
             f"write in {location}",
             "free up disk space in the data directory, or repair the disk",

@@ -1,0 +1,1 @@
+"""Runtimes: the libraries that run an exported network."""

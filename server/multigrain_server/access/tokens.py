@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from multigrain.specs.base import Spec
 from multigrain.specs.export import NAME_PATTERN
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 from multigrain.strict_yaml import YamlError, parse_yaml
 from multigrain_server.access.policy import Role
 from multigrain_server.storage_errors import stamp
@@ -149,7 +149,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     try:
         body = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        todo = remedy(error, "read it", "set the token file with --access-tokens")
+        todo = os_error_hint(error, "read it", "set the token file with --access-tokens")
         raise TokenFileError(f"{path}: {error.strerror}; {todo}") from None
     except UnicodeDecodeError:
         raise TokenFileError(f"{path} is not UTF-8 text") from None

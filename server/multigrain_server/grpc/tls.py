@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from multigrain.storage import remedy
+from multigrain.storage import os_error_hint
 from multigrain_server.access.config import TlsConfig
 from multigrain_server.storage_errors import Stamp, stamp
 
@@ -133,7 +133,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        todo = remedy(error, "read it", "see --tls-certificate, --tls-key and --tls-client-ca")
+        todo = os_error_hint(
+            error, "read it", "see --tls-certificate, --tls-key and --tls-client-ca"
+        )
         raise TlsError(f"{path}: {error.strerror}; {todo}") from None
 
 

@@ -17,7 +17,7 @@ from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.export import NAME_PATTERN
-from multigrain.storage import remedy, sync_folder
+from multigrain.storage import os_error_hint, sync_folder
 from multigrain_server.storage_errors import Stamp, stamp
 
 _log = structlog.get_logger(__name__)
@@ -230,7 +230,7 @@ class BundleRegistry:
         if path not in self._unusable or self._unusable[path] != now:
             reason = str(error)
             if isinstance(error, OSError):
-                reason = f"{error.strerror}; {remedy(error, 'read it', 'check the disk')}"
+                reason = f"{error.strerror}; {os_error_hint(error, 'read it', 'check the disk')}"
             _log.warning(event, path=str(path.relative_to(self._root)), reason=reason)
         self._unusable[path] = now
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from multigrain.engine.settings import RUNTIMES
 from multigrain.errors import MultigrainError
 from multigrain.specs.base import Spec
-from multigrain.storage import remedy, replace_file
+from multigrain.storage import os_error_hint, replace_file
 from multigrain_server.data_dir import DataDirError
 from multigrain_server.models.registry import ModelReference, ModelVersion
 from multigrain_server.storage_errors import storage_errors
@@ -136,7 +136,7 @@ def _read(path: Path) -> _Content:
     except PermissionError as error:
         # Nothing is wrong with the file: moved aside, it would be lost.
         raise DataDirError(
-            f"{path} cannot be read: {error.strerror}; " + remedy(error, "read it", "")
+            f"{path} cannot be read: {error.strerror}; " + os_error_hint(error, "read it", "")
         ) from error
     except (OSError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
