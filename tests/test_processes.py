@@ -1,4 +1,4 @@
-"""The priority of loading, in a process of its own: a test must not lower its own."""
+"""Process priorities, tested in a process of their own: pytest must keep its priority."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PROGRAM = textwrap.dedent(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
 @pytest.mark.parametrize("restricted", [False, True])
-def test_a_load_steps_back_and_what_it_started_serves_at_the_usual_priority(
+def test_low_priority_covers_new_threads_and_is_restored_afterwards(
     restricted: bool,
 ) -> None:
     program = _PROGRAM.format(restricted=restricted)

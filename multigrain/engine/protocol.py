@@ -42,7 +42,7 @@ class EmbeddingOptions(msgspec.Struct, frozen=True, array_like=True, forbid_unkn
 class _Message(
     msgspec.Struct,
     tag=True,
-    array_like=True,  # a third of the size and time of named fields; both ends are one release
+    array_like=True,  # smaller and faster than named fields; both ends are the same release
     forbid_unknown_fields=True,
     gc=False,
 ):

@@ -1,4 +1,4 @@
-"""Bundles for tests; the files hold no graph."""
+"""Bundles for tests, without graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles: damage is found, and an archive from anybody can do no harm."""
+"""Bundles: damage is detected, and untrusted archives are unpacked safely."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refusal(archive: io.BytesIO, path: Path, max_bytes: int = LIMIT) -> str:
     return caught.value.message
 
 
-def test_a_bundle_survives_packing_and_unpacking(tmp_path: Path) -> None:
+def test_a_bundle_is_unchanged_after_packing_and_unpacking(tmp_path: Path) -> None:
     manifest = write_bundle(tmp_path / "a")
     archive = packed(tmp_path / "a")
     unpack_tar(archive, tmp_path / "b", max_bytes=LIMIT)
@@ -67,7 +67,7 @@ def test_only_files_of_the_manifest_are_packed(tmp_path: Path) -> None:
         assert tar.getnames() == ["model.json", "model.onnx", "weights.safetensors"]
 
 
-def test_the_folder_entry_of_a_hand_made_archive_is_harmless(tmp_path: Path) -> None:
+def test_the_folder_entry_of_an_archive_is_ignored(tmp_path: Path) -> None:
     write_bundle(tmp_path / "a")
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
@@ -109,7 +109,7 @@ def damage_climbing(path: Path) -> None:
     "damage",
     [damage_missing, damage_changed, damage_longer, damage_link, damage_unlisted, damage_climbing],
 )
-def test_damage_is_found_when_asked(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_damage_is_detected_by_verification(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     write_bundle(tmp_path / "a")
     read(tmp_path / "a", verify=True)
     damage(tmp_path / "a")
@@ -127,7 +127,7 @@ def test_damage_is_found_when_asked(tmp_path: Path, damage: Callable[[Path], Non
         ('{"a": "\ud800"}', "content|read"),
     ],
 )
-def test_a_wrong_manifest_is_explained(tmp_path: Path, content: str | None, says: str) -> None:
+def test_an_invalid_manifest_is_explained(tmp_path: Path, content: str | None, says: str) -> None:
     if content is not None:
         (tmp_path / "model.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(MultigrainError, match=says) as caught:
@@ -139,7 +139,7 @@ def test_a_wrong_manifest_is_explained(tmp_path: Path, content: str | None, says
     "name",
     ["../evil", "/tmp/evil", "sub/file", "..", ".hidden", "a\\b", "./../evil", "x/../../evil"],
 )
-def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_with_paths_are_refused(tmp_path: Path, name: str) -> None:
     target = tmp_path / "in" / "folder"
     assert "not a plain file name" in refusal(archive_of(member(name)), target)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -149,13 +149,13 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> Non
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
              tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, tarfile.CONTTYPE]
 )  # fmt: skip
-def test_only_plain_files_are_unpacked(tmp_path: Path, kind: bytes) -> None:
+def test_only_regular_files_are_unpacked(tmp_path: Path, kind: bytes) -> None:
     bad = member("model.onnx", b"", type=kind, linkname="/etc/passwd")
     assert "not a regular file" in refusal(archive_of(bad), tmp_path / "b")
     assert not os.path.lexists(tmp_path / "b" / "model.onnx")
 
 
-def test_a_file_is_not_written_through_a_link_that_is_there(tmp_path: Path) -> None:
+def test_a_file_is_not_written_through_an_existing_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("mine")
     (tmp_path / "b").mkdir()
@@ -177,18 +177,18 @@ def test_a_pax_sparse_file_is_refused(tmp_path: Path) -> None:
     assert "not a regular file" in refusal(file, tmp_path / "b")
 
 
-def test_sizes_are_limited_before_anything_is_written(tmp_path: Path) -> None:
+def test_the_total_size_is_limited_before_anything_is_written(tmp_path: Path) -> None:
     archive = archive_of(member("model.json", b"a" * 60), member("b", b"b" * 60))
     assert "larger than 100" in refusal(archive, tmp_path / "b", max_bytes=100)
     assert not (tmp_path / "b" / "b").exists()
 
 
-def test_a_size_that_is_claimed_and_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_archive_shorter_than_it_declares_is_refused(tmp_path: Path) -> None:
     archive = archive_of(member("model.json", b"a" * 5000))
     assert refusal(io.BytesIO(archive.getvalue()[:2048]), tmp_path / "b")
 
 
-def test_doubles_and_crowds_are_refused(tmp_path: Path) -> None:
+def test_duplicate_names_and_too_many_files_are_refused(tmp_path: Path) -> None:
     twice = archive_of(member("model.json"), member("./model.json"))
     assert "twice" in refusal(twice, tmp_path / "a")
     crowd = archive_of(*(member(f"f{number}") for number in range(100)))
@@ -196,7 +196,7 @@ def test_doubles_and_crowds_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive at all" * 100, b"\x1f\x8b\x08" + bytes(600)])
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     assert refusal(io.BytesIO(content), tmp_path / "b")
 
 

@@ -1,4 +1,4 @@
-"""Small bundles for tests: a real ONNX graph whose numbers a test can compute by hand."""
+"""Small bundles for tests, with a real ONNX graph whose outputs a test can compute."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ class TinyNetwork:
 
 
 def whitening_of(network: TinyNetwork) -> Whitening:
-    """Fitted to random vectors: any data will do where only the arithmetic is tested."""
+    """A whitening fitted to random vectors: enough to test the arithmetic."""
     moments = Moments(network.embedding_size)
     moments.add(np.abs(np.random.default_rng(7).normal(size=(200, network.embedding_size))))
     return fit_whitening(moments)
 
 
 def reference_of(network: TinyNetwork, preprocessing: Preprocessing) -> Reference:
-    """Three pictures, and what the oracle says of them."""
+    """Three images, and the outputs that the test computes for them."""
     pixels = pattern_pixels(preprocessing.size, 3)
     rows = [network.embed(image) for image in normalized(pixels, preprocessing)]
     return Reference(

@@ -23,7 +23,7 @@ from tests.engine import held
 
 
 class EngineClient:
-    """Starts ``python -m multigrain.engine`` on a bundle and speaks its protocol."""
+    """Starts an engine on a bundle and speaks its protocol."""
 
     def __init__(self, bundle: Path, **options: object) -> None:
         ours, theirs = socket.socketpair()

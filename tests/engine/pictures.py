@@ -1,4 +1,4 @@
-"""Encoded images for tests, ordinary and strange."""
+"""Encoded images for tests: ordinary, unusual and invalid ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def picture(seed: int = 0, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:
-    """A smooth random RGB picture."""
+    """A smooth random RGB image."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     return encoded(small.resize(size, Image.Resampling.BICUBIC), kind)
@@ -28,7 +28,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_bomb(side: int = 20_000) -> bytes:
-    """A valid grey PNG of ``side`` x ``side`` pixels in a few hundred kilobytes."""
+    """A valid gray PNG of ``side`` x ``side`` pixels in a few hundred kilobytes."""
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     row = b"\0" * (1 + (side + 7) // 8)
     packer = zlib.compressobj(9)
@@ -42,7 +42,7 @@ def png_bomb(side: int = 20_000) -> bytes:
 
 
 def strange_good() -> dict[str, bytes]:
-    """Pictures that are unusual and yet must be answered."""
+    """Unusual images that must be computed."""
     base = Image.open(io.BytesIO(picture(3)))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -65,7 +65,7 @@ def strange_good() -> dict[str, bytes]:
 
 
 def strange_bad() -> dict[str, bytes]:
-    """What must be refused for itself alone."""
+    """Invalid images, which must be refused."""
     whole = picture(4, size=(200, 200), kind="JPEG")
     return {
         "0 bytes": b"",

@@ -1,4 +1,4 @@
-"""An engine process, through its socket."""
+"""An engine process, tested through its socket."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ids() -> Iterator[int]:
     return iter(range(1, 1_000_000))
 
 
-def test_it_reports_what_it_runs_and_why(engine: EngineClient) -> None:
+def test_an_engine_reports_its_runtime_and_why(engine: EngineClient) -> None:
     assert isinstance(engine.first, Ready)
     assert engine.first.runtime.startswith("openvino ")
     assert engine.first.reason.startswith("auto")
@@ -51,7 +51,9 @@ def test_it_reports_what_it_runs_and_why(engine: EngineClient) -> None:
     assert engine.first.resolutions == (SIZE,)
 
 
-def test_its_numbers_are_those_of_the_network(engine: EngineClient, ids: Iterator[int]) -> None:
+def test_embeddings_and_classes_are_those_of_the_network(
+    engine: EngineClient, ids: Iterator[int]
+) -> None:
     network = TinyNetwork(seed=1)
     data = picture(7)
     number = next(ids)
@@ -73,7 +75,7 @@ def test_its_numbers_are_those_of_the_network(engine: EngineClient, ids: Iterato
     np.testing.assert_allclose(np.frombuffer(classes[12:], "<f4"), probabilities[best], rtol=1e-4)
 
 
-def test_a_batch_takes_what_waits_and_a_lone_image_does_not_wait(
+def test_waiting_images_share_a_batch_and_a_single_image_does_not_wait(
     engine: EngineClient, ids: Iterator[int]
 ) -> None:
     lone = next(ids)
@@ -97,7 +99,7 @@ def test_a_batch_is_never_larger_than_the_limit(engine: EngineClient, ids: Itera
     assert sorted(engine.result(number).batch_items for number in many) == [3] * 3 + [8] * 8
 
 
-def test_every_image_of_a_batch_gets_its_own_answer(
+def test_every_image_of_a_batch_gets_its_own_result(
     engine: EngineClient, ids: Iterator[int]
 ) -> None:
     pictures = [picture(seed) for seed in range(6)]
@@ -117,7 +119,7 @@ def test_every_image_of_a_batch_gets_its_own_answer(
 
 
 @pytest.mark.parametrize("name", list(strange_good()))
-def test_a_strange_picture_is_answered(engine: EngineClient, ids: Iterator[int], name: str) -> None:
+def test_an_unusual_image_is_computed(engine: EngineClient, ids: Iterator[int], name: str) -> None:
     number = next(ids)
     engine.submit(number, strange_good()[name], vector=RAW)
     assert engine.result(number).error is None, engine.result(number).message
@@ -125,7 +127,9 @@ def test_a_strange_picture_is_answered(engine: EngineClient, ids: Iterator[int],
 
 
 @pytest.mark.parametrize("name", list(strange_bad()))
-def test_a_bad_picture_fails_alone(engine: EngineClient, ids: Iterator[int], name: str) -> None:
+def test_an_invalid_image_does_not_affect_others(
+    engine: EngineClient, ids: Iterator[int], name: str
+) -> None:
     good, bad, also_good = next(ids), next(ids), next(ids)
     engine.submit(good, picture(1), vector=RAW)
     engine.submit(bad, strange_bad()[name], vector=RAW)
@@ -138,7 +142,9 @@ def test_a_bad_picture_fails_alone(engine: EngineClient, ids: Iterator[int], nam
     assert engine.result(bad).message
 
 
-def test_an_unknown_resolution_is_refused_by_name(engine: EngineClient, ids: Iterator[int]) -> None:
+def test_an_unknown_resolution_is_refused_and_named(
+    engine: EngineClient, ids: Iterator[int]
+) -> None:
     number = next(ids)
     engine.submit(number, picture(1), vector=RAW, resolution=64)
     assert engine.result(number).error is ErrorKind.INVALID_FIELD
@@ -160,7 +166,7 @@ def test_an_expired_image_never_reaches_the_network(
     assert engine.result(first).batch_items == 2
 
 
-def test_a_cancelled_image_never_reaches_the_network(
+def test_a_canceled_image_never_reaches_the_network(
     engine: EngineClient, ids: Iterator[int]
 ) -> None:
     engine.hold(2)
@@ -173,19 +179,19 @@ def test_a_cancelled_image_never_reaches_the_network(
     assert engine.result(first).batch_items == 2
 
 
-def test_it_ends_when_the_socket_closes(bundle: Path) -> None:
+def test_an_engine_exits_when_the_socket_closes(bundle: Path) -> None:
     client = EngineClient(bundle)
     client.socket.close()
     assert client.process.wait(timeout=60) == 0
 
 
-def test_it_ends_on_a_message_that_is_no_message(bundle: Path) -> None:
+def test_an_engine_exits_after_an_invalid_message(bundle: Path) -> None:
     with EngineClient(bundle) as client:
         client.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert client.process.wait(timeout=60) == 0
 
 
-def test_it_dies_with_its_parent(bundle: Path, tmp_path: Path) -> None:
+def test_an_engine_dies_with_its_parent(bundle: Path, tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
@@ -206,7 +212,7 @@ time.sleep(60)
     assert not _running(pid)
 
 
-def test_a_bundle_without_its_graph_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_a_bundle_without_a_graph_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path)
     manifest = json.loads((folder / "model.json").read_text())
     manifest["heads"][0]["onnx"] = ""
@@ -217,7 +223,7 @@ def test_a_bundle_without_its_graph_is_refused_with_the_reason(tmp_path: Path) -
         assert client.process.wait(timeout=60) == 1
 
 
-def test_a_bundle_that_lies_about_its_shape_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_that_declares_a_wrong_shape_is_refused(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path)
     manifest = json.loads((folder / "model.json").read_text())
     manifest["embedding_size"] = 99

@@ -1,4 +1,4 @@
-"""Frames, whole and in pieces, and what is refused."""
+"""Encoding and parsing of frames, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BYTES = b"".join(encode(f.message, len(f.payload)) + f.payload for f in FRAMES)
 
 
 @pytest.mark.parametrize("step", [1, 7, 100, 10_000])
-def test_frames_come_out_as_they_went_in_whatever_the_pieces(step: int) -> None:
+def test_frames_are_parsed_from_pieces_of_any_size(step: int) -> None:
     parser = FrameParser(1000)
     got = [
         frame
@@ -84,7 +84,7 @@ def header_of(message: Submit | Result) -> bytes:
         raw(header_of(Result(id=1)) + b"\xff"),
     ],
 )
-def test_what_is_not_a_message_is_refused(data: bytes) -> None:
+def test_invalid_messages_are_refused(data: bytes) -> None:
     with pytest.raises(WireError):
         list(FrameParser(1000).feed(data))
 
@@ -95,7 +95,7 @@ def test_text_that_is_not_utf8_is_refused() -> None:
         list(FrameParser(1000).feed(raw(header.replace(b"\xa1x", b"\xa1\xff"))))
 
 
-def test_a_frame_too_large_is_refused_before_it_has_arrived() -> None:
+def test_a_frame_above_the_limit_is_refused_before_it_is_received() -> None:
     parser = FrameParser(10)
     with pytest.raises(WireError, match="11 bytes"):
         list(parser.feed(struct.pack("<II", 30, 11)))

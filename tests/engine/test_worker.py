@@ -1,4 +1,4 @@
-"""Isolation inside a batch, with a runtime that misbehaves on purpose."""
+"""Isolation of the images of a batch, with a runtime that fails on purpose."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NAN, POISON, CRASH_DECODER = b"nan", b"poison", b"crash"
 NAN_PIXEL, POISON_PIXEL = 255, 254
 
 
-class Moody(Runtime):
-    """The mean of an image as its embedding; raises for a batch that holds poison."""
+class FailingRuntime(Runtime):
+    """Returns the mean of an image as its embedding; raises for a batch with a poisoned image."""
 
-    name = "moody"
+    name = "failing"
     warm_sizes = (1,)
     best_batch = 8
 
@@ -55,7 +55,7 @@ def decode(data: bytes, resolution: int) -> Pixels:
 
 class Bench:
     def __init__(self) -> None:
-        self.runtime = Moody()
+        self.runtime = FailingRuntime()
         self.results: dict[int, Frame] = {}
         self.arrived = threading.Condition()
         self.seen_by_decoder: list[set[int]] = []
@@ -63,7 +63,7 @@ class Bench:
         self.inflight = InFlightSlots(InFlightSlots.allocate(10), 10)
         with mock.patch.object(worker, "Batcher", HeldBatcher):
             self.worker = worker.Worker(
-                {4: self.runtime, 8: Moody()},
+                {4: self.runtime, 8: FailingRuntime()},
                 4,
                 self.decode,
                 self.take,
@@ -118,7 +118,7 @@ def bench() -> Iterator[Bench]:
     assert not made.thread.is_alive()
 
 
-def test_an_output_that_is_not_finite_fails_its_image_alone(bench: Bench) -> None:
+def test_a_non_finite_output_does_not_affect_other_images(bench: Bench) -> None:
     bench.hold(3)
     for number, data in enumerate([b"1", NAN, b"3"]):
         bench.submit(number, data)
@@ -127,7 +127,7 @@ def test_an_output_that_is_not_finite_fails_its_image_alone(bench: Bench) -> Non
     assert bench.runtime.batches == [3]
 
 
-def test_a_batch_that_fails_is_computed_one_by_one(bench: Bench) -> None:
+def test_a_failed_batch_is_retried_image_by_image(bench: Bench) -> None:
     bench.hold(3)
     for number, data in enumerate([b"1", POISON, b"3"]):
         bench.submit(number, data)
@@ -138,7 +138,7 @@ def test_a_batch_that_fails_is_computed_one_by_one(bench: Bench) -> None:
     assert bench.value(10) == 7
 
 
-def test_a_decoder_that_crashes_costs_its_image_and_no_thread(bench: Bench) -> None:
+def test_an_exception_in_a_decoder_does_not_end_its_thread(bench: Bench) -> None:
     for number in range(8):
         bench.submit(number, CRASH_DECODER)
         assert bench.result(number).error is ErrorKind.IMAGE_UNREADABLE
@@ -146,14 +146,14 @@ def test_a_decoder_that_crashes_costs_its_image_and_no_thread(bench: Bench) -> N
     assert bench.value(10) == 2
 
 
-def test_images_of_another_resolution_wait_for_a_batch_of_their_own(bench: Bench) -> None:
+def test_images_of_different_resolutions_are_computed_separately(bench: Bench) -> None:
     bench.hold(4)
     for number, resolution in enumerate([4, 8, 4, 8]):
         bench.submit(number, b"1", resolution)
     assert [bench.result(number).batch_items for number in range(4)] == [2, 2, 2, 2]
 
 
-def test_a_cancelled_image_of_an_unknown_id_changes_nothing(bench: Bench) -> None:
+def test_canceling_an_unknown_image_does_nothing(bench: Bench) -> None:
     bench.worker.cancel(12345)
     bench.submit(1, b"5")
     assert bench.value(1) == 5
@@ -174,7 +174,7 @@ def test_the_next_image_is_decoded_while_the_network_computes(bench: Bench) -> N
     assert (bench.value(1), bench.value(2)) == (1, 2)
 
 
-def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> None:
+def test_images_in_flight_are_recorded_in_shared_memory(bench: Bench) -> None:
     seen: list[set[int]] = []
     bench.runtime.watch = lambda: seen.append({image.item_id for image in bench.inflight.images()})
     bench.hold(3)
@@ -188,7 +188,7 @@ def test_images_in_work_are_noted_where_the_daemon_sees_them(bench: Bench) -> No
     assert bench.inflight.images() == []
 
 
-def test_prepared_images_go_with_others_in_one_batch(bench: Bench) -> None:
+def test_preprocessed_images_share_batches_with_others(bench: Bench) -> None:
     bench.hold(3)
     bench.submit(0, b"1")
     prepared = np.full((3, 4, 4), 2.5, "<f4").tobytes()
@@ -200,7 +200,7 @@ def test_prepared_images_go_with_others_in_one_batch(bench: Bench) -> None:
     assert bench.runtime.batches == [3]
 
 
-def test_the_network_scores_classes_only_for_batches_where_somebody_asks(bench: Bench) -> None:
+def test_classes_are_scored_only_for_batches_that_need_scores(bench: Bench) -> None:
     bench.submit(1, b"1")
     bench.value(1)
     bench.hold(2)

@@ -38,7 +38,7 @@ def write(path: Path, *steps: int) -> None:
             writer.append(loss(step), 1)
 
 
-def test_an_event_comes_back_as_it_was_written(path: Path) -> None:
+def test_an_event_is_read_as_it_was_written(path: Path) -> None:
     error = JobError("WORKER_DIED", "rank 1 died", rank=1, signal=9, log_tail="a\nb\n")
     records: list[Record] = [
         QUEUED,
@@ -63,13 +63,13 @@ def test_a_line_is_one_json_object_with_an_rfc_3339_time(path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", body["time"])
 
 
-def test_the_numbering_goes_on_without_a_gap(path: Path) -> None:
+def test_a_new_writer_continues_the_sequence_without_a_gap(path: Path) -> None:
     write(path, 1, 2)
     write(path, 3)
     assert [event.seq for event in read_events(path)] == [1, 2, 3]
 
 
-def test_a_line_longer_than_the_buffer_is_found_again(path: Path) -> None:
+def test_a_line_longer_than_the_buffer_is_read(path: Path) -> None:
     with EventWriter(path, "job") as writer:
         writer.append(QUEUED, 0)
         writer.append(LogRecord("INFO", "x" * 300_000), 1)
@@ -78,7 +78,7 @@ def test_a_line_longer_than_the_buffer_is_found_again(path: Path) -> None:
     assert [event.seq for event in EventReader(path).read(max_bytes=1000)] == [1]
 
 
-def test_a_line_torn_at_any_byte_is_ignored_and_then_replaced(path: Path) -> None:
+def test_an_incomplete_line_is_ignored_and_then_replaced(path: Path) -> None:
     write(path, 1, 2)
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
@@ -90,7 +90,7 @@ def test_a_line_torn_at_any_byte_is_ignored_and_then_replaced(path: Path) -> Non
         assert [(e.seq, e.record) for e in events] == [(1, loss(1)), (2, loss(9))]
 
 
-def test_a_log_torn_in_its_first_line_begins_again_at_one(path: Path) -> None:
+def test_a_log_with_an_incomplete_first_line_restarts_at_one(path: Path) -> None:
     path.write_bytes(b'{"seq":1,"ti')
     write(path, 1)
     assert [event.seq for event in read_events(path)] == [1]
@@ -102,7 +102,7 @@ def test_a_second_writer_is_refused_until_the_first_has_closed(path: Path) -> No
     EventWriter(path, "job").close()
 
 
-def test_a_reader_sees_a_line_only_when_it_is_whole(path: Path) -> None:
+def test_a_reader_returns_complete_lines_only(path: Path) -> None:
     write(path, 1)
     line = path.read_bytes()
     path.write_bytes(b"")
@@ -116,7 +116,7 @@ def test_a_reader_sees_a_line_only_when_it_is_whole(path: Path) -> None:
     assert reader.read() == []
 
 
-def test_a_reader_goes_on_where_it_stopped_and_can_be_replaced(path: Path) -> None:
+def test_a_reader_continues_where_it_or_another_reader_ended(path: Path) -> None:
     reader = EventReader(path)
     assert reader.read() == []
     write(path, 1, 2)
@@ -127,7 +127,7 @@ def test_a_reader_goes_on_where_it_stopped_and_can_be_replaced(path: Path) -> No
     assert [event.seq for event in reader.read()] == [3]
 
 
-def test_a_reader_takes_small_bites_and_misses_nothing(path: Path) -> None:
+def test_a_reader_with_a_small_buffer_misses_no_event(path: Path) -> None:
     write(path, *range(50))
     reader = EventReader(path)
     seqs: list[int] = []
@@ -136,13 +136,13 @@ def test_a_reader_takes_small_bites_and_misses_nothing(path: Path) -> None:
     assert seqs == list(range(1, 51))
 
 
-def test_events_up_to_after_seq_are_left_out(path: Path) -> None:
+def test_events_up_to_after_seq_are_skipped(path: Path) -> None:
     write(path, *range(5))
     assert [event.seq for event in read_events(path, 3)] == [4, 5]
     assert list(read_events(path, 5)) == []
 
 
-def test_a_whole_line_that_is_no_event_is_an_error_for_both_sides(path: Path) -> None:
+def test_a_complete_line_that_is_not_an_event_is_an_error_for_reader_and_writer(path: Path) -> None:
     path.write_bytes(b"rubbish\n")
     for read in (lambda: list(read_events(path)), lambda: EventWriter(path, "job")):
         with pytest.raises(MultigrainError) as caught:
@@ -150,7 +150,7 @@ def test_a_whole_line_that_is_no_event_is_an_error_for_both_sides(path: Path) ->
         assert caught.value.kind is ErrorKind.STORAGE
 
 
-def test_a_full_disk_leaves_no_trace_and_no_gap(
+def test_a_write_to_a_full_disk_leaves_no_partial_line_and_no_gap(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(path, 1)
@@ -175,7 +175,7 @@ def test_losses_are_not_synced_but_states_are(path: Path, monkeypatch: pytest.Mo
         assert len(synced) == 1
 
 
-def test_a_figure_that_is_not_finite_is_still_json_and_comes_back(path: Path) -> None:
+def test_non_finite_numbers_are_valid_json_and_read_back(path: Path) -> None:
     skipped = LossRecord(
         step=1,
         total_steps=2,

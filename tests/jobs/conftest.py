@@ -10,7 +10,7 @@ from tests.jobs.harness import Job, make_job
 
 @pytest.fixture
 def new_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Makes jobs whose processes are ended with the test."""
+    """Creates jobs whose processes are killed after the test."""
     jobs: list[Job] = []
 
     def make(**options: object) -> Job:

@@ -1,4 +1,4 @@
-"""Makes job folders, starts runners, and looks at what is left of them."""
+"""Creates job folders, starts runners and inspects their events and processes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Job:
             time.sleep(0.02)
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the job but its runner, zombies left out."""
+        """Every process of the job except its runner and zombies."""
         mark = f"{FOLDER_VARIABLE}={self.folder.path}".encode()
         found = []
         for process in psutil.process_iter():
@@ -92,7 +92,7 @@ class Job:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that do the work: children of guards."""
+        """The worker processes, which are children of guards."""
         ranks = [
             process for process in self.processes() if "tests.jobs.light_rank" in _line(process)
         ]
@@ -125,7 +125,7 @@ def make_job(
     labels: dict[str, str] | None = None,
     **devices: object,
 ) -> Job:
-    """A job folder as the daemon leaves it: spec.json and a first event, QUEUED."""
+    """A job folder as the daemon creates it: spec.json and a first event, QUEUED."""
     folder = JobFolder(parent.resolve() / "job-1")
     folder.path.mkdir()
     spec = DeviceSpec.model_validate(devices)

@@ -1,4 +1,4 @@
-"""Work that rank 1 takes a minute to import: a rank that does not become ready."""
+"""Work whose import takes a minute in rank 1, which therefore does not join in time."""
 
 from __future__ import annotations
 

@@ -1,19 +1,41 @@
+"""Descriptions of failures."""
+
 from __future__ import annotations
 
 import signal
 from pathlib import Path
 
-from multigrain.jobs.failure import LOG_TAIL_BYTES, launcher_ended, log_tail, worker_died
+from multigrain.jobs.failure import (
+    LOG_TAIL_BYTES,
+    MAX_LENGTH,
+    describe_exception,
+    launcher_ended,
+    log_tail,
+    worker_died,
+)
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit
 
+# As MindSpore 2.8 raises it.
+NO_MEMORY = """
+----------------------------------------------------
+- Memory not enough:
+----------------------------------------------------
+Memory isn't enough and alloc failed, kernel name: 69_Default/Div-op0, alloc size: 65273856B.
 
-def test_a_short_log_is_given_whole(tmp_path: Path) -> None:
+----------------------------------------------------
+- C++ Call Stack: (For framework developers)
+----------------------------------------------------
+mindspore/ccsrc/backend/ms_backend/runtime/graph_scheduler/base/graph_scheduler.cc:1168 Run
+"""
+
+
+def test_a_short_log_is_returned_whole(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("one\ntwo")
     assert log_tail(path) == "one\ntwo"
 
 
-def test_a_long_log_is_cut_at_a_line_and_at_its_size(tmp_path: Path) -> None:
+def test_the_tail_of_a_long_log_is_limited_and_starts_with_a_line(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join(f"line {i} ü\n" for i in range(5000)))
     tail = log_tail(path)
@@ -22,7 +44,7 @@ def test_a_long_log_is_cut_at_a_line_and_at_its_size(tmp_path: Path) -> None:
     assert tail.endswith("line 4999 ü\n")
 
 
-def test_one_endless_line_and_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+def test_a_log_of_one_long_line_or_of_binary_data_is_handled(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"\xff\x00" * 20_000)
     assert 0 < len(log_tail(path).encode()) <= LOG_TAIL_BYTES
@@ -37,23 +59,23 @@ def test_warnings_of_mindspore_do_not_hide_the_cause(tmp_path: Path) -> None:
     assert log_tail(path).startswith("[WARNING] DISTRIBUTED")
 
 
-def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
+def test_a_missing_log_has_no_tail(tmp_path: Path) -> None:
     assert log_tail(tmp_path / "log") == ""
     assert log_tail(None) == ""
 
 
-def test_what_the_kernel_killed_for_want_of_memory_is_told_from_what_others_killed() -> None:
+def test_a_kill_by_the_oom_killer_is_distinguished_from_other_kills() -> None:
     killed = worker_died(3, Exit(137, signal.SIGKILL), None, oom_killer=True)
     assert killed.out_of_memory
     assert killed.retryable
     assert killed.error.message.startswith("rank 3 was killed by SIGKILL (signal 9), by the kernel")
     assert "batch_size" in killed.error.message
-    # It killed somebody else meanwhile.
+    # It killed another process meanwhile.
     assert not worker_died(3, Exit(139, signal.SIGSEGV), None, oom_killer=True).out_of_memory
     assert not worker_died(3, Exit(137, signal.SIGKILL), None).out_of_memory
 
 
-def test_a_signal_is_named_with_what_to_do() -> None:
+def test_a_signal_is_named_with_advice() -> None:
     failure = worker_died(3, Exit(137, signal.SIGKILL), None)
     assert failure.error.message.startswith("rank 3 was killed by SIGKILL (signal 9): ")
     assert "batch_size" in failure.error.message
@@ -72,5 +94,24 @@ def test_the_scheduler_has_no_rank() -> None:
     assert failure.error.message.startswith("the cluster's scheduler exited with code 1")
 
 
-def test_a_killed_launcher_is_told_by_its_signal(tmp_path: Path) -> None:
+def test_the_signal_that_killed_a_launcher_is_named(tmp_path: Path) -> None:
     assert "SIGKILL (signal 9)" in launcher_ended(-9, tmp_path / "log").error.message
+
+
+def test_a_framed_message_is_described_by_its_text_with_advice_about_memory() -> None:
+    said = describe_exception(RuntimeError(NO_MEMORY))
+    assert said.startswith("RuntimeError: Memory isn't enough and alloc failed, kernel name: 69_")
+    assert "use a smaller schedule.batch_size" in said
+    assert "\n" not in said
+    assert describe_exception(MemoryError()).startswith("MemoryError (use a smaller")
+
+
+def test_a_plain_message_is_described_by_its_first_line() -> None:
+    assert describe_exception(ValueError("one\ntwo")) == "ValueError: one"
+    assert describe_exception(KeyError()) == "KeyError"
+    assert describe_exception(ValueError("x" * 9000)) == "ValueError: " + "x" * MAX_LENGTH
+
+
+def test_a_message_of_headings_only_is_described_by_the_first() -> None:
+    text = "\n-----\n- Memory pool: \n-----\n- C++ Call Stack: (For framework developers)\n"
+    assert describe_exception(RuntimeError(text)) == "RuntimeError: Memory pool:"

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 def seconds_until(job: Job, state: JobState) -> float:
-    """From the start of the first attempt to the first record of a state."""
+    """Seconds from the start of the first attempt to the first record of a state."""
     times: dict[JobState, datetime] = {}
     for event in job.events():
         record_state = getattr(event.record, "state", None)
@@ -47,7 +47,7 @@ def test_workers_reduce_over_a_cluster_and_leave_no_process(new_job: NewJob, wor
 
 def test_a_killed_worker_is_followed_by_a_second_attempt(new_job: NewJob) -> None:
     job = new_job(count=2)
-    runner = job.start("reduce_for_ever", cluster="mindspore")
+    runner = job.start("reduce_forever", cluster="mindspore")
     job.wait_for(lambda: len(job.losses()) > 3, timeout=60)
     job.workers()[-1].kill()
     job.wait_for(lambda: job.events()[-1].attempt == 2, timeout=30)
@@ -60,15 +60,15 @@ def test_a_killed_worker_is_followed_by_a_second_attempt(new_job: NewJob) -> Non
     assert job.processes() == []
 
 
-def test_nothing_outlives_the_runner(new_job: NewJob) -> None:
+def test_no_process_outlives_the_runner(new_job: NewJob) -> None:
     job = new_job(count=2, max_restarts=0)
-    runner = job.start("reduce_for_ever", cluster="mindspore")
+    runner = job.start("reduce_forever", cluster="mindspore")
     job.wait_for(lambda: bool(job.losses()), timeout=60)
     runner.kill()
     job.wait_for(lambda: not job.processes())
 
 
-def test_a_port_that_is_taken_is_replaced_within_the_attempt(
+def test_a_port_in_use_is_replaced_within_the_attempt(
     new_job: NewJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as taken:

@@ -1,4 +1,4 @@
-"""What the runner does when workers die, fail, are silent, or when it dies itself."""
+"""The runner when workers die, fail or stall, and when it is killed itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_killed_guard_is_noticed(new_job: NewJob) -> None:
     assert job.processes() == []
 
 
-def test_a_worker_that_keeps_dying_fails_the_job_with_the_reason(new_job: NewJob) -> None:
+def test_a_worker_that_dies_in_every_attempt_fails_the_job_with_the_reason(new_job: NewJob) -> None:
     job = new_job(count=2, max_restarts=1)
     assert job.run("always_die") is JobState.FAILED
     last = job.states()[-1]
@@ -52,7 +52,7 @@ def test_a_worker_that_keeps_dying_fails_the_job_with_the_reason(new_job: NewJob
     assert job.processes() == []
 
 
-def test_a_defect_is_retried_and_named(new_job: NewJob) -> None:
+def test_an_unexpected_exception_is_retried_and_reported(new_job: NewJob) -> None:
     job = new_job(max_restarts=1)
     assert job.run("raise_defect") is JobState.FAILED
     error = job.states()[-1].error
@@ -63,7 +63,7 @@ def test_a_defect_is_retried_and_named(new_job: NewJob) -> None:
     assert job.events()[-1].attempt == 2
 
 
-def test_memory_that_runs_out_twice_in_a_row_fails_the_job_with_the_advice(
+def test_running_out_of_memory_twice_in_a_row_fails_the_job_with_advice(
     new_job: NewJob,
 ) -> None:
     job = new_job(max_restarts=5)
@@ -76,7 +76,9 @@ def test_memory_that_runs_out_twice_in_a_row_fails_the_job_with_the_advice(
     assert job.events()[-1].attempt == 2
 
 
-def test_a_job_that_gets_on_before_memory_runs_out_has_all_its_restarts(new_job: NewJob) -> None:
+def test_a_job_that_saves_a_checkpoint_before_memory_runs_out_keeps_its_restarts(
+    new_job: NewJob,
+) -> None:
     job = new_job(max_restarts=3)
     assert job.run("save_and_run_out_of_memory") is JobState.FAILED
     assert job.states()[-1].message.endswith("(restarted 3 times, max_restarts)")
@@ -85,14 +87,14 @@ def test_a_job_that_gets_on_before_memory_runs_out_has_all_its_restarts(new_job:
 
 def test_an_exit_code_is_reported(new_job: NewJob) -> None:
     job = new_job(max_restarts=0)
-    assert job.run("leave_without_a_word") is JobState.FAILED
+    assert job.run("exit_without_report") is JobState.FAILED
     error = job.states()[-1].error
     assert error is not None
     assert (error.exit_code, error.signal) == (3, None)
     assert "exited with code 3" in error.message
 
 
-def test_an_error_of_the_user_is_not_retried_and_goes_before_its_consequences(
+def test_a_user_error_is_not_retried_and_is_preferred_to_its_consequences(
     new_job: NewJob,
 ) -> None:
     job = new_job(count=2)
@@ -105,7 +107,7 @@ def test_an_error_of_the_user_is_not_retried_and_goes_before_its_consequences(
     assert job.events()[-1].attempt == 1
 
 
-def test_a_silent_rank_is_ended_and_named(new_job: NewJob) -> None:
+def test_a_stalled_rank_is_killed_and_named(new_job: NewJob) -> None:
     job = new_job(count=2, max_restarts=0, stall_timeout_seconds=1.5)
     assert job.run("stall_in_rank_1") is JobState.FAILED
     error = job.states()[-1].error
@@ -124,7 +126,7 @@ def test_a_rank_that_does_not_join_is_named(new_job: NewJob) -> None:
     assert job.processes() == []
 
 
-def test_workers_die_with_their_runner_and_a_new_runner_goes_on(new_job: NewJob) -> None:
+def test_workers_die_with_their_runner_and_a_new_runner_continues(new_job: NewJob) -> None:
     job = new_job(count=2)
     runner = job.start("run_until_stopped")
     # Rank 0 may report losses before the other worker has started.
@@ -141,9 +143,9 @@ def test_workers_die_with_their_runner_and_a_new_runner_goes_on(new_job: NewJob)
     assert_numbered(job)
 
 
-def test_workers_that_ignore_everything_die_with_their_runner_too(new_job: NewJob) -> None:
+def test_workers_in_native_code_die_with_their_runner_too(new_job: NewJob) -> None:
     job = new_job(count=1)
-    runner = job.start("hold_the_interpreter")
+    runner = job.start("hold_the_gil")
     job.wait_for(lambda: bool(job.losses()))
     runner.kill()
     runner.wait()
@@ -162,7 +164,7 @@ def test_a_lost_runner_counts_as_a_restart(new_job: NewJob) -> None:
     assert error.kind == "RUNNER_LOST"
 
 
-def test_a_runner_lost_while_stopping_leaves_a_cancelled_job(new_job: NewJob) -> None:
+def test_a_job_whose_runner_is_killed_while_stopping_is_canceled(new_job: NewJob) -> None:
     job = new_job()
     runner = job.start("ignore_stop")
     job.wait_for(lambda: bool(job.losses()))

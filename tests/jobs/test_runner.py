@@ -46,13 +46,13 @@ def test_a_job_runs_to_its_end_and_leaves_no_process(new_job: NewJob, world: int
     assert not is_locked(job.folder.events)
 
 
-def test_processes_that_the_work_started_are_ended_too(new_job: NewJob) -> None:
+def test_processes_started_by_a_worker_are_killed(new_job: NewJob) -> None:
     job = new_job()
     assert job.run("leave_children") is JobState.SUCCEEDED
     assert [p for p in psutil.process_iter(["cmdline"]) if LONG in (p.info["cmdline"] or [])] == []
 
 
-def test_the_runner_tells_who_it_is_and_holds_the_lock(new_job: NewJob) -> None:
+def test_the_runner_writes_its_identity_and_holds_the_lock(new_job: NewJob) -> None:
     job = new_job()
     runner = job.start("run_until_stopped")
     job.wait_for(lambda: bool(job.losses()))
@@ -69,10 +69,10 @@ def test_the_runner_tells_who_it_is_and_holds_the_lock(new_job: NewJob) -> None:
     assert identity.process() is None
 
 
-def test_cancel_saves_a_checkpoint_first(new_job: NewJob) -> None:
+def test_canceling_saves_a_checkpoint_first(new_job: NewJob) -> None:
     job = new_job(count=2)
     runner = job.start("run_until_stopped")
-    # The other worker may come later than rank 0's first losses, and RUNNING with it.
+    # The other worker, and with it RUNNING, may come later than the first losses of rank 0.
     job.wait_for(lambda: len(job.losses()) > 3 and JobState.RUNNING in states(job))
     runner.send_signal(signal.SIGTERM)
     assert runner.wait(60) == 0
@@ -82,7 +82,7 @@ def test_cancel_saves_a_checkpoint_first(new_job: NewJob) -> None:
     assert job.processes() == []
 
 
-def test_work_that_was_complete_when_it_was_cancelled_has_succeeded(new_job: NewJob) -> None:
+def test_a_job_that_completes_while_it_is_canceled_succeeds(new_job: NewJob) -> None:
     job = new_job()
     runner = job.start("finish_when_stopped")
     job.wait_for(lambda: bool(job.losses()))
@@ -91,7 +91,7 @@ def test_work_that_was_complete_when_it_was_cancelled_has_succeeded(new_job: New
     assert states(job)[-2:] == [JobState.STOPPING, JobState.SUCCEEDED]
 
 
-def test_work_that_does_not_stop_is_killed_after_the_grace(new_job: NewJob) -> None:
+def test_a_worker_that_does_not_stop_is_killed_after_the_grace_period(new_job: NewJob) -> None:
     job = new_job()
     runner = job.start("ignore_stop", "--stop-grace", "0.5")
     job.wait_for(lambda: bool(job.losses()))
@@ -102,7 +102,7 @@ def test_work_that_does_not_stop_is_killed_after_the_grace(new_job: NewJob) -> N
     assert job.processes() == []
 
 
-def test_sigterm_to_any_guard_ends_the_job_in_order(new_job: NewJob) -> None:
+def test_sigterm_to_any_guard_stops_the_job_cleanly(new_job: NewJob) -> None:
     job = new_job(count=2)
     runner = job.start("run_until_stopped")
     # Rank 0 may report losses before the other worker has started.
@@ -112,7 +112,7 @@ def test_sigterm_to_any_guard_ends_the_job_in_order(new_job: NewJob) -> None:
     assert states(job)[-2:] == [JobState.STOPPING, JobState.CANCELLED]
 
 
-def test_cancel_while_starting_ends_at_once(new_job: NewJob) -> None:
+def test_canceling_a_starting_job_ends_it_at_once(new_job: NewJob) -> None:
     job = new_job(count=2)
     runner = job.start("tests.jobs.late:succeed")
     job.wait_for(lambda: JobState.STARTING in states(job))
@@ -122,7 +122,7 @@ def test_cancel_while_starting_ends_at_once(new_job: NewJob) -> None:
     assert job.processes() == []
 
 
-def test_an_ended_job_is_left_alone_until_it_is_queued_again(new_job: NewJob) -> None:
+def test_an_ended_job_does_not_run_until_it_is_queued_again(new_job: NewJob) -> None:
     job = new_job(max_restarts=0)
     assert job.run("raise_defect") is JobState.FAILED
     before = len(job.events())
@@ -135,7 +135,7 @@ def test_an_ended_job_is_left_alone_until_it_is_queued_again(new_job: NewJob) ->
     assert_numbered(job)
 
 
-def test_a_spec_that_cannot_be_read_fails_the_job(new_job: NewJob) -> None:
+def test_an_unreadable_spec_fails_the_job(new_job: NewJob) -> None:
     job = new_job()
     body = json.loads(job.folder.spec.read_text())
     job.folder.spec.write_text(json.dumps({**body, "kind": "NONSENSE"}))
@@ -154,7 +154,7 @@ def test_every_rank_has_a_log(new_job: NewJob) -> None:
     assert os.path.getsize(job.folder.logs / "runner.log") >= 0
 
 
-def test_devices_that_cannot_be_launched_fail_the_job_with_the_field(new_job: NewJob) -> None:
+def test_devices_that_the_launcher_refuses_fail_the_job_with_the_field(new_job: NewJob) -> None:
     job = new_job(target="ascend", launcher="rank-table", rank_table="/nonexistent/table.json")
     assert job.run("succeed", cluster="mindspore") is JobState.FAILED
     error = job.states()[-1].error

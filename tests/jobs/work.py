@@ -1,4 +1,4 @@
-"""Work functions that stand in for training, and how tests look at a job."""
+"""Entry points that tests run in place of a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multigrain.events.records import CheckpointRecord, LogRecord, LossRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 
 LONG = "314.159265"
-"""Seconds, by which tests know the sleeping processes of ``leave_children``."""
+"""Seconds by which tests recognize the sleeping processes of ``leave_children``."""
 
 
 def loss(step: int) -> LossRecord:
@@ -64,7 +64,7 @@ def always_die(ctx: WorkerContext) -> Outcome:
     print(f"rank {ctx.rank} is about to die", flush=True)
     if ctx.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    # What peers of a dead worker see first: a broken connection.
+    # The peers of a dead worker first see a broken connection.
     time.sleep(0.05)
     raise RuntimeError("connection to a peer was lost")
 
@@ -82,7 +82,7 @@ def save_and_run_out_of_memory(ctx: WorkerContext) -> Outcome:
     raise RuntimeError("Memory isn't enough and alloc failed")
 
 
-def leave_without_a_word(ctx: WorkerContext) -> Outcome:
+def exit_without_report(ctx: WorkerContext) -> Outcome:
     os._exit(3)
 
 
@@ -94,7 +94,7 @@ def refuse_dataset(ctx: WorkerContext) -> Outcome:
 
 
 def leave_children(ctx: WorkerContext) -> Outcome:
-    """Starts processes of its own that would live on: in the session, and out of it."""
+    """Starts processes that would outlive the worker, in its session and outside of it."""
     import subprocess
 
     for new_session in (False, True):
@@ -121,7 +121,7 @@ def all_reduce(ctx: WorkerContext) -> Outcome:
     return Outcome(message="reduced")
 
 
-def reduce_for_ever(ctx: WorkerContext) -> Outcome:
+def reduce_forever(ctx: WorkerContext) -> Outcome:
     import mindspore
     from mindspore import Tensor, ops
 
@@ -136,8 +136,8 @@ def reduce_for_ever(ctx: WorkerContext) -> Outcome:
         time.sleep(0.01)
 
 
-def hold_the_interpreter(ctx: WorkerContext) -> Outcome:
-    """Native code that never lets another thread of the worker run."""
+def hold_the_gil(ctx: WorkerContext) -> Outcome:
+    """Native code that holds the GIL: no other thread of the worker runs."""
     import ctypes
 
     ctx.reporter.emit(loss(1))

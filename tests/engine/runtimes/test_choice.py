@@ -1,4 +1,4 @@
-"""Which runtime is taken, and that none is taken which computes something else."""
+"""Choice of the runtime; none is used whose outputs differ from the reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *libraries: str) -> None:
     monkeypatch.setattr(choice, "find_spec", lambda name: None if name in libraries else True)
 
 
-def test_auto_takes_bfloat16_where_the_cpu_has_it_and_says_how_near_it_is(tmp_path: Path) -> None:
+def test_auto_uses_bfloat16_if_the_cpu_has_it_and_reports_the_cosine(tmp_path: Path) -> None:
     loaded = load("auto", bundle(tmp_path), COMPUTE)
     (runtime,) = loaded.runtimes.values()
     precision = "bf16" if has_bf16() else "f32"
@@ -74,7 +74,7 @@ def test_a_cpu_without_bfloat16_computes_in_float32(
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
-def test_what_differs_too_much_is_passed_over(
+def test_auto_skips_a_runtime_whose_outputs_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MIN_COSINE, "bf16", 1.1)
@@ -84,7 +84,7 @@ def test_what_differs_too_much_is_passed_over(
         assert "bf16 is refused beyond a cosine of 1.1" in loaded.reason
 
 
-def test_a_graph_that_computes_something_else_is_refused_by_every_runtime(tmp_path: Path) -> None:
+def test_a_graph_with_other_outputs_is_refused_by_every_runtime(tmp_path: Path) -> None:
     made = bundle(tmp_path)
     right = read_reference(made.path / REFERENCE)
     embedding = right.embedding.copy()
@@ -100,7 +100,7 @@ def test_a_graph_that_computes_something_else_is_refused_by_every_runtime(tmp_pa
         assert name in caught.value.message
 
 
-def test_scores_count_as_well(tmp_path: Path) -> None:
+def test_class_scores_are_compared_too(tmp_path: Path) -> None:
     made = bundle(tmp_path)
     right = read_reference(made.path / REFERENCE)
     logits = right.logits + np.float32(0.01)
@@ -125,7 +125,7 @@ def test_a_reference_of_another_network_is_a_damaged_bundle(tmp_path: Path) -> N
     ("missing", "device", "name"),
     [(("openvino",), "cpu", "onnxruntime"), ((), "cpu", "openvino")],
 )
-def test_auto_takes_what_is_installed(
+def test_auto_uses_the_installed_runtimes(
     missing: tuple[str, ...],
     device: str,
     name: str,
@@ -137,7 +137,7 @@ def test_auto_takes_what_is_installed(
     assert loaded.runtimes[32].name.startswith(name)
 
 
-def test_what_is_not_there_is_refused_by_name(
+def test_an_unavailable_runtime_is_refused_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = bundle(tmp_path)
@@ -159,7 +159,7 @@ def test_what_is_not_there_is_refused_by_name(
         load("tensorrt", made, COMPUTE)
 
 
-def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(tmp_path: Path) -> None:
     made = bundle(tmp_path)
     (made.path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(MultigrainError, match=r"openvino cannot load model\.onnx"):

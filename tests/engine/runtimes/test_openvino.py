@@ -1,4 +1,4 @@
-"""OpenVINO against a network computed by NumPy loops."""
+"""The OpenVINO runtime, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def network(tmp_path: Path) -> TinyNetwork:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 12])
-def test_every_batch_size_gives_the_networks_numbers(
+def test_every_batch_size_gives_the_outputs_of_the_network(
     count: int, network: TinyNetwork, tmp_path: Path
 ) -> None:
-    """Of twelve images with batches of three, four batches are made."""
+    """Twelve images in batches of three make four batches."""
     runtime = OpenVinoRuntime(
         tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1, max_batch=3), "f32"
     )
@@ -48,7 +48,7 @@ def test_every_batch_size_gives_the_networks_numbers(
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_give_what_their_normalised_tensors_give(
+def test_pixels_and_normalized_tensors_give_the_same_outputs(
     network: TinyNetwork, tmp_path: Path
 ) -> None:
     runtime = OpenVinoRuntime(tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1), "f32")
@@ -60,7 +60,9 @@ def test_pictures_give_what_their_normalised_tensors_give(
     np.testing.assert_allclose(outputs.embedding, tensors.embedding, rtol=1e-5)
 
 
-def test_an_answer_outlives_the_next_batch(network: TinyNetwork, tmp_path: Path) -> None:
+def test_outputs_are_not_overwritten_by_the_next_batch(
+    network: TinyNetwork, tmp_path: Path
+) -> None:
     runtime = OpenVinoRuntime(tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1), "f32")
     first, second = images(2)[:1], images(2)[1:]
     outputs = runtime.run(first)
@@ -69,7 +71,7 @@ def test_an_answer_outlives_the_next_batch(network: TinyNetwork, tmp_path: Path)
     np.testing.assert_array_equal(outputs.embedding, kept)
 
 
-def test_scores_are_left_out_where_nobody_asked(network: TinyNetwork, tmp_path: Path) -> None:
+def test_scores_are_computed_only_on_request(network: TinyNetwork, tmp_path: Path) -> None:
     runtime = OpenVinoRuntime(
         tmp_path / "model.onnx", PREPROCESSING, Compute(threads=1, max_batch=3), "f32"
     )
@@ -79,7 +81,7 @@ def test_scores_are_left_out_where_nobody_asked(network: TinyNetwork, tmp_path: 
     assert (asked.logits.shape[0], plain.logits.shape) == (4, (4, 0))
 
 
-def test_a_graph_whose_scores_need_the_images_stays_whole() -> None:
+def test_a_graph_whose_scores_depend_on_the_images_is_not_split() -> None:
     import openvino  # after the runtime, which sees to it that it reports nothing
     import openvino.opset13 as opset
 
@@ -99,15 +101,15 @@ def test_a_graph_whose_scores_need_the_images_stays_whole() -> None:
     [(224, "cpu", 8), (500, "cpu", 1), (2000, "cpu", 1), (160, "cpu", 15), (32, "cpu", 32),
      (500, "gpu", 32)],
 )  # fmt: skip
-def test_a_batch_is_as_large_as_it_pays(resolution: int, device: str, best: int) -> None:
+def test_the_best_batch_depends_on_the_resolution(resolution: int, device: str, best: int) -> None:
     assert full_batch(resolution, Compute(device, max_batch=32)) == best
 
 
-def test_nothing_is_reported_to_the_makers_of_openvino() -> None:
+def test_openvino_sends_no_telemetry() -> None:
     code = "import sys, multigrain.engine.runtimes.openvino; print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert "openvino" in loaded
-    # The sender's code; the name itself is taken, so that nobody can import it later.
+    # The submodules send it; the package itself is None in sys.modules, which blocks its import.
     assert [name for name in loaded if name.startswith("openvino_telemetry.")] == []

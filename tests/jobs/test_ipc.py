@@ -69,19 +69,19 @@ def connect(server: ChannelServer) -> socket.socket:
         Stop(),
     ],
 )
-def test_a_message_is_one_line_and_comes_back(message: Message) -> None:
+def test_a_message_is_encoded_as_one_line_and_decoded(message: Message) -> None:
     line = encode(message)
     assert line.count(b"\n") == 1
     assert decode(line) == message
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"7", b'{"x":{}}', b'{"Hello":{}}', b'{"Done":[]}'])
-def test_what_is_no_message_is_refused(line: bytes) -> None:
+def test_an_invalid_line_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         decode(line)
 
 
-def test_the_socket_is_in_a_private_folder_that_goes_with_it(tmp_path: Path) -> None:
+def test_the_socket_is_in_a_private_folder_that_is_removed_with_it(tmp_path: Path) -> None:
     server = ChannelServer(tmp_path)
     folder = Path(server.address).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -90,14 +90,14 @@ def test_the_socket_is_in_a_private_folder_that_goes_with_it(tmp_path: Path) -> 
     assert not folder.exists()
 
 
-def test_what_a_killed_runner_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_runner_is_removed_by_the_next_one(tmp_path: Path) -> None:
     killed = ChannelServer(tmp_path)
     with closing(ChannelServer(tmp_path / "another job")), closing(ChannelServer(tmp_path)):
         assert not Path(killed.address).parent.exists()
     killed.close()
 
 
-def test_messages_cut_anywhere_arrive_whole(server: ChannelServer) -> None:
+def test_messages_arrive_whole_in_pieces_of_any_size(server: ChannelServer) -> None:
     hello = Hello(server.token, 0, 1, 7)
     with connect(server) as client:
         for byte in encode(hello) + encode(Ready()):
@@ -113,7 +113,7 @@ def test_messages_cut_anywhere_arrive_whole(server: ChannelServer) -> None:
     "first",
     [b"\n", b"\x00\xff\n", encode(Ready()), encode(Hello("wrong", 0, 1, 7)), b'{"Hello":1}\n'],
 )
-def test_who_does_not_introduce_itself_is_dropped(server: ChannelServer, first: bytes) -> None:
+def test_a_connection_without_a_valid_hello_is_dropped(server: ChannelServer, first: bytes) -> None:
     with connect(server) as client:
         client.sendall(first)
         assert receive(server, 1, seconds=0.3) == []
@@ -134,7 +134,7 @@ def run_reporter(body: str, server: ChannelServer) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code + body])
 
 
-def test_everything_said_has_arrived_when_finish_returns(server: ChannelServer) -> None:
+def test_every_message_has_been_sent_when_finish_returns(server: ChannelServer) -> None:
     body = (
         "reporter.ready()\n"
         "for step in range(500):\n"
@@ -152,7 +152,7 @@ def test_everything_said_has_arrived_when_finish_returns(server: ChannelServer) 
     assert received[-2:] == [Done(False, "all"), None]
 
 
-def test_a_worker_ends_when_its_runner_goes(tmp_path: Path) -> None:
+def test_a_worker_exits_when_its_runner_does(tmp_path: Path) -> None:
     with closing(ChannelServer(tmp_path)) as lost:
         process = run_reporter("time.sleep(60)\n", lost)
         receive(lost, 1)
@@ -173,9 +173,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_worker_hears_that_it_is_to_stop(
-    server: ChannelServer, reporter: ChannelReporter
-) -> None:
+def test_a_worker_receives_a_stop_request(server: ChannelServer, reporter: ChannelReporter) -> None:
     assert not reporter.stop_requested
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not reporter.stop_requested:
@@ -184,7 +182,7 @@ def test_a_worker_hears_that_it_is_to_stop(
     wait_until(lambda: reporter.stop_requested)
 
 
-def test_emit_costs_a_step_next_to_nothing_from_any_thread(
+def test_emit_takes_microseconds_in_any_thread(
     server: ChannelServer, reporter: ChannelReporter
 ) -> None:
     spent: list[float] = []

@@ -20,7 +20,7 @@ def history(path: Path, *states: tuple[JobState, int]) -> History:
     return History.read(path / "events.jsonl")
 
 
-def test_a_job_without_events_has_nothing_to_do(tmp_path: Path) -> None:
+def test_a_job_without_events_is_finished(tmp_path: Path) -> None:
     assert History.read(tmp_path / "events.jsonl").finished
     assert history(tmp_path).finished
 
@@ -34,12 +34,12 @@ def test_a_job_without_events_has_nothing_to_do(tmp_path: Path) -> None:
         ([(Q, 0), (S, 1), (R, 1), (P, 1)], 1, 0, True, False),
         ([(Q, 0), (S, 1), (FAILED, 1)], 1, 0, False, True),
         ([(Q, 0), (CANCELLED, 0)], 0, 0, False, True),
-        # Resumed: restarts are counted anew, attempts are not.
+        # Resumed: restarts are counted from zero again, attempts are not.
         ([(Q, 0), (S, 1), (S, 2), (S, 3), (FAILED, 3), (Q, 3)], 3, 0, False, False),
         ([(Q, 0), (S, 1), (S, 2), (FAILED, 2), (Q, 2), (S, 3), (S, 4)], 4, 1, True, False),
     ],
 )
-def test_what_the_log_says(
+def test_history_counts_attempts_and_restarts(
     tmp_path: Path,
     states: list[tuple[JobState, int]],
     attempt: int,
@@ -54,7 +54,7 @@ def test_what_the_log_says(
     assert found.finished is finished
 
 
-def test_an_attempt_that_died_while_starting_is_counted_once(tmp_path: Path) -> None:
+def test_an_attempt_that_died_while_starting_counts_once(tmp_path: Path) -> None:
     with EventWriter(tmp_path / "events.jsonl", "job") as writer:
         writer.append(StateRecord(Q), 0)
         writer.append(StateRecord(S), 1)
@@ -62,7 +62,7 @@ def test_an_attempt_that_died_while_starting_is_counted_once(tmp_path: Path) -> 
     assert History.read(tmp_path / "events.jsonl").restarts == 0
 
 
-def test_a_log_line_that_looks_like_a_state_changes_nothing(tmp_path: Path) -> None:
+def test_a_log_message_that_looks_like_a_state_is_ignored(tmp_path: Path) -> None:
     with EventWriter(tmp_path / "events.jsonl", "job") as writer:
         writer.append(StateRecord(Q), 0)
         writer.append(LogRecord("INFO", "x", fields={"state": '{"state":"FAILED"}'}), 0)

@@ -1,4 +1,4 @@
-"""A runner is known again by its pid and by when it started, whatever the clock says."""
+"""A runner is recognized by its pid and start time, even after the clock was set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from multigrain.jobs.runner_identity import RunnerIdentity
 
 
-def test_a_process_is_known_again_after_the_clock_was_set(
+def test_a_process_is_recognized_after_the_clock_was_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -23,7 +23,7 @@ def test_a_process_is_known_again_after_the_clock_was_set(
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: child.pid)
             RunnerIdentity.of_this_process().save(tmp_path / "runner.json")
-        # What the kernel's btime, and with it psutil's create_time, does when the clock is set.
+        # Setting the clock shifts the kernel's btime, and with it psutil's create_time.
         real = psutil.Process.create_time
         monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 3600)
         found = RunnerIdentity.load(tmp_path / "runner.json")
@@ -41,7 +41,7 @@ def test_a_process_is_known_again_after_the_clock_was_set(
     "content",
     [b"", b"[1]", b"\xff", b"[" * 100_000, json.dumps({"pid": True, "started": "", "written": ""})],
 )
-def test_a_file_that_names_nobody_is_no_identity(tmp_path: Path, content: bytes | str) -> None:
+def test_an_invalid_file_is_not_an_identity(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "runner.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert RunnerIdentity.load(path) is None

@@ -21,7 +21,7 @@ def test_a_missing_log_is_not_locked(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "events.jsonl")
 
 
-def test_the_lock_of_another_process_is_seen_and_ends_with_it(tmp_path: Path) -> None:
+def test_the_lock_of_another_process_is_visible_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -37,7 +37,7 @@ def test_the_lock_of_another_process_is_seen_and_ends_with_it(tmp_path: Path) ->
     assert not is_locked(path)
 
 
-def test_probing_does_not_keep_a_writer_out(tmp_path: Path) -> None:
+def test_is_locked_does_not_disturb_a_writer(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     EventWriter(path, "job").close()
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""The reference runtime, in an engine of its own."""
+"""The MindSpore runtime in an engine process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ P = 4.0
 
 @pytest.mark.mindspore
 @pytest.mark.slow
-def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_path: Path) -> None:
+def test_mindspore_serves_the_weights_of_the_bundle_with_the_exponent_of_the_head(
+    tmp_path: Path,
+) -> None:
     import mindspore
 
     from multigrain.model.multigrain import build_model
@@ -64,7 +66,7 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
         engine.submit(8, pictures[0], vector=EmbeddingOptions(normalize=False), resolution=24)
         at_24 = np.frombuffer(engine.frame(8).payload, "<f4")
     assert sorted(sizes) == [1, 4, 4, 4, 4]
-    # Three are computed as a batch of four; the fourth is nobody's.
+    # Three images are computed as a batch of four; the fourth is padding.
     np.testing.assert_allclose(padded, served[:3], rtol=1e-3, atol=1e-4)
 
     network.pool.set_exponent(P)
@@ -73,7 +75,7 @@ def test_it_serves_the_weights_of_the_bundle_with_the_pooling_of_the_head(tmp_pa
     embedding, _ = network(mindspore.Tensor(images))
     np.testing.assert_allclose(np.stack(served), embedding.asnumpy(), rtol=1e-3, atol=1e-4)
     assert np.ptp(np.stack(served), axis=0).max() > 1e-3
-    # The second head, on the same weights: its own size and exponent.
+    # The second head has the same weights, with another size and exponent.
     network.pool.set_exponent(1.0)
     embedding, _ = network(mindspore.Tensor(preprocess(pictures[0], smaller)[None]))
     np.testing.assert_allclose(at_24, embedding.asnumpy()[0], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Plans of launchers, as values: what cannot run on this machine is checked here."""
+"""Plans of launchers, including those that cannot run on this machine."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RANK_ARGUMENTS = [
 ]
 
 
-def test_msrun_gets_this_command() -> None:
+def test_the_command_of_msrun() -> None:
     rank = command(count=2, threads_per_worker=3, cluster_timeout_seconds=90.5)
     plan = MsrunLauncher(lambda: 12345).plan(rank, LOGS)
     (process,) = plan.processes
@@ -84,7 +84,7 @@ def test_msrun_gets_this_command() -> None:
     ("target", "device", "collectives"),
     [("cpu", "CPU", "mccl"), ("gpu", "GPU", "nccl"), ("ascend", "Ascend", "hccl")],
 )
-def test_every_target_has_its_device_and_its_collectives(
+def test_every_target_has_a_device_and_a_communication_library(
     target: str, device: str, collectives: str
 ) -> None:
     (process,) = MsrunLauncher(lambda: 1).plan(command(target=target, count=8), LOGS).processes
@@ -95,7 +95,7 @@ def test_every_target_has_its_device_and_its_collectives(
     assert (SET_DEVICE[options.target], COLLECTIVES[options.target]) == (device, collectives)
 
 
-def test_msrun_cannot_mistake_an_option_of_a_rank_for_its_own() -> None:
+def test_no_option_of_a_rank_is_a_prefix_of_one_of_msrun() -> None:
     ours = [text for action in parser()._actions for text in action.option_strings]
     theirs = ["--worker_num", "--worker_log_name", "--cluster_time_out", "--tail_worker_log"]
     theirs += ["--local_worker_num", "--master_addr", "--master_port", "--node_rank", "--log_dir"]
@@ -104,7 +104,7 @@ def test_msrun_cannot_mistake_an_option_of_a_rank_for_its_own() -> None:
     assert clashes == []
 
 
-def test_one_process_of_its_own_joins_no_cluster() -> None:
+def test_a_direct_worker_joins_no_cluster() -> None:
     rank = command(count=1, threads_per_worker=3)
     plan = DirectLauncher().plan(rank, LOGS)
     (process,) = plan.processes
@@ -166,7 +166,7 @@ def test_a_rank_table_of_several_hosts_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"server_list":[{"device":[{}]}]}'])
-def test_what_is_no_rank_table_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_an_invalid_rank_table_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "rt.json"
     if content is not None:
         path.write_text(content)
@@ -187,7 +187,7 @@ def test_what_is_no_rank_table_is_refused(tmp_path: Path, content: str | None) -
         (JobKind.EXPORT, 2, "msrun", DirectLauncher),
     ],
 )
-def test_each_job_has_its_launcher(
+def test_the_launcher_of_each_kind_of_job(
     kind: JobKind, count: int, launcher: str, expected: type
 ) -> None:
     asked = request(kind, count=count, launcher=launcher)
@@ -201,7 +201,7 @@ def test_free_ports_are_different() -> None:
     assert all(1024 <= port <= 65535 for port in ports)
 
 
-def test_a_taken_port_is_read_from_the_scheduler_log(tmp_path: Path) -> None:
+def test_a_port_in_use_is_detected_in_the_scheduler_log(tmp_path: Path) -> None:
     plan = MsrunLauncher(lambda: 1).plan(command(), tmp_path)
     assert not plan.port_was_taken()
     (tmp_path / "scheduler.log").write_text("Begin to Initialize MetaServerNode.\n")
@@ -212,7 +212,7 @@ def test_a_taken_port_is_read_from_the_scheduler_log(tmp_path: Path) -> None:
     assert plan.port_was_taken()
 
 
-def test_the_cluster_of_whoever_started_the_daemon_is_not_inherited() -> None:
+def test_the_cluster_variables_of_the_daemon_are_not_inherited() -> None:
     (process,) = DirectLauncher().plan(command(), LOGS).processes
     inherited = {"HOME": "/h", "MS_ROLE": "MS_WORKER", "RANK_TABLE_FILE": "/x", "RANK_ID": "7"}
     environment = process.environment_in(inherited)

@@ -1,4 +1,4 @@
-"""From output rows to bytes."""
+"""Conversion of outputs to the bytes of a result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def decoded(vector: np.ndarray, **wants: object) -> np.ndarray:
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1.0, 1e20])
-def test_a_normalised_vector_has_length_one_whatever_its_scale(factor: float) -> None:
+def test_a_normalized_vector_has_length_one_at_any_scale(factor: float) -> None:
     vector = RNG.standard_normal(2048) * factor
     got = decoded(vector)
     assert np.linalg.norm(got) == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(got, vector / np.linalg.norm(vector), atol=1e-7)
 
 
-def test_int8_is_off_by_at_most_half_a_step() -> None:
+def test_the_error_of_int8_is_at_most_half_a_step() -> None:
     for _ in range(20):
         vector = RNG.standard_normal(257)
         encoded = encode_vector(vector.astype(np.float32), EmbeddingOptions(dtype="int8"))
@@ -37,7 +37,7 @@ def test_int8_is_off_by_at_most_half_a_step() -> None:
         assert float(got @ unit) / np.linalg.norm(got) > 0.9995
 
 
-def test_fp16_keeps_three_digits() -> None:
+def test_fp16_is_accurate_to_three_digits() -> None:
     vector = RNG.standard_normal(512)
     unit = vector / np.linalg.norm(vector)
     np.testing.assert_allclose(decoded(vector, dtype="fp16"), unit, rtol=1e-3, atol=1e-6)
@@ -49,7 +49,7 @@ def test_a_zero_vector_stays_zero(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(bad: float) -> None:
+def test_non_finite_outputs_are_refused(bad: float) -> None:
     row = np.array([1, bad, 2], np.float32)
     with pytest.raises(MultigrainError) as caught:
         encode_vector(row, EmbeddingOptions())
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
     assert caught.value.kind is ErrorKind.NOT_FINITE
 
 
-def test_a_number_that_fp16_cannot_hold_is_refused_with_the_way_out() -> None:
+def test_an_fp16_overflow_is_refused_with_a_hint() -> None:
     row = np.array([1e6, 1], np.float32)
     with pytest.raises(MultigrainError, match="fp32"):
         encode_vector(row, EmbeddingOptions(normalize=False, dtype="fp16"))
@@ -79,5 +79,5 @@ def test_probabilities_are_the_softmax_of_all_classes() -> None:
 
 
 @pytest.mark.process
-def test_more_classes_than_there_are_means_all() -> None:
+def test_top_k_above_the_number_of_classes_returns_all() -> None:
     assert top_classes(np.full(3, 1 / 3), 10).count == 3

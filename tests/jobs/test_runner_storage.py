@@ -1,4 +1,4 @@
-"""A disk that is full while a job runs."""
+"""The runner when the disk is full or fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOSS = LossRecord(1, 1, 1, 1, 1, 1, 1, 1)
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Iterator[Callable[[float], Runner]]:
-    """Makes a runner with a storage patience."""
+    """Creates a runner with a storage timeout."""
     folder = JobFolder(tmp_path)
     writer = EventWriter(folder.events, "job")
     writer.append(StateRecord(JobState.QUEUED), 0)
@@ -33,7 +33,7 @@ def runner(tmp_path: Path) -> Iterator[Callable[[float], Runner]]:
     writer.close()
 
 
-def test_a_record_waits_for_room_and_is_not_lost(
+def test_a_record_waits_for_disk_space_and_is_not_lost(
     runner: Callable[[float], Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, refusals = os.write, [28, 28, 28]
@@ -44,14 +44,14 @@ def test_a_record_waits_for_room_and_is_not_lost(
         return real(fd, data)
 
     monkeypatch.setattr(os, "write", write)
-    runner(0.0).store(LOSS)  # a full disk is waited for whatever its patience with a broken one
+    runner(0.0).store(LOSS)  # the timeout is for a failing disk, not for a full one
     said, stored = [event.record for event in read_events(tmp_path / "events.jsonl", 1)]
     assert isinstance(said, LogRecord)
     assert "was not writable" in said.message
     assert stored == LOSS
 
 
-def test_the_runner_gives_up_on_a_disk_that_fails(
+def test_the_runner_exits_if_the_disk_keeps_failing(
     runner: Callable[[float], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(fd: int, data: bytes) -> int:
@@ -63,7 +63,7 @@ def test_the_runner_gives_up_on_a_disk_that_fails(
     assert caught.value.kind is ErrorKind.STORAGE
 
 
-def test_a_record_that_stands_is_not_written_twice(
+def test_a_record_that_was_written_but_not_synced_is_not_written_twice(
     runner: Callable[[float], Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, refusals = runner(10.0), [5]

@@ -1,4 +1,4 @@
-"""Who is decoded and computed when, without a thread or a clock."""
+"""The order in which images are decoded and computed, without threads or a clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOUR_NS = 3_600_000_000_000
 
 
 class Queue:
-    """A batcher whose decoders and network are the test itself."""
+    """A batcher whose decoding and computing threads are the test."""
 
     def __init__(self, *, best: int = 4, seconds: float = 0.0, **limits: int) -> None:
         self.dropped: list[tuple[int, DropReason]] = []
@@ -70,7 +70,7 @@ def ids(items: Sequence[Item]) -> list[int]:
     return [item.request.id for item in items]
 
 
-def test_a_request_of_many_images_does_not_keep_a_small_one_waiting() -> None:
+def test_a_large_request_does_not_delay_a_small_one() -> None:
     queue = Queue()
     queue.submit(*range(100, 160), caller=1)
     assert queue.decode() == [100]
@@ -80,7 +80,7 @@ def test_a_request_of_many_images_does_not_keep_a_small_one_waiting() -> None:
     assert queue.compute() == [100, 7, 8, 101]
 
 
-def test_callers_take_turns_whatever_they_have_sent() -> None:
+def test_callers_are_served_in_rotation() -> None:
     queue = Queue(best=6)
     queue.submit(10, 11, 12, 13, caller=1)
     queue.submit(20, 21, caller=2)
@@ -90,7 +90,7 @@ def test_callers_take_turns_whatever_they_have_sent() -> None:
     assert queue.compute() == [12, 32, 13]
 
 
-def test_small_requests_that_keep_coming_do_not_keep_a_large_one_waiting() -> None:
+def test_a_stream_of_small_requests_does_not_starve_a_large_one() -> None:
     queue = Queue(best=1)
     queue.submit(100, 101, 102, caller=1)
     order = []
@@ -101,7 +101,7 @@ def test_small_requests_that_keep_coming_do_not_keep_a_large_one_waiting() -> No
     assert order.index(100) < order.index(101) < order.index(102) <= 6
 
 
-def test_a_caller_who_has_been_served_long_is_not_owed_a_rest() -> None:
+def test_past_requests_of_a_caller_do_not_count_against_it() -> None:
     queue = Queue(best=1)
     for number in range(100, 150):
         queue.submit(number, caller=1)
@@ -113,7 +113,7 @@ def test_a_caller_who_has_been_served_long_is_not_owed_a_rest() -> None:
     assert queue.decode(3) == [1, 150, 2]
 
 
-def test_within_a_turn_the_earliest_deadline_goes_first() -> None:
+def test_within_a_round_the_earliest_deadline_goes_first() -> None:
     queue = Queue()
     now = time.monotonic_ns()
     queue.submit(1)
@@ -124,7 +124,7 @@ def test_within_a_turn_the_earliest_deadline_goes_first() -> None:
     assert queue.compute() == [3, 4, 2, 1]
 
 
-def test_what_could_not_be_done_in_time_reaches_neither_the_decoder_nor_the_network() -> None:
+def test_an_image_that_cannot_meet_its_deadline_is_neither_decoded_nor_computed() -> None:
     queue = Queue(seconds=60.0)
     now = time.monotonic_ns()
     queue.submit(1, deadline_ns=now + 30_000_000_000)
@@ -134,12 +134,12 @@ def test_what_could_not_be_done_in_time_reaches_neither_the_decoder_nor_the_netw
     assert queue.compute() == [2]
 
 
-def test_what_waits_behind_others_is_late_when_they_take_its_time() -> None:
+def test_images_ahead_in_the_queue_count_against_the_deadline() -> None:
     queue = Queue(best=1, seconds=60.0)
     now = time.monotonic_ns()
     queue.submit(1, 2, 3, caller=1)
     queue.decode(3)
-    # Three minutes are before it, and it takes one itself.
+    # Three minutes of work are ahead of it, and it takes one minute itself.
     queue.submit(4, caller=1, deadline_ns=now + 210_000_000_000)
     queue.submit(5, caller=1, deadline_ns=now + 270_000_000_000)
     assert queue.decode() == [5]
@@ -169,7 +169,7 @@ def test_an_image_whose_answer_would_come_at_the_last_moment_is_dropped() -> Non
     assert [number for number, _ in queue.dropped] == [1]
 
 
-def test_figures_that_refuse_are_believed_less_and_less() -> None:
+def test_the_confidence_in_a_latency_decays_while_images_are_dropped() -> None:
     queue = Queue(seconds=60.0)
     number = 0
     for number in range(1, 200):
@@ -182,19 +182,19 @@ def test_figures_that_refuse_are_believed_less_and_less() -> None:
     assert 30 < number < 40  # 0.98 ** 35 = 0.49
 
 
-def test_a_deadline_that_passes_while_the_image_waits_decoded_keeps_it_from_the_network() -> None:
+def test_a_decoded_image_that_becomes_late_is_not_computed() -> None:
     queue = Queue()
     queue.submit(1, deadline_ns=time.monotonic_ns() + HOUR_NS)
     queue.submit(2)
     queue.decode(2)
-    # Slower than was thought: an hour is not enough any more.
+    # Slower than estimated: an hour is no longer enough.
     queue.latency.record(1, 7200.0)
     assert queue.compute() == [2]
     assert queue.dropped == [(1, DropReason.DEADLINE)]
 
 
 @pytest.mark.parametrize("decoded", [False, True])
-def test_an_image_whose_caller_has_gone_is_dropped_where_it_is(decoded: bool) -> None:
+def test_a_canceled_image_is_dropped_before_and_after_decoding(decoded: bool) -> None:
     queue = Queue()
     queue.submit(1)
     queue.submit(2)
@@ -207,7 +207,7 @@ def test_an_image_whose_caller_has_gone_is_dropped_where_it_is(decoded: bool) ->
     assert queue.compute() == [2]
 
 
-def test_an_image_that_is_cancelled_while_it_is_computed_is_told_at_the_end() -> None:
+def test_an_image_canceled_during_its_batch_is_reported_afterwards() -> None:
     queue = Queue()
     queue.submit(1)
     queue.submit(2)
@@ -218,7 +218,7 @@ def test_an_image_that_is_cancelled_while_it_is_computed_is_told_at_the_end() ->
     assert ids(queue.batcher.done(batch, 0.001)) == [2]
 
 
-def test_no_more_is_decoded_than_may_wait() -> None:
+def test_decoding_ahead_is_limited() -> None:
     queue = Queue(decode_ahead=3)
     queue.submit(*range(1, 10))
     assert queue.decode(3) == [1, 2, 3]
@@ -231,7 +231,7 @@ def test_no_more_is_decoded_than_may_wait() -> None:
     assert not late.is_alive()
 
 
-def test_decoded_bytes_are_bounded_but_one_image_is_always_let_in() -> None:
+def test_decoded_bytes_are_limited_but_one_image_is_always_allowed() -> None:
     queue = Queue(decoded_bytes=2 * 3 * SIDE**2)
     queue.submit(*range(1, 5))
     assert queue.decode(2) == [1, 2]
@@ -247,7 +247,7 @@ def test_decoded_bytes_are_bounded_but_one_image_is_always_let_in() -> None:
     assert tight.decode() == [1]
 
 
-def test_a_batch_holds_one_resolution_and_the_other_goes_next() -> None:
+def test_a_batch_has_one_resolution_and_the_other_is_next() -> None:
     queue = Queue()
     queue.submit(1)
     queue.submit(2, resolution=2 * SIDE)
@@ -256,7 +256,7 @@ def test_a_batch_holds_one_resolution_and_the_other_goes_next() -> None:
     assert [queue.compute(), queue.compute()] == [[1, 3], [2]]
 
 
-def test_an_idle_network_decodes_by_itself() -> None:
+def test_the_idle_computing_thread_decodes_inline() -> None:
     queue = Queue()
     queue.submit(5)
     work = queue.batcher.next_work()
@@ -267,7 +267,7 @@ def test_an_idle_network_decodes_by_itself() -> None:
     assert queue.compute() == [5]
 
 
-def test_what_was_held_goes_together_up_to_the_largest_batch() -> None:
+def test_held_images_are_computed_together_up_to_the_largest_batch() -> None:
     queue = Queue(best=1, decode_ahead=2)
     queue.batcher.hold(11)
     queue.submit(*range(1, 12))
@@ -278,7 +278,7 @@ def test_what_was_held_goes_together_up_to_the_largest_batch() -> None:
     assert [queue.compute(), queue.compute()] == [[20], [21]]
 
 
-def test_closing_ends_all_who_wait() -> None:
+def test_close_ends_all_waiting_threads() -> None:
     queue = Queue()
     found: list[object] = []
     threads = [
