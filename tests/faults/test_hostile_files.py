@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 import multigrain
 import multigrain_client
@@ -187,20 +188,21 @@ def test_folders_that_lead_elsewhere_are_no_jobs(tmp_path: Path) -> None:
         b'{"default": "../x"}',
     ],
 )
-def test_what_is_to_be_loaded_is_refused_by_name_and_kept(
-    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_serving_state_is_moved_aside(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "serving.json"
     path.write_bytes(content)
-    store = ServingState(path)
-    assert (store.loaded(), store.aliases(), store.default()) == ([], {}, "")
-    assert "serving.json is refused" in caplog.text
+    with capture_logs() as lines:
+        state = ServingState(path)
+    assert (state.loaded(), state.aliases, state.default) == ([], {}, "")
+    assert [(line["file"], line["moved_to"]) for line in lines] == [
+        ("serving.json", "serving.json.damaged")
+    ]
     assert (tmp_path / "serving.json.damaged").read_bytes() == content
     row = LoadedRow(version=ModelVersion("x", 1), runtime="auto")
-    store.add_loaded(row)
-    store.set_alias("production", row.version)
+    state.add_loaded(row)
+    state.set_alias("production", row.version)
     again = ServingState(path)
-    assert (again.loaded(), again.aliases()) == ([row], {"production": row.version})
+    assert (again.loaded(), again.aliases) == ([row], {"production": row.version})
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "manifest.json"])

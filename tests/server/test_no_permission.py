@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain_server.access.tokens import TokenFileError, read_tokens
 from multigrain_server.config import ServerConfig
@@ -55,28 +55,28 @@ def test_unreadable_serving_state_is_not_moved_aside(open_path: Path) -> None:
     with unprivileged() as uid, pytest.raises(DataDirError, match=f"let uid {uid} read it"):
         ServingState(path)
     path.chmod(0o600)
-    assert ServingState(path).default() == "imagenet"
+    assert ServingState(path).default == "imagenet"
     assert [p.name for p in open_path.iterdir()] == ["serving.json"]
 
 
 @pytest.mark.parametrize("closed", ["tiny", "tiny/1", "tiny/1/model.json"])
 def test_unreadable_bundle_is_logged_once_and_found_once_readable(
-    open_path: Path, caplog: pytest.LogCaptureFixture, closed: str
+    open_path: Path, closed: str
 ) -> None:
     write_bundle(open_path, version=1)
     registry = BundleRegistry(open_path)
     path = open_path / closed
     mode = path.stat().st_mode
     path.chmod(0)
-    with unprivileged() as uid, caplog.at_level(logging.WARNING):
+    with unprivileged() as uid, capture_logs() as lines:
         assert registry.entries() == {}
         with pytest.raises(Exception, match="cannot use what is in it: see the server's log"):
             registry.find(ModelReference("tiny", None))
-        with pytest.raises(Exception, match="there is none yet"):
+        with pytest.raises(Exception, match="there are no models yet"):
             registry.find(ModelReference("other", None))
-    assert len(caplog.messages) == 1
-    assert closed in caplog.messages[0]
-    assert f"Permission denied; let uid {uid} read it" in caplog.messages[0]
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert closed in lines[0]["path"]
+    assert f"Permission denied; let uid {uid} read it" in lines[0]["reason"]
     path.chmod(mode)
     assert len(registry.entries()) == 1
 

@@ -204,7 +204,7 @@ def memory_shared_with_engines() -> set[int]:
     found = set()
     for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if os.readlink(fd).startswith("/memfd:multigrain-in-hand"):
+            if os.readlink(fd).startswith("/memfd:multigrain-inflight"):
                 found.add(fd.stat().st_ino)
     return found
 

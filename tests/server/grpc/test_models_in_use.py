@@ -55,8 +55,7 @@ async def test_a_model_that_an_evaluation_needs_is_not_deleted(
 async def test_an_export_cannot_have_the_name_of_an_alias(
     app: App, channel: grpc.aio.Channel
 ) -> None:
-    app.models._store.set_alias("production", ModelVersion("tiny", 1))
-    app.models._router.refresh()
+    app.models._state.set_alias("production", ModelVersion("tiny", 1))
     spec = ExportSpec(
         weights=WeightsSource(checkpoint_path=str(app.config.data_dir)), model_name="production"
     )
