@@ -23,8 +23,8 @@ from multigrain_client import Client, MultigrainClientError, RetryPolicy
 from tests.e2e.daemon import wait_for_no_processes
 from tests.engine.pictures import picture
 from tests.faults.curve import assert_numbered, assert_whole_curve
-from tests.faults.follower import Follower
 from tests.faults.serving import amount, serving_daemon
+from tests.faults.subscriber import Subscriber
 from tests.server.process import steady_port
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -42,13 +42,13 @@ def wait(condition: Callable[[], object], what: str) -> None:
 
 
 class Chaos:
-    """A daemon that is killed, what was asked of it, and what it has promised.
+    """A daemon that is killed at random, the requests sent to it, and their expected effects.
 
     Attributes:
-        submitted: request_id -> job_id, "" while the answer has not been heard.
-        promised: models that are loaded by all that the daemon has answered.
-        unsure: models that may be loaded or not: it died with the answer on its lips.
-        back: seconds from each start to the first answers of all models.
+        submitted: request_id -> job_id, "" while no response has arrived.
+        expected: models that are loaded according to all responses so far.
+        uncertain: models that may be loaded or not: the daemon died before it responded.
+        recovery_seconds: from each start to the first responses of all models.
     """
 
     def __init__(self, folder: Path, images: Path, seed: int) -> None:
@@ -68,15 +68,15 @@ class Chaos:
             "max_restarts": 0,
         }
         self.submitted: dict[str, str] = {}
-        self.promised = set(MODELS)
-        self.unsure: set[str] = set()
-        self.followers: list[Follower] = []
-        self.back: list[float] = []
+        self.expected = set(MODELS)
+        self.uncertain: set[str] = set()
+        self.subscribers: list[Subscriber] = []
+        self.recovery_seconds: list[float] = []
         self._numbers = itertools.count()
         with self.daemon.client() as client:
             self.vectors = {name: client.embed([picture(1)], model=name) for name in MODELS}
 
-    # What is asked of the daemon. Each may end in an error, when it dies meanwhile.
+    # Requests. Each may fail, because the daemon is killed meanwhile.
 
     def submit(self, client: Client) -> None:
         request_id = f"request-{next(self._numbers)}"
@@ -89,9 +89,9 @@ class Chaos:
         job = client.start_training(self.spec, request_id=request_id, labels=labels)
         self.submitted[request_id] = job.job_id
         for chance in (None, random.Random(number)):
-            follower = Follower(self.address, job.job_id, chance)
-            follower.start()
-            self.followers.append(follower)
+            subscriber = Subscriber(self.address, job.job_id, chance)
+            subscriber.start()
+            self.subscribers.append(subscriber)
 
     def cancel(self, client: Client) -> None:
         active = [job for job in client.jobs() if job.state not in ENDED]
@@ -100,37 +100,37 @@ class Chaos:
             try:
                 client.cancel(job)
             except MultigrainClientError as error:
-                if error.kind != "WRONG_STATE":  # it has just ended
+                if error.kind != "WRONG_STATE":  # the job has just ended
                     raise
 
     def change_models(self, client: Client) -> None:
         name = self.random.choice(MODELS)
-        self.unsure.add(name)
-        if name in self.promised:
+        self.uncertain.add(name)
+        if name in self.expected:
             client.unload_model(name)
-            self.promised.discard(name)
+            self.expected.discard(name)
         else:
             client.load_model(name)
-            self.promised.add(name)
-        self.unsure.discard(name)
+            self.expected.add(name)
+        self.uncertain.discard(name)
 
-    # Death and return.
+    # Kill and restart.
 
     def kill(self) -> None:
-        """Kills the daemon at a random moment of something it does."""
+        """Kills the daemon at a random moment during requests."""
         dead = threading.Event()
 
-        def killer() -> None:
+        def kill_now() -> None:
             self.daemon.kill()
             dead.set()
 
-        timer = threading.Timer(self.random.expovariate(1 / 0.3), killer)
+        timer = threading.Timer(self.random.expovariate(1 / 0.3), kill_now)
         others = [self.cancel, self.change_models]
         self.random.shuffle(others)
         with Client(self.address, retry=RetryPolicy(attempts=1)) as client:
             timer.start()
             try:
-                # One job for each kill is what two cores can do.
+                # More than one job per kill would be too much for two cores.
                 for doing in (self.submit, *others):
                     if not dead.wait(self.random.expovariate(1 / 0.05)):
                         doing(client)
@@ -141,10 +141,10 @@ class Chaos:
         timer.join()
 
     def start(self) -> None:
-        """Starts it again, sometimes killing it before it is up; waits until it serves."""
+        """Restarts it, sometimes killing it during its start; waits until it serves."""
         if self.random.random() < 0.2:
             self.daemon.start_process()
-            time.sleep(self.random.random() * 1.5)  # the moment is the test's matter
+            time.sleep(self.random.random() * 1.5)  # the test is about random moments
             self.daemon.kill()
         began = time.monotonic()
         self.daemon.start()
@@ -152,47 +152,47 @@ class Chaos:
             ready = lambda: {  # noqa: E731
                 m.name for m in client.models() if m.state == MODEL_STATE_READY
             }
-            wait(lambda: ready() >= self.promised - self.unsure, "models are not loaded again")
-            for name in sorted(self.promised - self.unsure):
+            wait(lambda: ready() >= self.expected - self.uncertain, "models are not loaded again")
+            for name in sorted(self.expected - self.uncertain):
                 again = client.embed([picture(1)], model=name)
                 np.testing.assert_array_equal(again, self.vectors[name])
-            self.back.append(time.monotonic() - began)
+            self.recovery_seconds.append(time.monotonic() - began)
             loaded = {model.name for model in client.models(loaded_only=True)}
-            assert loaded - self.unsure == self.promised - self.unsure
-            self.promised, self.unsure = loaded, set()
+            assert loaded - self.uncertain == self.expected - self.uncertain
+            self.expected, self.uncertain = loaded, set()
             for request_id, job_id in self.submitted.items():
-                if not job_id:  # whoever has not heard of it asks again
+                if not job_id:  # no response: retry with the same request_id
                     self._submit(client, request_id)
 
     def check(self) -> None:
-        """Waits for all jobs and looks at everything that was told."""
+        """Waits for all jobs, and compares all subscribers with the event logs."""
         with self.daemon.client() as client:
             wait(lambda: all(job.state in ENDED for job in client.jobs()), "jobs do not end")
             jobs = {job.job_id: job for job in client.jobs()}
         assert sorted(jobs) == sorted(self.submitted.values())
         for request_id, job_id in self.submitted.items():
             assert jobs[job_id].request_id == request_id
-        told: dict[str, list[bytes]] = {}
-        for follower in self.followers:
-            follower.join(60)
-            assert not follower.is_alive(), "a stream does not end"
-            job_id = follower.job_id
-            assert told.setdefault(job_id, follower.events) == follower.events
-        assert told.keys() == jobs.keys()
+        received: dict[str, list[bytes]] = {}
+        for subscriber in self.subscribers:
+            subscriber.join(60)
+            assert not subscriber.is_alive(), "a stream does not end"
+            job_id = subscriber.job_id
+            assert received.setdefault(job_id, subscriber.events) == subscriber.events
+        assert received.keys() == jobs.keys()
         for job_id, job in jobs.items():
             written = list(read_events(JobFolder(self.daemon.data_dir / "jobs" / job_id).events))
             assert_numbered(written)
-            assert [JobEvent.FromString(raw).seq for raw in told[job_id]] == [
+            assert [JobEvent.FromString(raw).seq for raw in received[job_id]] == [
                 event.seq for event in written
             ]
-            # The daemon's death is none of a job's business.
+            # Killing the daemon does not affect the job.
             assert job.attempt <= 1
             if job.state == job_pb2.JOB_STATE_SUCCEEDED:
                 assert_whole_curve(written, STEPS)
 
     def end(self) -> None:
-        for follower in self.followers:
-            follower.give_up()
+        for subscriber in self.subscribers:
+            subscriber.stop()
         self.daemon.end()
 
 
@@ -216,8 +216,10 @@ def test_a_daemon_killed_at_random_moments_loses_nothing(tmp_path: Path) -> None
         wait_for_no_processes(chaos.daemon.data_dir, 60)
     finally:
         chaos.end()
-    states = f"{len(chaos.submitted)} jobs, {sum(f.breaks for f in chaos.followers)} broken streams"
+    states = (
+        f"{len(chaos.submitted)} jobs, {sum(f.breaks for f in chaos.subscribers)} broken streams"
+    )
     print(
-        f"{kills} kills, {states}; serving again after {statistics.median(chaos.back):.2f} s "
-        f"(median), {max(chaos.back):.2f} s at most"
+        f"{kills} kills, {states}; recovered in {statistics.median(chaos.recovery_seconds):.2f} s "
+        f"(median), {max(chaos.recovery_seconds):.2f} s at most"
     )

@@ -1,4 +1,4 @@
-"""A disk that is full, for real: what waits, what is refused, and that it goes on with room."""
+"""A really full disk: what waits, what is refused, and that everything continues with space."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Names of images are all that a submission looks at."""
+    """Image folders; a submission only reads the file names."""
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "1.png").write_bytes(picture(1))
@@ -54,7 +54,7 @@ def start(client: Client, images: Path, labels: dict[str, str]) -> job_pb2.Job:
     return client.start_training({**spec, "evaluation": {"every_epochs": 0}}, labels=labels)
 
 
-def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
+def test_with_a_full_disk_jobs_wait_or_fail_and_the_daemon_serves(
     tmp_path: Path, disk: SmallDisk, images: Path
 ) -> None:
     flags = ["--devices=cpu:3"]
@@ -99,7 +99,7 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
                 assert caught.value.kind == "STORAGE"
             assert {job.job_id for job in client.jobs()} == set(folders)
             assert [model.name for model in client.models()] == ["tiny"]
-            for job in jobs:  # not a torn line, and nothing gone
+            for job in jobs:  # no incomplete line, and nothing lost
                 assert events(job)[: len(before[job.job_id])] == before[job.job_id]
             good = store.latest_good(folders[failing.job_id].checkpoints)
             assert good is not None
@@ -108,8 +108,8 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
             wait(lambda: client.job(pausing).state == job_pb2.JOB_STATE_SUCCEEDED)
             assert_numbered(events(pausing))
             assert_whole_curve(events(pausing), STEPS)
-            said = [e.record for e in events(pausing) if isinstance(e.record, LogRecord)]
-            assert any("was not writable" in record.message for record in said)
+            logged = [e.record for e in events(pausing) if isinstance(e.record, LogRecord)]
+            assert any("was not writable" in record.message for record in logged)
             assert client.job(pausing).attempt == 1
 
             wait(lambda: client.job(failing).state == job_pb2.JOB_STATE_FAILED)
@@ -142,15 +142,15 @@ def test_jobs_wait_or_fail_with_the_reason_and_the_daemon_goes_on_serving(
         daemon.end()
 
 
-def test_a_daemon_that_finds_no_room_at_its_start_says_so_and_starts_with_room(
+def test_a_daemon_on_a_full_disk_refuses_to_start_with_the_reason(
     tmp_path: Path, disk: SmallDisk
 ) -> None:
     disk.fill()
     refused = DaemonProcess(disk.path)
     assert refused.popen.wait(60) == 1
-    said = refused.log.read_text()
-    assert "is the disk full" in said or "No space left on device" in said
-    assert "Traceback" not in said
+    output = refused.log.read_text()
+    assert "is the disk full" in output or "No space left on device" in output
+    assert "Traceback" not in output
     disk.empty()
     daemon = DaemonProcess(disk.path)
     try:

@@ -32,9 +32,9 @@ from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.models.registry import ModelVersion
 from multigrain_server.models.state import LoadedRow, ServingState
 from tests.faults.test_power_lost import save
-from tests.server.jobs.conftest import MakeSide, make_side
+from tests.server.jobs.conftest import MakeServer, make_server
 
-__all__ = ["make_side"]
+__all__ = ["make_server"]
 
 
 MARK = f"/tmp/multigrain-was-unpickled-{os.getpid()}"
@@ -105,9 +105,9 @@ def _fault(call: ast.Call) -> str:
     "name", ["spec.json", "events.jsonl", "lease.json", "runner.json", "cancel"]
 )
 async def test_a_job_folder_with_nonsense_holds_up_nobody(
-    make_side: MakeSide, tmp_path: Path, name: str
+    make_server: MakeServer, tmp_path: Path, name: str
 ) -> None:
-    first = make_side("cpu:1")
+    first = make_server("cpu:1")
     good = await first.submit(request_id="good", events="3")
     await first.ended(good.job_id)
     victims = []
@@ -119,7 +119,7 @@ async def test_a_job_folder_with_nonsense_holds_up_nobody(
     for victim, content in zip(victims, NONSENSE, strict=True):
         path = tmp_path / "jobs" / victim / name
         path.write_bytes(content if name == "spec.json" or not content else content + b"\n")
-    second = make_side("cpu:0")
+    second = make_server("cpu:0")
     assert second.jobs.get(good.job_id).state is JobState.SUCCEEDED
     assert (await second.submit(request_id="good", events="3")).job_id == good.job_id
     for victim in victims:
@@ -152,15 +152,15 @@ EVENT = {"seq": 2, "time": "2026-01-31T12:00:00.000000Z", "job_id": "x", "attemp
     ids=lambda event: json.dumps(event)[-40:],
 )
 async def test_an_event_that_is_none_is_passed_over_or_streamed_as_far_as_it_goes(
-    make_side: MakeSide, event: dict[str, object]
+    make_server: MakeServer, event: dict[str, object]
 ) -> None:
-    side = make_side("cpu:0")
-    job = await side.submit()
-    path = JobFolder(side.root / "jobs" / job.job_id).events
+    server = make_server("cpu:0")
+    job = await server.submit()
+    path = JobFolder(server.root / "jobs" / job.job_id).events
     with path.open("ab") as file:
         file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
-    await side.stop()
-    later = make_side("cpu:0")
+    await server.stop()
+    later = make_server("cpu:0")
     job_message(later.jobs.get(job.job_id))
     async for batch in later.jobs.event_feed(job.job_id).batches(0, frozenset(), False):
         encode_events(batch.lines)

@@ -1,4 +1,4 @@
-"""Power loss: whatever was being written, what was whole before is found and used."""
+"""Power loss during a write: everything that was complete before is still used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from multigrain.specs.training import ModelSpec
 from multigrain_server.jobs.event_feed import EventFeed
 
 LOSS = LossRecord(1, 10, 1, 1, 0.5, 0.25, 0.25, 0.1)
-OVER = LossRecord(7, 10, 1, 1, 9.5, 0.25, 0.25, 0.1)  # not waited for on the disk, as states are
+REPLACEMENT = LossRecord(7, 10, 1, 1, 9.5, 0.25, 0.25, 0.1)  # not synced, unlike states
 LAST: dict[str, Record] = {
     "state": StateRecord(JobState.RUNNING, "sch\u00f6n"),
     "loss": LOSS,
@@ -31,7 +31,7 @@ LAST: dict[str, Record] = {
 
 
 @pytest.mark.parametrize("kind", LAST)
-def test_a_last_event_cut_at_any_byte_is_ignored_by_all_and_overwritten(
+def test_an_event_truncated_at_any_byte_is_ignored_and_overwritten(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "events.jsonl"
@@ -41,20 +41,20 @@ def test_a_last_event_cut_at_any_byte_is_ignored_by_all_and_overwritten(
         writer.append(LAST[kind], 1)
     whole = path.read_bytes()
     start = whole.rindex(b"\n", 0, -1) + 1
-    # A file system may also have noted the new length before the bytes: they are zeros then.
+    # A file system may also have extended the file before it wrote the bytes: these are zeros.
     torn = [whole[:cut] for cut in range(start, len(whole))]
     torn += [data + bytes(len(whole) - len(data)) for data in torn[::8]]
     for data in torn:
         path.write_bytes(data)
         assert [event.seq for event in read_events(path)] == [1, 2]
         assert (History.read(path).state, History.read(path).attempt) == (JobState.STARTING, 1)
-        feed = EventFeed("job", path)  # the daemon's eyes, which were open all the time
+        feed = EventFeed("job", path)  # of a daemon that was running all the time
         feed.poll()
         assert (feed.last_seq, feed.view.state) == (2, JobState.STARTING)
         with EventWriter(path, "job") as writer:
-            assert writer.append(OVER, 1) == 3
+            assert writer.append(REPLACEMENT, 1) == 3
         feed.poll()
-        assert (feed.last_seq, feed.view.last_loss) == (3, OVER)
+        assert (feed.last_seq, feed.view.last_loss) == (3, REPLACEMENT)
         assert [event.seq for event in read_events(path)] == [1, 2, 3]
 
 
@@ -66,22 +66,20 @@ def save(folder: Path, step: int, value: float | None = None) -> Path:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "manifest.json"])
-def test_a_checkpoint_cut_anywhere_gives_way_to_the_one_before_it(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before_it(tmp_path: Path, name: str) -> None:
     save(tmp_path, 1)
     broken = save(tmp_path, 2) / name
     whole = broken.read_bytes()
     cuts = range(len(whole)) if name != "manifest.json" else [*range(0, len(whole), 16)]
     for cut in cuts:
-        # The rest is missing, or was never written: zeros.
+        # The rest is missing, or zeros.
         for data in (whole[:cut], whole[:cut] + bytes(len(whole) - cut)):
             if data == whole:
                 continue
             broken.write_bytes(data)
-            told: list[str] = []
-            assert store.latest_good(tmp_path, told.append) == tmp_path / "step-00000001"
-            assert name in told[0]
+            warnings: list[str] = []
+            assert store.latest_good(tmp_path, warnings.append) == tmp_path / "step-00000001"
+            assert name in warnings[0]
             with pytest.raises(MultigrainError) as caught:
                 store.load(tmp_path / "step-00000002")
             assert caught.value.kind is ErrorKind.CHECKPOINT
@@ -92,12 +90,12 @@ def test_a_checkpoint_cut_anywhere_gives_way_to_the_one_before_it(
 
 
 class PowerLost(BaseException):
-    """The machine stops here: nothing after it is done, cleaning up included."""
+    """The machine stops here: nothing is executed afterwards, not even cleanup."""
 
 
 @contextmanager
 def power_lost_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
-    """Everything up to the ``number``-th change of the disk is done, and nothing behind it."""
+    """Executes the first ``number`` changes of the disk, and nothing after them."""
     left = [number]
 
     def counted(real: Callable[..., object]) -> Callable[..., object]:

@@ -1,4 +1,4 @@
-"""The job side of a daemon, without its servers, on a fake runner."""
+"""The jobs of a daemon without its gRPC server, with a fake runner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from multigrain_server.jobs.supervisor import Supervisor, SupervisorOptions
 FAKE_RUNNER = (sys.executable, "-m", "tests.server.jobs.fake_runner")
 
 
-class JobSide:
+class JobServer:
     """Store, supervisor and service on one data directory, as a daemon has them."""
 
     def __init__(self, root: Path, devices: str, command: tuple[str, ...]) -> None:
@@ -67,13 +67,13 @@ class JobSide:
             return job
 
     async def ended(self, job_id: str) -> Job:
-        """The job once it has ended and its processes are gone."""
+        """Waits until a job has ended and its processes have exited."""
         return await self.until(
             job_id, lambda job: job.state.terminal and job_id not in self.supervisor.active
         )
 
     async def stop(self) -> None:
-        """Ends this daemon; runners go on."""
+        """Stops this server; runners keep running."""
         await self.supervisor.stop()
         self.database.close()
 
@@ -83,35 +83,35 @@ class JobSide:
                 os.kill(active.runner.pid, signal.SIGKILL)
 
 
-MakeSide = Callable[..., JobSide]
+MakeServer = Callable[..., JobServer]
 
 
 @pytest.fixture
-async def make_side(tmp_path: Path) -> AsyncIterator[MakeSide]:
-    """Makes daemons' job sides on the same folder; ends the processes of all of them."""
-    made: list[JobSide] = []
+async def make_server(tmp_path: Path) -> AsyncIterator[MakeServer]:
+    """Starts job servers on the same data directory, one after another; ends their processes."""
+    made: list[JobServer] = []
 
-    def make(devices: str = "cpu:4", command: tuple[str, ...] = FAKE_RUNNER) -> JobSide:
-        made.append(JobSide(tmp_path, devices, command))
+    def make(devices: str = "cpu:4", command: tuple[str, ...] = FAKE_RUNNER) -> JobServer:
+        made.append(JobServer(tmp_path, devices, command))
         return made[-1]
 
     yield make
-    for side in made:
-        side.kill_runners()
-        await side.stop()
+    for server in made:
+        server.kill_runners()
+        await server.stop()
 
 
 @pytest.fixture
-async def side(make_side: MakeSide) -> JobSide:
-    return make_side()
+async def server(make_server: MakeServer) -> JobServer:
+    return make_server()
 
 
-def states(side: JobSide, job_id: str) -> list[str]:
-    """The states in a job's record, in order."""
-    events = read_events(side.root / "jobs" / job_id / "events.jsonl")
+def states(server: JobServer, job_id: str) -> list[str]:
+    """The states in a job's event log, in order."""
+    events = read_events(server.root / "jobs" / job_id / "events.jsonl")
     return [str(e.record.state) for e in events if isinstance(e.record, StateRecord)]
 
 
-def seqs(side: JobSide, job_id: str) -> list[int]:
-    """The numbers of a job's events, in order."""
-    return [e.seq for e in read_events(side.root / "jobs" / job_id / "events.jsonl")]
+def seqs(server: JobServer, job_id: str) -> list[int]:
+    """The seq of a job's events, in order."""
+    return [e.seq for e in read_events(server.root / "jobs" / job_id / "events.jsonl")]

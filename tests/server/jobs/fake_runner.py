@@ -1,9 +1,9 @@
-"""A runner that only writes events: same lock, same files, same signals as the real one.
+"""A runner that only writes events, with the lock, the files and the signals of the real one.
 
-Labels of the job say how it behaves: ``events`` (loss points to write in all), ``pause``
-(seconds between them), ``end`` (SUCCEEDED, FAILED, or "crash" = exit with 3 without an end),
-``crash_at`` (exit with 3 behind this point, the first time), ``crash_each`` (behind every point),
-``mute`` (crash before writing).
+Labels of the job control it: ``events`` (total number of losses), ``pause`` (seconds between
+them), ``end`` (SUCCEEDED, FAILED, or "crash": exit code 3 without a terminal state), ``crash_at``
+(exit code 3 after this loss in the first attempt), ``crash_each`` (after every loss), ``mute``
+(exit code 3 before the first event).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from multigrain.jobs.runner_identity import RunnerIdentity
 
 
 def loss(step: int, total: int) -> LossRecord:
-    """A loss point; the first step is a check of the curvature."""
+    """A loss; the first step is a check of the curvature."""
     return LossRecord(
         step=step,
         total_steps=total,
@@ -45,7 +45,7 @@ def run(folder: JobFolder) -> int:
     labels = JobRequest.load(folder.spec).labels
     total, pause = int(labels.get("events", "5")), float(labels.get("pause", "0"))
     if "mute" in labels:
-        print("no voice", flush=True)
+        print("mute", flush=True)
         return 3
     try:
         writer = EventWriter(folder.events, folder.job_id)
@@ -69,14 +69,14 @@ def run(folder: JobFolder) -> int:
                 return 3
             if stop:
                 writer.append(StateRecord(JobState.STOPPING), attempt)
-                writer.append(StateRecord(JobState.CANCELLED, "as asked"), attempt)
+                writer.append(StateRecord(JobState.CANCELLED, "stopped"), attempt)
                 return 0
             time.sleep(pause)
         match labels.get("end", "SUCCEEDED"):
             case "crash":
                 return 3
             case "FAILED":
-                error = JobError("DIVERGED", "the loss is not finite", rank=1)
+                error = JobError("DIVERGED", "the loss is non-finite", rank=1)
                 writer.append(StateRecord(JobState.FAILED, "diverged", error, exit_code=1), attempt)
             case _:
                 writer.append(StateRecord(JobState.SUCCEEDED, exit_code=0), attempt)

@@ -21,14 +21,14 @@ from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import DiskSpace
-from tests.server.jobs.conftest import JobSide, MakeSide, seqs, states
+from tests.server.jobs.conftest import JobServer, MakeServer, seqs, states
 
 
-async def test_a_job_runs_from_queued_to_succeeded(side: JobSide) -> None:
-    job = await side.submit(events="5")
+async def test_a_job_runs_from_queued_to_succeeded(server: JobServer) -> None:
+    job = await server.submit(events="5")
     assert job.state is JobState.QUEUED
-    job = await side.ended(job.job_id)
-    assert states(side, job.job_id) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
+    job = await server.ended(job.job_id)
+    assert states(server, job.job_id) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
     assert job.view.last_loss is not None
     assert (job.view.last_loss.step, job.view.progress.fraction) == (5, 1.0)
     assert (job.view.exit_code, job.view.attempt, job.view.last_seq) == (0, 1, 9)
@@ -36,10 +36,10 @@ async def test_a_job_runs_from_queued_to_succeeded(side: JobSide) -> None:
     assert job.view.end_time
 
 
-async def test_a_failed_job_keeps_its_error_and_logs_a_warning(side: JobSide) -> None:
+async def test_a_failed_job_keeps_its_error_and_logs_a_warning(server: JobServer) -> None:
     with capture_logs() as logs:
-        job = await side.submit(end="FAILED")
-        job = await side.ended(job.job_id)
+        job = await server.submit(end="FAILED")
+        job = await server.ended(job.job_id)
         async with asyncio.timeout(60):
             while not (ended := [x for x in logs if x["event"] == "job ended"]):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -50,58 +50,58 @@ async def test_a_failed_job_keeps_its_error_and_logs_a_warning(side: JobSide) ->
 
 
 async def test_a_job_that_waits_for_a_device_names_the_job_that_holds_it(
-    make_side: MakeSide,
+    make_server: MakeServer,
 ) -> None:
-    side = make_side("cpu:1")
-    first = await side.submit(events="50", pause="0.01")
-    second = await side.submit(events="1")
-    third = await side.submit(events="1")
+    server = make_server("cpu:1")
+    first = await server.submit(events="50", pause="0.01")
+    second = await server.submit(events="1")
+    third = await server.submit(events="1")
     wanted = f"waiting for a free CPU slot: 1 of 1 in use by job {first.job_id}"
     assert second.state is JobState.QUEUED
     assert second.state_message == wanted
-    assert side.jobs.get(third.job_id).state_message == f"{wanted}; 1 before it in the queue"
-    queued = next(read_events(side.root / "jobs" / second.job_id / "events.jsonl")).record
+    assert server.jobs.get(third.job_id).state_message == f"{wanted}; 1 before it in the queue"
+    queued = next(read_events(server.root / "jobs" / second.job_id / "events.jsonl")).record
     assert isinstance(queued, StateRecord)
     assert queued.message == wanted
-    ends = [(await side.ended(job.job_id)).view for job in (first, second, third)]
+    ends = [(await server.ended(job.job_id)).view for job in (first, second, third)]
     assert ends[0].end_time < ends[1].start_time < ends[1].end_time < ends[2].start_time
 
 
-async def test_a_job_without_a_device_of_its_kind_waits(make_side: MakeSide) -> None:
-    side = make_side("cpu:0,gpu:3")
-    waits = await side.submit(events="1")
-    assert side.jobs.get(waits.job_id).state is JobState.QUEUED
-    assert "this server has 0" in side.jobs.get(waits.job_id).state_message
+async def test_a_job_without_a_device_of_its_kind_waits(make_server: MakeServer) -> None:
+    server = make_server("cpu:0,gpu:3")
+    waits = await server.submit(events="1")
+    assert server.jobs.get(waits.job_id).state is JobState.QUEUED
+    assert "this server has 0" in server.jobs.get(waits.job_id).state_message
 
 
-async def test_a_canceled_submission_leaves_one_complete_job(side: JobSide) -> None:
-    call = asyncio.create_task(side.submit(request_id="r1", events="1"))
-    while not list((side.root / "jobs").iterdir()):  # noqa: ASYNC110 - until it has begun
+async def test_a_canceled_submission_leaves_one_complete_job(server: JobServer) -> None:
+    call = asyncio.create_task(server.submit(request_id="r1", events="1"))
+    while not list((server.root / "jobs").iterdir()):  # noqa: ASYNC110 - until it has begun
         await asyncio.sleep(0)
     call.cancel()
-    again = await side.submit(request_id="r1", events="1")
+    again = await server.submit(request_id="r1", events="1")
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert os.listdir(side.root / "jobs") == [again.job_id]
-    assert (await side.ended(again.job_id)).state is JobState.SUCCEEDED
+    assert os.listdir(server.root / "jobs") == [again.job_id]
+    assert (await server.ended(again.job_id)).state is JobState.SUCCEEDED
 
 
 async def test_a_job_that_needs_too_many_devices_does_not_block_others(
-    make_side: MakeSide,
+    make_server: MakeServer,
 ) -> None:
     spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 2}})
 
     async def check() -> CheckedSpec:
         return CheckedSpec(JobKind.TRAINING, spec)
 
-    first = make_side("gpu:0-1")
+    first = make_server("gpu:0-1")
     held = await first.jobs.submit(
         Submission(JobKind.TRAINING, "a", labels={"events": "1000", "pause": "0.01"}), check
     )
     large = await first.jobs.submit(Submission(JobKind.TRAINING, "b"), check)
     first.jobs.cancel(held.job_id)
     await first.supervisor.stop()
-    second = make_side("gpu:0")
+    second = make_server("gpu:0")
     await second.ended(held.job_id)
     spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": 1}})
     small = await second.jobs.submit(Submission(JobKind.TRAINING, "c"), check)
@@ -114,9 +114,9 @@ async def test_a_job_that_needs_too_many_devices_does_not_block_others(
 
 
 async def test_the_queue_of_a_device_kind_keeps_its_order(
-    make_side: MakeSide,
+    make_server: MakeServer,
 ) -> None:
-    side = make_side("gpu:0-1")
+    server = make_server("gpu:0-1")
 
     async def submit(body: str, gpus: int, **labels: str) -> str:
         spec = TrainingSpec.model_validate({"devices": {"target": "gpu", "count": gpus}})
@@ -124,97 +124,97 @@ async def test_the_queue_of_a_device_kind_keeps_its_order(
         async def check() -> CheckedSpec:
             return CheckedSpec(JobKind.TRAINING, spec)
 
-        job = await side.jobs.submit(Submission(JobKind.TRAINING, body, labels=labels), check)
+        job = await server.jobs.submit(Submission(JobKind.TRAINING, body, labels=labels), check)
         return job.job_id
 
     held = await submit("a", 1, events="10000", pause="0.01")
     large, small = await submit("b", 2), await submit("c", 1)
-    await side.until(held, lambda j: j.state is JobState.RUNNING)
-    side.supervisor.schedule()
-    assert side.jobs.get(small).state_message == (
+    await server.until(held, lambda j: j.state is JobState.RUNNING)
+    server.supervisor.schedule()
+    assert server.jobs.get(small).state_message == (
         f"waiting for a free GPU: 1 of 2 in use by job {held}; 1 before it in the queue"
     )
-    side.jobs.cancel(held)
-    first, second = [(await side.ended(job)).view for job in (large, small)]
+    server.jobs.cancel(held)
+    first, second = [(await server.ended(job)).view for job in (large, small)]
     assert first.end_time < second.start_time
 
 
 async def test_events_read_by_a_subscriber_first_are_counted_and_indexed(
-    make_side: MakeSide,
+    make_server: MakeServer,
 ) -> None:
-    side = make_side("cpu:0")
-    job = await side.submit()
-    active = side.supervisor.active[job.job_id]
-    side.supervisor._check(active)
+    server = make_server("cpu:0")
+    job = await server.submit()
+    active = server.supervisor.active[job.job_id]
+    server.supervisor._check(active)
     # From here on: the supervisor's own round may come before the one below.
     kinds: list[str] = []
-    side.supervisor._on_event = kinds.append
+    server.supervisor._on_event = kinds.append
     with EventWriter(active.folder.events, job.job_id) as writer:
         writer.append(StateRecord(JobState.STARTING), 1)
     await active.feed.catch_up()
-    side.supervisor._check(active)
+    server.supervisor._check(active)
     assert kinds == ["state"]
-    row = side.store.get(job.job_id)
+    row = server.store.get(job.job_id)
     assert row is not None
     assert row.job.view.state is JobState.STARTING
 
 
-async def test_a_resumed_job_is_a_new_attempt_with_continuous_seq(side: JobSide) -> None:
-    job = await side.submit(events="10000", pause="0.01")
-    await side.until(job.job_id, lambda j: j.state is JobState.RUNNING)
-    side.jobs.cancel(job.job_id)
-    await side.ended(job.job_id)
-    again = await side.jobs.resume(job.job_id)
+async def test_a_resumed_job_is_a_new_attempt_with_continuous_seq(server: JobServer) -> None:
+    job = await server.submit(events="10000", pause="0.01")
+    await server.until(job.job_id, lambda j: j.state is JobState.RUNNING)
+    server.jobs.cancel(job.job_id)
+    await server.ended(job.job_id)
+    again = await server.jobs.resume(job.job_id)
     assert again.state is JobState.QUEUED
     assert again.view.end_time == ""
-    running = await side.until(job.job_id, lambda j: j.state is JobState.RUNNING)
+    running = await server.until(job.job_id, lambda j: j.state is JobState.RUNNING)
     assert running.view.attempt == 2
-    side.jobs.cancel(job.job_id)
-    await side.ended(job.job_id)
-    numbers = seqs(side, job.job_id)
+    server.jobs.cancel(job.job_id)
+    await server.ended(job.job_id)
+    numbers = seqs(server, job.job_id)
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-async def test_no_lock_is_left_after_the_end_of_a_job(side: JobSide) -> None:
-    job = await side.submit(end="FAILED")
-    await side.ended(job.job_id)
-    assert not is_locked(side.root / "jobs" / job.job_id / "events.jsonl")
+async def test_no_lock_is_left_after_the_end_of_a_job(server: JobServer) -> None:
+    job = await server.submit(end="FAILED")
+    await server.ended(job.job_id)
+    assert not is_locked(server.root / "jobs" / job.job_id / "events.jsonl")
     await asyncio.sleep(0)
 
 
 async def test_a_job_that_cannot_be_indexed_does_not_exist(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(side.store, "insert", full)
+    monkeypatch.setattr(server.store, "insert", full)
     with pytest.raises(MultigrainError, match="disk is full") as caught:
-        await side.submit()
+        await server.submit()
     assert caught.value.kind is ErrorKind.STORAGE
-    assert os.listdir(side.root / "jobs") == []
+    assert os.listdir(server.root / "jobs") == []
 
 
-async def test_a_job_without_a_folder_can_be_deleted(side: JobSide) -> None:
-    job = await side.submit(events="1")
-    await side.ended(job.job_id)
-    shutil.rmtree(side.root / "jobs" / job.job_id)
-    await side.jobs.delete(job.job_id)
+async def test_a_job_without_a_folder_can_be_deleted(server: JobServer) -> None:
+    job = await server.submit(events="1")
+    await server.ended(job.job_id)
+    shutil.rmtree(server.root / "jobs" / job.job_id)
+    await server.jobs.delete(job.job_id)
     with pytest.raises(MultigrainError, match="no job"):
-        side.jobs.get(job.job_id)
+        server.jobs.get(job.job_id)
 
 
 async def test_an_error_of_one_job_does_not_delay_others(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"events": "100000", "pause": "0.05"}
-    bad, good = [await side.submit(**labels) for _ in range(2)]
-    await side.supervisor.stop()  # the rounds are made here
-    supervisor = side.supervisor
+    bad, good = [await server.submit(**labels) for _ in range(2)]
+    await server.supervisor.stop()  # the rounds are made here
+    supervisor = server.supervisor
     options = replace(supervisor._options, error_retry_seconds=1000.0, save_seconds=0.0)
     monkeypatch.setattr(supervisor, "_options", options)
     looked: list[str] = []
-    save_view = side.store.save_view
+    save_view = server.store.save_view
 
     def full(job_id: str, *rest: Any) -> None:
         looked.append(job_id)
@@ -222,7 +222,7 @@ async def test_an_error_of_one_job_does_not_delay_others(
             raise sqlite3.OperationalError("database or disk is full")
         save_view(job_id, *rest)
 
-    monkeypatch.setattr(side.store, "save_view", full)
+    monkeypatch.setattr(server.store, "save_view", full)
     for active in supervisor.active.values():
         active.saved_seq = -1
     for _ in range(5):
@@ -237,11 +237,11 @@ async def test_an_error_of_one_job_does_not_delay_others(
 
 
 async def test_a_scheduling_error_does_not_delay_jobs(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await side.submit(events="100000", pause="0.05")
-    await side.supervisor.stop()
-    supervisor = side.supervisor
+    job = await server.submit(events="100000", pause="0.05")
+    await server.supervisor.stop()
+    supervisor = server.supervisor
     monkeypatch.setattr(
         supervisor, "_options", replace(supervisor._options, error_retry_seconds=1e3)
     )
@@ -256,37 +256,37 @@ async def test_a_scheduling_error_does_not_delay_jobs(
 
 
 async def test_a_defect_with_one_job_does_not_stop_the_others(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = await side.submit(events="100000", pause="0.05")
-    monkeypatch.setattr(side.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
-    good = await side.submit(events="1")
-    assert (await side.ended(good.job_id)).state is JobState.SUCCEEDED
+    bad = await server.submit(events="100000", pause="0.05")
+    monkeypatch.setattr(server.supervisor.active[bad.job_id].feed, "poll", lambda **_: 1 / 0)
+    good = await server.submit(events="1")
+    assert (await server.ended(good.job_id)).state is JobState.SUCCEEDED
 
 
 async def test_the_supervisor_stops_with_an_unwritable_index(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [await side.submit(events="100000", pause="0.05") for _ in range(2)]
-    await side.supervisor.stop()
+    jobs = [await server.submit(events="100000", pause="0.05") for _ in range(2)]
+    await server.supervisor.stop()
 
     def full(*_: Any) -> None:
         raise MultigrainError(ErrorKind.STORAGE, "the index of jobs cannot be written")
 
-    for active in side.supervisor.active.values():
+    for active in server.supervisor.active.values():
         active.saved_seq = -1
-    monkeypatch.setattr(side.store, "save_view", full)
-    await side.supervisor.stop()
-    assert set(side.supervisor.active) == {job.job_id for job in jobs}
+    monkeypatch.setattr(server.store, "save_view", full)
+    await server.supervisor.stop()
+    assert set(server.supervisor.active) == {job.job_id for job in jobs}
 
 
 @pytest.mark.parametrize("call", ["delete", "resume"])
 async def test_a_job_folder_without_permission_is_reported_and_kept(
-    side: JobSide, monkeypatch: pytest.MonkeyPatch, call: str
+    server: JobServer, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    job = await side.submit(events="10000", pause="0.01")
-    side.jobs.cancel(job.job_id)
-    await side.ended(job.job_id)
+    job = await server.submit(events="10000", pause="0.01")
+    server.jobs.cancel(job.job_id)
+    await server.ended(job.job_id)
 
     def refused(*_arguments: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -294,12 +294,12 @@ async def test_a_job_folder_without_permission_is_reported_and_kept(
     word = {"delete": "move_to_trash", "resume": "append_event"}[call]
     monkeypatch.setattr(f"multigrain_server.jobs.service.{word}", refused)
     with pytest.raises(MultigrainError) as caught:
-        await getattr(side.jobs, call)(job.job_id)
+        await getattr(server.jobs, call)(job.job_id)
     assert caught.value.kind is ErrorKind.STORAGE
     assert f"the job cannot be {call}d (Permission denied); let uid" in caught.value.message
     monkeypatch.undo()
-    assert side.jobs.get(job.job_id).state is JobState.CANCELLED
-    await side.jobs.delete(job.job_id)
+    assert server.jobs.get(job.job_id).state is JobState.CANCELLED
+    await server.jobs.delete(job.job_id)
 
 
 @pytest.mark.parametrize(("user", "full"), [(0, False), (1000, True)], ids=["root", "user"])

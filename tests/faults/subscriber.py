@@ -1,4 +1,4 @@
-"""Somebody who follows a job's events through everything that happens to the daemon."""
+"""Subscribes to a job's events and reconnects whenever the daemon was killed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import grpc
 from multigrain.v1.job_pb2 import JobEvent, StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 
-ALONE = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
-class Follower(threading.Thread):
-    """Collects events as they are sent, and goes on from its last seq after each break.
+class Subscriber(threading.Thread):
+    """Collects a job's events, and resumes after the last one when the stream breaks.
 
     Args:
-        address: of the daemon, the same after each start.
-        job_id: whose events.
-        chance: makes it hang up by itself now and then; None: it never does.
+        address: of the daemon, the same after each restart.
+        job_id: of the job.
+        chance: makes it disconnect at random; None: it never does.
+
+    Attributes:
+        events: all events received, encoded.
+        breaks: how often the stream broke.
     """
 
     def __init__(self, address: str, job_id: str, chance: random.Random | None) -> None:
@@ -27,26 +31,26 @@ class Follower(threading.Thread):
         self._address = address
         self.job_id = job_id
         self._chance = chance
-        self._given_up = threading.Event()
+        self._stopped = threading.Event()
         self.events: list[bytes] = []
         self.breaks = 0
 
     def run(self) -> None:
-        with grpc.insecure_channel(self._address, ALONE) as channel:
-            follow = JobServiceStub(channel).StreamEvents
-            while not self._given_up.is_set():
+        with grpc.insecure_channel(self._address, OPTIONS) as channel:
+            call = JobServiceStub(channel).StreamEvents
+            while not self._stopped.is_set():
                 try:
-                    if self._follow(follow):
+                    if self._stream(call):
                         return
                 except grpc.RpcError:
                     self.breaks += 1
-                    self._given_up.wait(0.2)
+                    self._stopped.wait(0.2)
 
-    def _follow(self, follow) -> bool:  # type: ignore[no-untyped-def]
-        """Whether the stream came to its end."""
+    def _stream(self, call) -> bool:  # type: ignore[no-untyped-def]
+        """Whether the stream was complete."""
         last = JobEvent.FromString(self.events[-1]).seq if self.events else 0
         left = self._chance.randint(1, 40) if self._chance else -1
-        stream = follow(StreamEventsRequest(job_id=self.job_id, after_seq=last, follow=True))
+        stream = call(StreamEventsRequest(job_id=self.job_id, after_seq=last, follow=True))
         for event in (event for batch in stream for event in batch.events):
             if event.HasField("heartbeat"):
                 continue
@@ -57,5 +61,5 @@ class Follower(threading.Thread):
                 return False
         return True
 
-    def give_up(self) -> None:
-        self._given_up.set()
+    def stop(self) -> None:
+        self._stopped.set()
