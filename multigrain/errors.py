@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -74,3 +75,9 @@ class MultigrainError(Exception):
         """An INVALID_FIELD error of one field."""
         violation = FieldViolation(field, message)
         return cls(ErrorKind.INVALID_FIELD, f"{field}: {message}", violations=(violation,))
+
+
+def shorten(items: Sequence[str], limit: int = 5) -> str:
+    """Joins the first items of a list for a message: "a, b and 3 more"."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

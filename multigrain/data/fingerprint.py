@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from multigrain.errors import shorten
 from multigrain.specs.base import Spec
 
 if TYPE_CHECKING:
@@ -100,7 +101,5 @@ def _hash(root: os.PathLike[str], paths: list[str]) -> str:
 
 
 def _class_names(names: list[str]) -> str:
-    """Formats the first few names, after "class" or "classes"."""
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"class{'es' if len(names) > 1 else ''} {shown}{more}"
+    shown = shorten([repr(name) for name in names], _SHOWN)
+    return f"class{'es' if len(names) > 1 else ''} {shown}"

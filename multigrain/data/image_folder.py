@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.errors import ErrorKind, MultigrainError, shorten
 from multigrain.storage import os_error_hint
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_SHOWN = 5  # most names that an error message lists
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ImageFolder:
             raise MultigrainError(
                 ErrorKind.DATASET,
                 f"{len(unknown)} class folders of {self.root} are not classes of the model: "
-                f"{_names(unknown)}; the model has {_names(list(labels))}. Name the folders "
+                f"{_names(unknown)}; the model has {_names(labels)}. Name the folders "
                 "as in training",
             )
         order = np.array([number[name] for name in self.classes], np.int32)
@@ -195,6 +195,5 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def _names(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _names(names: Sequence[str]) -> str:
+    return shorten([repr(name) for name in names])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from mindspore import Parameter
 
-from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.errors import ErrorKind, MultigrainError, shorten
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.parameters import assign
 
@@ -32,9 +32,10 @@ def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
     """
     parameters = model_parameters(net)
     names = set(parameters) | {GEM_P}
-    problems = [f"missing: {_list(names - set(state))}"] if names - set(state) else []
-    if set(state) - names:
-        problems.append(f"unexpected: {_list(set(state) - names)}")
+    missing, unexpected = sorted(names - set(state)), sorted(set(state) - names)
+    problems = [f"missing: {shorten(missing)}"] if missing else []
+    if unexpected:
+        problems.append(f"unexpected: {shorten(unexpected)}")
     shapes = [
         f"{name} is {tuple(np.shape(state[name]))}, expected {tuple(parameters[name].shape)}"
         for name in sorted(set(parameters) & set(state))
@@ -56,8 +57,3 @@ def load_model_state(net: MultiGrain, state: Mapping[str, np.ndarray]) -> None:
 def model_parameters(net: MultiGrain) -> dict[str, Parameter]:
     """Returns the network's parameters and running statistics by name, without THOR's."""
     return {p.name: p for p in net.get_parameters() if not p.name.startswith(CURVATURE_PREFIX)}
-
-
-def _list(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.errors import ErrorKind, MultigrainError, shorten
 from multigrain.model.layouts import LAYOUTS, Shape, trunk_of, trunk_shapes
 from multigrain.weights.names import PUBLISHED, TIMM, TORCHVISION, Rule, Scheme, incompatibility
 
@@ -20,7 +20,6 @@ _WRAPPER = re.compile(r"[A-Za-z_]\w*\.")
 _NATIVE_PREFIX = "trunk."
 _CLASSIFIER = ("classifier.weight", "classifier.bias")
 _GEM_P = "pool.p"
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _scheme_of(names: Iterable[str], given: list[str], file: str) -> Scheme:
         known = ", ".join(s.name for s in SCHEMES)
         raise _unusable(
             file,
-            f"its parameter names ({_list(given)}) match no known scheme (multigrain's, {known})",
+            f"its parameter names ({shorten(given)}) match no known scheme (multigrain's, {known})",
         )
     return scheme
 
@@ -149,15 +148,10 @@ def _difference(scheme: Scheme, shapes: dict[str, Shape], unknown: list[str]) ->
         for name in expected
         if name in found and found[name] != expected[name]
     ]
-    parts = [f"unknown: {_list(unknown)}"] if unknown else []
-    parts += [f"missing: {_list(missing)}"] if missing else []
-    parts += [f"wrong shape: {_list(wrong)}"] if wrong else []
+    parts = [f"unknown: {shorten(unknown)}"] if unknown else []
+    parts += [f"missing: {shorten(missing)}"] if missing else []
+    parts += [f"wrong shape: {shorten(wrong)}"] if wrong else []
     return f"its names are {scheme.name}'s, but do not match a {trunk} ({'; '.join(parts)})"
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _unusable(file: str, what: str) -> MultigrainError:
