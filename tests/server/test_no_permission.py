@@ -103,6 +103,6 @@ def test_doctor_finds_what_prevents_the_start(open_path: Path, closed: str, belo
     with unprivileged() as uid:
         first, *more = disk(ServerConfig(data_dir=open_path / below))
     assert not more
-    assert first.message.startswith("cannot be written: Permission denied: ")
+    assert first.message.startswith("not writable: Permission denied: ")
     assert str(open_path / closed) in first.message
     assert first.fix == f"chown it to uid {uid}"
