@@ -225,7 +225,8 @@ class ModelCatalog:
 
     def begin_draining(self, model: LoadedModel) -> None:
         """No request means it from now on."""
-        del self._loaded[model.entry.version]
+        # It is not there any more if the daemon stops while it is being loaded.
+        self._loaded.pop(model.entry.version, None)
         self._draining[model.entry.version] = model
 
     def end_draining(self, model: LoadedModel) -> bool:
