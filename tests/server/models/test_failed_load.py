@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from multigrain_server import service_names
 from multigrain_server.models.catalog import ModelView
 from tests.engine.bundles import TinyNetwork
 from tests.engine.pictures import picture
+from tests.server.engines.fake_engine import FakeEngines
 from tests.server.serving.harness import harness, small_config, until
 
 pytestmark = pytest.mark.process
@@ -71,3 +74,17 @@ async def test_a_load_times_out(root: Path) -> None:
             await h.manager.load("tiny@1")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert state(h.manager.catalog.view("tiny@1")) == "unloaded"
+
+
+async def test_a_load_that_fails_while_the_daemon_stops_raises_its_own_error(root: Path) -> None:
+    engines = FakeEngines()
+    engines.may_start.clear()
+    async with harness(root, launch=engines.launch) as h:
+        load = asyncio.create_task(h.manager.load("tiny@1"))
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "loading")
+        await h.close(0.0)
+        engines.failures.append(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+        engines.may_start.set()
+        with pytest.raises(MultigrainError, match="cannot be started") as caught:
+            await load
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
