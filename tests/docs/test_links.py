@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import multigrain_client
 from tests.contract import calls
 from tools.docs.markdown import ROOT
 from tools.docs.presets import preset_files
@@ -65,6 +66,12 @@ def test_every_call_is_documented() -> None:
 def test_every_preset_is_documented() -> None:
     page = (ROOT / "docs" / "reference" / "presets.md").read_text()
     assert [path.stem for path in preset_files() if f"`{path.stem}`" not in page] == []
+
+
+def test_every_name_of_the_client_is_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "python-api.md").read_text()
+    names = {name for name in multigrain_client.__all__ if not name.startswith("_")}
+    assert {name for name in names if f"::: multigrain_client.{name}\n" not in page} == set()
 
 
 def test_nothing_is_fetched_from_elsewhere() -> None:
