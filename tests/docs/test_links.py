@@ -74,6 +74,13 @@ def test_every_name_of_the_client_is_documented() -> None:
     assert {name for name in names if f"::: multigrain_client.{name}\n" not in page} == set()
 
 
+def test_every_alert_is_documented() -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
+    page = (ROOT / "docs" / "how-to" / "monitor-and-alert.md").read_text()
+    alerts = re.findall(r"^ +- alert: (\w+)$", rules, re.MULTILINE)
+    assert re.findall(r"^\| `(Multigrain\w+)` \|", page, re.MULTILINE) == alerts
+
+
 def test_nothing_is_fetched_from_elsewhere() -> None:
     """The site works without internet: no fonts, scripts or pictures of other hosts."""
     settings = (ROOT / "mkdocs.yml").read_text()
