@@ -46,7 +46,7 @@ def confined(folder: Path, *words: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The container's writable places; models in it are somebody else's."""
+    """The writable folders of the container; the models in it belong to another user."""
     for tool in ("unshare", "setpriv", "mount"):
         system(tool)
     for name in ("home", "tmp", "data"):

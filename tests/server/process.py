@@ -49,7 +49,7 @@ class DaemonProcess:
         deadline = time.monotonic() + 30
         address = self.data_dir / "address"
         while time.monotonic() < deadline:
-            # An earlier daemon may have left its address: the log tells them apart.
+            # It may be the file of an earlier daemon: the address must be in this daemon's log.
             written = address.exists() and address.read_text().strip()
             if written and written in self.log.read_text():
                 return written

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.config import AccessConfig
-from multigrain_server.access.limits import ClientStreams, HolderLimits
+from multigrain_server.access.limits import ClientStreams, TokenLimits
 from multigrain_server.access.policy import RULES, Role, Rule, Special, page_rule
 from multigrain_server.access.tokens import TokenEntry, TokenFile
 
@@ -30,7 +30,7 @@ class Access:
 
     def __init__(self, config: AccessConfig) -> None:
         self._tokens = TokenFile(config.tokens) if config.tokens is not None else None
-        self._limits: defaultdict[str, HolderLimits] = defaultdict(HolderLimits)
+        self._limits: defaultdict[str, TokenLimits] = defaultdict(TokenLimits)
         self._streams = ClientStreams(config)
         self._open: set[Rule] = {
             special
@@ -55,18 +55,20 @@ class Access:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
                 OVERLOADED beyond the limits of the token or the client.
         """
-        with self._enter(RULES.get(method), metadata) as holder:
+        with self._enter(RULES.get(method), metadata) as token_name:
             if not stream_from:
-                yield holder
+                yield token_name
                 return
-            with self._streams.enter(method, holder, stream_from):
-                yield holder
+            with self._streams.enter(method, token_name, stream_from):
+                yield token_name
 
     @contextmanager
     def enter_page(self, path: str, authorization: Iterable[str]) -> Iterator[str]:
         """The same for a path of the HTTP address and the values of its Authorization header."""
-        with self._enter(page_rule(path), [(_HEADER, value) for value in authorization]) as holder:
-            yield holder
+        with self._enter(
+            page_rule(path), [(_HEADER, value) for value in authorization]
+        ) as token_name:
+            yield token_name
 
     @contextmanager
     def _enter(self, rule: Rule | None, metadata: Metadata) -> Iterator[str]:
@@ -82,7 +84,7 @@ class Access:
             return None
         if rule in self._open:
             return None
-        entry = self._holder(self._tokens, metadata)
+        entry = self._find(self._tokens, metadata)
         if rule is None:
             raise MultigrainError(ErrorKind.FORBIDDEN, "method is not allowed by the access policy")
         allowed = {Role.ADMIN, *(rule.roles if isinstance(rule, Special) else rule)}
@@ -93,7 +95,7 @@ class Access:
             ErrorKind.FORBIDDEN, f"the token of {entry.name} needs the role {roles}"
         )
 
-    def _holder(self, tokens: TokenFile, metadata: Metadata) -> TokenEntry:
+    def _find(self, tokens: TokenFile, metadata: Metadata) -> TokenEntry:
         values = [value for key, value in metadata if key == _HEADER]
         if not values:
             raise MultigrainError(

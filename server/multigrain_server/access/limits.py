@@ -17,7 +17,7 @@ _RETRY_SECONDS = 0.1
 _STREAMS_RETRY_SECONDS = 1.0
 
 
-class HolderLimits:
+class TokenLimits:
     """The calls of one token: a token bucket of one second for their rate, and a count.
 
     Args:
@@ -83,18 +83,18 @@ class ClientStreams:
         self._open: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
-    def enter(self, method: str, holder: str, peer: str) -> Iterator[None]:
+    def enter(self, method: str, token_name: str, peer: str) -> Iterator[None]:
         """Counts a stream while it is open.
 
         Args:
             method: "/package.Service/Method" of a streaming call.
-            holder: name of the token; "" = no token, so that the host is the client.
+            token_name: name of the token; "" = no token, so that the host is the client.
             peer: as reported by gRPC, "ipv4:10.0.0.1:50123".
 
         Raises:
             MultigrainError: OVERLOADED, naming the limit.
         """
-        client = holder or _host(peer)
+        client = token_name or _host(peer)
         names = list(self._limits)[: 2 if method == STREAM_EVENTS else 1]
         for name in names:
             if self._open[client, name] >= self._limits[name]:

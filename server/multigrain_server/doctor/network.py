@@ -19,9 +19,9 @@ _SOON_DAYS = 14
 
 def addresses(config: ServerConfig) -> Iterator[Finding]:
     """Whether the addresses are free, or used by the daemon on this data directory."""
-    holder = running_daemon(config)
-    if holder:
-        yield ok("daemon", f"pid {holder} uses this data directory")
+    daemon = running_daemon(config)
+    if daemon:
+        yield ok("daemon", f"pid {daemon} uses this data directory")
     for name, text in (("listen", config.listen), ("http_listen", config.http_listen)):
         if not text:
             continue
@@ -29,7 +29,7 @@ def addresses(config: ServerConfig) -> Iterator[Finding]:
         if address.host.startswith("unix:") or not address.port:
             continue
         reason = address.problem()
-        if reason and not holder:
+        if reason and not daemon:
             yield fail(
                 f"{name} {text}",
                 f"cannot listen: {reason}",

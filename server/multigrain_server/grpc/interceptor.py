@@ -246,9 +246,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             metadata = context.invocation_metadata() or ()
             peer = context.peer() if streams else ""
-            with self._access.enter(method, metadata, stream_from=peer) as holder:
-                if holder:
-                    structlog.contextvars.bind_contextvars(token=holder)
+            with self._access.enter(method, metadata, stream_from=peer) as token_name:
+                if token_name:
+                    structlog.contextvars.bind_contextvars(token=token_name)
                 if self._tracing is not None:
                     trace = self._tracing.begin(method, tuple(metadata), request_id)
                     call_trace.set(trace)

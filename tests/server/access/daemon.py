@@ -38,9 +38,9 @@ async def daemon(
         await app.close_connections()
 
 
-def write_tokens(path: Path, *holders: str) -> dict[str, str]:
-    """Writes a file of tokens for holders ("name:role,role"); the tokens by name."""
-    made = [NewToken.parse(holder) for holder in holders]
+def write_tokens(path: Path, *names: str) -> dict[str, str]:
+    """Writes a token file for names and roles ("name:role,role"); returns the tokens by name."""
+    made = [NewToken.parse(name) for name in names]
     path.write_text("".join(f"{token.line}\n" for token in made))
     return {token.entry.name: token.token for token in made}
 

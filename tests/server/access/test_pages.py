@@ -91,10 +91,10 @@ async def test_token_limits_apply_to_pages(tmp_path: Path) -> None:
         assert "Retry-After: 1000" in answer
 
 
-def trusting(authority: trustme.CA, holder: trustme.LeafCert | None = None) -> ssl.SSLContext:
+def trusting(authority: trustme.CA, certificate: trustme.LeafCert | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
-    if holder is not None:
-        holder.configure_cert(context)
+    if certificate is not None:
+        certificate.configure_cert(context)
     return context
 
 

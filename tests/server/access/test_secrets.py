@@ -1,4 +1,4 @@
-"""Tokens and keys are in nothing that the daemon writes or tells."""
+"""Tokens and keys leak nowhere: not in logs, files, metrics, pages or responses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_tokens_and_keys_leak_nowhere(tmp_path: Path) -> None:
     images = tmp_path / "images" / "class"
     images.mkdir(parents=True)
     (images / "1.png").write_bytes(picture(1))
-    told: list[str] = []
+    received: list[str] = []
     daemon = Daemon(tmp_path, [tmp_path / "images"], flags, "tests.server.fake_daemon").start()
     try:
         address, tls = daemon.address, Tls(ca=authority.cert_pem.bytes())
@@ -48,7 +48,7 @@ def test_tokens_and_keys_leak_nowhere(tmp_path: Path) -> None:
                 request = urllib.request.Request(f"http://{daemon.http_address}/{page}")
                 request.add_header("Authorization", f"Bearer {token}")
                 with contextlib.suppress(urllib.error.HTTPError):
-                    told.append(urllib.request.urlopen(request, timeout=60).read().decode())
+                    received.append(urllib.request.urlopen(request, timeout=60).read().decode())
             with grpc.secure_channel(address, trusted) as channel:
                 for metadata in (
                     [("authorization", f"Bearer {token}")],
@@ -60,29 +60,29 @@ def test_tokens_and_keys_leak_nowhere(tmp_path: Path) -> None:
                             ListJobsRequest(page_token="?"), metadata=metadata, timeout=60
                         )
                     except grpc.RpcError as error:
-                        told.append(f"{error.details()} {error.trailing_metadata()}")
+                        received.append(f"{error.details()} {error.trailing_metadata()}")
         with Client(address, token=tokens["boss"], tls=tls) as client:
             job = client.start_training(
                 preset="digits-demo",
                 dataset={"train_path": str(tmp_path / "images"), "val_path": ""},
                 labels={"events": "3", "end": "FAILED"},
             )
-            told += [str(event) for event in client.stream_events(job)]
-            told += [str(client.job(job)), str(list(client.models("")))]
+            received += [str(event) for event in client.stream_events(job)]
+            received += [str(client.job(job)), str(list(client.models("")))]
         with (
             Client(address, token=wrong, tls=tls) as client,
             pytest.raises(Unauthenticated) as caught,
         ):
             client.job(job)
-        told.append(str(caught.value))
+        received.append(str(caught.value))
         assert daemon.stop() == 0
     finally:
         daemon.end()
     written = [path for path in daemon.data_dir.rglob("*") if path.is_file()]
     assert {"events.jsonl", "spec.json", "state.db"} <= {path.name for path in written}
     everything = b"\n".join(path.read_bytes() for path in (daemon.log, *written))
-    everything += "\n".join(told).encode()
-    assert b"watcher" in everything  # the holder's name is no secret
+    everything += "\n".join(received).encode()
+    assert b"watcher" in everything  # the name of a token is no secret
     key = (tmp_path / "tls" / "server.key").read_bytes().splitlines()[2]
     for secret in (tokens["boss"], tokens["watcher"], wrong):
         assert secret.encode() not in everything

@@ -34,13 +34,13 @@ def files(tmp_path: Path, authority: trustme.CA) -> Files:
     return made
 
 
-def _client(authority: trustme.CA, holder: trustme.LeafCert | None = None) -> Tls:
-    if holder is None:
+def _client(authority: trustme.CA, certificate: trustme.LeafCert | None = None) -> Tls:
+    if certificate is None:
         return Tls(ca=authority.cert_pem.bytes())
     return Tls(
         ca=authority.cert_pem.bytes(),
-        certificate=b"".join(part.bytes() for part in holder.cert_chain_pems),
-        key=holder.private_key_pem.bytes(),
+        certificate=b"".join(part.bytes() for part in certificate.cert_chain_pems),
+        key=certificate.private_key_pem.bytes(),
     )
 
 
@@ -145,14 +145,14 @@ async def test_mutual_tls_needs_a_client_certificate(
     async with daemon(tmp_path, tls=files.config(mutual=True)) as app:
         ours = authority.issue_cert("caller@example.org")
         theirs = trustme.CA().issue_cert("caller@example.org")
-        for holder, works in ((ours, True), (theirs, False), (None, False)):
-            async with _channel(app.address, _client(authority, holder)) as channel:
+        for certificate, works in ((ours, True), (theirs, False), (None, False)):
+            async with _channel(app.address, _client(authority, certificate)) as channel:
                 assert await _works(channel) == works
         # Another authority from now on, without a restart.
         renewed = trustme.CA()
         renewed.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        holder = renewed.issue_cert("caller@example.org")
-        async with _channel(app.address, _client(authority, holder)) as channel:
+        certificate = renewed.issue_cert("caller@example.org")
+        async with _channel(app.address, _client(authority, certificate)) as channel:
             assert await _works(channel)
         async with _channel(app.address, _client(authority, ours)) as channel:
             assert not await _works(channel)

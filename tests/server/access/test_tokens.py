@@ -26,10 +26,10 @@ LIST_JOBS = "/multigrain.v1.JobService/ListJobs"
 
 
 def enter(access: Access, method: str, *tokens: str) -> str:
-    """Makes a call that ends at once; its holder."""
+    """Makes a call that ends at once; returns the name of its token."""
     metadata = [("authorization", f"Bearer {token}") for token in tokens]
-    with access.enter(method, metadata) as holder:
-        return holder
+    with access.enter(method, metadata) as token_name:
+        return token_name
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What callers hear while the daemon stops."""
+"""What clients get while the daemon stops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _until_nobody_listens(address: str, codes: Counter[grpc.StatusCode]) -
                     return
 
 
-async def test_callers_in_a_closed_loop_hear_that_the_daemon_stops(tmp_path: Path) -> None:
+async def test_clients_in_a_closed_loop_get_unavailable(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path / "data")
     try:
         address = await asyncio.to_thread(daemon.wait_ready)
@@ -45,5 +45,5 @@ async def test_callers_in_a_closed_loop_hear_that_the_daemon_stops(tmp_path: Pat
         assert await asyncio.to_thread(daemon.popen.wait, 60) == 0
     finally:
         daemon.end()
-    # Not CANCELLED, which would say that the caller itself had given up.
+    # Not CANCELLED, which would mean that the client canceled the call.
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}

@@ -62,7 +62,7 @@ def test_live_page_in_a_browser_runs_no_script(
     job = start(channel, dataset, events="1000000", pause="0.02")
     url = f"http://{daemon.http_address()}/"
     browser.open(url)
-    # Nobody loads it anew but the page itself.
+    # The page reloads itself.
     browser.until(f"{CURVE} == 3")
     assert browser.run("return document.title") == "multigrain"
     assert browser.run("return document.querySelector('article a').textContent") == NAME
