@@ -300,6 +300,21 @@ def read_events(
         yield from events
 
 
+def newest_record(events: Path, kind: type[R]) -> R | None:
+    """The latest record of a kind; None if the log has none or does not exist.
+
+    Raises:
+        MultigrainError: STORAGE, if the log is damaged.
+    """
+    # Most lines of a long log are losses: lines of other kinds are not decoded.
+    mark = f'"{kind.key}":{{'.encode()
+    newest: R | None = None
+    for event in read_events(events, keep_line=lambda line: mark in line):
+        if isinstance(event.record, kind):
+            newest = event.record
+    return newest
+
+
 def _end_of_line_before(fd: int, end: int) -> int:
     """Offset after the last newline in the first ``end`` bytes; 0 if there is none."""
     while end > 0:
@@ -317,18 +332,3 @@ def _damaged(offset: int) -> MultigrainError:
         f"the event log is damaged: the line at byte {offset} is not an event; "
         "restore the file, or delete the job",
     )
-
-
-def newest_record(events: Path, kind: type[R]) -> R | None:
-    """The latest record of a kind; None if the log has none or does not exist.
-
-    Raises:
-        MultigrainError: STORAGE, if the log is damaged.
-    """
-    # Most lines of a long log are losses: lines of other kinds are not decoded.
-    mark = f'"{kind.key}":{{'.encode()
-    newest: R | None = None
-    for event in read_events(events, keep_line=lambda line: mark in line):
-        if isinstance(event.record, kind):
-            newest = event.record
-    return newest

@@ -44,7 +44,7 @@ _ALIVE_SECONDS = 0.25  # between two signs of life; attempt.MIN_STALL_SECONDS is
 class GuardHello:
     """First message of a guard, the parent process of a worker or of the scheduler."""
 
-    token: str
+    token: str = field(repr=False)  # must not be logged
     rank: int
     pid: int
 
@@ -53,7 +53,7 @@ class GuardHello:
 class Hello:
     """First message of a worker."""
 
-    token: str
+    token: str = field(repr=False)  # must not be logged
     rank: int
     world: int
     pid: int

@@ -24,6 +24,12 @@ SET_DEVICE = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 COLLECTIVES = {"cpu": "mccl", "gpu": "nccl", "ascend": "hccl"}
 """Communication library of each target in ``mindspore.communication.init``."""
 
+HOST = "127.0.0.1"
+"""Address of the scheduler."""
+
+NO_TAIL = "-2"
+"""Value of ``--tail_worker_log``: no rank has this number, so msrun starts no ``tail -f``."""
+
 BIND_FAILED = re.compile(rb"Address already in use|Failed to call bind")
 """Texts in the scheduler's log (MindSpore 2.8.0) when another process has its port."""
 
@@ -146,12 +152,6 @@ class DirectLauncher:
             for i, log in enumerate(worker_logs)
         )
         return LaunchPlan(processes, worker_logs)
-
-
-HOST = "127.0.0.1"
-
-NO_TAIL = "-2"
-"""Value of ``--tail_worker_log``: no rank has this number, so msrun starts no ``tail -f``."""
 
 
 class MsrunLauncher:

@@ -203,3 +203,14 @@ def test_non_finite_numbers_are_valid_json_and_read_back(path: Path) -> None:
     assert isinstance(figures, EvaluationRecord)
     assert math.isnan(figures.metrics["loss"])
     assert figures.metrics["top1"] == 0.5
+
+
+def test_text_that_utf8_cannot_encode_is_escaped(path: Path) -> None:
+    # Python reads a file name that is not UTF-8 as text with unpaired surrogates.
+    name = os.fsdecode(b"caf\xe9.jpg")
+    record = LogRecord("WARNING", f"{name} is unreadable", fields={name: "é"})
+    with EventWriter(path, "job") as writer:
+        writer.append(record, 1)
+    (event,) = read_events(path)
+    escaped = r"caf\udce9.jpg"
+    assert event.record == LogRecord("WARNING", rf"{escaped} is unreadable", fields={escaped: "é"})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import socket
 import stat
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,7 @@ def connect(server: ChannelServer) -> socket.socket:
         Hello("t", 1, 2, 7),
         Ready(),
         Emit(LOSS),
+        Emit(replace(LOSS, loss=math.inf, damping=-math.inf)),
         Emit(StateRecord(JobState.FAILED, "x", JobError("DATASET", "y"))),
         ipc.Alive(),
         ipc.Failed("DATASET", "no\nimages", "spec.dataset"),
@@ -73,6 +76,10 @@ def test_a_message_is_encoded_as_one_line_and_decoded(message: Message) -> None:
     line = encode(message)
     assert line.count(b"\n") == 1
     assert decode(line) == message
+
+
+def test_a_token_is_not_in_what_is_logged() -> None:
+    assert "secret" not in f"{Hello('secret', 0, 1, 7)} {ipc.GuardHello('secret', 0, 7)}"
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"7", b'{"x":{}}', b'{"Hello":{}}', b'{"Done":[]}'])
