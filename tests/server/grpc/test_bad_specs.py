@@ -58,7 +58,7 @@ async def test_wrong_weights_are_refused(
             "spec.exponent.candidates[1]",
         ),
         (EvaluationSpec(tasks=["gem_p"], gem_p=3), INVALID, "spec.gem_p"),
-        (EvaluationSpec(whiten=True), INVALID, "spec.whiten: only a model"),
+        (EvaluationSpec(whiten=True), INVALID, "spec.whiten: only models have a whitening"),
         (EvaluationSpec(tasks=["gem_p"], transform="rect"), INVALID, "spec.transform"),
         (
             EvaluationSpec(
