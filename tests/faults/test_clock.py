@@ -1,4 +1,4 @@
-"""The clock is set while everything runs: only what is written down for people changes."""
+"""Setting the system clock affects only times that people read."""
 
 from __future__ import annotations
 
@@ -25,34 +25,36 @@ pytestmark = pytest.mark.process
 
 DAYTIME = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 
+# Files that read the system clock, for times that people read.
 FOR_PEOPLE = {
     "multigrain/events/log.py": "the time of an event",
-    "multigrain/export/job.py": "when a bundle was made",
-    "multigrain/train/loop.py": "when a checkpoint was made",
-    "multigrain_server/jobs/creation.py": "a readable job id",
-    "multigrain_server/database.py": "the name of an index that is put aside",
-    "multigrain_server/serving/statistics.py": "the Open Inference Protocol's last_inference",
-    "multigrain_server/tracing/spans.py": "when a span was, for who looks at traces",
-    "multigrain_server/status/site.py": "ages of what a page shows",
-    "multigrain_server/doctor/access.py": "days that a certificate has left",
+    "multigrain/export/job.py": "when a bundle was created",
+    "multigrain/train/loop.py": "when a checkpoint was created",
+    "multigrain_server/database.py": "the name of a damaged index that is moved aside",
     "multigrain_server/doctor/machine.py": "whether the clock is right",
+    "multigrain_server/doctor/network.py": "days until a certificate expires",
+    "multigrain_server/jobs/files.py": "a readable job id",
+    "multigrain_server/models/metrics.py": "the Open Inference Protocol's last_inference",
+    "multigrain_server/status/site.py": "ages on a page",
+    "multigrain_server/tracing/spans.py": "the time of a span",
 }
 
 
-def test_the_time_of_day_is_asked_for_only_where_people_read_it() -> None:
-    asked = set()
+def test_the_system_clock_is_read_only_for_times_that_people_read() -> None:
+    found = set()
     for package in (multigrain, multigrain_server, multigrain_client):
         root = Path(str(package.__file__)).parent
         for path in root.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and ast.unparse(node) in DAYTIME:
-                    asked.add(str(path.relative_to(root.parent)))
-    # A time-out or a lease by it would end an hour early, or late. Not time.monotonic()?
-    assert asked == FOR_PEOPLE.keys()
+                    found.add(str(path.relative_to(root.parent)))
+    # A timeout or a lease that uses it would end early or late when the clock is set: they use
+    # time.monotonic().
+    assert found == FOR_PEOPLE.keys()
 
 
 @pytest.mark.slow
-def test_jobs_and_models_take_no_notice_of_a_clock_that_jumps_by_an_hour(
+def test_a_clock_that_jumps_by_an_hour_does_not_affect_jobs_and_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = [str(ROOT / "tests" / "faults" / "jumping"), str(ROOT)]

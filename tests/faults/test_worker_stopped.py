@@ -34,8 +34,8 @@ def test_a_stopped_worker_is_named_ended_and_followed_by_the_next_attempt(
     restart = next(record for record in job.states() if record.error)
     assert restart.error is not None
     assert (restart.error.kind, restart.error.rank) == ("STALLED", 1)
-    assert re.search(r"rank 1 made no progress for \d+ s and was ended", restart.message)
-    assert "stopped by a signal, SIGSTOP say" in restart.message
+    assert re.search(r"rank 1 made no progress for \d+ s and was killed", restart.message)
+    assert "its process is suspended (by SIGSTOP" in restart.message
     assert "stall_timeout_seconds" in restart.message
     assert_numbered(job.events())
     assert_whole_curve(job.events(), 40)
