@@ -63,15 +63,15 @@ class PageToken:
         return cls(tuple(position))
 
 
-def page_size(asked: int) -> int:
+def page_size(requested: int) -> int:
     """The size of a page, 0 meaning DEFAULT_SIZE.
 
     Raises:
         MultigrainError: INVALID_FIELD above MAX_SIZE.
     """
-    if asked > MAX_SIZE:
-        raise MultigrainError.field("page_size", f"{asked} is more than {MAX_SIZE}")
-    return asked or DEFAULT_SIZE
+    if requested > MAX_SIZE:
+        raise MultigrainError.field("page_size", f"{requested} is more than {MAX_SIZE}")
+    return requested or DEFAULT_SIZE
 
 
 def _digest(query: str) -> str:

@@ -49,7 +49,7 @@ class EventLine:
         seq: number of the event.
         kind: a key of RECORD_TYPES, or one that only a newer version knows.
         raw: the line without its newline.
-        encoded: the event as sent to subscribers: cached by whoever sends it, because many
+        encoded: the event as sent to subscribers; cached by the sender, because many
             subscribers receive the same events.
     """
 
@@ -174,7 +174,7 @@ class EventBatch(NamedTuple):
 
     Attributes:
         lines: the events; empty for a heartbeat.
-        last_seq: nothing that the subscriber asked for is missing up to this event.
+        last_seq: the subscriber has received all events it selected up to this one.
     """
 
     lines: list[EventLine]

@@ -60,7 +60,7 @@ def create_folder(
             into the new folder, because the other job may delete it before this one starts.
 
     Raises:
-        MultigrainError: STORAGE, or NOT_FOUND if the checkpoint is gone.
+        MultigrainError: STORAGE, or NOT_FOUND if the checkpoint no longer exists.
     """
     aside = JobFolder(jobs_dir / f".new-{request.job_id}")
     final = JobFolder(jobs_dir / request.job_id)

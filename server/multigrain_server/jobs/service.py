@@ -303,7 +303,7 @@ class Jobs:
             return active.job()
         job = self._current(row)
         if job.state is not JobState.CANCELLED and not row.job.cancel_requested:
-            raise _wrong_state(job, "has already ended and cannot be cancelled")
+            raise _wrong_state(job, "has already ended and cannot be canceled")
         return job
 
     async def resume(self, job_id: str) -> Job:

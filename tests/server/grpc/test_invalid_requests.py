@@ -1,4 +1,4 @@
-"""Each wrong field has the right status and a message that names it; never a traceback."""
+"""Invalid requests are refused with the right status and a message that names the field."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ TRAINING: list[tuple[str, Callable[[Path], dict[str, Any]], grpc.StatusCode, str
     [case[1:] for case in TRAINING],
     ids=[case[0] for case in TRAINING],
 )
-async def test_a_wrong_training_spec_is_refused(
+async def test_invalid_training_specs_are_refused(
     channel: grpc.aio.Channel,
     dataset: Path,
     make: Callable[[Path], dict[str, Any]],
@@ -95,7 +95,7 @@ async def test_a_wrong_training_spec_is_refused(
 
 
 def _fill(message: Message) -> None:
-    """Sets every field to something that is wrong for most of them."""
+    """Sets every field to a value that is invalid for most of them."""
     wrong = {FieldDescriptor.TYPE_STRING: "\u00e9" * 100_000, FieldDescriptor.TYPE_BOOL: True}
     wrong[FieldDescriptor.TYPE_DOUBLE] = -1.0
     for field in message.DESCRIPTOR.fields:
@@ -105,7 +105,7 @@ def _fill(message: Message) -> None:
             setattr(message, field.name, wrong.get(field.type, 4_000_000_000))
 
 
-async def test_a_spec_with_everything_wrong_is_still_answered_with_its_status(
+async def test_a_spec_with_every_field_invalid_is_refused_with_its_status(
     channel: grpc.aio.Channel,
 ) -> None:
     spec = TrainingSpec()
@@ -117,7 +117,7 @@ async def test_a_spec_with_everything_wrong_is_still_answered_with_its_status(
 
 
 @pytest.mark.parametrize("name", ["\u00e9" * 1300, "x" * 1_000_000])
-async def test_a_long_name_of_nothing_is_answered_with_its_status(
+async def test_a_long_unknown_name_is_refused_with_its_status(
     channel: grpc.aio.Channel, dataset: Path, name: str
 ) -> None:
     source = WeightsSource(job_id=name)
@@ -132,7 +132,7 @@ async def test_a_long_name_of_nothing_is_answered_with_its_status(
     assert (error.code(), "no such file" in str(error.details())) == (INVALID, True)
 
 
-async def test_a_validation_class_that_is_not_trained_on_is_refused(
+async def test_an_unknown_validation_class_is_refused(
     channel: grpc.aio.Channel, dataset: Path
 ) -> None:
     val = dataset.parent / "val" / "horse"
@@ -155,7 +155,7 @@ async def test_a_validation_class_that_is_not_trained_on_is_refused(
         ({"labels": {str(i): "" for i in range(65)}}, "labels"),
     ],
 )
-async def test_wrong_request_fields_are_refused(
+async def test_invalid_request_fields_are_refused(
     channel: grpc.aio.Channel, dataset: Path, fields: dict[str, Any], words: str
 ) -> None:
     request = StartTrainingRequest(spec=_spec(dataset), **fields)
@@ -173,7 +173,7 @@ async def test_wrong_request_fields_are_refused(
         ("train-20260101-000000-abcdef", NOT_FOUND),
     ],
 )
-async def test_a_wrong_job_id_is_refused_by_every_call(
+async def test_invalid_job_ids_are_refused_by_every_call(
     channel: grpc.aio.Channel, job_id: str, code: grpc.StatusCode
 ) -> None:
     stub = JobServiceStub(channel)
@@ -207,7 +207,7 @@ async def test_a_wrong_job_id_is_refused_by_every_call(
         (ListJobsRequest(name_contains="x" * 129), "name_contains"),
     ],
 )
-async def test_a_wrong_listing_is_refused(
+async def test_invalid_listings_are_refused(
     channel: grpc.aio.Channel, request_: ListJobsRequest, words: str
 ) -> None:
     error = await refusal(JobServiceStub(channel).ListJobs(request_))

@@ -1,4 +1,4 @@
-"""Each wrong field of an evaluation or an export has the right status and a message."""
+"""Invalid evaluation and export specifications are refused with the right status and field."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from multigrain.v1.evaluation_spec_pb2 import EvaluationSpec, ExponentSpec, Weig
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_pb2_grpc import ExportServiceStub
 from multigrain.v1.export_spec_pb2 import ExportSpec, ResolutionSpec
+from multigrain.v1.job_pb2 import Job
+from tests.data.benchmarks.files import touch
 from tests.server.grpc.refusal import DENIED, INVALID, NOT_FOUND, refusal
 
 
@@ -23,11 +25,11 @@ from tests.server.grpc.refusal import DENIED, INVALID, NOT_FOUND, refusal
     [
         (WeightsSource(), INVALID, "spec.weights"),
         (WeightsSource(job_id="train-1"), NOT_FOUND, "train-1"),
-        (WeightsSource(model="nobody"), NOT_FOUND, "nobody"),
+        (WeightsSource(model="unknown"), NOT_FOUND, "unknown"),
         (WeightsSource(checkpoint_path="/etc"), DENIED, "spec.weights.checkpoint_path"),
     ],
 )
-async def test_wrong_weights_are_refused(
+async def test_invalid_weights_are_refused(
     channel: grpc.aio.Channel,
     dataset: Path,
     weights: WeightsSource,
@@ -72,7 +74,7 @@ async def test_wrong_weights_are_refused(
         (EvaluationSpec(dataset_path="/etc"), DENIED, "spec.dataset_path"),
     ],
 )
-async def test_a_wrong_evaluation_spec_is_refused(
+async def test_invalid_evaluation_specs_are_refused(
     channel: grpc.aio.Channel,
     dataset: Path,
     spec: EvaluationSpec,
@@ -107,7 +109,7 @@ async def test_a_wrong_evaluation_spec_is_refused(
         ),
     ],
 )
-async def test_a_wrong_export_spec_is_refused(
+async def test_invalid_export_specs_are_refused(
     channel: grpc.aio.Channel,
     dataset: Path,
     spec: ExportSpec,
@@ -118,3 +120,49 @@ async def test_a_wrong_export_spec_is_refused(
     call = ExportServiceStub(channel).StartExport(StartExportRequest(spec=spec))
     error = await refusal(call)
     assert (error.code(), words in str(error.details())) == (code, True), error.details()
+
+
+LAYOUTS = {
+    "holidays": ["100000.jpg", "100001.jpg"],
+    "ukb": [f"full/ukbench{number:05d}.jpg" for number in range(4)],
+    "copydays": ["original/200000.jpg", "strong/200001.jpg", "distractors/a.jpg"],
+    "groups": ["a/1.jpg", "a/2.jpg", "b/1.jpg"],
+}
+
+
+async def _start(channel: grpc.aio.Channel, root: Path, *tasks: str) -> Job:
+    spec = EvaluationSpec(dataset_path=str(root), tasks=tasks, transform="rect")
+    # Without a manifest, the classes are not checked at submission.
+    spec.weights.checkpoint_path = str(root)
+    return await EvaluationServiceStub(channel).StartEvaluation(StartEvaluationRequest(spec=spec))
+
+
+@pytest.mark.parametrize("task", list(LAYOUTS))
+async def test_a_benchmark_task_accepts_its_own_layout(
+    channel: grpc.aio.Channel, tmp_path: Path, task: str
+) -> None:
+    root = touch(tmp_path / "images" / task, LAYOUTS[task])
+    job = await _start(channel, root, task)
+    assert (list(job.evaluation.tasks), job.evaluation.transform) == ([task], "rect")
+    assert job.evaluation.group_queries == "all"
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "words"),
+    [
+        ("holidays", ["cat/1.jpg"], "no images named as in INRIA Holidays (100000.jpg"),
+        ("ukb", LAYOUTS["ukb"][:3], "the first missing one is ukbench00003"),
+        ("copydays", LAYOUTS["copydays"][:1], "has no folder 'strong': Copydays needs"),
+        ("groups", ["a/1.jpg", "b/1.jpg"], "put the images of each group into a sub-folder"),
+        ("groups", ["1.jpg"], "has no class folders (1 images are directly in it)"),
+    ],
+)
+async def test_another_layout_is_refused_with_a_hint(
+    channel: grpc.aio.Channel, tmp_path: Path, task: str, names: list[str], words: str
+) -> None:
+    root = touch(tmp_path / "images" / "other", names)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _start(channel, root, task)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, caught.value
+    assert "spec.dataset_path" in str(caught.value.details())
+    assert words in str(caught.value.details())
