@@ -51,11 +51,11 @@ types: $(STAMP)
 
 # Generates the stubs of protos/ in multigrain/v1/.
 stubs: $(STAMP)
-	$(BIN)/python -m tests.tools.stubs --write
+	$(BIN)/python -m tools.stubs --write
 
 # Fails if the committed stubs differ from those that protos/ generates.
 stubs-check: $(STAMP)
-	$(BIN)/python -m tests.tools.stubs --check
+	$(BIN)/python -m tools.stubs --check
 
 # Generates the blocking client from the asyncio client, and the client's LossPoint from protos/.
 sync-client: $(STAMP)
