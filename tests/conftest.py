@@ -39,7 +39,8 @@ MINDSPORE_FILE = re.compile(r"^pytestmark = .*pytest\.mark\.mindspore", re.MULTI
 # What only tests with the marker `process` start: programs, and modules with `python -m`.
 PROGRAMS = {"chromedriver", "msrun", "multigrain-server", "prometheus", "promtool"}
 MODULES = re.compile(
-    r"(benchmarks|multigrain\.(engine|jobs|probe)|multigrain_server|pip|tests\.server\.fake_daemon)\b"
+    r"(benchmarks|multigrain\.(engine|jobs|probe)|multigrain_server|pip"
+    r"|tests\.(engine\.held|server\.fake_daemon))\b"
 )
 _started: list[str] = []
 
