@@ -21,7 +21,7 @@ STUBS = ROOT / "multigrain" / "v1"
 def generate(out: Path) -> None:
     """Writes the stubs of every proto file below ``protos/`` to ``out`` (package layout kept)."""
     files = sorted(str(path) for path in PROTOS.rglob("*.proto"))
-    # protoc looks for its plugins on the path; ours lie beside the interpreter.
+    # protoc searches PATH for its plugins, which are next to the interpreter.
     plugins = Path(sys.executable).parent
     os.environ["PATH"] = f"{plugins}{os.pathsep}{os.environ.get('PATH', '')}"
     well_known = Path(grpc_tools.__file__).parent / "_proto"
