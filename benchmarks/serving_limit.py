@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.calibrated import PREPROCESSING, REFERENCE, write_bundle
 from benchmarks.photographs import photographs
 from multigrain.bundle.folder import read
-from multigrain.engine.protocol import EmbeddingOptions
+from multigrain.engine.protocol import Dtype, EmbeddingOptions
 from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Outputs, Pixels, Runtime
 from multigrain.engine.runtimes.choice import load
 from multigrain.engine.worker import encode_vector
@@ -81,7 +81,8 @@ def compute(runtime: Runtime, images: list[Pixels]) -> Outputs:
 def encodings(embedding: FloatArray) -> None:
     """Size and accuracy of the dtypes of normalized embeddings."""
     print("| dtype | bytes per vector | smallest cosine | largest difference |\n|---|---|---|---|")
-    for dtype, kind in (("fp32", "<f4"), ("fp16", "<f2"), ("int8", "i1")):
+    kinds: dict[Dtype, str] = {"fp32": "<f4", "fp16": "<f2", "int8": "i1"}
+    for dtype, kind in kinds.items():
         rows, size = [], 0
         for row in embedding:
             encoded = encode_vector(row, EmbeddingOptions(normalize=True, dtype=dtype))
