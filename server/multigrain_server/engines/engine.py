@@ -340,7 +340,6 @@ class EngineProcess:
         if self.ended.is_set():
             item.fail(self._gone())
         elif not item.future.done():
-            item.suspect = False
             self._send(item)
 
     def refuse(self, item: InFlight, error: MultigrainError) -> None:

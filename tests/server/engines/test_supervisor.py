@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from multigrain.engine.inflight import InFlightImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
+from multigrain_server.backoff import Backoff
 from multigrain_server.engines.engine import InFlightTable
 from multigrain_server.serving.service import ImageResponse
 from tests.engine.bundles import write_bundle
@@ -199,6 +200,28 @@ async def test_no_delay_follows_a_crash_whose_image_was_quarantined(
         await h.embed(DEADLY)
         await until(lambda: h.health[service_names.EMBEDDING])
         assert len(engines.children) == 3
+
+
+async def test_an_engine_that_lived_long_resets_the_delay(
+    root: Path, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float] = []
+    following = Backoff.next
+
+    def recorded(backoff: Backoff) -> float:
+        delays.append(following(backoff))
+        return delays[-1]
+
+    monkeypatch.setattr(Backoff, "next", recorded)
+    config = small_config(restart_backoff_seconds=0.01, restart_backoff_max_seconds=0.05)
+    async with harness(root, config, engines.launch) as h:
+        await h.manager.load("tiny")
+        for number in range(2):
+            await asyncio.sleep(0.1)
+            engines.children[-1].die("signal SIGKILL")
+            await until(lambda n=number: len(engines.children) == n + 2)
+            await until(lambda: h.health[service_names.EMBEDDING])
+    assert delays == [0.0, 0.0]
 
 
 async def test_callers_get_an_error_when_no_engine_can_be_started(

@@ -29,7 +29,7 @@ from tests.server.grpc.refusal import detail, refusal, status_of
 from tests.server.grpc.serving import Serving, serving
 from tests.server.serving.harness import small_config, until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 PICTURES = [picture(seed) for seed in range(3)]
 
 

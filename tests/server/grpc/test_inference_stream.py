@@ -18,7 +18,7 @@ from tests.server.grpc.refusal import status_of
 from tests.server.grpc.serving import Serving, serving
 from tests.server.serving.harness import small_config, until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

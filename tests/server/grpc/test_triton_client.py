@@ -24,7 +24,7 @@ from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bu
 from tests.engine.pictures import picture
 from tests.server.grpc.serving import serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 PROGRAM = Path(__file__).with_name("triton_program.py")
 PICTURES = [picture(seed) for seed in range(3)]
 Json = dict[str, Any]
