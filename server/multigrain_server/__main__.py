@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+
+# Packages of the extra `server` that the daemon imports only once it is ready.
+_IMPORTED_LATE = ("aiohttp", "jinja2")
 
 
 def main() -> int:
@@ -16,13 +20,20 @@ def main() -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "multigrain", "multigrain_server"):
             raise
-        print(
-            f"multigrain-server: needs {package}, which is not installed: "
-            "pip install 'multigrain[server]'",
-            file=sys.stderr,
-        )
-        return 1
+        return _missing(package)
+    for package in _IMPORTED_LATE:
+        if find_spec(package) is None:
+            return _missing(package)
     return run()
+
+
+def _missing(package: str) -> int:
+    print(
+        f"multigrain-server: needs {package}, which is not installed: "
+        "pip install 'multigrain[server]'",
+        file=sys.stderr,
+    )
+    return 1
 
 
 if __name__ == "__main__":

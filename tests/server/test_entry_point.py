@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+MODULES = ("structlog", "pydantic", "prometheus_client", "grpc_health", "aiohttp", "jinja2")
+
 
 def _start_without(module: str) -> subprocess.CompletedProcess[str]:
     code = (
@@ -17,7 +19,7 @@ def _start_without(module: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("module", ["structlog", "pydantic", "prometheus_client", "grpc_health"])
+@pytest.mark.parametrize("module", MODULES)
 def test_missing_dependency_says_what_to_install(module: str) -> None:
     run = _start_without(module)
     assert run.returncode == 1

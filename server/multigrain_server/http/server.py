@@ -120,8 +120,7 @@ class HttpServer:
         except Exception:  # a defect of a page or a collector: the client must get a response
             _log.exception("HTTP request failed", path=request.path)
             response = web.Response(status=500, text="see the log\n")
-        response.headers["Server"] = "multigrain"
-        response.force_close()
+        _finish(response)
         if request.transport is not None:
             # A client that does not read must not keep the connection, nor the response in memory.
             asyncio.get_running_loop().call_later(_CLIENT_SECONDS, request.transport.abort)
@@ -186,9 +185,13 @@ class _Connection(web.RequestHandler):
         """The response to a request that cannot be parsed."""
         if isinstance(exc, LineTooLong):
             status = 431
-        response = web.Response(status=status, text=None if status == 431 else "not HTTP/1.1\n")
-        response.force_close()
-        return response
+        return _finish(web.Response(status=status, text="cannot parse the request\n"))
+
+
+def _finish(response: web.StreamResponse) -> web.StreamResponse:
+    response.headers["Server"] = "multigrain"  # in place of the versions of Python and aiohttp
+    response.force_close()
+    return response
 
 
 def _live(request: web.Request) -> bool:

@@ -27,6 +27,9 @@ async def _http(app: App, head: str) -> tuple[int, str]:
     writer.write(head.encode() + b"\r\nHost: daemon\r\n\r\n")
     answer = (await reader.read()).decode()
     writer.close()
+    headers = answer.partition("\r\n\r\n")[0]
+    assert "Connection: close" in headers or headers.startswith("HTTP/1.0")
+    assert "aiohttp" not in headers  # no versions for attackers
     return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
 
 
