@@ -133,6 +133,7 @@ async def test_connections_beyond_the_limit_are_closed(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "_CLIENT_SECONDS", 60.0)  # idle ones stay
     host, _, port = app.http_address.rpartition(":")
     idle = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
     async with asyncio.timeout(10):
