@@ -63,6 +63,12 @@ def test_a_line_is_one_json_object_with_an_rfc_3339_time(path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", body["time"])
 
 
+def test_fields_without_a_value_are_left_out(path: Path) -> None:
+    with EventWriter(path, "job") as writer:
+        writer.append(QUEUED, 0)
+    assert json.loads(path.read_text())["state"] == {"state": "QUEUED", "message": "waiting"}
+
+
 def test_a_new_writer_continues_the_sequence_without_a_gap(path: Path) -> None:
     write(path, 1, 2)
     write(path, 3)
