@@ -23,7 +23,7 @@ async def _check(channel: grpc.aio.Channel, service: str) -> int:
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
-async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Channel) -> None:
+async def test_services_without_models_are_ready_at_once(channel: grpc.aio.Channel) -> None:
     assert set(ALL) == {*services(), *services("v1/inference")}
     for service in ("", *ALWAYS_READY):
         assert await _check(channel, service) == Status.SERVING
@@ -31,7 +31,7 @@ async def test_every_service_but_serving_is_ready_at_once(channel: grpc.aio.Chan
         assert await _check(channel, service) == Status.NOT_SERVING
 
 
-async def test_a_list_tells_of_all_services_at_once(channel: grpc.aio.Channel) -> None:
+async def test_list_has_every_service(channel: grpc.aio.Channel) -> None:
     answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
     found = {name: health.status for name, health in answer.statuses.items()}
     assert found == {
@@ -50,7 +50,7 @@ async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> Non
 
 
 @pytest.mark.parametrize("service", [EMBEDDING, INFERENCE])
-async def test_watch_tells_changes(app: App, channel: grpc.aio.Channel, service: str) -> None:
+async def test_watch_reports_changes(app: App, channel: grpc.aio.Channel, service: str) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
     assert (await watch.read()).status == Status.NOT_SERVING

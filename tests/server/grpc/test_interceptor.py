@@ -1,11 +1,12 @@
-"""What the interceptor does for every call, without a connection."""
+"""What the interceptor does for every call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +17,16 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.v1 import model_pb2
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
+from multigrain_server.app import App
 from multigrain_server.grpc import interceptor as interceptor_module
 from multigrain_server.grpc.drain import InFlightCalls
-from multigrain_server.grpc.interceptor import CallInterceptor
+from multigrain_server.grpc.interceptor import CallInterceptor, Incoming, deadline_ns
 from multigrain_server.metrics.requests import RequestMetrics
+from tests.server.grpc.refusal import INVALID, refusal
+from tests.server.grpc.serving import serving
 
 
 class GoneContext:
@@ -164,3 +169,116 @@ async def test_no_line_is_built_below_the_level_that_is_logged(
     with capture_logs() as lines:
         await wrapped.unary_unary(b"", GoneContext())
     assert lines == []
+
+
+NOW = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("remaining", "deadline"),
+    [
+        (2.5, NOW + 2_500_000_000),
+        (None, 0),
+        (9.2e9, 0),  # what gRPC reports without a deadline
+        (-0.1, NOW + 1),  # already past, not missing
+    ],
+)
+def test_deadline_is_on_the_monotonic_clock(remaining: float | None, deadline: int) -> None:
+    context = SimpleNamespace(time_remaining=lambda: remaining)
+    assert deadline_ns(context, NOW) == deadline  # type: ignore[arg-type]
+
+
+class Numbers:
+    """Yields ``ready`` numbers at once, and then ends or blocks forever."""
+
+    def __init__(self, ready: int, *, ends: bool) -> None:
+        self.read = 0
+        self._ready = ready
+        self._ends = ends
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        for number in range(self._ready):
+            await asyncio.sleep(0)
+            self.read += 1
+            yield number
+        if not self._ends:
+            await asyncio.Event().wait()
+
+
+async def test_canceling_a_read_loses_no_message() -> None:
+    sent: asyncio.Queue[int] = asyncio.Queue()
+
+    async def messages() -> AsyncIterator[int]:
+        while True:
+            yield await sent.get()
+
+    incoming = Incoming(messages())
+    waiting = asyncio.ensure_future(anext(incoming))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    for number in range(3):
+        sent.put_nowait(number)
+    assert [await anext(incoming) for _ in range(3)] == [0, 1, 2]
+    incoming.close()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_messages_in_transit_are_discarded(ends: bool) -> None:
+    numbers = Numbers(50, ends=ends)
+    incoming = Incoming(aiter(numbers))
+    assert await anext(incoming) == 0
+    async with asyncio.timeout(60):
+        await incoming.discard()
+    assert numbers.read == 50
+    incoming.close()
+
+
+async def test_discarding_an_endless_stream_ends() -> None:
+    async def endless() -> AsyncIterator[int]:
+        while True:
+            await asyncio.sleep(0)
+            yield 1
+
+    incoming = Incoming(endless())
+    async with asyncio.timeout(60):
+        await incoming.discard()
+    incoming.close()
+
+
+async def test_client_of_a_refused_upload_gets_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    start = model_pb2.ImportModelRequest(start=model_pb2.ImportModelRequest.Start(name="new"))
+    large = model_pb2.ImportModelRequest(chunk=bytes((2 << 20) + 1))
+    async with serving(tmp_path) as served:
+        for _ in range(12):
+            error = await refusal(served.models.ImportModel(iter([start, *[large] * 20])))
+            assert error.code() is INVALID
+            assert "at most 2097152 are accepted" in (error.details() or "")
+
+
+INVALID_UTF8 = b"\x0a\x02\xff\xfe"  # EmbedRequest.model
+
+
+async def embed(channel: grpc.aio.Channel, data: bytes) -> None:
+    await channel.unary_unary("/multigrain.v1.EmbeddingService/Embed")(data, timeout=60)
+
+
+async def embed_stream(channel: grpc.aio.Channel, data: bytes) -> None:
+    call = channel.stream_stream("/multigrain.v1.EmbeddingService/EmbedStream")
+    async for _ in call(iter([data]), timeout=60):
+        pass
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", INVALID_UTF8, b"\x0a\x7f"])
+@pytest.mark.parametrize("call", [embed, embed_stream])
+async def test_malformed_messages_are_invalid_arguments(
+    app: App,
+    channel: grpc.aio.Channel,
+    data: bytes,
+    call: Callable[[grpc.aio.Channel, bytes], Awaitable[None]],
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(channel, data)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cannot parse the request" in (caught.value.details() or "")

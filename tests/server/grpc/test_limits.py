@@ -1,4 +1,4 @@
-"""What one client may take of the server: each limit is kept, and named."""
+"""Limits per client: each is enforced, and named in the error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def watch(channel: grpc.aio.Channel, token: str = "") -> grpc.aio.UnaryStreamCal
     )
 
 
-async def test_a_host_may_hold_so_many_streams_open_and_others_are_refused_by_name(
+async def test_open_streams_per_host_are_limited(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -49,7 +49,7 @@ async def test_a_host_may_hold_so_many_streams_open_and_others_are_refused_by_na
         assert error.code() is CODE
         assert "127.0.0.1 has 2 streams open" in (error.details() or "")
         assert "access.max_streams_per_client" in (error.details() or "")
-        # Calls that are no streams go on, and a stream that ends makes room.
+        # Unary calls still work, and another stream can be opened once one ends.
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         first.cancel()
 
@@ -60,10 +60,10 @@ async def test_a_host_may_hold_so_many_streams_open_and_others_are_refused_by_na
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.02)
         else:
-            pytest.fail("a stream that ended made no room")
+            pytest.fail("no stream can be opened after one has ended")
 
 
-async def test_each_holder_of_a_token_has_its_own_streams(tmp_path: Path) -> None:
+async def test_open_streams_are_counted_per_token(tmp_path: Path) -> None:
     tokens = write_tokens(tmp_path / "tokens", "a:read", "b:read")
     access = AccessConfig(tokens=tmp_path / "tokens", health="token", max_streams_per_client=1)
     async with (
@@ -77,28 +77,27 @@ async def test_each_holder_of_a_token_has_its_own_streams(tmp_path: Path) -> Non
         assert (error.details() or "").startswith("b has 1 streams open")
 
 
-def test_subscribers_of_events_have_a_limit_of_their_own() -> None:
-    access = AccessConfig(max_streams_per_client=10, max_subscribers_per_client=1)
-    door = Access(access)
+def test_event_streams_have_a_separate_limit() -> None:
+    access = Access(AccessConfig(max_streams_per_client=10, max_subscribers_per_client=1))
     peer = "ipv4:10.0.0.1:5"
     events = "/multigrain.v1.JobService/StreamEvents"
-    with door.enter(events, (), stream_from=peer):
+    with access.enter(events, (), stream_from=peer):
         with (
             pytest.raises(MultigrainError, match=r"access\.max_subscribers_per_client") as caught,
-            door.enter(events, (), stream_from="ipv4:10.0.0.1:6"),
+            access.enter(events, (), stream_from="ipv4:10.0.0.1:6"),
         ):
             pass
         assert caught.value.kind is ErrorKind.OVERLOADED
-        with door.enter(events, (), stream_from="ipv4:10.0.0.2:6"):
+        with access.enter(events, (), stream_from="ipv4:10.0.0.2:6"):
             pass
-        with door.enter("/multigrain.v1.EmbeddingService/EmbedStream", (), stream_from=peer):
+        with access.enter("/multigrain.v1.EmbeddingService/EmbedStream", (), stream_from=peer):
             pass
-    with door.enter(events, (), stream_from=peer):
+    with access.enter(events, (), stream_from=peer):
         pass
 
 
 @pytest.mark.process
-def test_a_message_that_is_too_large_once_unpacked_is_refused_before_memory_grows(
+def test_compressed_messages_are_limited_by_their_uncompressed_size(
     tmp_path: Path,
 ) -> None:
     server = Daemon(tmp_path, flags=["--grpc-max-message-mib=4"]).start()
@@ -108,7 +107,7 @@ def test_a_message_that_is_too_large_once_unpacked_is_refused_before_memory_grow
             server.address, [("grpc.max_send_message_length", -1)]
         ) as channel:
             embed = channel.unary_unary("/multigrain.v1.EmbeddingService/Embed")
-            # The others are an eighth of a megabyte on their way.
+            # Compressed, the others have 128 KiB.
             for size, how, says in (
                 (5 * MIB, grpc.Compression.NoCompression, "larger than max"),
                 (128 * MIB, grpc.Compression.Gzip, "larger than max"),
@@ -123,6 +122,6 @@ def test_a_message_that_is_too_large_once_unpacked_is_refused_before_memory_grow
 
 
 def peak_memory(pid: int) -> int:
-    """Bytes that a process had resident at most."""
+    """Peak resident memory of a process in bytes."""
     (found,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found) << 10

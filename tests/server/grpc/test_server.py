@@ -1,4 +1,4 @@
-"""What gRPC's own defaults would spoil: large images, and connections that never end."""
+"""The options of the gRPC server: message size, connection age, streams per connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server.grpc.serving import serving
 
 
 @pytest.mark.process
-async def test_an_image_beyond_grpcs_usual_four_mebibytes_is_embedded(tmp_path: Path) -> None:
+async def test_images_above_the_grpc_default_of_4_mib_are_accepted(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models")
     large = picture(1, size=(1300, 1300), kind="BMP")
     assert len(large) > 4 << 20
@@ -35,7 +35,7 @@ async def test_an_image_beyond_grpcs_usual_four_mebibytes_is_embedded(tmp_path: 
 
 
 @pytest.mark.process
-async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Path) -> None:
+async def test_connection_age_closes_connections_and_not_calls(tmp_path: Path) -> None:
     """Callers that stay connected for ever would never reach a replica that came later."""
     write_bundle(tmp_path / "models")
     request = embedding_pb2.EmbedRequest(images=[picture(1)])
@@ -55,7 +55,7 @@ async def test_an_old_connection_is_ended_and_the_call_in_it_is_not(tmp_path: Pa
     assert [answer.results[0].embedding.size for answer in answers] == [16, 16]
 
 
-async def test_a_connection_has_only_so_many_calls_at_a_time(tmp_path: Path) -> None:
+async def test_max_concurrent_streams_per_connection(tmp_path: Path) -> None:
     config = GrpcConfig(max_concurrent_streams=1)
     async with serving(tmp_path, grpc_config=config) as served:
         list_models = served.models.ListModels
@@ -70,7 +70,7 @@ async def test_a_connection_has_only_so_many_calls_at_a_time(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("field", GrpcConfig.model_fields)
-def test_every_limit_that_is_set_reaches_grpc(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_reaches_grpc(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, int]] = []
     monkeypatch.setattr(
         grpc.aio, "server", lambda interceptors, options: made.append(dict(options))
