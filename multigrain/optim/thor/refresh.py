@@ -18,7 +18,6 @@ class FixedRule:
         early: indices of steps with additional refreshes.
     """
 
-    reads_traces = False
     stopped = 0
 
     def __init__(self, layers: int, frequency: int, early: Sequence[int] = ()) -> None:
@@ -95,8 +94,6 @@ class TraceRule:
         largest: longest interval in steps.
         early: indices of steps with additional checks.
     """
-
-    reads_traces = True
 
     def __init__(
         self,
