@@ -32,7 +32,7 @@ class FakeEngines:
         specs: what each was started for.
         taken: how often each image was started.
         memory: bytes that each says it holds.
-        cancelled: Cancel messages that were received.
+        canceled: Cancel messages that were received.
     """
 
     deadly: set[bytes] = field(default_factory=set)
@@ -45,7 +45,7 @@ class FakeEngines:
     children: list[FakeChild] = field(default_factory=list)
     taken: Counter[bytes] = field(default_factory=Counter)
     memory: int = 0
-    cancelled: int = 0
+    canceled: int = 0
 
     def __post_init__(self) -> None:
         self.may_start.set()
@@ -120,7 +120,7 @@ class FakeChild(EngineChild):
                     self._waiting.append((frame.message, frame.payload))
                     self._arrived.set()
                 elif isinstance(frame.message, Cancel):
-                    self._engines.cancelled += 1
+                    self._engines.canceled += 1
         self.die("exit code 0")
 
     async def _compute(self) -> None:

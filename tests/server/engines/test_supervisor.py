@@ -159,7 +159,7 @@ async def test_a_cancellation_reaches_the_engine_that_took_the_image_over(
         await until(lambda: h.health_log.count((service_names.EMBEDDING, True)) == 2)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
-        await until(lambda: engines.cancelled == 1)
+        await until(lambda: engines.canceled == 1)
         engines.may_compute.set()
 
 

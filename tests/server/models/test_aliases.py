@@ -50,3 +50,16 @@ async def test_an_alias_of_a_model_that_does_not_exist_is_refused(tmp_path: Path
     async with harness(tmp_path, launch=FakeEngines().launch) as h:
         with pytest.raises(MultigrainError, match="no model nothing"):
             h.manager.set_alias("production", "nothing")
+
+
+async def test_an_alias_that_is_set_just_after_a_newer_version_was_loaded_keeps_the_older_one(
+    tmp_path: Path,
+) -> None:
+    write_bundle(tmp_path / "models", version=1)
+    write_bundle(tmp_path / "models", version=2)
+    async with harness(tmp_path, launch=FakeEngines().launch) as h:
+        await h.manager.load("tiny@1")
+        await h.manager.load("tiny@2")
+        h.manager.set_alias("production", "tiny@1")
+        await asyncio.sleep(0.1)
+        assert (await h.embed(b"good", model="production")).model == "tiny@1"
