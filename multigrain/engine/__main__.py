@@ -50,6 +50,9 @@ def main() -> int:
     except MultigrainError as error:
         connection.send(LoadFailed(error=error.kind, message=error.message[:4000]))
         return 1
+    except Exception as error:
+        exit_if_out_of_memory(error)  # the daemon reports the exit code as the reason
+        raise
     latencies = {
         resolution: BatchLatencyEstimator.measure(runtime, resolution)
         for resolution, runtime in runtimes.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 from multigrain.engine.protocol import EmbeddingOptions, LoadFailed, Ready
+from multigrain.engine.settings import EngineSettings
 from multigrain.errors import ErrorKind
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
+from multigrain.memory import EXIT_OUT_OF_MEMORY
 from tests.engine.bundles import EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture, strange_bad, strange_good
@@ -210,6 +213,29 @@ time.sleep(60)
     while time.monotonic() < deadline and _running(pid):
         time.sleep(0.02)
     assert not _running(pid)
+
+
+def test_an_engine_that_runs_out_of_memory_while_loading_exits_with_its_code(bundle: Path) -> None:
+    script = """
+from multigrain.engine import __main__ as engine
+
+def load(*_):
+    raise RuntimeError("Device(id:0) memory isn't enough and alloc failed")
+
+engine.load = load
+engine.main()
+"""
+    ours, theirs = socket.socketpair()
+    settings = EngineSettings(bundle=bundle, socket_fd=theirs.fileno())
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *settings.arguments()],
+            pass_fds=(theirs.fileno(),),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == EXIT_OUT_OF_MEMORY
+    assert "out of memory: Device(id:0)" in done.stderr
 
 
 def test_a_bundle_without_a_graph_is_refused_with_the_reason(tmp_path: Path) -> None:
