@@ -1,9 +1,9 @@
 """Prints the product files and functions that one ``client.embed`` of one image runs through.
 
-``python -m tests.tools.trace_embed [-v]`` starts a daemon with a tiny bundle, as the tests do,
-and profiles the client, the daemon and the engine. Several calls are traced and only what all of
-them have in common counts, so that work in the background does not. With ``-v`` the functions are
-listed as well.
+``python -m tests.tools.trace_embed [-v] [load]`` starts a daemon with a tiny bundle, as the tests
+do, and profiles the client, the daemon and the engine; with ``load``, of a ``client.load_model``.
+Several calls are traced and only what all of them have in common counts, so that work in the
+background does not. With ``-v`` the functions are listed as well.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SITE = Path(__file__).parent / "trace_site"
 Calls = list[tuple[str, str]]
 
 
-def trace() -> dict[str, Calls]:
-    """The calls of each process: file and function, in the order of the first window."""
+def trace(operation: str) -> dict[str, Calls]:
+    """The calls of each process: file and function, in their order."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         (folder / "window").write_bytes(b"\0")
@@ -46,21 +46,26 @@ def trace() -> dict[str, Calls]:
             daemon = Daemon(folder).start()
             try:
                 command = [sys.executable, "-m", __spec__.name, "--call", daemon.address]
-                subprocess.run([*command, str(folder / "window")], check=True)
+                subprocess.run([*command, str(folder / "window"), operation], check=True)
             finally:
                 daemon.end()
         return {role: _common(folder, role) for role in ROLES}
 
 
-def call(address: str, window: Path) -> None:
-    """Embeds one image, once in each window. Runs in a process of its own."""
+def call(address: str, window: Path, operation: str) -> None:
+    """Embeds an image or loads the model once in each window. Runs in a process of its own."""
     with Client(address) as client:
         client.load_model("tiny")
         client.embed([picture(1)])
         for number in range(1, _WINDOWS + 1):
+            if operation == "load":
+                client.unload_model("tiny")
             with window.open("r+b", buffering=0) as file:
                 file.write(bytes([number]))
-                client.embed([picture(1)])
+                if operation == "load":
+                    client.load_model("tiny")
+                else:
+                    client.embed([picture(1)])
                 time.sleep(0.01)  # for what comes after the answer
                 file.seek(0)
                 file.write(b"\0")
@@ -71,12 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-v", "--verbose", action="store_true", help="list the functions")
-    parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("operation", nargs="?", choices=["embed", "load"], default="embed")
+    parser.add_argument("--call", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.call:
-        call(options.call[0], Path(options.call[1]))
+        address, window, operation = options.call
+        call(address, Path(window), operation)
         return 0
-    traced = trace()
+    traced = trace(options.operation)
     for role, calls in traced.items():
         files = sorted({name for name, _ in calls})
         print(f"{role}: {len(calls)} calls, {len(set(calls))} functions, {len(files)} files")
