@@ -73,7 +73,7 @@ class HttpServer:
             ]
         )
         self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=_CLIENT_SECONDS, handle_signals=False
+            application, access_log=None, shutdown_timeout=1.0, handle_signals=False
         )
 
     async def start(self, sockets: Sequence[socket]) -> None:
