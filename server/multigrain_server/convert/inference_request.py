@@ -35,7 +35,7 @@ FLOAT_BYTES = 4
 
 
 def split_bytes(raw: bytes, elements: int, field: str) -> list[bytes]:
-    """The elements of a raw BYTES tensor: each after its length, a little-endian uint32.
+    """Splits a raw BYTES tensor into its elements; a little-endian uint32 length precedes each.
 
     Args:
         raw: the tensor.
@@ -70,7 +70,7 @@ def split_bytes(raw: bytes, elements: int, field: str) -> list[bytes]:
 
 
 def join_bytes(elements: Iterable[bytes]) -> bytes:
-    """A raw BYTES tensor."""
+    """Joins elements to a raw BYTES tensor."""
     return b"".join(part for item in elements for part in (_LENGTH.pack(len(item)), item))
 
 
@@ -89,7 +89,7 @@ def split_floats(raw: bytes, images: int, size: int, field: str) -> list[bytes]:
 
 
 def pack_floats(numbers: Iterable[float]) -> bytes:
-    """A raw FP32 tensor."""
+    """Packs numbers to a raw FP32 tensor."""
     packed = array("f", numbers)
     if sys.byteorder == "big":
         packed.byteswap()
@@ -140,11 +140,11 @@ def refuse_all(parameters: Parameters, field: str, known: tuple[str, ...] = ()) 
         if name.startswith("shared_memory"):
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,
-                f"{field}.parameters.{name}: shared memory is not offered, send and take tensors "
-                "in the messages",
+                f"{field}.parameters.{name}: shared memory is not offered, send and receive "
+                "tensors in the messages",
             )
         if name not in known:
-            what = f"known is {', '.join(known)}" if known else "none is known here"
+            what = f"use {', '.join(known)}" if known else "this tensor has no parameters"
             raise MultigrainError.field(f"{field}.parameters", f"{name[:80]!r} is unknown: {what}")
 
 
@@ -260,7 +260,7 @@ def infer_request(
 
 
 def _outputs(message: service_pb2.ModelInferRequest) -> tuple[tuple[str, ...], int]:
-    """The requested names, and how many classes."""
+    """Names of the requested outputs, and the number of requested classes."""
     names: list[str] = []
     top = 0
     for number, output in enumerate(message.outputs):
@@ -300,7 +300,7 @@ def _images(message: service_pb2.ModelInferRequest, max_images: int) -> _Images:
             f"has {len(message.inputs)} tensors: send either {' or '.join(INPUTS)}",
         )
     tensor = message.inputs[0]
-    # Once: each access of a repeated field makes a copy of the bytes.
+    # Read once: each access of a repeated field copies the bytes.
     raw = list(message.raw_input_contents)
     typed = tensor.HasField("contents") and tensor.contents.ByteSize() > 0
     if raw and typed:

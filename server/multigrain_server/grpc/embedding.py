@@ -133,7 +133,7 @@ def _embed_request(
     normalize = message.normalize if message.HasField("normalize") else True
     return ImageRequest(
         model=message.model,
-        # Once: each access of a repeated field makes a copy of the bytes.
+        # Read once: each access of a repeated field copies the bytes.
         images=list(message.images),
         resolution=message.resolution,
         vector=EmbeddingOptions(normalize=normalize, dtype=dtype, whiten=message.whiten),

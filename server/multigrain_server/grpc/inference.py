@@ -72,7 +72,7 @@ class InferenceModels:
         return str(requested)
 
     def ready(self, name: str, version: str) -> bool:
-        """Whether it answers; False as well for one that does not exist."""
+        """Whether it answers; False also for a model that does not exist."""
         try:
             return self._catalog.route(self.reference(name, version)).state is ModelState.READY
         except MultigrainError as error:
@@ -81,7 +81,7 @@ class InferenceModels:
             raise
 
     def view(self, name: str, version: str) -> ModelView:
-        """Of a name, the version that answers; of one that is not loaded, the newest on disk.
+        """The version that answers a name; if none is loaded, the newest on disk.
 
         Raises:
             MultigrainError: INVALID_FIELD, NOT_FOUND.
@@ -99,13 +99,13 @@ class InferenceModels:
         return self._catalog.views()
 
     def versions(self, name: str) -> list[int]:
-        """Of a model, on disk."""
+        """The versions of a model on disk."""
         return [
             view.entry.version.version for view in self.views() if view.entry.version.name == name
         ]
 
     def loaded(self, name: str, version: str) -> dict[ModelVersion, LoadedModel]:
-        """All that are loaded; or those of a name; or the one of a version or an alias.
+        """All loaded models, the loaded versions of a name, or the one version that is meant.
 
         Raises:
             MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE if none of these is loaded.
@@ -253,7 +253,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(
         self, request: service_pb2.ServerReadyRequest, context: Context
     ) -> service_pb2.ServerReadyResponse:
-        # With no model it is ready for RepositoryModelLoad.
+        # Without any model the server is ready for RepositoryModelLoad.
         able = self._catalog.default_state() in (None, ModelState.READY)
         return service_pb2.ServerReadyResponse(ready=self._accepting() and able)
 

@@ -164,7 +164,7 @@ def _resolution(head: Head) -> model_pb2.ModelResolution:
 
 
 def _timestamp(text: str) -> Timestamp | None:
-    """None for a bundle made elsewhere that does not say, or says it in another form."""
+    """None if the bundle has no creation time, or one that is not RFC 3339."""
     try:
         return timestamp(text)
     except ValueError:

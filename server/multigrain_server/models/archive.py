@@ -34,7 +34,7 @@ _MAX_CHUNK = 2 * 1024 * 1024
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 _MAX_VERSION = 2**63 - 1
 
-# For ``stored``.
+# Arguments of ``storage_errors``.
 _ARCHIVE = ("the archive cannot be stored", "models/ of the data directory")
 
 
@@ -129,7 +129,7 @@ class BundleImport:
         return self._on_added(entry)
 
     async def close(self) -> None:
-        """Removes what is left; after :meth:`finish` or without it."""
+        """Removes the temporary files; to be called after :meth:`finish` or instead of it."""
         with suppress(OSError):  # what is still in its buffer
             self._file.close()
         await to_thread_uncancellable(shutil.rmtree, self._work, True)

@@ -37,7 +37,7 @@ class _Window:
         self._changed = asyncio.Event()
 
     async def enter(self, items: int) -> None:
-        # An empty window takes any request, so that one larger than it does not wait for ever.
+        # An empty window takes any request, so that a larger one does not wait forever.
         while self._used and self._used + items > self._limit:
             self._changed.clear()
             await self._changed.wait()
