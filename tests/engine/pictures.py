@@ -41,7 +41,7 @@ def png_bomb(side: int = 20_000) -> bytes:
     )
 
 
-def strange_good() -> dict[str, bytes]:
+def unusual_images() -> dict[str, bytes]:
     """Unusual images that must be computed."""
     base = Image.open(io.BytesIO(picture(3)))
     exif = Image.Exif()
@@ -50,7 +50,7 @@ def strange_good() -> dict[str, bytes]:
     frames = [Image.open(io.BytesIO(picture(seed))) for seed in (1, 2, 3)]
     return {
         "1x1": encoded(Image.new("RGB", (1, 1), (10, 200, 30))),
-        "grey": encoded(base.convert("L")),
+        "gray": encoded(base.convert("L")),
         "alpha": encoded(base.convert("RGBA")),
         "palette": encoded(base.convert("P")),
         "cmyk": encoded(base.convert("CMYK"), "JPEG"),
@@ -64,7 +64,7 @@ def strange_good() -> dict[str, bytes]:
     }
 
 
-def strange_bad() -> dict[str, bytes]:
+def invalid_images() -> dict[str, bytes]:
     """Invalid images, which must be refused."""
     whole = picture(4, size=(200, 200), kind="JPEG")
     return {

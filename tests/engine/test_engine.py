@@ -23,7 +23,7 @@ from multigrain.images.preprocess import preprocess
 from multigrain.memory import EXIT_OUT_OF_MEMORY
 from tests.engine.bundles import EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.client import EngineClient
-from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.engine.pictures import invalid_images, picture, unusual_images
 
 pytestmark = pytest.mark.process
 
@@ -121,21 +121,21 @@ def test_every_image_of_a_batch_gets_its_own_result(
     assert len({tuple(vector) for vector in alone}) == 6
 
 
-@pytest.mark.parametrize("name", list(strange_good()))
+@pytest.mark.parametrize("name", list(unusual_images()))
 def test_an_unusual_image_is_computed(engine: EngineClient, ids: Iterator[int], name: str) -> None:
     number = next(ids)
-    engine.submit(number, strange_good()[name], vector=RAW)
+    engine.submit(number, unusual_images()[name], vector=RAW)
     assert engine.result(number).error is None, engine.result(number).message
     assert np.isfinite(np.frombuffer(engine.frame(number).payload, "<f4")).all()
 
 
-@pytest.mark.parametrize("name", list(strange_bad()))
+@pytest.mark.parametrize("name", list(invalid_images()))
 def test_an_invalid_image_does_not_affect_others(
     engine: EngineClient, ids: Iterator[int], name: str
 ) -> None:
     good, bad, also_good = next(ids), next(ids), next(ids)
     engine.submit(good, picture(1), vector=RAW)
-    engine.submit(bad, strange_bad()[name], vector=RAW)
+    engine.submit(bad, invalid_images()[name], vector=RAW)
     engine.submit(also_good, picture(2), vector=RAW)
     assert engine.result(good).error is None
     assert engine.result(also_good).error is None

@@ -41,7 +41,7 @@ from multigrain.whitening import read_whitening
 from multigrain_server.access.tokens import NewToken, TokenFileError, read_tokens
 from multigrain_server.settings_sources import ConfigError, parse
 from tests.engine.bundles import EMBEDDING, write_bundle
-from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.engine.pictures import invalid_images, picture, unusual_images
 
 _LIMITS = ImageLimits(max_bytes=1 << 20, max_pixels=2_000_000)
 _PRESETS = Path(store.__file__).parents[1] / "specs" / "presets"
@@ -67,7 +67,9 @@ def targets(folder: Path) -> dict[str, Target]:
     weights = save_tensors({"trunk.conv1.weight": np.zeros((2, 3, 3, 3), np.float32)})
     specs = [path.read_bytes() for path in sorted(_PRESETS.glob("*.yaml"))]
     return {
-        "image": Target(_image, [picture(1), *strange_good().values(), *strange_bad().values()]),
+        "image": Target(
+            _image, [picture(1), *unusual_images().values(), *invalid_images().values()]
+        ),
         "bundle manifest": Target(
             _in(bundle, MANIFEST_NAME, lambda path: read(path.parent)),
             [(bundle / MANIFEST_NAME).read_bytes()],

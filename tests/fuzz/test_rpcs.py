@@ -29,7 +29,7 @@ from multigrain_server.config import GrpcConfig, JobsConfig, ServerConfig
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.grpc.inference import UNOFFERED
 from tests.engine.bundles import write_bundle
-from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.engine.pictures import invalid_images, picture, unusual_images
 from tests.fuzz.budget import rounds, seed
 from tests.fuzz.mutate import Messages
 from tests.server.jobs.conftest import FAKE_RUNNER
@@ -138,7 +138,7 @@ def framed(data: bytes) -> bytes:
 
 async def test_no_message_makes_a_call_fail_as_if_the_daemon_were_at_fault(app: App) -> None:
     chance = random.Random(seed())
-    pictures = [picture(1), *strange_good().values(), *strange_bad().values(), b"\0" * 12]
+    pictures = [picture(1), *unusual_images().values(), *invalid_images().values(), b"\0" * 12]
     images, jobs = app.config.data_root[0], app.config.data_dir / "jobs"
     words = ["tiny", "tiny@1", "tiny@2", "copy", "production", "openvino", "auto", "digits-demo"]
     words += [str(images), str(images / "class"), str(app.config.data_dir), "images", "embedding"]

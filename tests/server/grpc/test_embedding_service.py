@@ -29,7 +29,7 @@ from multigrain.v1.embedding_pb2 import (
 )
 from tests.engine.bundles import CLASSES, EMBEDDING, write_bundle
 from tests.engine.held import hold
-from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.engine.pictures import invalid_images, picture, unusual_images
 from tests.server.grpc.refusal import detail, status_of
 from tests.server.grpc.serving import serving
 from tests.server.serving.harness import small_config, until
@@ -104,7 +104,7 @@ async def test_classes_are_in_order_of_probability(root: Path) -> None:
 
 
 async def test_every_unusual_image_gets_its_own_status_and_the_call_is_ok(root: Path) -> None:
-    good, bad = strange_good(), strange_bad()
+    good, bad = unusual_images(), invalid_images()
     async with serving(root) as s:
         await s.manager.load("tiny")
         response = await s.embedding.Embed(EmbedRequest(images=[*good.values(), *bad.values()]))

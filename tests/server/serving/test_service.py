@@ -18,7 +18,7 @@ from multigrain.images.preprocess import preprocess
 from multigrain_server import service_names
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
 from tests.engine.held import hold
-from tests.engine.pictures import picture, strange_bad, strange_good
+from tests.engine.pictures import invalid_images, picture, unusual_images
 from tests.server.serving.harness import embed, harness, small_config, until, vectors
 
 pytestmark = pytest.mark.process
@@ -101,7 +101,7 @@ async def test_requests_that_arrive_together_share_a_batch(root: Path) -> None:
 
 
 async def test_every_unusual_image_gets_its_own_status(root: Path) -> None:
-    good, bad = strange_good(), strange_bad()
+    good, bad = unusual_images(), invalid_images()
     async with harness(root) as h:
         await h.manager.load("tiny")
         answer = await h.embed(*good.values(), *bad.values(), picture(1))
