@@ -78,6 +78,8 @@ class Workspace:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not installed: apt-get install jq")
     (tmp_path / "bin").mkdir()
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
     if shutil.which("grpcurl") is None:
