@@ -16,6 +16,7 @@ import grpc.aio
 import structlog
 from prometheus_client import CollectorRegistry
 
+from multigrain import __version__
 from multigrain.events.records import JobState
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.data_roots import PathRoots
@@ -59,7 +60,7 @@ from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.metrics import ServingMetrics
 from multigrain_server.serving.service import ImageService
 from multigrain_server.status.gpus import GpuMonitor
-from multigrain_server.status.snapshot import Sources, package_version
+from multigrain_server.status.snapshot import Sources
 from multigrain_server.tracing.config import open_tracing
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class App:
         )
         self.images = ImageService(self.models.catalog, config.serving, metrics)
         self._request_metrics = RequestMetrics(self.registry)
-        self._tracing = open_tracing(config.tracing, package_version())
+        self._tracing = open_tracing(config.tracing, __version__)
         self._server = self._build_server()
         self.registry.register(
             JobCollector(self._store, self._supervisor, self._leases, self.feeds)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
+from multigrain import __version__
 from multigrain.jobs.job_folder import JobFolder
 from multigrain_server.devices import KINDS, Leases
 from multigrain_server.grpc.health import Health
@@ -121,14 +121,6 @@ class Snapshot:
     host: Host
 
 
-def package_version() -> str:
-    """Version of the installed distribution; "" where none is installed."""
-    try:
-        return version("multigrain")
-    except PackageNotFoundError:
-        return ""
-
-
 def take(sources: Sources) -> Snapshot:
     """Reads everything; call it on the event loop."""
     running: list[ActiveJob] = []
@@ -149,7 +141,7 @@ def take(sources: Sources) -> Snapshot:
     return Snapshot(
         ready=sources.health.ready,
         embedding_ready=None if default is None else default.value == "ready",
-        version=package_version(),
+        version=__version__,
         address=sources.address(),
         uptime_seconds=time.monotonic() - sources.started,
         counts=sources.store.counts(),

@@ -101,11 +101,11 @@ async def test_jobs_appear_in_every_state(
     assert running < shown.text.index("running one") < queue
     assert queue < shown.text.index("waiting one") < shown.text.index("waiting for a free CPU slot")
     assert ended < shown.text.index("failed one") < shown.text.index("done one")
-    assert "DIVERGED: the loss is not finite" in shown.text
+    assert "DIVERGED: the loss is non-finite" in shown.text
     assert len(shown.of("svg")) == 3  # of all but the one that waits
     status, _, body = await page(app, f"/jobs/{failed}")
     assert status == 200
-    assert "the loss is not finite" in body
+    assert "the loss is non-finite" in body
     assert "(rank 1)" in body
 
 
