@@ -7,8 +7,9 @@ LOCK := requirements/ci.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
-# Processes that run tests at the same time.
+# Processes that run tests at the same time, in `make quick` and in `make unit` (0: in one process).
 JOBS ?= 2
+UNIT_JOBS ?= 0
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
@@ -82,11 +83,11 @@ protos-check: $(STAMP)
 
 # The tests that start no process of the project and do not import MindSpore.
 quick: $(STAMP)
-	$(BIN)/pytest --quick --numprocesses $(JOBS)
+	$(BIN)/pytest --quick --numprocesses $(JOBS) --dist worksteal
 
 # All tests.
 unit: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(UNIT_JOBS) --dist worksteal
 
 # Runs tests and prints the share of lines that they executed, child processes included: all tests,
 # or those of TESTS (TESTS=--quick takes about two minutes). Much faster with Python 3.12.
