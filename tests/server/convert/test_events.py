@@ -116,6 +116,14 @@ def test_fields_of_a_newer_version_are_left_out() -> None:
     assert (message.step, message.skipped_because) == (LOSS.step, LOSS.skipped_because)
 
 
+def test_fields_that_are_none_are_left_out() -> None:
+    fields = {"state": "FAILED", "error": None, "exit_code": None}
+    message = message_from_fields(job_pb2.StateEvent, fields)
+    assert message.state == job_pb2.JOB_STATE_FAILED
+    assert not message.HasField("error")
+    assert not message.HasField("exit_code")
+
+
 def test_a_state_keeps_its_error() -> None:
     error = JobError("WORKER_DIED", "rank 1 died", rank=1, signal=9, log_tail="bye")
     state = _message(StateRecord(JobState.FAILED, "why", error, exit_code=137)).state

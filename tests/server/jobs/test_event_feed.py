@@ -122,6 +122,15 @@ def test_an_incomplete_line_may_be_replaced(path: Path) -> None:
     assert (line.seq, line.fields()["log"]["message"]) == (3, "line\nwith a break")
 
 
+def test_an_event_with_a_seq_that_was_read_before_is_skipped(path: Path) -> None:
+    _write(path, 2, end=None)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[0], lines[1], lines[2]]))
+    log = EventLogReader(path)
+    assert [line.seq for line in log.read_new()] == [1, 2, 3]
+    assert log.last_seq == 3
+
+
 async def test_heartbeats_carry_the_newest_seq(path: Path) -> None:
     _write(path, 2, end=None)
     feed = EventFeed("job-1", path, heartbeat_seconds=0.05)

@@ -255,6 +255,22 @@ async def test_a_scheduling_error_does_not_delay_jobs(
     assert looked == [job.job_id] * 3
 
 
+async def test_the_index_is_only_written_for_new_events(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server("cpu:0")
+    job = await server.submit()
+    await server.supervisor.stop()
+    supervisor = server.supervisor
+    monkeypatch.setattr(supervisor, "_options", replace(supervisor._options, save_seconds=0.0))
+    supervisor.active[job.job_id].saved_seq = -1
+    saved: list[str] = []
+    monkeypatch.setattr(server.store, "save_view", lambda job_id, *_: saved.append(job_id))
+    for _ in range(3):
+        await supervisor.check_all()
+    assert saved == [job.job_id]
+
+
 async def test_a_defect_with_one_job_does_not_stop_the_others(
     server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
