@@ -32,6 +32,7 @@ from multigrain_server.models.catalog import ModelCatalog, ModelView
 from multigrain_server.models.loaded_model import LoadedModel, ModelState
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.registry import ModelReference, ModelVersion
+from multigrain_server.service_names import INFERENCE
 from multigrain_server.serving.service import ImageResponse, ImageService
 from multigrain_server.serving.stream import RequestStream
 
@@ -181,7 +182,7 @@ UNOFFERED = {
     "TraceSetting": f"tracing {_ELSEWHERE}",
     "LogSettings": f"logging {_ELSEWHERE}",
 }
-_SERVICE = "/inference.GRPCInferenceService/"
+_SERVICE = f"/{INFERENCE}/"
 
 
 class UnofferedCalls(grpc.GenericRpcHandler):
