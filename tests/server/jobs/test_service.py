@@ -179,6 +179,13 @@ def test_the_number_of_idle_feeds_is_limited(server: JobServer) -> None:
     assert server.feeds.open("train-read") is read
 
 
+def test_a_new_feed_is_kept_if_all_others_have_subscribers(server: JobServer) -> None:
+    for number in range(service._MAX_IDLE_FEEDS + 5):
+        server.feeds.open(f"train-{number}").subscribers = 1
+    feed = server.feeds.open("train-new")
+    assert server.feeds.open("train-new") is feed
+
+
 def test_a_stopping_daemon_opens_no_event_feed(server: JobServer) -> None:
     server.feeds.close()
     with pytest.raises(MultigrainError, match="shutting down") as caught:

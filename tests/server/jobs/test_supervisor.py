@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from structlog.testing import capture_logs
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter, is_locked, read_events
 from multigrain.events.records import JobState, StateRecord
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
+from multigrain_server.jobs import service
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import DiskSpace
 from tests.server.jobs.conftest import JobServer, MakeServer, seqs, states
@@ -74,12 +77,25 @@ async def test_a_job_without_a_device_of_its_kind_waits(make_server: MakeServer)
     assert "this server has 0" in server.jobs.get(waits.job_id).state_message
 
 
-async def test_a_canceled_submission_leaves_one_complete_job(server: JobServer) -> None:
+async def test_a_canceled_submission_leaves_one_complete_job(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    create_folder = service.create_folder
+
+    def slow(*arguments: Any) -> JobFolder:
+        started.set()
+        assert go_on.wait(60)
+        return create_folder(*arguments)
+
+    monkeypatch.setattr(service, "create_folder", slow)
     call = asyncio.create_task(server.submit(request_id="r1", events="1"))
-    while not list((server.root / "jobs").iterdir()):  # noqa: ASYNC110 - until it has begun
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(started.wait, 60)
     call.cancel()
-    again = await server.submit(request_id="r1", events="1")
+    retry = asyncio.create_task(server.submit(request_id="r1", events="1"))
+    await asyncio.sleep(0.05)  # the retry must wait for the first one
+    go_on.set()
+    again = await retry
     with pytest.raises(asyncio.CancelledError):
         await call
     assert os.listdir(server.root / "jobs") == [again.job_id]
