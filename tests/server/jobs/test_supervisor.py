@@ -22,6 +22,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
 from multigrain_server.jobs import service
+from multigrain_server.jobs.files import create_folder
 from multigrain_server.jobs.submission import CheckedSpec, Submission
 from multigrain_server.jobs.supervisor import DiskSpace
 from tests.server.jobs.conftest import JobServer, MakeServer, seqs, states
@@ -81,7 +82,6 @@ async def test_a_canceled_submission_leaves_one_complete_job(
     server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, go_on = threading.Event(), threading.Event()
-    create_folder = service.create_folder
 
     def slow(*arguments: Any) -> JobFolder:
         started.set()
