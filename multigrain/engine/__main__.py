@@ -11,16 +11,21 @@ import threading
 import time
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.engine.inflight import InFlightSlots
-from multigrain.engine.protocol import Cancel, Connection, LoadFailed, Ready, Submit, WireError
-from multigrain.engine.runtimes.base import Bundle, Compute, Pixels
+from multigrain.engine.batching import BatchLatencyEstimator
+from multigrain.engine.protocol import (
+    Cancel,
+    Connection,
+    InFlightSlots,
+    LoadFailed,
+    Ready,
+    Submit,
+    WireError,
+)
+from multigrain.engine.runtimes.base import Bundle, Compute
 from multigrain.engine.runtimes.choice import load
-from multigrain.engine.scheduling import BatchLatencyEstimator
 from multigrain.engine.settings import EngineSettings
-from multigrain.engine.worker import Decode, Worker
+from multigrain.engine.worker import Worker, decoder
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.decode import ImageLimits
-from multigrain.images.preprocess import crop
 from multigrain.memory import exit_if_out_of_memory, release_freed_memory
 from multigrain.processes import die_with_parent, low_priority
 from multigrain.whitening import StoredWhitening, read_whitening
@@ -112,17 +117,6 @@ def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
         for head in bundle.manifest.heads
         if head.whitening is not None
     }
-
-
-def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
-    """The preprocessing that evaluation uses, with the bundle's parameters and size limits."""
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    parameters = {head.resolution: head.preprocessing for head in bundle.manifest.heads}
-
-    def decode(data: bytes, resolution: int) -> Pixels:
-        return crop(data, parameters[resolution], limits)
-
-    return decode
 
 
 def read_requests(connection: Connection, worker: Worker) -> None:

@@ -38,7 +38,7 @@ class EngineSettings(Spec):
         max_image_bytes: size of an encoded image.
         max_image_pixels: width x height of an image.
         low_priority: load at a low priority, because other engines serve meanwhile.
-        inflight_fd: inherited shared memory of ``multigrain.engine.inflight``; -1 = none.
+        inflight_fd: inherited shared memory of ``multigrain.engine.protocol``; -1 = none.
         parent_pid: the engine exits when this process is no longer its parent; 0 = never.
     """
 

@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.engine.batching import Batcher, Limits
-from multigrain.engine.inflight import InFlightSlots
-from multigrain.engine.protocol import EmbeddingOptions, Frame, Result, Submit
-from multigrain.engine.runtimes.base import Outputs, Pixels, Runtime
-from multigrain.engine.scheduling import BatchLatencyEstimator, DropReason, Item
+from multigrain.engine.batching import Batcher, BatchLatencyEstimator, DropReason, Item, Limits
+from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
+from multigrain.engine.runtimes.base import Bundle, Outputs, Pixels, Runtime
+from multigrain.engine.settings import EngineSettings
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.decode import ImageLimits
+from multigrain.images.preprocess import crop
 from multigrain.memory import exit_if_memory_exhausted, exit_if_out_of_memory
 from multigrain.whitening import StoredWhitening
 
@@ -26,6 +27,17 @@ _FP16_MAX = float(np.finfo(np.float16).max)
 
 Decode = Callable[[bytes, int], Pixels]
 Send = Callable[[list[Frame]], None]
+
+
+def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
+    """The preprocessing that evaluation uses, with the bundle's parameters and size limits."""
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    parameters = {head.resolution: head.preprocessing for head in bundle.manifest.heads}
+
+    def decode(data: bytes, resolution: int) -> Pixels:
+        return crop(data, parameters[resolution], limits)
+
+    return decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from multigrain.engine.protocol import (
-    Cancel,
-    Connection,
-    Frame,
-    LoadFailed,
-    Ready,
-    Result,
-    Submit,
-)
+from multigrain.engine.protocol import Cancel, Connection, Frame, LoadFailed, Ready, Result, Submit
 from multigrain.engine.settings import EngineSettings
 from tests.engine import held
 

@@ -19,8 +19,7 @@ from typing import Protocol
 
 from multigrain.engine import __main__ as engine
 from multigrain.engine import worker
-from multigrain.engine.batching import Batcher, Limits
-from multigrain.engine.scheduling import BatchLatencyEstimator, DropReason, Item
+from multigrain.engine.batching import Batcher, BatchLatencyEstimator, DropReason, Item, Limits
 
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"
 _FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")

@@ -10,9 +10,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from multigrain.engine.batching import Limits
+from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits, Stage
 from multigrain.engine.protocol import Submit
-from multigrain.engine.scheduling import BatchLatencyEstimator, DropReason, Item, Stage
 from tests.engine.held import HeldBatcher
 
 SIDE = 4

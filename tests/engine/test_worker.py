@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from multigrain.engine import worker
-from multigrain.engine.inflight import InFlightSlots
-from multigrain.engine.protocol import EmbeddingOptions, Frame, Result, Submit
+from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
 from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
 from multigrain.errors import ErrorKind
 from tests.engine.held import HeldBatcher

@@ -200,17 +200,3 @@ def _field_head(length: int) -> bytes:
         length >>= 7
     out.append(length)
     return bytes(out)
-
-
-def passthrough_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
-    """A serializer that accepts encoded messages too, and leaves them as they are.
-
-    None (of a handler whose messages are bytes anyway) stays None.
-    """
-    if serialize is None:
-        return None
-
-    def encode(message: Any) -> bytes:
-        return message if isinstance(message, bytes) else serialize(message)
-
-    return encode

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from multigrain.engine.inflight import InFlightImage
 from multigrain.engine.protocol import (
     Cancel,
     Frame,
     FrameParser,
+    InFlightImage,
     LoadFailed,
     Message,
     Ready,

@@ -18,7 +18,7 @@ from typing import Final
 import psutil
 import structlog
 
-from multigrain.engine.inflight import InFlightImage, InFlightSlots
+from multigrain.engine.protocol import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
 from multigrain.memory import EXIT_OUT_OF_MEMORY
 from multigrain_server.engines.config import ServingConfig

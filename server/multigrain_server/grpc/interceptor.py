@@ -19,7 +19,6 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
 from multigrain_server.access.access import Access
 from multigrain_server.convert.errors import internal_error, wire_error
-from multigrain_server.convert.events import passthrough_bytes
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
@@ -326,3 +325,17 @@ def _code(context: Context) -> grpc.StatusCode:
         if number in (code, code.value[0]):
             return code
     return grpc.StatusCode.UNKNOWN
+
+
+def passthrough_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """A serializer that accepts encoded messages too, and leaves them as they are.
+
+    None (of a handler whose messages are bytes anyway) stays None.
+    """
+    if serialize is None:
+        return None
+
+    def encode(message: Any) -> bytes:
+        return message if isinstance(message, bytes) else serialize(message)
+
+    return encode

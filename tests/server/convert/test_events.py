@@ -30,7 +30,6 @@ from multigrain_server.convert.events import (
     encode_events,
     event_message,
     message_from_fields,
-    passthrough_bytes,
     timestamp,
 )
 from multigrain_server.jobs.event_feed import EventLine, parse_line
@@ -196,11 +195,3 @@ def test_a_batch_of_encoded_events_is_what_protobuf_would_write() -> None:
     batch = encode_batch([event.SerializeToString() for event in events])
     assert batch == JobEventBatch(events=events).SerializeToString()
     assert encode_batch([]) == b""
-
-
-def test_encoded_messages_pass_the_serializer_unchanged() -> None:
-    encode = passthrough_bytes(JobEvent.SerializeToString)
-    assert encode is not None
-    event = JobEvent(seq=7)
-    assert passthrough_bytes(None) is None
-    assert encode(event) == encode(event.SerializeToString()) == event.SerializeToString()

@@ -11,8 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multigrain.engine.inflight import InFlightImage
-from multigrain.engine.protocol import Cancel, FrameParser, Ready, Result, Submit, encode
+from multigrain.engine.protocol import (
+    Cancel,
+    FrameParser,
+    InFlightImage,
+    Ready,
+    Result,
+    Submit,
+    encode,
+)
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import EngineChild, EngineSpec
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.engine.inflight import InFlightImage
-from multigrain.engine.protocol import Ready, encode
+from multigrain.engine.protocol import InFlightImage, Ready, encode
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from multigrain.engine.inflight import InFlightImage
+from multigrain.engine.protocol import InFlightImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
 from multigrain_server.backoff import Backoff

@@ -18,12 +18,18 @@ from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.v1 import model_pb2
+from multigrain.v1.job_pb2 import JobEvent
 from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.app import App
 from multigrain_server.grpc import interceptor as interceptor_module
 from multigrain_server.grpc.drain import InFlightCalls
-from multigrain_server.grpc.interceptor import CallInterceptor, Incoming, deadline_ns
+from multigrain_server.grpc.interceptor import (
+    CallInterceptor,
+    Incoming,
+    deadline_ns,
+    passthrough_bytes,
+)
 from multigrain_server.metrics.requests import RequestMetrics
 from tests.server.grpc.refusal import INVALID, refusal
 from tests.server.grpc.serving import serving
@@ -282,3 +288,11 @@ async def test_malformed_messages_are_invalid_arguments(
         await call(channel, data)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "cannot parse the request" in (caught.value.details() or "")
+
+
+def test_encoded_messages_pass_the_serializer_unchanged() -> None:
+    encode = passthrough_bytes(JobEvent.SerializeToString)
+    assert encode is not None
+    event = JobEvent(seq=7)
+    assert passthrough_bytes(None) is None
+    assert encode(event) == encode(event.SerializeToString()) == event.SerializeToString()

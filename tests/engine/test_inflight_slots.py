@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from multigrain.engine.inflight import InFlightSlots
+from multigrain.engine.protocol import InFlightSlots
 
 
 def test_the_images_that_a_dead_process_was_working_on_can_be_read() -> None:
