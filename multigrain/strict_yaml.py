@@ -1,8 +1,9 @@
 """YAML for specifications and configuration, with everything ambiguous refused.
 
 Scalars follow YAML 1.2: ``1e-4`` is a number and ``no`` a string, where YAML 1.1 (PyYAML's
-default) reads a string and a boolean. Refused are keys that are set twice, anchors and aliases, and
-numbers that YAML versions read differently (``010`` is 8 or 10, ``1_6`` is 16 or a string).
+default) reads a string and a boolean. Refused are keys that are set twice, anchors and aliases,
+tags (``!!float 1:30``), and numbers that YAML versions read differently (``010`` is 8 or 10,
+``1_6`` is 16 or a string).
 
 Needs PyYAML only, so that the client can use it.
 """
@@ -19,6 +20,7 @@ import yaml
 MAX_BYTES = 1 << 20
 
 _AMBIGUOUS = "!ambiguous"
+_STRING = "tag:yaml.org,2002:str"
 
 
 class YamlError(ValueError):
@@ -37,6 +39,9 @@ class _Loader(yaml.SafeLoader):
             # PyYAML passes the key of a mapping's value, or the position in a list.
             key = f"'{index.value}': " if isinstance(index, yaml.ScalarNode) else ""
             _refuse(f"{key}anchors (&name) and aliases (*name) are not allowed", event.start_mark)
+        # PyYAML's constructors read YAML 1.1 and raise any exception for a value that they reject.
+        if getattr(event, "tag", None) not in (None, _STRING):
+            _refuse("tags (!name, !!name) are not allowed, except !!str", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
@@ -81,8 +86,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|fals
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|)$"), ["~", "n", ""])
 _Loader.add_implicit_resolver(
     _AMBIGUOUS,
-    re.compile(r"^[-+]?(0[0-9]+|[0-9](?=[0-9]*_)[0-9_]*(\.[0-9_]*)?)$"),
-    list("-+0123456789"),
+    re.compile(
+        r"^[-+]?(0[0-9]+|(?=[^_]*_)([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9_]+)?)$"
+    ),
+    list("-+0123456789."),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,400}$"), list("-+0123456789")
@@ -143,9 +150,12 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise YamlError(f"{name}{where}: {error.problem or 'cannot be read as YAML'}") from None
+        problem = error.problem or "cannot be read as YAML"
+        if problem.startswith("but ") and error.context:  # "expected a single document ..."
+            problem = f"{error.context}, {problem}"
+        raise YamlError(f"{name}{where}: {problem}") from None
     except yaml.YAMLError as error:  # characters that YAML forbids
         problem = str(error).splitlines()[0]
         raise YamlError(f"{name}: cannot be read as YAML: {problem}") from None
-    except (ValueError, RecursionError):  # "!!int abc"; brackets nested without end
-        raise YamlError(f"{name}: cannot be read as YAML: a value is malformed") from None
+    except RecursionError:
+        raise YamlError(f"{name}: cannot be read as YAML: it is nested too deeply") from None

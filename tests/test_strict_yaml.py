@@ -53,6 +53,7 @@ def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
         ("0", 0),
         ("0.5", 0.5),
         ("'010'", "010"),
+        ("!!str 010", "010"),
         ("run_1", "run_1"),
         ("none", "none"),
         ("no", "no"),
@@ -77,7 +78,10 @@ def test_a_key_set_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     assert message == "spec.yaml line 4, column 3: 'epochs' is set twice, first in line 2"
 
 
-@pytest.mark.parametrize("number", ["010", "-010", "00", "1_6", "1_000", "+1_0", "0_1", "1_0.5"])
+@pytest.mark.parametrize(
+    "number",
+    ["010", "-010", "00", "1_6", "1_000", "+1_0", "0_1", "1_0.5", "1_0e3", "1.5_0", ".5_0"],
+)
 def test_a_number_that_yaml_versions_read_differently_is_refused(
     tmp_path: Path, number: str
 ) -> None:
@@ -110,12 +114,21 @@ def test_anchors_and_aliases_are_refused_with_their_key(
         ("? [a]\n: 1\n", ["must be a string"]),
         ("- a\n", ["must hold fields"]),
         ("just text\n", ["must hold fields"]),
-        ("a: !!python/object/apply:os.system ['true']\n", ["line 1"]),
-        ("a: !!int x\n", ["malformed"]),
+        ("a: !!python/object/apply:os.system ['true']\n", ["line 1, column 4", "tags"]),
+        ("a: !!int x\n", ["line 1, column 4", "tags"]),
+        ("a: !!bool maybe\n", ["tags"]),
+        ("a: !!timestamp x\n", ["tags"]),
+        ("a: !!float ''\n", ["tags"]),
+        ("a: !!float 1:30\n", ["tags"]),
+        ("a: [!!int 1_0]\n", ["line 1, column 5", "tags"]),
+        ("a: !!set {b}\n", ["tags"]),
+        ("!!binary a: 1\n", ["line 1, column 1", "tags"]),
+        ("a: !own 1\n", ["tags"]),
+        ("a: ! 010\n", ["tags"]),
         ("a: \x01\n", ["cannot be read"]),
         (b"a: \xff\n", ["UTF-8"]),
-        ("a: 1\n---\nb: 2\n", ["line 2"]),
-        ("a: " + "[" * 5000, ["spec.yaml"]),
+        ("a: 1\n---\nb: 2\n", ["line 2", "expected a single document", "another"]),
+        ("a: " + "[" * 5000, ["spec.yaml", "nested too deeply"]),
     ],
 )
 def test_what_is_no_specification_is_refused_with_the_place(
