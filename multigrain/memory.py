@@ -19,8 +19,9 @@ EXIT_OUT_OF_MEMORY = 71
 _OUT_OF_MEMORY = re.compile(
     "|".join(
         (
-            # CUDA ("CUDA error: out of memory", CUDA_ERROR_OUT_OF_MEMORY), oneDNN, PIL, Ascend.
-            r"out[ _]of[ _]memory",
+            # CUDA ("CUDA error: out of memory", CUDA_ERROR_OUT_OF_MEMORY), oneDNN, PIL, Ascend,
+            # OpenCL (CL_OUT_OF_HOST_MEMORY), "OutOfMemoryError".
+            r"out[ _]?of[ _]?((host|device)[ _])?memory",
             # MindSpore: "Memory isn't enough and alloc failed", "Memory not enough".
             r"memory (is not|isn't|not) enough",
             r"(not enough|insufficient) (\w+ )?memory",
@@ -32,6 +33,8 @@ _OUT_OF_MEMORY = re.compile(
             # CANN. A library without room for thread-local data is an installation problem.
             r"(cannot|can't|could not|unable to|failed to) alloc(ate)? (\w+ ){0,2}memory"
             r"(?! in static TLS block)",
+            # ONNX Runtime's arena, at its limit.
+            r"available memory of \d+ is smaller than requested bytes",
             # MindSpore on Ascend: "Malloc device memory failed", "alloc memory failed".
             r"m?alloc(ate)? (\w+ ){0,2}memory failed",
             # "Memory allocation failed. Size=...", CANN's Memory_Allocation_Failure.
@@ -67,9 +70,11 @@ def is_out_of_memory(error: BaseException) -> bool:
             return False
         if isinstance(found, MemoryError):
             return True
-        if isinstance(found, OSError) and found.errno == errno.ENOMEM:
-            return True
-        if _OUT_OF_MEMORY.search(str(found)):
+        if isinstance(found, OSError) and found.errno is not None:
+            # Its text may hold any path.
+            if found.errno == errno.ENOMEM:
+                return True
+        elif _OUT_OF_MEMORY.search(str(found)):
             return True
         found = found.__cause__
     return False

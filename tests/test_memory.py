@@ -37,12 +37,17 @@ OUT_OF_MEMORY = [
     # ONNX Runtime
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: "
     "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 2684354560",
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv "
+    "node. Status Message: bfc_arena.cc:376 Available memory of 0 is smaller than requested bytes "
+    "of 135383040",
     "[ONNXRuntimeError] : 1 : FAIL : bad allocation",
     "CUDA failure 2: out of memory ; GPU=0 ; hostname=node ; expr=cudaMalloc((void**)&p, size);",
     # OpenVINO
     "Exception from src/inference/src/cpp/infer_request.cpp:223:\nstd::bad_alloc\n",
     "Exception from src/plugins/intel_cpu: could not execute a primitive: out_of_memory",
+    "[GPU] clEnqueueMapBuffer, error code: -6 CL_OUT_OF_HOST_MEMORY",
     # CUDA and its libraries
+    "torch.OutOfMemoryError",
     "CUDA error: out of memory",
     "cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY",
     "cudaErrorMemoryAllocation",
@@ -105,6 +110,13 @@ def counts(error: Exception, exits: list[int]) -> tuple[bool, bool]:
 @pytest.mark.parametrize("text", OUT_OF_MEMORY)
 def test_the_texts_of_all_runtimes_count_for_engines_and_jobs(text: str, exits: list[int]) -> None:
     assert counts(RuntimeError(text), exits) == (True, True)
+
+
+def test_a_path_in_an_error_of_the_system_does_not_count(exits: list[int]) -> None:
+    error = FileNotFoundError(
+        errno.ENOENT, "No such file or directory", "/data/out of memory/1.png"
+    )
+    assert counts(error, exits) == (False, False)
 
 
 def raised_from(cause: BaseException) -> Exception:
