@@ -45,6 +45,10 @@ TcpAddress = Annotated[str, AfterValidator(_tcp_address)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
+# gRPC takes milliseconds as a 32-bit number.
+_MAX_SECONDS = 2_000_000
+
+
 class LogConfig(Spec):
     """Log lines, which go to standard error."""
 
@@ -65,29 +69,34 @@ class GrpcConfig(Spec):
     max_concurrent_streams: int = Field(
         1000,
         ge=1,
+        le=2**31 - 1,
         description="Maximum number of calls in flight on one connection. If a client reaches it, "
         "some of its calls may be refused with UNAVAILABLE before they start.",
     )
     keepalive_seconds: float = Field(
         30.0,
         ge=1,
+        le=_MAX_SECONDS,
         description="Seconds without traffic after which a connection is probed. Clients may probe "
         "every 5 seconds; clients that ping more often are disconnected.",
     )
     keepalive_timeout_seconds: float = Field(
         20.0,
         ge=1,
+        le=_MAX_SECONDS,
         description="Seconds without a response to a probe after which a connection is closed.",
     )
     max_connection_age_seconds: float = Field(
         0.0,
         ge=0,
+        le=_MAX_SECONDS,
         description="Age in seconds at which a connection is closed gracefully, so that its client "
         "reconnects and finds new replicas; 0 = never.",
     )
     connection_grace_seconds: float = Field(
         60.0,
         ge=0,
+        le=_MAX_SECONDS,
         description="Seconds that calls on a connection of that age have to finish.",
     )
 

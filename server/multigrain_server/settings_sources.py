@@ -8,6 +8,8 @@ errors that say where a value was given, what remains of it needs more code than
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,6 +165,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLi
         config = ServerConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, sources, file or "")) from None
+    for option in options():
+        value = functools.reduce(getattr, option.path, config)
+        if isinstance(value, float) and not math.isfinite(value):
+            where = sources.get(option.key, file)
+            raise ConfigError(f"{option.key}: is {value}: must be a finite number (from {where})")
     return CommandLine(config, flags.print_config, flags.new_token, flags.rebuild_index)
 
 
@@ -242,7 +249,8 @@ def _explain(error: ValidationError, sources: Mapping[str, str], file: str) -> s
     parts = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+        message = message.removesuffix(" for <class 'pathlib.Path'>")
         # The project's validators name the value; pydantic's do not.
         if not item["type"].startswith("value_error") and isinstance(
             item["input"], (str, int, float)

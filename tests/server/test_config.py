@@ -61,6 +61,13 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         (["--tls-client-ca", "ca.pem"], "tls: client_ca needs certificate and key"),
         (["--grpc-max-message-mib", "0"], "grpc.max_message_mib"),
         (["--log-level", "loud"], "log.level"),
+        (["--grpc-keepalive-seconds", "inf"], "grpc.keepalive_seconds: is 'inf'"),
+        (["--grpc-keepalive-seconds", "1e9"], "grpc.keepalive_seconds: is '1e9'"),
+        (["--grpc-max-concurrent-streams", "99999999999"], "grpc.max_concurrent_streams: is"),
+        (
+            ["--shutdown-keep-serving-seconds", "inf"],
+            r"keep_serving_seconds: .*finite number \(from --shutdown-keep-serving-seconds\)$",
+        ),
         (["--config", "/nonexistent.yaml"], "No such file"),
     ],
 )
@@ -76,6 +83,12 @@ def test_invalid_values_are_named(arguments: list[str], words: str) -> None:
         ("grpc: {max_mesage_mib: 3}", "unknown key grpc.max_mesage_mib; did you mean max_message"),
         ("grpc: 3", "grpc must contain keys"),
         ("- a", "must hold fields"),
+        ("data_root: a", r"data_root: is 'a': input should be a valid list \("),
+        ("data_dir: 5", r"data_dir: is 5: input is not a valid path \("),
+        (
+            "shutdown: {drain_seconds: .inf}",
+            r"drain_seconds: is inf: must be .* \(from .*c\.yaml\)",
+        ),
         ("a: [", r"c\.yaml line 1, column 5: expected the node content"),
         (
             "serving: {max_batch: 8}\nserving: {queue_items: 9}\n",
