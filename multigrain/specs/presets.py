@@ -41,7 +41,9 @@ def preset_values(name: str) -> dict[str, Any]:
     if name not in names:
         guess = nearest(name, names)
         hint = f"did you mean '{guess}'? There are" if guess else "there are"
-        raise MultigrainError.field("spec.preset", f"unknown preset: {hint} {', '.join(names)}")
+        raise MultigrainError.field(
+            "spec.preset", f"unknown preset '{name}': {hint} {', '.join(names)}"
+        )
     values = dict(_document(name))
     del values["description"]
     base = values.pop("extends", None)

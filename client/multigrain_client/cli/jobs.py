@@ -76,6 +76,7 @@ def _configure_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         dest="tasks",
+        metavar="TASK",
         action="append",
         help="classification, copy_detection, groups (repeatable; default: the first two), or one "
         "of gem_p, holidays, ukb, copydays",
@@ -128,6 +129,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         dest="formats",
+        metavar="FORMAT",
         action="append",
         help="mindir, onnx or air (Ascend only); repeatable; default: mindir and onnx",
     )
@@ -178,11 +180,17 @@ def _watch(context: Context) -> int:
 def _configure_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", nargs="?", help="id of one job, to show its details")
     parser.add_argument(
-        "--state", dest="states", action="append", default=[], help="such as running; repeatable"
+        "--state",
+        dest="states",
+        metavar="STATE",
+        action="append",
+        default=[],
+        help="such as running; repeatable",
     )
     parser.add_argument(
         "--kind",
         dest="kinds",
+        metavar="KIND",
         action="append",
         default=[],
         help="training, evaluation or export; repeatable",

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="multigrain",
-        description="Trains, evaluates, exports and serves image embeddings on a server.",
+        description="Trains, evaluates, exports and serves image-embedding models on a server.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

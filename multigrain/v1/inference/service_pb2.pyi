@@ -245,7 +245,7 @@ class ModelMetadataResponse(_message.Message):
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMetadataResponse.TensorMetadata]:
         """A request brings one of them: "images", encoded files as BYTES [N, 1] (or [N]), or "pixels",
-        prepared images as FP32 [N, 3, side, side], RGB, normalised as the bundle's manifest says.
+        prepared images as FP32 [N, 3, side, side], RGB, normalized as the bundle's manifest says.
         """
 
     @_builtins.property
