@@ -246,6 +246,26 @@ def test_decoded_bytes_are_limited_but_one_image_is_always_allowed() -> None:
     assert tight.decode() == [1]
 
 
+@pytest.mark.parametrize("canceled", [False, True], ids=["damaged", "canceled"])
+def test_an_image_that_ends_while_it_is_decoded_leaves_its_room_to_others(canceled: bool) -> None:
+    queue = Queue(decoded_bytes=2 * 3 * SIDE**2)
+    for number in range(1, 4):
+        queue.submit(number)
+        item = queue.batcher.next_to_decode()
+        assert item is not None
+        if canceled:
+            queue.batcher.cancel(number)
+            queue.batcher.decoded(item)
+        else:
+            queue.batcher.decode_failed(item)
+    queue.submit(4, 5)
+    both = threading.Thread(target=queue.decode, args=(2,), daemon=True)
+    both.start()
+    both.join(60)
+    assert not both.is_alive()
+    assert queue.compute() == [4, 5]
+
+
 def test_a_batch_has_one_resolution_and_the_other_is_next() -> None:
     queue = Queue()
     queue.submit(1)
