@@ -162,13 +162,15 @@ def test_a_write_to_a_full_disk_leaves_no_partial_line_and_no_gap(
     write(path, 1)
     real = os.write
     with EventWriter(path, "job") as writer:
+        writer.append(loss(2), 1)  # an event of this writer must survive too
         monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:10]))
         with pytest.raises(MultigrainError) as caught:
-            writer.append(loss(2), 1)
+            writer.append(loss(3), 1)
         assert caught.value.kind is ErrorKind.STORAGE
         monkeypatch.undo()
-        writer.append(loss(3), 1)
-    assert [(e.seq, e.record) for e in read_events(path)] == [(1, loss(1)), (2, loss(3))]
+        writer.append(loss(4), 1)
+    events = [(e.seq, e.record) for e in read_events(path)]
+    assert events == [(1, loss(1)), (2, loss(2)), (3, loss(4))]
 
 
 def test_losses_are_not_synced_but_states_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
