@@ -5,15 +5,20 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from multigrain.errors import ErrorKind
 from multigrain.jobs.failure import (
     LOG_TAIL_BYTES,
     MAX_LENGTH,
+    cluster_timeout,
     describe_exception,
     launcher_ended,
     log_tail,
+    runner_lost,
+    stalled,
+    work_failed,
     worker_died,
 )
-from multigrain.jobs.ipc import SCHEDULER_RANK, Exit
+from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
 
 # As MindSpore 2.8 raises it.
 NO_MEMORY = """
@@ -80,7 +85,17 @@ def test_a_signal_is_named_with_advice() -> None:
     assert failure.error.message.startswith("rank 3 was killed by SIGKILL (signal 9): ")
     assert "batch_size" in failure.error.message
     assert (failure.error.rank, failure.error.signal, failure.exit_code) == (3, 9, 137)
+    assert failure.error.exit_code is None  # it did not exit by itself
     assert failure.retryable
+
+
+def test_what_another_attempt_may_not_have_is_retried() -> None:
+    assert cluster_timeout([1], 2, 60.0, None).retryable
+    assert stalled(0, 60.0, None, suspended=False, stepped=True).retryable
+    assert runner_lost(1).retryable
+    assert work_failed(0, Failed(ErrorKind.UNAVAILABLE.name, "not now"), None).retryable
+    for kind in (ErrorKind.DATASET, ErrorKind.DIVERGED, ErrorKind.INVALID_FIELD, ErrorKind.STORAGE):
+        assert not work_failed(0, Failed(kind.name, "it would recur"), None).retryable
 
 
 def test_an_unusual_signal_is_named_too() -> None:
