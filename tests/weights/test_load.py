@@ -18,6 +18,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.model.layouts import trunk_shapes
 from multigrain.specs.training import ModelSpec
+from multigrain.storage import describe
 from multigrain.weights.load import Weights, load_weights
 from tests.peers.names import pytorch_shapes
 from tests.unprivileged import unprivileged
@@ -75,6 +76,27 @@ def test_a_bundle_without_weights_is_refused(tmp_path: Path) -> None:
     manifest = BundleManifest(name="m", version=1, model=SPEC, embedding_size=512, heads=(head,))
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     with pytest.raises(MultigrainError, match="graphs only"):
+        load_weights(tmp_path)
+
+
+def test_a_bundle_with_a_flipped_bit_in_its_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(MODEL, path)
+    head = Head(resolution=32, gem_p=3.0, preprocessing=Preprocessing.standard(32))
+    manifest = BundleManifest(
+        name="m",
+        version=1,
+        model=SPEC,
+        embedding_size=512,
+        heads=(head,),
+        files={path.name: describe(path)},
+    )
+    (tmp_path / "model.json").write_text(manifest.model_dump_json())
+    check(load_weights(tmp_path).model)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of a number: the file is as long as before, and is read without an error
+    path.write_bytes(data)
+    with pytest.raises(MultigrainError, match=r"weights\.safetensors is not what was written"):
         load_weights(tmp_path)
 
 
