@@ -15,6 +15,7 @@ from multigrain.events.records import EvaluationRecord, LossRecord, Record
 from multigrain.jobs.context import Outcome
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.specs.training import TrainingSpec
+from multigrain.train import loop
 from multigrain.train.loop import BestCheckpoint, StartPoint, Trainer
 from multigrain.train.loop import CheckpointSaver as RealSaver
 from tests.train.tiny import tiny_model
@@ -93,6 +94,7 @@ def train(
     reporter: Reporter | None = None,
     start: StartPoint | None = None,
     step: Step | None = None,
+    data: Data | None = None,
     max_steps: int = 0,
     every: int = 1,
 ) -> Outcome:
@@ -103,7 +105,7 @@ def train(
     fakes: Any = (
         context,
         spec,
-        Data(),
+        data or Data(),
         step or Step(),
         saver,
         start or StartPoint(),
@@ -121,6 +123,46 @@ def test_each_epoch_is_evaluated_then_saved() -> None:
     outcome = train(saver, figures)
     assert saver.saved == [(3, True, True), (6, True, True)]
     assert (outcome.stopped, outcome.message) == (False, "6 steps done")
+
+
+def test_a_loss_has_the_place_in_the_run_and_the_times_of_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class SlowData(Data):
+        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
+            for batch in super().epoch(epoch, first_step):
+                clock.now += 1
+                yield batch
+
+    class SlowStep(Step):
+        def __call__(self, *arrays: object, stop: bool) -> LossRecord:
+            clock.now += 3
+            return super().__call__(*arrays, stop=stop)
+
+    reporter = Reporter()
+    train(Saver(), figures, reporter=reporter, step=SlowStep(), data=SlowData())
+    losses = [record for record in reporter.records if isinstance(record, LossRecord)]
+    rate = TrainingSpec().schedule.batch_size / 4
+    assert losses == [
+        LossRecord(
+            step=step,
+            total_steps=6,
+            epoch=-(-step // PER_EPOCH),
+            total_epochs=2,
+            loss=1.0,
+            classification_loss=1.0,
+            instance_loss=1.0,
+            learning_rate=0.1,
+            images_per_second=rate,
+            data_wait=0.25,
+            eta_seconds=4.0 * (6 - step),
+            step_seconds=4.0,
+        )
+        for step in range(1, 7)
+    ]
 
 
 @pytest.mark.parametrize(
