@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+import structlog
+
 from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.backoff import Backoff
@@ -19,6 +21,8 @@ from multigrain_server.engines.launch import EngineSpec, Launch
 from multigrain_server.engines.supervisor import EngineSupervisor, SupervisedModel
 from multigrain_server.models.metrics import ModelInfo, ModelStatistics, ServingMetrics
 from multigrain_server.models.registry import BundleEntry
+
+_log = structlog.get_logger(__name__)
 
 
 class ModelState(Enum):
@@ -115,6 +119,7 @@ class LoadedModel(SupervisedModel):
         self.load_seconds = time.monotonic() - started
         self._metrics.model_load_seconds.observe(self.load_seconds)
         self._set(ModelState.READY, "")
+        self._log_engine("model loaded", self._engine, seconds=round(self.load_seconds, 3))
         self._supervise(self._engine)
 
     def fail(self, message: str) -> None:
@@ -134,6 +139,7 @@ class LoadedModel(SupervisedModel):
         old, self._engine = self._engine, engine
         self.runtime = runtime
         self._set(ModelState.READY, "")
+        self._log_engine("runtime switched", engine, seconds=round(self.load_seconds, 3))
         self._supervise(engine)
         if old is not None:
             # In a task: the caller may be canceled, and the old engine must end anyway.
@@ -153,6 +159,7 @@ class LoadedModel(SupervisedModel):
         self._engine = None
         self._devices.release(self.label)
         self._set(ModelState.UNLOADED, "")
+        _log.info("model unloaded", model=self.label)
 
     # SupervisedModel
 
@@ -171,6 +178,11 @@ class LoadedModel(SupervisedModel):
     def engine_replaced(self, engine: EngineProcess) -> None:
         self._engine = engine
         self._set(ModelState.READY, "")
+        self._log_engine("engine replaced", engine, restarts=self.restarts)
+
+    def _log_engine(self, event: str, engine: EngineProcess, **fields: float) -> None:
+        runtime = engine.ready.runtime if engine.ready is not None else ""
+        _log.info(event, model=self.label, pid=engine.pid, runtime=runtime, **fields)
 
     async def _start(self, runtime: str, *, low_priority: bool = True) -> EngineProcess:
         environment = self._devices.acquire(self.label)

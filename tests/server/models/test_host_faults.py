@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
@@ -57,12 +58,25 @@ async def test_an_engine_is_replaced_once_the_host_can_start_one_again(
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return await spawn(*command, **options)  # type: ignore[arg-type]
 
-    async with harness(root) as h:
-        await h.manager.load("tiny@1")
-        monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_memory)
-        os.kill(h.manager.catalog.route("tiny@1").engine.pid, signal.SIGKILL)
-        await until(lambda: failures == 2 and state(h.manager.catalog.view("tiny@1")) == "ready")
-        assert (await h.embed(picture(1))).model == "tiny@1"
+    with capture_logs() as lines:
+        async with harness(root) as h:
+            await h.manager.load("tiny@1")
+            monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_memory)
+            os.kill(h.manager.catalog.route("tiny@1").engine.pid, signal.SIGKILL)
+            await until(
+                lambda: failures == 2 and state(h.manager.catalog.view("tiny@1")) == "ready"
+            )
+            assert (await h.embed(picture(1))).model == "tiny@1"
+            await h.manager.unload("tiny@1")
+    events = [line["event"] for line in lines if line.get("model") == "tiny@1"]
+    assert [event for event in events if event != "engine output"] == [
+        "model loaded",
+        "engine ended",
+        "engine restart failed",
+        "engine restart failed",
+        "engine replaced",
+        "model unloaded",
+    ]
 
 
 async def test_a_load_on_a_host_without_memory_is_unavailable(
