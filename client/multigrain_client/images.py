@@ -88,7 +88,7 @@ def each(images: Images) -> Iterator[Image]:
     elif isinstance(images, Iterable):
         yield from images
     else:
-        raise InvalidRequest(f"a {type(images).__name__} is not an image; give {_SUPPORTED}")
+        raise InvalidRequest(f"{type(images).__name__} is not an image type; give {_SUPPORTED}")
 
 
 def encode_each(images: Images) -> Iterator[EncodedImage | ImageError]:
@@ -137,7 +137,7 @@ def encode(image: Image, name: str = "image") -> bytes:
         if not isinstance(data, bytes):
             raise InvalidRequest(f"{name}: the file is open in text mode; open it with mode 'rb'")
         return data
-    raise InvalidRequest(f"{name}: a {type(image).__name__} is not an image; give {_SUPPORTED}")
+    raise InvalidRequest(f"{name}: {type(image).__name__} is not an image type; give {_SUPPORTED}")
 
 
 def _encode_array(array: npt.NDArray[Any], name: str) -> bytes:

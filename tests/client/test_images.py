@@ -102,8 +102,8 @@ def test_4d_array_is_several_images_and_3d_or_gray_is_one(client, state):
     [
         (np.zeros((4, 4, 3), np.float32), "must be uint8"),
         (np.zeros((4, 4, 2), np.uint8), "1, 3 or 4 channels"),
-        ([3.5], "a float is not an image"),
-        (5, "a int is not an image"),
+        ([3.5], "float is not an image type"),
+        (5, "int is not an image type"),
         (io.StringIO("x"), "open it with mode 'rb'"),
         (Image.new("F", (2, 2)), "mode F: floating-point"),
         (Image.new("I", (2, 2), -1), "mode I: values must be 0..65535"),
