@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,21 +36,16 @@ def test_the_first_log_line_is_the_address(daemon: DaemonProcess) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_start_takes_less_than_a_second_of_cpu_time(daemon: DaemonProcess) -> None:
-    daemon.wait_ready()
-    used = psutil.Process(daemon.popen.pid).cpu_times()
-    # CPU time, as the machine may be busy with other things.
-    assert used.user + used.system < 1.0
-
-
-def test_neither_mindspore_nor_image_libraries_are_loaded() -> None:
+def test_no_heavy_package_delays_the_start() -> None:
+    """How long a start takes is measured by ``python -m benchmarks.control_plane``."""
     code = "import sys, multigrain_server.main; print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert "multigrain_server.app" in loaded
-    for heavy in ("mindspore", "PIL", "onnxruntime", "openvino", "sklearn", "matplotlib"):
-        assert heavy not in loaded
+    heavy = {"PIL", "aiohttp", "cryptography", "jinja2", "matplotlib", "mindspore", "numpy"}
+    heavy |= {"onnx", "onnxruntime", "opentelemetry", "openvino", "scipy", "sklearn", "torch"}
+    assert heavy.isdisjoint(loaded)
 
 
 def test_sigterm_shuts_down_gracefully(daemon: DaemonProcess) -> None:
