@@ -1,4 +1,4 @@
-"""What of a program's changes a power cut would leave: told by the system calls it made."""
+"""What a power cut would leave of a program's changes, derived from its system calls."""
 
 from __future__ import annotations
 

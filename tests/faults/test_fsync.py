@@ -16,7 +16,7 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_told_to_be_done_is_on_the_disk_contents_before_names(tmp_path: Path) -> None:
+def test_what_is_reported_as_done_is_on_disk_contents_before_names(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("there is no strace (apt-get install strace)")
     trace = tmp_path / "trace"

@@ -1,4 +1,4 @@
-"""A daemon is told to end while many callers keep it busy."""
+"""SIGTERM of a daemon under full load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def unready(daemon: Daemon) -> bool:
     return await asyncio.to_thread(ask)
 
 
-async def test_a_daemon_that_is_told_to_end_under_full_load_loses_no_call(tmp_path: Path) -> None:
+async def test_sigterm_under_full_load_loses_no_call(tmp_path: Path) -> None:
     calls = amount(500, 10_000)
     daemon = serving_daemon(tmp_path, flags=["--shutdown-keep-serving-seconds=1"])
     try:
@@ -113,7 +113,7 @@ async def test_bulk_streams_end_with_their_answers_and_go_on_with_the_next_daemo
         daemon.end()
 
 
-async def test_callers_that_wait_for_nobody_hear_unavailable_to_the_end(tmp_path: Path) -> None:
+async def test_callers_that_do_not_wait_get_unavailable_until_the_end(tmp_path: Path) -> None:
     daemon = serving_daemon(tmp_path)
     codes: Counter[str] = Counter()
     request = EmbedRequest(images=[picture(1)])
