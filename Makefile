@@ -7,9 +7,8 @@ LOCK := requirements/ci.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
-# Processes that run tests at the same time, in `make quick` and in `make unit` (0: in one process).
+# Processes that run tests at the same time, but for those that compute with MindSpore.
 JOBS ?= 2
-UNIT_JOBS ?= 0
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
@@ -85,9 +84,11 @@ protos-check: $(STAMP)
 quick: $(STAMP)
 	$(BIN)/pytest --quick --numprocesses $(JOBS) --dist worksteal
 
-# All tests.
+# All tests. Those that compute with MindSpore use every core and run in one process; the others
+# mostly wait for processes that they start.
 unit: $(STAMP)
-	$(BIN)/pytest --numprocesses $(UNIT_JOBS) --dist worksteal
+	$(BIN)/pytest -m "not mindspore and not slow" --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/pytest -m "mindspore or slow"
 
 # Runs tests and prints the share of lines that they executed, child processes included: all tests,
 # or those of TESTS (TESTS=--quick takes about two minutes). Much faster with Python 3.12.

@@ -30,12 +30,6 @@ def test_import_loads_no_heavy_package_and_only_stubs_of_the_library(module):
     assert "multigrain_server" not in loaded
 
 
-def test_import_takes_less_than_half_a_second_of_cpu():
-    # CPU time, not wall time: the machine may be busy.
-    code = "import time; import multigrain_client; print(time.process_time())"
-    assert min(float(in_fresh_interpreter(code)) for _ in range(3)) < 0.5
-
-
 @pytest.mark.process
 @pytest.mark.slow
 def test_client_installs_without_mindspore(tmp_path):
