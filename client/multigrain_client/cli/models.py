@@ -26,7 +26,10 @@ def _models(context: Context) -> int:
 def _configure_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="name or name@version")
     parser.add_argument(
-        "--runtime", default="", help="auto (default), openvino, onnxruntime or mindspore"
+        "--runtime",
+        default="",
+        help="auto (default), openvino, openvino-int8, openvino-bf16, openvino-f32, onnxruntime "
+        "or mindspore",
     )
     parser.add_argument(
         "--default", action="store_true", help="also serve requests that name no model"

@@ -47,5 +47,5 @@ def run(checks: Iterable[Check], stream: TextIO | None = None) -> int:
             levels.append(finding.level)
             print(finding, file=stream, flush=True)
     failures, warnings = levels.count(Level.FAIL), levels.count(Level.WARN)
-    print(f"{len(levels)} checks, {warnings} warnings, {failures} failures", file=stream)
+    print(f"checks: {len(levels)}, warnings: {warnings}, failures: {failures}", file=stream)
     return 1 if failures else 0
