@@ -75,6 +75,11 @@ def start_request(
         target.CopyFrom(spec)
         # A list in an override replaces the list of the spec; protobuf would append to it.
         _clear_lists(target, over)
+    elif spec is not None and not isinstance(spec, Mapping | str | os.PathLike):
+        raise InvalidRequest(
+            f"spec: expected a mapping, a {type(request.spec).__name__} or the path of a YAML "
+            f"file, not {type(spec).__name__}"
+        )
     elif spec is not None:
         over = merge(nest(spec if isinstance(spec, Mapping) else read_spec(spec)), over, "spec")
     fill(request.spec, over, "spec")

@@ -96,7 +96,9 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         await app.abandon()
         raise
     for finding in missing_at_start(config):
-        _log.warning(f"{finding.subject}: {finding.message}", fix=finding.fix)
+        _log.warning(
+            "startup check", check=finding.subject, problem=finding.message, fix=finding.fix
+        )
     await stop.wait()
     stopping = asyncio.create_task(app.stop())
     interrupted = asyncio.create_task(second.wait())

@@ -71,6 +71,13 @@ def test_ambiguous_spec_file_is_refused_before_any_call(client, state, tmp_path,
     assert not state.calls
 
 
+@pytest.mark.parametrize("spec", [3, ["digits-demo"], True])
+def test_spec_of_another_type_is_refused_before_any_call(client, state, spec):
+    with pytest.raises(InvalidRequest, match=f"YAML file, not {type(spec).__name__}"):
+        client.start_training(spec)
+    assert not state.calls
+
+
 def test_override_replaces_fields_and_lists_of_the_spec(client):
     message = TrainingSpec()
     message.schedule.learning_rate.milestones.extend([1, 2])

@@ -97,10 +97,11 @@ def test_missing_devices_and_data_roots_are_logged_after_the_address(
     process.popen.wait(timeout=60)
     first, *others = [json.loads(line) for line in process.log.read_text().splitlines()]
     assert first["event"] == "listening"
-    warnings = [line["event"] for line in others if line["level"] == "warning"]
-    assert warnings == [
-        f"data root {lost}: not a folder",
-        "devices: ascend: 8 configured, but npu-smi was not found",
+    warnings = [line for line in others if line["level"] == "warning"]
+    assert {line["event"] for line in warnings} == {"startup check"}
+    assert [(line["check"], line["problem"]) for line in warnings] == [
+        (f"data root {lost}", "not a folder"),
+        ("devices: ascend", "8 configured, but npu-smi was not found"),
     ]
 
 
