@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 
 # Control characters, line separators, invisible characters, direction marks and overrides, and
 # unpaired surrogates. Not the joiners U+200C and U+200D, which Persian, Hindi and emoji need.
@@ -16,7 +17,6 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-_UNDECODABLE = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # A backslash that `stored_path` must not leave as it is, because it would read as an escape.
 _LOOKS_ESCAPED = re.compile(r"\\(?=x[0-9a-f]{2})")
@@ -46,22 +46,33 @@ def is_text(name: str) -> bool:
 def stored_path(path: str) -> str:
     r"""A path as text for files that hold UTF-8 only, such as CSV, Parquet and JSON.
 
-    Each byte that is not UTF-8 becomes ``\xe9`` (two lowercase hexadecimal digits), and a backslash
-    that stands before such an escape in the name itself becomes ``\x5c``. All other paths stay as
-    they are, so that different paths stay different; ``original_path`` is the inverse.
+    Each byte that is not UTF-8 becomes ``\xe9`` (two lowercase hexadecimal digits), and so do the
+    bytes of characters that ``printable`` escapes, because such files are read in terminals too. A
+    backslash that stands before such an escape in the name itself becomes ``\x5c``. All other paths
+    stay as they are, so that different paths stay different; ``original_path`` is the inverse.
     """
     try:
         # By its bytes on disk, which a locale without UTF-8 decodes differently.
         path = os.fsencode(path).decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         path = path.encode("utf-8", "replace").decode()
-    return _UNDECODABLE.sub(_escape, _LOOKS_ESCAPED.sub(r"\\x5c", path))
+    return _UNPRINTABLE.sub(_escape_bytes, _LOOKS_ESCAPED.sub(r"\\x5c", path))
 
 
 def original_path(stored: str) -> str:
     """The path that ``stored_path`` has written, as Python opens it."""
     raw = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), stored.encode())
     return os.fsdecode(raw)
+
+
+def normalize(name: str) -> str:
+    """The form in which names are compared (NFC): a Mac stores accents as own characters."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _escape_bytes(match: re.Match[str]) -> str:
+    raw = match[0].encode("utf-8", "surrogateescape")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -27,6 +27,8 @@ CLIENT_MAY = (
     "multigrain.__version__",
     "multigrain.strict_yaml",
     "multigrain.text",
+    "multigrain.data.listing",
+    "multigrain.images.formats",
 )
 
 

@@ -9,7 +9,14 @@ import unicodedata
 
 import pytest
 
-from multigrain.text import is_text, original_path, printable, printable_lines, stored_path
+from multigrain.text import (
+    is_text,
+    normalize,
+    original_path,
+    printable,
+    printable_lines,
+    stored_path,
+)
 
 NAMES = [
     (b"latin\xe9.png", r"latin\xe9.png"),
@@ -20,6 +27,9 @@ NAMES = [
     (rb"latin\xe9.png", r"latin\x5cxe9.png"),
     (rb"\x5cxe9", r"\x5cx5cxe9"),
     (b"\\x\xe9", r"\x\xe9"),
+    (b"\x1b[2J\n", r"\x1b[2J\x0a"),
+    ("\u202egnp.exe".encode(), r"\xe2\x80\xaegnp.exe"),
+    (b"\\\x1b", r"\\x1b"),
 ]
 
 
@@ -32,7 +42,7 @@ def test_paths_are_stored_as_utf8_and_come_back(raw: bytes, stored: str) -> None
 
 def test_any_bytes_come_back_and_differ_from_each_other() -> None:
     source = random.Random(12)
-    pieces = [b"\\", b"x", b"e", b"9", b"5", b"c", b"\xe9", b"\xc3\xa9", b"a"]
+    pieces = [b"\\", b"x", b"e", b"9", b"5", b"c", b"\xe9", b"\xc3\xa9", b"a", b"\x1b", b"\x9b"]
     seen: dict[str, bytes] = {}
     for _ in range(20_000):
         raw = b"".join(source.choices(pieces, k=source.randint(1, 8)))
@@ -79,6 +89,12 @@ _DIRECTIONS = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
 
 def test_lines_of_a_log() -> None:
     assert printable_lines("a\tb\r\n\x1b[2Jc\x85d\n") == ["a       b", r"\x1b[2Jc\u0085d", ""]
+
+
+def test_names_of_one_text_are_equal_when_normalized() -> None:
+    decomposed = unicodedata.normalize("NFD", "café")
+    assert decomposed != "café"
+    assert normalize(decomposed) == normalize("café") == "café"
 
 
 def test_is_text() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,8 @@ from typing import Any, Protocol, Self, TextIO
 
 import numpy as np
 
+from multigrain.data.listing import Listing, list_images
+from multigrain.text import printable, stored_path
 from multigrain_client.errors import (
     FieldViolation,
     ImageError,
@@ -25,9 +27,6 @@ from multigrain_client.errors import (
 )
 from multigrain_client.images import EmbeddedImage, FloatArray
 from multigrain_client.json_format import invalid
-
-# The formats that the server decodes.
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # Called with (images done, images in total).
 OnProgress = Callable[[int, int], None]
@@ -47,6 +46,9 @@ class FolderEmbedding:
         model: "name@version" of the model.
         errors: the images without a vector.
         seconds: wall-clock time.
+        left_out: files and folders that were left out, by reason ("broken_link": 2).
+        left_out_message: the same in one line, with extensions and examples; "" if there are
+            none.
     """
 
     file: Path
@@ -55,35 +57,35 @@ class FolderEmbedding:
     model: str
     errors: tuple[ImageError, ...]
     seconds: float
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out_message: str = ""
 
 
-def image_files(root: str | os.PathLike[str]) -> list[str]:
-    """Paths of the image files below a folder, relative to it, with "/", sorted.
+def list_folder(root: str | os.PathLike[str]) -> Listing:
+    """Lists the image files below a folder as the daemon lists a dataset.
 
-    Hidden files and folders are skipped; links to folders are not followed (they may be circular).
+    Files in a format for which the server may lack a package are listed: it says so.
 
     Raises:
         InvalidRequest: if the folder does not exist, cannot be read, or has no image.
     """
-    root = Path(root)
-
-    def refuse(error: OSError) -> None:
+    try:
+        listing = list_images(root, optional=True)
+    except OSError as error:
         reason = error.strerror or str(error)
-        raise invalid([FieldViolation("folder", f"{error.filename}: {reason}")]) from error
-
-    found: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(folder).relative_to(root)
-        found += [
-            (inside / name).as_posix()
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
-    if not found:
-        known = " ".join(sorted(EXTENSIONS))
-        raise invalid([FieldViolation("folder", f"{root} has no image file ({known})")])
-    return sorted(found)
+        name = printable(os.fsdecode(error.filename or root))
+        raise invalid([FieldViolation("folder", f"{name}: {reason}")]) from error
+    if not listing.paths:
+        left_out = listing.left_out.describe()
+        found = f"only {left_out}" if left_out else "nothing"
+        raise invalid(
+            [
+                FieldViolation(
+                    "folder", f"{printable(os.fspath(root))} has no image file: it has {found}"
+                )
+            ]
+        )
+    return listing
 
 
 @dataclass
@@ -110,7 +112,8 @@ class FolderRun:
     _errors: list[ImageError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._names = image_files(self.root)
+        listing = list_folder(self.root)
+        self._names, self._left_out = listing.paths, listing.left_out
         self._file = vector_file(self.out, len(self._names))
         if not self.out.parent.is_dir():
             raise invalid([FieldViolation("out", f"there is no folder {self.out.parent}")])
@@ -171,6 +174,8 @@ class FolderRun:
             self._model,
             tuple(self._errors),
             time.monotonic() - self._started,
+            self._left_out.by_reason,
+            self._left_out.describe(),
         )
 
     def _begin(self, size: int, model: str) -> None:
@@ -178,11 +183,11 @@ class FolderRun:
         self._file.begin(size, model)
         # Rows before the first vector were held back: the vector size was unknown.
         for error in self._errors:
-            self._file.add(self._names[error.index], None, error.message)
+            self._file.add(stored_path(self._names[error.index]), None, error.message)
 
     def _write(self, image: EmbeddedImage) -> None:
         reason = image.error.message if image.error is not None else ""
-        self._file.add(self._names[image.index], image.vector, reason)
+        self._file.add(stored_path(self._names[image.index]), image.vector, reason)
 
 
 class VectorFile(Protocol):

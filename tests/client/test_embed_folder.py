@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from multigrain_client import ImagesFailed, InvalidRequest, ServerError
-from multigrain_client.folder_embedding import FolderRun, image_files
+from multigrain_client.folder_embedding import FolderRun, list_folder
 from multigrain_client.images import EmbeddedImage
 from tests.client.faults import Fault
 from tests.client.pictures import expected, images_of
@@ -31,11 +31,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def vectors_of(folder: Path) -> np.ndarray:
-    return expected([(folder / name).read_bytes() for name in image_files(folder)])
+    return expected([(folder / name).read_bytes() for name in list_folder(folder).paths])
 
 
 def test_image_files_are_sorted_and_exclude_other_files(photos):
-    names = image_files(photos)
+    names = list_folder(photos).paths
     assert names == sorted(names)
     assert len(names) == 40
     assert names[0] == "a/000.jpg"
@@ -50,13 +50,13 @@ def test_npy_and_its_csv_are_written(client, photos, tmp_path):
     vectors = np.load(tmp_path / "v.npy")
     with (tmp_path / "v.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    bad = image_files(photos).index("a/010.jpg")
+    bad = list_folder(photos).paths.index("a/010.jpg")
     good = [row for row in range(40) if row != bad]
     assert (result.images, result.size, len(result.errors)) == (40, vectors.shape[1], 1)
     assert result.errors[0].name.endswith("a/010.jpg")
     np.testing.assert_array_equal(vectors[good], vectors_of(photos)[good])
     assert np.isnan(vectors[bad]).all()
-    assert [row["path"] for row in rows] == image_files(photos)
+    assert [row["path"] for row in rows] == list_folder(photos).paths
     assert [bool(row["error"]) for row in rows] == [row == bad for row in range(40)]
     assert seen == [(done, 40) for done in range(1, 41)]
 
@@ -66,7 +66,7 @@ def test_parquet_has_null_vectors_for_failed_images(client, photos, tmp_path):
     (photos / "a" / "000.jpg").write_bytes(b"bad")
     result = client.embed_folder(photos, tmp_path / "v.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
-    assert table.column("path").to_pylist() == image_files(photos)
+    assert table.column("path").to_pylist() == list_folder(photos).paths
     embeddings = table.column("embedding").to_pylist()
     assert embeddings[0] is None
     assert table.column("error").to_pylist()[1:] == [None] * 39
@@ -96,7 +96,7 @@ def test_unfinished_file_is_removed(tmp_path, photos, name):
 
 
 def test_no_file_is_written_if_all_images_fail(client, photos, tmp_path):
-    for name in image_files(photos):
+    for name in list_folder(photos).paths:
         (photos / name).write_bytes(b"bad")
     with pytest.raises(ImagesFailed, match="40 of 40"):
         client.embed_folder(photos, tmp_path / "v.npy")

@@ -115,6 +115,7 @@ def _embed_folder(context: Context) -> int:
             "file": str(result.file),
             "images": result.images,
             "failed": len(result.errors),
+            "left_out": dict(result.left_out),
             "size": result.size,
             "model": result.model,
             "seconds": round(result.seconds, 3),
@@ -125,6 +126,8 @@ def _embed_folder(context: Context) -> int:
         f"{result.file}: {result.images - len(result.errors)} vectors of {result.size} by "
         f"{result.model}, {len(result.errors)} images failed, {rate:.0f} images/s"
     )
+    if result.left_out_message:
+        context.output.line(f"left out: {result.left_out_message}")
     return FAILED if result.errors else OK
 
 
