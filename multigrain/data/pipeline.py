@@ -14,7 +14,7 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.data.sampler import RepeatedSampler
 from multigrain.data.source import Batch, UnreadableFiles, ViewSource, create_cache
 from multigrain.errors import MultigrainError
-from multigrain.images.decode import DEFAULT_LIMITS
+from multigrain.images.limits import DEFAULT_LIMITS
 from multigrain.specs.training import TrainingSpec
 
 _SMALL_FILE = 16 * 1024  # bytes

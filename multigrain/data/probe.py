@@ -9,7 +9,8 @@ from random import Random
 from multigrain.data.image_folder import ImageFolder
 from multigrain.data.source import too_many_unreadable
 from multigrain.errors import MultigrainError
-from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
+from multigrain.images.decode import decode_image
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 
 
 def probe(

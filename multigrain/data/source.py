@@ -18,7 +18,8 @@ from PIL import Image
 from multigrain.data.augment import Augmenter
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.decode import FORMATS, ImageLimits, decode_image
+from multigrain.images.decode import FORMATS, decode_image
+from multigrain.images.limits import ImageLimits
 
 BUDGET = 512 * 2**20  # bytes, over all workers
 _SAMPLES = 64  # files whose headers estimate a dataset's size in memory

@@ -17,7 +17,7 @@ from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, R
 from multigrain.engine.runtimes.base import Bundle, Outputs, Pixels, Runtime
 from multigrain.engine.settings import EngineSettings
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.decode import ImageLimits
+from multigrain.images.limits import ImageLimits
 from multigrain.images.preprocess import crop
 from multigrain.memory import exit_if_memory_exhausted, exit_if_out_of_memory
 from multigrain.whitening import StoredWhitening

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import (
 )
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 
 # JPEG includes MPO, which many phones write as .jpg: its first image is read.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -52,23 +52,6 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _TRANSPOSED: Final = frozenset({5, 6, 7, 8})
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """Limits of an encoded image.
-
-    Args:
-        max_bytes: largest encoded size in bytes.
-        max_pixels: largest width x height, checked in the header before decoding. (Pillow itself
-            refuses more than 179 million in any case.)
-    """
-
-    max_bytes: int = 32 * 2**20
-    max_pixels: int = 50_000_000
-
-
-DEFAULT_LIMITS: Final = ImageLimits()
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:

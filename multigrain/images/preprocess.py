@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode_image
+from multigrain.images.decode import decode_image
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.images.parameters import Preprocessing
 
 # A JPEG is decoded at a fraction of its size only if its short side keeps this multiple of the

@@ -32,7 +32,8 @@ from multigrain.engine.protocol import (
 from multigrain.errors import MultigrainError
 from multigrain.events.log import EventWriter, read_events
 from multigrain.events.records import JobState, StateRecord
-from multigrain.images.decode import ImageLimits, decode, image_size
+from multigrain.images.decode import decode, image_size
+from multigrain.images.limits import ImageLimits
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.specs.training import ModelSpec
 from multigrain.strict_yaml import YamlError, load_yaml_file

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.decode import DEFAULT_LIMITS, ImageLimits, decode
+from multigrain.images.decode import decode
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from tests.images.files import corners, encode, noise
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
