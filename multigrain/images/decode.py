@@ -19,12 +19,12 @@ from PIL import (
     Image,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images import tiff
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 
 # JPEG includes MPO, which many phones write as .jpg: its first image is read.
@@ -87,6 +87,10 @@ def decode_image(
             quarter or an eighth of its size if that is a whole number of pixels and at least
             ``shortest``; 0 = always the full size. Other formats do not support this.
     """
+    _check_bytes(data, limits)
+    if tiff.is_tiff(data):
+        picture = _open_tiff(data, limits)
+        return _upright(picture.load(), picture.orientation)
     image = _open(data, limits)
     try:
         factor = _reduction(image.size, shortest)
@@ -96,12 +100,7 @@ def decode_image(
             image.draft(None, (image.width // factor, image.height // factor))
         image.load()
         orientation = _orientation(image)
-        # Pillow applies a TIFF's orientation while loading, and leaves others to the caller.
-        upright = _to_rgb(image)
-        method = _UPRIGHT.get(orientation)
-        if method is not None and image.format != "TIFF":
-            upright = upright.transpose(method)
-        return upright
+        return _upright(_to_rgb(image), orientation)
     except MultigrainError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -120,16 +119,22 @@ def image_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, 
     Raises:
         MultigrainError: as :func:`decode`, as far as the header shows.
     """
-    image = _open(data, limits)
-    width, height = image.size
-    # Pillow's size of a TIFF is already that of the upright image.
-    if image.format != "TIFF" and _orientation(image) in _TRANSPOSED:
-        return height, width
-    return width, height
+    _check_bytes(data, limits)
+    if tiff.is_tiff(data):
+        picture = _open_tiff(data, limits)
+        (width, height), orientation = picture.size, picture.orientation
+    else:
+        image = _open(data, limits)
+        (width, height), orientation = image.size, _orientation(image)
+    return (height, width) if orientation in _TRANSPOSED else (width, height)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Reads and checks the header; does not decode."""
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _check_bytes(data: bytes, limits: ImageLimits) -> None:
     if not data:
         raise MultigrainError(
             ErrorKind.IMAGE_UNREADABLE, "the image is empty (0 bytes): send or copy the file again"
@@ -140,6 +145,18 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             f"the image has {len(data)} bytes, more than the limit of {limits.max_bytes}: "
             "send it smaller or more compressed",
         )
+
+
+def _open_tiff(data: bytes, limits: ImageLimits) -> tiff.Tiff:
+    picture = tiff.Tiff(data)
+    width, height = picture.size
+    if width * height > limits.max_pixels:
+        raise _too_large(f"{width} x {height} pixels", limits)
+    return picture
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Reads and checks the header; does not decode."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
