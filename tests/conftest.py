@@ -32,6 +32,12 @@ if _before is None:
 else:
     os.environ[_VARIABLE] = _before
 
+# gRPC and urllib would ask a proxy in the environment to connect to this machine.
+_LOOPBACK = "127.0.0.1,localhost,::1"
+for _variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+    if _variable != "no_grpc_proxy" or _variable in os.environ:
+        os.environ[_variable] = ",".join(filter(None, (os.environ.get(_variable), _LOOPBACK)))
+
 # A test with one of these markers does not run with --quick (see CONTRIBUTING.md).
 NOT_QUICK = ("mindspore", "process", "slow")
 # Importing a file with this line would import MindSpore.

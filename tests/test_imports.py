@@ -25,6 +25,7 @@ PACKAGES = {
 CLIENT_MAY = (
     "multigrain.v1",
     "multigrain.__version__",
+    "multigrain.addresses",
     "multigrain.strict_yaml",
     "multigrain.text",
     "multigrain.data.listing",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 
 from multigrain_client.errors import InvalidRequest
+from multigrain_client.proxy import ENABLE_OPTION, PROXY_OPTION, Proxy, find_proxy
+from multigrain_client.targets import parse_target
 
 ChannelOption = tuple[str, str | int]
 MIB = 1024 * 1024
@@ -53,6 +54,7 @@ class ChannelConfig:
 
     target: str
     shown_target: str
+    proxy: Proxy | None
     options: tuple[ChannelOption, ...]
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...] = field(repr=False, default=())
@@ -88,8 +90,7 @@ def channel_config(
     """The channel settings for the arguments of a client.
 
     Args:
-        target: "host:port", "host1:port1,host2:port2" (round-robin), or any gRPC
-            target ("dns:///name:port", "unix:/path").
+        target: see ``targets.parse_target``.
         token: sent with every call as ``authorization: Bearer <token>``. Without TLS it is
             readable on the network.
         tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
@@ -100,7 +101,7 @@ def channel_config(
     Raises:
         InvalidRequest: for an invalid target.
     """
-    resolved, authority = _resolve(target)
+    parsed = parse_target(target)
     chosen: dict[str, str | int] = {
         "grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}),
         # A response with 64 vectors can exceed gRPC's default of 4 MiB.
@@ -116,71 +117,24 @@ def channel_config(
             # The client of an event stream sends nothing for hours: ping all the same.
             "grpc.http2.max_pings_without_data": 0,
         }
-    if authority:
-        chosen["grpc.default_authority"] = authority
+    if parsed.authority:
+        chosen["grpc.default_authority"] = parsed.authority
+    given = options or {}
+    if parsed.direct and PROXY_OPTION not in given:
+        chosen[ENABLE_OPTION] = 0
     settings = Tls() if tls is True else tls or None
     if settings is not None and settings.server_name:
         chosen["grpc.ssl_target_name_override"] = settings.server_name
         chosen["grpc.default_authority"] = settings.server_name
-    chosen |= options or {}
+    chosen |= given
     return ChannelConfig(
-        target=resolved,
-        shown_target=target,
+        target=parsed.name,
+        shown_target=target.strip(),
+        proxy=find_proxy(parsed, os.environ, given),
         options=tuple(chosen.items()),
         credentials=settings.credentials() if settings is not None else None,
         metadata=(("authorization", f"Bearer {token}"),) if token else (),
     )
-
-
-def _resolve(target: str) -> tuple[str, str]:
-    """The gRPC target, and the authority if it differs from the target."""
-    addresses = [part.strip() for part in target.split(",") if part.strip()]
-    if not addresses:
-        raise InvalidRequest("target: empty; give HOST:PORT, such as 127.0.0.1:50051")
-    for address in addresses:
-        scheme, slashes, rest = address.partition("://")
-        if slashes and scheme.lower() in ("http", "https", "grpc", "grpcs"):
-            raise InvalidRequest(
-                f"target: {address!r} is a URL; give HOST:PORT, such as {rest.rstrip('/')!r}, and "
-                "tls for TLS"
-            )
-    if len(addresses) == 1:
-        return addresses[0], ""
-    families: dict[int, list[str]] = {}
-    for address in addresses:
-        host, colon, port = address.rpartition(":")
-        if not colon or not port.isdigit() or not host:
-            raise InvalidRequest(
-                f"target: {address!r} is not HOST:PORT; separate several addresses by "
-                "commas: HOST:PORT,HOST:PORT"
-            )
-        version, ip = _lookup(host.strip("[]"), int(port))
-        families.setdefault(version, []).append(
-            f"[{ip}]:{port}" if version == 6 else f"{ip}:{port}"
-        )
-    if len(families) > 1:
-        raise InvalidRequest(
-            "target: the addresses mix IPv4 and IPv6, but gRPC balances over one family only"
-        )
-    ((version, found),) = families.items()
-    return f"ipv{version}:{','.join(found)}", addresses[0]
-
-
-def _lookup(host: str, port: int) -> tuple[int, str]:
-    """The IP version and address of a host: gRPC's list targets take numeric addresses only."""
-    try:
-        return ip_address(host).version, host
-    except ValueError:
-        pass
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise InvalidRequest(f"target: cannot find the address of {host!r}: {error}") from error
-    for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-        for entry in found:
-            if entry[0] == family:
-                return version, str(entry[4][0])
-    raise InvalidRequest(f"target: {host!r} has neither an IPv4 nor an IPv6 address")
 
 
 def _pem(source: str | Path | bytes | None, name: str) -> bytes | None:

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
     from multigrain.v1.job_pb2 import Job
+    from multigrain_client.proxy import Proxy
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,16 @@ _BY_CODE: dict[grpc.StatusCode, type[MultigrainClientError]] = {
 }
 
 
-def from_rpc(error: grpc.RpcError, method: str, target: str) -> MultigrainClientError:
+def from_rpc(
+    error: grpc.RpcError, method: str, target: str, proxy: Proxy | None = None
+) -> MultigrainClientError:
     """The client error for a failed RPC.
 
     Args:
         error: from ``grpc`` or ``grpc.aio``; both have code, details and trailing metadata.
         method: name of the RPC.
         target: address of the server, for the message of a failed connection.
+        proxy: the proxy on the way to it.
     """
     # Every RpcError that a call raises is also a Call; grpc's types do not say so.
     code: grpc.StatusCode = error.code()
@@ -253,7 +257,7 @@ def from_rpc(error: grpc.RpcError, method: str, target: str) -> MultigrainClient
 
     error_type = _BY_CODE.get(code, ServerError)
     return error_type(
-        _sentence(code, message, kind, method, target),
+        _sentence(code, message, kind, method, target, proxy),
         kind=kind,
         code=code,
         method=method,
@@ -263,18 +267,25 @@ def from_rpc(error: grpc.RpcError, method: str, target: str) -> MultigrainClient
     )
 
 
-def _sentence(code: grpc.StatusCode, message: str, kind: str, method: str, target: str) -> str:
+def _sentence(
+    code: grpc.StatusCode, message: str, kind: str, method: str, target: str, proxy: Proxy | None
+) -> str:
     if kind:
         return message or f"{method} failed with {kind}"
-    # Without ErrorInfo the status comes from gRPC itself, whose messages need an explanation.
+    # Without ErrorInfo the status comes from gRPC itself, whose messages need an explanation, or
+    # from a proxy.
+    where = target + (proxy.route if proxy is not None else "")
     if code is grpc.StatusCode.UNAVAILABLE:
         why = message or "no answer"
-        return f"cannot reach the server at {target}: {why}; {_hint(why)}"
+        advice = _hint(why) + (f" {proxy.advice}" if proxy is not None else "")
+        return f"cannot reach the server at {where}: {why}; {advice}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{method}: deadline exceeded before {target} answered"
+        late = f"{method}: deadline exceeded before {where} answered"
+        return f"{late}. {proxy.advice}" if proxy is not None else late
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return f"{method}: the server at {target} does not have this RPC: {message}"
-    return f"{method} failed with {code.name}: {message}" if message else f"{method}: {code.name}"
+        return f"{method}: the server at {where} does not have this RPC: {message}"
+    failed = f"{method} failed with {code.name}: {message}" if message else f"{method}: {code.name}"
+    return f"{failed} (from {where})" if proxy is not None and not proxy.unused else failed
 
 
 def _hint(why: str) -> str:

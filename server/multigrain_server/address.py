@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multigrain.addresses import UNIX, HostPort, host_port, is_loopback, socket_path
 from multigrain.storage import os_error_hint
 
 _ADVICE = {
@@ -17,7 +17,6 @@ _ADVICE = {
     errno.EADDRNOTAVAIL: "choose an address of this machine",
     errno.EACCES: "choose a port from 1024 on",
 }
-_UNIX = "unix:"
 
 
 @dataclass(frozen=True)
@@ -32,30 +31,18 @@ class ListenAddress:
         """Reads "host:port", "[ipv6]:port" or "unix:/path".
 
         Raises:
-            ValueError: with how to write it.
+            AddressError: with how to write it.
         """
-        if text.startswith(_UNIX):
-            return cls(text, 0)
-        host, colon, port = text.rpartition(":")
-        bare = host.removeprefix("[").removesuffix("]")
-        if not colon or not bare or not port.isdecimal() or int(port) > 65_535:
-            raise ValueError(
-                f'"{text}" is not an address; write "127.0.0.1:50051", "[::1]:50051" '
-                'or "unix:/path" (port 0: any free one)'
-            )
-        if ":" in bare and not host.startswith("["):
-            raise ValueError(f'"{text}": an IPv6 address needs brackets, "[::1]:50051"')
-        return cls(bare, int(port))
+        text = text.strip()
+        if text.startswith(UNIX):
+            return cls(UNIX + socket_path(text), 0)
+        address = host_port(text, any_free_port=True)
+        return cls(address.host, address.port)
 
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        if self._is_unix or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self._is_unix or is_loopback(self.host)
 
     def bind(self) -> list[socket.socket]:
         """Sockets bound to every address of the host, which do not listen yet.
@@ -64,7 +51,7 @@ class ListenAddress:
             OSError: if one of them cannot be bound.
         """
         if self._is_unix:
-            path = self.host.removeprefix(_UNIX)
+            path = self.host.removeprefix(UNIX)
             return [_bound(socket.AF_UNIX, socket.SOCK_STREAM, 0, path)]
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         sockets: list[socket.socket] = []
@@ -85,7 +72,7 @@ class ListenAddress:
         except OSError as error:
             return self.explain(error)
         if self._is_unix:
-            Path(self.host.removeprefix(_UNIX)).unlink()
+            Path(self.host.removeprefix(UNIX)).unlink()
         return ""
 
     def explain(self, error: OSError) -> str:
@@ -95,13 +82,13 @@ class ListenAddress:
         advice = _ADVICE.get(error.errno or 0, "choose another")
         if self._is_unix:
             advice = os_error_hint(
-                error, f"write in {Path(self.host.removeprefix(_UNIX)).parent}", advice
+                error, f"write in {Path(self.host.removeprefix(UNIX)).parent}", advice
             )
         return f"{reason}; {advice}"
 
     @property
     def _is_unix(self) -> bool:
-        return self.host.startswith(_UNIX)
+        return self.host.startswith(UNIX)
 
     def with_port(self, port: int) -> ListenAddress:
         return ListenAddress(self.host, port)
@@ -109,7 +96,7 @@ class ListenAddress:
     def __str__(self) -> str:
         if self._is_unix:
             return self.host
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return str(HostPort(self.host, self.port))
 
 
 def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:

@@ -32,7 +32,7 @@ def test_targets_are_converted_for_grpc(target, resolved):
     [
         ("https://10.0.0.1:50051/", r"is a URL; give HOST:PORT, such as '10\.0\.0\.1:50051'"),
         ("", "give HOST:PORT"),
-        ("a,b:2", "'a' is not HOST:PORT"),
+        ("a,b:2", "'a' is not an address: it has no port; give HOST:PORT, such as 'a:50051'"),
         ("10.0.0.1:1,[::1]:2", "mix IPv4 and IPv6"),
     ],
 )

@@ -29,6 +29,7 @@ def test_import_loads_no_heavy_package_and_only_light_modules_of_the_library(mod
     rest = {name for name in own if not name.startswith("multigrain.v1")}
     assert rest == {
         "multigrain",
+        "multigrain.addresses",
         "multigrain.data",
         "multigrain.data.listing",
         "multigrain.images",

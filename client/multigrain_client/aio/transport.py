@@ -149,7 +149,7 @@ class AsyncTransport:
         return method.timeout if method.timeout is not None else self.timeout
 
     def error(self, error: grpc.RpcError, method: Method[Any, Any]) -> MultigrainClientError:
-        return from_rpc(error, method.name, self.config.shown_target)
+        return from_rpc(error, method.name, self.config.shown_target, self.config.proxy)
 
     @property
     def _metadata(self) -> aio.Metadata:

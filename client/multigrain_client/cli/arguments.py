@@ -11,9 +11,11 @@ from typing import Any
 
 from multigrain_client.channel import Tls
 from multigrain_client.cli.output import Output
+from multigrain_client.errors import InvalidRequest
 from multigrain_client.sync.client import Client
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+SERVER_VARIABLE = "MULTIGRAIN_SERVER"
 
 OK = 0
 FAILED = 1
@@ -41,12 +43,22 @@ class Context:
             tls = Tls(ca=arguments.ca, certificate=arguments.cert, key=arguments.key)
         elif arguments.tls:
             tls = True
-        return Client(
-            arguments.server,
-            token=arguments.token,
-            tls=tls,
-            timeout=60.0 if arguments.timeout is None else arguments.timeout,
-        )
+        source = "--server"
+        server = arguments.server
+        if server is None:
+            source, server = SERVER_VARIABLE, os.environ.get(SERVER_VARIABLE, DEFAULT_SERVER)
+        try:
+            return Client(
+                server,
+                token=arguments.token,
+                tls=tls,
+                timeout=60.0 if arguments.timeout is None else arguments.timeout,
+            )
+        except InvalidRequest as error:
+            message = str(error)
+            if message.startswith("target: "):
+                message = f"{source}: {message.removeprefix('target: ')}"
+            raise InvalidRequest(message) from None
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         "--server",
         metavar="HOST:PORT",
         help="address of the server, or several separated by commas "
-        f"(environment: MULTIGRAIN_SERVER; default {DEFAULT_SERVER})",
+        f"(environment: {SERVER_VARIABLE}; default {DEFAULT_SERVER})",
     )
     group.add_argument(
         "--token",
@@ -98,7 +110,6 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 def shared_defaults() -> dict[str, str | None]:
     """Defaults of the shared options from the environment."""
     return {
-        "server": os.environ.get("MULTIGRAIN_SERVER", DEFAULT_SERVER),
         "token": os.environ.get("MULTIGRAIN_TOKEN"),
     }
 

@@ -33,8 +33,9 @@ class Client(JobCalls, ModelCalls, ImageCalls):
     It connects at the first call.
 
     Args:
-        target: "host:port", "host1:port1,host2:port2" (round-robin), or any gRPC target
-            ("dns:///name:port").
+        target: "host:port", "host1:port1,host2:port2" (round-robin), or a gRPC target
+            ("dns:///name:port", "unix:/path"). Connections to this machine and to several
+            addresses never take a proxy; others take that of gRPC's environment variables.
         token: sent as ``authorization: Bearer <token>``.
         tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
             TCP.

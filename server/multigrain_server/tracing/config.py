@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from multigrain.addresses import is_this_machine
 from multigrain.specs.base import Spec
 from multigrain_server.tracing.call import Tracing
 
 
 def _endpoint(text: str) -> str:
-    if text and not text.startswith(("http://", "https://")):
+    if text and not _is_url(text):
         raise ValueError(
-            f'"{text}" is not a collector URL; write http://HOST:4317, or https:// for TLS'
+            f"{text!r} is not a collector URL; write http://HOST:4317, or https:// for TLS"
         )
     if text and not _installed():
         raise ValueError("needs OpenTelemetry: pip install 'multigrain[tracing]'")
     return text
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 def _installed() -> bool:
@@ -63,7 +74,14 @@ def open_tracing(config: TracingConfig, version: str) -> Tracing | None:
     from multigrain_server.tracing.spans import Spans
 
     plain = config.endpoint.startswith("http://")
-    exporter = OTLPSpanExporter(endpoint=config.endpoint, insecure=plain)
+    # gRPC would have a proxy of the environment connect to this machine.
+    local = is_this_machine(urlsplit(config.endpoint).hostname or "")
+    exporter = OTLPSpanExporter(
+        endpoint=config.endpoint,
+        insecure=plain,
+        # Its annotation leaves out options with numbers.
+        channel_options=(("grpc.enable_http_proxy", 0),) if local else None,  # type: ignore[arg-type]
+    )
     return Spans(
         BatchSpanProcessor(exporter), config.sample_ratio, version, abort=exporter.shutdown
     )

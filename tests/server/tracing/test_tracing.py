@@ -26,8 +26,10 @@ from tests.server.tracing.collector import Collector
 
 @pytest.mark.process
 async def test_trace_from_client_to_batch_reaches_a_collector(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # not for this machine
     write_bundle(tmp_path / "models")
     images = [picture(number) for number in range(3)]
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
