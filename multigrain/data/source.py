@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from PIL import Image
 from multigrain.data.augment import Augmenter
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.decode import FORMATS, decode_image
+from multigrain.images.decode import decode_image, image_size
 from multigrain.images.limits import ImageLimits
 
 BUDGET = 512 * 2**20  # bytes, over all workers
@@ -69,9 +68,9 @@ def create_cache(folder: ImageFolder, world: int, budget: int = BUDGET) -> Decod
 
 def _pixels(folder: ImageFolder, index: int) -> int:
     try:
-        with Image.open(io.BytesIO(folder.read(index)), formats=FORMATS) as image:
-            return image.width * image.height
-    except (MultigrainError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        width, height = image_size(folder.read(index))
+        return width * height
+    except MultigrainError:
         return 0  # an unreadable file is reported when it is decoded
 
 

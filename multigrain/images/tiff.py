@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.picture import Picture
 from multigrain.images.tiff_tags import Layout, Value, damaged, is_tiff, read_layout
 
 __all__ = ["Tiff", "is_tiff"]
@@ -99,7 +100,7 @@ _REVERSED: Final = np.packbits(
 )[:, 0]
 
 
-class Tiff:
+class Tiff(Picture):
     """A TIFF file whose tags were read, and which can be decoded.
 
     Args:
@@ -128,8 +129,11 @@ class Tiff:
             raise damaged("its color table is missing or incomplete")
         _check_blocks(layout, len(data))
 
-    def load(self) -> Image.Image:
+    def load(self, factor: int = 1) -> Image.Image:
         """Decodes the pixels.
+
+        Args:
+            factor: 1: a TIFF is not decoded at a fraction of its size.
 
         Returns:
             An image of mode RGB, as stored, with transparency composited on white.

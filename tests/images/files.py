@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+CASES = Path(__file__).parent / "cases"
 
 
 def encode(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -31,3 +38,21 @@ def corners(width: int = 40, height: int = 20) -> Image.Image:
     pixels[top:, :left] = (0, 0, 255)
     pixels[top:, left:] = (255, 255, 255)
     return Image.fromarray(pixels)
+
+
+def reference(data: bytes, form: str, folder: Path) -> NDArray[np.int64]:
+    """The first picture of a file as ImageMagick shows it on white: (H, W, 3) in 0..255.
+
+    Skips the test without ImageMagick, except in CI.
+    """
+    program = shutil.which("convert") or shutil.which("magick")
+    if program is None:
+        assert "CI" not in os.environ, "ImageMagick is missing: .ci/run installs it"
+        pytest.skip("needs ImageMagick: apt-get install imagemagick")
+    source, target = folder / f"reference.{form}", folder / "reference.ppm"
+    source.write_bytes(data)
+    white = ["-background", "white", "-alpha", "remove", "-alpha", "off"]
+    command = [program, f"{form}:{source}[0]", *white, "-colorspace", "sRGB", "-depth", "8"]
+    subprocess.run([*command, "-type", "TrueColor", f"ppm:{target}"], check=True, timeout=60)
+    with Image.open(target) as image:
+        return np.asarray(image.convert("RGB")).astype(np.int64)

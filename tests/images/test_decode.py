@@ -211,10 +211,7 @@ def test_a_huge_image_is_refused_by_its_header(size: tuple[int, int]) -> None:
         error = failure(png_header(*size))
     assert error.kind is ErrorKind.IMAGE_TOO_LARGE
     assert "50000000" in error.message
-    if size[0] * size[1] > 89_478_485:  # Pillow itself warns here, with the product only
-        assert f"{size[0] * size[1]} pixels" in error.message
-    else:
-        assert f"{size[0]} x {size[1]} pixels" in error.message
+    assert f"{size[0]} x {size[1]} pixels" in error.message
     assert "scale it down" in error.message
 
 
