@@ -15,6 +15,10 @@ def main() -> int:
     pip installs the command with the client alone, so the daemon's dependencies may be missing.
     """
     try:
+        from multigrain_server.stop_signals import open_standard_streams
+
+        # Before gRPC, which opens files when it is imported.
+        open_standard_streams()
         from multigrain_server.main import main as run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

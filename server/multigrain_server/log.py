@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TextIO
 
 import structlog
@@ -15,14 +14,14 @@ from multigrain_server.config import LogConfig
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
-def setup_logging(config: LogConfig, stream: TextIO = sys.stderr) -> None:
+def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
     """Formats the log lines of the whole process, including those of libraries.
 
     Fields bound with ``structlog.contextvars`` (``request_id``, ``job_id``) are in every line.
 
     Args:
         config: format and level.
-        stream: where to write.
+        stream: where to write; None = standard error.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -1,10 +1,9 @@
-"""``multigrain-server``: reads the configuration and runs the daemon until SIGTERM or SIGINT."""
+"""``multigrain-server``: reads the configuration and runs the daemon until a signal stops it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from multigrain_server.jobs.recovery import IndexReport, index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.log import setup_logging
 from multigrain_server.settings_sources import ConfigError, dump, parse
+from multigrain_server.stop_signals import StopSignals, flush_output, open_standard_streams
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 after a graceful shutdown, 1 if the daemon could not start or a check of
         the doctor failed, 2 for a wrong configuration.
     """
+    open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     doctor = words[:1] == ["doctor"]
     try:
@@ -65,13 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataDirError, TlsError, TokenFileError, OSError) as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 1
+    finally:
+        flush_output()
     return 0
 
 
 async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COMMAND) -> None:
-    """Runs until SIGTERM or SIGINT, then drains and exits the process with code 0.
+    """Runs until SIGTERM, SIGINT or SIGHUP, then drains and exits the process with code 0.
 
-    A second signal ends it without draining.
+    A second SIGTERM or SIGINT ends it without draining.
 
     Args:
         config: the daemon's configuration.
@@ -80,15 +83,8 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     Raises:
         DataDirError, TlsError, TokenFileError, OSError: if it cannot start.
     """
-    stop = asyncio.Event()
-    second = asyncio.Event()
-
-    def on_signal() -> None:
-        (second if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    signals = StopSignals()
+    signals.install()
     app = App(config, runner_command)
     try:
         await app.start()
@@ -99,9 +95,9 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         _log.warning(
             "startup check", check=finding.subject, problem=finding.message, fix=finding.fix
         )
-    await stop.wait()
+    await signals.first.wait()
     stopping = asyncio.create_task(app.stop())
-    interrupted = asyncio.create_task(second.wait())
+    interrupted = asyncio.create_task(signals.second.wait())
     await asyncio.wait((stopping, interrupted), return_when=asyncio.FIRST_COMPLETED)
     interrupted.cancel()
     if not stopping.done():
@@ -112,8 +108,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         return
     await stopping
     # Not through the end of the event loop, which would cancel the latest calls.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM of a daemon under full load."""
+"""SIGTERM, or the SIGHUP of a terminal, of a daemon under full load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ async def unready(daemon: Daemon) -> bool:
     return await asyncio.to_thread(ask)
 
 
-async def test_sigterm_under_full_load_loses_no_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_under_full_load_loses_no_call(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     calls = amount(500, 10_000)
     daemon = serving_daemon(tmp_path, flags=["--shutdown-keep-serving-seconds=1"])
     try:
@@ -49,15 +52,15 @@ async def test_sigterm_under_full_load_loses_no_call(tmp_path: Path) -> None:
         address = daemon.address
         async with callers(address, "tiny", CALLERS, seen, until_refused=True):
             await until(lambda: seen.answered >= calls)
-            daemon.process.send_signal(signal.SIGTERM)
+            daemon.process.send_signal(number)
             await until(lambda: unready(daemon))
             unready_at, before = time.monotonic(), seen.answered
         assert await asyncio.to_thread(daemon.process.wait, 60) == 0
         # First it looks unready, then it serves on, and only then it refuses.
         assert unready_at < seen.refused_at
         assert seen.answered > before
-        # Who is not answered hears a refusal, or that nobody listens any more: what was begun is
-        # answered, and nobody is told that he himself gave up.
+        # Calls without an answer are refused, or find that nothing listens: calls that have started
+        # are answered, and none ends as if its client had canceled it.
         assert set(seen.codes) == {"OK", "UNAVAILABLE"}, seen
         assert seen.wrong == 0
         assert "cut off" not in daemon.log.read_text()

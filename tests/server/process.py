@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def steady_port() -> int:
@@ -30,7 +31,9 @@ class DaemonProcess:
         data_dir: Path,
         flags: Sequence[str] = (),
         module: str = "multigrain_server.main",
+        **options: Any,
     ) -> None:
+        """Starts it; the options are those of ``subprocess.Popen``."""
         self.data_dir = data_dir
         self.log = data_dir.parent / f"daemon-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
@@ -40,8 +43,7 @@ class DaemonProcess:
                     *("--data-dir", str(data_dir), "--listen", "127.0.0.1:0"),
                     *("--http-listen", "127.0.0.1:0", "--log-format", "json", *flags),
                 ],
-                stdout=log,
-                stderr=log,
+                **{"stdout": log, "stderr": log, **options},
             )
 
     def wait_ready(self) -> str:
