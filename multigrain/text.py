@@ -38,6 +38,21 @@ def printable_lines(text: str) -> list[str]:
     return [printable(line.expandtabs()) for line in re.split("\r\n|\n", text)]
 
 
+def cell_width(text: str) -> int:
+    """Columns of a terminal that a printable text takes: East Asian wide characters take two,
+    combining ones none (Unicode Standard Annex 11)."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.category(character) in ("Mn", "Me", "Cf")
+        else 2
+        if unicodedata.east_asian_width(character) in ("W", "F")
+        else 1
+        for character in text
+    )
+
+
 def is_text(name: str) -> bool:
     """Whether UTF-8 can represent the name: it has no unpaired surrogates."""
     return _SURROGATE.search(name) is None

@@ -27,6 +27,7 @@ CLIENT_MAY = (
     "multigrain.__version__",
     "multigrain.addresses",
     "multigrain.strict_yaml",
+    "multigrain.streams",
     "multigrain.text",
     "multigrain.data.listing",
     "multigrain.images.formats",

@@ -18,7 +18,7 @@ _HEADER = "# Generated from aio/{name} by `make sync-client`: edit that file ins
 _RULES = (
     # A sentence that is not a matter of words.
     (
-        "It belongs to the\n    event loop of its first call.",
+        "It can be\n    shared between event loops, each of which gets a connection of its own.",
         "It can be\n    shared between threads.",
     ),
     (r"\bAsyncio client\b", "Blocking client"),

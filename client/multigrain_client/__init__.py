@@ -9,6 +9,7 @@ from multigrain_client.channel import Tls
 from multigrain_client.errors import (
     AlreadyExists,
     Cancelled,
+    ClientClosed,
     DeadlineExceeded,
     FieldViolation,
     Forbidden,
@@ -29,7 +30,7 @@ from multigrain_client.errors import (
     WrongState,
 )
 from multigrain_client.folder_embedding import FolderEmbedding
-from multigrain_client.images import Classification, EmbeddedImage, EmbedKeywords
+from multigrain_client.images import Classification, ClassifiedImage, EmbeddedImage, EmbedKeywords
 from multigrain_client.jobs import latest_curve
 from multigrain_client.loss_point import LossPoint
 from multigrain_client.methods import HealthStatus
@@ -41,7 +42,9 @@ __all__ = [
     "AsyncClient",
     "Cancelled",
     "Classification",
+    "ClassifiedImage",
     "Client",
+    "ClientClosed",
     "DeadlineExceeded",
     "EmbedKeywords",
     "EmbeddedImage",

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
 from multigrain_client.json_format import fill
+from multigrain_client.output_file import OutputFile
 
 CHUNK = 1024 * 1024
 
@@ -66,34 +67,27 @@ def _pack(folder: Path, archive: BinaryIO) -> None:
 
 
 class BundleWriter:
-    """Writes a downloaded archive to a temporary file and renames it when it is complete.
+    """Writes a downloaded archive, which appears under its name when it is complete.
 
     A context manager that removes the temporary file unless ``finish`` was called.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        self._partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        self._file = OutputFile(path)
         self._digest = hashlib.sha256()
         self._expected = ""
         self._total = 0
         self._size = 0
 
     def __enter__(self) -> BundleWriter:
-        if self._path.is_dir():
-            raise InvalidRequest(f"{self._path} is a folder; give the name of the archive to write")
-        try:
-            self._file = self._partial.open("wb")
-        except OSError as error:
-            raise InvalidRequest(f"cannot write {self._path}: {error.strerror}") from error
+        self._file.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        self._file.discard()
 
     def write(self, message: DownloadModelResponse) -> None:
-        self._file.write(message.chunk)
+        self._file.stream.write(message.chunk)
         self._digest.update(message.chunk)
         self._size += len(message.chunk)
         self._total = message.total_bytes or self._total
@@ -111,8 +105,4 @@ class BundleWriter:
             raise ServerError(
                 "the received bundle is damaged: its SHA-256 does not match the server's"
             )
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self._path)
-        return self._path
+        return self._file.finish()

@@ -13,6 +13,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from multigrain.text import printable
+
 if TYPE_CHECKING:
     from multigrain.v1.job_pb2 import Job
     from multigrain_client.proxy import Proxy
@@ -118,6 +120,11 @@ class Unsupported(MultigrainClientError):
     """This server or device does not support the operation."""
 
 
+class ClientClosed(MultigrainClientError, RuntimeError):
+    """The client is closed: it was used after ``close`` or after its ``with`` block, or closed
+    while a call was in flight. Create another client."""
+
+
 class StreamGap(MultigrainClientError):
     """An event stream skipped a sequence number, even after reconnecting: a bug of the server."""
 
@@ -160,7 +167,7 @@ class ImageError:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.message}"
+        return printable(f"{self.name}: {self.message}")
 
 
 class ImagesFailed(MultigrainClientError):
@@ -169,18 +176,34 @@ class ImagesFailed(MultigrainClientError):
     Attributes:
         images: the failed images in input order.
         total: number of images in the call.
+        SHOWN: the message names at most this many images.
     """
+
+    SHOWN = 10
 
     def __init__(self, images: Sequence[ImageError], total: int) -> None:
         self.images = tuple(images)
         self.total = total
-        shown = [str(image) for image in self.images[:10]]
-        if len(self.images) > 10:
-            shown.append(f"and {len(self.images) - 10} more")
+        shown = [str(image) for image in self.images[: self.SHOWN]]
+        if len(self.images) > self.SHOWN:
+            shown.append(f"and {len(self.images) - self.SHOWN} more")
         super().__init__(
             f"{len(self.images)} of {total} images failed: " + "; ".join(shown),
             kind=self.images[0].kind if self.images else "",
         )
+
+
+def closed_before(method: str) -> str:
+    """The message of a call of a closed client."""
+    return (
+        f"{method}: the client is closed, by close() or by the end of its `with` block; create "
+        "another client, or close this one after its last call"
+    )
+
+
+def closed_during(method: str) -> str:
+    """The message of a call that the client's ``close`` has canceled."""
+    return f"{method}: the client was closed while the call was in flight"
 
 
 DOMAIN = "multigrain"

@@ -1,20 +1,14 @@
-"""Embeds the images of a folder into a file of vectors: .npy or Parquet.
-
-Rows are written one after the other, so that a million vectors never are in memory together.
-"""
+"""Embeds the images of a folder into a file of vectors."""
 
 from __future__ import annotations
 
-import csv
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
-
-import numpy as np
+from typing import Self
 
 from multigrain.data.listing import Listing, list_images
 from multigrain.text import printable, stored_path
@@ -22,17 +16,14 @@ from multigrain_client.errors import (
     FieldViolation,
     ImageError,
     ImagesFailed,
-    MissingPackage,
     ServerError,
 )
-from multigrain_client.images import EmbeddedImage, FloatArray
+from multigrain_client.images import EmbeddedImage
 from multigrain_client.json_format import invalid
+from multigrain_client.vector_files import vector_file
 
 # Called with (images done, images in total).
 OnProgress = Callable[[int, int], None]
-
-# Rows of one Parquet row group: 2,048 vectors of 2,048 numbers are 16 MiB.
-ROW_GROUP = 2048
 
 
 @dataclass(frozen=True)
@@ -90,8 +81,10 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
 
 @dataclass
 class FolderRun:
-    """One ``embed_folder`` call: writes a row per result, in order. A context manager that
-    removes the unfinished file if an error leaves it.
+    """One ``embed_folder`` call: writes a row per result, in order.
+
+    A context manager. An error or interrupt that leaves it gets a note that names the file with
+    the rows so far.
 
     Args:
         root: the folder.
@@ -116,7 +109,9 @@ class FolderRun:
         self._names, self._left_out = listing.paths, listing.left_out
         self._file = vector_file(self.out, len(self._names))
         if not self.out.parent.is_dir():
-            raise invalid([FieldViolation("out", f"there is no folder {self.out.parent}")])
+            raise invalid(
+                [FieldViolation("out", f"there is no folder {printable(str(self.out.parent))}")]
+            )
         self._started = time.monotonic()
 
     @property
@@ -124,6 +119,14 @@ class FolderRun:
         return [self.root / name for name in self._names]
 
     def __enter__(self) -> Self:
+        """Raises:
+        InvalidRequest: if the file cannot be written.
+        """
+        try:
+            self._file.open()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(
@@ -132,8 +135,23 @@ class FolderRun:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self._file.abort()
+        try:
+            if error is not None and self._size:
+                error.add_note(self._keep())
+        finally:
+            self._file.close()
+
+    def _keep(self) -> str:
+        """Keeps the rows so far; says where."""
+        try:
+            rows, files = self._file.keep()
+        except OSError as error:
+            return f"the rows so far could not be kept: {error.strerror or error}"
+        if not rows:
+            return "no row could be kept"
+        which = f"all {rows}" if rows == len(self._names) else f"the first {rows}"
+        where = " and ".join(printable(str(file)) for file in files)
+        return f"{which} of {len(self._names)} rows are in {where}"
 
     def add(self, image: EmbeddedImage) -> None:
         """Writes the next row.
@@ -188,158 +206,3 @@ class FolderRun:
     def _write(self, image: EmbeddedImage) -> None:
         reason = image.error.message if image.error is not None else ""
         self._file.add(stored_path(self._names[image.index]), image.vector, reason)
-
-
-class VectorFile(Protocol):
-    """A file that appears under its name only when it is complete."""
-
-    def begin(self, size: int, model: str) -> None:
-        """Called once, before the first row.
-
-        Args:
-            size: length of a vector.
-            model: "name@version" of the model.
-        """
-
-    def add(self, path: str, vector: FloatArray | None, error: str) -> None:
-        """Writes the next row: a vector, or the reason why there is none."""
-
-    def finish(self) -> None:
-        """Moves the file to its name."""
-
-    def abort(self) -> None:
-        """Removes the unfinished file."""
-
-
-def vector_file(out: Path, rows: int) -> VectorFile:
-    """The writer for a .parquet or .npy file.
-
-    Raises:
-        InvalidRequest: for another suffix.
-        MissingPackage: for Parquet without pyarrow.
-    """
-    if out.suffix == ".npy":
-        return NpyFile(out, rows)
-    if out.suffix == ".parquet":
-        return ParquetFile(out)
-    raise invalid([FieldViolation("out", f"{out.name!r} must end in .parquet or .npy")])
-
-
-class NpyFile:
-    """float32 (N, D) as .npy, with NaN rows for failed images, and a .csv file with row, path and
-    error next to it."""
-
-    def __init__(self, out: Path, rows: int) -> None:
-        self._out = out
-        self._rows = rows
-        self._part = out.with_name(out.name + ".part")
-        self._list = out.with_suffix(".csv")
-        self._list_part = out.with_name(self._list.name + ".part")
-        self._matrix: Any = None
-        self._text: TextIO | None = None
-        self._written = 0
-
-    def begin(self, size: int, model: str) -> None:
-        open_memmap: Any = np.lib.format.open_memmap  # untyped in NumPy
-        self._matrix = open_memmap(
-            self._part, mode="w+", dtype=np.float32, shape=(self._rows, size)
-        )
-        self._text = self._list_part.open("w", newline="", encoding="utf-8")
-        self._csv = csv.writer(self._text)
-        self._csv.writerow(["row", "path", "error"])
-
-    def add(self, path: str, vector: FloatArray | None, error: str) -> None:
-        self._matrix[self._written] = np.nan if vector is None else vector
-        self._csv.writerow([self._written, path, error])
-        self._written += 1
-
-    def finish(self) -> None:
-        self._close()
-        os.replace(self._list_part, self._list)
-        os.replace(self._part, self._out)
-
-    def abort(self) -> None:
-        self._close()
-        self._part.unlink(missing_ok=True)
-        self._list_part.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        if self._matrix is not None:
-            self._matrix.flush()
-            self._matrix = None
-        if self._text is not None:
-            self._text.close()
-            self._text = None
-
-
-class ParquetFile:
-    """Columns ``path`` (string), ``embedding`` (list<float> of length D, null for a failed image)
-    and ``error`` (string, null without an error); the model is in the metadata."""
-
-    def __init__(self, out: Path) -> None:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise MissingPackage(
-                "writing Parquet needs pyarrow: pip install 'multigrain[parquet]', or write .npy"
-            ) from error
-        self._arrow: Any = pyarrow
-        self._out = out
-        self._part = out.with_name(out.name + ".part")
-        self._writer: Any = None
-        self._rows: list[tuple[str, FloatArray | None, str]] = []
-
-    def begin(self, size: int, model: str) -> None:
-        arrow = self._arrow
-        self._schema = arrow.schema(
-            [
-                ("path", arrow.string()),
-                # Not a fixed-size list: Arrow cannot read those back if one is null.
-                ("embedding", arrow.list_(arrow.float32())),
-                ("error", arrow.string()),
-            ],
-            metadata={"multigrain.model": model},
-        )
-        # Zstandard is cheap; float32 vectors hardly shrink, but paths do.
-        self._writer = arrow.parquet.ParquetWriter(self._part, self._schema, compression="zstd")
-
-    def add(self, path: str, vector: FloatArray | None, error: str) -> None:
-        self._rows.append((path, vector, error))
-        if len(self._rows) == ROW_GROUP:
-            self._flush()
-
-    def finish(self) -> None:
-        if self._rows:
-            self._flush()
-        self._writer.close()
-        self._writer = None
-        os.replace(self._part, self._out)
-
-    def abort(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._part.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        arrow = self._arrow
-        self._writer.write_table(
-            arrow.table(
-                [
-                    arrow.array([path for path, _, _ in self._rows], arrow.string()),
-                    self._vectors([vector for _, vector, _ in self._rows]),
-                    arrow.array([error or None for _, _, error in self._rows], arrow.string()),
-                ],
-                schema=self._schema,
-            )
-        )
-        self._rows.clear()
-
-    def _vectors(self, vectors: Sequence[FloatArray | None]) -> Any:
-        arrow = self._arrow
-        lengths = [0 if vector is None else len(vector) for vector in vectors]
-        present = [vector for vector in vectors if vector is not None]
-        return arrow.ListArray.from_arrays(
-            arrow.array(np.cumsum([0, *lengths]), arrow.int32()),
-            arrow.array(np.concatenate(present) if present else [], arrow.float32()),
-            mask=arrow.array([vector is None for vector in vectors]),
-        )

@@ -21,6 +21,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from multigrain.text import printable
 from multigrain_client.errors import FieldViolation, InvalidRequest
 
 M = TypeVar("M", bound=Message)
@@ -132,6 +133,12 @@ def _fill(
         elif value is not None:
             try:
                 _set(message, field, value, here, violations)
+            except UnicodeEncodeError as error:
+                # From a file name or an argument that is not UTF-8.
+                text = printable(str(error.object))
+                violations.append(
+                    FieldViolation(here, f"'{text}' is not UTF-8 text: rename it, or correct it")
+                )
             except (TypeError, ValueError, AttributeError) as error:
                 # For a plain value the error only repeats that the type is wrong.
                 detail = "" if isinstance(value, (int, float, str)) else f": {error}"

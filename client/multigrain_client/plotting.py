@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
+from multigrain.text import printable
 from multigrain_client.errors import InvalidRequest, MissingPackage
 from multigrain_client.images import FloatArray
 from multigrain_client.loss_point import LossPoint
@@ -22,10 +24,15 @@ class Curve:
 
 
 def plot_losses(
-    curves: Sequence[Curve], path: str | os.PathLike[str], *, log: bool = False
+    curves: Sequence[Curve], path: str | os.PathLike[str] | BinaryIO, *, log: bool = False
 ) -> None:
     """Writes a PNG with the joint loss of every curve over the steps; for a single curve also its
     two terms, and learning rate and damping below.
+
+    Args:
+        curves: the curves.
+        path: where to write it, or an open file.
+        log: use a logarithmic loss axis.
 
     Raises:
         MissingPackage: without matplotlib.
@@ -53,7 +60,7 @@ def plot_losses(
         loss = np.array([point.loss for point in curve.points], np.float32)
         color = f"C{number}"
         top.plot(steps, loss, color=color, alpha=0.3, linewidth=0.8)
-        top.plot(steps, smooth(loss), color=color, linewidth=1.8, label=f"{curve.name}: loss")
+        top.plot(steps, smooth(loss), color=color, linewidth=1.8, label=f"curve {number}")
     if single is not None:
         for number, (label, values) in enumerate(_terms(single)):
             steps = [point.step for point in single.points]
@@ -63,7 +70,11 @@ def plot_losses(
     if log:
         top.set_yscale("log")
     top.grid(alpha=0.3)
-    top.legend(framealpha=0.9)
+    legend = top.legend(framealpha=0.9)
+    for text, curve in zip(legend.get_texts(), shown, strict=False):
+        # Set here: as a label, a name with "_" in front is left out; "$" would begin a formula.
+        text.set_parse_math(False)
+        text.set_text(f"{printable(curve.name)}: loss")
     (bottom or top).set_xlabel("step")
     figure.savefig(path, format="png")
 

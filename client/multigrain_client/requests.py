@@ -61,10 +61,14 @@ def start_request(
     Raises:
         InvalidRequest: naming every field that is unknown or has a wrong type.
     """
-    request = request_type(
-        request_id=str(uuid.uuid4()) if request_id is None else request_id,
-        name=name,
-        labels=dict(labels or {}),
+    request = request_type()
+    fill(
+        request,
+        {
+            "request_id": str(uuid.uuid4()) if request_id is None else request_id,
+            "name": name,
+            "labels": dict(labels or {}),
+        },
     )
     given = {key: value for key, value in fields.items() if value is not None}
     over = merge(nest(given), nest(overrides), "spec")

@@ -32,7 +32,7 @@ class EventCursor:
         clock: seconds, monotonic.
 
     Raises:
-        InvalidRequest: if ``after_seq`` is not a whole number from 0.
+        InvalidRequest: if the id is not text, or ``after_seq`` not a whole number from 0.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class EventCursor:
         policy: RetryPolicy,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        fill(StreamEventsRequest(), {"after_seq": after_seq})
+        fill(StreamEventsRequest(), {"job_id": job_id, "after_seq": after_seq})
         self._job_id = job_id
         self._seq = after_seq
         self._kinds = tuple(kinds)

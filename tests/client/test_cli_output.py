@@ -8,7 +8,7 @@ import pytest
 
 from multigrain.v1 import job_pb2
 from multigrain_client.cli.live import LiveDisplay, block_curve
-from multigrain_client.cli.output import Output, duration, event_line, job_lines
+from multigrain_client.cli.output import Output, duration, event_lines, job_lines
 from multigrain_client.cli.progress import LineDisplay
 from tests.client.events import job_of, loss_event
 
@@ -26,28 +26,31 @@ def test_curvature_check_is_shown(refreshed: int, kept: int, stopped: int, text:
     event.loss.curvature_layers = 54
     event.loss.refreshed_layers, event.loss.kept_layers = refreshed, kept
     event.loss.stopped_layers = stopped
-    assert text in event_line(event)
+    assert text in event_lines(event)[0]
 
 
 def test_long_info_message_is_one_line_and_long_warning_is_complete() -> None:
     log = job_pb2.LogEvent(level=job_pb2.LogEvent.LEVEL_INFO, message="2 layers\nconv1\nconv2")
-    assert event_line(job_pb2.JobEvent(log=log)).endswith(": 2 layers (2 more lines with --json)")
+    (line,) = event_lines(job_pb2.JobEvent(log=log))
+    assert line.endswith(": 2 layers (2 more lines with --json)")
     log.level = job_pb2.LogEvent.LEVEL_WARNING
-    assert event_line(job_pb2.JobEvent(log=log)).endswith(": 2 layers\nconv1\nconv2")
+    first, *more = event_lines(job_pb2.JobEvent(log=log))
+    assert first.endswith(": 2 layers")
+    assert more == ["conv1", "conv2"]
 
 
 def test_step_without_a_curvature_check_shows_no_curvature() -> None:
     event = loss_event(1, 1)
     event.loss.curvature_layers, event.loss.stopped_layers = 54, 4
-    assert "curvature" not in event_line(event)
+    assert "curvature" not in event_lines(event)[0]
 
 
 def test_skipped_step_shows_the_reason() -> None:
     event = loss_event(1, 1)
     event.loss.skipped = True
-    assert event_line(event).endswith("SKIPPED: non-finite")
+    assert event_lines(event)[0].endswith("SKIPPED: non-finite")
     event.loss.skipped_because = "the factor A of trunk.conv1 is not finite"
-    assert event_line(event).endswith("SKIPPED: the factor A of trunk.conv1 is not finite")
+    assert event_lines(event)[0].endswith("SKIPPED: the factor A of trunk.conv1 is not finite")
 
 
 def progress_event(seq: int, done: int, total: int = 1000) -> job_pb2.JobEvent:
@@ -73,7 +76,7 @@ def test_line_display_shows_evaluation_progress_in_steps_of_5_percent() -> None:
 
 def test_live_display_moves_the_bar_without_printing_progress_events() -> None:
     stream = io.StringIO()
-    with LiveDisplay(stream, evaluation()) as display:
+    with LiveDisplay(Output(stream, as_json=False), evaluation()) as display:
         for done in (100, 200, 400):
             display.event(progress_event(1, done))
     text = stream.getvalue()

@@ -82,7 +82,7 @@ def test_broken_connection_loses_no_row(client, state, photos, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
-def test_unfinished_file_is_removed(tmp_path, photos, name):
+def test_rows_before_an_error_are_kept_under_another_name(tmp_path, photos, name):
     vector = np.ones(4, np.float32)
 
     def switch_models() -> None:
@@ -90,9 +90,24 @@ def test_unfinished_file_is_removed(tmp_path, photos, name):
             run.add(EmbeddedImage(0, "a", vector, model="m@1"))
             run.add(EmbeddedImage(1, "b", vector, model="m@2"))
 
-    with pytest.raises(ServerError, match="name it as name@version"):
-        switch_models()
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    for number in ("", "-2"):
+        with pytest.raises(ServerError, match="name it as name@version") as caught:
+            switch_models()
+        (note,) = caught.value.__notes__
+        kept = tmp_path / name.replace(".", f".part{number}.")
+        assert note.startswith(f"the first 1 of 40 rows are in {kept}")
+        assert vectors_in(kept) == [[1.0] * 4]
+    assert not (tmp_path / name).exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def vectors_in(path: Path) -> list[list[float]]:
+    if path.suffix == ".npy":
+        rows = np.load(path).tolist()
+        with path.with_suffix(".csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == len(rows)
+        return rows
+    return pyarrow.parquet.read_table(path).column("embedding").to_pylist()
 
 
 def test_no_file_is_written_if_all_images_fail(client, photos, tmp_path):

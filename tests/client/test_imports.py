@@ -34,6 +34,7 @@ def test_import_loads_no_heavy_package_and_only_light_modules_of_the_library(mod
         "multigrain.data.listing",
         "multigrain.images",
         "multigrain.images.formats",
+        "multigrain.streams",
         "multigrain.text",
     }
     assert "multigrain_server" not in loaded

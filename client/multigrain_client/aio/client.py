@@ -15,13 +15,14 @@ from multigrain_client.aio.models import AsyncModelCalls
 from multigrain_client.aio.transport import AsyncTransport
 from multigrain_client.channel import Tls, channel_config
 from multigrain_client.images import MAX_IMAGES
+from multigrain_client.json_format import fill
 from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 
 
 class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
-    """Asyncio client of one multigrain server, or of several identical ones. It belongs to the
-    event loop of its first call.
+    """Asyncio client of one multigrain server, or of several identical ones. It can be
+    shared between event loops, each of which gets a connection of its own.
 
         async with AsyncClient("127.0.0.1:50051") as client:
             job = await client.start_training(preset="digits-demo")
@@ -78,12 +79,13 @@ class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
         Raises:
             NotFound: if there is no such service.
         """
-        request = StringValue(value=service)
+        request = StringValue()
+        fill(request, {"value": service})
         answer = await self._transport.unary(methods.HEALTH_CHECK, request, timeout)
         return HealthStatus(answer.value)
 
     async def close(self) -> None:
-        """Cancels all calls and closes the connections."""
+        """Cancels all calls and closes the connections. Later calls raise ``ClientClosed``."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:

@@ -69,6 +69,13 @@ class AsyncImageCalls(AsyncRpcs):
             ImagesFailed: naming every image that has no vector.
         """
         check_on_error(on_error, ("raise", "nan"))
+        return matrix(await self.embed_each(images, timeout=timeout, **keywords), on_error)
+
+    async def embed_each(
+        self, images: Images, *, timeout: float | None = None, **keywords: Unpack[EmbedKeywords]
+    ) -> list[EmbeddedImage]:
+        """As ``embed``, but returns one result per image, in input order: its vector, or the error
+        of this image."""
         template = embed_template(keywords)
 
         async def call(batch: Batch) -> list[EmbeddedImage]:
@@ -77,8 +84,7 @@ class AsyncImageCalls(AsyncRpcs):
                 response = await self.Embed(with_images(template, batch), timeout=timeout)
             return embedded(batch, response)
 
-        results = await map_batches(call, images, self._batch_size, self._concurrency)
-        return matrix(results, on_error)
+        return await map_batches(call, images, self._batch_size, self._concurrency)
 
     async def classify(
         self,
@@ -106,6 +112,23 @@ class AsyncImageCalls(AsyncRpcs):
             ImagesFailed: naming every image that has no result.
         """
         check_on_error(on_error, ("raise", "empty"))
+        results = await self.classify_each(
+            images, top_k, model=model, resolution=resolution, timeout=timeout
+        )
+        raise_failed(results, always=on_error == "raise")
+        return [result.classes for result in results]
+
+    async def classify_each(
+        self,
+        images: Images,
+        top_k: int = 5,
+        *,
+        model: str = "",
+        resolution: int = 0,
+        timeout: float | None = None,
+    ) -> list[ClassifiedImage]:
+        """As ``classify``, but returns one result per image, in input order: its classes, or the
+        error of this image."""
         template = classify_template(model, resolution, top_k)
 
         async def call(batch: Batch) -> list[ClassifiedImage]:
@@ -114,9 +137,7 @@ class AsyncImageCalls(AsyncRpcs):
                 response = await self.Classify(with_images(template, batch), timeout=timeout)
             return classified(batch, response)
 
-        results = await map_batches(call, images, self._batch_size, self._concurrency)
-        raise_failed(results, always=on_error == "raise")
-        return [result.classes for result in results]
+        return await map_batches(call, images, self._batch_size, self._concurrency)
 
     def embed_stream(
         self,
@@ -152,7 +173,11 @@ class AsyncImageCalls(AsyncRpcs):
         """Embeds every image file below a folder into a file of vectors.
 
         The file appears when it is complete. A failed image has a row without a vector and is
-        named in the result.
+        named in the result. If the call fails or is interrupted, the rows so far are kept in a
+        file "vectors.part.npy" or "vectors.part.parquet", which a note of the exception names.
+
+        A path that is not UTF-8 is written with escapes; ``multigrain.text.original_path`` is the
+        inverse.
 
         Args:
             folder: the folder.
@@ -164,12 +189,11 @@ class AsyncImageCalls(AsyncRpcs):
         Raises:
             InvalidRequest: for a folder without images, or an invalid ``out``.
             ImagesFailed: if no image has a vector.
-            OSError: if the file cannot be written.
+            OSError: if the disk is full or fails.
         """
         run = await asyncio.to_thread(FolderRun, Path(folder), Path(out), on_progress)
-        results = self.embed_stream(run.paths, **keywords)
         with run:
-            async with aclosing(results):
+            async with aclosing(self.embed_stream(run.paths, **keywords)) as results:
                 async for result in results:
                     run.add(result)
             return await asyncio.to_thread(run.finish)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 from grpc import aio
 
 from multigrain_client.channel import ChannelConfig
-from multigrain_client.errors import MultigrainClientError, from_rpc
+from multigrain_client.errors import (
+    ClientClosed,
+    MultigrainClientError,
+    closed_before,
+    closed_during,
+    from_rpc,
+)
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.retry import RetryPolicy, UnaryRetries
 
@@ -21,29 +28,48 @@ _UNWRITTEN = "Internal error from Core"
 
 
 class AsyncTransport:
-    """One channel, opened at the first call in the event loop that makes it."""
+    """One channel in each event loop that makes calls, opened at its first call."""
 
     def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
         self.config = config
         self.timeout = timeout
         self.policy = policy
-        self._opened: aio.Channel | None = None
+        self.closed = False
+        # A channel belongs to the event loop it is created in.
+        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, aio.Channel] = (
+            WeakKeyDictionary()
+        )
 
-    @property
-    def _channel(self) -> aio.Channel:
-        # A channel belongs to the event loop it is created in; a client may be created before.
-        if self._opened is None:
+    def _channel(self, method: Method[Any, Any]) -> aio.Channel:
+        """Raises:
+        ClientClosed: after ``close``.
+        """
+        if self.closed:
+            raise ClientClosed(closed_before(method.name), method=method.name)
+        loop = asyncio.get_running_loop()
+        channel = self._channels.get(loop)
+        if channel is None:
             options = list(self.config.options)
-            self._opened = (
+            channel = (
                 aio.insecure_channel(self.config.target, options)
                 if self.config.credentials is None
                 else aio.secure_channel(self.config.target, self.config.credentials, options)
             )
-        return self._opened
+            self._channels[loop] = channel
+        return channel
 
     async def close(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
+        """Cancels all calls and closes the channels, those of other event loops too."""
+        self.closed = True
+        here = asyncio.get_running_loop()
+        for loop, channel in list(self._channels.items()):
+            if loop is here:
+                await channel.close()
+            elif loop.is_running():
+                closing = asyncio.run_coroutine_threadsafe(channel.close(None), loop)
+                await asyncio.wrap_future(closing)
+            # The channel of a loop that has ended has no calls left.
+            self._channels.pop(loop, None)
 
     async def unary(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None
@@ -58,18 +84,22 @@ class AsyncTransport:
         Raises:
             MultigrainClientError: of the last attempt.
         """
-        call: aio.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
         metadata = self._metadata
         retries = UnaryRetries(
             self.policy, self.seconds(method, timeout), idempotent=method.idempotent(request)
         )
         while True:
+            call: aio.UnaryUnaryMultiCallable[Request, Response]
+            call = self._channel(method).unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
             try:
                 return await call(request, timeout=retries.remaining, metadata=metadata)
+            except asyncio.CancelledError:
+                self._raise_if_closed(method)
+                raise
             except aio.AioRpcError as rpc_error:
                 error = self.error(rpc_error, method)
                 delay = retries.delay(error)
@@ -85,7 +115,7 @@ class AsyncTransport:
         Raises:
             MultigrainClientError: when the stream breaks.
         """
-        call = self._channel.unary_stream(
+        call = self._channel(method).unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
@@ -104,7 +134,8 @@ class AsyncTransport:
             MultigrainClientError: when the call fails.
         """
         guarded = _Guarded(requests)
-        callable_: aio.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
+        callable_: aio.StreamUnaryMultiCallable[Request, Response]
+        callable_ = self._channel(method).stream_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
@@ -121,6 +152,7 @@ class AsyncTransport:
                 raise guarded.failure from None
             if isinstance(error, aio.AioRpcError):
                 raise self.error(status.of(error), method) from error
+            self._raise_if_closed(method)
             raise
 
     def exchange(
@@ -135,7 +167,7 @@ class AsyncTransport:
         Raises:
             MultigrainClientError: when the stream breaks.
         """
-        call = self._channel.stream_stream(
+        call = self._channel(method).stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
@@ -149,7 +181,19 @@ class AsyncTransport:
         return method.timeout if method.timeout is not None else self.timeout
 
     def error(self, error: grpc.RpcError, method: Method[Any, Any]) -> MultigrainClientError:
+        if self.closed and error.code() is grpc.StatusCode.CANCELLED:
+            return ClientClosed(closed_during(method.name), method=method.name)
         return from_rpc(error, method.name, self.config.shown_target, self.config.proxy)
+
+    def _raise_if_closed(self, method: Method[Any, Any]) -> None:
+        """gRPC reports calls of a closed channel as canceled, which the caller's task is not.
+
+        Raises:
+            ClientClosed: if the client was closed and the task is not being canceled.
+        """
+        task = asyncio.current_task()
+        if self.closed and not (task is not None and task.cancelling()):
+            raise ClientClosed(closed_during(method.name), method=method.name) from None
 
     @property
     def _metadata(self) -> aio.Metadata:
@@ -163,6 +207,9 @@ class AsyncTransport:
         try:
             async for message in call:
                 yield message
+        except asyncio.CancelledError:
+            self._raise_if_closed(method)
+            raise
         except aio.AioRpcError as rpc_error:
             raise self.error(status.of(rpc_error), method) from rpc_error
         finally:

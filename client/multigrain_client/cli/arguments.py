@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from multigrain_client.channel import Tls
@@ -61,6 +62,20 @@ class Context:
             raise InvalidRequest(message) from None
 
 
+class Result(Enum):
+    """Where the result of a command is, which decides what trouble of the output means.
+
+    Attributes:
+        OUTPUT: on standard output; without one the command has nothing to do.
+        SERVER: on the server. Standard output only reports what was done.
+        FILE: in a file. Standard output only reports it, and its reader may leave before.
+    """
+
+    OUTPUT = 1
+    SERVER = 2
+    FILE = 3
+
+
 @dataclass(frozen=True)
 class Command:
     """One subcommand.
@@ -70,6 +85,7 @@ class Command:
         help: one line.
         configure: adds its arguments.
         run: executes it; returns the exit code.
+        result: where its result is.
         call: the RPC that it makes ("LoadModel"), if errors of the server may mention it.
     """
 
@@ -77,6 +93,7 @@ class Command:
     help: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], int]
+    result: Result
     call: str = ""
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from itertools import islice
 
+from multigrain.text import stored_path
 from multigrain.v1.job_pb2 import Job
 from multigrain_client.cli.arguments import (
     FAILED,
@@ -14,15 +14,18 @@ from multigrain_client.cli.arguments import (
     OK,
     Command,
     Context,
+    Result,
     add_job_options,
     count,
     label,
     pairs,
 )
-from multigrain_client.cli.output import JOB_HEAD, Output, job_lines, job_row
+from multigrain_client.cli.output import JOB_HEAD, Output, OutputError, job_lines, job_row
 from multigrain_client.cli.progress import choose, show
+from multigrain_client.errors import MultigrainClientError
 from multigrain_client.jobs import is_terminal, latest_curve, state_name
 from multigrain_client.json_format import to_plain
+from multigrain_client.output_file import OutputFile
 from multigrain_client.plotting import Curve, plot_losses
 from multigrain_client.sync.client import Client
 
@@ -270,8 +273,7 @@ def _delete(context: Context) -> int:
         else:
             client.delete_job(arguments.job)
     deleted = arguments.model or arguments.job
-    context.output.data({"deleted": deleted})
-    context.output.line(f"{deleted}  deleted")
+    context.output.done({"deleted": deleted}, f"{deleted}  deleted")
     return OK
 
 
@@ -282,31 +284,55 @@ def _configure_plot(parser: argparse.ArgumentParser) -> None:
 
 
 def _plot(context: Context) -> int:
-    arguments = context.arguments
-    curves = []
-    with context.connect() as client:
+    """Plots the jobs that it can; exits 1 if one is missing."""
+    arguments, output = context.arguments, context.output
+    curves: list[Curve] = []
+    failures: list[MultigrainClientError] = []
+    with context.connect() as client, OutputFile(arguments.out) as file:
         for job_id in arguments.jobs:
-            job = client.job(job_id)
-            points = latest_curve(client.stream_losses(job, follow=False))
+            try:
+                job = client.job(job_id)
+                points = latest_curve(client.stream_losses(job, follow=False))
+            except MultigrainClientError as error:
+                failures.append(error)
+                continue
             curves.append(Curve(job.name or job.job_id, points))
-    plot_losses(curves, arguments.out, log=arguments.log)
-    context.output.data({"file": arguments.out, "points": [len(c.points) for c in curves]})
-    context.output.line(f"{arguments.out}: {sum(len(c.points) for c in curves)} points")
-    return OK
+        if not curves:
+            raise failures[0]
+        plot_losses(curves, file.stream, log=arguments.log)
+        file.finish()
+    for failure in failures:
+        output.client_error(failure)
+    output.done(
+        {"file": stored_path(arguments.out), "points": [len(c.points) for c in curves]},
+        f"{arguments.out}: {sum(len(c.points) for c in curves)} points",
+        in_file=True,
+    )
+    return FAILED if failures else OK
 
 
 COMMANDS = (
-    Command("train", "start a training job", _configure_train, _train, "StartTraining"),
-    Command("watch", "show the progress of a job until it ends", _configure_watch, _watch),
-    Command("jobs", "list jobs, newest first, or show one", _configure_jobs, _jobs),
     Command(
-        "evaluate", "start an evaluation job", _configure_evaluate, _evaluate, "StartEvaluation"
+        "train", "start a training job", _configure_train, _train, Result.SERVER, "StartTraining"
+    ),
+    Command(
+        "watch", "show the progress of a job until it ends", _configure_watch, _watch, Result.OUTPUT
+    ),
+    Command("jobs", "list jobs, newest first, or show one", _configure_jobs, _jobs, Result.OUTPUT),
+    Command(
+        "evaluate",
+        "start an evaluation job",
+        _configure_evaluate,
+        _evaluate,
+        Result.SERVER,
+        "StartEvaluation",
     ),
     Command(
         "export",
         "start an export job, which writes a model bundle",
         _configure_export,
         _export,
+        Result.SERVER,
         "StartExport",
     ),
     Command(
@@ -314,6 +340,7 @@ COMMANDS = (
         "stop a job; a training job saves a checkpoint first",
         _configure_cancel,
         _cancel,
+        Result.SERVER,
         "CancelJob",
     ),
     Command(
@@ -321,6 +348,7 @@ COMMANDS = (
         "restart a failed or canceled job from its last checkpoint",
         _configure_resume,
         _resume,
+        Result.SERVER,
         "ResumeJob",
     ),
     Command(
@@ -328,8 +356,15 @@ COMMANDS = (
         "delete an ended job with its checkpoints, or a model, from disk",
         _configure_delete,
         _delete,
+        Result.SERVER,
     ),
-    Command("plot", "plot the loss curves of training jobs as a PNG", _configure_plot, _plot),
+    Command(
+        "plot",
+        "plot the loss curves of training jobs as a PNG",
+        _configure_plot,
+        _plot,
+        Result.FILE,
+    ),
 )
 
 
@@ -338,8 +373,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _report_state(context: Context, job: Job) -> int:
-    context.output.data(job)
-    context.output.line(f"{job.job_id}  {state_name(job)}")
+    context.output.done(job, f"{job.job_id}  {state_name(job)}")
     return OK
 
 
@@ -347,8 +381,9 @@ def _started(context: Context, client: Client, job: Job) -> int:
     """Follows a new job if --watch is set, or prints its id; returns the exit code."""
     if context.arguments.watch:
         return _follow(client, job, context.output)
-    context.output.data(job)
-    context.output.line(f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}")
+    context.output.done(
+        job, f"{job.job_id}  started; follow it with: multigrain watch {job.job_id}"
+    )
     return OK
 
 
@@ -363,28 +398,32 @@ def _follow(
 ) -> int:
     """Shows a job's events until it has ended.
 
+    Raises:
+        OutputError: if standard output cannot be written; the job continues.
+
     Returns:
         exit code: 0 if the job has succeeded, 1 if not, 130 after an interrupt (which stops
         watching, not the job).
     """
-    display = choose(output, job, every=every, plain=plain)
     try:
+        display = choose(output, job, every=every, plain=plain)
         with display:
             latest = show(client, job, display, after_seq=after_seq)
+    except OutputError:
+        raise OutputError(output.stream, f"no longer watching; {_continues(job)}") from None
     except KeyboardInterrupt:
-        print(
-            f"\nno longer watching; the job continues (multigrain watch {job.job_id}, "
-            f"multigrain cancel {job.job_id})",
-            file=sys.stderr,
-        )
+        output.note("")
+        output.note(f"no longer watching; {_continues(job)}")
         return INTERRUPTED
     if state_name(latest) == "SUCCEEDED":
         return OK
     reason = latest.error.message or latest.state_message
-    print(
-        f"multigrain: job {latest.job_id} {state_name(latest)}" + (f": {reason}" if reason else ""),
-        file=sys.stderr,
+    output.note(
+        f"multigrain: job {latest.job_id} {state_name(latest)}" + (f": {reason}" if reason else "")
     )
-    if latest.error.log_tail:
-        print(latest.error.log_tail.rstrip(), file=sys.stderr)
+    output.log_tail(latest.error.log_tail)
     return FAILED
+
+
+def _continues(job: Job) -> str:
+    return f"the job continues (multigrain watch {job.job_id}, multigrain cancel {job.job_id})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from multigrain.text import printable
 from multigrain.v1.job_pb2 import Job, JobEvent, JobState, LossEvent
-from multigrain_client.cli.output import duration, event_line, metrics
+from multigrain_client.cli.output import Output, duration, event_lines, metrics
 from multigrain_client.cli.progress import Display
 from multigrain_client.jobs import kind_name, state_name
 from multigrain_client.json_format import enum_name
@@ -28,8 +29,9 @@ class LiveDisplay(Display):
     """A progress bar, the values of the newest step and the loss curve; all other events scroll
     above them."""
 
-    def __init__(self, stream: TextIO, job: Job) -> None:
-        self._console = Console(file=stream)
+    def __init__(self, output: Output, job: Job) -> None:
+        self._output = output
+        self._console = Console(file=cast("TextIO", output.stream))
         self._title = f"{kind_name(job).lower()} {job.job_id}" + (
             f" ({job.name})" if job.name else ""
         )
@@ -39,7 +41,7 @@ class LiveDisplay(Display):
         self._attempt = 0
         self._latest: LossEvent | None = None
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[eta]}"),
@@ -55,7 +57,8 @@ class LiveDisplay(Display):
         )
 
     def __enter__(self) -> Self:
-        self._console.print(self._title, style="bold", highlight=False)
+        # As Text: rich would read "[red]" or ":smile:" in a name as markup.
+        self._console.print(Text(printable(self._title), style="bold"))
         self._live.start()
         return self
 
@@ -63,6 +66,7 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def event(self, event: JobEvent) -> None:
+        self._output.check()
         if event.HasField("loss"):
             self._loss(event)
             return
@@ -73,7 +77,7 @@ class LiveDisplay(Display):
         if event.HasField("state"):
             self._state = enum_name(JobState.DESCRIPTOR, event.state.state)
             self._bar.update(self._task, description=self._state)
-        self._live.console.print(event_line(event), highlight=False, markup=False)
+        self._live.console.print(Text("\n    ".join(event_lines(event))))
 
     def end(self, job: Job) -> None:
         self._state = state_name(job)
@@ -81,7 +85,7 @@ class LiveDisplay(Display):
         if self._state == "SUCCEEDED":
             self._bar.update(self._task, total=1, completed=1)
         if job.metrics:
-            self._live.console.print(metrics(job.metrics), highlight=False, markup=False)
+            self._live.console.print(Text(printable(metrics(job.metrics))))
 
     def _loss(self, event: JobEvent) -> None:
         loss = event.loss

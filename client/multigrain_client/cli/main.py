@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import sys
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from multigrain import __version__
+from multigrain.streams import BROKEN_PIPE, standard_streams
+from multigrain.text import printable
 from multigrain_client.cli import images, jobs, models
 from multigrain_client.cli.arguments import (
     FAILED,
@@ -17,19 +21,20 @@ from multigrain_client.cli.arguments import (
     USAGE,
     Command,
     Context,
+    Result,
     add_shared_options,
     shared_defaults,
 )
-from multigrain_client.cli.output import Output
+from multigrain_client.cli.output import Output, OutputError
 from multigrain_client.errors import InvalidRequest, JobFailed, MultigrainClientError
 
 COMMANDS: tuple[Command, ...] = (*jobs.COMMANDS, *models.COMMANDS, *images.COMMANDS)
 
 _COMMAND_OF = {command.call: command.name for command in COMMANDS if command.call}
-_CALL = re.compile(rf"\b({'|'.join(_COMMAND_OF)})\b")
 
 EPILOG = """\
-exit codes: 0 success, 1 the job or the call failed, 2 usage error, 130 interrupted
+exit codes: 0 success; 1 the job, the call or an image failed, or the output cannot be written;
+  2 usage error; 130 interrupted; 141 the reader of the output has left (such as head)
 
 examples:
   multigrain train --preset digits-demo --train digits/train --watch
@@ -41,7 +46,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="multigrain",
         description="Trains, evaluates, exports and serves image-embedding models on a server.",
         epilog=EPILOG,
@@ -52,51 +57,113 @@ def build_parser() -> argparse.ArgumentParser:
     add_shared_options(parser)
     parser.set_defaults(**shared_defaults())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     add_shared_options(shared)
     for command in COMMANDS:
         sub = commands.add_parser(
             command.name, help=command.help, description=command.help, parents=[shared]
         )
         command.configure(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(chosen=command)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Escapes what the arguments of a wrong command line could do to a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: ends the command as an interrupt does, which keeps what is computed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit code (see EPILOG)."""
-    parsed = build_parser().parse_args(arguments)
+    with standard_streams() as (stdout, stderr), _signals():
+        try:
+            parsed = build_parser().parse_args(arguments)
+        except SystemExit as stop:
+            # The help, or the error of a wrong command line.
+            output = Output(stdout, stderr, as_json=False)
+            return _finish(output, Result.OUTPUT, int(stop.code or OK))
+        command: Command = parsed.chosen
+        output = Output(
+            stdout, stderr, as_json=parsed.json, command=command.name, commands=_COMMAND_OF
+        )
+        result = command.result
+        if result is Result.FILE and not parsed.out:
+            result = Result.OUTPUT
+        return _finish(output, result, _run(command, Context(parsed, output), result))
+
+
+def _run(command: Command, context: Context, result: Result) -> int:
+    """Runs a command and prints its error, if there is one."""
+    output = context.output
     try:
-        code: int = parsed.run(Context(parsed, Output(sys.stdout, as_json=parsed.json)))
-        sys.stdout.flush()
-        return code
+        if result is Result.OUTPUT:
+            output.check()
+        return command.run(context)
+    except OutputError as error:
+        if error.broken_pipe:
+            return BROKEN_PIPE
+        _report_output(output, error)
+        return FAILED
     except MultigrainClientError as error:
-        print(f"multigrain {parsed.command}: {_one_line(error)}", file=sys.stderr)
-        if isinstance(error, JobFailed) and error.job.error.log_tail:
-            print(error.job.error.log_tail.rstrip(), file=sys.stderr)
+        output.client_error(error)
+        if isinstance(error, JobFailed):
+            output.log_tail(error.job.error.log_tail)
         # An error that the client found by itself, before any call, is a usage error.
         return USAGE if isinstance(error, InvalidRequest) and error.code is None else FAILED
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has exited; Python would report it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except KeyboardInterrupt as error:
+        output.note("")
+        for note in getattr(error, "__notes__", ()):
+            output.error(f"interrupted; {note}")
+        return 128 + error.number if isinstance(error, _Terminated) else INTERRUPTED
     except OSError as error:
-        # From files named on the command line: calls raise errors of the client.
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"multigrain {parsed.command}: {where}{error.strerror or error}", file=sys.stderr)
+        output.client_error(error)
         return FAILED
 
 
-def _one_line(error: MultigrainClientError) -> str:
-    text = " ".join(str(error).split())
-    if error.kind:  # from the server, which mentions RPCs
-        text = _CALL.sub(lambda call: f"`multigrain {_COMMAND_OF[call[0]]}`", text)
-    notes = []
-    if error.retry_after is not None:
-        notes.append(f"retry in {error.retry_after:g} s")
-    if error.request_id and error.kind == "INTERNAL":
-        notes.append(f"request id {error.request_id}")
-    return f"{text} ({', '.join(notes)})" if notes else text
+def _finish(output: Output, result: Result, code: int) -> int:
+    """Writes what is still buffered; returns the exit code."""
+    whole = output.stream.failure is None
+    output.stream.flush()
+    if whole and output.stream.failure is not None and code == OK:
+        failed = OutputError(output.stream)
+        if not failed.broken_pipe:
+            _report_output(output, failed)
+            return FAILED
+        return OK if result is Result.FILE else BROKEN_PIPE
+    return code
+
+
+def _report_output(output: Output, error: OutputError) -> None:
+    text = f"cannot write to standard output: {error.reason}"
+    output.error(f"{text} ({error.lost})" if error.lost else text)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ends the command as an interrupt does when the process is to terminate."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Terminated(number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Under nohup, SIGHUP is ignored and stays so.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

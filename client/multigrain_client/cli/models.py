@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from multigrain_client.cli.arguments import OK, Command, Context, count
+from multigrain.text import stored_path
+from multigrain_client.cli.arguments import OK, Command, Context, Result, count
 from multigrain_client.cli.output import MODEL_HEAD, model_name, model_row, size
 from multigrain_client.json_format import to_plain
 
@@ -45,9 +46,8 @@ def _load(context: Context) -> int:
             make_default=arguments.default,
             timeout=arguments.timeout,
         )
-    context.output.data(model)
-    context.output.line(
-        f"{model_name(model)}  ready after {model.load_seconds:.1f} s on {model.runtime}"
+    context.output.done(
+        model, f"{model_name(model)}  ready after {model.load_seconds:.1f} s on {model.runtime}"
     )
     return OK
 
@@ -59,8 +59,7 @@ def _configure_unload(parser: argparse.ArgumentParser) -> None:
 def _unload(context: Context) -> int:
     with context.connect() as client:
         model = client.unload_model(context.arguments.model, timeout=context.arguments.timeout)
-    context.output.data(model)
-    context.output.line(f"{model_name(model)}  unloaded")
+    context.output.done(model, f"{model_name(model)}  unloaded")
     return OK
 
 
@@ -76,8 +75,10 @@ def _alias(context: Context) -> int:
     model = "" if arguments.remove else arguments.model
     with context.connect() as client:
         client.set_alias(arguments.alias, model)
-    context.output.data({"alias": arguments.alias, "model": model})
-    context.output.line(f"{arguments.alias} -> {model}" if model else f"{arguments.alias}  removed")
+    context.output.done(
+        {"alias": arguments.alias, "model": model},
+        f"{arguments.alias} -> {model}" if model else f"{arguments.alias}  removed",
+    )
     return OK
 
 
@@ -99,8 +100,7 @@ def _import(context: Context) -> int:
             timeout=arguments.timeout,
         )
     name = model_name(model)
-    context.output.data(model)
-    context.output.line(f"{name}  imported; serve it with: multigrain load {name}")
+    context.output.done(model, f"{name}  imported; serve it with: multigrain load {name}")
     return OK
 
 
@@ -114,27 +114,39 @@ def _download(context: Context) -> int:
     with context.connect() as client:
         path = client.download_model(arguments.model, arguments.out, timeout=arguments.timeout)
     written = path.stat().st_size
-    context.output.data({"file": str(path), "bytes": written})
-    context.output.line(f"{path}: {arguments.model}, {size(written)}")
+    context.output.done(
+        {"file": stored_path(str(path)), "bytes": written},
+        f"{path}: {arguments.model}, {size(written)}",
+        in_file=True,
+    )
     return OK
 
 
 COMMANDS = (
-    Command("models", "list models", _configure_models, _models),
-    Command("load", "load a model for serving", _configure_load, _load, "LoadModel"),
+    Command("models", "list models", _configure_models, _models, Result.OUTPUT),
+    Command("load", "load a model for serving", _configure_load, _load, Result.SERVER, "LoadModel"),
     Command(
         "unload",
         "stop serving a model, after the requests in flight",
         _configure_unload,
         _unload,
+        Result.SERVER,
         "UnloadModel",
     ),
-    Command("alias", "point an alias at a loaded model", _configure_alias, _alias, "SetAlias"),
+    Command(
+        "alias",
+        "point an alias at a loaded model",
+        _configure_alias,
+        _alias,
+        Result.SERVER,
+        "SetAlias",
+    ),
     Command(
         "import",
         "upload a model bundle to the server's registry",
         _configure_import,
         _import,
+        Result.SERVER,
         "ImportModel",
     ),
     Command(
@@ -142,6 +154,7 @@ COMMANDS = (
         "download a model bundle as a tar archive",
         _configure_download,
         _download,
+        Result.FILE,
         "DownloadModel",
     ),
 )

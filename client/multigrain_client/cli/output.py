@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -11,6 +14,8 @@ from typing import Any, TextIO
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from multigrain.streams import GuardedStream
+from multigrain.text import cell_width, printable, printable_lines
 from multigrain.v1.common_pb2 import ErrorKind
 from multigrain.v1.job_pb2 import (
     CheckpointEvent,
@@ -24,6 +29,7 @@ from multigrain.v1.job_pb2 import (
     StateEvent,
 )
 from multigrain.v1.model_pb2 import Model, ModelState
+from multigrain_client.errors import MultigrainClientError
 from multigrain_client.jobs import kind_name, state_name
 from multigrain_client.json_format import enum_name, to_plain
 
@@ -33,36 +39,177 @@ MODEL_HEAD = ("MODEL", "STATE", "TRUNK", "VECTOR", "CLASSES", "PIXELS", "RUNTIME
 _UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
-class Output:
-    """Writes results to standard output; errors go to standard error."""
+# Characters that JSON allows as they are, but that a terminal must not get.
+_HIDDEN = re.compile(r"[^\x20-\x7e]")
 
-    def __init__(self, stream: TextIO, *, as_json: bool) -> None:
-        self.stream = stream
+
+class OutputError(Exception):
+    """Standard output could not be written.
+
+    Attributes:
+        reason: why.
+        broken_pipe: the reader of the pipe has left, which is no error of this program.
+        lost: what was done, if the lines that could not be written said so.
+    """
+
+    def __init__(self, stream: GuardedStream, lost: str = "") -> None:
+        failure = stream.failure or OSError()
+        self.reason = failure.strerror or str(failure)
+        self.broken_pipe = stream.broken_pipe
+        self.lost = lost
+        super().__init__(self.reason)
+
+
+class Output:
+    """Writes results to standard output, and errors and progress to standard error.
+
+    Everything passes ``printable`` and the encoding of the stream here.
+
+    Args:
+        stream: standard output.
+        errors: standard error; None = that of the process. What cannot be written to it is lost.
+        as_json: print JSON instead of text.
+        command: name of the command, for errors.
+        commands: the command of each RPC ("LoadModel": "load"); errors of the server mention RPCs.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | GuardedStream,
+        errors: TextIO | GuardedStream | None = None,
+        *,
+        as_json: bool,
+        command: str = "",
+        commands: Mapping[str, str] | None = None,
+    ) -> None:
+        self.stream = _guarded(stream)
+        self.errors = _guarded(sys.stderr if errors is None else errors)
         self.as_json = as_json
+        self._command = command
+        self._commands = dict(commands or {})
+
+    def check(self) -> None:
+        """Raises:
+        OutputError: if standard output is closed or something could not be written.
+        """
+        if self.stream.failure is not None:
+            raise OutputError(self.stream)
 
     def line(self, text: str = "") -> None:
-        """Prints one line of text, except with --json."""
+        """Prints one line of text, except with --json.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
         if not self.as_json:
-            print(text, file=self.stream, flush=True)
+            self._write(printable(text))
 
     def data(self, value: Message | Mapping[str, Any] | Sequence[Any]) -> None:
-        """Prints one JSON value on one line, only with --json."""
+        """Prints one JSON value on one line, only with --json.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
         if self.as_json:
             self.json(value)
 
     def json(self, value: Message | Mapping[str, Any] | Sequence[Any]) -> None:
-        """Prints one JSON value on one line, with or without --json."""
+        """Prints one JSON value on one line, with or without --json.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
         plain = to_plain(value) if isinstance(value, Message) else value
-        print(json.dumps(plain, ensure_ascii=False), file=self.stream, flush=True)
+        text = json.dumps(plain, ensure_ascii=not self.stream.shows_unicode)
+        self._write(_HIDDEN.sub(_json_escape, text))
+
+    def done(self, value: Message | Mapping[str, Any], *lines: str, in_file: bool = False) -> None:
+        """Reports what a command has done, as JSON or text.
+
+        Args:
+            value: for --json.
+            lines: else.
+            in_file: the result is in a file: the reader of a pipe may leave before this report.
+
+        Raises:
+            OutputError: with the text, which must not be lost.
+        """
+        try:
+            self.data(value)
+            for line in lines:
+                self.line(line)
+        except OutputError as error:
+            if not (in_file and error.broken_pipe):
+                raise OutputError(self.stream, "; ".join(lines)) from None
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints aligned columns, except with --json."""
+        """Prints aligned columns, except with --json.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
         if self.as_json:
             return
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        for row in (head, *rows):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.line("  ".join(cells).rstrip())
+        shown = [[self.stream.encodable(printable(cell)) for cell in row] for row in (head, *rows)]
+        widths = [max(map(cell_width, column)) for column in zip(*shown, strict=True)]
+        for row in shown:
+            cells = (
+                cell + " " * (width - cell_width(cell))
+                for cell, width in zip(row, widths, strict=True)
+            )
+            self._write("  ".join(cells).rstrip())
+
+    def error(self, text: str) -> None:
+        """Prints "multigrain COMMAND: TEXT" on standard error."""
+        name = f"multigrain {self._command}".rstrip()
+        self.note(f"{name}: {text}")
+
+    def client_error(self, error: BaseException) -> None:
+        """Prints an error of a call, a file or an image on one line of standard error."""
+        if isinstance(error, OSError):
+            # From files named on the command line: calls raise errors of the client.
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            text = f"{where}{error.strerror or error}"
+        else:
+            text = " ".join(str(error).split())
+        notes = []
+        if isinstance(error, MultigrainClientError):
+            if error.kind and self._commands:  # from the server
+                call = re.compile(rf"\b({'|'.join(self._commands)})\b")
+                text = call.sub(lambda match: f"`multigrain {self._commands[match[0]]}`", text)
+            if error.retry_after is not None:
+                notes.append(f"retry in {error.retry_after:g} s")
+            if error.request_id and error.kind == "INTERNAL":
+                notes.append(f"request id {error.request_id}")
+        text += f" ({', '.join(notes)})" if notes else ""
+        self.error("; ".join([text, *getattr(error, "__notes__", ())]))
+
+    def note(self, text: str) -> None:
+        """Prints one line on standard error."""
+        print(printable(text), file=self.errors, flush=True)
+
+    def log_tail(self, text: str) -> None:
+        """Prints the end of a log on standard error, if there is one."""
+        if text:
+            for line in printable_lines(text.rstrip()):
+                print(line, file=self.errors)
+            self.errors.flush()
+
+    def _write(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+        self.check()
+
+
+def _guarded(stream: TextIO | GuardedStream) -> GuardedStream:
+    return stream if isinstance(stream, GuardedStream) else GuardedStream(stream)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if printable(character) == character:
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 def duration(seconds: float) -> str:
@@ -128,10 +275,10 @@ def progress(event: ProgressEvent) -> str:
     return f"{event.done} of {event.total} images  eta {duration(event.eta_seconds)}"
 
 
-def event_line(event: JobEvent) -> str:
-    """An event on one line, or more for a long message."""
+def event_lines(event: JobEvent) -> list[str]:
+    """An event on one line, or more for a long message of a log; ``printable``."""
     which = event.WhichOneof("event")
-    text = ""
+    text, more = "", list[str]()
     if which == "loss":
         text = loss(event.loss)
     elif which == "state":
@@ -141,14 +288,14 @@ def event_line(event: JobEvent) -> str:
     elif which == "checkpoint":
         text = _checkpoint(event.checkpoint)
     elif which == "log":
-        text = _log(event.log)
+        text, *more = _log(event.log)
     elif which == "progress":
         text = progress(event.progress)
     elif which == "artifact":
         artifact = event.artifact
         text = f"model {artifact.model}: {', '.join(artifact.files)} ({size(artifact.bytes)})"
     clock = moment(event.time).partition(" ")[2]
-    return f"{clock} {which or 'event'}  {text}".strip()
+    return [printable(f"{clock} {which or 'event'}  {text}".strip()), *more]
 
 
 def _state(event: StateEvent, attempt: int) -> str:
@@ -172,14 +319,14 @@ def _checkpoint(event: CheckpointEvent) -> str:
     return f"{event.name}  step {event.step}, {size(event.bytes)}{best}"
 
 
-def _log(event: LogEvent) -> str:
+def _log(event: LogEvent) -> list[str]:
     level = enum_name(LogEvent.Level.DESCRIPTOR, event.level).lower()
     who = "runner" if event.rank < 0 else f"worker {event.rank}"
-    first, *more = event.message.splitlines() or [""]
+    first, *more = printable_lines(event.message.rstrip("\n"))
     if more and event.level == LogEvent.LEVEL_INFO:
         # A table of all layers would fill the screen.
-        return f"{level} {who}: {first} ({len(more)} more lines with --json)"
-    return f"{level} {who}: {event.message}"
+        return [f"{level} {who}: {first} ({len(more)} more lines with --json)"]
+    return [f"{level} {who}: {first}", *more]
 
 
 def job_row(job: Job) -> list[str]:
@@ -221,7 +368,7 @@ def job_lines(job: Job) -> list[str]:
         lines.append(f"error       {kind}: {job.error.message}")
         if job.error.log_tail:
             lines.append("log of the worker that exited first:")
-            lines += [f"    {line}" for line in job.error.log_tail.splitlines()]
+            lines += [f"    {line}" for line in printable_lines(job.error.log_tail.rstrip())]
     return lines
 
 

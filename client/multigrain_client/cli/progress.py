@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
+from multigrain.streams import GuardedStream
 from multigrain.v1.job_pb2 import Job, JobEvent, ProgressEvent
-from multigrain_client.cli.output import Output, event_line, metrics
+from multigrain_client.cli.output import Output, event_lines, metrics
 from multigrain_client.folder_embedding import OnProgress
 from multigrain_client.jobs import is_terminal, kind_name, state_name
 from multigrain_client.sync.client import Client
@@ -62,8 +63,10 @@ class LineDisplay(Display):
                 return
         elif event.HasField("progress") and not self._moved(event.progress):
             return
-        # Further lines of a message (a table in a log) are indented.
-        self._output.line(event_line(event).replace("\n", "\n    "))
+        first, *more = event_lines(event)
+        self._output.line(first)
+        for line in more:  # a table in a log
+            self._output.line(f"    {line}")
 
     def _moved(self, progress: ProgressEvent) -> bool:
         """Whether the progress has moved by a step; an event arrives every second."""
@@ -95,14 +98,14 @@ def choose(output: Output, job: Job, *, every: int = 1, plain: bool = False) -> 
     """JSON lines with --json; a live display on a terminal if rich is installed; else lines."""
     if output.as_json:
         return JsonDisplay(output)
-    if not plain and output.stream.isatty():
+    if not plain and has_cursor(output.stream):
         try:
             from multigrain_client.cli.live import LiveDisplay
         except ImportError:
             # rich is optional; lines show the same.
             pass
         else:
-            return LiveDisplay(output.stream, job)
+            return LiveDisplay(output, job)
     return LineDisplay(output, job, every=every)
 
 
@@ -119,16 +122,19 @@ def show(client: Client, job: Job, display: Display, *, after_seq: int = 0) -> J
             return latest
 
 
+def has_cursor(stream: GuardedStream) -> bool:
+    """Whether the stream is a terminal that can draw over its own lines."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
 @contextmanager
-def counter(title: str, stream: TextIO | None = None) -> Iterator[OnProgress]:
-    """Shows progress on standard error: a bar on a terminal if rich is installed, else a line every
-    few seconds.
+def counter(title: str, stream: GuardedStream) -> Iterator[OnProgress]:
+    """Shows progress: a bar on a terminal if rich is installed, else a line every few seconds.
 
     Yields:
         a function to call with (done, total).
     """
-    stream = stream or sys.stderr
-    if stream.isatty():
+    if has_cursor(stream):
         try:
             from rich.console import Console
             from rich.progress import (
@@ -143,12 +149,12 @@ def counter(title: str, stream: TextIO | None = None) -> Iterator[OnProgress]:
             pass
         else:
             with Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-                console=Console(file=stream),
+                console=Console(file=cast("TextIO", stream)),
                 expand=True,
             ) as bar:
                 task = bar.add_task(title, total=None, rate="")
@@ -162,7 +168,7 @@ def counter(title: str, stream: TextIO | None = None) -> Iterator[OnProgress]:
     yield _lines(title, stream)
 
 
-def _lines(title: str, stream: TextIO) -> OnProgress:
+def _lines(title: str, stream: GuardedStream) -> OnProgress:
     begun = shown = time.monotonic()
 
     def show(done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from multigrain_client import methods
 from multigrain_client.channel import Tls, channel_config
 from multigrain_client.images import MAX_IMAGES
+from multigrain_client.json_format import fill
 from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.images import ImageCalls
@@ -79,12 +80,13 @@ class Client(JobCalls, ModelCalls, ImageCalls):
         Raises:
             NotFound: if there is no such service.
         """
-        request = StringValue(value=service)
+        request = StringValue()
+        fill(request, {"value": service})
         answer = self._transport.unary(methods.HEALTH_CHECK, request, timeout)
         return HealthStatus(answer.value)
 
     def close(self) -> None:
-        """Cancels all calls and closes the connections."""
+        """Cancels all calls and closes the connections. Later calls raise ``ClientClosed``."""
         self._transport.close()
 
     def __enter__(self) -> Self:

@@ -69,6 +69,13 @@ class ImageCalls(Rpcs):
             ImagesFailed: naming every image that has no vector.
         """
         check_on_error(on_error, ("raise", "nan"))
+        return matrix(self.embed_each(images, timeout=timeout, **keywords), on_error)
+
+    def embed_each(
+        self, images: Images, *, timeout: float | None = None, **keywords: Unpack[EmbedKeywords]
+    ) -> list[EmbeddedImage]:
+        """As ``embed``, but returns one result per image, in input order: its vector, or the error
+        of this image."""
         template = embed_template(keywords)
 
         def call(batch: Batch) -> list[EmbeddedImage]:
@@ -77,8 +84,7 @@ class ImageCalls(Rpcs):
                 response = self.Embed(with_images(template, batch), timeout=timeout)
             return embedded(batch, response)
 
-        results = map_batches(call, images, self._batch_size, self._concurrency)
-        return matrix(results, on_error)
+        return map_batches(call, images, self._batch_size, self._concurrency)
 
     def classify(
         self,
@@ -106,6 +112,23 @@ class ImageCalls(Rpcs):
             ImagesFailed: naming every image that has no result.
         """
         check_on_error(on_error, ("raise", "empty"))
+        results = self.classify_each(
+            images, top_k, model=model, resolution=resolution, timeout=timeout
+        )
+        raise_failed(results, always=on_error == "raise")
+        return [result.classes for result in results]
+
+    def classify_each(
+        self,
+        images: Images,
+        top_k: int = 5,
+        *,
+        model: str = "",
+        resolution: int = 0,
+        timeout: float | None = None,
+    ) -> list[ClassifiedImage]:
+        """As ``classify``, but returns one result per image, in input order: its classes, or the
+        error of this image."""
         template = classify_template(model, resolution, top_k)
 
         def call(batch: Batch) -> list[ClassifiedImage]:
@@ -114,9 +137,7 @@ class ImageCalls(Rpcs):
                 response = self.Classify(with_images(template, batch), timeout=timeout)
             return classified(batch, response)
 
-        results = map_batches(call, images, self._batch_size, self._concurrency)
-        raise_failed(results, always=on_error == "raise")
-        return [result.classes for result in results]
+        return map_batches(call, images, self._batch_size, self._concurrency)
 
     def embed_stream(
         self,
@@ -152,7 +173,11 @@ class ImageCalls(Rpcs):
         """Embeds every image file below a folder into a file of vectors.
 
         The file appears when it is complete. A failed image has a row without a vector and is
-        named in the result.
+        named in the result. If the call fails or is interrupted, the rows so far are kept in a
+        file "vectors.part.npy" or "vectors.part.parquet", which a note of the exception names.
+
+        A path that is not UTF-8 is written with escapes; ``multigrain.text.original_path`` is the
+        inverse.
 
         Args:
             folder: the folder.
@@ -164,12 +189,11 @@ class ImageCalls(Rpcs):
         Raises:
             InvalidRequest: for a folder without images, or an invalid ``out``.
             ImagesFailed: if no image has a vector.
-            OSError: if the file cannot be written.
+            OSError: if the disk is full or fails.
         """
         run = FolderRun(Path(folder), Path(out), on_progress)
-        results = self.embed_stream(run.paths, **keywords)
         with run:
-            with closing(results):
+            with closing(self.embed_stream(run.paths, **keywords)) as results:
                 for result in results:
                     run.add(result)
             return run.finish()

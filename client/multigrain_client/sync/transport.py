@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import grpc
 
 from multigrain_client.channel import ChannelConfig
-from multigrain_client.errors import MultigrainClientError, from_rpc
+from multigrain_client.errors import (
+    ClientClosed,
+    MultigrainClientError,
+    closed_before,
+    closed_during,
+    from_rpc,
+)
 from multigrain_client.methods import Method, Request, Response
 from multigrain_client.retry import RetryPolicy, UnaryRetries
 
@@ -17,21 +25,38 @@ T = TypeVar("T")
 
 
 class Transport:
-    """One channel, opened at the first call. Safe to share between threads."""
+    """One channel, which connects at the first call. Safe to share between threads, and usable in
+    a forked process, which gets a channel of its own."""
 
     def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
         self.config = config
         self.timeout = timeout
         self.policy = policy
-        options = list(config.options)
-        self._channel = (
-            grpc.insecure_channel(config.target, options)
-            if config.credentials is None
-            else grpc.secure_channel(config.target, config.credentials, options)
-        )
+        self.closed = False
+        # By process: a fork must neither write to its parent's connection nor close it.
+        self._channels = {os.getpid(): self._open()}
+
+    def _open(self) -> grpc.Channel:
+        options = list(self.config.options)
+        if self.config.credentials is None:
+            return grpc.insecure_channel(self.config.target, options)
+        return grpc.secure_channel(self.config.target, self.config.credentials, options)
+
+    def _channel(self, method: Method[Any, Any]) -> grpc.Channel:
+        """Raises:
+        ClientClosed: after ``close``.
+        """
+        if self.closed:
+            raise ClientClosed(closed_before(method.name), method=method.name)
+        process = os.getpid()
+        return self._channels.get(process) or self._channels.setdefault(process, self._open())
 
     def close(self) -> None:
-        self._channel.close()
+        """Cancels all calls and closes the connections."""
+        self.closed = True
+        channel = self._channels.get(os.getpid())
+        if channel is not None:
+            channel.close()
 
     def unary(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None
@@ -46,18 +71,20 @@ class Transport:
         Raises:
             MultigrainClientError: of the last attempt.
         """
-        call: grpc.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
         metadata = self.config.call_metadata()
         retries = UnaryRetries(
             self.policy, self.seconds(method, timeout), idempotent=method.idempotent(request)
         )
         while True:
+            call: grpc.UnaryUnaryMultiCallable[Request, Response]
+            call = self._channel(method).unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
             try:
-                return call(request, timeout=retries.remaining, metadata=metadata)
+                with self._unless_closed(method):
+                    return call(request, timeout=retries.remaining, metadata=metadata)
             except grpc.RpcError as rpc_error:
                 error = self.error(rpc_error, method)
                 delay = retries.delay(error)
@@ -73,11 +100,13 @@ class Transport:
         Raises:
             MultigrainClientError: when the stream breaks.
         """
-        call = self._channel.unary_stream(
+        start = self._channel(method).unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(request, timeout=timeout, metadata=self.config.call_metadata())
+        )
+        with self._unless_closed(method):
+            call = start(request, timeout=timeout, metadata=self.config.call_metadata())
         return self._messages(call, method)
 
     def upload(
@@ -92,17 +121,19 @@ class Transport:
             MultigrainClientError: when the call fails.
         """
         guarded = _Guarded(requests)
-        call: grpc.StreamUnaryMultiCallable[Request, Response] = self._channel.stream_unary(
+        call: grpc.StreamUnaryMultiCallable[Request, Response]
+        call = self._channel(method).stream_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
         try:
-            response = call(
-                iter(guarded),
-                timeout=self.seconds(method, timeout),
-                metadata=self.config.call_metadata(),
-            )
+            with self._unless_closed(method):
+                response = call(
+                    iter(guarded),
+                    timeout=self.seconds(method, timeout),
+                    metadata=self.config.call_metadata(),
+                )
         except grpc.RpcError as rpc_error:
             if guarded.failure is not None:
                 raise guarded.failure from None
@@ -121,11 +152,13 @@ class Transport:
         Raises:
             MultigrainClientError: when the stream breaks.
         """
-        call = self._channel.stream_stream(
+        start = self._channel(method).stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(iter(requests), timeout=timeout, metadata=self.config.call_metadata())
+        )
+        with self._unless_closed(method):
+            call = start(iter(requests), timeout=timeout, metadata=self.config.call_metadata())
         return self._messages(call, method)
 
     def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:
@@ -135,7 +168,23 @@ class Transport:
         return method.timeout if method.timeout is not None else self.timeout
 
     def error(self, error: grpc.RpcError, method: Method[Any, Any]) -> MultigrainClientError:
+        if self.closed and error.code() is grpc.StatusCode.CANCELLED:
+            return ClientClosed(closed_during(method.name), method=method.name)
         return from_rpc(error, method.name, self.config.shown_target, self.config.proxy)
+
+    @contextmanager
+    def _unless_closed(self, method: Method[Any, Any]) -> Iterator[None]:
+        """Another thread may close the channel just before a call, which is a ValueError then.
+
+        Raises:
+            ClientClosed: in this case.
+        """
+        try:
+            yield
+        except ValueError:
+            if self.closed:
+                raise ClientClosed(closed_before(method.name), method=method.name) from None
+            raise
 
     def _messages(
         self, call: Any, method: Method[Any, Response]
