@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.data.image_folder import EXTENSIONS, ImageFolder, scan
+from multigrain.data.image_folder import ImageFolder, cannot_list, lister, scan
+from multigrain.data.listing import LeftOut
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.specs.evaluation import Task
-from multigrain.storage import os_error_hint
+from multigrain.text import printable
 
 RETRIEVAL_TASKS: frozenset[Task] = frozenset({"groups", "holidays", "ukb", "copydays"})
 
@@ -64,7 +65,10 @@ class Benchmark:
 
 
 def list_benchmark(
-    task: Task, root: Path, group_queries: Literal["all", "first"] = "all"
+    task: Task,
+    root: Path,
+    group_queries: Literal["all", "first"] = "all",
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Benchmark:
     """Lists the benchmark of a retrieval task by its file names; no file is opened.
 
@@ -72,18 +76,19 @@ def list_benchmark(
         task: one of RETRIEVAL_TASKS.
         root: folder of the images.
         group_queries: for the task "groups": every image of a group is a query, or the first.
+        limits: limits of an image file.
 
     Raises:
         MultigrainError: DATASET, if the folder has not the layout that the task needs.
     """
     if task == "holidays":
-        return list_holidays(root)
+        return list_holidays(root, limits)
     if task == "ukb":
-        return list_ukb(root)
+        return list_ukb(root, limits)
     if task == "copydays":
-        return list_copydays(root)
+        return list_copydays(root, limits)
     if task == "groups":
-        return list_groups(root, group_queries)
+        return list_groups(root, group_queries, limits)
     raise ValueError(f"{task} is no retrieval task")
 
 
@@ -100,51 +105,49 @@ class NumberedFiles:
     ignored: int
 
 
-def image_paths(root: Path, folder: Path) -> list[str]:
-    """Lists the image files in a folder and its sub-folders, without hidden ones.
+def list_part(root: Path, below: str, left_out: LeftOut) -> list[str]:
+    """Lists the image files in a folder and its sub-folders.
+
+    Args:
+        root: the folder that paths are relative to.
+        below: the folder to list, relative to it; "" = the root.
+        left_out: receives what is left out.
 
     Returns:
-        Paths relative to ``root``, sorted.
+        Paths, sorted.
 
     Raises:
         MultigrainError: DATASET, if the folder does not exist or cannot be listed.
     """
+    folder = root / below
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise dataset_error(f"{folder} {what}: give the folder of the images")
-    found: list[str] = []
-
-    def failed(error: OSError) -> None:
-        todo = os_error_hint(error, "list and read it", "check the disk")
-        raise dataset_error(
-            f"{error.filename} cannot be listed: {error.strerror}; {todo}"
-        ) from error
-
-    for directory, subfolders, names in os.walk(folder, onerror=failed):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = Path(directory).relative_to(root)
-        found += [
-            (below / name).as_posix()
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(found)
+        raise dataset_error(f"{printable(str(folder))} {what}: give the folder of the images")
+    try:
+        listing = lister(root).images(below)
+    except OSError as error:
+        raise cannot_list(error) from error
+    left_out.update(listing.left_out)
+    return listing.paths
 
 
-def numbered_files(root: Path, folder: Path, pattern: re.Pattern[str]) -> NumberedFiles:
+def numbered_files(
+    root: Path, below: str, pattern: re.Pattern[str], left_out: LeftOut
+) -> NumberedFiles:
     """Lists the images of a folder whose names without extension match a pattern.
 
     Args:
         root: folder that the paths are relative to.
-        folder: a folder below it.
+        below: a folder below it; "" = the root.
         pattern: matches a whole name; its first group is the number.
+        left_out: receives what is left out.
 
     Raises:
         MultigrainError: DATASET, also if two files have the same number.
     """
     paths: dict[int, str] = {}
     ignored = 0
-    for path in image_paths(root, folder):
+    for path in list_part(root, below, left_out):
         match = pattern.fullmatch(Path(path).stem)
         if match is None:
             ignored += 1
@@ -152,7 +155,8 @@ def numbered_files(root: Path, folder: Path, pattern: re.Pattern[str]) -> Number
         number = int(match[1])
         if number in paths:
             raise dataset_error(
-                f"{paths[number]} and {path} in {root} are the same image {match[1]} of the "
+                f"{printable(paths[number])} and {printable(path)} in {printable(str(root))} are "
+                f"the same image {match[1]} of the "
                 "benchmark: remove one of them"
             )
         paths[number] = path
@@ -164,13 +168,17 @@ def dataset_error(message: str) -> MultigrainError:
     return MultigrainError(ErrorKind.DATASET, message)
 
 
-def list_groups(root: Path, queries: Literal["all", "first"] = "all") -> Benchmark:
+def list_groups(
+    root: Path,
+    queries: Literal["all", "first"] = "all",
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> Benchmark:
     """Lists own groups of images, ``root/<group>/**/<image>``; see :func:`of_folder`.
 
     Raises:
         MultigrainError: DATASET.
     """
-    return of_folder(scan(root), queries)
+    return of_folder(scan(root, limits), queries)
 
 
 def of_folder(folder: ImageFolder, queries: Literal["all", "first"] = "all") -> Benchmark:
@@ -211,7 +219,7 @@ def of_folder(folder: ImageFolder, queries: Literal["all", "first"] = "all") -> 
     )
 
 
-def list_copydays(root: Path) -> Benchmark:
+def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark:
     """Lists INRIA Copydays, strong attacks, with distractors (Douze et al., CIVR 2009).
 
     ``root/original/20xx00.jpg``, ``root/strong/20xxyy.jpg`` and ``root/distractors/**``. A strong
@@ -229,8 +237,9 @@ def list_copydays(root: Path) -> Benchmark:
             "(200000.jpg, 200100.jpg, ...) and 'strong' (200001.jpg, ...); 'distractors' (any "
             "images) is optional"
         )
-    originals = numbered_files(root, root / original, _COPYDAYS_NAME)
-    strong = numbered_files(root, root / _STRONG_FOLDER, _COPYDAYS_NAME)
+    left_out = LeftOut()
+    originals = numbered_files(root, original, _COPYDAYS_NAME, left_out)
+    strong = numbered_files(root, _STRONG_FOLDER, _COPYDAYS_NAME, left_out)
     for name, files in ((original, originals), (_STRONG_FOLDER, strong)):
         if not files.paths:
             raise dataset_error(
@@ -241,11 +250,11 @@ def list_copydays(root: Path) -> Benchmark:
     if orphans:
         raise dataset_error(
             f"{len(orphans)} of the strong images in {root} have no original with the same first "
-            f"four digits, the first is {orphans[0]}: add the originals, or remove these"
+            f"four digits, the first is {printable(orphans[0])}: add the originals, or remove these"
         )
     distractors: list[str] = []
     if (root / _DISTRACTOR_FOLDER).is_dir():
-        distractors = image_paths(root, root / _DISTRACTOR_FOLDER)
+        distractors = list_part(root, _DISTRACTOR_FOLDER, left_out)
     none = len(blocks)  # a group without a query
     labels = [blocks[number // 100] for number in (*originals.paths, *strong.paths)]
     first = len(originals.paths)
@@ -268,6 +277,8 @@ def list_copydays(root: Path) -> Benchmark:
             classes=(*(str(block) for block in blocks), _DISTRACTOR_FOLDER),
             paths=[*originals.paths.values(), *strong.paths.values(), *distractors],
             labels=np.array(labels + [none] * len(distractors), np.int32),
+            left_out=left_out,
+            limits=limits,
         ),
         queries=queries,
         database=database,
@@ -286,14 +297,14 @@ def _blocks(originals: dict[int, str]) -> dict[int, int]:
     for number, path in originals.items():
         if number // 100 in blocks:
             raise dataset_error(
-                f"{path} is a second original of the images {number // 100}xx: Copydays has one; "
-                "move copies to 'strong'"
+                f"{printable(path)} is a second original of the images {number // 100}xx: "
+                "Copydays has one; move copies to 'strong'"
             )
         blocks[number // 100] = len(blocks)
     return blocks
 
 
-def list_holidays(root: Path) -> Benchmark:
+def list_holidays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark:
     """Lists INRIA Holidays (Jegou, Douze, Schmid, ECCV 2008): ``root/**/1xxxxx.jpg``.
 
     An image's group is its number // 100, and a group's query is the number that ends in 00. A
@@ -303,7 +314,8 @@ def list_holidays(root: Path) -> Benchmark:
     Raises:
         MultigrainError: DATASET.
     """
-    files = numbered_files(root, root, _HOLIDAYS_NAME)
+    left_out = LeftOut()
+    files = numbered_files(root, "", _HOLIDAYS_NAME, left_out)
     if not files.paths:
         raise dataset_error(
             f"{root} has no images named as in INRIA Holidays (100000.jpg, 100001.jpg, "
@@ -330,6 +342,8 @@ def list_holidays(root: Path) -> Benchmark:
             classes=tuple(str(name) for name in names),
             paths=list(files.paths.values()),
             labels=labels.astype(np.int32),
+            left_out=left_out,
+            limits=limits,
         ),
         queries=queries,
         database=np.ones(len(numbers), np.bool_),
@@ -341,7 +355,7 @@ def list_holidays(root: Path) -> Benchmark:
     )
 
 
-def list_ukb(root: Path) -> Benchmark:
+def list_ukb(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark:
     """Lists UKB (Nister and Stewenius, CVPR 2006): ``root/**/ukbenchxxxxx.jpg``.
 
     Four consecutive numbers from a multiple of 4 on show one object. Every image is a query and
@@ -351,7 +365,8 @@ def list_ukb(root: Path) -> Benchmark:
     Raises:
         MultigrainError: DATASET.
     """
-    files = numbered_files(root, root, _UKB_NAME)
+    left_out = LeftOut()
+    files = numbered_files(root, "", _UKB_NAME, left_out)
     if not files.paths:
         raise dataset_error(
             f"{root} has no images named as in UKB (ukbench00000.jpg, ukbench00001.jpg, ...): give "
@@ -379,6 +394,8 @@ def list_ukb(root: Path) -> Benchmark:
             classes=tuple(f"{number:05d}" for number in (objects * UKB_VIEWS).tolist()),
             paths=list(files.paths.values()),
             labels=labels.astype(np.int32),
+            left_out=left_out,
+            limits=limits,
         ),
         queries=np.arange(len(numbers)),
         database=np.ones(len(numbers), np.bool_),

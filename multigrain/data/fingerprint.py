@@ -12,6 +12,7 @@ from pydantic import Field
 
 from multigrain.errors import shorten
 from multigrain.specs.base import Spec
+from multigrain.text import normalize
 
 if TYPE_CHECKING:
     from multigrain.data.image_folder import ImageFolder
@@ -46,6 +47,8 @@ class DatasetFingerprint(Spec):
         parts = []
         removed = [name for name in self.classes if name not in now.classes]
         new = [name for name in now.classes if name not in self.classes]
+        if {normalize(name) for name in removed} & {normalize(name) for name in new}:
+            parts.append("some class names are in another Unicode form, as after a copy from a Mac")
         if removed:
             parts.append(f"without the {_class_names(removed)}")
         if new:

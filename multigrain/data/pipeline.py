@@ -14,7 +14,6 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.data.sampler import RepeatedSampler
 from multigrain.data.source import Batch, UnreadableFiles, ViewSource, create_cache
 from multigrain.errors import MultigrainError
-from multigrain.images.limits import DEFAULT_LIMITS
 from multigrain.specs.training import TrainingSpec
 
 _SMALL_FILE = 16 * 1024  # bytes
@@ -63,7 +62,6 @@ class TrainingData:
         self._group = spec.augmentation.repeats if whole else 1
         self._augmenter = Augmenter(spec.augmentation, spec.model.image_size)
         self._cache = create_cache(folder, world)
-        self._limits = DEFAULT_LIMITS
         self._unreadable = UnreadableFiles(len(folder), spec.dataset.max_unreadable)
 
     @property
@@ -93,7 +91,6 @@ class TrainingData:
             key=(self._seed, epoch, self._rank),
             unreadable=self._unreadable,
             cache=self._cache,
-            limits=self._limits,
         )
         if first_step >= self.steps_per_epoch:
             return

@@ -10,7 +10,6 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.data.source import too_many_unreadable
 from multigrain.errors import MultigrainError
 from multigrain.images.decode import decode_image
-from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 
 
 def probe(
@@ -20,7 +19,6 @@ def probe(
     files: int = 512,
     seed: int = 0,
     threads: int = 2,
-    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> dict[str, str]:
     """Decodes a random sample of the images, or all of them if there are few.
 
@@ -30,7 +28,6 @@ def probe(
         files: size of the sample.
         seed: of the sample.
         threads: decoder threads.
-        limits: limits of one file.
 
     Returns:
         The unreadable files of the sample, path -> reason.
@@ -44,7 +41,7 @@ def probe(
 
     def reason(index: int) -> str | None:
         try:
-            decode_image(folder.read(index), limits)
+            decode_image(folder.read(index), folder.limits)
         except MultigrainError as error:
             return error.message
         return None

@@ -18,7 +18,7 @@ from multigrain.data.augment import Augmenter
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import decode_image, image_size
-from multigrain.images.limits import ImageLimits
+from multigrain.text import printable
 
 BUDGET = 512 * 2**20  # bytes, over all workers
 _SAMPLES = 64  # files whose headers estimate a dataset's size in memory
@@ -68,7 +68,7 @@ def create_cache(folder: ImageFolder, world: int, budget: int = BUDGET) -> Decod
 
 def _pixels(folder: ImageFolder, index: int) -> int:
     try:
-        width, height = image_size(folder.read(index))
+        width, height = image_size(folder.read(index), folder.limits)
         return width * height
     except MultigrainError:
         return 0  # an unreadable file is reported when it is decoded
@@ -119,7 +119,9 @@ def too_many_unreadable(
     reasons: dict[str, str], images: int, max_fraction: float
 ) -> MultigrainError:
     """Returns a DATASET error that names some of the files."""
-    named = "; ".join(f"{path} ({reason})" for path, reason in sorted(reasons.items())[:_SHOWN])
+    named = "; ".join(
+        f"{printable(path)} ({reason})" for path, reason in sorted(reasons.items())[:_SHOWN]
+    )
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     return MultigrainError(
         ErrorKind.DATASET,
@@ -144,7 +146,6 @@ class ViewSource:
         key: seeds the views, together with the position: (seed, epoch, rank).
         unreadable: receives unreadable files.
         cache: of decoded images, shared by the epochs.
-        limits: limits of one file.
     """
 
     def __init__(
@@ -157,7 +158,6 @@ class ViewSource:
         key: tuple[int, int, int],
         unreadable: UnreadableFiles,
         cache: DecodedCache,
-        limits: ImageLimits,
     ) -> None:
         self._folder = folder
         self._indices = indices
@@ -166,7 +166,6 @@ class ViewSource:
         self._key = key
         self._unreadable = unreadable
         self._cache = cache
-        self._limits = limits
 
     def batches(self, first_step: int, threads: int, prefetch: int = 2) -> Iterator[Batch]:
         """Yields the batches from ``first_step`` on, loading ``prefetch`` batches ahead."""
@@ -229,8 +228,8 @@ class ViewSource:
                 return candidate, image
         raise MultigrainError(
             ErrorKind.DATASET,
-            f"{self._folder.paths[index]} cannot be read, and none of {_SUBSTITUTES} random "
-            "substitutes could: repair or remove the damaged files",
+            f"{printable(self._folder.paths[index])} cannot be read, and none of {_SUBSTITUTES} "
+            "random substitutes could: repair or remove the damaged files",
         )
 
     def _decode(self, index: int) -> Image.Image | None:
@@ -238,7 +237,7 @@ class ViewSource:
         if cached is not None:
             return cached
         try:
-            image = decode_image(self._folder.read(index), self._limits)
+            image = decode_image(self._folder.read(index), self._folder.limits)
         except MultigrainError as error:
             self._unreadable.add(self._folder.paths[index], error.message)
             return None

@@ -179,7 +179,7 @@ def evaluate_copies(
         batches = split_batches(inference.shard(len(folder)), inference.batch_size)
 
     def load(index: int) -> FloatArray:
-        image = decode_image(folder.read(index))
+        image = decode_image(folder.read(index), folder.limits)
         return transform.image(distort(image, Random(seed << 64 | index)))
 
     # Rank, seen, non-finite; zero for the images of other workers.

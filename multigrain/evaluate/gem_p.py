@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from multigrain.data.benchmarks import of_folder
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
+from multigrain.data.report import report_listing
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import map_class_indices, no_readable_image
@@ -37,6 +38,7 @@ from multigrain.model.gem import GeM
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.storage import os_error_hint
+from multigrain.text import printable, stored_path
 from multigrain.weights.restore import RestoredModel, restore
 
 _MAX_UNREADABLE = 0.5
@@ -229,7 +231,8 @@ def run_gem_p(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
         gem_p=spec.gem_p,
         resolution=spec.resolution,
     )
-    folder = map_class_indices(scan(Path(spec.dataset_path)), restored)
+    folder = map_class_indices(scan(Path(spec.dataset_path), ctx.image_limits), restored)
+    report_listing(ctx, folder)
     probe(folder, _MAX_UNREADABLE, files=256, seed=spec.seed)
     ctx.reporter.alive()
     job = _GemPJob(ctx, spec, folder, restored)
@@ -257,7 +260,7 @@ class _GemPJob:
         items = np.repeat(self._images, views)
 
         def load(item: int) -> FloatArray:
-            image = decode_image(self.folder.read(int(items[item])))
+            image = decode_image(self.folder.read(int(items[item])), self.folder.limits)
             return preprocess_image(distort(image, Random(seed << 64 | item)), self._preprocessing)
 
         exponents = self.spec.exponent.candidates
@@ -321,7 +324,7 @@ class _GemPJob:
         return self._finish(metrics, scores, int(table.present.sum()), len(self._images))
 
     def _load(self, index: int) -> FloatArray:
-        return preprocess(self.folder.read(index), self._preprocessing)
+        return preprocess(self.folder.read(index), self._preprocessing, self.folder.limits)
 
     def _compute_scores(
         self,
@@ -413,9 +416,9 @@ class _GemPJob:
             self.ctx.reporter.emit(
                 LogRecord(
                     "WARNING",
-                    f"not used, {path}: {reason}",
+                    f"not used, {printable(path)}: {reason}",
                     rank=self.ctx.rank,
-                    fields={"path": path, "reason": reason},
+                    fields={"path": stored_path(path), "reason": reason},
                 )
             )
 

@@ -89,7 +89,7 @@ def rect_batches(
     def read(index: int) -> None:
         # An unreadable image keeps size 0 x 0, and is reported when it is decoded.
         with suppress(MultigrainError):
-            sizes[index] = rect_size(*image_size(folder.read(index)), largest)
+            sizes[index] = rect_size(*image_size(folder.read(index), folder.limits), largest)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="sizes") as pool:
         for _ in pool.map(read, range(rank, len(folder), world)):
@@ -132,7 +132,7 @@ class Transform:
         Raises:
             MultigrainError: IMAGE_*.
         """
-        return self.image(decode_image(folder.read(index)))
+        return self.image(decode_image(folder.read(index), folder.limits))
 
     def batches(
         self,

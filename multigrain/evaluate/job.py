@@ -8,6 +8,7 @@ from pathlib import Path
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
+from multigrain.data.report import report_listing
 from multigrain.evaluate.classification import map_class_indices
 from multigrain.evaluate.evaluator import EvaluationProgress, EvaluationResult, Evaluator
 from multigrain.evaluate.gem_p import run_gem_p
@@ -17,6 +18,7 @@ from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
+from multigrain.text import printable, stored_path
 from multigrain.weights.restore import RestoredModel, restore
 
 # Metrics of few readable images would be mistaken for metrics of all.
@@ -34,8 +36,9 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
     retrieval = [task for task in spec.tasks if task in RETRIEVAL_TASKS]
     benchmark: Benchmark | None = None
     if retrieval and retrieval != ["groups"]:
-        benchmark = list_benchmark(retrieval[0], root)
-    folder = benchmark.folder if benchmark is not None else scan(root)
+        benchmark = list_benchmark(retrieval[0], root, limits=ctx.image_limits)
+    folder = benchmark.folder if benchmark is not None else scan(root, ctx.image_limits)
+    report_listing(ctx, folder)
     restored = restore(
         Path(ctx.request.weights_path),
         trunk=spec.trunk,
@@ -109,7 +112,8 @@ class _Evaluation:
     def _report_unreadable(self, unreadable: dict[int, str]) -> None:
         for index, reason in sorted(unreadable.items()):
             path = self.folder.paths[index]
-            self._log("WARNING", f"not scored, {path}: {reason}", path=path, reason=reason)
+            message = f"not scored, {printable(path)}: {reason}"
+            self._log("WARNING", message, path=stored_path(path), reason=reason)
 
     def _log(self, level: str, message: str, **fields: str) -> None:
         self.ctx.reporter.emit(LogRecord(level, message, rank=self.ctx.rank, fields=fields))

@@ -19,6 +19,7 @@ from multigrain.evaluate.evaluator import EvaluationResult
 from multigrain.evaluate.retrieval import average_precision, write_benchmark
 from multigrain.events.records import EvaluationRecord
 from multigrain.storage import os_error_hint
+from multigrain.text import stored_path
 
 METRICS = "metrics.json"
 IMAGES = "images.csv"
@@ -93,7 +94,7 @@ def _image_rows(
     for index, path in enumerate(folder.paths):
         ranks = [r.rank[index] for r in (classification, copies) if r is not None]
         read = all(rank != _UNREAD for rank in ranks)
-        row: list[object] = [path, folder.classes[folder.labels[index]], int(read)]
+        row: list[object] = [stored_path(path), folder.classes[folder.labels[index]], int(read)]
         if classification is not None:
             row += _class_columns(folder, classification, index) if read else ["", "", ""]
         if copies is not None:
@@ -133,7 +134,7 @@ def _name(classes: tuple[str, ...], number: int) -> str:
 
 
 def _write_csv(path: Path, rows: Iterable[list[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
 
 

@@ -17,6 +17,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.search import BLOCK, Hits, Search
 from multigrain.events.records import EvaluationRecord
+from multigrain.text import stored_path
 
 MAX_RANKS = 100
 """Most ranks of positives stored per query; metrics are computed from all of them."""
@@ -250,9 +251,7 @@ def write_benchmark(
     }
     text = json.dumps({**body, **evaluation}, indent=1)
     (results / f"{benchmark.task}.json").write_text(text + "\n")
-    with (results / f"{benchmark.task}.csv").open(
-        "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
+    with (results / f"{benchmark.task}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_rows(result))
 
 
@@ -260,7 +259,7 @@ def _rows(result: BenchmarkResult) -> Iterable[list[object]]:
     yield list(HEADER)
     folder, ranking = result.benchmark.folder, result.ranking
     for number, query in enumerate(result.benchmark.queries.tolist()):
-        row: list[object] = [folder.paths[query], folder.classes[folder.labels[query]]]
+        row: list[object] = [stored_path(folder.paths[query]), folder.classes[folder.labels[query]]]
         if not ranking.scored[number]:
             yield [*row, 0, "", "", "", "", ""]
             continue
@@ -271,6 +270,6 @@ def _rows(result: BenchmarkResult) -> Iterable[list[object]]:
             int(ranking.positives[number]),
             f"{ranking.precision[number]:.6f}",
             int(ranking.in_top4[number]),
-            folder.paths[int(ranking.first[number])],
+            stored_path(folder.paths[int(ranking.first[number])]),
             " ".join(str(rank) for rank in ranks[ranks >= 0].tolist()),
         ]

@@ -15,10 +15,12 @@ from multigrain.evaluate.inference import CompiledModel, FloatArray, Inference
 from multigrain.events.records import LogRecord
 from multigrain.export import graphs
 from multigrain.export.int8 import Int8Images, write_int8
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.jobs.context import WorkerContext
 from multigrain.specs.export import ExportSpec
+from multigrain.text import printable
 from multigrain.weights.restore import RestoredModel
 from multigrain.whitening import Moments, fit_whitening, fold_classifier, write_whitening
 
@@ -38,13 +40,13 @@ class WhiteningImages:
     indices: list[int]
 
 
-def whitening_images(spec: ExportSpec) -> WhiteningImages:
+def whitening_images(spec: ExportSpec, limits: ImageLimits = DEFAULT_LIMITS) -> WhiteningImages:
     """Samples the images, the same ones for every resolution and every run.
 
     Raises:
         MultigrainError: DATASET, if there are none or most are unreadable.
     """
-    folder = scan_images(Path(spec.whitening_path))
+    folder = scan_images(Path(spec.whitening_path), limits)
     probe(folder, _MAX_UNREADABLE, files=256)
     order = np.random.default_rng(0).permutation(len(folder))
     return WhiteningImages(folder, sorted(order[: spec.whitening_images].tolist()))
@@ -145,7 +147,7 @@ class HeadWriter:
         )
 
         def load(index: int) -> FloatArray:
-            return preprocess(images.folder.read(index), self.preprocessing)
+            return preprocess(images.folder.read(index), self.preprocessing, images.folder.limits)
 
         moments, unreadable = Moments(network.embedding_size), dict[int, str]()
         for predictions in inference.run(images.indices, load, unreadable):
@@ -154,7 +156,7 @@ class HeadWriter:
             return None
         for index, reason in sorted(unreadable.items()):
             path = images.folder.paths[index]
-            self._log(f"not used, {path}: {reason}", "WARNING")
+            self._log(f"not used, {printable(path)}: {reason}", "WARNING")
         if moments.count <= network.embedding_size:
             self._log(
                 f"{name} is fitted to {moments.count} images, fewer than the descriptor's "

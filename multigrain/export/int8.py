@@ -13,10 +13,11 @@ import numpy as np
 
 from multigrain.bundle.manifest import GraphScores, Int8Entry
 from multigrain.bundle.reference import MIN_COSINE
-from multigrain.data.image_folder import ImageFolder, scan_images
+from multigrain.data.image_folder import ImageFolder, class_order, scan_images
 from multigrain.data.probe import probe
 from multigrain.engine.runtimes.base import Compute, FloatArray, Outputs
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.specs.export import ExportSpec
@@ -42,7 +43,9 @@ class Int8Images:
     labels: list[int]
 
 
-def int8_images(spec: ExportSpec, labels: Sequence[str]) -> Int8Images:
+def int8_images(
+    spec: ExportSpec, labels: Sequence[str], limits: ImageLimits = DEFAULT_LIMITS
+) -> Int8Images:
     """Samples the images, the same ones for every resolution and every run.
 
     Raises:
@@ -56,7 +59,7 @@ def int8_images(spec: ExportSpec, labels: Sequence[str]) -> Int8Images:
             ErrorKind.UNSUPPORTED,
             "spec.int8_path needs NNCF, which is not installed: pip install 'multigrain[int8]'",
         )
-    folder = scan_images(Path(spec.int8_path))
+    folder = scan_images(Path(spec.int8_path), limits)
     if len(folder) < 2:
         raise MultigrainError(
             ErrorKind.DATASET,
@@ -65,12 +68,14 @@ def int8_images(spec: ExportSpec, labels: Sequence[str]) -> Int8Images:
     probe(folder, _MAX_UNREADABLE, files=256)
     order = np.random.default_rng(0).permutation(len(folder)).tolist()
     count = min(spec.int8_images, len(folder) // 2)
-    class_indices = {label: index for index, label in enumerate(labels)}
+    tops = [path.partition("/")[0] for path in folder.paths]
+    names = sorted(set(tops))
+    class_indices = dict(zip(names, class_order(names, labels), strict=True))
     return Int8Images(
         folder,
         order[:count],
         order[count : count + _MAX_EVALUATED],
-        [class_indices.get(path.partition("/")[0], -1) for path in folder.paths],
+        [class_indices[top] for top in tops],
     )
 
 
@@ -100,7 +105,7 @@ def write_int8(
 
     def prepared(index: int) -> FloatArray:
         on_progress()
-        return preprocess(images.folder.read(index), preprocessing)[None]
+        return preprocess(images.folder.read(index), preprocessing, images.folder.limits)[None]
 
     quantized = nncf.quantize(
         # Unlike Core.read_model this fuses each BatchNorm with its convolution. Otherwise NNCF
@@ -187,7 +192,8 @@ def _load(
     """Yields index and pixels of the readable images."""
     for index in indices:
         try:
-            yield index, preprocess(images.folder.read(index), preprocessing)
+            data = images.folder.read(index)
+            yield index, preprocess(data, preprocessing, images.folder.limits)
         except MultigrainError:
             continue  # the probe rejects folders with many unreadable images
 

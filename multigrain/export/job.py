@@ -12,6 +12,7 @@ from safetensors.numpy import save as save_tensors
 from multigrain import __version__
 from multigrain.bundle.folder import FILE_MODE, read, write_manifest
 from multigrain.bundle.manifest import BundleManifest, Head, Source
+from multigrain.data.report import report_listing
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import newest_record
 from multigrain.events.records import ArtifactRecord
@@ -125,8 +126,12 @@ def _write(
 ) -> BundleManifest | None:
     """Writes all files except the manifest; returns it, or None if asked to stop."""
     _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])
-    images = whitening_images(spec) if spec.whitening_path else None
-    int8 = int8_images(spec, restored.weights.labels) if spec.int8_path else None
+    limits = ctx.image_limits
+    images = whitening_images(spec, limits) if spec.whitening_path else None
+    int8 = int8_images(spec, restored.weights.labels, limits) if spec.int8_path else None
+    for source in (images, int8):
+        if source is not None:
+            report_listing(ctx, source.folder)
     (folder / WEIGHTS).write_bytes(save_tensors(restored.state))
     labels = restored.weights.labels
     if labels:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
+
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.storage import replace_file
 
 
 @dataclass(frozen=True)
@@ -23,3 +28,32 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
+
+
+def write_limits(path: Path, limits: ImageLimits) -> None:
+    """Writes limits for :func:`read_limits`.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    replace_file(path, f"{json.dumps(asdict(limits))}\n".encode())
+
+
+def read_limits(path: Path) -> ImageLimits:
+    """Reads limits; the defaults if there is no file.
+
+    Raises:
+        MultigrainError: STORAGE, if the file cannot be read or is damaged.
+    """
+    try:
+        body = json.loads(path.read_bytes())
+        limits = ImageLimits(int(body["max_bytes"]), int(body["max_pixels"]))
+    except FileNotFoundError:
+        return DEFAULT_LIMITS
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MultigrainError(
+            ErrorKind.STORAGE,
+            f"{path.name} in the job's folder cannot be read ({error}): resume the job, which "
+            "writes it again",
+        ) from error
+    return limits

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from multigrain.events.records import Record
+from multigrain.images.limits import ImageLimits, read_limits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 
@@ -51,6 +52,11 @@ class WorkerContext:
     rank: int = 0
     world: int = 1
     resume: bool = field(default=False)
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The daemon's limits of an image file; the defaults without a daemon."""
+        return read_limits(self.folder.image_limits)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class JobFolder:
         return self.path / "lease.json"
 
     @property
+    def image_limits(self) -> Path:
+        """The limits of an image file: written by the daemon when it starts the runner."""
+        return self.path / "image_limits.json"
+
+    @property
     def cancel(self) -> Path:
         """Exists once cancellation was requested: written by the daemon, for the next daemon."""
         return self.path / "cancel"

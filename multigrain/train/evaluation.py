@@ -6,6 +6,7 @@ from pathlib import Path
 
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
 from multigrain.data.image_folder import ImageFolder, scan
+from multigrain.data.report import report_listing
 from multigrain.evaluate.evaluator import EvaluationResult, Evaluator, HeartbeatProgress
 from multigrain.evaluate.inference import Transform
 from multigrain.events.records import EvaluationRecord, LogRecord
@@ -14,6 +15,7 @@ from multigrain.jobs.context import WorkerContext
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import Task
 from multigrain.specs.training import TrainingSpec
+from multigrain.text import printable, stored_path
 
 
 class ScheduledEvaluation:
@@ -79,7 +81,8 @@ class ScheduledEvaluation:
             task for task in schedule.tasks if not (own_folder and task == retrieval)
         )
         if on_val:
-            folder = scan(Path(self._spec.dataset.val_path))
+            folder = scan(Path(self._spec.dataset.val_path), train.limits)
+            report_listing(self._ctx, folder)
             if "classification" in on_val:
                 # The folder may lack some classes; its class indices follow from their names.
                 folder = folder.relabeled(train.classes)
@@ -87,7 +90,8 @@ class ScheduledEvaluation:
             evaluators.append(self._evaluator(folder, on_val, groups))
         if retrieval is not None and own_folder:
             root = Path(schedule.retrieval_path)
-            benchmark = list_benchmark(retrieval, root, schedule.group_queries)
+            benchmark = list_benchmark(retrieval, root, schedule.group_queries, train.limits)
+            report_listing(self._ctx, benchmark.folder)
             evaluators.append(self._evaluator(benchmark.folder, (retrieval,), benchmark))
         return evaluators
 
@@ -112,6 +116,6 @@ class ScheduledEvaluation:
             if path in self._reported_unreadable:
                 continue
             self._reported_unreadable.add(path)
-            fields = {"path": folder.paths[index], "reason": reason}
-            message = f"not scored, {folder.paths[index]}: {reason}"
+            fields = {"path": stored_path(folder.paths[index]), "reason": reason}
+            message = f"not scored, {printable(folder.paths[index])}: {reason}"
             self._ctx.reporter.emit(LogRecord("WARNING", message, self._ctx.rank, fields))

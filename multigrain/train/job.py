@@ -8,6 +8,7 @@ from multigrain.data.fingerprint import fingerprint
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.probe import probe
+from multigrain.data.report import report_listing
 from multigrain.errors import MultigrainError
 from multigrain.events.records import LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
@@ -26,7 +27,8 @@ def run_training(ctx: WorkerContext) -> Outcome:
     spec = ctx.request.training
     if spec is None:
         raise ValueError("a training worker was started for a job that is not a training job")
-    folder = scan(Path(spec.dataset.train_path))
+    folder = scan(Path(spec.dataset.train_path), ctx.image_limits)
+    report_listing(ctx, folder)
     now = fingerprint(folder, ctx.reporter.alive) if ctx.rank == 0 else None
     resumption = Resumption.find(ctx)
     if resumption is None:

@@ -21,6 +21,7 @@ from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.state import model_state
 from multigrain.specs.evaluation import MetricName
 from multigrain.specs.training import CheckpointSpec, ModelSpec, TrainingSpec
+from multigrain.text import printable, stored_path
 from multigrain.train.step import TrainStep
 
 T = TypeVar("T")
@@ -171,9 +172,13 @@ class Trainer:
             self.ctx.reporter.emit(
                 LogRecord(
                     level="WARNING",
-                    message=f"skipped {path}: {reason}",
+                    message=f"skipped {printable(path)}: {reason}",
                     rank=self.ctx.rank,
-                    fields={"path": path, "reason": reason, "unreadable": str(len(reported))},
+                    fields={
+                        "path": stored_path(path),
+                        "reason": reason,
+                        "unreadable": str(len(reported)),
+                    },
                 )
             )
 

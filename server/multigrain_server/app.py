@@ -117,6 +117,7 @@ class App:
             self._leases,
             SupervisorOptions(
                 command=runner_command,
+                image_limits=config.serving.image_limits,
                 poll_seconds=config.jobs.poll_seconds,
                 max_runner_crashes=config.jobs.max_runner_crashes,
                 restart_delay_seconds=config.jobs.runner_restart_seconds,

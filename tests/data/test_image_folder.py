@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from multigrain.data.fingerprint import fingerprint
 from multigrain.data.image_folder import scan, scan_images
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.unprivileged import unprivileged
@@ -114,3 +116,123 @@ def test_a_folder_without_permission_is_not_reported_as_empty(open_path: Path, c
             f"the folder {open_path / closed} cannot be listed: Permission denied; let uid {uid} "
             "list and read it"
         )
+
+
+def message_of(root: Path) -> str:
+    with pytest.raises(MultigrainError) as caught:
+        scan(root)
+    assert caught.value.kind is ErrorKind.DATASET
+    return caught.value.message
+
+
+def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "0/1.png", "3/1.png", "3/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/0/1.png"
+    )
+    touch(tmp_path, "lost+found/x", "#recycle/1.png")
+    folder = scan(tmp_path)
+    assert folder.classes == ("0", "3")
+    assert folder.paths == ["0/1.png", "3/1.png"]
+    assert folder.left_out.describe() == (
+        "4 of the operating system (1 #recycle, 1 @eaDir, 1 __MACOSX, 1 lost+found)"
+    )
+
+
+def test_a_class_without_images_is_refused_with_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multigrain.data.image_folder.find_spec", lambda _name: None)
+    touch(tmp_path, "cat/1.png", *(f"dog/{number}.heic" for number in range(40)))
+    text = message_of(tmp_path)
+    assert "in the classes 'dog' (only 40 .heic files (" in text
+    assert "multigrain[heif]" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        (("train/0/1.png", "train/3/1.png", "val/0/1.png"), "train"),
+        (("TRAIN/0/1.png", "Validation/0/1.png", "Test/0/1.png"), "TRAIN"),
+        (("test/0/1.png", "val/0/1.png"), "test"),
+        (("train/0/1.png",), "train"),
+        (("train/0/1.png", "val/0/1.png", "annotations/a.xml"), "train"),
+    ],
+)
+def test_the_folder_above_train_and_val_is_refused(
+    tmp_path: Path, names: tuple[str, ...], meant: str
+) -> None:
+    assert f"did you mean {tmp_path}/{meant}?" in message_of(touch(tmp_path, *names))
+
+
+def test_classes_with_names_of_parts_are_accepted_with_images_of_their_own(tmp_path: Path) -> None:
+    assert scan(touch(tmp_path / "a", "test/1.png", "train/2.png")).classes == ("test", "train")
+    folder = scan(touch(tmp_path / "b", "bus/red/1.png", "train/red/2.png"))
+    assert folder.classes == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("birds/ape/1.png", "birds/bee/1.png"), r"'birds' holds folders only \('ape', 'bee'\)"),
+        (("a/b/1.png", "c/d/1.png"), r"all 2 class folders hold folders only \('a': 'b'\)"),
+        (("a/1.png", "c/d/1.png"), "^$"),
+        (("a/1.png", "a/d/1.png"), "^$"),
+    ],
+)
+def test_classes_that_hold_folders_only_are_warned_of(
+    tmp_path: Path, names: tuple[str, ...], says: str
+) -> None:
+    folder = scan(touch(tmp_path, *names))
+    assert re.search(says, folder.warning)
+    if folder.warning:
+        with pytest.raises(MultigrainError, match=r"hold.? folders only"):
+            folder.relabeled(("x",))
+
+
+def test_images_beside_the_classes_are_counted(tmp_path: Path) -> None:
+    folder = scan(touch(tmp_path, "a/1.png", "2.png", "classes.csv"))
+    assert folder.left_out.by_reason == {"direct": 1, "other": 1}
+    assert folder.left_out.suspect
+
+
+COMPOSED = "caf\u00e9"
+DECOMPOSED = "cafe\u0301"
+
+
+@pytest.mark.parametrize(("trained", "given"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_class_names_are_compared_in_one_unicode_form(
+    tmp_path: Path, trained: str, given: str
+) -> None:
+    folder = scan(touch(tmp_path, f"{given}/1.png", "dog/1.png"))
+    renamed = folder.relabeled(("ape", trained, "dog"))
+    assert renamed.classes == ("ape", trained, "dog")
+    assert renamed.labels.tolist() == [1, 2]
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = message_of(touch(tmp_path, f"{COMPOSED}/1.png", f"{DECOMPOSED}/1.png"))
+    assert r"'cafe\u0301'" in text
+    assert r"'caf\xe9'" in text
+
+
+def test_a_model_with_both_forms_keeps_them_apart(tmp_path: Path) -> None:
+    folder = scan(touch(tmp_path, f"{DECOMPOSED}/1.png"))
+    assert folder.relabeled((COMPOSED, DECOMPOSED)).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", "a\u202eb", "a\x85b", "a\x7fb"])
+def test_a_class_name_with_control_characters_is_refused(tmp_path: Path, name: str) -> None:
+    text = message_of(touch(tmp_path, "dog/1.png", f"{name}/1.png"))
+    assert "control characters" in text
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", ["日本", "كلب", "🐶", "\u0645\u06cc\u200c\u062e", "père"])
+def test_a_class_name_in_any_script_is_accepted(tmp_path: Path, name: str) -> None:
+    assert scan(touch(tmp_path, f"{name}/1.png")).classes == (name,)
+
+
+def test_the_fingerprint_says_when_names_are_in_another_form(tmp_path: Path) -> None:
+    before = fingerprint(scan(touch(tmp_path / "a", f"{COMPOSED}/1.png")))
+    after = fingerprint(scan(touch(tmp_path / "b", f"{DECOMPOSED}/1.png")))
+    assert "another Unicode form" in before.difference(after)

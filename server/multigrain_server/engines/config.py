@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from multigrain.engine.settings import RuntimeName
+from multigrain.images.limits import ImageLimits
 from multigrain.specs.base import Spec
 
 _MIB = 1024 * 1024
@@ -22,14 +23,15 @@ class ServingConfig(Spec):
         32 * _MIB,
         ge=1024,
         le=1024 * _MIB,
-        description="Bytes of one encoded image at most. Default 32 MiB.",
+        description="Bytes of one encoded image at most, also of the images of a dataset. "
+        "Default 32 MiB.",
     )
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
         le=178_000_000,
-        description="Width x height of one image at most, read from its header. "
-        "Default 50,000,000 pixels.",
+        description="Width x height of one image at most, read from its header, also of the "
+        "images of a dataset. Default 50,000,000 pixels.",
     )
     queue_items: int = Field(
         512,
@@ -111,6 +113,11 @@ class ServingConfig(Spec):
     max_bundle_bytes: int = Field(
         4096 * _MIB, ge=1024, description="Bytes of an imported bundle at most. Default 4 GiB."
     )
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits of one image, also of the images of a dataset."""
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels)
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Self:

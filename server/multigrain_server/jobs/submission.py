@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.checkpoint.manifest import CheckpointManifest
@@ -19,8 +19,12 @@ from multigrain.specs.evaluation import FOLDER_TASKS, EvaluationSpec, Task
 from multigrain.specs.export import ExportSpec
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.specs.training import TrainingSpec
+from multigrain.text import printable
 from multigrain_server.devices import Leases
 from multigrain_server.jobs.store import JobStore
+
+if TYPE_CHECKING:
+    from multigrain.data.image_folder import ImageFolder
 
 
 def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
@@ -128,7 +132,7 @@ class SubmissionChecks:
         if spec.initial_weights:
             path = self._roots.check(spec.initial_weights, "spec.initial_weights")
             spec = spec.model_copy(update={"initial_weights": str(path)})
-        classes = await _classes(train_path, "spec.dataset.train_path")
+        classes = (await _scan(train_path, "spec.dataset.train_path")).classes
         if spec.model.classes and spec.model.classes < len(classes):
             raise MultigrainError.field(
                 "spec.model.classes",
@@ -137,7 +141,7 @@ class SubmissionChecks:
             )
         if val_path:
             field = "spec.dataset.val_path"
-            found = await _classes(Path(val_path), field)
+            found = await _scan(Path(val_path), field)
             if "classification" in spec.evaluation.tasks:
                 _check_known_classes(found, classes, field)
         spec = await self._scheduled_retrieval(spec, val_path)
@@ -167,10 +171,10 @@ class SubmissionChecks:
         weights = await self._weights(spec.weights)
         dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
         if not FOLDER_TASKS.isdisjoint(spec.tasks):
-            classes = await _classes(dataset, "spec.dataset_path")
+            folder = await _scan(dataset, "spec.dataset_path")
             labels = stored_labels(weights)
             if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
-                _check_known_classes(classes, labels, "spec.dataset_path")
+                _check_known_classes(folder, labels, "spec.dataset_path")
         await _check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
@@ -239,12 +243,12 @@ class SubmissionChecks:
             raise MultigrainError(error.kind, f"spec.weights: {error.message}") from error
 
 
-async def _classes(path: Path, field: str) -> tuple[str, ...]:
-    """Class names of an image folder. Listed in a thread: it may contain a million files."""
+async def _scan(path: Path, field: str) -> ImageFolder:
+    """Lists an image folder. In a thread: it may contain a million files."""
     from multigrain.data.image_folder import scan
 
     try:
-        return (await asyncio.to_thread(scan, path)).classes
+        return await asyncio.to_thread(scan, path)
     except MultigrainError as error:
         if error.kind is not ErrorKind.DATASET:
             raise
@@ -289,14 +293,18 @@ def stored_labels(weights: Path) -> tuple[str, ...]:
     return ()
 
 
-def _check_known_classes(classes: tuple[str, ...], known: tuple[str, ...], field: str) -> None:
-    unknown = sorted(set(classes) - set(known))
+def _check_known_classes(folder: ImageFolder, known: tuple[str, ...], field: str) -> None:
+    from multigrain.data.image_folder import class_order
+
+    order = class_order(folder.classes, known)
+    unknown = [name for name, number in zip(folder.classes, order, strict=True) if number < 0]
     if unknown:
-        names = ", ".join(f'"{name}"' for name in unknown[:5])
+        names = ", ".join(f'"{printable(name)}"' for name in unknown[:5])
+        hint = f" ({folder.warning})" if folder.warning else ""
         raise _dataset_error(
             field,
-            f"{len(unknown)} of its {len(classes)} class folders are not among the "
-            f"{len(known)} classes trained on: {names}",
+            f"{len(unknown)} of its {len(folder.classes)} class folders are not among the "
+            f"{len(known)} classes trained on: {names}{hint}",
         )
 
 

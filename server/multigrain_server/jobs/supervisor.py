@@ -13,6 +13,7 @@ import structlog
 
 from multigrain.errors import MultigrainError
 from multigrain.events.records import JobError, JobState, Record, StateRecord
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits, write_limits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.limits import EXIT_DISK_FULL, is_disk_full
@@ -115,6 +116,8 @@ class SupervisorOptions:
     """
     Attributes:
         command: starts a runner; the job folder is appended.
+        image_limits: of the image files in a dataset: those of serving, so that what is served can
+            be trained on.
         poll_seconds: interval at which events and processes are checked.
         save_seconds: maximum delay of the index behind the events (states are not delayed).
         max_runner_crashes: after this many in a row the job is FAILED(RUNNER_LOST).
@@ -123,6 +126,7 @@ class SupervisorOptions:
     """
 
     command: Sequence[str]
+    image_limits: ImageLimits = DEFAULT_LIMITS
     poll_seconds: float = 0.05
     save_seconds: float = 1.0
     max_runner_crashes: int = 3
@@ -306,6 +310,8 @@ class Supervisor:
         try:
             if lease is not None:
                 save_lease(active.folder, lease)
+            # At each start: a resumed job has the limits of this daemon.
+            write_limits(active.folder.image_limits, self._options.image_limits)
             active.runner = RunnerProcess.start(active.folder, self._options.command, environment)
         except OSError as error:
             if is_disk_full(error):
