@@ -26,6 +26,7 @@ CLIENT_MAY = (
     "multigrain.v1",
     "multigrain.__version__",
     "multigrain.addresses",
+    "multigrain.bundle.members",
     "multigrain.strict_yaml",
     "multigrain.streams",
     "multigrain.text",

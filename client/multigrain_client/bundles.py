@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import tempfile
@@ -10,18 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from multigrain.bundle.members import SIGNATURE_BYTES, compression
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
 from multigrain_client.json_format import fill
 from multigrain_client.output_file import OutputFile
 
 CHUNK = 1024 * 1024
+_MANIFEST = "model.json"
 
 
 def import_requests(
     path: str | os.PathLike[str], *, name: str, version: int
 ) -> Iterator[ImportModelRequest]:
-    """The start message, then the archive in chunks. ``path`` is a bundle's folder or a tar of it.
+    """The start message, then the archive in chunks.
+
+    Args:
+        path: a bundle's folder, of which model.json and the files that it lists are sent; or a tar
+            of it, which is sent as it is.
+        name: name in the registry; empty = the name in the bundle.
+        version: 0 = the next free one.
 
     Raises:
         InvalidRequest: if it is neither, or cannot be read; for an invalid name or version.
@@ -29,13 +38,15 @@ def import_requests(
     source = Path(path)
     try:
         if source.is_dir():
-            if not (source / "model.json").is_file():
-                raise InvalidRequest(f"{source} is not a model bundle: it has no model.json")
             with tempfile.TemporaryFile() as archive:
                 _pack(source, archive)
                 yield from _requests(archive, name, version)
         else:
             with source.open("rb") as archive:
+                packed = compression(archive.read(SIGNATURE_BYTES))
+                archive.seek(0)
+                if packed:
+                    raise InvalidRequest(f"{source} cannot be imported: {packed}")
                 if not tarfile.is_tarfile(archive):
                     raise InvalidRequest(
                         f"{source} is not a model bundle (a folder or an uncompressed tar of it); "
@@ -43,7 +54,8 @@ def import_requests(
                     )
                 yield from _requests(archive, name, version)
     except OSError as error:
-        raise InvalidRequest(f"cannot read {source}: {error.strerror or error}") from error
+        where = error.filename if error.filename is not None else source
+        raise InvalidRequest(f"cannot read {where}: {error.strerror or error}") from error
 
 
 def _requests(archive: BinaryIO, name: str, version: int) -> Iterator[ImportModelRequest]:
@@ -60,10 +72,36 @@ def _requests(archive: BinaryIO, name: str, version: int) -> Iterator[ImportMode
 
 
 def _pack(folder: Path, archive: BinaryIO) -> None:
+    """Packs the manifest and the files that it lists; what else is in the folder stays there."""
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and not file.is_symlink():
-                tar.add(file, arcname=file.relative_to(folder).as_posix(), recursive=False)
+        for name in (_MANIFEST, *_listed(folder)):
+            file = folder / name
+            if file.is_symlink():
+                raise InvalidRequest(
+                    f"{file} is a link, which is not followed: put a copy of the file there"
+                )
+            if not file.is_file():
+                raise InvalidRequest(f"{file} is missing: {_MANIFEST} lists it")
+            tar.add(file, arcname=name, recursive=False)
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names of the files in a bundle's manifest."""
+    if not (folder / _MANIFEST).is_file():
+        inside = sorted(found.parent.name for found in folder.glob(f"*/{_MANIFEST}"))
+        hint = f"; did you mean {folder / inside[0]}?" if inside else ""
+        raise InvalidRequest(f"{folder} is not a model bundle: it has no {_MANIFEST}{hint}")
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+    except ValueError as error:
+        raise InvalidRequest(f"{folder / _MANIFEST} is not valid JSON: {error}") from None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    # What is wrong with the rest of it, the server says.
+    names = sorted(files) if isinstance(files, dict) else []
+    for name in names:
+        if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise InvalidRequest(f"{folder / _MANIFEST} lists {name!r}: not a file of the folder")
+    return names
 
 
 class BundleWriter:

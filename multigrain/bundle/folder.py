@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.bundle.members import SIGNATURE_BYTES, compression, is_passed_over
+from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.storage import FileEntry, describe, sync_folder, write_synced
 
 FILE_MODE = 0o644
 _MAX_FILES = 64
+# With the folders and hidden files around them.
+_MAX_ENTRIES = 512
 _MAX_MANIFEST = 16 * 2**20
 _CHUNK = 1 << 20
 
@@ -79,8 +83,9 @@ def write_tar(path: Path, archive: BinaryIO) -> None:
 def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
     """Unpacks an untrusted archive of a bundle's files.
 
-    Accepts only regular files in the top folder: no folders, links, devices, sparse files, paths,
-    duplicate names or compression. Modes and owners are ignored.
+    Accepts only regular files, at the top or all in the folder with ``model.json``. No links,
+    devices, sparse files, other folders, duplicate names or compression. Files and folders that
+    are hidden or of a system (.DS_Store, __MACOSX) are passed over. Modes and owners are ignored.
 
     Args:
         archive: an uncompressed tar archive.
@@ -94,12 +99,17 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
     path.mkdir(parents=True, exist_ok=True)
     left, names = max_bytes, set[str]()
     try:
+        start = archive.tell()
+        head = archive.read(SIGNATURE_BYTES)
+        archive.seek(start)
         # "r:" and not "r": a compressed archive could unfold to any size.
         with tarfile.open(fileobj=archive, mode="r:") as tar:
-            for member in tar:
-                if member.isdir() and member.name.strip("./") == "":
-                    continue  # "tar -c ." begins with the folder itself
-                name = _member_name(member)
+            members = _members(tar)
+            top = _top_folder(members)
+            for member in members:
+                if member.isdir() and f"{top}/".startswith(f"{_path(member)}/".lstrip("/")):
+                    continue  # "tar -c ." and "tar -c FOLDER" begin with the folder itself
+                name = _member_name(member, top)
                 left -= member.size
                 if left < 0:
                     raise _refused(f"its files are larger than {max_bytes} bytes")
@@ -110,7 +120,8 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
                     raise _refused(f"it has more than {_MAX_FILES} files")
                 _extract(tar, member, path / name)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise _refused("it is not a complete, uncompressed tar archive") from error
+        why = compression(head) or "it is not a complete, uncompressed tar archive"
+        raise _refused(why) from error
     except FileExistsError as error:
         raise _refused("one of its files exists already") from error
     except OSError as error:
@@ -118,7 +129,39 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
             ErrorKind.STORAGE, f"the archive cannot be unpacked: {error.strerror}"
         ) from error
     if MANIFEST_NAME not in names:
-        raise _refused(f"it has no {MANIFEST_NAME}: pack the files of a bundle, not their folder")
+        raise _refused(
+            f"it has no {MANIFEST_NAME}; pack a bundle's folder (tar cf BUNDLE.tar FOLDER) or its "
+            "files"
+        )
+
+
+def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """The entries that are not passed over."""
+    found = []
+    for number, member in enumerate(tar):
+        if number >= _MAX_ENTRIES:
+            raise _refused(f"it has more than {_MAX_ENTRIES} entries")
+        if not is_passed_over(member.name):
+            found.append(member)
+    return found
+
+
+def _top_folder(members: Sequence[tarfile.TarInfo]) -> str:
+    """The folder with the manifest and so with all files; "" = the archive's top."""
+    manifests = [
+        folder
+        for folder, _, name in (_path(member).rpartition("/") for member in members)
+        if name == MANIFEST_NAME and not folder.startswith("/") and ".." not in folder.split("/")
+    ]
+    return "" if not manifests or "" in manifests else manifests[0]
+
+
+def _path(member: tarfile.TarInfo) -> str:
+    """The path of an entry without a leading "./" or a trailing "/"."""
+    name = member.name
+    while name.startswith("./"):
+        name = name.removeprefix("./")
+    return "" if name == "." else name.rstrip("/")
 
 
 def _verify(path: Path, manifest: BundleManifest) -> None:
@@ -144,15 +187,29 @@ def _plain(name: str) -> str:
     return name
 
 
-def _member_name(member: tarfile.TarInfo) -> str:
+def _member_name(member: tarfile.TarInfo, top: str) -> str:
     # isreg() would accept sparse files, which can be larger than the archive.
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-        raise _refused(f"{member.name[:100]!r} is not a regular file")
-    name = member.name.removeprefix("./")
+        raise _refused(f"{member.name[:100]!r} is {_kind(member)} and not a regular file")
+    folder, _, name = _path(member).rpartition("/")
     try:
+        if folder != top:
+            raise _damaged("it has folders")
         return _plain(name)
     except MultigrainError:
-        raise _refused(f"{member.name[:100]!r} is not a plain file name") from None
+        raise _refused(
+            f"{member.name[:100]!r} is not a plain file name"
+            + (f" in {top!r}, the folder with {MANIFEST_NAME}" if top else "")
+            + "; a bundle has no folders: pack its folder alone"
+        ) from None
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.type in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        return "a link"
+    if member.isdir():
+        return "a folder"
+    return "a sparse file" if member.sparse is not None else "a special file"
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
@@ -177,4 +234,13 @@ def _damaged(what: str) -> MultigrainError:
 
 
 def _refused(what: str) -> MultigrainError:
-    return MultigrainError.field("chunk", f"the archive is refused: {what}")
+    return refused_archive(f"the archive is refused: {what}")
+
+
+def refused_archive(message: str) -> MultigrainError:
+    """An INVALID_FIELD error of an uploaded archive.
+
+    Its message does not name the field: "chunk" means nothing to the caller of a client.
+    """
+    violation = FieldViolation("chunk", message)
+    return MultigrainError(ErrorKind.INVALID_FIELD, message, violations=(violation,))

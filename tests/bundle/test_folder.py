@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.bundle.folder import read, unpack_tar, write_tar
+from multigrain.bundle.manifest import BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.bundle.bundles import write_bundle
 
@@ -77,6 +78,105 @@ def test_the_folder_entry_of_an_archive_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path / "b", verify=True).version == 3
 
 
+def tar_of(folder: Path, *names: str, format: int = tarfile.PAX_FORMAT) -> io.BytesIO:
+    """As ``tar -C folder -c names`` packs it."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for name in names:
+            tar.add(folder / name, arcname=name)
+    file.seek(0)
+    return file
+
+
+LITTER = (
+    ".DS_Store", "._model.json", "._weights.safetensors", ".git/HEAD", "__MACOSX/._model.json",
+    "Thumbs.db", "desktop.ini", "@eaDir/model.json@SynoEAStream", ".hidden",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("top", [".", "m", "./m", "outer/m", "m" * 90, "m" * 150])
+def test_a_folder_is_packed_in_any_way_and_with_what_systems_put_there(
+    tmp_path: Path, top: str, format: int
+) -> None:
+    if len(top) > 100 and format == tarfile.USTAR_FORMAT:
+        top = "/".join([top[:75], top[:75]])
+    folder = tmp_path / "in" / top
+    (tmp_path / "in").mkdir()
+    manifest = write_bundle(folder) if top != "." else write_bundle_in(folder)
+    for name in LITTER:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"litter")
+    (tmp_path / "in" / "._m").write_bytes(b"beside the folder")
+    archive = tar_of(tmp_path / "in", *(["."] if top == "." else [f"{top}", "._m"]), format=format)
+    unpack_tar(archive, tmp_path / "b", max_bytes=LIMIT)
+    assert read(tmp_path / "b", verify=True) == manifest
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"model.json", *manifest.files}
+
+
+def write_bundle_in(folder: Path) -> BundleManifest:
+    manifest = write_bundle(folder / "new")
+    for path in (folder / "new").iterdir():
+        path.rename(folder / path.name)
+    (folder / "new").rmdir()
+    return manifest
+
+
+def test_files_beside_those_of_the_manifest_are_unpacked(tmp_path: Path) -> None:
+    """Whoever reads the manifest decides about them."""
+    write_bundle(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("about")
+    unpack_tar(tar_of(tmp_path, "a"), tmp_path / "b", max_bytes=LIMIT)
+    assert (tmp_path / "b" / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ("other/file", "not a plain file name in 'm', the folder with model.json"),
+        ("file", "not a plain file name in 'm'"),
+        ("m/sub/file", "'m/sub/file' is not a plain file name in 'm'"),
+        ("m/../file", "'m/../file' is not a plain file name"),
+        ("/m/file", "not a plain file name"),
+        ("n/model.json", "not a plain file name in 'm'"),
+    ],
+)
+def test_files_outside_the_folder_of_the_manifest_are_refused(
+    tmp_path: Path, odd: str, why: str
+) -> None:
+    archive = archive_of(member("m/model.json", b"{}"), member(odd))
+    message = refusal(archive, tmp_path / "b")
+    assert why in message
+    assert not message.startswith("chunk")
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (tarfile.SYMTYPE, "a link"),
+        (tarfile.LNKTYPE, "a link"),
+        (tarfile.DIRTYPE, "a folder"),
+        (tarfile.CHRTYPE, "a special file"),
+        (tarfile.FIFOTYPE, "a special file"),
+    ],
+)
+def test_odd_entries_are_refused_by_kind(tmp_path: Path, kind: bytes, what: str) -> None:
+    odd = member("m/odd", b"", type=kind, linkname="model.json")
+    archive = archive_of(member("m/model.json", b"{}"), odd)
+    assert f"'m/odd' is {what} and not a regular file" in refusal(archive, tmp_path / "b")
+
+
+def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    link = member("m", b"", type=tarfile.SYMTYPE, linkname="/etc")
+    archive = archive_of(link, member("m/model.json", b"{}"))
+    assert "'m' is a link" in refusal(archive, tmp_path / "b")
+
+
+def test_many_hidden_entries_are_refused(tmp_path: Path) -> None:
+    archive = archive_of(*(member(f".{number}") for number in range(600)))
+    assert "more than 512 entries" in refusal(archive, tmp_path / "b")
+
+
 def damage_missing(path: Path) -> None:
     (path / "model.onnx").unlink()
 
@@ -137,7 +237,18 @@ def test_an_invalid_manifest_is_explained(tmp_path: Path, content: str | None, s
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil", "/tmp/evil", "sub/file", "..", ".hidden", "a\\b", "./../evil", "x/../../evil"],
+    [
+        "../evil",
+        "/tmp/evil",
+        "sub/file",
+        "..",
+        "a\\b",
+        "./../evil",
+        "x/../../evil",
+        ".x/../../evil",
+        "../.evil",
+        "__MACOSX/../../evil",
+    ],
 )
 def test_names_with_paths_are_refused(tmp_path: Path, name: str) -> None:
     target = tmp_path / "in" / "folder"
@@ -206,7 +317,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     with tarfile.open(fileobj=file, mode="w:gz") as tar:
         tar.add(tmp_path / "a" / "model.json", arcname="model.json")
     file.seek(0)
-    assert "uncompressed" in refusal(file, tmp_path / "b")
+    assert "it is a gzip file: unpack it (gunzip)" in refusal(file, tmp_path / "b")
 
 
 def test_an_archive_without_manifest_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def test_import_loads_no_heavy_package_and_only_light_modules_of_the_library(mod
     assert rest - {"multigrain.streams"} == {
         "multigrain",
         "multigrain.addresses",
+        "multigrain.bundle",
+        "multigrain.bundle.members",
         "multigrain.data",
         "multigrain.data.listing",
         "multigrain.images",

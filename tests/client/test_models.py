@@ -29,10 +29,11 @@ def test_models_are_listed_loaded_and_aliased(client, state):
 def test_bundle_folder_is_uploaded_and_downloaded_unchanged(client, state, tmp_path):
     bundle = tmp_path / "bundle"
     (bundle / "graphs").mkdir(parents=True)
-    (bundle / "model.json").write_text("{}")
+    manifest = '{"files": {"graphs/model.onnx": {}}}'
+    (bundle / "model.json").write_text(manifest)
     (bundle / "graphs" / "model.onnx").write_bytes(b"x" * 3_000_000)
     model = client.import_model(bundle, name="digits")
-    assert dict(model.files) == {"graphs/model.onnx": 3_000_000, "model.json": 2}
+    assert dict(model.files) == {"graphs/model.onnx": 3_000_000, "model.json": len(manifest)}
 
     path = client.download_model("digits@1", tmp_path / "digits.tar")
     assert path.read_bytes() == state.bundle
@@ -54,6 +55,78 @@ def test_importing_a_weights_file_suggests_an_export(client, tmp_path):
 def test_importing_a_folder_without_a_manifest_is_refused(client, tmp_path):
     with pytest.raises(InvalidRequest, match=r"has no model\.json"):
         client.import_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [".DS_Store", "._model.json", "__MACOSX/._model.json", "Thumbs.db", ".git/HEAD", "README.md",
+     "old/model.json"],
+)  # fmt: skip
+def test_what_the_manifest_does_not_list_is_not_uploaded(client, tmp_path, extra):
+    (tmp_path / "model.json").write_text('{"files": {"a": {}}}')
+    (tmp_path / "a").write_bytes(b"aa")
+    (tmp_path / extra).parent.mkdir(exist_ok=True)
+    (tmp_path / extra).write_bytes(b"not for you")
+    assert set(client.import_model(tmp_path).files) == {"model.json", "a"}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        ("{", r"model\.json is not valid JSON"),
+        ('{"files": {"b": {}}}', r"b is missing: model\.json lists it"),
+        ('{"files": {"link": {}}}', "link is a link, which is not followed"),
+        ('{"files": {"dangling": {}}}', "dangling is a link"),
+        ('{"files": {"folder": {}}}', "folder is missing"),
+        ('{"files": {"../a": {}}}', r"lists '\.\./a': not a file"),
+        ('{"files": {"/etc/passwd": {}}}', "not a file of the folder"),
+        ('{"files": {"": {}}}', "not a file of the folder"),
+    ],
+)
+def test_a_bundle_folder_that_is_not_whole_is_refused_before_the_upload(
+    client, state, tmp_path, manifest, why
+):
+    (tmp_path / "model.json").write_text(manifest)
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InvalidRequest, match=why):
+        client.import_model(tmp_path)
+    assert state.requests == []
+
+
+def test_a_folder_around_the_bundle_is_refused_with_the_bundle(client, tmp_path):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "model.json").write_text("{}")
+    with pytest.raises(InvalidRequest, match=f"did you mean {tmp_path / 'digits'}?"):
+        client.import_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"\x1f\x8b\x08", r"it is a gzip file: unpack it \(gunzip\)"),
+        (b"BZh9", "a bzip2 file"),
+        (b"\xfd7zXZ\x00", "an xz file"),
+        (b"\x28\xb5\x2f\xfd", r"a zstd file: unpack it \(unzstd\)"),
+        (b"\x04\x22\x4d\x18", "an lz4 file"),
+        (b"PK\x03\x04", r"a zip archive: unpack it \(unzip\) and import the tar or folder"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    ],
+)
+def test_a_compressed_archive_is_refused_with_how_to_unpack_it(client, state, tmp_path, head, what):
+    (tmp_path / "bundle.tar").write_bytes(head + bytes(600))
+    with pytest.raises(InvalidRequest, match=f"bundle.tar cannot be imported: .*{what}|{what}"):
+        client.import_model(tmp_path / "bundle.tar")
+    assert state.requests == []
+
+
+def test_a_gzipped_tar_is_not_sent(client, state, tmp_path):
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
+        tar.add(__file__, "model.json")
+    with pytest.raises(InvalidRequest, match="it is a gzip file"):
+        client.import_model(tmp_path / "b.tar.gz")
+    assert state.requests == []
 
 
 def test_interrupted_download_leaves_no_file(client, state, tmp_path):

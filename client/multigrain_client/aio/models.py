@@ -87,7 +87,7 @@ class AsyncModelCalls(AsyncRpcs):
         version: int = 0,
         timeout: float | None = None,
     ) -> Model:
-        """Uploads a bundle: its folder, or a tar archive of it.
+        """Uploads a bundle: its folder, or an uncompressed tar archive of it.
 
         Args:
             path: the bundle.

@@ -83,7 +83,9 @@ def _alias(context: Context) -> int:
 
 
 def _configure_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="local folder of a bundle, or a tar of it")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="local folder of a bundle, or an uncompressed tar of it"
+    )
     parser.add_argument("--name", default="", help="name in the registry; default: the bundle's")
     parser.add_argument(
         "--version", type=count, default=0, metavar="N", help="default: the next free one"

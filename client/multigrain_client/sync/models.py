@@ -86,7 +86,7 @@ class ModelCalls(Rpcs):
         version: int = 0,
         timeout: float | None = None,
     ) -> Model:
-        """Uploads a bundle: its folder, or a tar archive of it.
+        """Uploads a bundle: its folder, or an uncompressed tar archive of it.
 
         Args:
             path: the bundle.

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import structlog
 
-from multigrain.bundle.folder import read, unpack_tar, write_manifest, write_tar
+from multigrain.bundle.folder import read, refused_archive, unpack_tar, write_manifest, write_tar
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import sync_file
@@ -92,8 +92,7 @@ class BundleImport:
             )
         self._received += len(chunk)
         if self._received > self._max_bytes:
-            raise MultigrainError.field(
-                "chunk",
+            raise refused_archive(
                 f"the archive is larger than {self._max_bytes} bytes (serving.max_bundle_bytes)",
             )
         await to_thread_uncancellable(self._append, chunk)
@@ -149,7 +148,7 @@ class BundleImport:
         except MultigrainError as error:
             if error.kind is not ErrorKind.CHECKPOINT:
                 raise
-            raise MultigrainError.field("chunk", error.message) from error
+            raise refused_archive(error.message) from error
         for path in folder.iterdir():
             if path.name != MANIFEST_NAME and path.name not in manifest.files:
                 path.unlink()  # a file without a checksum cannot be verified

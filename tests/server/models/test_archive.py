@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_client.bundles import import_requests
 from multigrain_server.models import archive
 from multigrain_server.models.catalog import ModelView
 from multigrain_server.models.manager import ModelManager
@@ -157,6 +158,29 @@ async def test_files_that_the_manifest_does_not_name_are_left_out(tmp_path: Path
     async with harness(tmp_path) as h:
         view = await upload(h.manager, tar({**files, "extra.py": b"x"}))
         assert not (view.entry.path / "extra.py").exists()
+
+
+async def test_a_folder_that_the_finder_has_opened_is_imported(tmp_path: Path) -> None:
+    """As the client sends it, and as `tar cf b.tar FOLDER` packs it."""
+    folder = write_bundle(tmp_path / "elsewhere")
+    names = {path.name for path in folder.iterdir()}
+    for litter in (".DS_Store", "._model.json", "Thumbs.db"):
+        (folder / litter).write_bytes(b"")
+    _start, *chunks = import_requests(folder, name="", version=0)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(folder, arcname=folder.name)
+    async with harness(tmp_path) as h:
+        for content in (b"".join(message.chunk for message in chunks), packed.getvalue()):
+            view = await upload(h.manager, content)
+            assert {path.name for path in view.entry.path.iterdir()} == names
+
+
+async def test_errors_of_an_archive_do_not_name_the_messages_it_came_in(tmp_path: Path) -> None:
+    async with harness(tmp_path) as h:
+        with pytest.raises(MultigrainError) as caught:
+            await upload(h.manager, b"hello")
+        assert caught.value.message.startswith("the archive is refused: ")
 
 
 async def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
