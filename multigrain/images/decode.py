@@ -5,34 +5,25 @@ Training, evaluation and serving all use this decoder, so that they see the same
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-# Importing a plugin registers it: once here, not at first use in a thread.
-from PIL import (
-    AvifImagePlugin,  # noqa: F401
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.bmp import Bmp
 from multigrain.images.formats import FORMAT_NAMES, identify
+from multigrain.images.gif import Gif
+from multigrain.images.heif import Avif, Heic
 from multigrain.images.jpeg import Jpeg
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
-from multigrain.images.picture import Picture, damaged, on_white
+from multigrain.images.picture import Picture, damaged
 from multigrain.images.png import Png
 from multigrain.images.tiff import Tiff
+from multigrain.images.webp import WebP
 
-_ORIENTATION_TAG: Final = 0x0112
 # EXIF orientation -> the operation that makes the image upright.
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,8 +79,8 @@ def decode_image(
         image = picture.load(factor)
     except MultigrainError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise _too_large(_pixels(error), limits) from error
+    except MemoryError as error:
+        raise _too_large("its pixels do not fit in memory", limits) from error
     except Exception as error:  # decoders of damaged data raise all kinds of exceptions
         raise damaged(picture.form, "its pixels cannot be decoded") from error
     method = _UPRIGHT.get(picture.orientation)
@@ -135,17 +126,17 @@ def _open(data: bytes, limits: ImageLimits) -> Picture:
         picture = _READERS[kind.name](data)
     except MultigrainError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(_pixels(error), limits) from error
     except Exception as error:  # parsers of damaged headers raise all kinds of exceptions
         raise damaged(kind.name, "its header cannot be read") from error
     width, height = picture.size
     if width * height > limits.max_pixels:
         raise _too_large(f"{width} x {height} pixels", limits)
     if width < 1 or height < 1:
+        sides = [name for name, n in (("columns", width), ("rows", height)) if n < 1]
         raise MultigrainError(
-            ErrorKind.IMAGE_UNREADABLE,
-            f"the image is {width} x {height} pixels: send one with at least 1 x 1",
+            ErrorKind.IMAGE_FORMAT,
+            f"the image has 0 {' and 0 '.join(sides)} ({width} x {height} pixels): send one with "
+            "at least 1 x 1",
         )
     return picture
 
@@ -166,50 +157,13 @@ def _reduction(size: tuple[int, int], shortest: int) -> int:
     return 1
 
 
-class _PillowPicture(Picture):
-    """A file that Pillow's plugin reads.
-
-    Args:
-        data: the file.
-        form: Pillow's name of the format.
-    """
-
-    def __init__(self, data: bytes, form: str) -> None:
-        self.form = form
-        try:
-            self._image = Image.open(io.BytesIO(data), formats=(form,))
-        except UnidentifiedImageError as error:
-            raise damaged(form, "its header cannot be read") from error
-        self.size = self._image.size
-        self.orientation = _orientation(self._image)
-
-    def load(self, factor: int = 1) -> Image.Image:
-        self._image.load()
-        return _to_rgb(self._image)
-
-
-def _pixels(error: Exception) -> str:
-    """Returns the pixels in Pillow's message: its bomb check precedes access to the size."""
-    found = re.search(r"\((\d+) pixels\)", str(error))
-    return f"{found[1]} pixels" if found else "its pixels do not fit in memory"
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # the pixels may be intact although the metadata is damaged
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return on_white(image)
-    return image.convert("RGB")
-
-
 _READERS: Final[dict[str, Callable[[bytes], Picture]]] = {
     "JPEG": Jpeg,
     "PNG": Png,
+    "WEBP": WebP,
+    "BMP": Bmp,
+    "GIF": Gif,
     "TIFF": Tiff,
-    **{form: partial(_PillowPicture, form=form) for form in ("WEBP", "BMP", "GIF", "AVIF")},
+    "AVIF": Avif,
+    "HEIC": Heic,
 }

@@ -196,6 +196,9 @@ _OTHER_BRANDS: Final = {
 # First box of an old QuickTime file.
 _QUICKTIME: Final = frozenset({b"moov", b"mdat", b"wide", b"pnot"})
 
+# Sizes of the second header of a bitmap, of which some files consist without the first.
+_BITMAP_HEADERS: Final = tuple(bytes((size, 0, 0, 0)) for size in (40, 52, 56, 108, 124))
+
 _TEXT_START: Final = 1024
 _HTML: Final = re.compile(r"<(!doctype\s+html|html|head|body|title|script|div|meta)\b", re.I)
 _BASE64: Final = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
@@ -213,7 +216,7 @@ def identify(data: bytes) -> Kind | None:
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return kind
-    if data[:2] == b"BM" and _is_bmp(data):
+    if _is_bmp(data):
         return Kind("BMP")
     if data[:4] in (b"RIFF", b"FORM"):
         return _riff(data)
@@ -243,9 +246,15 @@ def identify(data: bytes) -> Kind | None:
 
 
 def _is_bmp(data: bytes) -> bool:
-    """Whether the size of the second header is one that exists: many texts start with BM too."""
-    size = int.from_bytes(data[14:18], "little")
-    return len(data) < 18 or size == 12 or 16 <= size <= 256
+    """Whether the sizes in a header exist: many texts start with BM too.
+
+    The file header is missing where a bitmap was saved from memory (.dib): one plane follows the
+    size of the picture.
+    """
+    if data[:2] == b"BM":
+        size = int.from_bytes(data[14:18], "little")
+        return len(data) < 18 or size == 12 or 16 <= size <= 256
+    return data[:4] in _BITMAP_HEADERS and data[12:14] == b"\x01\x00" and len(data) >= 40
 
 
 def _riff(data: bytes) -> Kind | None:

@@ -265,7 +265,16 @@ def test_damage_is_described(data: bytes, reason: str) -> None:
 @pytest.mark.parametrize("size", [(0, 10), (10, 0), (0, 0)])
 def test_a_picture_without_pixels_says_its_size(size: tuple[int, int]) -> None:
     error = failure(SIGNATURE + header(*size, 8, RGB) + chunk(b"IDAT", zlib.compress(b"")))
+    assert error.kind is ErrorKind.IMAGE_FORMAT
     assert f"{size[0]} x {size[1]} pixels" in error.message
+    assert ("0 columns" in error.message) == (size[0] == 0)
+    assert ("0 rows" in error.message) == (size[1] == 0)
+
+
+def test_the_case_of_a_picture_without_columns() -> None:
+    error = failure((CASES / "zero-width.png").read_bytes())
+    assert error.kind is ErrorKind.IMAGE_FORMAT
+    assert "0 columns" in error.message
 
 
 def test_a_palette_of_an_rgb_picture_is_a_suggestion_only() -> None:
