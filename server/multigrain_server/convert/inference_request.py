@@ -295,9 +295,11 @@ def _images(message: service_pb2.ModelInferRequest, max_images: int) -> _Images:
             )
         refuse_all(tensor.parameters, field)
     if len(message.inputs) != 1:
+        # The metadata cannot say that they are alternatives: perf_analyzer sends all by default.
+        hint = " (perf_analyzer: name one in the file of --input-data)" if message.inputs else ""
         raise MultigrainError.field(
             "inputs",
-            f"has {len(message.inputs)} tensors: send either {' or '.join(INPUTS)}",
+            f"has {len(message.inputs)} tensors: send either {' or '.join(INPUTS)}{hint}",
         )
     tensor = message.inputs[0]
     # Read once: each access of a repeated field copies the bytes.
