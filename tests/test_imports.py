@@ -30,6 +30,7 @@ CLIENT_MAY = (
     "multigrain.strict_yaml",
     "multigrain.streams",
     "multigrain.text",
+    "multigrain.fonts",
     "multigrain.data.listing",
     "multigrain.images.formats",
 )

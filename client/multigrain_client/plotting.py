@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from multigrain.text import printable
+from multigrain.fonts import plot_names
 from multigrain_client.errors import InvalidRequest, MissingPackage
 from multigrain_client.images import FloatArray
 from multigrain_client.loss_point import LossPoint
@@ -71,10 +71,13 @@ def plot_losses(
         top.set_yscale("log")
     top.grid(alpha=0.3)
     legend = top.legend(framealpha=0.9)
-    for text, curve in zip(legend.get_texts(), shown, strict=False):
+    names = plot_names([curve.name for curve in shown])
+    # The legend also has the terms of a single curve.
+    for text, name in zip(legend.get_texts(), names.shown, strict=False):
         # Set here: as a label, a name with "_" in front is left out; "$" would begin a formula.
         text.set_parse_math(False)
-        text.set_text(f"{printable(curve.name)}: loss")
+        text.set_text(f"{name}: loss")
+        text.set_fontfamily(names.families)
     (bottom or top).set_xlabel("step")
     figure.savefig(path, format="png")
 

@@ -131,7 +131,9 @@ class _Evaluation:
         )
         if self.ctx.rank == 0:
             gem_p = self.restored.spec.gem_p
-            write_results(self.ctx.folder.results, self.folder, record, result, gem_p)
+            note = write_results(self.ctx.folder.results, self.folder, record, result, gem_p)
+            if note:
+                self._log("INFO", note)
             self.ctx.reporter.emit(record)
         text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         return Outcome(message=f"{text} on {images} images")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from multigrain.evaluate.copy_detection import CopyDetectionResult
 from multigrain.evaluate.evaluator import EvaluationResult
 from multigrain.evaluate.retrieval import average_precision, write_benchmark
 from multigrain.events.records import EvaluationRecord
+from multigrain.fonts import PlotNames, plot_names
 from multigrain.storage import os_error_hint
 from multigrain.text import stored_path
 
@@ -29,7 +31,6 @@ CONFUSION_PLOT = "confusion.png"
 _UNREAD = -1
 _MAX_NAMED = 40  # most classes with names beside the matrix
 _MAX_COUNTED = 20  # most classes with counts in the matrix's cells
-_NAME_LENGTH = 24
 
 
 def write_results(
@@ -38,7 +39,7 @@ def write_results(
     record: EvaluationRecord,
     result: EvaluationResult,
     gem_p: float,
-) -> None:
+) -> str:
     """Writes the results of an evaluation.
 
     ``metrics.json`` always; ``images.csv`` for classification and copy detection;
@@ -52,10 +53,14 @@ def write_results(
         result: metrics and details.
         gem_p: pooling exponent of the network.
 
+    Returns:
+        A note for the log; "" if there is none.
+
     Raises:
         MultigrainError: STORAGE.
     """
     classification, copies = result.classification, result.copies
+    note = ""
     try:
         results.mkdir(parents=True, exist_ok=True)
         body = asdict(record)
@@ -69,7 +74,7 @@ def write_results(
             _write_csv(results / CONFUSION, _confusion_rows(classification))
             counts = classification.confusion()
             names = tuple(_name(classification.classes, j) for j in range(counts.shape[1]))
-            plot_confusion(counts, names, results / CONFUSION_PLOT)
+            note = plot_confusion(counts, names, results / CONFUSION_PLOT)
         if result.retrieval is not None:
             write_benchmark(results, record, result.retrieval, gem_p)
     except OSError as error:
@@ -78,6 +83,7 @@ def write_results(
             f"the results cannot be written ({error.strerror}): "
             + os_error_hint(error, "write in the job's folder", "free some space and try again"),
         ) from error
+    return note
 
 
 def _image_rows(
@@ -138,13 +144,16 @@ def _write_csv(path: Path, rows: Iterable[list[object]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path) -> None:
+def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path) -> str:
     """Plots a confusion matrix as PNG: true class by predicted class, rows normalized.
 
     Args:
         counts: (classes, outputs).
         names: names of the outputs.
         path: the file to write.
+
+    Returns:
+        A note if names cannot be drawn; otherwise "".
 
     Raises:
         OSError: if it cannot be written.
@@ -154,6 +163,7 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
     from matplotlib.figure import Figure
 
     rows, columns = counts.shape
+    plotted: PlotNames | None = None
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.35 * max(rows, columns), 5.0, 14.0))
     figure = Figure(figsize=(side + 1.2, side), dpi=110, layout="constrained")
@@ -164,9 +174,10 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if max(rows, columns) <= _MAX_NAMED:
-        labels = [_short(name) for name in names]
-        axes.set_xticks(range(columns), labels[:columns], rotation=90, parse_math=False)
-        axes.set_yticks(range(rows), labels[:rows], parse_math=False)
+        plotted = plot_names(names)
+        style: Any = {"parse_math": False, "fontfamily": plotted.families}
+        axes.set_xticks(range(columns), plotted.shown[:columns], rotation=90, **style)
+        axes.set_yticks(range(rows), plotted.shown[:rows], **style)
     if max(rows, columns) <= _MAX_COUNTED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(
@@ -182,7 +193,4 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
     right = int(np.trace(counts[:, :rows]))
     axes.set_title(f"{total} images, {right / max(total, 1):.2%} correct")
     figure.savefig(path, format="png")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+    return f"{path.name}: {plotted.note}" if plotted is not None and plotted.note else ""
