@@ -90,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed = build_parser().parse_args(arguments)
         except SystemExit as stop:
             # The help, or the error of a wrong command line.
-            output = Output(stdout, stderr, as_json=False)
-            return _finish(output, Result.OUTPUT, int(stop.code or OK))
+            if stop.code:
+                return USAGE
+            return _ended(Output(stdout, stderr, as_json=False), Result.OUTPUT)
         command: Command = parsed.chosen
         output = Output(
             stdout, stderr, as_json=parsed.json, command=command.name, commands=_COMMAND_OF
@@ -99,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = command.result
         if result is Result.FILE and not parsed.out:
             result = Result.OUTPUT
-        return _finish(output, result, _run(command, Context(parsed, output), result))
+        code = _run(command, Context(parsed, output), result)
+        return code or _ended(output, result)
 
 
 def _run(command: Command, context: Context, result: Result) -> int:
@@ -130,17 +132,15 @@ def _run(command: Command, context: Context, result: Result) -> int:
         return FAILED
 
 
-def _finish(output: Output, result: Result, code: int) -> int:
-    """Writes what is still buffered; returns the exit code."""
-    whole = output.stream.failure is None
+def _ended(output: Output, result: Result) -> int:
+    """The exit code of a command that has succeeded, by what became of its output."""
     output.stream.flush()
-    if whole and output.stream.failure is not None and code == OK:
-        failed = OutputError(output.stream)
-        if not failed.broken_pipe:
-            _report_output(output, failed)
-            return FAILED
-        return OK if result is Result.FILE else BROKEN_PIPE
-    return code
+    if output.stream.failure is None or (result is Result.FILE and output.stream.broken_pipe):
+        return OK
+    if output.stream.broken_pipe:
+        return BROKEN_PIPE
+    _report_output(output, OutputError(output.stream))
+    return FAILED
 
 
 def _report_output(output: Output, error: OutputError) -> None:
