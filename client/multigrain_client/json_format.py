@@ -21,7 +21,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from multigrain.text import printable
+from multigrain.text import is_text, printable
 from multigrain_client.errors import FieldViolation, InvalidRequest
 
 M = TypeVar("M", bound=Message)
@@ -133,13 +133,12 @@ def _fill(
         elif value is not None:
             try:
                 _set(message, field, value, here, violations)
-            except UnicodeEncodeError as error:
-                # From a file name or an argument that is not UTF-8.
-                text = printable(str(error.object))
-                violations.append(
-                    FieldViolation(here, f"'{text}' is not UTF-8 text: rename it, or correct it")
-                )
             except (TypeError, ValueError, AttributeError) as error:
+                bad = _not_text(value)
+                if bad is not None:
+                    text = f"'{printable(bad)}' is not UTF-8 text: rename it, or correct it"
+                    violations.append(FieldViolation(here, text))
+                    continue
                 # For a plain value the error only repeats that the type is wrong.
                 detail = "" if isinstance(value, (int, float, str)) else f": {error}"
                 violations.append(
@@ -193,6 +192,20 @@ def _extend(
             _fill(target.add(), item, f"{path}[{index}]", violations)
         else:
             target.add().CopyFrom(item)
+
+
+def _not_text(value: Any) -> str | None:
+    """A string in the value that has no UTF-8, as of a file name or argument in other bytes."""
+    if isinstance(value, str):
+        return None if is_text(value) else value
+    if isinstance(value, os.PathLike):
+        return _not_text(os.fspath(value))
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = (*value.keys(), *value.values())
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    return next((bad for item in inner if (bad := _not_text(item)) is not None), None)
 
 
 def _as_list(field: FieldDescriptor, value: Any) -> Any:

@@ -50,6 +50,7 @@ class FakeState:
     delay: float = 0.0
     page_size: int = 2
     bundle: bytes = b""
+    class_name: str = "class"
     heartbeats: bool = False
     skip_seq: int = 0
     # If set, a started job has succeeded at once, an evaluation with this top-1.
@@ -219,7 +220,9 @@ class Embedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         for data in request.images:
             result = response.results.add(status=self._status(data))
             for rank in range(request.top_k if not result.status.code else 0):
-                result.classes.add(class_id=rank, label=f"class {rank}", probability=0.5**rank)
+                result.classes.add(
+                    class_id=rank, label=f"{self.state.class_name} {rank}", probability=0.5**rank
+                )
         return response
 
 
