@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -54,15 +55,23 @@ class ImageFolder:
         """Reads an image file.
 
         Raises:
-            MultigrainError: IMAGE_UNREADABLE, if the file cannot be read.
+            MultigrainError: IMAGE_UNREADABLE, if the file cannot be read; IMAGE_TOO_LARGE.
         """
         try:
-            return (self.root / self.paths[index]).read_bytes()
+            with open(self.root / self.paths[index], "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size <= self.limits.max_bytes:
+                    return file.read()
         except OSError as error:
             raise MultigrainError(
                 ErrorKind.IMAGE_UNREADABLE,
                 f"the file cannot be read ({error.strerror}): check its permissions and the disk",
             ) from error
+        raise MultigrainError(
+            ErrorKind.IMAGE_TOO_LARGE,
+            f"the file has {size} bytes, more than the limit of {self.limits.max_bytes}: save it "
+            "smaller or more compressed, or raise serving.max_image_bytes of the daemon",
+        )
 
     def relabeled(self, labels: tuple[str, ...]) -> ImageFolder:
         """Returns the same images with the class indices of a trained model.

@@ -108,8 +108,11 @@ def _open(data: bytes, limits: ImageLimits) -> Picture:
         raise MultigrainError(
             ErrorKind.IMAGE_TOO_LARGE,
             f"the image has {len(data)} bytes, more than the limit of {limits.max_bytes}: "
-            "send it smaller or more compressed",
+            "send it smaller or more compressed, or raise serving.max_image_bytes of the daemon",
         )
+    if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
+        # Pillow's own limit, which is global, must not be the lower one.
+        Image.MAX_IMAGE_PIXELS = limits.max_pixels
     kind = identify(data)
     if kind is None:
         raise MultigrainError(
@@ -145,7 +148,7 @@ def _too_large(what: str, limits: ImageLimits) -> MultigrainError:
     return MultigrainError(
         ErrorKind.IMAGE_TOO_LARGE,
         f"the image is too large: {what}, more than the limit of {limits.max_pixels} pixels: "
-        "scale it down",
+        "scale it down, or raise serving.max_image_pixels of the daemon",
     )
 
 

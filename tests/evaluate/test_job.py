@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate import run
-from multigrain.events.records import EvaluationRecord, LogRecord
+from multigrain.events.records import EvaluationRecord, LogRecord, encode_json, record_fields
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.weights.restore import restore
 from tests.data.datasets import write_dataset
@@ -54,6 +55,44 @@ def test_both_tasks_write_metrics_events_and_files(tmp_path: Path) -> None:
     assert np.mean([float(i["copy_ap"]) for i in read]) == pytest.approx(record.metrics["copy_map"])
     confusion = rows(ctx.folder.results / "confusion.csv")
     assert sum(int(row[name]) for row in confusion for name in ("c0", "c1", "c2")) == 11
+
+
+@pytest.mark.mindspore
+def test_names_that_are_not_text_and_left_out_files_are_reported(tmp_path: Path) -> None:
+    """Latin-1, ESC, a line end and a direction mark in file names; names in two Unicode forms."""
+    root = write_dataset(tmp_path / "data", classes=1, each=2)
+    data = (root / "c0" / "000.png").read_bytes()
+    decomposed = root / "cafe\u0301"
+    decomposed.mkdir()
+    names = (b"latin\xe9.png", b"esc\x1b[31m.png", b"line\nend.png", "\u202egnp.png".encode())
+    for name in names:
+        (decomposed / os.fsdecode(name)).write_bytes(data)
+        (root / "c0" / os.fsdecode(b"bad-" + name)).write_bytes(b"")
+    for side in ("@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg", "lost+found/x", "c0/notes.txt"):
+        (root / side).parent.mkdir(parents=True, exist_ok=True)
+        (root / side).write_bytes(data)
+    (root / "c0" / "gone.png").symlink_to("nowhere")
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", ("c0", "caf\u00e9"))
+    reporter = RecordingReporter()
+    spec = EvaluationSpec(dataset_path=str(root), tasks=("classification",))
+    ctx = context(tmp_path, weights=checkpoint, evaluation=spec, reporter=reporter)
+    run(ctx)
+    for record in reporter.records:
+        encode_json({record.key: record_fields(record)}).decode().encode()
+    logs = [record for record in reporter.records if isinstance(record, LogRecord)]
+    assert all(log.message.isprintable() for log in logs)
+    assert (logs[0].level, logs[0].fields) == (
+        "WARNING",
+        {"broken_link": "1", "other": "1", "system": "2"},
+    )
+    assert "1 link that cannot be followed (c0/gone.png)" in logs[0].message
+    stored = [r"latin\xe9.png", r"esc\x1b[31m.png", r"line\x0aend.png", r"\xe2\x80\xaegnp.png"]
+    assert sorted(log.fields["path"] for log in logs[1:]) == sorted(f"c0/bad-{s}" for s in stored)
+    images = rows(ctx.folder.results / "images.csv")
+    assert sum(image["read"] == "1" for image in images) == 6
+    assert {image["path"] for image in images if image["class"] == "caf\u00e9"} == {
+        f"cafe\u0301/{name}" for name in stored
+    }
 
 
 @pytest.mark.mindspore

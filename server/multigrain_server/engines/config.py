@@ -29,7 +29,7 @@ class ServingConfig(Spec):
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
-        le=178_000_000,
+        le=1_000_000_000,
         description="Width x height of one image at most, read from its header, also of the "
         "images of a dataset. Default 50,000,000 pixels.",
     )

@@ -145,7 +145,7 @@ class ImageService:
                 results[number] = ImageResult.failed(
                     ErrorKind.IMAGE_TOO_LARGE,
                     f"the image has {len(image)} bytes, at most {limit} are accepted: make it "
-                    "smaller",
+                    "smaller, or raise serving.max_image_bytes of the daemon",
                 )
             elif cache is not None:
                 keys[number] = key = cache.key(image, engine, options)

@@ -13,6 +13,7 @@ import pytest
 
 from multigrain.events.log import read_events
 from multigrain.events.records import StateRecord
+from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
 from multigrain_server.database import Database
@@ -30,14 +31,18 @@ FAKE_RUNNER = (sys.executable, "-m", "tests.server.jobs.fake_runner")
 class JobServer:
     """Store, supervisor and service on one data directory, as a daemon has them."""
 
-    def __init__(self, root: Path, devices: str, command: tuple[str, ...]) -> None:
+    def __init__(
+        self, root: Path, devices: str, command: tuple[str, ...], limits: ImageLimits
+    ) -> None:
         self.root = root
         for name in ("jobs", "models"):
             (root / name).mkdir(exist_ok=True)
         self.database = Database(root / "state.db", [SCHEMA])
         self.store = JobStore(self.database)
         self.leases = Leases(Inventory.parse(devices))
-        options = SupervisorOptions(command, poll_seconds=0.01, restart_delay_seconds=0.02)
+        options = SupervisorOptions(
+            command, image_limits=limits, poll_seconds=0.01, restart_delay_seconds=0.02
+        )
         self.supervisor = Supervisor(
             self.store,
             self.leases,
@@ -91,8 +96,12 @@ async def make_server(tmp_path: Path) -> AsyncIterator[MakeServer]:
     """Starts job servers on the same data directory, one after another; ends their processes."""
     made: list[JobServer] = []
 
-    def make(devices: str = "cpu:4", command: tuple[str, ...] = FAKE_RUNNER) -> JobServer:
-        made.append(JobServer(tmp_path, devices, command))
+    def make(
+        devices: str = "cpu:4",
+        command: tuple[str, ...] = FAKE_RUNNER,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> JobServer:
+        made.append(JobServer(tmp_path, devices, command, limits))
         return made[-1]
 
     yield make

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter, is_locked, read_events
 from multigrain.events.records import JobState, StateRecord
+from multigrain.images.limits import ImageLimits, read_limits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.training import TrainingSpec
@@ -38,6 +39,21 @@ async def test_a_job_runs_from_queued_to_succeeded(server: JobServer) -> None:
     assert (job.view.exit_code, job.view.attempt, job.view.last_seq) == (0, 1, 9)
     assert job.view.start_time
     assert job.view.end_time
+
+
+async def test_every_attempt_has_the_image_limits_of_the_daemon(make_server: MakeServer) -> None:
+    limits = ImageLimits(1000, 178_000_000)
+    server = make_server(limits=limits)
+    job = await server.submit(end="FAILED")
+    await server.ended(job.job_id)
+    path = JobFolder(server.root / "jobs" / job.job_id).image_limits
+    assert read_limits(path) == limits
+    await server.stop()
+    raised = ImageLimits(2000, 200_000_000)
+    server = make_server(limits=raised)
+    await server.jobs.resume(job.job_id)
+    await server.ended(job.job_id)
+    assert read_limits(path) == raised
 
 
 async def test_a_failed_job_keeps_its_error_and_logs_a_warning(server: JobServer) -> None:
