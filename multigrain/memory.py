@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from multigrain import machine
+
 _LOG = logging.getLogger(__name__)
 
 EXIT_OUT_OF_MEMORY = 71
@@ -44,6 +46,8 @@ _OUT_OF_MEMORY = re.compile(
             r"cudaErrorMemoryAllocation",
             # NumPy: "Unable to allocate 3.20 GiB for an array with shape ...".
             r"unable to allocate [\d.]+ ?([KMGTPE]i?B|bytes)",
+            # The last line of Python's own.
+            r"\bMemoryError\b",
             # ACL: the code, its name, and the runtime's message number.
             r"ACL_ERROR_RT_MEMORY_ALLOCATION|\b207001\b|\bEL0004\b",
         )
@@ -122,19 +126,36 @@ def release_freed_memory() -> None:
         malloc_trim(0)
 
 
-def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """Processes that the kernel's OOM killer has ended since the machine started.
+class OomWatch:
+    """Whether the kernel's OOM killer has ended a process since the watch began.
 
-    Includes containers that reached their own limit.
+    Compares the OOM killer's counts of the process's cgroup; of the machine, where the cgroup has
+    no count (the root of cgroup version 2).
 
     Args:
-        counters: one name and number per line; has ``oom_kill`` since Linux 4.13.
-
-    Returns:
-        The count; 0 where the kernel does not report it.
+        pid: a process; "self" = this one. Its children are in the same cgroup.
+        root: folder that has ``proc`` and the mount points of cgroups.
     """
-    try:
-        lines = counters.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+    def __init__(self, pid: int | str = "self", root: Path = machine.ROOT) -> None:
+        self._root = root
+        self._cgroups = machine.Cgroups(root, pid)
+        self._before = self._counts()
+
+    def killed(self) -> bool | None:
+        """Whether it has; None = unknown."""
+        cgroup, everywhere = (
+            after > before if before is not None and after is not None else None
+            for before, after in zip(self._before, self._counts(), strict=True)
+        )
+        if cgroup is None:
+            return everywhere
+        # A process that was moved to another cgroup is counted there.
+        return None if everywhere and not cgroup else cgroup
+
+    def memory(self) -> machine.Memory:
+        """The memory that the process may use."""
+        return machine.memory(self._root, self._cgroups)
+
+    def _counts(self) -> tuple[int | None, int | None]:
+        return self._cgroups.oom_kills(), machine.oom_kills_of_machine(self._root)

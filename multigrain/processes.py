@@ -1,10 +1,11 @@
-"""Process trees: ending with the parent, finding and ending a job's processes; priorities."""
+"""Child processes: how they are started, and what ended them; process trees; priorities."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,10 +17,85 @@ import psutil
 JOB_VARIABLE = "MULTIGRAIN_JOB"
 FOLDER_VARIABLE = "MULTIGRAIN_JOB_FOLDER"
 
+# Lists of folders in which an empty entry means the working folder.
+_FOLDER_LISTS = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+_FOLDERS = ("PYTHONUSERBASE", "PYTHONPYCACHEPREFIX")
+# For an interactive Python.
+_INTERACTIVE = ("PYTHONSTARTUP", "PYTHONINSPECT")
+
+_SIGNALS: dict[int, str] = {
+    signal.SIGABRT: "aborted by native code",
+    signal.SIGBUS: "usually because /dev/shm is full; increase it",
+    signal.SIGFPE: "an arithmetic error in native code",
+    signal.SIGILL: "a library uses an instruction that this CPU does not have; "
+    "install a build for this CPU",
+    signal.SIGSEGV: "a crash in native code",
+    signal.SIGSYS: "a system call that a seccomp filter forbids",
+    signal.SIGTERM: "terminated from outside",
+    signal.SIGXCPU: "its limit of CPU time (ulimit -t) is reached",
+    signal.SIGXFSZ: "its limit of file size (ulimit -f) is reached",
+}
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _CAP_SYS_NICE = 23  # linux/capability.h
 _LOW_PRIORITY = 10  # added to the nice value
+
+
+def python_command(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command line that runs a module of this interpreter's environment.
+
+    Every Python process of the project is started with this and :func:`child_environment`: what
+    lies in the working folder, which other users may be able to write, is not imported.
+
+    Args:
+        module: its full name.
+        arguments: of the module.
+    """
+    return (sys.executable, "-P", "-m", module, *arguments)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child process, in which nothing means the working folder.
+
+    Absolute entries of search paths stay: CANN, CUDA and operators set PYTHONPATH and
+    LD_LIBRARY_PATH. Empty and relative ones are removed, also those of the common
+    ``export PYTHONPATH=/some/folder:$PYTHONPATH``.
+
+    Args:
+        environment: what the child inherits, with its own additions.
+    """
+    kept = {name: value for name, value in environment.items() if name not in _INTERACTIVE}
+    for name in _FOLDER_LISTS:
+        if name in kept:
+            entries = [entry for entry in kept.pop(name).split(os.pathsep) if os.path.isabs(entry)]
+            if entries:
+                kept[name] = os.pathsep.join(entries)
+    for name in _FOLDERS:
+        if not os.path.isabs(kept.get(name, "/")):
+            del kept[name]
+    kept.setdefault("PATH", os.defpath)
+    # Unlike -P, it also holds for what the child starts: msrun's workers, multiprocessing.
+    kept["PYTHONSAFEPATH"] = "1"
+    return kept
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program on PATH; None if there is none. Never one in the working folder."""
+    return shutil.which(name, path=child_environment(os.environ)["PATH"])
+
+
+def describe_signal(number: int) -> str:
+    """A signal as "SIGSEGV (signal 11)"."""
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def explain_signal(number: int) -> str:
+    """What a signal that ended a process usually means; "" if unknown."""
+    return _SIGNALS.get(number, "")
 
 
 def job_environment(job_id: str, folder: Path) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from multigrain.jobs.ipc import Exit
 from multigrain.jobs.launchers import LaunchPlan
 from multigrain.memory import (
     EXIT_OUT_OF_MEMORY,
-    count_oom_kills,
+    OomWatch,
     exit_if_memory_exhausted,
     exit_if_out_of_memory,
     is_out_of_memory,
@@ -64,6 +64,7 @@ OUT_OF_MEMORY = [
     # libc, NumPy, PIL
     "Cannot allocate memory",
     "Memory allocation failed. Size=1073741824",
+    "MemoryError",
     "Unable to allocate 3.20 GiB for an array with shape (29309, 29309) and data type float32",
     "out of memory when reading image file",
 ]
@@ -197,28 +198,72 @@ print(held - psutil.Process().memory_info().rss)
     assert int(done.stdout) > 100e6
 
 
-def test_the_kernels_count_of_oom_kills_is_read(tmp_path: Path) -> None:
-    counters = tmp_path / "vmstat"
-    counters.write_text("pgfault 123\noom_kill 7\noom_kill_other 9\n")
-    assert count_oom_kills(counters) == 7
+V1 = ("4:memory:/a\n", "33 31 0:30 / /cg rw - cgroup cgroup rw,memory\n", "memory.oom_control")
+V2 = ("0::/a\n", "33 31 0:30 / /cg rw - cgroup2 cgroup2 rw\n", "memory.events")
+# The counts of the cgroup and of the machine, at the start and at the end.
+KILLED = [
+    ((2, 2), (7, 7), False),
+    ((2, 3), (7, 8), True),
+    ((2, 3), (None, None), True),
+    # In another container, or in the cgroup that the process was moved to.
+    ((2, 2), (7, 8), None),
+    # The root of version 2, or an old kernel, has no count of the cgroup.
+    ((None, None), (7, 7), False),
+    ((None, None), (7, 8), True),
+    ((None, None), (None, None), None),
+    # The cgroup is gone.
+    ((2, None), (7, 8), True),
+]
 
 
-def test_a_kernel_without_the_count_is_no_error(tmp_path: Path) -> None:
-    assert count_oom_kills(tmp_path / "none") == 0
-    counters = tmp_path / "vmstat"
-    counters.write_text("pgfault 123\n")
-    assert count_oom_kills(counters) == 0
-
-
-@pytest.mark.parametrize(("after", "known"), [(7, False), (8, True)])
-def test_only_a_kill_counted_since_the_attempt_began_is_attributed_to_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, known: bool
+@pytest.mark.parametrize("version", [V1, V2])
+@pytest.mark.parametrize(("cgroup", "everywhere", "killed"), KILLED)
+def test_the_kernels_counts_of_oom_kills_tell_whether_it_killed(
+    tmp_path: Path,
+    version: tuple[str, str, str],
+    cgroup: tuple[int | None, int | None],
+    everywhere: tuple[int | None, int | None],
+    killed: bool | None,
 ) -> None:
-    kills = iter([7, after])
-    monkeypatch.setattr(attempt, "count_oom_kills", lambda: next(kills))
+    path, mounts, name = version
+    proc = tmp_path / "proc/self"
+    proc.mkdir(parents=True)
+    (tmp_path / "cg/a").mkdir(parents=True)
+    (proc / "cgroup").write_text(path)
+    (proc / "mountinfo").write_text(mounts)
+
+    def count(file: Path, kills: int | None) -> None:
+        line = "" if kills is None else f"oom_kill {kills}\n"
+        file.write_text(f"pgfault 123\n{line}oom_kill_other 9\n")
+
+    count(tmp_path / "cg/a" / name, cgroup[0])
+    count(tmp_path / "proc/vmstat", everywhere[0])
+    watch = OomWatch(root=tmp_path)
+    count(tmp_path / "cg/a" / name, cgroup[1])
+    count(tmp_path / "proc/vmstat", everywhere[1])
+    assert watch.killed() is killed
+
+
+def test_a_machine_without_counts_does_not_know(tmp_path: Path) -> None:
+    assert OomWatch(root=tmp_path).killed() is None
+
+
+@pytest.mark.parametrize(
+    ("killed", "text"),
+    [
+        (False, "from outside"),
+        (True, "by the kernel: the machine or its container ran out of memory"),
+        (None, "usually because the machine ran out of memory"),
+    ],
+)
+def test_only_a_kill_counted_since_the_attempt_began_is_attributed_to_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool | None, text: str
+) -> None:
+    monkeypatch.setattr(OomWatch, "killed", lambda _: killed)
     plan = LaunchPlan(processes=(), worker_logs=(tmp_path / "0.log",), scheduler_log=None)
     workers = attempt.Ranks(1, DeviceSpec(), plan)
     workers.workers[0].on_guard_message(Exit(137, signal.SIGKILL))
     failure = workers.find_failure(0.0)
     assert failure is not None
-    assert failure.out_of_memory is known
+    assert failure.out_of_memory is bool(killed)
+    assert text in failure.error.message

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from multigrain.processes import child_environment
 from multigrain_client.errors import MissingPackage, ServerError
 
 START_SECONDS = 60.0
@@ -39,6 +40,8 @@ class Daemon:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command(),
+                env=child_environment(os.environ),
+                cwd=self._log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.data.sampler import RepeatedSampler
 from multigrain.data.source import Batch, UnreadableFiles, ViewSource, create_cache
 from multigrain.errors import MultigrainError
+from multigrain.machine import available_cpus
 from multigrain.specs.training import TrainingSpec
 
 _SMALL_FILE = 16 * 1024  # bytes
@@ -128,7 +128,7 @@ def loader_threads(requested: int, workers: int, folder: ImageFolder) -> int:
     If 0 is requested: the worker's share of the cores, but a single thread for small files. For
     images of up to about 128 px, threads lose more time to the GIL than they gain.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cpus()
     if requested:
         return min(requested, cores)
     step = max(1, len(folder) // _SIZE_SAMPLES)

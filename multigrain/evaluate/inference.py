@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.images.decode import decode_image, image_size
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess_image, preprocess_rect, rect_size
+from multigrain.machine import available_cpus
 from multigrain.model.multigrain import MultiGrain
 from multigrain.weights.restore import RestoredModel
 from multigrain.whitening import StoredWhitening, read_whitening
@@ -310,7 +310,7 @@ class Inference:
         unreadable: dict[int, str],
     ) -> Iterator[tuple[int, list[_Loaded]]]:
         """Yields each batch's size and its readable images."""
-        threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.world)
+        threads = self.threads or max(1, available_cpus() // self.world)
         ahead = 2 * self.batch_size
         pending: deque[tuple[int, Future[FloatArray]]] = deque()
         upcoming = (index for batch in batches.indices for index in batch)

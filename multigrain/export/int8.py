@@ -20,6 +20,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
+from multigrain.machine import cpus
 from multigrain.specs.export import ExportSpec
 
 _MAX_UNREADABLE: Final = 0.5
@@ -115,7 +116,8 @@ def write_int8(
         subset_size=len(readable),
     )
     openvino.save_model(quantized, path, compress_to_fp16=False)
-    compute = Compute()
+    found = cpus()
+    compute = Compute(threads=found.available if found.limited else 0)
     expected = OpenVinoRuntime(onnx, preprocessing, compute, "f32")
     actual = OpenVinoRuntime(path, preprocessing, compute, "int8")
     comparison = _Comparison()

@@ -44,8 +44,8 @@ from multigrain.jobs.ipc import (
 from multigrain.jobs.launchers import Launcher, LaunchPlan, ProcessPlan, RankCommand
 from multigrain.jobs.limits import RunnerLimits, StopSignal
 from multigrain.jobs.rank import CHANNEL_VARIABLE, TOKEN_VARIABLE
-from multigrain.memory import count_oom_kills
-from multigrain.processes import child_setup, end_all, job_environment
+from multigrain.memory import OomWatch
+from multigrain.processes import child_environment, child_setup, end_all, job_environment
 from multigrain.specs.base import DeviceSpec
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Ranks:
         self.scheduler = Rank()
         self._devices = devices
         self._plan = plan
-        self._oom_kills = count_oom_kills()
+        self._oom_watch = OomWatch()
 
     def get(self, number: int) -> Rank | None:
         """The worker or scheduler with a number; None if there is none."""
@@ -186,8 +186,9 @@ class Ranks:
                 return failure.work_failed(number, rank.failed, self._log(number))
         for number, rank in ordered:
             if rank.exit and rank.exit.signal is not None and number != SCHEDULER_RANK:
-                killer = count_oom_kills() > self._oom_kills
-                return failure.worker_died(number, rank.exit, self._log(number), oom_killer=killer)
+                return failure.worker_died(
+                    number, rank.exit, self._log(number), oom_killer=self._oom_watch.killed()
+                )
         number, rank = ordered[0]
         if rank.failed:
             return failure.work_failed(number, rank.failed, self._log(number))
@@ -340,7 +341,7 @@ class _Launch:
         with plan.log.open("wb") as output:
             return subprocess.Popen(
                 plan.command,
-                env=environment,
+                env=child_environment(environment),
                 cwd=self._attempt.logs,  # MindSpore writes files to the working directory
                 stdin=subprocess.DEVNULL,
                 stdout=output,

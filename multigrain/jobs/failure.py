@@ -12,6 +12,7 @@ from multigrain.errors import ErrorKind
 from multigrain.events.records import JobError
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
 from multigrain.memory import is_out_of_memory
+from multigrain.processes import describe_signal, explain_signal
 
 LOG_TAIL_BYTES = 8192
 _SEARCHED_BYTES = 16 * LOG_TAIL_BYTES
@@ -43,12 +44,10 @@ _DASHES = re.compile(r"^\s*-{4,}\s*$")
 _HEADING = re.compile(r"^\s*- .*:\s*(\(.*\))?\s*$")
 _STACK = re.compile(r"^\s*- (C\+\+ Call Stack|The Traceback)")
 
-_SIGNAL_HINTS: dict[int, str] = {
-    signal.SIGKILL: f"usually because the machine ran out of memory; {_MEMORY_ADVICE}",
-    signal.SIGBUS: "usually because /dev/shm is full; increase it",
-    signal.SIGSEGV: "a crash in native code; the log has the Python stack trace",
-    signal.SIGABRT: "aborted by native code; the log has the reason",
-    signal.SIGTERM: "the process was terminated from outside; to stop a job cleanly, cancel it",
+_SIGNAL_ADVICE: dict[int, str] = {
+    signal.SIGSEGV: "; the log has the Python stack trace",
+    signal.SIGABRT: "; the log has the reason",
+    signal.SIGTERM: "; to stop a job cleanly, cancel it",
 }
 
 
@@ -77,25 +76,28 @@ class Failure:
         return self.error.exit_code
 
 
-def worker_died(rank: int, exit: Exit, log: Path | None, *, oom_killer: bool = False) -> Failure:
+def worker_died(
+    rank: int, exit: Exit, log: Path | None, *, oom_killer: bool | None = None
+) -> Failure:
     """A worker or the scheduler exited without reporting a result.
 
     Args:
         rank: of the process.
         exit: its exit code or signal.
         log: its output.
-        oom_killer: whether the kernel's OOM killer has ended any process during the attempt.
+        oom_killer: whether the kernel's OOM killer has ended a process during the attempt; None =
+            unknown.
     """
     who = _name(rank)
-    out_of_memory = oom_killer and exit.signal == signal.SIGKILL
+    out_of_memory = bool(oom_killer) and exit.signal == signal.SIGKILL
     if out_of_memory:
         message = (
             f"{who} was killed by SIGKILL (signal 9), by the kernel: the machine or its container "
             f"ran out of memory; {_MEMORY_ADVICE}"
         )
     elif exit.signal is not None:
-        hint = _SIGNAL_HINTS.get(exit.signal, "see the tail of its log")
-        message = f"{who} was killed by {_signal_name(exit.signal)}: {hint}"
+        hint = _explain(exit.signal, oom_killer) or "see the tail of its log"
+        message = f"{who} was killed by {describe_signal(exit.signal)}: {hint}"
     elif exit.code == 0:
         message = f"{who} exited before its work was done; see the tail of its log"
     else:
@@ -181,7 +183,7 @@ def stalled(
 
 def launcher_ended(code: int, log: Path) -> Failure:
     """msrun exited before its workers were done."""
-    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+    how = f"was killed by {describe_signal(-code)}" if code < 0 else f"exited with code {code}"
     return Failure(
         JobError(
             kind=ErrorKind.WORKER_DIED.name,
@@ -239,11 +241,12 @@ def _name(rank: int) -> str:
     return "the cluster's scheduler" if rank == SCHEDULER_RANK else f"rank {rank}"
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return f"{signal.Signals(number).name} (signal {number})"
-    except ValueError:
-        return f"signal {number}"
+def _explain(number: int, oom_killer: bool | None) -> str:
+    if number == signal.SIGKILL:
+        if oom_killer is None:
+            return f"usually because the machine ran out of memory; {_MEMORY_ADVICE}"
+        return "from outside: the kernel has killed no process for lack of memory"
+    return explain_signal(number) + _SIGNAL_ADVICE.get(number, "")
 
 
 def describe_exception(error: Exception) -> str:

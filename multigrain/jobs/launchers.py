@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.processes import python_command
 from multigrain.specs.base import DeviceSpec
 
 SET_DEVICE = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
@@ -23,6 +24,8 @@ SET_DEVICE = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 COLLECTIVES = {"cpu": "mccl", "gpu": "nccl", "ascend": "hccl"}
 """Communication library of each target in ``mindspore.communication.init``."""
+
+RANK_MODULE = "multigrain.jobs.rank"
 
 HOST = "127.0.0.1"
 """Address of the scheduler."""
@@ -62,9 +65,8 @@ class RankCommand:
     devices: DeviceSpec
 
     def arguments(self, *, clustered: bool) -> tuple[str, ...]:
-        """Arguments of the Python interpreter; ``clustered``: the worker joins a cluster."""
+        """Arguments of ``multigrain.jobs.rank``; ``clustered``: the worker joins a cluster."""
         arguments = [
-            *("-m", "multigrain.jobs.rank"),
             *("--folder", str(self.folder)),
             *("--attempt", str(self.attempt)),
             *("--world", str(self.world)),
@@ -77,7 +79,7 @@ class RankCommand:
 
     def command(self, *, clustered: bool) -> tuple[str, ...]:
         """The interpreter and its arguments."""
-        return (sys.executable, *self.arguments(clustered=clustered))
+        return python_command(RANK_MODULE, *self.arguments(clustered=clustered))
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,8 @@ class MsrunLauncher:
                 "msrun starts workers with the command 'python', which is not in the folder of "
                 "this interpreter; install multigrain in a virtual environment",
             )
-        command = (
-            str(python),
-            *("-m", "mindspore.parallel.cluster.run"),
+        command = python_command(
+            "mindspore.parallel.cluster.run",
             f"--worker_num={rank.world}",
             f"--local_worker_num={rank.world}",
             f"--master_addr={HOST}",
@@ -186,7 +187,8 @@ class MsrunLauncher:
             "--join=True",
             f"--cluster_time_out={math.ceil(rank.devices.cluster_timeout_seconds)}",
             f"--tail_worker_log={NO_TAIL}",
-            "python",
+            # Isolated by the environment: see child_environment.
+            *("python", "-m", RANK_MODULE),
             *rank.arguments(clustered=True),
         )
         path = os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath)))

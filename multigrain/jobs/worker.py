@@ -18,11 +18,10 @@ from multigrain.jobs.ipc import ChannelReporter, Done, Failed, Hello
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.jobs.launchers import COLLECTIVES, SET_DEVICE
+from multigrain.machine import THREAD_VARIABLES, cpus
 from multigrain.memory import is_out_of_memory
 
 EntryPoint = Callable[[WorkerContext], Outcome]
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _ENTRY_POINTS = {
     JobKind.TRAINING: "multigrain.train:run",
@@ -148,17 +147,24 @@ def _fail(reporter: ChannelReporter, failed: Failed) -> int:
     os._exit(1)
 
 
+def _threads(options: RankOptions) -> int:
+    """The worker's share of the CPUs."""
+    return options.threads or max(1, cpus().available // options.world)
+
+
 def _limit_threads(options: RankOptions) -> None:
-    """Divides the cores among the workers; must precede the import of numerical libraries."""
-    cores = len(os.sched_getaffinity(0))
-    threads = options.threads or max(1, cores // options.world)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    """Divides the CPUs among the workers; must precede the import of numerical libraries."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(_threads(options))))
 
 
 def _init_mindspore(options: RankOptions) -> None:
     import mindspore
     from mindspore import communication
 
+    if cpus().limited:
+        # By default it counts the CPUs of the machine, not those of a container.
+        usual = mindspore.get_context("runtime_num_threads")
+        mindspore.set_context(runtime_num_threads=min(usual, _threads(options)))
     target = SET_DEVICE[options.target]
     try:
         if target == "CPU":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -14,6 +15,7 @@ def main() -> int:
 
     pip installs the command with the client alone, so the daemon's dependencies may be missing.
     """
+    _leave_working_folder()
     try:
         from multigrain_server.stop_signals import open_standard_streams
 
@@ -29,6 +31,18 @@ def main() -> int:
         if find_spec(package) is None:
             return _missing(package)
     return run()
+
+
+def _leave_working_folder() -> None:
+    """From here on imports nothing from the working folder, where others may be able to write.
+
+    ``python -m`` and empty entries of PYTHONPATH put it into the search path. What Python itself
+    has imported before can only be prevented by ``python -P`` or the command multigrain-server.
+    """
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = {entry for entry in entries if os.path.isabs(entry)}
+    unwanted = {os.path.abspath(entry) for entry in entries} - kept
+    sys.path[:] = [entry for entry in sys.path if os.path.isabs(entry) and entry not in unwanted]
 
 
 def _missing(package: str) -> int:

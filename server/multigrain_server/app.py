@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from socket import socket
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from multigrain import __version__
 from multigrain.events.records import JobState
 from multigrain.jobs.job_request import JobKind
+from multigrain.processes import python_command
 from multigrain.specs.data_roots import PathRoots
 from multigrain.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from multigrain.v1.evaluation_pb2_grpc import add_EvaluationServiceServicer_to_server
@@ -33,6 +34,7 @@ from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import open_index
 from multigrain_server.devices import Inventory, Leases
+from multigrain_server.engines.launch import launch
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.health import Health
@@ -68,8 +70,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-# -P: nothing is imported from the job folder, which is the runner's working directory.
-RUNNER_COMMAND = (sys.executable, "-P", "-m", "multigrain.jobs.runner")
+RUNNER_COMMAND = python_command("multigrain.jobs.runner")
 
 
 class App:
@@ -142,6 +143,7 @@ class App:
             metrics,
             self.health.on_health,
             self.jobs.references,
+            launch=partial(launch, folder=self._data.engines),
             leases=self._leases,
         )
         self.images = ImageService(self.models.catalog, config.serving, metrics)

@@ -33,7 +33,7 @@ class DataDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            for folder in (path, self.jobs, self.models):
+            for folder in (path, self.jobs, self.models, self.engines):
                 make_folder(folder)
             check_access(path)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -64,6 +64,11 @@ class DataDir:
     @property
     def models(self) -> Path:
         return self.path / "models"
+
+    @property
+    def engines(self) -> Path:
+        """The working folder of engines: holds what libraries write, such as core dumps."""
+        return self.path / "engines"
 
     @property
     def database(self) -> Path:

@@ -38,7 +38,9 @@ class Process(Protocol):
 
 def holdable(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of an engine that :func:`hold` is to hold."""
-    return {**environment, _VARIABLE: _FOLDER.name}
+    # An engine imports nothing from the working folder, but may from absolute paths.
+    path = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return {**path, **environment, _VARIABLE: _FOLDER.name}
 
 
 def hold(process: Process, items: int) -> None:

@@ -23,6 +23,7 @@ from multigrain.jobs.launchers import (
     world_of,
 )
 from multigrain.jobs.rank import parser
+from multigrain.processes import python_command
 from multigrain.specs.base import DeviceSpec
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.export import ExportSpec
@@ -49,7 +50,8 @@ def request(kind: JobKind, **devices: object) -> JobRequest:
 
 
 RANK_ARGUMENTS = [
-    *("-m", "multigrain.jobs.rank", "--folder", "/data/jobs/j", "--attempt", "2"),
+    *("-m", "multigrain.jobs.rank"),
+    *("--folder", "/data/jobs/j", "--attempt", "2"),
     *("--world", "2", "--target", "cpu", "--threads", "3"),
 ]
 
@@ -59,8 +61,7 @@ def test_the_command_of_msrun() -> None:
     plan = MsrunLauncher(lambda: 12345).plan(rank, LOGS)
     (process,) = plan.processes
     assert list(process.command) == [
-        sys.executable,
-        *("-m", "mindspore.parallel.cluster.run"),
+        *python_command("mindspore.parallel.cluster.run"),
         "--worker_num=2",
         "--local_worker_num=2",
         "--master_addr=127.0.0.1",
@@ -108,7 +109,7 @@ def test_a_direct_worker_joins_no_cluster() -> None:
     rank = command(count=1, threads_per_worker=3)
     plan = DirectLauncher().plan(rank, LOGS)
     (process,) = plan.processes
-    assert list(process.command)[:3] == [sys.executable, "-m", "multigrain.jobs.rank"]
+    assert process.command[:4] == python_command("multigrain.jobs.rank")
     assert "--clustered" not in process.command
     assert process.environment == {"RANK_ID": "0", "RANK_SIZE": "1", "DEVICE_ID": "0"}
     assert process.log == LOGS / "worker_0.log"

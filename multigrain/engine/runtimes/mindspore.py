@@ -49,6 +49,9 @@ class MindSporeRuntime(Runtime):
 
         from multigrain.model.multigrain import GemOverride
 
+        if compute.threads:
+            usual = mindspore.get_context("runtime_num_threads")
+            mindspore.set_context(runtime_num_threads=min(usual, compute.threads))
         mindspore.set_device(_TARGETS[compute.device])
         context.set_context(mode=context.GRAPH_MODE)
         weights = shared._weights if shared is not None else _network(bundle)

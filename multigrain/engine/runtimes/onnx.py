@@ -17,6 +17,7 @@ from multigrain.engine.runtimes.base import (
 )
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
+from multigrain.memory import is_out_of_memory
 
 
 class OnnxRuntime(Runtime):
@@ -45,6 +46,8 @@ class OnnxRuntime(Runtime):
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exceptions have no common base class
+            if is_out_of_memory(error):
+                raise  # no reason to try another runtime
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED, f"onnxruntime cannot load {path.name}: {error}"
             ) from error

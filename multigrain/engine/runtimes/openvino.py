@@ -20,6 +20,7 @@ from multigrain.engine.runtimes.base import (
 )
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
+from multigrain.memory import is_out_of_memory
 
 # Importing openvino sends telemetry over the network, unless this package cannot be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -79,6 +80,8 @@ class OpenVinoRuntime(Runtime):
             network = core.compile_model(trunk, "CPU", options)
             classifier = core.compile_model(head, "CPU", options) if head is not None else None
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise  # no reason to try another runtime
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,
                 f"openvino cannot load {path.name}: {str(error).strip().splitlines()[-1]}",

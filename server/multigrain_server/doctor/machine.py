@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
+from multigrain import machine
+from multigrain.processes import child_environment, find_program
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import check_access
 from multigrain_server.devices import Inventory
@@ -30,10 +30,8 @@ _FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
 
 def cpu() -> Iterator[Finding]:
-    """Cores, memory, and whether the CPU computes bfloat16."""
-    cores = len(os.sched_getaffinity(0))
-    memory = psutil.virtual_memory()
-    yield ok("cpu", f"{cores} cores, {memory.total / GIB:.0f} GiB of memory")
+    """CPUs and memory with what limits them, and whether the CPU computes bfloat16."""
+    yield ok("cpu", f"{machine.cpus()}, {machine.memory()}")
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -57,7 +55,7 @@ def drivers(config: ServerConfig) -> Iterator[Finding]:
     inventory = Inventory.parse(config.devices)
     for kind, (tool, *_) in _LISTINGS.items():
         wanted = inventory.units(kind)
-        if wanted and shutil.which(tool) is None:
+        if wanted and find_program(tool) is None:
             yield fail(
                 f"devices: {kind}",
                 f"{len(wanted)} configured, but {tool} was not found",
@@ -72,9 +70,17 @@ def devices(config: ServerConfig) -> Iterator[Finding]:
     yield from drivers(config)
     for kind, listing in _LISTINGS.items():
         wanted, tool = inventory.units(kind), listing[0]
-        if not wanted or shutil.which(tool) is None:
+        program = find_program(tool)
+        if not wanted or program is None:
             continue
-        done = subprocess.run(listing, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [program, *listing[1:]],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=child_environment(os.environ),
+            cwd="/",
+        )
         there = sum(
             line.startswith("GPU ") or "NPU ID" in line for line in done.stdout.splitlines()
         )

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from typing import Final
 
 from packaging.requirements import Requirement
 
+from multigrain.memory import OomWatch
+from multigrain.processes import (
+    child_environment,
+    describe_signal,
+    explain_signal,
+    find_program,
+    python_command,
+)
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
 
-_PROBE = "multigrain.probe"
+_PROBE: Final = python_command("multigrain.probe")
 _PROBE_SECONDS = 120
 # An idle core takes about 10 ms.
 _SLOW = 1.0
@@ -41,17 +52,22 @@ def packages(distribution: str = "multigrain", extra: str = "server") -> Iterato
         yield ok("packages", f"satisfy {distribution}[{extra}]")
 
 
-def mindspore(python: str = sys.executable) -> Iterator[Finding]:
+def mindspore(command: Sequence[str] = _PROBE) -> Iterator[Finding]:
     """Whether MindSpore computes the gradient of a convolution, and how fast.
 
     In a process of its own: the daemon never imports MindSpore.
+
+    Args:
+        command: runs ``multigrain.probe``.
     """
     fix = "install the tested version: pip install 'multigrain[server]'"
     try:
         # MindSpore writes files about failures into the working directory.
+        watch = OomWatch()
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [python, "-P", "-m", _PROBE],
+                command,
+                env=child_environment(os.environ),
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -64,6 +80,12 @@ def mindspore(python: str = sys.executable) -> Iterator[Finding]:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["(no output)"])[-1]
+        if done.returncode < 0:
+            meaning = explain_signal(-done.returncode) or last
+            if watch.killed() and done.returncode == -signal.SIGKILL:
+                meaning = f"out of memory: the kernel allows {watch.memory()}"
+                fix = "raise the memory limit"
+            last = f"{describe_signal(-done.returncode)}: {meaning}"
         yield fail("mindspore", f"exited with code {done.returncode}: {last}", fix)
         return
     version, seconds = answer["version"], answer["seconds"]
@@ -82,7 +104,7 @@ def mindspore(python: str = sys.executable) -> Iterator[Finding]:
 
 def launcher() -> Iterator[Finding]:
     """Whether msrun, which starts jobs with several workers, is installed."""
-    if shutil.which("msrun", path=None) or shutil.which("msrun", path=f"{sys.prefix}/bin"):
+    if find_program("msrun") or shutil.which("msrun", path=f"{sys.prefix}/bin"):
         yield ok("msrun", "found")
     else:
         yield fail(

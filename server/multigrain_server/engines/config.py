@@ -60,10 +60,18 @@ class ServingConfig(Spec):
         32, ge=1, le=4096, description="Images in one forward pass at most. Default 32."
     )
     decode_threads: int = Field(
-        0, ge=0, le=256, description="Decoding threads of an engine; 0 = one per core. Default 0."
+        0,
+        ge=0,
+        le=256,
+        description="Decoding threads of an engine; 0 = one per CPU that the daemon may use. "
+        "Default 0.",
     )
     engine_threads: int = Field(
-        0, ge=0, le=1024, description="Compute threads of an engine; 0 = all cores. Default 0."
+        0,
+        ge=0,
+        le=1024,
+        description="Compute threads of an engine; 0 = all CPUs that the daemon may use. "
+        "Default 0.",
     )
     device: Literal["cpu", "gpu", "ascend"] = Field(
         "cpu", description="Where engines compute. Default cpu."

@@ -34,6 +34,10 @@ _log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 _READ_REST_SECONDS = 0.5
+_MEMORY_ADVICE = (
+    "raise the memory limit, unload other models, or lower serving.max_batch or "
+    "serving.decode_threads"
+)
 # A vector and the scores of all classes; far above any network's.
 _MAX_PAYLOAD = 64 * 1024 * 1024
 
@@ -283,7 +287,8 @@ class EngineProcess:
             quarantine: images that never reach the engine.
 
         Raises:
-            MultigrainError: what the engine says, or UNAVAILABLE if it ends or takes too long.
+            MultigrainError: what the engine says; OVERLOADED if memory runs out; UNAVAILABLE if it
+                ends otherwise or takes too long.
         """
         try:
             child = await launch(spec, config)
@@ -437,13 +442,7 @@ class EngineProcess:
             self._guard.cancel()
         self._channel.close()
         if not self._first.done():
-            self._first.set_exception(
-                MultigrainError(
-                    ErrorKind.UNAVAILABLE,
-                    f"the engine of {self._label} ended while loading ({self.end_reason}); "
-                    f"its last output: {redact_paths(child.last_output[:500])}",
-                )
-            )
+            self._first.set_exception(self._load_failure())
             # Marks it as read: nobody waits for it if the load was stopped.
             self._first.exception()
         left = self._in_flight.clear(child.processing())
@@ -453,6 +452,15 @@ class EngineProcess:
         else:
             for item in left:
                 item.fail(self._gone())
+
+    def _load_failure(self) -> MultigrainError:
+        child = self._child
+        text = f"the engine of {self._label} ended while loading ({self.end_reason})"
+        if child.last_output:
+            text += f"; its last output: {redact_paths(child.last_output[:500])}"
+        if child.out_of_memory:
+            return MultigrainError(ErrorKind.OVERLOADED, f"{text}; {_MEMORY_ADVICE}")
+        return MultigrainError(ErrorKind.UNAVAILABLE, text)
 
     def _gone(self) -> MultigrainError:
         return MultigrainError(

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +19,23 @@ import structlog
 
 from multigrain.engine.protocol import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
-from multigrain.memory import EXIT_OUT_OF_MEMORY
+from multigrain.machine import THREAD_VARIABLES, Memory, cpus
+from multigrain.memory import EXIT_OUT_OF_MEMORY, OomWatch, is_out_of_memory
+from multigrain.processes import (
+    child_environment,
+    explain_signal,
+    python_command,
+)
 from multigrain_server.engines.config import ServingConfig
 
 _log = structlog.get_logger(__name__)
 
-ENGINE_COMMAND: Final = (sys.executable, "-m", "multigrain.engine")
+ENGINE_COMMAND: Final = python_command("multigrain.engine")
 # A network reads hundreds of megabytes a batch: in pages of 2 MB it takes 4 to 7 % less time, as
 # measured. Other C libraries than glibc ignore it, and an operator's own setting wins.
 HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
+_ROOT = Path("/")
 _NO_OUTPUT = "(no output)"
 _LINE_BYTES = 4096
 # Two folders at least: "and/or" and "/s" are no paths.
@@ -62,7 +68,8 @@ class EngineChild(ABC):
         socket: our end of its socket; whoever connects to it closes it.
         ended: set when the process has ended, by itself or not.
         end_reason: then, how it ended.
-        last_output: then, the last line that it printed.
+        out_of_memory: then, whether it ended for lack of memory.
+        last_output: then, the last line that it printed; "" if that cannot be the reason.
     """
 
     socket: socket.socket
@@ -70,6 +77,7 @@ class EngineChild(ABC):
     def __init__(self) -> None:
         self.ended = asyncio.Event()
         self.end_reason = ""
+        self.out_of_memory = False
         self.last_output = _NO_OUTPUT
 
     @property
@@ -109,6 +117,8 @@ class ChildProcess(EngineChild):
         self._inflight = inflight
         self._died_with: list[InFlightImage] = []
         self._log = _log.bind(model=label, pid=process.pid)
+        self._killed = False
+        self._oom_watch = OomWatch(process.pid)
         self._watch = asyncio.create_task(self._follow())
 
     @property
@@ -126,6 +136,7 @@ class ChildProcess(EngineChild):
 
     def kill(self) -> None:
         if not self.ended.is_set():
+            self._killed = True
             # The whole process group: a process that a library has started keeps the output
             # open, and the engine's end would not be noticed.
             with contextlib.suppress(ProcessLookupError):
@@ -137,7 +148,13 @@ class ChildProcess(EngineChild):
         code = await self._process.wait()
         self._died_with = self._inflight.images()
         self._inflight.close()
-        self.end_reason = describe_exit(code)
+        end = EngineExit(
+            code, self.last_output, self._killed, self._oom_watch.killed(), self._oom_watch.memory()
+        )
+        self.end_reason = str(end)
+        self.out_of_memory = end.out_of_memory
+        if not end.has_reason_in_output:
+            self.last_output = ""
         self.ended.set()
 
     async def _copy_output(self, stream: asyncio.StreamReader) -> None:
@@ -159,7 +176,10 @@ class ChildProcess(EngineChild):
 
 
 async def launch(
-    spec: EngineSpec, config: ServingConfig, command: Sequence[str] = ENGINE_COMMAND
+    spec: EngineSpec,
+    config: ServingConfig,
+    command: Sequence[str] = ENGINE_COMMAND,
+    folder: Path = _ROOT,
 ) -> EngineChild:
     """Starts an engine's process.
 
@@ -167,18 +187,25 @@ async def launch(
         spec: the model, and how to run it.
         config: limits.
         command: starts an engine; its settings are appended.
+        folder: its working folder, where only the daemon's user should be able to write:
+            libraries look for files there, and write some.
 
     Raises:
         OSError: the host is short of memory, processes or open files.
     """
+    found = cpus()
+    # Libraries count the CPUs of the machine, not those of a container.
+    threads = config.engine_threads or (found.available if found.limited else 0)
+    limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if found.limited else {}
+    environment = {**HUGE_PAGES, **limits, **os.environ, **spec.environment}
     ours, theirs = socket.socketpair()
     settings = EngineSettings(
-        bundle=spec.bundle,
+        bundle=spec.bundle.absolute(),
         socket_fd=theirs.fileno(),
         runtime=spec.runtime,
         device=config.device,
-        threads=config.engine_threads,
-        decode_threads=config.decode_threads or os.cpu_count() or 1,
+        threads=threads,
+        decode_threads=config.decode_threads or found.available,
         max_batch=config.max_batch,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
@@ -198,7 +225,8 @@ async def launch(
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=(theirs.fileno(), inflight_fd),
-                    env={**HUGE_PAGES, **os.environ, **spec.environment},
+                    env=child_environment(environment),
+                    cwd=folder,
                     # A Ctrl-C in a terminal is for the daemon, which drains first.
                     start_new_session=True,
                 )
@@ -210,6 +238,58 @@ async def launch(
     return ChildProcess(spec.label, process, ours, inflight)
 
 
+@dataclass(frozen=True)
+class EngineExit:
+    """How the process of an engine ended.
+
+    Attributes:
+        code: as ``asyncio.subprocess`` has it: an exit code, or minus the number of a signal.
+        last_output: the last line that it printed.
+        stopped: the daemon has killed it.
+        oom_killer: whether the kernel's OOM killer has ended a process; None = unknown.
+        memory: what its cgroup may use.
+    """
+
+    code: int
+    last_output: str = ""
+    stopped: bool = False
+    oom_killer: bool | None = None
+    memory: Memory | None = None
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether the OOM killer ended it."""
+        return self.code == -signal.SIGKILL and not self.stopped and bool(self.oom_killer)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it ended for lack of memory."""
+        if self.code == EXIT_OUT_OF_MEMORY or self.by_kernel:
+            return True
+        # Native code aborts, and an import fails, with the reason as the last line.
+        return (
+            self.code != 0
+            and self.has_reason_in_output
+            and is_out_of_memory(RuntimeError(self.last_output))
+        )
+
+    @property
+    def has_reason_in_output(self) -> bool:
+        """Whether its output may say why it ended; SIGKILL and SIGTERM come without notice."""
+        return self.code not in (-signal.SIGKILL, -signal.SIGTERM)
+
+    def __str__(self) -> str:
+        if self.by_kernel:
+            limit = "" if self.memory is None else f", which allows {self.memory}"
+            return f"out of memory: killed by the kernel{limit}"
+        text = describe_exit(self.code)
+        if self.code == -signal.SIGKILL and not self.stopped:
+            text += ": from outside"
+            if self.oom_killer is None:
+                text += ", or by the kernel for lack of memory"
+        return text
+
+
 def describe_exit(code: int) -> str:
     """A return code of ``asyncio.subprocess`` as text."""
     if code == EXIT_OUT_OF_MEMORY:
@@ -217,9 +297,11 @@ def describe_exit(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     try:
-        return f"signal {signal.Signals(-code).name}"
+        text = f"signal {signal.Signals(-code).name}"
     except ValueError:
-        return f"signal {-code}"
+        text = f"signal {-code}"
+    meaning = explain_signal(-code)
+    return f"{text}: {meaning}" if meaning else text
 
 
 def redact_paths(text: str) -> str:

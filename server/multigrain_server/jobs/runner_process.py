@@ -12,6 +12,7 @@ import psutil
 from multigrain.events.log import is_locked
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.runner_identity import RunnerIdentity
+from multigrain.processes import child_environment
 
 
 @dataclass
@@ -47,7 +48,7 @@ class RunnerProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **environment},
+                env=child_environment({**os.environ, **environment}),
                 cwd=folder.path,
             )
         return cls(folder, child)

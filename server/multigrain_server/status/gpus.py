@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import os
 from dataclasses import dataclass
 
 import structlog
+
+from multigrain.processes import child_environment, find_program
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +51,7 @@ class GpuMonitor:
 
     async def watch(self, seconds: float = 10.0) -> None:
         """Reads every ``seconds`` until canceled; returns at once without ``nvidia-smi``."""
-        tool = shutil.which("nvidia-smi")
+        tool = find_program("nvidia-smi")
         if tool is None:
             return
         while True:
@@ -60,6 +62,8 @@ class GpuMonitor:
                     "--format=csv,noheader,nounits",
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,
+                    env=child_environment(os.environ),
+                    cwd="/",
                 )
             except OSError as error:  # too many processes or open files, which may pass
                 _log.warning("cannot run nvidia-smi", reason=str(error))

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
-from multigrain import __version__
+from multigrain import __version__, machine
 from multigrain.jobs.job_folder import JobFolder
 from multigrain_server.devices import KINDS, Leases
 from multigrain_server.grpc.health import Health
@@ -181,12 +179,13 @@ def _owner(leases: Leases, kind: str, unit: int) -> str:
 
 
 def _host(sources: Sources) -> Host:
-    memory = psutil.virtual_memory()
+    memory = machine.memory()
     disk = shutil.disk_usage(sources.jobs_dir)
     return Host(
+        # As the load: of the whole machine.
         cores=os.cpu_count() or 1,
         load=os.getloadavg()[0],
-        memory_used=memory.total - memory.available,
+        memory_used=memory.used,
         memory_total=memory.total,
         disk_used=disk.total - disk.free,
         disk_total=disk.total,

@@ -60,19 +60,24 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("echo '{}' | sed s/0.005/7/", Level.WARN, "takes 7.0 s"),
         ("echo '{}' | sed s/576.0/5/", Level.FAIL, "computes 5"),
         ("echo no such library >&2; exit 3", Level.FAIL, "exited with code 3: no such library"),
-        ("kill -4 $$", Level.FAIL, "exited with code -4"),
+        ("kill -4 $$", Level.FAIL, "exited with code -4: SIGILL (signal 4): a library uses an"),
     ],
 )
 def test_mindspore_results(tmp_path: Path, script: str, level: Level, message: str) -> None:
     answer = '{"version": "9.9", "gradient": 576.0, "expected": 576, "seconds": 0.005}'
     tool(tmp_path, "python", script.replace("{}", answer))
-    (finding,) = software.mindspore(str(tmp_path / "python"))
+    (finding,) = software.mindspore([str(tmp_path / "python")])
     assert finding.level is level
     assert message in finding.message
 
 
 @pytest.mark.process
-def test_installed_mindspore_computes() -> None:
+def test_installed_mindspore_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing is imported from the working folder.
+    for name in ("types", "random", "numpy", "mindspore", "multigrain", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(99)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ":")
     (finding,) = software.mindspore()
     # The speed depends on what else the machine does.
     assert finding.level is not Level.FAIL, finding

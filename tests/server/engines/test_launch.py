@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from multigrain.engine.settings import EngineSettings
+from multigrain.processes import python_command
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import EngineSpec, launch
 
@@ -30,8 +31,8 @@ async def _settings(
     monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
     with pytest.raises(OSError, match="short of processes"):
         await launch(spec, ServingConfig(**fields))
-    _, _, module, *arguments = started[0]
-    assert module == "multigrain.engine"
+    assert started[0][:4] == python_command("multigrain.engine")
+    arguments = list(started[0][4:])
     settings = EngineSettings.parse(arguments)
     return settings.model_copy(update={"socket_fd": 0, "inflight_fd": 0})
 
