@@ -131,9 +131,9 @@ def _open(data: bytes, limits: ImageLimits) -> Picture:
         raise
     except Exception as error:  # parsers of damaged headers raise all kinds of exceptions
         raise damaged(kind.name, "its header cannot be read") from error
-    width, height = picture.size
-    if width * height > limits.max_pixels:
-        raise _too_large(f"{width} x {height} pixels", limits)
+    for width, height in (picture.stored, picture.size):
+        if width * height > limits.max_pixels:
+            raise _too_large(f"{width} x {height} pixels", limits)
     if width < 1 or height < 1:
         sides = [name for name, n in (("columns", width), ("rows", height)) if n < 1]
         raise MultigrainError(

@@ -2,7 +2,8 @@
 
 AVIF is read by Pillow (libavif), HEIC by pillow-heif (libheif) if it is installed. Orientation is a
 property of the picture in this container ("irot", "imir"); that of EXIF must not be applied on top
-of it, and EXIF is hidden from both libraries.
+of it, and EXIF is hidden from both libraries. Pillow does not crop an AVIF ("clap"): it is done
+here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, features
 
+from multigrain.images.heif_boxes import hide_exif, largest_size, primary_crop
 from multigrain.images.picture import Picture, damaged, exif_orientation, on_white, unsupported
 
 # Imported once here and not at first use in a thread: an engine imports this module at its start.
@@ -46,19 +48,25 @@ class Avif(Picture):
                 "an AVIF image", "install Pillow from a wheel of version 11.3 or later"
             )
         try:
-            self._image = AvifImagePlugin.AvifImageFile(io.BytesIO(_without_exif(data)))
+            self._image = AvifImagePlugin.AvifImageFile(io.BytesIO(hide_exif(data)))
         except Exception as error:
             raise damaged("AVIF", "its header cannot be read") from error
+        self.stored = largest_size(data)
         self.size = self._image.size
+        self._crop = None if self._image.is_animated else primary_crop(data)
+        if self._crop is not None:
+            self.size = self._crop[2:]
         # The library writes the rotation and mirroring of the container into an EXIF block.
         exif = self._image.info.get("exif", b"")
         self.orientation = exif_orientation(exif.removeprefix(b"Exif\x00\x00")) or 1
 
     def load(self, factor: int = 1) -> Image.Image:
         self._image.load()
-        if self._image.mode == "RGBA":
-            return on_white(self._image)
-        return self._image.convert("RGB")
+        image: Image.Image = self._image
+        if self._crop is not None:
+            left, top, width, height = self._crop
+            image = image.crop((left, top, left + width, top + height))
+        return on_white(image) if image.mode == "RGBA" else image.convert("RGB")
 
 
 class Heic(Picture):
@@ -81,11 +89,12 @@ class Heic(Picture):
             )
         try:
             file = _pillow_heif.open_heif(
-                _without_exif(data), convert_hdr_to_8bit=False, hdr_to_16bit=False
+                hide_exif(data), convert_hdr_to_8bit=False, hdr_to_16bit=False
             )
             self._image: Any = file[file.primary_index]
         except Exception as error:
             raise damaged("HEIC", "its header cannot be read") from error
+        self.stored = largest_size(data)
         self.size = self._image.size
 
     def load(self, factor: int = 1) -> Image.Image:
@@ -101,27 +110,10 @@ class Heic(Picture):
             for start in range(0, samples.shape[0], rows):
                 band = samples[start : start + rows].astype(np.uint32)
                 pixels[start : start + rows] = (band * 255 + largest // 2) // largest
-        mode = image.mode.split(";")[0]
+        mode = "L" if samples.ndim == 2 else image.mode.split(";")[0]
         picture = Image.frombytes(mode, (samples.shape[1], samples.shape[0]), pixels.tobytes())
         if picture.size != self.size:
             raise damaged("HEIC", "its size differs from that in its header")
         if mode == "RGBa":  # premultiplied
             picture = picture.convert("RGBA")
         return on_white(picture) if mode in ("RGBA", "RGBa", "LA") else picture.convert("RGB")
-
-
-def _without_exif(data: bytes) -> bytes:
-    """Renames the EXIF item in the table of contents: its contents may be damaged, or any size."""
-    position = 0
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] == b"meta":
-            end = position + size if size > 1 else len(data)
-            head = data[:position], data[position:end].replace(b"Exif\x00", b"skip\x00")
-            return b"".join((*head, data[end:]))
-        if size == 1:
-            size = int.from_bytes(data[position + 8 : position + 16], "big")
-        if size < 8:
-            break
-        position += size
-    return data

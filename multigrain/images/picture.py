@@ -23,12 +23,14 @@ class Picture(ABC):
     Attributes:
         form: name of the format for messages, such as "JPEG".
         size: (width, height) in pixels, as stored.
+        stored: (width, height) that a decoder needs memory for, if the file may show only a part.
         orientation: EXIF orientation 1..8 that must still be applied to ``load``'s result.
         reducible: whether ``load`` can decode at a fraction of the size.
     """
 
     form: str
     size: tuple[int, int]
+    stored: tuple[int, int] = (0, 0)
     orientation: int = 1
     reducible: bool = False
 
