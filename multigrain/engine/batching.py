@@ -283,10 +283,10 @@ class Batcher:
                     self._may_decode.wait()
                 if self._closed:
                     return None
-                item = self._take_to_decode()
-            if item.stage is Stage.DECODING:
+                item, reason = self._take_to_decode()
+            if reason is None:
                 return item
-            self._on_drop(item, self._drop_reason(item))
+            self._on_drop(item, reason)
 
     def decoded(self, item: Item, *, inline: bool = False) -> None:
         """Queues a decoded image for the network.
@@ -334,14 +334,14 @@ class Batcher:
                 if self._closed:
                     return None
                 if not self._can_compute():
-                    item = self._take_to_decode()
+                    item, reason = self._take_to_decode()
                     batch: list[Item] = []
-                    late = [] if item.stage is Stage.DECODING else [item]
+                    late = [] if reason is None else [(item, reason)]
                 else:
                     item = None
                     batch, late = self._take_batch()
-            for dropped in late:
-                self._on_drop(dropped, self._drop_reason(dropped))
+            for dropped, why in late:
+                self._on_drop(dropped, why)
             if batch:
                 return batch
             if item is not None and not late:
@@ -385,23 +385,30 @@ class Batcher:
     def _can_decode_inline(self) -> bool:
         return self._can_decode() and not self._decoded
 
-    def _take_to_decode(self) -> Item:
-        """The first waiting image: in stage DECODING, or removed because it would be late."""
+    def _take_to_decode(self) -> tuple[Item, DropReason | None]:
+        """The first waiting image, in stage DECODING; or removed, with the reason."""
         item = heapq.heappop(self._waiting)
+        latency = self._latencies[item.request.resolution]
+        alone = latency.seconds(1)
         if item.is_late(time.monotonic_ns() + self._wait_and_compute_ns(item)):
             self._forget(item)
-            self._latencies[item.request.resolution].decay_confidence()
-            return item
+            latency.decay_confidence()
+            return item, self._drop_reason(item, alone)
         item.stage = Stage.DECODING
         self._decoding.append(item)
         self._bytes += item.decoded_bytes
-        return item
+        return item, None
 
-    def _drop_reason(self, item: Item) -> DropReason:
-        """Why an image is late: its deadline was too near from the start, or the queue too long."""
-        alone_ns = int(1e9 * self._latencies[item.request.resolution].seconds(1))
+    def _drop_reason(self, item: Item, alone: float) -> DropReason:
+        """Why an image is late: its deadline was too near from the start, or the queue too long.
+
+        Args:
+            item: the image.
+            alone: seconds that it takes by itself, by the estimate that found it late: later ones
+                are shorter, because each dropped image lowers the confidence.
+        """
         passed = item.request.deadline_ns <= time.monotonic_ns()
-        hopeless = passed or item.is_late(item.received_ns + alone_ns)
+        hopeless = passed or item.is_late(item.received_ns + int(1e9 * alone))
         return DropReason.DEADLINE if hopeless else DropReason.OVERLOADED
 
     def _wait_and_compute_ns(self, item: Item) -> int:
@@ -411,7 +418,7 @@ class Batcher:
         batches = ahead // latency.best_batch
         return int(1e9 * (batches * latency.seconds(latency.best_batch) + latency.seconds(1)))
 
-    def _take_batch(self) -> tuple[list[Item], list[Item]]:
+    def _take_batch(self) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
         """Removes the next batch from the decoded images, and the late images before it."""
         first = self._decoded[0]
         resolution = first.request.resolution
@@ -419,7 +426,8 @@ class Batcher:
         size = self._batch_limit(latency)
         finish = time.monotonic_ns() + int(1e9 * latency.seconds(min(size, len(self._decoded))))
         items: list[Item] = []
-        late: list[Item] = []
+        late: list[tuple[Item, DropReason]] = []
+        alone = latency.seconds(1)
         others: list[Item] = []
         while self._decoded and len(items) < size:
             item = heapq.heappop(self._decoded)
@@ -430,7 +438,7 @@ class Batcher:
             if item.is_late(finish):
                 self._forget(item)
                 latency.decay_confidence()
-                late.append(item)
+                late.append((item, self._drop_reason(item, alone)))
             else:
                 item.stage = Stage.COMPUTING
                 self._fair_queue.start(item)

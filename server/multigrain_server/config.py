@@ -118,6 +118,7 @@ class JobsConfig(Spec):
     max_runner_crashes: int = Field(
         3,
         ge=1,
+        le=1_000_000,
         description="Number of consecutive runner crashes without progress after which a job "
         "fails. (Crashes of workers are counted by max_restarts of the job.)",
     )

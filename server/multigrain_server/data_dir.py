@@ -37,6 +37,11 @@ class DataDir:
                 make_folder(folder)
             check_access(path)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DataDirError(
+                f"the data directory {path} cannot be used: {_file_in_the_way(path)} is not a "
+                "folder but a file or a broken link; give another --data-dir, or move it away"
+            ) from error
         except OSError as error:
             hint = os_error_hint(
                 error, f"write in {error.filename}, or give --data-dir", "give another --data-dir"
@@ -92,6 +97,13 @@ class DataDir:
         """Removes the address file and releases the lock."""
         self.address.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+def _file_in_the_way(path: Path) -> Path:
+    """What stands where a folder of the data directory must be."""
+    needed = (*reversed(path.parents), path, path / "jobs", path / "models")
+    # These two functions do not raise for a folder that may not be searched.
+    return next((at for at in needed if os.path.lexists(at) and not os.path.isdir(at)), path)
 
 
 def check_access(path: Path) -> None:

@@ -40,18 +40,18 @@ class Inventory:
             match = _PART.match(part)
             if match is None:
                 raise ValueError(
-                    f'"{part}" is not a device list; write "cpu:N" (jobs that share the CPU), '
-                    '"gpu:0-7" or "ascend:0" (indices), joined by commas'
+                    f"{part!r} is not a device list; write cpu:N (jobs that share the CPU), "
+                    "gpu:0-7 or ascend:0 (indices), joined by commas"
                 )
             kind, first, last = match[1], int(match[2]), match[3]
             if kind == "cpu":
                 if last is not None:
-                    raise ValueError(f'"{part}": cpu takes a number of slots, such as "cpu:2"')
+                    raise ValueError(f"{part!r}: cpu takes a number of slots, such as cpu:2")
                 units["cpu"] |= set(range(first))
             else:
                 stop = int(last) if last is not None else first
                 if stop < first:
-                    raise ValueError(f'"{part}" is an empty range')
+                    raise ValueError(f"{part!r} is an empty range")
                 units[kind] |= set(range(first, stop + 1))
         return cls(*(tuple(sorted(units[kind])) for kind in KINDS))
 

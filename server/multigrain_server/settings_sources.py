@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ from multigrain_server.config import ServerConfig
 
 PREFIX = "MULTIGRAIN_"
 FILE_VARIABLE = "MULTIGRAIN_CONFIG"
+
+
+# As in YAML 1.2, without leading zeros and underscores.
+_WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,399})")  # int() refuses thousands of digits
+_DECIMAL = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 class ConfigError(Exception):
@@ -161,6 +167,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> CommandLi
         if flag is not None:
             _put(values, option.path, flag)
             sources[option.key] = option.flag
+    for option in options():
+        _check_number(option, values, sources.get(option.key, file or ""))
     try:
         config = ServerConfig.model_validate(values)
     except ValidationError as error:
@@ -205,12 +213,15 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _check_keys(body: dict[Any, Any], model: type[BaseModel], file: str, prefix: str) -> None:
-    for key, value in body.items():
+    for key, value in list(body.items()):
         if key not in model.model_fields:
             hint = _hint(str(key), list(model.model_fields))
             raise ConfigError(f"{file}: unknown key {prefix}{key}{hint}")
         kind = model.model_fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if value is None:  # "serving:" and nothing below it: the defaults
+                del body[key]
+                continue
             if not isinstance(value, dict):
                 raise ConfigError(f"{file}: {prefix}{key} must contain keys and values")
             _check_keys(value, kind, file, f"{prefix}{key}.")
@@ -231,6 +242,31 @@ def _from_text(option: Option, text: str) -> Any:
     if option.is_list:
         return [part for part in (piece.strip() for piece in text.split(",")) if part]
     return text
+
+
+def _check_number(option: Option, values: Mapping[str, Any], where: str) -> None:
+    """Checks how a number is written, by one rule wherever it was given.
+
+    pydantic would accept "1_000", " 5 ", "010" and true.
+
+    Raises:
+        ConfigError: if it is written in another way.
+    """
+    kind = option.info.annotation
+    if kind not in (int, float):
+        return
+    section = functools.reduce(lambda found, name: found.get(name, {}), option.path[:-1], values)
+    value = section.get(option.path[-1])
+    whole = kind is int
+    if isinstance(value, str):
+        wrong = (_WHOLE if whole else _DECIMAL).fullmatch(value) is None
+    else:
+        wrong = isinstance(value, bool) or (whole and isinstance(value, float))
+    if wrong:
+        rule = "8, a whole number" if whole else "8, 0.5 or 1e-3, a finite number"
+        raise ConfigError(
+            f"{option.key}: is {value!r}: must be, in plain digits such as {rule} (from {where})"
+        )
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -133,6 +133,22 @@ def test_an_image_that_cannot_meet_its_deadline_is_neither_decoded_nor_computed(
     assert queue.compute() == [2]
 
 
+@pytest.mark.parametrize("decoded", [False, True])
+def test_the_estimate_that_found_an_image_late_gives_the_reason(decoded: bool) -> None:
+    """Not the one that the drop itself has lowered, by which the image would not be late."""
+    queue = Queue(seconds=0.0 if decoded else 600.0)
+    # After one drop, the estimate is 588 seconds.
+    queue.submit(1, deadline_ns=time.monotonic_ns() + 595_000_000_000)
+    queue.submit(2)
+    if decoded:
+        queue.decode(2)
+        queue.latency.record(1, 600.0)
+        assert queue.compute() == [2]
+    else:
+        assert queue.decode() == [2]
+    assert queue.dropped == [(1, DropReason.DEADLINE)]
+
+
 def test_images_ahead_in_the_queue_count_against_the_deadline() -> None:
     queue = Queue(best=1, seconds=60.0)
     now = time.monotonic_ns()

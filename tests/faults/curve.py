@@ -17,7 +17,7 @@ def assert_whole_curve(events: list[Event], steps: int) -> None:
     no step twice in one attempt."""
     points = [(e.attempt, e.record) for e in events if isinstance(e.record, LossRecord)]
     keys = [(attempt, record.step) for attempt, record in points]
-    assert len(set(keys)) == len(keys), "a step is told twice within an attempt"
+    assert len(set(keys)) == len(keys), "a step is reported twice within an attempt"
     newest = {record.step: record.loss for _, record in points}
     assert [newest[step] for step in sorted(newest)] == work.losses(steps)
 

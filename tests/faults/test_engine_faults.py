@@ -53,7 +53,7 @@ async def test_an_engine_that_fails_under_load_is_replaced_and_other_models_are_
                 await more_answers(spared)
                 await more_answers(hit)
                 assert engine_of(daemon, "tiny") not in (None, failed)
-        # Answered by the next engine, or told to come again.
+        # Answered by the next engine, or refused with UNAVAILABLE.
         assert set(hit.codes) <= {"OK", "UNAVAILABLE"}
         assert hit.without_delay == hit.wrong == 0
         assert set(spared.codes) == {"OK"}

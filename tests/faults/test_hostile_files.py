@@ -104,7 +104,7 @@ def _fault(call: ast.Call) -> str:
 @pytest.mark.parametrize(
     "name", ["spec.json", "events.jsonl", "lease.json", "runner.json", "cancel"]
 )
-async def test_a_job_folder_with_nonsense_holds_up_nobody(
+async def test_a_damaged_job_folder_delays_no_other_job(
     make_server: MakeServer, tmp_path: Path, name: str
 ) -> None:
     first = make_server("cpu:1")

@@ -29,7 +29,7 @@ CALLERS = 16
 
 
 async def unready(daemon: Daemon) -> bool:
-    """What a load balancer hears."""
+    """Whether a load balancer finds the daemon not ready."""
 
     def ask() -> bool:
         try:

@@ -21,17 +21,17 @@ from multigrain.specs.training import ModelSpec
 
 
 def next_weight(weight: float, step: int) -> float:
-    """Whoever goes on from a wrong step, or from none, gets other numbers from there on."""
+    """A run that continues from a wrong step, or from none, gets other numbers from there on."""
     return 0.9 * weight + step
 
 
 def losses(steps: int) -> list[float]:
-    """What an undisturbed run tells."""
-    weight, told = 0.0, []
+    """The losses of an undisturbed run."""
+    weight, found = 0.0, []
     for step in range(1, steps + 1):
         weight = next_weight(weight, step)
-        told.append(weight)
-    return told
+        found.append(weight)
+    return found
 
 
 def train(ctx: WorkerContext) -> Outcome:

@@ -37,10 +37,10 @@ from tests.server.runners import runner_pids
 
 pytestmark = pytest.mark.process
 
-# A defect, a call that nobody answered, or a daemon that is gone.
+# A defect, a call without an answer, or a daemon that is gone.
 BAD = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS"}
 # What is right at the moment after a model was loaded or unloaded by another fuzzed call.
-TOLD = ("is being", "no engine", "loaded", "unload", "started")
+EXPECTED = ("is being", "no engine", "loaded", "unload", "started")
 # Calls that end only when their caller does: how long to listen.
 LISTEN = 0.05
 
@@ -154,8 +154,8 @@ async def test_no_message_makes_a_call_fail_as_if_the_daemon_were_at_fault(app: 
             codes[code] += 1
             assert sys.prefix not in details
             assert str(Path(__file__).parents[2]) not in details
-            told = code == "UNAVAILABLE" and any(word in details for word in TOLD)
-            if code in BAD and not told:
+            expected = code == "UNAVAILABLE" and any(word in details for word in EXPECTED)
+            if code in BAD and not expected:
                 shown = [message.hex()[:4000] for message in messages]
                 pytest.fail(f"{method.full_name}: {code} {details} of {shown}")
             if not number % len(known):
@@ -168,12 +168,12 @@ async def test_no_message_makes_a_call_fail_as_if_the_daemon_were_at_fault(app: 
         request = EmbedRequest(model="whole", images=[picture(1)])
         answer = await EmbeddingServiceStub(channel).Embed(request, timeout=60)
         assert not answer.results[0].status.code
-    told_by_server = {
+    counted_by_server = {
         sample.labels["code"]
         for family in app.registry.collect()
         if family.name == "multigrain_requests"
         for sample in family.samples
     }
-    assert not told_by_server & {"INTERNAL", "UNKNOWN", "DATA_LOSS"}
+    assert not counted_by_server & {"INTERNAL", "UNKNOWN", "DATA_LOSS"}
     assert codes["OK"]
     assert codes["INVALID_ARGUMENT"]

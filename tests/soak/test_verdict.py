@@ -69,7 +69,7 @@ def test_what_grows_all_the_time_is_caught(name: str, leak: float) -> None:
     [
         ({"OK": 10_000, "INTERNAL": 1}, "INTERNAL"),
         ({"OK": 10_000, "CANCELLED": 1}, "CANCELLED"),
-        ({"OK": 10_000, "UNAVAILABLE": 100}, "told to come again"),
+        ({"OK": 10_000, "UNAVAILABLE": 100}, "of calls were refused"),
         ({}, "no call"),
     ],
 )

@@ -32,7 +32,8 @@ class Limits:
         memory: bytes that the daemon may have grown by at the end of the run.
         engine_memory: the same of all engines together.
         descriptors, tasks: by how many.
-        errors: share of calls that may be told to come again; other failures are none.
+        errors: share of calls that may be refused with UNAVAILABLE or RESOURCE_EXHAUSTED; no
+            call may fail otherwise.
     """
 
     memory: float = 24 * MIB
@@ -76,7 +77,7 @@ class Outcome:
             found.append(f"calls failed: {others}")
         share = sum(self.codes.get(code, 0) for code in later) / total
         if share > self.limits.errors:
-            found.append(f"{share:.2%} of calls were told to come again")
+            found.append(f"{share:.2%} of calls were refused")
         return found
 
     def report(self) -> str:

@@ -61,7 +61,7 @@ def load(requested: str, bundle: Bundle, compute: Compute) -> Loaded:
     """
     if requested not in RUNTIMES:
         raise MultigrainError.field(
-            "runtime", f'"{requested}" is unknown: use one of {", ".join(RUNTIMES)}'
+            "runtime", f"{requested!r} is unknown: use one of {', '.join(RUNTIMES)}"
         )
     rejected: list[str] = []
     for name in _candidates(requested, bundle, compute.device):

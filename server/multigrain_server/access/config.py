@@ -77,9 +77,13 @@ class AccessConfig(Spec):
     max_streams_per_client: int = Field(
         1000,
         ge=1,
+        le=1_000_000,
         description="Maximum number of open streams per client, which is a token, or a host where "
         "there are no tokens.",
     )
     max_subscribers_per_client: int = Field(
-        1000, ge=1, description="Maximum number of open event streams (StreamEvents) per client."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of open event streams (StreamEvents) per client.",
     )

@@ -81,7 +81,7 @@ class NewToken:
         except ValueError:
             known = ",".join(role.value for role in Role)
             raise ValueError(
-                f'"{text[:80]}" is not NAME:ROLE,ROLE with a name of letters, digits, dots, '
+                f"{text[:80]!r} is not NAME:ROLE,ROLE with a name of letters, digits, dots, "
                 f"dashes or underscores, and roles among {known}"
             ) from None
 

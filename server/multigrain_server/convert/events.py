@@ -174,7 +174,7 @@ def _encode_event(line: EventLine) -> bytes:
         try:
             line.encoded = event_message(line).SerializeToString()
         except (ValueError, TypeError, KeyError) as error:
-            _log.error("event unreadable", seq=line.seq, reason=repr(error))
+            _log.error("event unreadable", job_id=line.job_id, seq=line.seq, reason=repr(error))
             line.encoded = b""
     return line.encoded
 

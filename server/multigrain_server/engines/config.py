@@ -11,6 +11,7 @@ from multigrain.images.limits import ImageLimits
 from multigrain.specs.base import Spec
 
 _MIB = 1024 * 1024
+_MAX_BYTES = 2**50
 
 
 class ServingConfig(Spec):
@@ -36,23 +37,27 @@ class ServingConfig(Spec):
     queue_items: int = Field(
         512,
         ge=1,
+        le=1_000_000,
         description="Images in flight over all requests; more are refused "
         "with RESOURCE_EXHAUSTED. Default 512.",
     )
     queue_bytes: int = Field(
         256 * _MIB,
         ge=1024,
+        le=_MAX_BYTES,
         description="Encoded bytes of those images. Default 256 MiB.",
     )
     cache_bytes: int = Field(
         0,
         ge=0,
+        le=_MAX_BYTES,
         description="Bytes of the response cache: results of images that are sent again, with the "
         "same options, to the same loaded model. 0 = no cache. Default 0.",
     )
     stream_window: int = Field(
         128,
         ge=1,
+        le=1_000_000,
         description="Images of one EmbedStream that are in flight at a time; the server reads "
         "no further request until there is room. Default 128.",
     )
@@ -114,12 +119,16 @@ class ServingConfig(Spec):
     memory_budget_mib: int = Field(
         0,
         ge=0,
+        le=_MAX_BYTES // _MIB,
         description="MiB of resident memory that all engines together may hold; beyond it the "
         "least recently used model that no alias and no default points at is unloaded, and a "
         "load that cannot fit is refused. 0 = no limit. Default 0.",
     )
     max_bundle_bytes: int = Field(
-        4096 * _MIB, ge=1024, description="Bytes of an imported bundle at most. Default 4 GiB."
+        4096 * _MIB,
+        ge=1024,
+        le=_MAX_BYTES,
+        description="Bytes of an imported bundle at most. Default 4 GiB.",
     )
 
     @property

@@ -35,6 +35,10 @@ _NO_DEADLINE_SECONDS = 10 * 365 * 86_400
 # Once a stream is refused, messages are discarded until none comes for this long, within a limit.
 _QUIET_SECONDS = 0.1
 _DISCARD_SECONDS = 2.0
+# The same for an upload: its client reads no response before it has sent everything, so a pause
+# only means that its disk or machine is slow.
+_UPLOAD_QUIET_SECONDS = 2.0
+_UPLOAD_DISCARD_SECONDS = 10.0
 _FREQUENT = frozenset((service_names.EMBED, service_names.CLASSIFY, service_names.MODEL_INFER))
 # Streams without end, whose clients can continue on another server.
 _RESUMABLE = frozenset((service_names.EMBED_STREAM, service_names.MODEL_STREAM_INFER))
@@ -99,10 +103,13 @@ class Incoming:
 
     Args:
         messages: the iterator that gRPC passes to a handler.
+        upload: whether one response follows all messages.
     """
 
-    def __init__(self, messages: AsyncIterator[Any]) -> None:
+    def __init__(self, messages: AsyncIterator[Any], *, upload: bool = False) -> None:
         self._messages = messages
+        self._quiet_seconds = _UPLOAD_QUIET_SECONDS if upload else _QUIET_SECONDS
+        self._discard_seconds = _UPLOAD_DISCARD_SECONDS if upload else _DISCARD_SECONDS
         # A task of its own: gRPC could not continue reading after a cancellation.
         self._next: asyncio.Task[Any] | None = None
 
@@ -119,12 +126,12 @@ class Incoming:
         return message
 
     async def discard(self) -> None:
-        """Reads until the client pauses or has sent everything, for two seconds at most."""
+        """Reads until the client pauses or has sent everything, for some seconds at most."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _DISCARD_SECONDS
+        until = loop.time() + self._discard_seconds
         while loop.time() < until:
             try:
-                async with asyncio.timeout(_QUIET_SECONDS):
+                async with asyncio.timeout(self._quiet_seconds):
                     await anext(self)
             except (TimeoutError, StopAsyncIteration):
                 return
@@ -209,7 +216,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, handle: Any, method: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._scope(method, request, context, streams) as received:
+            async with self._scope(method, request, context, streams, upload=True) as received:
                 return await handle(received, context)
 
         return call
@@ -232,10 +239,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _scope(
-        self, method: str, request: Any, context: Context, streams: bool
+        self, method: str, request: Any, context: Context, streams: bool, *, upload: bool = False
     ) -> AsyncIterator[Any]:
         """Surrounds a handler, which gets what this yields in place of the request."""
-        incoming = Incoming(request) if isinstance(request, AsyncIterator) else None
+        incoming = Incoming(request, upload=upload) if isinstance(request, AsyncIterator) else None
         request_id = _request_id(context)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))

@@ -51,12 +51,14 @@ class EventLine:
         raw: the line without its newline.
         encoded: the event as sent to subscribers; cached by the sender, because many
             subscribers receive the same events.
+        job_id: the job whose log it is from, for messages.
     """
 
     seq: int
     kind: str
     raw: bytes
     encoded: bytes | None = None
+    job_id: str = ""
 
     @property
     def has_curvature_check(self) -> bool:
@@ -86,19 +88,25 @@ class EventLine:
         return Event.decode(self.raw)
 
 
-def parse_line(raw: bytes) -> EventLine | None:
-    """The event in a line without its newline; None (and a log message) if it is not one."""
+def parse_line(raw: bytes, job_id: str) -> EventLine | None:
+    """The event in a line without its newline; None (and a log message) if it is not one.
+
+    Args:
+        raw: the line.
+        job_id: the job whose log it is from, for messages.
+    """
     head = _HEAD.match(raw)
     if head is not None and raw.endswith(b"}}"):
-        return EventLine(int(head[1]), head[2].decode(), raw)
+        return EventLine(int(head[1]), head[2].decode(), raw, job_id=job_id)
     try:
         data = EventLine(0, "", raw).fields()
         kind = next((key for key in RECORD_TYPES if key in data), "")
         if not isinstance(data["seq"], int) or not 0 < data["seq"] < 10**18:
             raise ValueError("seq is not a number between 1 and 10**18")
-        return EventLine(data["seq"], kind, raw)
+        return EventLine(data["seq"], kind, raw, job_id=job_id)
     except (ValueError, TypeError) as error:
-        _log.error("event line unreadable", reason=repr(error), line=repr(raw[:200]))
+        shown = repr(raw[:200])
+        _log.error("event line unreadable", job_id=job_id, reason=repr(error), line=shown)
         return None
 
 
@@ -112,6 +120,7 @@ class EventLogReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.job_id = path.parent.name  # the log is a file of the job's folder
         self.last_seq = 0
         self.offset = 0  # end of the last complete line read
         self._index_seqs: list[int] = []
@@ -134,9 +143,14 @@ class EventLogReader:
         end = data.rfind(b"\n") + 1
         position = self.offset
         for raw in data[:end].split(b"\n")[:-1]:
-            line = parse_line(raw)
+            line = parse_line(raw, self.job_id)
             if line is not None and line.seq <= self.last_seq:
-                _log.error("event out of order", seq=line.seq, last_seq=self.last_seq)
+                _log.error(
+                    "event out of order",
+                    job_id=self.job_id,
+                    seq=line.seq,
+                    last_seq=self.last_seq,
+                )
                 line = None
             if line is not None:
                 if not self._index_seqs or line.seq - self._index_seqs[-1] >= _INDEX_EVERY:
@@ -161,7 +175,7 @@ class EventLogReader:
                     data += file.readline()
                 position += len(data)
                 for raw in data.split(b"\n")[:-1]:
-                    line = parse_line(raw)
+                    line = parse_line(raw, self.job_id)
                     if line is not None and line.seq > after_seq:
                         lines.append(line)
                         if len(lines) == limit:

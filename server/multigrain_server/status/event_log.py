@@ -81,7 +81,8 @@ def latest_warnings(path: Path) -> tuple[Message, ...]:
     for raw in reversed(lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]):
         if len(found) == _MAX_WARNINGS:
             break
-        if b'"log":' not in raw or (line := parse_line(raw)) is None or line.kind != "log":
+        line = parse_line(raw, path.parent.name) if b'"log":' in raw else None
+        if line is None or line.kind != "log":
             continue
         try:
             event = line.event()
@@ -95,7 +96,7 @@ def latest_warnings(path: Path) -> tuple[Message, ...]:
 
 def _read(path: Path, size: int) -> tuple[CurvePoint, ...]:
     if size <= POINTS * _WINDOW_BYTES:
-        lines = _losses(path.read_bytes()[:size], whole=True)
+        lines = _losses(path.read_bytes()[:size], path.parent.name, whole=True)
         stride = max(1, math.ceil(len(lines) / POINTS))
         # From the end: the newest is always shown.
         chosen = lines[::-1][::stride][::-1]
@@ -105,21 +106,19 @@ def _read(path: Path, size: int) -> tuple[CurvePoint, ...]:
         try:
             for number in range(POINTS):
                 start = (size - _WINDOW_BYTES) * number // (POINTS - 1)
-                found = _losses(os.pread(file, _WINDOW_BYTES, start), whole=start == 0)
+                data = os.pread(file, _WINDOW_BYTES, start)
+                found = _losses(data, path.parent.name, whole=start == 0)
                 chosen += found[-1:]
         finally:
             os.close(file)
     return _newest_attempts(chosen)
 
 
-def _losses(data: bytes, *, whole: bool) -> list[EventLine]:
+def _losses(data: bytes, job_id: str, *, whole: bool) -> list[EventLine]:
     """The complete loss lines in ``data``; ``whole`` = it begins at the beginning of a line."""
     parts = data.split(b"\n")[:-1] if whole else data.split(b"\n")[1:-1]
-    return [
-        line
-        for raw in parts
-        if b'"loss":{' in raw and (line := parse_line(raw)) is not None and line.kind == "loss"
-    ]
+    read = (parse_line(raw, job_id) for raw in parts if b'"loss":{' in raw)
+    return [line for line in read if line is not None and line.kind == "loss"]
 
 
 def _newest_attempts(lines: list[EventLine]) -> tuple[CurvePoint, ...]:

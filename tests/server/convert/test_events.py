@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain.events.log import Event
 from multigrain.events.records import (
@@ -63,7 +64,7 @@ LOSS = LossRecord(
 
 def _message(record: Record) -> job_pb2.JobEvent:
     event = Event(5, "2026-01-31T12:00:00.123456Z", "job-1", 2, record)
-    line = parse_line(event.encode().rstrip(b"\n"))
+    line = parse_line(event.encode().rstrip(b"\n"), "job-1")
     assert line is not None
     assert line.kind == record.key
     message = event_message(line)
@@ -179,10 +180,15 @@ def test_times_keep_their_microseconds() -> None:
 
 
 def test_an_event_is_encoded_once_and_a_damaged_line_is_left_out() -> None:
-    line = parse_line(Event(1, "2026-01-31T12:00:00.123456Z", "job-1", 1, LOSS).encode().rstrip())
+    line = parse_line(
+        Event(1, "2026-01-31T12:00:00.123456Z", "job-1", 1, LOSS).encode().rstrip(), "job-1"
+    )
     assert line is not None
-    damaged = EventLine(2, "loss", b'{"seq":2,')
-    (first,), (second,) = encode_events([line, damaged]), encode_events([line, damaged])
+    damaged = EventLine(2, "loss", b'{"seq":2,', job_id="job-1")
+    with capture_logs() as logs:
+        (first,), (second,) = encode_events([line, damaged]), encode_events([line, damaged])
+    (logged,) = logs
+    assert (logged["event"], logged["job_id"], logged["seq"]) == ("event unreadable", "job-1", 2)
     assert first is second
     assert JobEvent.FromString(first).loss.step == LOSS.step
 

@@ -263,6 +263,21 @@ async def test_client_of_a_refused_upload_gets_the_reason(tmp_path: Path) -> Non
             assert "at most 2097152 are accepted" in (error.details() or "")
 
 
+async def test_slow_client_of_a_refused_upload_gets_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+
+    async def messages() -> AsyncIterator[model_pb2.ImportModelRequest]:
+        yield model_pb2.ImportModelRequest(start=model_pb2.ImportModelRequest.Start(name="new"))
+        for _ in range(3):
+            yield model_pb2.ImportModelRequest(chunk=bytes((2 << 20) + 1))
+            await asyncio.sleep(0.4)
+
+    async with serving(tmp_path) as served:
+        error = await refusal(served.models.ImportModel(messages()))
+        assert error.code() is INVALID
+        assert "at most 2097152 are accepted" in (error.details() or "")
+
+
 INVALID_UTF8 = b"\x0a\x02\xff\xfe"  # EmbedRequest.model
 
 

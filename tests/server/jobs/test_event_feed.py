@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import EventWriter
@@ -127,8 +128,21 @@ def test_an_event_with_a_seq_that_was_read_before_is_skipped(path: Path) -> None
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], lines[0], lines[1], lines[2]]))
     log = EventLogReader(path)
-    assert [line.seq for line in log.read_new()] == [1, 2, 3]
+    with capture_logs() as logs:
+        assert [line.seq for line in log.read_new()] == [1, 2, 3]
     assert log.last_seq == 3
+    assert {(line["event"], line["job_id"]) for line in logs} == {
+        ("event out of order", path.parent.name)
+    }
+
+
+def test_a_line_that_is_no_event_is_logged_with_its_job(path: Path) -> None:
+    path.write_bytes(b"nonsense\n")
+    with capture_logs() as logs:
+        assert EventLogReader(path).read_new() == []
+    assert [(line["event"], line["job_id"]) for line in logs] == [
+        ("event line unreadable", path.parent.name)
+    ]
 
 
 async def test_heartbeats_carry_the_newest_seq(path: Path) -> None:

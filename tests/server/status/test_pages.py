@@ -24,6 +24,7 @@ from multigrain_server.status.event_log import Message, latest_warnings
 from multigrain_server.status.gpus import GpuReading
 from multigrain_server.status.site import render
 from multigrain_server.status.snapshot import MAX_QUEUED, Device, Host, Snapshot
+from tests.engine.bundles import write_bundle
 from tests.server.status.documents import Document
 from tests.server.status.records import TIME, job, line, loss, write
 
@@ -78,6 +79,14 @@ async def until_ended(channel: grpc.aio.Channel, job_id: str) -> None:
     request = StreamEventsRequest(job_id=job_id, follow=True)
     async for _ in JobServiceStub(channel).StreamEvents(request):
         pass
+
+
+async def test_headers_of_the_models_say_what_they_are_of(app: App) -> None:
+    write_bundle(app.config.data_dir / "models")
+    app.models.publish()
+    shown = Document((await page(app, "/"))[2]).text
+    assert "\nMean time\n" in shown
+    assert "\nLast request\n" in shown
 
 
 async def test_jobs_appear_in_every_state(
