@@ -165,7 +165,7 @@ def numbered_files(
 
 def dataset_error(message: str) -> MultigrainError:
     """Returns a DATASET error."""
-    return MultigrainError(ErrorKind.DATASET, message)
+    return MultigrainError(ErrorKind.DATASET, printable(message))
 
 
 def list_groups(

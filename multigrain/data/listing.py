@@ -145,31 +145,31 @@ class LeftOut:
 
     def _describe(self, reason: Reason) -> str:
         number = self.count(reason)
-        files = f"{number} file{'s' * (number != 1)}"
-        links = f"{number} link{'s' * (number != 1)}"
+        files, links = _count(number, "file"), _count(number, "link")
         examples = ", ".join(printable(path) for path in sorted(self.examples[reason]))
         if reason is Reason.UNSUPPORTED:
             kinds = sorted(kind for of, kind in self.counts if of is reason)
             return ", ".join(
-                f"{self.counts[reason, kind]} {kind} file"
-                f"{'s' * (self.counts[reason, kind] != 1)} ({unsupported(kind)})"
+                f"{_count(self.counts[reason, kind], f'{kind} file')} ({unsupported(kind)})"
                 for kind in kinds
             )
         if reason is Reason.DIRECT:
-            return f"{number} image{'s' * (number != 1)} beside the class folders ({examples})"
+            return f"{_count(number, 'image')} beside the class folders ({examples})"
         if reason is Reason.BROKEN_LINK:
             return f"{links} that cannot be followed ({examples})"
         if reason is Reason.LOOP:
             return f"{links} to a folder that contains the link ({examples})"
         if reason is Reason.SPECIAL:
-            return f"{number} pipe{'s' * (number != 1)}, socket or device ({examples})"
+            what = _count(number, "special file")
+            return f"{what} (pipes, sockets or devices: {examples})"
         if reason is Reason.NO_EXTENSION:
-            return f"{files} without extension that are no images ({examples})"
+            what = "is no image" if number == 1 else "are no images"
+            return f"{files} without extension that {what} ({examples})"
         if reason is Reason.OTHER:
             return f"{files} of other kinds ({self._kinds(reason)})"
         if reason is Reason.SYSTEM:
-            return f"{number} of the operating system ({self._kinds(reason)})"
-        return f"{number} hidden"
+            return f"{_count(number, 'system file or folder')} ({self._kinds(reason)})"
+        return _count(number, "hidden file or folder")
 
     def _kinds(self, reason: Reason) -> str:
         found = sorted(
@@ -178,6 +178,13 @@ class LeftOut:
         )
         shown = [f"{number} {printable(kind)}" for kind, number in found[:_KINDS]]
         return ", ".join([*shown, "..."] if len(found) > _KINDS else shown)
+
+
+def _count(number: int, what: str) -> str:
+    """ "1 file", "2 files", "2 system files or folders"."""
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} " + " or ".join(f"{word}s" for word in what.split(" or "))
 
 
 def unsupported(extension: str) -> str:

@@ -147,3 +147,31 @@ def test_embed_folder_command_writes_the_file_and_names_failed_images(run, photo
     assert "39 vectors of" in text
     assert "b/001.jpg" in errors
     assert "40 of 40" in errors
+
+
+def test_what_is_left_out_is_reported_and_links_are_followed(run, client, photos, tmp_path):
+    (photos / "link").symlink_to(photos / "a")
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    (photos / "b" / "@eaDir" / "1.jpg").mkdir(parents=True)
+    (photos / "b" / "@eaDir" / "1.jpg" / "SYNOPHOTO_THUMB_M.jpg").write_bytes(b"thumb")
+    (photos / "scan.jp2").write_bytes(b"x")
+    result = client.embed_folder(photos, tmp_path / "v.npy")
+    assert result.images == 60
+    assert result.left_out == {
+        "unsupported": 1,
+        "broken_link": 1,
+        "other": 2,
+        "system": 1,
+        "hidden": 1,
+    }
+    code, text, _ = run("embed-folder", str(photos), "--out", str(tmp_path / "v.npy"))
+    assert code == 0
+    assert "left out: 1 .jp2 file (JPEG 2000 is not read: save as JPEG or PNG)" in text
+    assert "1 link that cannot be followed (gone.jpg)" in text
+
+
+def test_a_folder_without_images_is_refused_with_what_it_holds(client, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jp2").touch()
+    with pytest.raises(InvalidRequest, match=r"no image file: it has only 1 \.jp2 file"):
+        client.embed_folder(tmp_path / "a", tmp_path / "v.npy")

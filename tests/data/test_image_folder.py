@@ -134,7 +134,7 @@ def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
     assert folder.classes == ("0", "3")
     assert folder.paths == ["0/1.png", "3/1.png"]
     assert folder.left_out.describe() == (
-        "4 of the operating system (1 #recycle, 1 @eaDir, 1 __MACOSX, 1 lost+found)"
+        "4 system files or folders (1 #recycle, 1 @eaDir, 1 __MACOSX, 1 lost+found)"
     )
 
 

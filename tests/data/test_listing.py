@@ -101,7 +101,7 @@ def test_another_file_without_extension_is_counted(tmp_path: Path, content: byte
     (tmp_path / "README").write_bytes(content)
     found = listed(tmp_path)
     assert found.paths == []
-    assert found.left_out.describe() == "1 file without extension that are no images (README)"
+    assert found.left_out.describe() == "1 file without extension that is no image (README)"
 
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     assert "1 link that cannot be followed (a/gone.png)" in text
     assert "1 link to a folder that contains the link (a/up)" in text
     assert "3 files of other kinds (2 .txt, 1 .json)" in text
-    assert "2 of the operating system (1 @eaDir, 1 Thumbs.db)" in text
+    assert "2 system files or folders (1 @eaDir, 1 Thumbs.db)" in text
 
 
 def test_optional_formats_are_listed_where_they_can_be_read(tmp_path: Path) -> None:
