@@ -17,15 +17,14 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import WorkerContext
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
-from multigrain.losses.objective import JointObjective
 from multigrain.specs.training import TrainingSpec
 from multigrain.train.loop import BestCheckpoint, CheckpointSaver, StartPoint, Trainer
 from multigrain.train.start import Resumption
-from multigrain.train.step import TrainStep
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
 from tests.evaluate.measure import ALL_TASKS, measure
-from tests.train.tiny import CLASSES, SIDE, tiny_model, tiny_spec
+from tests.train.conftest import StepPool
+from tests.train.tiny import CLASSES, SIDE, tiny_spec
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]
 
@@ -62,6 +61,7 @@ def spec_of(epochs: int, metric: str) -> TrainingSpec:
 
 
 def attempt(
+    shared_step: StepPool,
     tmp_path: Path,
     figures: list[float],
     *,
@@ -78,10 +78,8 @@ def attempt(
         job_id="job", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=spec
     )
     ctx = WorkerContext(request, JobFolder(tmp_path / "job"), reporter)
-    model = tiny_model()
-    step = TrainStep(
-        model, JointObjective(spec.objective), spec, world=1, steps_per_epoch=PER_EPOCH
-    )
+    step = shared_step(spec, steps_per_epoch=PER_EPOCH)
+    model = step._model
     best = BestCheckpoint(spec.evaluation.metric)
     resumption = Resumption.find(ctx)
     start = resumption.load(model, step, best) if resumption is not None else StartPoint()
@@ -118,12 +116,14 @@ def names(tmp_path: Path) -> list[str]:
     return [path.name for _, path in store.steps(tmp_path / "job" / "checkpoints")]
 
 
-def test_the_best_checkpoint_survives_pruning_and_a_resumption(tmp_path: Path) -> None:
+def test_the_best_checkpoint_survives_pruning_and_a_resumption(
+    shared_step: StepPool, tmp_path: Path
+) -> None:
     figures = [0.2, 0.9, 0.5, 0.9, 0.7]
-    assert bests(attempt(tmp_path, figures, epochs=3)) == [2, 4]
+    assert bests(attempt(shared_step, tmp_path, figures, epochs=3)) == [2, 4]
     assert names(tmp_path) == ["step-00000004", "step-00000006"]
     # Resumed: an equal and a lower metric replace nothing, although this process saw no better.
-    resumed = attempt(tmp_path, figures, epochs=5)
+    resumed = attempt(shared_step, tmp_path, figures, epochs=5)
     assert len(losses(resumed)) == 4
     assert bests(resumed) == []
     assert names(tmp_path) == ["step-00000004", "step-00000010"]
@@ -134,32 +134,38 @@ def test_the_best_checkpoint_survives_pruning_and_a_resumption(tmp_path: Path) -
     assert best.state.keys() == store.load(store.resolve(checkpoints, "last")).state.keys()
 
 
-def test_a_better_checkpoint_after_a_resumption_replaces_the_best(tmp_path: Path) -> None:
+def test_a_better_checkpoint_after_a_resumption_replaces_the_best(
+    shared_step: StepPool, tmp_path: Path
+) -> None:
     figures = [3.0, 2.0, 2.5, 1.0, 4.0]
-    assert bests(attempt(tmp_path, figures, epochs=3, metric="loss")) == [2, 4]
-    assert bests(attempt(tmp_path, figures, epochs=5, metric="loss")) == [8]
+    assert bests(attempt(shared_step, tmp_path, figures, epochs=3, metric="loss")) == [2, 4]
+    assert bests(attempt(shared_step, tmp_path, figures, epochs=5, metric="loss")) == [8]
     assert names(tmp_path) == ["step-00000008", "step-00000010"]
 
 
-def test_a_job_stopped_in_an_evaluation_repeats_it_when_resumed(tmp_path: Path) -> None:
+def test_a_job_stopped_in_an_evaluation_repeats_it_when_resumed(
+    shared_step: StepPool, tmp_path: Path
+) -> None:
     figures = [0.2, 0.9, 0.5]
-    assert attempt(tmp_path, figures, epochs=3, stopped_in=2).records[-1].step == 4
+    assert attempt(shared_step, tmp_path, figures, epochs=3, stopped_in=2).records[-1].step == 4
     for evaluated in ([4, 6], []):  # and not once more
-        again = attempt(tmp_path, figures, epochs=3).records
+        again = attempt(shared_step, tmp_path, figures, epochs=3).records
         assert [r.step for r in again if isinstance(r, EvaluationRecord)] == evaluated
 
 
-def test_the_best_checkpoint_may_be_selected_by_a_retrieval_metric(tmp_path: Path) -> None:
+def test_the_best_checkpoint_may_be_selected_by_a_retrieval_metric(
+    shared_step: StepPool, tmp_path: Path
+) -> None:
     figures = [0.2, 0.7, 0.5]
-    assert bests(attempt(tmp_path, figures, epochs=3, metric="copy_map")) == [2, 4]
+    assert bests(attempt(shared_step, tmp_path, figures, epochs=3, metric="copy_map")) == [2, 4]
     best = store.read_manifest(store.resolve(tmp_path / "job" / "checkpoints", "best"))
     assert (best.step, best.metrics) == (4, {"copy_map": 0.7})
 
 
-def test_evaluation_does_not_change_thors_steps(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_thors_steps(shared_step: StepPool, tmp_path: Path) -> None:
     for name in ("with", "without"):
         write_dataset(tmp_path / name / "val", classes=CLASSES, each=2, size=SIDE)
-    seen = attempt(tmp_path / "with", [0.1] * 4, epochs=4, look=True)
-    unseen = attempt(tmp_path / "without", [0.1] * 4, epochs=4)
+    seen = attempt(shared_step, tmp_path / "with", [0.1] * 4, epochs=4, look=True)
+    unseen = attempt(shared_step, tmp_path / "without", [0.1] * 4, epochs=4)
     assert losses(seen) == losses(unseen)
     assert any(r.refreshed_layers for r in seen.records if isinstance(r, LossRecord) and r.step > 3)

@@ -79,19 +79,37 @@ def last(folder: Path) -> store.Checkpoint:
     return store.load(store.resolve(JobFolder(folder).checkpoints, "last"))
 
 
-@pytest.mark.parametrize("at", [3, 5])
-def test_a_stopped_and_resumed_job_ends_with_identical_weights(tmp_path: Path, at: int) -> None:
-    """In the middle of an epoch and of a refresh interval."""
-    training = spec(write_dataset(tmp_path / "data"))  # 2 epochs of 4 steps
-    outcome, whole = run(tmp_path / "whole", training)
+@dataclass(frozen=True)
+class UninterruptedJob:
+    """A job of 2 epochs of 4 steps."""
+
+    training: TrainingSpec
+    reporter: Reporter
+    checkpoint: store.Checkpoint
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> UninterruptedJob:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    training = spec(write_dataset(folder / "data"))
+    outcome, reporter = run(folder / "job", training)
     assert not outcome.stopped
+    return UninterruptedJob(training, reporter, last(folder / "job"))
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_stopped_and_resumed_job_ends_with_identical_weights(
+    uninterrupted: UninterruptedJob, tmp_path: Path, at: int
+) -> None:
+    """In the middle of an epoch and of a refresh interval."""
+    training, whole = uninterrupted.training, uninterrupted.reporter
     outcome, before = run(tmp_path / "parts", training, stop_after=at)
     assert outcome.stopped
     outcome, after = run(tmp_path / "parts", training)
     assert not outcome.stopped
     assert [step for step, *_ in before.losses] == list(range(1, at + 1))
     assert before.losses + after.losses == whole.losses
-    found, expected = last(tmp_path / "parts"), last(tmp_path / "whole")
+    found, expected = last(tmp_path / "parts"), uninterrupted.checkpoint
     assert found.manifest.step == expected.manifest.step == 8
     for one, other in ((found.model, expected.model), (found.state, expected.state)):
         assert one.keys() == other.keys()
@@ -174,6 +192,7 @@ def test_a_fixed_exponent_is_the_specifications(
         write_dataset(tmp_path / "data"),
         initial_weights=str(given),
         model={"image_size": 16, "gem_p": 4.0},
+        optimizer={"kind": "momentum"},
         schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},
     )
     run(tmp_path / "job", training)
@@ -187,6 +206,7 @@ def test_the_source_of_initial_weights_is_logged(tmp_path: Path) -> None:
     training = spec(
         write_dataset(tmp_path / "data"),
         initial_weights=str(given),
+        optimizer={"kind": "momentum"},
         schedule={"epochs": 1, "max_steps": 1, "batch_size": 6},
     )
     _, reporter = run(tmp_path / "job", training)
@@ -216,6 +236,7 @@ def test_a_learned_exponent_starts_from_the_initial_weights(tmp_path: Path) -> N
         write_dataset(tmp_path / "data"),
         initial_weights=str(given),
         model={"image_size": 16, "learn_gem_p": True},
+        optimizer={"kind": "momentum"},
         schedule={"epochs": 1, "max_steps": 1, "batch_size": 6,
                   "learning_rate": {"kind": "linear", "init": 1e-6}},
     )  # fmt: skip

@@ -14,6 +14,7 @@ from multigrain.model.state import load_model_state, model_state
 from multigrain.optim.loss_scale import LossScale
 from multigrain.specs.training import OptimizerSpec, TrainingSpec
 from multigrain.train.step import TrainStep
+from tests.train.conftest import StepPool
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 
 pytestmark = pytest.mark.mindspore
@@ -54,9 +55,9 @@ def test_a_dynamic_scale_doubles_and_halves_between_its_bounds() -> None:
     assert seen == [4, 8, 8, 8, 8, 8, True, 4, 4, True, 2, 2, 4, True, 2, False, 2]
 
 
-def test_a_loss_scale_does_not_change_steps_and_factors() -> None:
+def test_a_loss_scale_does_not_change_steps_and_factors(shared_step: StepPool) -> None:
     """Also while it doubles; scaling by a power of two is exact."""
-    plain = tiny_step(tiny_spec())
+    plain = shared_step(tiny_spec())
     other = tiny_step(scaled(tiny_spec(), loss_scale=1024.0, loss_scale_steps=2))
     assert plain.state().keys() | {"loss_scale.value", "loss_scale.good_steps"} == (
         other.state().keys()

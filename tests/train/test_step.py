@@ -11,6 +11,7 @@ from mindspore import Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.losses.objective import JointObjective
+from tests.train.conftest import StepPool
 from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
 pytestmark = pytest.mark.mindspore
@@ -19,15 +20,15 @@ TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0
 
 
 @pytest.mark.parametrize("kind", ["thor", "momentum"])
-def test_the_loss_falls(kind: str) -> None:
-    step = tiny_step(tiny_spec(kind))
+def test_the_loss_falls(shared_step: StepPool, kind: str) -> None:
+    step = shared_step(tiny_spec(kind))
     x, labels, ids = batch(0)
     losses = [step(x, labels, ids).loss for _ in range(25)]
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_the_loss_record_has_the_steps_measurements() -> None:
-    step = tiny_step(tiny_spec(frequency=3))
+def test_the_loss_record_has_the_steps_measurements(shared_step: StepPool) -> None:
+    step = shared_step(tiny_spec(frequency=3))
     results, stop_agreed = [], []
     for i in range(4):
         results.append(step(*batch(i), stop=i == 2))
@@ -47,8 +48,8 @@ def test_the_loss_record_has_the_steps_measurements() -> None:
     assert last.gem_p != 3.0
 
 
-def test_the_trace_rule_decides_per_layer_at_growing_intervals() -> None:
-    step = tiny_step(tiny_spec(**TRACE))
+def test_the_trace_rule_decides_per_layer_at_growing_intervals(shared_step: StepPool) -> None:
+    step = shared_step(tiny_spec(**TRACE))
     results = [step(*batch(i)) for i in range(9)]
     checked = [i for i, r in enumerate(results) if r.refreshed_layers + r.kept_layers]
     assert checked == [0, 1, 3, 7]  # 1, 2 and 4 steps on: an epoch has 4
@@ -67,8 +68,8 @@ def test_the_trace_rule_decides_per_layer_at_growing_intervals() -> None:
     assert "trace" not in tiny_spec().optimizer.thor.refresh  # the default is the fixed frequency
 
 
-def test_a_kept_layer_keeps_its_inverses() -> None:
-    step = tiny_step(tiny_spec(refresh="trace", frequency=1, w1=1e9, w2=0.0))
+def test_a_kept_layer_keeps_its_inverses(shared_step: StepPool) -> None:
+    step = shared_step(tiny_spec(refresh="trace", frequency=1, w1=1e9, w2=0.0))
     step(*batch(0))
     before = {k: v for k, v in step.state().items() if k.endswith("_inverse")}
     assert step(*batch(1)).kept_layers == 3
@@ -78,8 +79,8 @@ def test_a_kept_layer_keeps_its_inverses() -> None:
         np.testing.assert_array_equal(after[name], values)
 
 
-def test_momentum_has_no_curvature() -> None:
-    step = tiny_step(tiny_spec("momentum"))
+def test_momentum_has_no_curvature(shared_step: StepPool) -> None:
+    step = shared_step(tiny_spec("momentum"))
     result = step(*batch(0))
     assert (result.curvature_layers, result.refreshed_layers, result.damping) == (0, 0, 0)
     assert "no curvature" in step.curvature_table()
@@ -96,9 +97,9 @@ def test_the_table_lists_every_layer() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_non_finite_step_changes_nothing(at: int) -> None:
+def test_a_non_finite_step_changes_nothing(shared_step: StepPool, at: int) -> None:
     """Also if a refresh was due: it is deferred to the next step."""
-    step = tiny_step(tiny_spec(frequency=3))
+    step = shared_step(tiny_spec(frequency=3))
     for i in range(at):
         step(*batch(i))
     before, state = weights(step), step.state()
@@ -136,8 +137,8 @@ def test_the_noise_differs_by_step_and_rank(monkeypatch: pytest.MonkeyPatch) -> 
     assert keys == [(11, 0, 2), (11, 1, 2)]  # seed, step, rank
 
 
-def test_betas_own_rate_decays_like_the_learning_rate() -> None:
-    step = tiny_step(tiny_spec("momentum"))
+def test_betas_own_rate_decays_like_the_learning_rate(shared_step: StepPool) -> None:
+    step = shared_step(tiny_spec("momentum"))
     beta, rates = 1.2, []
     for i in range(5):
         result = step(*batch(i))
@@ -150,8 +151,8 @@ def test_betas_own_rate_decays_like_the_learning_rate() -> None:
     assert rates[-1] < 0.9 * rates[0]
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
-    step = tiny_step(tiny_spec(max_skipped_steps=3))
+def test_too_many_skipped_steps_in_a_row_end_the_run(shared_step: StepPool) -> None:
+    step = shared_step(tiny_spec(max_skipped_steps=3))
     bad = batch(0)
     bad[0][:] = np.inf
     step(*bad)
@@ -172,19 +173,19 @@ def test_the_optimizer_s_options_reach_the_update() -> None:
     assert (update.kl_clip, update.clipped) == (0.3, True)
 
 
-def test_clipping_bounds_the_global_norm() -> None:
+def test_clipping_bounds_the_global_norm(shared_step: StepPool) -> None:
     """With momentum and no decay the first update is lr times the clipped gradient."""
     spec = tiny_spec("momentum", clip_norm=0.01)
     optimizer = spec.optimizer.model_copy(update={"weight_decay": 0.0})
-    step = tiny_step(spec.model_copy(update={"optimizer": optimizer}))
+    step = shared_step(spec.model_copy(update={"optimizer": optimizer}))
     step(*batch(0))
     moments = [v for name, v in step.state().items() if name.startswith("momentum.")]
     norm = np.sqrt(sum((v.astype(np.float64) ** 2).sum() for v in moments))
     assert norm == pytest.approx(0.01, rel=1e-4)
 
 
-def test_switching_to_evaluation_mode_does_not_affect_training() -> None:
-    first, second = tiny_step(tiny_spec()), tiny_step(tiny_spec())
+def test_switching_to_evaluation_mode_does_not_affect_training(shared_step: StepPool) -> None:
+    first, second = shared_step(tiny_spec()), shared_step(tiny_spec())
     for i in range(3):
         second._model.set_train(False)
         assert first(*batch(i)) == second(*batch(i))

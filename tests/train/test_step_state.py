@@ -9,6 +9,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.state import load_model_state
+from tests.train.conftest import StepPool
 from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
 pytestmark = pytest.mark.mindspore
@@ -28,10 +29,10 @@ OPTIONS: dict[str, Any] = {"pi_correction": True, "factor_average": 0.9, "kl_cli
     ],
 )
 def test_resuming_from_a_state_equals_an_uninterrupted_run(
-    kind: str, at: int, thor: dict[str, Any]
+    shared_step: StepPool, kind: str, at: int, thor: dict[str, Any]
 ) -> None:
     spec = tiny_spec(kind, **thor)
-    whole = tiny_step(spec)
+    whole = shared_step(spec)
     for i in range(at):
         whole(*batch(i))
     saved_model, saved_state = weights(whole), whole.state()
@@ -39,7 +40,7 @@ def test_resuming_from_a_state_equals_an_uninterrupted_run(
     if thor:
         assert any(r.kept_layers for r in rest)  # the rule's state has an effect
 
-    resumed = tiny_step(spec)
+    resumed = shared_step(spec)
     resumed(*batch(99))  # leaves different values everywhere
     load_model_state(resumed._model, saved_model)
     resumed.load_state(saved_state)
@@ -48,23 +49,24 @@ def test_resuming_from_a_state_equals_an_uninterrupted_run(
     assert_same(resumed.state(), whole.state())
 
 
-def test_a_run_resumed_after_a_skipped_step_has_its_counters() -> None:
+def test_a_run_resumed_after_a_skipped_step_has_its_counters(shared_step: StepPool) -> None:
     """Deferred refresh, consecutive skipped steps and saved statistics."""
     spec = tiny_spec(frequency=3, max_skipped_steps=3)
     bad = batch(0)
     bad[0][:] = np.nan
-    before = tiny_step(spec)
+    before = shared_step(spec)
     for i in range(3):
         before(*batch(i))
     assert before(*bad).skipped
     saved_model, saved_state = weights(before), before.state()
 
-    resumed = tiny_step(spec)
+    resumed = shared_step(spec)
     load_model_state(resumed._model, saved_model)
     resumed.load_state(saved_state)
     assert resumed(*batch(4)).refreshed_layers == 3
     load_model_state(resumed._model, saved_model)
     resumed.load_state(saved_state)
+    assert_same(resumed.state(), saved_state)  # the refresh is due again
     assert resumed(*bad).skipped_total == 2
     assert_same(weights(resumed), saved_model)
     with pytest.raises(MultigrainError, match="3 steps in a row"):

@@ -78,13 +78,15 @@ def tiny_spec(
     )
 
 
-def tiny_step(spec: TrainingSpec, *, world: int = 1, batch_norm: bool = True) -> TrainStep:
+def tiny_step(
+    spec: TrainingSpec, *, world: int = 1, batch_norm: bool = True, steps_per_epoch: int = 4
+) -> TrainStep:
     return TrainStep(
         tiny_model(batch_norm=batch_norm),
         JointObjective(spec.objective),
         spec,
         world=world,
-        steps_per_epoch=4,
+        steps_per_epoch=steps_per_epoch,
     )
 
 

@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     results["losses"] = np.array(losses)
     results |= {f"plain/{name}": v for name, v in whole_state(step).items()}
 
-    # The trace rule with every curvature option, and the same resumed from step 2.
+    # The trace rule with every curvature option, and again from the state after step 2.
     spec = tiny_spec(instance_loss="none", **RULE)
     step = tiny_step(spec, world=2, batch_norm=False)
     decisions = []
@@ -59,7 +59,6 @@ def main(folder: Path) -> None:
         decisions.append(decision(step(*share(i, rank))))
     results["decisions"] = np.array(decisions)
     results |= {f"rule/{name}": v for name, v in whole_state(step).items()}
-    step = tiny_step(spec, world=2, batch_norm=False)
     load_model_state(step._model, saved_model)
     step.load_state(saved_state)
     resumed = [decision(step(*share(i, rank))) for i in range(CUT, STEPS)]
