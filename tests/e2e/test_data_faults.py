@@ -10,7 +10,7 @@ import pytest
 from multigrain.v1.common_pb2 import ERROR_KIND_DATASET
 from multigrain_client import JobFailed
 from tests.e2e.daemon import Daemon, wait_for_no_processes
-from tests.e2e.jobs import small_training
+from tests.e2e.jobs import MOMENTUM, small_training
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -27,7 +27,8 @@ def test_a_broken_file_is_skipped_and_named(tmp_path: Path, copy: Path) -> None:
     daemon = Daemon(tmp_path, roots=[copy]).start()
     try:
         with daemon.client() as client:
-            job = client.wait(client.start_training(small_training(copy, epochs=1)))
+            spec = small_training(copy, epochs=1, optimizer=MOMENTUM)
+            job = client.wait(client.start_training(spec))
             logs = [e.log for e in client.stream_events(job, kinds=["log"])]
         warnings = [log for log in logs if broken.name in log.message]
         assert len(warnings) == 1

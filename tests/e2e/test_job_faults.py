@@ -11,13 +11,9 @@ import pytest
 from multigrain.v1 import job_pb2
 from multigrain.v1.common_pb2 import ERROR_KIND_WORKER_DIED
 from tests.e2e.daemon import Daemon, processes_below, wait_for_no_processes
-from tests.e2e.jobs import small_training, wait_for_losses
+from tests.e2e.jobs import MOMENTUM, small_training, wait_for_losses
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
-
-# Compiled in a quarter of the time that THOR takes, which was most of these tests' time. That THOR
-# goes on from its state bit for bit is shown where a training runs in one process.
-MOMENTUM = {"kind": "momentum"}
 
 
 def heaviest_worker(daemon: Daemon) -> psutil.Process:
