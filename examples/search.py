@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from multigrain.data.listing import list_images
+from multigrain.text import printable
 from multigrain_client import Client
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def main() -> None:
@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5)
     arguments = parser.parse_args()
 
-    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    listing = list_images(arguments.folder, optional=True)
+    paths = [arguments.folder / path for path in listing.paths]
     with Client(arguments.server) as client:
         # One row per image. Unreadable images become rows of NaN.
         gallery = client.embed(paths, on_error="nan")
@@ -34,7 +35,7 @@ def main() -> None:
     # Embeddings have length 1, so the dot product is the cosine.
     similarity = np.nan_to_num(gallery @ query, nan=-np.inf)
     for index in np.argsort(-similarity)[: arguments.count]:
-        print(f"{similarity[index]:.3f}  {paths[index]}")
+        print(f"{similarity[index]:.3f}  {printable(str(paths[index]))}")
 
 
 if __name__ == "__main__":

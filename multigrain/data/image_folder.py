@@ -18,9 +18,10 @@ from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.storage import os_error_hint
 from multigrain.text import is_text, normalize, printable
 
-# Names of the parts of a dataset, not of its classes.
-_SPLITS = frozenset(
-    {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+# Names of the parts of a dataset, not of its classes; COCO's have a year.
+_PART = re.compile(
+    r"(train|training|trainval|val|valid|validation|test|testing|dev|eval)([_-]?20\d\d)?",
+    re.IGNORECASE,
 )
 # Class names are written into checkpoints, tables and plots, and are shown in terminals.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -248,19 +249,28 @@ def _holds_folders_only(listing: Listing) -> bool:
 
 def _check_parts(root: str, found: list[tuple[str, Listing]]) -> None:
     """Refuses a dataset whose classes are its parts for training and validation."""
-    parts = [name for name, listing in found if _holds_folders_only(listing)]
-    with_images = [name for name, listing in found if listing.paths]
-    if not parts or parts != with_images or not _SPLITS.issuperset(map(str.lower, parts)):
+    # In ImageNet the validation and test images are not in folders of classes.
+    nested = [name for name, listing in found if _holds_folders_only(listing)]
+    if not nested or not _are_parts(found):
         return
-    best = next((name for name in parts if name.lower().startswith("train")), parts[0])
+    best = next((name for name in nested if name.lower().startswith("train")), nested[0])
+    names = [name for name, listing in found if listing.paths]
     raise MultigrainError(
         ErrorKind.DATASET,
-        f"the dataset {root} has no class folders but the parts {_names(parts)}, which hold "
-        f"folders only: did you mean {root.rstrip('/')}/{best}?",
+        f"the dataset {root} has no class folders but the parts {_names(names)} of a dataset: did "
+        f"you mean {root.rstrip('/')}/{best}?",
     )
 
 
+def _are_parts(found: list[tuple[str, Listing]]) -> bool:
+    names = [name for name, listing in found if listing.paths]
+    return bool(names) and all(_PART.fullmatch(name) for name in names)
+
+
 def _layout_warning(root: str, found: list[tuple[str, Listing]]) -> str:
+    if _are_parts(found):
+        names = _names([name for name, _ in found])
+        return f"the class folders {names} are named like the parts of a dataset, not like classes"
     if not all(_holds_folders_only(listing) for _, listing in found):
         return ""
     name, listing = found[0]

@@ -155,6 +155,8 @@ def test_a_class_without_images_is_refused_with_what_it_holds(
         (("TRAIN/0/1.png", "Validation/0/1.png", "Test/0/1.png"), "TRAIN"),
         (("test/0/1.png", "val/0/1.png"), "test"),
         (("train/0/1.png",), "train"),
+        (("test/1.png", "train/n01440764/1.JPEG", "val/2.png"), "train"),
+        (("train2017/0/1.png", "val2017/0/1.png"), "train2017"),
         (("train/0/1.png", "val/0/1.png", "annotations/a.xml"), "train"),
     ],
 )
@@ -165,7 +167,9 @@ def test_the_folder_above_train_and_val_is_refused(
 
 
 def test_classes_with_names_of_parts_are_accepted_with_images_of_their_own(tmp_path: Path) -> None:
-    assert scan(touch(tmp_path / "a", "test/1.png", "train/2.png")).classes == ("test", "train")
+    folder = scan(touch(tmp_path / "a", "test/1.png", "train/2.png"))
+    assert folder.classes == ("test", "train")
+    assert "named like the parts of a dataset" in folder.warning
     folder = scan(touch(tmp_path / "b", "bus/red/1.png", "train/red/2.png"))
     assert folder.classes == ("bus", "train")
 
