@@ -93,7 +93,7 @@ _ASSOCIATED: Final = 1
 _UNASSOCIATED: Final = frozenset({2, 999})  # 999 is written by CorelDRAW 10
 _MAX_BITS: Final = 16
 _MAX_EXTRA: Final = 3
-_ROWS_AT_ONCE: Final = 8 * 2**20  # bytes of packed samples that are converted together
+_AT_ONCE: Final = 2 * 2**20  # bytes of packed samples that are converted together
 _PADDING: Final = 2**24  # pixels of tiles that may lie outside of a picture
 _REVERSED: Final = np.packbits(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1
@@ -141,23 +141,11 @@ class Tiff(Picture):
         Raises:
             MultigrainError: IMAGE_UNREADABLE, or IMAGE_FORMAT for a channel of unknown meaning.
         """
-        image = self._colors()
-        if image.mode not in ("LA", "RGBA"):
-            return image.convert("RGB")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image.convert("RGB"), mask=image.getchannel("A"))
-        return white
-
-    def _colors(self) -> Image.Image:
-        """Decodes the pixels to mode 1, L, LA, RGB, RGBA or CMYK.
-
-        A picture with associated alpha is composited on white already.
-        """
         layout = self._layout
         try:
             if layout.compression in _CCITT or layout.compression == _JPEG or _is_ycbcr(layout):
-                return _decode(_with_tags(self._data, layout))
-            return _image(layout, _samples(self._data, layout))
+                return _decode(_with_tags(self._data, layout)).convert("RGB")
+            return Image.fromarray(_pixels(self._data, layout))
         except (MultigrainError, MemoryError):
             raise
         except Exception as error:  # decoders of damaged data raise all kinds of exceptions
@@ -309,69 +297,60 @@ def _row_bytes(layout: Layout) -> int:
     return -(-layout.block_width * samples * layout.bits[0] // 8)
 
 
-def _samples(data: bytes, layout: Layout) -> NDArray[np.uint8]:
-    """Decodes the color samples and alpha, scaled to 8 bits: (H, W, C), or (H, W, 3 or 4)."""
-    assert layout.photometric is not None
-    extra = _extra(layout)
-    alpha = _alpha(layout)
-    colors = _COLORS[layout.photometric]
-    wanted = [*range(colors)]
-    if alpha is not None:
-        wanted.append(alpha)
-    elif extra and layout.extra is None:
-        wanted.append(colors)  # whether it is opaque everywhere is checked later
-    table = _palette(layout)
-    depth = len(wanted) if table is None else len(wanted) + 2
-    result = np.empty((layout.height, layout.width, depth), np.uint8)
-    at_once = max(1, _ROWS_AT_ONCE // (_row_bytes(layout) * layout.block_height * layout.across))
-    for plane in range(layout.samples if layout.planar else 1):
-        if layout.planar and plane not in wanted:
-            continue
-        for first in range(0, layout.down, at_once):
-            last = min(first + at_once, layout.down)
-            packed = _rows(data, layout, plane, first, last)
-            top = first * layout.block_height
-            step = max(1, _ROWS_AT_ONCE // packed.shape[1]) if layout.across == 1 else len(packed)
-            for start in range(0, len(packed), step):
-                values = _unpack(packed[start : start + step], layout)
-                values = _join(values, layout)[: layout.height - top - start, : layout.width]
-                rows = result[top + start : top + start + len(values)]
-                if not layout.planar:
-                    values = values[:, :, wanted]
-                target = [wanted.index(plane)] if layout.planar else [*range(len(wanted))]
-                _store(rows, values, target, layout, table)
+def _pixels(data: bytes, layout: Layout) -> NDArray[np.uint8]:
+    """Decodes the samples and converts them to RGB: uint8 (H, W, 3)."""
+    result = np.empty((layout.height, layout.width, 3), np.uint8)
+    block_row = _row_bytes(layout) * layout.block_height * layout.across
+    at_once = max(1, _AT_ONCE // block_row)
+    planes = layout.samples if layout.planar else 1
+    for first in range(0, layout.down, at_once):
+        last = min(first + at_once, layout.down)
+        packed = [_rows(data, layout, plane, first, last) for plane in range(planes)]
+        top = first * layout.block_height
+        # A strip may be as large as the picture; a row of tiles is converted as a whole.
+        count = len(packed[0])
+        step = max(1, _AT_ONCE // _row_bytes(layout)) if layout.across == 1 else count
+        for start in range(0, count, step):
+            parts = [_unpack(rows[start : start + step], layout) for rows in packed]
+            samples = _join(parts[0] if planes == 1 else np.concatenate(parts, axis=2), layout)
+            samples = samples[: layout.height - top - start, : layout.width]
+            _to_rgb(samples, layout, result[top + start : top + start + len(samples)])
     return result
 
 
-def _store(
-    rows: NDArray[np.uint8],
-    values: NDArray[np.integer],
-    channels: list[int],
-    layout: Layout,
-    table: NDArray[np.uint8] | None,
-) -> None:
-    """Stores samples as 8 bits: channel ``channels[i]`` is ``values[:, :, i]``."""
+def _to_rgb(samples: NDArray[np.integer], layout: Layout, result: NDArray[np.uint8]) -> None:
+    """Converts samples (rows, W, samples per pixel) to RGB on white (rows, W, 3)."""
     most = (1 << layout.bits[0]) - 1
-    for index, channel in enumerate(channels):
-        plane = values[:, :, index]
-        if table is not None and channel == 0:
-            rows[:, :, :3] = table[plane]
-            continue
-        if most != 255:
-            plane = ((plane.astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8)
-        if layout.photometric == _WHITE_IS_ZERO and channel == 0:
-            plane = 255 - plane
-        rows[:, :, channel + 2 if table is not None else channel] = plane
+    extra, alpha = _extra(layout) or (), _alpha(layout)
+    if extra and layout.extra is None and samples[:, :, -1].min() < most:
+        raise _refused(f"{layout.samples} channels, of which the last has no known meaning")
+    count = layout.samples - len(extra)
+    if most == 255 and alpha is None and layout.photometric in (_BLACK_IS_ZERO, _RGB):
+        result[:] = samples[:, :, :count]
+        return
+    colors: NDArray[np.float32]
+    if layout.photometric == _PALETTE:
+        colors = _palette(layout)[samples[:, :, 0]]
+    else:
+        colors = samples[:, :, :count] * np.float32(1 / most)
+    if layout.photometric == _WHITE_IS_ZERO:
+        colors = 1 - colors
+    elif layout.photometric == _CMYK:
+        colors = (1 - colors[:, :, :3]) * (1 - colors[:, :, 3:])
+    if alpha is not None:
+        opaque = samples[:, :, alpha : alpha + 1] * np.float32(1 / most)
+        if extra[alpha - layout.samples] != _ASSOCIATED:
+            colors = colors * opaque
+        colors = np.minimum(colors + (1 - opaque), 1)
+    result[:] = colors * 255 + np.float32(0.5)
 
 
-def _palette(layout: Layout) -> NDArray[np.uint8] | None:
-    """Returns the colors (2**bits, 3) of a palette image."""
-    if layout.photometric != _PALETTE or layout.color_map is None:
-        return None
-    table: NDArray[np.integer] = layout.color_map.T.astype(np.uint32)
-    if table.max() > 255:  # otherwise an old file with 8-bit values, as libtiff guesses too
-        table = (table * 255 + 32_767) // 65_535
-    return table.astype(np.uint8)
+def _palette(layout: Layout) -> NDArray[np.float32]:
+    """Returns the colors (2**bits, 3) of a palette image, from 0 to 1."""
+    assert layout.color_map is not None
+    # Old files have 8-bit values: libtiff makes the same guess.
+    most = 65_535 if layout.color_map.max() > 255 else 255
+    return layout.color_map.T * np.float32(1 / most)
 
 
 def _unpack(packed: NDArray[np.uint8], layout: Layout) -> NDArray[np.integer]:
@@ -542,35 +521,3 @@ def _decode(file: bytes) -> Image.Image:
     image.im = Image.new(image.mode, image.size).im
     image.load()
     return image
-
-
-def _image(layout: Layout, samples: NDArray[np.uint8]) -> Image.Image:
-    """Makes a picture of color samples and alpha, which is the last channel."""
-    extra, alpha = _extra(layout) or (), _alpha(layout)
-    channels = samples.shape[2]
-    if alpha is None and extra and layout.extra is None:
-        channels -= 1
-        if samples[:, :, channels].min() < 255:
-            raise _refused(f"{layout.samples} channels, of which the last has no known meaning")
-    elif alpha is not None and layout.extra is not None and _is_associated(layout, alpha):
-        # The colors are multiplied by alpha: what is missing to 1 is white.
-        channels -= 1
-        clear = 255 - samples[:, :, channels:]
-        colors = samples[:, :, :channels]
-        samples = colors + np.minimum(clear, 255 - colors)
-    samples = samples[:, :, :channels]
-    if layout.photometric == _CMYK:
-        image = Image.fromarray(np.ascontiguousarray(samples[:, :, :4]), "CMYK")
-        if channels == 4:
-            return image
-        image = image.convert("RGB")
-        image.putalpha(Image.fromarray(np.ascontiguousarray(samples[:, :, 4])))
-        return image
-    if channels == 1:
-        return Image.fromarray(np.ascontiguousarray(samples[:, :, 0]))
-    return Image.fromarray(np.ascontiguousarray(samples))
-
-
-def _is_associated(layout: Layout, alpha: int) -> bool:
-    extra = _extra(layout) or ()
-    return extra[alpha - layout.samples] == _ASSOCIATED

@@ -207,8 +207,8 @@ class _Page:
             raise damaged(f"tag {tag} is not an integer")
         raw = value.raw[: most * _TYPE_SIZES[value.type]]
         numbers = np.frombuffer(raw, self.order + _INTEGERS[value.type]).astype(np.int64)
-        if numbers.min() < 0:  # also above 2**63
-            raise damaged(f"tag {tag} is out of range")
+        if numbers.min() < 0:  # or 2**63 and more
+            raise damaged(f"tag {tag} has a value that it cannot have")
         return numbers
 
     def number(self, tag: int, default: int) -> int:
