@@ -7,7 +7,7 @@ LOCK := requirements/ci.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
-# Processes that run tests at the same time, but for those that compute with MindSpore.
+# Checks, or processes with tests, that run at the same time.
 JOBS ?= 2
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
@@ -22,12 +22,16 @@ demo: $(STAMP)
 check: lint types quick
 
 # Everything that CI runs.
-test: lint types stubs-check sync-client-check protos-check docs-check unit
+test: $(STAMP)
+	$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target types docs-check lint \
+	    stubs-check sync-client-check protos-check
+	$(MAKE) unit
 
-# Installs exactly the versions of the lock file, then the project itself.
+# Installs exactly the versions of the lock file, then the project itself. Python compiles the
+# modules that are imported; compiling all of them takes half a minute.
 $(STAMP): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -84,18 +88,18 @@ protos-check: $(STAMP)
 quick: $(STAMP)
 	$(BIN)/pytest --quick --numprocesses $(JOBS) --dist worksteal
 
-# All tests. Those that compute with MindSpore use every core and run in one process; the others
-# mostly wait for processes that they start.
+# All tests. MindSpore compiles a graph on one core, and tests of other processes mostly wait. The
+# tests of a file run in one process: many share what took long to make.
+IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 unit: $(STAMP)
-	$(BIN)/pytest -m "not mindspore and not slow" --numprocesses $(JOBS) --dist worksteal
-	$(BIN)/pytest -m "mindspore or slow"
+	$(BIN)/pytest $(IN_PARALLEL)
 
 # Runs tests and prints the share of lines that they executed, child processes included: all tests,
 # or those of TESTS (TESTS=--quick takes about two minutes). Much faster with Python 3.12.
 TESTS ?=
 coverage: $(STAMP)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+	$(BIN)/coverage run -m pytest $(IN_PARALLEL) $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --skip-empty
 
