@@ -55,10 +55,12 @@ class _ErrorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorKind.V
     ERROR_KIND_IMAGE_UNREADABLE: _ErrorKind.ValueType  # 20
     """Kinds of an image's own status. The call itself is OK.
 
-    The bytes are not an image, or they are truncated or empty.
+    The image is truncated, damaged or empty.
     """
     ERROR_KIND_IMAGE_FORMAT: _ErrorKind.ValueType  # 21
-    """The format is an image format that the server does not accept."""
+    """The bytes are not an image, or an image of a kind that is not read: the message names it, and
+    says what to save it as.
+    """
     ERROR_KIND_IMAGE_TOO_LARGE: _ErrorKind.ValueType  # 22
     """More pixels or more bytes than the server accepts."""
     ERROR_KIND_NOT_FINITE: _ErrorKind.ValueType  # 23
@@ -123,10 +125,12 @@ ERROR_KIND_UNSUPPORTED: ErrorKind.ValueType  # 13
 ERROR_KIND_IMAGE_UNREADABLE: ErrorKind.ValueType  # 20
 """Kinds of an image's own status. The call itself is OK.
 
-The bytes are not an image, or they are truncated or empty.
+The image is truncated, damaged or empty.
 """
 ERROR_KIND_IMAGE_FORMAT: ErrorKind.ValueType  # 21
-"""The format is an image format that the server does not accept."""
+"""The bytes are not an image, or an image of a kind that is not read: the message names it, and
+says what to save it as.
+"""
 ERROR_KIND_IMAGE_TOO_LARGE: ErrorKind.ValueType  # 22
 """More pixels or more bytes than the server accepts."""
 ERROR_KIND_NOT_FINITE: ErrorKind.ValueType  # 23

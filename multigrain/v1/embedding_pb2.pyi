@@ -68,9 +68,10 @@ class EmbedRequest(_message.Message):
     """Chosen by the caller, repeated in the response and in the server's log."""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Encoded image files (JPEG, PNG, WebP, BMP, GIF: first frame, TIFF), 1 to the server's
-        limit (default 64). EXIF orientation is applied, transparency is drawn on white, and
-        grayscale, CMYK and 16-bit images are converted to 8-bit RGB.
+        """Encoded image files (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, and HEIC where the server has its
+        extra "heif"), 1 to the server's limit (default 64). Of animations the first frame is read.
+        EXIF orientation is applied, transparency is drawn on white, and grayscale, CMYK and 16-bit
+        images are converted to 8-bit RGB; color profiles are ignored.
         """
 
     def __init__(
