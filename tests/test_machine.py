@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from multigrain import machine
 from multigrain.machine import Cgroups, Cpus, Memory
+from tests.cgroups import RealCgroup, real_cgroup
 
 MIB = 1 << 20
 NO_LIMIT_V1 = "9223372036854771712"
@@ -456,46 +456,14 @@ def test_the_oom_killers_count_of_a_cgroup_is_read(
 
 
 @pytest.fixture
-def cgroup() -> Iterator[dict[str, Path]]:
-    """A new cgroup below this process's: by controller, the folder that limits it."""
-    ours = Cgroups()
-    name = f"multigrain-test-{uuid.uuid4().hex[:8]}"
-    made: dict[str, Path] = {}
-    try:
-        for controller, parents in (("cpu", ours._cpu), ("memory", ours._memory)):
-            parent = next(iter(parents or ours._v2), None)
-            if parent is None:
-                pytest.skip("no cgroups are mounted here")
-            folder = parent / name
-            try:
-                folder.mkdir(exist_ok=True)
-            except OSError as error:
-                pytest.skip(f"this process may not create a cgroup here: {error}")
-            made[controller] = folder
-        wanted = (
-            ("cpu", "cpu.cfs_quota_us", "cpu.max"),
-            ("memory", "memory.limit_in_bytes", "memory.max"),
-        )
-        for controller, *names in wanted:
-            if not any((made[controller] / name).exists() for name in names):
-                pytest.skip(f"the {controller} controller is not delegated to this process")
+def cgroup() -> Iterator[RealCgroup]:
+    with real_cgroup() as made:
         yield made
-    finally:
-        for folder in {*made.values()}:
-            folder.rmdir()
 
 
-def limit(cgroup: dict[str, Path], quota: int, size: int) -> None:
-    for name, text in (("cpu.cfs_quota_us", str(quota)), ("cpu.max", f"{quota} 100000")):
-        if (cgroup["cpu"] / name).exists():
-            (cgroup["cpu"] / name).write_text(text)
-    for name in ("memory.limit_in_bytes", "memory.max"):
-        if (cgroup["memory"] / name).exists():
-            (cgroup["memory"] / name).write_text(str(size))
-
-
-def test_a_process_in_a_real_cgroup_sees_its_limits(cgroup: dict[str, Path]) -> None:
-    limit(cgroup, 50_000, 200 * MIB)
+def test_a_process_in_a_real_cgroup_sees_its_limits(cgroup: RealCgroup) -> None:
+    cgroup.limit_cpu(0.5)
+    cgroup.limit_memory(200 * MIB)
     program = f"""
 import os, sys
 for folder in sys.argv[1:]:
@@ -506,7 +474,7 @@ print(cgroups.cpu_quota(), machine.available_cpus(), machine.available_memory() 
       cgroups.oom_kills())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, cgroup.values())],
+        [sys.executable, "-c", program, *map(str, cgroup.folders)],
         capture_output=True,
         text=True,
         check=True,

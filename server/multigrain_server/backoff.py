@@ -32,12 +32,14 @@ class Backoff:
         self._first = first
         self._longest = longest
         self._starts = 0
+        #: The latest one, in seconds.
+        self.delay = 0.0
 
     def next(self) -> float:
         """Seconds to wait before the next start."""
-        delay = backoff_seconds(self._starts, self._first, self._longest)
+        self.delay = backoff_seconds(self._starts, self._first, self._longest)
         self._starts += 1
-        return delay
+        return self.delay
 
     def forgive(self) -> None:
         """Does not count the last start: why it ended is known and will not happen again."""

@@ -19,10 +19,11 @@ import structlog
 
 from multigrain.engine.protocol import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
-from multigrain.machine import THREAD_VARIABLES, Memory, cpus
+from multigrain.machine import THREAD_VARIABLES, Memory, cpus, format_size
 from multigrain.memory import EXIT_OUT_OF_MEMORY, OomWatch, is_out_of_memory
 from multigrain.processes import (
     child_environment,
+    end_first_without_memory,
     explain_signal,
     python_command,
 )
@@ -235,6 +236,7 @@ async def launch(
     except BaseException:
         ours.close()
         raise
+    end_first_without_memory(process.pid)
     return ChildProcess(spec.label, process, ours, inflight)
 
 
@@ -280,14 +282,22 @@ class EngineExit:
 
     def __str__(self) -> str:
         if self.by_kernel:
-            limit = "" if self.memory is None else f", which allows {self.memory}"
-            return f"out of memory: killed by the kernel{limit}"
+            return f"out of memory: killed by the kernel{_describe_memory(self.memory)}"
         text = describe_exit(self.code)
         if self.code == -signal.SIGKILL and not self.stopped:
             text += ": from outside"
             if self.oom_killer is None:
                 text += ", or by the kernel for lack of memory"
         return text
+
+
+def _describe_memory(memory: Memory | None) -> str:
+    if memory is None:
+        return ""
+    machine = format_size(memory.machine)
+    if memory.limit is None:
+        return f"; the machine has {machine}"
+    return f"; its cgroup may use {format_size(memory.limit)} of the machine's {machine}"
 
 
 def describe_exit(code: int) -> str:

@@ -24,6 +24,8 @@ from multigrain_server.models.registry import BundleEntry
 
 _log = structlog.get_logger(__name__)
 
+_RETRY_SECONDS = 1.0
+
 
 class ModelState(Enum):
     """Whether a model answers. Names are those of ``multigrain.v1.ModelState``."""
@@ -86,18 +88,25 @@ class LoadedModel(SupervisedModel):
         self._engine: EngineProcess | None = None
         self._supervisor: EngineSupervisor | None = None
         self._draining: dict[asyncio.Task[None], EngineProcess] = {}
+        self._ended = False
 
     @property
     def engine(self) -> EngineProcess:
-        """The engine that answers. Raises UNAVAILABLE while there is none."""
+        """The engine that answers. Raises UNAVAILABLE while there is none, with a delay for a
+        retry unless the model stays failed until it is loaded again."""
         if self.state is ModelState.READY and self._engine is not None:
             return self._engine
+        text = f"{self.label} is {self.state.value}"
+        if self.message:
+            text += f" ({self.message})"
+        if self.state is ModelState.FAILED and self._supervisor is None:
+            raise MultigrainError(
+                ErrorKind.UNAVAILABLE, f"{text}: it is not retried; LoadModel loads it again"
+            )
         raise MultigrainError(
             ErrorKind.UNAVAILABLE,
-            f"{self.label} is {self.state.value}"
-            + (f" ({self.message})" if self.message else "")
-            + ": try again",
-            retry_after=1.0,
+            f"{text}: try again",
+            retry_after=max(_RETRY_SECONDS, self._backoff.delay),
         )
 
     @property
@@ -112,10 +121,15 @@ class LoadedModel(SupervisedModel):
         return engine.resident_bytes() if engine is not None else 0
 
     async def load(self) -> None:
-        """Starts the first engine. Raises MultigrainError; it cannot be loaded again then."""
+        """Starts the first engine.
+
+        Raises:
+            MultigrainError: why it could not be loaded, or UNAVAILABLE if it was ended meanwhile.
+                It cannot be loaded again then.
+        """
         started = time.monotonic()
         self._set(ModelState.LOADING, "")
-        self._engine = await self._start(self.runtime)
+        self._engine = await self._keep(await self._start(self.runtime))
         self.load_seconds = time.monotonic() - started
         self._metrics.model_load_seconds.observe(self.load_seconds)
         self._set(ModelState.READY, "")
@@ -133,7 +147,7 @@ class LoadedModel(SupervisedModel):
             MultigrainError: why the new engine could not be loaded.
         """
         started = time.monotonic()
-        engine = await self._start(runtime)
+        engine = await self._keep(await self._start(runtime))
         self.load_seconds = time.monotonic() - started
         await self._end_supervisor()
         old, self._engine = self._engine, engine
@@ -152,6 +166,7 @@ class LoadedModel(SupervisedModel):
 
         May be called again with less time, while it waits.
         """
+        self._ended = True
         self._set(ModelState.DRAINING, "")
         await self._end_supervisor()
         engines = [engine for engine in (self._engine, *self._draining.values()) if engine]
@@ -196,6 +211,16 @@ class LoadedModel(SupervisedModel):
             if self._engine is None:
                 self._devices.release(self.label)
             raise
+
+    async def _keep(self, engine: EngineProcess) -> EngineProcess:
+        """``engine``, unless :meth:`end` was called while it loaded: nobody would end it."""
+        if self._ended:
+            await engine.stop()
+            self._devices.release(self.label)
+            raise MultigrainError(
+                ErrorKind.UNAVAILABLE, f"{self.label} was unloaded while it was being loaded"
+            )
+        return engine
 
     def _supervise(self, engine: EngineProcess) -> None:
         self._supervisor = EngineSupervisor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 
@@ -14,6 +15,7 @@ from multigrain.engine.runtimes import choice
 from multigrain.engine.runtimes.base import Bundle, Compute
 from multigrain.engine.runtimes.choice import load
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.memory import is_out_of_memory
 from tests.engine.bundles import write_bundle
 
 COMPUTE = Compute(threads=1, max_batch=4)
@@ -164,3 +166,19 @@ def test_a_file_that_is_not_a_graph_is_refused(tmp_path: Path) -> None:
     (made.path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(MultigrainError, match=r"openvino cannot load model\.onnx"):
         load("openvino-f32", made, COMPUTE)
+
+
+@pytest.mark.parametrize("requested", ["auto", "openvino-f32", "onnxruntime"])
+@pytest.mark.parametrize("text", ["std::bad_alloc", "Failed to allocate memory for requested"])
+def test_no_other_runtime_is_tried_without_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requested: str, text: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(openvino.Core, "read_model", fail)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(RuntimeError, match=text) as caught:
+        load(requested, bundle(tmp_path), COMPUTE)
+    # The engine ends with it: see exit_if_out_of_memory.
+    assert is_out_of_memory(caught.value)

@@ -88,3 +88,17 @@ async def test_a_load_that_fails_while_the_daemon_stops_raises_its_own_error(roo
         with pytest.raises(MultigrainError, match="cannot be started") as caught:
             await load
         assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_a_load_that_succeeds_while_the_daemon_stops_leaves_no_engine(root: Path) -> None:
+    engines = FakeEngines()
+    engines.may_start.clear()
+    async with harness(root, launch=engines.launch) as h:
+        load = asyncio.create_task(h.manager.load("tiny@1"))
+        await until(lambda: state(h.manager.catalog.view("tiny@1")) == "loading")
+        await h.close(0.0)
+        engines.may_start.set()
+        with pytest.raises(MultigrainError, match="was unloaded while it was being loaded"):
+            await load
+        assert engines.children
+        assert not engines.running

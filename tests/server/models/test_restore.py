@@ -50,7 +50,11 @@ async def test_a_model_that_cannot_be_restored_shows_the_reason(root: Path) -> N
     async with harness(root) as h:
         await until(lambda: state(h.manager.catalog.view("tiny@2")) == "failed")
         assert "does not match its checksum" in h.manager.catalog.view("tiny@2").message
-        with pytest.raises(MultigrainError, match="does not match its checksum"):
+        with pytest.raises(MultigrainError, match="does not match its checksum") as caught:
             await h.embed(picture(1))
+        # A retry cannot help: the daemon does not try again either.
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert caught.value.retry_after is None
+        assert "LoadModel loads it again" in caught.value.message
         view = await h.manager.unload("tiny@2")
         assert state(view) == "unloaded"
