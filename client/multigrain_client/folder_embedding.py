@@ -149,9 +149,9 @@ class FolderRun:
             return f"the rows so far could not be kept: {error.strerror or error}"
         if not rows:
             return "no row could be kept"
-        which = f"all {rows}" if rows == len(self._names) else f"the first {rows}"
-        where = " and ".join(printable(str(file)) for file in files)
-        return f"{which} of {len(self._names)} rows are in {where}"
+        total = len(self._names)
+        which = f"all {total} rows" if rows == total else f"the first {rows} of {total} rows"
+        return f"{which} are in {' and '.join(printable(str(file)) for file in files)}"
 
     def add(self, image: EmbeddedImage) -> None:
         """Writes the next row.

@@ -26,9 +26,9 @@ from multigrain_client.output_file import OutputFile
 # Rows of one Parquet row group: 2,048 vectors of 2,048 numbers are 16 MiB.
 ROW_GROUP = 2048
 LIST_HEAD = b"row,path,error\r\n"
-# Bytes set aside for the end of a Parquet file, without which it cannot be read: on a full disk
-# they are released.
-RESERVE = 1 << 20
+# Bytes for the end of a Parquet file, and for path and error of one row, in its reserve.
+_END_BYTES = 1 << 20
+_ROW_BYTES = 512
 
 
 class VectorFile(Protocol):
@@ -129,13 +129,13 @@ class NpyFile:
     def keep(self) -> tuple[int, list[Path]]:
         if not self._written:
             return 0, []
-        # Without a row that was written in part.
+        # First without a row that was written in part, which frees space.
         header = self._header(self._written)
-        self._file.stream.seek(0)
-        _write(self._file, header)
         self._file.stream.truncate(len(header) + self._written * self._size * 4)
         if not self._list.finished:
             self._list.stream.truncate(self._list_bytes)
+        self._file.stream.seek(0)
+        _write(self._file, header)
         return self._written, [file.keep(_part(file.path)) for file in (self._file, self._list)]
 
     def close(self) -> None:
@@ -153,7 +153,12 @@ class NpyFile:
 
 class ParquetFile:
     """Columns ``path`` (string), ``embedding`` (list<float> of length D, null for a failed image)
-    and ``error`` (string, null without an error); the model is in the metadata."""
+    and ``error`` (string, null without an error); the model is in the metadata.
+
+    A Parquet file can only be read when its end is written, and Arrow's writer is of no use after
+    an error. So a reserve on the disk has room for one row group and the end: when the disk is
+    full, it is released, the row group goes on, and then the file is ended.
+    """
 
     def __init__(self, out: Path, rows: int) -> None:
         try:
@@ -165,7 +170,7 @@ class ParquetFile:
         self._arrow: Any = pyarrow
         self._count = rows
         self._file = OutputFile(out, buffered=False)
-        self._reserve: OutputFile | None = None
+        self._reserve: Any = None
         self._writer: Any = None
         self._written = 0
         self._rows: list[tuple[str, FloatArray | None, str]] = []
@@ -175,9 +180,9 @@ class ParquetFile:
 
     def begin(self, size: int, model: str) -> None:
         arrow = self._arrow
-        _check_space(self._file.path, self._count * size * 4 + RESERVE)
-        self._reserve = OutputFile(self._file.path, buffered=False).__enter__()
-        _write(self._reserve, bytes(RESERVE))
+        reserved = min(self._count, ROW_GROUP) * (size * 4 + _ROW_BYTES) + _END_BYTES
+        _check_space(self._file.path, self._count * size * 4 + reserved)
+        self._reserve = _Reserve(self._file, reserved)
         self._schema = arrow.schema(
             [
                 ("path", arrow.string()),
@@ -188,14 +193,14 @@ class ParquetFile:
             metadata={"multigrain.model": model},
         )
         # Zstandard is cheap; float32 vectors hardly shrink, but paths do.
-        self._writer = arrow.parquet.ParquetWriter(
-            self._file.stream, self._schema, compression="zstd"
-        )
+        self._writer = arrow.parquet.ParquetWriter(self._reserve, self._schema, compression="zstd")
 
     def add(self, path: str, vector: FloatArray | None, error: str) -> None:
         self._rows.append((path, vector, error))
         if len(self._rows) == ROW_GROUP:
             self._flush()
+            if self._reserve.full is not None and self._written < self._count:
+                raise self._reserve.full
 
     def finish(self) -> None:
         self._end()
@@ -204,11 +209,11 @@ class ParquetFile:
     def keep(self) -> tuple[int, list[Path]]:
         if self._writer is None:
             return 0, []
-        self._release()
+        # ArrowInvalid, of a writer that has failed before, is a ValueError.
         try:
             self._end()
-        except OSError:
-            with suppress(OSError):
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
                 self._writer.close()
         rows: int
         try:
@@ -219,9 +224,10 @@ class ParquetFile:
         return rows, [self._file.keep(_part(self._file.path))]
 
     def close(self) -> None:
-        self._release()
+        if self._reserve is not None:
+            self._reserve.release()
         if self._writer is not None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 self._writer.close()
         self._file.discard()
 
@@ -229,10 +235,6 @@ class ParquetFile:
         if self._rows:
             self._flush()
         self._writer.close()
-
-    def _release(self) -> None:
-        if self._reserve is not None:
-            self._reserve.discard()
 
     def _flush(self) -> None:
         arrow = self._arrow
@@ -246,6 +248,7 @@ class ParquetFile:
                 schema=self._schema,
             )
         )
+        self._written += len(self._rows)
         self._rows.clear()
 
     def _vectors(self, vectors: Sequence[FloatArray | None]) -> Any:
@@ -257,6 +260,54 @@ class ParquetFile:
             arrow.array(np.concatenate(present) if present else [], arrow.float32()),
             mask=arrow.array([vector is None for vector in vectors]),
         )
+
+
+class _Reserve(io.RawIOBase):
+    """The file as Arrow writes it, with space set aside for when the disk is full.
+
+    Args:
+        file: the file.
+        size: bytes of the reserve.
+
+    Attributes:
+        full: the error of the full disk, after which the reserve was released.
+    """
+
+    def __init__(self, file: OutputFile, size: int) -> None:
+        self.full: OSError | None = None
+        self._file = file
+        self._written = 0
+        self._reserve = OutputFile(file.path, buffered=False).__enter__()
+        # Random bytes, which no file system stores in less space.
+        block = os.urandom(min(size, _END_BYTES))
+        try:
+            for start in range(0, size, len(block)):
+                _write(self._reserve, block[: size - start])
+        except OSError:
+            self.release()
+            raise
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Writes everything: Arrow does not look at how much was taken."""
+        try:
+            _write(self._file, data)
+        except OSError as error:
+            if self.full is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.full = error
+            self.release()
+            # From the start of this write, of which a part may be there.
+            self._file.stream.seek(self._written)
+            _write(self._file, data)
+        self._written += len(data)
+        return len(data)
+
+    def release(self) -> None:
+        """Removes the reserve."""
+        self._reserve.discard()
 
 
 def _part(path: Path) -> Path:
@@ -277,10 +328,9 @@ def _check_is_list(path: Path) -> None:
     try:
         with path.open("rb") as file:
             ours = file.read(len(LIST_HEAD)).rstrip() in (LIST_HEAD.rstrip(), b"")
-    except FileNotFoundError:
-        return
     except OSError:
-        ours = False
+        # There is none, or opening the file for writing says what is wrong.
+        return
     if not ours:
         raise invalid(
             [
