@@ -16,7 +16,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.bmp import Bmp
 from multigrain.images.formats import FORMAT_NAMES, identify
 from multigrain.images.gif import Gif
-from multigrain.images.heif import Avif, Heic
+from multigrain.images.heif import open_heif
 from multigrain.images.jpeg import Jpeg
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.images.picture import Picture, damaged
@@ -167,6 +167,6 @@ _READERS: Final[dict[str, Callable[[bytes], Picture]]] = {
     "BMP": Bmp,
     "GIF": Gif,
     "TIFF": Tiff,
-    "AVIF": Avif,
-    "HEIC": Heic,
+    "AVIF": open_heif,
+    "HEIC": open_heif,
 }

@@ -242,7 +242,7 @@ def identify(data: bytes) -> Kind | None:
         return Kind("a PDF document", "save its page or the image in it as JPEG or PNG")
     if len(data) > 15 and not any(data[:_TEXT_START]) and not any(data):
         return Kind(f"{len(data)} zero bytes", "copy the file again: its contents were lost")
-    return _damaged_signature(data) or _text(data)
+    return _damaged_signature(data) or _text(data) or _preceded(data)
 
 
 def _is_bmp(data: bytes) -> bool:
@@ -297,6 +297,15 @@ def _damaged_signature(data: bytes) -> Kind | None:
     else:
         return None
     return Kind(how, "read and send the file as bytes", damaged=True)
+
+
+def _preceded(data: bytes) -> Kind | None:
+    """Recognizes an image after some bytes that a program wrote before it."""
+    found = re.search(rb"\xff\xd8\xff[\xc0-\xef]|\x89PNG\r\n\x1a\n|GIF8[79]a", data[:_TEXT_START])
+    if found is None:
+        return None
+    how = f"an image after {found.start()} other bytes"
+    return Kind(how, "send it without them", damaged=True)
 
 
 def _text(data: bytes) -> Kind | None:

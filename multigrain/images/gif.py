@@ -6,14 +6,16 @@ and what follows the frame is not looked at.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import numpy as np
 from PIL import Image
 
-from multigrain.images.picture import Picture, damaged
+from multigrain.images.picture import Picture, damaged, unsupported
 
-_EXTENSION, _IMAGE, _END = 0x21, 0x2C, 0x3B
+# What starts an extension or a frame, or ends the file.
+_BLOCK: Final = re.compile(rb"[!,;]")
 _GRAPHIC_CONTROL: Final = 0xF9
 _MAX_CODE: Final = 11  # bits of the smallest LZW code; 12 is the largest of any code
 
@@ -42,14 +44,16 @@ class Gif(Picture):
         self._table, position = _color_table(data, 13, flags)
         self._clear: int | None = None
         while True:
-            block = data[position] if position < len(data) else _END
-            position += 1
-            if block == _END:
-                raise damaged("GIF", "it has no frame")
-            if block == _EXTENSION:
-                position = self._extension(position)
-            elif block == _IMAGE:
+            # Like other readers: bytes between blocks are skipped.
+            found = _BLOCK.search(data, position)
+            if found is None:
+                raise damaged("GIF", "it ends before its first frame")
+            position = found.end()
+            if found[0] == b",":
                 break
+            if found[0] == b";":
+                raise unsupported("a GIF without a frame", "send a picture")
+            position = self._extension(position)
         if position + 10 > len(data):
             raise damaged("GIF", "it ends before its first frame")
         left, top, width, height = (

@@ -14,7 +14,12 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, features
 
-from multigrain.images.heif_boxes import hide_exif, largest_size, primary_crop
+from multigrain.images.heif_boxes import (
+    hide_exif,
+    item_types,
+    largest_size,
+    primary_crop,
+)
 from multigrain.images.picture import Picture, damaged, exif_orientation, on_white, unsupported
 
 # Imported once here and not at first use in a thread: an engine imports this module at its start.
@@ -27,7 +32,42 @@ _AVIF: Final = features.check("avif")
 if _AVIF:
     from PIL import AvifImagePlugin
 
+_HEVC: Final = frozenset({b"hvc1", b"hev1", b"lhv1"})
+# Types of items that hold pixels in compressions that are not read.
+_CODECS: Final = {
+    b"jpeg": "JPEG",
+    b"j2k1": "JPEG 2000",
+    b"avc1": "H.264",
+    b"vvc1": "H.266",
+    b"evc1": "EVC",
+    b"unci": "no",  # ISO/IEC 23001-17
+}
+_MAX_SIDE: Final = 32768  # of both libraries
 _BAND_PIXELS: Final = 2**20  # deep samples are scaled in bands of rows, to save memory
+
+
+def open_heif(data: bytes) -> Picture:
+    """Opens a file of either format by the compression of its pictures.
+
+    Its brands say that too, but not reliably.
+
+    Raises:
+        MultigrainError: IMAGE_UNREADABLE, IMAGE_FORMAT.
+    """
+    types = item_types(data)
+    if types is None and b"moov" in data and data[8:12] != b"avis":
+        raise unsupported("a HEIF sequence without a still picture", "extract a frame")
+    if max(largest_size(data)) > _MAX_SIDE:
+        raise unsupported(f"an image with a side of more than {_MAX_SIDE} pixels", "scale it down")
+    if types and types & _HEVC:
+        return Heic(data)
+    if types and b"av01" in types:
+        return Avif(data)
+    for name, codec in _CODECS.items():
+        if types and name in types:
+            raise unsupported(f"a HEIF image with {codec} compression")
+    avif = data[8:12] in (b"avif", b"avis")
+    return Avif(data) if avif else Heic(data)
 
 
 class Avif(Picture):

@@ -36,6 +36,21 @@ def largest_size(data: bytes) -> tuple[int, int]:
     return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
 
 
+def item_types(data: bytes) -> frozenset[bytes] | None:
+    """Returns the types of the file's items, such as "hvc1"; None if it has no table of them."""
+    meta = _meta(data)
+    if meta is None:
+        return None
+    found = set()
+    for name, start, end in _boxes(data, *meta):
+        if name == b"iinf":
+            first = start + (6 if data[start : start + 1] == b"\x00" else 8)
+            for inner, at, _ in _boxes(data, first, end):
+                if inner == b"infe" and data[at] >= 2:
+                    found.add(data[at + (8 if data[at] == 2 else 10) :][:4])
+    return frozenset(found)
+
+
 def primary_crop(data: bytes) -> tuple[int, int, int, int] | None:
     """Returns the part of the primary picture to show: left, top, width, height, in whole pixels.
 

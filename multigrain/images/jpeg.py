@@ -6,6 +6,8 @@ gets the file as one block: it cannot pause within an arithmetic-coded scan.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image
@@ -18,9 +20,6 @@ from multigrain.images.picture import (
     xmp_orientation,
 )
 
-# Frame markers that are read. Progressive and arithmetic ones can be reduced too.
-_BASELINE_TO_PROGRESSIVE: Final = frozenset({0xC0, 0xC1, 0xC2})
-_ARITHMETIC: Final = frozenset({0xC9, 0xCA})
 _LOSSLESS: Final = 0xC3
 _UNSUPPORTED_FRAMES: Final = {
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "a hierarchical JPEG"),
@@ -28,13 +27,31 @@ _UNSUPPORTED_FRAMES: Final = {
     0xF7: "a JPEG-LS image",
 }
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_APP1, _APP14 = 0xE1, 0xEE
+_APP0, _APP1 = 0xE0, 0xE1
+_NOTED: Final = frozenset({_APP0, _APP1, 0xEE})
+_XMP: Final = b"http://ns.adobe.com/xap/1.0/\x00"
 _HIERARCHICAL: Final = 0xDE
 # Markers without a length: TEM, RST0..7, SOI.
 _ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+# Bytes of 0xFF before a marker are fill bytes.
+_MARKER: Final = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
+_MAX_SIDE: Final = 65500  # libjpeg's
 # A normal progressive file has about ten. Each scan costs the time of a whole decoding, so that a
 # small file with thousands of them would keep a decoder busy for hours.
 _MAX_SCANS: Final = 200
+
+
+@dataclass
+class _Markers:
+    """What the segments before the first scan say."""
+
+    frame: int = 0  # its marker; 0 = there is none
+    header: bytes = b""  # the segment of the frame
+    exif: int = 0  # orientations; 0 = none
+    xmp: int = 0
+    jfif: bool = False
+    transform: int | None = None  # of Adobe's marker
+    ended: bool = False  # by the end of the image instead of a scan
 
 
 class Jpeg(Picture):
@@ -52,28 +69,42 @@ class Jpeg(Picture):
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        frame, exif, xmp = _read_markers(data)
-        kind, header = frame
-        self.orientation = exif or xmp or 1
-        if len(header) < 6:
+        markers = _read_markers(data)
+        kind, header = markers.frame, markers.header
+        if not kind:
+            if markers.ended:
+                raise unsupported("a JPEG that holds tables only", "send a picture")
+            raise damaged("JPEG", "it has no frame header")
+        self.orientation = markers.exif or markers.xmp or 1
+        if len(header) < 6 or len(header) < 6 + 3 * header[5]:
             raise damaged("JPEG", "its header is incomplete")
-        bits, height, width, self._channels = (
-            header[0],
-            int.from_bytes(header[1:3], "big"),
-            int.from_bytes(header[3:5], "big"),
-            header[5],
-        )
+        bits, self._channels = header[0], header[5]
+        height, width = int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big")
         self.size = width, height
+        lossless = kind == _LOSSLESS
         if kind in _UNSUPPORTED_FRAMES:
             raise unsupported(_UNSUPPORTED_FRAMES[kind])
         if bits != 8:
-            lossless = "lossless " if kind == _LOSSLESS else ""
-            raise unsupported(f"a {bits}-bit {lossless}JPEG", "save it with 8 bits, or as PNG")
+            what = f"a {bits}-bit {'lossless ' if lossless else ''}JPEG"
+            raise unsupported(what, "save it with 8 bits, or as PNG")
         if self._channels not in (1, 3, 4):
             raise unsupported(f"a JPEG with {self._channels} channels", "save it as gray or RGB")
         if height == 0 and width > 0:
             raise unsupported("a JPEG whose height follows its first scan", "save it again")
-        self.reducible = kind != _LOSSLESS
+        if max(width, height) > _MAX_SIDE:
+            raise unsupported(f"a JPEG with a side of more than {_MAX_SIDE} pixels")
+        ratios = _sampling_ratios(header)
+        if any(ratio % 1 for ratio in ratios):
+            raise unsupported(
+                "a JPEG with fractional sampling factors", "save it as 4:4:4 or 4:2:0"
+            )
+        # At a fraction the library would keep too little of colors with a quarter of the columns.
+        self.reducible = not lossless and max(ratios, default=1) <= 2
+        # The library does not convert the colors of a lossless file.
+        ycc = markers.jfif or markers.transform == 1
+        self._lossless_ycc = lossless and self._channels == 3 and ycc
+        if lossless and self._channels == 4 and markers.transform == 2:
+            raise unsupported("a lossless JPEG with YCCK colors", "save it as RGB")
         if kind in (0xC2, 0xCA) and data.count(b"\xff\xda") > _MAX_SCANS:
             raise unsupported(f"a progressive JPEG with more than {_MAX_SCANS} scans")
 
@@ -81,6 +112,8 @@ class Jpeg(Picture):
         width, height = self.size
         # CMYK is stored inverted, as Adobe's programs do and as others assume without its marker.
         mode, raw = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}[self._channels]
+        if self._lossless_ycc:
+            mode = raw = "YCbCr"
         # Arguments of the decoder: raw mode, color space ("" = by the markers and the channels'
         # names), divisor of the size, no faster but less exact transform.
         image = Image.frombytes(
@@ -89,48 +122,53 @@ class Jpeg(Picture):
         return image if mode == "RGB" else image.convert("RGB")
 
 
-def _read_markers(data: bytes) -> tuple[tuple[int, bytes], int, int]:
-    """Reads the segments before the first scan.
-
-    Returns:
-        ((frame marker, its segment), orientation of EXIF, of XMP); an orientation is 0 if absent.
-    """
-    frame: tuple[int, bytes] | None = None
-    exif = xmp = 0
+def _read_markers(data: bytes) -> _Markers:
+    """Reads the segments before the first scan."""
+    markers = _Markers()
     position = 2
-    while True:
-        # Like libjpeg: what precedes the next marker is skipped.
-        position = data.find(b"\xff", position) + 1
-        if position == 0:
-            raise damaged("JPEG", "its header is incomplete")
-        marker = data[position] if position < len(data) else 0xFF
-        if position >= len(data):
-            raise damaged("JPEG", "its header is incomplete")
-        if marker in (0x00, 0xFF):
-            continue
-        position += 1
+    # Like libjpeg: what precedes the next marker is skipped.
+    while found := _MARKER.search(data, position):
+        position, marker = found.end(), data[found.end() - 1]
         if marker in _ALONE:
             continue
         if marker in (_END_OF_IMAGE, _START_OF_SCAN):
+            markers.ended = marker == _END_OF_IMAGE
+            return markers
+        # A length below that of itself is taken as empty, as in libjpeg.
+        end = position + max(2, int.from_bytes(data[position : position + 2], "big"))
+        if end > len(data):
             break
-        length = int.from_bytes(data[position : position + 2], "big")
-        end = position + length
-        if length < 2 or end > len(data):
-            raise damaged("JPEG", "its header is incomplete")
         if marker == _HIERARCHICAL:
             raise unsupported("a hierarchical JPEG")
         if _is_frame(marker):
-            frame = frame or (marker, data[position + 2 : end])
-        elif marker == _APP1:
-            start = data[position + 2 : position + 31]
-            if start.startswith(b"Exif\x00") and not exif:
-                exif = exif_orientation(data[position + 8 : end])
-            elif start.startswith(b"http://ns.adobe.com/xap/1.0/\x00") and not xmp:
-                xmp = xmp_orientation(data[position + 31 : end])
+            if not markers.frame:
+                markers.frame, markers.header = marker, data[position + 2 : end]
+        elif marker in _NOTED:
+            _note(markers, marker, data[position + 2 : end])
         position = end
-    if frame is None:
-        raise damaged("JPEG", "it has no frame header")
-    return frame, exif, xmp
+    raise damaged("JPEG", "its header is incomplete")
+
+
+def _note(markers: _Markers, marker: int, body: bytes) -> None:
+    """Notes what a segment of a program says of orientation and colors."""
+    if marker == _APP1:
+        if body.startswith(b"Exif\x00"):
+            markers.exif = markers.exif or exif_orientation(body[6:])
+        elif body.startswith(_XMP):
+            markers.xmp = markers.xmp or xmp_orientation(body[len(_XMP) :])
+    elif marker == _APP0:
+        markers.jfif = markers.jfif or (body.startswith(b"JFIF\x00") and len(body) >= 14)
+    elif body.startswith(b"Adobe") and len(body) >= 12:
+        markers.transform = body[11]
+
+
+def _sampling_ratios(header: bytes) -> list[float]:
+    """Returns how many times more samples the finest channel has, in both directions."""
+    factors = [header[7 + 3 * i] for i in range(header[5])]
+    both = [[factor >> 4 for factor in factors], [factor & 15 for factor in factors]]
+    if not all(all(side) for side in both):
+        raise damaged("JPEG", "a sampling factor is 0")
+    return [max(side) / n for side in both for n in side] if len(factors) > 1 else []
 
 
 def _is_frame(marker: int) -> bool:

@@ -86,6 +86,8 @@ def test_a_format_that_is_read_is_recognized(form: str) -> None:
         (b"\x00\x05\x16\x07\x00\x02", "a macOS resource file (its name starts with '._')"),
         (b"\x89PNG\n\x1a\n\x00\x00\x00\rIHDR", "a PNG damaged by a transfer as text"),
         (b"\xef\xbf\xbdPNG\r\n\x1a\n", "a PNG damaged by a conversion to text"),
+        (b"\xef\xbb\xbf\x80" + encode(noise(8, 8), "PNG"), "an image after 4 other bytes"),
+        (b"\0\1\2" + encode(noise(8, 8), "JPEG"), "an image after 3 other bytes"),
         (bytes(500), "500 zero bytes"),
         (bytes(range(1, 256)), None),
         (b"\xe9" * 3000, None),

@@ -123,8 +123,8 @@ def test_what_follows_the_first_frame_does_not_matter() -> None:
     [
         (b"GIF89a", "header"),
         (gif()[:20], "color table"),
-        (gif(), "no frame"),
-        (gif(b"!\xfe\x05ab"), "no frame"),
+        (gif()[:-1], "before its first frame"),
+        (gif(b"!\xfe\x05ab"), "before its first frame"),
         (gif(b",\0\0")[:-1], "before its first frame"),
         (gif(frame([], (0, 3))), "no pixels"),
         (gif(frame(INDICES, (3, 2)))[:-8], "cannot be decoded"),
@@ -135,6 +135,13 @@ def test_damage_is_described(data: bytes, reason: str) -> None:
     with pytest.raises(MultigrainError, match=reason) as caught:
         decode(data)
     assert caught.value.kind is ErrorKind.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize("block", [b"", b"!\xfe\x02ab\0"])
+def test_a_whole_file_without_a_frame_is_named(block: bytes) -> None:
+    with pytest.raises(MultigrainError, match="a GIF without a frame") as caught:
+        decode(gif(block))
+    assert caught.value.kind is ErrorKind.IMAGE_FORMAT
 
 
 @pytest.mark.process

@@ -188,6 +188,28 @@ def test_a_huge_picture_is_refused_by_its_header(encoder: Encoder) -> None:
     assert "20000 x 10000" in error.message
 
 
+@pytest.mark.parametrize(
+    ("code", "name"), [(b"jpeg", "JPEG"), (b"j2k1", "JPEG 2000"), (b"vvc1", "H.266")]
+)
+def test_other_compressions_are_named(code: bytes, name: str) -> None:
+    data = heic(corners(64, 48)).replace(b"hvc1", code)
+    error = failure(data)
+    assert error.kind is ErrorKind.IMAGE_FORMAT
+    assert f"a HEIF image with {name} compression" in error.message
+
+
+def test_the_compression_decides_and_not_the_brand() -> None:
+    for data, brand in ((heic(noise(64, 48)), b"avif"), (avif(noise(64, 48)), b"mif1")):
+        changed = data[:8] + brand + data[12:]
+        np.testing.assert_array_equal(decode(changed), decode(data))
+
+
+def test_a_very_wide_picture_is_named(encoder: Encoder) -> None:
+    error = failure(with_size(encoder(corners(64, 48)), 40_000, 10))
+    assert error.kind is ErrorKind.IMAGE_FORMAT
+    assert "more than 32768 pixels" in error.message
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7, 0.95])
 def test_a_truncated_file_is_unreadable(encoder: Encoder, share: float) -> None:
     data = encoder(noise(64, 48))

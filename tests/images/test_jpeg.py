@@ -87,6 +87,25 @@ def test_lossless_samples_are_exact(predictor: int, channels: int) -> None:
     np.testing.assert_array_equal(decode(lossless(samples, predictor)), expected)
 
 
+JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"
+
+
+@pytest.mark.parametrize("marker", ["JFIF", "Adobe 0", "Adobe 1"])
+def test_the_markers_say_what_the_channels_of_a_lossless_file_are(marker: str) -> None:
+    samples = np.asarray(noise(13, 9))
+    before = {
+        "JFIF": segment(0xE0, JFIF),
+        "Adobe 0": segment(0xEE, ADOBE + b"\0"),
+        "Adobe 1": segment(0xEE, ADOBE + b"\x01"),
+    }[marker]
+    expected = samples
+    if marker != "Adobe 0":
+        expected = np.asarray(Image.frombytes("YCbCr", (13, 9), samples.tobytes()).convert("RGB"))
+    for shortest in (0, 1):
+        image = decode_image(lossless(samples, 1, before), shortest=shortest)
+        np.testing.assert_array_equal(image, expected)
+
+
 def test_the_case_of_a_lossless_file() -> None:
     data = (CASES / "lossless.jpg").read_bytes()
     expected = decode((CASES / "lossless.expected.png").read_bytes())
@@ -112,6 +131,17 @@ def test_progressive_files_beyond_64_kib() -> None:
     np.testing.assert_array_equal(decode(data), decode(plain))
 
 
+@pytest.mark.parametrize(("factors", "reduced"), [(0x41, False), (0x14, False), (0x22, True)])
+def test_a_file_with_few_samples_of_color_is_not_reduced(factors: int, reduced: bool) -> None:
+    """With a quarter of the columns (4:1:1) an eighth of the size would leave a 32nd."""
+    data = bytearray(encode(noise(64, 48), "JPEG", subsampling=2))
+    at = data.index(b"\xff\xc0") + 11
+    assert data[at] == 0x22
+    data[at] = factors
+    size = decode_image(bytes(data), shortest=6).size
+    assert size == ((8, 6) if reduced else (64, 48))
+
+
 def frame(marker: int, bits: int = 8, channels: int = 3, size: tuple[int, int] = (9, 9)) -> bytes:
     body = struct.pack(">BHHB", bits, size[1], size[0], channels)
     return segment(marker, body + b"".join(bytes((i, 0x11, 0)) for i in range(channels)))
@@ -135,6 +165,8 @@ def frame(marker: int, bits: int = 8, channels: int = 3, size: tuple[int, int] =
         (frame(0xC0, channels=5), "a JPEG with 5 channels"),
         (frame(0xC0, size=(9, 0)), "height follows its first scan"),
         (frame(0xC0, size=(0, 9)), "0 columns"),
+        (frame(0xC0, size=(65501, 9)), "more than 65500 pixels"),
+        (frame(0xC0).replace(b"\0\x11\0\x01\x11\0", b"\0\x31\0\x01\x21\0"), "fractional"),
     ],
 )
 def test_other_kinds_are_named(segments: bytes, name: str) -> None:
@@ -152,7 +184,16 @@ def test_the_case_of_a_12_bit_file() -> None:
     assert caught.value.kind is ErrorKind.IMAGE_FORMAT
 
 
+@pytest.mark.parametrize("segments", [b"", segment(0xDB, bytes(67))])
+def test_a_file_of_tables_only_is_named(segments: bytes) -> None:
+    with pytest.raises(MultigrainError, match="tables only") as caught:
+        decode(b"\xff\xd8" + segments + b"\xff\xd9")
+    assert caught.value.kind is ErrorKind.IMAGE_FORMAT
+
+
 METADATA = {
+    "length of 0": b"\xff\xe5\0\0",
+    "length of 1": b"\xff\xe1\0\x01",
     "damaged EXIF": segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"),
     "EXIF of nothing": segment(0xE1, b"Exif\0"),
     "EXIF with many entries": segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 60000),
