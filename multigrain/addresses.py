@@ -201,6 +201,8 @@ def _ascii_form(host: str) -> str:
 
 def _suggestion(rest: str) -> str:
     """What was probably meant, for an error; it never fails."""
+    if rest.isascii() and rest.isdigit():  # a port alone
+        rest = f"127.0.0.1:{rest}"
     host, colon, port = rest.rpartition(":")
     if not (colon and port.isascii() and port.isdigit() and len(port) <= 5):
         host, port = rest, str(DEFAULT_PORT)

@@ -108,7 +108,7 @@ def standard_streams() -> Iterator[tuple[GuardedStream, GuardedStream]]:
     Yields:
         standard output and standard error.
     """
-    _reserve_descriptors()
+    reserve_descriptors()
     before = sys.stdout, sys.stderr
     changed = [number for number in (1, 2) if _make_blocking(number)]
     output, errors = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
@@ -124,7 +124,7 @@ def standard_streams() -> Iterator[tuple[GuardedStream, GuardedStream]]:
                 os.set_blocking(number, False)
 
 
-def _reserve_descriptors() -> None:
+def reserve_descriptors() -> None:
     """Opens the null device in place of standard streams that are closed: the next file or socket
     would get their numbers, and with them what libraries write to standard error."""
     for number in range(3):
@@ -136,6 +136,21 @@ def _reserve_descriptors() -> None:
                 if null != number:
                     os.dup2(null, number)
                     os.close(null)
+
+
+def flush(*streams: TextIO | None) -> None:
+    """Writes what streams still hold. What cannot be written is dropped.
+
+    Python would try again when it exits, and turn the exit code into 120.
+    """
+    for stream in filter(None, streams):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
 
 
 def _make_blocking(number: int) -> bool:

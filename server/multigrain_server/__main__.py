@@ -6,6 +6,8 @@ import os
 import sys
 from importlib.util import find_spec
 
+from multigrain.streams import reserve_descriptors
+
 # Packages of the extra `server` that the daemon imports only once it is ready.
 _IMPORTED_LATE = ("aiohttp", "jinja2")
 
@@ -16,11 +18,8 @@ def main() -> int:
     pip installs the command with the client alone, so the daemon's dependencies may be missing.
     """
     _leave_working_folder()
+    reserve_descriptors()  # before gRPC, which opens files when it is imported
     try:
-        from multigrain_server.stop_signals import open_standard_streams
-
-        # Before gRPC, which opens files when it is imported.
-        open_standard_streams()
         from multigrain_server.main import main as run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -26,7 +26,7 @@ def _address(text: str) -> str:
 
 
 def _tcp_address(text: str) -> str:
-    if ListenAddress.parse(text).host.startswith("unix:"):
+    if text and ListenAddress.parse(text).host.startswith("unix:"):
         raise ValueError("must be a host and a port, not a Unix socket")
     return text
 
@@ -41,7 +41,7 @@ def _absolute(path: Path) -> Path:
 
 
 Address = Annotated[str, AfterValidator(_address)]
-TcpAddress = Annotated[str, AfterValidator(_tcp_address)]
+OptionalTcpAddress = Annotated[str, AfterValidator(_tcp_address)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -157,7 +157,7 @@ class ServerConfig(Spec):
         description="gRPC address: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 = any free port; "
         "the file <data-dir>/address has the address in use.",
     )
-    http_listen: TcpAddress | Literal[""] = Field(
+    http_listen: OptionalTcpAddress = Field(
         "127.0.0.1:9464",
         description="HTTP address of the status pages, /metrics, /healthz and /readyz; empty = "
         "none.",

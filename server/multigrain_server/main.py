@@ -8,10 +8,12 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from typing import TextIO
 
 import structlog
 
 from multigrain.errors import MultigrainError
+from multigrain.streams import BROKEN_PIPE, GuardedStream, flush, standard_streams
 from multigrain_server.access.tokens import NewToken, TokenFileError
 from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
@@ -23,9 +25,11 @@ from multigrain_server.jobs.recovery import IndexReport, index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.log import setup_logging
 from multigrain_server.settings_sources import ConfigError, dump, parse
-from multigrain_server.stop_signals import StopSignals, flush_output, open_standard_streams
+from multigrain_server.stop_signals import StopSignals
 
 _log = structlog.get_logger(__name__)
+
+USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,38 +41,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None = those of the process.
 
     Returns:
-        The exit code: 0 after a graceful shutdown, 1 if the daemon could not start or a check of
-        the doctor failed, 2 for a wrong configuration.
+        The exit code: 0 after a graceful shutdown, 1 if the daemon could not start, a check of the
+        doctor failed or a result could not be printed, 2 for a wrong configuration, 141 if the
+        reader of a result has gone.
     """
-    open_standard_streams()
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Not guarded: a log on a disk that was full for a while must go on.
+    log_stream = sys.stderr
+    with standard_streams() as (output, _errors):
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments), output, log_stream)
+        except SystemExit as stop:  # --help, or a flag without its value
+            return USAGE if stop.code else _printed(output)
+        finally:
+            flush(log_stream)
+
+
+def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
     doctor = words[:1] == ["doctor"]
     try:
         line = parse(words[doctor:], os.environ)
     except ConfigError as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
-        return 2
+        return USAGE
     if line.print_config:
         print(dump(line.config), end="")
-        return 0
+        return _printed(output)
     if doctor:
         # Only here: the daemon starts sooner without it.
         from multigrain_server.doctor import report
 
-        return report.run(report.checks(line.config))
+        return report.run(report.checks(line.config)) or _printed(output)
     if line.new_token:
-        return _print_token(line.new_token)
-    setup_logging(line.config.log)
+        return _print_token(line.new_token, output)
+    setup_logging(line.config.log, log_stream)
     if line.rebuild_index:
-        return _rebuild(line.config)
+        return _rebuild(line.config, output)
     try:
         asyncio.run(serve(line.config))
     except (DataDirError, TlsError, TokenFileError, OSError) as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 1
-    finally:
-        flush_output()
     return 0
+
+
+def _printed(output: GuardedStream) -> int:
+    """The exit code of a command that has printed its result."""
+    output.flush()
+    if output.failure is None:
+        return 0
+    if output.broken_pipe:
+        return BROKEN_PIPE
+    reason = output.failure.strerror or output.failure
+    print(f"multigrain-server: cannot write to standard output: {reason}", file=sys.stderr)
+    return 1
 
 
 async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COMMAND) -> None:
@@ -108,7 +133,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
         return
     await stopping
     # Not through the end of the event loop, which would cancel the latest calls.
-    flush_output()
+    flush(sys.__stdout__, sys.__stderr__)
     os._exit(0)
 
 
@@ -144,22 +169,25 @@ def _index_report(done: IndexReport, counts: dict[str, int], old: str) -> list[s
     return lines
 
 
-def _rebuild(config: ServerConfig) -> int:
+def _rebuild(config: ServerConfig, output: GuardedStream) -> int:
     try:
         print(rebuild_index(config))
     except (DataDirError, OSError) as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 1
-    return 0
+    return _printed(output)
 
 
-def _print_token(request: str) -> int:
+def _print_token(request: str, output: GuardedStream) -> int:
     try:
         new = NewToken.parse(request)
     except ValueError as error:
         print(f"multigrain-server: --new-token: {error}", file=sys.stderr)
-        return 2
+        return USAGE
     print(new.line)
+    failed = _printed(output)
+    if failed:
+        return failed
     print(f"token of {new.entry.name}, shown only once: {new.token}", file=sys.stderr)
     return 0
 

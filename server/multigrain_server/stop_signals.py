@@ -1,11 +1,9 @@
-"""Signals that stop the daemon, and standard streams that may be gone by then."""
+"""Signals that stop the daemon."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 
 import structlog
 
@@ -44,28 +42,3 @@ class StopSignals:
         self.first.set()
         if self._interrupts > 1:
             self.second.set()
-
-
-def open_standard_streams() -> None:
-    """Opens /dev/null as each standard stream that the parent has closed.
-
-    The next file or connection would take its number otherwise, and native code that prints a
-    message would write it there.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-
-
-def flush_output() -> None:
-    """Writes what standard output and error still hold, unless their terminal or pipe is gone."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            # Python would try again at its exit, and turn the exit code into 120.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

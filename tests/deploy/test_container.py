@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 import yaml
 
 from tests.deploy.named import DEPLOY
@@ -51,3 +59,29 @@ def test_compose_services_are_confined() -> None:
             if source.startswith("../"):
                 assert volume.endswith(":ro")
                 assert (FOLDER / source).is_dir()
+
+
+class _Ready(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_health_check_takes_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = (FOLDER / "Dockerfile").read_text()
+    found = re.search(r"^HEALTHCHECK .*?CMD (\[.*?\])$", recipe, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    _python, *arguments = json.loads(found[1])
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        program = [part.replace(":9464", f":{server.server_port}") for part in arguments]
+        run = subprocess.run([sys.executable, *program], capture_output=True, text=True)
+        server.shutdown()
+    assert run.returncode == 0, run.stderr

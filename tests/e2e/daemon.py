@@ -86,7 +86,9 @@ class Daemon:
 
     def metrics(self) -> str:
         """The /metrics page."""
-        with urllib.request.urlopen(f"http://{self.http_address}/metrics", timeout=10) as page:
+        # Without the proxy of the environment.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{self.http_address}/metrics", timeout=10) as page:
             text: str = page.read().decode()
         return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -126,6 +127,34 @@ def test_print_config_prints_yaml_and_exits() -> None:
     body = yaml.safe_load(run.stdout)
     assert body["devices"] == "cpu:3"
     assert body["serving"]["max_images_per_request"] == 64
+
+
+@pytest.mark.parametrize("command", ["--print-config", "--new-token=me:infer", "--help"])
+@pytest.mark.parametrize(
+    ("redirection", "code", "why"),
+    [
+        ("> /dev/full", 1, "No space left on device"),
+        (">&-", 1, "it is closed"),
+        ("| true", 141, ""),
+        ("> /dev/null", 0, ""),
+    ],
+)
+def test_a_result_that_cannot_be_printed_is_no_success(
+    command: str, redirection: str, code: int, why: str
+) -> None:
+    program = shlex.join([sys.executable, "-m", "multigrain_server", command])
+    # The pipe's reader has gone for sure before the program writes.
+    text = f"(sleep 0.2; {program}; echo $? >&3) {redirection}"
+    if "|" not in redirection:
+        text = f"{program} {redirection}; echo $? >&3"
+    run = subprocess.run(
+        ["bash", "-c", f"exec 3>&1; {text}"], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) == code
+    assert "Traceback" not in run.stderr
+    assert "Exception ignored" not in run.stderr
+    assert why in run.stderr
+    assert ("token of me" in run.stderr) == (code == 0 and "token" in command)
 
 
 def test_invalid_flag_exits_with_code_2_and_a_message() -> None:
