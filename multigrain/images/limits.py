@@ -50,7 +50,7 @@ def read_limits(path: Path) -> ImageLimits:
         limits = ImageLimits(int(body["max_bytes"]), int(body["max_pixels"]))
     except FileNotFoundError:
         return DEFAULT_LIMITS
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise MultigrainError(
             ErrorKind.STORAGE,
             f"{path.name} in the job's folder cannot be read ({error}): resume the job, which "
