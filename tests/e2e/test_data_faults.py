@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -24,15 +25,27 @@ def copy(digits: Path, tmp_path: Path) -> Path:
 def test_a_broken_file_is_skipped_and_named(tmp_path: Path, copy: Path) -> None:
     broken = sorted((copy / "train" / "1").glob("*.png"))[3]
     broken.write_bytes(broken.read_bytes()[:60])
+    # Not UTF-8, and ESC; in the same place of the order, because an epoch draws a part of it.
+    name = broken.stem
+    broken.rename(broken.with_name(name + os.fsdecode(b"\xe9\x1b[31m.png")))
+    thumbnail = copy / "train" / "1" / "@eaDir" / "1.png" / "SYNOPHOTO_THUMB_M.jpg"
+    thumbnail.parent.mkdir(parents=True)
+    thumbnail.write_bytes(b"left out")
+    (copy / "train" / "lost+found").mkdir(mode=0o700)
+    (copy / "train" / "1" / "scan.jp2").write_bytes(b"left out")
     daemon = Daemon(tmp_path, roots=[copy]).start()
     try:
         with daemon.client() as client:
             spec = small_training(copy, epochs=1, optimizer=MOMENTUM)
             job = client.wait(client.start_training(spec))
             logs = [e.log for e in client.stream_events(job, kinds=["log"])]
-        warnings = [log for log in logs if broken.name in log.message]
+        left_out = [log for log in logs if "left out" in log.message]
+        assert [dict(log.fields) for log in left_out] == [{"system": "2", "unsupported": "1"}]
+        shown = rf"1/{name}\xe9\x1b[31m.png"
+        warnings = [log for log in logs if log.message.startswith(f"skipped {shown}: ")]
         assert len(warnings) == 1
         assert warnings[0].fields["unreadable"] == "1"
+        assert warnings[0].fields["path"] == shown
     finally:
         daemon.end()
 

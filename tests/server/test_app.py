@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from multigrain.images.limits import ImageLimits
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.export_pb2_grpc import ExportServiceStub
 from multigrain.v1.export_spec_pb2 import ExportSpec
@@ -18,6 +19,7 @@ from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain_server.app import App
 from multigrain_server.config import JobsConfig, ServerConfig, ShutdownConfig
+from multigrain_server.engines.config import ServingConfig
 from tests.server.runners import until_idle
 
 
@@ -56,8 +58,10 @@ async def test_jobs_configuration_reaches_the_supervisor(tmp_path: Path) -> None
     jobs = JobsConfig(
         poll_seconds=0.02, heartbeat_seconds=3.0, max_runner_crashes=7, runner_restart_seconds=0.9
     )
-    app = App(ServerConfig(data_dir=tmp_path, jobs=jobs))
+    serving = ServingConfig(max_image_bytes=2048, max_image_pixels=178_000_000)
+    app = App(ServerConfig(data_dir=tmp_path, jobs=jobs, serving=serving))
     options = app._supervisor._options
+    assert options.image_limits == ImageLimits(2048, 178_000_000)
     assert options.poll_seconds == 0.02
     assert options.max_runner_crashes == 7
     assert options.restart_delay_seconds == 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,27 @@ async def test_the_retrieval_folder_is_checked_at_submission(tmp_path: Path, dat
     with pytest.raises(MultigrainError) as caught:
         await checks.training(overrides(dataset, retrieval_path="/etc"))
     assert caught.value.kind is ErrorKind.PATH_NOT_ALLOWED
+
+
+async def test_the_layout_of_a_dataset_is_checked_at_submission(
+    tmp_path: Path, dataset: Path
+) -> None:
+    """One folder too high, an archive's own folder around the classes, names in two forms."""
+
+    def overrides(train: Path, val: Path | str = "") -> dict[str, Any]:
+        return {**ASCEND, "dataset": {"train_path": str(train), "val_path": str(val)}}
+
+    checks = _checks(tmp_path)
+    with pytest.raises(MultigrainError, match=f"did you mean {dataset}") as caught:
+        await checks.training(overrides(dataset.parent))
+    assert caught.value.kind is ErrorKind.DATASET
+    assert caught.value.violations[0].field == "spec.dataset.train_path"
+    shutil.copytree(dataset, tmp_path / "val" / "unpacked")
+    with pytest.raises(MultigrainError, match=r"\"unpacked\".*holds folders only") as caught:
+        await checks.training(overrides(dataset, tmp_path / "val"))
+    assert caught.value.violations[0].field == "spec.dataset.val_path"
+    (dataset / "cat").rename(dataset / "caf\u00e9")
+    shutil.copytree(dataset, tmp_path / "mac")
+    (tmp_path / "mac" / "caf\u00e9").rename(tmp_path / "mac" / "cafe\u0301")
+    (tmp_path / "mac" / "lost+found").mkdir()
+    await checks.training(overrides(dataset, tmp_path / "mac"))
