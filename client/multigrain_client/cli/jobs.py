@@ -299,8 +299,10 @@ def _plot(context: Context) -> int:
             curves.append(Curve(job.name or job.job_id, points))
         if not curves:
             raise failures[0]
-        plot_losses(curves, file.stream, log=arguments.log)
+        note = plot_losses(curves, file.stream, log=arguments.log)
         file.finish()
+    if note:
+        output.note(note)
     for failure in failures:
         output.client_error(failure)
     output.done(

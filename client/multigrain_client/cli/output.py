@@ -71,6 +71,7 @@ class Output:
         as_json: print JSON instead of text.
         command: name of the command, for errors.
         commands: the command of each RPC ("LoadModel": "load"); errors of the server mention RPCs.
+        progress_only: what cannot be written is lost, because the result is not in the output.
     """
 
     def __init__(
@@ -81,18 +82,20 @@ class Output:
         as_json: bool,
         command: str = "",
         commands: Mapping[str, str] | None = None,
+        progress_only: bool = False,
     ) -> None:
         self.stream = _guarded(stream)
         self.errors = _guarded(sys.stderr if errors is None else errors)
         self.as_json = as_json
         self._command = command
         self._commands = dict(commands or {})
+        self._progress_only = progress_only
 
     def check(self) -> None:
         """Raises:
         OutputError: if standard output is closed or something could not be written.
         """
-        if self.stream.failure is not None:
+        if self.stream.failure is not None and not self._progress_only:
             raise OutputError(self.stream)
 
     def line(self, text: str = "") -> None:
