@@ -47,6 +47,10 @@ def import_requests(
                 archive.seek(0)
                 if packed:
                     raise InvalidRequest(f"{source} cannot be imported: {packed}")
+                if source.name == _MANIFEST:
+                    raise InvalidRequest(
+                        f"{source} is a part of a model bundle: import its folder {source.parent}"
+                    )
                 if not tarfile.is_tarfile(archive):
                     raise InvalidRequest(
                         f"{source} is not a model bundle (a folder or an uncompressed tar of it); "

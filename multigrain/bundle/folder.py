@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
         head = archive.read(SIGNATURE_BYTES)
         archive.seek(start)
         # "r:" and not "r": a compressed archive could unfold to any size.
-        with tarfile.open(fileobj=archive, mode="r:") as tar:
+        with tarfile.open(fileobj=_ShortReads(archive), mode="r:") as tar:
             members = _members(tar)
             top = _top_folder(members)
             for member in members:
@@ -133,6 +134,31 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
             f"it has no {MANIFEST_NAME}; pack a bundle's folder (tar cf BUNDLE.tar FOLDER) or its "
             "files"
         )
+
+
+class _ShortReads(io.RawIOBase):
+    """The archive, for tarfile, which reads a long name or a pax header at once, whatever its size.
+
+    Args:
+        archive: the archive.
+    """
+
+    def __init__(self, archive: BinaryIO) -> None:
+        self._archive = archive
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _CHUNK:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._archive.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._archive.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._archive.tell()
+
+    def seekable(self) -> bool:
+        return True
 
 
 def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:

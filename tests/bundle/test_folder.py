@@ -172,6 +172,23 @@ def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert "'m' is a link" in refusal(archive, tmp_path / "b")
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_many_megabytes_is_refused(tmp_path: Path, kind: bytes) -> None:
+    """tarfile would read it into memory at once."""
+    info, _ = member("x", b"", type=kind)
+    info.size = 64 << 20
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    sizes = []
+
+    class Recorded(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    refusal(Recorded(header + bytes(1 << 20)), tmp_path / "b")
+    assert all(size is not None and 0 <= size <= 1 << 20 for size in sizes)
+
+
 def test_many_hidden_entries_are_refused(tmp_path: Path) -> None:
     archive = archive_of(*(member(f".{number}") for number in range(600)))
     assert "more than 512 entries" in refusal(archive, tmp_path / "b")

@@ -121,6 +121,12 @@ def test_a_compressed_archive_is_refused_with_how_to_unpack_it(client, state, tm
     assert state.requests == []
 
 
+def test_the_manifest_of_a_bundle_is_refused_with_its_folder(client, tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(InvalidRequest, match=f"import its folder {tmp_path}$"):
+        client.import_model(tmp_path / "model.json")
+
+
 def test_a_gzipped_tar_is_not_sent(client, state, tmp_path):
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
         tar.add(__file__, "model.json")
