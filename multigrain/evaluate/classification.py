@@ -11,6 +11,7 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.inference import Predictions
+from multigrain.text import printable
 from multigrain.weights.restore import RestoredModel
 
 UNREAD = -1
@@ -139,7 +140,8 @@ def no_readable_image(folder: ImageFolder) -> MultigrainError:
     """Returns the DATASET error of a folder without a readable image."""
     return MultigrainError(
         ErrorKind.DATASET,
-        f"none of the {len(folder)} images of {folder.root} can be read: check the files",
+        f"none of the {len(folder)} images of {printable(str(folder.root))} can be read: check the "
+        "files",
     )
 
 

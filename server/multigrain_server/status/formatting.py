@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from markupsafe import Markup
 
 # Names and errors come from clients. Control characters have no glyph, and those that change the
-# direction of writing make one text look like another.
+# direction of writing make one text look like another. The joiners U+200C and U+200D stay: Persian,
+# Hindi and emoji need them.
 _UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+    "\ud800-\udfff]"
 )
 _UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 

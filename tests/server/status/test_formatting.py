@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from multigrain_server.status.formatting import ago, duration, milliseconds, number, size
+from multigrain_server.status.formatting import ago, duration, milliseconds, number, printable, size
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,15 @@ def test_times_are_relative_with_the_exact_time_as_tooltip() -> None:
     assert ">5 min 0 s ago<" in html
     assert 'title="2026-01-31 12:00:00 UTC"' in html
     assert ago("", now) == ago("yesterday", now) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "日本", "a\nb"]
+)
+def test_names_in_any_script_are_shown_as_they_are(name: str) -> None:
+    assert printable(name) == name
+
+
+@pytest.mark.parametrize("name", ["\x1b", "\x9b", "\u061c", "\u200f", "\u202e", "\u2029", "\udce9"])
+def test_what_reorders_or_hides_text_is_replaced(name: str) -> None:
+    assert printable(f"a{name}b") == "a\ufffdb"
