@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import pytest_asyncio
 import structlog
 from google.rpc import error_details_pb2
 from structlog.testing import capture_logs
@@ -31,10 +32,10 @@ from tests.engine.bundles import CLASSES, EMBEDDING, write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import invalid_images, picture, unusual_images
 from tests.server.grpc.refusal import detail, status_of
-from tests.server.grpc.serving import serving
+from tests.server.grpc.serving import Serving, serving
 from tests.server.serving.harness import small_config, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 
 
 @pytest.fixture
@@ -43,12 +44,20 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_vector_is_normalized_and_has_timings(root: Path) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serving]:
+    """A server with a loaded model, for tests that leave it as it is."""
+    root = tmp_path_factory.mktemp("served")
+    write_bundle(root / "models")
     async with serving(root) as s:
         await s.manager.load("tiny")
-        response = await s.embedding.Embed(
-            EmbedRequest(images=[picture(1), picture(2)], request_id="mine")
-        )
+        yield s
+
+
+async def test_a_vector_is_normalized_and_has_timings(served: Serving) -> None:
+    response = await served.embedding.Embed(
+        EmbedRequest(images=[picture(1), picture(2)], request_id="mine")
+    )
     assert response.model == "tiny@1"
     assert response.request_id == "mine"
     for result in response.results:
@@ -62,38 +71,32 @@ async def test_a_vector_is_normalized_and_has_timings(root: Path) -> None:
     assert timings.decode_ns > 0
 
 
-async def test_normalization_can_be_turned_off(root: Path) -> None:
-    async with serving(root) as s:
-        await s.manager.load("tiny")
-        request = EmbedRequest(images=[picture(1)], normalize=False)
-        raw = np.frombuffer((await s.embedding.Embed(request)).results[0].embedding.data, "<f4")
-        request.normalize = True
-        unit = np.frombuffer((await s.embedding.Embed(request)).results[0].embedding.data, "<f4")
+async def test_normalization_can_be_turned_off(served: Serving) -> None:
+    request = EmbedRequest(images=[picture(1)], normalize=False)
+    raw = np.frombuffer((await served.embedding.Embed(request)).results[0].embedding.data, "<f4")
+    request.normalize = True
+    unit = np.frombuffer((await served.embedding.Embed(request)).results[0].embedding.data, "<f4")
     assert np.linalg.norm(raw) != pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(raw / np.linalg.norm(raw), unit, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "letter"), [(DTYPE_FP16, "<f2"), (DTYPE_INT8, "i1")])
-async def test_a_vector_states_its_dtype(root: Path, dtype: int, letter: str) -> None:
-    async with serving(root) as s:
-        await s.manager.load("tiny")
-        request = EmbedRequest(images=[picture(1)])
-        whole = (await s.embedding.Embed(request)).results[0].embedding
-        request.dtype = dtype  # type: ignore[assignment]
-        small = (await s.embedding.Embed(request)).results[0].embedding
+async def test_a_vector_states_its_dtype(served: Serving, dtype: int, letter: str) -> None:
+    request = EmbedRequest(images=[picture(1)])
+    whole = (await served.embedding.Embed(request)).results[0].embedding
+    request.dtype = dtype  # type: ignore[assignment]
+    small = (await served.embedding.Embed(request)).results[0].embedding
     assert small.dtype == dtype
     vector = np.frombuffer(small.data, letter).astype(np.float32) * (small.scale or 1)
     np.testing.assert_allclose(vector, np.frombuffer(whole.data, "<f4"), atol=5e-3)
     assert (small.scale > 0) == (dtype == DTYPE_INT8)
 
 
-async def test_classes_are_in_order_of_probability(root: Path) -> None:
-    async with serving(root) as s:
-        await s.manager.load("tiny")
-        default = await s.embedding.Classify(ClassifyRequest(images=[picture(1)]))
-        two = await s.embedding.Classify(
-            ClassifyRequest(images=[picture(1), b"x"], top_k=2, request_id="r")
-        )
+async def test_classes_are_in_order_of_probability(served: Serving) -> None:
+    default = await served.embedding.Classify(ClassifyRequest(images=[picture(1)]))
+    two = await served.embedding.Classify(
+        ClassifyRequest(images=[picture(1), b"x"], top_k=2, request_id="r")
+    )
     assert len(default.results[0].classes) == CLASSES
     first, second = two.results[0].classes
     assert first.probability >= second.probability
@@ -103,11 +106,9 @@ async def test_classes_are_in_order_of_probability(root: Path) -> None:
     assert not two.results[1].classes
 
 
-async def test_every_unusual_image_gets_its_own_status_and_the_call_is_ok(root: Path) -> None:
+async def test_every_unusual_image_gets_its_own_status_and_the_call_is_ok(served: Serving) -> None:
     good, bad = unusual_images(), invalid_images()
-    async with serving(root) as s:
-        await s.manager.load("tiny")
-        response = await s.embedding.Embed(EmbedRequest(images=[*good.values(), *bad.values()]))
+    response = await served.embedding.Embed(EmbedRequest(images=[*good.values(), *bad.values()]))
     results = dict(zip([*good, *bad], response.results, strict=True))
     for name in good:
         assert results[name].status.code == 0, name
@@ -133,16 +134,14 @@ async def test_every_unusual_image_gets_its_own_status_and_the_call_is_ok(root: 
     ],
 )
 async def test_an_invalid_field_is_an_invalid_argument_that_names_it(
-    root: Path, request_: EmbedRequest, field: str
+    served: Serving, request_: EmbedRequest, field: str
 ) -> None:
-    async with serving(root) as s:
-        await s.manager.load("tiny")
-        error = await status_of(s.embedding.Embed(request_))
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        bad = detail(error, error_details_pb2.BadRequest)
-        assert isinstance(bad, error_details_pb2.BadRequest)
-        assert bad.field_violations[0].field == field
-        assert (await s.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
+    error = await status_of(served.embedding.Embed(request_))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    bad = detail(error, error_details_pb2.BadRequest)
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert bad.field_violations[0].field == field
+    assert (await served.embedding.Embed(EmbedRequest(images=[picture(1)]))).results
 
 
 async def test_the_error_without_a_model_says_what_to_do(root: Path) -> None:
@@ -230,20 +229,17 @@ async def test_the_images_of_a_killed_engine_are_answered_by_the_next_one(
     assert not memory_shared_with_engines() - before
 
 
-async def test_a_stream_keeps_order_and_ids(root: Path) -> None:
-    async with serving(root) as s:
-        await s.manager.load("tiny")
+async def test_a_stream_keeps_order_and_ids(served: Serving) -> None:
+    async def requests() -> AsyncIterator[EmbedRequest]:
+        for number in range(40):
+            images = [picture(number % 7), b"bad"][: 1 + number % 2]
+            yield EmbedRequest(images=images, request_id=str(number))
 
-        async def requests() -> AsyncIterator[EmbedRequest]:
-            for number in range(40):
-                images = [picture(number % 7), b"bad"][: 1 + number % 2]
-                yield EmbedRequest(images=images, request_id=str(number))
-
-        got = [response async for response in s.embedding.EmbedStream(requests())]
-        alone = [
-            (await s.embedding.Embed(EmbedRequest(images=[picture(seed)]))).results[0]
-            for seed in range(7)
-        ]
+    got = [response async for response in served.embedding.EmbedStream(requests())]
+    alone = [
+        (await served.embedding.Embed(EmbedRequest(images=[picture(seed)]))).results[0]
+        for seed in range(7)
+    ]
     assert [response.request_id for response in got] == [str(number) for number in range(40)]
     for number, response in enumerate(got):
         assert len(response.results) == 1 + number % 2
@@ -256,27 +252,27 @@ async def test_a_stream_keeps_order_and_ids(root: Path) -> None:
             assert response.results[1].status.code != 0
 
 
-async def test_an_invalid_request_ends_its_stream_after_the_replies_before_it(root: Path) -> None:
-    async with serving(root) as s:
-        await s.manager.load("tiny")
-        got: list[EmbedResponse] = []
+async def test_an_invalid_request_ends_its_stream_after_the_replies_before_it(
+    served: Serving,
+) -> None:
+    got: list[EmbedResponse] = []
 
-        async def requests() -> AsyncIterator[EmbedRequest]:
-            yield EmbedRequest(images=[picture(1)])
-            yield EmbedRequest(images=[picture(2)])
-            yield EmbedRequest(images=[picture(3)], dtype=9)  # type: ignore[arg-type]
-            yield EmbedRequest(images=[picture(4)])
+    async def requests() -> AsyncIterator[EmbedRequest]:
+        yield EmbedRequest(images=[picture(1)])
+        yield EmbedRequest(images=[picture(2)])
+        yield EmbedRequest(images=[picture(3)], dtype=9)  # type: ignore[arg-type]
+        yield EmbedRequest(images=[picture(4)])
 
-        async def read() -> None:
-            call = s.embedding.EmbedStream(requests())
-            while (response := await call.read()) is not grpc.aio.EOF:
-                got.append(response)
-            await call.code()
+    async def read() -> None:
+        call = served.embedding.EmbedStream(requests())
+        while (response := await call.read()) is not grpc.aio.EOF:
+            got.append(response)
+        await call.code()
 
-        error = await status_of(read())
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert len(got) == 2
-        await until(lambda: s.service.admission.items == 0)
+    error = await status_of(read())
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(got) == 2
+    await until(lambda: served.service.admission.items == 0)
 
 
 async def test_the_request_id_of_the_caller_is_logged(

@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
@@ -19,9 +21,9 @@ from multigrain_server import service_names
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, whitening_of, write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import invalid_images, picture, unusual_images
-from tests.server.serving.harness import embed, harness, small_config, until, vectors
+from tests.server.serving.harness import Harness, embed, harness, small_config, until, vectors
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 
 
 @pytest.fixture
@@ -30,14 +32,22 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_answers_come_in_the_order_of_the_images(root: Path) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harness]:
+    """A loaded model, for tests that leave it as it is."""
+    root = tmp_path_factory.mktemp("served")
+    write_bundle(root / "models")
+    async with harness(root) as h:
+        await h.manager.load("tiny")
+        yield h
+
+
+async def test_answers_come_in_the_order_of_the_images(served: Harness) -> None:
     network = TinyNetwork(seed=1)
     pictures = [picture(seed) for seed in range(12)]
     parameters = Preprocessing(size=SIZE, resize_short=SIZE)
     expected = np.stack([network.embed(preprocess(data, parameters)) for data in pictures])
-    async with harness(root) as h:
-        await h.manager.load("tiny")
-        answer = await h.embed(*pictures)
+    answer = await served.embed(*pictures)
     assert answer.model == "tiny@1"
     np.testing.assert_allclose(vectors(answer), expected, rtol=1e-4)
     assert answer.times.total >= answer.times.compute > 0
@@ -143,20 +153,16 @@ async def test_a_file_above_the_byte_limit_fails_alone(root: Path) -> None:
     ],
 )
 async def test_an_invalid_field_is_refused_by_name(
-    root: Path, fields: dict[str, object], named: str
+    served: Harness, fields: dict[str, object], named: str
 ) -> None:
-    async with harness(root) as h:
-        await h.manager.load("tiny")
-        with pytest.raises(MultigrainError) as caught:
-            await h.service.infer(embed(picture(1), **fields))
+    with pytest.raises(MultigrainError) as caught:
+        await served.service.infer(embed(picture(1), **fields))
     assert caught.value.kind is ErrorKind.INVALID_FIELD
     assert caught.value.violations[0].field == named
 
 
-async def test_a_top_k_above_the_number_of_classes_returns_all(root: Path) -> None:
-    async with harness(root) as h:
-        await h.manager.load("tiny")
-        answer = await h.service.infer(embed(picture(1), vector=None, top_k=1000))
+async def test_a_top_k_above_the_number_of_classes_returns_all(served: Harness) -> None:
+    answer = await served.service.infer(embed(picture(1), vector=None, top_k=1000))
     scores = answer.results[0].classes(answer.labels)
     assert len(scores) == CLASSES
     assert sum(score.probability for score in scores) == pytest.approx(1)
@@ -165,11 +171,9 @@ async def test_a_top_k_above_the_number_of_classes_returns_all(root: Path) -> No
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("fp16", 2), ("int8", 1)])
-async def test_smaller_dtypes_keep_the_vector(root: Path, dtype: str, size: int) -> None:
-    async with harness(root) as h:
-        await h.manager.load("tiny")
-        whole = vectors(await h.embed(picture(1), vector=EmbeddingOptions()))[0]
-        item = (await h.embed(picture(1), vector=EmbeddingOptions(dtype=dtype))).results[0]
+async def test_smaller_dtypes_keep_the_vector(served: Harness, dtype: str, size: int) -> None:
+    whole = vectors(await served.embed(picture(1), vector=EmbeddingOptions()))[0]
+    item = (await served.embed(picture(1), vector=EmbeddingOptions(dtype=dtype))).results[0]
     assert len(item.vector) * 4 == whole.nbytes * size
     got = np.frombuffer(item.vector, "<f2" if dtype == "fp16" else "i1").astype(np.float32)
     if dtype == "int8":
