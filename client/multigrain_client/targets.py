@@ -48,6 +48,10 @@ def parse_target(text: str) -> Target:
     Raises:
         InvalidRequest: for anything else, and for a host in a list whose address is not found.
     """
+    if not isinstance(text, str):
+        raise InvalidRequest(
+            f"target: must be text, HOST:PORT, such as '127.0.0.1:50051', and not {text!r}"
+        )
     try:
         return _parse(text.strip())
     except AddressError as error:

@@ -124,6 +124,13 @@ def test_grpc_takes_every_target(text: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("target", [None, 50051, b"127.0.0.1:50051", ("127.0.0.1", 50051)])
+def test_a_target_that_is_no_text_is_refused(target: Any) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidRequest, match=r"^target: must be text, HOST:PORT"):
+            kind(target)
+
+
 def test_all_addresses_of_a_list_are_checked_before_the_first_is_looked_up() -> None:
     with pytest.raises(InvalidRequest, match="65535"):
         parse_target("somewhere.example:1,elsewhere.example:70000")
