@@ -276,6 +276,13 @@ def _layout_warning(root: str, found: list[tuple[str, Listing]]) -> str:
     name, listing = found[0]
     inside = _names(listing.folders, 3)
     if len(found) == 1:
+        parts = [part for part in listing.folders if _PART.fullmatch(part)]
+        if parts and len(parts) == len(listing.folders):
+            best = next((part for part in parts if part.lower().startswith("train")), parts[0])
+            return (
+                f"the only class folder {_names([name])} holds the parts of a dataset ({inside}): "
+                f"did you mean {root.rstrip('/')}/{printable(name)}/{best}?"
+            )
         return (
             f"the only class folder {_names([name])} holds folders only ({inside}): if these are "
             f"the classes, give {root.rstrip('/')}/{printable(name)}"

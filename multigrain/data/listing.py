@@ -55,10 +55,12 @@ SYSTEM_NAMES = frozenset(
         # Windows.
         "$recycle.bin",
         "recycler",
+        "lost.dir",
         "system volume information",
         "found.000",
         "thumbs.db",
         "ehthumbs.db",
+        "ehthumbs_vista.db",
         "desktop.ini",
         # Python.
         "__pycache__",

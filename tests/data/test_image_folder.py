@@ -178,6 +178,7 @@ def test_classes_with_names_of_parts_are_accepted_with_images_of_their_own(tmp_p
     ("names", "says"),
     [
         (("birds/ape/1.png", "birds/bee/1.png"), r"'birds' holds folders only \('ape', 'bee'\)"),
+        (("x/val/0/1.png", "x/train/0/2.png"), r"'x' holds the parts .*/x/train\?$"),
         (("a/b/1.png", "c/d/1.png"), r"all 2 class folders hold folders only \('a': 'b'\)"),
         (("a/1.png", "c/d/1.png"), "^$"),
         (("a/1.png", "a/d/1.png"), "^$"),
@@ -189,8 +190,8 @@ def test_classes_that_hold_folders_only_are_warned_of(
     folder = scan(touch(tmp_path, *names))
     assert re.search(says, folder.warning)
     if folder.warning:
-        with pytest.raises(MultigrainError, match=r"hold.? folders only"):
-            folder.relabeled(("x",))
+        with pytest.raises(MultigrainError, match=r"holds? (folders only|the parts)"):
+            folder.relabeled(("none of them",))
 
 
 def test_images_beside_the_classes_are_counted(tmp_path: Path) -> None:

@@ -132,7 +132,11 @@ class SubmissionChecks:
         if spec.initial_weights:
             path = self._roots.check(spec.initial_weights, "spec.initial_weights")
             spec = spec.model_copy(update={"initial_weights": str(path)})
-        classes = (await _scan(train_path, "spec.dataset.train_path")).classes
+        train = await _scan(train_path, "spec.dataset.train_path")
+        classes = train.classes
+        if len(classes) == 1 and train.warning and spec.objective.classification_weight:
+            # A classifier of one class learns nothing, so this is an archive's own folder.
+            raise _dataset_error("spec.dataset.train_path", train.warning)
         if spec.model.classes and spec.model.classes < len(classes):
             raise MultigrainError.field(
                 "spec.model.classes",

@@ -117,6 +117,10 @@ async def test_the_layout_of_a_dataset_is_checked_at_submission(
     assert caught.value.kind is ErrorKind.DATASET
     assert caught.value.violations[0].field == "spec.dataset.train_path"
     shutil.copytree(dataset, tmp_path / "val" / "unpacked")
+    with pytest.raises(MultigrainError, match=f"give {tmp_path}/val/unpacked"):
+        await checks.training(overrides(tmp_path / "val"))
+    instances_only = {"objective": {"classification_weight": 0.0}}
+    await checks.training(overrides(tmp_path / "val") | instances_only)
     with pytest.raises(MultigrainError, match=r"\"unpacked\".*holds folders only") as caught:
         await checks.training(overrides(dataset, tmp_path / "val"))
     assert caught.value.violations[0].field == "spec.dataset.val_path"
