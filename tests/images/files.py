@@ -45,7 +45,8 @@ def reference(data: bytes, form: str, folder: Path) -> NDArray[np.int64]:
 
     Skips the test without ImageMagick, except in CI.
     """
-    program = shutil.which("convert") or shutil.which("magick")
+    # Other programs are called "convert" too.
+    program = shutil.which("magick") or (shutil.which("identify") and shutil.which("convert"))
     if program is None:
         assert "CI" not in os.environ, "ImageMagick is missing: .ci/run installs it"
         pytest.skip("needs ImageMagick: apt-get install imagemagick")
