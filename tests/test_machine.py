@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -450,6 +451,39 @@ def test_the_oom_killers_count_of_a_cgroup_is_read(
     tmp_path: Path, layout: Layout, kills: int | None
 ) -> None:
     assert Cgroups(layout.write(tmp_path)).oom_kills() == kills
+
+
+# The sources
+
+# They see the machine, not what this process may use.
+UNLIMITED = {
+    *("cpu_count", "process_cpu_count", "sched_getaffinity", "virtual_memory", "sysconf"),
+    *("getloadavg", "physical_cpu_count"),
+}
+# The status page shows the load of the machine, which belongs to the CPUs of the machine.
+MAY_SEE_THE_MACHINE = {
+    "multigrain/machine.py": {"cpu_count", "sched_getaffinity", "virtual_memory"},
+    "server/multigrain_server/status/snapshot.py": {"cpu_count", "getloadavg"},
+}
+
+
+def test_no_other_module_counts_cpus_or_memory() -> None:
+    root = Path(__file__).resolve().parents[1]
+    wrong = []
+    for source in ("multigrain", "server", "client", "examples"):
+        for path in sorted((root / source).rglob("*.py")):
+            file = str(path.relative_to(root))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names: set[str] = set()
+                if isinstance(node, ast.Attribute):
+                    names = {node.attr}
+                elif isinstance(node, ast.ImportFrom):
+                    names = {alias.name for alias in node.names}
+                wrong += [
+                    f"{file}:{node.lineno}: {name}: use multigrain.machine"
+                    for name in (names & UNLIMITED) - MAY_SEE_THE_MACHINE.get(file, set())
+                ]
+    assert not wrong, "\n".join(wrong)
 
 
 # Real cgroups

@@ -18,9 +18,12 @@ from multigrain.data.augment import Augmenter
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import decode_image, image_size
+from multigrain.machine import available_memory
 from multigrain.text import printable
 
-BUDGET = 512 * 2**20  # bytes, over all workers
+# Bytes over all workers: so many, or so large a part of the memory.
+_BUDGET = 512 * 2**20
+_BUDGET_PART = 8
 _SAMPLES = 64  # files whose headers estimate a dataset's size in memory
 _SHOWN = 5  # most files that an error message lists
 _SUBSTITUTES = 32  # attempts to find a substitute for an unreadable image
@@ -53,12 +56,20 @@ class DecodedCache:
             self._images[index] = image
 
 
-def create_cache(folder: ImageFolder, world: int, budget: int = BUDGET) -> DecodedCache:
+def create_cache(folder: ImageFolder, world: int, budget: int | None = None) -> DecodedCache:
     """Creates a cache, turned off unless a worker's share of the budget holds the whole dataset.
 
     Over the epochs every worker sees every image. The size is estimated from the headers of some
     files. Caching only a part would gain little for the memory.
+
+    Args:
+        folder: the dataset.
+        world: number of workers.
+        budget: bytes over all workers; None = 512 MiB, but at most an eighth of the memory that
+            this machine or container allows.
     """
+    if budget is None:
+        budget = min(_BUDGET, available_memory() // _BUDGET_PART)
     step = max(1, len(folder) // _SAMPLES)
     sizes = [_pixels(folder, index) * 3 for index in range(0, len(folder), step)]
     estimate = sum(sizes) / len(sizes) * len(folder)

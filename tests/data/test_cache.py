@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from multigrain.data import source
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.source import DecodedCache, create_cache
 from tests.data.datasets import write_dataset
@@ -32,6 +33,17 @@ def test_the_cache_is_on_only_if_every_worker_can_hold_the_dataset(
     folder = scan(write_dataset(tmp_path, classes=2, each=3, size=20))
     total = 6 * 3 * 20 * 20
     cache = create_cache(folder, world, budget=2 * total)
+    cache.put(0, noise(20, 20))
+    assert (cache.get(0) is not None) is kept
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(8 * 7200, True), (8 * 7200 - 8, False)])
+def test_the_cache_is_at_most_an_eighth_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, kept: bool
+) -> None:
+    monkeypatch.setattr(source, "available_memory", lambda: memory)
+    folder = scan(write_dataset(tmp_path, classes=2, each=3, size=20))
+    cache = create_cache(folder, 1)
     cache.put(0, noise(20, 20))
     assert (cache.get(0) is not None) is kept
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multigrain.data import pipeline
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.source import Batch, UnreadableFiles
@@ -207,3 +208,21 @@ def test_an_abandoned_epoch_leaves_no_threads(tmp_path: Path) -> None:
     while loaders() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert loaders() == 0
+
+
+@pytest.mark.parametrize(
+    ("cpus", "requested", "workers", "threads"),
+    [(64, 0, 1, 64), (1, 0, 1, 1), (4, 0, 2, 2), (2, 0, 8, 1), (2, 16, 1, 2), (64, 16, 1, 16)],
+)
+def test_a_worker_has_at_most_one_loader_thread_per_cpu_that_it_may_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    requested: int,
+    workers: int,
+    threads: int,
+) -> None:
+    monkeypatch.setattr(pipeline, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(pipeline, "_file_size", lambda *_: 1 << 20)
+    folder = scan(write_dataset(tmp_path, classes=2, each=2))
+    assert pipeline.loader_threads(requested, workers, folder) == threads

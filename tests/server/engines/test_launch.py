@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from multigrain.engine.settings import EngineSettings
+from multigrain.machine import THREAD_VARIABLES, Cpus
 from multigrain.processes import python_command
+from multigrain_server.engines import launch as launch_module
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import EngineSpec, launch
 
@@ -22,10 +24,19 @@ async def _settings(
     monkeypatch: pytest.MonkeyPatch, spec: EngineSpec, **fields: object
 ) -> EngineSettings:
     """The settings that the process would get, apart from its descriptors."""
-    started: list[tuple[str, ...]] = []
+    return (await _start(monkeypatch, spec, **fields))[0]
 
-    async def no_process(*command: str, **_: Any) -> None:
+
+async def _start(
+    monkeypatch: pytest.MonkeyPatch, spec: EngineSpec, **fields: object
+) -> tuple[EngineSettings, dict[str, str]]:
+    """As :func:`_settings`, and the environment that it would get."""
+    started: list[tuple[str, ...]] = []
+    environment: dict[str, str] = {}
+
+    async def no_process(*command: str, env: dict[str, str], **_: Any) -> None:
         started.append(command)
+        environment.update(env)
         raise OSError("short of processes")
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
@@ -34,7 +45,7 @@ async def _settings(
     assert started[0][:4] == python_command("multigrain.engine")
     arguments = list(started[0][4:])
     settings = EngineSettings.parse(arguments)
-    return settings.model_copy(update={"socket_fd": 0, "inflight_fd": 0})
+    return settings.model_copy(update={"socket_fd": 0, "inflight_fd": 0}), environment
 
 
 @pytest.mark.parametrize(
@@ -74,3 +85,32 @@ async def test_an_engine_that_cannot_be_started_leaves_no_descriptor_open(
     for _ in range(10):
         await _settings(monkeypatch, SPEC)
     assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads", "decode_threads", "variable"),
+    [
+        (Cpus(64, 64), 0, 64, None),
+        (Cpus(64, 64, 1.5), 2, 2, "2"),
+        (Cpus(64, 4), 4, 4, "4"),
+        (Cpus(64, 64, 0.1), 1, 1, "1"),
+    ],
+)
+async def test_an_engine_computes_on_the_cpus_that_the_daemon_may_use(
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: Cpus,
+    threads: int,
+    decode_threads: int,
+    variable: str | None,
+) -> None:
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch_module, "cpus", lambda: cpus)
+    settings, environment = await _start(monkeypatch, SPEC)
+    assert (settings.threads, settings.decode_threads) == (threads, decode_threads)
+    assert {environment.get(name) for name in THREAD_VARIABLES} == {variable}
+    # What the operator has set counts.
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    settings, environment = await _start(monkeypatch, SPEC, engine_threads=5, decode_threads=6)
+    assert (settings.threads, settings.decode_threads) == (5, 6)
+    assert environment["OMP_NUM_THREADS"] == "7"
