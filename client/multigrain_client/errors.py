@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from multigrain.text import printable
+from multigrain.text import is_text, printable
 
 if TYPE_CHECKING:
     from multigrain.v1.job_pb2 import Job
@@ -53,6 +53,8 @@ class MultigrainClientError(Exception):
         retry_after: float | None = None,
         request_id: str = "",
     ) -> None:
+        # A name with bytes that are not UTF-8 would make printing the error another error.
+        message = message if is_text(message) else printable(message)
         super().__init__(message)
         self.message = message
         self.kind = kind

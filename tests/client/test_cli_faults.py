@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +21,9 @@ import pytest
 from multigrain.v1 import job_pb2, model_pb2
 from multigrain_client.cli import progress
 from multigrain_client.cli.arguments import Result
-from multigrain_client.cli.main import COMMANDS, main
+from multigrain_client.cli.main import COMMANDS, IMPATIENT, _Stop, main
 from tests.client.events import job_of, training_events
+from tests.client.held import Held
 
 # Arguments of every command; {dir} is a folder with a.png, b.png, a folder "photos" and a bundle.
 ARGUMENTS = {
@@ -307,3 +312,68 @@ def test_json_of_a_file_command_goes_to_the_output(run_with, folder) -> None:
     output = io.StringIO()
     assert run_with("embed-folder", output, io.StringIO(), "--json") == 0
     assert json.loads(output.getvalue())["file"] == str(folder / "result.npy")
+
+
+def test_second_interrupt_does_not_disturb_the_end() -> None:
+    now = [10.0]
+    stop = _Stop(lambda: now[0])
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+    now[0] += 1.0
+    stop(signal.SIGINT, None)
+    now[0] += IMPATIENT
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("name", ["watch", "train and watch"])
+def test_interrupted_watch_says_that_the_job_continues(run_with, state, monkeypatch, name) -> None:
+    monkeypatch.setattr(
+        "multigrain_client.cli.jobs.show", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    errors = io.StringIO()
+    assert run_with(name, io.StringIO(), errors) == 143
+    assert (
+        "the job continues (multigrain watch job-1, multigrain cancel job-1)" in errors.getvalue()
+    )
+
+
+@pytest.mark.process
+def test_interrupt_does_not_wait_for_calls_in_flight(server, state, folder) -> None:
+    held = Held(state, "Embed")
+    command = [sys.executable, "-m", "multigrain_client.cli", "embed", *["a.png"] * 130]
+    environment = {**os.environ, "MULTIGRAIN_SERVER": server.address}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert held.arrived.acquire(timeout=60)
+            process.send_signal(signal.SIGINT)
+            assert "Traceback" not in process.communicate(timeout=30)[1]
+            assert process.returncode == 130
+        finally:
+            held.release()
+
+
+@pytest.mark.process
+def test_non_blocking_output_of_a_slow_reader_is_whole(server, state, folder) -> None:
+    state.events["job-1"] = training_events(3000)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [sys.executable, "-m", "multigrain_client.cli", "watch", "job-1"]
+    environment = {**os.environ, "MULTIGRAIN_SERVER": server.address}
+    with subprocess.Popen(
+        command, env=environment, stdout=writing, stderr=subprocess.PIPE
+    ) as process:
+        os.close(writing)
+        size = fcntl.fcntl(reading, fcntl.F_GETPIPE_SZ)
+        waiting, end = bytearray(4), time.monotonic() + 60
+        while int.from_bytes(waiting, sys.byteorder) < size - 4096:  # one more line does not fit
+            assert time.monotonic() < end
+            time.sleep(0.01)
+            fcntl.ioctl(reading, termios.FIONREAD, waiting)
+        with os.fdopen(reading, "rb") as pipe:
+            lines = pipe.read(1).decode() + pipe.read().decode()
+        assert process.stderr is not None
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+    assert lines.count(" loss ") == 2 * 3000  # "loss  epoch" and "loss 1.0000"

@@ -10,7 +10,6 @@ from multigrain.text import stored_path
 from multigrain.v1.job_pb2 import Job
 from multigrain_client.cli.arguments import (
     FAILED,
-    INTERRUPTED,
     OK,
     Command,
     Context,
@@ -402,10 +401,10 @@ def _follow(
 
     Raises:
         OutputError: if standard output cannot be written; the job continues.
+        KeyboardInterrupt: with a note; it stops watching, not the job.
 
     Returns:
-        exit code: 0 if the job has succeeded, 1 if not, 130 after an interrupt (which stops
-        watching, not the job).
+        exit code: 0 if the job has succeeded, 1 if not.
     """
     try:
         display = choose(output, job, every=every, plain=plain)
@@ -413,10 +412,9 @@ def _follow(
             latest = show(client, job, display, after_seq=after_seq)
     except OutputError:
         raise OutputError(output.stream, f"no longer watching; {_continues(job)}") from None
-    except KeyboardInterrupt:
-        output.note("")
-        output.note(f"no longer watching; {_continues(job)}")
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"no longer watching; {_continues(job)}")
+        raise
     if state_name(latest) == "SUCCEEDED":
         return OK
     reason = latest.error.message or latest.state_message

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -31,6 +32,9 @@ from multigrain_client.errors import InvalidRequest, JobFailed, MultigrainClient
 COMMANDS: tuple[Command, ...] = (*jobs.COMMANDS, *models.COMMANDS, *images.COMMANDS)
 
 _COMMAND_OF = {command.call: command.name for command in COMMANDS if command.call}
+
+# Seconds after an interrupt in which another one is ignored.
+IMPATIENT = 2.0
 
 EPILOG = """\
 exit codes: 0 success; 1 the job, the call or an image failed, or the output cannot be written;
@@ -75,8 +79,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: ends the command as an interrupt does, which keeps what is computed."""
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP: ends the command, which keeps what is computed."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -126,7 +130,7 @@ def _run(command: Command, context: Context, result: Result) -> int:
         output.note("")
         for note in getattr(error, "__notes__", ()):
             output.error(f"interrupted; {note}")
-        return 128 + error.number if isinstance(error, _Terminated) else INTERRUPTED
+        return 128 + error.number if isinstance(error, _Interrupted) else INTERRUPTED
     except OSError as error:
         output.client_error(error)
         return FAILED
@@ -148,22 +152,36 @@ def _report_output(output: Output, error: OutputError) -> None:
     output.error(f"{text} ({error.lost})" if error.lost else text)
 
 
+class _Stop:
+    """Handles the signals that end a command.
+
+    A second signal shortly after the first is ignored: it must not interrupt the rows' being kept.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: float | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        now = self._clock()
+        if self._first is not None and now - self._first < IMPATIENT:
+            return
+        self._first = now
+        raise _Interrupted(number)
+
+
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Ends the command as an interrupt does when the process is to terminate."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise _Terminated(number)
-
-    changed = []
+    """Ends the command with ``_Interrupted`` when the process is interrupted or terminated."""
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        stop = _Stop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # Under nohup, SIGHUP is ignored and stays so.
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, stop)
-                changed.append(number)
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)

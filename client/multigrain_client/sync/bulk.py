@@ -54,19 +54,24 @@ def map_batches(
         return call(head[0]) if head else []
     results: list[T] = []
     waiting: deque[Future[list[T]]] = deque()
-    with ThreadPoolExecutor(concurrency, "multigrain-client") as pool:
-        try:
-            for batch in head:
-                waiting.append(pool.submit(copy_context().run, call, batch))
-            for batch in batches:
-                if len(waiting) >= concurrency:
-                    results += waiting.popleft().result()
-                waiting.append(pool.submit(copy_context().run, call, batch))
-            while waiting:
+    pool = ThreadPoolExecutor(concurrency, "multigrain-client")
+    try:
+        for batch in head:
+            waiting.append(pool.submit(copy_context().run, call, batch))
+        for batch in batches:
+            if len(waiting) >= concurrency:
                 results += waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            waiting.append(pool.submit(copy_context().run, call, batch))
+        while waiting:
+            results += waiting.popleft().result()
+    except KeyboardInterrupt:
+        # Not for the calls in flight, which may last: closing the client cancels them.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
     return results
 
 
