@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from multigrain.jobs.launchers import HOST, free_port
-from multigrain.jobs.worker import THREAD_VARIABLES
+from multigrain.machine import THREAD_VARIABLES
 
 LIMIT = 0.85
 # The first step compiles.
