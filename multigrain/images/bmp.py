@@ -32,6 +32,7 @@ _OS2_UNSUPPORTED: Final = {
 }
 # Bits of a pixel -> red, green and blue, if the file does not say.
 _MASKS: Final = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0x00FF00, 0x0000FF)}
+_MAX_IDLE: Final = 100_000  # codes that add no pixel
 _BAND_PIXELS: Final = 2**20  # bit fields are converted in bands of rows, to save memory
 
 
@@ -212,7 +213,10 @@ def _unpack_runs(
     width, height = size
     out = bytearray(width * height)
     x = y = 0
+    idle = 0
     while y < height:
+        if idle > _MAX_IDLE:
+            raise damaged("BMP", "its rows are longer than its width")
         if position + 2 > len(data):
             # A missing end mark does no harm.
             if y == height - 1 and x >= width:
@@ -231,6 +235,7 @@ def _unpack_runs(
         elif value == 2:  # a jump
             if position + 2 > len(data):
                 raise damaged("BMP", "it ends before its last pixel")
+            idle += not (data[position] or data[position + 1])
             x, y = x + data[position], y + data[position + 1]
             position += 2
             continue
@@ -242,6 +247,8 @@ def _unpack_runs(
             if half:
                 run = bytes(n for byte in run for n in (byte >> 4, byte & 15))[:value]
             position += length + (length & 1)
+        if x >= width:
+            idle += 1
         run = run[: max(0, width - x)]
         at = y * width + x
         out[at : at + len(run)] = run

@@ -122,8 +122,8 @@ def _open(data: bytes, limits: ImageLimits) -> Picture:
     if not kind.read:
         raise MultigrainError(
             ErrorKind.IMAGE_UNREADABLE if kind.damaged else ErrorKind.IMAGE_FORMAT,
-            f"this is {kind.name} and not an image that is read: {kind.todo} "
-            f"(read are {FORMAT_NAMES})",
+            f"this is {kind.name} and not an image in a format that is read ({FORMAT_NAMES}): "
+            f"{kind.todo}",
         )
     try:
         picture = _READERS[kind.name](data)

@@ -240,7 +240,7 @@ def identify(data: bytes) -> Kind | None:
         return Kind("a Targa image", _SAVE)
     if b"%PDF-" in data[:_TEXT_START]:
         return Kind("a PDF document", "save its page or the image in it as JPEG or PNG")
-    if len(data) > 15 and not any(data[:_TEXT_START]) and not any(data):
+    if len(data) > 15 and not data.strip(b"\x00"):
         return Kind(f"{len(data)} zero bytes", "copy the file again: its contents were lost")
     return _damaged_signature(data) or _text(data) or _preceded(data)
 

@@ -16,6 +16,8 @@ from multigrain.images.picture import Picture, damaged, unsupported
 
 # What starts an extension or a frame, or ends the file.
 _BLOCK: Final = re.compile(rb"[!,;]")
+# Before the first frame. Of comments and the like, 255 bytes are a block.
+_MAX_BLOCKS: Final = 200_000
 _GRAPHIC_CONTROL: Final = 0xF9
 _MAX_CODE: Final = 11  # bits of the smallest LZW code; 12 is the largest of any code
 
@@ -43,7 +45,8 @@ class Gif(Picture):
         flags = data[10]
         self._table, position = _color_table(data, 13, flags)
         self._clear: int | None = None
-        while True:
+        self._blocks = 0
+        while self._blocks < _MAX_BLOCKS:
             # Like other readers: bytes between blocks are skipped.
             found = _BLOCK.search(data, position)
             if found is None:
@@ -54,6 +57,8 @@ class Gif(Picture):
             if found[0] == b";":
                 raise unsupported("a GIF without a frame", "send a picture")
             position = self._extension(position)
+        else:
+            raise unsupported(f"a GIF with more than {_MAX_BLOCKS} blocks", "save it again")
         if position + 10 > len(data):
             raise damaged("GIF", "it ends before its first frame")
         left, top, width, height = (
@@ -98,8 +103,10 @@ class Gif(Picture):
             flags, clear = data[position + 2 : position + 3], data[position + 5 : position + 6]
             self._clear = clear[0] if clear and flags[0] & 1 else None
         position += 1
-        while position < len(data) and data[position]:
+        self._blocks += 1
+        while position < len(data) and data[position] and self._blocks < _MAX_BLOCKS:
             position += 1 + data[position]
+            self._blocks += 1
         return position + 1
 
 

@@ -36,6 +36,8 @@ _ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 # Bytes of 0xFF before a marker are fill bytes.
 _MARKER: Final = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _MAX_SIDE: Final = 65500  # libjpeg's
+# A file of 32 MiB has at most some hundred. Each costs time, however small it is.
+_MAX_SEGMENTS: Final = 100_000
 # A normal progressive file has about ten. Each scan costs the time of a whole decoding, so that a
 # small file with thousands of them would keep a decoder busy for hours.
 _MAX_SCANS: Final = 200
@@ -127,7 +129,10 @@ def _read_markers(data: bytes) -> _Markers:
     markers = _Markers()
     position = 2
     # Like libjpeg: what precedes the next marker is skipped.
-    while found := _MARKER.search(data, position):
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            break
         position, marker = found.end(), data[found.end() - 1]
         if marker in _ALONE:
             continue

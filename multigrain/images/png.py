@@ -35,6 +35,8 @@ _DEPTHS: Final = {
     _RGBA: (8, 16),
 }
 _SIGNATURE_BYTES: Final = 8
+# A file of 32 MiB has about 4,000. Each costs time, however small it is.
+_MAX_CHUNKS: Final = 100_000
 _MAX_EXIF: Final = 2**20  # bytes of a text chunk with EXIF, unpacked
 _BAND_PIXELS: Final = 2**20  # 16-bit samples are scaled in bands of rows, to save memory
 
@@ -48,6 +50,7 @@ class _Chunks:
     transparency: bytes | None = None
     pixels: list[memoryview] = field(default_factory=list)
     exif: int = 0
+    old_exif: int | None = None
     xmp: int = 0
 
 
@@ -69,7 +72,7 @@ class Png(Picture):
         header = chunks.header
         self.size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
         self._depth, self._color, compression, filtering, interlaced = header[8:13]
-        self.orientation = chunks.exif or chunks.xmp or 1
+        self.orientation = chunks.exif or chunks.old_exif or chunks.xmp or 1
         if self._depth not in _DEPTHS.get(self._color, ()):
             raise damaged("PNG", f"no PNG has color type {self._color} with {self._depth} bits")
         if compression or filtering or interlaced > 1:
@@ -174,7 +177,9 @@ def _read_chunks(data: bytes) -> _Chunks:
     view = memoryview(data)
     position = _SIGNATURE_BYTES
     ended = False
-    while position + 8 <= len(data) and not ended:
+    for _ in range(_MAX_CHUNKS):
+        if ended or position + 8 > len(data):
+            break
         length = int.from_bytes(view[position : position + 4], "big")
         name = data[position + 4 : position + 8]
         start, position = position + 8, position + 12 + length
@@ -197,6 +202,8 @@ def _read_chunks(data: bytes) -> _Chunks:
         if intact:
             ended = name == b"IEND"
             _take(chunks, name, body, critical=critical)
+    else:
+        raise unsupported(f"a PNG with more than {_MAX_CHUNKS} chunks", "save it again")
     if not chunks.header:
         raise damaged("PNG", "its header is incomplete")
     return chunks
@@ -236,8 +243,12 @@ def _take(chunks: _Chunks, name: bytes, body: memoryview, *, critical: bool) -> 
         chunks.exif = chunks.exif or exif_orientation(bytes(body[:_MAX_EXIF]))
     elif name == b"iTXt" and bytes(body[:22]) == b"XML:com.adobe.xmp\x00\x00\x00\x00\x00":
         chunks.xmp = chunks.xmp or xmp_orientation(bytes(body[22:_MAX_EXIF]))
-    elif name in (b"tEXt", b"zTXt") and bytes(body[:22]) == b"Raw profile type exif\x00":
-        chunks.exif = chunks.exif or _old_exif(bytes(body[22:]), packed=name == b"zTXt")
+    elif (
+        name in (b"tEXt", b"zTXt")
+        and chunks.old_exif is None  # only the first: unpacking takes time
+        and bytes(body[:22]) == b"Raw profile type exif\x00"
+    ):
+        chunks.old_exif = _old_exif(bytes(body[22:]), packed=name == b"zTXt")
 
 
 def _old_exif(text: bytes, *, packed: bool) -> int:

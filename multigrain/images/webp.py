@@ -20,6 +20,8 @@ from multigrain.images.picture import (
 
 _LOSSY, _LOSSLESS, _EXTENDED, _ALPHA = b"VP8 ", b"VP8L", b"VP8X", b"ALPH"
 _FRAME: Final = b"ANMF"
+# Each costs time; what follows so many is not looked at.
+_MAX_CHUNKS: Final = 10_000
 _HAS_ALPHA: Final = 0x10
 _HAS_ANIMATION: Final = 0x02
 
@@ -95,9 +97,9 @@ class WebP(Picture):
 
 def _chunks(view: memoryview) -> list[tuple[bytes, memoryview, bool]]:
     """Returns name, contents and whether they are complete, of every chunk."""
-    found = []
+    found: list[tuple[bytes, memoryview, bool]] = []
     position = 0
-    while position + 8 <= len(view):
+    while position + 8 <= len(view) and len(found) < _MAX_CHUNKS:
         size = int.from_bytes(view[position + 4 : position + 8], "little")
         start, end = position + 8, position + 8 + size
         found.append((bytes(view[position : position + 4]), view[start:end], end <= len(view)))

@@ -9,6 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from tests.images.files import CASES
+
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
@@ -60,6 +62,10 @@ def unusual_images() -> dict[str, bytes]:
         "webp": encoded(base, "WEBP"),
         "bmp": encoded(base, "BMP"),
         "tiff": encoded(base, "TIFF"),
+        "avif": encoded(base, "AVIF"),
+        "lossless JPEG": (CASES / "lossless.jpg").read_bytes(),
+        "gray PNG of 4 bits": (CASES / "grey4-trns5.png").read_bytes(),
+        "long metadata": (CASES / "iccp.png").read_bytes(),
         "one pixel high": encoded(base.resize((300, 1))),
     }
 
@@ -73,4 +79,5 @@ def invalid_images() -> dict[str, bytes]:
         "truncated JPEG": whole[: len(whole) // 2],
         "truncated PNG": picture(5, size=(200, 200))[:500],
         "bomb": png_bomb(),
+        "12-bit JPEG": (CASES / "jpeg12.jpg").read_bytes(),
     }

@@ -267,6 +267,13 @@ def test_damage_is_described(data: bytes, reason: str) -> None:
     assert reason in error.message
 
 
+@pytest.mark.parametrize("code", [b"\1\5", b"\0\2\0\0", b"\0\3abc\0"])
+def test_run_lengths_that_add_no_pixel_end(code: bytes) -> None:
+    palette = np.zeros((256, 3), np.uint8)
+    data = bmp(code * 200_000, (4, 4), 8, compression=1, palette=palette)
+    assert failure(data).kind is ErrorKind.IMAGE_UNREADABLE
+
+
 @pytest.mark.process
 def test_a_sample_agrees_with_imagemagick(tmp_path: Path) -> None:
     """Not the alpha of an empty bit field, which only newer versions ignore."""

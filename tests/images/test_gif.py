@@ -144,6 +144,13 @@ def test_a_whole_file_without_a_frame_is_named(block: bytes) -> None:
     assert caught.value.kind is ErrorKind.IMAGE_FORMAT
 
 
+@pytest.mark.parametrize("block", [b"!\xfe\0" * 200_000, b"!\xfe" + b"\1a" * 200_000 + b"\0"])
+def test_a_file_of_very_many_blocks_is_refused(block: bytes) -> None:
+    with pytest.raises(MultigrainError, match="more than 200000 blocks") as caught:
+        decode(gif(block, frame(INDICES, (3, 2))))
+    assert caught.value.kind is ErrorKind.IMAGE_FORMAT
+
+
 @pytest.mark.process
 def test_a_sample_agrees_with_imagemagick(tmp_path: Path) -> None:
     files = [gif(clear(i), frame(INDICES, (3, 2))) for i in range(4)]

@@ -126,6 +126,7 @@ async def test_every_unusual_image_gets_its_own_status(root: Path) -> None:
         "truncated JPEG": "IMAGE_UNREADABLE",
         "truncated PNG": "IMAGE_UNREADABLE",
         "bomb": "IMAGE_TOO_LARGE",
+        "12-bit JPEG": "IMAGE_FORMAT",
     }
     assert answer.results[-1].vector == after.results[0].vector
     assert h.metric("multigrain_items_failed_total", reason="too_large") == 1
