@@ -23,7 +23,7 @@ from multigrain.train.start import Resumption
 from tests.data.datasets import write_dataset
 from tests.evaluate.context import RecordingReporter
 from tests.evaluate.measure import ALL_TASKS, measure
-from tests.train.conftest import StepPool
+from tests.train.step_pool import StepPool
 from tests.train.tiny import CLASSES, SIDE, tiny_spec
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.slow]

@@ -14,7 +14,7 @@ from multigrain.model.state import load_model_state, model_state
 from multigrain.optim.loss_scale import LossScale
 from multigrain.specs.training import OptimizerSpec, TrainingSpec
 from multigrain.train.step import TrainStep
-from tests.train.conftest import StepPool
+from tests.train.step_pool import StepPool
 from tests.train.tiny import CLASSES, batch, tiny_spec, tiny_step
 
 pytestmark = pytest.mark.mindspore

@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.losses.objective import JointObjective
-from tests.train.conftest import StepPool
+from tests.train.step_pool import StepPool
 from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
 pytestmark = pytest.mark.mindspore

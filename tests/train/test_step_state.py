@@ -9,7 +9,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.model.state import load_model_state
-from tests.train.conftest import StepPool
+from tests.train.step_pool import StepPool
 from tests.train.tiny import assert_same, batch, tiny_spec, tiny_step, weights
 
 pytestmark = pytest.mark.mindspore
