@@ -133,8 +133,25 @@ def channel_config(
         proxy=find_proxy(parsed, os.environ, given),
         options=tuple(chosen.items()),
         credentials=settings.credentials() if settings is not None else None,
-        metadata=(("authorization", f"Bearer {token}"),) if token else (),
+        metadata=(("authorization", f"Bearer {_checked(token)}"),) if token else (),
     )
+
+
+def _checked(token: str) -> str:
+    """The token, which becomes a header. The error does not show it.
+
+    Raises:
+        InvalidRequest: if a header cannot hold it.
+    """
+    wrong = [at for at, one in enumerate(token, 1) if not (one.isascii() and one.isprintable())]
+    if wrong:
+        raise InvalidRequest(
+            f"token: character {wrong[0]} of {len(token)} is not printable ASCII; is it a newline "
+            "of the file that the token comes from?"
+        )
+    if token != token.strip():
+        raise InvalidRequest("token: it begins or ends with a space")
+    return token
 
 
 def _pem(source: str | Path | bytes | None, name: str) -> bytes | None:

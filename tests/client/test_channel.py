@@ -72,3 +72,12 @@ def test_keepalive_sets_the_ping_interval():
     options = dict(channel_config("here:1", keepalive=5.0).options)
     assert options["grpc.keepalive_time_ms"] == 5000
     assert "grpc.keepalive_time_ms" not in dict(channel_config("here:1", keepalive=0).options)
+
+
+@pytest.mark.parametrize(
+    "token", ["secret\n", "s\u00fccret", "caf\udce9", "\x7f", " secret", "日本"]
+)
+def test_token_that_no_header_can_hold_is_refused_without_showing_it(token):
+    with pytest.raises(InvalidRequest, match=r"^token: ") as caught:
+        channel_config("127.0.0.1:50051", token=token)
+    assert token.strip() not in str(caught.value)

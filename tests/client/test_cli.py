@@ -244,6 +244,94 @@ def test_classify_prints_classes(run, tmp_path):
     ]
 
 
+@pytest.fixture
+def mixed(tmp_path):
+    """Paths of five images, of which the second and the last are bad."""
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths[:4]):
+        path.write_bytes(b"bad" if number == 1 else b"good %d" % number)
+    return [str(path) for path in paths]
+
+
+def test_classify_prints_good_answers_in_order_and_names_the_bad_images(run, mixed):
+    code, out, err = run("classify", *mixed, "--top-k", "1")
+    assert code == 1
+    assert out.splitlines() == [f"{mixed[number]}: class 0 1.0000" for number in (0, 2, 3)]
+    assert err == (
+        f"multigrain classify: 2 of 5 images failed: {mixed[1]}: not an image; "
+        f"{mixed[4]}: cannot be read: No such file or directory\n"
+    )
+    code, out, _ = run("classify", *mixed, "--top-k", "1", "--json")
+    rows = json.loads(out)
+    assert code == 1
+    assert [row["image"] for row in rows] == mixed
+    assert [len(row["classes"]) for row in rows] == [1, 0, 1, 1, 0]
+    assert [row.get("error") for row in rows] == [
+        None,
+        "not an image",
+        None,
+        None,
+        "cannot be read: No such file or directory",
+    ]
+
+
+def test_classify_of_bad_images_only_is_an_error(run, mixed):
+    code, out, err = run("classify", mixed[1], mixed[4])
+    assert (code, out) == (1, "")
+    assert err.startswith("multigrain classify: 2 of 2 images failed: ")
+
+
+def test_every_failed_image_is_named(run, tmp_path):
+    names = [str(tmp_path / f"{number}.png") for number in range(13)]
+    code, _, err = run("classify", *names)
+    assert code == 1
+    assert all(name in err for name in names)
+
+
+def test_embed_writes_good_rows_beside_those_of_bad_images(run, mixed, tmp_path):
+    out = tmp_path / "v.npy"
+    for options, expected in (([], 1), (["--on-error", "nan"], 0)):
+        code, text, err = run("embed", *mixed, "--out", str(out), *options)
+        assert code == expected
+        assert text == f"{out}: 5 vectors of 8, 2 rows are NaN (unreadable images)\n"
+        assert mixed[1] in err
+        vectors = np.load(out)
+        assert np.isnan(vectors).any(axis=1).tolist() == [False, True, False, False, True]
+        np.testing.assert_array_equal(vectors[2], vector_of(b"good 2"))
+
+
+@pytest.mark.parametrize(("command", "call"), [("classify", "Classify"), ("embed", "Embed")])
+def test_call_that_fails_later_does_not_lose_earlier_answers(
+    run, state, mixed, monkeypatch, command, call
+):
+    monkeypatch.setattr("multigrain_client.cli.images.PART", 2)
+    fault = Fault(grpc.StatusCode.FAILED_PRECONDITION, "unloaded", "WRONG_STATE")
+    begin, calls = state.begin, []
+
+    def fail_second(name, request, context):
+        calls.append(name)
+        if len(calls) == 2:
+            state.faults[call].append(fault)
+        return begin(name, request, context)
+
+    state.begin = fail_second
+    code, out, err = run(command, *mixed, "--json")
+    assert code == 1
+    assert [row["image"] for row in json.loads(out)] == mixed[:2]
+    assert "unloaded" in err
+    assert err.endswith(f"multigrain {command}: 2 of 5 images have an answer\n")
+
+
+def test_plot_plots_the_jobs_that_exist(run, trained, tmp_path):
+    code, out, err = run("plot", "lost", "job-1", "--out", str(tmp_path / "loss.png"))
+    assert code == 1
+    assert out.endswith("loss.png: 4 points\n")
+    assert err == "multigrain plot: no job lost\n"
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert run("plot", "lost", "--out", str(tmp_path / "none.png"))[0] == 1
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_plot_writes_a_png(run, trained, tmp_path):
     code, out, _ = run("plot", "job-1", "--out", str(tmp_path / "loss.png"))
     assert code == 0

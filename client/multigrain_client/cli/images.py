@@ -173,7 +173,8 @@ def _configure_embed_folder(parser: argparse.ArgumentParser) -> None:
         "--out",
         required=True,
         metavar="FILE",
-        help="vectors.parquet (path, embedding, error), or vectors.npy with vectors.csv next to it",
+        help="vectors.parquet (path, embedding, error), or vectors.npy with vectors.csv next to "
+        "it; bytes of a path that are not UTF-8 are written as \\xe9",
     )
     _add_embed_options(parser)
 
