@@ -231,7 +231,7 @@ def _unsupported_by_codec(layout: Layout) -> str | None:
         if not known or compression in (_NONE, _PACKBITS):
             return f"predictor {layout.predictor} for {bits}-bit samples of this compression"
     if compression in _CCITT and (bits, layout.samples) != (1, 1):
-        return f"CCITT compression of {layout.samples} channels with {bits} bits"
+        return f"CCITT compression of {bits}-bit samples, {layout.samples} per pixel"
     if compression in _CCITT and photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         return "CCITT compression of colors"
     if (compression in (_JPEG, _WEBP) or _is_ycbcr(layout)) and bits != 8:
