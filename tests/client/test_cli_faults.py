@@ -22,6 +22,7 @@ from multigrain.v1 import job_pb2, model_pb2
 from multigrain_client.cli import progress
 from multigrain_client.cli.arguments import Result
 from multigrain_client.cli.main import COMMANDS, IMPATIENT, _Stop, main
+from multigrain_client.cli.output import Output
 from tests.client.events import job_of, training_events
 from tests.client.held import Held
 
@@ -377,3 +378,12 @@ def test_non_blocking_output_of_a_slow_reader_is_whole(server, state, folder) ->
         assert process.stderr is not None
         assert (process.wait(60), process.stderr.read()) == (0, b"")
     assert lines.count(" loss ") == 2 * 3000  # "loss  epoch" and "loss 1.0000"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_output_that_is_progress_only_never_fails(number) -> None:
+    output = Output(Failing(number), io.StringIO(), as_json=False, progress_only=True)
+    output.line("the demo trains")
+    output.table(["a"], [["b"]])
+    output.done({}, "and goes on")
+    output.check()

@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from multigrain.text import printable
 from multigrain.v1.job_pb2 import Job, JobEvent, JobState, LossEvent
 from multigrain_client.cli.output import Output, duration, event_lines, metrics
 from multigrain_client.cli.progress import Display
@@ -58,7 +57,7 @@ class LiveDisplay(Display):
 
     def __enter__(self) -> Self:
         # As Text: rich would read "[red]" or ":smile:" in a name as markup.
-        self._console.print(Text(printable(self._title), style="bold"))
+        self._console.print(Text(self._output.shown(self._title), style="bold"))
         self._live.start()
         return self
 
@@ -77,7 +76,7 @@ class LiveDisplay(Display):
         if event.HasField("state"):
             self._state = enum_name(JobState.DESCRIPTOR, event.state.state)
             self._bar.update(self._task, description=self._state)
-        self._live.console.print(Text("\n    ".join(event_lines(event))))
+        self._live.console.print(Text("\n    ".join(map(self._output.shown, event_lines(event)))))
 
     def end(self, job: Job) -> None:
         self._state = state_name(job)
@@ -85,7 +84,7 @@ class LiveDisplay(Display):
         if self._state == "SUCCEEDED":
             self._bar.update(self._task, total=1, completed=1)
         if job.metrics:
-            self._live.console.print(Text(printable(metrics(job.metrics))))
+            self._live.console.print(Text(self._output.shown(metrics(job.metrics))))
 
     def _loss(self, event: JobEvent) -> None:
         loss = event.loss

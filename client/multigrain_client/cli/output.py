@@ -98,6 +98,10 @@ class Output:
         if self.stream.failure is not None and not self._progress_only:
             raise OutputError(self.stream)
 
+    def shown(self, text: str) -> str:
+        """The text with the escapes with which it will appear, to measure it."""
+        return self.stream.encodable(printable(text))
+
     def line(self, text: str = "") -> None:
         """Prints one line of text, except with --json.
 
@@ -153,7 +157,7 @@ class Output:
         """
         if self.as_json:
             return
-        shown = [[self.stream.encodable(printable(cell)) for cell in row] for row in (head, *rows)]
+        shown = [[self.shown(cell) for cell in row] for row in (head, *rows)]
         widths = [max(map(cell_width, column)) for column in zip(*shown, strict=True)]
         for row in shown:
             cells = (
