@@ -93,6 +93,13 @@ class Memory:
         """Memory that can be used at most."""
         return self.machine if self.limit is None else self.limit
 
+    def describe_limit(self) -> str:
+        """What ends a process that needs more, as a sentence without a period."""
+        machine = format_size(self.machine)
+        if self.limit is None:
+            return f"the machine has {machine}"
+        return f"its cgroup may use {format_size(self.limit)} of the machine's {machine}"
+
     def __str__(self) -> str:
         if self.limit is None:
             return f"{format_size(self.machine)} of memory"

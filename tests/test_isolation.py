@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.metadata
 import os
+import site
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -36,12 +36,17 @@ LIBRARIES = ("libgomp.so.1", "libstdc++.so.6", "libz.so.1", "libge_runner.so", "
 @functools.cache
 def shadowing_names() -> set[str]:
     """Top-level modules of Python, of every installed distribution, and of this project."""
-    packages = importlib.metadata.packages_distributions()
+    packages = {
+        entry.name.partition(".")[0]
+        for folder in site.getsitepackages()
+        for entry in os.scandir(folder)
+        if not entry.name.endswith((".dist-info", ".pth"))
+    }
     own = {"multigrain", "multigrain_client", "multigrain_server", "tests"}
-    site = {"sitecustomize", "usercustomize", "_virtualenv", "pytest_cov"}
+    startup = {"sitecustomize", "usercustomize", "_virtualenv"}
     return {
         name
-        for name in {*sys.stdlib_module_names, *packages, *own, *site}
+        for name in {*sys.stdlib_module_names, *packages, *own, *startup}
         if name.isidentifier() and name != "__main__"
     }
 
@@ -63,18 +68,27 @@ def fill(folder: Path, marker: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder as described by :func:`fill`, and the file that exists once a part of it has run."""
+    folder = tmp_path_factory.mktemp("hostile")
+    marker = folder.parent / MARKER
+    return fill(folder, marker), marker
+
+
 @pytest.fixture
-def marker(tmp_path: Path) -> Iterator[Path]:
+def marker(prepared: tuple[Path, Path]) -> Iterator[Path]:
     """A file that exists once something of a hostile folder has run."""
-    path = tmp_path / MARKER
+    path = prepared[1]
+    path.unlink(missing_ok=True)
     yield path
     assert not path.exists(), f"run from the working folder: {path.read_text()}"
 
 
 @pytest.fixture
-def hostile(tmp_path: Path, marker: Path) -> Path:
-    """A folder as described by :func:`fill`."""
-    return fill(tmp_path / "hostile", marker)
+def hostile(prepared: tuple[Path, Path], marker: Path) -> Path:
+    """A folder of which nothing may run."""
+    return prepared[0]
 
 
 def hostile_environment(search_path: str) -> dict[str, str]:
@@ -153,21 +167,23 @@ def test_a_program_in_the_working_folder_is_not_found(
 
 
 def test_the_hostile_folder_does_stop_a_python_that_is_not_isolated(
-    hostile: Path, tmp_path: Path
+    hostile: Path, marker: Path
 ) -> None:
     run = partial(subprocess.run, cwd=hostile, capture_output=True)
     code = "import random, numpy"
     assert run([sys.executable, "-c", code]).returncode == 99
     assert run([sys.executable, "-P", "-c", code], env=hostile_environment(":")).returncode != 0
-    assert (tmp_path / MARKER).exists()
-    (tmp_path / MARKER).unlink()
+    assert marker.exists()
+    marker.unlink()
     environment = child_environment(hostile_environment(":"))
     assert run([sys.executable, "-P", "-c", code], env=environment).returncode == 0
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("search_path", [":", "/nonexistent:.:"])
-def test_an_isolated_python_starts_isolated_pythons(hostile: Path, search_path: str) -> None:
+def test_an_isolated_python_starts_isolated_pythons(
+    hostile: Path, tmp_path: Path, search_path: str
+) -> None:
     """As msrun, which starts ``python`` from PATH, and multiprocessing do."""
     program = """
 import json, multiprocessing, os, subprocess, sys
@@ -180,7 +196,7 @@ if __name__ == "__main__":
     process.start(); process.join()
     sys.exit(process.exitcode)
 """
-    script = hostile.parent / "starts.py"
+    script = tmp_path / "starts.py"
     script.write_text(program)
     done = subprocess.run(
         [sys.executable, "-P", str(script)],
@@ -229,18 +245,23 @@ def test_every_command_runs_in_a_hostile_folder(hostile: Path, tmp_path: Path, k
     assert "usage" in done.stdout
 
 
+def _seen_from(folder: Path, path: Path) -> Path:
+    """A relative path, as in a daemon with a relative data directory."""
+    return Path(os.path.relpath(path, folder))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(("search_path", "inside"), [(":", True), ("", False)])
 async def test_an_engine_of_a_daemon_in_a_hostile_folder_loads(
     hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search_path: str, inside: bool
 ) -> None:
-    write_bundle(tmp_path / "models")
+    bundle = _seen_from(hostile, write_bundle(tmp_path / "models"))
     monkeypatch.chdir(hostile)
     for name, value in hostile_environment(search_path).items():
         monkeypatch.setenv(name, value)
     folder = hostile if inside else tmp_path
     engine = await EngineProcess.start(
-        EngineSpec("tiny@1", Path("../models/tiny/1"), "openvino-f32"),
+        EngineSpec("tiny@1", bundle, "openvino-f32"),
         ServingConfig(),
         lambda _: None,
         partial(launch, folder=folder),
@@ -297,9 +318,10 @@ def test_the_daemon_itself_starts_in_a_hostile_folder(hostile: Path, how: str) -
 @pytest.mark.process
 @pytest.mark.parametrize("search_path", ["", ":"])
 def test_python_m_imports_only_what_python_itself_needs_from_the_working_folder(
-    hostile: Path, search_path: str
+    tmp_path: Path, marker: Path, search_path: str
 ) -> None:
     """``python -m`` imports parts of Python before the daemon can do anything about it."""
+    hostile = fill(tmp_path / "hostile", marker)
     needed = {"grpc", "pydantic", "structlog", "psutil", "yaml", "prometheus_client", "numpy"}
     for path in hostile.glob("*.py"):
         if path.stem not in needed:

@@ -187,7 +187,11 @@ class Ranks:
         for number, rank in ordered:
             if rank.exit and rank.exit.signal is not None and number != SCHEDULER_RANK:
                 return failure.worker_died(
-                    number, rank.exit, self._log(number), oom_killer=self._oom_watch.killed()
+                    number,
+                    rank.exit,
+                    self._log(number),
+                    oom_killer=self._oom_watch.killed(),
+                    memory=self._oom_watch.memory(),
                 )
         number, rank = ordered[0]
         if rank.failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from multigrain.errors import ErrorKind
 from multigrain.events.records import JobError
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
+from multigrain.machine import Memory
 from multigrain.memory import is_out_of_memory
 from multigrain.processes import describe_signal, explain_signal
 
@@ -77,7 +78,12 @@ class Failure:
 
 
 def worker_died(
-    rank: int, exit: Exit, log: Path | None, *, oom_killer: bool | None = None
+    rank: int,
+    exit: Exit,
+    log: Path | None,
+    *,
+    oom_killer: bool | None = None,
+    memory: Memory | None = None,
 ) -> Failure:
     """A worker or the scheduler exited without reporting a result.
 
@@ -87,13 +93,15 @@ def worker_died(
         log: its output.
         oom_killer: whether the kernel's OOM killer has ended a process during the attempt; None =
             unknown.
+        memory: what the worker may use.
     """
     who = _name(rank)
     out_of_memory = bool(oom_killer) and exit.signal == signal.SIGKILL
     if out_of_memory:
+        allowed = f" ({memory.describe_limit()})" if memory is not None else ""
         message = (
             f"{who} was killed by SIGKILL (signal 9), by the kernel: the machine or its container "
-            f"ran out of memory; {_MEMORY_ADVICE}"
+            f"ran out of memory{allowed}; {_MEMORY_ADVICE}"
         )
     elif exit.signal is not None:
         hint = _explain(exit.signal, oom_killer) or "see the tail of its log"

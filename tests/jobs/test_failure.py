@@ -19,6 +19,7 @@ from multigrain.jobs.failure import (
     worker_died,
 )
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
+from multigrain.machine import Memory
 
 # As MindSpore 2.8 raises it.
 NO_MEMORY = """
@@ -74,6 +75,10 @@ def test_a_kill_by_the_oom_killer_is_distinguished_from_other_kills() -> None:
     assert killed.out_of_memory
     assert killed.retryable
     assert killed.error.message.startswith("rank 3 was killed by SIGKILL (signal 9), by the kernel")
+    limited = worker_died(
+        3, Exit(137, signal.SIGKILL), None, oom_killer=True, memory=Memory(24 << 30, 1 << 30)
+    )
+    assert "its cgroup may use 1 GiB of the machine's 24 GiB" in limited.error.message
     assert "batch_size" in killed.error.message
     # It killed another process meanwhile.
     assert not worker_died(3, Exit(139, signal.SIGSEGV), None, oom_killer=True).out_of_memory

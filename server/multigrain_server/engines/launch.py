@@ -19,7 +19,7 @@ import structlog
 
 from multigrain.engine.protocol import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
-from multigrain.machine import THREAD_VARIABLES, Memory, cpus, format_size
+from multigrain.machine import THREAD_VARIABLES, Memory, cpus
 from multigrain.memory import EXIT_OUT_OF_MEMORY, OomWatch, is_out_of_memory
 from multigrain.processes import (
     child_environment,
@@ -282,22 +282,14 @@ class EngineExit:
 
     def __str__(self) -> str:
         if self.by_kernel:
-            return f"out of memory: killed by the kernel{_describe_memory(self.memory)}"
+            allowed = f"; {self.memory.describe_limit()}" if self.memory is not None else ""
+            return f"out of memory: killed by the kernel{allowed}"
         text = describe_exit(self.code)
         if self.code == -signal.SIGKILL and not self.stopped:
             text += ": from outside"
             if self.oom_killer is None:
                 text += ", or by the kernel for lack of memory"
         return text
-
-
-def _describe_memory(memory: Memory | None) -> str:
-    if memory is None:
-        return ""
-    machine = format_size(memory.machine)
-    if memory.limit is None:
-        return f"; the machine has {machine}"
-    return f"; its cgroup may use {format_size(memory.limit)} of the machine's {machine}"
 
 
 def describe_exit(code: int) -> str:
