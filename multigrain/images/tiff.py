@@ -363,6 +363,12 @@ def _unpack(packed: NDArray[np.uint8], layout: Layout) -> NDArray[np.integer]:
         values = packed
     elif bits == 16:
         values = packed.view(layout.order + "u2").astype(np.uint16)
+    elif bits == 12:
+        triples = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 3))).astype(np.uint16)
+        triples = triples.reshape(len(packed), -1, 3)
+        high, middle, low = np.moveaxis(triples, 2, 0)
+        pairs = np.stack([high << 4 | middle >> 4, (middle & 15) << 8 | low], axis=2)
+        values = pairs.reshape(len(packed), -1)[:, :count]
     else:
         single = np.unpackbits(packed, axis=1, count=count * bits).reshape(-1, count, bits)
         values = np.zeros((len(packed), count), np.uint16)

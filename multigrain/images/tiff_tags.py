@@ -41,7 +41,6 @@ _INK_SET: Final = 332
 _EXTRA_SAMPLES: Final = 338
 _SAMPLE_FORMAT: Final = 339
 _INDEXED: Final = 346
-_ICC_PROFILE: Final = 34675
 # What libtiff's codecs need beside the layout: CCITT options, JPEG tables, and of YCbCr the
 # coefficients, subsampling, positioning and reference levels. They are passed on as they are.
 _CODEC_TAGS: Final = frozenset({292, 293, 347, 529, 530, 531, 532})
@@ -52,7 +51,6 @@ _TAGS: Final = (
             *(_FILL_ORDER, _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_SIZES),
             *(_PLANAR, _PREDICTOR, _COLOR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS),
             *(_TILE_SIZES, _SUB_IFDS, _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _INDEXED),
-            _ICC_PROFILE,
         }
     )
     | _CODEC_TAGS
@@ -115,7 +113,6 @@ class Layout:
         block_width, block_height: of a tile, or of a strip; the last strip may be lower.
         offsets, sizes: int64, of the blocks in bytes; ``sizes`` is None if the file lacks it.
         codec: tags for the decoder of the compression.
-        icc_profile: the color profile, or None.
         camera_raw: whether the picture is a preview of the sensor's data.
     """
 
@@ -140,7 +137,6 @@ class Layout:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64] | None
     codec: dict[int, Value]
-    icc_profile: bytes | None
     camera_raw: bool
 
     @property
@@ -271,8 +267,6 @@ def _page(data: bytes, order: str, offset: int, big: bool) -> tuple[_Page, int]:
         if size > inline:
             (place,) = struct.unpack(order + ("Q" if big else "I"), field)
             if place + size > len(data):
-                if tag == _ICC_PROFILE:  # the picture can be read without it
-                    continue
                 raise damaged(f"the value of tag {tag} lies outside the file")
             raw = view[place : place + size]
         values[tag] = Value(kind, elements, raw)
@@ -306,7 +300,6 @@ def _layout(page: _Page, *, camera_raw: bool) -> Layout:
     if blocks > len(offsets) or (sizes is not None and blocks > len(sizes)):
         raise damaged(f"{len(offsets)} strips or tiles instead of {blocks}")
     photometric = page.number(_PHOTOMETRIC, -1)
-    icc_profile = page.values.get(_ICC_PROFILE)
     return Layout(
         order=page.order,
         width=width,
@@ -329,7 +322,6 @@ def _layout(page: _Page, *, camera_raw: bool) -> Layout:
         offsets=offsets[:blocks],
         sizes=None if sizes is None else sizes[:blocks],
         codec={tag: value for tag, value in page.values.items() if tag in _CODEC_TAGS},
-        icc_profile=None if icc_profile is None else bytes(icc_profile.raw),
         camera_raw=camera_raw,
     )
 

@@ -271,7 +271,7 @@ def test_a_palette_of_8_bit_values() -> None:
 @pytest.mark.parametrize("compression", [1, 5])
 @pytest.mark.parametrize("bits", [1, 8, 12, 16])
 def test_bigtiff_and_reversed_bits(bits: int, compression: int, order: Any) -> None:
-    samples = np.random.default_rng(0).integers(0, 1 << bits, (17, 20, 3))
+    samples = np.random.default_rng(0).integers(0, 1 << bits, (17, 21, 3))
     samples = samples.astype(np.uint8 if bits <= 8 else np.uint16)
     plain = Kind(RGB, bits, order, compression)
     want = np.rint(expected(samples, plain))

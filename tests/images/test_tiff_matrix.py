@@ -34,7 +34,7 @@ from tests.images.tiff_files import (
     write,
 )
 
-SIZE: Final = (17, 20)
+SIZE: Final = (17, 21)  # rows that end within a byte
 BITS: Final = (1, 2, 4, 8, 12, 16)
 ORDERS: Final[tuple[Literal["<", ">"], ...]] = ("<", ">")
 # Name -> photometric interpretation, samples per pixel, meaning of the extra ones.
@@ -202,7 +202,7 @@ def known_to_imagemagick(kind: Kind) -> bool:
 
 
 def by_imagemagick(program: str, folder: Path, files: dict[str, bytes]) -> dict[str, Any]:
-    """Returns ImageMagick's pixels of files of 20 x 17 pixels, by name."""
+    """Returns ImageMagick's pixels of files of 21 x 17 pixels, by name."""
     for name, data in files.items():
         (folder / f"{name}.tif").write_bytes(data)
     options = "-quiet -colorspace sRGB -background white -alpha remove -depth 8 -format rgb"
