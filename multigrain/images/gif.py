@@ -55,6 +55,8 @@ class Gif(Picture):
             if found[0] == b",":
                 break
             if found[0] == b";":
+                if position < len(data):
+                    raise damaged("GIF", "it ends before its first frame")
                 raise unsupported("a GIF without a frame", "send a picture")
             position = self._extension(position)
         else:

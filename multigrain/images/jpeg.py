@@ -53,7 +53,7 @@ class _Markers:
     xmp: int = 0
     jfif: bool = False
     transform: int | None = None  # of Adobe's marker
-    ended: bool = False  # by the end of the image instead of a scan
+    ended: bool = False  # the file ends there, without a scan
 
 
 class Jpeg(Picture):
@@ -137,7 +137,8 @@ def _read_markers(data: bytes) -> _Markers:
         if marker in _ALONE:
             continue
         if marker in (_END_OF_IMAGE, _START_OF_SCAN):
-            markers.ended = marker == _END_OF_IMAGE
+            # In the middle of a file it is a sign of damage.
+            markers.ended = marker == _END_OF_IMAGE and position == len(data)
             return markers
         # A length below that of itself is taken as empty, as in libjpeg.
         end = position + max(2, int.from_bytes(data[position : position + 2], "big"))

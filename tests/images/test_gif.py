@@ -124,6 +124,7 @@ def test_what_follows_the_first_frame_does_not_matter() -> None:
         (b"GIF89a", "header"),
         (gif()[:20], "color table"),
         (gif()[:-1], "before its first frame"),
+        (gif() + b"x", "before its first frame"),
         (gif(b"!\xfe\x05ab"), "before its first frame"),
         (gif(b",\0\0")[:-1], "before its first frame"),
         (gif(frame([], (0, 3))), "no pixels"),

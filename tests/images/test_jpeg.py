@@ -191,6 +191,12 @@ def test_a_file_of_tables_only_is_named(segments: bytes) -> None:
     assert caught.value.kind is ErrorKind.IMAGE_FORMAT
 
 
+def test_an_end_amid_a_file_without_a_picture_is_damage() -> None:
+    with pytest.raises(MultigrainError, match="no frame header") as caught:
+        decode(b"\xff\xd8\xff\xd9" + kinds()["baseline"][2:])
+    assert caught.value.kind is ErrorKind.IMAGE_UNREADABLE
+
+
 METADATA = {
     "length of 0": b"\xff\xe5\0\0",
     "length of 1": b"\xff\xe1\0\x01",
