@@ -59,3 +59,14 @@ def test_quick_runs_unmarked_tests_and_reports_missing_markers(tmp_path: Path) -
     assert "test_import - AssertionError: MindSpore is imported" in run.stdout
     assert "test_start - AssertionError" in run.stdout
     assert "the test needs the marker `process`" in run.stdout
+
+
+def test_no_conftest_imports_mindspore() -> None:
+    """It is imported before the tests of its folder are deselected."""
+    root = Path(__file__).parents[1]
+    files = [path.relative_to(root) for path in Path(__file__).parent.rglob("conftest.py")]
+    files.sort(key=lambda path: len(path.parts))  # as pytest: that of tests/ is the first
+    modules = ", ".join(".".join(path.with_suffix("").parts) for path in files)
+    code = f"import sys; sys.modules['mindspore'] = None; import {modules}"
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
