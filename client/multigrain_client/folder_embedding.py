@@ -136,7 +136,8 @@ class FolderRun:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is not None and self._size:
+            # `_done` counts rows: without one there is nothing to keep.
+            if error is not None and self._size and self._done:
                 error.add_note(self._keep())
         finally:
             self._file.close()
