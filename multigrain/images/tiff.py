@@ -415,7 +415,12 @@ def _rows(data: bytes, layout: Layout, plane: int, first: int, last: int) -> NDA
     }
     strips = [_block(data, layout, index) for index in range(len(layout.offsets))[blocks]]
     image = _decode(_tiff("<", gray, {}, strips, tiled=False))
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width)
+    rows = np.empty((height, width), np.uint8)
+    step = max(1, _AT_ONCE // width)  # a strip may be large: copy it once
+    for top in range(0, height, step):
+        part = image.crop((0, top, width, min(top + step, height)))
+        rows[top : top + step] = np.frombuffer(part.tobytes(), np.uint8).reshape(-1, width)
+    return rows
 
 
 def _block(data: bytes, layout: Layout, index: int) -> memoryview:
