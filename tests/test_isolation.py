@@ -360,10 +360,15 @@ MAY_NAME_THE_INTERPRETER = {
 }
 
 
-def _trees() -> Iterator[tuple[str, ast.Module]]:
-    for source in SOURCES:
-        for path in sorted((ROOT / source).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def _trees() -> list[tuple[str, ast.Module]]:
+    """Every module that could start a process; generated ones are left out."""
+    return [
+        (str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8")))
+        for source in SOURCES
+        for path in sorted((ROOT / source).rglob("*.py"))
+        if "_pb2" not in path.stem
+    ]
 
 
 def _starts(tree: ast.Module) -> Iterator[ast.Call]:
