@@ -8,6 +8,7 @@ Needs a server with a loaded model (``multigrain load MODEL --default``)::
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from multigrain.data.listing import list_images
 from multigrain.streams import standard_streams
 from multigrain.text import printable
-from multigrain_client import Client
+from multigrain_client import Client, MultigrainClientError
 
 
 def main() -> None:
@@ -42,4 +43,7 @@ def main() -> None:
 if __name__ == "__main__":
     # Without a traceback if the reader of the output leaves, as `head` does.
     with standard_streams():
-        main()
+        try:
+            main()
+        except (MultigrainClientError, OSError) as error:
+            sys.exit(f"error: {error}")

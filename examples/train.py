@@ -9,9 +9,10 @@ of images per class, which the server can read::
 from __future__ import annotations
 
 import argparse
+import sys
 
 from multigrain.streams import standard_streams
-from multigrain_client import Client, latest_curve
+from multigrain_client import Client, MultigrainClientError, latest_curve
 
 
 def main() -> None:
@@ -47,4 +48,7 @@ def main() -> None:
 if __name__ == "__main__":
     # Without a traceback if the reader of the output leaves, as `head` does.
     with standard_streams():
-        main()
+        try:
+            main()
+        except MultigrainClientError as error:
+            sys.exit(f"error: {error}")
