@@ -145,6 +145,13 @@ def _split(text: str) -> tuple[str, str]:
         if not colon:
             host, port = text, ""
         if ":" in host:
+            if _is_ipv6(text) and _is_ipv6(host) and port.isdigit() and int(port):
+                raise _wrong(
+                    text,
+                    f"an IPv6 address needs brackets: {port} may be the port or its end",
+                    f"give {str(HostPort(host, int(port)))!r}, or "
+                    f"{str(HostPort(text, DEFAULT_PORT))!r}",
+                )
             whole = text if _is_ipv6(text) else host
             if _is_ipv6(whole):
                 raise _wrong(text, "an IPv6 address needs brackets", _with_port(whole))

@@ -53,6 +53,11 @@ def cell_width(text: str) -> int:
     )
 
 
+def is_printable(text: str) -> bool:
+    """Whether ``printable`` leaves the text as it is."""
+    return _UNPRINTABLE.search(text) is None
+
+
 def is_text(name: str) -> bool:
     """Whether UTF-8 can represent the name: it has no unpaired surrogates."""
     return _SURROGATE.search(name) is None

@@ -204,3 +204,21 @@ def test_ip_addresses_agree_with_the_standard_library() -> None:
     for number in (0, 1, 2**24, 127 * 2**24, 128 * 2**24 - 1, 2**32 - 1):
         address = ipaddress.IPv4Address(number)
         assert is_loopback(str(address)) == address.is_loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("::1:7711", "needs brackets: 7711 may be the port or its end; give '[::1]:7711', or "
+         "'[::1:7711]:50051'"),
+        ("2001:db8::1:80", "give '[2001:db8::1]:80', or '[2001:db8::1:80]:50051'"),
+        ("::1:ffff", "needs brackets; give HOST:PORT, such as '[::1:ffff]:50051'"),
+        ("::1:0", "needs brackets; give HOST:PORT, such as '[::1:0]:50051'"),
+        ("::1:77110", "needs brackets; give HOST:PORT, such as '[::1]:"),
+        ("1:2:3:4:5:6:7:8", "needs brackets; give HOST:PORT, such as '[1:2:3:4:5:6:7:8]:50051'"),
+    ],
+)  # fmt: skip
+def test_an_ipv6_address_without_brackets_says_what_it_may_be(text: str, why: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        host_port(text)
+    assert why in str(caught.value)

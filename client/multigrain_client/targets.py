@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from multigrain.addresses import socket_path as check_socket_path
 from multigrain_client.errors import InvalidRequest
 
 _MAX_SOCKET_PATH = 107
+_XDS_BOOTSTRAP = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ def _xds(rest: str, text: str) -> Target:
     name = rest.rpartition("/")[2]
     if not name:
         raise AddressError(f"{text!r} is not an address: give xds:///NAME")
+    if not any(os.environ.get(variable) for variable in _XDS_BOOTSTRAP):
+        raise AddressError(
+            f"{text!r} needs an xDS management server, which is not configured: set "
+            f"{_XDS_BOOTSTRAP[0]} to the path of gRPC's bootstrap file, or give HOST:PORT"
+        )
     return Target(text, hosts=(name,))
 
 

@@ -167,8 +167,19 @@ def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
     for number, member in enumerate(tar):
         if number >= _MAX_ENTRIES:
             raise _refused(f"it has more than {_MAX_ENTRIES} entries")
-        if not is_passed_over(member.name):
-            found.append(member)
+        if member.name.startswith("/"):
+            raise _refused(
+                f"{member.name[:100]!r} is not a plain file name but an absolute path; pack "
+                "the bundle's folder with relative ones (tar -C FOLDER -cf BUNDLE.tar .)"
+            )
+        if is_passed_over(member.name):
+            continue
+        if "\\" in member.name:
+            raise _refused(
+                f"{member.name[:100]!r} is not a plain file name: it has a backslash, "
+                "the separator of Windows; pack its folder with GNU tar or bsdtar"
+            )
+        found.append(member)
     return found
 
 
@@ -177,7 +188,7 @@ def _top_folder(members: Sequence[tarfile.TarInfo]) -> str:
     manifests = [
         folder
         for folder, _, name in (_path(member).rpartition("/") for member in members)
-        if name == MANIFEST_NAME and not folder.startswith("/") and ".." not in folder.split("/")
+        if name == MANIFEST_NAME and ".." not in folder.split("/")
     ]
     return "" if not manifests or "" in manifests else manifests[0]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from multigrain.errors import FieldViolation
 from multigrain.specs.violations import refusal
+from multigrain.text import is_printable, printable
 
 MAX_REQUEST_ID = 128
 MAX_NAME = 128
@@ -18,7 +19,8 @@ def check_request(request_id: str, name: str, labels: Mapping[str, str]) -> None
     """Checks request id, name and labels of a Start request. Empty ones are not set.
 
     An id or a name has at most 128 characters; a request has at most 64 labels, with keys of 1 to
-    63 characters and values of at most 255. None has control characters.
+    63 characters and values of at most 255. None has control characters, direction marks or
+    invisible characters: they would break log lines and terminals.
 
     Raises:
         MultigrainError: INVALID_FIELD with every violation.
@@ -71,7 +73,9 @@ def _text(field: str, text: str, limit: int, what: str = "") -> list[FieldViolat
     found = []
     if len(text) > limit:
         found.append(FieldViolation(field, f"{what}has {len(text)} characters, at most {limit}"))
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        # They would break log lines and terminals.
-        found.append(FieldViolation(field, f"{what}has a control character"))
+    if not is_printable(text):
+        first = next(character for character in text if not is_printable(character))
+        found.append(
+            FieldViolation(field, f"{what}has a control or invisible character, {printable(first)}")
+        )
     return found

@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 
 from multigrain.streams import reserve_descriptors
+from multigrain_server import early_signals
 
 # Packages of the extra `server` that the daemon imports only once it is ready.
 _IMPORTED_LATE = ("aiohttp", "jinja2")
@@ -17,6 +18,7 @@ def main() -> int:
 
     pip installs the command with the client alone, so the daemon's dependencies may be missing.
     """
+    early_signals.hold()  # before the imports, which take most of the time of a start
     _leave_working_folder()
     reserve_descriptors()  # before gRPC, which opens files when it is imported
     try:

@@ -14,6 +14,7 @@ import structlog
 
 from multigrain.errors import MultigrainError
 from multigrain.streams import BROKEN_PIPE, GuardedStream, flush, standard_streams
+from multigrain_server import early_signals
 from multigrain_server.access.tokens import NewToken, TokenFileError
 from multigrain_server.app import RUNNER_COMMAND, App
 from multigrain_server.config import ServerConfig
@@ -63,6 +64,8 @@ def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
     except ConfigError as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return USAGE
+    if doctor or line.print_config or line.new_token or line.rebuild_index:
+        early_signals.release()
     if line.print_config:
         print(dump(line.config), end="")
         return _printed(output)
@@ -110,6 +113,8 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     """
     signals = StopSignals()
     signals.install()
+    if signals.first.is_set():  # by a signal while the modules were imported
+        return
     app = App(config, runner_command)
     try:
         await app.start()

@@ -7,6 +7,8 @@ import signal
 
 import structlog
 
+from multigrain_server import early_signals
+
 _log = structlog.get_logger(__name__)
 
 
@@ -28,12 +30,14 @@ class StopSignals:
         self._interrupts = 0
 
     def install(self) -> None:
-        """Handles the signals in the running event loop."""
+        """Handles the signals in the running event loop, and those that came before it."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in early_signals.STOP_SIGNALS:
             ignored = signal.getsignal(number) is signal.SIG_IGN
             if number == signal.SIGTERM or not ignored:
                 loop.add_signal_handler(number, self._received, number)
+        for number in early_signals.take():
+            self._received(number)
 
     def _received(self, number: signal.Signals) -> None:
         _log.info("signal received", signal=number.name)

@@ -273,6 +273,24 @@ def test_names_with_paths_are_refused(tmp_path: Path, name: str) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("top", ["/b", "/home/u/.cache/b", "/__MACOSX/b", "//b"])
+def test_an_archive_of_absolute_paths_says_so(tmp_path: Path, top: str) -> None:
+    """Of ``tar -P``."""
+    archive = archive_of(
+        member(f"{top}/", b"", type=tarfile.DIRTYPE), member(f"{top}/model.json", b"{}")
+    )
+    message = refusal(archive, tmp_path / "in")
+    assert f"'{top}" in message
+    assert "an absolute path; pack the bundle's folder with relative ones (tar -C " in message
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
+@pytest.mark.parametrize("name", ["b\\model.json", "C:\\b\\model.json", "b\\"])
+def test_an_archive_with_backslashes_says_so(tmp_path: Path, kind: bytes, name: str) -> None:
+    message = refusal(archive_of(member(name, b"", type=kind)), tmp_path / "in")
+    assert f"{name!r} is not a plain file name: it has a backslash" in message
+
+
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
              tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, tarfile.CONTTYPE]

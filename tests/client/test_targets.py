@@ -103,6 +103,21 @@ REFUSED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a mesh: xds targets are accepted."""
+    monkeypatch.setenv("GRPC_XDS_BOOTSTRAP", "/etc/xds.json")
+
+
+def test_an_xds_target_needs_a_bootstrap_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRPC_XDS_BOOTSTRAP")
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidRequest, match="set GRPC_XDS_BOOTSTRAP to the path of gRPC's"):
+            kind("xds:///name")
+    monkeypatch.setenv("GRPC_XDS_BOOTSTRAP_CONFIG", "{}")
+    assert parse_target("xds:///name").name == "xds:///name"
+
+
 @pytest.mark.parametrize("text", ACCEPTED)
 def test_a_target_is_converted_for_grpc(text: str) -> None:
     assert parse_target(text) == ACCEPTED[text]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 
 import pytest
 
@@ -22,6 +23,8 @@ def test_an_example_that_cannot_run_says_why_in_one_line(
     folder = str(tmp_path_factory.mktemp("images"))
     command = [argument.replace("{folder}", folder) for argument in arguments]
     monkeypatch.setattr("sys.argv", command)
+    # Of another test: runpy warns when it runs a module that is imported already.
+    monkeypatch.delitem(sys.modules, f"examples.{command[0]}", raising=False)
     with pytest.raises(SystemExit) as exit:
         runpy.run_module(f"examples.{command[0]}", run_name="__main__")
     assert str(exit.value).startswith("error: ")

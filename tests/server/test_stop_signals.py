@@ -120,6 +120,58 @@ def test_a_hangup_during_the_start_drains(start: Start) -> None:
     assert "Traceback" not in daemon.log.read_text()
 
 
+# Sends itself a signal in the middle of the imports.
+WHILE_IMPORTING = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "multigrain_server.app":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Finder())
+from multigrain_server.__main__ import main
+sys.exit(main())
+"""
+
+
+def signaled_while_importing(
+    number: signal.Signals, *arguments: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WHILE_IMPORTING.format(number=int(number)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_modules_are_imported_ends_the_daemon_with_one_log_line(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    run = signaled_while_importing(
+        number, "--data-dir", str(tmp_path / "data"), "--log-format=json"
+    )
+    assert run.returncode == 0
+    (line,) = run.stderr.splitlines()
+    assert (json.loads(line)["event"], json.loads(line)["signal"]) == (
+        "signal received",
+        number.name,
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_hangup_while_modules_are_imported_is_ignored_under_nohup(tmp_path: Path) -> None:
+    run = signaled_while_importing(
+        signal.SIGHUP, "--print-config", preexec_fn=ignoring(signal.SIGHUP)
+    )
+    assert run.returncode == 0
+    assert "listen:" in run.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--print-config"], ["doctor"], ["--new-token=a:embed"]])
+def test_a_signal_while_modules_are_imported_ends_other_commands_as_usual(
+    arguments: list[str],
+) -> None:
+    run = signaled_while_importing(signal.SIGTERM, *arguments)
+    assert (run.returncode, run.stdout) == (-signal.SIGTERM, "")
+
+
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_closed_terminal_ends_neither_the_drain_nor_calls(start: Start, nohup: bool) -> None:
     master, slave = pty.openpty()
