@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multigrain.images.picture import Picture, damaged, on_white, unsupported
+from multigrain.images.picture import Picture, contradictory, damaged, on_white, unsupported
 
 _FILE_HEADER: Final = 14
 _CORE: Final = 12
@@ -74,7 +74,7 @@ class Bmp(Picture):
         self._upward = height > 0
         self.size = width, abs(height)
         if width < 0:
-            raise damaged("BMP", f"its width is {width}")
+            raise contradictory("BMP", f"its width is {width}")
         self._compression = compression
         self._check(os2)
         after = start + kind
@@ -143,7 +143,9 @@ class Bmp(Picture):
         if bits not in fits:
             if bits == 64:
                 raise unsupported("a BMP with 64 bits a pixel")
-            raise damaged("BMP", f"no BMP has compression {compression} with {bits} bits a pixel")
+            raise contradictory(
+                "BMP", f"no BMP has compression {compression} with {bits} bits a pixel"
+            )
 
     def _read_palette(self, position: int, width: int, used: int) -> int:
         """Reads the colors, and returns where they end."""
@@ -194,10 +196,10 @@ def _check_masks(masks: tuple[int, int, int, int], bits: int) -> None:
     for mask in masks:
         ones = mask >> max((mask & -mask).bit_length() - 1, 0)
         if mask & seen or mask >> bits or ones & (ones + 1):
-            raise damaged("BMP", "the bit fields of its channels overlap or have gaps")
+            raise contradictory("BMP", "the bit fields of its channels overlap or have gaps")
         seen |= mask
     if not any(masks[:3]):
-        raise damaged("BMP", "the bit fields of its channels are empty")
+        raise contradictory("BMP", "the bit fields of its channels are empty")
 
 
 def _unpack_runs(

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, features
 
+from multigrain.images.formats import AVIF_BRANDS, brands
 from multigrain.images.heif_boxes import (
     hide_exif,
     item_types,
@@ -55,7 +56,8 @@ def open_heif(data: bytes) -> Picture:
         MultigrainError: IMAGE_UNREADABLE, IMAGE_FORMAT.
     """
     types = item_types(data)
-    if types is None and b"moov" in data and data[8:12] != b"avis":
+    named = brands(data)
+    if types is None and b"moov" in data and b"avis" not in named:
         raise unsupported("a HEIF sequence without a still picture", "extract a frame")
     if max(largest_size(data)) > _MAX_SIDE:
         raise unsupported(f"an image with a side of more than {_MAX_SIDE} pixels", "scale it down")
@@ -66,8 +68,7 @@ def open_heif(data: bytes) -> Picture:
     for name, codec in _CODECS.items():
         if types and name in types:
             raise unsupported(f"a HEIF image with {codec} compression")
-    avif = data[8:12] in (b"avif", b"avis")
-    return Avif(data) if avif else Heic(data)
+    return Heic(data) if AVIF_BRANDS.isdisjoint(named) else Avif(data)
 
 
 class Avif(Picture):

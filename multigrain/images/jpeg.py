@@ -12,13 +12,7 @@ from typing import Final
 
 from PIL import Image
 
-from multigrain.images.picture import (
-    Picture,
-    damaged,
-    exif_orientation,
-    unsupported,
-    xmp_orientation,
-)
+from multigrain.images.picture import Picture, damaged, exif_orientation, unsupported
 
 _LOSSLESS: Final = 0xC3
 _UNSUPPORTED_FRAMES: Final = {
@@ -29,12 +23,13 @@ _UNSUPPORTED_FRAMES: Final = {
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _APP0, _APP1 = 0xE0, 0xE1
 _NOTED: Final = frozenset({_APP0, _APP1, 0xEE})
-_XMP: Final = b"http://ns.adobe.com/xap/1.0/\x00"
 _HIERARCHICAL: Final = 0xDE
 # Markers without a length: TEM, RST0..7, SOI.
 _ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 # Bytes of 0xFF before a marker are fill bytes.
 _MARKER: Final = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
+# A marker with a length, or the end. In the data of a scan 0x00 follows a byte of 0xFF.
+_SEGMENT: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 _MAX_SIDE: Final = 65500  # libjpeg's
 # A file of 32 MiB has at most some hundred. Each costs time, however small it is.
 _MAX_SEGMENTS: Final = 100_000
@@ -49,10 +44,10 @@ class _Markers:
 
     frame: int = 0  # its marker; 0 = there is none
     header: bytes = b""  # the segment of the frame
-    exif: int = 0  # orientations; 0 = none
-    xmp: int = 0
+    exif: int = 0  # orientation; 0 = none
     jfif: bool = False
     transform: int | None = None  # of Adobe's marker
+    scan: int = 0  # where the marker of the first scan starts
     ended: bool = False  # the file ends there, without a scan
 
 
@@ -70,14 +65,13 @@ class Jpeg(Picture):
     form = "JPEG"
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
         markers = _read_markers(data)
         kind, header = markers.frame, markers.header
         if not kind:
             if markers.ended:
                 raise unsupported("a JPEG that holds tables only", "send a picture")
             raise damaged("JPEG", "it has no frame header")
-        self.orientation = markers.exif or markers.xmp or 1
+        self.orientation = markers.exif or 1
         if len(header) < 6 or len(header) < 6 + 3 * header[5]:
             raise damaged("JPEG", "its header is incomplete")
         bits, self._channels = header[0], header[5]
@@ -107,8 +101,8 @@ class Jpeg(Picture):
         self._lossless_ycc = lossless and self._channels == 3 and ycc
         if lossless and self._channels == 4 and markers.transform == 2:
             raise unsupported("a lossless JPEG with YCCK colors", "save it as RGB")
-        if kind in (0xC2, 0xCA) and data.count(b"\xff\xda") > _MAX_SCANS:
-            raise unsupported(f"a progressive JPEG with more than {_MAX_SCANS} scans")
+        # What follows the picture may be of any kind: the library does not get it.
+        self._data = memoryview(data)[: _end_of_scans(data, markers.scan)]
 
     def load(self, factor: int = 1) -> Image.Image:
         width, height = self.size
@@ -139,6 +133,7 @@ def _read_markers(data: bytes) -> _Markers:
         if marker in (_END_OF_IMAGE, _START_OF_SCAN):
             # In the middle of a file it is a sign of damage.
             markers.ended = marker == _END_OF_IMAGE and position == len(data)
+            markers.scan = position - 2
             return markers
         # A length below that of itself is taken as empty, as in libjpeg.
         end = position + max(2, int.from_bytes(data[position : position + 2], "big"))
@@ -155,13 +150,38 @@ def _read_markers(data: bytes) -> _Markers:
     raise damaged("JPEG", "its header is incomplete")
 
 
+def _end_of_scans(data: bytes, position: int) -> int:
+    """Checks the scans and what is between them, and returns where the picture ends.
+
+    Without its end marker a file may be cut off, and the library fills what is missing with gray.
+
+    Args:
+        data: the file.
+        position: where the marker of the first scan starts.
+    """
+    scans = 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _SEGMENT.search(data, position)
+        if found is None:
+            break
+        position, marker = found.end(), data[found.end() - 1]
+        if marker == _END_OF_IMAGE:
+            return position
+        if marker == _START_OF_SCAN:
+            scans += 1
+            if scans > _MAX_SCANS:
+                raise unsupported(f"a JPEG with more than {_MAX_SCANS} scans")
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    else:
+        raise unsupported(f"a JPEG with more than {_MAX_SEGMENTS} segments", "save it again")
+    raise damaged("JPEG", "its end marker is missing, so it may be cut off")
+
+
 def _note(markers: _Markers, marker: int, body: bytes) -> None:
     """Notes what a segment of a program says of orientation and colors."""
     if marker == _APP1:
         if body.startswith(b"Exif\x00"):
             markers.exif = markers.exif or exif_orientation(body[6:])
-        elif body.startswith(_XMP):
-            markers.xmp = markers.xmp or xmp_orientation(body[len(_XMP) :])
     elif marker == _APP0:
         markers.jfif = markers.jfif or (body.startswith(b"JFIF\x00") and len(body) >= 14)
     elif body.startswith(b"Adobe") and len(body) >= 12:

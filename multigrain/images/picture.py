@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from typing import Final
 
@@ -13,8 +12,6 @@ from multigrain.errors import ErrorKind, MultigrainError
 _ORIENTATION_TAG: Final = 0x0112
 # Sizes in bytes of EXIF's BYTE, SHORT and LONG.
 _EXIF_WIDTHS: Final = {1: 1, 3: 2, 4: 4}
-_XMP_ORIENTATION: Final = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
-_XMP_SEARCHED: Final = 256 * 2**10
 
 
 class Picture(ABC):
@@ -59,6 +56,13 @@ def damaged(form: str, reason: str) -> MultigrainError:
     )
 
 
+def contradictory(form: str, reason: str) -> MultigrainError:
+    """Returns an IMAGE_UNREADABLE error of a file whose header cannot be right, even if whole."""
+    return MultigrainError(
+        ErrorKind.IMAGE_UNREADABLE, f"the {form} image is damaged ({reason}): save it again"
+    )
+
+
 def unsupported(what: str, todo: str = "save it as JPEG or PNG") -> MultigrainError:
     """Returns an IMAGE_FORMAT error of a whole file of a kind that is not read.
 
@@ -98,9 +102,3 @@ def exif_orientation(exif: bytes) -> int:
             value = number(at + 8, _EXIF_WIDTHS.get(number(at + 2, 2), 2))
             return value if 1 <= value <= 8 else 0
     return 0
-
-
-def xmp_orientation(xmp: bytes) -> int:
-    """Returns the orientation of an XMP packet, or 0. EXIF takes precedence over it."""
-    found = _XMP_ORIENTATION.search(xmp, 0, _XMP_SEARCHED)
-    return int(found[1]) if found else 0

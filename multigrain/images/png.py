@@ -22,7 +22,6 @@ from multigrain.images.picture import (
     exif_orientation,
     on_white,
     unsupported,
-    xmp_orientation,
 )
 
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGBA = 0, 2, 3, 4, 6
@@ -51,7 +50,6 @@ class _Chunks:
     pixels: list[memoryview] = field(default_factory=list)
     exif: int = 0
     old_exif: int | None = None
-    xmp: int = 0
 
 
 class Png(Picture):
@@ -72,7 +70,7 @@ class Png(Picture):
         header = chunks.header
         self.size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
         self._depth, self._color, compression, filtering, interlaced = header[8:13]
-        self.orientation = chunks.exif or chunks.old_exif or chunks.xmp or 1
+        self.orientation = chunks.exif or chunks.old_exif or 1
         if self._depth not in _DEPTHS.get(self._color, ()):
             raise damaged("PNG", f"no PNG has color type {self._color} with {self._depth} bits")
         if compression or filtering or interlaced > 1:
@@ -199,8 +197,8 @@ def _read_chunks(data: bytes) -> _Chunks:
         )
         if not intact and critical:
             raise damaged("PNG", f"the checksum of its chunk {_shown(name)} is wrong")
-        if intact:
-            ended = name == b"IEND"
+        ended = name == b"IEND"
+        if intact and not ended:
             _take(chunks, name, body, critical=critical)
     else:
         raise unsupported(f"a PNG with more than {_MAX_CHUNKS} chunks", "save it again")
@@ -210,8 +208,11 @@ def _read_chunks(data: bytes) -> _Chunks:
 
 
 def _is_used(name: bytes) -> bool:
-    """Whether a chunk's contents matter, and thus its checksum. The names of metadata vary."""
-    return not name[0] & 0x20 or name in (b"tRNS", b"eXIf")
+    """Whether a chunk's contents matter, and thus its checksum. The names of metadata vary.
+
+    The end (IEND) has no contents.
+    """
+    return (not name[0] & 0x20 and name != b"IEND") or name in (b"tRNS", b"eXIf")
 
 
 def _take(chunks: _Chunks, name: bytes, body: memoryview, *, critical: bool) -> None:
@@ -232,7 +233,7 @@ def _take(chunks: _Chunks, name: bytes, body: memoryview, *, critical: bool) -> 
             chunks.palette = bytes(body)
     elif name == b"IDAT":
         chunks.pixels.append(body)
-    elif critical and name != b"IEND":
+    elif critical:
         raise unsupported(f"a PNG with the unknown critical chunk {_shown(name)}")
     elif name == b"tRNS":
         # That of a palette must follow the palette.
@@ -241,8 +242,6 @@ def _take(chunks: _Chunks, name: bytes, body: memoryview, *, critical: bool) -> 
             chunks.transparency = bytes(body)
     elif name == b"eXIf":
         chunks.exif = chunks.exif or exif_orientation(bytes(body[:_MAX_EXIF]))
-    elif name == b"iTXt" and bytes(body[:22]) == b"XML:com.adobe.xmp\x00\x00\x00\x00\x00":
-        chunks.xmp = chunks.xmp or xmp_orientation(bytes(body[22:_MAX_EXIF]))
     elif (
         name in (b"tEXt", b"zTXt")
         and chunks.old_exif is None  # only the first: unpacking takes time

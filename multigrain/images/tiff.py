@@ -93,6 +93,7 @@ _ASSOCIATED: Final = 1
 _UNASSOCIATED: Final = frozenset({2, 999})  # 999 is written by CorelDRAW 10
 _MAX_BITS: Final = 16
 _MAX_EXTRA: Final = 3
+_ORDINALS: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 _AT_ONCE: Final = 2 * 2**20  # bytes of packed samples that are converted together
 _PADDING: Final = 2**24  # pixels of tiles that may lie outside of a picture
 _REVERSED: Final = np.packbits(
@@ -139,7 +140,7 @@ class Tiff(Picture):
             An image of mode RGB, as stored, with transparency composited on white.
 
         Raises:
-            MultigrainError: IMAGE_UNREADABLE, or IMAGE_FORMAT for a channel of unknown meaning.
+            MultigrainError: IMAGE_UNREADABLE, or IMAGE_FORMAT for a channel of unspecified meaning.
         """
         layout = self._layout
         try:
@@ -152,11 +153,11 @@ class Tiff(Picture):
             raise damaged("its compressed pixels are invalid") from error
 
 
-def _refused(kind: str) -> MultigrainError:
+def _refused(kind: str, todo: str = "") -> MultigrainError:
     return MultigrainError(
         ErrorKind.IMAGE_FORMAT,
-        f"the image is a TIFF with {kind}, which cannot be read: save it as gray or RGB with 8 or "
-        "16 bits per channel in a TIFF, PNG or JPEG file",
+        f"the image is a TIFF with {kind}, which cannot be read: {todo}save it as gray or RGB with "
+        "8 or 16 bits per channel in a TIFF, PNG or JPEG file",
     )
 
 
@@ -322,9 +323,17 @@ def _to_rgb(samples: NDArray[np.integer], layout: Layout, result: NDArray[np.uin
     """Converts samples (rows, W, samples per pixel) to RGB on white (rows, W, 3)."""
     most = (1 << layout.bits[0]) - 1
     extra, alpha = _extra(layout) or (), _alpha(layout)
-    if extra and layout.extra is None and samples[:, :, -1].min() < most:
-        raise _refused(f"{layout.samples} channels, of which the last has no known meaning")
     count = layout.samples - len(extra)
+    for index, number in enumerate(extra, count):
+        # Other programs take such a channel for alpha. Where it is opaque all mean the same.
+        if index != alpha and samples[:, :, index].min() < most:
+            meaning = (
+                "of unspecified meaning" if number == _UNSPECIFIED else "that is a second alpha"
+            )
+            raise _refused(
+                f"a {_ORDINALS[index]} channel {meaning}",
+                "remove the channel, or mark it as the only alpha (tag ExtraSamples); or ",
+            )
     if most == 255 and alpha is None and layout.photometric in (_BLACK_IS_ZERO, _RGB):
         result[:] = samples[:, :, :count]
         return

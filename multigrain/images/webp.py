@@ -10,13 +10,7 @@ from typing import Final
 
 from PIL import Image, WebPImagePlugin
 
-from multigrain.images.picture import (
-    Picture,
-    damaged,
-    exif_orientation,
-    on_white,
-    xmp_orientation,
-)
+from multigrain.images.picture import Picture, damaged, exif_orientation, on_white
 
 _LOSSY, _LOSSLESS, _EXTENDED, _ALPHA = b"VP8 ", b"VP8L", b"VP8X", b"ALPH"
 _FRAME: Final = b"ANMF"
@@ -44,7 +38,7 @@ class WebP(Picture):
         self._place = 0, 0
         frame: tuple[int, int] | None = None
         alpha: memoryview | None = None
-        exif = xmp = 0
+        exif = 0
         pixels: tuple[bytes, memoryview] | None = None
         animated = False
         for name, body, whole in _chunks(view[12:]):
@@ -63,11 +57,9 @@ class WebP(Picture):
                 pixels = name, body
             elif name == b"EXIF" and not exif:
                 exif = exif_orientation(bytes(body).removeprefix(b"Exif\x00\x00"))
-            elif name == b"XMP " and not xmp:
-                xmp = xmp_orientation(bytes(body))
         if pixels is None:
             raise damaged("WebP", "it has no pixels")
-        self.orientation = exif or xmp or 1
+        self.orientation = exif or 1
         self._name, self._body = pixels
         self._alpha = alpha if self._name == _LOSSY else None
         self._inner = _pixel_size(self._name, self._body)

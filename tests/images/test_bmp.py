@@ -253,7 +253,10 @@ def test_other_kinds_are_named(changes: dict[str, Any], bits: int, name: str) ->
             bmp(bytes((0, 9, 1)), (4, 4), 8, compression=1, palette=np.zeros((4, 3), np.uint8)),
             "last",
         ),
-        (bmp(b"", (4, 4), 32, compression=3, masks=(0xFF, 0xF0, 0xF000)), "overlap"),
+        (
+            bmp(b"", (4, 4), 32, compression=3, masks=(0xFF, 0xF0, 0xF000)),
+            "overlap or have gaps): save",
+        ),
         (bmp(b"", (4, 4), 32, compression=3, masks=(0xF0F, 0xF0, 0xF000)), "gaps"),
         (bmp(b"", (4, 4), 16, compression=3, masks=(0xF0000, 0xF0, 0xF00)), "overlap"),
         (bmp(b"", (4, 4), 16, compression=3, masks=(0, 0, 0)), "empty"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import struct
 import subprocess
 import sys
 import zipfile
@@ -29,6 +31,19 @@ def archive() -> bytes:
 def ftyp(brand: bytes, *compatible: bytes) -> bytes:
     body = b"ftyp" + brand + bytes(4) + b"".join(compatible)
     return (len(body) + 4).to_bytes(4, "big") + body + bytes(100)
+
+
+def icon(kind: int, count: int, size: int = 100, offset: int | None = None) -> bytes:
+    """An ICO (1) or CUR (2)."""
+    offset = 6 + 16 * count if offset is None else offset
+    entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, size, offset)
+    return struct.pack("<3H", 0, kind, count) + entry * max(count, 1) + bytes(size)
+
+
+def targa(kind: int, bits: int, palette: int = 0, width: int = 7, flags: int = 0) -> bytes:
+    """A Targa file of the first version: without a mark at its end."""
+    head = (0, palette > 0, kind, 0, palette, 24 * (palette > 0), 0, 0, width, 5, bits, flags)
+    return struct.pack("<3B2HB4H2B", *head) + b"\x9c" * 400
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
@@ -71,6 +86,42 @@ def test_a_format_that_is_read_is_recognized(form: str) -> None:
         (b'{"error": "not found"}', "a JSON document"),
         (b'[{"a": 1}]', "a JSON document"),
         (b"Access denied", "a text"),
+        (b"BAD REQUEST: the token has expired", "a text"),
+        (b"BA\xe9D REQUEST: the token has expired", None),
+        (b"BA" + bytes(12) + b"BM" + bytes(20), "an OS/2 bitmap array"),
+        (b"ID3 trees are fun", "a text"),
+        (b"ID3\x03\0\0\0\0", "a sound file"),
+        (b"FORM 27-B/6 must be filled", "a text"),
+        (b"FORM\0\0\1\0ILBMBMHD", "an IFF image"),
+        (b"RIFF RAFF the text", "a text"),
+        (b"P1 is a text of something", "a text"),
+        (b"P5 # 8 bits\n# 3\n 20\t30\n255\n\xff\0", "a PNM image"),
+        (b"P7\nWIDTH 8\n", "a PNM image"),
+        (b"P1\n2 1\n0 1\n", "a PNM image"),
+        (b"qoif? What is that?", "a text"),
+        (b"qoif\0\0\0\x08", "a QOI image"),
+        (b"BZh is how bzip2 starts", "a text"),
+        (bz2.compress(b"x"), "bzip2-compressed data"),
+        (b"OggS is how Ogg starts", "a text"),
+        (b"My ftyp is a text", "a text"),
+        (b"APNG is animated", "a text"),
+        (b"?PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG damaged by a transfer as text"),
+        (b"\0\0\1\0\0\0\0\x83\0\0\0a\0\0\0\2\x08\0\x03\x1c\xc6,", None),  # JBIG
+        (icon(2, count=1), "a cursor (CUR)"),
+        (icon(1, count=3), "an icon (ICO)"),
+        (icon(1, count=0), None),
+        (icon(1, count=1, size=0), None),
+        (icon(2, count=2, offset=22), None),
+        (targa(2, 24), "a Targa image"),
+        (targa(3, 8), "a Targa image"),
+        (targa(10, 32, flags=0x28), "a Targa image"),
+        (targa(1, 8, palette=256), "a Targa image"),
+        (targa(9, 8, palette=16), "a Targa image"),
+        (targa(1, 8), None),
+        (targa(2, 24, palette=256), None),
+        (targa(2, 8), None),
+        (targa(2, 24, width=0), None),
+        (targa(2, 24, flags=0xC0), None),
         (b"BMW: see the list of models below", "a text"),
         ("Zugriff verweigert: ä".encode("utf-16-be"), None),  # without its mark: not sure
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
@@ -111,6 +162,12 @@ def test_other_files_are_named(data: bytes, name: str | None) -> None:
         (ftyp(b"heic", b"mif1"), "HEIC"),
         (ftyp(b"mif1", b"heic"), "HEIC"),
         (ftyp(b"msf1", b"hevc"), "HEIC"),
+        (ftyp(b"isom", b"avif", b"mif1", b"miaf"), "AVIF"),
+        (ftyp(b"mp42", b"mif1", b"heic"), "HEIC"),
+        # Of another or an unnamed compression: the reader looks for it.
+        (ftyp(b"avci", b"mif1", b"avci"), "HEIC"),
+        (ftyp(b"heif", b"mif1"), "HEIC"),
+        (ftyp(b"isom", b"mif1"), "HEIC"),
     ],
 )
 def test_the_brands_tell_avif_from_heic(data: bytes, name: str) -> None:

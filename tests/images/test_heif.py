@@ -50,6 +50,14 @@ def test_a_picture_is_read(encoder: Encoder) -> None:
     assert decode_image(data, shortest=4).size == (65, 48)
 
 
+def test_the_major_brand_may_be_that_of_the_container(encoder: Encoder) -> None:
+    data = encoder(noise(64, 48))
+    assert data[4:8] == b"ftyp"
+    for major in (b"isom", b"mp42", b"mif1"):
+        changed = data[:8] + major + data[12:]
+        np.testing.assert_array_equal(decode(changed), decode(data))
+
+
 def test_a_gray_picture_becomes_rgb(encoder: Encoder) -> None:
     image = noise(64, 48).convert("L")
     expected = np.asarray(image.convert("RGB"))

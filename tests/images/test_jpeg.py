@@ -229,9 +229,43 @@ def test_metadata_does_not_refuse_a_picture(name: str) -> None:
 
 
 def test_what_follows_the_picture_does_not_matter() -> None:
+    for rest in (b"\0" * 1000, b"text", kinds()["gray"], b"\xff", b"\xff\xda\0\x08" * 1000):
+        for kind in ("baseline", "progressive", "lossless"):
+            data = kinds()[kind]
+            np.testing.assert_array_equal(decode(data + rest), decode(data))
+
+
+def test_scans_are_counted_in_the_picture_only() -> None:
+    """Not in the payload of segments, nor after the end."""
+    data = kinds()["progressive"]
+    scan = data.rindex(b"\xff\xda")
+    payload = segment(0xE5, b"\xff\xda\xff\xd9" * 1000)
+    for changed in (
+        after_start(data, payload),
+        data[:scan] + payload + data[scan:],
+        data + b"\xff\xda" * 10**6,
+        data + np.random.default_rng(0).bytes(2**24),
+    ):
+        np.testing.assert_array_equal(decode(changed), decode(data))
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_a_missing_end_marker_is_named(name: str) -> None:
+    """Whether all pixels are there is not known: the library would fill them with gray."""
+    data = kinds()[name]
+    assert data.endswith(b"\xff\xd9")
+    thumbnail = segment(0xE5, data)
+    for cut in (data[:-2], data[:-1], data[:-6], after_start(data, thumbnail)[:-2]):
+        with pytest.raises(MultigrainError, match="its end marker is missing") as caught:
+            decode(cut)
+        assert caught.value.kind is ErrorKind.IMAGE_UNREADABLE
+
+
+def test_an_orientation_in_xmp_is_not_applied() -> None:
+    """As in browsers, ImageMagick and libvips."""
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='6'/>"
     data = kinds()["baseline"]
-    for rest in (b"\0" * 1000, b"text", data, b"\xff"):
-        np.testing.assert_array_equal(decode(data + rest), decode(data))
+    np.testing.assert_array_equal(decode(after_start(data, segment(0xE1, xmp))), decode(data))
 
 
 def test_the_first_image_of_several_is_read() -> None:
@@ -292,13 +326,21 @@ def test_inks_stored_as_brightness_and_colors_are_converted() -> None:
     np.testing.assert_allclose(decode(ycck())[8::16, 8], expected, atol=4)
 
 
-def test_a_file_of_thousands_of_scans_is_refused() -> None:
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_file_of_thousands_of_scans_is_refused(progressive: bool) -> None:
     """Each costs the time of a whole decoding."""
-    data = encode(noise(64, 48), "JPEG", progressive=True)
+    data = encode(noise(64, 48), "JPEG", progressive=progressive)
     scan = data.rindex(b"\xff\xda")
     many = data[:-2] + data[scan:-2] * 3000 + data[-2:]
     with pytest.raises(MultigrainError, match="scans") as caught:
         decode(many)
+    assert caught.value.kind is ErrorKind.IMAGE_FORMAT
+
+
+def test_a_file_of_very_many_segments_is_refused() -> None:
+    data = kinds()["progressive"]
+    with pytest.raises(MultigrainError, match="segments") as caught:
+        decode(data[:-2] + segment(0xE5, b"") * 100_000 + data[-2:])
     assert caught.value.kind is ErrorKind.IMAGE_FORMAT
 
 

@@ -208,7 +208,7 @@ def test_a_wrong_checksum_of_an_ancillary_chunk_is_ignored(name: bytes, place: s
     np.testing.assert_array_equal(decode(data), samples)
 
 
-@pytest.mark.parametrize("name", [b"IHDR", b"PLTE", b"IDAT", b"IEND"])
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE", b"IDAT"])
 def test_a_wrong_checksum_of_a_critical_chunk_is_refused(name: bytes) -> None:
     palette = chunk(b"PLTE", palette_of(2).tobytes())
     data = bytearray(write(samples_of((PALETTE, 2), (7, 5)), 2, PALETTE, before=palette))
@@ -305,8 +305,11 @@ def test_a_palette_of_an_rgb_picture_is_a_suggestion_only() -> None:
 def test_the_end_may_be_missing_and_more_may_follow() -> None:
     samples = samples_of((RGB, 8), (7, 5))
     data = write(samples, 8, RGB)
-    for changed in (data[:-12], data[:-3], data + b"rest", data + data):
+    wrong = data[:-4] + b"\xff" * 4, data[:-12] + chunk(b"IEND", b"x", crc=1) + b"\xff" * 99
+    for changed in (data[:-12], data[:-3], data + b"rest", data + data, *wrong):
         np.testing.assert_array_equal(decode(changed), samples)
+    for cut in (data[:-30], data[:-30] + chunk(b"IEND", b"", crc=1)):
+        assert failure(cut).kind is ErrorKind.IMAGE_UNREADABLE
 
 
 def test_a_transparency_out_of_place_has_no_effect() -> None:
@@ -329,7 +332,7 @@ def test_a_transparency_out_of_place_has_no_effect() -> None:
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_the_orientation_is_read_from_exif_old_exif_and_xmp(place: str) -> None:
+def test_the_orientation_is_read_from_exif_and_old_exif(place: str) -> None:
     upright = np.asarray(corners())
     samples = np.rot90(upright, 1)  # orientation 6
     exif = Image.Exif()
@@ -337,16 +340,22 @@ def test_the_orientation_is_read_from_exif_old_exif_and_xmp(place: str) -> None:
     block = exif.tobytes().removeprefix(b"Exif\x00\x00")
     digits = f"\nexif\n{len(block) + 6:8}\n{(b'Exif' + bytes(2) + block).hex()}\n".encode()
     key = b"Raw profile type exif\x00"
-    xmp = b'<x tiff:Orientation="6"/>'
     for extra in (
         chunk(b"eXIf", block),
         chunk(b"tEXt", key + digits),
         chunk(b"zTXt", key + b"\x00" + zlib.compress(digits)),
-        chunk(b"iTXt", b"XML:com.adobe.xmp\x00\x00\x00\x00\x00" + xmp),
     ):
         data = write(samples, 8, RGB, idat=10**6, **{place: extra})
         np.testing.assert_array_equal(decode(data), upright)
         assert image_size(data) == (40, 20)
+
+
+def test_an_orientation_in_xmp_is_not_applied() -> None:
+    """As in browsers, ImageMagick and libvips."""
+    samples = np.asarray(corners())
+    xmp = b'XML:com.adobe.xmp\x00\x00\x00\x00\x00<x tiff:Orientation="6"/>'
+    data = write(samples, 8, RGB, before=chunk(b"iTXt", xmp))
+    np.testing.assert_array_equal(decode(data), samples)
 
 
 def test_pngs_of_pillow_are_decoded_like_pillow_does() -> None:

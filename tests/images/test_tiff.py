@@ -182,6 +182,7 @@ def test_webp_inside(channels: int, tile: Any) -> None:
 def refused_kinds() -> Iterator[tuple[str, bytes]]:
     gray, rgb = GRAY[:17, :20, None], PICTURE[:17, :20]
     more = np.repeat(gray, 4, axis=2)
+    more5 = np.dstack([rgb, gray, gray])
     for size, name in ((1, "8-bit"), (2, "16-bit"), (4, "32-bit"), (8, "64-bit")):
         samples, bits = (gray // 2).astype(f"i{size}"), 8 * size
         for photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO):
@@ -208,7 +209,11 @@ def refused_kinds() -> Iterator[tuple[str, bytes]]:
     yield "4 channels", write(more, Kind())
     yield "3 channels", write(more[:, :, :3], Kind(extra=(0, 0)))
     yield "7 channels", write(np.dstack([more, rgb]), Kind(RGB, extra=(0, 0, 0, 0)))
-    yield "no known meaning", write(np.dstack([rgb, gray]), Kind(RGB))
+    name = "a fourth channel of unspecified meaning"
+    yield name, write(np.dstack([rgb, gray]), Kind(RGB))
+    yield name, write(np.dstack([rgb, gray]), Kind(RGB, extra=(0,)))
+    yield name, write(more5, Kind(RGB, extra=(0, 2)))
+    yield "a fifth channel that is a second alpha", write(more5, Kind(RGB, extra=(2, 2)))
     yield "a channel of an unknown kind (7)", write(np.dstack([rgb, gray]), Kind(RGB, extra=(7,)))
     sizes = {258: ("H", [5, 6, 5])}
     yield "samples of different sizes (5, 6 bits)", write(rgb, Kind(RGB, tags=sizes))
@@ -245,7 +250,7 @@ def test_what_is_not_read_is_named() -> None:
         assert name in error.message
         assert "save it as" in error.message
         names.append(name)
-    assert len(names) == 44
+    assert len(names) == 47
 
 
 def test_samples_of_an_undefined_format_are_unsigned() -> None:
