@@ -24,9 +24,7 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.picture import Picture
-from multigrain.images.tiff_tags import Layout, Value, damaged, is_tiff, read_layout
-
-__all__ = ["Tiff", "is_tiff"]
+from multigrain.images.tiff_tags import Layout, Value, damaged, read_layout
 
 _NONE: Final = 1
 _JPEG: Final = 7
@@ -95,7 +93,8 @@ _MAX_BITS: Final = 16
 _MAX_EXTRA: Final = 3
 _ORDINALS: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 _AT_ONCE: Final = 2 * 2**20  # bytes of packed samples that are converted together
-_PADDING: Final = 2**24  # pixels of tiles that may lie outside of a picture
+_PADDING: Final = 2**22  # pixels of tiles that may lie outside of a small picture
+_BLOCK_OVERHEAD: Final = 64  # bytes of a compressed strip or tile beside its samples
 _REVERSED: Final = np.packbits(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1
 )[:, 0]
@@ -110,6 +109,7 @@ class Tiff(Picture):
     Attributes:
         form: name of the format.
         size: (width, height) in pixels, as stored.
+        stored: size of a row of tiles, which is decoded as a whole; (0, 0) of strips.
         orientation: EXIF orientation that must still be applied to ``load``'s result.
 
     Raises:
@@ -129,6 +129,8 @@ class Tiff(Picture):
         if layout.photometric == _PALETTE and layout.color_map is None:
             raise damaged("its color table is missing or incomplete")
         _check_blocks(layout, len(data))
+        if layout.tiled:
+            self.stored = layout.across * layout.block_width, layout.block_height
 
     def load(self, factor: int = 1) -> Image.Image:
         """Decodes the pixels.
@@ -275,20 +277,27 @@ def _check_blocks(layout: Layout, length: int) -> None:
     """Checks that the strips or tiles lie in the file and are not far more than it could hold."""
     padded = layout.across * layout.block_width * layout.down * layout.block_height
     if layout.tiled and padded > 4 * layout.width * layout.height + _PADDING:
-        raise damaged(f"tiles of {layout.block_width} x {layout.block_height} pixels")
+        raise _refused(
+            f"tiles of {layout.block_width} x {layout.block_height} pixels for a picture of "
+            f"{layout.width} x {layout.height}"
+        )
     if layout.offsets.min() < 8 or layout.offsets.max() >= length:
         raise damaged("its pixels lie outside the file")
+    # The places of plain samples follow from the tags; all other blocks are copied as they are.
+    plain = layout.compression == _NONE and not _is_ycbcr(layout)
     if layout.sizes is None:
-        if layout.compression != _NONE and len(layout.offsets) > 1:
+        if not plain and len(layout.offsets) > 1:
             raise damaged("the sizes of its strips are missing")
         return
-    if layout.compression == _NONE:
+    if plain:
         return
-    if layout.sizes.min() < 1 or (layout.offsets + layout.sizes).max() > length:
+    # Each first: a sum of numbers of 63 bits could overflow.
+    sizes = layout.sizes
+    if sizes.min() < 1 or sizes.max() > length or (layout.offsets + sizes).max() > length:
         raise damaged("its pixels lie outside the file")
     # Equal tiles may share bytes, but then they compress well.
-    blocks = len(layout.offsets) * (_row_bytes(layout) * layout.block_height + 1024)
-    if int(layout.sizes.sum()) > 2 * (length + blocks):
+    block = _row_bytes(layout) * layout.block_height + _BLOCK_OVERHEAD
+    if int(sizes.sum()) > 2 * length + len(sizes) * block:
         raise damaged("its strips or tiles overlap")
 
 
@@ -301,21 +310,24 @@ def _row_bytes(layout: Layout) -> int:
 def _pixels(data: bytes, layout: Layout) -> NDArray[np.uint8]:
     """Decodes the samples and converts them to RGB: uint8 (H, W, 3)."""
     result = np.empty((layout.height, layout.width, 3), np.uint8)
-    block_row = _row_bytes(layout) * layout.block_height * layout.across
-    at_once = max(1, _AT_ONCE // block_row)
+    line = _row_bytes(layout) * layout.across
+    at_once = max(1, _AT_ONCE // (line * layout.block_height))
+    # A strip or a row of tiles may be as large as the picture: convert a part of it at a time.
+    step = max(1, _AT_ONCE // line)
     planes = layout.samples if layout.planar else 1
     for first in range(0, layout.down, at_once):
         last = min(first + at_once, layout.down)
-        packed = [_rows(data, layout, plane, first, last) for plane in range(planes)]
+        packed = [
+            _side_by_side(_rows(data, layout, plane, first, last), layout)
+            for plane in range(planes)
+        ]
         top = first * layout.block_height
-        # A strip may be as large as the picture; a row of tiles is converted as a whole.
-        count = len(packed[0])
-        step = max(1, _AT_ONCE // _row_bytes(layout)) if layout.across == 1 else count
-        for start in range(0, count, step):
-            parts = [_unpack(rows[start : start + step], layout) for rows in packed]
-            samples = _join(parts[0] if planes == 1 else np.concatenate(parts, axis=2), layout)
-            samples = samples[: layout.height - top - start, : layout.width]
-            _to_rgb(samples, layout, result[top + start : top + start + len(samples)])
+        bottom = min(last * layout.block_height, layout.height)
+        for start in range(0, bottom - top, step):
+            rows = slice(start, min(start + step, bottom - top))
+            parts = [_unpack(lines[rows], layout) for lines in packed]
+            samples = parts[0] if planes == 1 else np.concatenate(parts, axis=2)
+            _to_rgb(samples[:, : layout.width], layout, result[top + rows.start : top + rows.stop])
     return result
 
 
@@ -362,8 +374,23 @@ def _palette(layout: Layout) -> NDArray[np.float32]:
     return layout.color_map.T * np.float32(1 / most)
 
 
-def _unpack(packed: NDArray[np.uint8], layout: Layout) -> NDArray[np.integer]:
-    """Returns the integers (rows, block width, samples) of rows of packed bytes."""
+def _side_by_side(rows: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+    """Returns the bytes of each row of pixels (rows, tiles across, bytes of a row of a tile).
+
+    Args:
+        rows: of :func:`_rows`.
+        layout: of the file.
+    """
+    if layout.across == 1:
+        return rows[:, None]
+    grid = rows.reshape(-1, layout.across, layout.block_height, rows.shape[1]).swapaxes(1, 2)
+    # One row of tiles, which may be large, is not copied.
+    return grid[0] if len(grid) == 1 else grid.reshape(-1, layout.across, rows.shape[1])
+
+
+def _unpack(lines: NDArray[np.uint8], layout: Layout) -> NDArray[np.integer]:
+    """Returns the integers (rows, width of all tiles, samples) of some rows of pixels."""
+    packed = lines.reshape(-1, lines.shape[2])
     bits = layout.bits[0]
     samples = 1 if layout.planar else layout.samples
     count = layout.block_width * samples
@@ -386,15 +413,7 @@ def _unpack(packed: NDArray[np.uint8], layout: Layout) -> NDArray[np.integer]:
     values = values.reshape(len(packed), layout.block_width, samples)
     if layout.predictor == 2:
         values = np.cumsum(values, axis=1, dtype=values.dtype)
-    return values
-
-
-def _join(values: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:
-    """Puts the tiles of whole rows of tiles side by side."""
-    if layout.across == 1:
-        return values
-    grid = values.reshape(-1, layout.across, layout.block_height, *values.shape[1:])
-    return grid.swapaxes(1, 2).reshape(-1, layout.across * layout.block_width, values.shape[2])
+    return values.reshape(len(lines), -1, samples)
 
 
 def _rows(data: bytes, layout: Layout, plane: int, first: int, last: int) -> NDArray[np.uint8]:

@@ -66,7 +66,7 @@ _INTEGERS: Final = {
     **{16: "u8", 17: "i8", 18: "u8"},
 }
 
-_MAX_ENTRIES: Final = 65_535
+_MAX_ENTRIES: Final = 65_535  # of all pages together; programs write some twenty for each
 _MAX_PAGES: Final = 64
 _MAX_SAMPLES: Final = 65_535
 _MAX_BLOCKS: Final = 2**20
@@ -164,11 +164,6 @@ def damaged(problem: str) -> MultigrainError:
     )
 
 
-def is_tiff(data: bytes) -> bool:
-    """Whether a file starts as a TIFF or BigTIFF of either byte order."""
-    return data.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"))
-
-
 def read_layout(data: bytes) -> Layout:
     """Reads the tags of the picture that a TIFF file stands for.
 
@@ -234,28 +229,34 @@ def _pages(data: bytes) -> Iterator[_Page]:
     except struct.error as error:
         raise damaged("the header is incomplete") from error
     seen: set[int] = set()
+    left = _MAX_ENTRIES
     while offset and offset not in seen and len(seen) < _MAX_PAGES:
         seen.add(offset)
         try:
-            page, offset = _page(data, order, offset, big)
+            page, offset, count = _page(data, order, offset, big, left)
         except MultigrainError:
             if len(seen) == 1:
                 raise
             return
+        left -= count
         yield page
     if not seen:
         raise damaged("it has no page")
 
 
-def _page(data: bytes, order: str, offset: int, big: bool) -> tuple[_Page, int]:
-    """Reads the tags at ``offset``; returns them and the offset of the next page or 0."""
+def _page(data: bytes, order: str, offset: int, big: bool, most: int) -> tuple[_Page, int, int]:
+    """Reads the tags at ``offset``, at most ``most``.
+
+    Returns:
+        The tags, the offset of the next page or 0, and the number of tags, also of unknown ones.
+    """
     counter, entry, inline = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
     start = offset + struct.calcsize(counter)
     if start > len(data):
         raise damaged(f"its tags would start at byte {offset} of {len(data)}")
     (count,) = struct.unpack_from(order + counter, data, offset)
     end = start + count * struct.calcsize("<" + entry)
-    if not count or count > _MAX_ENTRIES or end > len(data):
+    if not count or count > most or end > len(data):
         raise damaged(f"{count} tags at byte {offset} do not fit")
     values: dict[int, Value] = {}
     view = memoryview(data)
@@ -270,9 +271,10 @@ def _page(data: bytes, order: str, offset: int, big: bool) -> tuple[_Page, int]:
                 raise damaged(f"the value of tag {tag} lies outside the file")
             raw = view[place : place + size]
         values[tag] = Value(kind, elements, raw)
-    if end + inline > len(data):
-        return _Page(order, values), 0
-    return _Page(order, values), struct.unpack_from(order + ("Q" if big else "I"), data, end)[0]
+    following = 0
+    if end + inline <= len(data):
+        (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, end)
+    return _Page(order, values), following, count
 
 
 def _layout(page: _Page, *, camera_raw: bool) -> Layout:

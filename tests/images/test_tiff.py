@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images import tiff_tags
 from multigrain.images.decode import decode, decode_image, image_size
 from multigrain.images.limits import ImageLimits
 from tests.fuzz.mutate import mutated
@@ -400,11 +401,37 @@ def test_a_size_above_the_limit_is_refused_before_decoding() -> None:
         assert f"{size} x {size} pixels" in error.message
 
 
-def test_a_tile_far_larger_than_the_picture_is_refused() -> None:
-    tags: dict[int, Any] = {322: ("I", [2**20]), 323: ("I", [2**20])}
+@pytest.mark.parametrize("side", [4096, 2**20])
+def test_a_tile_far_larger_than_the_picture_is_refused(side: int) -> None:
+    tags: dict[int, Any] = {322: ("I", [side]), 323: ("I", [side])}
     kind = Kind(compression=8, tile=(32, 32), tags=tags)
-    error = failure(write(np.zeros((17, 20, 1), np.uint8), kind))
-    assert error.kind is ErrorKind.IMAGE_UNREADABLE
+    data = write(np.zeros((17, 20, 1), np.uint8), kind)
+    assert f"tiles of {side} x {side} pixels for a picture of 20 x 17" in refused(data)
+
+
+def test_a_row_of_tiles_counts_for_the_limit_of_pixels() -> None:
+    """It is decoded as a whole, although the picture may show a part of it only."""
+    data = write(np.zeros((100, 90, 1), np.uint8), Kind(compression=8, tile=(128, 128)))
+    assert decode(data, ImageLimits(max_pixels=128 * 128)).shape == (100, 90, 3)
+    error = failure(data, ImageLimits(max_pixels=128 * 128 - 1))
+    assert error.kind is ErrorKind.IMAGE_TOO_LARGE
+    assert "128 x 128 pixels" in error.message
+    # Of many small tiles, the limit is that of the picture.
+    data = write(np.zeros((100, 90, 1), np.uint8), Kind(compression=8, tile=(16, 16)))
+    assert decode(data, ImageLimits(max_pixels=9000)).shape == (100, 90, 3)
+
+
+@pytest.mark.parametrize("size", [(500, 1000), (1500, 1000), (700, 1100), (1100, 2100)])
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("planar", [False, True])
+def test_tiles_that_are_converted_in_parts(
+    size: tuple[int, int], compression: int, planar: bool
+) -> None:
+    """More pixels of a tile may lie outside the picture than are converted at once."""
+    row, column, sample = np.ogrid[: size[0], : size[1], :3]
+    samples = ((7 * row + column + 50 * sample) % 256).astype(np.uint8)
+    kind = Kind(RGB, compression=compression, tile=(1024, 1024), planar=planar)
+    np.testing.assert_array_equal(decode(write(samples, kind)), samples)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -445,6 +472,55 @@ def test_hostile_counts_are_refused(order: Any) -> None:
     loop = bytearray(write(samples, Kind(order=order, tags={254: ("I", [1])})))
     loop[-4:] = loop[4:8]
     assert decode(bytes(loop)).shape == (17, 20, 3)
+
+
+def test_the_tags_of_all_pages_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs time: an honest page has some twenty."""
+    body = bytes([10]) * 4 + bytes([20]) * 16
+    many = {40_000 + index: ("H", [0]) for index in range(100)}
+    reduced = page(8, 2, 10, subfile=1)
+    pages: list[dict[int, Any]] = [reduced | many] * 3 + [page(12, 4, 20)]
+    monkeypatch.setattr(tiff_tags, "_MAX_ENTRIES", 400)
+    assert decode(join(body, pages)).shape == (4, 4, 3)
+    pages = [reduced | many] * 4 + [page(12, 4, 20)]
+    assert decode(join(body, pages)).shape == (2, 2, 3)  # as if the file ended there
+    monkeypatch.setattr(tiff_tags, "_MAX_ENTRIES", 8)
+    assert "9 tags" in failure(join(body, [page(8, 2, 10, subfile=1, children=8)])).message
+
+
+def strips(rows: int, body: bytes, sizes: list[int] | None, **tags: Any) -> bytes:
+    """A picture of one column whose strips all start with the first byte of ``body``."""
+    named: dict[int, Any] = {
+        **{256: ("I", [1]), 257: ("I", [rows]), 258: ("H", [8]), 262: ("H", [1]), 259: ("H", [8])},
+        **{273: ("I", [8] * rows), 278: ("I", [1]), 279: ("Q", sizes) if sizes else None},
+    }
+    return join(body, [named | {int(tag[1:]): value for tag, value in tags.items()}])
+
+
+YCBCR_TAGS: Final[dict[str, Any]] = {
+    **{"_259": ("H", [1]), "_262": ("H", [YCBCR]), "_277": ("H", [3]), "_258": ("H", [8] * 3)},
+    "_530": ("H", [1, 1]),
+}
+
+
+def test_strips_of_uncompressed_ycbcr_are_checked() -> None:
+    """They are copied, unlike other samples that are not compressed."""
+    body = np.random.default_rng(0).bytes(100_000)
+    error = failure(strips(100, body, [len(body)] * 100, **YCBCR_TAGS))
+    assert "overlap" in error.message
+    assert "sizes of its strips are missing" in failure(strips(9, body, None, **YCBCR_TAGS)).message
+    error = failure(strips(9, body, [3] * 8 + [2**40], **YCBCR_TAGS))
+    assert "outside the file" in error.message
+    # Equal strips may share their bytes.
+    assert decode(strips(100, body, [3] * 100, **YCBCR_TAGS)).shape == (100, 1, 3)
+
+
+@pytest.mark.parametrize("size", [2**32, 2**62, 2**63 - 8, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("tags", [{}, YCBCR_TAGS])
+def test_sizes_of_64_bits_do_not_overflow(size: int, tags: dict[str, Any]) -> None:
+    for sizes in ([size] * 4, [3, 3, 3, size], [size] * 2 + [3] * 2):
+        error = failure(strips(4, bytes(2000), sizes, **tags))
+        assert "outside the file" in error.message or "cannot have" in error.message
 
 
 def test_strips_that_share_all_bytes_are_refused() -> None:

@@ -22,6 +22,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images import tiff
 from multigrain.images.decode import decode
 from tests.images.tiff_files import (
     BLACK_IS_ZERO,
@@ -177,6 +178,27 @@ def test_every_combination_is_read_rightly_or_refused_by_name(name: str) -> None
     assert (read, refused) == (
         (0, 116 * planes) if name in UNREAD else (86 * planes, 30 * planes)
     ), name
+
+
+@pytest.mark.parametrize("at_once", [1, 150, 2500])
+def test_pictures_that_are_converted_in_parts_are_the_same(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row, of some rows of a tile, and of some rows of tiles."""
+    random = np.random.default_rng(3)
+    read = 0
+    for name in KINDS:
+        for kind in drawn_kinds(name, 8, random):
+            complete, table = with_palette(kind, random)
+            samples = drawn(complete, KINDS[name][1], random)
+            data = write(samples, complete)
+            whole = decode(data)
+            assert np.abs(whole - np.rint(expected(samples, complete, table))).max() <= 1
+            with monkeypatch.context() as patch:
+                patch.setattr(tiff, "_AT_ONCE", at_once)
+                np.testing.assert_array_equal(decode(data), whole, f"{kind}")
+            read += 1
+    assert read == 160
 
 
 @pytest.fixture(scope="module")
