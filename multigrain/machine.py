@@ -65,7 +65,7 @@ class Cpus:
         return self.available < self.machine
 
     def __str__(self) -> str:
-        text = f"{self.available} CPU" + "s" * (self.available != 1)
+        text = f"{self.available} CPU" + ("s" if self.available != 1 else "")
         if not self.limited:
             return text
         reason = "CPU affinity"

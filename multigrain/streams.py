@@ -94,11 +94,7 @@ class GuardedStream(io.TextIOBase):
     def _fail(self, error: OSError | ValueError) -> None:
         # A stream that the program itself has closed raises ValueError.
         self.failure = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
-        # What is still buffered would fail again when Python exits.
-        with suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
+        _write_nowhere(self)
 
 
 @contextmanager
@@ -139,18 +135,26 @@ def reserve_descriptors() -> None:
 
 
 def flush(*streams: TextIO | None) -> None:
-    """Writes what streams still hold. What cannot be written is dropped.
-
-    Python would try again when it exits, and turn the exit code into 120.
-    """
+    """Writes what streams still hold, when a program ends. What cannot be written is dropped."""
     for stream in filter(None, streams):
         try:
             stream.flush()
         except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, stream.fileno())
-                os.close(null)
+            _write_nowhere(stream)
+
+
+def _write_nowhere(stream: io.TextIOBase | TextIO) -> None:
+    """Points the descriptor of a stream to the null device, for good.
+
+    Python would try to write what is still buffered when it exits, and turn the exit code into 120.
+    """
+    with suppress(OSError, ValueError):
+        number = stream.fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, number)
+        finally:
+            os.close(null)
 
 
 def _make_blocking(number: int) -> bool:

@@ -13,7 +13,7 @@ import unicodedata
 
 # Control characters, line separators, invisible characters, direction marks and overrides, and
 # unpaired surrogates. Not the joiners U+200C and U+200D, which Persian, Hindi and emoji need.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
     ``\x0a``, other characters ``\u202e``. All other characters stay, backslashes too: the result
     is for people, see ``stored_path`` for programs.
     """
-    return _UNPRINTABLE.sub(_escape, text)
+    return UNPRINTABLE.sub(_escape, text)
 
 
 def printable_lines(text: str) -> list[str]:
@@ -55,7 +55,7 @@ def cell_width(text: str) -> int:
 
 def is_printable(text: str) -> bool:
     """Whether ``printable`` leaves the text as it is."""
-    return _UNPRINTABLE.search(text) is None
+    return UNPRINTABLE.search(text) is None
 
 
 def is_text(name: str) -> bool:
@@ -76,7 +76,7 @@ def stored_path(path: str) -> str:
         path = os.fsencode(path).decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         path = path.encode("utf-8", "replace").decode()
-    return _UNPRINTABLE.sub(_escape_bytes, _LOOKS_ESCAPED.sub(r"\\x5c", path))
+    return UNPRINTABLE.sub(_escape_bytes, _LOOKS_ESCAPED.sub(r"\\x5c", path))
 
 
 def original_path(stored: str) -> str:

@@ -156,8 +156,7 @@ def numbered_files(
         if number in paths:
             raise dataset_error(
                 f"{printable(paths[number])} and {printable(path)} in {printable(str(root))} are "
-                f"the same image {match[1]} of the "
-                "benchmark: remove one of them"
+                f"the same image {match[1]} of the benchmark: remove one of them"
             )
         paths[number] = path
     return NumberedFiles(dict(sorted(paths.items())), ignored)
@@ -165,7 +164,7 @@ def numbered_files(
 
 def dataset_error(message: str) -> MultigrainError:
     """Returns a DATASET error."""
-    return MultigrainError(ErrorKind.DATASET, printable(message))
+    return MultigrainError(ErrorKind.DATASET, message)
 
 
 def list_groups(
@@ -201,8 +200,8 @@ def of_folder(folder: ImageFolder, queries: Literal["all", "first"] = "all") -> 
     chosen = candidates[sizes[folder.labels[candidates]] > 1]
     if not len(chosen):
         raise dataset_error(
-            f"no sub-folder of {folder.root} has two images: put the images of each group into a "
-            "sub-folder"
+            f"no sub-folder of {printable(str(folder.root))} has two images: put the images of "
+            "each group into a sub-folder"
         )
     groups = int((sizes > 1).sum())
     alone = int((sizes == 1).sum())
@@ -229,11 +228,12 @@ def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
     Raises:
         MultigrainError: DATASET.
     """
+    shown = printable(str(root))
     original = next((n for n in _ORIGINAL_FOLDERS if (root / n).is_dir()), None)
     if original is None or not (root / _STRONG_FOLDER).is_dir():
         missing = "original" if original is None else _STRONG_FOLDER
         raise dataset_error(
-            f"{root} has no folder {missing!r}: Copydays needs the sub-folders 'original' "
+            f"{shown} has no folder {missing!r}: Copydays needs the sub-folders 'original' "
             "(200000.jpg, 200100.jpg, ...) and 'strong' (200001.jpg, ...); 'distractors' (any "
             "images) is optional"
         )
@@ -243,13 +243,14 @@ def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
     for name, files in ((original, originals), (_STRONG_FOLDER, strong)):
         if not files.paths:
             raise dataset_error(
-                f"{root / name} has no images named as in Copydays (six digits: 200000.jpg)"
+                f"{printable(str(root / name))} has no images named as in Copydays (six digits: "
+                "200000.jpg)"
             )
     blocks = _blocks(originals.paths)
     orphans = [path for number, path in strong.paths.items() if number // 100 not in blocks]
     if orphans:
         raise dataset_error(
-            f"{len(orphans)} of the strong images in {root} have no original with the same first "
+            f"{len(orphans)} of the strong images in {shown} have no original with the same first "
             f"four digits, the first is {printable(orphans[0])}: add the originals, or remove these"
         )
     distractors: list[str] = []
@@ -314,11 +315,12 @@ def list_holidays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
     Raises:
         MultigrainError: DATASET.
     """
+    shown = printable(str(root))
     left_out = LeftOut()
     files = numbered_files(root, "", _HOLIDAYS_NAME, left_out)
     if not files.paths:
         raise dataset_error(
-            f"{root} has no images named as in INRIA Holidays (100000.jpg, 100001.jpg, "
+            f"{shown} has no images named as in INRIA Holidays (100000.jpg, 100001.jpg, "
             "100100.jpg, ...): give the folder that its archives were unpacked to"
         )
     numbers = np.array(list(files.paths))
@@ -326,8 +328,8 @@ def list_holidays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
     queries = np.flatnonzero((numbers % 100 == 0) & (sizes[labels] > 1))
     if not len(queries):
         raise dataset_error(
-            f"{root} has no query: at least one group needs the image ending in 00 and another one "
-            "(such as 100000.jpg and 100001.jpg)"
+            f"{shown} has no query: at least one group needs the image ending in 00 and another "
+            "one (such as 100000.jpg and 100001.jpg)"
         )
     whole = (len(queries), len(names), len(numbers)) == (
         HOLIDAYS_GROUPS,
@@ -365,12 +367,13 @@ def list_ukb(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark:
     Raises:
         MultigrainError: DATASET.
     """
+    shown = printable(str(root))
     left_out = LeftOut()
     files = numbered_files(root, "", _UKB_NAME, left_out)
     if not files.paths:
         raise dataset_error(
-            f"{root} has no images named as in UKB (ukbench00000.jpg, ukbench00001.jpg, ...): give "
-            "the folder that its archive was unpacked to"
+            f"{shown} has no images named as in UKB (ukbench00000.jpg, ukbench00001.jpg, ...): "
+            "give the folder that its archive was unpacked to"
         )
     numbers = np.array(list(files.paths))
     objects, labels, views = np.unique(
@@ -381,7 +384,7 @@ def list_ukb(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark:
         first = int(incomplete[0]) * UKB_VIEWS
         missing = next(n for n in range(first, first + UKB_VIEWS) if n not in files.paths)
         raise dataset_error(
-            f"{len(incomplete)} of the {len(objects)} objects in {root} lack images, "
+            f"{len(incomplete)} of the {len(objects)} objects in {shown} lack images, "
             f"the first missing one is ukbench{missing:05d}. Each object needs its four images: "
             "add them, or remove the object's other images"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from multigrain.storage import make_folder, os_error_hint, replace_file
 
+_FOLDERS = ("jobs", "models", "engines")
 # Replicas that only serve may have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
 
@@ -33,7 +34,7 @@ class DataDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            for folder in (path, self.jobs, self.models, self.engines):
+            for folder in (path, *(path / name for name in _FOLDERS)):
                 make_folder(folder)
             check_access(path)
             self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -101,7 +102,7 @@ class DataDir:
 
 def _file_in_the_way(path: Path) -> Path:
     """What stands where a folder of the data directory must be."""
-    needed = (*reversed(path.parents), path, path / "jobs", path / "models")
+    needed = (*reversed(path.parents), path, *(path / name for name in _FOLDERS))
     # These two functions do not raise for a folder that may not be searched.
     return next((at for at in needed if os.path.lexists(at) and not os.path.isdir(at)), path)
 

@@ -158,7 +158,9 @@ class Leases:
         noun = _NOUN[kind]
         total = len(self.inventory.units(kind))
         if not self.possible(devices):
-            return f"waiting for {needed} {noun}{'s' * (needed != 1)}: this server has {total}"
+            return (
+                f"waiting for {needed} {noun}{'s' if needed != 1 else ''}: this server has {total}"
+            )
         owners = sorted({lease.owner for lease in self.of_kind(kind)})
         used = total - len(self.free(kind))
         wanted = f"a free {noun}" if needed == 1 else f"{needed} free {noun}s"

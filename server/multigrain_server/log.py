@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from multigrain.text import printable
 from multigrain_server.config import LogConfig
-
-# Control characters in a file name or a header could forge lines or control a terminal.
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
@@ -39,7 +38,7 @@ def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
     )
-    handler = logging.StreamHandler(stream)
+    handler = _LogHandler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
@@ -57,17 +56,26 @@ def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
     )
 
 
+class _LogHandler(logging.StreamHandler[TextIO]):
+    """Drops lines that cannot be written, as on a full disk, and goes on with the next one."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        # Python's own method prints a traceback to the same log, which fails too or follows later.
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escapes control characters in all strings.
+    """Escapes all strings: a file name or a header could forge lines or control a terminal.
 
     Tracebacks keep their lines, indented so that they cannot pass for log lines.
     """
     return {
-        key: _indented(value) if key == "exception" else value.translate(_ESCAPES)
+        key: _indented(value) if key == "exception" else printable(value)
         for key, value in event.items()
         if isinstance(value, str)
     } | {key: value for key, value in event.items() if not isinstance(value, str)}
 
 
 def _indented(trace: str) -> str:
-    return "\n".join(f"  {line.translate(_ESCAPES)}" for line in trace.split("\n"))
+    return "\n".join(f"  {printable(line)}" for line in trace.split("\n"))

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr
 from typing import TextIO
 
 import structlog
@@ -46,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         doctor failed or a result could not be printed, 2 for a wrong configuration, 141 if the
         reader of a result has gone.
     """
-    # Not guarded: a log on a disk that was full for a while must go on.
     log_stream = sys.stderr
     with standard_streams() as (output, _errors):
         try:
@@ -80,7 +79,9 @@ def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
     if line.rebuild_index:
         return _rebuild(line.config, output)
     try:
-        asyncio.run(serve(line.config))
+        # Not guarded: a log on a disk that was full for a while must go on.
+        with redirect_stderr(log_stream):
+            asyncio.run(serve(line.config))
     except (DataDirError, TlsError, TokenFileError, OSError) as error:
         print(f"multigrain-server: {error}", file=sys.stderr)
         return 1
@@ -167,7 +168,7 @@ def rebuild_index(config: ServerConfig) -> str:
 
 def _index_report(done: IndexReport, counts: dict[str, int], old: str) -> list[str]:
     states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    lines = [f"{len(done.added)} jobs indexed" + (f": {states}" * bool(states))]
+    lines = [f"{len(done.added)} jobs indexed" + (f": {states}" if states else "")]
     lines += [f"skipped jobs/{name}: {why}" for name, why in done.skipped.items()]
     if old:
         lines.append(f"the old index is now {old} and can be deleted")

@@ -293,5 +293,5 @@ def _explain(error: ValidationError, sources: Mapping[str, str], file: str) -> s
         ):
             message = f"is {item['input']!r}: {message[:1].lower()}{message[1:]}"
         where = sources.get(key, file)
-        parts.append(f"{key}: {message}{f' (from {where})' * bool(where)}" if key else message)
+        parts.append(f"{key}: {message}{f' (from {where})' if where else ''}" if key else message)
     return "; ".join(parts)

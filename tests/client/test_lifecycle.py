@@ -6,14 +6,17 @@ import asyncio
 import gc
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 
 from multigrain.v1 import embedding_pb2, job_pb2, model_pb2
 from multigrain_client import AsyncClient, Client, ClientClosed, MultigrainClientError, RetryPolicy
+from multigrain_client.methods import HEALTH_CHECK
 from tests.client.events import job_of
 from tests.client.held import Held
 
@@ -234,6 +237,64 @@ def test_close_reaches_the_calls_of_another_running_loop(server, state) -> None:
                 call.result(20)
         finally:
             held.release()
+
+
+def test_close_does_not_wait_for_a_loop_whose_thread_waits_for_it(server) -> None:
+    client = AsyncClient(server.address, timeout=10.0)
+    closed = threading.Event()
+
+    def close() -> None:
+        asyncio.run(client.close())
+        closed.set()
+
+    async def work() -> bool:
+        await client.health()
+        threading.Thread(target=close, daemon=True).start()
+        return closed.wait(20)  # blocks this loop
+
+    assert asyncio.run(work())
+
+
+def test_channels_of_ended_event_loops_are_released(server) -> None:
+    client = AsyncClient(server.address, timeout=10.0)
+    channels = []
+
+    async def ask() -> None:
+        await client.health()
+        channels.append(weakref.ref(next(reversed(client._transport._channels.values()))))
+
+    for _ in range(4):
+        asyncio.run(ask())
+    gc.collect()
+    assert [channel() is None for channel in channels] == [True, True, True, False]
+    asyncio.run(client.close())
+    gc.collect()
+    assert channels[-1]() is None
+
+
+def test_threads_of_a_forked_process_share_one_channel(server, monkeypatch) -> None:
+    client = Client(server.address, timeout=10.0)
+    transport = client._transport
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    both, open_channel, opened = threading.Barrier(2, timeout=20), transport._open, []
+
+    def open_together() -> grpc.Channel:
+        both.wait()
+        channel = open_channel()
+        opened.append(channel)
+        return channel
+
+    monkeypatch.setattr(transport, "_open", open_together)
+    with ThreadPoolExecutor(2) as pool:
+        used = {
+            channel.result()
+            for channel in [pool.submit(transport._channel, HEALTH_CHECK) for _ in "ab"]
+        }
+    assert len(used) == 1
+    (spare,) = set(opened) - used
+    with pytest.raises(ValueError, match="closed"):
+        spare.unary_unary("/x")(b"")
+    client.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

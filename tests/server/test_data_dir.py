@@ -9,7 +9,7 @@ import pytest
 from multigrain_server.data_dir import DataDir, DataDirError
 
 
-@pytest.mark.parametrize("at", ["data", "data/jobs", "data/models", "."])
+@pytest.mark.parametrize("at", ["data", "data/jobs", "data/models", "data/engines", "."])
 @pytest.mark.parametrize("kind", ["file", "broken link"])
 def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path, at: str, kind: str) -> None:
     home = tmp_path / "home"

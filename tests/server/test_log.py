@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
-from multigrain_server.config import LogConfig
+from multigrain_server import main
+from multigrain_server.config import LogConfig, ServerConfig
 from multigrain_server.log import setup_logging
+
+
+class Disk(io.RawIOBase):
+    """A file on a disk that can be full."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        self.full = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.write(self._fd, data)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +99,32 @@ def test_lines_below_the_level_are_not_written() -> None:
     structlog.get_logger().error("yes")
     assert "yes" in stream.getvalue()
     assert "no\n" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_log_goes_on_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    disk = Disk(tmp_path / "log")
+    stream = io.TextIOWrapper(io.BufferedWriter(disk), line_buffering=True)
+
+    async def serve(_config: ServerConfig) -> None:
+        log = structlog.get_logger()
+        log.info("before")
+        disk.full = True
+        for _ in range(100):
+            log.info("while full")
+        disk.full = False
+        log.info("after")
+        print("of a library", file=sys.stderr)
+
+    monkeypatch.setattr(main, "serve", serve)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with stream:
+        assert main.main(["--data-dir", str(tmp_path / "data"), "--log-format", form]) == 0
+    written = (tmp_path / "log").read_text()
+    lines = written.splitlines()
+    assert "before" in lines[0]
+    assert "after" in lines[-2]
+    assert lines[-1] == "of a library"
+    assert "Traceback" not in written

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 import grpc
 from grpc import aio
@@ -36,9 +35,7 @@ class AsyncTransport:
         self.policy = policy
         self.closed = False
         # A channel belongs to the event loop it is created in.
-        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, aio.Channel] = (
-            WeakKeyDictionary()
-        )
+        self._channels: dict[asyncio.AbstractEventLoop, aio.Channel] = {}
 
     def _channel(self, method: Method[Any, Any]) -> aio.Channel:
         """Raises:
@@ -49,6 +46,9 @@ class AsyncTransport:
         loop = asyncio.get_running_loop()
         channel = self._channels.get(loop)
         if channel is None:
+            for other in list(self._channels):
+                if other.is_closed():
+                    self._channels.pop(other, None)
             options = list(self.config.options)
             channel = (
                 aio.insecure_channel(self.config.target, options)
@@ -59,17 +59,23 @@ class AsyncTransport:
         return channel
 
     async def close(self) -> None:
-        """Cancels all calls and closes the channels, those of other event loops too."""
+        """Cancels all calls and closes the channels.
+
+        Those of other event loops close soon after: this does not wait for another loop, whose
+        thread may wait for this one.
+        """
         self.closed = True
         here = asyncio.get_running_loop()
         for loop, channel in list(self._channels.items()):
+            self._channels.pop(loop, None)
             if loop is here:
                 await channel.close()
             elif loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(channel.close(None), loop)
-                await asyncio.wrap_future(closing)
-            # The channel of a loop that has ended has no calls left.
-            self._channels.pop(loop, None)
+                closing = channel.close()
+                try:
+                    asyncio.run_coroutine_threadsafe(closing, loop)
+                except RuntimeError:  # it has ended meanwhile, and its calls with it
+                    closing.close()
 
     async def unary(
         self, method: Method[Request, Response], request: Request, timeout: float | None = None

@@ -270,7 +270,8 @@ def loss(event: LossEvent) -> str:
         parts.append(f"damping {event.damping:.3g}")
     if event.refreshed_layers or event.kept_layers:
         refreshed = f"curvature refreshed: {event.refreshed_layers} of {event.curvature_layers}"
-        parts.append(refreshed + (f", {event.stopped_layers} stopped" * bool(event.stopped_layers)))
+        stopped = f", {event.stopped_layers} stopped" if event.stopped_layers else ""
+        parts.append(refreshed + stopped)
     parts += [f"{event.images_per_second:.1f} images/s", f"eta {duration(event.eta_seconds)}"]
     if event.skipped:
         parts.append(f"SKIPPED: {event.skipped_because or 'non-finite'}")

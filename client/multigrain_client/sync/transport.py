@@ -49,7 +49,14 @@ class Transport:
         if self.closed:
             raise ClientClosed(closed_before(method.name), method=method.name)
         process = os.getpid()
-        return self._channels.get(process) or self._channels.setdefault(process, self._open())
+        channel = self._channels.get(process)
+        if channel is None:
+            opened = self._open()
+            channel = self._channels.setdefault(process, opened)
+            if channel is not opened:
+                # Another thread was first. No lock: a fork could copy one that is held.
+                opened.close()
+        return channel
 
     def close(self) -> None:
         """Cancels all calls and closes the connections."""

@@ -23,6 +23,7 @@ from multigrain.machine import THREAD_VARIABLES, Memory, cpus
 from multigrain.memory import EXIT_OUT_OF_MEMORY, OomWatch, is_out_of_memory
 from multigrain.processes import (
     child_environment,
+    describe_signal,
     end_first_without_memory,
     explain_signal,
     python_command,
@@ -298,10 +299,7 @@ def describe_exit(code: int) -> str:
         return "out of memory"
     if code >= 0:
         return f"exit code {code}"
-    try:
-        text = f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        text = f"signal {-code}"
+    text = describe_signal(-code)
     meaning = explain_signal(-code)
     return f"{text}: {meaning}" if meaning else text
 

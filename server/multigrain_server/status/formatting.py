@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from multigrain.text import UNPRINTABLE
+
 # Names and errors come from clients. Control characters have no glyph, and those that change the
-# direction of writing make one text look like another. The joiners U+200C and U+200D stay: Persian,
-# Hindi and emoji need them.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
-    "\ud800-\udfff]"
-)
+# direction of writing make one text look like another. Tracebacks have lines.
+_KEPT = "\t\n"
 _UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -26,7 +23,7 @@ def printable(value: object) -> object:
     if value is None:
         return ""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return _UNPRINTABLE.sub("\ufffd", value)
+        return UNPRINTABLE.sub(lambda match: match[0] if match[0] in _KEPT else "\ufffd", value)
     return value
 
 
