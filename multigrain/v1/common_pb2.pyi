@@ -36,7 +36,7 @@ class _ErrorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorKind.V
     """The job or model is in a state that does not allow this. -> FAILED_PRECONDITION"""
     ERROR_KIND_OVERLOADED: _ErrorKind.ValueType  # 6
     """A queue, byte budget or rate limit is full; retry after the given delay. Without a delay:
-    memory ran out while a model was loaded. -> RESOURCE_EXHAUSTED
+    memory ran out while a model was loaded, or for one image. -> RESOURCE_EXHAUSTED
     """
     ERROR_KIND_UNAVAILABLE: _ErrorKind.ValueType  # 7
     """Draining, or no engine is ready for this model. -> UNAVAILABLE"""
@@ -108,7 +108,7 @@ ERROR_KIND_WRONG_STATE: ErrorKind.ValueType  # 5
 """The job or model is in a state that does not allow this. -> FAILED_PRECONDITION"""
 ERROR_KIND_OVERLOADED: ErrorKind.ValueType  # 6
 """A queue, byte budget or rate limit is full; retry after the given delay. Without a delay:
-memory ran out while a model was loaded. -> RESOURCE_EXHAUSTED
+memory ran out while a model was loaded, or for one image. -> RESOURCE_EXHAUSTED
 """
 ERROR_KIND_UNAVAILABLE: ErrorKind.ValueType  # 7
 """Draining, or no engine is ready for this model. -> UNAVAILABLE"""

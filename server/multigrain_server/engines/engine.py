@@ -333,11 +333,7 @@ class EngineProcess:
         if self.ended.is_set():
             raise self._gone()
         item = InFlight(request, image, asyncio.get_running_loop().create_future())
-        refusal = self._quarantine.refusal(image)
-        if refusal is not None:
-            self.refuse(item, refusal)
-        else:
-            self._send(item)
+        self._send_unless_refused(item)
         return item
 
     def adopt(self, item: InFlight) -> None:
@@ -345,13 +341,17 @@ class EngineProcess:
         if self.ended.is_set():
             item.fail(self._gone())
         elif not item.future.done():
-            self._send(item)
+            self._send_unless_refused(item)
 
-    def refuse(self, item: InFlight, error: MultigrainError) -> None:
-        """Answers an image with an error of its own, without the engine."""
-        result = ImageResult.failed(error.kind, error.message)
-        self._on_result(result.reply)
-        item.answer(result)
+    def quarantine(self, item: InFlight) -> None:
+        """Refuses an image with which the engine has ended, and answers its caller."""
+        if self._child.maybe_out_of_memory:
+            digest = self._quarantine.add_out_of_memory(item.image, self.end_reason)
+            self._log.error("not enough memory for an image", sha256=digest, reason=self.end_reason)
+        else:
+            digest = self._quarantine.add(item.image)
+            self._log.error("image crashed the engine twice and is quarantined", sha256=digest)
+        self._refuse(item, self._quarantine.error(digest))
 
     async def wait_idle(self) -> None:
         """Waits until no image is in flight."""
@@ -372,11 +372,21 @@ class EngineProcess:
             self._child.kill()
             await self.ended.wait()
 
-    def _send(self, item: InFlight) -> None:
+    def _send_unless_refused(self, item: InFlight) -> None:
+        refusal = self._quarantine.refusal(item.image)
+        if refusal is not None:
+            self._refuse(item, refusal)
+            return
         item.id = next(self._ids)
         item.channel = self._channel
         self._in_flight.add(item)
         self._channel.send(item.message(), item.image)
+
+    def _refuse(self, item: InFlight, error: MultigrainError) -> None:
+        """Answers an image with an error of its own, without the engine."""
+        result = ImageResult.failed(error.kind, error.message)
+        self._on_result(result.reply)
+        item.answer(result)
 
     def _received(self, frame: Frame) -> None:
         match frame.message:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from multigrain.engine.protocol import EmbeddingOptions, Result
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.machine import available_memory
 
 _QUARANTINED = 1024
+_OUT_OF_MEMORY_SECONDS = 300
 
 _callers = itertools.count(1)
 
@@ -116,37 +119,98 @@ class ImageResult:
         ]
 
 
-class Quarantine:
-    """The SHA-256 of the newest images that crashed an engine: they are refused.
+@dataclass(frozen=True)
+class _Quarantined:
+    """Why an image is refused.
 
-    A caller that retries such an image would otherwise crash one engine after the other. While
-    there is none, which is the normal case, nothing is hashed.
+    Attributes:
+        error: what its callers get.
+        until: on the monotonic clock; None = as long as the model is loaded.
+        memory: bytes that engines could use at most; another number ends a limited refusal.
     """
 
-    def __init__(self) -> None:
-        self._hashes: OrderedDict[str, None] = OrderedDict()
+    error: MultigrainError
+    until: float | None = None
+    memory: int = 0
+
+
+class Quarantine:
+    """The SHA-256 of the newest images that ended an engine: they are refused.
+
+    A caller that retries such an image would otherwise end one engine after the other. An image
+    for which there was not enough memory is no harmful one: it is refused for some minutes, or
+    until the memory limit changes. While there is none, which is the normal case, nothing is
+    hashed.
+
+    Args:
+        memory: returns the bytes that engines may use at most.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        memory: Callable[[], int] = available_memory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._memory = memory
+        self._clock = clock
+        self._images: OrderedDict[str, _Quarantined] = OrderedDict()
 
     def add(self, image: bytes) -> str:
-        """Returns the hash, in hexadecimal."""
+        """Refuses an image that crashed the engine; returns its hash, in hexadecimal."""
         digest = hashlib.sha256(image).hexdigest()
-        self._hashes[digest] = None
-        self._hashes.move_to_end(digest)
-        if len(self._hashes) > _QUARANTINED:
-            self._hashes.popitem(last=False)
-        return digest
-
-    def refusal(self, image: bytes) -> MultigrainError | None:
-        """The error of an image that is in quarantine; None for any other."""
-        if not self._hashes:
-            return None
-        digest = hashlib.sha256(image).hexdigest()
-        return self.error(digest) if digest in self._hashes else None
-
-    @staticmethod
-    def error(digest: str) -> MultigrainError:
-        """IMAGE_HARMFUL for the image with that hash."""
-        return MultigrainError(
+        error = MultigrainError(
             ErrorKind.IMAGE_HARMFUL,
             f"the image (SHA-256 {digest}) crashed the process that computed it and is "
             "quarantined: do not send it again",
         )
+        self._add(digest, _Quarantined(error))
+        return digest
+
+    def add_out_of_memory(self, image: bytes, reason: str) -> str:
+        """Refuses an image for some minutes, because the engine ran out of memory with it.
+
+        Args:
+            image: encoded, or preprocessed.
+            reason: how the engine ended.
+
+        Returns:
+            The hash, in hexadecimal.
+        """
+        digest = hashlib.sha256(image).hexdigest()
+        error = MultigrainError(
+            ErrorKind.OVERLOADED,
+            f"there was not enough memory for the image (SHA-256 {digest}): its engine ended "
+            f"twice, the second time with no other image ({reason}); raise the memory limit, "
+            "unload other models, or lower serving.max_image_pixels or serving.decode_threads. "
+            f"The image is refused for {_OUT_OF_MEMORY_SECONDS // 60} minutes, or until the limit "
+            "changes",
+        )
+        until = self._clock() + _OUT_OF_MEMORY_SECONDS
+        self._add(digest, _Quarantined(error, until, self._memory()))
+        return digest
+
+    def refusal(self, image: bytes) -> MultigrainError | None:
+        """IMAGE_HARMFUL or OVERLOADED for an image that is refused; None for any other."""
+        if not self._images:
+            return None
+        digest = hashlib.sha256(image).hexdigest()
+        found = self._images.get(digest)
+        if found is None:
+            return None
+        if found.until is not None and (
+            self._clock() >= found.until or self._memory() != found.memory
+        ):
+            del self._images[digest]
+            return None
+        return found.error
+
+    def error(self, digest: str) -> MultigrainError:
+        """The error of an image that was added, by its hash."""
+        return self._images[digest].error
+
+    def _add(self, digest: str, image: _Quarantined) -> None:
+        self._images[digest] = image
+        self._images.move_to_end(digest)
+        if len(self._images) > _QUARANTINED:
+            self._images.popitem(last=False)

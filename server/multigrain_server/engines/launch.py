@@ -71,6 +71,7 @@ class EngineChild(ABC):
         ended: set when the process has ended, by itself or not.
         end_reason: then, how it ended.
         out_of_memory: then, whether it ended for lack of memory.
+        maybe_out_of_memory: the same, or nothing says who killed it.
         last_output: then, the last line that it printed; "" if that cannot be the reason.
     """
 
@@ -80,6 +81,7 @@ class EngineChild(ABC):
         self.ended = asyncio.Event()
         self.end_reason = ""
         self.out_of_memory = False
+        self.maybe_out_of_memory = False
         self.last_output = _NO_OUTPUT
 
     @property
@@ -155,6 +157,7 @@ class ChildProcess(EngineChild):
         )
         self.end_reason = str(end)
         self.out_of_memory = end.out_of_memory
+        self.maybe_out_of_memory = end.maybe_out_of_memory
         if not end.has_reason_in_output:
             self.last_output = ""
         self.ended.set()
@@ -275,6 +278,12 @@ class EngineExit:
             and self.has_reason_in_output
             and is_out_of_memory(RuntimeError(self.last_output))
         )
+
+    @property
+    def maybe_out_of_memory(self) -> bool:
+        """The same, or it was killed and the kernel does not count kills of its OOM killer."""
+        unknown = self.code == -signal.SIGKILL and not self.stopped and self.oom_killer is None
+        return self.out_of_memory or unknown
 
     @property
     def has_reason_in_output(self) -> bool:

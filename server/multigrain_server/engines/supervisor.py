@@ -14,7 +14,6 @@ import structlog
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.backoff import Backoff
 from multigrain_server.engines.engine import EngineProcess, InFlight
-from multigrain_server.engines.images import Quarantine
 
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +45,7 @@ class EngineSupervisor:
     decoding or computing are suspects: they are tried in the next engine first, one at a time. An
     image that crashes an engine while that engine holds no other image is quarantined, and the
     others are answered. An image is therefore never blamed for a crash that its neighbors, or a
-    signal from outside, caused.
+    signal from outside, caused. If memory ran out instead, it is refused for some minutes.
 
     Args:
         label: "name@version", for logs and messages.
@@ -54,7 +53,6 @@ class EngineSupervisor:
         engine: the first one.
         backoff: delays between starts.
         stable_seconds: an engine that lived longer resets the back-off.
-        quarantine: where images that crash engines are recorded.
     """
 
     def __init__(
@@ -64,13 +62,11 @@ class EngineSupervisor:
         engine: EngineProcess,
         backoff: Backoff,
         stable_seconds: float,
-        quarantine: Quarantine,
     ) -> None:
         self._label = label
         self._model = model
         self._backoff = backoff
         self._stable_seconds = stable_seconds
-        self._quarantine = quarantine
         self._log = _log.bind(model=label)
         self._orphans: list[InFlight] = []
         self._engine = engine
@@ -113,7 +109,7 @@ class EngineSupervisor:
             if culprit is None:
                 self._fail_orphans()
             else:
-                self._put_in_quarantine(engine, culprit)
+                engine.quarantine(culprit)
                 self._backoff.forgive()
 
     async def _started(self) -> EngineProcess:
@@ -140,11 +136,6 @@ class EngineSupervisor:
         if suspects:
             self._log.info("no suspect image crashes the engine", images=len(suspects))
         return None
-
-    def _put_in_quarantine(self, engine: EngineProcess, item: InFlight) -> None:
-        digest = self._quarantine.add(item.image)
-        self._log.error("image crashed the engine twice and is quarantined", sha256=digest)
-        engine.refuse(item, self._quarantine.error(digest))
 
     def _report_end(self, engine: EngineProcess) -> None:
         self._model.engine_ended(engine.end_reason)

@@ -229,7 +229,6 @@ class LoadedModel(SupervisedModel):
             engine,
             self._backoff,
             self._config.restart_backoff_max_seconds,
-            self._quarantine,
         )
 
     async def _end_supervisor(self) -> None:
@@ -271,6 +270,7 @@ _REASONS = {
     ErrorKind.IMAGE_TOO_LARGE: "too_large",
     ErrorKind.NOT_FINITE: "nan",
     ErrorKind.IMAGE_HARMFUL: "harmful",
+    ErrorKind.OVERLOADED: "memory",
 }
 
 

@@ -285,6 +285,8 @@ def _raise_if_of_the_request(result: ImageResult) -> None:
     if error.kind is ErrorKind.DEADLINE:
         raise _deadline_error()
     if error.kind is ErrorKind.OVERLOADED:
+        if not result.reply.where:
+            return  # there is not enough memory for this one
         raise _TooBusyError
     raise error
 

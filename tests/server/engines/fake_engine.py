@@ -30,6 +30,7 @@ class FakeEngines:
 
     Attributes:
         deadly: images that crash an engine when it starts to compute them.
+        large: images with which it runs out of memory then.
         hanging: images that it never finishes.
         batch: images that it computes at a time.
         may_start: engines start while it is set.
@@ -43,6 +44,7 @@ class FakeEngines:
     """
 
     deadly: set[bytes] = field(default_factory=set)
+    large: set[bytes] = field(default_factory=set)
     hanging: set[bytes] = field(default_factory=set)
     batch: int = 8
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
@@ -143,6 +145,10 @@ class FakeChild(EngineChild):
             self._engines.taken.update(images)
             if self._engines.deadly.intersection(images):
                 self.die("signal SIGSEGV")
+                return
+            if self._engines.large.intersection(images):
+                self.maybe_out_of_memory = True
+                self.die("out of memory: killed by the kernel; the machine has 24 GiB")
                 return
             if self._engines.hanging.intersection(images):
                 await asyncio.Event().wait()

@@ -87,6 +87,7 @@ def test_the_end_of_an_engine_is_explained(
     assert str(end).startswith(text)
     assert end.out_of_memory is out_of_memory
     assert end.has_reason_in_output is reason_in_output
+    assert end.maybe_out_of_memory is (out_of_memory or end == EngineExit(-9, NEWS))
 
 
 @pytest.mark.parametrize("out_of_memory", [True, False])

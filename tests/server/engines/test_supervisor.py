@@ -23,6 +23,7 @@ from tests.server.engines.fake_engine import FakeEngines
 from tests.server.serving.harness import Harness, harness, small_config, until, vectors
 
 DEADLY = b"deadly"
+LARGE = b"large"
 
 
 @pytest.fixture
@@ -90,6 +91,32 @@ async def test_a_quarantined_image_crashes_no_further_engine(
         assert answer.results[1].error.kind is ErrorKind.IMAGE_HARMFUL
         assert len(engines.children) == count
         assert engines.taken[DEADLY] == 2
+
+
+async def test_an_image_without_enough_memory_is_refused_and_its_neighbors_are_answered(
+    root: Path, engines: FakeEngines
+) -> None:
+    engines.large = {LARGE}
+    async with harness(root, launch=engines.launch) as h:
+        await h.manager.load("tiny")
+        # Twice in the request: its second copy ends no further engine.
+        request = await held_back(h, engines, b"one ", LARGE, b"two ", LARGE)
+        engines.may_compute.set()
+        answer = await request
+        errors = [item.error for item in answer.results]
+        assert [error is None for error in errors] == [True, False, True, False]
+        for error in (errors[1], errors[3]):
+            assert error is not None
+            assert error.kind is ErrorKind.OVERLOADED
+            assert "the machine has 24 GiB" in error.message
+        assert engines.taken == {b"one ": 2, LARGE: 3, b"two ": 2}
+        assert len(engines.children) == 3
+        assert h.metric("multigrain_items_failed_total", reason="memory") == 2
+        await until(lambda: h.health[service_names.EMBEDDING])
+        again = (await h.embed(LARGE)).results[0].error
+        assert again is not None
+        assert again.kind is ErrorKind.OVERLOADED
+        assert len(engines.children) == 3
 
 
 async def test_images_that_only_waited_go_to_the_next_engine(
