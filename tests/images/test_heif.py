@@ -197,11 +197,19 @@ def test_a_huge_picture_is_refused_by_its_header(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "name"), [(b"jpeg", "JPEG"), (b"j2k1", "JPEG 2000"), (b"vvc1", "H.266")]
+    ("code", "brand", "name"),
+    [
+        (b"jpeg", b"jpeg", "JPEG"),
+        (b"j2k1", b"j2ki", "JPEG 2000"),
+        (b"avc1", b"avci", "H.264"),
+        (b"vvc1", b"vvic", "H.266"),
+    ],
 )
-def test_other_compressions_are_named(code: bytes, name: str) -> None:
+def test_other_compressions_are_named(code: bytes, brand: bytes, name: str) -> None:
     data = heic(corners(64, 48)).replace(b"hvc1", code)
-    error = failure(data)
+    for changed in (data, data.replace(b"heic", brand)):
+        error = failure(changed)
+        assert f"a HEIF image with {name} compression" in error.message
     assert error.kind is ErrorKind.IMAGE_FORMAT
     assert f"a HEIF image with {name} compression" in error.message
 
