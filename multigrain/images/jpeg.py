@@ -44,7 +44,7 @@ class _Markers:
 
     frame: int = 0  # its marker; 0 = there is none
     header: bytes = b""  # the segment of the frame
-    exif: int = 0  # orientation; 0 = none
+    exif: int | None = None  # orientation of the first EXIF block; 0 = it has none
     jfif: bool = False
     transform: int | None = None  # of Adobe's marker
     scan: int = 0  # where the marker of the first scan starts
@@ -180,8 +180,9 @@ def _end_of_scans(data: bytes, position: int) -> int:
 def _note(markers: _Markers, marker: int, body: bytes) -> None:
     """Notes what a segment of a program says of orientation and colors."""
     if marker == _APP1:
-        if body.startswith(b"Exif\x00"):
-            markers.exif = markers.exif or exif_orientation(body[6:])
+        # Only the first: a file could have thousands, which take time.
+        if markers.exif is None and body.startswith(b"Exif\x00"):
+            markers.exif = exif_orientation(body[6:])
     elif marker == _APP0:
         markers.jfif = markers.jfif or (body.startswith(b"JFIF\x00") and len(body) >= 14)
     elif body.startswith(b"Adobe") and len(body) >= 12:

@@ -48,7 +48,7 @@ class _Chunks:
     palette: bytes | None = None
     transparency: bytes | None = None
     pixels: list[memoryview] = field(default_factory=list)
-    exif: int = 0
+    exif: int | None = None
     old_exif: int | None = None
 
 
@@ -241,7 +241,8 @@ def _take(chunks: _Chunks, name: bytes, body: memoryview, *, critical: bool) -> 
         if in_place and chunks.transparency is None and not chunks.pixels:
             chunks.transparency = bytes(body)
     elif name == b"eXIf":
-        chunks.exif = chunks.exif or exif_orientation(bytes(body[:_MAX_EXIF]))
+        if chunks.exif is None:  # only the first: a file could have thousands, which take time
+            chunks.exif = exif_orientation(bytes(body[:_MAX_EXIF]))
     elif (
         name in (b"tEXt", b"zTXt")
         and chunks.old_exif is None  # only the first: unpacking takes time

@@ -38,7 +38,7 @@ class WebP(Picture):
         self._place = 0, 0
         frame: tuple[int, int] | None = None
         alpha: memoryview | None = None
-        exif = 0
+        exif: int | None = None
         pixels: tuple[bytes, memoryview] | None = None
         animated = False
         for name, body, whole in _chunks(view[12:]):
@@ -55,7 +55,7 @@ class WebP(Picture):
                 if not whole:
                     raise damaged("WebP", "it ends within its pixels")
                 pixels = name, body
-            elif name == b"EXIF" and not exif:
+            elif name == b"EXIF" and exif is None:
                 exif = exif_orientation(bytes(body).removeprefix(b"Exif\x00\x00"))
         if pixels is None:
             raise damaged("WebP", "it has no pixels")

@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images import jpeg, png
 from multigrain.images.decode import decode
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from tests.images.files import corners, encode, noise
+from tests.images.lossless_jpeg import segment
+from tests.images.pngs import chunk
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -79,6 +82,27 @@ def test_damaged_exif_is_ignored() -> None:
         noise(20, 10), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12"
     )
     assert decode(data).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_only_the_first_exif_block_is_searched(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have thousands, and each search takes time."""
+    exif = b"II*\x00\x08\x00\x00\x00\x00\x00"  # no entries
+    data = encode(noise(20, 10), form)
+    if form == "JPEG":
+        block = segment(0xE1, b"Exif\x00\x00" + exif)
+        data = data[:2] + block * 1000 + data[2:]
+    else:
+        data = data[:33] + chunk(b"eXIf", exif) * 1000 + data[33:]
+    calls: list[bytes] = []
+
+    def search(block: bytes) -> int:
+        calls.append(block)
+        return 0
+
+    monkeypatch.setattr({"JPEG": jpeg, "PNG": png}[form], "exif_orientation", search)
+    assert decode(data).shape == (10, 20, 3)
+    assert calls == [exif]
 
 
 def test_gray_bilevel_and_palette_images_become_rgb() -> None:
