@@ -15,23 +15,24 @@ import numpy as np
 from PIL import Image, features
 
 from multigrain.images.formats import AVIF_BRANDS, brands
-from multigrain.images.heif_boxes import (
-    hide_exif,
-    item_types,
-    largest_size,
-    primary_crop,
-)
+from multigrain.images.heif_boxes import Contents, hide_exif, read_contents
 from multigrain.images.picture import Picture, damaged, exif_orientation, on_white, unsupported
 
 # Imported once here and not at first use in a thread: an engine imports this module at its start.
+# Several pictures are decoded at the same time: more threads for each would only be too many, and
+# Pillow counts them without the limits of a container.
 try:
     import pillow_heif as _pillow_heif
 except ImportError:
     _pillow_heif = None  # type: ignore[assignment]
+else:
+    _pillow_heif.options.DECODE_THREADS = 1
 
 _AVIF: Final = features.check("avif")
 if _AVIF:
     from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _HEVC: Final = frozenset({b"hvc1", b"hev1", b"lhv1"})
 # Types of items that hold pixels in compressions that are not read.
@@ -55,20 +56,22 @@ def open_heif(data: bytes) -> Picture:
     Raises:
         MultigrainError: IMAGE_UNREADABLE, IMAGE_FORMAT.
     """
-    types = item_types(data)
+    contents = read_contents(data)
+    types = contents.types
     named = brands(data)
     if types is None and b"moov" in data and b"avis" not in named:
         raise unsupported("a HEIF sequence without a still picture", "extract a frame")
-    if max(largest_size(data)) > _MAX_SIDE:
+    if max(contents.largest) > _MAX_SIDE:
         raise unsupported(f"an image with a side of more than {_MAX_SIDE} pixels", "scale it down")
     if types and types & _HEVC:
-        return Heic(data)
+        return Heic(data, contents)
     if types and b"av01" in types:
-        return Avif(data)
+        return Avif(data, contents)
     for name, codec in _CODECS.items():
         if types and name in types:
             raise unsupported(f"a HEIF image with {codec} compression")
-    return Heic(data) if AVIF_BRANDS.isdisjoint(named) else Avif(data)
+    form = Heic if AVIF_BRANDS.isdisjoint(named) else Avif
+    return form(data, contents)
 
 
 class Avif(Picture):
@@ -76,6 +79,7 @@ class Avif(Picture):
 
     Args:
         data: the file.
+        contents: its table of contents.
 
     Raises:
         MultigrainError: IMAGE_UNREADABLE; IMAGE_FORMAT without support in Pillow.
@@ -83,18 +87,18 @@ class Avif(Picture):
 
     form = "AVIF"
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, contents: Contents) -> None:
         if not _AVIF:
             raise unsupported(
                 "an AVIF image", "install Pillow from a wheel of version 11.3 or later"
             )
         try:
-            self._image = AvifImagePlugin.AvifImageFile(io.BytesIO(hide_exif(data)))
+            self._image = AvifImagePlugin.AvifImageFile(io.BytesIO(hide_exif(data, contents)))
         except Exception as error:
             raise damaged("AVIF", "its header cannot be read") from error
-        self.stored = largest_size(data)
+        self.stored = contents.largest
         self.size = self._image.size
-        self._crop = None if self._image.is_animated else primary_crop(data)
+        self._crop = None if self._image.is_animated else contents.crop
         if self._crop is not None:
             self.size = self._crop[2:]
         # The library writes the rotation and mirroring of the container into an EXIF block.
@@ -115,6 +119,7 @@ class Heic(Picture):
 
     Args:
         data: the file.
+        contents: its table of contents.
 
     Raises:
         MultigrainError: IMAGE_UNREADABLE; IMAGE_FORMAT without pillow-heif.
@@ -122,7 +127,7 @@ class Heic(Picture):
 
     form = "HEIC"
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, contents: Contents) -> None:
         if _pillow_heif is None:
             raise unsupported(
                 "a HEIC image",
@@ -130,12 +135,16 @@ class Heic(Picture):
             )
         try:
             file = _pillow_heif.open_heif(
-                hide_exif(data), convert_hdr_to_8bit=False, hdr_to_16bit=False
+                hide_exif(data, contents), convert_hdr_to_8bit=False, hdr_to_16bit=False
             )
             self._image: Any = file[file.primary_index]
         except Exception as error:
+            if "limit exceeded" in str(error):
+                raise unsupported(
+                    "a HEIC image of more boxes, pictures or tiles than its library reads"
+                ) from error
             raise damaged("HEIC", "its header cannot be read") from error
-        self.stored = largest_size(data)
+        self.stored = contents.largest
         self.size = self._image.size
 
     def load(self, factor: int = 1) -> Image.Image:

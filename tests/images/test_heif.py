@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,13 +12,13 @@ import numpy as np
 import pillow_heif
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, _avif
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images import heif
+from multigrain.images import heif, heif_boxes
 from multigrain.images.decode import decode, decode_image, image_size
 from tests.images.files import corners, encode, noise
-from tests.images.isobmff import crop, mirror, rotation, with_properties, with_size
+from tests.images.isobmff import box, crop, mirror, rotation, with_properties, with_size
 
 
 def avif(image: Image.Image, **options: Any) -> bytes:
@@ -223,6 +224,71 @@ def test_a_very_wide_picture_is_named(encoder: Encoder) -> None:
     error = failure(with_size(encoder(corners(64, 48)), 40_000, 10))
     assert error.kind is ErrorKind.IMAGE_FORMAT
     assert "more than 32768 pixels" in error.message
+
+
+def with_table(*parts: bytes, types: bytes = b"") -> bytes:
+    """A file without pixels and with these boxes of properties."""
+    table = box(b"iinf", bytes(6) + types) + box(b"iprp", b"".join(parts))
+    return box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"meta", bytes(4) + table)
+
+
+SIZE = box(b"ispe", struct.pack(">III", 0, 64, 48))
+# Item 0, which has 255 properties.
+ENTRY = bytes((0, 0, 255)) + bytes(range(255))
+MANY: dict[str, bytes] = {
+    "a list": with_table(box(b"ipco", box(b"free", b"") * 11_000)),
+    "many lists": with_table(box(b"ipco", box(b"free", b"") * 9_999) * 20),
+    "items": with_table(types=box(b"infe", bytes(12)) * 11_000),
+    "associations": with_table(
+        box(b"ipco", SIZE), box(b"ipma", struct.pack(">II", 0, 9_999) + ENTRY * 9_999) * 4
+    ),
+    "the file": box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"free", b"") * 200_000,
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_the_boxes_of_a_file_are_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs time, wherever it stands."""
+    reads = 0
+    number = heif_boxes._Reader.number
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> int:
+        nonlocal reads
+        reads += 1
+        return number(self, *arguments, **options)
+
+    monkeypatch.setattr(heif_boxes._Reader, "number", counted)
+    error = failure(MANY[name])
+    assert error.kind is ErrorKind.IMAGE_FORMAT
+    assert "more than 10000 boxes" in error.message
+    assert reads < 12_000
+
+
+def test_a_file_of_many_boxes_is_read_or_refused_by_name(encoder: Encoder) -> None:
+    for count in (90, 5000):
+        many = rotation(0) + box(b"free", b"") * count
+        data = with_properties(encoder(corners(64, 48)), many)
+        if count > 90 and encoder is heic:  # its library reads 100 in a list
+            error = failure(data)
+            assert error.kind is ErrorKind.IMAGE_FORMAT
+            assert "more boxes" in error.message
+        else:
+            np.testing.assert_allclose(decode(data).astype(int), UPRIGHT, atol=3)
+
+
+def test_a_picture_is_decoded_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several are decoded at the same time, and containers limit threads otherwise."""
+    threads = []
+
+    def decoder(data: bytes, codec: str, most: int) -> Any:
+        threads.append(most)
+        return original(data, codec, most)
+
+    original = _avif.AvifDecoder
+    monkeypatch.setattr(_avif, "AvifDecoder", decoder)
+    decode(avif(corners(64, 48)))
+    assert threads == [1]
+    assert pillow_heif.options.DECODE_THREADS == 1
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7, 0.95])

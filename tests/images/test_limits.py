@@ -12,8 +12,13 @@ from multigrain.data.image_folder import scan
 from multigrain.data.probe import probe
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.decode import decode
+from multigrain.images.heif import open_heif
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits, read_limits, write_limits
+from multigrain.images.picture import Picture
+from multigrain.images.webp import WebP
 from tests.images.files import encode, noise
+from tests.images.isobmff import crop, with_properties
+from tests.images.test_heif import avif
 
 ROOT = Path(__file__).parents[2] / "multigrain"
 # Functions that decode -> number of arguments with the limits.
@@ -54,10 +59,29 @@ def test_damaged_limits_are_an_error_that_says_what_to_do(tmp_path: Path, conten
     assert caught.value.kind is ErrorKind.STORAGE
 
 
-def test_pillows_limit_is_not_the_lower_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses twice as many
-    for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
-        assert decode(encode(noise(40, 30), form), ImageLimits(max_pixels=1200)).shape[2] == 3
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "AVIF", "cropped AVIF"])
+def test_pillows_limit_is_not_the_lower_one(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow itself refuses pictures of twice as many pixels."""
+    if form in FORMATS:
+        data = encode(noise(40, 30), form)
+    else:
+        data = avif(noise(40, 40))
+        data = with_properties(data, crop(40, 30)) if form == "cropped AVIF" else data
+    limits = ImageLimits(max_pixels=1600)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode(data, limits).shape == ((40, 40, 3) if form == "AVIF" else (30, 40, 3))
+    if form in ("WEBP", "cropped AVIF"):  # the others do not come to Pillow's check
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(Image.DecompressionBombError):
+            opened(data).load()
+
+
+def opened(data: bytes) -> Picture:
+    """The picture of a file whose size is not compared with a limit."""
+    return WebP(data) if data.startswith(b"RIFF") else open_heif(data)
 
 
 def test_what_is_served_can_be_trained_on(tmp_path: Path) -> None:
