@@ -16,6 +16,8 @@ UNIX = "unix:"
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _ZONE = re.compile(r"%[A-Za-z0-9._-]+")
+# The same in a URI (RFC 6874). Digits may be the number of an interface, such as 254 or 25.
+_URI_ZONE = re.compile(r"%25(?!\d*\])")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # What a URI may have in a path, without the comma, which separates addresses.
 _SOCKET_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+;=:@/-]+")
@@ -42,6 +44,8 @@ class HostPort:
 
 def host_port(text: str, *, any_free_port: bool = False) -> HostPort:
     """Reads "host:port" or "[ipv6]:port"; spaces around it are ignored.
+
+    The zone of an IPv6 address follows "%" or, as in a URI, "%25".
 
     Args:
         text: the address.
@@ -132,7 +136,7 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _split(text: str) -> tuple[str, str]:
     """Host, without brackets, and port."""
     if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
+        host, bracket, rest = _URI_ZONE.sub("%", text[1:]).partition("]")
         if not bracket:
             raise _wrong(text, "the bracket is not closed", _give(""))
         colon, port = rest[:1], rest[1:]

@@ -26,10 +26,12 @@ class OutputFile:
 
     Attributes:
         path: the result.
+        target: where it is, through links; absolute, so that changing the folder does not matter.
         stream: the temporary file, open for writing.
         finished: it has its name.
     """
 
+    target: Path
     stream: BinaryIO
 
     def __init__(self, path: str | os.PathLike[str], *, buffered: bool = True) -> None:
@@ -79,17 +81,19 @@ class OutputFile:
         self.sync()
         self.stream.close()
         if self._partial is not None:
-            # Through a link: the link itself stays.
-            self._partial.replace(os.path.realpath(self.path))
+            self._partial.replace(self.target)
         self.finished = True
         return self.path
 
     def reader(self) -> BinaryIO:
         """The temporary file, open for reading."""
-        return (self._partial or self.path).open("rb")
+        return (self._partial or self.target).open("rb")
 
-    def keep(self, path: Path) -> Path:
-        """Gives an unfinished file a name; a number is added if the name is taken.
+    def keep(self, name: str) -> Path:
+        """Gives an unfinished file another name in its folder, with a number if it is taken.
+
+        Returns:
+            its path; relative, if that of the result is and the folder was not changed.
 
         Raises:
             OSError: if it cannot be renamed.
@@ -97,13 +101,15 @@ class OutputFile:
         self.stream.close()
         if self._partial is None or self.finished:
             return self.path
-        kept, number = path, 1
+        path = kept = self.target.with_name(name)
+        number = 1
         while os.path.lexists(kept):
             number += 1
             kept = path.with_name(f"{path.stem}-{number}{path.suffix}")
         self._partial.rename(kept)
         self.finished = True
-        return kept
+        shown = self.path.with_name(kept.name)
+        return shown if os.path.realpath(shown) == str(kept) else kept
 
     def discard(self) -> None:
         """Closes and removes the temporary file, unless it was finished or kept."""
@@ -115,7 +121,8 @@ class OutputFile:
             self._partial.unlink(missing_ok=True)
 
     def _open(self) -> None:
-        target = Path(os.path.realpath(self.path))
+        # Through a link: the link itself stays.
+        target = self.target = Path(os.path.realpath(self.path))
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:

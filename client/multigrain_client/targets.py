@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from multigrain.addresses import socket_path as check_socket_path
 from multigrain_client.errors import InvalidRequest
 
 _MAX_SOCKET_PATH = 107
+_URI_ZONE = re.compile(r"%25(?=[^]])")
 _XDS_BOOTSTRAP = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
 
 
@@ -65,7 +67,8 @@ def _parse(text: str) -> Target:
     scheme = scheme.lower()
     # "dns:50051" is a host named dns.
     if colon and scheme in _READERS and not rest.isdigit():
-        return _READERS[scheme](rest, text)
+        # As gRPC reads it, even before digits: "%251" is the interface with number 1.
+        return _READERS[scheme](_URI_ZONE.sub("%", rest), text)
     # All of them are checked before the first is looked up.
     addresses = [host_port(part) for part in text.split(",") if part.strip()]
     if len(addresses) > 1:
@@ -78,7 +81,9 @@ def _single(address: HostPort, prefix: str = "") -> Target:
         prefix = "dns:///"
     # gRPC decodes percent signs, which separate the interface of an IPv6 address.
     return Target(
-        prefix + str(address).replace("%", "%25"), str(address) * bool(prefix), _remote([address])
+        prefix + str(address).replace("%", "%25"),
+        str(address) if prefix else "",
+        _remote([address]),
     )
 
 

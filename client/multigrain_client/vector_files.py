@@ -104,7 +104,7 @@ class NpyFile:
     def begin(self, size: int, model: str) -> None:
         self._size = size
         header = self._header(self._rows)
-        _check_space(self._file.path, len(header) + self._rows * size * 4)
+        _check_space(self._file.target, len(header) + self._rows * size * 4)
         _write(self._file, header)
         _write(self._list, LIST_HEAD)
         self._list_bytes = len(LIST_HEAD)
@@ -129,13 +129,16 @@ class NpyFile:
     def keep(self) -> tuple[int, list[Path]]:
         if not self._written:
             return 0, []
-        # First without a row that was written in part, which frees space.
+        # First without a row that was written in part, which frees space. A file that is closed is
+        # complete and could not be renamed.
         header = self._header(self._written)
-        self._file.stream.truncate(len(header) + self._written * self._size * 4)
-        if not self._list.finished:
+        if not self._file.stream.closed:
+            self._file.stream.truncate(len(header) + self._written * self._size * 4)
+        if not self._list.stream.closed:
             self._list.stream.truncate(self._list_bytes)
-        self._file.stream.seek(0)
-        _write(self._file, header)
+        if not self._file.stream.closed:
+            self._file.stream.seek(0)
+            _write(self._file, header)
         return self._written, [file.keep(_part(file.path)) for file in (self._file, self._list)]
 
     def close(self) -> None:
@@ -181,7 +184,7 @@ class ParquetFile:
     def begin(self, size: int, model: str) -> None:
         arrow = self._arrow
         reserved = min(self._count, ROW_GROUP) * (size * 4 + _ROW_BYTES) + _END_BYTES
-        _check_space(self._file.path, self._count * size * 4 + reserved)
+        _check_space(self._file.target, self._count * size * 4 + reserved)
         self._reserve = _Reserve(self._file, reserved)
         self._schema = arrow.schema(
             [
@@ -277,7 +280,7 @@ class _Reserve(io.RawIOBase):
         self.full: OSError | None = None
         self._file = file
         self._written = 0
-        self._reserve = OutputFile(file.path, buffered=False).__enter__()
+        self._reserve = OutputFile(file.target, buffered=False).__enter__()
         # Random bytes, which no file system stores in less space.
         block = os.urandom(min(size, _END_BYTES))
         try:
@@ -310,8 +313,8 @@ class _Reserve(io.RawIOBase):
         self._reserve.discard()
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.part{path.suffix}")
+def _part(path: Path) -> str:
+    return f"{path.stem}.part{path.suffix}"
 
 
 def _write(file: OutputFile, data: bytes) -> None:
@@ -347,7 +350,7 @@ def _check_space(path: Path, needed: int) -> None:
     """Raises:
     OSError: if the disk has less free space than that.
     """
-    free = shutil.disk_usage(os.path.realpath(path.parent))
+    free = shutil.disk_usage(path.parent)
     if free.total and free.free < needed:
         raise OSError(
             errno.ENOSPC,

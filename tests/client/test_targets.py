@@ -30,6 +30,20 @@ ACCEPTED = {
     "0.0.0.0:1": Target("0.0.0.0:1"),
     "[2001:db8::1]:1": Target("[2001:db8::1]:1", hosts=("2001:db8::1",)),
     "[fe80::1%eb0]:1": Target("[fe80::1%25eb0]:1", hosts=("fe80::1%eb0",)),
+    "[fe80::1%25eb0]:1": Target("[fe80::1%25eb0]:1", hosts=("fe80::1%eb0",)),
+    "[fe80::1%251]:1": Target("[fe80::1%25251]:1", hosts=("fe80::1%251",)),
+    "[fe80::1%25]:1": Target("[fe80::1%2525]:1", hosts=("fe80::1%25",)),
+    "[fe80::1%25a]:1,[fe80::2%b]:2": Target(
+        "ipv6:[fe80::1%25a]:1,[fe80::2%25b]:2",
+        "[fe80::1%a]:1",
+        ("fe80::1%a", "fe80::2%b"),
+        several=True,
+    ),
+    "ipv6:[fe80::1%25eb0]:1": Target("ipv6:[fe80::1%25eb0]:1", "[fe80::1%eb0]:1", ("fe80::1%eb0",)),
+    "ipv6:[fe80::1%251]:1": Target("ipv6:[fe80::1%251]:1", "[fe80::1%1]:1", ("fe80::1%1",)),
+    "dns:///[fe80::1%25eb0]:1": Target(
+        "dns:///[fe80::1%25eb0]:1", "[fe80::1%eb0]:1", ("fe80::1%eb0",)
+    ),
     "dns:50051": Target("dns:///dns:50051", "dns:50051", ("dns",)),
     "unix:50051": Target("dns:///unix:50051", "unix:50051", ("unix",)),
     "dns:///example.org:1": Target("dns:///example.org:1", "example.org:1", ("example.org",)),

@@ -329,3 +329,47 @@ def test_signal_keeps_the_rows_and_says_where(
     assert "Traceback" not in err
     check_kept(tmp_path / "v.part.npy", photos, 32)
     assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_changing_the_folder_meanwhile_does_not_matter(
+    client, photos, tmp_path, monkeypatch, name, fails
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def change(done: int, total: int) -> None:
+        if done == 1:
+            os.chdir(tmp_path / "other")
+        if fails and done == 37:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        client.embed_folder(photos, name, on_progress=change)
+    if fails:
+        check_kept(tmp_path / name.replace(".", ".part."), photos, 37)
+    else:
+        check_kept(tmp_path / name, photos, 100)
+    assert not list((tmp_path / "other").iterdir())
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["v.csv", *KINDS])
+def test_rows_of_a_file_that_cannot_be_renamed_are_kept(client, photos, tmp_path, name) -> None:
+    out = tmp_path / (name if name in KINDS else "v.npy")
+
+    def stand_in_the_way(done: int, total: int) -> None:
+        if done == total:
+            (tmp_path / name / "full").mkdir(parents=True)
+
+    with pytest.raises(IsADirectoryError) as caught:
+        client.embed_folder(photos, out, on_progress=stand_in_the_way)
+    (note,) = caught.value.__notes__
+    assert note.startswith("all 100 rows are in ")
+    kept = [Path(word) for word in note.removeprefix("all 100 rows are in ").split(" and ")]
+    assert len(kept) == (2 if out.suffix == ".npy" else 1)
+    if len(kept) == 2:
+        kept[1].rename(kept[0].with_suffix(".csv"))
+    check_kept(kept[0], photos, 100)
+    assert not leftovers(tmp_path)
