@@ -61,8 +61,8 @@ def plot_names(names: Sequence[str]) -> PlotNames:
         texts = [_MODIFIERS.sub("", text) for text in texts]
         missing &= {ord(character) for text in texts for character in text}
     fonts = _installed() if missing else iter(())
-    for family, characters in fonts:
-        if missing & characters:
+    for family, characters, path in fonts:
+        if missing & characters and _register(path):
             families.append(family)
             missing -= characters
         if not missing:
@@ -86,8 +86,8 @@ def _own_characters() -> set[int]:
     return set(ft2font.FT2Font(font_manager.findfont(_DEFAULT)).get_charmap())
 
 
-def _installed() -> Iterator[tuple[str, set[int]]]:
-    """Family and characters of the installed fonts, plain ones first.
+def _installed() -> Iterator[tuple[str, set[int], str]]:
+    """Family, characters and path of the installed fonts, plain ones first.
 
     Read from the folders of the system: matplotlib's cache lacks fonts that were installed later.
     """
@@ -104,7 +104,19 @@ def _installed() -> Iterator[tuple[str, set[int]]]:
             if not font.scalable or "last resort" in font.family_name.lower():
                 continue
             characters = set(font.get_charmap())
-            font_manager.fontManager.addfont(path)
         except (OSError, RuntimeError, ValueError):  # damaged, or a format that is not read
             continue
-        yield font.family_name, characters
+        yield font.family_name, characters, path
+
+
+def _register(path: str) -> bool:
+    """Has matplotlib find a font file by its family; False if it cannot use it."""
+    from matplotlib import font_manager
+
+    known = font_manager.fontManager
+    if all(font.fname != path for font in known.ttflist):
+        try:
+            known.addfont(path)
+        except (OSError, RuntimeError, ValueError):
+            return False
+    return True

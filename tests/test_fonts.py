@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import font_manager, get_data_path
 
 from multigrain import fonts
 from multigrain.evaluate.results import plot_confusion
@@ -51,7 +53,7 @@ def test_names_in_any_script_are_plotted_without_a_box(tmp_path: Path) -> None:
 
 def test_an_installed_font_that_has_the_characters_is_used() -> None:
     def chinese() -> str:
-        return next((family for family, has in fonts._installed() if ord("犬") in has), "")
+        return next((family for family, has, _ in fonts._installed() if ord("犬") in has), "")
 
     family = chinese()
     if not family:
@@ -68,14 +70,31 @@ def test_a_skin_tone_that_no_font_has_is_left_out() -> None:
 
 
 def test_only_fonts_that_are_needed_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def installed() -> Iterator[tuple[str, set[int]]]:
-        yield "Other", set(map(ord, "abc"))
-        yield "Chinese", set(map(ord, "犬猫"))
+    def installed() -> Iterator[tuple[str, set[int], str]]:
+        own = font_manager.findfont("DejaVu Sans")
+        yield "Other", set(map(ord, "abc")), own
+        yield "Chinese", set(map(ord, "犬猫")), own
         raise AssertionError("everything was found")
 
     monkeypatch.setattr(fonts, "_installed", installed)
     assert plot_names(OWN).families == ["DejaVu Sans"]
     assert plot_names(("犬",)).families == ["DejaVu Sans", "Chinese"]
+
+
+def test_only_a_font_that_is_needed_is_registered_and_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    matplotlib_fonts = Path(get_data_path()) / "fonts" / "ttf"
+    latin = shutil.copy(matplotlib_fonts / "cmr10.ttf", tmp_path / "a.ttf")
+    greek = shutil.copy(matplotlib_fonts / "STIXGeneral.ttf", tmp_path / "b.ttf")
+    known = font_manager.fontManager
+    monkeypatch.setattr(known, "ttflist", list(known.ttflist))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(latin), str(greek)])
+    monkeypatch.setattr(fonts, "_own_characters", lambda: {ord("a")})
+    before = len(known.ttflist)
+    for _ in range(2):
+        assert plot_names(("aλ",)).families == ["DejaVu Sans", "STIXGeneral"]
+    assert [font.fname for font in known.ttflist[before:]] == [str(greek)]
 
 
 @pytest.mark.usefixtures("no_fonts")

@@ -7,10 +7,11 @@ import pytest
 
 from multigrain.losses.objective import JointObjective
 from multigrain.model.gem import GeM
-from multigrain.model.layouts import Layout
+from multigrain.model.layouts import LAYOUTS, Layout
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.parameters import initialize
 from multigrain.model.resnet import ResNet
+from multigrain.optim.thor.capture import attach_taps
 from multigrain.specs.training import (
     LearningRateSpec,
     OptimizerSpec,
@@ -21,6 +22,14 @@ from multigrain.specs.training import (
 from multigrain.train.step import TrainStep
 
 pytestmark = pytest.mark.mindspore
+
+
+def test_thor_preconditions_every_layer_of_a_resnet18() -> None:
+    model = MultiGrain(ResNet(LAYOUTS["resnet18"]), GeM(3.0, learn=True), 4)
+    layers = attach_taps(model, block_size=128)
+    # The stem, 8 blocks of 2, 3 shortcuts, and the classifier.
+    assert [layer.kind for layer in layers].count("conv") == 20
+    assert len(layers) == 21
 
 
 @pytest.mark.parametrize(
