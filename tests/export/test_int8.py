@@ -14,6 +14,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.export import int8, run
 from multigrain.export.int8 import Int8Images, int8_images, write_int8
 from multigrain.images.preprocess import preprocess
+from multigrain.machine import Cpus
 from multigrain.specs.export import ExportSpec
 from tests.engine.bundles import TinyNetwork, write_bundle
 from tests.evaluate.context import context, write_checkpoint
@@ -160,3 +161,25 @@ def test_an_export_writes_the_quantized_graph(pictures: Path, tmp_path: Path) ->
     assert "BatchNormInference" not in (folder / "model-int8.xml").read_text()
     loaded = load("openvino-int8", Bundle(folder, manifest), Compute(threads=1, max_batch=4))
     assert loaded.runtimes[16].precision == "int8"
+
+
+def test_calibration_uses_no_more_threads_than_a_container_has_cpus(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openvino import CompiledModel, Core
+
+    compiled: list[CompiledModel] = []
+    compile_model = Core.compile_model
+
+    def recorded(*arguments: object, **options: object) -> CompiledModel:
+        compiled.append(compile_model(*arguments, **options))
+        return compiled[-1]
+
+    monkeypatch.setattr(Core, "compile_model", recorded)
+    monkeypatch.setattr(int8, "cpus", lambda: Cpus(machine=64, affinity=64, quota=0.5))
+    quantized(tmp_path, int8_images(spec(pictures, int8_images=4), LABELS))
+    threads = [model.get_property("INFERENCE_NUM_THREADS") for model in compiled]
+    # Of statistics and bias correction, and the two graphs that are compared.
+    assert len(threads) > 3
+    assert set(threads) == {1}
+    assert Core.compile_model is recorded
