@@ -261,9 +261,10 @@ def test_only_a_kill_counted_since_the_attempt_began_is_attributed_to_memory(
 ) -> None:
     monkeypatch.setattr(OomWatch, "killed", lambda _: killed)
     plan = LaunchPlan(processes=(), worker_logs=(tmp_path / "0.log",), scheduler_log=None)
-    workers = attempt.Ranks(1, DeviceSpec(), plan)
+    workers = attempt.Ranks(1, DeviceSpec(), plan, "lower batch_size")
     workers.workers[0].on_guard_message(Exit(137, signal.SIGKILL))
     failure = workers.find_failure(0.0)
     assert failure is not None
     assert failure.out_of_memory is bool(killed)
     assert text in failure.error.message
+    assert ("lower batch_size" in failure.error.message) is (killed is not False)

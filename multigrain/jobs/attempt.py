@@ -132,13 +132,17 @@ class Ranks:
         world: number of workers.
         devices: has the timeouts.
         plan: has the logs.
+        memory_advice: what to do if memory ran out.
     """
 
-    def __init__(self, world: int, devices: DeviceSpec, plan: LaunchPlan) -> None:
+    def __init__(
+        self, world: int, devices: DeviceSpec, plan: LaunchPlan, memory_advice: str
+    ) -> None:
         self.workers = {number: Rank() for number in range(world)}
         self.scheduler = Rank()
         self._devices = devices
         self._plan = plan
+        self._memory_advice = memory_advice
         self._oom_watch = OomWatch()
 
     def get(self, number: int) -> Rank | None:
@@ -192,6 +196,7 @@ class Ranks:
                     self._log(number),
                     oom_killer=self._oom_watch.killed(),
                     memory=self._oom_watch.memory(),
+                    advice=self._memory_advice,
                 )
         number, rank = ordered[0]
         if rank.failed:
@@ -272,6 +277,7 @@ class Attempt:
         limits: of the runner.
         stop: whether the job should stop.
         store: writes a record of this attempt to the event log.
+        memory_advice: what to do if memory runs out.
     """
 
     command: RankCommand
@@ -281,6 +287,7 @@ class Attempt:
     limits: RunnerLimits
     stop: StopSignal
     store: Callable[[Record], None]
+    memory_advice: str
 
     def run(self) -> AttemptEnd:
         """Runs the attempt; returns when it has ended and none of its processes is left.
@@ -308,7 +315,8 @@ class _Launch:
         self._attempt = attempt
         self._plan = plan
         self._server = server
-        self._ranks = Ranks(attempt.command.world, attempt.command.devices, plan)
+        command = attempt.command
+        self._ranks = Ranks(command.world, command.devices, plan, attempt.memory_advice)
         self._launched = time.monotonic()
         self._stopping_since: float | None = None
         self._processes: list[subprocess.Popen[bytes]] = []

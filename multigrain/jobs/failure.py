@@ -11,6 +11,7 @@ from pathlib import Path
 from multigrain.errors import ErrorKind
 from multigrain.events.records import JobError
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
+from multigrain.jobs.job_request import JobRequest
 from multigrain.machine import Memory
 from multigrain.memory import is_out_of_memory
 from multigrain.processes import describe_signal, explain_signal
@@ -33,7 +34,7 @@ RETRYABLE = frozenset(
 """Kinds of errors that another attempt may not have. All others would recur: wrong input, a missing
 dataset, a non-finite loss."""
 
-_MEMORY_ADVICE = (
+_TRAINING_ADVICE = (
     "use a smaller schedule.batch_size or model.image_size, fewer workers, or more memory"
 )
 MAX_LENGTH = 500
@@ -77,6 +78,22 @@ class Failure:
         return self.error.exit_code
 
 
+def memory_advice(request: JobRequest) -> str:
+    """What a user can change if memory ran out, by the fields of the job's kind."""
+    if request.evaluation is not None:
+        fewer = ", fewer workers" if request.evaluation.devices.count > 1 else ""
+        return f"use a smaller batch_size or resolution{fewer}, or more memory"
+    if request.export is not None:
+        spec = request.export
+        fields = ["resolutions" if spec.resolutions else "resolution"]
+        if spec.whitening_path:
+            fields.append("whitening_images")
+        if spec.int8_path:
+            fields.append("int8_images")
+        return f"lower {' or '.join(fields)}, or use more memory"
+    return _TRAINING_ADVICE
+
+
 def worker_died(
     rank: int,
     exit: Exit,
@@ -84,6 +101,7 @@ def worker_died(
     *,
     oom_killer: bool | None = None,
     memory: Memory | None = None,
+    advice: str = _TRAINING_ADVICE,
 ) -> Failure:
     """A worker or the scheduler exited without reporting a result.
 
@@ -94,6 +112,7 @@ def worker_died(
         oom_killer: whether the kernel's OOM killer has ended a process during the attempt; None =
             unknown.
         memory: what the worker may use.
+        advice: what to do if memory ran out; see ``memory_advice``.
     """
     who = _name(rank)
     out_of_memory = bool(oom_killer) and exit.signal == signal.SIGKILL
@@ -101,10 +120,10 @@ def worker_died(
         allowed = f" ({memory.describe_limit()})" if memory is not None else ""
         message = (
             f"{who} was killed by SIGKILL (signal 9), by the kernel: the machine or its container "
-            f"ran out of memory{allowed}; {_MEMORY_ADVICE}"
+            f"ran out of memory{allowed}; {advice}"
         )
     elif exit.signal is not None:
-        hint = _explain(exit.signal, oom_killer) or "see the tail of its log"
+        hint = _explain(exit.signal, oom_killer, advice) or "see the tail of its log"
         message = f"{who} was killed by {describe_signal(exit.signal)}: {hint}"
     elif exit.code == 0:
         message = f"{who} exited before its work was done; see the tail of its log"
@@ -249,16 +268,20 @@ def _name(rank: int) -> str:
     return "the cluster's scheduler" if rank == SCHEDULER_RANK else f"rank {rank}"
 
 
-def _explain(number: int, oom_killer: bool | None) -> str:
+def _explain(number: int, oom_killer: bool | None, advice: str) -> str:
     if number == signal.SIGKILL:
         if oom_killer is None:
-            return f"usually because the machine ran out of memory; {_MEMORY_ADVICE}"
+            return f"usually because the machine ran out of memory; {advice}"
         return "from outside: the kernel has killed no process for lack of memory"
     return explain_signal(number) + _SIGNAL_ADVICE.get(number, "")
 
 
-def describe_exception(error: Exception) -> str:
+def describe_exception(error: Exception, advice: str = _TRAINING_ADVICE) -> str:
     """Type and message of an exception, and advice if memory ran out.
+
+    Args:
+        error: that ended the worker.
+        advice: from ``memory_advice``.
 
     Returns:
         One line of at most ``MAX_LENGTH`` characters, and the advice.
@@ -266,7 +289,7 @@ def describe_exception(error: Exception) -> str:
     text = _first_sentence(str(error))[:MAX_LENGTH]
     name = type(error).__name__
     described = f"{name}: {text}" if text else name
-    return f"{described} ({_MEMORY_ADVICE})" if is_out_of_memory(error) else described
+    return f"{described} ({advice})" if advice and is_out_of_memory(error) else described
 
 
 def _first_sentence(message: str) -> str:

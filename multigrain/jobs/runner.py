@@ -29,7 +29,7 @@ from multigrain.events.records import (
     StateRecord,
 )
 from multigrain.jobs.attempt import Attempt, Finished
-from multigrain.jobs.failure import Failure, runner_lost
+from multigrain.jobs.failure import Failure, memory_advice, runner_lost
 from multigrain.jobs.ipc import remove_channels
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
@@ -204,6 +204,7 @@ class Runner:
             limits=self._limits,
             stop=self._stop,
             store=self.store,
+            memory_advice=memory_advice(request),
         )
 
     def _report_restart(self, failed: Failure, restarts: int, allowed: int) -> None:

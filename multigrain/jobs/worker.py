@@ -13,7 +13,7 @@ from importlib import import_module
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.context import Outcome, WorkerContext
-from multigrain.jobs.failure import describe_exception
+from multigrain.jobs.failure import describe_exception, memory_advice
 from multigrain.jobs.ipc import ChannelReporter, Done, Failed, Hello
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
@@ -104,8 +104,10 @@ def run_worker(
     except OSError as error:
         print(f"cannot connect to the runner: {error}", file=sys.stderr, flush=True)
         return 1
+    advice = ""
     try:
         request = JobRequest.load(options.folder.spec)
+        advice = memory_advice(request)
         set_up(options)
         entry_point = find_entry_point(request.kind)
         reporter.ready()
@@ -127,7 +129,8 @@ def run_worker(
     except Exception as error:  # a defect of ours or of a library: the runner retries
         _print_traceback()
         memory = is_out_of_memory(error)
-        return _fail(reporter, Failed("", describe_exception(error), out_of_memory=memory))
+        described = describe_exception(error, advice)
+        return _fail(reporter, Failed("", described, out_of_memory=memory))
     reporter.finish(Done(outcome.stopped, outcome.message))
     return 0
 

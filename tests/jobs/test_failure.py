@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
+
+import pytest
 
 from multigrain.errors import ErrorKind
 from multigrain.jobs.failure import (
@@ -13,13 +16,16 @@ from multigrain.jobs.failure import (
     describe_exception,
     launcher_ended,
     log_tail,
+    memory_advice,
     runner_lost,
     stalled,
     work_failed,
     worker_died,
 )
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
+from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.machine import Memory
+from multigrain.specs.training import ModelSpec, ScheduleSpec
 
 # As MindSpore 2.8 raises it.
 NO_MEMORY = """
@@ -83,6 +89,56 @@ def test_a_kill_by_the_oom_killer_is_distinguished_from_other_kills() -> None:
     # It killed another process meanwhile.
     assert not worker_died(3, Exit(139, signal.SIGSEGV), None, oom_killer=True).out_of_memory
     assert not worker_died(3, Exit(137, signal.SIGKILL), None).out_of_memory
+
+
+def request(kind: JobKind, **spec: object) -> JobRequest:
+    return JobRequest.model_validate(
+        {"job_id": "j", "kind": kind, "create_time": "", kind.lower(): spec}
+    )
+
+
+WHITENED = {"whitening_path": "/data"}
+QUANTIZED = {"int8_path": "/data"}
+TWO_HEADS = {"resolutions": [{"resolution": 128}, {"resolution": 224}]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "advice"),
+    [
+        (
+            request(JobKind.TRAINING),
+            "use a smaller schedule.batch_size or model.image_size, fewer workers, or more memory",
+        ),
+        (
+            request(JobKind.EVALUATION),
+            "use a smaller batch_size or resolution, or more memory",
+        ),
+        (
+            request(JobKind.EVALUATION, devices={"count": 2}),
+            "use a smaller batch_size or resolution, fewer workers, or more memory",
+        ),
+        (request(JobKind.EXPORT), "lower resolution, or use more memory"),
+        (request(JobKind.EXPORT, **TWO_HEADS), "lower resolutions, or use more memory"),
+        (
+            request(JobKind.EXPORT, **WHITENED),
+            "lower resolution or whitening_images, or use more memory",
+        ),
+        (
+            request(JobKind.EXPORT, **WHITENED, **QUANTIZED),
+            "lower resolution or whitening_images or int8_images, or use more memory",
+        ),
+    ],
+)
+def test_advice_about_memory_names_fields_of_the_job(request_: JobRequest, advice: str) -> None:
+    """Each is a field of the specification that the user has submitted."""
+    said = memory_advice(request_)
+    assert said == advice
+    for name in re.findall(r"\w+_\w+|resolutions?", said):
+        fields = {*type(request_.spec).model_fields, *ScheduleSpec.model_fields}
+        assert name in fields | {*ModelSpec.model_fields}
+    killed = worker_died(0, Exit(137, signal.SIGKILL), None, oom_killer=True, advice=said)
+    assert killed.error.message.endswith(said)
+    assert describe_exception(MemoryError(), said) == f"MemoryError ({said})"
 
 
 def test_a_signal_is_named_with_advice() -> None:
