@@ -13,10 +13,12 @@ import grpc
 
 from multigrain_client.errors import InvalidRequest
 from multigrain_client.proxy import ENABLE_OPTION, PROXY_OPTION, Proxy, find_proxy
+from multigrain_client.retry import check_timeout
 from multigrain_client.targets import parse_target
 
 ChannelOption = tuple[str, str | int]
 MIB = 1024 * 1024
+_MAX_INT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,19 @@ def channel_config(
 
     Args:
         target: see ``targets.parse_target``.
-        token: sent with every call as ``authorization: Bearer <token>``. Without TLS it is
-            readable on the network.
+        token: sent with every call as ``authorization: Bearer <token>``. Newlines at its end,
+            as in a token file, are dropped. Without TLS it is readable on the network.
         tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
             TCP.
         keepalive: seconds between pings on a connection with calls in flight; 0 = no pings.
         options: gRPC channel options that override the defaults here.
 
     Raises:
-        InvalidRequest: for an invalid target.
+        InvalidRequest: for an invalid target, token or keepalive.
     """
     parsed = parse_target(target)
+    if keepalive != 0:
+        check_timeout(keepalive, "keepalive")
     chosen: dict[str, str | int] = {
         "grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}),
         # A response with 64 vectors can exceed gRPC's default of 4 MiB.
@@ -112,7 +116,7 @@ def channel_config(
     }
     if keepalive > 0:
         chosen |= {
-            "grpc.keepalive_time_ms": int(keepalive * 1000),
+            "grpc.keepalive_time_ms": min(int(keepalive * 1000), _MAX_INT),
             "grpc.keepalive_timeout_ms": 20_000,
             # The client of an event stream sends nothing for hours: ping all the same.
             "grpc.http2.max_pings_without_data": 0,
@@ -138,16 +142,21 @@ def channel_config(
 
 
 def _checked(token: str) -> str:
-    """The token, which becomes a header. The error does not show it.
+    """The token as a header holds it. The error does not show it.
 
     Raises:
         InvalidRequest: if a header cannot hold it.
     """
+    if not isinstance(token, str):
+        raise InvalidRequest(f"token: must be text, not {type(token).__name__}")
+    token = token.rstrip("\r\n")
+    if not token:
+        raise InvalidRequest("token: it has no character but newlines")
     wrong = [at for at, one in enumerate(token, 1) if not (one.isascii() and one.isprintable())]
     if wrong:
         raise InvalidRequest(
-            f"token: character {wrong[0]} of {len(token)} is not printable ASCII; is it a newline "
-            "of the file that the token comes from?"
+            f"token: character {wrong[0]} of {len(token)} is not printable ASCII, which is all "
+            "that a header can hold"
         )
     if token != token.strip():
         raise InvalidRequest("token: it begins or ends with a space")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import grpc
 
-from multigrain_client.errors import MultigrainClientError
+from multigrain_client.errors import InvalidRequest, MultigrainClientError
 
 # The statuses that gRPC itself reports when a connection breaks under a stream (a proxy restarts,
 # RST_STREAM). Only streams that can continue from a known position are retried on these.
@@ -23,6 +25,28 @@ _BROKEN_STREAM = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )
+
+
+# Seconds. gRPC takes deadlines in the far future as ones that have passed.
+LONGEST_TIMEOUT = 1e9
+
+
+def check_timeout(seconds: float | None, name: str = "timeout") -> float | None:
+    """The timeout, if it is one; None = no limit.
+
+    Raises:
+        InvalidRequest: for anything but a number of seconds above 0.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, Real):
+        raise InvalidRequest(f"{name}: must be a number of seconds, not {seconds!r}")
+    if math.isnan(seconds) or not 0 < seconds <= LONGEST_TIMEOUT:
+        raise InvalidRequest(
+            f"{name}: {float(seconds):g} is not a number of seconds above 0, at most "
+            f"{LONGEST_TIMEOUT:g}"
+        )
+    return float(seconds)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import grpc
 import pytest
 
-from multigrain_client import InvalidRequest, Tls
+from multigrain_client import AsyncClient, Client, InvalidRequest, Tls
 from multigrain_client.channel import channel_config
 from multigrain_client.errors import from_rpc
 
@@ -75,9 +77,66 @@ def test_keepalive_sets_the_ping_interval():
 
 
 @pytest.mark.parametrize(
-    "token", ["secret\n", "s\u00fccret", "caf\udce9", "\x7f", " secret", "日本"]
+    "token",
+    [
+        "sec\nret",
+        "secret\n\x1b",
+        "sec\tret",
+        "\n",
+        "\r\n",
+        b"secret",
+        "s\u00fccret",
+        "caf\udce9",
+        "\x7f",
+        " secret",
+        "日本",
+    ],
 )
 def test_token_that_no_header_can_hold_is_refused_without_showing_it(token):
     with pytest.raises(InvalidRequest, match=r"^token: ") as caught:
         channel_config("127.0.0.1:50051", token=token)
-    assert token.strip() not in str(caught.value)
+    shown = str(caught.value)
+    assert "sec" not in shown
+    assert "ret" not in shown
+    assert shown.isascii()
+    assert "\n" not in shown
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_newlines_at_the_end_of_a_token_are_dropped(kind, end):
+    client = kind("127.0.0.1:50051", token=f"secret{end}")
+    assert client._transport.config.metadata == (("authorization", "Bearer secret"),)
+
+
+BAD_SECONDS = [0, 0.0, -1, float("nan"), float("inf"), float("-inf"), 1e10, "5", True]
+
+
+@pytest.mark.parametrize("seconds", BAD_SECONDS)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_invalid_timeout_is_refused_by_the_constructor(kind, seconds):
+    with pytest.raises(InvalidRequest, match=r"^timeout: "):
+        kind("127.0.0.1:1", timeout=seconds)
+    if seconds != 0:
+        with pytest.raises(InvalidRequest, match=r"^keepalive: "):
+            kind("127.0.0.1:1", keepalive=seconds)
+
+
+@pytest.mark.parametrize("seconds", BAD_SECONDS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, seconds: client.job("job-1", timeout=seconds),
+        lambda client, seconds: client.health(timeout=seconds),
+        lambda client, seconds: client.embed([b"1"], timeout=seconds),
+        lambda client, seconds: client.wait("job-1", timeout=seconds),
+        lambda client, seconds: list(client.stream_events("job-1", timeout=seconds)),
+        lambda client, seconds: client.download_model("m", os.devnull, timeout=seconds),
+    ],
+)
+def test_an_invalid_timeout_is_refused_by_every_kind_of_call(
+    make_client, server, state, call, seconds
+):
+    with pytest.raises(InvalidRequest, match=r"^timeout: "):
+        call(make_client(server.address), seconds)
+    assert not state.calls

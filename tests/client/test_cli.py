@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -14,7 +15,8 @@ import pytest
 
 from multigrain.v1 import job_pb2, model_pb2
 from multigrain_client import methods
-from multigrain_client.cli.main import COMMANDS
+from multigrain_client.cli.arguments import count, positive, seconds
+from multigrain_client.cli.main import COMMANDS, build_parser
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import LineDisplay, choose
 from multigrain_client.methods import Method
@@ -58,6 +60,29 @@ def test_train_reads_a_file_and_makes_paths_absolute(run, state, tmp_path, monke
     assert spec["dataset"]["train_path"] == str(tmp_path / "digits")
 
 
+@pytest.mark.parametrize("where", ["--token", "MULTIGRAIN_TOKEN"])
+@pytest.mark.parametrize(
+    "token", ["l\udce9secret", "secret\u00e9", "sec\tret", "\x1bsecret", "a\nb"]
+)
+def test_a_token_that_no_header_can_hold_is_a_usage_error(run, state, monkeypatch, where, token):
+    words = ["models"]
+    if where == "--token":
+        words += ["--token", token]
+    else:
+        monkeypatch.setenv(where, token)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("multigrain models: token: character ")
+    assert err.count("\n") == 1
+    assert "sec" not in err
+    assert not state.calls
+
+
+def test_the_newline_of_a_token_file_is_dropped(run, state, monkeypatch):
+    monkeypatch.setenv("MULTIGRAIN_TOKEN", "secret\r\n")
+    assert run("models")[0] == 0
+
+
 @pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
 def test_ambiguous_spec_file_is_a_usage_error(run, state, tmp_path, command, text, problem):
@@ -83,6 +108,49 @@ def test_wrong_arguments_exit_with_2(run, arguments):
     code, _, err = run(*arguments)
     assert code == 2
     assert err.startswith("usage: multigrain")
+
+
+# An option with a number -> a command that has it, whether 0 is one, and a number that is right.
+NUMBERS = {
+    "--timeout": (["models"], False, "2.5"),
+    "--limit": (["jobs"], True, "3"),
+    "--after-seq": (["watch", "job-1"], True, "3"),
+    "--every": (["watch", "job-1"], False, "3"),
+    "--version": (["import", "bundle"], True, "3"),
+    "--top-k": (["classify", "a.png"], False, "3"),
+    "embed --resolution": (["embed", "a.png"], True, "224"),
+    "evaluate --resolution": (["evaluate"], False, "224"),
+}
+WRONG_NUMBERS = ["-1", "nan", "inf", "-inf", "1e400", "1e10", "99999999999", "", "x", "1_0_x"]
+
+
+def test_every_number_of_the_command_line_is_tested():
+    """A number has a type, which argparse calls."""
+    commands = next(
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ).choices
+    found = {
+        option
+        for parser in commands.values()
+        for action in parser._actions
+        for option in action.option_strings
+        if action.type in (count, positive, seconds, int, float)
+    }
+    assert found == {name.split()[-1] for name in NUMBERS}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_wrong_numbers_are_usage_errors(run, state, name):
+    command, zero, right = NUMBERS[name]
+    option = name.split()[-1]
+    for text in [*WRONG_NUMBERS, *([] if zero else ["0"])]:
+        code, out, err = run(*command, f"{option}={text}")
+        assert (code, out) == (2, ""), text
+        assert f"argument {option}: {text!r} is not a " in err
+    assert not state.calls
+    build_parser().parse_args([*command, f"{option}={right}"])
 
 
 def test_watch_prints_one_line_per_event_into_a_pipe(run, trained):

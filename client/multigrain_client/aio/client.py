@@ -36,7 +36,7 @@ class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
         target: "host:port", "host1:port1,host2:port2" (round-robin), or a gRPC target
             ("dns:///name:port", "unix:/path"). Connections to this machine and to several
             addresses never take a proxy; others take that of gRPC's environment variables.
-        token: sent as ``authorization: Bearer <token>``.
+        token: sent as ``authorization: Bearer <token>``; newlines at its end are dropped.
         tls: True for TLS with the system's certificate authorities, or a ``Tls``; None = plain
             TCP.
         timeout: default seconds for a call including its retries; None = no limit. Calls that
@@ -48,7 +48,7 @@ class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
         options: further gRPC channel options.
 
     Raises:
-        InvalidRequest: for an invalid target or invalid TLS files.
+        InvalidRequest: for an invalid target, token or timeout, or invalid TLS files.
     """
 
     def __init__(

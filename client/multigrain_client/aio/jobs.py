@@ -25,7 +25,7 @@ from multigrain_client.requests import (
     start_request,
     weights_source,
 )
-from multigrain_client.retry import Deadline
+from multigrain_client.retry import Deadline, check_timeout
 from multigrain_client.streaming import EventCursor
 
 # Seconds between two looks at a job whose stream has ended although the job has not.
@@ -239,7 +239,7 @@ class AsyncJobCalls(AsyncRpcs):
             follow=follow,
             policy=self._transport.policy,
         )
-        return self._events(cursor, Deadline(timeout))
+        return self._events(cursor, Deadline(check_timeout(timeout)))
 
     async def _events(self, cursor: EventCursor, deadline: Deadline) -> AsyncIterator[JobEvent]:
         while True:
@@ -291,7 +291,7 @@ class AsyncJobCalls(AsyncRpcs):
             JobCancelled: (a JobFailed) if it was cancelled.
             DeadlineExceeded: if it has not ended in time. The job continues.
         """
-        deadline = Deadline(timeout)
+        deadline = Deadline(check_timeout(timeout))
         try:
             while True:
                 async for _ in self.stream_events(job, kinds=["state"], timeout=deadline.remaining):

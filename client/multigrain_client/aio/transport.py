@@ -18,7 +18,7 @@ from multigrain_client.errors import (
     from_rpc,
 )
 from multigrain_client.methods import Method, Request, Response
-from multigrain_client.retry import RetryPolicy, UnaryRetries
+from multigrain_client.retry import RetryPolicy, UnaryRetries, check_timeout
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class AsyncTransport:
 
     def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
         self.config = config
-        self.timeout = timeout
+        self.timeout = check_timeout(timeout)
         self.policy = policy
         self.closed = False
         # A channel belongs to the event loop it is created in.
@@ -125,7 +125,7 @@ class AsyncTransport:
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(request, timeout=timeout, metadata=self._metadata)
+        )(request, timeout=check_timeout(timeout), metadata=self._metadata)
         return self._messages(call, method)
 
     async def upload(
@@ -177,13 +177,17 @@ class AsyncTransport:
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
-        )(aiter(requests), timeout=timeout, metadata=self._metadata)
+        )(aiter(requests), timeout=check_timeout(timeout), metadata=self._metadata)
         return self._messages(call, method)
 
     def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:
-        """The timeout of a call: its own, the method's or the client's."""
+        """The timeout of a call: its own, the method's or the client's.
+
+        Raises:
+            InvalidRequest: for its own, see ``check_timeout``.
+        """
         if timeout is not None:
-            return timeout
+            return check_timeout(timeout)
         return method.timeout if method.timeout is not None else self.timeout
 
     def error(self, error: grpc.RpcError, method: Method[Any, Any]) -> MultigrainClientError:

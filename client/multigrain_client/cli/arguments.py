@@ -13,6 +13,7 @@ from typing import Any
 from multigrain_client.channel import Tls
 from multigrain_client.cli.output import Output
 from multigrain_client.errors import InvalidRequest
+from multigrain_client.retry import LONGEST_TIMEOUT, check_timeout
 from multigrain_client.sync.client import Client
 
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -117,7 +118,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--key", metavar="FILE", help="private key of the certificate (PEM)")
     group.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         metavar="SECONDS",
         help="for each call; default 60, or 900 to load or transfer a model",
     )
@@ -192,8 +193,33 @@ def count(text: str) -> int:
         ArgumentTypeError: for anything else.
     """
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
     return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A timeout.
+
+    Raises:
+        ArgumentTypeError: for anything but a number above 0, see ``check_timeout``.
+    """
+    try:
+        return check_timeout(float(text)) or 0.0
+    except (ValueError, InvalidRequest):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds above 0, at most {LONGEST_TIMEOUT:g}"
+        ) from None
 
 
 def pairs(found: Sequence[tuple[str, Any]] | None) -> dict[str, Any]:

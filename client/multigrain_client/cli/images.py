@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from multigrain.text import stored_path
-from multigrain_client.cli.arguments import FAILED, OK, Command, Context, Result
+from multigrain_client.cli.arguments import FAILED, OK, Command, Context, Result, count, positive
 from multigrain_client.cli.output import Output
 from multigrain_client.cli.progress import counter
 from multigrain_client.errors import ImagesFailed, MultigrainClientError
@@ -33,7 +33,7 @@ Answer = TypeVar("Answer", EmbeddedImage, ClassifiedImage)
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="name, name@version or alias")
-    parser.add_argument("--resolution", type=int, default=0, help="pixels; default: the model's")
+    parser.add_argument("--resolution", type=count, default=0, help="pixels; default: the model's")
 
 
 def _add_embed_options(parser: argparse.ArgumentParser) -> None:
@@ -214,7 +214,7 @@ def _embed_folder(context: Context) -> int:
 def _configure_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument(
-        "--top-k", type=int, default=5, metavar="K", help="classes per image; default 5"
+        "--top-k", type=positive, default=5, metavar="K", help="classes per image; default 5"
     )
     _add_model_options(parser)
 

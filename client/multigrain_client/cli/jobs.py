@@ -18,6 +18,7 @@ from multigrain_client.cli.arguments import (
     count,
     label,
     pairs,
+    positive,
 )
 from multigrain_client.cli.output import JOB_HEAD, Output, OutputError, job_lines, job_row
 from multigrain_client.cli.progress import choose, show
@@ -90,7 +91,7 @@ def _configure_evaluate(parser: argparse.ArgumentParser) -> None:
         "scaled to the resolution",
     )
     parser.add_argument(
-        "--resolution", type=int, metavar="PIXELS", help="default: the training resolution"
+        "--resolution", type=positive, metavar="PIXELS", help="default: the training resolution"
     )
     parser.add_argument(
         "--group-queries",
@@ -158,10 +159,10 @@ def _export(context: Context) -> int:
 def _configure_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", help="id of the job")
     parser.add_argument(
-        "--after-seq", type=int, default=0, metavar="N", help="only events after this one"
+        "--after-seq", type=count, default=0, metavar="N", help="only events after this one"
     )
     parser.add_argument(
-        "--every", type=int, default=1, metavar="N", help="in a pipe: show every Nth step only"
+        "--every", type=positive, default=1, metavar="N", help="in a pipe: show every Nth step only"
     )
     parser.add_argument("--plain", action="store_true", help="plain lines even on a terminal")
 

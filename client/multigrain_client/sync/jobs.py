@@ -25,7 +25,7 @@ from multigrain_client.requests import (
     start_request,
     weights_source,
 )
-from multigrain_client.retry import Deadline
+from multigrain_client.retry import Deadline, check_timeout
 from multigrain_client.streaming import EventCursor
 from multigrain_client.sync.rpcs import Rpcs
 
@@ -240,7 +240,7 @@ class JobCalls(Rpcs):
             follow=follow,
             policy=self._transport.policy,
         )
-        return self._events(cursor, Deadline(timeout))
+        return self._events(cursor, Deadline(check_timeout(timeout)))
 
     def _events(self, cursor: EventCursor, deadline: Deadline) -> Iterator[JobEvent]:
         while True:
@@ -292,7 +292,7 @@ class JobCalls(Rpcs):
             JobCancelled: (a JobFailed) if it was cancelled.
             DeadlineExceeded: if it has not ended in time. The job continues.
         """
-        deadline = Deadline(timeout)
+        deadline = Deadline(check_timeout(timeout))
         try:
             while True:
                 for _ in self.stream_events(job, kinds=["state"], timeout=deadline.remaining):

@@ -19,7 +19,7 @@ from multigrain_client.errors import (
     from_rpc,
 )
 from multigrain_client.methods import Method, Request, Response
-from multigrain_client.retry import RetryPolicy, UnaryRetries
+from multigrain_client.retry import RetryPolicy, UnaryRetries, check_timeout
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Transport:
 
     def __init__(self, config: ChannelConfig, timeout: float | None, policy: RetryPolicy) -> None:
         self.config = config
-        self.timeout = timeout
+        self.timeout = check_timeout(timeout)
         self.policy = policy
         self.closed = False
         # By process: a fork must neither write to its parent's connection nor close it.
@@ -113,7 +113,9 @@ class Transport:
             response_deserializer=method.response.FromString,
         )
         with self._unless_closed(method):
-            call = start(request, timeout=timeout, metadata=self.config.call_metadata())
+            call = start(
+                request, timeout=check_timeout(timeout), metadata=self.config.call_metadata()
+            )
         return self._messages(call, method)
 
     def upload(
@@ -165,13 +167,19 @@ class Transport:
             response_deserializer=method.response.FromString,
         )
         with self._unless_closed(method):
-            call = start(iter(requests), timeout=timeout, metadata=self.config.call_metadata())
+            call = start(
+                iter(requests), timeout=check_timeout(timeout), metadata=self.config.call_metadata()
+            )
         return self._messages(call, method)
 
     def seconds(self, method: Method[Any, Any], timeout: float | None) -> float | None:
-        """The timeout of a call: its own, the method's or the client's."""
+        """The timeout of a call: its own, the method's or the client's.
+
+        Raises:
+            InvalidRequest: for its own, see ``check_timeout``.
+        """
         if timeout is not None:
-            return timeout
+            return check_timeout(timeout)
         return method.timeout if method.timeout is not None else self.timeout
 
     def error(self, error: grpc.RpcError, method: Method[Any, Any]) -> MultigrainClientError:
