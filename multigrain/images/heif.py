@@ -45,6 +45,7 @@ _CODECS: Final = {
     b"unci": "no",  # ISO/IEC 23001-17
 }
 _MAX_SIDE: Final = 32768  # of both libraries
+_MAX_AVIF_PIXELS: Final = 2**28  # of libavif
 _BAND_PIXELS: Final = 2**20  # deep samples are scaled in bands of rows, to save memory
 
 
@@ -91,6 +92,11 @@ class Avif(Picture):
         if not _AVIF:
             raise unsupported(
                 "an AVIF image", "install Pillow from a wheel of version 11.3 or later"
+            )
+        if contents.largest[0] * contents.largest[1] > _MAX_AVIF_PIXELS:
+            raise unsupported(
+                f"an AVIF image of {contents.largest[0]} x {contents.largest[1]} pixels",
+                "scale it down",
             )
         try:
             self._image = AvifImagePlugin.AvifImageFile(io.BytesIO(hide_exif(data, contents)))

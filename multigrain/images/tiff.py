@@ -310,25 +310,27 @@ def _row_bytes(layout: Layout) -> int:
 def _pixels(data: bytes, layout: Layout) -> NDArray[np.uint8]:
     """Decodes the samples and converts them to RGB: uint8 (H, W, 3)."""
     result = np.empty((layout.height, layout.width, 3), np.uint8)
-    line = _row_bytes(layout) * layout.across
-    at_once = max(1, _AT_ONCE // (line * layout.block_height))
-    # A strip or a row of tiles may be as large as the picture: convert a part of it at a time.
-    step = max(1, _AT_ONCE // line)
-    planes = layout.samples if layout.planar else 1
+    at_once = max(1, _AT_ONCE // (_row_bytes(layout) * layout.across * layout.block_height))
     for first in range(0, layout.down, at_once):
         last = min(first + at_once, layout.down)
-        packed = [
-            _side_by_side(_rows(data, layout, plane, first, last), layout)
-            for plane in range(planes)
-        ]
-        top = first * layout.block_height
-        bottom = min(last * layout.block_height, layout.height)
-        for start in range(0, bottom - top, step):
-            rows = slice(start, min(start + step, bottom - top))
-            parts = [_unpack(lines[rows], layout) for lines in packed]
-            samples = parts[0] if planes == 1 else np.concatenate(parts, axis=2)
-            _to_rgb(samples[:, : layout.width], layout, result[top + rows.start : top + rows.stop])
+        top, bottom = first * layout.block_height, last * layout.block_height
+        _convert(data, layout, first, last, result[top:bottom])
     return result
+
+
+def _convert(data: bytes, layout: Layout, first: int, last: int, result: NDArray[np.uint8]) -> None:
+    """Converts the block rows ``first`` to ``last`` to RGB (rows, W, 3)."""
+    planes = layout.samples if layout.planar else 1
+    packed = [
+        _side_by_side(_rows(data, layout, plane, first, last), layout) for plane in range(planes)
+    ]
+    # A strip or a row of tiles may be as large as the picture: convert a part of it at a time.
+    step = max(1, _AT_ONCE // (_row_bytes(layout) * layout.across))
+    for start in range(0, len(result), step):
+        rows = slice(start, min(start + step, len(result)))
+        parts = [_unpack(lines[rows], layout) for lines in packed]
+        samples = parts[0] if planes == 1 else np.concatenate(parts, axis=2)
+        _to_rgb(samples[:, : layout.width], layout, result[rows])
 
 
 def _to_rgb(samples: NDArray[np.integer], layout: Layout, result: NDArray[np.uint8]) -> None:
