@@ -148,3 +148,61 @@ def test_the_oom_killer_is_named_with_the_limit(tmp_path: Path) -> None:
     )
     assert "raise the memory limit" in message
     assert "last output" not in message
+
+
+SERVING = """
+import asyncio, json, sys
+from pathlib import Path
+from tests.images.files import encode
+from tests.server.serving.harness import harness, small_config, until
+from multigrain_server import service_names
+from PIL import Image
+
+def limit(size):
+    for path in {limits}:
+        if Path(path).exists():
+            Path(path).write_text(str(size))
+
+async def main():
+    large = encode(Image.new("RGB", (7000, 7000)), "PNG")
+    small = encode(Image.new("RGB", (64, 64)), "PNG")
+    async with harness(Path(sys.argv[1]), small_config(), launch) as h:
+        await h.manager.load("tiny")
+        limit(memory().used + (30 << 20))
+        answers = await h.embed(small, large, small)
+        limit(1 << 30)
+        # The callers are answered before the next engine is ready.
+        await until(lambda: h.health[service_names.EMBEDDING])
+        answers = [*answers.results, *(await h.embed(large)).results]
+        restarts = h.manager.catalog.view("tiny").restarts
+    errors = [item.error and [item.error.kind.name, item.error.message] for item in answers]
+    print(json.dumps([restarts, errors]))
+
+from multigrain.machine import memory
+from multigrain_server.engines.launch import launch
+{enter}
+limit(1 << 30)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.process
+def test_an_image_that_needs_more_than_the_limit_is_refused_until_it_is_raised(
+    tmp_path: Path,
+) -> None:
+    write_bundle(tmp_path / "models")
+    with real_cgroup() as cgroup:
+        limits = [str(cgroup.memory / name) for name in ("memory.limit_in_bytes", "memory.max")]
+        done = subprocess.run(
+            [sys.executable, "-c", SERVING.format(enter=cgroup.program, limits=limits), tmp_path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    restarts, errors = json.loads(done.stdout.splitlines()[-1])
+    assert restarts == 2
+    assert [error is None for error in errors] == [True, False, True, True], errors
+    kind, message = errors[1]
+    assert kind == "OVERLOADED"
+    assert "killed by the kernel; its cgroup may use " in message
