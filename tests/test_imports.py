@@ -31,6 +31,7 @@ CLIENT_MAY = (
     "multigrain.streams",
     "multigrain.text",
     "multigrain.fonts",
+    "multigrain.data.file_names",
     "multigrain.data.listing",
     "multigrain.images.formats",
 )

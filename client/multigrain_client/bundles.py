@@ -35,6 +35,8 @@ def import_requests(
     Raises:
         InvalidRequest: if it is neither, or cannot be read; for an invalid name or version.
     """
+    if not os.fspath(path):
+        raise InvalidRequest("cannot import: the path is empty")  # it would be "."
     source = Path(path)
     try:
         if source.is_dir():

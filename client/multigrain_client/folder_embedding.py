@@ -96,8 +96,8 @@ class FolderRun:
         MissingPackage: for Parquet without pyarrow.
     """
 
-    root: Path
-    out: Path
+    root: str | os.PathLike[str]
+    out: str | os.PathLike[str]
     on_progress: OnProgress | None = None
     _model: str = ""
     _size: int = 0
@@ -105,18 +105,24 @@ class FolderRun:
     _errors: list[ImageError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for name, path in (("folder", self.root), ("out", self.out)):
+            # Path("") would be the current directory.
+            if not os.fspath(path):
+                raise invalid([FieldViolation(name, "the path is empty")])
         listing = list_folder(self.root)
         self._names, self._left_out = listing.paths, listing.left_out
-        self._file = vector_file(self.out, len(self._names))
-        if not self.out.parent.is_dir():
+        out = self._out = Path(self.out)
+        self._file = vector_file(out, len(self._names))
+        if not out.parent.is_dir():
             raise invalid(
-                [FieldViolation("out", f"there is no folder {printable(str(self.out.parent))}")]
+                [FieldViolation("out", f"there is no folder {printable(str(out.parent))}")]
             )
         self._started = time.monotonic()
 
     @property
     def paths(self) -> list[Path]:
-        return [self.root / name for name in self._names]
+        root = Path(self.root)
+        return [root / name for name in self._names]
 
     def __enter__(self) -> Self:
         """Raises:
@@ -187,7 +193,7 @@ class FolderRun:
             raise ImagesFailed(self._errors, len(self._names))
         self._file.finish()
         return FolderEmbedding(
-            self.out,
+            self._out,
             self._done,
             self._size,
             self._model,

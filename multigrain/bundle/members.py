@@ -5,7 +5,7 @@ Imports no package beside the standard library: the client imports it.
 
 from __future__ import annotations
 
-from multigrain.data.listing import SYSTEM_NAMES
+from multigrain.data.file_names import is_system
 
 SIGNATURE_BYTES = 264
 # First bytes -> name, and how to get a plain archive or folder.
@@ -31,7 +31,7 @@ def is_passed_over(path: str) -> bool:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         return False
-    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in parts)
+    return any(part.startswith(".") or is_system(part) for part in parts)
 
 
 def compression(head: bytes) -> str:

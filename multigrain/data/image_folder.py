@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -12,19 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from multigrain.data.layout import check_layout, layout_warning, quoted
 from multigrain.data.listing import LeftOut, Lister, Listing, Reason
-from multigrain.errors import ErrorKind, MultigrainError, shorten
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.storage import os_error_hint
-from multigrain.text import is_text, normalize, printable
-
-# Names of the parts of a dataset, not of its classes; COCO's have a year.
-_PART = re.compile(
-    r"(train|training|trainval|val|valid|validation|test|testing|dev|eval)([_-]?20\d\d)?",
-    re.IGNORECASE,
-)
-# Class names are written into checkpoints, tables and plots, and are shown in terminals.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+from multigrain.text import normalize, printable
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,24 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before a job starts: an unusual layout, and images that may be
+        missing. One line each."""
+        root = printable(str(self.root))
+        found = [f"dataset {root}: {self.warning}"] if self.warning else []
+        if self.left_out.suspect:
+            found.append(self.left_out_line)
+        return tuple(found)
+
+    @property
+    def left_out_line(self) -> str:
+        """What is in the folder beside the images, in one line; "" if nothing is."""
+        if not self.left_out:
+            return ""
+        root = printable(str(self.root))
+        return f"dataset {root}: {len(self)} images; left out: {self.left_out.describe()}"
 
     def read(self, index: int) -> bytes:
         """Reads an image file.
@@ -95,7 +105,7 @@ class ImageFolder:
             raise MultigrainError(
                 ErrorKind.DATASET,
                 f"{len(unknown)} class folders of {printable(str(self.root))} are not classes of "
-                f"the model: {_names(unknown)}; the model has {_names(labels)}. Name the folders "
+                f"the model: {quoted(unknown)}; the model has {quoted(labels)}. Name the folders "
                 f"as in training{hint}",
             )
         return replace(self, classes=labels, labels=np.array(order, np.int32)[self.labels])
@@ -130,8 +140,8 @@ def scan(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder:
 
     Raises:
         MultigrainError: DATASET, if the folder does not exist or has no class folders, a class
-            folder's name is not text, a class has no image, or the classes are the parts of a
-            dataset ("train" and "val").
+            folder's name is not plain text, a class has no image, or the classes are the parts
+            of a dataset ("train" and "val").
     """
     shown = printable(str(root))
     if not root.is_dir():
@@ -146,8 +156,7 @@ def scan(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder:
         raise cannot_list(error) from error
     if not found:
         raise _no_classes(shown, left_out)
-    _check_names(shown, [name for name, _ in found])
-    _check_parts(shown, found)
+    check_layout(shown, found)
     empty = [(name, listing) for name, listing in found if not listing.paths]
     if empty:
         raise _no_images(shown, empty, everything=len(empty) == len(found))
@@ -162,7 +171,7 @@ def scan(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder:
         ),
         limits=limits,
         left_out=left_out,
-        warning=_layout_warning(shown, found),
+        warning=layout_warning(shown, found),
     )
 
 
@@ -215,87 +224,9 @@ def _no_classes(root: str, left_out: LeftOut) -> MultigrainError:
     )
 
 
-def _check_names(root: str, names: list[str]) -> None:
-    """Refuses class names that are not text, and those that only look different to a program."""
-    wrong = [name for name in names if not is_text(name)]
-    if wrong:
-        # They would become class names, which checkpoints and messages hold as UTF-8.
-        raise MultigrainError(
-            ErrorKind.DATASET,
-            f"the dataset {root} has class folders whose names are not UTF-8: {_names(wrong)}; "
-            "rename them",
-        )
-    wrong = [name for name in names if _CONTROL.search(name)]
-    if wrong:
-        raise MultigrainError(
-            ErrorKind.DATASET,
-            f"the dataset {root} has class folders with control characters in their names: "
-            f"{_names(wrong)}; rename them",
-        )
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault(normalize(name), name)
-        if other is not name:
-            raise MultigrainError(
-                ErrorKind.DATASET,
-                f"the dataset {root} has two class folders of the same name {printable(name)!r} in "
-                f"two Unicode forms, {other!a} and {name!a}: merge or rename them",
-            )
-
-
-def _holds_folders_only(listing: Listing) -> bool:
-    return bool(listing.paths) and not listing.direct
-
-
-def _check_parts(root: str, found: list[tuple[str, Listing]]) -> None:
-    """Refuses a dataset whose classes are its parts for training and validation."""
-    # In ImageNet the validation and test images are not in folders of classes.
-    nested = [name for name, listing in found if _holds_folders_only(listing)]
-    if not nested or not _are_parts(found):
-        return
-    best = next((name for name in nested if name.lower().startswith("train")), nested[0])
-    names = [name for name, listing in found if listing.paths]
-    raise MultigrainError(
-        ErrorKind.DATASET,
-        f"the dataset {root} has no class folders but the parts {_names(names)} of a dataset: did "
-        f"you mean {root.rstrip('/')}/{best}?",
-    )
-
-
-def _are_parts(found: list[tuple[str, Listing]]) -> bool:
-    names = [name for name, listing in found if listing.paths]
-    return bool(names) and all(_PART.fullmatch(name) for name in names)
-
-
-def _layout_warning(root: str, found: list[tuple[str, Listing]]) -> str:
-    if _are_parts(found):
-        names = _names([name for name, _ in found])
-        return f"the class folders {names} are named like the parts of a dataset, not like classes"
-    if not all(_holds_folders_only(listing) for _, listing in found):
-        return ""
-    name, listing = found[0]
-    inside = _names(listing.folders, 3)
-    if len(found) == 1:
-        parts = [part for part in listing.folders if _PART.fullmatch(part)]
-        if parts and len(parts) == len(listing.folders):
-            best = next((part for part in parts if part.lower().startswith("train")), parts[0])
-            return (
-                f"the only class folder {_names([name])} holds the parts of a dataset ({inside}): "
-                f"did you mean {root.rstrip('/')}/{printable(name)}/{best}?"
-            )
-        return (
-            f"the only class folder {_names([name])} holds folders only ({inside}): if these are "
-            f"the classes, give {root.rstrip('/')}/{printable(name)}"
-        )
-    return (
-        f"all {len(found)} class folders hold folders only ({_names([name])}: {inside}): if those "
-        "are the classes, give the folder right above them"
-    )
-
-
 def _no_images(root: str, empty: list[tuple[str, Listing]], *, everything: bool) -> MultigrainError:
     names = [name for name, _ in empty]
-    which = "has no images" if everything else f"has no images in the classes {_names(names)}"
+    which = "has no images" if everything else f"has no images in the classes {quoted(names)}"
     held = LeftOut()
     for _, listing in empty:
         held.update(listing.left_out)
@@ -308,7 +239,3 @@ def _no_images(root: str, empty: list[tuple[str, Listing]], *, everything: bool)
 
 def _only(left_out: LeftOut) -> str:
     return f" (only {left_out.describe()})" if left_out else ""
-
-
-def _names(names: Sequence[str], limit: int = 5) -> str:
-    return shorten([f"'{printable(name)}'" for name in names], limit)

@@ -3,10 +3,11 @@
 What is listed, in one place (docs/how-to/prepare-data.md says it for users):
 
 - Files with the extension of a format that is read, in any case (``.JPG``), and files without any
-  extension whose first bytes are those of such a format.
+  extension or with an unknown one (``1.jpg?v=3``) whose first bytes are those of such a format.
 - Hidden files and folders, and those that systems put beside images (``@eaDir``, ``lost+found``,
   ``Thumbs.db``, ...), are passed over. They are never opened: they may be unreadable.
-- Links to files and to folders are followed. A link to a folder that contains the link is not.
+- Links to files and to folders are followed. A link to a folder that contains the link is not, nor
+  one to a folder that is listed already: folders that link to each other twice would make 2**n.
 - Whatever else is there is left out and counted by reason.
 
 Imports no package beside the standard library: the client imports it.
@@ -14,14 +15,19 @@ Imports no package beside the standard library: the client imports it.
 
 from __future__ import annotations
 
+import heapq
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import cached_property
+from enum import Enum, StrEnum, auto
+from operator import itemgetter
 from pathlib import Path
 
+from multigrain.data.file_names import OTHER_EXTENSIONS, is_system
 from multigrain.images.formats import (
     NAMED_EXTENSIONS,
     OPTIONAL_EXTENSIONS,
@@ -30,44 +36,11 @@ from multigrain.images.formats import (
 )
 from multigrain.text import printable
 
-# In lower case. Names that begin with a dot are hidden anyway.
-SYSTEM_NAMES = frozenset(
-    {
-        # Network storage: thumbnails, recycle bins and snapshots (Synology, QNAP, NetApp).
-        "@eadir",
-        "@tmp",
-        "@sharesnap",
-        "@recycle",
-        "@recently-snapshot",
-        "@transcode",
-        "#recycle",
-        "#snapshot",
-        "~snapshot",
-        # Linux: the root of every ext file system.
-        "lost+found",
-        "aquota.user",
-        "aquota.group",
-        # macOS: left by archives and by the Finder.
-        "__macosx",
-        "icon\r",
-        "network trash folder",
-        "temporary items",
-        # Windows.
-        "$recycle.bin",
-        "recycler",
-        "lost.dir",
-        "system volume information",
-        "found.000",
-        "thumbs.db",
-        "ehthumbs.db",
-        "ehthumbs_vista.db",
-        "desktop.ini",
-        # Python.
-        "__pycache__",
-    }
-)
-
 _SNIFFED = 1024  # bytes by which a format is recognized
+_TRIED = 1000  # most files of an unknown extension that are opened without finding an image
+# What programs append to the name of the file that they have changed.
+_BACKUP = ("~", "_original", ".bak", ".orig", ".old")
+_BACKUP_END = re.compile(r"(~|_original|\.bak|\.orig|\.old)$")
 _SHOWN = 3  # most examples of one reason
 _KINDS = 5  # most extensions or names of one reason
 
@@ -80,6 +53,8 @@ class Reason(StrEnum):
     BROKEN_LINK = "broken_link"
     LOOP = "loop"  # a link to a folder that contains it
     SPECIAL = "special"  # a pipe, a socket or a device
+    UNREADABLE = "unreadable"  # it may be an image, but cannot be opened
+    LISTED_ALREADY = "listed_already"  # a folder that links reach in two ways
     NO_EXTENSION = "no_extension"
     OTHER = "other"  # another extension
     SYSTEM = "system"
@@ -88,7 +63,14 @@ class Reason(StrEnum):
 
 # Reasons for which an image may be missing that the user means to be there.
 _SUSPECT = frozenset(
-    {Reason.UNSUPPORTED, Reason.DIRECT, Reason.BROKEN_LINK, Reason.LOOP, Reason.SPECIAL}
+    {
+        Reason.UNSUPPORTED,
+        Reason.DIRECT,
+        Reason.BROKEN_LINK,
+        Reason.LOOP,
+        Reason.SPECIAL,
+        Reason.UNREADABLE,
+    }
 )
 
 
@@ -161,6 +143,11 @@ class LeftOut:
             return f"{links} that cannot be followed ({examples})"
         if reason is Reason.LOOP:
             return f"{links} to a folder that contains the link ({examples})"
+        if reason is Reason.LISTED_ALREADY:
+            return f"{links} to a folder that is listed already ({examples})"
+        if reason is Reason.UNREADABLE:
+            kinds = sorted(kind for of, kind in self.counts if of is reason)
+            return f"{files} that cannot be read ({examples}: {', '.join(kinds)})"
         if reason is Reason.SPECIAL:
             what = _count(number, "special file")
             return f"{what} (pipes, sockets or devices: {examples})"
@@ -213,21 +200,46 @@ class Listing:
     direct: bool = True
 
 
+# Called before each folder is listed and each file is opened; what it raises ends the listing.
+_proceed: ContextVar[Callable[[], None]] = ContextVar("_proceed", default=lambda: None)
+
+
+@contextmanager
+def watched(proceed: Callable[[], None]) -> Iterator[None]:
+    """Watches the listings of a ``with`` block.
+
+    Args:
+        proceed: called before each folder is listed and before each file is opened that must be
+            looked into. What it raises ends the listing.
+    """
+    token = _proceed.set(proceed)
+    try:
+        yield
+    finally:
+        _proceed.reset(token)
+
+
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that is being listed, and the one above it."""
+    """A folder that is being listed, and the one above it. ``real`` is without links."""
 
     path: str
+    real: str
     prefix: str
     above: _Folder | None
 
-    @cached_property
-    def real(self) -> str:
-        return os.path.realpath(self.path)
+    def below(self, name: str) -> _Folder:
+        """An ordinary folder in this one; needs no look at the disk."""
+        real = os.path.join(self.real, name)
+        return _Folder(os.path.join(self.path, name), real, f"{self.prefix}{name}/", self)
 
-    def is_in(self, link: str) -> bool:
-        """Whether this folder, or one above it, is what a link leads to, or is below that."""
-        target = os.path.realpath(link)
+    def linked(self, name: str) -> _Folder:
+        """A folder that a link in this one leads to."""
+        path = os.path.join(self.path, name)
+        return _Folder(path, os.path.realpath(path), f"{self.prefix}{name}/", self)
+
+    def is_in(self, target: str) -> bool:
+        """Whether a real path is this folder or one above it, links included."""
         inside = os.path.join(target, "")
         folder: _Folder | None = self
         while folder is not None:
@@ -235,6 +247,15 @@ class _Folder:
                 return True
             folder = folder.above
         return False
+
+
+class _What(Enum):
+    """What is in a folder."""
+
+    IMAGE = auto()
+    UNKNOWN = auto()  # a file that is an image if its first bytes say so
+    FOLDER = auto()
+    LINK = auto()  # to a folder
 
 
 class Lister:
@@ -246,8 +267,12 @@ class Lister:
     """
 
     def __init__(self, root: str | os.PathLike[str], *, optional: bool) -> None:
-        self._root = _Folder(os.fspath(root), "", None)
+        path = os.fspath(root)
+        self._root = _Folder(path, os.path.realpath(path), "", None)
+        self._optional = optional
         self._extensions = frozenset(READ_EXTENSIONS + (OPTIONAL_EXTENSIONS if optional else ()))
+        # Files opened by unknown extension; -1 as soon as one of them is an image.
+        self._tried: dict[str, int] = {}
 
     def classes(self) -> tuple[list[tuple[str, Listing]], LeftOut]:
         """Lists the sub-folders of the root, sorted by name.
@@ -259,14 +284,23 @@ class Lister:
             OSError: if a folder cannot be listed.
         """
         beside = LeftOut()
-        folders: list[str] = []
-        for name, is_folder in self._entries(self._root, beside):
-            if is_folder:
-                folders.append(name)
+        root = self._root
+        folders: list[tuple[str, _Folder]] = []
+        images: list[str] = []
+        unknown: list[str] = []
+        for name, what in self._entries(root, beside):
+            if what is _What.IMAGE:
+                images.append(name)
+            elif what is _What.UNKNOWN:
+                unknown.append(name)
             else:
-                beside.add(Reason.DIRECT, "", name)
-        folders.sort()
-        return [(name, self.images(name)) for name in folders], beside
+                link = what is _What.LINK
+                folders.append((name, root.linked(name) if link else root.below(name)))
+        for name in sorted(images + self._images_among(unknown, images, beside)):
+            beside.add(Reason.DIRECT, "", name)
+        return [
+            (name, self._images(folder)) for name, folder in sorted(folders, key=itemgetter(0))
+        ], beside
 
     def images(self, below: str = "") -> Listing:
         """Lists the images in the root, or in a folder below it, and in all sub-folders.
@@ -277,31 +311,58 @@ class Lister:
         Raises:
             OSError: if a folder cannot be listed.
         """
-        left_out = LeftOut()
-        paths: list[str] = []
-        folders: list[str] = []
         top = self._root
         for part in filter(None, below.split("/")):
-            top = _below(top, part)
-        direct = False
+            top = top.linked(part)
+        return self._images(top)
+
+    def _images(self, top: _Folder) -> Listing:
+        """Lists each real folder once: first the ordinary ones, then those that only links lead
+        to, in the order of the links' names, so that the result does not depend on the disk."""
+        left_out = LeftOut()
+        paths: list[str] = []
+        unknown: list[str] = []
+        folders: list[str] = []
+        listed: set[str] = set()
+        links: list[tuple[str, _Folder]] = []
+        followed = False
         pending = [top]
         while pending:
             folder = pending.pop()
+            listed.add(folder.real)
             prefix = folder.prefix
-            for name, is_folder in self._entries(folder, left_out):
-                if is_folder:
-                    pending.append(_below(folder, name))
+            for name, what in self._entries(folder, left_out):
+                if what is _What.IMAGE:
+                    paths.append(prefix + name)
+                elif what is _What.UNKNOWN:
+                    unknown.append(prefix + name)
+                elif what is _What.LINK:
+                    heapq.heappush(links, (prefix + name, folder.linked(name)))
+                elif followed and folder.below(name).real in listed:
+                    left_out.add(Reason.LISTED_ALREADY, "", prefix + name)
+                else:
+                    pending.append(folder.below(name))
                     if folder is top:
                         folders.append(name)
+            while links and not pending:
+                path, link = heapq.heappop(links)
+                followed = True
+                if link.real in listed:
+                    left_out.add(Reason.LISTED_ALREADY, "", path)
                 else:
-                    paths.append(prefix + name)
-                    direct = direct or folder is top
+                    pending.append(link)
+                    if link.above is top:
+                        folders.append(os.path.basename(path))
+        paths += self._images_among(unknown, paths, left_out)
         paths.sort()
+        start = len(top.prefix)
+        direct = any(path.find("/", start) < 0 for path in paths)
         return Listing(paths, left_out, tuple(sorted(folders)), direct)
 
-    def _entries(self, folder: _Folder, left_out: LeftOut) -> Iterator[tuple[str, bool]]:
-        """Yields the images and sub-folders of a folder, and whether it is a folder."""
+    def _entries(self, folder: _Folder, left_out: LeftOut) -> Iterator[tuple[str, _What]]:
+        """Yields the files that may be images, and the sub-folders of a folder."""
         extensions, prefix = self._extensions, folder.prefix
+        _proceed.get()()
         with os.scandir(folder.path) as entries:
             for entry in entries:
                 name = entry.name
@@ -310,14 +371,15 @@ class Lister:
                     continue
                 # Neither asks the file system, where it stores the type with the name.
                 if entry.is_file(follow_symlinks=False):
-                    known = name[name.rfind(".") :].lower() in extensions
-                    if known or self._is_image(entry, prefix, left_out):
-                        yield name, False
+                    if name[name.rfind(".") :].lower() in extensions:
+                        yield name, _What.IMAGE
+                    elif self._may_be_image(name, prefix, left_out):
+                        yield name, _What.UNKNOWN
                     continue
-                if name.lower() in SYSTEM_NAMES:
+                if is_system(name):
                     left_out.add(Reason.SYSTEM, name, prefix + name)
                 elif entry.is_dir(follow_symlinks=False):
-                    yield name, True
+                    yield name, _What.FOLDER
                 elif not entry.is_symlink():
                     left_out.add(Reason.SPECIAL, "", prefix + name)
                 else:
@@ -325,11 +387,11 @@ class Lister:
 
     def _follow(
         self, entry: os.DirEntry[str], folder: _Folder, left_out: LeftOut
-    ) -> Iterator[tuple[str, bool]]:
+    ) -> Iterator[tuple[str, _What]]:
         name, prefix = entry.name, folder.prefix
         try:
             is_folder = entry.is_dir()
-            if is_folder and folder.is_in(entry.path):
+            if is_folder and folder.is_in(os.path.realpath(entry.path)):
                 left_out.add(Reason.LOOP, "", prefix + name)
                 return
             is_file = entry.is_file()
@@ -339,47 +401,75 @@ class Lister:
         if not exists:
             left_out.add(Reason.BROKEN_LINK, "", prefix + name)
         elif is_folder:
-            yield name, True
+            yield name, _What.LINK
         elif not is_file:
             left_out.add(Reason.SPECIAL, "", prefix + name)
-        elif name[name.rfind(".") :].lower() in self._extensions or self._is_image(
-            entry, prefix, left_out
-        ):
-            yield name, False
+        elif name[name.rfind(".") :].lower() in self._extensions:
+            yield name, _What.IMAGE
+        elif self._may_be_image(name, prefix, left_out):
+            yield name, _What.UNKNOWN
 
-    def _is_image(self, entry: os.DirEntry[str], prefix: str, left_out: LeftOut) -> bool:
-        """Whether a file without a known extension is an image; it is counted if not."""
-        name = entry.name
-        lower = name.lower()
-        extension = os.path.splitext(lower)[1]
-        if lower in SYSTEM_NAMES:
+    def _may_be_image(self, name: str, prefix: str, left_out: LeftOut) -> bool:
+        """Whether a file without a known extension must be opened; it is counted if not."""
+        extension = os.path.splitext(name.lower())[1]
+        if is_system(name):
             left_out.add(Reason.SYSTEM, name, prefix + name)
         elif extension in OPTIONAL_EXTENSIONS or extension in NAMED_EXTENSIONS:
             left_out.add(Reason.UNSUPPORTED, extension, prefix + name)
-        elif extension:
+        elif extension in OTHER_EXTENSIONS:
             left_out.add(Reason.OTHER, extension, prefix + name)
-        elif _starts_as_image(entry.path):
-            return True
         else:
-            left_out.add(Reason.NO_EXTENSION, "", prefix + name)
+            return True
         return False
 
+    def _images_among(self, unknown: list[str], images: list[str], left_out: LeftOut) -> list[str]:
+        """The images among files without a known extension; the others are counted.
 
-def _below(folder: _Folder, name: str) -> _Folder:
-    return _Folder(os.path.join(folder.path, name), f"{folder.prefix}{name}/", folder)
+        They are opened in the order of their names, so that the limit of files that are tried has
+        the same result on every host.
 
+        Args:
+            unknown: the files, relative to the root.
+            images: the images of the same listing.
+            left_out: receives the others.
+        """
+        backups = [path for path in unknown if path.endswith(_BACKUP)]
+        originals = set(images) if backups else set()
+        found = []
+        for path in sorted(unknown):
+            extension = os.path.splitext(path.lower())[1]
+            if path.endswith(_BACKUP) and _BACKUP_END.sub("", path) in originals:
+                left_out.add(Reason.OTHER, extension, path)
+            elif self._starts_as_image(path, extension, left_out):
+                found.append(path)
+        return found
 
-def _starts_as_image(path: str) -> bool:
-    """Whether the first bytes are those of a format that is read. Opens the file."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            start = file.read(_SNIFFED)
-    except OSError:
+    def _starts_as_image(self, path: str, extension: str, left_out: LeftOut) -> bool:
+        """Whether the first bytes are those of a format that is read; it is counted if not."""
+        group = re.sub(r"\d+", "0", extension)
+        tried = self._tried.get(group, 0)
+        kind = None
+        if tried < _TRIED or not extension:
+            _proceed.get()()
+            try:
+                with open(os.path.join(self._root.path, path), "rb", buffering=0) as file:
+                    start = file.read(_SNIFFED)
+            except OSError as error:
+                left_out.add(Reason.UNREADABLE, error.strerror or str(error), path)
+                return False
+            kind = identify(start) if start else None
+        if kind is not None and kind.read:
+            self._tried[group] = -1
+            if self._optional or kind.name != "HEIC":
+                return True
+            left_out.add(Reason.UNSUPPORTED, OPTIONAL_EXTENSIONS[0], path)
+            return False
+        if tried >= 0:
+            self._tried[group] = tried + 1
+        left_out.add(Reason.OTHER if extension else Reason.NO_EXTENSION, extension, path)
         return False
-    kind = identify(start) if start else None
-    return kind is not None and kind.read
 
 
 def list_images(root: str | os.PathLike[str], *, optional: bool) -> Listing:
-    """Lists the images anywhere below a folder; see :class:`Lister`."""
+    """Lists the image files below a folder as :class:`Lister` does."""
     return Lister(Path(root), optional=optional).images()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from multigrain.data.image_folder import ImageFolder
 from multigrain.events.records import LogRecord
 from multigrain.jobs.context import WorkerContext
-from multigrain.text import printable
 
 
 def report_listing(ctx: WorkerContext, folder: ImageFolder) -> None:
@@ -16,11 +15,12 @@ def report_listing(ctx: WorkerContext, folder: ImageFolder) -> None:
     """
     if ctx.rank:
         return
-    root = printable(str(folder.root))
-    if folder.warning:
-        ctx.reporter.emit(LogRecord("WARNING", f"dataset {root}: {folder.warning}", ctx.rank))
-    if folder.left_out:
-        level = "WARNING" if folder.left_out.suspect else "INFO"
-        message = f"dataset {root}: {len(folder)} images; left out: {folder.left_out.describe()}"
-        fields = {name: str(number) for name, number in folder.left_out.by_reason.items()}
-        ctx.reporter.emit(LogRecord(level, message, ctx.rank, fields))
+    for warning in folder.warnings:
+        fields = _fields(folder) if warning == folder.left_out_line else {}
+        ctx.reporter.emit(LogRecord("WARNING", warning, ctx.rank, fields))
+    if folder.left_out and not folder.left_out.suspect:
+        ctx.reporter.emit(LogRecord("INFO", folder.left_out_line, ctx.rank, _fields(folder)))
+
+
+def _fields(folder: ImageFolder) -> dict[str, str]:
+    return {name: str(number) for name, number in folder.left_out.by_reason.items()}

@@ -14,7 +14,8 @@ FORMAT_NAMES: Final = "JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF"
 
 # Extensions of files that are read.
 READ_EXTENSIONS: Final = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".jps"),
+    *(".jpg_large", ".jpeg_large"),
     *(".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
 )
 # Extensions of files that are read with the extra multigrain[heif].

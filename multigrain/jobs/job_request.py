@@ -37,6 +37,7 @@ class JobRequest(Spec):
         export: its specification.
         weights_path: checkpoint folder or weights file of an evaluation or export.
         models_dir: where an export writes its bundle.
+        warnings: what was unusual about the datasets at submission, one line each.
     """
 
     job_id: str
@@ -51,6 +52,7 @@ class JobRequest(Spec):
     export: ExportSpec | None = None
     weights_path: str = ""
     models_dir: str = ""
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> JobRequest:

@@ -175,6 +175,7 @@ class Job(_message.Message):
     TRAINING_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     kind: Global___JobKind.ValueType
     name: _builtins.str
@@ -228,6 +229,12 @@ class Job(_message.Message):
     def evaluation(self) -> _evaluation_spec_pb2.EvaluationSpec: ...
     @_builtins.property
     def export(self) -> _export_spec_pb2.ExportSpec: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was unusual about the datasets when the job was submitted: class folders that hold folders
+        only, images in formats that are not read. One line each; the job runs all the same.
+        """
+
     def __init__(
         self,
         *,
@@ -254,10 +261,11 @@ class Job(_message.Message):
         training: _training_spec_pb2.TrainingSpec | None = ...,
         evaluation: _evaluation_spec_pb2.EvaluationSpec | None = ...,
         export: _export_spec_pb2.ExportSpec | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "artifact", b"artifact", "best_checkpoint", b"best_checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "exit_code", b"exit_code", "export", b"export", "last_checkpoint", b"last_checkpoint", "last_loss", b"last_loss", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "artifact", b"artifact", "attempt", b"attempt", "best_checkpoint", b"best_checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "exit_code", b"exit_code", "export", b"export", "job_id", b"job_id", "kind", b"kind", "labels", b"labels", "last_checkpoint", b"last_checkpoint", "last_loss", b"last_loss", "last_seq", b"last_seq", "metrics", b"metrics", "name", b"name", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "artifact", b"artifact", "attempt", b"attempt", "best_checkpoint", b"best_checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "exit_code", b"exit_code", "export", b"export", "job_id", b"job_id", "kind", b"kind", "labels", b"labels", "last_checkpoint", b"last_checkpoint", "last_loss", b"last_loss", "last_seq", b"last_seq", "metrics", b"metrics", "name", b"name", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "training", b"training", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -55,6 +55,8 @@ class FakeState:
     skip_seq: int = 0
     # If set, a started job has succeeded at once, an evaluation with this top-1.
     finished_top1: float | None = None
+    # Of every job that is started.
+    warnings: list[str] = field(default_factory=list)
 
     def begin(self, name: str, request: Any, context: grpc.ServicerContext) -> Fault | None:
         """Counts a call; aborts it with the next fault, or returns a fault for a later message."""
@@ -92,6 +94,7 @@ class Jobs(
         job = job_of(f"job-{len(self.state.jobs) + 1}", kind=kind)
         job.request_id, job.name = request.request_id, request.name
         job.labels.update(request.labels)
+        job.warnings.extend(self.state.warnings)
         target = {1: job.training, 2: job.evaluation, 3: job.export}[kind]
         target.CopyFrom(request.spec)
         self.state.jobs[job.job_id] = job

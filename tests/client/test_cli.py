@@ -83,6 +83,41 @@ def test_the_newline_of_a_token_file_is_dropped(run, state, monkeypatch):
     assert run("models")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--train", ""),
+        ("train", "--train", "digits", "--val", ""),
+        ("evaluate", "--job", "job-1", "--dataset", ""),
+        ("evaluate", "--checkpoint-path", "", "--dataset", "digits"),
+        ("export", "--checkpoint-path", "", "--model-name", "m"),
+        ("import", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(run, state, arguments):
+    """As of a shell variable that is not set."""
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "the path is empty" in err
+    assert err.count("\n") == 1
+    assert not [name for name in state.calls if name.startswith("Start")]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+def test_warnings_of_the_submission_are_printed(run, state, command):
+    state.warnings = ["dataset /d: all 2 class folders hold folders only", "dataset /v: \x1b[31m"]
+    code, out, err = run(command)
+    assert code == 0
+    assert out.startswith("job-1  started")
+    assert err == (
+        f"multigrain {command}: warning: {state.warnings[0]}\n"
+        f"multigrain {command}: warning: dataset /v: \\x1b[31m\n"
+    )
+    code, out, err = run(command, "--json")
+    assert json.loads(out)["warnings"] == state.warnings
+    assert err.count("warning") == 2
+
+
 @pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
 def test_ambiguous_spec_file_is_a_usage_error(run, state, tmp_path, command, text, problem):

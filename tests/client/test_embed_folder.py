@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,29 @@ def test_invalid_arguments_are_refused_before_any_call(
     assert not state.calls["EmbedStream"]
 
 
+@pytest.mark.parametrize(("folder", "out"), [("", "v.npy"), ("photos", "")])
+def test_an_empty_path_is_not_the_current_directory(
+    client, run, state, photos, tmp_path, monkeypatch, folder, out
+):
+    """As of a shell variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match="the path is empty"):
+        client.embed_folder(folder, out)
+    code, _, err = run("embed-folder", folder, "--out", out)
+    assert code == 2
+    assert "the path is empty" in err
+    assert not state.calls["EmbedStream"]
+
+
+def test_a_listing_that_lasts_is_mentioned(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("multigrain_client.cli.progress.LISTING_AFTER", -1.0)
+    code, _, err = run("embed-folder", str(photos), "--out", str(tmp_path / "v.npy"))
+    assert code == 0
+    assert f"listing {photos}: 0 folders and unknown files so far\n" in err
+    monkeypatch.undo()
+    assert "listing" not in run("embed-folder", str(photos), "--out", str(tmp_path / "v.npy"))[2]
+
+
 def test_embed_folder_command_writes_the_file_and_names_failed_images(run, photos, tmp_path):
     out = str(tmp_path / "v.npy")
     code, text, _ = run("embed-folder", str(photos), "--out", out)
@@ -150,7 +174,9 @@ def test_embed_folder_command_writes_the_file_and_names_failed_images(run, photo
 
 
 def test_what_is_left_out_is_reported_and_links_are_followed(run, client, photos, tmp_path):
-    (photos / "link").symlink_to(photos / "a")
+    shutil.copytree(photos / "a", tmp_path / "store")
+    (photos / "link").symlink_to(tmp_path / "store")
+    (photos / "link2").symlink_to(photos / "a")
     (photos / "gone.jpg").symlink_to("nowhere.jpg")
     (photos / "b" / "@eaDir" / "1.jpg").mkdir(parents=True)
     (photos / "b" / "@eaDir" / "1.jpg" / "SYNOPHOTO_THUMB_M.jpg").write_bytes(b"thumb")
@@ -160,6 +186,7 @@ def test_what_is_left_out_is_reported_and_links_are_followed(run, client, photos
     assert result.left_out == {
         "unsupported": 1,
         "broken_link": 1,
+        "listed_already": 1,
         "other": 2,
         "system": 1,
         "hidden": 1,

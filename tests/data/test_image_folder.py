@@ -158,6 +158,23 @@ def test_a_class_without_images_is_refused_with_what_it_holds(
         (("test/1.png", "train/n01440764/1.JPEG", "val/2.png"), "train"),
         (("train2017/0/1.png", "val2017/0/1.png"), "train2017"),
         (("train/0/1.png", "val/0/1.png", "annotations/a.xml"), "train"),
+        # An image beside the classes of one part.
+        (("train/a/1.png", "train/stray.png", "val/a/1.png"), "train"),
+        (("train/1.png", "val/a/1.png"), "train"),
+        # More than two parts, as STL-10 has.
+        (("train/a/1.png", "val/a/1.png", "unlabeled/1.png"), "train"),
+        (("train/a/1.png", "test/1.png", "unlabeled/1.png"), "train"),
+        (("extra/a/1.png", "train/a/1.png", "val/a/1.png"), "train"),
+        (("train/a/1.png", "trainval/a/1.png", "test/a/1.png"), "train"),
+        # Other words in the names.
+        (("test_set/a/1.png", "training_set/a/1.png"), "training_set"),
+        (("seg_pred/1.png", "seg_test/a/1.png", "seg_train/a/1.png"), "seg_train"),
+        (("imgs_train/a/1.png", "imgs_val/a/1.png"), "imgs_train"),
+        (("birds-test/a/1.png", "birds-train/a/1.png"), "birds-train"),
+        (("Training Data/a/1.png", "Validation Data/a/1.png"), "Training Data"),
+        (("testA/a/1.png", "trainA/a/1.png", "trainB/a/1.png"), "trainA"),
+        (("split1.test/a/1.png", "split1.train/a/1.png"), "split1.train"),
+        (("dev/a/1.png", "train/a/1.png", "eval/a/1.png"), "train"),
     ],
 )
 def test_the_folder_above_train_and_val_is_refused(
@@ -172,6 +189,47 @@ def test_classes_with_names_of_parts_are_accepted_with_images_of_their_own(tmp_p
     assert "named like the parts of a dataset" in folder.warning
     folder = scan(touch(tmp_path / "b", "bus/red/1.png", "train/red/2.png"))
     assert folder.classes == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/1.png", "test/1.png", "plane/1.png"),
+        ("bullet_train/red/1.png", "test_tube/red/1.png", "bus/red/1.png"),
+        ("steam train/a/1.png", "crash test/a/1.png"),
+        ("train/1.png", "train/old/2.png", "bus/1.png", "test/3.png"),
+        ("train/1.png", "train/old/2.png", "test/1.png", "test/old/2.png"),
+        ("valid/1.png", "invalid/1.png"),
+        ("trainer/a/1.png", "tester/a/1.png"),
+        ("cheval/a/1.png", "\u00e9val/a/1.png", "strain/a/1.png"),
+    ],
+)
+def test_classes_whose_names_have_words_of_parts_are_accepted(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    folder = scan(touch(tmp_path, *names))
+    assert set(folder.classes) == {name.split("/")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("fold0/a/1.png", "fold1/a/1.png"), r"parts of a dataset.*give .*/fold0$"),
+        (("split 1/a/1.png", "split 2/a/1.png"), r"parts of a dataset.*give .*/split 1$"),
+        (("train1/a/1.png", "train2/a/1.png"), r"parts of a dataset.*give .*/train1$"),
+        (("ape/1.png", "bee/1.png", "unlabeled/x/1.png"), r"'unlabeled' are named like the parts"),
+        (
+            ("a/1.png", "train/x/1.png"),
+            r"'train' are named like .*\('train': 'x'\), give .*/train$",
+        ),
+        (("train/1.png", "test/1.png"), r"'test', 'train' are named like the parts"),
+        (("train/1.png", "bus/1.png"), "^$"),
+    ],
+)
+def test_other_folders_named_like_parts_are_warned_of(
+    tmp_path: Path, names: tuple[str, ...], says: str
+) -> None:
+    assert re.search(says, scan(touch(tmp_path, *names)).warning)
 
 
 @pytest.mark.parametrize(
@@ -225,16 +283,59 @@ def test_a_model_with_both_forms_keeps_them_apart(tmp_path: Path) -> None:
     assert folder.relabeled((COMPOSED, DECOMPOSED)).labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", "a\u202eb", "a\x85b", "a\x7fb"])
+@pytest.mark.parametrize("name", [
+    *("a\x1b[31mb", "a\nb", "a\u202eb", "a\x85b", "a\x7fb"),
+    *("owl\u200b", "\u200bowl", "o\u2060wl", "\ufeffowl", "o\u00adwl", "owl\u200e", "o\u180ewl"),
+    *("owl\u200d", "\u200cowl", "\u200d"),
+])  # fmt: skip
 def test_a_class_name_with_control_characters_is_refused(tmp_path: Path, name: str) -> None:
     text = message_of(touch(tmp_path, "dog/1.png", f"{name}/1.png"))
     assert "control characters" in text
+    assert "\\" in text
     assert text.isprintable()
 
 
-@pytest.mark.parametrize("name", ["日本", "كلب", "🐶", "\u0645\u06cc\u200c\u062e", "père"])
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+FLAG = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+
+
+@pytest.mark.parametrize(
+    "name", ["日本", "كلب", "🐶", "\u0645\u06cc\u200c\u062e", "père", FAMILY, FLAG, " owl"]
+)
 def test_a_class_name_in_any_script_is_accepted(tmp_path: Path, name: str) -> None:
     assert scan(touch(tmp_path, f"{name}/1.png")).classes == (name,)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Owl", "owl"),
+        ("owl", "owl "),
+        (" owl", "owl"),
+        ("barn  owl", "barn owl"),
+        ("owl", "\uff4f\uff57\uff4c"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("\u01c6", "\u01c4"),
+        ("barn\u00a0owl", "barn owl"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u062e"),
+        ("\ufb01sh", "fish"),
+    ],
+)
+def test_two_classes_that_look_the_same_are_warned_of(tmp_path: Path, one: str, other: str) -> None:
+    folder = scan(touch(tmp_path, f"{one}/1.png", f"{other}/1.png", "dog/1.png"))
+    assert len(folder.classes) == 3
+    assert "have almost the same name: '" in folder.warning
+    assert f"dataset {tmp_path}: {folder.warning}" in folder.warnings
+    assert scan(touch(tmp_path / "x", f"{one}/1.png", "dog/1.png")).warnings == ()
+
+
+def test_images_that_may_be_missing_are_a_warning(tmp_path: Path) -> None:
+    folder = scan(touch(tmp_path, "a/1.png", "a/2.jp2", "a/x.txt"))
+    assert folder.warnings == (
+        f"dataset {tmp_path}: 1 images; left out: 1 .jp2 file (JPEG 2000 is not read: save as JPEG "
+        "or PNG); 1 file of other kinds (1 .txt)",
+    )
+    assert scan(touch(tmp_path / "b", "a/1.png", "a/x.txt")).warnings == ()
 
 
 def test_the_fingerprint_says_when_names_are_in_another_form(tmp_path: Path) -> None:

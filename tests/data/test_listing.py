@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from unittest.mock import Mock
 
 import pytest
 
-from multigrain.data.listing import SYSTEM_NAMES, Lister, Listing, Reason
+from multigrain.data.file_names import SYSTEM_NAMES
+from multigrain.data.listing import Lister, Listing, Reason, watched
 from tests.data.test_image_folder import touch
 from tests.unprivileged import unprivileged
 
@@ -155,7 +158,6 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
         "0/2.png",
         "3/own.png",
         "3/part2/1.png",
-        "4/1.png",
     ]
 
 
@@ -176,11 +178,227 @@ def test_a_class_that_is_a_link_to_the_dataset_is_left_out(tmp_path: Path) -> No
     assert beside.by_reason == {"loop": 1}
 
 
-def test_folders_that_link_to_each_other_are_listed_once_along_a_path(tmp_path: Path) -> None:
+def test_folders_that_link_to_each_other_are_listed_once(tmp_path: Path) -> None:
+    """In one listing the ordinary folder wins; each class has its own."""
     touch(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a/b").symlink_to("../b")
     (tmp_path / "b/a").symlink_to("../a")
-    assert listed(tmp_path).paths == ["a/1.png", "a/b/2.png", "b/2.png", "b/a/1.png"]
+    found = listed(tmp_path)
+    assert found.paths == ["a/1.png", "b/2.png"]
+    assert found.left_out.by_reason == {"listed_already": 2}
+    assert "2 links to a folder that is listed already (a/b, b/a)" in found.left_out.describe()
+    assert not found.left_out.suspect
+    classes, _ = Lister(tmp_path, optional=False).classes()
+    assert [found.paths for _, found in classes] == [
+        ["a/1.png", "a/b/2.png"],
+        ["b/2.png", "b/a/1.png"],
+    ]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["below the root", "beside the root"])
+def test_levels_of_two_links_each_are_listed_once(tmp_path: Path, inside: bool) -> None:
+    """By paths there are 2**40 folders."""
+    levels = 40
+    stage = tmp_path / "data" if inside else tmp_path
+    for number in range(levels):
+        touch(stage, f"s{number:02}/{number}.png")
+        for name in "ab":
+            if number + 1 < levels:
+                (stage / f"s{number:02}" / name).symlink_to(f"../s{number + 1:02}")
+    touch(tmp_path, "data/own.png")
+    (tmp_path / "data" / "z").symlink_to(stage / "s00")
+    found = listed(tmp_path / "data")
+    if inside:
+        ordinary = [f"s{number:02}/{number}.png" for number in range(levels)]
+        assert found.paths == ["own.png", *ordinary]
+        assert found.left_out.by_reason == {"listed_already": 2 * (levels - 1) + 1}
+    else:
+        linked = ["z/" + "a/" * number + f"{number}.png" for number in range(levels)]
+        assert found.paths == sorted(["own.png", *linked])
+        assert found.left_out.by_reason == {"listed_already": levels - 1}
+
+
+def reference(root: Path) -> set[str]:
+    """Real paths of the images that a walk along all links reaches, each folder once."""
+    seen: set[str] = set()
+    images: set[str] = set()
+    pending = [os.path.realpath(root)]
+    while pending:
+        folder = pending.pop()
+        if folder in seen:
+            continue
+        seen.add(folder)
+        for name in os.listdir(folder):
+            path = os.path.realpath(os.path.join(folder, name))
+            if os.path.isdir(path):
+                pending.append(path)
+            else:
+                images.add(path)
+    return images
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_links_lose_no_image_and_list_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whatever order the disk has. Links to folders that contain the root are not made."""
+    random = Random(seed)
+    folders = ["data"]
+    for number in range(12):
+        folders.append(f"{random.choice(folders)}/f{number}")
+        touch(tmp_path, f"{folders[-1]}/{number}.png")
+    stores = [f"store/s{number}" for number in range(6)] + ["store/s0/deep"]
+    for number, store in enumerate(stores):
+        touch(tmp_path, f"{store}/x{number}.png")
+    for number in range(30):
+        link = tmp_path / random.choice(folders + stores) / f"l{random.randrange(99)}-{number}"
+        link.symlink_to(tmp_path / random.choice(folders[1:] + stores))
+    found = listed(tmp_path / "data")
+    real = [os.path.realpath(tmp_path / "data" / path) for path in found.paths]
+    assert len(set(real)) == len(real)
+    assert set(real) == reference(tmp_path / "data")
+    ordinary = {str(path.relative_to(tmp_path / "data")) for path in
+                (tmp_path / "data").rglob("*.png")}  # fmt: skip
+    assert ordinary <= set(found.paths)
+    monkeypatch.setattr(os, "scandir", Reversed)
+    again = listed(tmp_path / "data")
+    assert again.paths == found.paths
+    assert again.left_out.counts == found.left_out.counts
+
+
+class Reversed:
+    """``os.scandir`` in another order."""
+
+    def __init__(self, path: str) -> None:
+        with REAL_SCANDIR(path) as entries:
+            self._entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    def __enter__(self) -> Iterator[os.DirEntry[str]]:
+        return iter(self._entries)
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+REAL_SCANDIR = os.scandir
+
+
+def test_ordinary_folders_are_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, *(f"{number}/{number}/1.png" for number in range(20)))
+    calls = list[str]()
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: calls.append(path) or real(path))
+    assert len(Lister(tmp_path, optional=False).classes()[0]) == 20
+    assert calls == [str(tmp_path)]
+
+
+def test_a_watched_listing_ends_between_two_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png", "c/3.png")
+    calls = list[None]()
+
+    def proceed() -> None:
+        calls.append(None)
+        if len(calls) > 2:
+            raise TimeoutError
+
+    with watched(proceed), pytest.raises(TimeoutError):
+        listed(tmp_path)
+    assert len(calls) == 3
+    assert len(listed(tmp_path).paths) == 3
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@GMT-2026.11.30-12.00.00", "found.001", "FOUND.042", "RECYCLED", "cat Previews.lrdata"],
+)
+def test_folders_of_systems_with_a_pattern_are_passed_over(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "a/1.png", f"{name}/1.png")
+    assert listed(tmp_path).left_out.by_reason == {"system": 1}
+
+
+@pytest.mark.parametrize("name", ["@home", "#1", "recycled", "Recycled", "found.dog", "lrdata"])
+def test_names_that_resemble_those_of_systems_are_classes(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, f"{name}/1.png")
+    assert listed(tmp_path).paths == [f"{name}/1.png"]
+
+
+UNKNOWN = (
+    *("1.bin", "1.tmp", "1.1", "1.png~", "1.png ", "1.png.", "1.jpg?v=3", "v1.5", "1.jpg:large"),
+    *("1.jpg_original", "1.JPG!d", "photo.2026-11-30", "1.jpeg_", "1.image", "1.bak"),
+)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_file_with_an_unknown_extension_is_listed_by_its_first_bytes(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(HEADERS["jpeg"])
+    assert listed(tmp_path).paths == [name]
+    (tmp_path / name).write_bytes(b"something else")
+    assert listed(tmp_path).left_out.by_reason == {"other": 1}
+
+
+@pytest.mark.parametrize("suffix", ["~", "_original", ".bak", ".orig", ".old"])
+def test_the_backup_of_a_listed_image_is_not_listed(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "1.jpg").write_bytes(HEADERS["jpeg"])
+    (tmp_path / f"1.jpg{suffix}").write_bytes(HEADERS["jpeg"])
+    found = listed(tmp_path)
+    assert found.paths == ["1.jpg"]
+    assert found.left_out.by_reason == {"other": 1}
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        *(".txt", ".json", ".csv", ".xml", ".md", ".py", ".html", ".zip", ".tar", ".gz", ".db"),
+        *(".log", ".yaml", ".npy", ".npz", ".pkl", ".mp4", ".crdownload", ".part"),
+    ],
+)
+def test_files_of_known_other_kinds_are_not_opened(tmp_path: Path, extension: str) -> None:
+    (tmp_path / f"1{extension}").write_bytes(HEADERS["jpeg"])
+    with watched(calls := Mock()):
+        found = listed(tmp_path)
+    assert found.left_out.describe() == f"1 file of other kinds (1 {extension})"
+    assert calls.call_count == 1  # the folder
+
+
+@pytest.mark.parametrize("extension", [".mpo", ".jps", ".jpg_large", ".jpeg_large", ".pjp"])
+def test_other_extensions_of_jpeg_are_listed(tmp_path: Path, extension: str) -> None:
+    assert listed(touch(tmp_path, f"1{extension.upper()}")).paths == [f"1{extension.upper()}"]
+
+
+def test_few_files_of_an_extension_without_images_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of their names, so that each host lists the same."""
+    monkeypatch.setattr("multigrain.data.listing._TRIED", 3)
+    touch(tmp_path, *(f"{number}.none" for number in range(9)))
+    touch(tmp_path, *(f"{number}.some" for number in range(9)), *map(str, range(9)))
+    for name in ("8.none", "2.some", "8.some", "8"):
+        (tmp_path / name).write_bytes(HEADERS["png"])
+    with watched(calls := Mock()):
+        found = listed(tmp_path)
+    assert found.paths == ["2.some", "8", "8.some"]
+    assert found.left_out.by_reason == {"no_extension": 8, "other": 9 + 7}
+    assert calls.call_count == 1 + 3 + 9 + 9
+
+
+@pytest.mark.parametrize("name", ["9f86d081", "1.bin"])
+def test_a_file_that_cannot_be_opened_may_be_an_image(open_path: Path, name: str) -> None:
+    touch(open_path, "1.png", name)
+    (open_path / name).chmod(0)
+    with unprivileged():
+        found = listed(open_path)
+    assert found.paths == ["1.png"]
+    assert found.left_out.describe() == (f"1 file that cannot be read ({name}: Permission denied)")
+    assert found.left_out.suspect
+
+
+def test_heic_without_extension_is_listed_where_it_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00heicmif1")
+    assert listed(tmp_path, optional=True).paths == ["IMG_1"]
+    assert listed(tmp_path).left_out.by_reason == {"unsupported": 1}
 
 
 def test_a_folder_may_be_a_link_itself(tmp_path: Path) -> None:

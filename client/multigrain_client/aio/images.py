@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
@@ -191,7 +190,7 @@ class AsyncImageCalls(AsyncRpcs):
             ImagesFailed: if no image has a vector.
             OSError: if the disk is full or fails.
         """
-        run = await asyncio.to_thread(FolderRun, Path(folder), Path(out), on_progress)
+        run = await asyncio.to_thread(FolderRun, folder, out, on_progress)
         with run:
             async with aclosing(self.embed_stream(run.paths, **keywords)) as results:
                 async for result in results:

@@ -13,7 +13,7 @@ import numpy as np
 from multigrain.text import stored_path
 from multigrain_client.cli.arguments import FAILED, OK, Command, Context, Result, count, positive
 from multigrain_client.cli.output import Output
-from multigrain_client.cli.progress import counter
+from multigrain_client.cli.progress import counter, listing
 from multigrain_client.errors import ImagesFailed, MultigrainClientError
 from multigrain_client.images import (
     ClassifiedImage,
@@ -182,7 +182,11 @@ def _configure_embed_folder(parser: argparse.ArgumentParser) -> None:
 def _embed_folder(context: Context) -> int:
     """Exits 1 if any image failed; the file is written all the same."""
     arguments, output = context.arguments, context.output
-    with context.connect() as client, counter("embedding", output.errors) as on_progress:
+    with (
+        context.connect() as client,
+        listing(arguments.folder, output.errors),
+        counter("embedding", output.errors) as on_progress,
+    ):
         result = client.embed_folder(
             arguments.folder,
             arguments.out,

@@ -22,7 +22,7 @@ from multigrain_client.cli.arguments import (
 )
 from multigrain_client.cli.output import JOB_HEAD, Output, OutputError, job_lines, job_row
 from multigrain_client.cli.progress import choose, show
-from multigrain_client.errors import MultigrainClientError
+from multigrain_client.errors import InvalidRequest, MultigrainClientError
 from multigrain_client.jobs import is_terminal, latest_curve, state_name
 from multigrain_client.json_format import to_plain
 from multigrain_client.output_file import OutputFile
@@ -49,7 +49,7 @@ def _train(context: Context) -> int:
     for flag, key in (("train", "dataset.train_path"), ("val", "dataset.val_path")):
         folder = getattr(arguments, flag)
         if folder is not None:
-            overrides[key] = os.path.abspath(folder)
+            overrides[key] = _absolute(folder, f"--{flag}")
     with context.connect() as client:
         job = client.start_training(
             arguments.spec,
@@ -109,10 +109,10 @@ def _evaluate(context: Context) -> int:
         job = client.evaluate(
             arguments.spec,
             job=arguments.job,
-            checkpoint_path=_absolute(arguments.checkpoint_path),
+            checkpoint_path=_absolute(arguments.checkpoint_path, "--checkpoint-path"),
             model=arguments.model,
             checkpoint=arguments.checkpoint,
-            dataset_path=_absolute(arguments.dataset),
+            dataset_path=_absolute(arguments.dataset, "--dataset"),
             tasks=arguments.tasks,
             name=arguments.name,
             labels=pairs(arguments.labels),
@@ -145,7 +145,7 @@ def _export(context: Context) -> int:
         job = client.export(
             arguments.spec,
             job=arguments.job,
-            checkpoint_path=_absolute(arguments.checkpoint_path),
+            checkpoint_path=_absolute(arguments.checkpoint_path, "--checkpoint-path"),
             checkpoint=arguments.checkpoint,
             model_name=arguments.model_name,
             formats=arguments.formats,
@@ -370,7 +370,15 @@ COMMANDS = (
 )
 
 
-def _absolute(path: str | None) -> str | None:
+def _absolute(path: str | None, option: str) -> str | None:
+    """The path that a request names.
+
+    Raises:
+        InvalidRequest: if it is empty, as of a shell variable that is not set: it would be the
+            current directory.
+    """
+    if path == "":
+        raise InvalidRequest(f"{option}: the path is empty; give a path or leave the option out")
     return path and os.path.abspath(path)
 
 
@@ -380,7 +388,12 @@ def _report_state(context: Context, job: Job) -> int:
 
 
 def _started(context: Context, client: Client, job: Job) -> int:
-    """Follows a new job if --watch is set, or prints its id; returns the exit code."""
+    """Follows a new job if --watch is set, or prints its id; returns the exit code.
+
+    Warnings go to standard error.
+    """
+    for warning in job.warnings:
+        context.output.error(f"warning: {warning}")
     if context.arguments.watch:
         return _follow(client, job, context.output)
     context.output.done(

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self, TextIO, cast
 
+from multigrain.data.listing import watched
 from multigrain.streams import GuardedStream
+from multigrain.text import printable
 from multigrain.v1.job_pb2 import Job, JobEvent, ProgressEvent
 from multigrain_client.cli.output import Output, event_lines, metrics
 from multigrain_client.folder_embedding import OnProgress
@@ -20,6 +22,8 @@ from multigrain_client.sync.client import Client
 PROGRESS_STEP = 0.05
 # Seconds between two lines of progress in a log.
 LINE_EVERY = 10.0
+# Seconds after which the listing of a folder is mentioned.
+LISTING_AFTER = 3.0
 
 
 class Display(ABC):
@@ -180,6 +184,25 @@ def _lines(title: str, stream: GuardedStream) -> OnProgress:
         print(f"{title}: {done} of {total}, {_rate(done, begun)}", file=stream, flush=True)
 
     return show
+
+
+@contextmanager
+def listing(folder: str, stream: GuardedStream) -> Iterator[None]:
+    """Shows that a folder is being listed, once that takes seconds."""
+    shown = time.monotonic() + LISTING_AFTER - LINE_EVERY
+    folders = 0
+
+    def proceed() -> None:
+        nonlocal shown, folders
+        now = time.monotonic()
+        if now - shown >= LINE_EVERY:
+            shown = now
+            text = printable(f"listing {folder}: {folders} folders and unknown files so far")
+            print(text, file=stream, flush=True)
+        folders += 1
+
+    with watched(proceed):
+        yield
 
 
 def _rate(done: int, begun: float) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from multigrain.v1.embedding_pb2 import ClassifyResponse, EmbedResponse
@@ -191,7 +190,7 @@ class ImageCalls(Rpcs):
             ImagesFailed: if no image has a vector.
             OSError: if the disk is full or fails.
         """
-        run = FolderRun(Path(folder), Path(out), on_progress)
+        run = FolderRun(folder, out, on_progress)
         with run:
             with closing(self.embed_stream(run.paths, **keywords)) as results:
                 for result in results:

@@ -121,6 +121,7 @@ def job_message(job: Job) -> job_pb2.Job:
         metrics=view.metrics,
         last_seq=view.last_seq,
         request_id=request.request_id,
+        warnings=request.warnings,
     )
     parts: tuple[tuple[str, type[Message]], ...] = (
         ("error", Error),

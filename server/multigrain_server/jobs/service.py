@@ -9,6 +9,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -30,6 +31,7 @@ from multigrain_server.jobs.files import (
     new_job_id,
 )
 from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.listing_threads import in_listing_thread
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission, check_resumable
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
@@ -227,6 +229,7 @@ class Jobs:
                 checked.kind.value.lower(): checked.spec,
                 "weights_path": weights_path,
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
+                "warnings": checked.warnings,
             }
         )
         # Finished even if the client cancels: otherwise a job would be left that is not
@@ -316,7 +319,7 @@ class Jobs:
         job = self._resumable(job_id)
         folder = JobFolder(self._jobs_dir / job_id)
         if job.request.training is not None:
-            await asyncio.to_thread(check_resumable, job.request.training, folder)
+            await in_listing_thread(partial(check_resumable, job.request.training, folder))
             job = self._resumable(job_id)  # it may have been resumed or deleted meanwhile
         message = self._queue_message(job.request, "resumed")
         if job_id in self._supervisor.active:

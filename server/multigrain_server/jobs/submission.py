@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve
 from multigrain.specs.training import TrainingSpec
 from multigrain.text import printable
 from multigrain_server.devices import Leases
+from multigrain_server.jobs.listing_threads import in_listing_thread
 from multigrain_server.jobs.store import JobStore
 
 if TYPE_CHECKING:
@@ -85,12 +87,14 @@ class CheckedSpec:
         spec: resolved, with absolute paths.
         weights_path: see JobRequest.
         of_job: whether weights_path is a checkpoint of another job, which may delete it.
+        warnings: what is unusual about the datasets, one line each.
     """
 
     kind: JobKind
     spec: TrainingSpec | EvaluationSpec | ExportSpec
     weights_path: str = ""
     of_job: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class SubmissionChecks:
@@ -133,7 +137,7 @@ class SubmissionChecks:
             path = self._roots.check(spec.initial_weights, "spec.initial_weights")
             spec = spec.model_copy(update={"initial_weights": str(path)})
         train = await _scan(train_path, "spec.dataset.train_path")
-        classes = train.classes
+        classes, warnings = train.classes, train.warnings
         if len(classes) == 1 and train.warning and spec.objective.classification_weight:
             # A classifier of one class learns nothing, so this is an archive's own folder.
             raise _dataset_error("spec.dataset.train_path", train.warning)
@@ -146,6 +150,7 @@ class SubmissionChecks:
         if val_path:
             field = "spec.dataset.val_path"
             found = await _scan(Path(val_path), field)
+            warnings += tuple(line for line in found.warnings if line not in warnings)
             if "classification" in spec.evaluation.tasks:
                 _check_known_classes(found, classes, field)
         spec = await self._scheduled_retrieval(spec, val_path)
@@ -154,7 +159,7 @@ class SubmissionChecks:
         )
         model = spec.model.model_copy(update={"classes": spec.model.classes or len(classes)})
         spec = spec.model_copy(update={"dataset": dataset, "model": model})
-        return CheckedSpec(JobKind.TRAINING, spec)
+        return CheckedSpec(JobKind.TRAINING, spec, warnings=warnings)
 
     async def _scheduled_retrieval(self, spec: TrainingSpec, val_path: str) -> TrainingSpec:
         """Checks the folder of the retrieval evaluation during training."""
@@ -174,14 +179,17 @@ class SubmissionChecks:
         spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
         dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
+        warnings: tuple[str, ...] = ()
         if not FOLDER_TASKS.isdisjoint(spec.tasks):
             folder = await _scan(dataset, "spec.dataset_path")
+            warnings = folder.warnings
             labels = stored_labels(weights)
             if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
                 _check_known_classes(folder, labels, "spec.dataset_path")
         await _check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
-        return CheckedSpec(JobKind.EVALUATION, spec, str(weights), bool(spec.weights.job_id))
+        of_job = bool(spec.weights.job_id)
+        return CheckedSpec(JobKind.EVALUATION, spec, str(weights), of_job, warnings)
 
     async def export(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT,
@@ -195,18 +203,20 @@ class SubmissionChecks:
                 "or remove the alias first",
             )
         spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
+        warnings: tuple[str, ...] = ()
         if spec.whitening_path:
             field = "spec.whitening_path"
             path = self._roots.check(spec.whitening_path, field)
-            await _check_any_images(path, field)
+            warnings += (await _scan_images(path, field)).warnings
             spec = spec.model_copy(update={"whitening_path": str(path)})
         if spec.int8_path:
             field = "spec.int8_path"
             path = self._roots.check(spec.int8_path, field)
-            await _check_any_images(path, field)
+            warnings += (await _scan_images(path, field)).warnings
             spec = spec.model_copy(update={"int8_path": str(path)})
         weights = await self._weights(spec.weights)
-        return CheckedSpec(JobKind.EXPORT, spec, str(weights), bool(spec.weights.job_id))
+        of_job = bool(spec.weights.job_id)
+        return CheckedSpec(JobKind.EXPORT, spec, str(weights), of_job, warnings)
 
     def _devices(self, devices: DeviceSpec) -> DeviceSpec:
         self._leases.check(devices)
@@ -252,19 +262,19 @@ async def _scan(path: Path, field: str) -> ImageFolder:
     from multigrain.data.image_folder import scan
 
     try:
-        return await asyncio.to_thread(scan, path)
+        return await in_listing_thread(partial(scan, path))
     except MultigrainError as error:
         if error.kind is not ErrorKind.DATASET:
             raise
         raise _dataset_error(field, error.message) from error
 
 
-async def _check_any_images(path: Path, field: str) -> None:
-    """Refuses a folder without images, with or without class folders. Listed in a thread."""
+async def _scan_images(path: Path, field: str) -> ImageFolder:
+    """Lists a folder of images, with or without class folders. In a thread."""
     from multigrain.data.image_folder import scan_images
 
     try:
-        await asyncio.to_thread(scan_images, path)
+        return await in_listing_thread(partial(scan_images, path))
     except MultigrainError as error:
         raise _dataset_error(field, error.message) from error
 
@@ -279,7 +289,7 @@ async def _check_benchmarks(
         if task not in RETRIEVAL_TASKS:
             continue
         try:
-            await asyncio.to_thread(list_benchmark, task, path, group_queries)
+            await in_listing_thread(partial(list_benchmark, task, path, group_queries))
         except MultigrainError as error:
             if error.kind is not ErrorKind.DATASET:
                 raise

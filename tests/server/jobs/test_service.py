@@ -22,6 +22,7 @@ from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.export import ExportSpec
 from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain.weights.load import load_weights
+from multigrain_server.convert.jobs import job_message
 from multigrain_server.jobs import event_feed, service
 from multigrain_server.jobs.files import append_event
 from multigrain_server.jobs.job import Job
@@ -234,6 +235,17 @@ async def test_the_exporter_of_a_model_is_found_by_its_name(server: JobServer) -
     server.jobs.cancel(export.job_id)
     await server.ended(export.job_id)
     assert server.jobs.references.exporter_of("m") == ""
+
+
+async def test_a_job_keeps_the_warnings_of_its_submission(server: JobServer) -> None:
+    async def check() -> CheckedSpec:
+        return CheckedSpec(JobKind.TRAINING, TrainingSpec(), warnings=("dataset /d: odd",))
+
+    submission = Submission(JobKind.TRAINING, "w", "key")
+    job = await server.jobs.submit(submission, check)
+    for found in (job, await server.jobs.submit(submission, check), server.jobs.get(job.job_id)):
+        assert list(job_message(found).warnings) == ["dataset /d: odd"]
+    await server.ended(job.job_id)
 
 
 async def test_resume_is_refused_if_the_images_have_changed(

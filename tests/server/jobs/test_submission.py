@@ -129,3 +129,44 @@ async def test_the_layout_of_a_dataset_is_checked_at_submission(
     (tmp_path / "mac" / "caf\u00e9").rename(tmp_path / "mac" / "cafe\u0301")
     (tmp_path / "mac" / "lost+found").mkdir()
     await checks.training(overrides(dataset, tmp_path / "mac"))
+
+
+async def test_what_is_unusual_about_a_dataset_is_returned(tmp_path: Path, dataset: Path) -> None:
+    """Not only in the event log, which the user sees hours later."""
+    for folder in ("train", "val"):
+        for name in ("cat", "dog"):
+            shutil.copytree(dataset / "cat", tmp_path / folder / name / "x")
+    (tmp_path / "train/cat/x/1.jp2").write_bytes(b"x")
+    checks, train, val = _checks(tmp_path), tmp_path / "train", tmp_path / "val"
+    layout = "all 2 class folders hold folders only ('cat': 'x')"
+    paths = {"train_path": str(train), "val_path": str(val)}
+    checked = await checks.training({**ASCEND, "dataset": paths})
+    assert [warning.split(";")[0].split(": if")[0] for warning in checked.warnings] == [
+        f"dataset {train}: {layout}",
+        f"dataset {train}: {2 * len(list((dataset / 'cat').iterdir()))} images",
+        f"dataset {val}: {layout}",
+    ]
+    same = {**ASCEND, "dataset": {"train_path": str(val), "val_path": str(val)}}
+    assert len((await checks.training(same)).warnings) == 1
+    plain = {**ASCEND, "dataset": {"train_path": str(dataset)}}
+    assert (await checks.training(plain)).warnings == ()
+    weights = {**ASCEND, "weights": {"checkpoint_path": str(tmp_path)}}
+    evaluated = await checks.evaluation({**weights, "dataset_path": str(train)})
+    assert evaluated.warnings == checked.warnings[:2]
+    exported = await checks.export({**weights, "model_name": "m", "whitening_path": str(train)})
+    assert exported.warnings == checked.warnings[1:2]
+
+
+async def test_an_empty_path_is_refused(tmp_path: Path) -> None:
+    checks, there = _checks(tmp_path), {"checkpoint_path": str(tmp_path)}
+    for field, check in (
+        ("train_path", checks.training({**ASCEND, "dataset": {"train_path": ""}})),
+        ("dataset_path", checks.evaluation({**ASCEND, "weights": there, "dataset_path": ""})),
+        (
+            "checkpoint_path",
+            checks.export({**ASCEND, "weights": {"checkpoint_path": ""}, "model_name": "m"}),
+        ),
+    ):
+        with pytest.raises(MultigrainError, match=field) as caught:
+            await check
+        assert caught.value.kind is ErrorKind.INVALID_FIELD
