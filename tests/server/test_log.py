@@ -58,11 +58,12 @@ def test_control_characters_are_escaped_in_text() -> None:
     stream = io.StringIO()
     setup_logging(LogConfig(format="text"), stream)
     structlog.get_logger().info("name", file="a\nforged line\x1b[31m\u2028")
-    logging.getLogger("library").warning("one\ntwo")
+    logging.getLogger("library").warning("one\ntwo\u202e")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert "\\x0aforged" in lines[0]
     assert "\x1b" not in lines[0]
+    assert "two\\u202e" in lines[1]
 
 
 def test_tracebacks_cannot_forge_lines() -> None:

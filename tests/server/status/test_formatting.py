@@ -46,12 +46,14 @@ def test_times_are_relative_with_the_exact_time_as_tooltip() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "日本", "a\nb"]
+    "name", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f52c", "日本", "a\nb", "a\tb"]
 )
 def test_names_in_any_script_are_shown_as_they_are(name: str) -> None:
     assert printable(name) == name
 
 
-@pytest.mark.parametrize("name", ["\x1b", "\x9b", "\u061c", "\u200f", "\u202e", "\u2029", "\udce9"])
+@pytest.mark.parametrize(
+    "name", ["\x1b", "\x9b", "\u061c", "\u200f", "\u202e", "\u2029", "\u00ad", "\udce9"]
+)
 def test_what_reorders_or_hides_text_is_replaced(name: str) -> None:
     assert printable(f"a{name}b") == "a\ufffdb"
