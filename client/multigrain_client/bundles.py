@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from multigrain.bundle.members import SIGNATURE_BYTES, compression
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
 from multigrain_client.json_format import fill
+from multigrain_client.local_files import descriptor_of, open_regular
 from multigrain_client.output_file import OutputFile
 
 CHUNK = 1024 * 1024
@@ -28,7 +31,8 @@ def import_requests(
 
     Args:
         path: a bundle's folder, of which model.json and the files that it lists are sent; or a tar
-            of it, which is sent as it is.
+            of it, which is sent as it is. An open pipe (/dev/stdin, /dev/fd/63) is read to its
+            end first.
         name: name in the registry; empty = the name in the bundle.
         version: 0 = the next free one.
 
@@ -44,7 +48,7 @@ def import_requests(
                 _pack(source, archive)
                 yield from _requests(archive, name, version)
         else:
-            with source.open("rb") as archive:
+            with _opened(source) as archive:
                 packed = compression(archive.read(SIGNATURE_BYTES))
                 archive.seek(0)
                 if packed:
@@ -62,6 +66,34 @@ def import_requests(
     except OSError as error:
         where = error.filename if error.filename is not None else source
         raise InvalidRequest(f"cannot read {where}: {error.strerror or error}") from error
+
+
+def _opened(source: Path) -> BinaryIO:
+    """The archive; a copy of it if the source is an open pipe, such as /dev/stdin.
+
+    Raises:
+        OSError: if it is neither such a pipe nor a regular file.
+        InvalidRequest: if what comes from the pipe is no archive.
+    """
+    descriptor = descriptor_of(source)
+    if descriptor is None or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return open_regular(source)
+    with os.fdopen(os.dup(descriptor), "rb") as pipe:
+        head = pipe.read(tarfile.BLOCKSIZE)
+        # Before the rest, which may never end.
+        if packed := compression(head):
+            raise InvalidRequest(f"{source} cannot be imported: {packed}")
+        try:
+            tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
+        except tarfile.HeaderError:
+            raise InvalidRequest(
+                f"{source} gives no uncompressed tar archive of a model bundle"
+            ) from None
+        archive = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+        archive.write(head)
+        shutil.copyfileobj(pipe, archive, CHUNK)
+    archive.seek(0)
+    return cast(BinaryIO, archive)
 
 
 def _requests(archive: BinaryIO, name: str, version: int) -> Iterator[ImportModelRequest]:

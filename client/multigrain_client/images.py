@@ -6,11 +6,11 @@ images are collected into batches, a batch becomes a request, and a response bec
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -45,6 +45,7 @@ from multigrain_client.errors import (
     ServerError,
 )
 from multigrain_client.json_format import enum_name, fill, invalid
+from multigrain_client.local_files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -109,7 +110,8 @@ def encode_item(index: int, image: Image) -> EncodedImage | ImageError:
         return EncodedImage(index, name, encode(image, name))
     except OSError as error:
         reason = error.strerror or str(error)
-        return ImageError(index, name, "IMAGE_UNREADABLE", f"cannot be read: {reason}")
+        kind = "IMAGE_TOO_LARGE" if error.errno == errno.EFBIG else "IMAGE_UNREADABLE"
+        return ImageError(index, name, kind, f"cannot be read: {reason}")
 
 
 def encode(image: Image, name: str = "image") -> bytes:
@@ -119,14 +121,20 @@ def encode(image: Image, name: str = "image") -> bytes:
     images are encoded as PNG, which is lossless.
 
     Raises:
-        OSError: if a file cannot be read.
+        OSError: if a file cannot be read, is not a regular file, or is larger than a call.
         InvalidRequest: for an object that is not an image, or an image that PNG cannot represent.
         MissingPackage: for an array, without Pillow.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
-        return Path(image).read_bytes()
+        with open_regular(image) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise OSError(
+                    errno.EFBIG, f"it has {size} bytes; at most {MAX_BYTES} fit into one call"
+                )
+            return file.read(MAX_BYTES + 1)
     if isinstance(image, np.ndarray):
         return _encode_array(image, name)
     if _is_pil(image):

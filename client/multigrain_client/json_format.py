@@ -131,6 +131,8 @@ def _fill(
         if field is None:
             violations.append(FieldViolation(here, _unknown(str(key), fields)))
         elif value is not None:
+            if _not_text(value) is not None:
+                value = _utf8(value)
             try:
                 _set(message, field, value, here, violations)
             except (TypeError, ValueError, AttributeError) as error:
@@ -206,6 +208,21 @@ def _not_text(value: Any) -> str | None:
     elif isinstance(value, (list, tuple)):
         inner = value
     return next((bad for item in inner if (bad := _not_text(item)) is not None), None)
+
+
+def _utf8(value: Any) -> Any:
+    """The value with arguments and file names as text whose bytes are UTF-8, which Python does not
+    decode where the locale has another encoding."""
+    if isinstance(value, os.PathLike):
+        return _utf8(os.fspath(value))
+    if isinstance(value, str):
+        try:
+            return os.fsencode(value).decode("utf-8")
+        except UnicodeError:
+            return value
+    if isinstance(value, Mapping):
+        return {_utf8(key): _utf8(inner) for key, inner in value.items()}
+    return [_utf8(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _as_list(field: FieldDescriptor, value: Any) -> Any:

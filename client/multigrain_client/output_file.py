@@ -11,14 +11,16 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from multigrain_client.errors import InvalidRequest
+from multigrain_client.local_files import descriptor_of
 
 
 class OutputFile:
     """Writes a temporary file in the folder of the result and renames it when it is complete.
 
     A context manager: it creates the file on entering, so that a missing folder or permission is
-    found before the work, and removes what is not finished. Devices and named pipes, which cannot
-    be replaced, are written directly.
+    found before the work, and removes what is not finished. Devices, named
+    pipes and open descriptors (/dev/stdout, /dev/fd/63), which cannot be replaced, are written
+    directly.
 
     Args:
         path: the result. A file of this name is replaced at the end.
@@ -121,6 +123,11 @@ class OutputFile:
             self._partial.unlink(missing_ok=True)
 
     def _open(self) -> None:
+        open_descriptor = descriptor_of(self.path)
+        if open_descriptor is not None:
+            copy = os.dup(open_descriptor)
+            self.stream = os.fdopen(copy, "wb", buffering=self._buffering)
+            return
         # Through a link: the link itself stays.
         target = self.target = Path(os.path.realpath(self.path))
         try:

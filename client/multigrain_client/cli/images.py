@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -60,7 +61,9 @@ def _embed_keywords(arguments: argparse.Namespace) -> EmbedKeywords:
 def _configure_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument(
-        "--out", metavar="FILE.npy", help="write float32 (N, D); default: print JSON"
+        "--out",
+        metavar="FILE.npy",
+        help="write float32 (N, D); - is standard output; default: print JSON",
     )
     _add_embed_options(parser)
     parser.add_argument(
@@ -82,7 +85,9 @@ def _embed(context: Context) -> int:
     with OutputFile(arguments.out) as file, context.connect() as client:
         results = _embed_call(client, arguments, arguments.images)
         vectors = matrix(results, "nan")
-        np.save(file.stream, vectors)
+        encoded = io.BytesIO()  # NumPy cannot write to a pipe
+        np.save(encoded, vectors)
+        file.stream.write(encoded.getbuffer())
         file.finish()
     failed = _report_failed(output, results)
     count, size = vectors.shape

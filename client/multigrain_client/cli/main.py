@@ -28,6 +28,7 @@ from multigrain_client.cli.arguments import (
 )
 from multigrain_client.cli.output import Output, OutputError
 from multigrain_client.errors import InvalidRequest, JobFailed, MultigrainClientError
+from multigrain_client.local_files import STANDARD_OUTPUT, descriptor_of
 
 COMMANDS: tuple[Command, ...] = (*jobs.COMMANDS, *models.COMMANDS, *images.COMMANDS)
 
@@ -98,14 +99,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return USAGE
             return _ended(Output(stdout, stderr, as_json=False), Result.OUTPUT)
         command: Command = parsed.chosen
+        out: str = getattr(parsed, "out", None) or ""
+        to_output = out == "-" or descriptor_of(out) == 1
+        if to_output:
+            parsed.out = STANDARD_OUTPUT
+            if stdout.failure is not None:
+                _report_output(
+                    Output(stdout, stderr, as_json=False, command=command.name),
+                    OutputError(stdout),
+                )
+                return FAILED
+        # Reports must not follow the file in standard output.
+        report = stderr if to_output else stdout
         output = Output(
-            stdout, stderr, as_json=parsed.json, command=command.name, commands=_COMMAND_OF
+            report,
+            stderr,
+            as_json=parsed.json,
+            command=command.name,
+            commands=_COMMAND_OF,
+            progress_only=to_output,
         )
         result = command.result
         if result is Result.FILE and not parsed.out:
             result = Result.OUTPUT
         code = _run(command, Context(parsed, output), result)
-        return code or _ended(output, result)
+        return code if to_output else code or _ended(output, result)
 
 
 def _run(command: Command, context: Context, result: Result) -> int:
@@ -131,6 +149,8 @@ def _run(command: Command, context: Context, result: Result) -> int:
         for note in getattr(error, "__notes__", ()):
             output.error(f"interrupted; {note}")
         return 128 + error.number if isinstance(error, _Interrupted) else INTERRUPTED
+    except BrokenPipeError:  # of --out
+        return BROKEN_PIPE
     except OSError as error:
         output.client_error(error)
         return FAILED

@@ -8,6 +8,7 @@ from multigrain.text import stored_path
 from multigrain_client.cli.arguments import OK, Command, Context, Result, count
 from multigrain_client.cli.output import MODEL_HEAD, model_name, model_row, size
 from multigrain_client.json_format import to_plain
+from multigrain_client.local_files import STANDARD_INPUT
 
 
 def _configure_models(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +85,9 @@ def _alias(context: Context) -> int:
 
 def _configure_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "bundle", metavar="BUNDLE", help="local folder of a bundle, or an uncompressed tar of it"
+        "bundle",
+        metavar="BUNDLE",
+        help="local folder of a bundle, or an uncompressed tar of it; - is standard input",
     )
     parser.add_argument("--name", default="", help="name in the registry; default: the bundle's")
     parser.add_argument(
@@ -94,9 +97,10 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
 
 def _import(context: Context) -> int:
     arguments = context.arguments
+    bundle = STANDARD_INPUT if arguments.bundle == "-" else arguments.bundle
     with context.connect() as client:
         model = client.import_model(
-            arguments.bundle,
+            bundle,
             name=arguments.name,
             version=arguments.version,
             timeout=arguments.timeout,
@@ -108,17 +112,19 @@ def _import(context: Context) -> int:
 
 def _configure_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="name, name@version or alias")
-    parser.add_argument("--out", required=True, metavar="FILE.tar", help="archive to write")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE.tar", help="archive to write; - is standard output"
+    )
 
 
 def _download(context: Context) -> int:
     arguments = context.arguments
     with context.connect() as client:
         path = client.download_model(arguments.model, arguments.out, timeout=arguments.timeout)
-    written = path.stat().st_size
+    written = path.stat().st_size if path.is_file() else 0
     context.output.done(
         {"file": stored_path(str(path)), "bytes": written},
-        f"{path}: {arguments.model}, {size(written)}",
+        f"{path}: {arguments.model}" + (f", {size(written)}" if written else ""),
         in_file=True,
     )
     return OK
