@@ -396,7 +396,7 @@ def test_embed_writes_good_rows_beside_those_of_bad_images(run, mixed, tmp_path)
     for options, expected in (([], 1), (["--on-error", "nan"], 0)):
         code, text, err = run("embed", *mixed, "--out", str(out), *options)
         assert code == expected
-        assert text == f"{out}: 5 vectors of 8, 2 rows are NaN (unreadable images)\n"
+        assert text == f"{out}: 5 vectors of 8, 2 rows are NaN (failed images)\n"
         assert mixed[1] in err
         vectors = np.load(out)
         assert np.isnan(vectors).any(axis=1).tolist() == [False, True, False, False, True]

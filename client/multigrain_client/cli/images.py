@@ -91,7 +91,7 @@ def _embed(context: Context) -> int:
         file.finish()
     failed = _report_failed(output, results)
     count, size = vectors.shape
-    note = f", {failed} rows are NaN (unreadable images)" if failed else ""
+    note = f", {failed} rows are NaN (failed images)" if failed else ""
     output.done(
         {"file": stored_path(arguments.out), "images": count, "failed": failed, "size": size},
         f"{arguments.out}: {count} vectors of {size}{note}",
