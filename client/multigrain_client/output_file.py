@@ -123,13 +123,13 @@ class OutputFile:
             self._partial.unlink(missing_ok=True)
 
     def _open(self) -> None:
+        # Through a link: the link itself stays.
+        target = self.target = Path(os.path.realpath(self.path))
         open_descriptor = descriptor_of(self.path)
         if open_descriptor is not None:
             copy = os.dup(open_descriptor)
             self.stream = os.fdopen(copy, "wb", buffering=self._buffering)
             return
-        # Through a link: the link itself stays.
-        target = self.target = Path(os.path.realpath(self.path))
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:
