@@ -143,23 +143,24 @@ def _look(name: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    words = []
+    found: list[str] = []
     for letters in _LETTERS.findall(name):
-        words += _WORD.findall(letters) if letters.isascii() else [letters]
-    return [word.lower() for word in words]
+        found += _WORD.findall(letters) if letters.isascii() else [letters]
+    return [word.lower() for word in found]
 
 
 def _part(name: str) -> tuple[_Part | None, tuple[str, ...]]:
     """The part of a dataset that a name speaks of, and the other words of the name."""
-    words = _words(name)
+    name_words = tuple(_words(name))
     for part, known in (
         (_Part.TRAIN, _TRAIN),
         (_Part.HELD_OUT, _HELD_OUT),
         (_Part.OTHER, _OTHER_PART),
     ):
-        if any(word in known for word in words):
-            return part, tuple(word for word in words if word not in known)
-    return None, tuple(words)
+        others = tuple(word for word in name_words if word not in known)
+        if len(others) < len(name_words):
+            return part, others
+    return None, name_words
 
 
 def _is_part(name: str) -> bool:
