@@ -12,7 +12,7 @@ JOBS ?= 2
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
-.PHONY: lock peers peers-serving bench faults fuzz soak audit clean
+.PHONY: long lock peers peers-serving bench faults fuzz soak audit clean
 
 # Trains, evaluates, exports and serves a model of real images.
 demo: $(STAMP)
@@ -88,11 +88,15 @@ protos-check: $(STAMP)
 quick: $(STAMP)
 	$(BIN)/pytest --quick --numprocesses $(JOBS) --dist worksteal
 
-# All tests. MindSpore compiles a graph on one core, and tests of other processes mostly wait. The
+# All tests but the long ones. MindSpore compiles a graph on one core, and tests of other processes mostly wait. The
 # tests of a file run in one process: many share what took long to make.
 IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 unit: $(STAMP)
-	$(BIN)/pytest $(IN_PARALLEL)
+	$(BIN)/pytest -m "not long" $(IN_PARALLEL)
+
+# Trains ResNet-50 at 224 px, three minutes.
+long: $(STAMP)
+	$(BIN)/pytest -m long
 
 # Runs tests and prints the share of lines that they executed, child processes included: all tests,
 # or those of TESTS (TESTS=--quick takes about two minutes). Much faster with Python 3.12.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.daemon import Daemon
 
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.long]
 
 
 def test_resnet50_at_224_px_trains_with_thor_and_serves(daemon: Daemon, digits: Path) -> None:

@@ -20,6 +20,7 @@ from multigrain.events.records import (
     Record,
     StateRecord,
 )
+from multigrain.images.limits import DEFAULT_LIMITS
 from multigrain.jobs.job_folder import JobFolder
 from multigrain_server.config import ServerConfig
 from multigrain_server.database import open_index
@@ -153,7 +154,7 @@ async def test_a_truncated_write_ahead_log_is_recovered_from_the_folders(
             path.unlink()
         (crashed / "state.db").write_bytes(index)
         (crashed / "state.db-wal").write_bytes(rest)
-        after = JobServer(crashed, "cpu:1", ("/nonexistent/runner",))
+        after = JobServer(crashed, "cpu:1", ("/nonexistent/runner",), DEFAULT_LIMITS)
         assert after.supervisor.active == {}
         await after.stop()
         assert rows(crashed) == before
