@@ -18,7 +18,7 @@ JOBS ?= 2
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo --out demo-out
 
-# For the time between two edits, at most three minutes on two cores.
+# For the time between two edits, about four minutes on two cores.
 check: lint types quick
 
 # Everything that CI runs.
