@@ -40,6 +40,21 @@ def corners(width: int = 40, height: int = 20) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def stored_as(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The pixels that a file with an EXIF orientation stores of an upright picture (H, W, 3)."""
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    return np.ascontiguousarray(stored[orientation])
+
+
 def reference(data: bytes, form: str, folder: Path) -> NDArray[np.int64]:
     """The first picture of a file as ImageMagick shows it on white: (H, W, 3) in 0..255.
 

@@ -16,7 +16,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images import jpeg, png
 from multigrain.images.decode import decode
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
-from tests.images.files import corners, encode, noise
+from tests.images.files import corners, encode, noise, stored_as
 from tests.images.lossless_jpeg import segment
 from tests.images.pngs import chunk
 
@@ -57,19 +57,10 @@ def test_every_format_is_decoded(form: str) -> None:
 def test_the_exif_orientation_is_applied(form: str, orientation: int) -> None:
     """The stored pixels are the upright ones after the inverse operation."""
     upright = np.asarray(corners())
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
+    stored = stored_as(upright, orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(Image.fromarray(np.ascontiguousarray(stored)), form, exif=exif)
+    data = encode(Image.fromarray(stored), form, exif=exif)
     pixels = decode(data).astype(int)
     assert pixels.shape == upright.shape
     # Far from the edges between the colors, where JPEG would blur.

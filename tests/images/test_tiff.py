@@ -21,7 +21,7 @@ from multigrain.images import tiff_tags
 from multigrain.images.decode import decode, decode_image, image_size
 from multigrain.images.limits import ImageLimits
 from tests.fuzz.mutate import mutated
-from tests.images.files import corners, encode, noise, reference
+from tests.images.files import corners, encode, noise, reference, stored_as
 from tests.images.test_damage import INSIDE
 from tests.images.tiff_files import (
     BLACK_IS_ZERO,
@@ -289,17 +289,8 @@ def test_bigtiff_and_reversed_bits(bits: int, compression: int, order: Any) -> N
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_on_every_path(compression: str, orientation: int) -> None:
     upright = np.asarray(corners(64, 32))
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
-    image = Image.fromarray(np.ascontiguousarray(stored))
+    stored = stored_as(upright, orientation)
+    image = Image.fromarray(stored)
     data = encode(image, "TIFF", compression=compression, tiffinfo={274: orientation})
     pixels = decode(data)
     assert image_size(data) == (64, 32)
