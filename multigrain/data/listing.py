@@ -25,7 +25,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from operator import itemgetter
-from pathlib import Path
 
 from multigrain.data.file_names import OTHER_EXTENSIONS, is_system
 from multigrain.images.formats import (
@@ -79,11 +78,11 @@ class LeftOut:
     """What a listing leaves out, counted by reason and by kind.
 
     Attributes:
-        counts: (reason, extension or name) -> number.
+        counts: reason -> extension or name -> number; of reasons that occur.
         examples: reason -> some paths.
     """
 
-    counts: Counter[tuple[Reason, str]] = field(default_factory=Counter)
+    counts: dict[Reason, Counter[str]] = field(default_factory=dict)
     examples: dict[Reason, list[str]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -97,45 +96,46 @@ class LeftOut:
             kind: its extension, or its name.
             path: relative to the listed folder.
         """
-        self.counts[reason, kind] += 1
+        self.counts.setdefault(reason, Counter())[kind] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < _SHOWN:
             shown.append(path)
 
     def update(self, other: LeftOut) -> None:
         """Adds the counts of another listing."""
-        self.counts.update(other.counts)
+        for reason, kinds in other.counts.items():
+            self.counts.setdefault(reason, Counter()).update(kinds)
         for reason, paths in other.examples.items():
             shown = self.examples.setdefault(reason, [])
             shown += paths[: _SHOWN - len(shown)]
 
     def count(self, reason: Reason) -> int:
         """The number of files and folders with a reason."""
-        return sum(number for (of, _), number in self.counts.items() if of is reason)
+        return self.counts.get(reason, Counter()).total()
 
     @property
     def suspect(self) -> bool:
         """Whether an image may be missing that the user means to be there."""
-        return any(reason in _SUSPECT for reason, _ in self.counts)
+        return not _SUSPECT.isdisjoint(self.counts)
 
     @property
     def by_reason(self) -> dict[str, int]:
         """Number by reason, for programs."""
-        return {reason.value: self.count(reason) for reason in Reason if self.count(reason)}
+        return {r.value: self.counts[r].total() for r in Reason if r in self.counts}
 
     def describe(self) -> str:
         """One line: "12 .heic files (...), 1 broken link (3/x.png)"; "" if nothing is left out."""
-        return "; ".join(self._describe(reason) for reason in Reason if self.count(reason))
+        return "; ".join(self._describe(reason) for reason in Reason if reason in self.counts)
 
     def _describe(self, reason: Reason) -> str:
-        number = self.count(reason)
+        kinds = self.counts[reason]
+        number = kinds.total()
         files, links = _count(number, "file"), _count(number, "link")
         examples = ", ".join(printable(path) for path in sorted(self.examples[reason]))
         if reason is Reason.UNSUPPORTED:
-            kinds = sorted(kind for of, kind in self.counts if of is reason)
             return ", ".join(
-                f"{_count(self.counts[reason, kind], f'{kind} file')} ({unsupported(kind)})"
-                for kind in kinds
+                f"{_count(kinds[kind], f'{kind} file')} ({unsupported(kind)})"
+                for kind in sorted(kinds)
             )
         if reason is Reason.DIRECT:
             return f"{_count(number, 'image')} beside the class folders ({examples})"
@@ -146,8 +146,7 @@ class LeftOut:
         if reason is Reason.LISTED_ALREADY:
             return f"{links} to a folder that is listed already ({examples})"
         if reason is Reason.UNREADABLE:
-            kinds = sorted(kind for of, kind in self.counts if of is reason)
-            return f"{files} that cannot be read ({examples}: {', '.join(kinds)})"
+            return f"{files} that cannot be read ({examples}: {', '.join(sorted(kinds))})"
         if reason is Reason.SPECIAL:
             what = _count(number, "special file")
             return f"{what} (pipes, sockets or devices: {examples})"
@@ -155,18 +154,17 @@ class LeftOut:
             what = "is no image" if number == 1 else "are no images"
             return f"{files} without extension that {what} ({examples})"
         if reason is Reason.OTHER:
-            return f"{files} of other kinds ({self._kinds(reason)})"
+            return f"{files} of other kinds ({_frequent(kinds)})"
         if reason is Reason.SYSTEM:
-            return f"{_count(number, 'system file or folder')} ({self._kinds(reason)})"
+            return f"{_count(number, 'system file or folder')} ({_frequent(kinds)})"
         return _count(number, "hidden file or folder")
 
-    def _kinds(self, reason: Reason) -> str:
-        found = sorted(
-            ((kind, number) for (of, kind), number in self.counts.items() if of is reason),
-            key=lambda item: (-item[1], item[0]),
-        )
-        shown = [f"{number} {printable(kind)}" for kind, number in found[:_KINDS]]
-        return ", ".join([*shown, "..."] if len(found) > _KINDS else shown)
+
+def _frequent(kinds: Counter[str]) -> str:
+    """The most frequent kinds: "2 .txt, 1 .json"."""
+    found = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{number} {printable(kind)}" for kind, number in found[:_KINDS]]
+    return ", ".join([*shown, "..."] if len(found) > _KINDS else shown)
 
 
 def _count(number: int, what: str) -> str:
@@ -472,4 +470,4 @@ class Lister:
 
 def list_images(root: str | os.PathLike[str], *, optional: bool) -> Listing:
     """Lists the image files below a folder as :class:`Lister` does."""
-    return Lister(Path(root), optional=optional).images()
+    return Lister(root, optional=optional).images()
