@@ -12,6 +12,7 @@ import pytest
 
 from multigrain.errors import MultigrainError
 from multigrain.v1.inference import service_pb2
+from multigrain_server.access.client import Origin
 from multigrain_server.convert.inference_request import infer_request
 from tests.docs.blocks import blocks
 
@@ -35,7 +36,14 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
 
 
 def images(message: service_pb2.ModelInferRequest) -> list[bytes]:
-    parsed = infer_request(message, "m@1", max_images=64, received_ns=0, deadline_ns=0)
+    parsed = infer_request(
+        message,
+        "m@1",
+        max_images=64,
+        sender=Origin("me", ""),
+        received_ns=0,
+        deadline_ns=0,
+    )
     return list(parsed.request.images)
 
 

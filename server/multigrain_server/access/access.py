@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.access.client import token_name
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.limits import ClientStreams, TokenLimits
 from multigrain_server.access.policy import RULES, Role, Rule, Special, page_rule
@@ -55,20 +56,19 @@ class Access:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
                 OVERLOADED beyond the limits of the token or the client.
         """
-        with self._enter(RULES.get(method), metadata) as token_name:
+        with self._enter(RULES.get(method), metadata) as name:
+            token_name.set(name)
             if not stream_from:
-                yield token_name
+                yield name
                 return
-            with self._streams.enter(method, token_name, stream_from):
-                yield token_name
+            with self._streams.enter(method, name, stream_from):
+                yield name
 
     @contextmanager
     def enter_page(self, path: str, authorization: Iterable[str]) -> Iterator[str]:
         """The same for a path of the HTTP address and the values of its Authorization header."""
-        with self._enter(
-            page_rule(path), [(_HEADER, value) for value in authorization]
-        ) as token_name:
-            yield token_name
+        with self._enter(page_rule(path), [(_HEADER, value) for value in authorization]) as name:
+            yield name
 
     @contextmanager
     def _enter(self, rule: Rule | None, metadata: Metadata) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.access.client import host
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.tokens import TokenEntry
 from multigrain_server.service_names import STREAM_EVENTS
@@ -94,7 +95,7 @@ class ClientStreams:
         Raises:
             MultigrainError: OVERLOADED, naming the limit.
         """
-        client = token_name or _host(peer)
+        client = token_name or host(peer)
         names = list(self._limits)[: 2 if method == STREAM_EVENTS else 1]
         for name in names:
             if self._open[client, name] >= self._limits[name]:
@@ -113,9 +114,3 @@ class ClientStreams:
                 self._open[key] -= 1
                 if not self._open[key]:
                     del self._open[key]
-
-
-def _host(peer: str) -> str:
-    """The host without the port, which differs for each connection."""
-    kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind

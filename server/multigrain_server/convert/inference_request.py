@@ -12,6 +12,7 @@ from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.violations import nearest
 from multigrain.v1.inference import service_pb2
+from multigrain_server.access.client import Origin
 from multigrain_server.engines.images import ImageRequest
 
 #: Input: encoded files, BYTES [N, 1] or [N].
@@ -217,6 +218,7 @@ def infer_request(
     model: str,
     *,
     max_images: int,
+    sender: Origin,
     received_ns: int,
     deadline_ns: int,
 ) -> InferRequest:
@@ -226,6 +228,7 @@ def infer_request(
         message: as it came.
         model: its ``model_name`` and ``model_version`` as "name@version".
         max_images: of a request.
+        sender: where it comes from.
         received_ns: on CLOCK_MONOTONIC.
         deadline_ns: on the same clock; 0 = none.
 
@@ -253,6 +256,8 @@ def infer_request(
         vector=options if embeds else None,
         top_k=top or None,
         scores=not top and (SCORES in outputs or not outputs),
+        client=sender.client,
+        connection=sender.connection,
         received_ns=received_ns,
         deadline_ns=deadline_ns,
     )

@@ -40,6 +40,9 @@ class ImageRequest:
         top_k: how many of the most probable classes to return, at most all; 0 = 5;
             None = no classes.
         scores: whether to return the probabilities of all classes.
+        client: whom shares of the queue are counted for: the name of a token, or a host where there
+            are no tokens.
+        connection: of the client, as reported by gRPC.
         caller: from :func:`new_caller`. Engines compute the images of different callers in
             rotation, and all requests of a stream have one caller. 0 = a caller of its own.
         deadline_ns: on CLOCK_MONOTONIC; 0 = none.
@@ -53,6 +56,8 @@ class ImageRequest:
     vector: EmbeddingOptions | None = None
     top_k: int | None = None
     scores: bool = False
+    client: str = ""
+    connection: str = ""
     caller: int = 0
     deadline_ns: int = 0
     received_ns: int = 0

@@ -11,6 +11,7 @@ import grpc
 from multigrain.engine.protocol import Dtype, EmbeddingOptions
 from multigrain.errors import MultigrainError
 from multigrain.v1 import common_pb2, embedding_pb2, embedding_pb2_grpc
+from multigrain_server.access.client import Origin, origin
 from multigrain_server.convert.errors import STATUS_OF
 from multigrain_server.engines.images import ImageRequest, ImageResult, new_caller
 from multigrain_server.grpc.interceptor import deadline_ns, log_request_id
@@ -58,7 +59,10 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         log_request_id(request.request_id)
         received = time.monotonic_ns()
         images = _embed_request(
-            request, received_ns=received, deadline_ns=deadline_ns(context, received)
+            request,
+            origin(context),
+            received_ns=received,
+            deadline_ns=deadline_ns(context, received),
         )
         return self._response(await self._service.infer(images), images, request.request_id)
 
@@ -68,7 +72,10 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         log_request_id(request.request_id)
         received = time.monotonic_ns()
         images = _classify_request(
-            request, received_ns=received, deadline_ns=deadline_ns(context, received)
+            request,
+            origin(context),
+            received_ns=received,
+            deadline_ns=deadline_ns(context, received),
         )
         response = await self._service.infer(images)
         start = time.monotonic()
@@ -82,6 +89,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         context: EmbedContext,
     ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
         deadline, caller = deadline_ns(context, time.monotonic_ns()), new_caller()
+        sender = origin(context)
         # The requests in the window, so that their number is bounded.
         in_flight: deque[tuple[ImageRequest, str]] = deque()
         newest_id = ""
@@ -92,6 +100,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                 newest_id = message.request_id
                 request = _embed_request(
                     message,
+                    sender,
                     received_ns=time.monotonic_ns(),
                     deadline_ns=deadline,
                     caller=caller,
@@ -122,7 +131,12 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
 
 
 def _embed_request(
-    message: embedding_pb2.EmbedRequest, *, received_ns: int, deadline_ns: int, caller: int = 0
+    message: embedding_pb2.EmbedRequest,
+    sender: Origin,
+    *,
+    received_ns: int,
+    deadline_ns: int,
+    caller: int = 0,
 ) -> ImageRequest:
     """Raises MultigrainError INVALID_FIELD for an unknown dtype."""
     dtype = _DTYPES.get(message.dtype)
@@ -137,6 +151,8 @@ def _embed_request(
         images=list(message.images),
         resolution=message.resolution,
         vector=EmbeddingOptions(normalize=normalize, dtype=dtype, whiten=message.whiten),
+        client=sender.client,
+        connection=sender.connection,
         caller=caller,
         received_ns=received_ns,
         deadline_ns=deadline_ns,
@@ -166,13 +182,15 @@ def _embed_response(
 
 
 def _classify_request(
-    message: embedding_pb2.ClassifyRequest, *, received_ns: int, deadline_ns: int
+    message: embedding_pb2.ClassifyRequest, sender: Origin, *, received_ns: int, deadline_ns: int
 ) -> ImageRequest:
     return ImageRequest(
         model=message.model,
         images=list(message.images),
         resolution=message.resolution,
         top_k=message.top_k,
+        client=sender.client,
+        connection=sender.connection,
         received_ns=received_ns,
         deadline_ns=deadline_ns,
     )

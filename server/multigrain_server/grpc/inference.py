@@ -13,6 +13,7 @@ import grpc.aio
 from multigrain import __version__
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.v1.inference import model_pb2, service_pb2, service_pb2_grpc
+from multigrain_server.access.client import origin
 from multigrain_server.convert.inference_request import InferRequest, infer_request
 from multigrain_server.convert.inference_response import (
     check_unload,
@@ -359,6 +360,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             message,
             self._models.reference(message.model_name, message.model_version),
             max_images=self._config.max_images_per_request,
+            sender=origin(context),
             received_ns=now,
             deadline_ns=deadline_ns(context, now),
         )

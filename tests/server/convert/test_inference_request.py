@@ -9,6 +9,7 @@ import pytest
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.v1.inference import service_pb2
+from multigrain_server.access.client import Origin
 from multigrain_server.convert.inference_request import (
     InferRequest,
     infer_request,
@@ -23,7 +24,8 @@ IMAGES = np.arange(2 * 3 * 4 * 4, dtype=np.float32).reshape(2, 3, 4, 4)
 
 def parsed(message: Request, **fields: int) -> InferRequest:
     arguments = {"max_images": 4, "received_ns": 1000, "deadline_ns": 0, **fields}
-    return infer_request(message, "tiny@1", **arguments)
+    sender = Origin("trainer", "ipv4:10.0.0.1:50123")
+    return infer_request(message, "tiny@1", sender=sender, **arguments)
 
 
 @pytest.mark.parametrize("raw", [True, False])
