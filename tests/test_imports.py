@@ -30,6 +30,7 @@ CLIENT_MAY = (
     "multigrain.strict_yaml",
     "multigrain.streams",
     "multigrain.text",
+    "multigrain.files",
     "multigrain.fonts",
     "multigrain.data.file_names",
     "multigrain.data.listing",

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from multigrain.bundle.members import SIGNATURE_BYTES, compression
+from multigrain.files import open_regular
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
 from multigrain_client.json_format import fill
-from multigrain_client.local_files import descriptor_of, open_regular
+from multigrain_client.local_files import descriptor_of
 from multigrain_client.output_file import OutputFile
 
 CHUNK = 1024 * 1024

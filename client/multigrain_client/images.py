@@ -25,6 +25,7 @@ from typing import (
 import numpy as np
 import numpy.typing as npt
 
+from multigrain.files import open_regular
 from multigrain.v1.common_pb2 import ErrorKind
 from multigrain.v1.embedding_pb2 import (
     DTYPE_FP16,
@@ -45,7 +46,6 @@ from multigrain_client.errors import (
     ServerError,
 )
 from multigrain_client.json_format import enum_name, fill, invalid
-from multigrain_client.local_files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
