@@ -35,6 +35,7 @@ def test_import_loads_no_heavy_package_and_only_light_modules_of_the_library(mod
         "multigrain.data",
         "multigrain.data.file_names",
         "multigrain.data.listing",
+        "multigrain.files",
         "multigrain.images",
         "multigrain.images.formats",
         "multigrain.text",
