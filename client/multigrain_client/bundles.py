@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from multigrain.bundle.members import SIGNATURE_BYTES, compression
+from multigrain.bundle.tar import BLOCK, is_header
 from multigrain.files import open_regular
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
@@ -58,7 +59,8 @@ def import_requests(
                     raise InvalidRequest(
                         f"{source} is a part of a model bundle: import its folder {source.parent}"
                     )
-                if not tarfile.is_tarfile(archive):
+                first = archive.read(BLOCK)
+                if not is_header(first) and first != bytes(BLOCK):  # the end: an empty archive
                     raise InvalidRequest(
                         f"{source} is not a model bundle (a folder or an uncompressed tar of it); "
                         "to make one from a weights file, export it (checkpoint_path)"
@@ -80,16 +82,12 @@ def _opened(source: Path) -> BinaryIO:
     if descriptor is None or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         return open_regular(source)
     with os.fdopen(os.dup(descriptor), "rb") as pipe:
-        head = pipe.read(tarfile.BLOCKSIZE)
+        head = pipe.read(BLOCK)
         # Before the rest, which may never end.
         if packed := compression(head):
             raise InvalidRequest(f"{source} cannot be imported: {packed}")
-        try:
-            tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
-        except tarfile.HeaderError:
-            raise InvalidRequest(
-                f"{source} gives no uncompressed tar archive of a model bundle"
-            ) from None
+        if not is_header(head):
+            raise InvalidRequest(f"{source} gives no uncompressed tar archive of a model bundle")
         archive = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         archive.write(head)
         shutil.copyfileobj(pipe, archive, CHUNK)

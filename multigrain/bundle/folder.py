@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +11,8 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.bundle.members import SIGNATURE_BYTES, compression, is_passed_over
+from multigrain.bundle.members import SIGNATURE_BYTES, compression, is_passed_over, is_plain
+from multigrain.bundle.tar import Entry, TarError, end, entries, header, padding
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.storage import FileEntry, describe, sync_folder, write_synced
 
@@ -69,16 +70,17 @@ def write_tar(path: Path, archive: BinaryIO) -> None:
         MultigrainError: CHECKPOINT if the bundle has no manifest or lacks a file.
     """
     manifest = read(path)
-    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in (MANIFEST_NAME, *sorted(manifest.files)):
-            member = tarfile.TarInfo(_plain(name))
-            member.mode = FILE_MODE
-            try:
-                with (path / name).open("rb") as file:
-                    member.size = (path / name).stat().st_size
-                    tar.addfile(member, file)
-            except FileNotFoundError as error:
-                raise _damaged(f"{name} is missing") from error
+    size = 0
+    for name in (MANIFEST_NAME, *sorted(manifest.files)):
+        try:
+            with (path / _plain(name)).open("rb") as file:
+                bytes_ = os.fstat(file.fileno()).st_size
+                size += archive.write(header(name, bytes_, FILE_MODE))
+                shutil.copyfileobj(file, archive, _CHUNK)
+                size += bytes_ + archive.write(padding(bytes_))
+        except FileNotFoundError as error:
+            raise _damaged(f"{name} is missing") from error
+    archive.write(end(size))
 
 
 def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
@@ -103,26 +105,23 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
         start = archive.tell()
         head = archive.read(SIGNATURE_BYTES)
         archive.seek(start)
-        # "r:" and not "r": a compressed archive could unfold to any size.
-        with tarfile.open(fileobj=_ShortReads(archive), mode="r:") as tar:
-            members = _members(tar)
-            top = _top_folder(members)
-            for member in members:
-                if member.isdir() and f"{top}/".startswith(f"{_path(member)}/".lstrip("/")):
-                    continue  # "tar -c ." and "tar -c FOLDER" begin with the folder itself
-                name = _member_name(member, top)
-                left -= member.size
-                if left < 0:
-                    raise _refused(f"its files are larger than {max_bytes} bytes")
-                if name in names:
-                    raise _refused(f"it has {name!r} twice")
-                names.add(name)
-                if len(names) > _MAX_FILES:
-                    raise _refused(f"it has more than {_MAX_FILES} files")
-                _extract(tar, member, path / name)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        why = compression(head) or "it is not a complete, uncompressed tar archive"
-        raise _refused(why) from error
+        members = _members(archive)
+        top = _top_folder(members)
+        for member in members:
+            if member.kind == "folder" and f"{top}/".startswith(f"{_path(member)}/".lstrip("/")):
+                continue  # "tar -c ." and "tar -c FOLDER" begin with the folder itself
+            name = _member_name(member, top)
+            left -= member.size
+            if left < 0:
+                raise _refused(f"its files are larger than {max_bytes} bytes")
+            if name in names:
+                raise _refused(f"it has {name!r} twice")
+            names.add(name)
+            if len(names) > _MAX_FILES:
+                raise _refused(f"it has more than {_MAX_FILES} files")
+            _extract(archive, member, path / name)
+    except TarError as error:
+        raise _refused(compression(head) or str(error)) from error
     except FileExistsError as error:
         raise _refused("one of its files exists already") from error
     except OSError as error:
@@ -136,37 +135,10 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
         )
 
 
-class _ShortReads(io.RawIOBase):
-    """The archive, for tarfile, which reads a long name or a pax header at once, whatever its size.
-
-    Args:
-        archive: the archive.
-    """
-
-    def __init__(self, archive: BinaryIO) -> None:
-        self._archive = archive
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _CHUNK:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._archive.read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._archive.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._archive.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-
-def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+def _members(archive: BinaryIO) -> list[Entry]:
     """The entries that are not passed over."""
     found = []
-    for number, member in enumerate(tar):
-        if number >= _MAX_ENTRIES:
-            raise _refused(f"it has more than {_MAX_ENTRIES} entries")
+    for member in entries(archive, max_entries=_MAX_ENTRIES):
         if member.name.startswith("/"):
             raise _refused(
                 f"{member.name[:100]!r} is not a plain file name but an absolute path; pack "
@@ -183,7 +155,7 @@ def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
     return found
 
 
-def _top_folder(members: Sequence[tarfile.TarInfo]) -> str:
+def _top_folder(members: Sequence[Entry]) -> str:
     """The folder with the manifest and so with all files; "" = the archive's top."""
     manifests = [
         folder
@@ -193,12 +165,12 @@ def _top_folder(members: Sequence[tarfile.TarInfo]) -> str:
     return "" if not manifests or "" in manifests else manifests[0]
 
 
-def _path(member: tarfile.TarInfo) -> str:
-    """The path of an entry without a leading "./" or a trailing "/"."""
+def _path(member: Entry) -> str:
+    """The path of an entry without a leading "./"."""
     name = member.name
     while name.startswith("./"):
         name = name.removeprefix("./")
-    return "" if name == "." else name.rstrip("/")
+    return "" if name == "." else name
 
 
 def _verify(path: Path, manifest: BundleManifest) -> None:
@@ -219,15 +191,14 @@ def _check_file(file: Path, entry: FileEntry) -> None:
 
 def _plain(name: str) -> str:
     """The name, if it is a file name without a path."""
-    if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
-        raise _damaged(f"{name!r} is not a plain file name")
+    if not is_plain(name):
+        raise _damaged(f"{name[:100]!r} is not a plain file name")
     return name
 
 
-def _member_name(member: tarfile.TarInfo, top: str) -> str:
-    # isreg() would accept sparse files, which can be larger than the archive.
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-        raise _refused(f"{member.name[:100]!r} is {_kind(member)} and not a regular file")
+def _member_name(member: Entry, top: str) -> str:
+    if not member.is_file:
+        raise _refused(f"{member.name[:100]!r} is a {member.kind} and not a regular file")
     folder, _, name = _path(member).rpartition("/")
     try:
         if folder != top:
@@ -241,22 +212,12 @@ def _member_name(member: tarfile.TarInfo, top: str) -> str:
         ) from None
 
 
-def _kind(member: tarfile.TarInfo) -> str:
-    if member.type in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-        return "a link"
-    if member.isdir():
-        return "a folder"
-    return "a sparse file" if member.sparse is not None else "a special file"
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    source = tar.extractfile(member)
-    if source is None:  # never for a regular file
-        raise _refused(f"{member.name[:100]!r} cannot be read")
+def _extract(archive: BinaryIO, member: Entry, target: Path) -> None:
+    archive.seek(member.offset)
     left = member.size
     with target.open("xb") as file:
         while left:
-            chunk = source.read(min(_CHUNK, left))
+            chunk = archive.read(min(_CHUNK, left))
             if not chunk:
                 raise _refused("it is truncated")
             file.write(chunk)

@@ -6,8 +6,10 @@ Imports no package beside the standard library: the client imports it.
 from __future__ import annotations
 
 from multigrain.data.file_names import is_system
+from multigrain.text import is_printable
 
 SIGNATURE_BYTES = 264
+_MAX_NAME = 255
 # First bytes -> name, and how to get a plain archive or folder.
 _PACKED = (
     (b"\x1f\x8b", "a gzip file", "gunzip"),
@@ -32,6 +34,21 @@ def is_passed_over(path: str) -> bool:
     if ".." in parts:
         return False
     return any(part.startswith(".") or is_system(part) for part in parts)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a file in a bundle's folder, and not a path or a hidden file.
+
+    At most 255 bytes (NAME_MAX of Linux), without control characters.
+    """
+    return (
+        0 < len(name) <= _MAX_NAME
+        and is_printable(name)
+        and not name.startswith(".")
+        and "/" not in name
+        and "\\" not in name
+        and len(name.encode()) <= _MAX_NAME
+    )
 
 
 def compression(head: bytes) -> str:
