@@ -27,6 +27,7 @@ CLIENT_MAY = (
     "multigrain.__version__",
     "multigrain.addresses",
     "multigrain.bundle.members",
+    "multigrain.bundle.tar",
     "multigrain.strict_yaml",
     "multigrain.streams",
     "multigrain.text",

@@ -32,6 +32,7 @@ def test_import_loads_no_heavy_package_and_only_light_modules_of_the_library(mod
         "multigrain.addresses",
         "multigrain.bundle",
         "multigrain.bundle.members",
+        "multigrain.bundle.tar",
         "multigrain.data",
         "multigrain.data.file_names",
         "multigrain.data.listing",
