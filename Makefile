@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/ci.txt
+IMAGE_LOCK := requirements/server.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 TRITON_PYTHON ?= /usr/bin/python3
@@ -36,8 +37,9 @@ $(STAMP): pyproject.toml $(LOCK)
 	touch $@
 
 # Resolves the dependencies in pyproject.toml for Linux and Python 3.11 (3.12 installs the same
-# versions). Keeps what is in the lock file if it still fits; `make lock UPGRADE=--upgrade` takes
-# the newest versions. Needs no $(STAMP): the lock file may not fit pyproject.toml at this moment.
+# versions): of CI, and of the container image, which takes a part of them. Keeps what is in the
+# lock files if it still fits; `make lock UPGRADE=--upgrade` takes the newest versions. Needs no
+# $(STAMP): the lock file may not fit pyproject.toml at this moment.
 UPGRADE ?=
 lock:
 	test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock
@@ -45,6 +47,9 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
 	    --generate-hashes --no-header --extra server --extra demo --extra dev $(UPGRADE) \
 	    pyproject.toml --output-file $(LOCK)
+	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
+	    --generate-hashes --no-header --extra image --constraint $(LOCK) \
+	    pyproject.toml --output-file $(IMAGE_LOCK)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

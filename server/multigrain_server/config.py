@@ -198,7 +198,24 @@ class ServerConfig(Spec):
                     f"encrypted; set {keys}, or listen on a loopback address, or set --insecure "
                     "if the network is trusted"
                 )
+            if reachable and not (self._callers_are_known(name) or self.access.allow_anonymous):
+                raise ValueError(
+                    f"{name}: other machines can reach {address}, and every caller would be an "
+                    "administrator; set access.tokens (multigrain-server --new-token NAME:ROLE "
+                    "makes a line of that file) or tls.client_ca, or listen on a loopback "
+                    "address, or set --access-allow-anonymous if something else decides who can "
+                    "connect"
+                )
         return self
+
+    def _callers_are_known(self, name: str) -> bool:
+        """Whether an address, ``listen`` or ``http_listen``, is closed to unknown callers.
+
+        ``access.pages: open`` opens the HTTP address on purpose, which ``warnings`` mentions.
+        """
+        if self.access.tokens is not None:
+            return True
+        return self.tls.client_ca is not None and (name == "listen" or self.tls.http)
 
     @property
     def warnings(self) -> tuple[str, ...]:

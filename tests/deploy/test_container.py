@@ -7,12 +7,19 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tests.deploy.named import DEPLOY
+from multigrain_server.access.tokens import TokenFileError, read_tokens
+from multigrain_server.settings_sources import parse
+from tests.deploy.named import DEPLOY, container_command
 from tests.deploy.tools import output, packaged
 
 FOLDER = DEPLOY / "container"
@@ -27,6 +34,69 @@ def test_image_runs_unprivileged_with_a_health_check() -> None:
     assert "\nUSER 10001:10001\n" in last
     assert "\nHEALTHCHECK " in last
     assert last.index("\nUSER ") < last.index("\nENTRYPOINT ")
+
+
+def test_base_image_and_packages_are_named_by_hash() -> None:
+    recipe = (FOLDER / "Dockerfile").read_text()
+    base = re.search(r"^ARG BASE=(\S+)$", recipe, re.MULTILINE)
+    assert base is not None
+    assert re.fullmatch(r"python:3\.11\.\d+-[\w-]+@sha256:[0-9a-f]{64}", base[1])
+    installs = re.findall(r"pip install ((?:[^&;\\\n]|\\\n)*)", recipe)
+    assert installs
+    for options in installs:
+        assert "--no-deps" in options
+        assert (
+            "--require-hashes" in options or "--no-build-isolation" in options or "EXTRA" in options
+        )
+
+
+def test_image_lock_satisfies_pyproject() -> None:
+    locked = locked_versions("server.txt")
+    wanted = requirements_of("server", "tracing")
+    assert wanted
+    for requirement in wanted:
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), (
+            requirement
+        )
+    # The image has what is tested.
+    tested = locked_versions("ci.txt")
+    assert locked.items() <= tested.items()
+    text = (DEPLOY.parent / "requirements" / "server.txt").read_text()
+    for block in re.split(r"\n(?=\S)", text):
+        assert block.lstrip().startswith("#") or "--hash=sha256:" in block, block
+
+
+def test_requirements_have_upper_bounds() -> None:
+    for requirement in requirements_of(*project()["optional-dependencies"]):
+        operators = {one.operator for one in requirement.specifier}
+        assert operators & {"<", "==", "~="}, requirement
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def requirements_of(*extras: str) -> list[Requirement]:
+    """What the project and some extras require of other projects."""
+    texts = list(project()["dependencies"])
+    for extra in extras:
+        texts += project()["optional-dependencies"][extra]
+    return [one for one in map(Requirement, texts) if one.name != "multigrain"]
+
+
+def locked_versions(name: str) -> dict[str, str]:
+    """Project -> version of a lock file."""
+    text = (DEPLOY.parent / "requirements" / name).read_text()
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+
+def test_container_command_needs_tokens() -> None:
+    config = parse(container_command()[1:], {}).config
+    assert config.access.tokens == Path("/etc/multigrain/tokens.yaml")
+    assert not config.access.allow_anonymous
+    with pytest.raises(TokenFileError, match=r"tokens\.yaml: No such file.*--new-token"):
+        read_tokens(config.access.tokens)
 
 
 def test_copied_files_are_in_the_build_context() -> None:
@@ -54,6 +124,7 @@ def test_compose_services_are_confined() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert ":" in service["image"]
+        assert "build" in service or "@sha256:" in service["image"]
         for volume in service["volumes"]:
             source = volume.rpartition(":")[0].partition(":")[0]
             if source.startswith("../"):

@@ -9,7 +9,7 @@ import shlex
 import pytest
 import yaml
 
-from multigrain_server.config import ServerConfig
+from multigrain_server.settings_sources import options
 from tests.deploy.named import DEPLOY, container_command, expressions, recorded, series
 from tools.docs.metrics import all_series
 
@@ -52,7 +52,7 @@ def test_every_metric_in_use_exists() -> None:
 
 
 def test_flags_of_service_and_container_exist() -> None:
-    fields = set(ServerConfig.model_fields) | {"config"}
+    flags_of_daemon = {option.flag for option in options()} | {"--config"}
     service = (DEPLOY / "systemd" / "multigrain.service").read_text()
     command = re.search(r"^ExecStart=(.*)$", service, re.M)
     assert command
@@ -68,9 +68,17 @@ def test_flags_of_service_and_container_exist() -> None:
         flags = [word for word in words if word.startswith("--")]
         assert flags
         for flag in flags:
-            assert flag[2:].split("=")[0].replace("-", "_") in fields
+            assert flag.split("=")[0] in flags_of_daemon
 
 
 def test_service_restart_keeps_jobs_running() -> None:
     service = (DEPLOY / "systemd" / "multigrain.service").read_text()
     assert "\nKillMode=process\n" in service
+
+
+def test_actions_of_workflows_are_pinned_by_commit() -> None:
+    workflows = list((DEPLOY.parent / ".github" / "workflows").glob("*.yml"))
+    used = [use for path in workflows for use in re.findall(r"uses: (.*)$", path.read_text(), re.M)]
+    assert used
+    for use in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", use), use

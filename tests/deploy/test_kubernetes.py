@@ -102,6 +102,8 @@ def test_daemon_parses_the_configuration_of_every_pod(
         assert all(mounts[str(root)]["readOnly"] for root in config.data_root)
         for path in (config.tls.certificate, config.tls.key, config.access.tokens):
             assert path is None or str(path.parent) in mounts
+        assert config.access.tokens is not None
+        assert not config.access.allow_anonymous
         # A kubelet cannot speak TLS to gRPC.
         grpc_probes = [p for p in container.values() if isinstance(p, dict) and "grpc" in p]
         assert bool(grpc_probes) != config.tls.enabled
@@ -135,7 +137,9 @@ def test_pods_are_confined(manifests: tuple[Manifest, ...]) -> None:
             assert context["readOnlyRootFilesystem"] is True
             assert context["allowPrivilegeEscalation"] is False
             assert context["capabilities"] == {"drop": ["ALL"]}
-            assert container["resources"]["limits"]["memory"]
+            for kind in ("cpu", "memory", "ephemeral-storage"):
+                assert container["resources"]["requests"][kind]
+                assert container["resources"]["limits"][kind]
             assert ":" in container["image"]
             assert not container["image"].endswith(":latest")
         for volume in pod["volumes"]:
@@ -201,6 +205,7 @@ def test_scrapes_target_the_services_and_keep_the_job_label(
         selector = monitor["spec"]["selector"]["matchLabels"]
         (endpoint,) = monitor["spec"]["endpoints"]
         assert endpoint["honorLabels"] is True
+        assert endpoint["authorization"]["credentials"]["name"] == "multigrain-tokens"
         for service in of_kind(manifests, "Service"):
             assert selector.items() <= service["metadata"]["labels"].items()
             assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}

@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 
 from multigrain_client import Client
+from multigrain_client.errors import Unauthenticated
+from multigrain_server.access.tokens import NewToken
 from tests.deploy.named import DEPLOY, container_command
 from tests.deploy.tools import system
 from tests.engine.bundles import write_bundle
 from tests.engine.pictures import picture
 
 NOBODY = 65534
+TOKEN = NewToken.parse("admin:admin")
 # In a mount namespace of its own: everything read-only but the folder in $1, then a user without
 # any capability but to find this Python and this clone, which may lie in root's home.
 CONFINE = """
@@ -49,6 +52,8 @@ def folder(tmp_path: Path) -> Path:
     """The writable folders of the container; the models in it belong to another user."""
     for tool in ("unshare", "setpriv", "mount"):
         system(tool)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "tokens.yaml").write_text(f"{TOKEN.line}\n")
     for name in ("home", "tmp", "data"):
         (tmp_path / name).mkdir()
         if os.geteuid() == 0:
@@ -64,6 +69,7 @@ def folder(tmp_path: Path) -> Path:
 def daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     words = [
         word.replace("/var/lib/multigrain", str(folder / "data"))
+        .replace("/etc/multigrain", str(folder / "etc"))
         .replace(":50051", ":0")
         .replace(":9464", ":0")
         for word in container_command()
@@ -94,7 +100,12 @@ def test_container_command_serves_confined_and_shuts_down(
     grpc_port, http_port = (first[name].rpartition(":")[2] for name in ("address", "http"))
     with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz", timeout=60) as answer:
         assert answer.status == 200
-    with Client(f"127.0.0.1:{grpc_port}") as client:
+    with (
+        Client(f"127.0.0.1:{grpc_port}") as unknown,
+        pytest.raises(Unauthenticated),
+    ):
+        list(unknown.models())
+    with Client(f"127.0.0.1:{grpc_port}", token=TOKEN.token) as client:
         client.load_model("tiny", make_default=True)
         assert client.embed(picture(1)).shape[0] == 1
     daemon.send_signal(signal.SIGTERM)

@@ -10,6 +10,8 @@ from multigrain_server.config import ServerConfig
 from multigrain_server.settings_sources import ConfigError, dump, options, parse
 
 TLS = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"]
+TOKENS = ["--access-tokens", "tokens.yaml"]
+ANYONE = "--access-allow-anonymous"
 
 
 def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -61,6 +63,17 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         (["--listen", "0.0.0.0:50051"], "--insecure"),
         (["--listen", "0.0.0.0:50051", "--access-tokens", "t.yaml"], "--insecure"),
         (["--http-listen", "0.0.0.0:0", *TLS], "http_listen: .*--insecure"),
+        (
+            ["--listen", "0.0.0.0:0", "--insecure"],
+            r"^listen: .*access\.tokens .*--new-token.*tls\.client_ca.*--access-allow-anonymous",
+        ),
+        (["--listen", "0.0.0.0:0", *TLS], r"^listen: .*administrator; set access\.tokens"),
+        (["--http-listen", "0.0.0.0:0", "--insecure"], r"^http_listen: .*set access\.tokens"),
+        (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http"], r"^http_listen: .*access\.tokens"),
+        (
+            ["--http-listen", "0.0.0.0:0", "--insecure", *TLS, "--tls-client-ca", "ca.pem"],
+            r"^http_listen: .*set access\.tokens",
+        ),
         (["--tls-http"], "tls: http needs certificate and key"),
         (["--tls-certificate", "c.pem"], "tls: certificate and key belong together"),
         (["--tls-client-ca", "ca.pem"], "tls: client_ca needs certificate and key"),
@@ -133,10 +146,21 @@ def test_misspelled_variables_of_a_section_are_refused_and_those_of_others_ignor
 
 
 def test_reachable_address_needs_insecure_or_tls() -> None:
-    assert parse(["--listen", "0.0.0.0:0", "--insecure"], {}).config.insecure
-    assert parse(["--listen", "0.0.0.0:0", *TLS], {}).config.tls.enabled
+    assert parse(["--listen", "0.0.0.0:0", "--insecure", *TOKENS], {}).config.insecure
+    assert parse(["--listen", "0.0.0.0:0", *TLS, *TOKENS], {}).config.tls.enabled
     assert ServerConfig(listen="unix:/run/m.sock").listen == "unix:/run/m.sock"
     assert ServerConfig(listen="[::1]:0").listen == "[::1]:0"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "images.example.org"])
+@pytest.mark.parametrize("known", [TOKENS, [*TLS, "--tls-client-ca", "ca.pem", "--tls-http"]])
+def test_reachable_addresses_need_known_callers(host: str, known: list[str]) -> None:
+    addresses = ["--listen", f"{host}:50051", "--http-listen", f"{host}:9464", "--insecure"]
+    parse([*addresses, *known], {})
+    parse([*addresses, ANYONE], {})
+    parse(addresses, {"MULTIGRAIN_ACCESS__ALLOW_ANONYMOUS": "true"})
+    with pytest.raises(ConfigError, match="--access-allow-anonymous"):
+        parse(addresses, {})
 
 
 def test_http_listens_on_no_unix_socket() -> None:
@@ -149,14 +173,18 @@ def test_http_listens_on_no_unix_socket() -> None:
     ("arguments", "warnings"),
     [
         (["--listen", "127.0.0.1:0"], []),
-        (["--listen", "0.0.0.0:0", "--insecure"], ["make any call"]),
+        (["--listen", "0.0.0.0:0", "--insecure", ANYONE], ["make any call"]),
         (["--listen", "0.0.0.0:0", "--insecure", "--access-tokens", "t"], ["unencrypted"]),
-        (["--listen", "0.0.0.0:0", *TLS], ["make any call"]),
+        (["--listen", "0.0.0.0:0", *TLS, ANYONE], ["make any call"]),
         (["--listen", "0.0.0.0:0", *TLS, "--tls-client-ca", "ca.pem"], []),
         (["--listen", "0.0.0.0:0", *TLS, "--access-tokens", "t"], []),
         (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http", "--access-tokens", "t"], []),
-        (["--http-listen", "0.0.0.0:0", "--insecure"], ["served without TLS", "may read"]),
-        (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http"], ["may read metrics"]),
+        (["--http-listen", "0.0.0.0:0", "--insecure", ANYONE], ["served without TLS", "may read"]),
+        (["--http-listen", "0.0.0.0:0", *TLS, "--tls-http", ANYONE], ["may read metrics"]),
+        (
+            ["--http-listen", "0.0.0.0:0", *TLS, "--tls-http", *TOKENS, "--access-pages", "open"],
+            ["may read metrics"],
+        ),
     ],
 )
 def test_exposed_addresses_are_warned_about(arguments: list[str], warnings: list[str]) -> None:

@@ -74,6 +74,12 @@ class AccessConfig(Spec):
         "token",
         description="Whether /metrics and the status pages need a token with the role read.",
     )
+    allow_anonymous: bool = Field(
+        False,
+        description="Allow addresses that other machines can reach without tokens or client "
+        "certificates: whoever reaches them may make any call. For networks where something else "
+        "decides who can connect, such as a service mesh.",
+    )
     max_streams_per_client: int = Field(
         1000,
         ge=1,

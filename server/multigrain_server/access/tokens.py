@@ -149,7 +149,12 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     try:
         body = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        todo = os_error_hint(error, "read it", "set the token file with --access-tokens")
+        todo = os_error_hint(
+            error,
+            "read it",
+            "create it (multigrain-server --new-token NAME:ROLE makes a "
+            "line of it), or correct --access-tokens",
+        )
         raise TokenFileError(f"{path}: {error.strerror}; {todo}") from None
     except UnicodeDecodeError:
         raise TokenFileError(f"{path} is not UTF-8 text") from None
