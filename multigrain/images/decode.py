@@ -14,12 +14,14 @@ from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.bmp import Bmp
+from multigrain.images.cost import reduction
+from multigrain.images.errors import damaged
 from multigrain.images.formats import FORMAT_NAMES, identify
 from multigrain.images.gif import Gif
 from multigrain.images.heif import open_heif
 from multigrain.images.jpeg import Jpeg
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
-from multigrain.images.picture import Picture, damaged
+from multigrain.images.picture import Picture
 from multigrain.images.png import Png
 from multigrain.images.tiff import Tiff
 from multigrain.images.webp import WebP
@@ -72,7 +74,7 @@ def decode_image(
             support this.
     """
     picture = _open(data, limits)
-    factor = _reduction(picture.size, shortest) if picture.reducible else 1
+    factor = reduction(picture.size, shortest) if picture.reducible else 1
     try:
         # libjpeg skips the high frequencies of each 8 x 8 block: a good average in a fraction of
         # the time.
@@ -150,14 +152,6 @@ def _too_large(what: str, limits: ImageLimits) -> MultigrainError:
         f"the image is too large: {what}, more than the limit of {limits.max_pixels} pixels: "
         "scale it down, or raise serving.max_image_pixels of the daemon",
     )
-
-
-def _reduction(size: tuple[int, int], shortest: int) -> int:
-    """Returns the factor by which to reduce a JPEG; only exact divisors, to avoid a shift."""
-    for factor in (8, 4, 2):
-        if shortest and min(size) >= factor * shortest and not any(n % factor for n in size):
-            return factor
-    return 1
 
 
 _READERS: Final[dict[str, Callable[[bytes], Picture]]] = {

@@ -14,9 +14,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, features
 
+from multigrain.images.errors import damaged, unsupported
+from multigrain.images.exif import exif_orientation
 from multigrain.images.formats import AVIF_BRANDS, brands
 from multigrain.images.heif_boxes import Contents, hide_exif, read_contents
-from multigrain.images.picture import Picture, damaged, exif_orientation, on_white, unsupported
+from multigrain.images.picture import Picture, on_white
 
 # Imported once here and not at first use in a thread: an engine imports this module at its start.
 # Several pictures are decoded at the same time: more threads for each would only be too many, and

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from multigrain.images.picture import unsupported
+from multigrain.images.errors import unsupported
 
 # Boxes and items of a file together. Each costs time, however small it is; phones write some
 # hundred.

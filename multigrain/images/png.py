@@ -1,55 +1,39 @@
 """Reading of PNG by its specification (ISO/IEC 15948, W3C PNG third edition).
 
-The chunks are read here: only those that a picture needs are looked at, so that text, profiles and
-other metadata of any size or state cannot refuse it. Pillow inflates the pixels and undoes their
-filters; what a sample means follows from the header.
+Only the chunks that a picture needs are looked at, so that text, profiles and other metadata of any
+size or state cannot refuse it. Pillow inflates the pixels and undoes their filters; what a sample
+means follows from the header.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multigrain.images.picture import (
-    Picture,
-    damaged,
-    exif_orientation,
-    on_white,
-    unsupported,
+from multigrain.images.errors import damaged
+from multigrain.images.picture import Picture, on_white
+from multigrain.images.png_chunks import (
+    GRAY,
+    GRAY_ALPHA,
+    PALETTE,
+    RGB,
+    RGBA,
+    Chunks,
+    read_chunks,
 )
 
-_GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 # Color type -> bit depths that exist (table 11.1 of the specification).
 _DEPTHS: Final = {
-    _GRAY: (1, 2, 4, 8, 16),
-    _RGB: (8, 16),
-    _PALETTE: (1, 2, 4, 8),
-    _GRAY_ALPHA: (8, 16),
-    _RGBA: (8, 16),
+    GRAY: (1, 2, 4, 8, 16),
+    RGB: (8, 16),
+    PALETTE: (1, 2, 4, 8),
+    GRAY_ALPHA: (8, 16),
+    RGBA: (8, 16),
 }
-_SIGNATURE_BYTES: Final = 8
-# A file of 32 MiB has about 4,000. Each costs time, however small it is.
-_MAX_CHUNKS: Final = 100_000
-_MAX_EXIF: Final = 2**20  # bytes of a text chunk with EXIF, unpacked
 _BAND_PIXELS: Final = 2**20  # 16-bit samples are scaled in bands of rows, to save memory
-
-
-@dataclass
-class _Chunks:
-    """What of a file's chunks is needed."""
-
-    header: bytes = b""
-    palette: bytes | None = None
-    transparency: bytes | None = None
-    pixels: list[memoryview] = field(default_factory=list)
-    exif: int | None = None
-    old_exif: int | None = None
 
 
 class Png(Picture):
@@ -66,7 +50,7 @@ class Png(Picture):
     form = "PNG"
 
     def __init__(self, data: bytes) -> None:
-        chunks = _read_chunks(data)
+        chunks = read_chunks(data)
         header = chunks.header
         self.size = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
         self._depth, self._color, compression, filtering, interlaced = header[8:13]
@@ -75,7 +59,7 @@ class Png(Picture):
             raise damaged("PNG", f"no PNG has color type {self._color} with {self._depth} bits")
         if compression or filtering or interlaced > 1:
             raise damaged("PNG", "its header names an unknown compression, filter or interlacing")
-        if self._color == _PALETTE and chunks.palette is None:
+        if self._color == PALETTE and chunks.palette is None:
             raise damaged("PNG", "its palette is missing")
         self._interlaced = interlaced
         self._palette = chunks.palette or b""
@@ -89,14 +73,14 @@ class Png(Picture):
         self._pixels = []
         if self._depth == 16:
             return self._deep(stream)
-        if self._color == _RGBA:
+        if self._color == RGBA:
             return on_white(self._unpack(stream, "RGBA", "RGBA"))
-        if self._color == _GRAY_ALPHA:
+        if self._color == GRAY_ALPHA:
             return on_white(self._unpack(stream, "LA", "LA"))
-        if self._color == _RGB:
+        if self._color == RGB:
             image = self._unpack(stream, "RGB", "RGB")
             return image if self._clear is None else self._clear_color(image)
-        if self._color == _GRAY and self._depth == 8 and self._clear is None:
+        if self._color == GRAY and self._depth == 8 and self._clear is None:
             return self._unpack(stream, "L", "L").convert("RGB")
         # The file's samples, which a table of their colors turns into RGB.
         raw = "P" if self._depth == 8 else f"P;{self._depth}"
@@ -116,7 +100,7 @@ class Png(Picture):
     def _colors(self) -> NDArray[np.uint8]:
         """Returns the color of every sample of up to 8 bits: uint8 (256, 3)."""
         colors = np.zeros((256, 3), np.uint8)
-        if self._color == _GRAY:
+        if self._color == GRAY:
             largest = (1 << self._depth) - 1
             colors[: largest + 1] = (np.arange(largest + 1) * 255 // largest)[:, None]
             if self._clear is not None:
@@ -138,15 +122,15 @@ class Png(Picture):
         for a single 16-bit channel only, but its decoder can return the first or the second byte
         of every sample.
         """
-        if self._color == _GRAY:
+        if self._color == GRAY:
             deep = np.asarray(self._unpack(stream, "I;16", "I;16B"))[:, :, None]
             high, low = (deep >> 8).astype(np.uint8), deep.astype(np.uint8)
-        elif self._color == _GRAY_ALPHA:
+        elif self._color == GRAY_ALPHA:
             # The four bytes of a pixel as channels.
             pairs = np.asarray(self._unpack(stream, "RGBA", "RGBA"))
             high, low = pairs[:, :, 0::2], pairs[:, :, 1::2]
         else:
-            mode = "RGB" if self._color == _RGB else "RGBA"
+            mode = "RGB" if self._color == RGB else "RGBA"
             high = np.asarray(self._unpack(stream, mode, f"{mode};16B"))
             low = np.asarray(self._unpack(stream, mode, f"{mode};16L"))
         out = np.empty((*high.shape[:2], 3), np.uint8)
@@ -160,7 +144,7 @@ class Png(Picture):
     def _scaled(self, deep: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """Composites 16-bit samples on white and scales them to 8 bits: (H, W, 1 or 3)."""
         color = deep
-        if self._color in (_GRAY_ALPHA, _RGBA):
+        if self._color in (GRAY_ALPHA, RGBA):
             alpha = deep[:, :, -1:].astype(np.uint64)
             mixed = deep[:, :, :-1] * alpha + 65535 * (65535 - alpha)
             color = ((mixed + 32767) // 65535).astype(np.uint32)
@@ -170,121 +154,19 @@ class Png(Picture):
         return scaled
 
 
-def _read_chunks(data: bytes) -> _Chunks:
-    chunks = _Chunks()
-    view = memoryview(data)
-    position = _SIGNATURE_BYTES
-    ended = False
-    for _ in range(_MAX_CHUNKS):
-        if ended or position + 8 > len(data):
-            break
-        length = int.from_bytes(view[position : position + 4], "big")
-        name = data[position + 4 : position + 8]
-        start, position = position + 8, position + 12 + length
-        critical = not name[0] & 0x20
-        if not chunks.header and name != b"IHDR":
-            if name == b"CgBI":
-                raise unsupported("a PNG that Xcode changed for an iOS app", "use the original")
-            raise damaged("PNG", "its header is missing")
-        if position > len(data):
-            # Truncated in what a picture does not need: the pixels are complete.
-            if chunks.pixels and (not critical or name == b"IEND"):
-                break
-            raise damaged("PNG", "it ends within a chunk")
-        body = view[start : start + length]
-        intact = not _is_used(name) or zlib.crc32(view[start - 4 : start + length]) == (
-            int.from_bytes(view[start + length : position], "big")
-        )
-        if not intact and critical:
-            raise damaged("PNG", f"the checksum of its chunk {_shown(name)} is wrong")
-        ended = name == b"IEND"
-        if intact and not ended:
-            _take(chunks, name, body, critical=critical)
-    else:
-        raise unsupported(f"a PNG with more than {_MAX_CHUNKS} chunks", "save it again")
-    if not chunks.header:
-        raise damaged("PNG", "its header is incomplete")
-    return chunks
-
-
-def _is_used(name: bytes) -> bool:
-    """Whether a chunk's contents matter, and thus its checksum. The names of metadata vary.
-
-    The end (IEND) has no contents.
-    """
-    return (not name[0] & 0x20 and name != b"IEND") or name in (b"tRNS", b"eXIf")
-
-
-def _take(chunks: _Chunks, name: bytes, body: memoryview, *, critical: bool) -> None:
-    """Stores an intact chunk that is needed.
-
-    Like libpng, and thus most viewers: a tRNS in the wrong place, repeated, or with a wrong
-    checksum has no effect.
-    """
-    if name == b"IHDR":
-        if chunks.header or len(body) != 13:
-            raise damaged("PNG", "its header has a wrong length or is repeated")
-        chunks.header = bytes(body)
-    elif name == b"PLTE":
-        if len(body) % 3 or not 3 <= len(body) <= 768:
-            if chunks.header[9] == _PALETTE:
-                raise damaged("PNG", "its palette has a wrong length")
-        elif chunks.palette is None and not chunks.pixels:
-            chunks.palette = bytes(body)
-    elif name == b"IDAT":
-        chunks.pixels.append(body)
-    elif critical:
-        raise unsupported(f"a PNG with the unknown critical chunk {_shown(name)}")
-    elif name == b"tRNS":
-        # That of a palette must follow the palette.
-        in_place = chunks.header[9] != _PALETTE or chunks.palette is not None
-        if in_place and chunks.transparency is None and not chunks.pixels:
-            chunks.transparency = bytes(body)
-    elif name == b"eXIf":
-        if chunks.exif is None:  # only the first: a file could have thousands, which take time
-            chunks.exif = exif_orientation(bytes(body[:_MAX_EXIF]))
-    elif (
-        name in (b"tEXt", b"zTXt")
-        and chunks.old_exif is None  # only the first: unpacking takes time
-        and bytes(body[:22]) == b"Raw profile type exif\x00"
-    ):
-        chunks.old_exif = _old_exif(bytes(body[22:]), packed=name == b"zTXt")
-
-
-def _old_exif(text: bytes, *, packed: bool) -> int:
-    """Returns the orientation of EXIF in a text chunk, as ImageMagick wrote it before eXIf."""
-    if packed:
-        try:
-            text = zlib.decompressobj().decompress(text[1:], _MAX_EXIF)
-        except zlib.error:
-            return 0
-    # A newline, the name, the length in bytes, then hexadecimal digits.
-    lines = text[:_MAX_EXIF].split(b"\n", 3)
-    digits = re.sub(rb"\s", b"", lines[3]) if len(lines) == 4 else b""
-    try:
-        exif = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
-    except ValueError:
-        return 0
-    return exif_orientation(exif.removeprefix(b"Exif\x00\x00"))
-
-
 def _transparency(
-    chunks: _Chunks, color: int, depth: int
+    chunks: Chunks, color: int, depth: int
 ) -> tuple[tuple[int, ...] | None, bytes | None]:
     """Returns (the transparent gray or color, the alpha of a palette's entries), or None.
 
     One of a wrong length has no effect, and of a sample only the lowest ``depth`` bits count.
     """
     body = chunks.transparency or b""
-    if color == _PALETTE:
+    if color == PALETTE:
         return None, body if 0 < len(body) <= len(chunks.palette or b"") // 3 else None
-    if len(body) != {_GRAY: 2, _RGB: 6}.get(color):
+    if len(body) != {GRAY: 2, RGB: 6}.get(color):
         return None, None
     mask = (1 << depth) - 1
     return tuple(
         int.from_bytes(body[i : i + 2], "big") & mask for i in range(0, len(body), 2)
     ), None
-
-
-def _shown(name: bytes) -> str:
-    return name.decode("ascii", "backslashreplace") if name.isalpha() else repr(name)[1:]

@@ -24,7 +24,8 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.picture import Picture
-from multigrain.images.tiff_tags import Layout, Value, damaged, read_layout
+from multigrain.images.tiff_pages import Value, damaged
+from multigrain.images.tiff_tags import Layout, read_layout
 
 _NONE: Final = 1
 _JPEG: Final = 7

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images import jpeg, png
+from multigrain.images import jpeg_header, png_chunks
 from multigrain.images.decode import decode
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from tests.images.files import corners, encode, noise, stored_as
@@ -91,7 +91,7 @@ def test_only_the_first_exif_block_is_searched(form: str, monkeypatch: pytest.Mo
         calls.append(block)
         return 0
 
-    monkeypatch.setattr({"JPEG": jpeg, "PNG": png}[form], "exif_orientation", search)
+    monkeypatch.setattr({"JPEG": jpeg_header, "PNG": png_chunks}[form], "exif_orientation", search)
     assert decode(data).shape == (10, 20, 3)
     assert calls == [exif]
 

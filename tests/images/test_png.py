@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images import png
+from multigrain.images import png_chunks
 from multigrain.images.decode import decode, image_size
 from tests.images.files import CASES, corners, encode, noise, reference
 from tests.images.pngs import (
@@ -229,7 +229,7 @@ def test_a_file_of_very_many_chunks_is_refused(extra: bytes) -> None:
 
 def test_only_the_first_old_exif_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(png, "_old_exif", lambda text, packed: calls.append(text) or 0)
+    monkeypatch.setattr(png_chunks, "_old_exif", lambda text, packed: calls.append(text) or 0)
     bomb = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(10**6)))
     decode(write(samples_of((RGB, 8), (7, 5)), 8, RGB, before=bomb * 1000))
     assert len(calls) == 1

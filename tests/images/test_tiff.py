@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images import tiff_tags
+from multigrain.images import tiff_pages
 from multigrain.images.decode import decode, decode_image, image_size
 from multigrain.images.limits import ImageLimits
 from tests.fuzz.mutate import mutated
@@ -471,11 +471,11 @@ def test_the_tags_of_all_pages_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     many = {40_000 + index: ("H", [0]) for index in range(100)}
     reduced = page(8, 2, 10, subfile=1)
     pages: list[dict[int, Any]] = [reduced | many] * 3 + [page(12, 4, 20)]
-    monkeypatch.setattr(tiff_tags, "_MAX_ENTRIES", 400)
+    monkeypatch.setattr(tiff_pages, "_MAX_ENTRIES", 400)
     assert decode(join(body, pages)).shape == (4, 4, 3)
     pages = [reduced | many] * 4 + [page(12, 4, 20)]
     assert decode(join(body, pages)).shape == (2, 2, 3)  # as if the file ended there
-    monkeypatch.setattr(tiff_tags, "_MAX_ENTRIES", 8)
+    monkeypatch.setattr(tiff_pages, "_MAX_ENTRIES", 8)
     assert "9 tags" in failure(join(body, [page(8, 2, 10, subfile=1, children=8)])).message
 
 

@@ -1,0 +1,181 @@
+"""The chunks of a PNG (ISO/IEC 15948, W3C PNG third edition): those that a picture needs.
+
+Imported by the daemon: neither NumPy nor Pillow here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from multigrain.images.errors import damaged, unsupported
+from multigrain.images.exif import exif_orientation
+
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
+_SIGNATURE_BYTES: Final = 8
+# A file of 32 MiB has some thousand. Each costs time, however small it is.
+_MAX_CHUNKS: Final = 30_000
+_CHUNK: Final = struct.Struct(">I4s")
+_MAX_EXIF: Final = 2**20  # bytes of a text chunk with EXIF, unpacked
+
+
+@dataclass
+class Chunks:
+    """What of a file's chunks is needed."""
+
+    header: bytes = b""
+    palette: bytes | None = None
+    transparency: bytes | None = None
+    pixels: list[memoryview] = field(default_factory=list)
+    exif: int | None = None
+    old_exif: int | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What of a file decides how long it takes.
+
+    Attributes:
+        size: (width, height) in pixels.
+        depth: bits of a sample.
+        color: the color type.
+        interlaced: whether the pixels are stored in seven passes.
+        clear: whether there is a transparent color or a palette's alpha.
+        chunks: how many there are.
+    """
+
+    size: tuple[int, int]
+    depth: int
+    color: int
+    interlaced: bool
+    clear: bool
+    chunks: int
+
+
+def survey(data: bytes) -> Survey:
+    """Counts the chunks without looking at their contents.
+
+    Raises:
+        struct.error: there is no header.
+    """
+    width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    position, count, clear, most = _SIGNATURE_BYTES, 0, False, len(data) - 12
+    while position <= most and count < _MAX_CHUNKS:
+        length, name = _CHUNK.unpack_from(data, position)
+        if name == b"tRNS":
+            clear = True
+        elif name == b"IEND":
+            break
+        position += 12 + length
+        count += 1
+    return Survey((width, height), depth, color, bool(interlaced), clear, count)
+
+
+def read_chunks(data: bytes) -> Chunks:
+    """Reads the chunks that the picture needs, and checks them.
+
+    Raises:
+        MultigrainError: IMAGE_UNREADABLE; IMAGE_FORMAT of unknown kinds of PNG.
+    """
+    chunks = Chunks()
+    view = memoryview(data)
+    position = _SIGNATURE_BYTES
+    ended = False
+    for _ in range(_MAX_CHUNKS):
+        if ended or position + 8 > len(data):
+            break
+        length = int.from_bytes(view[position : position + 4], "big")
+        name = data[position + 4 : position + 8]
+        start, position = position + 8, position + 12 + length
+        critical = not name[0] & 0x20
+        if not chunks.header and name != b"IHDR":
+            if name == b"CgBI":
+                raise unsupported("a PNG that Xcode changed for an iOS app", "use the original")
+            raise damaged("PNG", "its header is missing")
+        if position > len(data):
+            # Truncated in what a picture does not need: the pixels are complete.
+            if chunks.pixels and (not critical or name == b"IEND"):
+                break
+            raise damaged("PNG", "it ends within a chunk")
+        body = view[start : start + length]
+        intact = not _is_used(name) or zlib.crc32(view[start - 4 : start + length]) == (
+            int.from_bytes(view[start + length : position], "big")
+        )
+        if not intact and critical:
+            raise damaged("PNG", f"the checksum of its chunk {_shown(name)} is wrong")
+        ended = name == b"IEND"
+        if intact and not ended:
+            _take(chunks, name, body, critical=critical)
+    else:
+        raise unsupported(f"a PNG with more than {_MAX_CHUNKS} chunks", "save it again")
+    if not chunks.header:
+        raise damaged("PNG", "its header is incomplete")
+    return chunks
+
+
+def _is_used(name: bytes) -> bool:
+    """Whether a chunk's contents matter, and thus its checksum. The names of metadata vary.
+
+    The end (IEND) has no contents.
+    """
+    return (not name[0] & 0x20 and name != b"IEND") or name in (b"tRNS", b"eXIf")
+
+
+def _take(chunks: Chunks, name: bytes, body: memoryview, *, critical: bool) -> None:
+    """Stores an intact chunk that is needed.
+
+    Like libpng, and thus most viewers: a tRNS in the wrong place, repeated, or with a wrong
+    checksum has no effect.
+    """
+    if name == b"IHDR":
+        if chunks.header or len(body) != 13:
+            raise damaged("PNG", "its header has a wrong length or is repeated")
+        chunks.header = bytes(body)
+    elif name == b"PLTE":
+        if len(body) % 3 or not 3 <= len(body) <= 768:
+            if chunks.header[9] == PALETTE:
+                raise damaged("PNG", "its palette has a wrong length")
+        elif chunks.palette is None and not chunks.pixels:
+            chunks.palette = bytes(body)
+    elif name == b"IDAT":
+        chunks.pixels.append(body)
+    elif critical:
+        raise unsupported(f"a PNG with the unknown critical chunk {_shown(name)}")
+    elif name == b"tRNS":
+        # That of a palette must follow the palette.
+        in_place = chunks.header[9] != PALETTE or chunks.palette is not None
+        if in_place and chunks.transparency is None and not chunks.pixels:
+            chunks.transparency = bytes(body)
+    elif name == b"eXIf":
+        if chunks.exif is None:  # only the first: a file could have thousands, which take time
+            chunks.exif = exif_orientation(bytes(body[:_MAX_EXIF]))
+    elif (
+        name in (b"tEXt", b"zTXt")
+        and chunks.old_exif is None  # only the first: unpacking takes time
+        and bytes(body[:22]) == b"Raw profile type exif\x00"
+    ):
+        chunks.old_exif = _old_exif(bytes(body[22:]), packed=name == b"zTXt")
+
+
+def _old_exif(text: bytes, *, packed: bool) -> int:
+    """Returns the orientation of EXIF in a text chunk, as ImageMagick wrote it before eXIf."""
+    if packed:
+        try:
+            text = zlib.decompressobj().decompress(text[1:], _MAX_EXIF)
+        except zlib.error:
+            return 0
+    # A newline, the name, the length in bytes, then hexadecimal digits.
+    lines = text[:_MAX_EXIF].split(b"\n", 3)
+    digits = re.sub(rb"\s", b"", lines[3]) if len(lines) == 4 else b""
+    try:
+        exif = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+    except ValueError:
+        return 0
+    return exif_orientation(exif.removeprefix(b"Exif\x00\x00"))
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("ascii", "backslashreplace") if name.isalpha() else repr(name)[1:]
