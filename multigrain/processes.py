@@ -82,6 +82,15 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def keep_files_private() -> None:
+    """Has this process and its children create files and folders for their own user only.
+
+    The umask of whoever started the process might let other users read weights and logs, or even
+    add files that the daemon would read.
+    """
+    os.umask(0o077)
+
+
 def find_program(name: str) -> str | None:
     """The path of a program on PATH; None if there is none. Never one in the working folder."""
     return shutil.which(name, path=child_environment(os.environ)["PATH"])

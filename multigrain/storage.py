@@ -57,11 +57,16 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: Path) -> None:
-    """Creates a folder and its parents durably; does nothing if it exists."""
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Creates a folder and its parents durably; does nothing if it exists.
+
+    Args:
+        path: of the folder.
+        mode: of the folder and its parents, from which the umask takes away.
+    """
     if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        make_folder(path.parent, mode)
+        path.mkdir(mode, exist_ok=True)
         sync_folder(path.parent)
 
 

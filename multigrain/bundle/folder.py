@@ -16,7 +16,8 @@ from multigrain.bundle.tar import Entry, TarError, end, entries, header, padding
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.storage import FileEntry, describe, sync_folder, write_synced
 
-FILE_MODE = 0o644
+# For the daemon's user only, although libraries write some files with other modes.
+FILE_MODE = 0o600
 _MAX_FILES = 64
 # With the folders and hidden files around them.
 _MAX_ENTRIES = 512

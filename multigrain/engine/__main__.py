@@ -27,7 +27,7 @@ from multigrain.engine.settings import EngineSettings
 from multigrain.engine.worker import Worker, decoder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_out_of_memory, release_freed_memory
-from multigrain.processes import die_with_parent, low_priority
+from multigrain.processes import die_with_parent, keep_files_private, low_priority
 from multigrain.whitening import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
@@ -141,4 +141,5 @@ def read_requests(connection: Connection, worker: Worker) -> None:
 
 
 if __name__ == "__main__":
+    keep_files_private()
     sys.exit(main())

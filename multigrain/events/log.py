@@ -141,7 +141,7 @@ class EventWriter:
 
     def __init__(self, path: Path, job_id: str) -> None:
         self._job_id = job_id
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             lock_exclusive(self._fd)
             self._size, self.last_seq = self._recover()

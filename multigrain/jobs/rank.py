@@ -28,7 +28,7 @@ from multigrain.jobs.ipc import (
     encode,
 )
 from multigrain.jobs.job_folder import JobFolder
-from multigrain.processes import die_with_parent
+from multigrain.processes import die_with_parent, keep_files_private
 
 if TYPE_CHECKING:
     from multigrain.jobs.worker import RankOptions
@@ -179,4 +179,5 @@ def main(
 
 
 if __name__ == "__main__":
+    keep_files_private()
     sys.exit(main())

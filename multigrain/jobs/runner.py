@@ -41,7 +41,7 @@ from multigrain.jobs.launchers import (
 )
 from multigrain.jobs.limits import EXIT_DISK_FULL, RunnerLimits, StopSignal, is_disk_full
 from multigrain.jobs.runner_identity import RunnerIdentity
-from multigrain.processes import adopt_orphans, end_all
+from multigrain.processes import adopt_orphans, end_all, keep_files_private
 
 log = logging.getLogger(__name__)
 
@@ -350,4 +350,5 @@ def main(
 
 
 if __name__ == "__main__":
+    keep_files_private()
     sys.exit(main())

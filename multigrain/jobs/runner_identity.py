@@ -21,7 +21,7 @@ class RunnerIdentity:
 
     Attributes:
         pid: of the runner.
-        started: when the process started, independent of the system clock: see ``_started``.
+        started: when the process started, independent of the system clock: see ``process_start``.
         written: time of day, RFC 3339, for people who read the file.
     """
 
@@ -32,7 +32,7 @@ class RunnerIdentity:
     @classmethod
     def of_this_process(cls) -> RunnerIdentity:
         """The identity of the calling process."""
-        return cls(os.getpid(), _started(os.getpid()), utc_now())
+        return cls(os.getpid(), process_start(os.getpid()), utc_now())
 
     @classmethod
     def load(cls, path: Path) -> RunnerIdentity | None:
@@ -52,14 +52,14 @@ class RunnerIdentity:
         """The process, if it is still running."""
         try:
             process = psutil.Process(self.pid)
-            if _started(self.pid) == self.started and process.status() != psutil.STATUS_ZOMBIE:
+            if process_start(self.pid) == self.started and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         except (psutil.NoSuchProcess, OverflowError):
             pass
         return None
 
 
-def _started(pid: int) -> str:
+def process_start(pid: int) -> str:
     """When a process started: ``BOOT/TICKS``, the boot id and clock ticks since the boot.
 
     ``psutil.Process.create_time()`` is derived from the system clock: after the clock is set, the

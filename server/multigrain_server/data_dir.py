@@ -6,13 +6,27 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+import structlog
+
+from multigrain.jobs.runner_identity import process_start
 from multigrain.storage import make_folder, os_error_hint, replace_file
+
+_log = structlog.get_logger(__name__)
 
 _FOLDERS = ("jobs", "models", "engines")
 # Replicas that only serve may have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_LOCK_BYTES = 512
+_PID_DIGITS = 9
 
 
 class DataDirError(Exception):
@@ -22,7 +36,8 @@ class DataDirError(Exception):
 class DataDir:
     """``<data-dir>``, created if missing and locked until ``close``.
 
-    The lock is a ``flock``: the kernel releases it when the process ends in any way.
+    The lock is a ``flock``: the kernel releases it when the process ends in any way. Some network
+    file systems grant it to everyone or to nobody, so the file also says which process holds it.
 
     Args:
         path: of the data directory.
@@ -33,11 +48,12 @@ class DataDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._published = b""
         try:
             for folder in (path, *(path / name for name in _FOLDERS)):
-                make_folder(folder)
+                make_folder(folder, mode=0o700)
             check_access(path)
-            self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except (FileExistsError, NotADirectoryError) as error:
             raise DataDirError(
                 f"the data directory {path} cannot be used: {_file_in_the_way(path)} is not a "
@@ -51,17 +67,38 @@ class DataDir:
                 f"the data directory {path} cannot be used: {error.strerror}; {hint}"
             ) from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+            self._lock()
+        except BaseException:
             os.close(self._fd)
-            raise DataDirError(
-                f"another daemon (pid {holder}) uses {path}; stop it, or give --data-dir"
-            ) from None
-        # The pid only helps to explain a refused lock: a full disk is no reason to fail.
+            raise
+        self._holder = LockHolder.of_this_process()
+        # It only helps where locks do not work: a full disk is no reason to fail.
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(self._fd, self._holder.line, 0)
+
+    def _lock(self) -> None:
+        holder = LockHolder.read(self._fd)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataDirError(
+                f"another daemon (pid {holder.pid or 'unknown'}) uses {self.path}; stop it, or "
+                "give --data-dir"
+            ) from None
+        except OSError as error:
+            _log.warning("the file system has no locks", path=str(self.path), reason=str(error))
+            if holder.host not in ("", socket.gethostname()):
+                raise DataDirError(
+                    f"another daemon (pid {holder.pid} on {holder.host}) may use {self.path}, and "
+                    f"its file system has no locks ({error.strerror}); stop it, or if it has "
+                    f"ended without cleaning up, remove {self.path / 'daemon.lock'}"
+                ) from error
+        if holder.runs:
+            raise DataDirError(
+                f"another daemon (pid {holder.pid} on {holder.host}) uses {self.path}, although "
+                "the file system gave its lock to this one too; stop it, or give --data-dir"
+            )
 
     @property
     def jobs(self) -> Path:
@@ -92,12 +129,101 @@ class DataDir:
 
     def write_address(self, address: str) -> None:
         """Publishes the address for clients on this machine."""
-        replace_file(self.address, f"{address}\n".encode())
+        self._published = f"{address}\n".encode()
+        replace_file(self.address, self._published)
 
     def close(self) -> None:
-        """Removes the address file and releases the lock."""
-        self.address.unlink(missing_ok=True)
+        """Removes the address file, unless another daemon wrote it, and releases the lock."""
+        with contextlib.suppress(OSError):
+            if self.address.read_bytes() == self._published:
+                self.address.unlink()
+        with contextlib.suppress(OSError):
+            if LockHolder.read(self._fd) == self._holder:
+                os.ftruncate(self._fd, 0)
         os.close(self._fd)
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """The process that holds the lock, as ``daemon.lock`` names it.
+
+    Attributes:
+        pid: 0 if the file names none.
+        host: name of its machine.
+        started: see ``process_start``.
+    """
+
+    pid: int = 0
+    host: str = ""
+    started: str = ""
+
+    @classmethod
+    def of_this_process(cls) -> LockHolder:
+        """The calling process."""
+        return cls(os.getpid(), socket.gethostname(), process_start(os.getpid()))
+
+    @classmethod
+    def read(cls, descriptor: int) -> LockHolder:
+        """The content of the open file; nobody if it is empty or damaged."""
+        words = os.pread(descriptor, _LOCK_BYTES, 0).decode(errors="replace").split()
+        if not words or not words[0].isdecimal() or len(words[0]) > _PID_DIGITS:
+            return cls()
+        return cls(int(words[0]), *words[1:3])
+
+    @property
+    def line(self) -> bytes:
+        """The content of the file."""
+        return f"{self.pid} {self.host} {self.started}\n".encode()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is another process of this machine that has not ended."""
+        if self.pid in (0, os.getpid()) or not self.started:
+            return False
+        try:
+            return process_start(self.pid) == self.started
+        except (psutil.NoSuchProcess, OverflowError):
+            return False
+
+
+def exposures(path: Path) -> Iterator[tuple[str, str]]:
+    """How other users of the machine can read or change a data directory.
+
+    The daemon creates files and folders for its own user only, but leaves existing ones as they
+    are.
+
+    Args:
+        path: of the data directory, which need not exist.
+
+    Yields:
+        the problem, and how to fix it.
+    """
+    if not path.is_dir():
+        return
+    root = path.stat()
+    if _prepared_by_kubernetes(root):
+        return
+    me = os.geteuid()
+    if root.st_uid not in (0, me):
+        yield f"it belongs to uid {root.st_uid}, who can change it", f"chown {me} {path}"
+    for folder in (path, *(path / name for name in _FOLDERS)):
+        if folder.is_dir() and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            yield f"other users can write in {folder}", f"chmod -R go-w {path}"
+            return
+    if root.st_mode & _OTHERS:
+        for name in (*_FOLDERS, "state.db"):
+            inside = path / name
+            if inside.exists() and inside.stat().st_uid == me and inside.stat().st_mode & _OTHERS:
+                yield f"other users can read {inside}", f"chmod -R go= {path}"
+                return
+
+
+def _prepared_by_kubernetes(root: os.stat_result) -> bool:
+    """Whether a folder is a volume that Kubernetes gave to the group ``fsGroup``.
+
+    It belongs to root and may be changed by everybody in the pod, which has one user.
+    """
+    return root.st_uid == 0 and root.st_gid == os.getegid() and bool(root.st_mode & stat.S_ISGID)
 
 
 def _file_in_the_way(path: Path) -> Path:

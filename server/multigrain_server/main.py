@@ -13,6 +13,7 @@ from typing import TextIO
 import structlog
 
 from multigrain.errors import MultigrainError
+from multigrain.processes import keep_files_private
 from multigrain.streams import BROKEN_PIPE, GuardedStream, flush, standard_streams
 from multigrain_server import early_signals
 from multigrain_server.access.tokens import NewToken, TokenFileError
@@ -76,6 +77,7 @@ def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
     if line.new_token:
         return _print_token(line.new_token, output)
     setup_logging(line.config.log, log_stream)
+    keep_files_private()
     if line.rebuild_index:
         return _rebuild(line.config, output)
     try:

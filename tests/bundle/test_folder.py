@@ -56,7 +56,7 @@ def test_a_bundle_is_unchanged_after_packing_and_unpacking(tmp_path: Path) -> No
     unpack_tar(archive, tmp_path / "b", max_bytes=LIMIT)
     assert read(tmp_path / "b", verify=True) == manifest
     for path in (tmp_path / "b").iterdir():
-        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.stat().st_mode & 0o777 == 0o600
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
     assert packed(tmp_path / "b").getvalue() == archive.getvalue()
 

@@ -62,7 +62,7 @@ def test_the_bundle_is_complete_and_has_a_manifest(exported: Path) -> None:
     assert head.preprocessing.resize_short == 16  # the checkpoint's center_crop of 1
     assert (folder / "labels.txt").read_text() == "a\nb c\nd\n"
     for path in folder.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (exported / "models" / "m").iterdir()] == ["1"]
 
 

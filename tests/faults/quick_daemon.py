@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
+from functools import partial
 
-from multigrain_server.log import setup_logging
-from multigrain_server.main import serve
-from multigrain_server.settings_sources import parse
+from multigrain_server import main
 from tests.faults.curve import ROOT
 
 RUNNER = (
@@ -17,9 +15,8 @@ RUNNER = (
 )
 
 if __name__ == "__main__":
-    config = parse(sys.argv[1:], os.environ).config
-    setup_logging(config.log)
     # Runners work in the folders of their jobs.
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [before]), str(ROOT)])
-    asyncio.run(serve(config, RUNNER))
+    main.serve = partial(main.serve, runner_command=RUNNER)  # type: ignore[assignment]
+    sys.exit(main.main())

@@ -1,12 +1,21 @@
-"""What stands in the way of a data directory is named."""
+"""The data directory: what stands in its way, its lock, and who else can use it."""
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from multigrain_server.data_dir import DataDir, DataDirError
+from multigrain_server.config import ServerConfig
+from multigrain_server.data_dir import DataDir, DataDirError, exposures
+from multigrain_server.doctor import machine
+from multigrain_server.doctor.finding import Level
 
 
 @pytest.mark.parametrize("at", ["data", "data/jobs", "data/models", "data/engines", "."])
@@ -33,3 +42,137 @@ def test_a_link_to_a_folder_is_a_data_directory(tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to("elsewhere")
     DataDir(tmp_path / "data").close()
     assert (tmp_path / "elsewhere" / "jobs").is_dir()
+
+
+HOLDER = """
+import fcntl, sys, time
+fcntl.flock = lambda *_: None
+from pathlib import Path
+from multigrain_server.data_dir import DataDir
+data = DataDir(Path(sys.argv[1]))
+data.write_address("127.0.0.1:1")
+print("ready", flush=True)
+sys.stdin.read()
+data.close()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another daemon's process, where locks are granted to everyone."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "data")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+@pytest.mark.process
+def test_where_locks_do_not_work_a_second_daemon_is_refused(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(DataDirError, match=rf"pid {holder.pid} on \S+\) uses .* although"):
+        DataDir(tmp_path / "data")
+    assert (tmp_path / "data" / "address").read_text() == "127.0.0.1:1\n"
+    assert holder.poll() is None
+    holder.kill()
+    holder.wait()
+    second = DataDir(tmp_path / "data")
+    second.write_address("127.0.0.1:2")
+    assert (tmp_path / "data" / "address").read_text() == "127.0.0.1:2\n"
+    second.close()
+    assert not (tmp_path / "data" / "address").exists()
+
+
+@pytest.mark.process
+def test_the_address_of_another_daemon_is_not_removed(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    (tmp_path / "data" / "address").write_text("127.0.0.1:2\n")
+    assert holder.stdin is not None
+    holder.stdin.close()
+    assert holder.wait(60) == 0
+    assert (tmp_path / "data" / "address").read_text() == "127.0.0.1:2\n"
+
+
+def test_a_reused_pid_holds_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "daemon.lock").write_text(f"{os.getppid()} {socket.gethostname()} boot/1\n")
+    DataDir(tmp_path).close()
+    assert (tmp_path / "daemon.lock").read_text() == ""
+
+
+@pytest.mark.parametrize("content", ["", "x", "9" * 4000, "-1 h s", "\0" * 600, "1", "5 h"])
+def test_a_damaged_lock_file_refuses_nobody(tmp_path: Path, content: str) -> None:
+    (tmp_path / "daemon.lock").write_text(content)
+    DataDir(tmp_path).close()
+
+
+@pytest.mark.parametrize(("host", "refused"), [("elsewhere", True), ("", False)])
+def test_without_locks_a_daemon_of_another_host_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, refused: bool
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    (tmp_path / "daemon.lock").write_text(f"7 {host} boot/1\n" if host else "")
+    if refused:
+        with pytest.raises(DataDirError, match=r"pid 7 on elsewhere.*remove .*daemon\.lock"):
+            DataDir(tmp_path)
+    else:
+        DataDir(tmp_path).close()
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_folders_are_closed_to_other_users_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        DataDir(tmp_path / "data").close()
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "data", *(tmp_path / "data").rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert not list(exposures(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("at", "mode", "problem"),
+    [
+        (".", 0o707, "other users can write in"),
+        ("jobs", 0o770, "other users can write in"),
+        ("models", 0o755, ""),  # nobody else gets as far
+        (".", 0o755, ""),
+    ],
+)
+def test_existing_folders_that_others_can_change_are_reported(
+    tmp_path: Path, at: str, mode: int, problem: str
+) -> None:
+    data = tmp_path / "data"
+    DataDir(data).close()
+    (data / at).chmod(mode)
+    found = list(exposures(data))
+    assert bool(found) == bool(problem)
+    for message, fix in found:
+        assert problem in message
+        assert fix.startswith("chmod -R")
+    findings = [*machine.permissions(ServerConfig(data_dir=data))]
+    assert [finding.level for finding in findings] == [Level.WARN] * len(found)
+
+
+def test_existing_folders_that_others_can_read_are_reported(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    DataDir(data).close()
+    for folder in (data, data / "jobs"):
+        folder.chmod(0o755)
+    ((message, fix),) = exposures(data)
+    assert message == f"other users can read {data / 'jobs'}"
+    assert fix == f"chmod -R go= {data}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from multigrain import machine
 from multigrain.processes import child_environment, find_program
 from multigrain_server.config import ServerConfig
-from multigrain_server.data_dir import check_access
+from multigrain_server.data_dir import check_access, exposures
 from multigrain_server.devices import Inventory
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
 
@@ -42,12 +42,19 @@ def cpu() -> Iterator[Finding]:
 
 
 def missing_at_start(config: ServerConfig) -> Iterator[Finding]:
-    """Quick checks whose findings a starting daemon logs: data roots and drivers.
+    """Quick checks whose findings a starting daemon logs: permissions, data roots and drivers.
 
     They are no errors, as a disk may be mounted later.
     """
+    yield from permissions(config)
     yield from (finding for finding in roots(config) if finding.fix)
     yield from drivers(config)
+
+
+def permissions(config: ServerConfig) -> Iterator[Finding]:
+    """Whether other users of the machine can read or change the data directory."""
+    for problem, fix in exposures(config.data_dir):
+        yield warn(f"data directory {config.data_dir}", problem, fix)
 
 
 def drivers(config: ServerConfig) -> Iterator[Finding]:

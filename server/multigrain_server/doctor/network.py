@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from multigrain_server.access.tokens import TokenFileError, read_tokens
 from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
+from multigrain_server.data_dir import LockHolder
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
 from multigrain_server.grpc.tls import Certificates, TlsError
 
@@ -48,8 +49,7 @@ def running_daemon(config: ServerConfig) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        return int(text) if text.isdecimal() else -1
+        return LockHolder.read(fd).pid or -1
     finally:
         os.close(fd)
     return 0

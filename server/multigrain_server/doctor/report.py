@@ -23,6 +23,7 @@ def checks(config: ServerConfig) -> Sequence[Check]:
         lambda: machine.devices(config),
         machine.limits,
         lambda: machine.disk(config),
+        lambda: machine.permissions(config),
         lambda: machine.roots(config),
         lambda: network.addresses(config),
         lambda: network.certificates(config),
