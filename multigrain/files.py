@@ -32,6 +32,9 @@ Roots = Sequence[Path] | None
 MAX_DOCUMENT_BYTES = 16 << 20
 """Largest manifest, specification or other document that is read as a whole."""
 
+MAX_WEIGHTS_BYTES = 8 << 30
+"""Largest file of weights. A ResNet-152 with its optimizer's state has less than 2 GiB."""
+
 _PATH_ONLY: int = getattr(os, "O_PATH", 0)  # Linux
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -39,7 +42,9 @@ _OPENAT2 = 437  # the same number on all architectures but Alpha
 # linux/openat2.h
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
 _ATTEMPTS = 16  # while other processes rename folders in the path
+_LINKS = 8  # at the end of a path that are followed one by one
 _CHUNK = 1 << 20
+_MOST_AT_ONCE = 0x7FFFF000  # Linux reads no more in one call
 
 
 class OutsideRootsError(OSError):
@@ -57,10 +62,11 @@ class NotRegularError(OSError):
 
 
 class FileTooLargeError(OSError):
-    """A file has more bytes than the reader accepts."""
+    """A file has more bytes than the reader accepts; ``size``: at least so many."""
 
-    def __init__(self, path: str, limit: int) -> None:
+    def __init__(self, path: str, limit: int, size: int) -> None:
         super().__init__(errno.EFBIG, f"it has more than {limit} bytes", path)
+        self.size = size
 
 
 def open_descriptor(path: str | os.PathLike[str], roots: Roots = None) -> int:
@@ -108,6 +114,25 @@ def open_folder(path: str | os.PathLike[str], roots: Roots = None) -> int:
     return _open(os.fspath(path), _FOLDER, roots)
 
 
+def stat_path(path: str | os.PathLike[str], roots: Roots = None) -> os.stat_result:
+    """What a path leads to, with its links followed.
+
+    Args:
+        path: a file or folder.
+        roots: folders that it must be in, or one of these.
+
+    Raises:
+        OSError: if there is nothing; OutsideRootsError, also if there is nothing.
+    """
+    if roots is None:
+        return os.stat(path)
+    descriptor = _open(os.fspath(path), _PATH_ONLY | os.O_CLOEXEC, roots)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, roots: Roots = None) -> bytes:
     """Reads a regular file.
 
@@ -123,7 +148,7 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, roots: Roots = N
     try:
         size = os.fstat(descriptor).st_size
         if size > max_bytes:
-            raise FileTooLargeError(os.fspath(path), max_bytes)
+            raise FileTooLargeError(os.fspath(path), max_bytes, size)
         # One byte more than the file has: usually the second read finds the end.
         data = os.read(descriptor, min(size + 1, _MOST_AT_ONCE))
         if not data:
@@ -136,12 +161,8 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, roots: Roots = N
     finally:
         os.close(descriptor)
     if length > max_bytes:
-        raise FileTooLargeError(os.fspath(path), max_bytes)
+        raise FileTooLargeError(os.fspath(path), max_bytes, length)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-# Linux reads at most 0x7ffff000 bytes in one call.
-_MOST_AT_ONCE = 0x7FFFF000
 
 
 def read_text(path: str | os.PathLike[str], *, max_bytes: int, roots: Roots = None) -> str:
@@ -152,6 +173,25 @@ def read_text(path: str | os.PathLike[str], *, max_bytes: int, roots: Roots = No
         UnicodeDecodeError: if it is not UTF-8.
     """
     return read_bytes(path, max_bytes=max_bytes, roots=roots).decode()
+
+
+def read_tail(path: str | os.PathLike[str], size: int) -> tuple[bytes, int]:
+    """The end of a regular file, such as a log.
+
+    Args:
+        path: the file.
+        size: most bytes of it.
+
+    Returns:
+        The bytes, and where in the file they begin.
+
+    Raises:
+        OSError: as :func:`open_descriptor`.
+    """
+    with open_regular(path) as file:
+        start = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(start)
+        return file.read(size), start
 
 
 def read_json(
@@ -203,15 +243,9 @@ def _open(path: str, flags: int, roots: Roots) -> int:
     if "\0" in path:
         raise OSError(errno.EINVAL, "its name has a NUL character", path)
     path = os.path.join(os.getcwd(), path)
-    found = _below(path, roots)
-    # A part ".." is left to realpath: what it means depends on the links before it.
-    if has_openat2() and found is not None and "/../" not in f"/{found[1]}/":
-        try:
-            return _openat2(*found, flags, _BENEATH | _NO_MAGICLINKS)
-        except OSError as error:
-            # Absolute links, and those that lead to another root, are followed below.
-            if error.errno not in (errno.EXDEV, errno.ELOOP):
-                raise OSError(error.errno, error.strerror, path) from None
+    descriptor = _open_below(path, flags, roots) if has_openat2() else None
+    if descriptor is not None:
+        return descriptor
     found = _resolve(os.path.realpath(path), roots)
     if found is None:
         raise OutsideRootsError(path)
@@ -224,6 +258,30 @@ def _open(path: str, flags: int, roots: Roots) -> int:
             raise OutsideRootsError(path) from None
         # Also what was a file or a folder a moment ago, and is a link now (ELOOP, ENOTDIR).
         raise OSError(error.errno, error.strerror, path) from None
+
+
+def _open_below(path: str, flags: int, roots: Sequence[Path]) -> int | None:
+    """Opens a path whose links stay in one root, or of which the last part is an absolute link.
+
+    Returns:
+        The descriptor; None if it takes more to find out where the links lead.
+    """
+    at = path
+    for _ in range(_LINKS):
+        found = _below(at, roots)
+        # A part ".." is left to realpath: what it means depends on the links before it.
+        if found is None or "/../" in f"/{found[1]}/":
+            return None
+        try:
+            return _openat2(*found, flags, _BENEATH | _NO_MAGICLINKS)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ELOOP):
+                raise OSError(error.errno, error.strerror, path) from None
+        try:
+            at = os.path.join(os.path.dirname(at), os.readlink(at))
+        except OSError:
+            return None
+    return None
 
 
 def _below(path: str, roots: Sequence[Path]) -> tuple[str, str] | None:

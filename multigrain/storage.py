@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from multigrain.files import Roots, open_regular
 from multigrain.specs.base import Spec
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -70,12 +71,18 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         sync_folder(path.parent)
 
 
-def describe(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file."""
+def describe(path: Path, roots: Roots = None) -> FileEntry:
+    """Size and SHA-256 of a regular file. Of a file that grows meanwhile, no more is read than one
+    chunk beyond its first size.
+
+    Raises:
+        OSError: see ``multigrain.files``.
+    """
     digest = hashlib.sha256()
     size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+    with open_regular(path, roots) as file:
+        most = os.fstat(file.fileno()).st_size
+        while size <= most and (chunk := file.read(_CHUNK)):
             digest.update(chunk)
             size += len(chunk)
     return FileEntry(sha256=digest.hexdigest(), bytes=size)

@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import MAX_WEIGHTS_BYTES, Roots, read_bytes
 
 # Eigenvalues are clipped from below at this fraction of their mean. The covariance of 2049
 # dimensions from 20,000 images has tail eigenvalues that are mostly noise, and one from fewer
@@ -232,14 +233,19 @@ def write_whitening(
     return stored
 
 
-def read_whitening(path: Path, embedding_size: int) -> StoredWhitening:
+def read_whitening(path: Path, embedding_size: int, roots: Roots = None) -> StoredWhitening:
     """Reads a whitening and checks that it matches the network's embedding.
+
+    Args:
+        path: the file.
+        embedding_size: dimensions of the network's embedding.
+        roots: folders that the file must be in.
 
     Raises:
         MultigrainError: CHECKPOINT, if it is damaged or does not match.
     """
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors = load_tensors(read_bytes(path, max_bytes=MAX_WEIGHTS_BYTES, roots=roots))
         stored = StoredWhitening(
             *(tensors[name] for name in (_MEAN, _PROJECTION, _WEIGHT, _BIAS)),
         )

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from multigrain import files
 from multigrain.files import (
     FileTooLargeError,
-    NotRegularError,
     OutsideRootsError,
     is_within,
     open_descriptor,
@@ -24,10 +20,11 @@ from multigrain.files import (
     read_bytes,
     read_json,
     read_text,
+    stat_path,
 )
+from tests.hostile_files import NEVER_READ, put, within_seconds
 
 LIMIT = 1 << 16
-T = TypeVar("T")
 
 
 @pytest.fixture(params=["openat2", "parts"])
@@ -51,68 +48,23 @@ def root(tmp_path: Path) -> Path:
     return inside
 
 
-@pytest.fixture
-def hostile(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a file of a hostile kind."""
-    with socket.socket(socket.AF_UNIX) as listener:
-
-        def make(kind: str) -> Path:
-            path = tmp_path / "hostile"
-            if kind == "pipe":
-                os.mkfifo(path)
-            elif kind == "socket":
-                # Relative: the path of a socket has at most 107 bytes.
-                before = os.getcwd()
-                os.chdir(tmp_path)
-                try:
-                    listener.bind(path.name)
-                finally:
-                    os.chdir(before)
-            elif kind == "folder":
-                path.mkdir()
-            else:
-                path.symlink_to({"endless": "/dev/zero", "null": "/dev/null"}[kind])
-            return path
-
-        yield make
-
-
-def within_seconds(work: Callable[[], T], seconds: float = 20.0) -> T:
-    """The result of a function; fails instead of waiting for ever."""
-    found: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert not thread.is_alive(), "the reader waits for ever"
-    if errors:
-        raise errors[0]
-    return found[0]
-
-
 @pytest.mark.parametrize("restricted", [False, True])
-@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "endless", "null"])
-def test_only_regular_files_are_read(
-    hostile: Callable[[str], Path], tmp_path: Path, kind: str, restricted: bool
-) -> None:
-    path = hostile(kind)
-    roots = [tmp_path, Path("/dev")] if restricted else None
-    with pytest.raises(NotRegularError, match="not a regular file"):
+@pytest.mark.parametrize("kind", NEVER_READ)
+def test_only_regular_files_are_read(tmp_path: Path, kind: str, restricted: bool) -> None:
+    path = tmp_path / "hostile"
+    put(path, kind)
+    roots = [tmp_path, Path("/dev"), Path("/nonexistent")] if restricted else None
+    errors = {"broken": "No such file", "loop": "Too many levels", "huge": "it has more than"}
+    with pytest.raises(OSError, match=errors.get(kind, "and not a regular file")):
         within_seconds(lambda: read_bytes(path, max_bytes=LIMIT, roots=roots))
 
 
-def test_a_folder_is_opened_as_a_folder_only(root: Path, hostile: Callable[[str], Path]) -> None:
+def test_a_folder_is_opened_as_a_folder_only(root: Path, tmp_path: Path) -> None:
+    put(tmp_path / "pipe", "pipe")
     descriptor = open_folder(root, [root])
     assert sorted(os.listdir(descriptor)) == ["file", "sub"]
     os.close(descriptor)
-    for path in (root / "file", hostile("pipe")):
+    for path in (root / "file", tmp_path / "pipe"):
         with pytest.raises(NotADirectoryError):
             within_seconds(lambda path=path: open_folder(path))
 
@@ -174,8 +126,9 @@ def test_documents(tmp_path: Path) -> None:
             read_json(path)
 
 
-def test_descriptors_are_closed(root: Path, hostile: Callable[[str], Path], way: str) -> None:
-    path = hostile("pipe")
+def test_descriptors_are_closed(root: Path, way: str) -> None:
+    path = root / "pipe"
+    put(path, "pipe")
     outside = root / "out"
     outside.symlink_to("../outside/file")
     before = len(os.listdir("/proc/self/fd"))
@@ -183,7 +136,7 @@ def test_descriptors_are_closed(root: Path, hostile: Callable[[str], Path], way:
         assert read_bytes(root / "sub" / "file", max_bytes=LIMIT, roots=[root]) == b"inside"
         for wrong in (path, outside, root / "missing"):
             with pytest.raises(OSError, match=r"."):
-                read_bytes(wrong, max_bytes=LIMIT, roots=[root, path.parent / "root"])
+                read_bytes(wrong, max_bytes=LIMIT, roots=[root])
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -247,6 +200,7 @@ def test_links_inside_the_roots_are_followed(
     path, roots = linked / INSIDE[name], [linked, tmp_path / "other"]
     assert read_bytes(path, max_bytes=LIMIT, roots=roots) == b"inside"
     assert is_within(path, roots)
+    assert stat_path(path, roots) == stat_path(path) == path.stat()
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -258,6 +212,8 @@ def test_nothing_outside_the_roots_is_read(
         read_bytes(path, max_bytes=LIMIT, roots=roots)
     assert "outside/file" not in str(caught.value.strerror)
     assert not is_within(path, roots)
+    with pytest.raises(OutsideRootsError):
+        stat_path(path, roots)
     with pytest.raises(OutsideRootsError):
         open_folder(path.parent if "/" in OUTSIDE[name] else path, roots)
 
@@ -316,8 +272,8 @@ def test_a_swap_after_the_links_were_resolved_leads_nowhere(
 ) -> None:
     """The part of the path is replaced by a link between the check and the opening."""
     path = root / "sub" / "file"
-    link = root / "absolute"
-    link.symlink_to(path)  # its links are resolved first, however it is opened
+    link = root / "detour"
+    link.symlink_to("../root/sub/file")  # it leaves the root: its links are resolved first
     realpath = os.path.realpath
 
     def swapping(name: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from safetensors.numpy import load as load_tensors
 
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import (
+    MAX_DOCUMENT_BYTES,
+    MAX_WEIGHTS_BYTES,
+    FileTooLargeError,
+    Roots,
+    read_bytes,
+)
 from multigrain.storage import describe
 
 MANIFEST = "manifest.json"
@@ -43,23 +51,37 @@ def load(folder: Path) -> Checkpoint:
     )
 
 
-def load_model(folder: Path) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
-    """Like :func:`load`, without the optimizer state."""
-    manifest = read_manifest(folder)
-    return manifest, _read_tensors(folder, manifest, MODEL)
+def load_model(
+    folder: Path, roots: Roots = None
+) -> tuple[CheckpointManifest, dict[str, NDArray[np.generic]]]:
+    """Like :func:`load`, without the optimizer state.
+
+    Args:
+        folder: the checkpoint.
+        roots: folders that its files must be in.
+    """
+    manifest = read_manifest(folder, roots)
+    return manifest, _read_tensors(folder, manifest, MODEL, roots)
 
 
-def read_manifest(folder: Path) -> CheckpointManifest:
+def read_manifest(folder: Path, roots: Roots = None) -> CheckpointManifest:
     """Reads a checkpoint's manifest; the files are not verified.
+
+    Args:
+        folder: the checkpoint.
+        roots: folders that its files must be in.
 
     Raises:
         MultigrainError: CHECKPOINT.
     """
     try:
-        manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        text = read_bytes(folder / MANIFEST, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
+        manifest = CheckpointManifest.model_validate_json(text)
     except FileNotFoundError as error:
         raise _damaged(folder, f"it has no {MANIFEST}") from error
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise _damaged(folder, f"its {MANIFEST} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
         raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
     if manifest.format_version != 1:
         raise _damaged(
@@ -80,26 +102,35 @@ def verify(folder: Path) -> CheckpointManifest:
             raise _damaged(folder, f"{name} is not in its {MANIFEST}")
     for name, entry in manifest.files.items():
         path = folder / Path(name).name
-        if not path.is_file():
-            raise _damaged(folder, f"{name} is missing")
-        if path.stat().st_size != entry.bytes or describe(path) != entry:
+        try:
+            same = path.stat().st_size == entry.bytes and describe(path) == entry
+        except FileNotFoundError as error:
+            raise _damaged(folder, f"{name} is missing") from error
+        except OSError as error:
+            raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from error
+        if not same:
             raise _damaged(folder, f"{name} is not what was written")
     return manifest
 
 
 def _read_tensors(
-    folder: Path, manifest: CheckpointManifest, name: str
+    folder: Path, manifest: CheckpointManifest, name: str, roots: Roots = None
 ) -> dict[str, NDArray[np.generic]]:
     entry = manifest.files.get(name)
     if entry is None:
         raise _damaged(folder, f"{name} is not in its {MANIFEST}")
     try:
-        if describe(folder / name) != entry:
+        data = read_bytes(folder / name, max_bytes=min(entry.bytes, MAX_WEIGHTS_BYTES), roots=roots)
+        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise _damaged(folder, f"{name} is not what was written")
-        tensors: dict[str, NDArray[np.generic]] = load_tensors((folder / name).read_bytes())
+        tensors: dict[str, NDArray[np.generic]] = load_tensors(data)
     except FileNotFoundError as error:
         raise _damaged(folder, f"{name} is missing") from error
-    except (OSError, SafetensorError, ValueError) as error:
+    except FileTooLargeError as error:
+        raise _damaged(folder, f"{name} is not what was written") from error
+    except OSError as error:
+        raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from error
+    except (SafetensorError, ValueError) as error:
         raise _damaged(folder, f"{name} cannot be read") from error
     return tensors
 

@@ -29,6 +29,7 @@ from multigrain.checkpoint.reader import (
 from multigrain.data.fingerprint import DatasetFingerprint
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import CheckpointRecord
+from multigrain.files import open_regular
 from multigrain.storage import TEMPORARY_PREFIX, clear_temporary, make_folder, publish, write_synced
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -153,7 +154,8 @@ def _link(source: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:  # no hard links here
-        shutil.copyfile(source, target)
+        with open_regular(source) as file, target.open("xb") as copy:
+            shutil.copyfileobj(file, copy)
 
 
 def latest_good(checkpoints: Path, log: Callable[[str], None] | None = None) -> Path | None:

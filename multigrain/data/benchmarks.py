@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from multigrain.data.image_folder import ImageFolder, cannot_list, lister, scan
 from multigrain.data.listing import LeftOut
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import Roots
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.specs.evaluation import Task
 from multigrain.text import printable
@@ -105,13 +106,14 @@ class NumberedFiles:
     ignored: int
 
 
-def list_part(root: Path, below: str, left_out: LeftOut) -> list[str]:
+def list_part(root: Path, below: str, left_out: LeftOut, roots: Roots = None) -> list[str]:
     """Lists the image files in a folder and its sub-folders.
 
     Args:
         root: the folder that paths are relative to.
         below: the folder to list, relative to it; "" = the root.
         left_out: receives what is left out.
+        roots: folders that everything must be in.
 
     Returns:
         Paths, sorted.
@@ -124,7 +126,7 @@ def list_part(root: Path, below: str, left_out: LeftOut) -> list[str]:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise dataset_error(f"{printable(str(folder))} {what}: give the folder of the images")
     try:
-        listing = lister(root).images(below)
+        listing = lister(root, roots).images(below)
     except OSError as error:
         raise cannot_list(error) from error
     left_out.update(listing.left_out)
@@ -132,7 +134,7 @@ def list_part(root: Path, below: str, left_out: LeftOut) -> list[str]:
 
 
 def numbered_files(
-    root: Path, below: str, pattern: re.Pattern[str], left_out: LeftOut
+    root: Path, below: str, pattern: re.Pattern[str], left_out: LeftOut, roots: Roots = None
 ) -> NumberedFiles:
     """Lists the images of a folder whose names without extension match a pattern.
 
@@ -141,13 +143,14 @@ def numbered_files(
         below: a folder below it; "" = the root.
         pattern: matches a whole name; its first group is the number.
         left_out: receives what is left out.
+        roots: folders that everything must be in.
 
     Raises:
         MultigrainError: DATASET, also if two files have the same number.
     """
     paths: dict[int, str] = {}
     ignored = 0
-    for path in list_part(root, below, left_out):
+    for path in list_part(root, below, left_out, roots):
         match = pattern.fullmatch(Path(path).stem)
         if match is None:
             ignored += 1
@@ -238,8 +241,8 @@ def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
             "images) is optional"
         )
     left_out = LeftOut()
-    originals = numbered_files(root, original, _COPYDAYS_NAME, left_out)
-    strong = numbered_files(root, _STRONG_FOLDER, _COPYDAYS_NAME, left_out)
+    originals = numbered_files(root, original, _COPYDAYS_NAME, left_out, limits.roots)
+    strong = numbered_files(root, _STRONG_FOLDER, _COPYDAYS_NAME, left_out, limits.roots)
     for name, files in ((original, originals), (_STRONG_FOLDER, strong)):
         if not files.paths:
             raise dataset_error(
@@ -255,7 +258,7 @@ def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
         )
     distractors: list[str] = []
     if (root / _DISTRACTOR_FOLDER).is_dir():
-        distractors = list_part(root, _DISTRACTOR_FOLDER, left_out)
+        distractors = list_part(root, _DISTRACTOR_FOLDER, left_out, limits.roots)
     none = len(blocks)  # a group without a query
     labels = [blocks[number // 100] for number in (*originals.paths, *strong.paths)]
     first = len(originals.paths)
@@ -317,7 +320,7 @@ def list_holidays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
     """
     shown = printable(str(root))
     left_out = LeftOut()
-    files = numbered_files(root, "", _HOLIDAYS_NAME, left_out)
+    files = numbered_files(root, "", _HOLIDAYS_NAME, left_out, limits.roots)
     if not files.paths:
         raise dataset_error(
             f"{shown} has no images named as in INRIA Holidays (100000.jpg, 100001.jpg, "
@@ -369,7 +372,7 @@ def list_ukb(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark:
     """
     shown = printable(str(root))
     left_out = LeftOut()
-    files = numbered_files(root, "", _UKB_NAME, left_out)
+    files = numbered_files(root, "", _UKB_NAME, left_out, limits.roots)
     if not files.paths:
         raise dataset_error(
             f"{shown} has no images named as in UKB (ukbench00000.jpg, ukbench00001.jpg, ...): "

@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from multigrain.data.layout import check_layout, layout_warning, quoted
 from multigrain.data.listing import LeftOut, Lister, Listing, Reason
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import (
+    FileTooLargeError,
+    NotRegularError,
+    OutsideRootsError,
+    Roots,
+    read_bytes,
+)
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.storage import os_error_hint
 from multigrain.text import normalize, printable
@@ -68,21 +75,22 @@ class ImageFolder:
         Raises:
             MultigrainError: IMAGE_UNREADABLE, if the file cannot be read; IMAGE_TOO_LARGE.
         """
+        limits = self.limits
+        path = os.path.join(self.root, self.paths[index])
         try:
-            with open(self.root / self.paths[index], "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size <= self.limits.max_bytes:
-                    return file.read()
-        except OSError as error:
+            return read_bytes(path, max_bytes=limits.max_bytes, roots=limits.roots)
+        except FileTooLargeError as error:
             raise MultigrainError(
-                ErrorKind.IMAGE_UNREADABLE,
-                f"the file cannot be read ({error.strerror}): check its permissions and the disk",
+                ErrorKind.IMAGE_TOO_LARGE,
+                f"the file has {error.size} bytes, more than the limit of {limits.max_bytes}: save "
+                "it smaller or more compressed, or raise serving.max_image_bytes of the daemon",
             ) from error
-        raise MultigrainError(
-            ErrorKind.IMAGE_TOO_LARGE,
-            f"the file has {size} bytes, more than the limit of {self.limits.max_bytes}: save it "
-            "smaller or more compressed, or raise serving.max_image_bytes of the daemon",
-        )
+        except OSError as error:
+            replaced = isinstance(error, NotRegularError | OutsideRootsError)
+            todo = "remove it" if replaced else "check its permissions and the disk"
+            raise MultigrainError(
+                ErrorKind.IMAGE_UNREADABLE, f"the file cannot be read ({error.strerror}): {todo}"
+            ) from error
 
     def relabeled(self, labels: tuple[str, ...]) -> ImageFolder:
         """Returns the same images with the class indices of a trained model.
@@ -121,9 +129,9 @@ def class_order(names: Sequence[str], labels: Sequence[str]) -> list[int]:
     return [number.get(name, number.get(normalize(name), -1)) for name in names]
 
 
-def lister(root: Path) -> Lister:
+def lister(root: Path, roots: Roots) -> Lister:
     """Lists folders with the formats that this installation reads."""
-    return Lister(root, optional=find_spec("pillow_heif") is not None)
+    return Lister(root, optional=find_spec("pillow_heif") is not None, roots=roots)
 
 
 def scan(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder:
@@ -133,7 +141,7 @@ def scan(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder:
 
     Args:
         root: the dataset.
-        limits: limits of an image file.
+        limits: limits of an image file, and the data roots.
 
     Returns:
         Its images, sorted by class and path.
@@ -151,7 +159,7 @@ def scan(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder:
             f"the dataset {shown} {what}: give a folder with one sub-folder of images per class",
         )
     try:
-        found, left_out = lister(root).classes()
+        found, left_out = lister(root, limits.roots).classes()
     except OSError as error:
         raise cannot_list(error) from error
     if not found:
@@ -180,7 +188,7 @@ def scan_images(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder
 
     Args:
         root: the folder.
-        limits: limits of an image file.
+        limits: limits of an image file, and the data roots.
 
     Raises:
         MultigrainError: DATASET, if the folder does not exist, cannot be listed or has no image.
@@ -190,7 +198,7 @@ def scan_images(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder
         what = "is not a folder" if root.exists() else "does not exist"
         raise MultigrainError(ErrorKind.DATASET, f"{shown} {what}: give a folder of images")
     try:
-        listing = lister(root).images()
+        listing = lister(root, limits.roots).images()
     except OSError as error:
         raise cannot_list(error) from error
     if not listing.paths:
@@ -203,7 +211,14 @@ def scan_images(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFolder
 
 
 def cannot_list(error: OSError) -> MultigrainError:
-    """A DATASET error for a folder that cannot be listed."""
+    """A DATASET error for a folder that cannot be listed; PATH_NOT_ALLOWED for one that leads
+    outside the data roots."""
+    if isinstance(error, OutsideRootsError):
+        return MultigrainError(
+            ErrorKind.PATH_NOT_ALLOWED,
+            f"the folder {printable(str(error.filename))} leads outside the server's data roots "
+            "now; the operator can allow it with --data-root",
+        )
     todo = os_error_hint(error, "list and read it", "check the disk")
     return MultigrainError(
         ErrorKind.DATASET,

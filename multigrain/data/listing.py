@@ -6,8 +6,9 @@ What is listed, in one place (docs/how-to/prepare-data.md says it for users):
   extension or with an unknown one (``1.jpg?v=3``) whose first bytes are those of such a format.
 - Hidden files and folders, and those that systems put beside images (``@eaDir``, ``lost+found``,
   ``Thumbs.db``, ...), are passed over. They are never opened: they may be unreadable.
-- Links to files and to folders are followed. A link to a folder that contains the link is not, nor
-  one to a folder that is listed already: folders that link to each other twice would make 2**n.
+- Links to files and to folders are followed, but in a job of the daemon not out of the data roots.
+  A link to a folder that contains the link is not followed, nor one to a folder that is listed
+  already: folders that link to each other twice would make 2**n.
 - Whatever else is there is left out and counted by reason.
 
 Imports no package beside the standard library: the client imports it.
@@ -18,8 +19,9 @@ from __future__ import annotations
 import heapq
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -27,6 +29,13 @@ from enum import Enum, StrEnum, auto
 from operator import itemgetter
 
 from multigrain.data.file_names import OTHER_EXTENSIONS, is_system
+from multigrain.files import (
+    OutsideRootsError,
+    Roots,
+    open_descriptor,
+    open_folder,
+    stat_path,
+)
 from multigrain.images.formats import (
     NAMED_EXTENSIONS,
     OPTIONAL_EXTENSIONS,
@@ -50,6 +59,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"  # an image in a format that is not read here
     DIRECT = "direct"  # an image beside the class folders
     BROKEN_LINK = "broken_link"
+    OUTSIDE = "outside"  # it leads outside the data roots
     LOOP = "loop"  # a link to a folder that contains it
     SPECIAL = "special"  # a pipe, a socket or a device
     UNREADABLE = "unreadable"  # it may be an image, but cannot be opened
@@ -66,6 +76,7 @@ _SUSPECT = frozenset(
         Reason.UNSUPPORTED,
         Reason.DIRECT,
         Reason.BROKEN_LINK,
+        Reason.OUTSIDE,
         Reason.LOOP,
         Reason.SPECIAL,
         Reason.UNREADABLE,
@@ -141,6 +152,9 @@ class LeftOut:
             return f"{_count(number, 'image')} beside the class folders ({examples})"
         if reason is Reason.BROKEN_LINK:
             return f"{links} that cannot be followed ({examples})"
+        if reason is Reason.OUTSIDE:
+            lead = "leads" if number == 1 else "lead"
+            return f"{links} that {lead} outside the data roots ({examples})"
         if reason is Reason.LOOP:
             return f"{links} to a folder that contains the link ({examples})"
         if reason is Reason.LISTED_ALREADY:
@@ -262,10 +276,14 @@ class Lister:
     Args:
         root: the folder that paths are relative to.
         optional: whether formats that need an additional package are read.
+        roots: folders that everything must be in, wherever links lead; None = no restriction.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, optional: bool) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], *, optional: bool, roots: Roots = None
+    ) -> None:
         path = os.fspath(root)
+        self._roots = roots
         self._root = _Folder(path, os.path.realpath(path), "", None)
         self._optional = optional
         self._extensions = frozenset(READ_EXTENSIONS + (OPTIONAL_EXTENSIONS if optional else ()))
@@ -361,7 +379,7 @@ class Lister:
         """Yields the files that may be images, and the sub-folders of a folder."""
         extensions, prefix = self._extensions, folder.prefix
         _proceed.get()()
-        with os.scandir(folder.path) as entries:
+        with self._scandir(folder, left_out) as entries:
             for entry in entries:
                 name = entry.name
                 if name[0] == ".":
@@ -383,24 +401,46 @@ class Lister:
                 else:
                     yield from self._follow(entry, folder, left_out)
 
+    @contextmanager
+    def _scandir(self, folder: _Folder, left_out: LeftOut) -> Iterator[Iterable[os.DirEntry[str]]]:
+        if self._roots is None:
+            with os.scandir(folder.path) as entries:
+                yield entries
+            return
+        try:
+            descriptor = open_folder(folder.path, self._roots)
+        except OutsideRootsError:
+            if folder.above is None:
+                raise
+            # It was a folder a moment ago, and has been replaced by a link.
+            left_out.add(Reason.OUTSIDE, "", folder.prefix.rstrip("/"))
+            yield ()
+            return
+        try:
+            with os.scandir(descriptor) as entries:
+                yield entries
+        finally:
+            os.close(descriptor)
+
     def _follow(
         self, entry: os.DirEntry[str], folder: _Folder, left_out: LeftOut
     ) -> Iterator[tuple[str, _What]]:
         name, prefix = entry.name, folder.prefix
+        path = os.path.join(folder.path, name)
         try:
-            is_folder = entry.is_dir()
-            if is_folder and folder.is_in(os.path.realpath(entry.path)):
-                left_out.add(Reason.LOOP, "", prefix + name)
-                return
-            is_file = entry.is_file()
-            exists = is_folder or is_file or os.path.exists(entry.path)
-        except OSError:  # no permission, or too many links
-            exists = False
-        if not exists:
+            mode = stat_path(path, self._roots).st_mode
+        except OutsideRootsError:
+            left_out.add(Reason.OUTSIDE, "", prefix + name)
+            return
+        except OSError:  # it leads nowhere, no permission, or too many links
             left_out.add(Reason.BROKEN_LINK, "", prefix + name)
-        elif is_folder:
-            yield name, _What.LINK
-        elif not is_file:
+            return
+        if stat.S_ISDIR(mode):
+            if folder.is_in(os.path.realpath(path)):
+                left_out.add(Reason.LOOP, "", prefix + name)
+            else:
+                yield name, _What.LINK
+        elif not stat.S_ISREG(mode):
             left_out.add(Reason.SPECIAL, "", prefix + name)
         elif name[name.rfind(".") :].lower() in self._extensions:
             yield name, _What.IMAGE
@@ -450,8 +490,14 @@ class Lister:
         if tried < _TRIED or not extension:
             _proceed.get()()
             try:
-                with open(os.path.join(self._root.path, path), "rb", buffering=0) as file:
-                    start = file.read(_SNIFFED)
+                file = open_descriptor(os.path.join(self._root.path, path), self._roots)
+                try:
+                    start = os.read(file, _SNIFFED)
+                finally:
+                    os.close(file)
+            except OutsideRootsError:
+                left_out.add(Reason.OUTSIDE, "", path)
+                return False
             except OSError as error:
                 left_out.add(Reason.UNREADABLE, error.strerror or str(error), path)
                 return False

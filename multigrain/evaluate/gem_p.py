@@ -230,6 +230,7 @@ def run_gem_p(ctx: WorkerContext, spec: EvaluationSpec) -> Outcome:
         trunk=spec.trunk,
         gem_p=spec.gem_p,
         resolution=spec.resolution,
+        roots=ctx.roots,
     )
     folder = map_class_indices(scan(Path(spec.dataset_path), ctx.image_limits), restored)
     report_listing(ctx, folder)

@@ -19,6 +19,7 @@ from PIL import Image
 from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import MultigrainError
 from multigrain.evaluate.all_reduce import AllReduce
+from multigrain.files import Roots
 from multigrain.images.decode import decode_image, image_size
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess_image, preprocess_rect, rect_size
@@ -185,7 +186,9 @@ class WhitenedModel(nn.Cell):
         return ops.matmul(rows - self.mean, self.projection), logits
 
 
-def whitened(restored: RestoredModel, bundle: Path, resolution: int) -> WhitenedModel:
+def whitened(
+    restored: RestoredModel, bundle: Path, resolution: int, roots: Roots = None
+) -> WhitenedModel:
     """Adds the whitening that a bundle has for a resolution (0 = its default) to its network.
 
     Raises:
@@ -200,7 +203,7 @@ def whitened(restored: RestoredModel, bundle: Path, resolution: int) -> Whitened
             f"the model has no whitening{where}: set it to false, or export the model with "
             "whitening_path",
         )
-    stored = read_whitening(bundle / head.whitening.file, restored.network.embedding_size)
+    stored = read_whitening(bundle / head.whitening.file, restored.network.embedding_size, roots)
     return WhitenedModel(restored.network, stored)
 
 

@@ -44,6 +44,7 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
         trunk=spec.trunk,
         gem_p=spec.gem_p,
         resolution=spec.resolution,
+        roots=ctx.roots,
     )
     if "classification" in spec.tasks:
         folder = map_class_indices(folder, restored)
@@ -81,7 +82,7 @@ class _Evaluation:
         network: MultiGrain | WhitenedModel = self.restored.network
         if self.spec.whiten:
             bundle = Path(self.ctx.request.weights_path)
-            network = whitened(self.restored, bundle, self.spec.resolution)
+            network = whitened(self.restored, bundle, self.spec.resolution, self.ctx.roots)
         progress = EvaluationProgress(
             self.ctx.reporter,
             images=len(self.folder),

@@ -50,7 +50,12 @@ def run_export(ctx: WorkerContext) -> Outcome:
         return _report(ctx, published)
     _check(spec, models)
     # The stored weights are those of the default head.
-    restored = restore(Path(ctx.request.weights_path), trunk=spec.trunk, gem_p=spec.heads[0].gem_p)
+    restored = restore(
+        Path(ctx.request.weights_path),
+        trunk=spec.trunk,
+        gem_p=spec.heads[0].gem_p,
+        roots=ctx.roots,
+    )
     ctx.reporter.alive()
     temporary = folder / f"{TEMPORARY_PREFIX}{ctx.request.job_id}"
     try:

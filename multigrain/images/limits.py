@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import read_json
 from multigrain.storage import replace_file
 
 
@@ -21,10 +22,13 @@ class ImageLimits:
     Args:
         max_bytes: largest encoded size in bytes.
         max_pixels: largest width x height, checked in the header before decoding.
+        roots: folders that the files of a dataset must be in, wherever links lead; None = no
+            restriction, as without a daemon.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
+    roots: tuple[Path, ...] | None = None
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -36,7 +40,12 @@ def write_limits(path: Path, limits: ImageLimits) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    replace_file(path, f"{json.dumps(asdict(limits))}\n".encode())
+    body = {
+        "max_bytes": limits.max_bytes,
+        "max_pixels": limits.max_pixels,
+        "roots": None if limits.roots is None else [str(root) for root in limits.roots],
+    }
+    replace_file(path, f"{json.dumps(body)}\n".encode())
 
 
 def read_limits(path: Path) -> ImageLimits:
@@ -46,8 +55,13 @@ def read_limits(path: Path) -> ImageLimits:
         MultigrainError: STORAGE, if the file cannot be read or is damaged.
     """
     try:
-        body = json.loads(path.read_bytes())
-        limits = ImageLimits(int(body["max_bytes"]), int(body["max_pixels"]))
+        body = read_json(path)
+        roots = body["roots"]
+        limits = ImageLimits(
+            int(body["max_bytes"]),
+            int(body["max_pixels"]),
+            None if roots is None else tuple(Path(root) for root in roots),
+        )
     except FileNotFoundError:
         return DEFAULT_LIMITS
     except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from multigrain.events.records import Record
+from multigrain.files import Roots
 from multigrain.images.limits import ImageLimits, read_limits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
@@ -57,6 +58,11 @@ class WorkerContext:
     def image_limits(self) -> ImageLimits:
         """The daemon's limits of an image file; the defaults without a daemon."""
         return read_limits(self.folder.image_limits)
+
+    @property
+    def roots(self) -> Roots:
+        """The folders that files named by the request must be in; None without a daemon."""
+        return self.image_limits.roots
 
 
 @dataclass(frozen=True)

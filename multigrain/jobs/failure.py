@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from multigrain.errors import ErrorKind
 from multigrain.events.records import JobError
+from multigrain.files import read_tail
 from multigrain.jobs.ipc import SCHEDULER_RANK, Exit, Failed
 from multigrain.jobs.job_request import JobRequest
 from multigrain.machine import Memory
@@ -244,11 +244,7 @@ def log_tail(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            start = max(0, size - _SEARCHED_BYTES)
-            file.seek(start)
-            data = file.read(_SEARCHED_BYTES)
+        data, start = read_tail(path, _SEARCHED_BYTES)
     except OSError:
         return ""
     lines = data.splitlines(keepends=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from multigrain.files import MAX_DOCUMENT_BYTES, read_bytes
 from multigrain.specs.base import Spec
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.export import ExportSpec
@@ -56,8 +57,12 @@ class JobRequest(Spec):
 
     @classmethod
     def load(cls, path: Path) -> JobRequest:
-        """Reads a ``spec.json``."""
-        return cls.model_validate_json(path.read_bytes())
+        """Reads a ``spec.json``.
+
+        Raises:
+            OSError, ValueError: if it cannot be read, or is none.
+        """
+        return cls.model_validate_json(read_bytes(path, max_bytes=MAX_DOCUMENT_BYTES))
 
     @property
     def spec(self) -> TrainingSpec | EvaluationSpec | ExportSpec:

@@ -15,6 +15,9 @@ from typing import Protocol
 from pydantic import BaseModel, ValidationError
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import MAX_DOCUMENT_BYTES, Roots, read_bytes, read_tail
+from multigrain.images.limits import read_limits
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.processes import python_command
 from multigrain.specs.base import DeviceSpec
@@ -35,6 +38,8 @@ NO_TAIL = "-2"
 
 BIND_FAILED = re.compile(rb"Address already in use|Failed to call bind")
 """Texts in the scheduler's log (MindSpore 2.8.0) when another process has its port."""
+
+_SCHEDULER_LOG_BYTES = 4 << 20  # searched for them
 
 
 CLUSTER_VARIABLES = frozenset(
@@ -109,9 +114,13 @@ class LaunchPlan:
 
     def port_was_taken(self) -> bool:
         """Whether the scheduler failed because its port was in use."""
-        if self.scheduler_log is None or not self.scheduler_log.exists():
+        if self.scheduler_log is None:
             return False
-        return BIND_FAILED.search(self.scheduler_log.read_bytes()) is not None
+        try:
+            text, _ = read_tail(self.scheduler_log, _SCHEDULER_LOG_BYTES)
+        except OSError:  # it has not written anything
+            return False
+        return BIND_FAILED.search(text) is not None
 
 
 class Launcher(Protocol):
@@ -223,14 +232,20 @@ class RankTable(BaseModel):
     server_list: list[_Server]
 
     @classmethod
-    def load(cls, path: Path) -> RankTable:
+    def load(cls, path: Path, roots: Roots = None) -> RankTable:
         """Reads the file.
+
+        Args:
+            path: the file.
+            roots: folders that it must be in.
 
         Raises:
             MultigrainError: INVALID_FIELD, if it cannot be read or is not a rank table.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(
+                read_bytes(path, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
+            )
         except OSError as error:
             reason = str(error.strerror)
         except ValidationError as error:
@@ -250,7 +265,8 @@ class RankTableLauncher:
 
     def plan(self, rank: RankCommand, logs: Path) -> LaunchPlan:
         path = Path(rank.devices.rank_table)
-        table = RankTable.load(path)
+        limits = read_limits(JobFolder(rank.folder).image_limits)
+        table = RankTable.load(path, limits.roots)
         if len(table.server_list) != 1:
             raise MultigrainError(
                 ErrorKind.UNSUPPORTED,

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 
 from multigrain.events.log import utc_now
+from multigrain.files import read_json
 from multigrain.storage import replace_file
 
+_MAX_BYTES = 1 << 16
 _STARTED_FIELD = 22  # of /proc/PID/stat: clock ticks since the boot
 
 
@@ -38,8 +40,8 @@ class RunnerIdentity:
     def load(cls, path: Path) -> RunnerIdentity | None:
         """Reads the file; None if it does not exist or is damaged."""
         try:
-            found = cls(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            found = cls(**read_json(path, max_bytes=_MAX_BYTES))
+        except (OSError, ValueError, TypeError):
             return None
         # psutil accepts True as pid 1, and raises for other types.
         return found if type(found.pid) is int and found.pid > 0 else None

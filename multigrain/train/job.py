@@ -57,7 +57,7 @@ def run_training(ctx: WorkerContext) -> Outcome:
     if resumption is not None:
         start = resumption.load(model, step, best)
     elif spec.initial_weights:
-        _load_initial_weights(ctx, initial_state(spec, model), model, step)
+        _load_initial_weights(ctx, initial_state(spec, model, ctx.roots), model, step)
     if ctx.rank == 0 and spec.optimizer.kind == "thor":
         _log(ctx, step.curvature_table())
     saver = CheckpointSaver(

@@ -15,6 +15,7 @@ from multigrain.data.image_folder import ImageFolder
 from multigrain.errors import MultigrainError
 from multigrain.events.log import newest_record
 from multigrain.events.records import CheckpointRecord, LogRecord
+from multigrain.files import Roots
 from multigrain.jobs.context import WorkerContext
 from multigrain.model.multigrain import MultiGrain
 from multigrain.model.state import GEM_P, load_model_state, model_state
@@ -34,7 +35,7 @@ class InitialWeights:
     notes: tuple[str, ...]
 
 
-def initial_state(spec: TrainingSpec, model: MultiGrain) -> InitialWeights:
+def initial_state(spec: TrainingSpec, model: MultiGrain, roots: Roots = None) -> InitialWeights:
     """Loads ``spec.initial_weights`` and adapts them to ``model``.
 
     A classifier with another number of classes cannot be used: the model keeps its own, randomly
@@ -45,7 +46,7 @@ def initial_state(spec: TrainingSpec, model: MultiGrain) -> InitialWeights:
         MultigrainError: NOT_FOUND or CHECKPOINT for the file; INVALID_FIELD if the specification
             names another trunk or stem.
     """
-    weights = load_weights(Path(spec.initial_weights))
+    weights = load_weights(Path(spec.initial_weights), roots)
     if weights.spec is not None:
         _check(weights.spec, spec.model)
     state = dict(weights.model)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +21,15 @@ from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest, Head
 from multigrain.checkpoint import store
 from multigrain.checkpoint.reader import MANIFEST as CHECKPOINT_MANIFEST
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import (
+    MAX_DOCUMENT_BYTES,
+    MAX_WEIGHTS_BYTES,
+    Roots,
+    open_regular,
+    read_bytes,
+)
 from multigrain.specs.training import ModelSpec
-from multigrain.storage import describe, os_error_hint
+from multigrain.storage import os_error_hint
 from multigrain.weights.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.weights.pytorch import read_pytorch
 from multigrain.weights.translate import has_native_names, translate
@@ -68,11 +80,15 @@ class Weights:
         return None
 
 
-def load_weights(path: Path) -> Weights:
+def load_weights(path: Path, roots: Roots = None) -> Weights:
     """Reads a checkpoint folder, a bundle folder, a ``.safetensors``, ``.ckpt`` or ``.pth`` file.
 
     A file's parameter names may be this package's, or those of a scheme in
     ``multigrain.weights.names``.
+
+    Args:
+        path: the folder or file.
+        roots: folders that it, and the files in it, must be in.
 
     Raises:
         MultigrainError: NOT_FOUND, if the path does not exist; CHECKPOINT, if it is damaged, of
@@ -80,10 +96,10 @@ def load_weights(path: Path) -> Weights:
     """
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
-            return _from_bundle(path)
+            return _from_bundle(path, roots)
         if path.suffix in _SUFFIXES and not (path / CHECKPOINT_MANIFEST).is_file():
             raise _unusable(path, f"it is a folder; give the path of a file, {_FILES}")
-        manifest, model = store.load_model(path)
+        manifest, model = store.load_model(path, roots)
         return Weights(
             model=model,
             spec=manifest.model,
@@ -94,34 +110,49 @@ def load_weights(path: Path) -> Weights:
             checkpoint=path.name,
             metrics=manifest.metrics,
         )
-    if not path.is_file():
+    if not path.exists():
         raise MultigrainError(
             ErrorKind.NOT_FOUND,
             f"there are no weights at {path}: give a checkpoint folder, or {_FILES}",
         )
-    _check_readable(path)
     if path.suffix == ".safetensors":
-        return _from_file(path, _read_safetensors(path))
-    if path.suffix == ".ckpt":
-        return _from_file(path, _read_ckpt(path))
-    if path.suffix in PYTORCH_SUFFIXES:
-        return _from_file(path, read_pytorch(path))
+        return _from_file(path, _parse_safetensors(path, _read(path, roots)))
+    with _open(path, roots) as file:
+        if path.suffix == ".ckpt":
+            return _from_file(path, _read_ckpt(path, file))
+        if path.suffix in PYTORCH_SUFFIXES:
+            return _from_file(path, read_pytorch(path, file))
     raise MultigrainError(
         ErrorKind.CHECKPOINT,
         f"{path.name} has no known extension: give a checkpoint folder, or {_FILES}",
     )
 
 
-def _check_readable(path: Path) -> None:
-    """Checks permissions first, because readers would report an unreadable file as damaged."""
+def _open(path: Path, roots: Roots) -> BinaryIO:
+    """Opens a file of weights: its readers would report one that cannot be opened as damaged."""
     try:
-        path.open("rb").close()
+        file = open_regular(path, roots)
     except OSError as error:
-        todo = os_error_hint(error, "read it", "check the disk")
-        raise MultigrainError(
-            ErrorKind.CHECKPOINT,
-            f"the weights in {path.name} cannot be read: {error.strerror}; {todo}",
-        ) from error
+        raise _unreadable(path, error) from error
+    if os.fstat(file.fileno()).st_size > MAX_WEIGHTS_BYTES:
+        file.close()
+        raise _unusable(path, f"it has more than {MAX_WEIGHTS_BYTES >> 30} GiB")
+    return file
+
+
+def _read(path: Path, roots: Roots) -> bytes:
+    try:
+        return read_bytes(path, max_bytes=MAX_WEIGHTS_BYTES, roots=roots)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> MultigrainError:
+    todo = os_error_hint(error, "read it", "give another file, or check the disk")
+    return MultigrainError(
+        ErrorKind.CHECKPOINT,
+        f"the weights in {path.name} cannot be read: {error.strerror}; {todo}",
+    )
 
 
 def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
@@ -143,19 +174,24 @@ def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
     return Weights(model=found.model, spec=spec, naming=found.naming)
 
 
-def _from_bundle(path: Path) -> Weights:
+def _from_bundle(path: Path, roots: Roots) -> Weights:
     try:
-        manifest = BundleManifest.model_validate_json((path / MANIFEST_NAME).read_bytes())
+        text = read_bytes(path / MANIFEST_NAME, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
+        manifest = BundleManifest.model_validate_json(text)
     except (OSError, ValidationError) as error:
         raise _unusable(path, f"its {MANIFEST_NAME} cannot be read") from error
     weights = path / Path(manifest.weights).name
-    if not manifest.weights or not weights.is_file():
+    if not manifest.weights or not weights.exists():
         raise _unusable(path, "the bundle has graphs only, no weights")
+    data = _read(weights, roots)
     entry = manifest.files.get(weights.name)
-    if entry is not None and describe(weights) != entry:
+    if entry is not None and (len(data), hashlib.sha256(data).hexdigest()) != (
+        entry.bytes,
+        entry.sha256,
+    ):
         raise _unusable(path, f"{weights.name} is not what was written")
     return Weights(
-        model=_read_safetensors(weights),
+        model=_parse_safetensors(weights, data),
         spec=manifest.model,
         labels=manifest.labels,
         heads=manifest.heads,
@@ -166,31 +202,37 @@ def _from_bundle(path: Path) -> Weights:
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
+def _parse_safetensors(path: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
     try:
-        tensors: dict[str, NDArray[np.generic]] = load_tensors(path.read_bytes())
+        tensors: dict[str, NDArray[np.generic]] = load_tensors(data)
     except KeyError as error:
         # bfloat16 and the 8-bit floats.
         raise _unusable(
             path, f"it has tensors of type {error.args[0]}; convert them to float32"
         ) from error
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError) as error:
         raise _unusable(path, "it is not a whole safetensors file of NumPy types") from error
     return tensors
 
 
-def _read_ckpt(path: Path) -> dict[str, NDArray[np.generic]]:
+def _read_ckpt(path: Path, file: BinaryIO) -> dict[str, NDArray[np.generic]]:
     # A protobuf, not a pickle: reading it cannot execute code.
     from mindspore import load_checkpoint
 
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(file):
         raise _unusable(
             path, "it is a PyTorch file (as Lightning writes), not MindSpore's; rename it to .pth"
         )
-    try:
-        parameters = load_checkpoint(str(path))
-    except (ValueError, OSError, RuntimeError) as error:
-        raise _unusable(path, "MindSpore cannot read it") from error
+    # It opens a path of its own: this copy is the file that was opened, and that nobody replaces.
+    with TemporaryDirectory(prefix="multigrain-weights-") as folder:
+        copy = Path(folder) / "weights.ckpt"
+        file.seek(0)
+        with copy.open("wb") as target:
+            shutil.copyfileobj(file, target)
+        try:
+            parameters = load_checkpoint(str(copy))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise _unusable(path, "MindSpore cannot read it") from error
     return {
         name: np.asarray(parameter.asnumpy())
         for name, parameter in parameters.items()

@@ -6,6 +6,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,14 @@ _STUBS = (
 )
 
 
-def read_pytorch(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_pytorch(path: Path, file: BinaryIO) -> dict[str, NDArray[np.generic]]:
     """Reads the named tensors of a ``.pth`` file.
 
     Only plain containers and tensors are read (``weights_only``): a file cannot execute code.
+
+    Args:
+        path: of the file, for messages.
+        file: it, opened.
 
     Raises:
         MultigrainError: CHECKPOINT, if PyTorch is not installed, or the file is damaged, holds
@@ -63,7 +68,7 @@ def read_pytorch(path: Path) -> dict[str, NDArray[np.generic]]:
         ) from error
     try:
         with safe_globals(list(_STUBS)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unusable(
             path,

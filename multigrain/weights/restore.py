@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import Roots
 from multigrain.images.parameters import Preprocessing
 from multigrain.model.layouts import trunk_of
 from multigrain.specs.training import ModelSpec, TrunkName
@@ -54,7 +55,12 @@ class RestoredModel:
 
 
 def restore(
-    path: Path, *, trunk: str = "", gem_p: float = 0.0, resolution: int = 0
+    path: Path,
+    *,
+    trunk: str = "",
+    gem_p: float = 0.0,
+    resolution: int = 0,
+    roots: Roots = None,
 ) -> RestoredModel:
     """Loads weights and builds their network.
 
@@ -63,12 +69,13 @@ def restore(
         trunk: trunk of a weights file; empty to detect it from names and shapes.
         gem_p: exponent to use instead of the stored one; 0 = the stored one.
         resolution: selects the bundle's head whose exponent is the stored one.
+        roots: folders that the files must be in.
 
     Raises:
         MultigrainError: NOT_FOUND or CHECKPOINT for the weights; INVALID_FIELD "spec.trunk", if a
             weights file has another trunk, or one that cannot be detected.
     """
-    weights = load_weights(path)
+    weights = load_weights(path, roots)
     state = dict(weights.model)
     spec = weights.spec or _detect_spec(state, trunk)
     if weights.naming and trunk not in ("", spec.trunk):

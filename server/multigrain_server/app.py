@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from socket import socket
@@ -112,13 +113,15 @@ class App:
         self._released = False
         self._events = EventMetrics(self.registry)
         self._store = JobStore(self._database)
+        # The folders of the data directory may be links to other disks.
+        self._roots = PathRoots((*config.roots, self._data.jobs, self._data.models))
         self._leases = Leases(Inventory.parse(config.devices))
         self._supervisor = Supervisor(
             self._store,
             self._leases,
             SupervisorOptions(
                 command=runner_command,
-                image_limits=config.serving.image_limits,
+                image_limits=replace(config.serving.image_limits, roots=self._roots.roots),
                 poll_seconds=config.jobs.poll_seconds,
                 max_runner_crashes=config.jobs.max_runner_crashes,
                 restart_delay_seconds=config.jobs.runner_restart_seconds,
@@ -134,6 +137,7 @@ class App:
             self._supervisor,
             self._leases,
             self.feeds,
+            self._roots.roots,
         )
         metrics = ServingMetrics(self.registry)
         self.models = ModelManager(
@@ -164,7 +168,7 @@ class App:
         )
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
-            PathRoots(self.config.roots),
+            self._roots,
             self._leases,
             self._store,
             self._data.jobs,

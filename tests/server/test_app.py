@@ -61,7 +61,8 @@ async def test_jobs_configuration_reaches_the_supervisor(tmp_path: Path) -> None
     serving = ServingConfig(max_image_bytes=2048, max_image_pixels=178_000_000)
     app = App(ServerConfig(data_dir=tmp_path, jobs=jobs, serving=serving))
     options = app._supervisor._options
-    assert options.image_limits == ImageLimits(2048, 178_000_000)
+    roots = (tmp_path, tmp_path / "jobs", tmp_path / "models")
+    assert options.image_limits == ImageLimits(2048, 178_000_000, roots)
     assert options.poll_seconds == 0.02
     assert options.max_runner_crashes == 7
     assert options.restart_delay_seconds == 0.9

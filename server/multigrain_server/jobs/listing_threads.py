@@ -6,32 +6,36 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import structlog
 
 from multigrain.data.listing import watched
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.file_threads import FileThreads
 
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Most folders that are listed at the same time. The shared pool of asyncio.to_thread also serves
-# the disk and the registry: listings must not fill it.
+# Most folders below one data root that are listed at the same time.
 LISTING_THREADS = 8
 # A folder with ten million images on a slow network file system takes minutes.
 LISTING_SECONDS = 1800.0
 
-_pool = ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing")
+# A listing ends by itself at its time limit, unless the disk does not answer.
+_STUCK_SECONDS = 60.0
+
+_threads = FileThreads("listing", LISTING_THREADS)
 
 
 class _CallerLeftError(Exception):
     """Nobody waits for the listing."""
 
 
-async def in_listing_thread(work: Callable[[], T], *, seconds: float = LISTING_SECONDS) -> T:
+async def in_listing_thread(
+    work: Callable[[], T], *, place: str = "", seconds: float = LISTING_SECONDS
+) -> T:
     """Runs a function that lists folders by ``multigrain.data.listing`` in a thread.
 
     When the caller is canceled, as gRPC does when a client has left, the listing ends at its next
@@ -39,10 +43,12 @@ async def in_listing_thread(work: Callable[[], T], *, seconds: float = LISTING_S
 
     Args:
         work: the function.
+        place: the data root of the folder: listings below other roots do not wait for these.
         seconds: how long it may list.
 
     Raises:
-        MultigrainError: DATASET, if the time is over; whatever ``work`` raises.
+        MultigrainError: DATASET, if the time is over; UNAVAILABLE, if the disk does not answer;
+            whatever ``work`` raises.
     """
     abandoned = threading.Event()
 
@@ -70,7 +76,7 @@ async def in_listing_thread(work: Callable[[], T], *, seconds: float = LISTING_S
             return work()
 
     try:
-        return await asyncio.get_running_loop().run_in_executor(_pool, run)
+        return await _threads.run(run, place=place, seconds=seconds + _STUCK_SECONDS)
     except asyncio.CancelledError:
         abandoned.set()
         raise

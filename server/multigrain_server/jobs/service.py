@@ -158,6 +158,7 @@ class Jobs:
         supervisor: runs active jobs.
         leases: of the devices.
         feeds: of the jobs' events.
+        roots: folders that files named by a request must be in; None = no restriction.
 
     Attributes:
         references: what active jobs depend on.
@@ -171,8 +172,10 @@ class Jobs:
         supervisor: Supervisor,
         leases: Leases,
         feeds: EventFeeds,
+        roots: tuple[Path, ...] | None = None,
     ) -> None:
         self._jobs_dir = jobs_dir
+        self._roots = roots
         self._models_dir = models_dir
         self._store = store
         self._supervisor = supervisor
@@ -319,7 +322,9 @@ class Jobs:
         job = self._resumable(job_id)
         folder = JobFolder(self._jobs_dir / job_id)
         if job.request.training is not None:
-            await in_listing_thread(partial(check_resumable, job.request.training, folder))
+            await in_listing_thread(
+                partial(check_resumable, job.request.training, folder, self._roots)
+            )
             job = self._resumable(job_id)  # it may have been resumed or deleted meanwhile
         message = self._queue_message(job.request, "resumed")
         if job_id in self._supervisor.active:

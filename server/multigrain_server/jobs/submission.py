@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
+from multigrain.files import MAX_DOCUMENT_BYTES, Roots, describe_mode, read_bytes
+from multigrain.images.limits import ImageLimits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.base import DeviceSpec, WeightsSource
@@ -22,14 +25,20 @@ from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve
 from multigrain.specs.training import TrainingSpec
 from multigrain.text import printable
 from multigrain_server.devices import Leases
+from multigrain_server.file_threads import read_files
 from multigrain_server.jobs.listing_threads import in_listing_thread
 from multigrain_server.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from multigrain.data.image_folder import ImageFolder
 
+T = TypeVar("T")
 
-def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
+# For all bytes of a checkpoint.
+_VERIFY_SECONDS = 600.0
+
+
+def check_resumable(spec: TrainingSpec, folder: JobFolder, roots: tuple[Path, ...] | None) -> None:
     """Refuses to resume a training run whose images have changed since its newest checkpoint.
 
     The worker checks this too, but then the job has already left its state. Lists the whole
@@ -38,6 +47,7 @@ def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
     Args:
         spec: of the training run.
         folder: of the job.
+        roots: folders that the training set must be in.
 
     Raises:
         MultigrainError: WRONG_STATE, with what has changed; DATASET if there are no images.
@@ -57,7 +67,7 @@ def check_resumable(spec: TrainingSpec, folder: JobFolder) -> None:
             continue
         if manifest.dataset is None:
             return
-        now = fingerprint(scan(Path(spec.dataset.train_path)))
+        now = fingerprint(scan(Path(spec.dataset.train_path), ImageLimits(roots=roots)))
         try:
             check_dataset(manifest, now, allow_changes=False)
         except MultigrainError as error:
@@ -119,6 +129,7 @@ class SubmissionChecks:
         is_alias: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self._roots = roots
+        self._limits = ImageLimits(roots=roots.roots)
         self._leases = leases
         self._store = store
         self._jobs_dir = jobs_dir
@@ -128,15 +139,15 @@ class SubmissionChecks:
     async def training(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET."""
         spec = resolve_training(overrides)
-        spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
-        train_path = self._roots.check(spec.dataset.train_path, "spec.dataset.train_path")
+        spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
+        train_path = await self._path(spec.dataset.train_path, "spec.dataset.train_path")
         val_path = ""
         if spec.dataset.val_path:
-            val_path = str(self._roots.check(spec.dataset.val_path, "spec.dataset.val_path"))
+            val_path = str(await self._path(spec.dataset.val_path, "spec.dataset.val_path"))
         if spec.initial_weights:
-            path = self._roots.check(spec.initial_weights, "spec.initial_weights")
+            path = await self._path(spec.initial_weights, "spec.initial_weights")
             spec = spec.model_copy(update={"initial_weights": str(path)})
-        train = await _scan(train_path, "spec.dataset.train_path")
+        train = await self._scan(train_path, "spec.dataset.train_path")
         classes, warnings = train.classes, train.warnings
         if len(classes) == 1 and train.warning and spec.objective.classification_weight:
             # A classifier of one class learns nothing, so this is an archive's own folder.
@@ -149,7 +160,7 @@ class SubmissionChecks:
             )
         if val_path:
             field = "spec.dataset.val_path"
-            found = await _scan(Path(val_path), field)
+            found = await self._scan(Path(val_path), field)
             warnings += tuple(line for line in found.warnings if line not in warnings)
             if "classification" in spec.evaluation.tasks:
                 _check_known_classes(found, classes, field)
@@ -167,26 +178,26 @@ class SubmissionChecks:
         field, path = "spec.dataset.val_path", Path(val_path)
         if schedule.retrieval_path:
             field = "spec.evaluation.retrieval_path"
-            path = self._roots.check(schedule.retrieval_path, field)
+            path = await self._path(schedule.retrieval_path, field)
             schedule = schedule.model_copy(update={"retrieval_path": str(path)})
         if schedule.every_epochs:
-            await _check_benchmarks(path, schedule.tasks, schedule.group_queries, field)
+            await self._check_benchmarks(path, schedule.tasks, schedule.group_queries, field)
         return spec.model_copy(update={"evaluation": schedule})
 
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
         spec = resolve_evaluation(overrides)
-        spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
+        spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
-        dataset = self._roots.check(spec.dataset_path, "spec.dataset_path")
+        dataset = await self._path(spec.dataset_path, "spec.dataset_path")
         warnings: tuple[str, ...] = ()
         if not FOLDER_TASKS.isdisjoint(spec.tasks):
-            folder = await _scan(dataset, "spec.dataset_path")
+            folder = await self._scan(dataset, "spec.dataset_path")
             warnings = folder.warnings
-            labels = stored_labels(weights)
+            labels = await self._read(weights, partial(stored_labels, weights, self._roots.roots))
             if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
                 _check_known_classes(folder, labels, "spec.dataset_path")
-        await _check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
+        await self._check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         of_job = bool(spec.weights.job_id)
         return CheckedSpec(JobKind.EVALUATION, spec, str(weights), of_job, warnings)
@@ -202,27 +213,27 @@ class SubmissionChecks:
                 f"{spec.model_name} is an alias, which would hide the model; give another name, "
                 "or remove the alias first",
             )
-        spec = spec.model_copy(update={"devices": self._devices(spec.devices)})
+        spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
         warnings: tuple[str, ...] = ()
         if spec.whitening_path:
             field = "spec.whitening_path"
-            path = self._roots.check(spec.whitening_path, field)
-            warnings += (await _scan_images(path, field)).warnings
+            path = await self._path(spec.whitening_path, field)
+            warnings += (await self._scan_images(path, field)).warnings
             spec = spec.model_copy(update={"whitening_path": str(path)})
         if spec.int8_path:
             field = "spec.int8_path"
-            path = self._roots.check(spec.int8_path, field)
-            warnings += (await _scan_images(path, field)).warnings
+            path = await self._path(spec.int8_path, field)
+            warnings += (await self._scan_images(path, field)).warnings
             spec = spec.model_copy(update={"int8_path": str(path)})
         weights = await self._weights(spec.weights)
         of_job = bool(spec.weights.job_id)
         return CheckedSpec(JobKind.EXPORT, spec, str(weights), of_job, warnings)
 
-    def _devices(self, devices: DeviceSpec) -> DeviceSpec:
+    async def _devices(self, devices: DeviceSpec) -> DeviceSpec:
         self._leases.check(devices)
         if not devices.rank_table:
             return devices
-        path = self._roots.check(devices.rank_table, "spec.devices.rank_table")
+        path = await self._path(devices.rank_table, "spec.devices.rank_table")
         return devices.model_copy(update={"rank_table": str(path)})
 
     async def _weights(self, source: WeightsSource) -> Path:
@@ -230,7 +241,7 @@ class SubmissionChecks:
             return self._bundle_path(source.model)
         if source.checkpoint_path:
             field = "spec.weights.checkpoint_path"
-            return self._roots.check(source.checkpoint_path, field)
+            return await self._path(source.checkpoint_path, field)
         row = self._store.get(source.job_id)
         if row is None:
             raise MultigrainError(
@@ -247,8 +258,12 @@ class SubmissionChecks:
 
         checkpoints = JobFolder(self._jobs_dir / source.job_id).checkpoints
         try:
-            # In a thread: it reads the whole checkpoint to verify its checksums.
-            return await asyncio.to_thread(resolve, checkpoints, source.checkpoint)
+            # It reads the whole checkpoint to verify its checksums.
+            return await read_files(
+                partial(resolve, checkpoints, source.checkpoint),
+                place=str(self._jobs_dir),
+                seconds=_VERIFY_SECONDS,
+            )
         except MultigrainError as error:
             if error.kind is ErrorKind.INVALID_FIELD:
                 raise MultigrainError.field(
@@ -256,51 +271,74 @@ class SubmissionChecks:
                 ) from error
             raise MultigrainError(error.kind, f"spec.weights: {error.message}") from error
 
+    async def _path(self, path: str, field: str) -> Path:
+        """Checks a path of the request, and that a file or a folder is there."""
+        return await self._read(Path(path), partial(_checked_path, self._roots, path, field))
 
-async def _scan(path: Path, field: str) -> ImageFolder:
-    """Lists an image folder. In a thread: it may contain a million files."""
-    from multigrain.data.image_folder import scan
+    async def _read(self, path: Path, function: Callable[[], T]) -> T:
+        return await read_files(function, place=self._place(path))
 
-    try:
-        return await in_listing_thread(partial(scan, path))
-    except MultigrainError as error:
-        if error.kind is not ErrorKind.DATASET:
-            raise
-        raise _dataset_error(field, error.message) from error
+    def _place(self, path: Path) -> str:
+        """The data root of a path. Does not look at the disk."""
+        return next((str(root) for root in self._roots.roots if path.is_relative_to(root)), "")
 
+    async def _scan(self, path: Path, field: str) -> ImageFolder:
+        """Lists an image folder. In a thread: it may contain a million files."""
+        from multigrain.data.image_folder import scan
 
-async def _scan_images(path: Path, field: str) -> ImageFolder:
-    """Lists a folder of images, with or without class folders. In a thread."""
-    from multigrain.data.image_folder import scan_images
+        return await self._list(partial(scan, path, self._limits), path, field)
 
-    try:
-        return await in_listing_thread(partial(scan_images, path))
-    except MultigrainError as error:
-        raise _dataset_error(field, error.message) from error
+    async def _scan_images(self, path: Path, field: str) -> ImageFolder:
+        """Lists a folder of images, with or without class folders. In a thread."""
+        from multigrain.data.image_folder import scan_images
 
+        return await self._list(partial(scan_images, path, self._limits), path, field)
 
-async def _check_benchmarks(
-    path: Path, tasks: tuple[Task, ...], group_queries: Literal["all", "first"], field: str
-) -> None:
-    """Refuses a folder without the layout of the retrieval tasks. Listed in a thread."""
-    from multigrain.data.benchmarks import RETRIEVAL_TASKS, list_benchmark
+    async def _check_benchmarks(
+        self,
+        path: Path,
+        tasks: tuple[Task, ...],
+        group_queries: Literal["all", "first"],
+        field: str,
+    ) -> None:
+        """Refuses a folder without the layout of the retrieval tasks. Listed in a thread."""
+        from multigrain.data.benchmarks import RETRIEVAL_TASKS, list_benchmark
 
-    for task in tasks:
-        if task not in RETRIEVAL_TASKS:
-            continue
+        for task in tasks:
+            if task in RETRIEVAL_TASKS:
+                work = partial(list_benchmark, task, path, group_queries, self._limits)
+                await self._list(work, path, field)
+
+    async def _list(self, work: Callable[[], T], path: Path, field: str) -> T:
         try:
-            await in_listing_thread(partial(list_benchmark, task, path, group_queries))
+            return await in_listing_thread(work, place=self._place(path))
         except MultigrainError as error:
-            if error.kind is not ErrorKind.DATASET:
+            if error.kind not in (ErrorKind.DATASET, ErrorKind.PATH_NOT_ALLOWED):
                 raise
-            raise _dataset_error(field, error.message) from error
+            raise _field_error(error.kind, field, error.message) from error
 
 
-def stored_labels(weights: Path) -> tuple[str, ...]:
-    """Class names in a checkpoint or bundle folder; empty if there are none."""
+def _checked_path(roots: PathRoots, path: str, field: str) -> Path:
+    found = roots.check(path, field)
+    mode = os.stat(found).st_mode
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise MultigrainError.field(
+            field, f"is {describe_mode(mode)} and not a file or a folder: {path}"
+        )
+    return found
+
+
+def stored_labels(weights: Path, roots: Roots = None) -> tuple[str, ...]:
+    """Class names in a checkpoint or bundle folder; empty if there are none.
+
+    Args:
+        weights: the folder.
+        roots: folders that its manifest must be in.
+    """
     for name, kind in (("manifest.json", CheckpointManifest), (MANIFEST_NAME, BundleManifest)):
         try:
-            return kind.model_validate_json((weights / name).read_bytes()).labels
+            text = read_bytes(weights / name, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
+            return kind.model_validate_json(text).labels
         except (OSError, ValueError):
             # A plain weights file, or a damaged folder: the job reports what is wrong with it.
             continue
@@ -323,5 +361,9 @@ def _check_known_classes(folder: ImageFolder, known: tuple[str, ...], field: str
 
 
 def _dataset_error(field: str, message: str) -> MultigrainError:
+    return _field_error(ErrorKind.DATASET, field, message)
+
+
+def _field_error(kind: ErrorKind, field: str, message: str) -> MultigrainError:
     violation = FieldViolation(field, message)
-    return MultigrainError(ErrorKind.DATASET, f"{field}: {message}", violations=(violation,))
+    return MultigrainError(kind, f"{field}: {message}", violations=(violation,))

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.specs.data_roots import PathRoots
-from multigrain.specs.training import TrainingSpec
+from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain_server.database import Database
 from multigrain_server.devices import Inventory, Leases
+from multigrain_server.file_threads import read_files
 from multigrain_server.jobs.store import SCHEMA, JobStore
-from multigrain_server.jobs.submission import SubmissionChecks
+from multigrain_server.jobs.submission import SubmissionChecks, stored_labels
+from tests.hostile_files import KINDS, put
 
 
-def _checks(root: Path) -> SubmissionChecks:
+def _checks(root: Path, *others: Path) -> SubmissionChecks:
     store = JobStore(Database(":memory:", [SCHEMA]))
     leases = Leases(Inventory.parse("ascend:0-1"))
     return SubmissionChecks(
-        PathRoots([root]),
+        PathRoots([root, *others]),
         leases,
         store,
         root / "jobs",
@@ -170,3 +175,120 @@ async def test_an_empty_path_is_refused(tmp_path: Path) -> None:
         with pytest.raises(MultigrainError, match=field) as caught:
             await check
         assert caught.value.kind is ErrorKind.INVALID_FIELD
+
+
+PATH_FIELDS = (
+    ("training", "spec.dataset.train_path"),
+    ("training", "spec.initial_weights"),
+    ("training", "spec.devices.rank_table"),
+    ("evaluation", "spec.dataset_path"),
+    ("evaluation", "spec.weights.checkpoint_path"),
+    ("export", "spec.whitening_path"),
+    ("export", "spec.int8_path"),
+)
+
+
+def _overrides(kind: str, dataset: Path, field: str, path: Path) -> dict[str, Any]:
+    """A specification of a kind of job that names a path in one field."""
+    weights = dataset.parent / "weights.safetensors"
+    weights.touch()
+    base: dict[str, dict[str, Any]] = {
+        "training": {**ASCEND, "dataset": {"train_path": str(dataset)}},
+        "evaluation": {
+            **ASCEND,
+            "dataset_path": str(dataset),
+            "weights": {"checkpoint_path": str(weights)},
+            "tasks": ["classification"],
+        },
+        "export": {
+            **ASCEND,
+            "model_name": "m",
+            "weights": {"checkpoint_path": str(weights)},
+            "formats": ["onnx"],
+        },
+    }
+    found = base[kind]
+    at = found
+    *groups, name = field.removeprefix("spec.").split(".")
+    for group in groups:
+        at[group] = at = dict(at.get(group, {}))
+    at[name] = str(path)
+    if name == "rank_table":
+        at["launcher"] = "rank-table"
+    return found
+
+
+@pytest.mark.parametrize(("kind", "field"), PATH_FIELDS)
+@pytest.mark.parametrize("what", ["pipe", "socket", "endless", "loop", "broken"])
+async def test_a_path_to_no_file_or_folder_is_refused(
+    tmp_path: Path, dataset: Path, kind: str, field: str, what: str
+) -> None:
+    path = tmp_path / "hostile"
+    put(path, what)
+    check = getattr(_checks(tmp_path), kind)
+    with pytest.raises(MultigrainError) as caught:
+        async with asyncio.timeout(60):
+            await check(_overrides(kind, dataset, field, path))
+    assert caught.value.kind in (ErrorKind.INVALID_FIELD, ErrorKind.PATH_NOT_ALLOWED)
+    assert caught.value.violations[0].field == field
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.json"])
+@pytest.mark.parametrize("what", KINDS)
+async def test_a_hostile_manifest_holds_up_no_submission(
+    tmp_path: Path, dataset: Path, name: str, what: str
+) -> None:
+    """The event loop goes on, and the job reports later what is wrong with its weights."""
+    weights = dataset.parent / "weights"
+    weights.mkdir()
+    put(weights / name, what)
+    overrides = _overrides("evaluation", dataset, "spec.weights.checkpoint_path", weights)
+    async with asyncio.timeout(60):
+        checked = await _checks(tmp_path).evaluation(overrides)
+    assert checked.weights_path == str(weights)
+
+
+async def test_labels_outside_the_data_roots_are_not_read(tmp_path: Path, dataset: Path) -> None:
+    """A manifest outside would be shown by the error that names the unknown classes."""
+    outside, inside = tmp_path / "outside", dataset.parent / "weights"
+    outside.mkdir()
+    inside.mkdir()
+    manifest = CheckpointManifest(step=1, epoch=1, model=ModelSpec(), labels=("secret",))
+    (outside / "manifest.json").write_text(manifest.model_dump_json())
+    (inside / "manifest.json").symlink_to(outside / "manifest.json")
+    assert stored_labels(inside) == ("secret",)
+    overrides = _overrides("evaluation", dataset, "spec.weights.checkpoint_path", inside)
+    await _checks(dataset.parent).evaluation(overrides)
+    with pytest.raises(MultigrainError, match="not among the 1 classes"):
+        await _checks(tmp_path).evaluation(overrides)
+
+
+async def test_a_stuck_disk_is_reported_and_others_are_read(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network file system whose server is gone: the checks of other roots go on."""
+    other = tmp_path / "nfs"
+    other.mkdir()
+    ended = threading.Event()
+    check = PathRoots.check
+
+    def slow(self: PathRoots, path: str, field: str, *, must_exist: bool = True) -> Path:
+        if path.startswith(str(other)):
+            ended.wait(60)
+        return check(self, path, field, must_exist=must_exist)
+
+    monkeypatch.setattr(PathRoots, "check", slow)
+    monkeypatch.setattr(read_files, "__kwdefaults__", {"place": "", "seconds": 0.2})
+    checks = _checks(dataset.parent, other)
+    try:
+        calls = [
+            checks.training(_overrides("training", dataset, "spec.dataset.train_path", other))
+            for _ in range(20)
+        ]
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, MultigrainError)
+            assert error.kind is ErrorKind.UNAVAILABLE
+        monkeypatch.setattr(read_files, "__kwdefaults__", {"place": "", "seconds": 60.0})
+        await checks.training(_overrides("training", dataset, "spec.dataset.train_path", dataset))
+    finally:
+        ended.set()
