@@ -7,13 +7,14 @@ LOCK := requirements/ci.txt
 IMAGE_LOCK := requirements/server.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
+FUZZ ?= .venv-fuzz
 TRITON_PYTHON ?= /usr/bin/python3
 # Checks, or processes with tests, that run at the same time.
 JOBS ?= 2
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
-.PHONY: long lock peers peers-serving bench faults fuzz soak audit clean
+.PHONY: long lock peers peers-serving bench faults fuzz fuzz-coverage soak audit clean
 
 # Trains, evaluates, exports and serves a model of real images.
 demo: $(STAMP)
@@ -149,11 +150,24 @@ $(TRITON)/.installed:
 faults: $(STAMP)
 	MULTIGRAIN_FAULTS=full $(BIN)/pytest -s --timeout 3600 tests/faults
 
-# Sends slightly damaged input to every call and every parser, FUZZ_SECONDS for each of thirteen
+# Sends slightly damaged input to every call and every parser, FUZZ_SECONDS for each of seventeen
 # parts. Every run has a new random seed, which a failure prints.
 FUZZ_SECONDS ?= 20
 fuzz: $(STAMP)
 	MULTIGRAIN_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz
+
+# Coverage-guided fuzzing of the same parsers with atheris, FUZZ_TARGET_SECONDS for each of some
+# twenty targets. atheris is not needed for anything else, so it has an environment of its own.
+FUZZ_TARGET_SECONDS ?= 60
+fuzz-coverage: $(FUZZ)/.installed
+	$(FUZZ)/bin/python -m tests.fuzz.coverage_guided --seconds $(FUZZ_TARGET_SECONDS)
+
+$(FUZZ)/.installed: pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	$(FUZZ)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(FUZZ)/bin/pip install --quiet --editable '.[fuzz]'
+	touch $@
 
 # Trains, serves, swaps models, cancels and kills at once for MINUTES and checks for leaks; then
 # repeats it with a daemon that leaks, which must be detected.
@@ -169,4 +183,4 @@ audit: $(STAMP)
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/installed.txt
 
 clean:
-	rm -rf $(VENV) .venv-lock $(PEERS) $(TRITON) demo-out build dist site .coverage .coverage.*
+	rm -rf $(VENV) .venv-lock $(PEERS) $(TRITON) $(FUZZ) fuzz-findings demo-out build dist site .coverage .coverage.*

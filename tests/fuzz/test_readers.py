@@ -13,7 +13,8 @@ from tests.fuzz.targets import Target, targets
 NAMES = (
     *("image", "bundle manifest", "bundle archive", "whitening", "reference"),
     *("checkpoint manifest", "weights", "specification", "events", "tokens"),
-    *("configuration", "frames"),
+    *("configuration", "frames", "job messages", "archive headers", "decode cost"),
+    "infer request",
 )
 
 
