@@ -18,7 +18,7 @@ def promise_rows(page: str) -> list[list[str]]:
     rows = []
     for line in section.splitlines():
         if line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+            cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
             if cells[0] != "promise" and not set(line) <= set("|- "):
                 rows.append(cells)
     return rows

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import random
 import re
 import resource
 import subprocess
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 _MAX_CPU_SECONDS = 1.0
@@ -30,6 +32,13 @@ _MAX_RSS_MIB = 1536
 _HANG_SECONDS = 60  # of wall time, on a busy machine
 _MAX_INPUT = 64 * 1024
 _EACH = "MULTIGRAIN-FINDING"
+# Of inputs that the mutators change first: libFuzzer knows neither numbers nor texts.
+_SHARE_OF_MUTATORS = 0.3
+_DICTIONARY_WORDS = 500
+_STUMBLING_BLOCKS = (
+    *("-1", "0", "1e999", "NaN", ".inf", "99999999999999999999", "null", "true", "{}", "[]"),
+    *("[[[[[[[[", "{{{{{{{{", "&a", "*a", "<<", "!!python", "\\xff", "\\x00", "\\x0a"),
+)
 
 
 def main() -> int:
@@ -102,6 +111,7 @@ def _fuzz(name: str, seconds: float, findings: Path, corpus: Path) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     with atheris.instrument_imports(include=["multigrain", "multigrain_server", "PIL"]):
+        from tests.fuzz.mutate import mutated
         from tests.fuzz.targets import image_targets, targets
 
     # libFuzzer ends the process, which leaves the folder to the parent's temporary folder.
@@ -135,8 +145,18 @@ def _fuzz(name: str, seconds: float, findings: Path, corpus: Path) -> None:
         if after > before + 512 * 1024:
             report("more than 512 MiB of memory", data)
 
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        if chance.random() < _SHARE_OF_MUTATORS:
+            data = mutated(data, chance)[:max_size]
+        changed: bytes = atheris.Mutate(data, max_size)
+        return changed
+
+    words = corpus.parent / f"{corpus.name}.dict"
+    words.write_text(_dictionary(target.corpus))
     arguments = [
         sys.argv[0],
+        f"-dict={words}",
         f"-max_total_time={max(1, int(seconds))}",
         f"-timeout={_HANG_SECONDS}",
         f"-rss_limit_mb={_MAX_RSS_MIB}",
@@ -146,9 +166,16 @@ def _fuzz(name: str, seconds: float, findings: Path, corpus: Path) -> None:
         str(corpus),
         str(seeds),
     ]
-    atheris.Setup(arguments, one)
+    atheris.Setup(arguments, one, custom_mutator=mutate)
     with contextlib.suppress(SystemExit):
         atheris.Fuzz()
+
+
+def _dictionary(corpus: Sequence[bytes]) -> str:
+    """The words of the text in a corpus, and values at which parsers stumble, for libFuzzer."""
+    found = {word for data in corpus for word in re.findall(rb"[A-Za-z_]{3,24}", data)}
+    texts = [word.decode() for word in sorted(found)[:_DICTIONARY_WORDS]]
+    return "".join(f'"{text}"\n' for text in (*texts, *_STUMBLING_BLOCKS))
 
 
 if __name__ == "__main__":
