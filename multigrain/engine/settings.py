@@ -33,7 +33,8 @@ class EngineSettings(Spec):
         runtime: one of ``RUNTIMES``.
         device: computes the network.
         threads: of the network; 0 = all cores.
-        decode_threads: that decode images.
+        decode_threads: decoder processes for ordinary images; one more decodes the others.
+        decode_wall_seconds: that decoding an image may take on a busy machine.
         max_batch: images in a batch at most.
         max_image_bytes: size of an encoded image.
         max_image_pixels: width x height of an image.
@@ -48,17 +49,13 @@ class EngineSettings(Spec):
     device: Literal["cpu", "gpu", "ascend"] = "cpu"
     threads: int = Field(0, ge=0)
     decode_threads: int = Field(2, ge=1)
+    decode_wall_seconds: float = Field(30.0, gt=0)
     max_batch: int = Field(32, ge=1)
     max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
     max_image_pixels: int = Field(50_000_000, ge=1)
     low_priority: bool = False
     inflight_fd: int = -1
     parent_pid: int = 0
-
-    @property
-    def slots(self) -> int:
-        """Images that can be decoded or computed at the same time."""
-        return self.max_batch + self.decode_threads
 
     def arguments(self) -> list[str]:
         """The command line that :meth:`parse` reads."""

@@ -219,9 +219,9 @@ async def launch(
     )
     try:
         with theirs:
-            inflight_fd = InFlightSlots.allocate(settings.slots)
+            inflight_fd = InFlightSlots.allocate(settings.max_batch)
             try:
-                inflight = InFlightSlots(inflight_fd, settings.slots)
+                inflight = InFlightSlots(inflight_fd, settings.max_batch)
                 settings = settings.model_copy(update={"inflight_fd": inflight_fd})
                 process = await asyncio.create_subprocess_exec(
                     *command,
