@@ -96,15 +96,19 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=child_environment(os.environ)["PATH"])
 
 
-def end_first_without_memory(pid: int) -> None:
-    """Has the kernel's OOM killer prefer a process to this one, as browsers do with their tabs.
+def end_first_without_memory(pid: int, score: int = _OOM_SCORE) -> None:
+    """Has the kernel's OOM killer prefer a process to others, as browsers do with their tabs.
 
     An engine that is killed is replaced, and the daemon says why; without the daemon nobody does.
+
+    Args:
+        pid: of the process.
+        score: thousandths of the memory that it counts as using in addition.
     """
     # Every process may raise the value; a container may hide the file, which is harmless.
     with contextlib.suppress(OSError, ValueError):
         file = Path(f"/proc/{pid}/oom_score_adj")
-        file.write_text(str(min(1000, int(file.read_text()) + _OOM_SCORE)))
+        file.write_text(str(min(1000, int(file.read_text()) + score)))
 
 
 def describe_signal(number: int) -> str:

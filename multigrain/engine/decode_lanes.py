@@ -28,6 +28,10 @@ _ABANDONED_SECONDS: Final = 0.25
 _ATTEMPTS: Final = 2
 
 _ADVICE: Final = "save the picture again as an ordinary JPEG or PNG, and do not send this file"
+_MEMORY_ADVICE: Final = (
+    "raise the memory limit, unload other models, or lower serving.max_image_pixels or "
+    "serving.decode_threads"
+)
 
 
 class DecodeLanes:
@@ -136,7 +140,11 @@ class DecodeLanes:
                 return stopped.error
             case StopReason.EXHAUSTED:
                 item.harm = "memory"
-                return MultigrainError(ErrorKind.OVERLOADED, stopped.detail)
+                return MultigrainError(
+                    ErrorKind.OVERLOADED,
+                    f"there was not enough memory to decode the image ({stopped.detail}): "
+                    f"{_MEMORY_ADVICE}",
+                )
             case StopReason.CRASH:
                 item.harm = "crash"
             case _:

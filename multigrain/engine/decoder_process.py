@@ -324,8 +324,8 @@ def _run_decoder(template: int, channel: socket.socket, memory_fd: int, order: S
 
 def _confine(order: Start) -> None:
     """Takes from this process what decoding does not need; before its first image."""
-    # The kernel ends a decoder process before the engine, and the engine before the daemon.
-    end_first_without_memory(os.getpid())
+    # The kernel ends a decoder process before any engine, and an engine before the daemon.
+    end_first_without_memory(os.getpid(), 1000)
     if order.background and hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):  # a container may forbid it
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
