@@ -8,6 +8,7 @@ import sys
 from multigrain.engine.decoder_process import start_template
 from multigrain.engine.settings import EngineSettings
 from multigrain.processes import die_with_parent, keep_files_private
+from multigrain.streams import reserve_descriptors
 
 
 def main() -> int:
@@ -25,5 +26,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    reserve_descriptors()
     keep_files_private()
     sys.exit(main())
