@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from multigrain.errors import ErrorKind
+from multigrain.sandbox.apply import Measure
 
 Dtype = Literal["fp32", "fp16", "int8"]
 Harm = Literal["", "budget", "crash", "memory", "abandoned"]
@@ -157,6 +158,7 @@ class Ready(_Message):
         precision: of the computation, see ``multigrain.bundle.reference``.
         images_per_second: as measured during the warm-up.
         busy_items: with this many images in flight the network is never idle.
+        sandbox: the measures by which the engine is restricted; empty = it is not.
     """
 
     runtime: str
@@ -169,6 +171,7 @@ class Ready(_Message):
     precision: str = "f32"
     images_per_second: float = 0.0
     busy_items: int = 16
+    sandbox: tuple[Measure, ...] = ()
 
 
 class LoadFailed(_Message):

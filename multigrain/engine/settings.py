@@ -8,6 +8,7 @@ from typing import Final, Literal, get_args
 
 from pydantic import Field
 
+from multigrain.sandbox.apply import SandboxMode
 from multigrain.specs.base import Spec
 
 RuntimeName = Literal[
@@ -40,6 +41,7 @@ class EngineSettings(Spec):
         max_image_pixels: width x height of an image.
         low_priority: load at a low priority, because other engines serve meanwhile.
         inflight_fd: inherited shared memory of ``multigrain.engine.protocol``; -1 = none.
+        sandbox: whether the engine restricts itself: see ``multigrain.sandbox.apply``.
         parent_pid: the engine exits when this process is no longer its parent; 0 = never.
     """
 
@@ -55,6 +57,7 @@ class EngineSettings(Spec):
     max_image_pixels: int = Field(50_000_000, ge=1)
     low_priority: bool = False
     inflight_fd: int = -1
+    sandbox: SandboxMode = "auto"
     parent_pid: int = 0
 
     def arguments(self) -> list[str]:

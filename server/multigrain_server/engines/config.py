@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from multigrain.engine.settings import RuntimeName
 from multigrain.images.limits import ImageLimits
+from multigrain.sandbox.apply import SandboxMode
 from multigrain.specs.base import Spec
 
 _MIB = 1024 * 1024
 _MAX_BYTES = 2**50
+
+#: Names of environment variables; a last ``*`` stands for all names that begin so.
+EnvironmentNames = tuple[
+    Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\*?$")], ...
+]
 
 
 class ServingConfig(Spec):
@@ -123,6 +129,19 @@ class ServingConfig(Spec):
         description="MiB of resident memory that all engines together may hold; beyond it the "
         "least recently used model that no alias and no default points at is unloaded, and a "
         "load that cannot fit is refused. 0 = no limit. Default 0.",
+    )
+    sandbox: SandboxMode = Field(
+        "auto",
+        description="Whether engines restrict themselves to what they need: the files of their "
+        "bundle, no network, no other programs. auto = by what the machine offers (see "
+        "multigrain-server doctor), off = not at all, required = refuse to load a model where a "
+        "measure is missing. Default auto.",
+    )
+    engine_environment: EnvironmentNames = Field(
+        (),
+        description="Names of further environment variables of the daemon that engines get; NAME* "
+        "stands for all that begin with NAME. By default they get search paths, language, time "
+        "zone, and the variables of Python, drivers and numerical libraries. Default none.",
     )
     max_bundle_bytes: int = Field(
         4096 * _MIB,

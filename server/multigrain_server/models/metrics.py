@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from multigrain.engine.protocol import Result
+from multigrain.sandbox.apply import MEASURES, Measure
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,12 @@ class ServingMetrics:
             ["model", "version", "runtime", "precision", "device"],
             registry=registry,
         )
+        self._engine_sandbox = Gauge(
+            "multigrain_engine_sandbox",
+            "1 for each measure by which a model's engine is restricted, 0 for each other one.",
+            ["model", "version", "measure"],
+            registry=registry,
+        )
         self.engine_restarts = Counter(
             "multigrain_engine_restarts_total",
             "Engines that ended unexpectedly and were replaced.",
@@ -246,6 +254,16 @@ class ServingMetrics:
         if info is not None:
             self._infos[name, version] = info
             self._model_info.labels(name, str(version), *astuple(info)).set(1)
+
+    def engine_sandbox(self, name: str, version: int, measures: Sequence[Measure] | None) -> None:
+        """Sets the measures by which an engine is restricted; None removes their series."""
+        for measure in MEASURES:
+            if measures is None:
+                with contextlib.suppress(KeyError):
+                    self._engine_sandbox.remove(name, str(version), measure)
+                continue
+            active = any(one.name == measure and one.active for one in measures)
+            self._engine_sandbox.labels(name, str(version), measure).set(active)
 
     def model_state(self, name: str, version: int, state: str | None) -> None:
         """Sets the state of a model version; None removes its series."""
