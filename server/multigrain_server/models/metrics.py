@@ -102,7 +102,9 @@ _SECONDS = (
 _LOAD_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
-Refusal = Literal["too_many_items", "deadline", "late", "draining", "bytes", "queue_full"]
+Refusal = Literal[
+    "too_many_items", "deadline", "late", "draining", "bytes", "queue_full", "decode_cost", "share"
+]
 DROPPED_IN = ("queue", "batch")
 
 
@@ -149,6 +151,11 @@ class ServingMetrics:
             "Encoded bytes of the images in flight.",
             registry=registry,
         )
+        self.inflight_decode_seconds = Gauge(
+            "multigrain_inflight_decode_seconds",
+            "Estimated CPU seconds to decode the images in flight.",
+            registry=registry,
+        )
         self._rejected = Counter(
             "multigrain_rejected_total",
             "Requests refused before anything was computed, by reason.",
@@ -165,6 +172,12 @@ class ServingMetrics:
             "multigrain_cancelled_items_total",
             "Images canceled or past their deadline, by stage.",
             ["where"],
+            registry=registry,
+        )
+        self.penalties = Counter(
+            "multigrain_penalties_total",
+            "Times that a client's images were moved behind all others, because one of them took "
+            "too long to decode or crashed the decoder.",
             registry=registry,
         )
         self.cache_lookups = Counter(
