@@ -10,6 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from pydantic import Field
+
 from multigrain.files import Roots, open_regular
 from multigrain.specs.base import Spec
 
@@ -22,8 +24,8 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 class FileEntry(Spec):
     """Size and checksum of a file, by which damage is detected."""
 
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, le=2**63 - 1)
 
 
 def write_synced(path: Path, data: bytes) -> FileEntry:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import ValidationError
-
-from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.bundle.manifest import MANIFEST_NAME, MAX_FILES, BundleManifest
 from multigrain.bundle.members import SIGNATURE_BYTES, compression, is_passed_over, is_plain
 from multigrain.bundle.tar import Entry, TarError, end, entries, header, padding
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
-from multigrain.storage import FileEntry, describe, sync_folder, write_synced
+from multigrain.files import MAX_DOCUMENT_BYTES, open_regular, read_bytes
+from multigrain.manifests import parse_manifest
+from multigrain.storage import FileEntry, sync_folder, write_synced
 
 # For the daemon's user only, although libraries write some files with other modes.
 FILE_MODE = 0o600
-_MAX_FILES = 64
+# In an archive, which has no owner.
+_ARCHIVE_MODE = 0o644
 # With the folders and hidden files around them.
 _MAX_ENTRIES = 512
-_MAX_MANIFEST = 16 * 2**20
 _CHUNK = 1 << 20
 
 
@@ -35,24 +37,59 @@ def read(path: Path, *, verify: bool = False) -> BundleManifest:
     Raises:
         MultigrainError: CHECKPOINT, with the problem.
     """
-    source = path / MANIFEST_NAME
     try:
-        if source.stat().st_size > _MAX_MANIFEST:
-            raise _damaged(f"its {MANIFEST_NAME} is larger than {_MAX_MANIFEST} bytes")
-        manifest = BundleManifest.model_validate_json(source.read_bytes())
+        data = read_bytes(path / MANIFEST_NAME, max_bytes=MAX_DOCUMENT_BYTES)
     except FileNotFoundError as error:
         raise _damaged(f"it has no {MANIFEST_NAME}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
-        raise _damaged(f"its {MANIFEST_NAME} is invalid: {where}: {first['msg']}") from error
-    except (OSError, ValueError) as error:
-        raise _damaged(f"its {MANIFEST_NAME} cannot be read") from error
+    except OSError as error:
+        raise _damaged(f"its {MANIFEST_NAME} cannot be read: {error.strerror}") from error
+    manifest = _parsed(data)
+    if verify:
+        for name in manifest.files:
+            for _ in _blocks(path, manifest, name):
+                pass
+    return manifest
+
+
+def _parsed(data: bytes) -> BundleManifest:
+    try:
+        manifest = parse_manifest(BundleManifest, data)
+    except ValueError as error:
+        raise _damaged(f"its {MANIFEST_NAME} is invalid: {error}") from error
     if manifest.format_version != 1:
         raise _damaged(f"its format is version {manifest.format_version}, this version supports 1")
-    if verify:
-        _verify(path, manifest)
+    missing = sorted(set(_named(manifest)) - set(manifest.files))
+    if missing:
+        raise _damaged(f"{missing[0]} is not listed in its {MANIFEST_NAME}")
     return manifest
+
+
+def read_file(path: Path, manifest: BundleManifest, name: str) -> bytes:
+    """Reads a file of a bundle and checks it against the manifest.
+
+    Args:
+        path: the bundle's folder.
+        manifest: its manifest.
+        name: of the file.
+
+    Raises:
+        MultigrainError: CHECKPOINT, if the manifest does not list the file, or if the file is not
+            what was written.
+    """
+    return b"".join(_blocks(path, manifest, name))
+
+
+def check_files(path: Path, manifest: BundleManifest) -> None:
+    """Checks that the files that a manifest lists are there, regular and of its sizes.
+
+    For a reader of a bundle whose checksums have been verified before.
+
+    Raises:
+        MultigrainError: CHECKPOINT.
+    """
+    for name, entry in manifest.files.items():
+        with _opened(path, name) as file:
+            _check_size(name, os.fstat(file.fileno()).st_size, entry)
 
 
 def write_manifest(path: Path, manifest: BundleManifest) -> None:
@@ -62,26 +99,76 @@ def write_manifest(path: Path, manifest: BundleManifest) -> None:
     sync_folder(path)
 
 
-def write_tar(path: Path, archive: BinaryIO) -> None:
-    """Writes a bundle as an uncompressed tar archive: the manifest first, then its files.
+class TarSource:
+    """A bundle as an uncompressed tar archive: the manifest first, then its files.
 
-    Owners, times and modes are constant: equal bundles give equal archives.
+    Owners, times and modes are constant: equal bundles give equal archives. A context manager that
+    closes the files; they are all open from the beginning, so that the bundle may be deleted
+    meanwhile.
+
+    Args:
+        path: the bundle's folder.
 
     Raises:
-        MultigrainError: CHECKPOINT if the bundle has no manifest or lacks a file.
+        MultigrainError: CHECKPOINT if the bundle has no manifest, lacks a file, or has one of
+            another size.
+
+    Attributes:
+        size: of the archive in bytes.
     """
-    manifest = read(path)
-    size = 0
-    for name in (MANIFEST_NAME, *sorted(manifest.files)):
-        try:
-            with (path / _plain(name)).open("rb") as file:
-                bytes_ = os.fstat(file.fileno()).st_size
-                size += archive.write(header(name, bytes_, FILE_MODE))
-                shutil.copyfileobj(file, archive, _CHUNK)
-                size += bytes_ + archive.write(padding(bytes_))
-        except FileNotFoundError as error:
-            raise _damaged(f"{name} is missing") from error
-    archive.write(end(size))
+
+    def __init__(self, path: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(_opened(path, MANIFEST_NAME))
+            self._head = first.read(MAX_DOCUMENT_BYTES + 1)
+            self._manifest = _parsed(self._head)
+            self._files = {
+                name: stack.enter_context(_opened(path, name))
+                for name in sorted(self._manifest.files)
+            }
+            for name, entry in self._manifest.files.items():
+                _check_size(name, os.fstat(self._files[name].fileno()).st_size, entry)
+            self._stack = stack.pop_all()
+        sizes = {MANIFEST_NAME: len(self._head)}
+        sizes |= {name: entry.bytes for name, entry in self._manifest.files.items()}
+        length = sum(
+            len(header(name, size, _ARCHIVE_MODE)) + size + len(padding(size))
+            for name, size in sizes.items()
+        )
+        self._end = end(length)
+        self.size = length + len(self._end)
+
+    def __enter__(self) -> TarSource:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """The archive in pieces of this size; the last one may be smaller. To be read once.
+
+        Raises:
+            MultigrainError: CHECKPOINT, at the end of a file that does not match its checksum.
+        """
+        waiting = bytearray()
+        for piece in self._pieces(size):
+            waiting += piece
+            while len(waiting) >= size:
+                yield bytes(waiting[:size])
+                del waiting[:size]
+        if waiting:
+            yield bytes(waiting)
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
+        yield header(MANIFEST_NAME, len(self._head), _ARCHIVE_MODE)
+        yield self._head
+        yield padding(len(self._head))
+        for name, file in self._files.items():
+            entry = self._manifest.files[name]
+            yield header(name, entry.bytes, _ARCHIVE_MODE)
+            yield from _verified(name, file, entry, size)
+            yield padding(entry.bytes)
+        yield self._end
 
 
 def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
@@ -101,25 +188,19 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
             remove the files that were unpacked before. STORAGE if the disk is full.
     """
     path.mkdir(parents=True, exist_ok=True)
-    left, names = max_bytes, set[str]()
     try:
         start = archive.tell()
         head = archive.read(SIGNATURE_BYTES)
         archive.seek(start)
-        members = _members(archive)
-        top = _top_folder(members)
-        for member in members:
-            if member.kind == "folder" and f"{top}/".startswith(f"{_path(member)}/".lstrip("/")):
-                continue  # "tar -c ." and "tar -c FOLDER" begin with the folder itself
-            name = _member_name(member, top)
-            left -= member.size
-            if left < 0:
-                raise _refused(f"its files are larger than {max_bytes} bytes")
-            if name in names:
-                raise _refused(f"it has {name!r} twice")
-            names.add(name)
-            if len(names) > _MAX_FILES:
-                raise _refused(f"it has more than {_MAX_FILES} files")
+        wanted = _wanted(_members(archive), max_bytes)
+        total = sum(member.size for member in wanted.values())
+        if total > shutil.disk_usage(path).free:
+            raise MultigrainError(
+                ErrorKind.STORAGE,
+                f"the archive cannot be unpacked: its files need {total} bytes, and the disk has "
+                "fewer left; free up disk space in the data directory",
+            )
+        for name, member in wanted.items():
             _extract(archive, member, path / name)
     except TarError as error:
         raise _refused(compression(head) or str(error)) from error
@@ -129,11 +210,30 @@ def unpack_tar(archive: BinaryIO, path: Path, *, max_bytes: int) -> None:
         raise MultigrainError(
             ErrorKind.STORAGE, f"the archive cannot be unpacked: {error.strerror}"
         ) from error
-    if MANIFEST_NAME not in names:
+    if MANIFEST_NAME not in wanted:
         raise _refused(
             f"it has no {MANIFEST_NAME}; pack a bundle's folder (tar cf BUNDLE.tar FOLDER) or its "
             "files"
         )
+
+
+def _wanted(members: Sequence[Entry], max_bytes: int) -> dict[str, Entry]:
+    """The files to unpack, by name."""
+    top = _top_folder(members)
+    left, wanted = max_bytes, dict[str, Entry]()
+    for member in members:
+        if member.kind == "folder" and f"{top}/".startswith(f"{_path(member)}/".lstrip("/")):
+            continue  # "tar -c ." and "tar -c FOLDER" begin with the folder itself
+        name = _member_name(member, top)
+        left -= member.size
+        if left < 0:
+            raise _refused(f"its files are larger than {max_bytes} bytes")
+        if name in wanted:
+            raise _refused(f"it has {name!r} twice")
+        wanted[name] = member
+        if len(wanted) > MAX_FILES:
+            raise _refused(f"it has more than {MAX_FILES} files")
+    return wanted
 
 
 def _members(archive: BinaryIO) -> list[Entry]:
@@ -174,20 +274,58 @@ def _path(member: Entry) -> str:
     return "" if name == "." else name
 
 
-def _verify(path: Path, manifest: BundleManifest) -> None:
-    named = {name for head in manifest.heads for name in head.named_files}
-    missing = sorted(named - set(manifest.files))
-    if missing:
-        raise _damaged(f"{missing[0]} is not listed in its {MANIFEST_NAME}")
-    for name, entry in manifest.files.items():
-        _check_file(path / _plain(name), entry)
+def _named(manifest: BundleManifest) -> Iterator[str]:
+    """The files that a manifest names and must list. The weights may be missing as a whole."""
+    for head in manifest.heads:
+        yield from head.named_files
 
 
-def _check_file(file: Path, entry: FileEntry) -> None:
-    if file.is_symlink() or not file.is_file():
-        raise _damaged(f"{file.name} is missing or not a regular file")
-    if file.stat().st_size != entry.bytes or describe(file) != entry:
-        raise _damaged(f"{file.name} does not match its checksum")
+def _opened(path: Path, name: str) -> BinaryIO:
+    """A file of a bundle's folder, and no link. Raises MultigrainError CHECKPOINT."""
+    file = path / _plain(name)
+    try:
+        if file.is_symlink():
+            raise _damaged(f"{name} is a link, not a regular file")
+        return open_regular(file, (path,))
+    except FileNotFoundError as error:
+        raise _damaged(f"{name} is missing") from error
+    except OSError as error:
+        raise _damaged(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _check_size(name: str, size: int, entry: FileEntry) -> None:
+    if size != entry.bytes:
+        raise _damaged(
+            f"{name} has {size} bytes and does not match its checksum, which is of {entry.bytes}"
+        )
+
+
+def _verified(name: str, file: BinaryIO, entry: FileEntry, size: int) -> Iterator[bytes]:
+    """The content of an open file in blocks of at most ``size`` bytes.
+
+    Raises:
+        MultigrainError: CHECKPOINT, at its end, if it is not what was written.
+    """
+    digest, left = hashlib.sha256(), entry.bytes
+    try:
+        while block := file.read(min(size, left)):
+            digest.update(block)
+            left -= len(block)
+            yield block
+    except OSError as error:
+        raise _damaged(f"{name} cannot be read: {error.strerror}") from error
+    if left or digest.hexdigest() != entry.sha256:
+        raise _damaged(f"{name} does not match its checksum")
+
+
+def _blocks(path: Path, manifest: BundleManifest, name: str) -> Iterator[bytes]:
+    """The content of a file of the manifest, verified as in :func:`_verified`."""
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise _damaged(f"{name} is not listed in its {MANIFEST_NAME}")
+    with _opened(path, name) as file:
+        _check_size(name, os.fstat(file.fileno()).st_size, entry)
+        yield from _verified(name, file, entry, _CHUNK)
 
 
 def _plain(name: str) -> str:

@@ -5,20 +5,26 @@ from __future__ import annotations
 from pydantic import Field
 
 from multigrain.images.parameters import Preprocessing
+from multigrain.manifests import MAX_LABELS, Count, FileName, Labels, Long, Metrics, Text
 from multigrain.specs.base import Spec
 from multigrain.specs.export import NAME_PATTERN
 from multigrain.specs.training import ModelSpec
 from multigrain.storage import FileEntry
 
 MANIFEST_NAME = "model.json"
+#: Most files of a bundle, with the manifest.
+MAX_FILES = 64
+_MAX_EMBEDDING = 65_536
+_MAX_RESOLUTION = 4096  # as ExportSpec.resolution
+_MAX_HEADS = 16
 
 
 class Source(Spec):
     """Where the weights come from; empty for a bundle that no job of this server exported."""
 
-    job_id: str = ""
-    step: int = 0
-    checkpoint: str = ""
+    job_id: Text = ""
+    step: Long = 0
+    checkpoint: Text = ""
 
 
 class WhiteningEntry(Spec):
@@ -30,16 +36,16 @@ class WhiteningEntry(Spec):
         images: number of images that it was fitted to.
     """
 
-    file: str
-    size: int = Field(ge=1)
-    images: int = Field(0, ge=0)
+    file: FileName
+    size: int = Field(ge=1, le=_MAX_EMBEDDING + 1)
+    images: Count = 0
 
 
 class GraphScores(Spec):
     """Top-1 and top-5 accuracy on labeled images, from 0 to 1."""
 
-    top1: float
-    top5: float
+    top1: float = Field(ge=0, le=1)
+    top5: float = Field(ge=0, le=1)
 
 
 class Int8Entry(Spec):
@@ -57,13 +63,13 @@ class Int8Entry(Spec):
         int8: accuracy of the quantized graph on these.
     """
 
-    file: str = Field(pattern=r"\.xml$")
-    calibration_images: int = Field(ge=1)
-    images: int = Field(ge=0)
+    file: FileName = Field(pattern=r"\.xml$")
+    calibration_images: int = Field(ge=1, le=2**31 - 1)
+    images: Count
     cosine_mean: float
     cosine_min: float
     same_top1: float
-    labelled_images: int = 0
+    labelled_images: Count = 0
     f32: GraphScores | None = None
     int8: GraphScores | None = None
 
@@ -79,15 +85,15 @@ class Head(Spec):
     A whitening is valid only for these weights at this resolution and GeM exponent.
     """
 
-    resolution: int
-    gem_p: float
+    resolution: int = Field(ge=1, le=_MAX_RESOLUTION)
+    gem_p: float = Field(gt=0)
     preprocessing: Preprocessing
-    mindir: str = ""
-    onnx: str = ""
-    air: str = ""
+    mindir: FileName = ""
+    onnx: FileName = ""
+    air: FileName = ""
     whitening: WhiteningEntry | None = None
     #: Reference images and outputs, see ``multigrain.bundle.reference``.
-    reference: str = ""
+    reference: FileName = ""
     int8: Int8Entry | None = None
 
     @property
@@ -108,20 +114,20 @@ class BundleManifest(Spec):
     that wrote the bundle; when it is restarted it recognizes its bundle by it.
     """
 
-    format_version: int = 1
+    format_version: Count = 1
     name: str = Field(pattern=NAME_PATTERN)
-    version: int = Field(ge=1)
-    create_time: str = ""
-    multigrain_version: str = ""
+    version: int = Field(ge=1, le=2**63 - 1)
+    create_time: Text = ""
+    multigrain_version: Text = ""
     model: ModelSpec
-    embedding_size: int
-    labels: tuple[str, ...] = ()
-    weights: str = "weights.safetensors"
-    heads: tuple[Head, ...] = Field(min_length=1)
-    files: dict[str, FileEntry] = Field(default_factory=dict)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    embedding_size: int = Field(ge=1, le=_MAX_EMBEDDING)
+    labels: Labels = Field((), max_length=MAX_LABELS)
+    weights: FileName = "weights.safetensors"
+    heads: tuple[Head, ...] = Field(min_length=1, max_length=_MAX_HEADS)
+    files: dict[FileName, FileEntry] = Field(default_factory=dict, max_length=MAX_FILES - 1)
+    metrics: Metrics = Field(default_factory=dict)
     source: Source = Source()
-    export_job: str = ""
+    export_job: Text = ""
 
     @property
     def classes(self) -> int:

@@ -34,7 +34,9 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_DRAINING: _ModelState.ValueType  # 4
     """Finishing the requests in flight."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 5
-    """The engine exited and is being replaced, or the load failed; see state_message."""
+    """The engine exited and is being replaced, the load failed, or the bundle on disk cannot be used
+    (then only name, version and state_message are set); see state_message.
+    """
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Whether a model answers requests."""
@@ -47,7 +49,9 @@ MODEL_STATE_READY: ModelState.ValueType  # 3
 MODEL_STATE_DRAINING: ModelState.ValueType  # 4
 """Finishing the requests in flight."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 5
-"""The engine exited and is being replaced, or the load failed; see state_message."""
+"""The engine exited and is being replaced, the load failed, or the bundle on disk cannot be used
+(then only name, version and state_message are set); see state_message.
+"""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
@@ -139,7 +143,11 @@ class Model(_message.Message):
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Class names. One answer of ListModels has at most 20,000: models whose names would exceed that
+        are listed without them, and GetModel has them.
+        """
+
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Files of the bundle and their sizes in bytes."""

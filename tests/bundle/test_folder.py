@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from multigrain.bundle.folder import read, unpack_tar, write_tar
+from multigrain.bundle.folder import TarSource, read, unpack_tar
 from multigrain.bundle.manifest import BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from tests.bundle.bundles import write_bundle
@@ -19,10 +19,10 @@ LIMIT = 1 << 20
 
 
 def packed(path: Path) -> io.BytesIO:
-    archive = io.BytesIO()
-    write_tar(path, archive)
-    archive.seek(0)
-    return archive
+    with TarSource(path) as source:
+        content = b"".join(source.chunks(1000))
+        assert len(content) == source.size
+        return io.BytesIO(content)
 
 
 def member(name: str, content: bytes = b"x", **changes: object) -> tuple[tarfile.TarInfo, bytes]:

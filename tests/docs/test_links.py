@@ -14,7 +14,6 @@ from tools.docs.presets import preset_files
 
 PAGES = [
     ROOT / "README.md",
-    ROOT / "SECURITY.md",
     ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from multigrain.bundle.folder import write_tar
+from multigrain.bundle.folder import TarSource
 from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.events.log import EventWriter
@@ -42,7 +42,8 @@ async def main(root: Path) -> None:
         training=TrainingSpec(),
     )
     archive = io.BytesIO()
-    write_tar(write_bundle(root / "elsewhere"), archive)
+    with TarSource(write_bundle(root / "elsewhere")) as source:
+        archive.writelines(source.chunks(1 << 20))
 
     mark("folders")
     data = DataDir(root / "data")

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import save as save_tensors
 
 from multigrain.bundle import tar
-from multigrain.bundle.folder import read, unpack_tar, write_tar
+from multigrain.bundle.folder import TarSource, read, unpack_tar
 from multigrain.bundle.manifest import MANIFEST_NAME
 from multigrain.bundle.reference import read_reference
 from multigrain.bundle.tar import TarError
@@ -179,7 +179,8 @@ def _image(data: bytes) -> None:
 
 def _tar(bundle: Path) -> bytes:
     out = io.BytesIO()
-    write_tar(bundle, out)
+    with TarSource(bundle) as source:
+        out.writelines(source.chunks(1 << 20))
     return out.getvalue()
 
 

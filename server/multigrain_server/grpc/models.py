@@ -10,11 +10,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from multigrain.bundle.manifest import Head
 from multigrain.errors import MultigrainError
+from multigrain.text import printable
 from multigrain.v1 import model_pb2, model_pb2_grpc
+from multigrain_server.access.client import origin
 from multigrain_server.convert.events import timestamp
 from multigrain_server.models.archive import BundleImport
 from multigrain_server.models.catalog import ModelPage, ModelView
 from multigrain_server.models.manager import ModelManager
+from multigrain_server.models.registry import RefusedBundle
+
+#: Class names in one answer of ListModels; GetModel sends all those of its model.
+MAX_LISTED_LABELS = 20_000
+_MAX_REASON = 1000
 
 # ruff: noqa: N802 - the methods have the names of the contract
 
@@ -46,6 +53,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def GetModel(
         self, request: model_pb2.GetModelRequest, context: Context
     ) -> model_pb2.Model:
+        refused = self._manager.catalog.refused(request.model) if request.model else None
+        if refused is not None:
+            return _refused_message(refused)
         return _model_message(self._manager.catalog.view(request.model))
 
     async def LoadModel(
@@ -78,14 +88,20 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         request_iterator: AsyncIterator[model_pb2.ImportModelRequest],
         context: ImportContext,
     ) -> model_pb2.Model:
+        with self._manager.transfers.enter(origin(context).client):
+            return await self._import(request_iterator)
+
+    async def _import(
+        self, requests: AsyncIterator[model_pb2.ImportModelRequest]
+    ) -> model_pb2.Model:
         incoming: BundleImport | None = None
         try:
-            async for message in request_iterator:
+            while message := await self._next(requests):
                 match message.WhichOneof("part"):
                     case "start" if incoming is None:
                         start = message.start
                         incoming = self._manager.import_bundle(
-                            start.name, start.version, start.sha256
+                            start.name, start.version, start.sha256, _model_message
                         )
                     case "chunk" if incoming is not None:
                         await incoming.write(message.chunk)
@@ -102,23 +118,29 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             if incoming is not None:
                 await incoming.close()
 
-    async def DownloadModel(
+    async def _next(
+        self, requests: AsyncIterator[model_pb2.ImportModelRequest]
+    ) -> model_pb2.ImportModelRequest | None:
+        return await self._manager.transfers.progress(anext(requests, None), "sent no data")
+
+    # Writes to the context, so that a write that takes too long can be given a time limit.
+    async def DownloadModel(  # type: ignore[override]
         self, request: model_pb2.DownloadModelRequest, context: DownloadContext
-    ) -> AsyncIterator[model_pb2.DownloadModelResponse]:
-        async with self._manager.export_bundle(request.model) as archive:
-            first = True
-            async for chunk in archive.chunks():
-                yield model_pb2.DownloadModelResponse(
-                    chunk=chunk, total_bytes=archive.size if first else 0
-                )
-                first = False
-            yield model_pb2.DownloadModelResponse(
-                sha256=archive.sha256, total_bytes=archive.size if first else 0
-            )
+    ) -> None:
+        transfers = self._manager.transfers
+        with transfers.enter(origin(context).client):
+            async with self._manager.export_bundle(request.model) as archive:
+                message = model_pb2.DownloadModelResponse(total_bytes=archive.size)
+                async for chunk in archive.chunks():
+                    message.chunk = chunk
+                    await transfers.progress(context.write(message), "took no data")
+                    message = model_pb2.DownloadModelResponse()
+                message = model_pb2.DownloadModelResponse(sha256=archive.sha256)
+                await transfers.progress(context.write(message), "took no data")
 
 
-def _model_message(view: ModelView) -> model_pb2.Model:
-    """Everything that the daemon knows about a model version."""
+def _model_message(view: ModelView, *, labels: bool = True) -> model_pb2.Model:
+    """Everything that the daemon knows about a model version, with or without its labels."""
     manifest = view.entry.manifest
     head = manifest.heads[0]
     return model_pb2.Model(
@@ -130,7 +152,7 @@ def _model_message(view: ModelView) -> model_pb2.Model:
         trunk=manifest.model.trunk,
         embedding_size=manifest.embedding_size,
         classes=manifest.classes,
-        labels=manifest.labels,
+        labels=manifest.labels if labels else (),
         resolution=head.resolution,
         gem_p=head.gem_p,
         files={name: entry.bytes for name, entry in manifest.files.items()},
@@ -146,9 +168,25 @@ def _model_message(view: ModelView) -> model_pb2.Model:
     )
 
 
+def _refused_message(refused: RefusedBundle) -> model_pb2.Model:
+    """A folder in the place of a bundle that cannot be used, and why."""
+    return model_pb2.Model(
+        name=refused.version.name,
+        version=refused.version.version,
+        state=model_pb2.MODEL_STATE_FAILED,
+        state_message=printable(f"refused: {refused.reason}"[:_MAX_REASON]),
+    )
+
+
 def _page_message(page: ModelPage) -> model_pb2.ListModelsResponse:
+    left = MAX_LISTED_LABELS
+    messages = [_refused_message(refused) for refused in page.refused]
+    for view in page.models:
+        count = len(view.entry.manifest.labels)
+        messages.append(_model_message(view, labels=count <= left))
+        left -= count if count <= left else 0
     return model_pb2.ListModelsResponse(
-        models=[_model_message(view) for view in page.models],
+        models=sorted(messages, key=lambda message: (message.name, message.version)),
         next_page_token=page.next_token,
         aliases=page.aliases,
         default_model=page.default_model,

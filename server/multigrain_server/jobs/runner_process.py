@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,11 +36,6 @@ class RunnerProcess:
     ) -> RunnerProcess:
         """Starts ``command <folder>`` in its own session, so that it outlives this process.
 
-        Args:
-            folder: of the job.
-            command: starts a runner.
-            environment: all that it and the processes that it starts get.
-
         Raises:
             OSError: if it cannot be started.
         """
@@ -52,7 +48,7 @@ class RunnerProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=child_environment(environment),
+                env=child_environment({**os.environ, **environment}),
                 cwd=folder.path,
             )
         return cls(folder, child)

@@ -1,19 +1,20 @@
-"""Import and export of bundles as tar archives."""
+"""Import of bundles as tar archives."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import structlog
 
-from multigrain.bundle.folder import read, refused_archive, unpack_tar, write_manifest, write_tar
+from multigrain.bundle.folder import read, refused_archive, unpack_tar, write_manifest
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.storage import sync_file
@@ -24,15 +25,16 @@ from multigrain_server.models.registry import (
     BundleRegistry,
     ModelVersion,
     check_name,
-    verify,
 )
 from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
-_CHUNK = 1024 * 1024
 _MAX_CHUNK = 2 * 1024 * 1024
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 _MAX_VERSION = 2**63 - 1
+# An import leaves this much to running jobs, and looks after each part of an archive.
+_RESERVE_BYTES = 64 * 1024 * 1024
+_CHECK_BYTES = 16 * 1024 * 1024
 
 # Arguments of ``storage_errors``.
 _ARCHIVE = ("the archive cannot be stored", "models/ of the data directory")
@@ -44,6 +46,7 @@ class BundleImport:
     Args:
         bundles: where the bundle is added.
         is_alias: whether a name is an alias.
+        describe: makes the message that describes a model, or fails.
         on_added: called with the new bundle; returns its view.
         max_bytes: of an archive.
         name: "" = the name in the bundle.
@@ -58,6 +61,7 @@ class BundleImport:
         self,
         bundles: BundleRegistry,
         is_alias: Callable[[str], bool],
+        describe: Callable[[ModelView], object],
         on_added: Callable[[BundleEntry], ModelView],
         *,
         max_bytes: int,
@@ -73,6 +77,7 @@ class BundleImport:
             raise MultigrainError.field("start.sha256", "must be 64 hexadecimal digits")
         self._bundles = bundles
         self._is_alias = is_alias
+        self._describe = describe
         self._on_added = on_added
         self._max_bytes = max_bytes
         self._name = name
@@ -80,6 +85,7 @@ class BundleImport:
         self._expected = sha256.lower()
         self._digest = hashlib.sha256()
         self._received = 0
+        self._checked = 0
         with storage_errors(*_ARCHIVE):
             self._work = bundles.work_folder()
             self._file: BinaryIO = (self._work / "archive.tar").open("w+b")
@@ -111,6 +117,21 @@ class BundleImport:
             )
         folder = self._work / "bundle"
         manifest = await to_thread_uncancellable(self._unpack, folder)
+        # One after the other, so that two imports cannot take one version.
+        async with self._bundles.adding:
+            version = self._version_for(manifest)
+            manifest = manifest.model_copy(
+                update={"name": version.name, "version": version.version}
+            )
+            self._check(ModelView(BundleEntry(version, folder, manifest)))
+            with storage_errors(*_ARCHIVE):
+                await to_thread_uncancellable(write_manifest, folder, manifest)
+                await to_thread_uncancellable(self._bundles.add, folder, version)
+            entry = self._bundles.added(version, manifest)
+        _log.info("bundle imported", model=str(version), bytes=self._received)
+        return self._on_added(entry)
+
+    def _version_for(self, manifest: BundleManifest) -> ModelVersion:
         name = self._name or manifest.name
         if self._is_alias(name):
             raise MultigrainError.field(
@@ -118,14 +139,16 @@ class BundleImport:
                 f"{name} is an alias, which would hide the model: give another name, "
                 "or remove the alias first",
             )
-        # Nothing awaits from here to the rename, so that two imports cannot take one version.
-        version = ModelVersion(name, self._version or self._bundles.next_version(name))
-        renamed = manifest.model_copy(update={"name": name, "version": version.version})
-        with storage_errors(*_ARCHIVE):
-            write_manifest(folder, renamed)
-            entry = self._bundles.add(folder, version)
-        _log.info("bundle imported", model=str(version), bytes=self._received)
-        return self._on_added(entry)
+        return ModelVersion(name, self._version or self._bundles.next_version(name))
+
+    def _check(self, view: ModelView) -> None:
+        """Refuses a model that no answer could describe, before anybody sees it."""
+        try:
+            self._describe(view)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise refused_archive(
+                f"the archive is refused: its {MANIFEST_NAME} cannot be sent: {error}"
+            ) from error
 
     async def close(self) -> None:
         """Removes the temporary files; to be called after :meth:`finish` or instead of it."""
@@ -136,6 +159,10 @@ class BundleImport:
     def _append(self, chunk: bytes) -> None:
         self._digest.update(chunk)
         with storage_errors(*_ARCHIVE):
+            if self._received >= self._checked:
+                self._checked = self._received + _CHECK_BYTES
+                if shutil.disk_usage(self._work).free < _RESERVE_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._file.write(chunk)
 
     def _unpack(self, folder: Path) -> BundleManifest:
@@ -155,45 +182,3 @@ class BundleImport:
             else:
                 sync_file(path)
         return manifest
-
-
-@dataclass(frozen=True)
-class BundleArchive:
-    """An archive that is ready to be sent; ``size`` is in bytes."""
-
-    path: Path
-    size: int
-    sha256: str
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Pieces of at most 1 MiB."""
-        with self.path.open("rb") as file:
-            while chunk := await to_thread_uncancellable(file.read, _CHUNK):
-                yield chunk
-
-
-@asynccontextmanager
-async def export_bundle(
-    bundles: BundleRegistry, entry: BundleEntry
-) -> AsyncIterator[BundleArchive]:
-    """Packs a bundle into a temporary file, so that its size and SHA-256 are known.
-
-    Raises:
-        MultigrainError: CHECKPOINT (the bundle on disk is damaged), STORAGE.
-    """
-    with storage_errors(*_ARCHIVE):
-        work = bundles.work_folder()
-    try:
-        yield await to_thread_uncancellable(_pack, entry, work / "archive.tar")
-    finally:
-        await to_thread_uncancellable(shutil.rmtree, work, True)
-
-
-def _pack(entry: BundleEntry, target: Path) -> BundleArchive:
-    verify(entry)
-    with storage_errors(*_ARCHIVE), target.open("w+b") as file:
-        write_tar(entry.path, file)
-        file.flush()
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return BundleArchive(target, target.stat().st_size, digest)

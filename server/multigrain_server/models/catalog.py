@@ -15,6 +15,7 @@ from multigrain_server.models.registry import (
     BundleRegistry,
     ModelReference,
     ModelVersion,
+    RefusedBundle,
     check_name,
 )
 from multigrain_server.models.state import ServingState
@@ -39,9 +40,13 @@ class ModelView:
 
 @dataclass(frozen=True)
 class ModelPage:
-    """A page of models in order of name and version; ``next_token`` "" = the last page."""
+    """A page of models in order of name and version; ``next_token`` "" = the last page.
+
+    ``refused`` are the folders in between that cannot be used.
+    """
 
     models: tuple[ModelView, ...]
+    refused: tuple[RefusedBundle, ...]
     next_token: str
     aliases: dict[str, str]
     default_model: str
@@ -167,6 +172,14 @@ class ModelCatalog:
         """As :meth:`find`, with the state of its engine. Raises NOT_FOUND."""
         return self.describe(self.find(model))
 
+    def refused(self, model: str) -> RefusedBundle | None:
+        """The folder of "name@version" if it cannot be used, else None."""
+        reference = ModelReference.parse(model)
+        if reference.version is None:
+            return None
+        self._bundles.entries()
+        return self._bundles.refused().get(ModelVersion(reference.name, reference.version))
+
     def describe(self, entry: BundleEntry) -> ModelView:
         """A bundle with the state of its engine."""
         version = entry.version
@@ -198,20 +211,24 @@ class ModelCatalog:
             check_name(name, "name")
         query = f"{name} {loaded_only}"
         after = PageToken.decode(token, query, (str, int))
-        entries = [
-            entry
-            for version, entry in self._bundles.entries().items()
+        entries = self._bundles.entries()
+        refused = {} if loaded_only else self._bundles.refused()
+        versions = [
+            version
+            for version in sorted({*entries, *refused})
             if (not name or version.name == name)
             and (not loaded_only or version in self._loaded)
             and (after is None or (version.name, version.version) > after.position)
         ]
         more = ""
-        if len(entries) > size:
-            last = entries[size - 1].version
+        if len(versions) > size:
+            last = versions[size - 1]
             more = PageToken((last.name, last.version)).encode(query)
+            versions = versions[:size]
         default = self.default_version()
         return ModelPage(
-            models=tuple(self.describe(entry) for entry in entries[:size]),
+            models=tuple(self.describe(entries[v]) for v in versions if v in entries),
+            refused=tuple(refused[v] for v in versions if v not in entries),
             next_token=more,
             aliases={alias: str(version) for alias, version in self._state.aliases.items()},
             default_model=str(default) if default is not None else "",

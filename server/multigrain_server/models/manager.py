@@ -17,8 +17,9 @@ from multigrain_server.devices import EngineDevices, Leases
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import Launch
 from multigrain_server.engines.launch import launch as launch_process
-from multigrain_server.models.archive import BundleArchive, BundleImport, export_bundle
+from multigrain_server.models.archive import BundleImport
 from multigrain_server.models.catalog import ModelCatalog, ModelView
+from multigrain_server.models.download import BundleArchive, export_bundle
 from multigrain_server.models.eviction import MemoryBudget
 from multigrain_server.models.loaded_model import LoadedModel, ModelState
 from multigrain_server.models.metrics import ServingMetrics
@@ -31,6 +32,7 @@ from multigrain_server.models.registry import (
     verify,
 )
 from multigrain_server.models.state import LoadedRow, ServingState
+from multigrain_server.models.transfers import Transfers
 from multigrain_server.service_names import EMBEDDING
 from multigrain_server.storage_errors import storage_errors
 
@@ -64,6 +66,7 @@ class ModelManager:
 
     Attributes:
         catalog: which models there are, and which of them a request means.
+        transfers: imports and downloads that run.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class ModelManager:
             busy=lambda version: self._lock(version).locked(),
             unload=self._unload_locked,
         )
+        self.transfers = Transfers(config)
         self._locks: dict[ModelVersion, asyncio.Lock] = {}
         self._health: dict[str, bool] = {}
         # Canceled when the daemon stops.
@@ -234,7 +238,7 @@ class ModelManager:
         reference = ModelReference.parse(model)
         if reference.version is None:
             raise MultigrainError.field("model", 'must state the version, as "name@version"')
-        entry = self._bundles.find(reference)
+        entry = self.catalog.refused(model) or self._bundles.find(reference)
         version = entry.version
         async with self._lock(version):
             if version in self.catalog.loaded:
@@ -252,7 +256,13 @@ class ModelManager:
                 await to_thread_uncancellable(self._bundles.remove, version)
             self._metrics.model_state(version.name, version.version, None)
 
-    def import_bundle(self, name: str, version: int, sha256: str) -> BundleImport:
+    def import_bundle(
+        self,
+        name: str,
+        version: int,
+        sha256: str,
+        describe: Callable[[ModelView], object] = lambda view: view,
+    ) -> BundleImport:
         """Receives a bundle as an archive; see :class:`BundleImport`."""
 
         def view(entry: BundleEntry) -> ModelView:
@@ -262,6 +272,7 @@ class ModelManager:
         return BundleImport(
             self._bundles,
             self.catalog.is_alias,
+            describe,
             view,
             max_bytes=self._config.max_bundle_bytes,
             name=name,
@@ -270,8 +281,8 @@ class ModelManager:
         )
 
     def export_bundle(self, model: str) -> AbstractAsyncContextManager[BundleArchive]:
-        """Packs a bundle as an archive; see :func:`export_bundle`."""
-        return export_bundle(self._bundles, self.catalog.find(model))
+        """Sends a bundle as an archive; see :func:`export_bundle`."""
+        return export_bundle(self.catalog.find(model))
 
     # Loading
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 
 from multigrain.bundle.folder import read
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
@@ -93,35 +94,69 @@ class BundleEntry:
 
 
 @dataclass(frozen=True)
+class RefusedBundle:
+    """A folder in the place of a bundle that cannot be used; ``reason`` says why."""
+
+    version: ModelVersion
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Cached:
     stamp: Stamp | None
     entry: BundleEntry
 
 
+@dataclass(frozen=True)
+class _Unusable:
+    stamp: Stamp | None
+    reason: str
+
+
 class BundleRegistry:
     """Reads the folder with each call: a bundle appears when its folder does.
 
-    Manifests are cached until their file changes. One that cannot be read is logged once and
-    left out.
+    Manifests are cached until their file changes. One that cannot be used is logged once and
+    refused.
 
     Args:
         models_dir: the folder; created if it does not exist.
+
+    Attributes:
+        adding: held while a bundle is added.
     """
 
     def __init__(self, models_dir: Path) -> None:
         self._root = models_dir
         self._root.mkdir(parents=True, exist_ok=True)
+        self.adding = asyncio.Lock()
         self._cache: dict[Path, _Cached] = {}
-        self._unusable: dict[Path, Stamp | None] = {}
+        self._unusable: dict[Path, _Unusable] = {}
 
     def entries(self) -> dict[ModelVersion, BundleEntry]:
         """All bundles, by name and version."""
         found: dict[ModelVersion, BundleEntry] = {}
+        seen = {self._root}
         for name in self._folders(self._root):
+            seen.add(name)
             for version in self._folders(name):
+                seen.add(version / MANIFEST_NAME)
                 entry = self._read(version / MANIFEST_NAME)
                 if entry is not None:
                     found[entry.version] = entry
+        for known in (self._cache, self._unusable):
+            for path in known.keys() - seen:
+                del known[path]
+        return dict(sorted(found.items()))
+
+    def refused(self) -> dict[ModelVersion, RefusedBundle]:
+        """Folders in the place of bundles that cannot be used, as :meth:`entries` last found."""
+        found = {}
+        for path, unusable in self._unusable.items():
+            version = self._version_of(path.parent) if path.name == MANIFEST_NAME else None
+            if version is not None:
+                found[version] = RefusedBundle(version, path.parent, unusable.reason)
         return dict(sorted(found.items()))
 
     def find(self, reference: ModelReference) -> BundleEntry:
@@ -140,9 +175,7 @@ class BundleRegistry:
     def next_version(self, name: str) -> int:
         """One more than the largest number in use, readable or not."""
         folder = self._root / name
-        numbers = (
-            [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-        )
+        numbers = [_number(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return max(numbers, default=0) + 1
 
     def folder(self, version: ModelVersion) -> Path:
@@ -158,8 +191,10 @@ class BundleRegistry:
         """Removes work folders that an earlier process left behind."""
         shutil.rmtree(self._root / _WORK, ignore_errors=True)
 
-    def add(self, folder: Path, version: ModelVersion) -> BundleEntry:
+    def add(self, folder: Path, version: ModelVersion) -> None:
         """Moves a finished bundle folder, whose files are on the disk, durably into place.
+
+        For a thread; to be followed by :meth:`added` in the event loop's.
 
         Raises:
             MultigrainError: ALREADY_EXISTS.
@@ -178,7 +213,13 @@ class BundleRegistry:
                     f"{version} exists: choose another version, or 0 for the next free one",
                 ) from error
             raise
-        return self.find(ModelReference(version.name, version.version))
+
+    def added(self, version: ModelVersion, manifest: BundleManifest) -> BundleEntry:
+        """The bundle that :meth:`add` has moved; its manifest need not be read again."""
+        path = self.folder(version)
+        entry = BundleEntry(version, path, manifest)
+        self._cache[path / MANIFEST_NAME] = _Cached(stamp(path / MANIFEST_NAME), entry)
+        return entry
 
     def remove(self, version: ModelVersion) -> None:
         """Deletes a bundle: it disappears at once and durably, its files a moment later."""
@@ -207,18 +248,23 @@ class BundleRegistry:
         cached = self._cache.get(path)
         if now is not None and cached is not None and cached.stamp == now:
             return cached.entry
-        if now is not None and self._unusable.get(path) == now:
+        unusable = self._unusable.get(path)
+        if now is not None and unusable is not None and unusable.stamp == now:
             return None
         try:
-            manifest = BundleManifest.model_validate_json(path.read_bytes())
-            version = ModelVersion(manifest.name, manifest.version)
-            if path.parent != self.folder(version):
-                raise ValueError(f"it says {version}")
-        except (FileNotFoundError, NotADirectoryError):
-            self._unusable.pop(path, None)
+            manifest = read(path.parent)
+        except MultigrainError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                self._unusable.pop(path, None)
+            elif isinstance(error.__cause__, OSError):
+                self._report(path, now, "bundle manifest is not usable", error.__cause__)
+            else:
+                self._report(path, now, "bundle manifest is not usable", error)
             return None
-        except (OSError, ValueError, ValidationError) as error:
-            self._report(path, now, "bundle manifest is not usable", error)
+        version = ModelVersion(manifest.name, manifest.version)
+        if path.parent != self.folder(version):
+            wrong = ValueError(f"it says {version}: move the folder there, or delete it")
+            self._report(path, now, "bundle manifest is not usable", wrong)
             return None
         entry = BundleEntry(version, path.parent, manifest)
         self._cache[path] = _Cached(now, entry)
@@ -227,21 +273,34 @@ class BundleRegistry:
 
     def _report(self, path: Path, now: Stamp | None, event: str, error: Exception) -> None:
         """Logs that a file or folder is not usable: once, not with every call."""
-        if path not in self._unusable or self._unusable[path] != now:
-            reason = str(error)
-            if isinstance(error, OSError):
-                reason = f"{error.strerror}; {os_error_hint(error, 'read it', 'check the disk')}"
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{error.strerror}; {os_error_hint(error, 'read it', 'check the disk')}"
+        if self._unusable.get(path) != _Unusable(now, reason):
             _log.warning(event, path=str(path.relative_to(self._root)), reason=reason)
-        self._unusable[path] = now
+        self._unusable[path] = _Unusable(now, reason)
+
+    def _version_of(self, folder: Path) -> ModelVersion | None:
+        """The version whose place a folder has; None if it has none."""
+        version = ModelVersion(folder.parent.name, _number(folder.name))
+        named = _NAME.fullmatch(version.name) is not None and version.version >= 1
+        return version if named and folder == self.folder(version) else None
 
     def _unknown(
         self, reference: ModelReference, entries: dict[ModelVersion, BundleEntry]
     ) -> MultigrainError:
         versions = [str(key.version) for key in entries if key.name == reference.name]
-        if versions:
-            hint = f"it has version {', '.join(versions)}"
-        elif any(path.is_relative_to(self._root / reference.name) for path in self._unusable):
+        refused = [
+            bundle.reason
+            for key, bundle in self.refused().items()
+            if key.name == reference.name and reference.version in (None, key.version)
+        ]
+        unusable = any(path.is_relative_to(self._root / reference.name) for path in self._unusable)
+        if refused or (unusable and not versions):
             hint = "the server has its folder but cannot use what is in it: see the server's log"
+            hint += f" ({refused[-1]})" if refused else ""
+        elif versions:
+            hint = f"it has version {', '.join(versions)}"
         elif entries:
             names = sorted({key.name for key in entries})
             hint = f"there is {', '.join(names[:10])}"
@@ -250,19 +309,26 @@ class BundleRegistry:
         return MultigrainError(ErrorKind.NOT_FOUND, f"no model {reference}; {hint}")
 
 
+def _number(name: str) -> int:
+    """The number that is the name of a folder; 0 if it is none."""
+    plain = name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS
+    return int(name) if plain and int(name) <= _MAX_VERSION else 0
+
+
 def verify(entry: BundleEntry) -> None:
     """Reads every file of the bundle and compares size and SHA-256 (takes seconds per gigabyte).
 
     Raises:
         MultigrainError: CHECKPOINT naming the version and the file.
     """
-    try:
+    with naming(entry.version):
         read(entry.path, verify=True)
+
+
+@contextlib.contextmanager
+def naming(version: ModelVersion) -> Iterator[None]:
+    """Adds the version to the message of an error of a bundle's files."""
+    try:
+        yield
     except MultigrainError as error:
-        raise MultigrainError(error.kind, f"{entry.version}: {error.message}") from error
-    except OSError as error:
-        raise MultigrainError(
-            ErrorKind.CHECKPOINT,
-            f"{entry.version}: a file of the bundle cannot be read ({error.strerror}): "
-            "check its permissions and the disk",
-        ) from error
+        raise MultigrainError(error.kind, f"{version}: {error.message}") from error

@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from structlog.testing import capture_logs
 
+from multigrain import files
+from multigrain.bundle import folder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
 from tests.engine.bundles import write_bundle
@@ -101,14 +104,14 @@ async def test_an_unreadable_file_does_not_stop_other_models_from_being_restored
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         await h.manager.load("other")
-    read = Path.open
+    opened = files.open_regular
 
-    def denied(path: Path, *arguments: object, **options: object) -> object:
+    def denied(path: Path, roots: files.Roots = None) -> BinaryIO:
         if path.match("tiny/1/model.onnx"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return read(path, *arguments, **options)  # type: ignore[call-overload]
+        return opened(path, roots)
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(folder, "open_regular", denied)
     async with harness(root) as h:
         await until(lambda: state(h.manager.catalog.view("other")) == "ready")
         view = h.manager.catalog.view("tiny@1")
