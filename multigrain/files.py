@@ -86,6 +86,10 @@ def open_descriptor(path: str | os.PathLike[str], roots: Roots = None) -> int:
         if error.errno == errno.ENXIO:
             raise NotRegularError(name, "a socket or a device") from error
         raise
+    return _regular(descriptor, name)
+
+
+def _regular(descriptor: int, name: str) -> int:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
@@ -99,6 +103,33 @@ def open_descriptor(path: str | os.PathLike[str], roots: Roots = None) -> int:
 def open_regular(path: str | os.PathLike[str], roots: Roots = None) -> BinaryIO:
     """Like :func:`open_descriptor`, but returns a file object."""
     return os.fdopen(open_descriptor(path, roots), "rb")
+
+
+def open_to_write(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
+    """Opens a file of our own to write it, where somebody may have put something else. Never waits.
+
+    Args:
+        path: the file. It is not written through a link.
+        flags: how, such as ``os.O_WRONLY | os.O_CREAT | os.O_APPEND``.
+        mode: of a new file.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: if there is something else than a regular file, or it cannot be opened.
+    """
+    name = os.fspath(path)
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        descriptor = os.open(name, flags, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegularError(name, "a link") from error
+        if error.errno == errno.ENXIO:
+            raise NotRegularError(name, "a pipe, a socket or a device") from error
+        raise
+    return _regular(descriptor, name)
 
 
 def open_folder(path: str | os.PathLike[str], roots: Roots = None) -> int:

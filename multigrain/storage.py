@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from multigrain.files import Roots, open_regular
+from multigrain.files import Roots, open_regular, open_to_write
 from multigrain.specs.base import Spec
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -29,8 +29,12 @@ class FileEntry(Spec):
 
 
 def write_synced(path: Path, data: bytes) -> FileEntry:
-    """Writes a file and syncs it to disk; returns its size and checksum."""
-    with path.open("wb") as file:
+    """Writes a file and syncs it to disk; returns its size and checksum.
+
+    Raises:
+        OSError: if it cannot be written; also if there is a link or a pipe in its place.
+    """
+    with os.fdopen(open_to_write(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -40,6 +44,7 @@ def write_synced(path: Path, data: bytes) -> FileEntry:
 def replace_file(path: Path, data: bytes) -> None:
     """Replaces a file atomically: after a power failure it has the old content or the new one."""
     aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    aside.unlink(missing_ok=True)  # of a killed writer, or put there by somebody else
     write_synced(aside, data)
     aside.replace(path)
     sync_folder(path.parent)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,3 +86,20 @@ def within_seconds(work: Callable[[], T], seconds: float = 60.0) -> T:
     if errors:
         raise errors[0]
     return found[0]
+
+
+@contextmanager
+def alarm(seconds: float = 60.0) -> Iterator[None]:
+    """Ends a block that waits for ever, even in a system call of this thread."""
+
+    def ring(_number: int, _frame: object) -> None:
+        raise AssertionError("it waits for ever")
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    # pytest-timeout uses the same timer.
+    before = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+        signal.signal(signal.SIGALRM, handler)

@@ -31,10 +31,14 @@ from multigrain.events.records import (
     record_fields,
     record_from_dict,
 )
+from multigrain.files import open_descriptor, open_to_write
 
 LOCK_WAIT_SECONDS = 0.5
 """How long ``lock_exclusive`` retries: ``is_locked`` takes a shared lock for microseconds, which
 must not look like a second writer."""
+
+MAX_LINE_BYTES = 16 << 20
+"""Longest line; ordinary ones have less than 1 MiB. A log without newlines is not read whole."""
 
 CHUNK_BYTES = 1 << 20
 _BACKWARD_BYTES = 1 << 16
@@ -66,9 +70,12 @@ def is_locked(path: Path) -> bool:
     """Whether the log has a writer. False if the file does not exist.
 
     Does not disturb the writer: takes a shared lock without waiting and releases it at once.
+
+    Raises:
+        OSError: if it cannot be opened, or is no regular file.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_descriptor(path)
     except FileNotFoundError:
         return False
     try:
@@ -137,11 +144,12 @@ class EventWriter:
     Raises:
         LockHeldError: if the log has another writer.
         MultigrainError: STORAGE, if the last complete line is not an event.
+        OSError: if the log cannot be opened, or is no regular file.
     """
 
     def __init__(self, path: Path, job_id: str) -> None:
         self._job_id = job_id
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = open_to_write(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             lock_exclusive(self._fd)
             self._size, self.last_seq = self._recover()
@@ -241,7 +249,7 @@ class EventReader:
             keep_line: lines for which it returns False are skipped without being decoded.
 
         Raises:
-            MultigrainError: STORAGE, if a complete line is not an event.
+            MultigrainError: STORAGE, if the log cannot be read, or a complete line is not an event.
         """
         events: list[Event] = []
         while not events:
@@ -264,12 +272,20 @@ class EventReader:
 
     def _next_lines(self, max_bytes: int) -> list[bytes]:
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_descriptor(self._path)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise MultigrainError(
+                ErrorKind.STORAGE,
+                f"the event log cannot be read ({error.strerror}); restore the file, or delete "
+                "the job",
+            ) from error
         try:
             data = b""
             while b"\n" not in data:
+                if len(data) > MAX_LINE_BYTES:
+                    raise _damaged(self.offset)
                 more = os.pread(fd, max_bytes, self.offset + len(data))
                 if not more:
                     return []
@@ -316,8 +332,15 @@ def newest_record(events: Path, kind: type[R]) -> R | None:
 
 
 def _end_of_line_before(fd: int, end: int) -> int:
-    """Offset after the last newline in the first ``end`` bytes; 0 if there is none."""
+    """Offset after the last newline in the first ``end`` bytes; 0 if there is none.
+
+    Raises:
+        MultigrainError: STORAGE, if the line is too long.
+    """
+    first = end - MAX_LINE_BYTES
     while end > 0:
+        if end < first:
+            raise _damaged(end)
         start = max(0, end - _BACKWARD_BYTES)
         found = os.pread(fd, end - start, start).rfind(b"\n")
         if found >= 0:

@@ -23,6 +23,7 @@ from multigrain.events.records import (
     Record,
     StateRecord,
 )
+from multigrain.files import open_to_write
 from multigrain.jobs import failure
 from multigrain.jobs.failure import Failure
 from multigrain.jobs.ipc import (
@@ -350,7 +351,8 @@ class _Launch:
             CHANNEL_VARIABLE: self._server.address,
             TOKEN_VARIABLE: self._server.token,
         }
-        with plan.log.open("wb") as output:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(open_to_write(plan.log, flags), "wb") as output:
             return subprocess.Popen(
                 plan.command,
                 env=child_environment(environment),

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from multigrain.files import NotRegularError, open_to_write, read_bytes
 from multigrain.jobs.runner_identity import process_start
 from multigrain.storage import make_folder, os_error_hint, replace_file
 
@@ -53,7 +54,12 @@ class DataDir:
             for folder in (path, *(path / name for name in _FOLDERS)):
                 make_folder(folder, mode=0o700)
             check_access(path)
-            self._fd = os.open(path / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = open_to_write(path / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except (NotRegularError, IsADirectoryError) as error:
+            raise DataDirError(
+                f"the data directory {path} cannot be used: {error.filename}: {error.strerror}; "
+                "remove it"
+            ) from error
         except (FileExistsError, NotADirectoryError) as error:
             raise DataDirError(
                 f"the data directory {path} cannot be used: {_file_in_the_way(path)} is not a "
@@ -135,7 +141,7 @@ class DataDir:
     def close(self) -> None:
         """Removes the address file, unless another daemon wrote it, and releases the lock."""
         with contextlib.suppress(OSError):
-            if self.address.read_bytes() == self._published:
+            if read_bytes(self.address, max_bytes=_LOCK_BYTES) == self._published:
                 self.address.unlink()
         with contextlib.suppress(OSError):
             if LockHolder.read(self._fd) == self._holder:

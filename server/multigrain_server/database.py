@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import describe_mode
 
 _log = structlog.get_logger(__name__)
 
@@ -20,6 +22,7 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _DISK = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 )
+_SUFFIXES = ("", "-journal", "-wal", "-shm")
 _SCHEMA = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
 
 
@@ -105,11 +108,13 @@ def open_index(path: Path, schemas: Sequence[str]) -> Database:
         sqlite3.Error: if the file cannot be opened or created.
     """
     try:
-        database = Database(path, schemas)
-        damage = database.damage()
+        damage = _in_its_place(path)
         if not damage:
-            return database
-        database.close()
+            database = Database(path, schemas)
+            damage = database.damage()
+            if not damage:
+                return database
+            database.close()
     except sqlite3.DatabaseError as error:
         # A table with other columns is reported as SQLITE_ERROR ("no such column").
         if not _among(error, _DAMAGED | {sqlite3.SQLITE_ERROR}):
@@ -120,12 +125,27 @@ def open_index(path: Path, schemas: Sequence[str]) -> Database:
     return Database(path, schemas)
 
 
-def move_aside(path: Path, reason: str) -> Path:
-    """Renames the database with its -wal and -shm files to ``PATH.REASON-TIME``; returns that."""
-    aside = path.with_name(f"{path.name}.{reason}-{time.time_ns()}")
-    for suffix in ("-wal", "-shm", ""):
+def _in_its_place(path: Path) -> str:
+    """What is where SQLite's files should be, if it is no file that SQLite can open; or ""."""
+    for suffix in _SUFFIXES:
         file = path.with_name(path.name + suffix)
-        if file.exists():
+        try:
+            mode = os.stat(file).st_mode
+        except OSError as error:
+            if os.path.lexists(file):
+                return f"{file.name}: {error.strerror}"
+            continue
+        if not stat.S_ISREG(mode):
+            return f"{file.name} is {describe_mode(mode)}"
+    return ""
+
+
+def move_aside(path: Path, reason: str) -> Path:
+    """Renames the database with SQLite's other files to ``PATH.REASON-TIME``; returns that."""
+    aside = path.with_name(f"{path.name}.{reason}-{time.time_ns()}")
+    for suffix in reversed(_SUFFIXES):
+        file = path.with_name(path.name + suffix)
+        if os.path.lexists(file):
             file.rename(aside.with_name(aside.name + suffix))
     return aside
 

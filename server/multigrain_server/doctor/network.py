@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from multigrain.files import open_to_write
 from multigrain_server.access.tokens import TokenFileError, read_tokens
 from multigrain_server.address import ListenAddress
 from multigrain_server.config import ServerConfig
@@ -43,7 +44,7 @@ def addresses(config: ServerConfig) -> Iterator[Finding]:
 def running_daemon(config: ServerConfig) -> int:
     """The pid of the daemon that uses the data directory; 0 = none, -1 = unknown."""
     try:
-        fd = os.open(config.data_dir / "daemon.lock", os.O_RDWR | os.O_CLOEXEC)
+        fd = open_to_write(config.data_dir / "daemon.lock", os.O_RDWR)
     except OSError:
         return 0
     try:

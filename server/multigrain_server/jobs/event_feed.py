@@ -4,7 +4,9 @@ subscribers."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
+import stat
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import AsyncGenerator
@@ -16,8 +18,9 @@ import msgspec
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.events.log import Event
+from multigrain.events.log import MAX_LINE_BYTES, Event
 from multigrain.events.records import RECORD_TYPES
+from multigrain.files import open_regular
 from multigrain_server.jobs.job import JobView
 
 _log = structlog.get_logger(__name__)
@@ -29,6 +32,7 @@ WINDOW = 1024
 BATCH_BYTES = 1 << 19
 
 _INDEX_EVERY = 64
+_LOGGED_LINES = 20  # most unreadable lines of a log that are named in the daemon's log
 _CHUNK_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 
@@ -88,12 +92,13 @@ class EventLine:
         return Event.decode(self.raw)
 
 
-def parse_line(raw: bytes, job_id: str) -> EventLine | None:
+def parse_line(raw: bytes, job_id: str, *, log: bool = True) -> EventLine | None:
     """The event in a line without its newline; None (and a log message) if it is not one.
 
     Args:
         raw: the line.
         job_id: the job whose log it is from, for messages.
+        log: whether to log what is wrong with it.
     """
     head = _HEAD.match(raw)
     if head is not None and raw.endswith(b"}}"):
@@ -105,8 +110,9 @@ def parse_line(raw: bytes, job_id: str) -> EventLine | None:
             raise ValueError("seq is not a number between 1 and 10**18")
         return EventLine(data["seq"], kind, raw, job_id=job_id)
     except (ValueError, TypeError) as error:
-        shown = repr(raw[:200])
-        _log.error("event line unreadable", job_id=job_id, reason=repr(error), line=shown)
+        if log:
+            shown = repr(raw[:200])
+            _log.error("event line unreadable", job_id=job_id, reason=repr(error), line=shown)
         return None
 
 
@@ -119,6 +125,7 @@ class EventLogReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self._unreadable = 0
         self.path = path
         self.job_id = path.parent.name  # the log is a file of the job's folder
         self.last_seq = 0
@@ -127,32 +134,42 @@ class EventLogReader:
         self._index_offsets: list[int] = []
 
     def read_new(self) -> list[EventLine]:
-        """Events appended since the last call, about 1 MiB of them at most."""
+        """Events appended since the last call, about 1 MiB of them at most.
+
+        Raises:
+            OSError: if the log cannot be read, is no regular file, or has a line that is too long.
+        """
         try:
-            size = self.path.stat().st_size
+            found = self.path.stat()
         except FileNotFoundError:
             return []
-        if size <= self.offset:
+        if stat.S_ISREG(found.st_mode) and found.st_size <= self.offset:
             return []
         lines: list[EventLine] = []
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             data = file.read(_CHUNK_BYTES)
             if b"\n" not in data and len(data) == _CHUNK_BYTES:
-                data += file.readline()
+                data += file.readline(MAX_LINE_BYTES)
+                if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
+                    raise OSError(errno.EFBIG, f"it has a line of more than {MAX_LINE_BYTES} bytes")
         end = data.rfind(b"\n") + 1
         position = self.offset
         for raw in data[:end].split(b"\n")[:-1]:
-            line = parse_line(raw, self.job_id)
+            logged = self._unreadable < _LOGGED_LINES
+            line = parse_line(raw, self.job_id, log=logged)
             if line is not None and line.seq <= self.last_seq:
-                _log.error(
-                    "event out of order",
-                    job_id=self.job_id,
-                    seq=line.seq,
-                    last_seq=self.last_seq,
-                )
+                if logged:
+                    _log.error(
+                        "event out of order",
+                        job_id=self.job_id,
+                        seq=line.seq,
+                        last_seq=self.last_seq,
+                    )
                 line = None
-            if line is not None:
+            if line is None:
+                self._unreadable += 1
+            else:
                 if not self._index_seqs or line.seq - self._index_seqs[-1] >= _INDEX_EVERY:
                     self._index_seqs.append(line.seq)
                     self._index_offsets.append(position)
@@ -163,16 +180,22 @@ class EventLogReader:
         return lines
 
     def read_after(self, after_seq: int, limit: int = 1024) -> list[EventLine]:
-        """At most ``limit`` events with a greater seq, of those that ``read_new`` has returned."""
+        """At most ``limit`` events with a greater seq, of those that ``read_new`` has returned.
+
+        Raises:
+            OSError: as ``read_new``.
+        """
         at = bisect_right(self._index_seqs, after_seq + 1) - 1
         position = self._index_offsets[at] if at >= 0 else 0
         lines: list[EventLine] = []
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(position)
             while position < self.offset and len(lines) < limit:
                 data = file.read(min(_READ_BYTES, self.offset - position))
+                if not data:  # the log has been cut off
+                    break
                 if not data.endswith(b"\n"):
-                    data += file.readline()
+                    data += file.readline(MAX_LINE_BYTES)
                 position += len(data)
                 for raw in data.split(b"\n")[:-1]:
                     line = parse_line(raw, self.job_id)
@@ -238,6 +261,9 @@ class EventFeed:
 
         Returns:
             Events of each kind since the last call, including those that ``catch_up`` read.
+
+        Raises:
+            MultigrainError: STORAGE, if the log cannot be read.
         """
         while (max_chunks is None or max_chunks > 0) and self._read_chunk():
             max_chunks = None if max_chunks is None else max_chunks - 1
@@ -245,18 +271,32 @@ class EventFeed:
         return unreported
 
     async def catch_up(self) -> None:
-        """Reads all new events without blocking the event loop for long."""
+        """Reads all new events without blocking the event loop for long.
+
+        Raises:
+            MultigrainError: STORAGE, if the log cannot be read.
+        """
         while self._read_chunk():  # noqa: ASYNC110 - yields to other tasks, waits for nothing
             await asyncio.sleep(0)
 
     def _read_chunk(self) -> bool:
         """Reads once. False if there is nothing new."""
-        lines = self._log_reader.read_new()
+        try:
+            lines = self._log_reader.read_new()
+        except OSError as error:
+            raise self._unreadable(error) from error
         if lines:
             self._update(lines)
             self._unreported.update(line.kind for line in lines)
             self._wake_subscribers()
         return bool(lines)
+
+    def _unreadable(self, error: OSError) -> MultigrainError:
+        return MultigrainError(
+            ErrorKind.STORAGE,
+            f"the event log of job {self.job_id} cannot be read ({error.strerror or error}): "
+            "restore events.jsonl in the job's folder, or delete the folder",
+        )
 
     def _update(self, lines: list[EventLine]) -> None:
         # Only the newest loss matters to the view, and the newest that reports a check of the
@@ -309,8 +349,8 @@ class EventFeed:
                 sent, False when all present events were sent.
 
         Raises:
-            MultigrainError: INVALID_FIELD for an ``after_seq`` beyond the newest event, and
-                whatever ``close`` was given.
+            MultigrainError: INVALID_FIELD for an ``after_seq`` beyond the newest event; STORAGE,
+                if the log cannot be read; whatever ``close`` was given.
         """
         await self.catch_up()
         if after_seq > self.last_seq:
@@ -366,7 +406,10 @@ class EventFeed:
             # The window has no gap: the distance in seq is the index.
             skip = cursor + 1 - self._window[0].seq
             return [self._window[i] for i in range(skip, len(self._window))]
-        lines = self._log_reader.read_after(cursor)
+        try:
+            lines = self._log_reader.read_after(cursor)
+        except OSError as error:
+            raise self._unreadable(error) from error
         if not lines:
             raise MultigrainError(
                 ErrorKind.STORAGE,

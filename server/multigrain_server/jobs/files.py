@@ -14,6 +14,7 @@ import structlog
 from multigrain.errors import MultigrainError
 from multigrain.events.log import EventWriter, LockHeldError, is_locked
 from multigrain.events.records import JobState, Record, StateRecord
+from multigrain.files import read_json, read_tail, read_text
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.storage import replace_file, sync_folder, write_synced
@@ -22,6 +23,7 @@ from multigrain_server.storage_errors import storage_errors
 
 _PREFIX = {JobKind.TRAINING: "train", JobKind.EVALUATION: "eval", JobKind.EXPORT: "export"}
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_SMALL_BYTES = 1 << 16  # of a lease or a cancel request
 _TEMPORARY = (".new-", ".trash-")
 
 _log = structlog.get_logger(__name__)
@@ -113,7 +115,7 @@ def save_lease(folder: JobFolder, lease: Lease) -> None:
 def load_lease(folder: JobFolder) -> Lease | None:
     """The saved lease; None if there is none, or it cannot be read."""
     try:
-        body = json.loads(folder.lease.read_text())
+        body = read_json(folder.lease, max_bytes=_SMALL_BYTES)
         return Lease(folder.job_id, str(body["kind"]), tuple(int(u) for u in body["units"]))
     except FileNotFoundError:
         return None
@@ -141,13 +143,13 @@ def save_cancel(folder: JobFolder, queued_time: str) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    folder.cancel.write_text(queued_time + "\n")
+    replace_file(folder.cancel, f"{queued_time}\n".encode())
 
 
 def load_cancel(folder: JobFolder, queued_time: str) -> bool:
     """Whether cancellation of the run that was queued then has been requested."""
     try:
-        return folder.cancel.read_text().strip() == queued_time
+        return read_text(folder.cancel, max_bytes=_SMALL_BYTES).strip() == queued_time
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
@@ -163,6 +165,7 @@ def append_event(folder: JobFolder, record: Record, attempt: int) -> bool:
 
     Raises:
         MultigrainError: STORAGE.
+        OSError: if the event log cannot be opened, or is no regular file.
     """
     # Checked first, because EventWriter would block the event loop waiting for the lock.
     if is_locked(folder.events):
@@ -178,9 +181,6 @@ def append_event(folder: JobFolder, record: Record, attempt: int) -> bool:
 def runner_log_tail(folder: JobFolder, size: int = 4096) -> str:
     """The last ``size`` bytes of the runner's output."""
     try:
-        with (folder.logs / "runner.log").open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
+        return read_tail(folder.logs / "runner.log", size)[0].decode(errors="replace")
     except OSError:
         return ""

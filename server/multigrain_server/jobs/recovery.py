@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from multigrain.errors import MultigrainError
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain_server.jobs.event_feed import EventFeed
@@ -50,7 +51,7 @@ def index_folders(jobs_dir: Path, store: JobStore) -> IndexReport:
         for job_id in sorted(found - known):
             try:
                 state = _index(JobFolder(jobs_dir / job_id), store)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, MultigrainError) as error:
                 reason = str(error)[:500]
                 report.skipped[job_id] = reason
                 _log.error("folder is not a job; skipped", folder=job_id, reason=reason)
@@ -64,7 +65,7 @@ def _index(folder: JobFolder, store: JobStore) -> str:
     """Adds one job; returns its state.
 
     Raises:
-        OSError, ValueError: if it is not a job.
+        OSError, ValueError, MultigrainError: if it is not a job.
     """
     request = JobRequest.load(folder.spec)
     if request.job_id != folder.job_id:
@@ -104,7 +105,8 @@ class Recovery:
             try:
                 if not known.ended or self._events_bytes(job_id) != known.events_bytes:
                     self._recover(job_id)
-            except OSError as error:  # one unreadable folder must not prevent the start
+            except (OSError, MultigrainError) as error:
+                # One unreadable folder must not prevent the start.
                 _log.error("job unreadable; skipped", job_id=job_id, reason=str(error))
 
     def _events_bytes(self, job_id: str) -> int:

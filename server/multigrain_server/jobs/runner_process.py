@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from multigrain.events.log import is_locked
+from multigrain.files import open_to_write
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.runner_identity import RunnerIdentity
 from multigrain.processes import child_environment
@@ -40,7 +41,8 @@ class RunnerProcess:
             OSError: if it cannot be started.
         """
         folder.logs.mkdir(exist_ok=True)
-        with (folder.logs / "runner.log").open("ab") as log:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with os.fdopen(open_to_write(folder.logs / "runner.log", flags), "ab") as log:
             # Not an asyncio subprocess: those are killed when their transport is closed.
             child = subprocess.Popen(
                 [*command, str(folder.path)],

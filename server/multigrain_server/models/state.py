@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from multigrain.engine.settings import RUNTIMES
 from multigrain.errors import MultigrainError
+from multigrain.files import MAX_DOCUMENT_BYTES, read_bytes
 from multigrain.specs.base import Spec
 from multigrain.storage import os_error_hint, replace_file
 from multigrain_server.data_dir import DataDirError
@@ -130,7 +133,7 @@ class ServingState:
 
 def _read(path: Path) -> _Content:
     try:
-        return _Content.model_validate_json(path.read_bytes())
+        return _Content.model_validate_json(read_bytes(path, max_bytes=MAX_DOCUMENT_BYTES))
     except FileNotFoundError:
         return _Content()
     except PermissionError as error:
@@ -141,13 +144,15 @@ def _read(path: Path) -> _Content:
     except (OSError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         aside = path.with_name(f"{path.name}.damaged")
+        if os.path.lexists(aside):
+            aside = aside.with_name(f"{aside.name}-{time.time_ns()}")
         _log.error(
             "damaged file moved aside: load the models, and set aliases, again",
             file=path.name,
             moved_to=aside.name,
             reason=reason,
         )
-        path.replace(aside)
+        path.rename(aside)
         return _Content()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.events.records import LogRecord, LossRecord
+from multigrain.files import open_descriptor, open_regular, read_tail
 from multigrain_server.jobs.event_feed import EventLine, parse_line
 
 POINTS = 160
@@ -70,15 +71,13 @@ class Message:
 def latest_warnings(path: Path) -> tuple[Message, ...]:
     """Warnings and errors in the last 256 KiB of an ``events.jsonl``, newest first."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read(_TAIL_BYTES).split(b"\n")
+        data, start = read_tail(path, _TAIL_BYTES)
     except OSError:
         return ()
+    lines = data.split(b"\n")
     found: list[Message] = []
     # The first line may be cut off, and what follows the last newline is not complete yet.
-    for raw in reversed(lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]):
+    for raw in reversed(lines[1:-1] if start else lines[:-1]):
         if len(found) == _MAX_WARNINGS:
             break
         line = parse_line(raw, path.parent.name) if b'"log":' in raw else None
@@ -96,13 +95,14 @@ def latest_warnings(path: Path) -> tuple[Message, ...]:
 
 def _read(path: Path, size: int) -> tuple[CurvePoint, ...]:
     if size <= POINTS * _WINDOW_BYTES:
-        lines = _losses(path.read_bytes()[:size], path.parent.name, whole=True)
+        with open_regular(path) as log:
+            lines = _losses(log.read(size), path.parent.name, whole=True)
         stride = max(1, math.ceil(len(lines) / POINTS))
         # From the end: the newest is always shown.
         chosen = lines[::-1][::stride][::-1]
     else:
         chosen = []
-        file = os.open(path, os.O_RDONLY)
+        file = open_descriptor(path)
         try:
             for number in range(POINTS):
                 start = (size - _WINDOW_BYTES) * number // (POINTS - 1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,6 +17,7 @@ from markupsafe import Markup
 
 from multigrain.errors import MultigrainError
 from multigrain.jobs.job_request import JobRequest
+from multigrain_server.file_threads import read_files
 from multigrain_server.jobs.job import Job
 from multigrain_server.status import formatting
 from multigrain_server.status.chart import chart, sparkline
@@ -22,6 +25,9 @@ from multigrain_server.status.event_log import Curves, latest_warnings
 from multigrain_server.status.snapshot import Sources, take
 
 REFRESH_SECONDS = 5
+_READ_SECONDS = 10.0
+
+T = TypeVar("T")
 
 _FOLDER = Path(__file__).parent
 _STYLE = (_FOLDER / "style.css").read_text()
@@ -56,10 +62,9 @@ class StatusSite:
             job.job_id: self._sources.events_of(job.job_id)
             for job in (*snapshot.active, *snapshot.ended)
         }
-        async with self._reading:
-            curves = await asyncio.to_thread(
-                lambda: {job_id: self._curves.of(path) for job_id, path in paths.items()}
-            )
+        curves = await self._read(
+            lambda: {job_id: self._curves.of(path) for job_id, path in paths.items()}
+        ) or dict.fromkeys(paths, ())
         return render("overview", "/", live=live, snapshot=snapshot, curves=curves)
 
     async def job(self, job_id: str, *, live: bool) -> str | None:
@@ -69,10 +74,17 @@ class StatusSite:
         except MultigrainError:
             return None
         events = self._sources.events_of(job_id)
-        async with self._reading:
-            points = await asyncio.to_thread(self._curves.of, events)
-        warnings = await asyncio.to_thread(latest_warnings, events)
+        points = await self._read(partial(self._curves.of, events)) or ()
+        warnings = await self._read(partial(latest_warnings, events)) or ()
         return render("job", job_path(job_id), live=live, job=job, points=points, warnings=warnings)
+
+    async def _read(self, function: Callable[[], T]) -> T | None:
+        """The result of a function that reads event logs; without it, a page shows no curves."""
+        async with self._reading:
+            try:
+                return await read_files(function, place="status", seconds=_READ_SECONDS)
+            except MultigrainError:  # the disk does not answer; it is logged
+                return None
 
 
 def render(template: str, path: str, *, live: bool, **values: object) -> str:
