@@ -36,6 +36,7 @@ from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import open_index
 from multigrain_server.devices import Inventory, Leases
 from multigrain_server.engines.launch import launch
+from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.health import Health
@@ -106,6 +107,7 @@ class App:
             ) from error
         self.health = Health()
         self._calls = InFlightCalls()
+        self._connections = ConnectionGuard(config.grpc)
         self._gpus = GpuMonitor()
         self._gpu_watch: asyncio.Task[None] | None = None
         self._http: HttpServer | None = None
@@ -164,7 +166,7 @@ class App:
 
     def _build_server(self) -> grpc.aio.Server:
         interceptor = CallInterceptor(
-            self._calls, self._request_metrics, self._access, self._tracing
+            self._calls, self._request_metrics, self._access, self._tracing, self._connections
         )
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
@@ -221,12 +223,13 @@ class App:
         _log.info("listening", address=self.address, http=self.http_address or None)
         for warning in self.config.warnings:
             _log.warning(warning, address=self.address)
-        await self.health.start()
+        self.health.start()
         Recovery(self._data.jobs, self._store, self._supervisor, self.feeds).run()
         self._supervisor.start()
         await self.models.start()
-        await self.health.serve()
+        self.health.serve()
         await self._server.start()
+        self._connections.start(port)
         self._data.write_address(self.address)
         if http_sockets:
             # Last, and in a thread: importing aiohttp and Jinja2 takes 0.2 s of CPU time. Until
@@ -279,7 +282,7 @@ class App:
         """
         shutdown = self.config.shutdown
         _log.info("stopping", calls_in_flight=self._calls.in_flight)
-        await self.health.drain()
+        self.health.drain()
         await asyncio.sleep(shutdown.keep_serving_seconds)
         self.feeds.close()
         if not await self._calls.drain(shutdown.drain_seconds):
@@ -312,4 +315,5 @@ class App:
             await self._http.stop()
         self._database.close()
         self._data.close()
+        self._connections.stop()
         self._released = True

@@ -73,6 +73,21 @@ class GrpcConfig(Spec):
         description="Maximum number of calls in flight on one connection. If a client reaches it, "
         "some of its calls may be refused with UNAVAILABLE before they start.",
     )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of connections, in total. It is lower where the process may "
+        "not have so many open files (`ulimit -n`), of which a quarter is kept for other uses.",
+    )
+    max_connections_per_host: int = Field(
+        256,
+        ge=1,
+        le=1_000_000,
+        description="Number of connections of one host above which those without an authorized "
+        "call are closed, oldest first. Connections in use are never closed, so a proxy may have "
+        "more.",
+    )
     keepalive_seconds: float = Field(
         30.0,
         ge=1,

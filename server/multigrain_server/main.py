@@ -22,6 +22,7 @@ from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import Database, move_aside
 from multigrain_server.doctor.machine import missing_at_start
+from multigrain_server.grpc.connections import raise_descriptor_limit
 from multigrain_server.grpc.tls import TlsError
 from multigrain_server.jobs.recovery import IndexReport, index_folders
 from multigrain_server.jobs.store import SCHEMA, JobStore
@@ -118,6 +119,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     signals.install()
     if signals.first.is_set():  # by a signal while the modules were imported
         return
+    raise_descriptor_limit()
     app = App(config, runner_command)
     try:
         await app.start()

@@ -43,6 +43,11 @@ class Access:
             if setting == "open"
         }
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether there are tokens, so that a call without one is not authorized."""
+        return self._tokens is not None
+
     @contextmanager
     def enter(self, method: str, metadata: Metadata, *, stream_from: str = "") -> Iterator[str]:
         """Surrounds a call that may run; yields the name of its token, or "".

@@ -7,8 +7,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -18,8 +19,11 @@ import structlog
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
 from multigrain_server.access.access import Access
+from multigrain_server.access.client import host
 from multigrain_server.convert.errors import internal_error, wire_error
+from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
+from multigrain_server.grpc.message_reads import AUTHORIZED, OPEN, MessageReads
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
 
@@ -43,6 +47,15 @@ _FREQUENT = frozenset((service_names.EMBED, service_names.CLASSIFY, service_name
 # Streams without end, whose clients can continue on another server.
 _RESUMABLE = frozenset((service_names.EMBED_STREAM, service_names.MODEL_STREAM_INFER))
 
+# Messages of these methods carry images or archives, and may be as large as gRPC accepts.
+_LARGE = _FREQUENT | _RESUMABLE | {service_names.IMPORT_MODEL}
+_MAX_BYTES = 4 << 20
+# Those of services that answer callers without a token have a name in them.
+_SMALL_SERVICES = ("/grpc.health.", "/grpc.reflection.")
+_SMALL_MAX_BYTES = 4096
+# Refused streams that are discarded at a time if their callers were not authorized.
+_MAX_DISCARDED = 1
+
 _UNREADABLE = object()
 _END = object()
 
@@ -63,13 +76,34 @@ def deadline_ns(context: Context, now_ns: int) -> int:
     return now_ns + max(1, int(seconds * 1e9))
 
 
-def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+@dataclass(frozen=True)
+class _TooLarge:
+    size: int
+    limit: int
+
+
+def max_message_bytes(method: str) -> int | None:
+    """Largest message of a method, where that is less than ``grpc.max_message_mib``."""
+    if method in _LARGE:
+        return None
+    return _SMALL_MAX_BYTES if method.startswith(_SMALL_SERVICES) else _MAX_BYTES
+
+
+def reading(
+    deserialize: Callable[[bytes], Any] | None, limit: int | None = None
+) -> Callable[[bytes], Any]:
     """A deserializer that leaves errors to ``readable``.
 
     gRPC would answer UNKNOWN to a request that cannot be parsed, though the client is at fault.
+
+    Args:
+        deserialize: parses a message.
+        limit: its largest size in bytes; None = any.
     """
 
     def read(data: bytes) -> Any:
+        if limit is not None and len(data) > limit:
+            return _TooLarge(len(data), limit)
         try:
             return data if deserialize is None else deserialize(data)
         except Exception:  # DecodeError, and others from the pure Python parser
@@ -79,7 +113,12 @@ def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
 
 
 def readable(message: Any) -> Any:
-    """The message. Raises INVALID_FIELD if it could not be parsed."""
+    """The message. Raises INVALID_FIELD if it could not be parsed or is too large."""
+    if isinstance(message, _TooLarge):
+        raise MultigrainError(
+            ErrorKind.INVALID_FIELD,
+            f"the request has {message.size} bytes, this method accepts {message.limit}",
+        )
     if message is _UNREADABLE:
         raise MultigrainError(
             ErrorKind.INVALID_FIELD,
@@ -145,6 +184,17 @@ class Incoming:
         return await anext(self._messages, _END)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A method as its client sees it."""
+
+    method: str
+    sends_stream: bool
+    streams: bool
+    # One response follows all messages.
+    upload: bool
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of unary and streaming calls.
 
@@ -153,6 +203,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         metrics: counts and durations.
         access: authorization.
         tracing: makes traces; None = off.
+        connections: ends connections of callers who abuse them; None = none are ended.
     """
 
     def __init__(
@@ -161,12 +212,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         metrics: RequestMetrics,
         access: Access,
         tracing: Tracing | None = None,
+        connections: ConnectionGuard | None = None,
     ) -> None:
         self._calls = calls
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
         self._access = access
         self._tracing = tracing
+        self._reads = MessageReads(AUTHORIZED)
+        self._connections = connections
+        self._open_reads = MessageReads(OPEN, connections.end if connections is not None else None)
+        self._discarded = 0
 
     async def intercept_service(
         self,
@@ -182,12 +238,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        make: Any = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[bool(handler.request_streaming), bool(handler.response_streaming)]
         handle = next(
             found
             for found in (
@@ -198,15 +248,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
             if found is not None
         )
-        wrap = self._stream if handler.response_streaming else self._single
         read: Any = all_readable if handler.request_streaming else readable
         if method in _RESUMABLE:
             read = self._all_readable_until_drained
-        streams = bool(handler.request_streaming or handler.response_streaming)
+        rules = _Call(
+            method,
+            sends_stream=bool(handler.request_streaming),
+            streams=bool(handler.request_streaming or handler.response_streaming),
+            upload=not handler.response_streaming,
+        )
+        # All are request-streaming for gRPC, which reads the message of other calls whole before
+        # it calls the handler, whoever sends it.
+        wrap, make = (
+            (self._stream, grpc.stream_stream_rpc_method_handler)
+            if handler.response_streaming
+            else (self._single, grpc.stream_unary_rpc_method_handler)
+        )
         # The number of entries is bounded: only methods that exist get here.
         self._wrapped[method] = make(
-            wrap(lambda request, context: handle(read(request), context), method, streams),
-            request_deserializer=reading(handler.request_deserializer),
+            wrap(lambda request, context: handle(read(request), context), rules),
+            request_deserializer=reading(handler.request_deserializer, max_message_bytes(method)),
             response_serializer=passthrough_bytes(handler.response_serializer),
         )
         return self._wrapped[method]
@@ -214,16 +275,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _all_readable_until_drained(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         return all_readable(self._calls.incoming(messages))
 
-    def _single(self, handle: Any, method: str, streams: bool) -> Any:
-        async def call(request: Any, context: Context) -> Any:
-            async with self._scope(method, request, context, streams, upload=True) as received:
+    def _single(self, handle: Any, rules: _Call) -> Any:
+        async def call(messages: AsyncIterator[Any], context: Context) -> Any:
+            async with self._scope(rules, messages, context) as received:
                 return await handle(received, context)
 
         return call
 
-    def _stream(self, handle: Any, method: str, streams: bool) -> Any:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._scope(method, request, context, streams) as received:
+    def _stream(self, handle: Any, rules: _Call) -> Any:
+        async def call(messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            async with self._scope(rules, messages, context) as received:
                 answers = handle(received, context)
                 if not hasattr(answers, "__aiter__"):
                     # A handler that writes to the context itself (Watch of the health service).
@@ -239,27 +300,38 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _scope(
-        self, method: str, request: Any, context: Context, streams: bool, *, upload: bool = False
+        self, rules: _Call, messages: AsyncIterator[Any], context: Context
     ) -> AsyncIterator[Any]:
-        """Surrounds a handler, which gets what this yields in place of the request."""
-        incoming = Incoming(request, upload=upload) if isinstance(request, AsyncIterator) else None
-        request_id = _request_id(context)
+        """Surrounds a handler, which gets what this yields: the request, or its messages."""
+        method = rules.method
+        incoming = Incoming(messages, upload=rules.upload) if rules.sends_stream else None
+        # Only once: gRPC makes a copy of it each time.
+        metadata = context.invocation_metadata() or ()
+        request_id = _request_id(metadata)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         trace: CallTrace | None = None
         began = time.perf_counter()
-        code, reason, counted = grpc.StatusCode.OK, "", False
+        code, reason, counted, authorized = grpc.StatusCode.OK, "", False, False
         try:
-            metadata = context.invocation_metadata() or ()
-            peer = context.peer() if streams else ""
-            with self._access.enter(method, metadata, stream_from=peer) as token_name:
+            peer = context.peer()
+            stream_from = peer if rules.streams else ""
+            with self._access.enter(method, metadata, stream_from=stream_from) as token_name:
+                authorized = True
+                if self._connections is not None and self._is_trusted(method, token_name):
+                    self._connections.authorize(peer)
                 if token_name:
                     structlog.contextvars.bind_contextvars(token=token_name)
                 if self._tracing is not None:
                     trace = self._tracing.begin(method, tuple(metadata), request_id)
                     call_trace.set(trace)
                 counted = self._calls.enter(method)
-                yield request if incoming is None else incoming
+                if incoming is not None:
+                    yield incoming
+                else:
+                    message = await self._read(token_name, peer, context)
+                    began = time.perf_counter()
+                    yield message
         except (asyncio.CancelledError, GeneratorExit):
             # The client canceled, or its deadline passed.
             code = grpc.StatusCode.CANCELLED
@@ -275,7 +347,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code, reason = wire.code, wire.details
             trailing = ((REQUEST_ID, request_id), *wire.trailing_metadata)
             if incoming is not None:
-                await incoming.discard()
+                await self._discard(incoming, authorized=authorized)
             try:
                 await context.abort(code, wire.details, trailing)
             except grpc.aio.InternalError:
@@ -303,6 +375,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 )
             structlog.contextvars.unbind_contextvars("request_id", "token")
 
+    def _is_trusted(self, method: str, token_name: str) -> bool:
+        """Whether a call shows that its caller may use the daemon, beyond a health check."""
+        if self._access.needs_tokens:
+            return bool(token_name)
+        return not method.startswith(_SMALL_SERVICES)
+
+    async def _read(self, token_name: str, peer: str, context: Context) -> Any:
+        """The message of a request."""
+        if token_name or not self._access.needs_tokens:
+            return await self._reads.read(token_name or host(peer), context.read)
+        return await self._open_reads.read(peer, context.read)
+
+    async def _discard(self, incoming: Incoming, *, authorized: bool) -> None:
+        """Discards the messages of a refused stream.
+
+        Those of a caller who was not authorized only as long as nobody else's are discarded: what
+        is read is held in memory.
+        """
+        if authorized:
+            await incoming.discard()
+            return
+        if self._discarded >= _MAX_DISCARDED:
+            return
+        self._discarded += 1
+        try:
+            await incoming.discard()
+        finally:
+            self._discarded -= 1
+
 
 def _level(method: str, code: grpc.StatusCode) -> int:
     """The level of a call's log line.
@@ -317,9 +418,9 @@ def _level(method: str, code: grpc.StatusCode) -> int:
     return logging.INFO if code is grpc.StatusCode.OK else logging.WARNING
 
 
-def _request_id(context: Context) -> str:
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """The client's request id if it is short and printable, else a new one."""
-    for key, value in context.invocation_metadata() or ():
+    for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _GOOD_ID.match(value):
             return value
     return secrets.token_hex(8)

@@ -10,6 +10,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from multigrain_server import service_names
 from multigrain_server.config import GrpcConfig
+from multigrain_server.grpc.connections import max_connections
+
+_UNREAD_BYTES = 256 << 10
+_HANDSHAKE_MS = 5000
 
 
 def build_server(
@@ -28,6 +32,14 @@ def build_server(
         # Clients may ping as often without being disconnected.
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        # What a client may send of a message that is not read yet. gRPC would let it grow to some
+        # MiB per stream with the speed of the connection.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+        # For TLS, and for the first bytes of HTTP/2.
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.http2.settings_timeout", _HANDSHAKE_MS),
+        ("grpc.max_allowed_incoming_connections", max_connections(config)),
     ]
     if config.max_connection_age_seconds:
         # Clients with long-lived connections would never find a replica that was added later.

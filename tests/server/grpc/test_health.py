@@ -56,7 +56,7 @@ async def test_watch_reports_changes(app: App, channel: grpc.aio.Channel, servic
     assert (await watch.read()).status == Status.NOT_SERVING
     app.health.on_health(EMBEDDING, True)
     assert (await watch.read()).status == Status.SERVING
-    await app.health.drain()
+    app.health.drain()
     assert (await watch.read()).status == Status.NOT_SERVING
     watch.cancel()
     await asyncio.sleep(0)

@@ -38,6 +38,9 @@ from tests.server.grpc.serving import serving
 class GoneContext:
     """The context of a call whose client has gone, so that no status can be sent."""
 
+    async def read(self) -> bytes:
+        return b""
+
     def invocation_metadata(self) -> None:
         return None
 
@@ -64,7 +67,7 @@ async def test_cancellation_while_an_error_is_sent_is_no_server_error() -> None:
     details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/Embed")
     wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
     with pytest.raises(asyncio.CancelledError):
-        await wrapped.unary_unary(b"", GoneContext())
+        await wrapped.stream_unary(None, GoneContext())
     assert calls.in_flight == 0
     labels = {"rpc": "EmbeddingService/Embed", "code": "DEADLINE_EXCEEDED"}
     assert registry.get_sample_value("multigrain_requests_total", labels) == 1
@@ -152,7 +155,7 @@ async def test_log_level_of_a_call(
     details = SimpleNamespace(method=method)
     wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
     with capture_logs() as lines, suppress(grpc.aio.AbortError):
-        await wrapped.unary_unary(b"", RefusedContext(lambda: None))
+        await wrapped.stream_unary(None, RefusedContext(lambda: None))
     assert [(line["event"], line["log_level"]) for line in lines] == [("call", level)]
 
 
@@ -173,7 +176,7 @@ async def test_no_line_is_built_below_the_level_that_is_logged(
     wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
     caplog.set_level(logging.INFO, interceptor_module.__name__)
     with capture_logs() as lines:
-        await wrapped.unary_unary(b"", GoneContext())
+        await wrapped.stream_unary(None, GoneContext())
     assert lines == []
 
 

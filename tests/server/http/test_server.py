@@ -104,7 +104,7 @@ async def test_status_codes(app: App, head: str, status: int) -> None:
 
 
 async def test_draining_is_healthy_but_not_ready(app: App) -> None:
-    await app.health.drain()
+    app.health.drain()
     assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
     assert (await _http(app, "GET /readyz HTTP/1.1"))[0] == 503
 
