@@ -19,11 +19,12 @@ import structlog
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
 from multigrain_server.access.access import Access
-from multigrain_server.access.client import host
+from multigrain_server.access.client import host, origin
 from multigrain_server.convert.errors import internal_error, wire_error
 from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.message_reads import AUTHORIZED, OPEN, MessageReads
+from multigrain_server.log_limits import FailedCallLines
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
 
@@ -223,6 +224,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._connections = connections
         self._open_reads = MessageReads(OPEN, connections.end if connections is not None else None)
         self._discarded = 0
+        self._lines = FailedCallLines()
 
     async def intercept_service(
         self,
@@ -364,7 +366,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 trace.end(code.name, reason)
             level = _level(method, code)
             # Building a line that is then dropped would cost as much as writing it.
-            if _standard_log.isEnabledFor(level):
+            if _standard_log.isEnabledFor(level) and (
+                level < logging.WARNING or self._lines.allow(code.name, origin(context).client)
+            ):
                 _log.log(
                     level,
                     "call",
