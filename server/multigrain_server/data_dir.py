@@ -8,6 +8,8 @@ import fcntl
 import os
 import socket
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOCK_BYTES = 512
 _PID_DIGITS = 9
 
+TOUCH_SECONDS = 5.0
+"""How often a daemon shows that it runs; two daemons must have the same."""
+
 
 class DataDirError(Exception):
     """The data directory cannot be used; the message says why."""
@@ -38,7 +43,8 @@ class DataDir:
     """``<data-dir>``, created if missing and locked until ``close``.
 
     The lock is a ``flock``: the kernel releases it when the process ends in any way. Some network
-    file systems grant it to everyone or to nobody, so the file also says which process holds it.
+    file systems grant it to everyone or to nobody, so the file also says which process holds it,
+    and that process touches it regularly for daemons of other machines and containers to see.
 
     Args:
         path: of the data directory.
@@ -54,7 +60,7 @@ class DataDir:
             for folder in (path, *(path / name for name in _FOLDERS)):
                 make_folder(folder, mode=0o700)
             check_access(path)
-            self._fd = open_to_write(path / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._fd = open_to_write(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         except (NotRegularError, IsADirectoryError) as error:
             raise DataDirError(
                 f"the data directory {path} cannot be used: {error.filename}: {error.strerror}; "
@@ -82,6 +88,9 @@ class DataDir:
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, self._holder.line, 0)
+        self._closing = threading.Event()
+        self._touching = threading.Thread(target=self._touch, name="data-lock", daemon=True)
+        self._touching.start()
 
     def _lock(self) -> None:
         holder = LockHolder.read(self._fd)
@@ -94,17 +103,33 @@ class DataDir:
             ) from None
         except OSError as error:
             _log.warning("the file system has no locks", path=str(self.path), reason=str(error))
-            if holder.host not in ("", socket.gethostname()):
-                raise DataDirError(
-                    f"another daemon (pid {holder.pid} on {holder.host}) may use {self.path}, and "
-                    f"its file system has no locks ({error.strerror}); stop it, or if it has "
-                    f"ended without cleaning up, remove {self.path / 'daemon.lock'}"
-                ) from error
-        if holder.runs:
+        if holder.runs or (holder.is_elsewhere and self._is_touched()):
             raise DataDirError(
                 f"another daemon (pid {holder.pid} on {holder.host}) uses {self.path}, although "
-                "the file system gave its lock to this one too; stop it, or give --data-dir"
+                "the file system did not refuse its lock to this one; stop it, or give --data-dir"
             )
+
+    def _touch(self) -> None:
+        while not self._closing.wait(TOUCH_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self._fd)
+
+    def _is_touched(self) -> bool:
+        """Whether another process touches the lock file, watched for a while."""
+        _log.info("waiting to see whether another daemon runs", path=str(self.path))
+        first = self._lock_file.stat().st_mtime_ns
+        end = time.monotonic() + 2.5 * TOUCH_SECONDS
+        while time.monotonic() < end:
+            time.sleep(TOUCH_SECONDS / 10)
+            # Opened anew: NFS asks the server then, and may answer from its cache otherwise.
+            with self._lock_file.open("rb") as file:
+                if os.fstat(file.fileno()).st_mtime_ns != first:
+                    return True
+        return False
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "daemon.lock"
 
     @property
     def jobs(self) -> Path:
@@ -140,6 +165,8 @@ class DataDir:
 
     def close(self) -> None:
         """Removes the address file, unless another daemon wrote it, and releases the lock."""
+        self._closing.set()
+        self._touching.join()
         with contextlib.suppress(OSError):
             if read_bytes(self.address, max_bytes=_LOCK_BYTES) == self._published:
                 self.address.unlink()
@@ -180,6 +207,11 @@ class LockHolder:
     def line(self) -> bytes:
         """The content of the file."""
         return f"{self.pid} {self.host} {self.started}\n".encode()
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is of another machine or container, where this one cannot look for it."""
+        return self.pid > 0 and self.host not in ("", socket.gethostname())
 
     @property
     def runs(self) -> bool:

@@ -41,6 +41,7 @@ def test_base_image_and_packages_are_named_by_hash() -> None:
     base = re.search(r"^ARG BASE=(\S+)$", recipe, re.MULTILINE)
     assert base is not None
     assert re.fullmatch(r"python:3\.11\.\d+-[\w-]+@sha256:[0-9a-f]{64}", base[1])
+    assert "# syntax=" not in recipe  # names another image, by tag
     installs = re.findall(r"pip install ((?:[^&;\\\n]|\\\n)*)", recipe)
     assert installs
     for options in installs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -109,6 +110,16 @@ class Daemon:
             self.kill()
         for process in processes_below(self.data_dir):
             process.kill()
+
+
+def open_to_other_users(folder: Path) -> list[str]:
+    """The folder and what is below it, as far as other users could read or change it."""
+    found = []
+    for path in (folder, *folder.rglob("*")):
+        status = path.lstat()
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o077:
+            found.append(f"{path}: {stat.filemode(status.st_mode)}")
+    return found
 
 
 def processes_below(data_dir: Path) -> list[psutil.Process]:

@@ -13,7 +13,7 @@ import pytest
 from multigrain.whitening import read_whitening
 from tests.deploy import named
 from tests.deploy.prometheus import Prometheus
-from tests.e2e.daemon import Daemon, wait_for_no_processes
+from tests.e2e.daemon import Daemon, open_to_other_users, wait_for_no_processes
 from tests.e2e.jobs import small_training
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -72,6 +72,7 @@ def test_the_whole_way_of_a_picture(daemon: Daemon, digits: Path, tmp_path: Path
 
     assert daemon.stop() == 0
     wait_for_no_processes(daemon.data_dir)
+    assert not open_to_other_users(daemon.data_dir)
 
 
 def walk(daemon: Daemon, digits: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from multigrain_server import data_dir
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError, exposures
 from multigrain_server.doctor import machine
@@ -116,20 +117,44 @@ def test_a_damaged_lock_file_refuses_nobody(tmp_path: Path, content: str) -> Non
     DataDir(tmp_path).close()
 
 
-@pytest.mark.parametrize(("host", "refused"), [("elsewhere", True), ("", False)])
-def test_without_locks_a_daemon_of_another_host_is_respected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, refused: bool
-) -> None:
-    def no_locks(*_: object) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that knows no locks, and little patience."""
+
+    def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    (tmp_path / "daemon.lock").write_text(f"7 {host} boot/1\n" if host else "")
-    if refused:
-        with pytest.raises(DataDirError, match=r"pid 7 on elsewhere.*remove .*daemon\.lock"):
-            DataDir(tmp_path)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr(data_dir, "TOUCH_SECONDS", 0.2)
+
+
+def test_a_daemon_of_another_host_is_seen_by_its_touches(tmp_path: Path, no_locks: None) -> None:
+    first = DataDir(tmp_path)
+    lock = tmp_path / "daemon.lock"
+    lock.write_text(f"{os.getpid()} elsewhere boot/1\n")
+    with pytest.raises(DataDirError, match=rf"pid {os.getpid()} on elsewhere\) uses"):
+        DataDir(tmp_path)
+    assert "elsewhere" in lock.read_text()
+    first.close()
+    # It has crashed: nobody touches the file any more.
+    lock.write_text("7 elsewhere boot/1\n")
+    DataDir(tmp_path).close()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
+def test_a_lock_that_is_no_file_is_refused_and_not_followed(tmp_path: Path, kind: str) -> None:
+    lock, precious = tmp_path / "data" / "daemon.lock", tmp_path / "precious"
+    precious.write_text("precious")
+    lock.parent.mkdir()
+    if kind == "fifo":
+        os.mkfifo(lock)
+    elif kind == "link":
+        lock.symlink_to(precious)
     else:
-        DataDir(tmp_path).close()
+        lock.mkdir()
+    with pytest.raises(DataDirError, match=r"data"):
+        DataDir(lock.parent)
+    assert precious.read_text() == "precious"
 
 
 @pytest.mark.parametrize("umask", [0, 0o022])
