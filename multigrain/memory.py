@@ -95,17 +95,22 @@ def exit_if_out_of_memory(error: BaseException) -> None:
         _exit(error)
 
 
-def exit_if_memory_exhausted(error: BaseException) -> None:
-    """As ``exit_if_out_of_memory``, but only if even a small allocation fails now.
+def is_memory_exhausted() -> bool:
+    """Whether even a small allocation fails now.
 
-    For decoders: a malicious file may ask for more memory than any machine has, which must not
-    end the engine.
+    A malicious file may ask for more memory than any machine has, and be refused it: that says
+    nothing about the machine.
     """
-    if not is_out_of_memory(error):
-        return
     try:
         mmap.mmap(-1, _PROBE_BYTES).close()
     except OSError:
+        return True
+    return False
+
+
+def exit_if_memory_exhausted(error: BaseException) -> None:
+    """As ``exit_if_out_of_memory``, but only if even a small allocation fails now."""
+    if is_out_of_memory(error) and is_memory_exhausted():
         _exit(error)
 
 

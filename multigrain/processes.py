@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,30 @@ _FOLDER_LISTS = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 _FOLDERS = ("PYTHONUSERBASE", "PYTHONPYCACHEPREFIX")
 # For an interactive Python.
 _INTERACTIVE = ("PYTHONSTARTUP", "PYTHONINSPECT")
+
+# What engines, runners and workers get of the daemon's environment: search paths, language and time
+# zone, Python's own switches, memory allocators, and what sets up libraries and drivers that
+# compute. All else stays with the daemon: its environment may have passwords and keys.
+_NEEDED_NAMES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TZDIR", "TMPDIR", "TERM"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES", "XDG_CACHE_HOME", "MPLCONFIGDIR"),
+        # Of CANN, whose script set_env.sh sets them without a common prefix.
+        *("TOOLCHAIN_HOME", "TE_PARALLEL_COMPILER", "MAX_COMPILE_CORE_NUM", "TASK_QUEUE_ENABLE"),
+        *("INF_NAN_MODE_ENABLE", "TUNE_BANK_PATH", "PROFILING_MODE", "PROFILING_OPTIONS"),
+    }
+)
+_NEEDED_PREFIXES = (
+    *("LC_", "PYTHON", "MALLOC_", "MIMALLOC_", "JEMALLOC_", "TCMALLOC_", "COVERAGE_"),
+    # Threads of numerical libraries.
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "BLIS_", "NUMEXPR_", "TBB_"),
+    *("OV_", "OPENVINO_", "ONEDNN_", "DNNL_", "ORT_"),
+    *("MS_", "MINDSPORE_", "GLOG_", "RANK_", "DEVICE_"),
+    *("CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_", "NCCL_"),
+    *("ASCEND_", "HCCL_", "ACL_", "ATB_", "ASDOPS_", "LCCL_", "LCAL_"),
+)
+# A name such as NVIDIA_API_KEY begins like a driver's.
+_SECRET_PARTS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL")
 
 _SIGNALS: dict[int, str] = {
     signal.SIGABRT: "aborted by native code",
@@ -91,20 +115,48 @@ def keep_files_private() -> None:
     os.umask(0o077)
 
 
+def needed_environment(
+    environment: Mapping[str, str], also: Collection[str] = ()
+) -> dict[str, str]:
+    """The part of an environment that engines, runners and workers need.
+
+    Names that look like those of secrets are left out even if their beginning is listed.
+
+    Args:
+        environment: the daemon's.
+        also: further names, as the operator configured them; one that ends with ``*`` stands for
+            all names that begin so.
+    """
+    names = frozenset(name for name in also if not name.endswith("*"))
+    prefixes = tuple(name[:-1] for name in also if name.endswith("*"))
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _NEEDED_NAMES
+        or name in names
+        or name.startswith(prefixes)
+        or (name.startswith(_NEEDED_PREFIXES) and not any(part in name for part in _SECRET_PARTS))
+    }
+
+
 def find_program(name: str) -> str | None:
     """The path of a program on PATH; None if there is none. Never one in the working folder."""
     return shutil.which(name, path=child_environment(os.environ)["PATH"])
 
 
-def end_first_without_memory(pid: int) -> None:
-    """Has the kernel's OOM killer prefer a process to this one, as browsers do with their tabs.
+def end_first_without_memory(pid: int, score: int = _OOM_SCORE) -> None:
+    """Has the kernel's OOM killer prefer a process to others, as browsers do with their tabs.
 
     An engine that is killed is replaced, and the daemon says why; without the daemon nobody does.
+
+    Args:
+        pid: of the process.
+        score: thousandths of the memory that it counts as using in addition.
     """
     # Every process may raise the value; a container may hide the file, which is harmless.
     with contextlib.suppress(OSError, ValueError):
         file = Path(f"/proc/{pid}/oom_score_adj")
-        file.write_text(str(min(1000, int(file.read_text()) + _OOM_SCORE)))
+        file.write_text(str(min(1000, int(file.read_text()) + score)))
 
 
 def describe_signal(number: int) -> str:

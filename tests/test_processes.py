@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from multigrain.processes import needed_environment
+
 _PROGRAM = textwrap.dedent(
     """
     import os, threading
@@ -46,3 +48,47 @@ def test_low_priority_covers_new_threads_and_is_restored_afterwards(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+# The environment of children
+
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "s",
+    "DATABASE_URL": "postgres://user:s@host",
+    "HF_TOKEN": "s",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "MULTIGRAIN_ACCESS__TOKENS": "/etc/tokens",
+    "MULTIGRAIN_TOKEN": "s",
+    "NVIDIA_API_KEY": "s",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=s",
+    "SSH_AUTH_SOCK": "/run/agent",
+    "https_proxy": "http://user:s@proxy",
+}
+NEEDED = {
+    "ASCEND_OPP_PATH": "/usr/local/Ascend/opp",
+    "CUDA_VISIBLE_DEVICES": "0",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
+    "GLOG_v": "1",
+    "HCCL_CONNECT_TIMEOUT": "7200",
+    "HOME": "/home/user",
+    "LC_ALL": "C.UTF-8",
+    "LD_LIBRARY_PATH": "/usr/local/cuda/lib64",
+    "MS_DEV_RUNTIME_CONF": "x",
+    "OMP_NUM_THREADS": "4",
+    "PATH": "/usr/bin",
+    "PYTHONPATH": "/opt/cann/python",
+    "RANK_TABLE_FILE": "/etc/hccl.json",
+    "TOOLCHAIN_HOME": "/usr/local/Ascend/toolkit",
+    "TZ": "UTC",
+}
+
+
+def test_children_get_what_they_need_of_the_environment_and_no_secrets() -> None:
+    assert needed_environment({**SECRETS, **NEEDED}) == NEEDED
+
+
+def test_children_get_what_the_operator_names() -> None:
+    also = ("https_proxy", "AWS_*", "MISSING")
+    found = needed_environment({**SECRETS, **NEEDED}, also)
+    assert found.keys() - NEEDED.keys() == {"https_proxy", "AWS_SECRET_ACCESS_KEY"}

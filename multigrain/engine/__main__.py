@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
 import sys
-import threading
-import time
 
-from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.engine.batching import BatchLatencyEstimator
-from multigrain.engine.protocol import (
-    Cancel,
-    Connection,
-    InFlightSlots,
-    LoadFailed,
-    Ready,
-    Submit,
-    WireError,
-)
-from multigrain.engine.runtimes.base import Bundle, Compute
-from multigrain.engine.runtimes.choice import load
+from multigrain.engine.decoder_process import start_template
 from multigrain.engine.settings import EngineSettings
-from multigrain.engine.worker import Worker, decoder
-from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.memory import exit_if_out_of_memory, release_freed_memory
-from multigrain.processes import die_with_parent, keep_files_private, low_priority
-from multigrain.whitening import StoredWhitening, read_whitening
-
-_LOG = logging.getLogger("multigrain.engine")
-# A preprocessed image of 4096 x 4096, float32: no bundle serves a larger resolution.
-_MAX_TENSOR_BYTES = 4 * 3 * 4096 * 4096
+from multigrain.processes import die_with_parent, keep_files_private
+from multigrain.streams import reserve_descriptors
 
 
 def main() -> int:
@@ -41,105 +17,15 @@ def main() -> int:
     if settings.parent_pid:
         die_with_parent(settings.parent_pid, exit_code=0)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    started = time.monotonic()
-    sock = socket.socket(fileno=settings.socket_fd)
-    # The limit is for encoded images; a preprocessed one may be larger.
-    connection = Connection(sock, max(settings.max_image_bytes, _MAX_TENSOR_BYTES))
-    try:
-        with low_priority() if settings.low_priority else contextlib.nullcontext():
-            bundle = read_bundle(settings)
-            compute = Compute(settings.device, settings.threads, settings.max_batch)
-            loaded = load(settings.runtime, bundle, compute)
-            runtimes, manifest = loaded.runtimes, bundle.manifest
-            whitenings = read_whitenings(bundle)
-    except MultigrainError as error:
-        connection.send(LoadFailed(error=error.kind, message=error.message[:4000]))
-        return 1
-    except Exception as error:
-        exit_if_out_of_memory(error)  # the daemon reports the exit code as the reason
-        raise
-    latencies = {
-        resolution: BatchLatencyEstimator.measure(runtime, resolution)
-        for resolution, runtime in runtimes.items()
-    }
-    release_freed_memory()
-    inflight_fd = settings.inflight_fd
-    worker = Worker(
-        runtimes,
-        manifest.heads[0].resolution,
-        decoder(bundle, settings),
-        connection.send_all,
-        max_batch=settings.max_batch,
-        decode_threads=settings.decode_threads,
-        latencies=latencies,
-        whitenings=whitenings,
-        inflight=InFlightSlots(inflight_fd, settings.slots) if inflight_fd >= 0 else None,
-    )
-    worker.start()
-    # The network runs in the main thread: MindSpore has thread-local state.
-    threading.Thread(target=read_requests, args=(connection, worker), daemon=True).start()
-    first = next(iter(runtimes.values()))
-    connection.send(
-        Ready(
-            runtime=first.name,
-            reason=loaded.reason,
-            precision=first.precision,
-            resolutions=tuple(runtimes),
-            embedding_size=manifest.embedding_size,
-            classes=manifest.classes,
-            max_batch=settings.max_batch,
-            load_seconds=time.monotonic() - started,
-            images_per_second=worker.images_per_second,
-            busy_items=worker.busy_items,
-        )
-    )
-    worker.compute_loop()
-    return 0
+    # Before any library is loaded: libraries start threads, and a process with threads must not
+    # fork.
+    template = start_template()
+    from multigrain.engine.serve import serve
 
-
-def read_bundle(settings: EngineSettings) -> Bundle:
-    """Reads the manifest; the daemon has verified the files. Raises MultigrainError."""
-    try:
-        text = (settings.bundle / MANIFEST_NAME).read_text()
-        return Bundle(settings.bundle, BundleManifest.model_validate_json(text))
-    except (OSError, ValueError) as error:
-        raise MultigrainError(
-            ErrorKind.CHECKPOINT, f"cannot read the bundle's {MANIFEST_NAME}: {error}"
-        ) from error
-
-
-def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
-    """Whitenings by resolution, of the heads that have one. Raises MultigrainError CHECKPOINT."""
-    return {
-        head.resolution: read_whitening(
-            bundle.path / head.whitening.file, bundle.manifest.embedding_size
-        )
-        for head in bundle.manifest.heads
-        if head.whitening is not None
-    }
-
-
-def read_requests(connection: Connection, worker: Worker) -> None:
-    """Passes requests to the worker until the daemon closes the socket, then ends the process."""
-    try:
-        for frame in connection.frames():
-            match frame.message:
-                case Submit() as request:
-                    worker.submit(request, frame.payload)
-                case Cancel(id=item_id):
-                    worker.cancel(item_id)
-                case _:
-                    raise WireError(f"unexpected {type(frame.message).__name__}")
-    except WireError as error:
-        _LOG.error("protocol error: %s", error)
-    except Exception as error:  # an engine that reads no requests must not look alive
-        exit_if_out_of_memory(error)
-        _LOG.exception("cannot read requests")
-    # Nothing to save, and a thread inside a native library must not delay the exit.
-    sys.stderr.flush()
-    os._exit(0)
+    return serve(settings, template)
 
 
 if __name__ == "__main__":
+    reserve_descriptors()
     keep_files_private()
     sys.exit(main())

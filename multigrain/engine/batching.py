@@ -21,7 +21,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.engine.protocol import Submit
+from multigrain.engine.protocol import Harm, Submit
 from multigrain.engine.runtimes.base import Runtime
 
 Rank = tuple[int, int, int]
@@ -29,6 +29,12 @@ Rank = tuple[int, int, int]
 
 ANSWER_NS = 100_000_000
 """Allowance for the answer to reach the caller: on a busy host it takes tens of milliseconds."""
+
+ORDINARY_SECONDS = 0.1
+"""CPU time of the most expensive image that an ordinary decoder process decodes, as estimated."""
+
+ORDINARY_BYTES = 64 << 20
+"""Memory that such an image takes while it is decoded."""
 
 _ANSWER_SHARE = 20  # of a short deadline, at most a twentieth is reserved for the answer
 _NO_DEADLINE = 1 << 63
@@ -43,6 +49,18 @@ class Stage(Enum):
     DECODING = "decoding"
     DECODED = "decoded"
     COMPUTING = "computing"
+
+
+class Lane(Enum):
+    """Where an image is decoded.
+
+    ORDINARY: at once, by one of several decoder processes. LOW: by one more, which takes only CPU
+    time that nothing else wants: expensive images, those of penalized clients, and those whose
+    first attempt was ended.
+    """
+
+    ORDINARY = "ordinary"
+    LOW = "low"
 
 
 class DropReason(Enum):
@@ -69,6 +87,9 @@ class Item:
         pixels: uint8 (S, S, 3) once it is decoded.
         tensor: instead, float32 (3, S, S), if the image was preprocessed by the caller.
         stage: how far it has come.
+        lane: where it is decoded.
+        attempts: how often its decoding has been ended without a result.
+        harm: see :class:`multigrain.engine.protocol.Result`.
         cancelled: the caller no longer waits.
         rank: its place in the queue.
     """
@@ -80,11 +101,28 @@ class Item:
     pixels: NDArray[np.uint8] | None = None
     tensor: NDArray[np.float32] | None = None
     stage: Stage = Stage.WAITING
+    lane: Lane = Lane.ORDINARY
+    attempts: int = 0
+    harm: Harm = ""
     cancelled: bool = False
     rank: Rank = (0, 0, 0)
 
+    def __post_init__(self) -> None:
+        request = self.request
+        expensive = (
+            request.decode_seconds > ORDINARY_SECONDS or request.decode_bytes > ORDINARY_BYTES
+        )
+        if not request.tensor and (expensive or request.penalized):
+            self.lane = Lane.LOW
+
     def __lt__(self, other: Item) -> bool:
         return self.rank < other.rank
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for it: not canceled, and before its deadline."""
+        deadline = self.request.deadline_ns
+        return not self.cancelled and (not deadline or time.monotonic_ns() < deadline)
 
     @property
     def decoded_bytes(self) -> int:
@@ -206,11 +244,14 @@ class Limits:
         decode_ahead: decoded images that may wait for the network. They are larger than the
             files they come from: enough to keep the network busy, no more.
         decoded_bytes: memory of those images; one image is always allowed.
+        decode_bytes: memory that images take in the ordinary decoder processes together, as
+            estimated; one image is always allowed.
     """
 
     max_batch: int
     decode_ahead: int
     decoded_bytes: int = 256 * 1024 * 1024
+    decode_bytes: int = 256 * 1024 * 1024
 
 
 class Batcher:
@@ -234,28 +275,21 @@ class Batcher:
         self._fair_queue = FairQueue()
         self._items: dict[int, Item] = {}
         # Heaps by rank.
-        self._waiting: list[Item] = []
+        self._waiting: dict[Lane, list[Item]] = {lane: [] for lane in Lane}
         self._decoded: list[Item] = []
         self._decoding: list[Item] = []
         self._bytes = 0
-        self._idle = False
         self._closed = False
         self._lock = threading.Lock()
-        self._may_decode = threading.Condition(self._lock)
+        self._may_decode = {lane: threading.Condition(self._lock) for lane in Lane}
         self._may_compute = threading.Condition(self._lock)
 
     def submit(self, item: Item) -> None:
         """Queues an image."""
         with self._lock:
-            was_empty = not self._items
             self._items[item.request.id] = item
             self._fair_queue.add(item)
-            heapq.heappush(self._waiting, item)
-            if was_empty and self._idle:
-                # The idle computing thread decodes it, which saves a switch of threads.
-                self._may_compute.notify()
-            else:
-                self._may_decode.notify()
+            self._wait_for_decoder(item)
 
     def cancel(self, item_id: int) -> None:
         """Drops an image that has not reached the network; an unknown id is a finished one."""
@@ -265,47 +299,42 @@ class Batcher:
                 return
             item.cancelled = True
             if item.stage is Stage.WAITING:
-                _remove(self._waiting, item)
+                _remove(self._waiting[item.lane], item)
             elif item.stage is Stage.DECODED:
                 _remove(self._decoded, item)
                 self._bytes -= item.decoded_bytes
-                self._may_decode.notify()
+                self._notify_decoders()
             else:
                 return
             self._forget(item)
         self._on_drop(item, DropReason.CANCELLED)
 
-    def next_to_decode(self) -> Item | None:
+    def next_to_decode(self, lane: Lane = Lane.ORDINARY) -> Item | None:
         """Waits for an image, and for room behind the decoder; None when closed."""
+        may_decode = self._may_decode[lane]
         while True:
-            with self._may_decode:
-                while not self._closed and not self._can_decode():
-                    self._may_decode.wait()
+            with may_decode:
+                while not self._closed and not self._can_decode(lane):
+                    may_decode.wait()
                 if self._closed:
                     return None
-                item, reason = self._take_to_decode()
+                item, reason = self._take_to_decode(lane)
             if reason is None:
                 return item
             self._on_drop(item, reason)
 
-    def decoded(self, item: Item, *, inline: bool = False) -> None:
-        """Queues a decoded image for the network.
-
-        Args:
-            item: decoded by the caller.
-            inline: decoded by the computing thread, which needs no notification.
-        """
+    def decoded(self, item: Item) -> None:
+        """Queues a decoded image for the network."""
         with self._lock:
             self._decoding.remove(item)
             if not item.cancelled:
                 item.stage = Stage.DECODED
                 heapq.heappush(self._decoded, item)
-                if not inline:
-                    self._may_compute.notify()
+                self._may_compute.notify()
                 return
             self._bytes -= item.decoded_bytes
             self._forget(item)
-            self._may_decode.notify()
+            self._notify_decoders()
         self._on_drop(item, DropReason.CANCELLED)
 
     def decode_failed(self, item: Item) -> None:
@@ -314,38 +343,38 @@ class Batcher:
             self._decoding.remove(item)
             self._bytes -= item.decoded_bytes
             self._forget(item)
-            self._may_decode.notify()
+            self._notify_decoders()
 
-    def next_work(self) -> list[Item] | Item | None:
-        """Waits for a batch or, while the network is idle, for an image to decode inline.
+    def decode_later(self, item: Item) -> None:
+        """Queues an image whose decoding was ended for another attempt, in the low lane."""
+        with self._lock:
+            self._decoding.remove(item)
+            self._bytes -= item.decoded_bytes
+            self._notify_decoders()
+            if not item.cancelled:
+                item.lane, item.stage = Lane.LOW, Stage.WAITING
+                self._wait_for_decoder(item)
+                return
+            self._forget(item)
+        self._on_drop(item, DropReason.CANCELLED)
+
+    def next_batch(self) -> list[Item] | None:
+        """Waits for a batch; None when closed.
 
         A batch has images of one resolution, ordered by rank; :meth:`done` must be called after
         it.
-
-        Returns:
-            A batch, an image to decode, or None when closed.
         """
         while True:
             with self._may_compute:
-                self._idle = True
-                while not (self._closed or self._can_compute() or self._can_decode_inline()):
+                while not (self._closed or self._can_compute()):
                     self._may_compute.wait()
-                self._idle = False
                 if self._closed:
                     return None
-                if not self._can_compute():
-                    item, reason = self._take_to_decode()
-                    batch: list[Item] = []
-                    late = [] if reason is None else [(item, reason)]
-                else:
-                    item = None
-                    batch, late = self._take_batch()
+                batch, late = self._take_batch()
             for dropped, why in late:
                 self._on_drop(dropped, why)
             if batch:
                 return batch
-            if item is not None and not late:
-                return item
 
     def done(self, batch: list[Item], seconds: float) -> list[Item]:
         """Records a computed batch and its latency.
@@ -363,31 +392,42 @@ class Batcher:
         """Ends all waiting threads."""
         with self._lock:
             self._closed = True
-            self._may_decode.notify_all()
+            self._notify_decoders()
             self._may_compute.notify_all()
 
     def _forget(self, item: Item) -> None:
         del self._items[item.request.id]
         self._fair_queue.remove(item)
 
-    def _can_decode(self) -> bool:
-        if not self._waiting:
+    def _wait_for_decoder(self, item: Item) -> None:
+        heapq.heappush(self._waiting[item.lane], item)
+        self._may_decode[item.lane].notify()
+
+    def _notify_decoders(self) -> None:
+        for condition in self._may_decode.values():
+            condition.notify_all()
+
+    def _can_decode(self, lane: Lane) -> bool:
+        waiting = self._waiting[lane]
+        if not waiting:
             return False
-        ahead = len(self._decoded) + len(self._decoding)
-        next_bytes = self._bytes + self._waiting[0].decoded_bytes
-        return not ahead or (
-            ahead < self._limits.decode_ahead and next_bytes <= self._limits.decoded_bytes
+        beside = [item for item in self._decoding if item.lane is lane]
+        if not beside and not self._decoded:
+            return True
+        first = waiting[0]
+        decode_bytes = sum(item.request.decode_bytes for item in [*beside, first])
+        return (
+            len(self._decoded) + len(self._decoding) < self._limits.decode_ahead
+            and self._bytes + first.decoded_bytes <= self._limits.decoded_bytes
+            and (not beside or decode_bytes <= self._limits.decode_bytes)
         )
 
     def _can_compute(self) -> bool:
         return bool(self._decoded)
 
-    def _can_decode_inline(self) -> bool:
-        return self._can_decode() and not self._decoded
-
-    def _take_to_decode(self) -> tuple[Item, DropReason | None]:
+    def _take_to_decode(self, lane: Lane) -> tuple[Item, DropReason | None]:
         """The first waiting image, in stage DECODING; or removed, with the reason."""
-        item = heapq.heappop(self._waiting)
+        item = heapq.heappop(self._waiting[lane])
         latency = self._latencies[item.request.resolution]
         alone = latency.seconds(1)
         if item.is_late(time.monotonic_ns() + self._wait_and_compute_ns(item)):
@@ -445,7 +485,7 @@ class Batcher:
                 items.append(item)
         for item in others:
             heapq.heappush(self._decoded, item)
-        self._may_decode.notify_all()
+        self._notify_decoders()
         return items, late
 
     def _batch_limit(self, latency: BatchLatencyEstimator) -> int:

@@ -5,8 +5,8 @@ header is a MessagePack array that msgspec encodes and checks; the payload is ra
 or the numbers of a result. Nothing is ever pickled. Both sides refuse a frame that is larger than
 they allow, and close the socket on anything that is not a message: both are the same release.
 
-:class:`InFlightSlots` says which images an engine is decoding or computing, for the daemon to read
-after a crash. It is shared memory and not messages: a write costs less than a microsecond, the
+:class:`InFlightSlots` says which images an engine is computing, for the daemon to read after a
+crash. It is shared memory and not messages: a write costs less than a microsecond, the
 reader needs no thread, and the last write survives the writer whatever killed it.
 """
 
@@ -27,9 +27,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from multigrain.errors import ErrorKind
+from multigrain.sandbox.apply import Measure
 
 Dtype = Literal["fp32", "fp16", "int8"]
+Harm = Literal["", "budget", "crash", "memory", "abandoned"]
+"""What decoding an image has done; see :class:`Result`."""
+
 Unsigned = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 MAX_HEADER = 64 * 1024
 _PREFIX = struct.Struct("<II")
@@ -71,6 +76,12 @@ class Submit(_Message):
         scores: return the probabilities of all classes.
         tensor: the payload is a preprocessed image, little-endian float32
             (3, resolution, resolution), and not an encoded one.
+        client: images of one client have the same number: engines are fair between clients, and
+            between the callers of each.
+        decode_seconds: CPU time that decoding it takes, as estimated; 0 = unknown, and little.
+        decode_bytes: memory that it takes then.
+        penalized: its client has sent harmful images: it is decoded with CPU time that nobody
+            else wants.
     """
 
     id: int
@@ -81,6 +92,10 @@ class Submit(_Message):
     top_k: Unsigned = 0
     scores: bool = False
     tensor: bool = False
+    client: int = 0
+    decode_seconds: NonNegative = 0.0
+    decode_bytes: Unsigned = 0
+    penalized: bool = False
 
 
 class Result(_Message):
@@ -102,6 +117,9 @@ class Result(_Message):
         scale: of an int8 vector: value = byte * scale.
         classes: number of top classes in the payload.
         scores: number of probabilities in the payload.
+        harm: the decoding was ended: it took more CPU time than it may ("budget"; then there may
+            be an answer nevertheless), crashed its process twice ("crash"), took all memory
+            ("memory"), or took long when nobody waited for it any more ("abandoned").
     """
 
     id: int
@@ -117,6 +135,7 @@ class Result(_Message):
     scale: float = 0.0
     classes: Unsigned = 0
     scores: Unsigned = 0
+    harm: Harm = ""
 
 
 class Cancel(_Message):
@@ -139,6 +158,7 @@ class Ready(_Message):
         precision: of the computation, see ``multigrain.bundle.reference``.
         images_per_second: as measured during the warm-up.
         busy_items: with this many images in flight the network is never idle.
+        sandbox: the measures by which the engine is restricted; empty = it is not.
     """
 
     runtime: str
@@ -151,6 +171,7 @@ class Ready(_Message):
     precision: str = "f32"
     images_per_second: float = 0.0
     busy_items: int = 16
+    sandbox: tuple[Measure, ...] = ()
 
 
 class LoadFailed(_Message):
@@ -267,14 +288,14 @@ _SLOT_BYTES = 16
 
 @dataclass(frozen=True)
 class InFlightImage:
-    """An image that has been decoded or computed since a moment on CLOCK_MONOTONIC."""
+    """An image that has been computed since a moment on CLOCK_MONOTONIC."""
 
     item_id: int
     since_ns: int
 
 
 class InFlightSlots:
-    """A table in shared memory: a slot per image of a batch, then one per decoding thread.
+    """A table in shared memory: a slot per image of a batch.
 
     Args:
         fd: of shared memory that :meth:`allocate` made; it can be closed afterwards.

@@ -8,6 +8,7 @@ from typing import Final, Literal, get_args
 
 from pydantic import Field
 
+from multigrain.sandbox.apply import SandboxMode
 from multigrain.specs.base import Spec
 
 RuntimeName = Literal[
@@ -33,12 +34,14 @@ class EngineSettings(Spec):
         runtime: one of ``RUNTIMES``.
         device: computes the network.
         threads: of the network; 0 = all cores.
-        decode_threads: that decode images.
+        decode_threads: decoder processes for ordinary images; one more decodes the others.
+        decode_wall_seconds: that decoding an image may take on a busy machine.
         max_batch: images in a batch at most.
         max_image_bytes: size of an encoded image.
         max_image_pixels: width x height of an image.
         low_priority: load at a low priority, because other engines serve meanwhile.
         inflight_fd: inherited shared memory of ``multigrain.engine.protocol``; -1 = none.
+        sandbox: whether the engine restricts itself: see ``multigrain.sandbox.apply``.
         parent_pid: the engine exits when this process is no longer its parent; 0 = never.
     """
 
@@ -48,17 +51,14 @@ class EngineSettings(Spec):
     device: Literal["cpu", "gpu", "ascend"] = "cpu"
     threads: int = Field(0, ge=0)
     decode_threads: int = Field(2, ge=1)
+    decode_wall_seconds: float = Field(30.0, gt=0)
     max_batch: int = Field(32, ge=1)
     max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
     max_image_pixels: int = Field(50_000_000, ge=1)
     low_priority: bool = False
     inflight_fd: int = -1
+    sandbox: SandboxMode = "auto"
     parent_pid: int = 0
-
-    @property
-    def slots(self) -> int:
-        """Images that can be decoded or computed at the same time."""
-        return self.max_batch + self.decode_threads
 
     def arguments(self) -> list[str]:
         """The command line that :meth:`parse` reads."""

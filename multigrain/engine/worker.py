@@ -1,11 +1,10 @@
-"""The work of an engine: decoding threads, the loop that computes batches, and the answers."""
+"""The work of an engine: the loop that computes batches, and the answers."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,31 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.engine.batching import Batcher, BatchLatencyEstimator, DropReason, Item, Limits
+from multigrain.engine.decode_lanes import DecodeLanes
+from multigrain.engine.decoders import ImageDecoder
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
-from multigrain.engine.runtimes.base import Bundle, Outputs, Pixels, Runtime
-from multigrain.engine.settings import EngineSettings
+from multigrain.engine.runtimes.base import Outputs, Runtime
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.limits import ImageLimits
-from multigrain.images.preprocess import crop
-from multigrain.memory import exit_if_memory_exhausted, exit_if_out_of_memory
+from multigrain.memory import exit_if_out_of_memory
 from multigrain.whitening import StoredWhitening
 
 _LOG = logging.getLogger(__name__)
 _FP16_MAX = float(np.finfo(np.float16).max)
 
-Decode = Callable[[bytes, int], Pixels]
 Send = Callable[[list[Frame]], None]
-
-
-def decoder(bundle: Bundle, settings: EngineSettings) -> Decode:
-    """The preprocessing that evaluation uses, with the bundle's parameters and size limits."""
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    parameters = {head.resolution: head.preprocessing for head in bundle.manifest.heads}
-
-    def decode(data: bytes, resolution: int) -> Pixels:
-        return crop(data, parameters[resolution], limits)
-
-    return decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,24 +112,26 @@ class Worker:
     Args:
         runtimes: a loaded network for each resolution.
         default_resolution: of images with resolution 0.
-        decode: encoded bytes and resolution -> uint8 (S, S, 3); raises MultigrainError.
+        decoders: of ordinary images, at least one.
+        low_decoder: of the others.
         send: takes result frames; called from several threads.
         max_batch: images in a batch at most.
-        decode_threads: at least 1.
+        decode_wall_seconds: that decoding an image may take on a busy machine.
         latencies: measured batch latency by resolution; without them it is learned.
         whitenings: by resolution; the daemon refuses whitening at others.
-        inflight: ``max_batch`` slots, then one for each decoding thread.
+        inflight: ``max_batch`` slots.
     """
 
     def __init__(
         self,
         runtimes: Mapping[int, Runtime],
         default_resolution: int,
-        decode: Decode,
+        decoders: Sequence[ImageDecoder],
+        low_decoder: ImageDecoder,
         send: Send,
         *,
         max_batch: int,
-        decode_threads: int,
+        decode_wall_seconds: float = 30.0,
         latencies: Mapping[int, BatchLatencyEstimator] | None = None,
         whitenings: Mapping[int, StoredWhitening] | None = None,
         inflight: InFlightSlots | None = None,
@@ -151,32 +139,28 @@ class Worker:
         self._runtimes = runtimes
         self._whitenings = whitenings or {}
         self._default_resolution = default_resolution
-        self._decode = decode
         self._send = send
         latencies = latencies or {
             resolution: BatchLatencyEstimator(min(runtime.best_batch, max_batch))
             for resolution, runtime in runtimes.items()
         }
-        slots = max_batch + decode_threads
-        self._inflight = inflight or InFlightSlots(InFlightSlots.allocate(slots), slots)
+        self._inflight = inflight or InFlightSlots(InFlightSlots.allocate(max_batch), max_batch)
         self.images_per_second = latencies[default_resolution].images_per_second
         self.busy_items = 2 * max(latency.best_batch for latency in latencies.values())
-        limits = Limits(max_batch, decode_ahead=self.busy_items + decode_threads)
+        limits = Limits(max_batch, decode_ahead=self.busy_items + len(decoders) + 1)
         self._batcher = Batcher(limits, latencies, self._send_dropped)
-        self._threads = [
-            threading.Thread(
-                target=self._decode_loop,
-                args=(max_batch + number,),
-                name=f"decode-{number}",
-                daemon=True,
-            )
-            for number in range(decode_threads)
-        ]
+        self._lanes = DecodeLanes(
+            self._batcher,
+            decoders,
+            low_decoder,
+            decode_wall_seconds,
+            self._refuse,
+            self._send_dropped,
+        )
 
     def start(self) -> None:
         """Starts the decoding threads. The network runs in the caller of :meth:`compute_loop`."""
-        for thread in self._threads:
-            thread.start()
+        self._lanes.start()
 
     def submit(self, request: Submit, data: bytes) -> None:
         """Queues an image; its answer is sent later."""
@@ -200,10 +184,7 @@ class Worker:
 
     def compute_loop(self) -> None:
         """Computes batches in the calling thread until closed."""
-        while (work := self._batcher.next_work()) is not None:
-            if isinstance(work, Item):
-                self._decode_item(work, 0, inline=True)
-                continue
+        while (work := self._batcher.next_batch()) is not None:
             start = time.monotonic_ns()
             for slot, item in enumerate(work):
                 self._inflight.record(slot, item.request.id)
@@ -262,48 +243,7 @@ class Worker:
             out.append(frame)
         return out
 
-    def _decode_loop(self, slot: int) -> None:
-        while (item := self._batcher.next_to_decode()) is not None:
-            self._decode_item(item, slot, inline=False)
-
-    def _decode_item(self, item: Item, slot: int, *, inline: bool) -> None:
-        """Decodes an image and queues it for the network, or answers it with an error."""
-        start = time.monotonic_ns()
-        try:
-            self._inflight.record(slot, item.request.id)
-            try:
-                self._preprocess(item)
-            except Exception as error:
-                exit_if_memory_exhausted(error)  # before the slot is cleared: it names the image
-                raise
-            finally:
-                self._inflight.clear(slot)
-        except MultigrainError as error:
-            self._refuse(item, error, start)
-        except Exception as error:  # a decoder's defect costs this image, not the thread
-            _LOG.exception("image could not be decoded")
-            message = f"the image could not be decoded ({type(error).__name__})"
-            self._refuse(item, MultigrainError(ErrorKind.IMAGE_UNREADABLE, message), start)
-        else:
-            item.data = b""
-            item.decode_ns = time.monotonic_ns() - start
-            self._batcher.decoded(item, inline=inline)
-
-    def _preprocess(self, item: Item) -> None:
-        """Sets the pixels, or the tensor of an image that the caller preprocessed."""
-        side = item.request.resolution
-        if not item.request.tensor:
-            item.pixels = self._decode(item.data, side)
-            return
-        tensor = np.frombuffer(item.data, "<f4").reshape(3, side, side)
-        if not np.isfinite(tensor).all():
-            message = "a preprocessed image has non-finite numbers"
-            raise MultigrainError(ErrorKind.INVALID_FIELD, message)
-        item.tensor = tensor
-
-    def _refuse(self, item: Item, error: MultigrainError, start: int) -> None:
-        item.decode_ns = time.monotonic_ns() - start
-        self._batcher.decode_failed(item)
+    def _refuse(self, item: Item, error: MultigrainError) -> None:
         self._send([_failure(item, error)])
 
     def _send_dropped(self, item: Item, reason: DropReason) -> None:
@@ -350,6 +290,7 @@ def _answer(item: Item, embedding: NDArray[np.float32], logits: NDArray[np.float
         scale=scale,
         classes=count,
         scores=len(scores) // 4,
+        harm=item.harm,
     )
     return Frame(result, vector + classes + scores)
 
@@ -361,6 +302,7 @@ def _failure(item: Item, error: MultigrainError) -> Frame:
             error=error.kind,
             message=error.message[:2000],
             decode_ns=item.decode_ns,
+            harm=item.harm,
         )
     )
 
@@ -387,5 +329,6 @@ def _dropped(item: Item, reason: DropReason, where: Literal["queue", "batch"]) -
             message=message,
             where=where,
             decode_ns=item.decode_ns,
+            harm=item.harm,
         )
     )

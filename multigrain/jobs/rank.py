@@ -29,6 +29,7 @@ from multigrain.jobs.ipc import (
 )
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.processes import die_with_parent, keep_files_private
+from multigrain.streams import reserve_descriptors
 
 if TYPE_CHECKING:
     from multigrain.jobs.worker import RankOptions
@@ -179,5 +180,6 @@ def main(
 
 
 if __name__ == "__main__":
+    reserve_descriptors()
     keep_files_private()
     sys.exit(main())

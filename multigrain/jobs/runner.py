@@ -42,6 +42,7 @@ from multigrain.jobs.launchers import (
 from multigrain.jobs.limits import EXIT_DISK_FULL, RunnerLimits, StopSignal, is_disk_full
 from multigrain.jobs.runner_identity import RunnerIdentity
 from multigrain.processes import adopt_orphans, end_all, keep_files_private
+from multigrain.streams import reserve_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -350,5 +351,6 @@ def main(
 
 
 if __name__ == "__main__":
+    reserve_descriptors()
     keep_files_private()
     sys.exit(main())

@@ -124,6 +124,7 @@ class App:
             SupervisorOptions(
                 command=runner_command,
                 image_limits=replace(config.serving.image_limits, roots=self._roots.roots),
+                worker_environment=config.jobs.worker_environment,
                 poll_seconds=config.jobs.poll_seconds,
                 max_runner_crashes=config.jobs.max_runner_crashes,
                 restart_delay_seconds=config.jobs.runner_restart_seconds,

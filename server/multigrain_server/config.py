@@ -16,7 +16,7 @@ from multigrain.specs.base import Spec
 from multigrain_server.access.config import AccessConfig, TlsConfig
 from multigrain_server.address import ListenAddress
 from multigrain_server.devices import Inventory
-from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.config import EnvironmentNames, ServingConfig
 from multigrain_server.tracing.config import TracingConfig
 
 
@@ -141,6 +141,13 @@ class JobsConfig(Spec):
         0.5,
         gt=0,
         description="Seconds before a crashed runner is restarted; doubles with each crash.",
+    )
+    worker_environment: EnvironmentNames = Field(
+        (),
+        description="Names of further environment variables of the daemon that the processes of "
+        "jobs get; NAME* stands for all that begin with NAME. By default they get search paths, "
+        "language, time zone, and the variables of Python, drivers and numerical libraries. "
+        "Default none.",
     )
 
 

@@ -15,6 +15,7 @@ import structlog
 from multigrain.errors import MultigrainError
 from multigrain.processes import keep_files_private
 from multigrain.streams import BROKEN_PIPE, GuardedStream, flush, standard_streams
+from multigrain.text import printable
 from multigrain_server import early_signals
 from multigrain_server.access.tokens import NewToken, TokenFileError
 from multigrain_server.app import RUNNER_COMMAND, App
@@ -63,7 +64,7 @@ def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
     try:
         line = parse(words[doctor:], os.environ)
     except ConfigError as error:
-        print(f"multigrain-server: {error}", file=sys.stderr)
+        print(printable(f"multigrain-server: {error}"), file=sys.stderr)
         return USAGE
     if doctor or line.print_config or line.new_token or line.rebuild_index:
         early_signals.release()
@@ -86,7 +87,7 @@ def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
         with redirect_stderr(log_stream):
             asyncio.run(serve(line.config))
     except (DataDirError, TlsError, TokenFileError, OSError) as error:
-        print(f"multigrain-server: {error}", file=sys.stderr)
+        print(printable(f"multigrain-server: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -173,7 +174,7 @@ def rebuild_index(config: ServerConfig) -> str:
 def _index_report(done: IndexReport, counts: dict[str, int], old: str) -> list[str]:
     states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     lines = [f"{len(done.added)} jobs indexed" + (f": {states}" if states else "")]
-    lines += [f"skipped jobs/{name}: {why}" for name, why in done.skipped.items()]
+    lines += [printable(f"skipped jobs/{name}: {why}") for name, why in done.skipped.items()]
     if old:
         lines.append(f"the old index is now {old} and can be deleted")
     return lines
@@ -183,7 +184,7 @@ def _rebuild(config: ServerConfig, output: GuardedStream) -> int:
     try:
         print(rebuild_index(config))
     except (DataDirError, OSError) as error:
-        print(f"multigrain-server: {error}", file=sys.stderr)
+        print(printable(f"multigrain-server: {error}"), file=sys.stderr)
         return 1
     return _printed(output)
 

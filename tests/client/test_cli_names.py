@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +166,52 @@ def test_every_command_prints_hostile_names_in_every_encoding(run_in, encoding) 
         ), name
         if encoding == "utf-8" and name in ("jobs", "job", "models", "classify"):
             assert SHOWN in out
+
+
+# What the program itself may send to a terminal: colors, cursor, and lines of the live display.
+OWN = re.compile(r"\x1b\[[0-9;?]*[mAKhl]|[\r\n]")
+
+
+def test_every_command_sends_nothing_hostile_to_a_terminal(server, hostile, monkeypatch) -> None:
+    monkeypatch.setenv("MULTIGRAIN_SERVER", server.address)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, command in COMMANDS.items():
+        if name == "plot":
+            continue  # takes seconds
+        words = [word.replace("{dir}", str(hostile)) for word in command]
+        words = [
+            word.replace("{latin}", os.fsdecode(LATIN)).replace("{bad}", "bad\udcff.png")
+            for word in words
+        ]
+        sent = _on_terminal(words, monkeypatch)
+        for sequence in ("\x1b[31m測", "\x9b", "\x1b[2J", "\x1b]", "\x07"):
+            assert sequence not in sent, name
+        assert not controls(OWN.sub("", sent).replace("\t", "")), name
+
+
+def _on_terminal(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a command sends to a terminal, both streams."""
+    ours, terminal = pty.openpty()
+    sent = bytearray()
+
+    def collect() -> None:
+        # EIO when the terminal is closed.
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 65536):
+                sent.extend(data)
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    try:
+        with open(terminal, "w", encoding="utf-8") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            monkeypatch.setattr(sys, "stderr", stream)
+            assert stream.isatty()
+            main(words)
+    finally:
+        reader.join(30)
+        os.close(ours)
+    return sent.decode()
 
 
 JSON_COMMANDS = ["jobs", "job", "watch", "models", "load", "classify", "embed", "embed-folder"]

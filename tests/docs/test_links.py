@@ -14,6 +14,7 @@ from tools.docs.presets import preset_files
 
 PAGES = [
     ROOT / "README.md",
+    ROOT / "SECURITY.md",
     ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -19,7 +19,14 @@ from typing import Protocol
 
 from multigrain.engine import __main__ as engine
 from multigrain.engine import worker
-from multigrain.engine.batching import Batcher, BatchLatencyEstimator, DropReason, Item, Limits
+from multigrain.engine.batching import (
+    Batcher,
+    BatchLatencyEstimator,
+    DropReason,
+    Item,
+    Lane,
+    Limits,
+)
 
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"
 _FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")
@@ -72,11 +79,11 @@ class HeldBatcher(Batcher):
         with self._lock:
             self._wanted = items
             self._may_compute.notify_all()
-            self._may_decode.notify_all()
+            self._notify_decoders()
 
-    def _can_decode(self) -> bool:
+    def _can_decode(self, lane: Lane) -> bool:
         ahead = len(self._decoded) + len(self._decoding)
-        return (bool(self._waiting) and ahead < self._wanted) or super()._can_decode()
+        return (bool(self._waiting[lane]) and ahead < self._wanted) or super()._can_decode(lane)
 
     def _can_compute(self) -> bool:
         return super()._can_compute() and len(self._decoded) >= self._wanted

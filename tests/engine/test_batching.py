@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits, Stage
+from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Lane, Limits, Stage
 from multigrain.engine.protocol import Submit
 from tests.engine.held import HeldBatcher
 
@@ -54,9 +54,9 @@ class Queue:
         return out
 
     def take(self) -> list[Item]:
-        work = self.batcher.next_work()
-        assert isinstance(work, list)
-        return work
+        batch = self.batcher.next_batch()
+        assert batch is not None
+        return batch
 
     def compute(self) -> list[int]:
         """Computes the next batch; its ids."""
@@ -291,15 +291,21 @@ def test_a_batch_has_one_resolution_and_the_other_is_next() -> None:
     assert [queue.compute(), queue.compute()] == [[1, 3], [2]]
 
 
-def test_the_idle_computing_thread_decodes_inline() -> None:
+def test_an_idle_computing_thread_waits_for_decoded_images() -> None:
     queue = Queue()
     queue.submit(5)
-    work = queue.batcher.next_work()
-    assert isinstance(work, Item)
-    assert work.stage is Stage.DECODING
-    work.pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
-    queue.batcher.decoded(work, inline=True)
-    assert queue.compute() == [5]
+    batches: list[list[int]] = []
+    idle = threading.Thread(target=lambda: batches.append(queue.compute()))
+    idle.start()
+    idle.join(0.05)
+    assert idle.is_alive()
+    item = queue.batcher.next_to_decode()
+    assert item is not None
+    assert item.stage is Stage.DECODING
+    item.pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    queue.batcher.decoded(item)
+    idle.join(60)
+    assert batches == [[5]]
 
 
 def test_held_images_are_computed_together_up_to_the_largest_batch() -> None:
@@ -318,11 +324,12 @@ def test_close_ends_all_waiting_threads() -> None:
     found: list[object] = []
     threads = [
         threading.Thread(target=lambda: found.append(queue.batcher.next_to_decode())),
-        threading.Thread(target=lambda: found.append(queue.batcher.next_work())),
+        threading.Thread(target=lambda: found.append(queue.batcher.next_to_decode(Lane.LOW))),
+        threading.Thread(target=lambda: found.append(queue.batcher.next_batch())),
     ]
     for thread in threads:
         thread.start()
     queue.batcher.close()
     for thread in threads:
         thread.join(60)
-    assert found == [None, None]
+    assert found == [None, None, None]

@@ -217,12 +217,12 @@ time.sleep(60)
 
 def test_an_engine_that_runs_out_of_memory_while_loading_exits_with_its_code(bundle: Path) -> None:
     script = """
-from multigrain.engine import __main__ as engine
+from multigrain.engine import __main__ as engine, serve
 
 def load(*_):
     raise RuntimeError("Device(id:0) memory isn't enough and alloc failed")
 
-engine.load = load
+serve.load = load
 engine.main()
 """
     ours, theirs = socket.socketpair()

@@ -1,9 +1,13 @@
-"""``multigrain-server`` where its dependencies are missing."""
+"""``multigrain-server`` where its dependencies or standard streams are missing."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +45,25 @@ def test_python_m_runs_the_command_line() -> None:
     command = [sys.executable, "-m", "multigrain_server", "--print-config"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "grpc:" in run.stdout or "listen:" in run.stdout
+
+
+@pytest.mark.process
+def test_closed_standard_streams_are_the_null_device(tmp_path: Path) -> None:
+    """Otherwise sockets get their numbers, and libraries write to standard error into them."""
+    data = tmp_path / "data"
+    words = [sys.executable, "-m", "multigrain_server", f"--data-dir={data}"]
+    words += ["--listen=127.0.0.1:0", "--http-listen="]
+    daemon = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words])
+    try:
+        deadline = time.monotonic() + 60
+        while not (data / "address").exists():
+            assert daemon.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for number in range(3):
+            assert os.readlink(f"/proc/{daemon.pid}/fd/{number}") == os.devnull
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from multigrain.text import printable
+
 
 class Level(Enum):
     """Severity. With a FAIL, the daemon or some jobs cannot work."""
@@ -31,8 +33,9 @@ class Finding:
     fix: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.level.value:4}  {self.subject}: {self.message}"
-        return f"{text}\n      -> {self.fix}" if self.fix else text
+        # Names of files and folders are among it.
+        text = f"{self.level.value:4}  {printable(f'{self.subject}: {self.message}')}"
+        return f"{text}\n      -> {printable(self.fix)}" if self.fix else text
 
 
 def ok(subject: str, message: str) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 
@@ -72,6 +73,8 @@ def certificates(config: ServerConfig) -> Iterator[Finding]:
         yield warn(subject, f"expires in {days:.0f} days", "renew it; no restart is needed")
     else:
         yield ok(subject, f"expires in {days:.0f} days")
+    if config.tls.key is not None and config.tls.key.stat().st_mode & stat.S_IROTH:
+        yield warn("key", f"other users can read {config.tls.key}", f"chmod o-rwx {config.tls.key}")
 
 
 def callers(config: ServerConfig) -> Iterator[Finding]:
@@ -83,6 +86,12 @@ def callers(config: ServerConfig) -> Iterator[Finding]:
             yield fail("tokens", str(error), "create its lines with multigrain-server --new-token")
         else:
             yield ok("tokens", f"{len(tokens)} in the file")
+            if config.access.tokens.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                yield warn(
+                    "tokens",
+                    f"other users can add tokens to {config.access.tokens}",
+                    f"chmod go-w {config.access.tokens}",
+                )
     for warning in config.warnings:
         yield warn(
             f"listen {config.listen}",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from multigrain.engine.settings import RuntimeName
 from multigrain.images.limits import ImageLimits
+from multigrain.machine import available_cpus
+from multigrain.sandbox.apply import SandboxMode
 from multigrain.specs.base import Spec
 
 _MIB = 1024 * 1024
 _MAX_BYTES = 2**50
+_DECODE_SECONDS_PER_CPU = 60.0
+
+#: Names of environment variables; a last ``*`` stands for all names that begin so.
+EnvironmentNames = tuple[
+    Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\*?$")], ...
+]
 
 
 class ServingConfig(Spec):
@@ -46,6 +54,20 @@ class ServingConfig(Spec):
         ge=1024,
         le=_MAX_BYTES,
         description="Encoded bytes of those images. Default 256 MiB.",
+    )
+    queue_decode_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=1_000_000_000,
+        description="Estimated CPU seconds to decode those images; 0 = 60 for each CPU that the "
+        "daemon may use. Default 0.",
+    )
+    queue_decode_bytes: int = Field(
+        32768 * _MIB,
+        ge=1024,
+        le=_MAX_BYTES,
+        description="Estimated bytes of memory to decode those images if all were decoded at "
+        "once; few are. Default 32 GiB.",
     )
     cache_bytes: int = Field(
         0,
@@ -124,6 +146,19 @@ class ServingConfig(Spec):
         "least recently used model that no alias and no default points at is unloaded, and a "
         "load that cannot fit is refused. 0 = no limit. Default 0.",
     )
+    sandbox: SandboxMode = Field(
+        "auto",
+        description="Whether engines restrict themselves to what they need: the files of their "
+        "bundle, no network, no other programs. auto = by what the machine offers (see "
+        "multigrain-server doctor), off = not at all, required = refuse to load a model where a "
+        "measure is missing. Default auto.",
+    )
+    engine_environment: EnvironmentNames = Field(
+        (),
+        description="Names of further environment variables of the daemon that engines get; NAME* "
+        "stands for all that begin with NAME. By default they get search paths, language, time "
+        "zone, and the variables of Python, drivers and numerical libraries. Default none.",
+    )
     max_bundle_bytes: int = Field(
         4096 * _MIB,
         ge=1024,
@@ -151,6 +186,17 @@ class ServingConfig(Spec):
         description="An import or download whose client neither sends nor takes data for this "
         "long is ended.",
     )
+
+    @property
+    def decoders(self) -> int:
+        """Images that an engine decodes at a time."""
+        return self.decode_threads or available_cpus()
+
+    @property
+    def queue_limits(self) -> tuple[int, int, float, int]:
+        """Images in flight, their bytes, and CPU seconds and bytes of memory to decode them."""
+        seconds = self.queue_decode_seconds or _DECODE_SECONDS_PER_CPU * available_cpus()
+        return self.queue_items, self.queue_bytes, seconds, self.queue_decode_bytes
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from multigrain.engine.protocol import EmbeddingOptions, Result
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.cost import DecodeCost
 from multigrain.machine import available_memory
 
 _QUARANTINED = 1024
@@ -43,6 +44,8 @@ class ImageRequest:
         client: whom shares of the queue are counted for: the name of a token, or a host where there
             are no tokens.
         connection: of the client, as reported by gRPC.
+        costs: of decoding each image; empty if they are preprocessed.
+        penalized: the client has sent harmful images: its own wait behind all others.
         caller: from :func:`new_caller`. Engines compute the images of different callers in
             rotation, and all requests of a stream have one caller. 0 = a caller of its own.
         deadline_ns: on CLOCK_MONOTONIC; 0 = none.
@@ -58,6 +61,8 @@ class ImageRequest:
     scores: bool = False
     client: str = ""
     connection: str = ""
+    costs: Sequence[DecodeCost] = ()
+    penalized: bool = False
     caller: int = 0
     deadline_ns: int = 0
     received_ns: int = 0

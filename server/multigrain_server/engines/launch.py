@@ -26,6 +26,7 @@ from multigrain.processes import (
     describe_signal,
     end_first_without_memory,
     explain_signal,
+    needed_environment,
     python_command,
 )
 from multigrain_server.engines.config import ServingConfig
@@ -38,6 +39,7 @@ ENGINE_COMMAND: Final = python_command("multigrain.engine")
 HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 _ROOT = Path("/")
+_NO_HOME = "/nonexistent"
 _NO_OUTPUT = "(no output)"
 _LINE_BYTES = 4096
 # Two folders at least: "and/or" and "/s" are no paths.
@@ -53,7 +55,7 @@ class EngineSpec:
         bundle: the bundle's folder.
         runtime: as in ``LoadModelRequest.runtime``.
         low_priority: load at a low priority, because requests are served meanwhile.
-        environment: added to the daemon's own; selects the leased device.
+        environment: added to what it needs of the daemon's own; selects the leased device.
     """
 
     label: str
@@ -202,7 +204,15 @@ async def launch(
     # Libraries count the CPUs of the machine, not those of a container.
     threads = config.engine_threads or (found.available if found.limited else 0)
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads)) if found.limited else {}
-    environment = {**HUGE_PAGES, **limits, **os.environ, **spec.environment}
+    environment = {
+        **HUGE_PAGES,
+        **limits,
+        **needed_environment(os.environ, config.engine_environment),
+        **spec.environment,
+    }
+    if config.device == "cpu":
+        # Drivers of accelerators keep compiled kernels there; the others need none.
+        environment["HOME"] = _NO_HOME
     ours, theirs = socket.socketpair()
     settings = EngineSettings(
         bundle=spec.bundle.absolute(),
@@ -215,13 +225,14 @@ async def launch(
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
         low_priority=spec.low_priority,
+        sandbox=config.sandbox,
         parent_pid=os.getpid(),
     )
     try:
         with theirs:
-            inflight_fd = InFlightSlots.allocate(settings.slots)
+            inflight_fd = InFlightSlots.allocate(settings.max_batch)
             try:
-                inflight = InFlightSlots(inflight_fd, settings.slots)
+                inflight = InFlightSlots(inflight_fd, settings.max_batch)
                 settings = settings.model_copy(update={"inflight_fd": inflight_fd})
                 process = await asyncio.create_subprocess_exec(
                     *command,

@@ -37,6 +37,11 @@ class RunnerProcess:
     ) -> RunnerProcess:
         """Starts ``command <folder>`` in its own session, so that it outlives this process.
 
+        Args:
+            folder: of the job.
+            command: starts a runner.
+            environment: all that it and the processes that it starts get.
+
         Raises:
             OSError: if it cannot be started.
         """
@@ -50,7 +55,7 @@ class RunnerProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=child_environment({**os.environ, **environment}),
+                env=child_environment(environment),
                 cwd=folder.path,
             )
         return cls(folder, child)

@@ -17,6 +17,7 @@ from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits, write_limits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.limits import EXIT_DISK_FULL, is_disk_full
+from multigrain.processes import needed_environment
 from multigrain_server.backoff import backoff_seconds
 from multigrain_server.devices import Leases
 from multigrain_server.jobs.event_feed import EventFeed
@@ -118,6 +119,8 @@ class SupervisorOptions:
         command: starts a runner; the job folder is appended.
         image_limits: of the image files in a dataset: those of serving, so that what is served can
             be trained on.
+        worker_environment: further environment variables for the processes of jobs: see
+            ``multigrain.processes.needed_environment``.
         poll_seconds: interval at which events and processes are checked.
         save_seconds: maximum delay of the index behind the events (states are not delayed).
         max_runner_crashes: after this many in a row the job is FAILED(RUNNER_LOST).
@@ -127,6 +130,7 @@ class SupervisorOptions:
 
     command: Sequence[str]
     image_limits: ImageLimits = DEFAULT_LIMITS
+    worker_environment: tuple[str, ...] = ()
     poll_seconds: float = 0.05
     save_seconds: float = 1.0
     max_runner_crashes: int = 3
@@ -304,7 +308,8 @@ class Supervisor:
 
     def _start_runner(self, active: ActiveJob) -> None:
         lease = self._leases.acquire(active.job_id, active.request.spec.devices)
-        environment = lease.environment() if lease is not None else {}
+        environment = needed_environment(os.environ, self._options.worker_environment)
+        environment |= lease.environment() if lease is not None else {}
         active.started = True
         active.waiting = "starting"
         try:

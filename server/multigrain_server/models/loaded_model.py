@@ -12,6 +12,7 @@ import structlog
 
 from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.sandbox.apply import SandboxReport
 from multigrain_server.backoff import Backoff
 from multigrain_server.devices import EngineDevices
 from multigrain_server.engines.config import ServingConfig
@@ -196,8 +197,25 @@ class LoadedModel(SupervisedModel):
         self._log_engine("engine replaced", engine, restarts=self.restarts)
 
     def _log_engine(self, event: str, engine: EngineProcess, **fields: float) -> None:
-        runtime = engine.ready.runtime if engine.ready is not None else ""
-        _log.info(event, model=self.label, pid=engine.pid, runtime=runtime, **fields)
+        ready = engine.ready
+        runtime = ready.runtime if ready is not None else ""
+        measures = ready.sandbox if ready is not None else ()
+        restricted = [measure.name for measure in measures if measure.active]
+        _log.info(
+            event,
+            model=self.label,
+            pid=engine.pid,
+            runtime=runtime,
+            sandbox=",".join(restricted) or "off",
+            **fields,
+        )
+        if missing := SandboxReport(tuple(measures)).missing:
+            reasons = "; ".join(map(str, missing))
+            _log.warning(
+                "engine is not restricted in all ways: multigrain-server doctor says why",
+                model=self.label,
+                missing=reasons,
+            )
 
     async def _start(self, runtime: str, *, low_priority: bool = True) -> EngineProcess:
         environment = self._devices.acquire(self.label)
@@ -245,6 +263,8 @@ class LoadedModel(SupervisedModel):
             runtime = ready.runtime.partition(" ")[0]
             info = ModelInfo(runtime, ready.precision, self._config.device)
         self._metrics.model_info(version.name, version.version, info)
+        measures = ready.sandbox if ready is not None else None
+        self._metrics.engine_sandbox(version.name, version.version, measures)
         self._on_change()
 
     def _observe(self, result: Result) -> None:

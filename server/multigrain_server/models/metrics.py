@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from multigrain.engine.protocol import Result
+from multigrain.sandbox.apply import MEASURES, Measure
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ _SECONDS = (
 _LOAD_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
-Refusal = Literal["too_many_items", "deadline", "late", "draining", "bytes", "queue_full"]
+Refusal = Literal[
+    "too_many_items", "deadline", "late", "draining", "bytes", "queue_full", "decode_cost", "share"
+]
 DROPPED_IN = ("queue", "batch")
 
 
@@ -147,6 +151,11 @@ class ServingMetrics:
             "Encoded bytes of the images in flight.",
             registry=registry,
         )
+        self.inflight_decode_seconds = Gauge(
+            "multigrain_inflight_decode_seconds",
+            "Estimated CPU seconds to decode the images in flight.",
+            registry=registry,
+        )
         self._rejected = Counter(
             "multigrain_rejected_total",
             "Requests refused before anything was computed, by reason.",
@@ -163,6 +172,12 @@ class ServingMetrics:
             "multigrain_cancelled_items_total",
             "Images canceled or past their deadline, by stage.",
             ["where"],
+            registry=registry,
+        )
+        self.penalties = Counter(
+            "multigrain_penalties_total",
+            "Times that a client's images were moved behind all others, because one of them took "
+            "too long to decode or crashed the decoder.",
             registry=registry,
         )
         self.cache_lookups = Counter(
@@ -192,6 +207,12 @@ class ServingMetrics:
             "multigrain_model_info",
             "1 for each loaded model version: runtime, precision and device.",
             ["model", "version", "runtime", "precision", "device"],
+            registry=registry,
+        )
+        self._engine_sandbox = Gauge(
+            "multigrain_engine_sandbox",
+            "1 for each measure by which a model's engine is restricted, 0 for each other one.",
+            ["model", "version", "measure"],
             registry=registry,
         )
         self.engine_restarts = Counter(
@@ -246,6 +267,16 @@ class ServingMetrics:
         if info is not None:
             self._infos[name, version] = info
             self._model_info.labels(name, str(version), *astuple(info)).set(1)
+
+    def engine_sandbox(self, name: str, version: int, measures: Sequence[Measure] | None) -> None:
+        """Sets the measures by which an engine is restricted; None removes their series."""
+        for measure in MEASURES:
+            if measures is None:
+                with contextlib.suppress(KeyError):
+                    self._engine_sandbox.remove(name, str(version), measure)
+                continue
+            active = any(one.name == measure and one.active for one in measures)
+            self._engine_sandbox.labels(name, str(version), measure).set(active)
 
     def model_state(self, name: str, version: int, state: str | None) -> None:
         """Sets the state of a model version; None removes its series."""

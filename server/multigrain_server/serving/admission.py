@@ -1,11 +1,10 @@
-"""Admission: which requests are accepted, by items, bytes and the engine's measured rate."""
+"""Admission: which requests are accepted, by what they cost and whom they are from."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -15,17 +14,12 @@ from multigrain.engine.protocol import Ready
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.images import ImageRequest
-from multigrain_server.models.metrics import ServingMetrics
+from multigrain_server.models.metrics import Refusal, ServingMetrics
+from multigrain_server.serving.flow import Flow, Work
+from multigrain_server.serving.shares import Load, Sender, Shares, Shortage
 
 _log = structlog.get_logger(__name__)
 
-# The rate is measured over windows of at least so many seconds and images.
-_WINDOW_SECONDS = 0.25
-_WINDOW_ITEMS = 8
-# Weight of the newest window in the moving average.
-_NEWEST = 0.3
-# Longest time over which the retries of refused requests are spread.
-_SPREAD_NS = 5_000_000_000
 _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 10.0
 # Share of the remaining time that may be planned: measured rates vary, and an answer needs time
@@ -37,99 +31,7 @@ _DONE_BEFORE_RETRY = 0.5
 _LOG_SECONDS = 10.0
 # Share of the rate that an engine reached in its warm-up, with nothing to decode or to answer.
 _PROMISED = 0.7
-
-
-@dataclass(slots=True)
-class _Caller:
-    """Images of one caller in flight, and the latest of their deadlines; 0 = none."""
-
-    items: int
-    deadline_ns: int
-
-
-class Flow:
-    """The images in flight in one engine, and the rate at which it answers.
-
-    Args:
-        rate: images per second, to begin with; 0 = unknown.
-        full: with so many images in flight the engine is never idle, so that the rate at which it
-            answers is the rate that it is capable of.
-        clock_ns: CLOCK_MONOTONIC, in nanoseconds.
-    """
-
-    def __init__(
-        self, rate: float, full: int, clock_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
-        self.rate = rate
-        self.items = 0
-        self._full = full
-        self._clock_ns = clock_ns
-        self._callers: dict[int, _Caller] = {}
-        self._window_ns = 0
-        self._finished = 0
-        self._retry_ns = 0
-
-    def enter(self, caller: int, items: int, deadline_ns: int) -> None:
-        self.items += items
-        known = self._callers.get(caller)
-        if known is None:
-            self._callers[caller] = _Caller(items, deadline_ns)
-        else:
-            known.items += items
-            known.deadline_ns = max(known.deadline_ns, deadline_ns)
-        if not self._window_ns and self.items >= self._full:
-            self._window_ns, self._finished = self._clock_ns(), 0
-
-    def leave(self, caller: int, items: int, *, answered: bool) -> None:
-        """``answered`` by the engine: dropped images say nothing about its rate."""
-        known = self._callers[caller]
-        known.items -= items
-        if not known.items:
-            del self._callers[caller]
-        self.items -= items
-        if self._window_ns:
-            self._measure(items if answered else 0)
-
-    def seconds_before(self, caller: int, items: int, deadline_ns: int) -> float:
-        """Seconds until images that arrive now would be computed, with all those that would be
-        computed before the last of them: engines compute the images of different callers in
-        rotation, and among equals the one with the earliest deadline first. 0 while the rate is
-        unknown."""
-        if not self.rate:
-            return 0.0
-        own = self._callers.get(caller)
-        rounds = items + (own.items if own is not None else 0)
-        before = rounds
-        for number, other in self._callers.items():
-            if number == caller:
-                continue
-            urgent = 0 < other.deadline_ns <= (deadline_ns or other.deadline_ns)
-            before += other.items if urgent else min(other.items, rounds)
-        return before / self.rate
-
-    def retry_seconds(self, items: int, wait: float) -> float:
-        """Seconds after which a refused request should be retried, at least ``wait``.
-
-        Each refused request gets a later time, spaced at the engine's rate: if all were retried
-        at once, most would be refused again. The spread is bounded: not all are retried.
-        """
-        now = self._clock_ns()
-        apart = int(1e9 * items / self.rate) if self.rate else 0
-        soonest = now + int(1e9 * wait)
-        self._retry_ns = min(max(self._retry_ns + apart, soonest), soonest + _SPREAD_NS)
-        return (self._retry_ns - now) / 1e9
-
-    def _measure(self, items: int) -> None:
-        self._finished += items
-        now = self._clock_ns()
-        seconds = (now - self._window_ns) / 1e9
-        if seconds >= _WINDOW_SECONDS and self._finished >= _WINDOW_ITEMS:
-            newest = self._finished / seconds
-            self.rate += (_NEWEST if self.rate else 1.0) * (newest - self.rate)
-            self._window_ns, self._finished = now, 0
-        if self.items < self._full:
-            # The engine may be idle from now on.
-            self._window_ns = 0
+_CLIENT_TEXT = 80
 
 
 class Engine(Protocol):
@@ -143,7 +45,8 @@ class Admission:
 
     A request is admitted whole or not at all, whichever API it came by, and only if it can be
     answered within its deadline at the engine's measured rate: an image that is admitted and then
-    dropped takes time from those that could have been answered.
+    dropped takes time from those that could have been answered. No client can fill the queue for
+    the others (:class:`Shares`).
 
     Args:
         config: limits.
@@ -158,10 +61,9 @@ class Admission:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._clock_ns = clock_ns
-        self._config = config
+        self._decoders = config.decoders
         self._metrics = metrics
-        self._items = 0
-        self._bytes = 0
+        self._shares = Shares(Load(*config.queue_limits))
         self._draining = False
         self._flows: WeakKeyDictionary[Engine, Flow] = WeakKeyDictionary()
         self._refused = 0
@@ -170,7 +72,7 @@ class Admission:
     @property
     def items(self) -> int:
         """Images in flight, over all models."""
-        return self._items
+        return int(self._shares.held.items)
 
     def drain(self) -> None:
         """Admits nothing from now on."""
@@ -181,30 +83,34 @@ class Admission:
         """Counts a request's images as in flight while the block runs.
 
         Raises:
-            MultigrainError: OVERLOADED with the seconds after which there should be room;
-                UNAVAILABLE when draining; INVALID_FIELD for more than the whole queue holds.
+            MultigrainError: OVERLOADED with the seconds after which there should be room, or
+                after which the client should be below its share; UNAVAILABLE when draining;
+                INVALID_FIELD for more than the whole queue holds.
         """
         flow = self._flow(engine)
-        items, size = len(request.images), sum(map(len, request.images))
-        self._check(request, items, size, flow)
-        self._add(items, size)
-        flow.enter(request.caller, items, request.deadline_ns)
+        sender = Sender(request.client, request.connection, request.caller)
+        load, work = _load(request), flow.work(request)
+        self._check(request, sender, load, work, flow)
+        self._shares.add(sender, load)
+        flow.enter(sender, work, request.deadline_ns)
+        self._publish()
         answered = False
         try:
             yield
             answered = True
         finally:
-            flow.leave(request.caller, items, answered=answered)
-            self._add(-items, -size)
+            flow.leave(sender, work, answered=answered)
+            self._shares.remove(sender, load)
+            self._publish()
 
     def too_late(self, request: ImageRequest, engine: Engine) -> MultigrainError:
         """The error of a request that was admitted and yet could not be computed in time."""
-        self._metrics.refused("late")
+        flow = self._flow(engine)
+        work = flow.work(request)
         return self._overloaded(
+            "late",
             "throughput dropped after admission",
-            len(request.images),
-            self._flow(engine),
-            wait=_MIN_RETRY_SECONDS,
+            flow.retry_seconds(request.client, work, _retry(flow, _MIN_RETRY_SECONDS)),
         )
 
     def _flow(self, engine: Engine) -> Flow:
@@ -212,11 +118,13 @@ class Admission:
         if flow is None:
             ready = engine.ready
             rate, busy = (ready.images_per_second, ready.busy_items) if ready else (0.0, 16)
-            flow = Flow(_PROMISED * rate, busy, self._clock_ns)
+            flow = Flow(_PROMISED * rate, busy, self._clock_ns, self._decoders)
             self._flows[engine] = flow
         return flow
 
-    def _check(self, request: ImageRequest, items: int, size: int, flow: Flow) -> None:
+    def _check(
+        self, request: ImageRequest, sender: Sender, load: Load, work: Work, flow: Flow
+    ) -> None:
         if self._draining:
             self._metrics.refused("draining")
             raise MultigrainError(
@@ -224,59 +132,47 @@ class Admission:
                 "the server is shutting down: send the request to another one",
                 retry_after=1.0,
             )
-        config = self._config
-        if size > config.queue_bytes:
-            self._metrics.refused("bytes")
-            raise MultigrainError.field(
-                "images",
-                f"have {size} bytes together, more than the {config.queue_bytes} that the server "
-                "accepts at a time: send fewer in a request",
-            )
-        if self._items + items > config.queue_items:
-            self._metrics.refused("queue_full")
-            excess = self._items + items - config.queue_items
-            raise self._overloaded(
-                f"{self._items} images are in flight, the limit is {config.queue_items}",
-                items,
-                flow,
-                wait=excess / flow.rate if flow.rate else 1.0,
-            )
-        if self._bytes + size > config.queue_bytes:
-            self._metrics.refused("bytes")
-            share = (self._bytes + size - config.queue_bytes) / max(self._bytes, 1)
-            raise self._overloaded(
-                f"{self._bytes} bytes of images are in flight, the limit is {config.queue_bytes}",
-                items,
-                flow,
-                wait=share * self._items / flow.rate if flow.rate else 1.0,
-            )
-        self._check_deadline(request, items, flow)
+        for quantity, wanted, limit in zip(load._fields, load, self._shares.limits, strict=True):
+            # More images than this are refused earlier, or are alone in the queue.
+            if wanted > limit and quantity != "items":
+                self._metrics.refused(_REASONS[quantity])
+                raise MultigrainError.field("images", _too_much(quantity, wanted, limit))
+        shortage = self._shares.shortage(sender, load)
+        if shortage is not None:
+            # By the engine's rate, the time in which as much is answered as is missing.
+            part = shortage.missing / shortage.held
+            seconds = part * flow.seconds_at_most(Work(0, 0.0, 0.0)) or 1.0
+            delay = flow.retry_seconds(request.client, work, _retry(flow, seconds))
+            reason: Refusal = "share" if shortage.over_share else _REASONS[shortage.quantity]
+            raise self._overloaded(reason, _why(shortage), delay, _who(shortage, request.client))
+        self._check_deadline(request, sender, work, flow)
 
-    def _check_deadline(self, request: ImageRequest, items: int, flow: Flow) -> None:
+    def _check_deadline(
+        self, request: ImageRequest, sender: Sender, work: Work, flow: Flow
+    ) -> None:
         # An empty engine gets the images in any case: it knows best what it can do.
-        if not request.deadline_ns or not flow.items:
+        if not request.deadline_ns or flow.idle:
             return
         left = _USABLE * (request.deadline_ns - self._clock_ns()) / 1e9
-        # Everything in flight is the most that can be computed before it.
-        if not flow.rate or (flow.items + items) / flow.rate <= left:
+        if flow.seconds_at_most(work) <= left:
             return
-        seconds = flow.seconds_before(request.caller, items, request.deadline_ns)
+        seconds = flow.seconds_before(sender, work, request.deadline_ns)
         if seconds <= left:
             return
-        self._metrics.refused("late")
         raise self._overloaded(
-            f"it would answer in {seconds:.2f} s, after the deadline", items, flow, seconds - left
+            "late",
+            f"it would answer in {seconds:.2f} s, after the deadline",
+            flow.retry_seconds(request.client, work, _retry(flow, seconds - left)),
         )
 
-    def _overloaded(self, why: str, items: int, flow: Flow, wait: float) -> MultigrainError:
-        done = _DONE_BEFORE_RETRY * flow.items / flow.rate if flow.rate else 0.0
-        delay = flow.retry_seconds(items, max(wait, done, _MIN_RETRY_SECONDS))
+    def _overloaded(
+        self, reason: Refusal, why: str, delay: float, who: str = "the server is full"
+    ) -> MultigrainError:
+        self._metrics.refused(reason)
         delay = min(delay, _MAX_RETRY_SECONDS)
         self._log_refusal(why)
         return MultigrainError(
-            ErrorKind.OVERLOADED,
-            f"the server is full ({why}): try again in {delay:.2f} s",
-            retry_after=delay,
+            ErrorKind.OVERLOADED, f"{who} ({why}): try again in {delay:.2f} s", retry_after=delay
         )
 
     def _log_refusal(self, why: str) -> None:
@@ -287,8 +183,75 @@ class Admission:
             _log.warning("overloaded", refused_requests=self._refused, reason=why)
             self._logged, self._refused = now, 0
 
-    def _add(self, items: int, size: int) -> None:
-        self._items += items
-        self._bytes += size
-        self._metrics.inflight.set(self._items)
-        self._metrics.inflight_bytes.set(self._bytes)
+    def _publish(self) -> None:
+        held, metrics = self._shares.held, self._metrics
+        metrics.inflight.set(held.items)
+        metrics.inflight_bytes.set(held.bytes)
+        metrics.inflight_decode_seconds.set(held.decode_seconds)
+
+
+_REASONS: dict[str, Refusal] = {
+    "items": "queue_full",
+    "bytes": "bytes",
+    "decode_seconds": "decode_cost",
+    "decode_bytes": "decode_cost",
+}
+_NAMES = {
+    "items": "images",
+    "bytes": "bytes of images",
+    "decode_seconds": "seconds of decoding",
+    "decode_bytes": "bytes of memory for decoding",
+}
+
+
+def _load(request: ImageRequest) -> Load:
+    costs = request.costs
+    return Load(
+        len(request.images),
+        sum(map(len, request.images)),
+        sum(cost.seconds for cost in costs),
+        sum(cost.bytes for cost in costs),
+    )
+
+
+def _retry(flow: Flow, wait: float) -> float:
+    """Seconds after which a refused request has a chance, at least ``wait``."""
+    done = _DONE_BEFORE_RETRY * flow.units / flow.rate if flow.rate else 0.0
+    return max(wait, done, _MIN_RETRY_SECONDS)
+
+
+def _too_much(quantity: str, wanted: float, limit: float) -> str:
+    if quantity == "bytes":
+        return (
+            f"have {wanted} bytes together, more than the {limit} that the server accepts at a "
+            "time: send fewer in a request"
+        )
+    return (
+        f"need about {wanted:,.0f} {_NAMES[quantity]}, more than the {limit:,.0f} that the server "
+        f"accepts at a time (serving.queue_{quantity}): send fewer in a request, or smaller ones"
+    )
+
+
+def _who(shortage: Shortage, client: str) -> str:
+    """Who is refused."""
+    if not shortage.over_share:
+        return "the server is full"
+    if shortage.clients == 1:
+        return "the server is full for this caller"
+    return f"{client[:_CLIENT_TEXT]} is above its share"
+
+
+def _why(shortage: Shortage) -> str:
+    """What is short."""
+    name, held, limit = _NAMES[shortage.quantity], shortage.held, shortage.limit
+    if not shortage.over_share:
+        return f"{held:.0f} {name} are in flight, the limit is {limit:.0f}"
+    if shortage.clients == 1:
+        return (
+            f"{held:.0f} {name} are in flight, the limit is {limit:.0f}, and the last of it is "
+            "kept for other callers"
+        )
+    return (
+        f"it has {shortage.held_by_client:.0f} {name} in flight; while {shortage.clients} clients "
+        f"use the server, the share of each is {shortage.share:.0f} of {limit:.0f}"
+    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from multigrain.bundle.manifest import Head
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.cost import DecodeCost, decode_cost
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess, InFlight
 from multigrain_server.engines.images import ImageRequest, ImageResult, new_caller
@@ -18,11 +20,15 @@ from multigrain_server.models.metrics import ServingMetrics, StageTimes
 from multigrain_server.models.registry import ModelVersion
 from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.cache import Key, ResponseCache
+from multigrain_server.serving.penalties import Penalties
 from multigrain_server.tracing.call import call_trace
 
 _DEFAULT_TOP_K = 5
 # Time for a refusal to reach its caller; half of what an engine allows for a result.
 _REFUSAL_SECONDS = 0.05
+# Bytes of images that are examined on the event loop; more of them would hold up other calls.
+_EXAMINED_AT_ONCE = 1 << 20
+_EXAMINING_THREADS = 2
 # Errors that concern the whole request, not one image of it.
 _REQUEST_ERRORS = {
     ErrorKind.DEADLINE,
@@ -68,6 +74,7 @@ class ImageService:
 
     Attributes:
         admission: decides which requests are accepted, and counts the images in flight.
+        penalties: clients whose images did harm.
     """
 
     def __init__(
@@ -78,6 +85,8 @@ class ImageService:
         self._metrics = metrics
         self._cache = ResponseCache(config.cache_bytes, metrics) if config.cache_bytes else None
         self.admission = Admission(config, metrics)
+        self.penalties = Penalties(metrics)
+        self._examiners = ThreadPoolExecutor(_EXAMINING_THREADS, "examine-images")
 
     async def infer(self, request: ImageRequest) -> ImageResponse:
         """Computes all images of a request.
@@ -91,6 +100,12 @@ class ImageService:
                 DEADLINE.
         """
         self._check_images(request.images)
+        resolution = _head(request, self._catalog.route(request.model)).resolution
+        request = replace(
+            request,
+            costs=await self._costs(request, resolution),
+            penalized=self.penalties.active(request.client),
+        )
         model = self._catalog.route(request.model)
         try:
             response = await self._infer(request, model)
@@ -120,13 +135,30 @@ class ImageService:
         results, keys = self._known(request, engine)
         missing = [number for number, result in enumerate(results) if result is None]
         if missing:
-            rest = replace(request, images=[request.images[number] for number in missing])
+            rest = replace(
+                request,
+                images=[request.images[number] for number in missing],
+                costs=[request.costs[number] for number in missing] if request.costs else (),
+            )
             computed = await self._compute(
                 rest, [keys[number] for number in missing], model, engine
             )
             for number, result in zip(missing, computed, strict=True):
                 results[number] = result
         return _response(request, model, head, [result for result in results if result is not None])
+
+    async def _costs(self, request: ImageRequest, resolution: int) -> list[DecodeCost]:
+        """What it costs to decode each image; none if they are preprocessed."""
+        if request.tensors:
+            return []
+        # Larger ones are refused without a look at them.
+        images = [
+            image if len(image) <= self._config.max_image_bytes else b"" for image in request.images
+        ]
+        if sum(map(len, images)) <= _EXAMINED_AT_ONCE:
+            return _decode_costs(images, resolution)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._examiners, _decode_costs, images, resolution)
 
     def _known(
         self, request: ImageRequest, engine: EngineProcess
@@ -219,6 +251,10 @@ class ImageService:
         if request.deadline_ns and request.deadline_ns <= time.monotonic_ns():
             self._metrics.refused("deadline")
             raise _deadline_error()
+
+
+def _decode_costs(images: Sequence[bytes], resolution: int) -> list[DecodeCost]:
+    return [decode_cost(image, resolution) for image in images]
 
 
 def _head(request: ImageRequest, model: LoadedModel) -> Head:

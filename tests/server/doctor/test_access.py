@@ -20,6 +20,7 @@ def certificates(folder: Path, days: float) -> Finding:
     made.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
     made.private_key_pem.write_to_path(str(folder / "server.key"))
     tls = {"certificate": folder / "server.pem", "key": folder / "server.key"}
+    (folder / "server.key").chmod(0o640)
     (finding,) = network.certificates(ServerConfig.model_validate({"tls": tls}))
     return finding
 
@@ -35,6 +36,20 @@ def certificates(folder: Path, days: float) -> Finding:
 def test_certificate_expiry(tmp_path: Path, days: float, level: Level, says: str) -> None:
     finding = certificates(tmp_path, days)
     assert (finding.level, finding.message) == (level, says)
+
+
+def test_keys_and_token_files_that_other_users_can_use_are_reported(tmp_path: Path) -> None:
+    certificates(tmp_path, 20)
+    key, tokens = tmp_path / "server.key", tmp_path / "tokens.yaml"
+    key.chmod(0o644)
+    tokens.write_text("")
+    tokens.chmod(0o622)
+    tls = {"certificate": tmp_path / "server.pem", "key": key}
+    config = ServerConfig.model_validate({"tls": tls, "access": {"tokens": tokens}})
+    _, readable = network.certificates(config)
+    _, writable = network.callers(config)
+    assert (readable.level, readable.fix) == (Level.WARN, f"chmod o-rwx {key}")
+    assert (writable.level, writable.fix) == (Level.WARN, f"chmod go-w {tokens}")
 
 
 def test_unusable_files_and_exposed_addresses(tmp_path: Path) -> None:
@@ -53,6 +68,7 @@ def test_unusable_files_and_exposed_addresses(tmp_path: Path) -> None:
     assert "No such file" in certificate.message
     assert "No such file" in tokens.message
     missing.write_text("")
+    missing.chmod(0o600)
     exposed = ServerConfig.model_validate(
         {"listen": "0.0.0.0:0", "insecure": True, "access": {"tokens": missing}}
     )

@@ -114,3 +114,25 @@ async def test_an_engine_computes_on_the_cpus_that_the_daemon_may_use(
     settings, environment = await _start(monkeypatch, SPEC, engine_threads=5, decode_threads=6)
     assert (settings.threads, settings.decode_threads) == (5, 6)
     assert environment["OMP_NUM_THREADS"] == "7"
+
+
+async def test_an_engine_gets_nothing_of_the_daemons_environment_that_it_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://user:secret@host")
+    monkeypatch.setenv("COMPANY_DRIVER_PATH", "/opt/driver")
+    monkeypatch.setenv("HOME", "/home/user")
+    environment = (await _start(monkeypatch, SPEC))[1]
+    assert not environment.keys() & {"DATABASE_URL", "COMPANY_DRIVER_PATH"}
+    assert environment["HOME"] == "/nonexistent"
+    fields = {"device": "gpu", "engine_environment": ("COMPANY_*",)}
+    environment = (await _start(monkeypatch, SPEC, **fields))[1]
+    assert environment["COMPANY_DRIVER_PATH"] == "/opt/driver"
+    # A driver keeps compiled kernels there.
+    assert environment["HOME"] == "/home/user"
+    assert "DATABASE_URL" not in environment
+
+
+async def test_the_mode_of_the_sandbox_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode in ("auto", "off", "required"):
+        assert (await _settings(monkeypatch, SPEC, sandbox=mode)).sandbox == mode

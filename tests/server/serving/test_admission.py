@@ -16,7 +16,11 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.images import ImageRequest
 from multigrain_server.models.metrics import Refusal, ServingMetrics
-from multigrain_server.serving.admission import Admission, Flow
+from multigrain_server.serving.admission import Admission
+from multigrain_server.serving.flow import Flow, Work
+from multigrain_server.serving.shares import Sender
+
+ONE = Work(1, 1.0, 0.0)
 
 
 class Engine:
@@ -252,13 +256,13 @@ def test_the_rate_is_learned_from_a_busy_engine_and_not_from_an_idle_one() -> No
     def work(rate: float, inside: int, answers: int, *, answered: bool = True) -> None:
         """Keeps ``inside`` images in flight."""
         for number in range(inside):
-            flow.enter(number, 1, 0)
+            flow.enter(Sender("", "", number), ONE, 0)
         for _ in range(answers):
             clock.ns += int(1e9 / rate)
-            flow.leave(0, 1, answered=answered)
-            flow.enter(0, 1, 0)
+            flow.leave(Sender("", "", 0), ONE, answered=answered)
+            flow.enter(Sender("", "", 0), ONE, 0)
         for number in range(inside):
-            flow.leave(number, 1, answered=False)
+            flow.leave(Sender("", "", number), ONE, answered=False)
 
     work(50, inside=2, answers=200)
     assert flow.rate == 1000

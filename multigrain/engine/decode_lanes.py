@@ -1,0 +1,166 @@
+"""The threads that have an engine's images decoded, and what they answer when that goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from multigrain.engine.batching import Batcher, DropReason, Item, Lane
+from multigrain.engine.decoders import Budget, DecodeStoppedError, ImageDecoder, StopReason
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.memory import exit_if_memory_exhausted
+
+_LOG = logging.getLogger(__name__)
+
+# An image may take this many times its estimate, within bounds, in seconds of CPU time. An estimate
+# may be wrong, and the machine slower than the one on which the estimates were measured.
+_FACTOR: Final = 10
+_LEAST_SECONDS: Final = {Lane.ORDINARY: 1.0, Lane.LOW: 3.0}
+_MOST_SECONDS: Final = 6.0
+# CPU time after which a decode that nobody waits for any more counts against its client.
+_ABANDONED_SECONDS: Final = 0.25
+
+_ATTEMPTS: Final = 2
+
+_ADVICE: Final = "save the picture again as an ordinary JPEG or PNG, and do not send this file"
+_MEMORY_ADVICE: Final = (
+    "raise the memory limit, unload other models, or lower serving.max_image_pixels or "
+    "serving.decode_threads"
+)
+
+
+class DecodeLanes:
+    """One thread for each decoder: it takes the next image of its lane from the batcher.
+
+    A first attempt that is ended, for whatever reason, costs ordinary images at most a second of
+    one decoder: the second attempt is made in the low lane, where there is more time and memory.
+
+    Args:
+        batcher: has the images.
+        ordinary: decoders of the ordinary lane.
+        low: the decoder of the low lane.
+        wall_seconds: that decoding an image may take on a busy machine.
+        refuse: answers an image with an error.
+        drop: answers an image that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        ordinary: Sequence[ImageDecoder],
+        low: ImageDecoder,
+        wall_seconds: float,
+        refuse: Callable[[Item, MultigrainError], None],
+        drop: Callable[[Item, DropReason], None],
+    ) -> None:
+        self._batcher = batcher
+        self._wall_seconds = wall_seconds
+        self._refuse_item = refuse
+        self._drop_item = drop
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane, decoder), daemon=True)
+            for lane, decoder in [*((Lane.ORDINARY, one) for one in ordinary), (Lane.LOW, low)]
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, lane: Lane, decoder: ImageDecoder) -> None:
+        while (item := self._batcher.next_to_decode(lane)) is not None:
+            start = time.monotonic_ns()
+            try:
+                self._preprocess(item, decoder)
+            except DecodeStoppedError as stopped:
+                item.decode_ns += time.monotonic_ns() - start
+                self._stopped(item, stopped)
+            except MultigrainError as error:
+                item.decode_ns += time.monotonic_ns() - start
+                self._refuse(item, error)
+            except Exception as error:  # a decoder's defect costs this image, not the thread
+                exit_if_memory_exhausted(error)
+                item.decode_ns += time.monotonic_ns() - start
+                _LOG.exception("image could not be decoded")
+                message = f"the image could not be decoded ({type(error).__name__})"
+                self._refuse(item, MultigrainError(ErrorKind.IMAGE_UNREADABLE, message))
+            else:
+                item.data = b""
+                item.decode_ns += time.monotonic_ns() - start
+                self._batcher.decoded(item)
+
+    def _preprocess(self, item: Item, decoder: ImageDecoder) -> None:
+        """Sets the pixels, or the tensor of an image that the caller preprocessed."""
+        side = item.request.resolution
+        if not item.request.tensor:
+            budget = Budget(cpu_budget(item), self._wall_seconds)
+            item.pixels = decoder.decode(item.data, side, budget, lambda: item.wanted)
+            return
+        tensor = np.frombuffer(item.data, "<f4").reshape(3, side, side)
+        if not np.isfinite(tensor).all():
+            message = "a preprocessed image has non-finite numbers"
+            raise MultigrainError(ErrorKind.INVALID_FIELD, message)
+        item.tensor = tensor
+
+    def _stopped(self, item: Item, stopped: DecodeStoppedError) -> None:
+        """Answers an image whose decoding was ended, or has it tried again."""
+        reason = stopped.reason
+        _LOG.warning("decoding of image %d ended: %s", item.request.id, stopped.detail)
+        if reason is StopReason.UNWANTED:
+            if stopped.cpu_seconds > _ABANDONED_SECONDS:
+                item.harm = "abandoned"
+            self._batcher.decode_failed(item)
+            late = DropReason.CANCELLED if item.cancelled else DropReason.DEADLINE
+            self._drop_item(item, late)
+            return
+        if reason is StopReason.BUDGET:
+            item.harm = "budget"
+        item.attempts += 1
+        repeatable = reason is not StopReason.BUSY and (
+            item.lane is Lane.ORDINARY or reason in (StopReason.CRASH, StopReason.EXHAUSTED)
+        )
+        if repeatable and item.attempts < _ATTEMPTS:
+            self._batcher.decode_later(item)
+            return
+        self._refuse(item, self._final_error(item, stopped))
+
+    def _final_error(self, item: Item, stopped: DecodeStoppedError) -> MultigrainError:
+        """The error of an image that is not tried again; sets its harm."""
+        match stopped.reason:
+            case StopReason.BUSY:
+                return MultigrainError(
+                    ErrorKind.OVERLOADED,
+                    f"decoding the image {stopped.detail}: try again later, or send it smaller",
+                )
+            case StopReason.MEMORY if stopped.error is not None:
+                return stopped.error
+            case StopReason.EXHAUSTED:
+                item.harm = "memory"
+                return MultigrainError(
+                    ErrorKind.OVERLOADED,
+                    f"there was not enough memory to decode the image ({stopped.detail}): "
+                    f"{_MEMORY_ADVICE}",
+                )
+            case StopReason.CRASH:
+                item.harm = "crash"
+            case _:
+                item.harm = "budget"
+        return MultigrainError(
+            ErrorKind.IMAGE_HARMFUL, f"decoding the image {stopped.detail}: {_ADVICE}"
+        )
+
+    def _refuse(self, item: Item, error: MultigrainError) -> None:
+        self._batcher.decode_failed(item)
+        self._refuse_item(item, error)
+
+
+def cpu_budget(item: Item) -> float:
+    """Seconds of CPU time that decoding an image may take."""
+    estimate = _FACTOR * item.request.decode_seconds
+    if item.attempts:
+        return _MOST_SECONDS
+    return min(_MOST_SECONDS, max(_LEAST_SECONDS[item.lane], estimate))

@@ -1,0 +1,185 @@
+"""Serving one model: loads it, then decodes, batches and computes images."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.engine.batching import BatchLatencyEstimator
+from multigrain.engine.decoder_process import Parameters
+from multigrain.engine.decoders import DecoderProcess, Template
+from multigrain.engine.protocol import (
+    Cancel,
+    Connection,
+    InFlightSlots,
+    LoadFailed,
+    Ready,
+    Submit,
+    WireError,
+)
+from multigrain.engine.runtimes.base import Bundle, Compute
+from multigrain.engine.runtimes.choice import load
+from multigrain.engine.settings import EngineSettings
+from multigrain.engine.worker import Worker
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.memory import exit_if_out_of_memory, release_freed_memory
+from multigrain.processes import low_priority
+from multigrain.whitening import StoredWhitening, read_whitening
+
+_LOG = logging.getLogger("multigrain.engine")
+# A preprocessed image of 4096 x 4096, float32: no bundle serves a larger resolution.
+_MAX_TENSOR_BYTES = 4 * 3 * 4096 * 4096
+# Memory of one image in a decoder process. An estimate may be wrong: an ordinary decoder process
+# may use several times what ordinary images are estimated to take. In the low lane, the largest
+# image that the limits allow must fit, in the most wasteful format.
+_ORDINARY_BYTES = 256 << 20
+_BYTES_PER_PIXEL = 20
+_OTHER_BYTES = 128 << 20
+
+
+def serve(settings: EngineSettings, template: socket.socket) -> int:
+    """Serves until the daemon closes the socket; returns 1 if the bundle cannot be loaded.
+
+    Args:
+        settings: of the engine.
+        template: the socket to the template of decoder processes.
+    """
+    started = time.monotonic()
+    sock = socket.socket(fileno=settings.socket_fd)
+    connection = Connection(sock, max_payload(settings))
+    try:
+        with low_priority() if settings.low_priority else contextlib.nullcontext():
+            bundle = read_bundle(settings)
+            compute = Compute(settings.device, settings.threads, settings.max_batch)
+            loaded = load(settings.runtime, bundle, compute)
+            runtimes, manifest = loaded.runtimes, bundle.manifest
+            whitenings = read_whitenings(bundle)
+    except MultigrainError as error:
+        connection.send(LoadFailed(error=error.kind, message=error.message[:4000]))
+        return 1
+    except Exception as error:
+        exit_if_out_of_memory(error)  # the daemon reports the exit code as the reason
+        raise
+    ordinary, low = decoders(settings, bundle.manifest, template)
+    starting = threading.Thread(target=start_all, args=([*ordinary, low],), daemon=True)
+    starting.start()
+    latencies = {
+        resolution: BatchLatencyEstimator.measure(runtime, resolution)
+        for resolution, runtime in runtimes.items()
+    }
+    release_freed_memory()
+    inflight_fd = settings.inflight_fd
+    worker = Worker(
+        runtimes,
+        manifest.heads[0].resolution,
+        ordinary,
+        low,
+        connection.send_all,
+        max_batch=settings.max_batch,
+        decode_wall_seconds=settings.decode_wall_seconds,
+        latencies=latencies,
+        whitenings=whitenings,
+        inflight=InFlightSlots(inflight_fd, settings.max_batch) if inflight_fd >= 0 else None,
+    )
+    starting.join()  # the first image should not wait for it
+    worker.start()
+    # The network runs in the main thread: MindSpore has thread-local state.
+    threading.Thread(target=read_requests, args=(connection, worker), daemon=True).start()
+    first = next(iter(runtimes.values()))
+    connection.send(
+        Ready(
+            runtime=first.name,
+            reason=loaded.reason,
+            precision=first.precision,
+            resolutions=tuple(runtimes),
+            embedding_size=manifest.embedding_size,
+            classes=manifest.classes,
+            max_batch=settings.max_batch,
+            load_seconds=time.monotonic() - started,
+            images_per_second=worker.images_per_second,
+            busy_items=worker.busy_items,
+        )
+    )
+    worker.compute_loop()
+    return 0
+
+
+def max_payload(settings: EngineSettings) -> int:
+    """Bytes of an image at most; a preprocessed one may be larger than an encoded one."""
+    return max(settings.max_image_bytes, _MAX_TENSOR_BYTES)
+
+
+def decoders(
+    settings: EngineSettings, manifest: BundleManifest, template: socket.socket
+) -> tuple[list[DecoderProcess], DecoderProcess]:
+    """The decoder processes of ordinary images, and the one of the others."""
+    parameters = Parameters(
+        input_bytes=max_payload(settings),
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        preprocessing={
+            head.resolution: head.preprocessing.model_dump_json() for head in manifest.heads
+        },
+    )
+    source = Template(template, parameters)
+    most = (
+        _OTHER_BYTES + 2 * settings.max_image_bytes + _BYTES_PER_PIXEL * settings.max_image_pixels
+    )
+    ordinary = [DecoderProcess(source, _ORDINARY_BYTES) for _ in range(settings.decode_threads)]
+    return ordinary, DecoderProcess(source, most, background=True)
+
+
+def start_all(decoders: Sequence[DecoderProcess]) -> None:
+    """Starts all decoder processes."""
+    for decoder in decoders:
+        decoder.start()
+
+
+def read_bundle(settings: EngineSettings) -> Bundle:
+    """Reads the manifest; the daemon has verified the files. Raises MultigrainError."""
+    try:
+        text = (settings.bundle / MANIFEST_NAME).read_text()
+        return Bundle(settings.bundle, BundleManifest.model_validate_json(text))
+    except (OSError, ValueError) as error:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT, f"cannot read the bundle's {MANIFEST_NAME}: {error}"
+        ) from error
+
+
+def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
+    """Whitenings by resolution, of the heads that have one. Raises MultigrainError CHECKPOINT."""
+    return {
+        head.resolution: read_whitening(
+            bundle.path / head.whitening.file, bundle.manifest.embedding_size
+        )
+        for head in bundle.manifest.heads
+        if head.whitening is not None
+    }
+
+
+def read_requests(connection: Connection, worker: Worker) -> None:
+    """Passes requests to the worker until the daemon closes the socket, then ends the process."""
+    try:
+        for frame in connection.frames():
+            match frame.message:
+                case Submit() as request:
+                    worker.submit(request, frame.payload)
+                case Cancel(id=item_id):
+                    worker.cancel(item_id)
+                case _:
+                    raise WireError(f"unexpected {type(frame.message).__name__}")
+    except WireError as error:
+        _LOG.error("protocol error: %s", error)
+    except Exception as error:  # an engine that reads no requests must not look alive
+        exit_if_out_of_memory(error)
+        _LOG.exception("cannot read requests")
+    # Nothing to save, and a thread inside a native library must not delay the exit.
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,252 @@
+"""The images in flight in one engine: how fast they are answered, and how long new ones wait."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from multigrain_server.engines.images import ImageRequest
+from multigrain_server.serving.shares import Sender
+
+# The rate is measured over windows of at least so many seconds and images.
+_WINDOW_SECONDS = 0.25
+_WINDOW_ITEMS = 8
+# Weight of the newest window in the moving average.
+_NEWEST = 0.3
+# Longest time over which the retries of refused requests are spread, and the clients for whom
+# the newest retry is remembered.
+_SPREAD_NS = 5_000_000_000
+_RETRYING_CLIENTS = 1024
+# An image that takes more CPU seconds or bytes to decode waits in the engine's lane of slow images.
+SLOW_SECONDS = 0.1
+SLOW_BYTES = 64 << 20
+# Estimates are upper ones: until it is measured, so many estimated seconds are done in a second.
+_SLOW_RATE = 2.0
+
+
+class Work(NamedTuple):
+    """What images cost an engine.
+
+    Attributes:
+        images: number of those that are not slow to decode.
+        units: their cost; an image that is decoded faster than it is computed costs 1.
+        slow_seconds: estimated CPU seconds to decode those that are slow: they have a lane of
+            their own, so that the others need not wait for them.
+    """
+
+    images: int
+    units: float
+    slow_seconds: float
+
+
+@dataclass(slots=True)
+class _Caller:
+    """What a caller has in flight, and the latest of the deadlines; 0 = none."""
+
+    connection: str
+    requests: int = 0
+    units: float = 0.0
+    slow_seconds: float = 0.0
+    deadline_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Client:
+    """The same of a client, with its callers."""
+
+    callers: dict[int, _Caller] = field(default_factory=dict)
+    units: float = 0.0
+    slow_seconds: float = 0.0
+
+
+class _Rate:
+    """How much is answered in a second, measured while there is always something to do.
+
+    Args:
+        rate: to begin with; 0 = unknown.
+        clock_ns: CLOCK_MONOTONIC, in nanoseconds.
+        images: that a measurement needs.
+    """
+
+    def __init__(self, rate: float, clock_ns: Callable[[], int], images: int) -> None:
+        self.rate = rate
+        self._clock_ns = clock_ns
+        self._least_images = images
+        self._since_ns = 0
+        self._images = 0
+        self._work = 0.0
+
+    def start(self) -> None:
+        """From now on there is always something to do; again if it is measured already."""
+        if not self._since_ns:
+            self._since_ns, self._images, self._work = self._clock_ns(), 0, 0.0
+
+    def stop(self) -> None:
+        """There may be nothing to do from now on."""
+        self._since_ns = 0
+
+    def answered(self, images: int, work: float) -> None:
+        if not self._since_ns:
+            return
+        self._images += images
+        self._work += work
+        seconds = (self._clock_ns() - self._since_ns) / 1e9
+        if seconds >= _WINDOW_SECONDS and self._images >= self._least_images:
+            newest = self._work / seconds
+            self.rate += (_NEWEST if self.rate else 1.0) * (newest - self.rate)
+            self.stop()
+            self.start()
+
+
+class Flow:
+    """The images in flight in one engine, and the rate at which it answers.
+
+    Rates and waits are in units of :class:`Work`. Slow images are measured on their own, and others
+    do not wait for them: an engine computes those meanwhile.
+
+    Args:
+        rate: images per second, to begin with; 0 = unknown.
+        full: with so many images in flight the engine is never idle, so that the rate at which it
+            answers is the rate that it is capable of.
+        clock_ns: CLOCK_MONOTONIC, in nanoseconds.
+        decoders: number of images that it decodes at a time.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        full: int,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        decoders: int = 1,
+    ) -> None:
+        self._rate = _Rate(rate, clock_ns, _WINDOW_ITEMS)
+        self._slow_rate = _Rate(_SLOW_RATE, clock_ns, 1)
+        self.units = 0.0
+        self.slow_seconds = 0.0
+        self._images = 0
+        self._full = full
+        self._clock_ns = clock_ns
+        # Units of a second of decoding. Not of the measured rate: a measure must not change.
+        self._units_per_second = rate / decoders
+        self._clients: dict[str, _Client] = {}
+        self._retry_ns: OrderedDict[str, int] = OrderedDict()
+
+    @property
+    def rate(self) -> float:
+        """Units that are answered in a second; 0 = unknown."""
+        return self._rate.rate
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._clients
+
+    def work(self, request: ImageRequest) -> Work:
+        """The work of a request; images that need no decoding have no costs."""
+        quick, slow = 0.0, []
+        for cost in request.costs:
+            if request.penalized or cost.seconds > SLOW_SECONDS or cost.bytes > SLOW_BYTES:
+                slow.append(max(cost.seconds, SLOW_SECONDS))
+            else:
+                quick += max(1.0, cost.seconds * self._units_per_second)
+        images = len(request.images)
+        decoded = images - len(request.costs)
+        return Work(images - len(slow), decoded + quick, sum(slow))
+
+    def enter(self, sender: Sender, work: Work, deadline_ns: int) -> None:
+        client = self._clients.setdefault(sender.client, _Client())
+        caller = client.callers.setdefault(sender.caller, _Caller(sender.connection))
+        caller.requests += 1
+        caller.deadline_ns = max(caller.deadline_ns, deadline_ns)
+        self._images += work.images
+        for counts in (self, client, caller):
+            counts.units += work.units
+            counts.slow_seconds += work.slow_seconds
+        if self._images >= self._full:
+            self._rate.start()
+        if work.slow_seconds:
+            self._slow_rate.start()
+
+    def leave(self, sender: Sender, work: Work, *, answered: bool) -> None:
+        """``answered`` by the engine: dropped images say nothing about its rate."""
+        client = self._clients[sender.client]
+        caller = client.callers[sender.caller]
+        self._images -= work.images
+        for counts in (self, client, caller):
+            counts.units -= work.units
+            counts.slow_seconds -= work.slow_seconds
+        caller.requests -= 1
+        if not caller.requests:
+            del client.callers[sender.caller]
+        if not client.callers:
+            del self._clients[sender.client]
+        if not self._clients:
+            self.units = self.slow_seconds = 0.0  # without what rounding left of them
+        if answered:
+            self._rate.answered(work.images, work.units)
+            if work.slow_seconds:
+                self._slow_rate.answered(1, work.slow_seconds)
+        if self._images < self._full:
+            self._rate.stop()
+        if self.slow_seconds < SLOW_SECONDS / 2:
+            self._slow_rate.stop()
+
+    def seconds_at_most(self, work: Work) -> float:
+        """Seconds until everything in flight is computed, and ``work`` with it; 0 = unknown."""
+        quick = (self.units + work.units) / self.rate if self.rate else 0.0
+        return max(quick, (self.slow_seconds + work.slow_seconds) / self._slow_rate.rate)
+
+    def seconds_before(self, sender: Sender, work: Work, deadline_ns: int) -> float:
+        """Seconds until images that arrive now would be computed, with all those that would be
+        computed before the last of them; 0 while the rate is unknown.
+
+        Engines give every client the same share of their time, and the callers of a client the
+        same share of it. On a connection, the earliest deadline goes first.
+        """
+        client = self._clients.get(sender.client)
+        callers = client.callers if client is not None else {}
+        own = callers.get(sender.caller)
+        others = [caller for number, caller in callers.items() if number != sender.caller]
+        clients = [other for name, other in self._clients.items() if name != sender.client]
+        slow = 0.0
+        if work.slow_seconds:
+            turn = work.slow_seconds + (own.slow_seconds if own is not None else 0.0)
+            slow = _in_turns(turn, (other.slow_seconds for other in others))
+            slow = _in_turns(slow, (other.slow_seconds for other in clients))
+            slow /= self._slow_rate.rate
+        if not self.rate or not work.units:
+            return slow
+        turn = work.units + (own.units if own is not None else 0.0)
+        before = turn
+        for other in others:
+            urgent = 0 < other.deadline_ns <= (deadline_ns or other.deadline_ns)
+            first = urgent and other.connection == sender.connection
+            before += other.units if first else min(other.units, turn)
+        before = _in_turns(before, (other.units for other in clients))
+        return max(slow, before / self.rate)
+
+    def retry_seconds(self, client: str, work: Work, wait: float) -> float:
+        """Seconds after which a refused request should be retried, at least ``wait``.
+
+        Each refused request of a client gets a later time, spaced at the engine's rate: if all
+        were retried at once, most would be refused again. The spread is bounded: not all are
+        retried.
+        """
+        now = self._clock_ns()
+        quick = work.units / self.rate if self.rate else 0.0
+        apart = int(1e9 * max(quick, work.slow_seconds / self._slow_rate.rate))
+        soonest = now + int(1e9 * wait)
+        latest = self._retry_ns.pop(client, 0)
+        latest = min(max(latest + apart, soonest), soonest + _SPREAD_NS)
+        self._retry_ns[client] = latest
+        if len(self._retry_ns) > _RETRYING_CLIENTS:
+            self._retry_ns.popitem(last=False)
+        return (latest - now) / 1e9
+
+
+def _in_turns(own: float, others: Iterable[float]) -> float:
+    """What is done until ``own`` is, if everybody gets the same share of the time."""
+    return own + sum(min(other, own) for other in others)
