@@ -10,10 +10,9 @@ from PIL import Image
 
 from multigrain.images.bmp_header import RLE4, RLE8, read_header
 from multigrain.images.errors import damaged
-from multigrain.images.picture import Picture, on_white
+from multigrain.images.picture import Picture, bands, from_rows, on_white
 
 _MAX_IDLE: Final = 100_000  # codes that add no pixel
-_BAND_PIXELS: Final = 2**20  # bit fields are converted in bands of rows, to save memory
 
 
 class Bmp(Picture):
@@ -45,8 +44,13 @@ class Bmp(Picture):
             indices = _unpack_runs(
                 self._data, header.pixels, self.size, half=header.compression == RLE4
             )
-            rows = indices[::-1] if header.upward else indices
-            return Image.fromarray(palette[rows])
+            indices = indices[::-1] if header.upward else indices
+            canvas = Image.new("RGB", self.size, None)
+            for box in bands(self.size):
+                part = Image.fromarray(np.ascontiguousarray(indices[box[1] : box[3]]))
+                part.putpalette(palette.tobytes())
+                canvas.paste(part.convert("RGB"), box)
+            return canvas
         stride = (width * header.bits + 31) // 32 * 4
         needed = stride * (height - 1) + (width * header.bits + 7) // 8
         stored = memoryview(self._data)[header.pixels : header.pixels + stride * height]
@@ -84,16 +88,20 @@ class Bmp(Picture):
         if header.upward:
             pixels = pixels[::-1]
         alpha = header.masks[3]
-        with_alpha = alpha != 0 and bool((pixels & alpha).any())
+        with_alpha = alpha != 0 and any(
+            (pixels[a:b] & alpha).any() for _, a, _, b in bands(self.size)
+        )
         masks = header.masks if with_alpha else header.masks[:3]
-        out = np.empty((height, width, len(masks)), np.uint8)
-        rows = max(1, _BAND_PIXELS // width)
-        for start in range(0, height, rows):
-            band = slice(start, start + rows)
-            for channel, mask in enumerate(masks):
-                out[band, :, channel] = _scaled(pixels[band], mask)
-        image = Image.fromarray(out)
-        return on_white(image) if with_alpha else image
+
+        def channels(top: int, bottom: int) -> NDArray[np.uint8]:
+            return np.stack([_scaled(pixels[top:bottom], mask) for mask in masks], axis=2)
+
+        if not with_alpha:
+            return from_rows(self.size, channels)
+        canvas = Image.new("RGB", self.size)
+        for box in bands(self.size):
+            canvas.paste(on_white(Image.fromarray(channels(box[1], box[3]))), box)
+        return canvas
 
 
 def _scaled(pixels: NDArray[np.unsignedinteger], mask: int) -> NDArray[np.uint8]:

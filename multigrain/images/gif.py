@@ -12,7 +12,7 @@ from PIL import Image
 
 from multigrain.images.errors import damaged
 from multigrain.images.gif_blocks import read_header
-from multigrain.images.picture import Picture
+from multigrain.images.picture import Picture, bands
 
 _MAX_CODE: Final = 11  # bits of the smallest LZW code; 12 is the largest of any code
 
@@ -54,9 +54,9 @@ class Gif(Picture):
         if header.clear is not None:
             colors[header.clear] = 255
         frame.putpalette(colors.tobytes())
-        picture = frame.convert("RGB")
         if (left, top, width, height) == (0, 0, *self.size):
-            return picture
+            return frame.convert("RGB")
         canvas = Image.new("RGB", self.size, (255, 255, 255))
-        canvas.paste(picture, (left, top))
+        for box in bands(frame.size):
+            canvas.paste(frame.crop(box).convert("RGB"), (left, top + box[1]))
         return canvas

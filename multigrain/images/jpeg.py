@@ -31,7 +31,7 @@ class Jpeg(Picture):
         self.size = header.size
         self.reducible = header.reducible
         self._channels = header.channels
-        # The library does not convert the colors of a lossless file.
+        self._lossless = header.lossless
         ycc = header.jfif or header.transform == 1
         self._lossless_ycc = header.lossless and self._channels == 3 and ycc
         # What follows the picture may be of any kind: the library does not get it.
@@ -40,8 +40,11 @@ class Jpeg(Picture):
     def load(self, factor: int = 1) -> Image.Image:
         width, height = self.size
         # CMYK is stored inverted, as Adobe's programs do and as others assume without its marker.
-        mode, raw = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}[self._channels]
-        if self._lossless_ycc:
+        mode, raw = ("CMYK", "CMYK;I") if self._channels == 4 else ("RGB", "RGB")
+        # The library does not convert the colors of a lossless file.
+        if self._lossless and self._channels == 1:
+            mode = raw = "L"
+        elif self._lossless_ycc:
             mode = raw = "YCbCr"
         # Arguments of the decoder: raw mode, color space ("" = by the markers and the channels'
         # names), divisor of the size, no faster but less exact transform.

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+
+_BAND_PIXELS: Final = 2**17
 
 
 class Picture(ABC):
@@ -40,9 +46,33 @@ class Picture(ABC):
         """
 
 
+def bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yields boxes of whole rows, from the top down, that are small enough to convert at a time."""
+    width, height = size
+    rows = max(1, _BAND_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """Composites an image with an alpha channel on white, and returns it as RGB."""
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    white = Image.new("RGB", rgba.size, (255, 255, 255))
-    white.paste(rgba, mask=rgba.getchannel("A"))
-    return white
+    canvas = Image.new("RGB", image.size, None)
+    for box in bands(image.size):
+        part = image.crop(box).convert("RGBA")
+        white = Image.new("RGB", part.size, (255, 255, 255))
+        white.paste(part, mask=part.getchannel("A"))
+        canvas.paste(white, box)
+    return canvas
+
+
+def from_rows(size: tuple[int, int], rows: Callable[[int, int], NDArray[np.uint8]]) -> Image.Image:
+    """Returns an RGB image that is made in bands.
+
+    Args:
+        size: (width, height) in pixels.
+        rows: returns the rows from the first number to before the second: uint8 (rows, W, 3).
+    """
+    canvas = Image.new("RGB", size, None)
+    for box in bands(size):
+        canvas.paste(Image.fromarray(rows(box[1], box[3])), box)
+    return canvas

@@ -7,6 +7,7 @@ means follows from the header.
 
 from __future__ import annotations
 
+import zlib
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.images.errors import damaged
-from multigrain.images.picture import Picture, on_white
+from multigrain.images.picture import Picture, bands, on_white
 from multigrain.images.png_chunks import (
     GRAY,
     GRAY_ALPHA,
@@ -33,7 +34,11 @@ _DEPTHS: Final = {
     GRAY_ALPHA: (8, 16),
     RGBA: (8, 16),
 }
-_BAND_PIXELS: Final = 2**20  # 16-bit samples are scaled in bands of rows, to save memory
+# Larger pictures are decoded in bands of rows where a conversion would need as much memory again.
+_BAND_PIXELS: Final = 2**17
+# Scaling of 16 bits to 8: v * 255 / 65535, rounded.
+_SCALED: Final = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+_CHANNELS: Final = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGBA: 4}
 
 
 class Png(Picture):
@@ -69,17 +74,32 @@ class Png(Picture):
     def load(self, factor: int = 1) -> Image.Image:
         if not self._pixels:
             raise damaged("PNG", "it has no pixels")
-        stream = self._pixels[0] if len(self._pixels) == 1 else b"".join(self._pixels)
-        self._pixels = []
-        if self._depth == 16:
-            return self._deep(stream)
-        if self._color == RGBA:
-            return on_white(self._unpack(stream, "RGBA", "RGBA"))
-        if self._color == GRAY_ALPHA:
-            return on_white(self._unpack(stream, "LA", "LA"))
+        chunks, self._pixels = self._pixels, []
+        simple = self._depth <= 8 and self._color not in (RGBA, GRAY_ALPHA)
+        if simple and (self._color != RGB or self._clear is None):
+            return self._simple(_joined(chunks))
+        width, height = self.size
+        rows = max(1, _BAND_PIXELS // max(1, width))
+        if self._interlaced or rows >= height:
+            return self._convert(_joined(chunks), self.size)[0]
+        canvas = Image.new("RGB", self.size, None)
+        row_bytes = width * _CHANNELS[self._color] * self._depth // 8
+        stream = _Inflating(chunks)
+        above = b""
+        for top in range(0, height, rows):
+            band = stream.read((1 + row_bytes) * min(rows, height - top))
+            # The first row may be stored as differences to the one above it, which is added.
+            before = b"\0" + above if top else b""
+            packed = zlib.compress(before + band, 0)
+            lines = min(rows, height - top) + bool(top)
+            picture, above = self._convert(packed, (width, lines))
+            canvas.paste(picture.crop((0, 1, width, lines)) if top else picture, (0, top))
+        return canvas
+
+    def _simple(self, stream: bytes | memoryview) -> Image.Image:
+        """Decodes pixels that need no arithmetic."""
         if self._color == RGB:
-            image = self._unpack(stream, "RGB", "RGB")
-            return image if self._clear is None else self._clear_color(image)
+            return self._unpack(stream, "RGB", "RGB")
         if self._color == GRAY and self._depth == 8 and self._clear is None:
             return self._unpack(stream, "L", "L").convert("RGB")
         # The file's samples, which a table of their colors turns into RGB.
@@ -88,13 +108,36 @@ class Png(Picture):
         image.putpalette(self._colors().tobytes())
         return image.convert("RGB")
 
-    def _unpack(self, stream: bytes | memoryview, mode: str, raw: str) -> Image.Image:
-        return Image.frombytes(mode, self.size, stream, "zip", (raw, self._interlaced))
+    def _convert(
+        self, stream: bytes | memoryview, size: tuple[int, int]
+    ) -> tuple[Image.Image, bytes]:
+        """Decodes rows of pixels with alpha, a transparent color or 16 bits.
+
+        Returns:
+            The pixels on white, of mode RGB, and the bytes of the last row as stored.
+        """
+        if self._depth == 16:
+            return self._deep(stream, size)
+        mode = {RGB: "RGB", RGBA: "RGBA", GRAY_ALPHA: "LA"}[self._color]
+        image = self._unpack(stream, mode, mode, size)
+        last = image.crop((0, size[1] - 1, *size)).tobytes()
+        return self._clear_color(image) if self._color == RGB else on_white(image), last
+
+    def _unpack(
+        self,
+        stream: bytes | memoryview,
+        mode: str,
+        raw: str,
+        size: tuple[int, int] | None = None,
+    ) -> Image.Image:
+        return Image.frombytes(mode, size or self.size, stream, "zip", (raw, self._interlaced))
 
     def _clear_color(self, image: Image.Image) -> Image.Image:
         """Makes the transparent color of an 8-bit RGB image white."""
         pixels = np.array(image)
-        pixels[(pixels == np.array(self._clear, np.uint8)).all(axis=2)] = 255
+        white = _white_where(np.moveaxis(pixels, 2, 0), self._clear or ())
+        for channel in range(3):
+            pixels[:, :, channel] |= white
         return Image.fromarray(pixels)
 
     def _colors(self) -> NDArray[np.uint8]:
@@ -115,43 +158,104 @@ class Png(Picture):
             colors = np.asarray(on_white(Image.fromarray(np.ascontiguousarray(rgba))))[0]
         return colors
 
-    def _deep(self, stream: bytes | memoryview) -> Image.Image:
+    def _deep(self, stream: bytes | memoryview, size: tuple[int, int]) -> tuple[Image.Image, bytes]:
         """Reads 16-bit samples, and scales them to 8 bits: v * 255 / 65535, rounded.
 
         The transparent color is compared, and transparency composited, before. Pillow has modes
         for a single 16-bit channel only, but its decoder can return the first or the second byte
         of every sample.
         """
+        width, height = size
+        channels = _CHANNELS[self._color]
+        # Of each channel, low byte and high byte of each sample.
+        stored = np.empty((channels, height, width, 2), np.uint8)
+        deep: NDArray[np.uint16] = stored.view("<u2")[:, :, :, 0]
         if self._color == GRAY:
-            deep = np.asarray(self._unpack(stream, "I;16", "I;16B"))[:, :, None]
-            high, low = (deep >> 8).astype(np.uint8), deep.astype(np.uint8)
+            deep[0] = np.asarray(self._unpack(stream, "I;16", "I;16B", size))
         elif self._color == GRAY_ALPHA:
             # The four bytes of a pixel as channels.
-            pairs = np.asarray(self._unpack(stream, "RGBA", "RGBA"))
-            high, low = pairs[:, :, 0::2], pairs[:, :, 1::2]
+            pairs = np.asarray(self._unpack(stream, "RGBA", "RGBA", size))
+            for channel, place in np.ndindex(2, 2):
+                stored[channel, :, :, place] = pairs[:, :, 2 * channel + 1 - place]
         else:
             mode = "RGB" if self._color == RGB else "RGBA"
-            high = np.asarray(self._unpack(stream, mode, f"{mode};16B"))
-            low = np.asarray(self._unpack(stream, mode, f"{mode};16L"))
-        out = np.empty((*high.shape[:2], 3), np.uint8)
-        rows = max(1, _BAND_PIXELS // high.shape[1])
-        for start in range(0, high.shape[0], rows):
-            band = slice(start, start + rows)
-            samples: NDArray[np.uint32] = high[band].astype(np.uint32) * 256 + low[band]
-            out[band] = self._scaled(samples)
-        return Image.fromarray(out)
+            for place, part in enumerate("LB"):
+                half = np.asarray(self._unpack(stream, mode, f"{mode};16{part}", size))
+                for channel in range(channels):
+                    stored[channel, :, :, place] = half[:, :, channel]
+                del half
+        last = np.moveaxis(stored[:, -1, :, ::-1], 0, 1).tobytes()
+        canvas = Image.new("RGB", size, None)
+        for box in bands(size):
+            band = deep[:, box[1] : box[3]]
+            canvas.paste(Image.fromarray(self._scaled(band)), box)
+        return canvas, last
 
-    def _scaled(self, deep: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Composites 16-bit samples on white and scales them to 8 bits: (H, W, 1 or 3)."""
-        color = deep
+    def _scaled(self, deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Composites 16-bit samples (C, H, W) on white and scales them to 8 bits: (H, W, 3)."""
+        colors = deep
         if self._color in (GRAY_ALPHA, RGBA):
-            alpha = deep[:, :, -1:].astype(np.uint64)
-            mixed = deep[:, :, :-1] * alpha + 65535 * (65535 - alpha)
-            color = ((mixed + 32767) // 65535).astype(np.uint32)
-        scaled = ((color * 255 + 32767) // 65535).astype(np.uint8)
+            colors, alpha = deep[:-1], deep[-1]
+            if alpha.min() < 65535:
+                # At most 65535 * 65535 + 32767, which 32 bits hold.
+                clear = (65535 - alpha).astype(np.uint32) * 65535 + 32767
+                mixed = ((color.astype(np.uint32) * alpha + clear) // 65535 for color in colors)
+                colors = np.array([color.astype(np.uint16) for color in mixed])
+        scaled = np.empty((*deep.shape[1:], 3), np.uint8)
+        for channel in range(3):
+            scaled[:, :, channel] = _SCALED[colors[min(channel, len(colors) - 1)]]
         if self._clear is not None:
-            scaled[(deep == np.array(self._clear, np.uint32)).all(axis=2)] = 255
+            white = _white_where(deep, self._clear)
+            for channel in range(3):
+                scaled[:, :, channel] |= white
         return scaled
+
+
+def _white_where(
+    channels: NDArray[np.unsignedinteger], color: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Returns 255 for pixels (C, H, W) of a color, and 0 for others."""
+    same = channels[0] == color[0]
+    for channel, value in zip(channels[1:], color[1:], strict=True):
+        same &= channel == value
+    return same.view(np.uint8) * np.uint8(255)
+
+
+class _Inflating:
+    """Inflates a stream that is divided into chunks.
+
+    Args:
+        chunks: of the stream.
+    """
+
+    def __init__(self, chunks: list[memoryview]) -> None:
+        self._chunks = iter(chunks)
+        self._inflate = zlib.decompressobj()
+        self._packed: bytes | memoryview = b""
+
+    def read(self, size: int) -> bytes:
+        """Returns the next ``size`` bytes.
+
+        Raises:
+            MultigrainError: IMAGE_UNREADABLE.
+        """
+        parts = []
+        while size:
+            # Some of the output may be left although all of the input was taken.
+            part = self._inflate.decompress(self._packed, size)
+            self._packed = self._inflate.unconsumed_tail
+            if not part and not self._packed:
+                chunk = next(self._chunks, None)
+                if chunk is None or self._inflate.eof:
+                    raise damaged("PNG", "it ends before its last pixel")
+                self._packed = chunk
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+def _joined(chunks: list[memoryview]) -> bytes | memoryview:
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _transparency(

@@ -93,7 +93,7 @@ _UNASSOCIATED: Final = frozenset({2, 999})  # 999 is written by CorelDRAW 10
 _MAX_BITS: Final = 16
 _MAX_EXTRA: Final = 3
 _ORDINALS: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
-_AT_ONCE: Final = 2 * 2**20  # bytes of packed samples that are converted together
+_AT_ONCE: Final = 2**19  # bytes of packed samples that are converted together
 _PADDING: Final = 2**22  # pixels of tiles that may lie outside of a small picture
 _BLOCK_OVERHEAD: Final = 64  # bytes of a compressed strip or tile beside its samples
 _REVERSED: Final = np.packbits(
@@ -149,7 +149,7 @@ class Tiff(Picture):
         try:
             if layout.compression in _CCITT or layout.compression == _JPEG or _is_ycbcr(layout):
                 return _decode(_with_tags(self._data, layout)).convert("RGB")
-            return Image.fromarray(_pixels(self._data, layout))
+            return _pixels(self._data, layout)
         except (MultigrainError, MemoryError):
             raise
         except Exception as error:  # decoders of damaged data raise all kinds of exceptions
@@ -308,30 +308,31 @@ def _row_bytes(layout: Layout) -> int:
     return -(-layout.block_width * samples * layout.bits[0] // 8)
 
 
-def _pixels(data: bytes, layout: Layout) -> NDArray[np.uint8]:
-    """Decodes the samples and converts them to RGB: uint8 (H, W, 3)."""
-    result = np.empty((layout.height, layout.width, 3), np.uint8)
-    at_once = max(1, _AT_ONCE // (_row_bytes(layout) * layout.across * layout.block_height))
+def _pixels(data: bytes, layout: Layout) -> Image.Image:
+    """Decodes the samples and converts them to RGB."""
+    canvas: Image.Image | None = None
+    row_bytes = _row_bytes(layout) * layout.across
+    at_once = max(1, _AT_ONCE // (row_bytes * layout.block_height))
+    # A strip or a row of tiles may be as large as the picture: convert a part of it at a time.
+    step = max(1, _AT_ONCE // row_bytes)
+    planes = layout.samples if layout.planar else 1
     for first in range(0, layout.down, at_once):
         last = min(first + at_once, layout.down)
-        top, bottom = first * layout.block_height, last * layout.block_height
-        _convert(data, layout, first, last, result[top:bottom])
-    return result
-
-
-def _convert(data: bytes, layout: Layout, first: int, last: int, result: NDArray[np.uint8]) -> None:
-    """Converts the block rows ``first`` to ``last`` to RGB (rows, W, 3)."""
-    planes = layout.samples if layout.planar else 1
-    packed = [
-        _side_by_side(_rows(data, layout, plane, first, last), layout) for plane in range(planes)
-    ]
-    # A strip or a row of tiles may be as large as the picture: convert a part of it at a time.
-    step = max(1, _AT_ONCE // (_row_bytes(layout) * layout.across))
-    for start in range(0, len(result), step):
-        rows = slice(start, min(start + step, len(result)))
-        parts = [_unpack(lines[rows], layout) for lines in packed]
-        samples = parts[0] if planes == 1 else np.concatenate(parts, axis=2)
-        _to_rgb(samples[:, : layout.width], layout, result[rows])
+        top = first * layout.block_height
+        rows = min(last * layout.block_height, layout.height) - top
+        packed = [_blocks(data, layout, plane, first, last) for plane in range(planes)]
+        if canvas is None:  # the library needs most memory before
+            canvas = Image.new("RGB", (layout.width, layout.height), None)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            parts = [_unpack(_lines(block, layout, start, stop), layout) for block in packed]
+            samples = parts[0] if planes == 1 else np.concatenate(parts, axis=2)
+            result = np.empty((stop - start, layout.width, 3), np.uint8)
+            _to_rgb(samples[:, : layout.width], layout, result)
+            canvas.paste(Image.fromarray(result), (0, top + start))
+        del packed  # before the next ones are read
+    assert canvas is not None
+    return canvas
 
 
 def _to_rgb(samples: NDArray[np.integer], layout: Layout, result: NDArray[np.uint8]) -> None:
@@ -377,11 +378,38 @@ def _palette(layout: Layout) -> NDArray[np.float32]:
     return layout.color_map.T * np.float32(1 / most)
 
 
+def _lines(
+    blocks: NDArray[np.uint8] | Image.Image, layout: Layout, start: int, stop: int
+) -> NDArray[np.uint8]:
+    """Returns the bytes of some rows of pixels: (rows, tiles across, bytes of a row of a tile).
+
+    Args:
+        blocks: of :func:`_blocks`.
+        layout: of the file.
+        start, stop: the first of the rows, and the one after the last.
+    """
+    if isinstance(blocks, np.ndarray):
+        return _side_by_side(blocks, layout)[start:stop]
+    height = blocks.height
+    if layout.across == 1:
+        return _bytes_of(blocks, start, stop)[:, None]
+    if height > layout.across * layout.block_height:  # several rows of small tiles
+        return _side_by_side(_bytes_of(blocks, 0, height), layout)[start:stop]
+    tiles = range(0, height, layout.block_height)
+    return np.stack([_bytes_of(blocks, top + start, top + stop) for top in tiles], axis=1)
+
+
+def _bytes_of(image: Image.Image, start: int, stop: int) -> NDArray[np.uint8]:
+    """Returns rows of a gray picture whose pixels are bytes."""
+    part = image.crop((0, start, image.width, stop))
+    return np.frombuffer(part.tobytes(), np.uint8).reshape(-1, image.width)
+
+
 def _side_by_side(rows: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
     """Returns the bytes of each row of pixels (rows, tiles across, bytes of a row of a tile).
 
     Args:
-        rows: of :func:`_rows`.
+        rows: of each block in turn, all its rows.
         layout: of the file.
     """
     if layout.across == 1:
@@ -419,11 +447,13 @@ def _unpack(lines: NDArray[np.uint8], layout: Layout) -> NDArray[np.integer]:
     return values.reshape(len(lines), -1, samples)
 
 
-def _rows(data: bytes, layout: Layout, plane: int, first: int, last: int) -> NDArray[np.uint8]:
+def _blocks(
+    data: bytes, layout: Layout, plane: int, first: int, last: int
+) -> NDArray[np.uint8] | Image.Image:
     """Undoes the compression of the block rows ``first`` to ``last``.
 
     Returns:
-        (rows, bytes of a row): of each block in turn, all its rows.
+        (rows, bytes of a row), of each block in turn, all its rows; or the same as a gray picture.
     """
     start = plane * layout.across * layout.down
     blocks = slice(start + first * layout.across, start + last * layout.across)
@@ -445,13 +475,7 @@ def _rows(data: bytes, layout: Layout, plane: int, first: int, last: int) -> NDA
         278: (layout.block_height, "I"),
     }
     strips = [_block(data, layout, index) for index in range(len(layout.offsets))[blocks]]
-    image = _decode(_tiff("<", gray, {}, strips, tiled=False))
-    rows = np.empty((height, width), np.uint8)
-    step = max(1, _AT_ONCE // width)  # a strip may be large: copy it once
-    for top in range(0, height, step):
-        part = image.crop((0, top, width, min(top + step, height)))
-        rows[top : top + step] = np.frombuffer(part.tobytes(), np.uint8).reshape(-1, width)
-    return rows
+    return _decode(_tiff("<", gray, {}, strips, tiled=False))
 
 
 def _block(data: bytes, layout: Layout, index: int) -> memoryview:

@@ -10,7 +10,7 @@ from typing import Final
 
 from PIL import Image, WebPImagePlugin
 
-from multigrain.images.picture import Picture, on_white
+from multigrain.images.picture import Picture, bands, on_white
 from multigrain.images.webp_chunks import ALPHA, EXTENDED, read_header
 
 HAS_ALPHA: Final = 0x10
@@ -40,13 +40,20 @@ class WebP(Picture):
             extended = _chunk(EXTENDED, bytes((HAS_ALPHA, 0, 0, 0)) + sides)
             body = extended + _chunk(ALPHA, self._header.alpha) + body
         file = b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
+        del body
         with WebPImagePlugin.WebPImageFile(io.BytesIO(file)) as image:
-            image.load()
-            still = on_white(image) if image.mode == "RGBA" else image.convert("RGB")
-        if still.size == self.size:
-            return still
-        canvas = Image.new("RGB", self.size, (255, 255, 255))
-        canvas.paste(still, self._header.place)
+            size, raw = image.size, image.rawmode
+            # Its decoder holds the picture twice: it is freed before the pixels are converted.
+            pixels = memoryview(image._get_next()[0])
+            image._decoder = None
+        del file
+        canvas = Image.new("RGB", self.size, (255, 255, 255) if size != self.size else None)
+        left, top = self._header.place
+        for box in bands(size):
+            stored = pixels[4 * size[0] * box[1] : 4 * size[0] * box[3]]
+            mode = "RGB" if raw == "RGBX" else "RGBA"
+            part = Image.frombytes(mode, (size[0], box[3] - box[1]), stored, "raw", raw)
+            canvas.paste(part if mode == "RGB" else on_white(part), (left, top + box[1]))
         return canvas
 
 

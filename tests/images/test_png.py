@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images import png_chunks
+from multigrain.images import png, png_chunks
 from multigrain.images.decode import decode, image_size
 from tests.images.files import CASES, corners, encode, noise, reference
 from tests.images.pngs import (
@@ -87,6 +87,38 @@ def test_a_transparent_sample_is_the_files_sample(kind: tuple[int, int], interla
             high = struct.pack(f">{len(clear)}H", *(v | 0xFF00 for v in clear))
             data = write(samples, depth, color, before=chunk(b"tRNS", high))
             np.testing.assert_allclose(decode(data), expected, atol=0.501)
+
+
+@pytest.mark.parametrize("pixels", [1, 30, 100])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] >= 4 or kind[1] > 4])
+def test_bands_of_rows_give_the_same_picture(
+    kind: tuple[int, int], pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each filter continues from the band before."""
+    color, depth = kind
+    samples = samples_of(kind, (13, 37))
+    clear = samples[3, 4, :] if color in (GRAY, RGB) else ()
+    before = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if len(clear) else b""
+    if color == PALETTE:
+        before = chunk(b"PLTE", palette_of(depth).tobytes())
+    for idat in (1, 100):
+        data = write(samples, depth, color, before=before, idat=idat)
+        monkeypatch.setattr(png, "_BAND_PIXELS", 2**20)
+        expected = decode(data)
+        monkeypatch.setattr(png, "_BAND_PIXELS", pixels)
+        np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(2000), b"\x78\x9c\xff\xff\xff"])
+def test_damage_in_a_band_is_found(damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "_BAND_PIXELS", 30)
+    data = write(samples_of((RGBA, 8), (13, 37)), 8, RGBA, idat=10**6)
+    at = data.index(b"IDAT") + 4
+    (length,) = struct.unpack(">I", data[at - 8 : at - 4])
+    body = data[at : at + length]
+    for keep in (0, 2, 40, length // 2, length - 5):
+        changed = SIGNATURE + header(13, 37, 8, RGBA) + chunk(b"IDAT", body[:keep] + damage)
+        assert failure(changed + chunk(b"IEND", b"")).kind is ErrorKind.IMAGE_UNREADABLE
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
