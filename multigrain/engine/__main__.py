@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 
 from multigrain.engine.decoder_process import start_template
 from multigrain.engine.settings import EngineSettings
 from multigrain.processes import die_with_parent, keep_files_private
+from multigrain.sandbox.apply import SandboxReport, apply
+from multigrain.sandbox.policies import engine_sandbox
 from multigrain.streams import reserve_descriptors
 
 
@@ -19,10 +23,17 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # Before any library is loaded: libraries start threads, and a process with threads must not
     # fork.
-    template = start_template()
+    restricted = settings.sandbox != "off"
+    template = start_template(restricted=restricted)
+    report = SandboxReport()
+    if restricted:
+        # Landlock would not hold for threads that exist already either.
+        # Packages that MindSpore imports look for a writable folder, unless one is set.
+        tempfile.tempdir = os.devnull
+        report = apply(engine_sandbox(settings.bundle, settings.device))
     from multigrain.engine.serve import serve
 
-    return serve(settings, template)
+    return serve(settings, template, report)
 
 
 if __name__ == "__main__":

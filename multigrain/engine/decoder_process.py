@@ -33,6 +33,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.machine import THREAD_VARIABLES
 from multigrain.memory import is_memory_exhausted, is_out_of_memory, release_freed_memory
 from multigrain.processes import die_with_parent, end_first_without_memory
+from multigrain.sandbox.apply import Sandbox, apply
+from multigrain.sandbox.policies import decoder_sandbox, template_sandbox
 
 _LOG = logging.getLogger(__name__)
 
@@ -218,10 +220,13 @@ class Exchange:
         self._memory.close()
 
 
-def start_template() -> socket.socket:
+def start_template(*, restricted: bool) -> socket.socket:
     """Forks the template process; returns the socket to it.
 
     Must be called while this process has one thread. The template ends with this process.
+
+    Args:
+        restricted: put the template and the decoder processes into sandboxes.
     """
     ours, theirs = socket.socketpair()
     engine = os.getpid()
@@ -234,7 +239,7 @@ def start_template() -> socket.socket:
         ours.detach()
         # The daemon's socket must close with the engine, and is nothing for a decoder.
         control = socket.socket(fileno=_keep_only(theirs.detach()))
-        _run_template(control, engine)
+        _run_template(control, engine, restricted)
     except BaseException:
         _LOG.exception("the template of decoder processes failed")
     finally:
@@ -248,8 +253,12 @@ def _keep_only(fd: int) -> int:
     return kept
 
 
-def _run_template(control: socket.socket, engine: int) -> NoReturn:
+def _run_template(control: socket.socket, engine: int, restricted: bool) -> NoReturn:
     die_with_parent(engine)
+    if restricted:
+        apply(template_sandbox())
+    # Composed once: it looks for paths.
+    sandbox = decoder_sandbox() if restricted else None
     # One image is decoded by one thread. Libraries read these when they are loaded.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     template = os.getpid()
@@ -265,7 +274,7 @@ def _run_template(control: socket.socket, engine: int) -> NoReturn:
         pid = _fork()
         if pid == 0:
             control.close()
-            _run_decoder(template, socket.socket(fileno=fds[0]), fds[1], request)
+            _run_decoder(template, socket.socket(fileno=fds[0]), fds[1], request, sandbox)
         for fd in fds:
             os.close(fd)
         send(control, Started(pid))
@@ -292,24 +301,30 @@ def _fork() -> int:
 
 
 def _end(pid: int) -> int:
-    """Ends a child process; why it had ended, if it had."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    """Ends a child process; why it had ended, if it had. Other processes are left alone."""
+    if pid <= 0:
+        return 0
     try:
-        # A process that a signal has ended keeps that signal as the reason.
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except ChildProcessError:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            # A process that a signal has ended keeps that signal as the reason.
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status)
+    except ChildProcessError:  # not one of this process
         return 0
 
 
-def _run_decoder(template: int, channel: socket.socket, memory_fd: int, order: Start) -> NoReturn:
+def _run_decoder(
+    template: int, channel: socket.socket, memory_fd: int, order: Start, sandbox: Sandbox | None
+) -> NoReturn:
     """Decodes images, one at a time, until the engine closes the socket."""
     try:
         die_with_parent(template)
         decode = image_decoder(order.parameters)
         exchange = Exchange(memory_fd, *order.parameters.exchange_bytes)
         os.close(memory_fd)
-        _confine(order)
+        _confine(order, sandbox)
         while True:
             resolution, size = REQUEST.unpack(receive_exactly(channel, REQUEST.size))
             _answer(channel, exchange, decode, resolution, size)
@@ -322,7 +337,7 @@ def _run_decoder(template: int, channel: socket.socket, memory_fd: int, order: S
         os._exit(1)
 
 
-def _confine(order: Start) -> None:
+def _confine(order: Start, sandbox: Sandbox | None) -> None:
     """Takes from this process what decoding does not need; before its first image."""
     # The kernel ends a decoder process before any engine, and an engine before the daemon.
     end_first_without_memory(os.getpid(), 1000)
@@ -339,6 +354,8 @@ def _confine(order: Start) -> None:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sandbox is not None:
+        apply(sandbox)
 
 
 def _answer(

@@ -31,6 +31,7 @@ from multigrain.engine.worker import Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_out_of_memory, release_freed_memory
 from multigrain.processes import low_priority
+from multigrain.sandbox.apply import SandboxReport
 from multigrain.whitening import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
@@ -44,17 +45,19 @@ _BYTES_PER_PIXEL = 20
 _OTHER_BYTES = 128 << 20
 
 
-def serve(settings: EngineSettings, template: socket.socket) -> int:
+def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxReport) -> int:
     """Serves until the daemon closes the socket; returns 1 if the bundle cannot be loaded.
 
     Args:
         settings: of the engine.
         template: the socket to the template of decoder processes.
+        sandbox: how this process is restricted, for the daemon.
     """
     started = time.monotonic()
     sock = socket.socket(fileno=settings.socket_fd)
     connection = Connection(sock, max_payload(settings))
     try:
+        check_sandbox(settings, sandbox)
         with low_priority() if settings.low_priority else contextlib.nullcontext():
             bundle = read_bundle(settings)
             compute = Compute(settings.device, settings.threads, settings.max_batch)
@@ -105,6 +108,7 @@ def serve(settings: EngineSettings, template: socket.socket) -> int:
             load_seconds=time.monotonic() - started,
             images_per_second=worker.images_per_second,
             busy_items=worker.busy_items,
+            sandbox=sandbox.measures,
         )
     )
     worker.compute_loop()
@@ -140,6 +144,18 @@ def start_all(decoders: Sequence[DecoderProcess]) -> None:
     """Starts all decoder processes."""
     for decoder in decoders:
         decoder.start()
+
+
+def check_sandbox(settings: EngineSettings, sandbox: SandboxReport) -> None:
+    """Raises MultigrainError UNSUPPORTED if a measure is missing and the settings require all."""
+    if settings.sandbox == "required" and sandbox.missing:
+        missing = "; ".join(map(str, sandbox.missing))
+        raise MultigrainError(
+            ErrorKind.UNSUPPORTED,
+            f"serving.sandbox is required, but this machine cannot restrict engines by {missing}. "
+            "multigrain-server doctor says how to fix it; with serving.sandbox=auto, engines run "
+            "without these measures",
+        )
 
 
 def read_bundle(settings: EngineSettings) -> Bundle:

@@ -18,7 +18,8 @@ from multigrain.sandbox import landlock, seccomp
 MeasureName = Literal["no_new_privs", "limits", "files", "signals", "network", "system_calls"]
 """What each measure does:
 
-- ``no_new_privs``: no program that it starts gets more rights (setuid, file capabilities);
+- ``no_new_privs``: no program that it starts gets more rights (setuid, file capabilities), and
+  of the capabilities of root only those remain that read files and set priorities;
 - ``limits``: of open files, file sizes, memory and core dumps (``setrlimit``);
 - ``files``: only some paths can be opened (Landlock);
 - ``signals``: no process outside can be signaled (Landlock);
@@ -35,6 +36,9 @@ SandboxMode = Literal["auto", "off", "required"]
 """``auto`` takes the measures that the machine offers, ``required`` fails if one is missing."""
 
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+_CAPABILITY_VERSION = 0x20080522  # linux/capability.h
+# DAC_OVERRIDE, DAC_READ_SEARCH, SYS_NICE: a daemon of root may read the files of others.
+_KEPT_CAPABILITIES = 1 << 1 | 1 << 2 | 1 << 23
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,6 @@ def apply(sandbox: Sandbox) -> SandboxReport:
     )
 
 
-def forbid_processes() -> Measure:
-    """Takes the right to start processes away, once those that are needed run.
-
-    Unlike :func:`apply` it may be called while there are threads.
-    """
-    return _install(seccomp.Filter(execute=True, fork=False, sockets=True, attributes=True))
-
-
 def probe() -> SandboxReport:
     """What this machine offers. Changes nothing."""
     found = [Measure("no_new_privs", sys.platform.startswith("linux"), "Linux 3.5 or newer")]
@@ -168,7 +164,20 @@ def _set_no_new_privs() -> str:
     zero = ctypes.c_ulong(0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
         raise OSError(ctypes.get_errno(), "refused by the kernel")
+    _drop_capabilities(libc)
     return ""
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Keeps a process of root from what only root may do, such as reading the kernel's memory."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    # Effective, permitted and inheritable ones, 32 at a time.
+    held = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, held) != 0:
+        raise OSError(ctypes.get_errno(), "its capabilities cannot be read")
+    kept = [value & _KEPT_CAPABILITIES if index < 3 else 0 for index, value in enumerate(held)]
+    if kept != list(held) and libc.capset(header, (ctypes.c_uint32 * 6)(*kept)) != 0:
+        raise OSError(ctypes.get_errno(), "its capabilities cannot be dropped")
 
 
 def _attempt(name: MeasureName, take: Callable[[], str]) -> Measure:

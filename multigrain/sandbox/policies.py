@@ -12,7 +12,6 @@ import multigrain
 from multigrain.machine import available_memory, cpus
 from multigrain.sandbox.apply import Files, Sandbox
 
-_MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 
 # Programs and libraries of the system; what does not exist is skipped.
@@ -22,18 +21,17 @@ _SETTINGS: Final = (
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload"),
     *("/etc/localtime", "/etc/timezone", "/etc/os-release", "/etc/ssl/openssl.cnf"),
 )
-# How many CPUs and how much memory there are, also of a container.
+# How many CPUs and how much memory there are, also of a container; and how long decoder processes
+# have computed. Landlock hides what processes outside have in memory, such as their environment.
 _KERNEL: Final = (
-    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg"),
-    *("/proc/version", "/proc/filesystems", "/proc/sys/vm", "/proc/sys/kernel"),
-    *("/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm", "/sys/bus/pci"),
+    *("/proc", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm", "/sys/bus/pci"),
     *("/dev/random", "/dev/urandom"),
 )
 _DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full")
 
 _OF_LIBRARIES: Final = ("site-packages", "dist-packages")
 _FEW_FILES: Final = 1024
-_FILE_BYTES: Final = 64 * _MIB
+_DECODER_FILES: Final = 32
 # glibc reserves 64 MiB for each of up to 8 arenas per CPU, and 8 MiB for the stack of a thread.
 _RESERVED_PER_CPU: Final = _GIB
 _ACCELERATOR: Final = "not applied with an accelerator, whose driver needs devices and more"
@@ -71,11 +69,8 @@ def engine_sandbox(
     limit = memory_bytes or available_memory()
     return Sandbox(
         files=files,
-        # For the process that decodes; see forbid_processes.
-        fork=True,
         limits={
             "RLIMIT_CORE": 0,
-            "RLIMIT_FSIZE": _FILE_BYTES,
             "RLIMIT_NOFILE": _FEW_FILES,
             "RLIMIT_DATA": limit,
             "RLIMIT_AS": 2 * limit + cpus().machine * _RESERVED_PER_CPU,
@@ -83,22 +78,31 @@ def engine_sandbox(
     )
 
 
-def decoder_sandbox(*, memory_bytes: int, files: int = 32) -> Sandbox:
-    """The sandbox of a process that decodes images of strangers, with what is open already.
+def template_sandbox() -> Sandbox:
+    """The sandbox of the process that forks decoder processes.
 
-    It opens no file, not even of Python: what it needs must be imported before.
-
-    Args:
-        memory_bytes: limit of its addresses (RLIMIT_AS), with what is mapped already.
-        files: descriptors at most.
+    It imports what decoding needs, and tells the kernel which process to end first.
     """
     return Sandbox(
-        files=Files(),
-        limits={
-            "RLIMIT_CORE": 0,
-            "RLIMIT_NOFILE": files,
-            "RLIMIT_AS": memory_bytes,
-        },
+        files=Files(
+            read=library_paths(),
+            write=_paths((*_DEVICES, "/proc")),
+            list=listed_paths(),
+        ),
+        fork=True,
+        limits={"RLIMIT_CORE": 0, "RLIMIT_NOFILE": _FEW_FILES},
+    )
+
+
+def decoder_sandbox() -> Sandbox:
+    """The sandbox of a process that decodes images of strangers, with what is open already.
+
+    It may read Python and the libraries of the system: some decoders load a part of theirs for the
+    first image that needs it. It writes to no file but its standard error.
+    """
+    return Sandbox(
+        files=Files(read=library_paths(), list=listed_paths()),
+        limits={"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": _DECODER_FILES},
     )
 
 
@@ -136,16 +140,21 @@ def accelerator_sandbox() -> Sandbox:
 
 
 def runtime_paths() -> tuple[Path, ...]:
-    """Everything that Python and its libraries read: their installation, and of the system."""
-    found = [Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)]
-    found.append(Path(multigrain.__file__).parent)
+    """Everything that a runtime reads: libraries, settings of the system, and of the kernel."""
+    return (*library_paths(), *_paths((*_SETTINGS, *_KERNEL)))
+
+
+def library_paths() -> tuple[Path, ...]:
+    """The installation of Python, its packages, and the programs and libraries of the system."""
+    prefixes = [Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)]
+    found = [*prefixes, Path(multigrain.__file__).parent]
     for entry in _search_path():
         if entry.name in _OF_LIBRARIES or entry.suffix == ".zip":
             found.append(entry)
-        elif not any(entry.is_relative_to(prefix) for prefix in found[:3]):
+        elif not any(entry.is_relative_to(prefix) for prefix in prefixes):
             found += _modules(entry)
     found += [Path(entry) for entry in _entries("LD_LIBRARY_PATH")]
-    return tuple(dict.fromkeys((*found, *_paths((*_SYSTEM, *_SETTINGS, *_KERNEL)))))
+    return tuple(dict.fromkeys((*found, *_paths(_SYSTEM))))
 
 
 def listed_paths() -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from multigrain.engine.batching import (
     Lane,
     Limits,
 )
+from multigrain.sandbox.policies import engine_sandbox
 
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"
 _FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")
@@ -136,6 +138,9 @@ class _ControlledBatcher(HeldBatcher):
 def main() -> int:
     """An engine; its command line is that of ``multigrain.engine``."""
     vars(worker)["Batcher"] = _ControlledBatcher
+    # The test's file is not in the sandbox.
+    folder = Path(os.environ[_VARIABLE])
+    vars(engine)["engine_sandbox"] = partial(engine_sandbox, also=(folder,))
     return engine.main()
 
 

@@ -14,7 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from multigrain.sandbox.apply import Sandbox, SandboxReport, apply
-from multigrain.sandbox.policies import decoder_sandbox, engine_sandbox, worker_sandbox
+from multigrain.sandbox.policies import (
+    decoder_sandbox,
+    engine_sandbox,
+    template_sandbox,
+    worker_sandbox,
+)
 
 
 def sandboxes(folder: Path) -> dict[str, Callable[[], Sandbox]]:
@@ -22,7 +27,8 @@ def sandboxes(folder: Path) -> dict[str, Callable[[], Sandbox]]:
     inside = folder / "inside"
     return {
         "engine": lambda: engine_sandbox(inside, "cpu"),
-        "decoder": lambda: decoder_sandbox(memory_bytes=2 << 30),
+        "decoder": decoder_sandbox,
+        "template": template_sandbox,
         "worker": lambda: worker_sandbox(read=[inside], write=[folder / "results"]),
     }
 
@@ -49,6 +55,7 @@ def attacks(folder: Path) -> dict[str, Callable[[], object]]:
         "delete a file": secret.unlink,
         "rename a file": lambda: secret.rename(folder / "renamed"),
         "read the accounts": Path("/etc/passwd").read_bytes,
+        "read the kernel's memory": lambda: open("/proc/kcore", "rb").close(),
         "read the parent's environment": Path(f"/proc/{parent}/environ").read_bytes,
         "write the parent's memory": lambda: open(f"/proc/{parent}/mem", "r+b").close(),
         "limit the parent": lambda: resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0)),
@@ -92,6 +99,8 @@ def attributes(folder: Path) -> dict[str, Callable[[], object]]:
 def chosen(name: str, folder: Path) -> dict[str, Callable[[], object]]:
     """The attempts that the sandbox ``name`` must refuse; "" = none is applied."""
     attempts = {**attacks(folder), **attributes(folder), **executions()}
+    if not os.path.exists("/proc/kcore"):
+        del attempts["read the kernel's memory"]
     if not name:
         return {title: attempts[title] for title in HARMLESS}
     if name == "worker":

@@ -59,7 +59,7 @@ def attack(name: str, folder: Path) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("name", ["engine", "decoder", "worker"])
+@pytest.mark.parametrize("name", ["engine", "decoder", "template", "worker"])
 def test_every_attempt_in_a_sandbox_is_refused(name: str, folder: Path) -> None:
     answer = attack(name, folder)
     assert answer["found"] == dict.fromkeys(chosen(name, folder), "refused")

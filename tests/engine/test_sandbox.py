@@ -1,0 +1,158 @@
+"""Engines are restricted, and code that has taken one over reaches nothing outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from multigrain.engine.protocol import Connection, LoadFailed, Ready, Result, Submit
+from multigrain.engine.serve import check_sandbox
+from multigrain.engine.settings import EngineSettings
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.processes import child_environment, python_command
+from multigrain.sandbox.apply import MEASURES, Measure, SandboxReport, probe
+from tests.engine.bundles import write_bundle
+from tests.engine.client import EngineClient
+from tests.engine.pictures import picture
+from tests.sandbox.attack import chosen
+from tests.sandbox.test_attacks import ROOT, folder
+
+__all__ = ["folder"]  # a fixture
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(
+        bool(probe().missing), reason="; ".join(map(str, probe().missing)) or "complete"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("models"), referenced=True)
+
+
+def statuses(pid: int) -> list[dict[str, str]]:
+    """/proc/PID/status of a process and its descendants."""
+    engine = psutil.Process(pid)
+    found = []
+    for process in (engine, *engine.children(recursive=True)):
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        found.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["openvino-f32", "onnxruntime"])
+def test_an_engine_answers_in_a_sandbox(bundle: Path, runtime: str) -> None:
+    with EngineClient(bundle, runtime=runtime, sandbox="required") as engine:
+        assert isinstance(engine.first, Ready), engine.first
+        assert {one.name for one in engine.first.sandbox if one.active} == set(MEASURES)
+        engine.submit(1, picture(1), top_k=1)
+        assert engine.result(1).error is None
+        processes = statuses(engine.process.pid)
+        assert len(processes) >= 3  # the engine, the template, a decoder process
+        for status in processes:
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), status["Name"]
+            # DAC_OVERRIDE, DAC_READ_SEARCH and SYS_NICE at most.
+            assert not int(status["CapPrm"], 16) & ~0x800006
+
+
+def test_an_engine_without_a_sandbox_says_so(bundle: Path) -> None:
+    with EngineClient(bundle, runtime="onnxruntime", sandbox="off") as engine:
+        assert isinstance(engine.first, Ready)
+        assert engine.first.sandbox == ()
+        engine.submit(1, picture(1), top_k=1)
+        assert engine.result(1).error is None
+        assert {status["NoNewPrivs"] for status in statuses(engine.process.pid)} == {"0"}
+
+
+# Code that has taken over a process of an engine
+
+_CAPTURED = """
+import json, sys
+from pathlib import Path
+from multigrain.engine import __main__ as engine, decoder_process
+from multigrain.errors import ErrorKind, MultigrainError
+from tests.sandbox.attack import chosen, outcome
+
+def attack(*_):
+    found = {title: outcome(attempt) for title, attempt in chosen(NAME, Path(FOLDER)).items()}
+    raise MultigrainError(ErrorKind.UNSUPPORTED, json.dumps(found))
+
+if NAME == "decoder":
+    decoder_process.image_decoder = lambda parameters: attack
+else:
+    # Imported by the engine after its sandbox.
+    original = engine.apply
+    def apply(sandbox):
+        report = original(sandbox)
+        from multigrain.engine import serve
+        serve.load = attack
+        return report
+    engine.apply = apply
+sys.exit(engine.main())
+"""
+
+
+@pytest.fixture
+def captured(folder: Path, bundle: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that the test starts."""
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", ["engine", "decoder"])
+def test_a_captured_process_of_an_engine_reaches_nothing_outside(
+    name: str, folder: Path, bundle: Path, captured: list[subprocess.Popen[bytes]]
+) -> None:
+    """The runtime, or the decoder, does what an attacker would."""
+    script = f"NAME, FOLDER = {name!r}, {str(folder)!r}\n{_CAPTURED}"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        settings = EngineSettings(
+            bundle=bundle, socket_fd=theirs.fileno(), runtime="onnxruntime", parent_pid=os.getpid()
+        )
+        captured.append(
+            subprocess.Popen(
+                [*python_command("unused")[:2], "-c", script, *settings.arguments()],
+                env=child_environment({**os.environ, "PYTHONPATH": str(ROOT)}),
+                cwd="/",
+                pass_fds=(theirs.fileno(),),
+            )
+        )
+        theirs.close()
+        ours.settimeout(60)
+        connection = Connection(ours, 1 << 24)
+        frames = connection.frames()
+        answer = next(frames).message
+        if name == "decoder":
+            assert isinstance(answer, Ready), answer
+            connection.send(Submit(id=1, top_k=1), picture(1))
+            answer = next(frames).message
+        assert isinstance(answer, LoadFailed | Result)
+        assert json.loads(answer.message) == dict.fromkeys(chosen(name, folder), "refused")
+    assert (folder / "outside").read_text() == "secret"
+
+
+# A machine that lacks a measure
+
+
+def test_a_model_is_refused_only_if_a_sandbox_is_required(bundle: Path) -> None:
+    report = SandboxReport((Measure("files", False, "the kernel has no Landlock"),))
+    settings = EngineSettings(bundle=bundle, socket_fd=0)
+    check_sandbox(settings, report)
+    required = settings.model_copy(update={"sandbox": "required"})
+    check_sandbox(required, SandboxReport())
+    with pytest.raises(MultigrainError, match="no Landlock") as raised:
+        check_sandbox(required, report)
+    assert raised.value.kind is ErrorKind.UNSUPPORTED
