@@ -271,9 +271,15 @@ class App:
             self._started,
         )
         tls = self._certificates if self.config.tls.http else None
-        context = tls.context() if tls is not None else None
         site = StatusSite(sources)
-        return HttpServer(self.registry, lambda: self.health.ready, self._access, site, context)
+        return HttpServer(
+            self.registry,
+            lambda: self.health.ready,
+            self._access,
+            site,
+            tls.context if tls is not None else None,
+            self.config.access.hosts,
+        )
 
     async def stop(self) -> None:
         """Drains and releases everything. Running jobs continue without the daemon.

@@ -80,6 +80,13 @@ class AccessConfig(Spec):
         "certificates: whoever reaches them may make any call. For networks where something else "
         "decides who can connect, such as a service mesh.",
     )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names under which the HTTP address is reached, without the port. Where there "
+        "are no tokens, requests for other public names are refused, so that web pages in a "
+        "browser cannot read it. Addresses, names of one word, this machine's own and those below "
+        ".local, .internal, .svc and .cluster.local are always accepted.",
+    )
     max_streams_per_client: int = Field(
         1000,
         ge=1,

@@ -68,16 +68,12 @@ class Certificates:
         )
 
     def context(self) -> ssl.SSLContext:
-        """A context for other servers, whose connections use the latest certificates."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_mode = self._loaded.context.verify_mode
+        """The context for the next connection of another server, with the latest files.
 
-        def newest(connection: ssl.SSLObject, _name: str | None, _: ssl.SSLContext) -> None:
-            self._refresh()
-            connection.context = self._loaded.context
-
-        context.sni_callback = newest
-        return context
+        Sessions belong to a context, so none is resumed after the files have changed.
+        """
+        self._refresh()
+        return self._loaded.context
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC for each connection; None = unchanged."""
@@ -105,7 +101,7 @@ class Certificates:
         certificate, key = _read(self._certificate), _read(self._key)
         try:
             # OpenSSL checks that they match. There is no terminal to ask for a passphrase.
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context = _without_resumption(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except (ssl.SSLError, OSError, ValueError) as error:
             raise TlsError(
@@ -127,6 +123,16 @@ class Certificates:
     def _stamps(self) -> _Stamps:
         files = (self._certificate, self._key, self._client_ca)
         return tuple(stamp(path) for path in files if path is not None)
+
+
+def _without_resumption(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Makes every connection verify its client's certificate.
+
+    A resumed session would not be checked against the current ``client_ca``.
+    """
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    return context
 
 
 def _read(path: Path) -> bytes:

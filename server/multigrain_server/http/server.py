@@ -20,15 +20,22 @@ from prometheus_client.exposition import choose_encoder
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
+from multigrain_server.http.acceptor import Acceptor, ConnectionLimits, Place
+from multigrain_server.http.host_check import HostCheck
 from multigrain_server.status.site import SECURITY_HEADERS, StatusSite
 
 _log = structlog.get_logger(__name__)
 
-# For a client to send its request, and then to receive the response.
+# For a client to receive the response.
 _CLIENT_SECONDS = 5.0
-_MAX_CONNECTIONS = 64
+LIMITS = ConnectionLimits()
 # A browser asks for a name and a password, and the password is the token.
 _CHALLENGE = 'Basic realm="multigrain", charset="UTF-8"'
+
+_WRONG_HOST = (
+    "the daemon does not know this name: use its address, or add the name to access.hosts "
+    "(--access-hosts), or protect the page with a token (access.tokens)\n"
+)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,7 +51,8 @@ class HttpServer:
         ready: whether the daemon takes requests (/readyz: 200 or 503).
         access: decides who may read what.
         site: the status pages.
-        tls: context of each connection; None = plain HTTP.
+        tls: makes the context of a connection; None = plain HTTP.
+        hosts: names in the Host header that are accepted without tokens, beside the usual ones.
     """
 
     def __init__(
@@ -53,15 +61,15 @@ class HttpServer:
         ready: Callable[[], bool],
         access: Access,
         site: StatusSite,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
         self._registry = registry
         self._ready = ready
         self._access = access
         self._site = site
-        self._tls = tls
-        self._connections = 0
-        self._servers: list[asyncio.Server] = []
+        self.connections = Acceptor(self._connection, tls, LIMITS)
+        self._host_check = None if access.needs_tokens else HostCheck(hosts)
         application = web.Application(middlewares=[self._guard])
         application.add_routes(
             [
@@ -79,32 +87,27 @@ class HttpServer:
     async def start(self, sockets: Sequence[socket]) -> None:
         """Accepts connections on sockets that are bound, and closes them at the end."""
         await self._runner.setup()
-        timeout = _CLIENT_SECONDS if self._tls is not None else None
-        for sock in sockets:
-            self._servers.append(
-                await asyncio.get_running_loop().create_server(
-                    self._connection, sock=sock, ssl=self._tls, ssl_handshake_timeout=timeout
-                )
-            )
+        self.connections.start(sockets)
 
     async def stop(self) -> None:
         """Stops accepting, and closes every connection."""
-        for server in self._servers:
-            server.close()
+        self.connections.stop()
         await self._runner.cleanup()
-        for server in self._servers:
-            await server.wait_closed()
 
-    def _connection(self) -> web.RequestHandler:
+    def _connection(self, place: Place) -> web.RequestHandler:
         server = self._runner.server
         assert server is not None
-        return _Connection(self, server)
+        return _Connection(self.connections, place, server)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Checks method and access, and turns errors into responses."""
         response: web.StreamResponse
+        if isinstance(request.protocol, _Connection):
+            request.protocol.place.requested()
         try:
+            if self._host_check and not self._host_check.allows(request.headers.get("Host")):
+                raise web.HTTPMisdirectedRequest(text=_WRONG_HOST)
             if request.method not in ("GET", "HEAD"):
                 raise web.HTTPMethodNotAllowed(
                     request.method, ("GET", "HEAD"), text="only GET and HEAD\n"
@@ -149,11 +152,11 @@ class HttpServer:
 
 
 class _Connection(web.RequestHandler):
-    """A connection of the server, of which there may be _MAX_CONNECTIONS."""
+    """A connection of the server."""
 
-    __slots__ = ("_owner",)
+    __slots__ = ("_acceptor", "place")
 
-    def __init__(self, owner: HttpServer, server: web.Server) -> None:
+    def __init__(self, acceptor: Acceptor, place: Place, server: web.Server) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -163,16 +166,11 @@ class _Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # aiohttp documents None
             logger=logging.getLogger(__name__),
         )
-        self._owner = owner
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._owner._connections += 1
-        super().connection_made(transport)
-        if self._owner._connections > _MAX_CONNECTIONS and isinstance(transport, asyncio.Transport):
-            transport.abort()
+        self._acceptor = acceptor
+        self.place = place
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._owner._connections -= 1
+        self._acceptor.leave(self.place)
         super().connection_lost(exc)
 
     def handle_error(
@@ -183,12 +181,15 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """The response to a request that cannot be parsed."""
+        self.place.requested()
         if isinstance(exc, LineTooLong):
             status = 431
         return _finish(web.Response(status=status, text="cannot parse the request\n"))
 
 
 def _finish(response: web.StreamResponse) -> web.StreamResponse:
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
     response.headers["Server"] = "multigrain"  # in place of the versions of Python and aiohttp
     response.force_close()
     return response
@@ -199,7 +200,7 @@ def _live(request: web.Request) -> bool:
 
 
 def _page(html: str) -> web.Response:
-    return web.Response(text=html, content_type="text/html", headers=SECURITY_HEADERS)
+    return web.Response(text=html, content_type="text/html")
 
 
 def _refusal(error: MultigrainError) -> web.Response:

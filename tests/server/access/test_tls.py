@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import ssl
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -175,3 +179,62 @@ def test_unusable_certificate_files_are_named(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(TlsError, match=says):
         Certificates(files.config(mutual=True))
+
+
+def _request(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> tuple[bytes, ssl.SSLSession | None]:
+    """A request over TLS; returns the status line, empty if refused, and the session."""
+    answer, made = b"", None
+    with (
+        suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as sock,
+    ):
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while data := sock.recv(4096):
+            answer += data
+        made = sock.session
+    return answer.partition(b"\r\n")[0], made
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_outlives_the_authority_of_its_client(
+    files: Files, authority: trustme.CA, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    old, new = trustme.CA(), trustme.CA()
+    client_ca = tmp_path / "clients.pem"
+    client_ca.write_bytes(old.cert_pem.bytes())
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    context.maximum_version = version
+    old.issue_cert("client").configure_cert(context)
+    tls = files.config().model_copy(update={"client_ca": client_ca, "http": True})
+    async with daemon(tmp_path, tls=tls, http=True) as app:
+        port = int(app.http_address.rpartition(":")[2])
+        status, session = await asyncio.to_thread(_request, port, context)
+        assert status == b"HTTP/1.1 200 OK"
+        client_ca.write_bytes(new.cert_pem.bytes())
+        for resumed in (None, session):
+            status, _ = await asyncio.to_thread(_request, port, context, resumed)
+            assert status == b""
+
+
+async def test_unfinished_handshakes_make_room_for_others(
+    files: Files, authority: trustme.CA, tmp_path: Path
+) -> None:
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    tls = files.config().model_copy(update={"http": True})
+    async with daemon(tmp_path, tls=tls, http=True) as app:
+        assert app._http is not None
+        port = int(app.http_address.rpartition(":")[2])
+        acceptor = app._http.connections
+        acceptor._limits = replace(acceptor._limits, per_host=4, request_seconds=600.0)
+        with ExitStack() as stack:
+            for number in range(12):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                status, _ = await asyncio.to_thread(_request, port, context)
+                assert status == b"HTTP/1.1 200 OK", number
+                assert len(acceptor) <= 4
+        async with asyncio.timeout(60):
+            while len(acceptor):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

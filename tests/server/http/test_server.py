@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
@@ -19,23 +21,26 @@ from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
 from multigrain_server.http import server
+from multigrain_server.http.host_check import HostCheck
 
 
-async def _http(app: App, head: str) -> tuple[int, str]:
+async def _http(app: App, head: str, name: str = "daemon") -> tuple[int, str]:
     host, _, port = app.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(head.encode() + b"\r\nHost: daemon\r\n\r\n")
+    writer.write(f"{head}\r\nHost: {name}\r\n\r\n".encode())
     answer = (await reader.read()).decode()
     writer.close()
     headers = answer.partition("\r\n\r\n")[0]
     assert "Connection: close" in headers or headers.startswith("HTTP/1.0")
     assert "aiohttp" not in headers  # no versions for attackers
+    assert "X-Content-Type-Options: nosniff" in headers
+    assert "Content-Security-Policy: default-src 'none'" in headers
     return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
 
 
 def connections(app: App) -> int:
     assert app._http is not None
-    return app._http._connections
+    return len(app._http.connections)
 
 
 async def _samples(app: App) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -129,33 +134,114 @@ async def test_a_client_that_does_not_read_is_disconnected(
                 await asyncio.sleep(0.01)
 
 
-async def test_connections_beyond_the_limit_are_closed(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "_MAX_CONNECTIONS", 2)
-    monkeypatch.setattr(server, "_CLIENT_SECONDS", 60.0)  # idle ones stay
+def limit(app: App, **limits: float) -> None:
+    """Changes limits of connections."""
+    assert app._http is not None
+    acceptor = app._http.connections
+    acceptor._limits = replace(acceptor._limits, **limits)
+
+
+async def half_open(app: App) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection whose request does not end."""
     host, _, port = app.http_address.rpartition(":")
-    idle = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /healthz HTTP/1.1\r\nX: ")
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize("name", ["total", "per_host"])
+async def test_half_open_connections_make_room_for_probes(app: App, name: str) -> None:
+    limit(app, request_seconds=600.0, **{name: 3})
+    idle = []
+    for number in range(10):
+        idle.append(await half_open(app))
+        assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200, number
+        assert connections(app) <= 3
     async with asyncio.timeout(10):
-        while connections(app) < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        assert await reader.read() == b""
+        # The oldest ones were closed.
+        for reader, _ in idle[:7]:
+            assert await reader.read() == b""
+    for _, writer in idle:
         writer.close()
-        for _, other in idle:
-            other.close()
-        while connections(app):  # noqa: ASYNC110
+
+
+async def test_probes_are_answered_while_a_host_floods(app: App) -> None:
+    flooding = True
+
+    async def flood() -> None:
+        opened: list[asyncio.StreamWriter] = []
+        while flooding:
+            with suppress(OSError):
+                opened.append((await half_open(app))[1])
+            if len(opened) > 50:
+                opened.pop(0).close()
+        for writer in opened:
+            writer.close()
+
+    floods = [asyncio.create_task(flood()) for _ in range(4)]
+    try:
+        for _ in range(50):
+            assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
+    finally:
+        flooding = False
+        await asyncio.gather(*floods)
+
+
+async def test_a_connection_with_a_request_is_not_displaced(app: App) -> None:
+    limit(app, request_seconds=600.0, total=1)
+    assert app._http is not None
+    acceptor = app._http.connections
+    async with asyncio.timeout(10):
+        reader, writer = await half_open(app)
+        while connections(app) < 1:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-    assert (await _http(app, "GET /healthz HTTP/1.1"))[0] == 200
+        (place,) = acceptor._places
+        place.requested()
+        host, _, port = app.http_address.rpartition(":")
+        late, late_writer = await asyncio.open_connection(host, int(port))
+        assert await late.read() == b""
+        writer.write(b"y\r\nHost: daemon\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        late_writer.close()
 
 
-async def test_a_client_that_sends_no_request_is_disconnected(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "_CLIENT_SECONDS", 0.1)
+async def test_a_client_that_sends_no_request_is_disconnected(app: App) -> None:
+    limit(app, request_seconds=0.1)
     host, _, port = app.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET /metr")
     async with asyncio.timeout(10):
         assert await reader.read() == b""
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("localhost:9464", 200),
+        ("127.0.0.1:9464", 200),
+        ("10.0.0.7", 200),
+        ("[::1]:9464", 200),
+        ("trainer", 200),
+        ("trainer.default.svc.cluster.local:9464", 200),
+        ("rebound.example.com", 421),
+        ("127.0.0.1.example.com:9464", 421),
+        ("localhost.example.com.", 421),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz"])
+async def test_public_names_are_refused_without_tokens(
+    app: App, name: str, status: int, path: str
+) -> None:
+    answer = await _http(app, f"GET {path} HTTP/1.1", name)
+    assert answer[0] == status
+    assert ("--access-hosts" in answer[1]) == (status == 421)
+
+
+def test_configured_names_are_accepted() -> None:
+    check = HostCheck(["Trainer.example.com"])
+    assert check.allows("trainer.EXAMPLE.com:9464")
+    assert check.allows(None)
+    assert not check.allows("other.example.com")
