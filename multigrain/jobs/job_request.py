@@ -33,6 +33,7 @@ class JobRequest(Spec):
         request_id: by which a retried submission is recognized.
         body_sha256: of the submission, to refuse another one with the same ``request_id``.
         create_time: RFC 3339.
+        client: who submitted it: the name of a token, or a host; "" = not known.
         training: its specification.
         evaluation: its specification.
         export: its specification.
@@ -48,6 +49,7 @@ class JobRequest(Spec):
     request_id: str = ""
     body_sha256: str = ""
     create_time: str
+    client: str = ""
     training: TrainingSpec | None = None
     evaluation: EvaluationSpec | None = None
     export: ExportSpec | None = None

@@ -51,6 +51,7 @@ from multigrain_server.grpc.jobs import (
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
+from multigrain_server.jobs.queue_limits import QueueLimits
 from multigrain_server.jobs.recovery import Recovery
 from multigrain_server.jobs.service import EventFeeds, Jobs
 from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
@@ -140,6 +141,9 @@ class App:
             self._supervisor,
             self._leases,
             self.feeds,
+            QueueLimits(
+                self._supervisor, config.jobs.max_queued, config.jobs.max_queued_per_client
+            ),
             self._roots.roots,
         )
         metrics = ServingMetrics(self.registry)

@@ -137,6 +137,20 @@ class JobsConfig(Spec):
         description="Number of consecutive runner crashes without progress after which a job "
         "fails. (Crashes of workers are counted by max_restarts of the job.)",
     )
+    max_queued: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="Queued jobs at most; the last tenth is kept for clients with fewer jobs than "
+        "others. Further submissions are refused with RESOURCE_EXHAUSTED.",
+    )
+    max_queued_per_client: int = Field(
+        500,
+        ge=1,
+        le=100_000,
+        description="Queued jobs of one client at most, which is a token, or a host where there "
+        "are no tokens.",
+    )
     runner_restart_seconds: float = Field(
         0.5,
         gt=0,

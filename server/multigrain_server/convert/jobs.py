@@ -33,8 +33,13 @@ _M = TypeVar("_M", bound=Message)
 StartRequest = StartTrainingRequest | StartEvaluationRequest | StartExportRequest
 
 
-def submission(request: StartRequest, kind: JobKind) -> Submission:
+def submission(request: StartRequest, kind: JobKind, client: str) -> Submission:
     """The parts that all Start requests share, and the hash of the whole request.
+
+    Args:
+        request: of any kind.
+        kind: of the job.
+        client: who sent it.
 
     Raises:
         MultigrainError: INVALID_FIELD with every violation.
@@ -45,7 +50,8 @@ def submission(request: StartRequest, kind: JobKind) -> Submission:
     if not name and isinstance(request, StartTrainingRequest):
         name = request.spec.preset
     body = kind.value.encode() + b"\0" + request.SerializeToString(deterministic=True)
-    return Submission(kind, hashlib.sha256(body).hexdigest(), request.request_id, name, labels)
+    digest = hashlib.sha256(body).hexdigest()
+    return Submission(kind, digest, request.request_id, name, labels, client)
 
 
 def overrides(message: Message) -> dict[str, Any]:

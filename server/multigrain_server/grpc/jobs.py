@@ -21,6 +21,7 @@ from multigrain.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
+from multigrain_server.access.client import origin
 from multigrain_server.asyncio_utils import cooperative
 from multigrain_server.convert.events import (
     KIND_OF_ENUM,
@@ -50,7 +51,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         context: Context,
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
-        start = submission(request, JobKind.TRAINING)
+        start = submission(request, JobKind.TRAINING, origin(context).client)
         return job_message(await self._jobs.submit(start, lambda: self._checks.training(spec)))
 
 
@@ -67,7 +68,7 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         context: Context,
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
-        start = submission(request, JobKind.EVALUATION)
+        start = submission(request, JobKind.EVALUATION, origin(context).client)
         return job_message(await self._jobs.submit(start, lambda: self._checks.evaluation(spec)))
 
 
@@ -82,7 +83,7 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
         self, request: export_pb2.StartExportRequest, context: Context
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
-        start = submission(request, JobKind.EXPORT)
+        start = submission(request, JobKind.EXPORT, origin(context).client)
         return job_message(await self._jobs.submit(start, lambda: self._checks.export(spec)))
 
 

@@ -32,6 +32,7 @@ from multigrain_server.jobs.files import (
 )
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.listing_threads import in_listing_thread
+from multigrain_server.jobs.queue_limits import QueueLimits
 from multigrain_server.jobs.store import JobFilter, JobRow, JobStore
 from multigrain_server.jobs.submission import CheckedSpec, Submission, check_resumable
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
@@ -158,6 +159,7 @@ class Jobs:
         supervisor: runs active jobs.
         leases: of the devices.
         feeds: of the jobs' events.
+        limits: of the queue.
         roots: folders that files named by a request must be in; None = no restriction.
 
     Attributes:
@@ -172,9 +174,11 @@ class Jobs:
         supervisor: Supervisor,
         leases: Leases,
         feeds: EventFeeds,
+        limits: QueueLimits,
         roots: tuple[Path, ...] | None = None,
     ) -> None:
         self._jobs_dir = jobs_dir
+        self._limits = limits
         self._roots = roots
         self._models_dir = models_dir
         self._store = store
@@ -198,15 +202,15 @@ class Jobs:
 
         Raises:
             MultigrainError: ALREADY_EXISTS if the request_id was used for another request;
-                STORAGE; whatever ``check`` raises.
+                OVERLOADED if too many jobs are queued; STORAGE; whatever ``check`` raises.
         """
         if not submission.request_id:
-            return await self._create(submission, await check())
+            return await self._create(submission, check)
         lock = self._submitting.setdefault(submission.request_id, asyncio.Lock())
         async with lock:
             first = self._store.by_request_id(submission.request_id)
             if first is None:
-                return await self._create(submission, await check())
+                return await self._create(submission, check)
         if first.job.request.body_sha256 != submission.body_sha256:
             raise MultigrainError(
                 ErrorKind.ALREADY_EXISTS,
@@ -215,7 +219,13 @@ class Jobs:
             )
         return self._current(first)
 
-    async def _create(self, submission: Submission, checked: CheckedSpec) -> Job:
+    async def _create(
+        self, submission: Submission, check: Callable[[], Awaitable[CheckedSpec]]
+    ) -> Job:
+        with self._limits.place(submission.client):
+            return await self._queue(submission, await check())
+
+    async def _queue(self, submission: Submission, checked: CheckedSpec) -> Job:
         job_id, weights_path = new_job_id(submission.kind), checked.weights_path
         checkpoint = Path(weights_path) if checked.of_job else None
         if checkpoint is not None:
@@ -229,6 +239,7 @@ class Jobs:
                 "request_id": submission.request_id,
                 "body_sha256": submission.body_sha256,
                 "create_time": utc_now(),
+                "client": submission.client,
                 checked.kind.value.lower(): checked.spec,
                 "weights_path": weights_path,
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
@@ -317,7 +328,8 @@ class Jobs:
 
         Raises:
             MultigrainError: INVALID_FIELD; NOT_FOUND; WRONG_STATE, also if the training set has
-                changed; UNAVAILABLE while processes of the last attempt are still exiting.
+                changed; OVERLOADED if too many jobs are queued; UNAVAILABLE while processes of the
+                last attempt are still exiting.
         """
         job = self._resumable(job_id)
         folder = JobFolder(self._jobs_dir / job_id)
@@ -329,7 +341,10 @@ class Jobs:
         message = self._queue_message(job.request, "resumed")
         if job_id in self._supervisor.active:
             raise _still_exiting(job_id)
-        with storage_errors("the job cannot be resumed", "the job's folder"):
+        with (
+            self._limits.place(job.request.client),
+            storage_errors("the job cannot be resumed", "the job's folder"),
+        ):
             record = StateRecord(JobState.QUEUED, message)
             written = append_event(folder, record, job.view.attempt)
         if not written:

@@ -79,13 +79,23 @@ def check_resumable(spec: TrainingSpec, folder: JobFolder, roots: tuple[Path, ..
 
 @dataclass(frozen=True)
 class Submission:
-    """A request to start a job. ``body_sha256`` is the hash of the whole request."""
+    """A request to start a job.
+
+    Attributes:
+        kind: of the job.
+        body_sha256: hash of the whole request.
+        request_id: by which a repeated request is recognized.
+        name: the user's.
+        labels: the user's.
+        client: who sent it: the name of a token, or a host.
+    """
 
     kind: JobKind
     body_sha256: str
     request_id: str = ""
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    client: str = ""
 
 
 @dataclass(frozen=True)

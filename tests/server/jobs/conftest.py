@@ -19,6 +19,7 @@ from multigrain.specs.training import TrainingSpec
 from multigrain_server.database import Database
 from multigrain_server.devices import Inventory, Leases
 from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.queue_limits import QueueLimits
 from multigrain_server.jobs.recovery import Recovery
 from multigrain_server.jobs.service import EventFeeds, Jobs
 from multigrain_server.jobs.store import SCHEMA, JobStore
@@ -32,7 +33,13 @@ class JobServer:
     """Store, supervisor and service on one data directory, as a daemon has them."""
 
     def __init__(
-        self, root: Path, devices: str, command: tuple[str, ...], limits: ImageLimits
+        self,
+        root: Path,
+        devices: str,
+        command: tuple[str, ...],
+        limits: ImageLimits,
+        max_queued: int,
+        max_queued_per_client: int,
     ) -> None:
         self.root = root
         for name in ("jobs", "models"):
@@ -51,18 +58,29 @@ class JobServer:
         )
         self.feeds = EventFeeds(root / "jobs", self.supervisor, heartbeat_seconds=0.2)
         self.jobs = Jobs(
-            root / "jobs", root / "models", self.store, self.supervisor, self.leases, self.feeds
+            root / "jobs",
+            root / "models",
+            self.store,
+            self.supervisor,
+            self.leases,
+            self.feeds,
+            QueueLimits(self.supervisor, max_queued, max_queued_per_client),
         )
         Recovery(root / "jobs", self.store, self.supervisor, self.feeds).run()
         self.supervisor.start()
 
     async def submit(
-        self, request_id: str = "", body: str = "x", name: str = "", **labels: str
+        self,
+        request_id: str = "",
+        body: str = "x",
+        name: str = "",
+        client: str = "",
+        **labels: str,
     ) -> Job:
         async def check() -> CheckedSpec:
             return CheckedSpec(JobKind.TRAINING, TrainingSpec())
 
-        submission = Submission(JobKind.TRAINING, body, request_id, name, labels)
+        submission = Submission(JobKind.TRAINING, body, request_id, name, labels, client)
         return await self.jobs.submit(submission, check)
 
     async def until(self, job_id: str, wanted: Callable[[Job], bool]) -> Job:
@@ -100,8 +118,12 @@ async def make_server(tmp_path: Path) -> AsyncIterator[MakeServer]:
         devices: str = "cpu:4",
         command: tuple[str, ...] = FAKE_RUNNER,
         limits: ImageLimits = DEFAULT_LIMITS,
+        max_queued: int = 1000,
+        max_queued_per_client: int = 1000,
     ) -> JobServer:
-        made.append(JobServer(tmp_path, devices, command, limits))
+        made.append(
+            JobServer(tmp_path, devices, command, limits, max_queued, max_queued_per_client)
+        )
         return made[-1]
 
     yield make
