@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.files import MAX_WEIGHTS_BYTES, Roots, read_bytes
+from multigrain.tensors import parse_tensors
 
 # Eigenvalues are clipped from below at this fraction of their mean. The covariance of 2049
 # dimensions from 20,000 images has tail eigenvalues that are mostly noise, and one from fewer
@@ -245,11 +244,13 @@ def read_whitening(path: Path, embedding_size: int, roots: Roots = None) -> Stor
         MultigrainError: CHECKPOINT, if it is damaged or does not match.
     """
     try:
-        tensors = load_tensors(read_bytes(path, max_bytes=MAX_WEIGHTS_BYTES, roots=roots))
+        tensors: dict[str, NDArray[Any]] = parse_tensors(
+            read_bytes(path, max_bytes=MAX_WEIGHTS_BYTES, roots=roots)
+        )
         stored = StoredWhitening(
             *(tensors[name] for name in (_MEAN, _PROJECTION, _WEIGHT, _BIAS)),
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise _invalid_file(path, "it is not a complete safetensors file of a whitening") from error
     size = embedding_size + 1
     arrays = (stored.mean, stored.projection, stored.weight, stored.bias)
@@ -260,6 +261,11 @@ def read_whitening(path: Path, embedding_size: int, roots: Roots = None) -> Stor
             path,
             f"its projection has the shape {stored.projection.shape}, but an embedding of "
             f"{embedding_size} dimensions needs ({size}, {size})",
+        )
+    classes = len(stored.bias) if stored.bias.ndim == 1 else -1
+    if stored.weight.shape != (classes, size):
+        raise _invalid_file(
+            path, f"its classifier has the shapes {stored.weight.shape} and {stored.bias.shape}"
         )
     return stored
 

@@ -15,7 +15,6 @@ from multigrain.bundle.members import SIGNATURE_BYTES, compression, is_passed_ov
 from multigrain.bundle.tar import Entry, TarError, end, entries, header, padding
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
 from multigrain.files import MAX_DOCUMENT_BYTES, open_regular, read_bytes
-from multigrain.manifests import parse_manifest
 from multigrain.storage import FileEntry, sync_folder, write_synced
 
 # For the daemon's user only, although libraries write some files with other modes.
@@ -53,7 +52,7 @@ def read(path: Path, *, verify: bool = False) -> BundleManifest:
 
 def _parsed(data: bytes) -> BundleManifest:
     try:
-        manifest = parse_manifest(BundleManifest, data)
+        manifest = BundleManifest.parse(data)
     except ValueError as error:
         raise _damaged(f"its {MANIFEST_NAME} is invalid: {error}") from error
     if manifest.format_version != 1:

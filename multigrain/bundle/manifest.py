@@ -5,7 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from multigrain.images.parameters import Preprocessing
-from multigrain.manifests import MAX_LABELS, Count, FileName, Labels, Long, Metrics, Text
+from multigrain.manifests import (
+    MAX_LABELS,
+    Count,
+    FileName,
+    Labels,
+    Long,
+    Metrics,
+    Text,
+    parse_manifest,
+)
 from multigrain.specs.base import Spec
 from multigrain.specs.export import NAME_PATTERN
 from multigrain.specs.training import ModelSpec
@@ -128,6 +137,11 @@ class BundleManifest(Spec):
     metrics: Metrics = Field(default_factory=dict)
     source: Source = Source()
     export_job: Text = ""
+
+    @classmethod
+    def parse(cls, data: bytes) -> BundleManifest:
+        """Reads ``model.json`` from any source. Raises ValueError with the first problem."""
+        return parse_manifest(cls, data, max_classes=MAX_LABELS)
 
     @property
     def classes(self) -> int:

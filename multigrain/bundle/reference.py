@@ -12,13 +12,13 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import MAX_WEIGHTS_BYTES, read_bytes
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import normalize
+from multigrain.tensors import parse_tensors
 
 FloatArray = NDArray[np.float32]
 Precision = Literal["f32", "bf16", "int8"]
@@ -125,9 +125,11 @@ def write_reference(path: Path, reference: Reference) -> None:
 def read_reference(path: Path) -> Reference:
     """Reads a file of ``write_reference``. Raises MultigrainError CHECKPOINT."""
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors: dict[str, NDArray[Any]] = parse_tensors(
+            read_bytes(path, max_bytes=MAX_WEIGHTS_BYTES)
+        )
         reference = Reference(*(tensors[name] for name in (_PIXELS, _EMBEDDING, _LOGITS)))
-    except (OSError, KeyError, SafetensorError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise MultigrainError(
             ErrorKind.CHECKPOINT,
             f"the bundle's {path.name} cannot be read: export or import it again",
@@ -137,7 +139,12 @@ def read_reference(path: Path) -> Reference:
         pixels.dtype != np.uint8
         or pixels.ndim != 4
         or rows < 1
-        or any(o.ndim != 2 or len(o) != rows for o in (reference.embedding, reference.logits))
+        or pixels.shape[1] != pixels.shape[2]
+        or pixels.shape[3] != 3
+        or any(
+            outputs.dtype != np.float32 or outputs.ndim != 2 or len(outputs) != rows
+            for outputs in (reference.embedding, reference.logits)
+        )
     ):
         raise MultigrainError(
             ErrorKind.CHECKPOINT, f"the bundle's {path.name} has no reference outputs"

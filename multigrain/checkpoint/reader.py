@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
@@ -22,6 +19,7 @@ from multigrain.files import (
     read_bytes,
 )
 from multigrain.storage import describe
+from multigrain.tensors import parse_tensors
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
@@ -76,13 +74,13 @@ def read_manifest(folder: Path, roots: Roots = None) -> CheckpointManifest:
     """
     try:
         text = read_bytes(folder / MANIFEST, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
-        manifest = CheckpointManifest.model_validate_json(text)
+        manifest = CheckpointManifest.parse(text)
     except FileNotFoundError as error:
         raise _damaged(folder, f"it has no {MANIFEST}") from error
     except OSError as error:
         raise _damaged(folder, f"its {MANIFEST} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
+    except ValueError as error:
+        raise _damaged(folder, f"its {MANIFEST} cannot be read: {error}") from error
     if manifest.format_version != 1:
         raise _damaged(
             folder, f"its format has version {manifest.format_version}, this program supports 1"
@@ -123,16 +121,15 @@ def _read_tensors(
         data = read_bytes(folder / name, max_bytes=min(entry.bytes, MAX_WEIGHTS_BYTES), roots=roots)
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise _damaged(folder, f"{name} is not what was written")
-        tensors: dict[str, NDArray[np.generic]] = load_tensors(data)
+        return parse_tensors(data)
     except FileNotFoundError as error:
         raise _damaged(folder, f"{name} is missing") from error
     except FileTooLargeError as error:
         raise _damaged(folder, f"{name} is not what was written") from error
     except OSError as error:
         raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError) as error:
-        raise _damaged(folder, f"{name} cannot be read") from error
-    return tensors
+    except ValueError as error:
+        raise _damaged(folder, f"{name} cannot be read: {error}") from error
 
 
 def _damaged(folder: Path, what: str) -> MultigrainError:

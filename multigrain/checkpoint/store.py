@@ -212,7 +212,7 @@ def best_step(checkpoints: Path) -> int | None:
     for _, path in reversed(steps(checkpoints)):
         try:
             return int(read_manifest(path).position.get("best_step", 0)) or None
-        except (MultigrainError, ValueError):
+        except (MultigrainError, ValueError, OverflowError):
             continue
     return None
 

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
+from multigrain.bundle.folder import check_files, read
+from multigrain.bundle.manifest import BundleManifest
 from multigrain.engine.batching import BatchLatencyEstimator
 from multigrain.engine.decoder_process import Parameters
 from multigrain.engine.decoders import DecoderProcess, Template
@@ -32,6 +33,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_out_of_memory, release_freed_memory
 from multigrain.processes import low_priority
 from multigrain.sandbox.apply import SandboxReport
+from multigrain.text import printable
 from multigrain.whitening import StoredWhitening, read_whitening
 
 _LOG = logging.getLogger("multigrain.engine")
@@ -69,7 +71,8 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
         return 1
     except Exception as error:
         exit_if_out_of_memory(error)  # the daemon reports the exit code as the reason
-        raise
+        connection.send(LoadFailed(error=ErrorKind.CHECKPOINT, message=unexpected(error)))
+        return 1
     ordinary, low = decoders(settings, bundle.manifest, template)
     starting = threading.Thread(target=start_all, args=([*ordinary, low],), daemon=True)
     starting.start()
@@ -158,15 +161,22 @@ def check_sandbox(settings: EngineSettings, sandbox: SandboxReport) -> None:
         )
 
 
+def unexpected(error: Exception) -> str:
+    """The message of an error of a library while it loads a bundle: a damaged file, most likely."""
+    text = printable(f"{type(error).__name__}: {error}"[:1000])
+    _LOG.error("cannot load the bundle: %s", text)
+    return f"the bundle cannot be loaded ({text}): export or import it again"
+
+
 def read_bundle(settings: EngineSettings) -> Bundle:
-    """Reads the manifest; the daemon has verified the files. Raises MultigrainError."""
-    try:
-        text = (settings.bundle / MANIFEST_NAME).read_text()
-        return Bundle(settings.bundle, BundleManifest.model_validate_json(text))
-    except (OSError, ValueError) as error:
-        raise MultigrainError(
-            ErrorKind.CHECKPOINT, f"cannot read the bundle's {MANIFEST_NAME}: {error}"
-        ) from error
+    """Reads the manifest and checks the files, whose checksums the daemon has verified.
+
+    Raises:
+        MultigrainError: CHECKPOINT.
+    """
+    manifest = read(settings.bundle)
+    check_files(settings.bundle, manifest)
+    return Bundle(settings.bundle, manifest)
 
 
 def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:

@@ -13,9 +13,6 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 
 from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest, Head
 from multigrain.checkpoint import store
@@ -30,6 +27,7 @@ from multigrain.files import (
 )
 from multigrain.specs.training import ModelSpec
 from multigrain.storage import os_error_hint
+from multigrain.tensors import parse_tensors
 from multigrain.weights.pytorch import SUFFIXES as PYTORCH_SUFFIXES
 from multigrain.weights.pytorch import read_pytorch
 from multigrain.weights.translate import has_native_names, translate
@@ -177,18 +175,19 @@ def _from_file(path: Path, state: dict[str, NDArray[np.generic]]) -> Weights:
 def _from_bundle(path: Path, roots: Roots) -> Weights:
     try:
         text = read_bytes(path / MANIFEST_NAME, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
-        manifest = BundleManifest.model_validate_json(text)
-    except (OSError, ValidationError) as error:
-        raise _unusable(path, f"its {MANIFEST_NAME} cannot be read") from error
-    weights = path / Path(manifest.weights).name
+        manifest = BundleManifest.parse(text)
+    except OSError as error:
+        raise _unusable(path, f"its {MANIFEST_NAME} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _unusable(path, f"its {MANIFEST_NAME} cannot be read: {error}") from error
+    weights = path / manifest.weights
     if not manifest.weights or not weights.exists():
         raise _unusable(path, "the bundle has graphs only, no weights")
-    data = _read(weights, roots)
     entry = manifest.files.get(weights.name)
-    if entry is not None and (len(data), hashlib.sha256(data).hexdigest()) != (
-        entry.bytes,
-        entry.sha256,
-    ):
+    if entry is None:
+        raise _unusable(path, f"{weights.name} is not listed in its {MANIFEST_NAME}")
+    data = _read(weights, roots)
+    if (len(data), hashlib.sha256(data).hexdigest()) != (entry.bytes, entry.sha256):
         raise _unusable(path, f"{weights.name} is not what was written")
     return Weights(
         model=_parse_safetensors(weights, data),
@@ -204,15 +203,9 @@ def _from_bundle(path: Path, roots: Roots) -> Weights:
 
 def _parse_safetensors(path: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
     try:
-        tensors: dict[str, NDArray[np.generic]] = load_tensors(data)
-    except KeyError as error:
-        # bfloat16 and the 8-bit floats.
-        raise _unusable(
-            path, f"it has tensors of type {error.args[0]}; convert them to float32"
-        ) from error
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise _unusable(path, "it is not a whole safetensors file of NumPy types") from error
-    return tensors
+        return parse_tensors(data)
+    except ValueError as error:
+        raise _unusable(path, str(error)) from error
 
 
 def _read_ckpt(path: Path, file: BinaryIO) -> dict[str, NDArray[np.generic]]:

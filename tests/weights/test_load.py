@@ -50,10 +50,16 @@ def test_a_checkpoint_folder_has_weights_and_metadata(tmp_path: Path) -> None:
 def test_a_bundle_folder_has_its_preprocessing(tmp_path: Path) -> None:
     preprocessing = Preprocessing(size=32, resize_short=40)
     head = Head(resolution=32, gem_p=3.0, preprocessing=preprocessing)
-    manifest = BundleManifest(
-        name="m", version=1, model=SPEC, embedding_size=512, labels=("a", "b"), heads=(head,)
-    )
     save_file(MODEL, tmp_path / "weights.safetensors")
+    manifest = BundleManifest(
+        name="m",
+        version=1,
+        model=SPEC,
+        embedding_size=512,
+        labels=("a", "b"),
+        heads=(head,),
+        files={"weights.safetensors": describe(tmp_path / "weights.safetensors")},
+    )
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     weights = load_weights(tmp_path)
     check(weights.model)
@@ -77,6 +83,18 @@ def test_a_bundle_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     with pytest.raises(MultigrainError, match="graphs only"):
         load_weights(tmp_path)
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> None:
+    """They have no checksum, and may be a link to anything."""
+    save_file(MODEL, tmp_path / "outside.safetensors")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/weights.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    head = Head(resolution=32, gem_p=3.0, preprocessing=Preprocessing.standard(32))
+    manifest = BundleManifest(name="m", version=1, model=SPEC, embedding_size=512, heads=(head,))
+    (tmp_path / "m/model.json").write_text(manifest.model_dump_json())
+    with pytest.raises(MultigrainError, match=r"weights\.safetensors is not listed"):
+        load_weights(tmp_path / "m")
 
 
 def test_a_bundle_with_a_flipped_bit_in_its_weights_is_refused(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _check_supported(name: str, bundle: Bundle, compute: Compute, *, chosen: boo
     heads = bundle.manifest.heads
     if name == "mindspore":
         weights = bundle.manifest.weights
-        if not (bundle.path / weights).is_file():
+        if weights not in bundle.manifest.files:
             raise _unsupported(f"the bundle has no {weights}: use another runtime")
         return
     library = name.partition("-")[0]

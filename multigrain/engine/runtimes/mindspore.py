@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from multigrain.bundle.folder import read_file
 from multigrain.bundle.manifest import Head
 from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Outputs, Runtime, padded
+from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.tensors import parse_tensors
 
 if TYPE_CHECKING:
     from multigrain.model.multigrain import MultiGrain
@@ -76,15 +79,22 @@ class MindSporeRuntime(Runtime):
 
 
 def _network(bundle: Bundle) -> MultiGrain:
-    from safetensors.numpy import load_file
-
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import load_model_state
 
     manifest = bundle.manifest
     classes = manifest.classes
     network = build_model(manifest.model.model_copy(update={"learn_gem_p": False}), classes)
-    load_model_state(network, load_file(bundle.path / manifest.weights))
+    # Checked again, because they are read again after the daemon has verified them.
+    data = read_file(bundle.path, manifest, manifest.weights)
+    try:
+        tensors = parse_tensors(data)
+    except ValueError as error:
+        raise MultigrainError(
+            ErrorKind.CHECKPOINT,
+            f"the bundle's {manifest.weights} cannot be used: {error}. Export or import it again",
+        ) from error
+    load_model_state(network, tensors)
     return network
 
 

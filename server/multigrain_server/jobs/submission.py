@@ -348,7 +348,7 @@ def stored_labels(weights: Path, roots: Roots = None) -> tuple[str, ...]:
     for name, kind in (("manifest.json", CheckpointManifest), (MANIFEST_NAME, BundleManifest)):
         try:
             text = read_bytes(weights / name, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
-            return kind.model_validate_json(text).labels
+            return kind.parse(text).labels
         except (OSError, ValueError):
             # A plain weights file, or a damaged folder: the job reports what is wrong with it.
             continue

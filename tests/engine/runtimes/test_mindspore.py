@@ -14,6 +14,7 @@ from multigrain.engine.protocol import EmbeddingOptions, Ready
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
 from multigrain.specs.training import ModelSpec
+from multigrain.storage import describe
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture
 
@@ -46,6 +47,7 @@ def test_mindspore_serves_the_weights_of_the_bundle_with_the_exponent_of_the_hea
             Head(resolution=SIZE, gem_p=P, preprocessing=preprocessing),
             Head(resolution=24, gem_p=1.0, preprocessing=smaller),
         ),
+        files={path.name: describe(path) for path in tmp_path.iterdir()},
     )
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     pictures = [picture(seed) for seed in range(5)]
@@ -112,6 +114,7 @@ def test_all_runtimes_serve_the_same_vectors(tmp_path: Path) -> None:
                 reference="reference.safetensors",
             ),
         ),
+        files={path.name: describe(path) for path in tmp_path.iterdir()},
     )
     (tmp_path / "model.json").write_text(manifest.model_dump_json())
     served = {}
