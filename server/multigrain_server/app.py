@@ -31,6 +31,7 @@ from multigrain.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from multigrain.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
 from multigrain_server.access.access import Access
 from multigrain_server.address import ListenAddress
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir, DataDirError
 from multigrain_server.database import open_index
@@ -242,7 +243,7 @@ class App:
             await asyncio.to_thread(import_module, "multigrain_server.http.server")
             self._http = self._build_http()
             await self._http.start(http_sockets)
-            self._gpu_watch = asyncio.create_task(self._gpus.watch(), name="gpus")
+            self._gpu_watch = background_task(self._gpus.watch(), name="gpus")
 
     def _listen_http(self) -> list[socket]:
         http = ListenAddress.parse(self.config.http_listen)

@@ -25,6 +25,7 @@ from multigrain.engine.protocol import (
     encode,
 )
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.images import ImageRequest, ImageResult, Quarantine
 from multigrain_server.engines.launch import EngineChild, EngineSpec, Launch, redact_paths
@@ -261,7 +262,7 @@ class EngineProcess:
         self._channel = EngineChannel(_MAX_PAYLOAD, self._received, self._closed)
         self._stalled = False
         self._stopping = False
-        self._watch = asyncio.create_task(self._follow())
+        self._watch = background_task(self._follow())
         self._guard: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.end_reason = ""
@@ -302,15 +303,19 @@ class EngineProcess:
             ) from error
         engine = cls(child, spec.label, config, on_result, quarantine)
         try:
-            await asyncio.get_running_loop().create_unix_connection(
-                lambda: engine._channel, sock=child.socket
-            )
+            # Its callbacks run in the context in which it was made.
+            await background_task(engine._connect())
             engine.ready = await engine._wait_ready()
         except BaseException:
             await engine.stop()
             raise
-        engine._guard = asyncio.create_task(engine._guard_progress())
+        engine._guard = background_task(engine._guard_progress())
         return engine
+
+    async def _connect(self) -> None:
+        await asyncio.get_running_loop().create_unix_connection(
+            lambda: self._channel, sock=self._child.socket
+        )
 
     @property
     def pid(self) -> int:

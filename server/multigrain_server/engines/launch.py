@@ -29,6 +29,7 @@ from multigrain.processes import (
     needed_environment,
     python_command,
 )
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.engines.config import ServingConfig
 
 _log = structlog.get_logger(__name__)
@@ -125,7 +126,7 @@ class ChildProcess(EngineChild):
         self._log = _log.bind(model=label, pid=process.pid)
         self._killed = False
         self._oom_watch = OomWatch(process.pid)
-        self._watch = asyncio.create_task(self._follow())
+        self._watch = background_task(self._follow())
 
     @property
     def pid(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.backoff import Backoff
 from multigrain_server.engines.engine import EngineProcess, InFlight
 
@@ -71,7 +72,7 @@ class EngineSupervisor:
         self._orphans: list[InFlight] = []
         self._engine = engine
         engine.on_orphans = self._orphans.extend
-        self._task = asyncio.create_task(self._supervise())
+        self._task = background_task(self._supervise())
 
     async def close(self) -> None:
         """Stops watching; the engine stays as it is."""

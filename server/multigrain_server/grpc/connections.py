@@ -22,6 +22,7 @@ import structlog
 
 from multigrain.memory import release_freed_memory
 from multigrain_server.access.client import host
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.config import GrpcConfig
 
 _log = structlog.get_logger(__name__)
@@ -110,7 +111,7 @@ class ConnectionGuard:
     def start(self, port: int) -> None:
         """Watches the connections to a port."""
         self._port = port
-        self._task = asyncio.create_task(self._watch(), name="connections")
+        self._task = background_task(self._watch(), name="connections")
 
     def stop(self) -> None:
         """Stops watching."""

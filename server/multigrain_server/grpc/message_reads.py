@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +175,10 @@ class MessageReads:
                 del self._waiting[client]
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweep = loop.call_later(self._limits.contended_seconds / 2, self._stop_slow, loop)
+        # Not in the context of the call that happens to be the first.
+        self._sweep = loop.call_later(
+            self._limits.contended_seconds / 2, self._stop_slow, loop, context=Context()
+        )
 
     def _stop_slow(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stops reading what is overdue; runs while there is something to read."""

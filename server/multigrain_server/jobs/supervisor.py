@@ -18,6 +18,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.limits import EXIT_DISK_FULL, is_disk_full
 from multigrain.processes import needed_environment
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.backoff import backoff_seconds
 from multigrain_server.devices import Leases
 from multigrain_server.jobs.event_feed import EventFeed
@@ -192,7 +193,7 @@ class Supervisor:
     def start(self) -> None:
         """Starts the task; jobs that were added before are scheduled at once."""
         self.schedule()
-        self._task = asyncio.create_task(self._run(), name="supervisor")
+        self._task = background_task(self._run(), name="supervisor")
 
     async def stop(self) -> None:
         """Stops the task. Runners keep running: a later daemon finds them, and reads what they

@@ -13,6 +13,7 @@ import structlog
 from multigrain.engine.protocol import Result
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.sandbox.apply import SandboxReport
+from multigrain_server.asyncio_utils import background_task
 from multigrain_server.backoff import Backoff
 from multigrain_server.devices import EngineDevices
 from multigrain_server.engines.config import ServingConfig
@@ -158,7 +159,7 @@ class LoadedModel(SupervisedModel):
         self._supervise(engine)
         if old is not None:
             # In a task: the caller may be canceled, and the old engine must end anyway.
-            task = asyncio.create_task(_end(old, self._config.drain_seconds))
+            task = background_task(_end(old, self._config.drain_seconds))
             self._draining[task] = old
             task.add_done_callback(self._draining.pop)
 

@@ -12,7 +12,7 @@ import structlog
 
 from multigrain.engine.settings import RUNTIMES
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.asyncio_utils import to_thread_uncancellable
+from multigrain_server.asyncio_utils import background_task, to_thread_uncancellable
 from multigrain_server.devices import EngineDevices, Leases
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import Launch
@@ -387,7 +387,7 @@ class ModelManager:
         A canceled caller does not stop it.
         """
         self.catalog.begin_draining(model)
-        task = asyncio.create_task(self._end(model))
+        task = background_task(self._end(model))
         self._drains.add(task)
         task.add_done_callback(self._drains.discard)
         await asyncio.shield(task)
@@ -417,6 +417,6 @@ class ModelManager:
             )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = background_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.testing import capture_logs
 
 from multigrain.engine.protocol import InFlightImage
@@ -75,6 +76,25 @@ async def test_an_image_that_crashes_engines_is_quarantined_and_its_neighbors_ar
         assert h.manager.catalog.view("tiny").restarts == 2
         assert h.metric("multigrain_engine_restarts_total") == 2
         assert h.metric("multigrain_items_failed_total", reason="harmful") == 1
+
+
+async def test_no_later_line_of_an_engine_names_the_call_that_loaded_it(
+    root: Path, engines: FakeEngines
+) -> None:
+    async def load() -> None:
+        with bound_contextvars(request_id="abc", token="admin"):
+            await h.manager.load("tiny")
+
+    async with harness(root, launch=engines.launch) as h:
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            await asyncio.create_task(load())
+        assert [line for line in lines if line.get("request_id") == "abc"]
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            request = await held_back(h, engines, DEADLY)
+            engines.may_compute.set()
+            await request
+        assert len(lines) > 1
+        assert [line for line in lines if line.keys() & {"request_id", "token"}] == []
 
 
 async def test_a_quarantined_image_crashes_no_further_engine(
