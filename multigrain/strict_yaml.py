@@ -3,13 +3,15 @@
 Scalars follow YAML 1.2: ``1e-4`` is a number and ``no`` a string, where YAML 1.1 (PyYAML's
 default) reads a string and a boolean. Refused are keys that are set twice, anchors and aliases,
 tags (``!!float 1:30``), and numbers that YAML versions read differently (``010`` is 8 or 10,
-``1_6`` is 16 or a string).
+``1_6`` is 16 or a string). So is what is nested deeper than any document of the project.
 
 Needs PyYAML only, so that the client can use it.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -17,7 +19,12 @@ from typing import Any, NoReturn
 
 import yaml
 
+from multigrain.files import FileTooLargeError, NotRegularError, read_bytes
+
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 50
+# What a shell or a caller has opened already, such as <(...): it may be a pipe.
+_DESCRIPTOR = re.compile(r"/dev/stdin|(/dev|/proc/self)/fd/[0-9]{1,6}")
 
 _AMBIGUOUS = "!ambiguous"
 _STRING = "tag:yaml.org,2002:str"
@@ -31,6 +38,7 @@ class _Loader(yaml.SafeLoader):
     """Safe loader with YAML 1.2 scalars that refuses what is ambiguous."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # Aliases inside aliases inside aliases are how a page of YAML fills the memory.
@@ -42,7 +50,14 @@ class _Loader(yaml.SafeLoader):
         # PyYAML's constructors read YAML 1.1 and raise any exception for a value that they reject.
         if getattr(event, "tag", None) not in (None, _STRING):
             _refuse("tags (!name, !!name) are not allowed, except !!str", event.start_mark)
-        return super().compose_node(parent, index)
+        # PyYAML's scanner takes a time quadratic in the depth, and its composer recurses.
+        if self.depth >= MAX_DEPTH:
+            _refuse(f"nested too deeply, more than {MAX_DEPTH} levels", event.start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
         if not isinstance(node, yaml.MappingNode):
@@ -111,10 +126,20 @@ def load_yaml_file(path: Path) -> dict[str, Any]:
 
     Raises:
         YamlError: if the file is not a YAML mapping, is ambiguous, or is larger than 1 MiB.
-        OSError: if it cannot be read.
+        OSError: if it cannot be read, or is no regular file.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
+    try:
+        if _DESCRIPTOR.fullmatch(str(path)):
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        else:
+            data = read_bytes(path, max_bytes=MAX_BYTES)
+    except NotRegularError as error:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from error
+        raise
+    except FileTooLargeError:
+        data = b" " * (MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise YamlError(f"{path.name}: is larger than {MAX_BYTES} bytes")
     try:

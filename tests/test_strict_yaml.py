@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from multigrain.strict_yaml import MAX_BYTES, YamlError, load_yaml_file
+from multigrain.strict_yaml import MAX_BYTES, YamlError, load_yaml_file, parse_yaml
+from tests.hostile_files import NEVER_READ, alarm, put
 
 
 def _load(folder: Path, text: str | bytes) -> dict[str, Any]:
@@ -166,3 +168,46 @@ def test_any_bytes_are_either_read_or_refused_in_one_line(tmp_path: Path) -> Non
             assert isinstance(loaded, dict)
     assert len(refusals) > 100
     assert [message for message in refusals if "\n" in message] == []
+
+
+DEPTH = 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * DEPTH,
+        "{a: " * DEPTH,
+        "- " * 1000,
+        "a: " + "[" * DEPTH + "]" * DEPTH,
+        "\n".join(" " * level + "a:" for level in range(900)),
+        "[{a: " * DEPTH,
+        "? " * 1000,
+    ],
+)
+def test_deep_nesting_is_refused_before_it_is_read(text: str) -> None:
+    """PyYAML's scanner takes a time quadratic in the depth: seconds, without the limit."""
+    with pytest.raises(YamlError, match=r"nested too deeply, more than 50 levels|line 1"):
+        parse_yaml(text, "x")
+
+
+def test_ordinary_nesting_is_read() -> None:
+    assert parse_yaml("[" * 49 + "]" * 49, "x")
+    with pytest.raises(YamlError, match="nested too deeply, more than 50 levels"):
+        parse_yaml("[" * 51 + "]" * 51, "x")
+
+
+@pytest.mark.parametrize("kind", NEVER_READ)
+def test_hostile_files_are_refused(tmp_path: Path, kind: str) -> None:
+    put(tmp_path / "x.yaml", kind)
+    with alarm(), pytest.raises((OSError, YamlError)):
+        load_yaml_file(tmp_path / "x.yaml")
+
+
+def test_a_pipe_that_is_open_already_is_read() -> None:
+    """A shell's ``--config <(...)`` is /dev/fd/63."""
+    reader, writer = os.pipe()
+    os.write(writer, b"a: 1\n")
+    os.close(writer)
+    assert load_yaml_file(Path(f"/dev/fd/{reader}")) == {"a": 1}
+    os.close(reader)

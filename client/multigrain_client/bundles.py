@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -15,7 +14,7 @@ from typing import BinaryIO, cast
 
 from multigrain.bundle.members import SIGNATURE_BYTES, compression
 from multigrain.bundle.tar import BLOCK, is_header
-from multigrain.files import open_regular
+from multigrain.files import open_regular, read_json
 from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
 from multigrain_client.errors import InvalidRequest, ServerError
 from multigrain_client.json_format import fill
@@ -129,7 +128,7 @@ def _listed(folder: Path) -> list[str]:
         hint = f"; did you mean {folder / inside[0]}?" if inside else ""
         raise InvalidRequest(f"{folder} is not a model bundle: it has no {_MANIFEST}{hint}")
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        manifest = read_json(folder / _MANIFEST)
     except ValueError as error:
         raise InvalidRequest(f"{folder / _MANIFEST} is not valid JSON: {error}") from None
     files = manifest.get("files") if isinstance(manifest, dict) else None

@@ -59,7 +59,7 @@ from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor, SupervisorOptions
-from multigrain_server.metrics.daemon import register_certificate, register_process
+from multigrain_server.metrics.daemon import register_certificate, register_process, register_tokens
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
@@ -169,6 +169,7 @@ class App:
         certificates = self._certificates
         expiry = certificates.expiry if certificates is not None else None
         register_certificate(self.registry, expiry)
+        register_tokens(self.registry, self._access.tokens_stale_seconds)
 
     def _build_server(self) -> grpc.aio.Server:
         interceptor = CallInterceptor(

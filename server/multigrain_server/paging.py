@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 
 from multigrain.errors import MultigrainError
+from multigrain.files import parse_json
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
@@ -43,10 +44,10 @@ class PageToken:
         if not token:
             return None
         try:
-            if len(token) > _MAX_TOKEN:  # a deeply nested one would end JSON's reader
+            if len(token) > _MAX_TOKEN:
                 raise ValueError("too long")
             padded = token + "=" * (-len(token) % 4)
-            body = json.loads(base64.b64decode(padded.encode("ascii"), b"-_", validate=True))
+            body = parse_json(base64.b64decode(padded.encode("ascii"), b"-_", validate=True))
             *position, digest = body
             if tuple(map(type, position)) != types:
                 raise ValueError("not a position of this listing")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from multigrain.files import parse_json
 from multigrain_client.channel import Tls
 from multigrain_client.cli.output import Output
 from multigrain_client.errors import InvalidRequest
@@ -169,7 +169,7 @@ def setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as schedule.epochs=3")
     try:
-        return key.strip(), json.loads(value)
+        return key.strip(), parse_json(value)
     except ValueError:
         return key.strip(), value.strip()
 

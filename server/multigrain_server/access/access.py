@@ -48,6 +48,10 @@ class Access:
         """Whether there are tokens, so that a call without one is not authorized."""
         return self._tokens is not None
 
+    def tokens_stale_seconds(self) -> float:
+        """For how long the token file could not be read; 0 without one."""
+        return self._tokens.stale_seconds if self._tokens is not None else 0.0
+
     @contextmanager
     def enter(self, method: str, metadata: Metadata, *, stream_from: str = "") -> Iterator[str]:
         """Surrounds a call that may run; yields the name of its token, or "".

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 import structlog
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from multigrain.files import read_text
 from multigrain.specs.base import Spec
 from multigrain.specs.export import NAME_PATTERN
 from multigrain.storage import os_error_hint
@@ -24,6 +26,9 @@ _log = structlog.get_logger(__name__)
 _PREFIX = "mg_"
 _RANDOM_BYTES = 32
 _CHECK_SECONDS = 1.0
+_RETRY_SECONDS = 30.0  # of a file that could not be read and has not changed
+_MAX_BYTES = 4 << 20
+_SMALL_BYTES = 16 << 10  # read at once: some hundred tokens, in some tens of milliseconds
 
 
 class TokenFileError(Exception):
@@ -96,7 +101,11 @@ class NewToken:
 class TokenFile:
     """Looks up tokens, and reloads the file when it has changed.
 
-    If a reload fails, the previous tokens remain valid and an error is logged.
+    If a reload fails, or the file has become empty (as for a moment while an editor saves it), the
+    previous tokens remain valid, an error is logged now and then, and ``stale_seconds`` grows. A
+    list without entries, ``[]``, revokes all tokens.
+
+    A large file is read in a thread: it takes seconds, in which calls must be answered.
 
     Args:
         path: the file.
@@ -111,7 +120,15 @@ class TokenFile:
         self._check_seconds = check_seconds
         self._stamp = stamp(path)
         self._entries = read_tokens(path)
-        self._checked = time.monotonic()
+        self._checked = self._tried = time.monotonic()
+        self._stale_since: float | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def stale_seconds(self) -> float:
+        """For how long the file could not be read; 0 if the tokens are those of the file."""
+        since = self._stale_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def find(self, token: str) -> TokenEntry | None:
         """The entry of a token, in a time that does not depend on how close a guess is."""
@@ -128,26 +145,43 @@ class TokenFile:
         if now - self._checked < self._check_seconds:
             return
         self._checked = now
-        found = stamp(self._path)
-        if found == self._stamp:
+        if self._reader is not None and self._reader.is_alive():
             return
-        self._stamp = found
+        found = stamp(self._path)
+        retry = self._stale_since is not None and now - self._tried >= _RETRY_SECONDS
+        if found == self._stamp and not retry:
+            return
+        self._stamp, self._tried = found, now
+        if found is None or found[2] <= _SMALL_BYTES:
+            self._reload()
+        else:
+            self._reader = threading.Thread(target=self._reload, name="tokens", daemon=True)
+            self._reader.start()
+
+    def _reload(self) -> None:
         try:
-            self._entries = read_tokens(self._path)
+            self._entries = read_tokens(self._path, may_be_empty=False)
         except TokenFileError as error:
+            if self._stale_since is None:
+                self._stale_since = time.monotonic()
             _log.error("token file reload failed; keeping the previous tokens", reason=str(error))
         else:
+            self._stale_since = None
             _log.info("token file reloaded", tokens=len(self._entries))
 
 
-def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
+def read_tokens(path: Path, *, may_be_empty: bool = True) -> tuple[TokenEntry, ...]:
     """Reads a token file, a list of ``{name, roles, sha256}``.
+
+    Args:
+        path: the file.
+        may_be_empty: whether a file without any content is a list without entries.
 
     Raises:
         TokenFileError: if it cannot be read or is invalid.
     """
     try:
-        body = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        body = parse_yaml(read_text(path, max_bytes=_MAX_BYTES), str(path))
     except OSError as error:
         todo = os_error_hint(
             error,
@@ -162,6 +196,8 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
         # The position alone: what stands there may be a token.
         where = str(error).split(": ")[0]
         raise TokenFileError(f"{where}: not YAML, or a key is set twice") from None
+    if body is None and not may_be_empty:
+        raise TokenFileError(f"{path} is empty; write [] into it to revoke all tokens")
     try:
         return _TOKENS.validate_python(() if body is None else body)
     except ValidationError as error:

@@ -9,11 +9,13 @@ from pathlib import Path
 import grpc
 import structlog
 
+from multigrain.files import read_bytes
 from multigrain.storage import os_error_hint
 from multigrain_server.access.config import TlsConfig
 from multigrain_server.storage_errors import Stamp, stamp
 
 _log = structlog.get_logger(__name__)
+_MAX_BYTES = 4 << 20
 
 # Modification time, size and inode of each file; None if it is missing.
 _Stamps = tuple[Stamp | None, ...]
@@ -137,7 +139,7 @@ def _without_resumption(context: ssl.SSLContext) -> ssl.SSLContext:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         todo = os_error_hint(
             error, "read it", "see --tls-certificate, --tls-key and --tls-client-ca"

@@ -17,6 +17,7 @@ from multigrain.events.records import (
     ProgressRecord,
     StateRecord,
 )
+from multigrain.files import parse_json
 from multigrain.jobs.job_request import JobRequest
 
 
@@ -135,7 +136,7 @@ class JobView:
         Raises:
             ValueError, TypeError, KeyError: if it was written by an incompatible version.
         """
-        body: dict[str, Any] = json.loads(text)
+        body: dict[str, Any] = parse_json(text)
         body["state"] = JobState(body["state"])
         body["progress"] = Progress(**body["progress"])
         for name, kind in _RECORDS.items():

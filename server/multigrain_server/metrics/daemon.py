@@ -42,6 +42,21 @@ def register_certificate(registry: CollectorRegistry, expiry: Callable[[], float
     ).set_function(expiry or (lambda: math.inf))
 
 
+def register_tokens(registry: CollectorRegistry, stale_seconds: Callable[[], float]) -> None:
+    """Registers for how long the token file could not be read.
+
+    Args:
+        registry: where to.
+        stale_seconds: returns it; 0 if the tokens in use are those of the file.
+    """
+    Gauge(
+        "multigrain_tokens_stale_seconds",
+        "Seconds for which the token file could not be read, while its previous tokens stay in "
+        "use; 0 if they are those of the file.",
+        registry=registry,
+    ).set_function(stale_seconds)
+
+
 def _tasks() -> int:
     try:
         return len(asyncio.all_tasks())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from multigrain.errors import ErrorKind, MultigrainError
@@ -19,6 +20,8 @@ from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.policy import Role
 from multigrain_server.access.tokens import NewToken, TokenFile, TokenFileError, read_tokens
 from multigrain_server.main import main
+from multigrain_server.metrics.daemon import register_tokens
+from tests.hostile_files import KINDS, alarm, put
 from tests.server.access.daemon import daemon, write_tokens
 from tests.server.serving.harness import until
 
@@ -211,3 +214,99 @@ def test_unusable_token_or_certificate_files_prevent_the_start(
     assert "missing: No such file" in capsys.readouterr().err
     assert main([*common, "--tls-certificate", missing, "--tls-key", missing]) == 1
     assert "missing: No such file" in capsys.readouterr().err
+
+
+HOSTILE = [kind for kind in KINDS if kind not in ("unreadable", "number")]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_token_file_is_refused_at_the_start(path: Path, kind: str) -> None:
+    put(path, kind)
+    with alarm():
+        if kind == "empty":
+            assert read_tokens(path) == ()
+            return
+        with pytest.raises(TokenFileError, match=r"tokens\.yaml"):
+            read_tokens(path)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_token_file_keeps_the_previous_tokens_and_says_so(path: Path, kind: str) -> None:
+    """Also an empty one: an editor that truncates first would lock everybody out."""
+    token = write_tokens(path, "a:read")["a"]
+    content = path.read_text()
+    file = TokenFile(path, check_seconds=0)
+    assert file.stale_seconds == 0
+    put(path, kind)
+    with alarm(), capture_logs() as logs:
+        for _ in range(5):
+            assert file.find(token) is not None
+        _wait_for_reader(file)
+        assert file.find(token) is not None
+    assert [log["event"] for log in logs] == [
+        "token file reload failed; keeping the previous tokens"
+    ]
+    assert file.stale_seconds > 0
+    if kind == "folder":
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.write_text(content)
+    assert file.find(token) is not None
+    assert file.stale_seconds == 0
+
+
+def _wait_for_reader(file: TokenFile) -> None:
+    if file._reader is not None:
+        file._reader.join()
+
+
+def test_an_explicit_empty_list_revokes_all_tokens(path: Path) -> None:
+    token = write_tokens(path, "a:read")["a"]
+    file = TokenFile(path, check_seconds=0)
+    path.write_text("[]\n")
+    assert file.find(token) is None
+    assert file.stale_seconds == 0
+
+
+def test_a_large_token_file_is_read_in_a_thread(path: Path) -> None:
+    """Calls are answered meanwhile, with the previous tokens."""
+    old = write_tokens(path, "a:read")["a"]
+    file = TokenFile(path, check_seconds=0)
+    new = write_tokens(path, *(f"t{number}:read" for number in range(200)))
+    file.find(old)
+    assert file._reader is not None
+    _wait_for_reader(file)
+    assert file.find(old) is None
+    assert file.find(new["t199"]) is not None
+
+
+def test_a_failed_reload_is_retried_and_logged_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a disk that did not answer: the file itself has not changed."""
+    token = write_tokens(path, "a:read")["a"]
+    file = TokenFile(path, check_seconds=0)
+    path.write_text("a: [")
+    monkeypatch.setattr("multigrain_server.access.tokens._RETRY_SECONDS", 0.0)
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert file.find(token) is not None
+    assert len(logs) == 3
+
+
+async def test_the_age_of_the_tokens_is_a_metric(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.yaml"
+    write_tokens(path, "a:read")
+    access = Access(AccessConfig(tokens=path))
+    registry = CollectorRegistry()
+    register_tokens(registry, access.tokens_stale_seconds)
+    assert registry.get_sample_value("multigrain_tokens_stale_seconds") == 0
+    path.unlink()
+    tokens = access._tokens
+    assert tokens is not None
+    tokens._check_seconds = 0
+    tokens.find("")
+    stale = registry.get_sample_value("multigrain_tokens_stale_seconds")
+    assert stale is not None
+    assert stale > 0
+    assert Access(AccessConfig()).tokens_stale_seconds() == 0
