@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from pydantic import Field
 
@@ -41,6 +42,16 @@ def write_synced(path: Path, data: bytes) -> FileEntry:
     return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
+def open_text_to_write(path: Path) -> TextIO:
+    """Opens a text file, as UTF-8 and with the newlines that are written, in place of an old one.
+
+    Raises:
+        OSError: if it cannot be written; also if there is a link or a pipe in its place.
+    """
+    descriptor = open_to_write(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    return os.fdopen(descriptor, "w", newline="", encoding="utf-8")
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Replaces a file atomically: after a power failure it has the old content or the new one."""
     aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
@@ -52,7 +63,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def sync_file(path: Path) -> None:
     """Syncs a file to disk that another process or library wrote."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         os.fsync(file.fileno())
 
 

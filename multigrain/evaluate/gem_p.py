@@ -37,7 +37,7 @@ from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.gem import GeM
 from multigrain.model.multigrain import MultiGrain
 from multigrain.specs.evaluation import EvaluationSpec
-from multigrain.storage import os_error_hint
+from multigrain.storage import open_text_to_write, os_error_hint
 from multigrain.text import printable, stored_path
 from multigrain.weights.restore import RestoredModel, restore
 
@@ -447,7 +447,8 @@ class _GemPJob:
         results = self.ctx.folder.results
         try:
             results.mkdir(parents=True, exist_ok=True)
-            (results / "metrics.json").write_text(json.dumps(body, indent=1) + "\n")
+            with open_text_to_write(results / "metrics.json") as file:
+                file.write(json.dumps(body, indent=1) + "\n")
         except OSError as error:
             raise MultigrainError(
                 ErrorKind.STORAGE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,9 @@ from multigrain.evaluate.copy_detection import CopyDetectionResult
 from multigrain.evaluate.evaluator import EvaluationResult
 from multigrain.evaluate.retrieval import average_precision, write_benchmark
 from multigrain.events.records import EvaluationRecord
+from multigrain.files import open_to_write
 from multigrain.fonts import PlotNames, plot_names
-from multigrain.storage import os_error_hint
+from multigrain.storage import open_text_to_write, os_error_hint
 from multigrain.text import stored_path
 
 METRICS = "metrics.json"
@@ -66,7 +68,8 @@ def write_results(
         body = asdict(record)
         if classification is not None:
             body["top1_per_class"] = classification.per_class()
-        (results / METRICS).write_text(json.dumps(body, indent=1) + "\n")
+        with open_text_to_write(results / METRICS) as file:
+            file.write(json.dumps(body, indent=1) + "\n")
         if classification is not None or copies is not None:
             _write_csv(results / IMAGES, _image_rows(folder, classification, copies))
         if classification is not None:
@@ -140,7 +143,7 @@ def _name(classes: tuple[str, ...], number: int) -> str:
 
 
 def _write_csv(path: Path, rows: Iterable[list[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with open_text_to_write(path) as file:
         csv.writer(file).writerows(rows)
 
 
@@ -192,5 +195,6 @@ def plot_confusion(counts: NDArray[np.int64], names: tuple[str, ...], path: Path
     total = int(counts.sum())
     right = int(np.trace(counts[:, :rows]))
     axes.set_title(f"{total} images, {right / max(total, 1):.2%} correct")
-    figure.savefig(path, format="png")
+    with os.fdopen(open_to_write(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        figure.savefig(file, format="png")
     return f"{path.name}: {plotted.note}" if plotted is not None and plotted.note else ""

@@ -17,6 +17,7 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.search import BLOCK, Hits, Search
 from multigrain.events.records import EvaluationRecord
+from multigrain.storage import open_text_to_write
 from multigrain.text import stored_path
 
 MAX_RANKS = 100
@@ -250,8 +251,9 @@ def write_benchmark(
         if name in ("step", "epoch", "seconds", "resolution")
     }
     text = json.dumps({**body, **evaluation}, indent=1)
-    (results / f"{benchmark.task}.json").write_text(text + "\n")
-    with (results / f"{benchmark.task}.csv").open("w", newline="", encoding="utf-8") as file:
+    with open_text_to_write(results / f"{benchmark.task}.json") as file:
+        file.write(text + "\n")
+    with open_text_to_write(results / f"{benchmark.task}.csv") as file:
         csv.writer(file).writerows(_rows(result))
 
 

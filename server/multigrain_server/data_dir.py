@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from multigrain.files import NotRegularError, open_to_write, read_bytes
+from multigrain.files import NotRegularError, open_regular, open_to_write, read_bytes
 from multigrain.jobs.runner_identity import process_start
 from multigrain.storage import make_folder, os_error_hint, replace_file
 
@@ -122,7 +122,7 @@ class DataDir:
         while time.monotonic() < end:
             time.sleep(TOUCH_SECONDS / 10)
             # Opened anew: NFS asks the server then, and may answer from its cache otherwise.
-            with self._lock_file.open("rb") as file:
+            with open_regular(self._lock_file) as file:
                 if os.fstat(file.fileno()).st_mtime_ns != first:
                     return True
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Final
 
 from packaging.requirements import Requirement
 
+from multigrain.files import parse_json
 from multigrain.memory import OomWatch
 from multigrain.processes import (
     child_environment,
@@ -77,7 +77,7 @@ def mindspore(command: Sequence[str] = _PROBE) -> Iterator[Finding]:
         yield fail("mindspore", f"no result within {_PROBE_SECONDS} s", fix)
         return
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = parse_json(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["(no output)"])[-1]
         if done.returncode < 0:
