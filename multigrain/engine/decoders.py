@@ -47,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.1
 # A decoder process that waits, and not for a CPU, hangs: decoding needs nothing but CPU time.
 _ASLEEP_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 5.0  # from the first byte of an answer, which is short, to the last
 _START_SECONDS: Final = 1.0  # until the next attempt
 _RUNNABLE: Final = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 _KEPT_BYTES: Final = 1 << 20  # of shared memory that a decoder process keeps between images
@@ -223,6 +224,8 @@ class DecoderProcess(ImageDecoder):
                 ours.close()
                 time.sleep(_START_SECONDS)
                 continue
+            # A captured process may begin an answer and never end it.
+            ours.settimeout(_ANSWER_SECONDS)
             self._channel = ours
             self._poll = select.poll()
             self._poll.register(ours, select.POLLIN)
@@ -241,7 +244,7 @@ class DecoderProcess(ImageDecoder):
             raise
         except (EOFError, ConnectionError):
             raise self._died() from None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, TimeoutError) as error:
             self.stop()
             detail = "made its process answer with something that is no answer"
             raise DecodeStoppedError(StopReason.CRASH, detail) from error
