@@ -2,14 +2,14 @@
 
 A batch starts the moment the network is idle and takes the images that are decoded by then, up to
 the size beyond which larger batches gain nothing. An idle engine therefore adds no delay, and a
-busy one fills its batches. Callers take turns (:class:`FairQueue`). Images that were canceled, or
+busy one fills its batches. Clients and their
+callers are served in rotation (:mod:`multigrain.engine.fair_queue`). Images that were canceled, or
 can no longer meet their deadline by the latency measured so far, reach neither the decoder nor the
 network.
 """
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from collections import deque
@@ -17,24 +17,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from multigrain.engine.fair_queue import CallerRounds, FairQueue, Rank, images_before
 from multigrain.engine.protocol import Harm, Submit
 from multigrain.engine.runtimes.base import Runtime
 
-Rank = tuple[int, int, int]
-"""Orders items by round, deadline and arrival; the smallest goes first."""
-
 ANSWER_NS = 100_000_000
 """Allowance for the answer to reach the caller: on a busy host it takes tens of milliseconds."""
-
-ORDINARY_SECONDS = 0.1
-"""CPU time of the most expensive image that an ordinary decoder process decodes, as estimated."""
-
-ORDINARY_BYTES = 64 << 20
-"""Memory that such an image takes while it is decoded."""
 
 _ANSWER_SHARE = 20  # of a short deadline, at most a twentieth is reserved for the answer
 _NO_DEADLINE = 1 << 63
@@ -52,15 +45,32 @@ class Stage(Enum):
 
 
 class Lane(Enum):
-    """Where an image is decoded.
+    """Which decoder processes decode an image.
 
-    ORDINARY: at once, by one of several decoder processes. LOW: by one more, which takes only CPU
-    time that nothing else wants: expensive images, those of penalized clients, and those whose
-    first attempt was ended.
+    ORDINARY: it takes little time and memory. LARGE: more; these processes take only CPU time
+    that nothing else wants, so that ordinary images are never late for it. SLOW: one process of
+    that kind, for the most expensive images, those of penalized clients, and those whose first
+    attempt was ended.
     """
 
     ORDINARY = "ordinary"
-    LOW = "low"
+    LARGE = "large"
+    SLOW = "slow"
+
+
+# Estimated CPU seconds and bytes that decoding the most expensive images of two lanes takes.
+_MOST: Final = {Lane.ORDINARY: (0.1, 64 << 20), Lane.LARGE: (1.5, 256 << 20)}
+
+
+def lane_of(request: Submit) -> Lane:
+    """The lane in which an image is decoded first."""
+    if request.tensor:
+        return Lane.ORDINARY  # nothing is decoded
+    if not request.penalized:
+        for lane, (seconds, size) in _MOST.items():
+            if request.decode_seconds <= seconds and request.decode_bytes <= size:
+                return lane
+    return Lane.SLOW
 
 
 class DropReason(Enum):
@@ -91,7 +101,8 @@ class Item:
         attempts: how often its decoding has been ended without a result.
         harm: see :class:`multigrain.engine.protocol.Result`.
         cancelled: the caller no longer waits.
-        rank: its place in the queue.
+        compute_units: estimated milliseconds to compute it.
+        rank: its place among the images of its client.
     """
 
     request: Submit
@@ -105,18 +116,31 @@ class Item:
     attempts: int = 0
     harm: Harm = ""
     cancelled: bool = False
+    compute_units: int = 0
     rank: Rank = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        request = self.request
-        expensive = (
-            request.decode_seconds > ORDINARY_SECONDS or request.decode_bytes > ORDINARY_BYTES
-        )
-        if not request.tensor and (expensive or request.penalized):
-            self.lane = Lane.LOW
+        self.lane = lane_of(self.request)
 
     def __lt__(self, other: Item) -> bool:
         return self.rank < other.rank
+
+    @property
+    def client(self) -> int:
+        return self.request.client
+
+    @property
+    def caller(self) -> int:
+        return self.request.caller
+
+    @property
+    def resolution(self) -> int:
+        return self.request.resolution
+
+    @property
+    def units(self) -> int:
+        """Estimated milliseconds to decode and to compute it, at least 1."""
+        return max(1, round(1000 * self.request.decode_seconds) + self.compute_units)
 
     @property
     def wanted(self) -> bool:
@@ -140,43 +164,6 @@ class Item:
             return False
         allowance = min(ANSWER_NS, (deadline - self.received_ns) // _ANSWER_SHARE)
         return deadline < finish_ns + allowance
-
-
-class FairQueue:
-    """Ranks images so that callers are served in rotation, one image each.
-
-    This is start-time fair queueing with images of equal cost: a caller's images take successive
-    rounds, and a new caller joins in the next round. A caller that sends hundreds of images at
-    once does not delay the others, and is not starved by them. Within a round the earliest
-    deadline goes first, then the earliest arrival.
-    """
-
-    def __init__(self) -> None:
-        self._round = 0
-        self._arrivals = 0
-        # Of each caller with images in the engine: its last round, and how many it has.
-        self._last_round: dict[int, int] = {}
-        self._count: dict[int, int] = {}
-
-    def add(self, item: Item) -> None:
-        """Sets the item's rank."""
-        caller = item.request.caller
-        turn = max(self._round, self._last_round.get(caller, 0)) + 1
-        self._last_round[caller] = turn
-        self._count[caller] = self._count.get(caller, 0) + 1
-        self._arrivals += 1
-        item.rank = (turn, item.request.deadline_ns or _NO_DEADLINE, self._arrivals)
-
-    def start(self, item: Item) -> None:
-        """The item is computed: its round begins."""
-        self._round = max(self._round, item.rank[0])
-
-    def remove(self, item: Item) -> None:
-        """The item is answered, or dropped."""
-        caller = item.request.caller
-        self._count[caller] -= 1
-        if not self._count[caller]:
-            del self._count[caller], self._last_round[caller]
 
 
 class BatchLatencyEstimator:
@@ -221,6 +208,11 @@ class BatchLatencyEstimator:
         return self._confidence * median(self._measured[max(known)]) if known else 0.0
 
     @property
+    def seconds_each(self) -> float:
+        """Expected seconds for one image of a batch of the best size; 0 = unknown."""
+        return self.seconds(self.best_batch) / self.best_batch
+
+    @property
     def images_per_second(self) -> float:
         """Throughput in batches of the best size; 0 while nothing was measured."""
         seconds = self.seconds(self.best_batch)
@@ -244,8 +236,8 @@ class Limits:
         decode_ahead: decoded images that may wait for the network. They are larger than the
             files they come from: enough to keep the network busy, no more.
         decoded_bytes: memory of those images; one image is always allowed.
-        decode_bytes: memory that images take in the ordinary decoder processes together, as
-            estimated; one image is always allowed.
+        decode_bytes: memory that images take together while they are decoded, as estimated, in
+            each lane; one image is always allowed.
     """
 
     max_batch: int
@@ -272,11 +264,10 @@ class Batcher:
         self._limits = limits
         self._latencies = latencies
         self._on_drop = on_drop
-        self._fair_queue = FairQueue()
+        self._rounds = CallerRounds()
         self._items: dict[int, Item] = {}
-        # Heaps by rank.
-        self._waiting: dict[Lane, list[Item]] = {lane: [] for lane in Lane}
-        self._decoded: list[Item] = []
+        self._waiting = {lane: FairQueue[Item](lambda item: item.units) for lane in Lane}
+        self._decoded = FairQueue[Item](lambda item: max(1, item.compute_units))
         self._decoding: list[Item] = []
         self._bytes = 0
         self._closed = False
@@ -288,7 +279,8 @@ class Batcher:
         """Queues an image."""
         with self._lock:
             self._items[item.request.id] = item
-            self._fair_queue.add(item)
+            item.compute_units = round(1000 * self._latencies[item.resolution].seconds_each)
+            self._rounds.add(item, item.request.deadline_ns or _NO_DEADLINE)
             self._wait_for_decoder(item)
 
     def cancel(self, item_id: int) -> None:
@@ -299,9 +291,9 @@ class Batcher:
                 return
             item.cancelled = True
             if item.stage is Stage.WAITING:
-                _remove(self._waiting[item.lane], item)
+                self._waiting[item.lane].remove(item)
             elif item.stage is Stage.DECODED:
-                _remove(self._decoded, item)
+                self._decoded.remove(item)
                 self._bytes -= item.decoded_bytes
                 self._notify_decoders()
             else:
@@ -329,7 +321,7 @@ class Batcher:
             self._decoding.remove(item)
             if not item.cancelled:
                 item.stage = Stage.DECODED
-                heapq.heappush(self._decoded, item)
+                self._decoded.push(item)
                 self._may_compute.notify()
                 return
             self._bytes -= item.decoded_bytes
@@ -346,13 +338,13 @@ class Batcher:
             self._notify_decoders()
 
     def decode_later(self, item: Item) -> None:
-        """Queues an image whose decoding was ended for another attempt, in the low lane."""
+        """Queues an image whose decoding was ended for another attempt, in the slow lane."""
         with self._lock:
             self._decoding.remove(item)
             self._bytes -= item.decoded_bytes
             self._notify_decoders()
             if not item.cancelled:
-                item.lane, item.stage = Lane.LOW, Stage.WAITING
+                item.lane, item.stage = Lane.SLOW, Stage.WAITING
                 self._wait_for_decoder(item)
                 return
             self._forget(item)
@@ -397,10 +389,10 @@ class Batcher:
 
     def _forget(self, item: Item) -> None:
         del self._items[item.request.id]
-        self._fair_queue.remove(item)
+        self._rounds.remove(item)
 
     def _wait_for_decoder(self, item: Item) -> None:
-        heapq.heappush(self._waiting[item.lane], item)
+        self._waiting[item.lane].push(item)
         self._may_decode[item.lane].notify()
 
     def _notify_decoders(self) -> None:
@@ -408,13 +400,12 @@ class Batcher:
             condition.notify_all()
 
     def _can_decode(self, lane: Lane) -> bool:
-        waiting = self._waiting[lane]
-        if not waiting:
+        first = self._waiting[lane].first()
+        if first is None:
             return False
         beside = [item for item in self._decoding if item.lane is lane]
         if not beside and not self._decoded:
             return True
-        first = waiting[0]
         decode_bytes = sum(item.request.decode_bytes for item in [*beside, first])
         return (
             len(self._decoded) + len(self._decoding) < self._limits.decode_ahead
@@ -423,11 +414,12 @@ class Batcher:
         )
 
     def _can_compute(self) -> bool:
-        return bool(self._decoded)
+        return len(self._decoded) > 0
 
     def _take_to_decode(self, lane: Lane) -> tuple[Item, DropReason | None]:
         """The first waiting image, in stage DECODING; or removed, with the reason."""
-        item = heapq.heappop(self._waiting[lane])
+        item = self._waiting[lane].pop()
+        assert item is not None
         latency = self._latencies[item.request.resolution]
         alone = latency.seconds(1)
         if item.is_late(time.monotonic_ns() + self._wait_and_compute_ns(item)):
@@ -454,13 +446,14 @@ class Batcher:
     def _wait_and_compute_ns(self, item: Item) -> int:
         """Nanoseconds until a waiting image can be done: images ahead of it are computed first."""
         latency = self._latencies[item.request.resolution]
-        ahead = sum(other < item for queue in (self._decoded, self._decoding) for other in queue)
+        ahead = images_before(item, (*self._decoded, *self._decoding))
         batches = ahead // latency.best_batch
         return int(1e9 * (batches * latency.seconds(latency.best_batch) + latency.seconds(1)))
 
     def _take_batch(self) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
         """Removes the next batch from the decoded images, and the late images before it."""
-        first = self._decoded[0]
+        first = self._decoded.first()
+        assert first is not None
         resolution = first.request.resolution
         latency = self._latencies[resolution]
         size = self._batch_limit(latency)
@@ -468,12 +461,7 @@ class Batcher:
         items: list[Item] = []
         late: list[tuple[Item, DropReason]] = []
         alone = latency.seconds(1)
-        others: list[Item] = []
-        while self._decoded and len(items) < size:
-            item = heapq.heappop(self._decoded)
-            if item.request.resolution != resolution:
-                others.append(item)
-                continue
+        while len(items) < size and (item := self._decoded.pop(resolution)) is not None:
             self._bytes -= item.decoded_bytes
             if item.is_late(finish):
                 self._forget(item)
@@ -481,18 +469,11 @@ class Batcher:
                 late.append((item, self._drop_reason(item, alone)))
             else:
                 item.stage = Stage.COMPUTING
-                self._fair_queue.start(item)
+                self._rounds.start(item)
                 items.append(item)
-        for item in others:
-            heapq.heappush(self._decoded, item)
         self._notify_decoders()
         return items, late
 
     def _batch_limit(self, latency: BatchLatencyEstimator) -> int:
         """Images that the next batch may have."""
         return min(latency.best_batch, self._limits.max_batch)
-
-
-def _remove(heap: list[Item], item: Item) -> None:
-    heap.remove(item)
-    heapq.heapify(heap)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 # An image may take this many times its estimate, within bounds, in seconds of CPU time. An estimate
 # may be wrong, and the machine slower than the one on which the estimates were measured.
 _FACTOR: Final = 10
-_LEAST_SECONDS: Final = {Lane.ORDINARY: 1.0, Lane.LOW: 3.0}
+_LEAST_SECONDS: Final = {Lane.ORDINARY: 1.0, Lane.LARGE: 3.0, Lane.SLOW: 3.0}
 _MOST_SECONDS: Final = 6.0
 # CPU time after which a decode that nobody waits for any more counts against its client.
 _ABANDONED_SECONDS: Final = 0.25
@@ -38,12 +38,11 @@ class DecodeLanes:
     """One thread for each decoder: it takes the next image of its lane from the batcher.
 
     A first attempt that is ended, for whatever reason, costs ordinary images at most a second of
-    one decoder: the second attempt is made in the low lane, where there is more time and memory.
+    one decoder: the second attempt is made in the slow lane, where there is more time and memory.
 
     Args:
         batcher: has the images.
-        ordinary: decoders of the ordinary lane.
-        low: the decoder of the low lane.
+        decoders: of each lane.
         wall_seconds: that decoding an image may take on a busy machine.
         refuse: answers an image with an error.
         drop: answers an image that nobody waits for.
@@ -52,8 +51,7 @@ class DecodeLanes:
     def __init__(
         self,
         batcher: Batcher,
-        ordinary: Sequence[ImageDecoder],
-        low: ImageDecoder,
+        decoders: Mapping[Lane, Sequence[ImageDecoder]],
         wall_seconds: float,
         refuse: Callable[[Item, MultigrainError], None],
         drop: Callable[[Item, DropReason], None],
@@ -64,7 +62,8 @@ class DecodeLanes:
         self._drop_item = drop
         self._threads = [
             threading.Thread(target=self._run, args=(lane, decoder), daemon=True)
-            for lane, decoder in [*((Lane.ORDINARY, one) for one in ordinary), (Lane.LOW, low)]
+            for lane in Lane
+            for decoder in decoders[lane]
         ]
 
     def start(self) -> None:
@@ -121,7 +120,7 @@ class DecodeLanes:
             item.harm = "budget"
         item.attempts += 1
         repeatable = reason is not StopReason.BUSY and (
-            item.lane is Lane.ORDINARY or reason in (StopReason.CRASH, StopReason.EXHAUSTED)
+            item.lane is not Lane.SLOW or reason in (StopReason.CRASH, StopReason.EXHAUSTED)
         )
         if repeatable and item.attempts < _ATTEMPTS:
             self._batcher.decode_later(item)

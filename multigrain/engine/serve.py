@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from multigrain.bundle.folder import check_files, read
 from multigrain.bundle.manifest import BundleManifest
-from multigrain.engine.batching import BatchLatencyEstimator
+from multigrain.engine.batching import BatchLatencyEstimator, Lane
 from multigrain.engine.decoder_process import Parameters
 from multigrain.engine.decoders import DecoderProcess, Template
 from multigrain.engine.protocol import (
@@ -40,7 +40,7 @@ _LOG = logging.getLogger("multigrain.engine")
 # A preprocessed image of 4096 x 4096, float32: no bundle serves a larger resolution.
 _MAX_TENSOR_BYTES = 4 * 3 * 4096 * 4096
 # Memory of one image in a decoder process. An estimate may be wrong: an ordinary decoder process
-# may use several times what ordinary images are estimated to take. In the low lane, the largest
+# may use several times what ordinary images are estimated to take. In the other lanes, the largest
 # image that the limits allow must fit, in the most wasteful format.
 _ORDINARY_BYTES = 256 << 20
 _BYTES_PER_PIXEL = 20
@@ -73,8 +73,8 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
         exit_if_out_of_memory(error)  # the daemon reports the exit code as the reason
         connection.send(LoadFailed(error=ErrorKind.CHECKPOINT, message=unexpected(error)))
         return 1
-    ordinary, low = decoders(settings, bundle.manifest, template)
-    starting = threading.Thread(target=start_all, args=([*ordinary, low],), daemon=True)
+    by_lane = decoders(settings, bundle.manifest, template)
+    starting = threading.Thread(target=start_all, args=(by_lane[Lane.ORDINARY],), daemon=True)
     starting.start()
     latencies = {
         resolution: BatchLatencyEstimator.measure(runtime, resolution)
@@ -85,8 +85,7 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,
-        ordinary,
-        low,
+        by_lane,
         connection.send_all,
         max_batch=settings.max_batch,
         decode_wall_seconds=settings.decode_wall_seconds,
@@ -125,8 +124,8 @@ def max_payload(settings: EngineSettings) -> int:
 
 def decoders(
     settings: EngineSettings, manifest: BundleManifest, template: socket.socket
-) -> tuple[list[DecoderProcess], DecoderProcess]:
-    """The decoder processes of ordinary images, and the one of the others."""
+) -> dict[Lane, list[DecoderProcess]]:
+    """The decoder processes of each lane; they are started when they are needed."""
     parameters = Parameters(
         input_bytes=max_payload(settings),
         max_bytes=settings.max_image_bytes,
@@ -139,12 +138,16 @@ def decoders(
     most = (
         _OTHER_BYTES + 2 * settings.max_image_bytes + _BYTES_PER_PIXEL * settings.max_image_pixels
     )
-    ordinary = [DecoderProcess(source, _ORDINARY_BYTES) for _ in range(settings.decode_threads)]
-    return ordinary, DecoderProcess(source, most, background=True)
+    count = range(settings.decode_threads)
+    return {
+        Lane.ORDINARY: [DecoderProcess(source, _ORDINARY_BYTES) for _ in count],
+        Lane.LARGE: [DecoderProcess(source, most, background=True) for _ in count],
+        Lane.SLOW: [DecoderProcess(source, most, background=True)],
+    }
 
 
 def start_all(decoders: Sequence[DecoderProcess]) -> None:
-    """Starts all decoder processes."""
+    """Starts decoder processes."""
     for decoder in decoders:
         decoder.start()
 

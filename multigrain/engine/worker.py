@@ -11,7 +11,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.engine.batching import Batcher, BatchLatencyEstimator, DropReason, Item, Limits
+from multigrain.engine.batching import (
+    Batcher,
+    BatchLatencyEstimator,
+    DropReason,
+    Item,
+    Lane,
+    Limits,
+)
 from multigrain.engine.decode_lanes import DecodeLanes
 from multigrain.engine.decoders import ImageDecoder
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
@@ -112,8 +119,7 @@ class Worker:
     Args:
         runtimes: a loaded network for each resolution.
         default_resolution: of images with resolution 0.
-        decoders: of ordinary images, at least one.
-        low_decoder: of the others.
+        decoders: of each lane, at least one.
         send: takes result frames; called from several threads.
         max_batch: images in a batch at most.
         decode_wall_seconds: that decoding an image may take on a busy machine.
@@ -126,8 +132,7 @@ class Worker:
         self,
         runtimes: Mapping[int, Runtime],
         default_resolution: int,
-        decoders: Sequence[ImageDecoder],
-        low_decoder: ImageDecoder,
+        decoders: Mapping[Lane, Sequence[ImageDecoder]],
         send: Send,
         *,
         max_batch: int,
@@ -147,12 +152,11 @@ class Worker:
         self._inflight = inflight or InFlightSlots(InFlightSlots.allocate(max_batch), max_batch)
         self.images_per_second = latencies[default_resolution].images_per_second
         self.busy_items = 2 * max(latency.best_batch for latency in latencies.values())
-        limits = Limits(max_batch, decode_ahead=self.busy_items + len(decoders) + 1)
+        limits = Limits(max_batch, decode_ahead=self.busy_items + sum(map(len, decoders.values())))
         self._batcher = Batcher(limits, latencies, self._send_dropped)
         self._lanes = DecodeLanes(
             self._batcher,
             decoders,
-            low_decoder,
             decode_wall_seconds,
             self._refuse,
             self._send_dropped,

@@ -324,7 +324,7 @@ def test_close_ends_all_waiting_threads() -> None:
     found: list[object] = []
     threads = [
         threading.Thread(target=lambda: found.append(queue.batcher.next_to_decode())),
-        threading.Thread(target=lambda: found.append(queue.batcher.next_to_decode(Lane.LOW))),
+        threading.Thread(target=lambda: found.append(queue.batcher.next_to_decode(Lane.SLOW))),
         threading.Thread(target=lambda: found.append(queue.batcher.next_batch())),
     ]
     for thread in threads:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from multigrain.engine import worker
+from multigrain.engine.batching import Lane
 from multigrain.engine.decoders import Budget, ImageDecoder, Wanted
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
 from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
@@ -75,8 +76,7 @@ class Bench:
             self.worker = worker.Worker(
                 {4: self.runtime, 8: FailingRuntime()},
                 4,
-                [FunctionDecoder(self.decode) for _ in range(2)],
-                FunctionDecoder(self.decode),
+                {lane: [FunctionDecoder(self.decode) for _ in range(2)] for lane in Lane},
                 self.take,
                 max_batch=8,
                 inflight=self.inflight,
