@@ -27,11 +27,7 @@ _ABANDONED_SECONDS: Final = 0.25
 
 _ATTEMPTS: Final = 2
 
-_ADVICE: Final = "save the picture again as an ordinary JPEG or PNG, and do not send this file"
-_MEMORY_ADVICE: Final = (
-    "raise the memory limit, unload other models, or lower serving.max_image_pixels or "
-    "serving.decode_threads"
-)
+_ADVICE: Final = "save the picture again as an ordinary JPEG or PNG"
 
 
 class DecodeLanes:
@@ -116,41 +112,36 @@ class DecodeLanes:
             late = DropReason.CANCELLED if item.cancelled else DropReason.DEADLINE
             self._drop_item(item, late)
             return
+        if reason is StopReason.BUSY:
+            self._batcher.decode_failed(item)
+            self._drop_item(item, DropReason.OVERLOADED)
+            return
         if reason is StopReason.BUDGET:
             item.harm = "budget"
         item.attempts += 1
-        repeatable = reason is not StopReason.BUSY and (
-            item.lane is not Lane.SLOW or reason in (StopReason.CRASH, StopReason.EXHAUSTED)
-        )
+        once_more = (StopReason.CRASH, StopReason.EXHAUSTED)
+        repeatable = item.lane is not Lane.SLOW or reason in once_more
         if repeatable and item.attempts < _ATTEMPTS:
             self._batcher.decode_later(item)
             return
         self._refuse(item, self._final_error(item, stopped))
 
     def _final_error(self, item: Item, stopped: DecodeStoppedError) -> MultigrainError:
-        """The error of an image that is not tried again; sets its harm."""
+        """The error of an image that is not tried again; sets its harm.
+
+        The daemon adds which image it is, and that it is quarantined.
+        """
         match stopped.reason:
-            case StopReason.BUSY:
-                return MultigrainError(
-                    ErrorKind.OVERLOADED,
-                    f"decoding the image {stopped.detail}: try again later, or send it smaller",
-                )
             case StopReason.MEMORY if stopped.error is not None:
                 return stopped.error
             case StopReason.EXHAUSTED:
                 item.harm = "memory"
-                return MultigrainError(
-                    ErrorKind.OVERLOADED,
-                    f"there was not enough memory to decode the image ({stopped.detail}): "
-                    f"{_MEMORY_ADVICE}",
-                )
+                return MultigrainError(ErrorKind.OVERLOADED, stopped.detail)
             case StopReason.CRASH:
                 item.harm = "crash"
             case _:
                 item.harm = "budget"
-        return MultigrainError(
-            ErrorKind.IMAGE_HARMFUL, f"decoding the image {stopped.detail}: {_ADVICE}"
-        )
+        return MultigrainError(ErrorKind.IMAGE_HARMFUL, f"decoding it {stopped.detail}; {_ADVICE}")
 
     def _refuse(self, item: Item, error: MultigrainError) -> None:
         self._batcher.decode_failed(item)

@@ -90,8 +90,9 @@ class ServingConfig(Spec):
         0,
         ge=0,
         le=256,
-        description="Decoding threads of an engine; 0 = one per CPU that the daemon may use. "
-        "Default 0.",
+        description="Processes of an engine that decode ordinary images at the same time. As many "
+        "more, at a low priority, decode large ones, and one the most expensive ones. 0 = one per "
+        "CPU that the daemon may use. Default 0.",
     )
     engine_threads: int = Field(
         0,
@@ -115,7 +116,8 @@ class ServingConfig(Spec):
         60.0,
         gt=0,
         description="Seconds that an engine with images in flight may answer none, or that it may "
-        "decode or compute one of them; then it is killed and replaced. Default 60.",
+        "compute one of them; then it is killed and replaced. Decoding an image may take half of "
+        "that on a busy machine. Default 60.",
     )
     drain_seconds: float = Field(
         30.0,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from multigrain.engine.protocol import (
@@ -25,9 +26,10 @@ from multigrain.engine.protocol import (
     encode,
 )
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.cost import DecodeCost
 from multigrain_server.asyncio_utils import background_task
 from multigrain_server.engines.config import ServingConfig
-from multigrain_server.engines.images import ImageRequest, ImageResult, Quarantine
+from multigrain_server.engines.images import ImageRequest, ImageResult, Quarantine, client_number
 from multigrain_server.engines.launch import EngineChild, EngineSpec, Launch, redact_paths
 
 _log = structlog.get_logger(__name__)
@@ -52,14 +54,16 @@ class InFlight:
     Attributes:
         request: what it belongs to.
         image: the payload, kept for a second attempt. The request has it in memory anyway.
+        cost: of decoding it; None if it is preprocessed.
         future: the result; also done when nobody waits for it any more.
         id: within the engine that has it.
         channel: to the engine that has it; None once it is answered.
-        suspect: it was being decoded or computed when an engine died.
+        suspect: it was being computed when an engine died.
     """
 
     request: ImageRequest
     image: bytes
+    cost: DecodeCost | None
     future: asyncio.Future[ImageResult]
     id: int = 0
     channel: EngineChannel | None = None
@@ -96,7 +100,16 @@ class InFlight:
             top_k=request.top_k or 0,
             scores=request.scores,
             tensor=request.tensors,
+            client=client_number(request.client),
+            decode_seconds=self.cost.seconds if self.cost is not None else 0.0,
+            decode_bytes=self.cost.bytes if self.cost is not None else 0,
+            penalized=request.penalized,
         )
+
+    def penalize(self) -> None:
+        """Counts harm that the image did against its client."""
+        if self.request.on_harm is not None:
+            self.request.on_harm()
 
 
 class InFlightTable:
@@ -133,7 +146,7 @@ class InFlightTable:
         """Removes all, and returns those that a caller waits for.
 
         Args:
-            processing: images that the engine was decoding or computing, to be marked as suspects.
+            processing: images that the engine was computing, to be marked as suspects.
         """
         ids = {held.item_id for held in processing}
         left = [item for item in self._items.values() if not item.future.done()]
@@ -145,7 +158,7 @@ class InFlightTable:
 
     def seconds_stuck(self, processing: Iterable[InFlightImage]) -> float:
         """How long nothing was answered although images are in flight, or how long one image
-        has been decoded or computed, whichever is longer."""
+        has been computed, whichever is longer."""
         now = time.monotonic_ns()
         since = [held.since_ns for held in processing]
         if self._items:
@@ -330,14 +343,21 @@ class EngineProcess:
         """See :meth:`EngineChild.resident_bytes`."""
         return self._child.resident_bytes()
 
-    def submit(self, request: ImageRequest, image: bytes) -> InFlight:
+    def submit(
+        self, request: ImageRequest, image: bytes, cost: DecodeCost | None = None
+    ) -> InFlight:
         """Sends one image of a request.
+
+        Args:
+            request: that it belongs to.
+            image: encoded, or preprocessed.
+            cost: of decoding it.
 
         Its future fails with UNAVAILABLE if the engine ends first and no other takes it over.
         """
         if self.ended.is_set():
             raise self._gone()
-        item = InFlight(request, image, asyncio.get_running_loop().create_future())
+        item = InFlight(request, image, cost, asyncio.get_running_loop().create_future())
         self._send_unless_refused(item)
         return item
 
@@ -354,8 +374,17 @@ class EngineProcess:
             digest = self._quarantine.add_out_of_memory(item.image, self.end_reason)
             self._log.error("not enough memory for an image", sha256=digest, reason=self.end_reason)
         else:
-            digest = self._quarantine.add(item.image)
-            self._log.error("image crashed the engine twice and is quarantined", sha256=digest)
+            what = "hung" if self._stalled else "crashed"
+            digest = self._quarantine.add(
+                item.image,
+                f"the process that computed it {what} twice; do not send it again",
+            )
+            self._log.error(
+                "image ended the engine twice and is quarantined",
+                sha256=digest,
+                reason=self.end_reason,
+            )
+            item.penalize()
         self._refuse(item, self._quarantine.error(digest))
 
     async def wait_idle(self) -> None:
@@ -397,6 +426,8 @@ class EngineProcess:
         match frame.message:
             case Result() as reply:
                 item = self._in_flight.finish(reply.id)
+                if item is not None and reply.harm:
+                    reply = self._harmed(item, reply)
                 self._on_result(reply)
                 if item is not None:
                     item.answer(ImageResult(reply, frame.payload))
@@ -407,6 +438,18 @@ class EngineProcess:
                 raise WireError(
                     f"unexpected message from an engine: {type(frame.message).__name__}"
                 )
+
+    def _harmed(self, item: InFlight, reply: Result) -> Result:
+        """Remembers an image whose decoding was ended; the engine's answer, with its hash."""
+        if reply.harm == "memory":
+            digest = self._quarantine.add_out_of_memory(item.image, reply.message)
+        else:
+            item.penalize()
+            if reply.error is not ErrorKind.IMAGE_HARMFUL:
+                return reply  # there is an answer, or nobody waited for one
+            digest = self._quarantine.add(item.image, reply.message)
+        self._log.warning("decoding ended", reason=reply.harm, sha256=digest)
+        return msgspec.structs.replace(reply, message=self._quarantine.error(digest).message)
 
     def _closed(self, error: WireError | None) -> None:
         if error is not None:
@@ -462,7 +505,7 @@ class EngineProcess:
             self._first.exception()
         left = self._in_flight.clear(child.processing())
         self.ended.set()
-        if self.on_orphans is not None and not (self._stopping or self._stalled):
+        if self.on_orphans is not None and not self._stopping:
             self.on_orphans(left)
         else:
             for item in left:

@@ -8,7 +8,8 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from multigrain.engine.protocol import EmbeddingOptions, Result
@@ -25,6 +26,14 @@ _callers = itertools.count(1)
 def new_caller() -> int:
     """A number that no other caller has."""
     return next(_callers)
+
+
+@lru_cache(maxsize=4096)
+def client_number(client: str) -> int:
+    """The number by which engines know a client; 0 = unknown."""
+    if not client:
+        return 0
+    return int.from_bytes(hashlib.sha256(client.encode(errors="replace")).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class ImageRequest:
         connection: of the client, as reported by gRPC.
         costs: of decoding each image; empty if they are preprocessed.
         penalized: the client has sent harmful images: its own wait behind all others.
+        on_harm: called when one of the images has done harm, also if nobody waits for it any more.
         caller: from :func:`new_caller`. Engines compute the images of different callers in
             rotation, and all requests of a stream have one caller. 0 = a caller of its own.
         deadline_ns: on CLOCK_MONOTONIC; 0 = none.
@@ -63,6 +73,7 @@ class ImageRequest:
     connection: str = ""
     costs: Sequence[DecodeCost] = ()
     penalized: bool = False
+    on_harm: Callable[[], None] | None = field(default=None, compare=False)
     caller: int = 0
     deadline_ns: int = 0
     received_ns: int = 0
@@ -166,23 +177,28 @@ class Quarantine:
         self._clock = clock
         self._images: OrderedDict[str, _Quarantined] = OrderedDict()
 
-    def add(self, image: bytes) -> str:
-        """Refuses an image that crashed the engine; returns its hash, in hexadecimal."""
-        digest = hashlib.sha256(image).hexdigest()
-        error = MultigrainError(
-            ErrorKind.IMAGE_HARMFUL,
-            f"the image (SHA-256 {digest}) crashed the process that computed it and is "
-            "quarantined: do not send it again",
-        )
-        self._add(digest, _Quarantined(error))
-        return digest
-
-    def add_out_of_memory(self, image: bytes, reason: str) -> str:
-        """Refuses an image for some minutes, because the engine ran out of memory with it.
+    def add(
+        self,
+        image: bytes,
+        why: str = "it crashed the process that computed it; do not send it again",
+    ) -> str:
+        """Refuses an image that did harm; returns its hash, in hexadecimal.
 
         Args:
             image: encoded, or preprocessed.
-            reason: how the engine ended.
+            why: what it did, and what to do.
+        """
+        digest = hashlib.sha256(image).hexdigest()
+        message = f"the image (SHA-256 {digest}) is quarantined: {why}"
+        self._add(digest, _Quarantined(MultigrainError(ErrorKind.IMAGE_HARMFUL, message)))
+        return digest
+
+    def add_out_of_memory(self, image: bytes, reason: str) -> str:
+        """Refuses an image for some minutes, because memory ran out with it.
+
+        Args:
+            image: encoded, or preprocessed.
+            reason: how its process ended.
 
         Returns:
             The hash, in hexadecimal.
@@ -190,7 +206,7 @@ class Quarantine:
         digest = hashlib.sha256(image).hexdigest()
         error = MultigrainError(
             ErrorKind.OVERLOADED,
-            f"there was not enough memory for the image (SHA-256 {digest}): its engine ended "
+            f"there was not enough memory for the image (SHA-256 {digest}): its process ended "
             f"twice, the second time with no other image ({reason}); raise the memory limit, "
             "unload other models, or lower serving.max_image_pixels or serving.decode_threads. "
             f"The image is refused for {_OUT_OF_MEMORY_SECONDS // 60} minutes, or until the limit "

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import psutil
 import structlog
 
 from multigrain.engine.protocol import InFlightImage, InFlightSlots
@@ -31,6 +30,7 @@ from multigrain.processes import (
 )
 from multigrain_server.asyncio_utils import background_task
 from multigrain_server.engines.config import ServingConfig
+from multigrain_server.engines.memory import engine_memory
 
 _log = structlog.get_logger(__name__)
 
@@ -93,11 +93,11 @@ class EngineChild(ABC):
 
     @abstractmethod
     def resident_bytes(self) -> int:
-        """Memory that it holds; 0 when it has ended."""
+        """Memory that it and its decoder processes hold; 0 when it has ended."""
 
     @abstractmethod
     def processing(self) -> list[InFlightImage]:
-        """Images that it decodes or computes now; after its end, those that it died with."""
+        """Images that it computes now; after its end, those that it died with."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -133,10 +133,7 @@ class ChildProcess(EngineChild):
         return self._process.pid
 
     def resident_bytes(self) -> int:
-        try:
-            return int(psutil.Process(self._process.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
+        return engine_memory(self._process.pid)
 
     def processing(self) -> list[InFlightImage]:
         return self._died_with if self.ended.is_set() else self._inflight.images()
@@ -222,6 +219,7 @@ async def launch(
         device=config.device,
         threads=threads,
         decode_threads=config.decode_threads or found.available,
+        decode_wall_seconds=config.engine_stall_seconds / 2,
         max_batch=config.max_batch,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,

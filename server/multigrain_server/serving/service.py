@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 
 from multigrain.bundle.manifest import Head
 from multigrain.errors import ErrorKind, MultigrainError
@@ -105,6 +107,7 @@ class ImageService:
             request,
             costs=await self._costs(request, resolution),
             penalized=self.penalties.active(request.client),
+            on_harm=partial(self.penalties.penalize, request.client),
         )
         model = self._catalog.route(request.model)
         try:
@@ -215,7 +218,10 @@ class ImageService:
         results: list[ImageResult] = []
         try:
             # One after the other, so that an error leaves those before it to be canceled.
-            in_flight.extend(engine.submit(request, image) for image in request.images)
+            in_flight.extend(
+                engine.submit(request, image, cost)
+                for image, cost in zip_longest(request.images, request.costs)
+            )
             async with asyncio.timeout(_seconds_to_answer(request.deadline_ns)):
                 await engine.drained()
                 # One await an image, not a task: they are in flight already.

@@ -68,7 +68,7 @@ async def test_an_image_that_crashes_engines_is_quarantined_and_its_neighbors_ar
         assert errors[1] is not None
         assert errors[1].kind is ErrorKind.IMAGE_HARMFUL
         assert digest in errors[1].message
-        assert {line.get("sha256") for line in lines if line["model"] == "tiny@1"} >= {digest}
+        assert {line.get("sha256") for line in lines if line.get("model") == "tiny@1"} >= {digest}
         assert answer.results[0].vector == np.frombuffer(b"one ", np.uint8).astype("<f4").tobytes()
         # Once together, once alone until it is found, and the rest together again.
         assert engines.taken == {b"one ": 2, DEADLY: 2, b"two ": 2, b"last": 2}
@@ -303,18 +303,58 @@ async def test_an_unload_during_a_restart_fails_the_images_that_wait(
         assert engines.running == []
 
 
-async def test_a_hanging_engine_is_killed_and_its_requests_may_be_retried(
+async def test_an_image_that_hangs_engines_is_quarantined_and_its_neighbors_are_answered(
+    root: Path, engines: FakeEngines
+) -> None:
+    engines.hanging, engines.batch = {b"slow"}, 2
+    waiting = [b"%03d " % number for number in range(6)]
+    async with harness(root, small_config(engine_stall_seconds=0.2), engines.launch) as h:
+        await h.manager.load("tiny")
+        request = await held_back(h, engines, b"slow", b"good", *waiting)
+        with capture_logs() as lines:
+            engines.may_compute.set()
+            answer = await request
+        errors = [item.error for item in answer.results]
+        assert [error is None for error in errors] == [False, *[True] * 7]
+        assert errors[0] is not None
+        assert errors[0].kind is ErrorKind.IMAGE_HARMFUL
+        assert "hung twice" in errors[0].message
+        assert hashlib.sha256(b"slow").hexdigest() in errors[0].message
+        ends = [line["reason"] for line in lines if line["event"] == "engine ended"]
+        assert ["an image was in flight for more than" in end for end in ends] == [True, True]
+        # Those that only waited go to the next engine, without a trial.
+        assert engines.taken == {b"slow": 2, b"good": 2, **dict.fromkeys(waiting, 1)}
+        await until(lambda: h.health[service_names.EMBEDDING])
+        again = (await h.embed(b"slow", b"good")).results
+        assert [item.error is None for item in again] == [False, True]
+        assert len(engines.children) == 3
+
+
+async def test_an_image_with_which_an_engine_hangs_once_is_answered_by_the_next(
     root: Path, engines: FakeEngines
 ) -> None:
     engines.hanging = {b"slow"}
-    async with harness(root, small_config(engine_stall_seconds=0.05), engines.launch) as h:
+    async with harness(root, small_config(engine_stall_seconds=0.2), engines.launch) as h:
         await h.manager.load("tiny")
+        request = asyncio.create_task(h.embed(b"slow"))
+        await until(lambda: len(engines.children[0].processing()) == 1)
+        engines.hanging.clear()
+        assert first_bytes(await request) == [b"slow"]
+        assert len(engines.children) == 2
+
+
+async def test_a_hanging_engine_without_a_successor_asks_for_a_retry(
+    root: Path, engines: FakeEngines
+) -> None:
+    engines.hanging = {b"slow"}
+    config = small_config(engine_stall_seconds=0.05, restart_backoff_seconds=1000)
+    async with harness(root, config, engines.launch) as h:
+        await h.manager.load("tiny")
+        engines.failures = [OSError(errno.ENOMEM, "Cannot allocate memory")]
         with pytest.raises(MultigrainError, match="an image was in flight for more than") as caught:
             await h.embed(b"slow")
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert caught.value.retry_after
-        await until(lambda: h.health[service_names.EMBEDDING])
-        assert first_bytes(await h.embed(b"good")) == [b"good"]
 
 
 def test_a_stuck_image_is_detected_although_others_are_answered() -> None:
