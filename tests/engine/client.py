@@ -15,16 +15,22 @@ from tests.engine import held
 
 
 class EngineClient:
-    """Starts an engine on a bundle and speaks its protocol."""
+    """Starts an engine on a bundle and speaks its protocol.
 
-    def __init__(self, bundle: Path, **options: object) -> None:
+    Args:
+        bundle: its folder.
+        decode_seconds: that decoding an image may take; 0 = as usual.
+        options: fields of ``EngineSettings``.
+    """
+
+    def __init__(self, bundle: Path, *, decode_seconds: float = 0, **options: object) -> None:
         ours, theirs = socket.socketpair()
         settings = EngineSettings(
             bundle=bundle, socket_fd=theirs.fileno(), parent_pid=os.getpid(), **options
         )
         self.process = subprocess.Popen(
             [*held.COMMAND, *settings.arguments()],
-            env=held.holdable(os.environ),
+            env=held.holdable(os.environ) | {held.DECODE_SECONDS: str(decode_seconds or "")},
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()

@@ -1,12 +1,14 @@
-"""Engines whose batches wait until a test lets them go.
+"""Engines whose batches wait until a test lets them go, and whose decoders fail on request.
 
 Run as ``python -m tests.engine.held`` it is ``python -m multigrain.engine`` with a batcher that
 can be held. The test says how many images to wait for in a file that is named after the engine's
-process id, below the folder that MULTIGRAIN_TEST_HOLD names.
+process id, below the folder that MULTIGRAIN_TEST_HOLD names. Images that start with the bytes of
+a :class:`Fault` are not decoded.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from multigrain.engine import __main__ as engine
-from multigrain.engine import worker
+from multigrain.engine import decode_lanes, decoder_process, decoders, worker
 from multigrain.engine.batching import (
     Batcher,
     BatchLatencyEstimator,
@@ -31,6 +33,8 @@ from multigrain.engine.batching import (
 from multigrain.sandbox.policies import engine_sandbox
 
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"
+DECODE_SECONDS = "MULTIGRAIN_TEST_DECODE_SECONDS"
+"""Environment variable: seconds that decoding an image may take, or sleep."""
 _FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")
 _numbers = itertools.count(1)
 
@@ -135,8 +139,45 @@ class _ControlledBatcher(HeldBatcher):
                 self.hold(int(text.split()[1]))
 
 
+class Fault:
+    """What a decoder process does with an image that starts with these bytes."""
+
+    SPIN = b"!spin"
+    SLEEP = b"!sleep"
+    CRASH = b"!crash"
+    ALLOCATE = b"!allocate"
+
+
+def faulty(make: Callable[[decoder_process.Parameters], decoder_process.Decode]) -> object:
+    """As ``make``, with a decoder that knows :class:`Fault`."""
+
+    def made(parameters: decoder_process.Parameters) -> decoder_process.Decode:
+        ordinary = make(parameters)
+
+        def decode(data: bytes, resolution: int) -> object:
+            while data.startswith(Fault.SPIN):
+                pass
+            if data.startswith(Fault.SLEEP):
+                time.sleep(1000)
+            if data.startswith(Fault.CRASH):
+                ctypes.string_at(0)
+            if data.startswith(Fault.ALLOCATE):
+                bytearray(1 << 36)
+            return ordinary(data, resolution)
+
+        return decode
+
+    return made
+
+
 def main() -> int:
     """An engine; its command line is that of ``multigrain.engine``."""
+    vars(decoder_process)["image_decoder"] = faulty(decoder_process.image_decoder)
+    seconds = os.environ.get(DECODE_SECONDS)
+    if seconds:
+        vars(decode_lanes)["_LEAST_SECONDS"] = dict.fromkeys(Lane, float(seconds))
+        vars(decode_lanes)["_MOST_SECONDS"] = float(seconds)
+        vars(decoders)["_ASLEEP_SECONDS"] = float(seconds)
     vars(worker)["Batcher"] = _ControlledBatcher
     # The test's file is not in the sandbox.
     folder = Path(os.environ[_VARIABLE])
