@@ -45,11 +45,11 @@ _LOG = logging.getLogger(__name__)
 
 # How often a decode that takes longer is looked at: its CPU time, and whether it is wanted.
 _POLL_SECONDS: Final = 0.1
-# A decoder process that waits, and not for a CPU, hangs: decoding needs nothing but CPU time.
+# Decoding needs nothing but CPU time. The kernel gives every process a little of it, however busy
+# the machine is and however low the priority: a decoder process that takes none at all hangs.
 _ASLEEP_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 5.0  # from the first byte of an answer, which is short, to the last
 _START_SECONDS: Final = 1.0  # until the next attempt
-_RUNNABLE: Final = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 _KEPT_BYTES: Final = 1 << 20  # of shared memory that a decoder process keeps between images
 
 
@@ -295,7 +295,7 @@ class DecoderProcess(ImageDecoder):
             if used - first > budget.cpu_seconds:
                 detail = f"takes more than {budget.cpu_seconds:.3g} s of CPU time"
                 raise DecodeStoppedError(StopReason.BUDGET, detail)
-            if now - progress > _ASLEEP_SECONDS and not is_runnable(self.pid):
+            if now - progress > _ASLEEP_SECONDS:
                 detail = f"waits for something for more than {_ASLEEP_SECONDS:g} s"
                 raise DecodeStoppedError(StopReason.ASLEEP, detail)
             if now - start > budget.wall_seconds:
@@ -327,11 +327,3 @@ def cpu_seconds(pid: int) -> float:
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)
     return 0.0
-
-
-def is_runnable(pid: int) -> bool:
-    """Whether a process computes, or waits for a CPU or a disk; True if it is unknown."""
-    try:
-        return psutil.Process(pid).status() in _RUNNABLE
-    except (psutil.Error, OSError):
-        return True
