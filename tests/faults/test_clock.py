@@ -60,6 +60,8 @@ def test_a_clock_that_jumps_by_an_hour_does_not_affect_jobs_and_models(
     path = [str(ROOT / "tests" / "faults" / "jumping"), str(ROOT)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("TEST_CLOCK", "jumps")
+    for key in ("JOBS__WORKER", "SERVING__ENGINE"):
+        monkeypatch.setenv(f"MULTIGRAIN_{key}_ENVIRONMENT", "TEST_CLOCK")
     images = tmp_path / "images"
     (images / "cat").mkdir(parents=True)
     (images / "cat" / "1.png").write_bytes(picture(1))

@@ -39,6 +39,9 @@ def trace(operation: str) -> dict[str, Calls]:
         paths = (str(_SITE), os.environ.get("PYTHONPATH", ""))
         traced = {
             "MULTIGRAIN_TRACE": str(folder),
+            # The engine writes its trace there.
+            "MULTIGRAIN_SERVING__ENGINE_ENVIRONMENT": "MULTIGRAIN_TRACE",
+            "MULTIGRAIN_SERVING__SANDBOX": "off",
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         }
         write_bundle(folder / "data" / "models")

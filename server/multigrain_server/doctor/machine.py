@@ -13,6 +13,7 @@ from pathlib import Path
 
 from multigrain import machine
 from multigrain.processes import child_environment, find_program
+from multigrain.sandbox.apply import probe
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import check_access, exposures
 from multigrain_server.devices import Inventory
@@ -113,6 +114,37 @@ def limits() -> Iterator[Finding]:
         )
     else:
         yield ok("open files", f"at most {soft}")
+
+
+def sandbox(config: ServerConfig) -> Iterator[Finding]:
+    """By which measures engines can be restricted on this machine."""
+    serving, subject = config.serving, "sandbox"
+    if serving.sandbox == "off":
+        yield warn(
+            subject,
+            "serving.sandbox is off: engines may do what the daemon's user may",
+            "set serving.sandbox to auto",
+        )
+        return
+    report = probe()
+    active = ", ".join(one.name for one in report.measures if one.active)
+    if serving.device != "cpu":
+        yield ok(
+            subject,
+            f"decoding is restricted by {active}; the driver of {serving.device} allows engines "
+            "to be restricted by no_new_privs and limits only",
+        )
+    elif not report.missing:
+        yield ok(subject, f"engines are restricted by {active}")
+    complain = fail if serving.sandbox == "required" else warn
+    for measure in report.missing:
+        yield complain(
+            subject,
+            f"not restricted by {measure}",
+            "use Linux 6.12 or newer with Landlock and seccomp on x86-64 or AArch64; the profile "
+            "of a container, or SystemCallFilter= of a systemd unit, must allow the calls seccomp "
+            "and landlock_*",
+        )
 
 
 def disk(config: ServerConfig) -> Iterator[Finding]:

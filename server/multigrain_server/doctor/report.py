@@ -22,6 +22,7 @@ def checks(config: ServerConfig) -> Sequence[Check]:
         machine.cpu,
         lambda: machine.devices(config),
         machine.limits,
+        lambda: machine.sandbox(config),
         lambda: machine.disk(config),
         lambda: machine.permissions(config),
         lambda: machine.roots(config),

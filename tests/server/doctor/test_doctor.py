@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from multigrain.sandbox.apply import Measure, SandboxReport
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir
 from multigrain_server.doctor import machine, network, report, software
@@ -153,3 +154,32 @@ def test_command_prints_every_check_and_starts_no_daemon(
     for subject in ("python", "packages", "mindspore", "msrun", "cpu", "devices", "clock"):
         assert f"  {subject}: " in out
     assert not (tmp_path / "data").exists()
+
+
+MISSING = Measure("files", False, "Landlock is disabled: add landlock to the parameter lsm=")
+ACTIVE = Measure("system_calls", True, "seccomp")
+
+
+@pytest.mark.parametrize(
+    ("serving", "measures", "level", "text"),
+    [
+        ({}, (ACTIVE,), Level.OK, "engines are restricted by system_calls"),
+        ({}, (ACTIVE, MISSING), Level.WARN, "not restricted by files: Landlock is disabled"),
+        ({"sandbox": "required"}, (MISSING,), Level.FAIL, "not restricted by files"),
+        ({"sandbox": "off"}, (ACTIVE,), Level.WARN, "serving.sandbox is off"),
+        ({"device": "gpu"}, (ACTIVE,), Level.OK, "the driver of gpu"),
+    ],
+)
+def test_the_measures_that_restrict_engines_are_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    serving: dict[str, object],
+    measures: tuple[Measure, ...],
+    level: Level,
+    text: str,
+) -> None:
+    monkeypatch.setattr(machine, "probe", lambda: SandboxReport(measures))
+    (finding,) = machine.sandbox(config(tmp_path, serving=serving))
+    assert finding.level is level
+    assert text in finding.message
+    assert bool(finding.fix) == (level is not Level.OK)
