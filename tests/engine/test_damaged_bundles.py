@@ -70,7 +70,7 @@ def test_damaged_tensors_are_refused_with_the_reason(tmp_path: Path, damage: str
 
 
 def rows(**changes: Any) -> bytes:
-    tensors = {
+    tensors: dict[str, Any] = {
         "pixels": np.zeros((2, 8, 8, 3), np.uint8),
         "embedding": np.zeros((2, 4), np.float32),
         "logits": np.zeros((2, 5), np.float32),

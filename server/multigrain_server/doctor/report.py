@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from multigrain_server.config import ServerConfig
-from multigrain_server.doctor import machine, network, software
+from multigrain_server.doctor import interpreter, machine, network, software
 from multigrain_server.doctor.finding import Finding, Level
 
 Check = Callable[[], Iterable[Finding]]
@@ -16,6 +16,7 @@ Check = Callable[[], Iterable[Finding]]
 def checks(config: ServerConfig) -> Sequence[Check]:
     """Every check, in the order of the report."""
     return (
+        interpreter.python,
         software.packages,
         software.mindspore,
         software.launcher,

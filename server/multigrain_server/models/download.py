@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 from multigrain.bundle.folder import TarSource
@@ -31,7 +31,7 @@ class BundleArchive:
         self.size = source.size
         self.sha256 = ""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Pieces of at most 1 MiB, each read in a thread when it is needed.
 
         Raises:

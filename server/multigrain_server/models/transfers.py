@@ -29,6 +29,11 @@ class Transfers:
         self._seconds = config.transfer_timeout_seconds
         self._running: Counter[str] = Counter()
 
+    @property
+    def running(self) -> int:
+        """Transfers that are open."""
+        return self._running.total()
+
     @contextmanager
     def enter(self, client: str) -> Iterator[None]:
         """Counts a transfer while it runs.
@@ -45,9 +50,9 @@ class Transfers:
                 "models open",
                 "serving.max_transfers_per_client",
             )
-        if self._running.total() >= self._in_all:
+        if self.running >= self._in_all:
             raise _refused(
-                f"{self._running.total()} imports and downloads of models are open",
+                f"{self.running} imports and downloads of models are open",
                 "serving.max_transfers",
             )
         self._running[client] += 1

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import sys
+import tarfile
 from io import StringIO
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from multigrain.sandbox.apply import Measure, SandboxReport
 from multigrain_server.config import ServerConfig
 from multigrain_server.data_dir import DataDir
-from multigrain_server.doctor import machine, network, report, software
+from multigrain_server.doctor import interpreter, machine, network, report, software
 from multigrain_server.doctor.finding import Level, fail, ok, warn
 from multigrain_server.main import main
 
@@ -40,6 +41,27 @@ def test_exit_code_is_1_if_a_check_fails() -> None:
 
 def test_installed_packages_satisfy_the_requirements() -> None:
     assert {finding.level for finding in software.packages()} == {Level.OK}
+
+
+def test_a_python_with_known_holes_is_named_with_what_to_do() -> None:
+    holes = [
+        interpreter.Hole("CVE-1", "tarfile", "an archive can stop it", lambda: False),
+        interpreter.Hole("CVE-2", "ssl", "not here", lambda: True),
+    ]
+    (finding,) = interpreter.python(holes)
+    assert finding.level is Level.WARN
+    assert "known holes: CVE-1 in tarfile (an archive can stop it)" in finding.message
+    assert "CVE-2" not in finding.message
+    assert "newest patch release" in finding.fix
+    (finding,) = interpreter.python(holes[1:])
+    assert finding.level is Level.OK
+
+
+def test_fixes_are_recognized_by_what_they_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tarfile, "_header_length_prefix_re", object(), raising=False)
+    assert "CVE-2024-6232" not in next(iter(interpreter.python())).message
+    monkeypatch.delattr(tarfile, "_header_length_prefix_re")
+    assert "CVE-2024-6232 in tarfile" in next(iter(interpreter.python())).message
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
