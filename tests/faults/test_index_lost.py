@@ -154,7 +154,7 @@ async def test_a_truncated_write_ahead_log_is_recovered_from_the_folders(
             path.unlink()
         (crashed / "state.db").write_bytes(index)
         (crashed / "state.db-wal").write_bytes(rest)
-        after = JobServer(crashed, "cpu:1", ("/nonexistent/runner",), DEFAULT_LIMITS)
+        after = JobServer(crashed, "cpu:1", ("/nonexistent/runner",), DEFAULT_LIMITS, 1000, 1000)
         assert after.supervisor.active == {}
         await after.stop()
         assert rows(crashed) == before
