@@ -273,7 +273,8 @@ def _open(path: str, flags: int, roots: Roots) -> int:
         return os.open(path, flags)
     if "\0" in path:
         raise OSError(errno.EINVAL, "its name has a NUL character", path)
-    path = os.path.join(os.getcwd(), path)
+    if not path.startswith("/"):
+        path = os.path.join(os.getcwd(), path)
     descriptor = _open_below(path, flags, roots) if has_openat2() else None
     if descriptor is not None:
         return descriptor
@@ -301,7 +302,7 @@ def _open_below(path: str, flags: int, roots: Sequence[Path]) -> int | None:
     for _ in range(_LINKS):
         found = _below(at, roots)
         # A part ".." is left to realpath: what it means depends on the links before it.
-        if found is None or "/../" in f"/{found[1]}/":
+        if found is None or (".." in found[1] and "/../" in f"/{found[1]}/"):
             return None
         try:
             return _openat2(*found, flags, _BENEATH | _NO_MAGICLINKS)
@@ -320,7 +321,7 @@ def _below(path: str, roots: Sequence[Path]) -> tuple[str, str] | None:
     for root in map(os.fspath, roots):
         if path == root:
             return root, "."
-        inside = os.path.join(root, "")
+        inside = root if root.endswith("/") else f"{root}/"
         if path.startswith(inside):
             return root, path[len(inside) :].lstrip("/") or "."
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from multigrain.data.image_folder import ImageFolder, cannot_list, lister, scan
 from multigrain.data.listing import LeftOut
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.files import Roots
+from multigrain.files import OutsideRootsError, Roots, stat_path
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.specs.evaluation import Task
 from multigrain.text import printable
@@ -122,7 +123,7 @@ def list_part(root: Path, below: str, left_out: LeftOut, roots: Roots = None) ->
         MultigrainError: DATASET, if the folder does not exist or cannot be listed.
     """
     folder = root / below
-    if not folder.is_dir():
+    if not _is_folder(folder, roots):
         what = "is not a folder" if folder.exists() else "does not exist"
         raise dataset_error(f"{printable(str(folder))} {what}: give the folder of the images")
     try:
@@ -163,6 +164,16 @@ def numbered_files(
             )
         paths[number] = path
     return NumberedFiles(dict(sorted(paths.items())), ignored)
+
+
+def _is_folder(path: Path, roots: Roots) -> bool:
+    """Whether there is a folder; also if it leads outside the roots, which listing it says."""
+    try:
+        return stat.S_ISDIR(stat_path(path, roots).st_mode)
+    except OutsideRootsError:
+        return True
+    except OSError:
+        return False
 
 
 def dataset_error(message: str) -> MultigrainError:
@@ -232,8 +243,8 @@ def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
         MultigrainError: DATASET.
     """
     shown = printable(str(root))
-    original = next((n for n in _ORIGINAL_FOLDERS if (root / n).is_dir()), None)
-    if original is None or not (root / _STRONG_FOLDER).is_dir():
+    original = next((n for n in _ORIGINAL_FOLDERS if _is_folder(root / n, limits.roots)), None)
+    if original is None or not _is_folder(root / _STRONG_FOLDER, limits.roots):
         missing = "original" if original is None else _STRONG_FOLDER
         raise dataset_error(
             f"{shown} has no folder {missing!r}: Copydays needs the sub-folders 'original' "
@@ -257,7 +268,7 @@ def list_copydays(root: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Benchmark
             f"four digits, the first is {printable(orphans[0])}: add the originals, or remove these"
         )
     distractors: list[str] = []
-    if (root / _DISTRACTOR_FOLDER).is_dir():
+    if _is_folder(root / _DISTRACTOR_FOLDER, limits.roots):
         distractors = list_part(root, _DISTRACTOR_FOLDER, left_out, limits.roots)
     none = len(blocks)  # a group without a query
     labels = [blocks[number // 100] for number in (*originals.paths, *strong.paths)]

@@ -428,7 +428,9 @@ class Lister:
         name, prefix = entry.name, folder.prefix
         path = os.path.join(folder.path, name)
         try:
-            mode = stat_path(path, self._roots).st_mode
+            # An absolute target is looked at directly: through the link it would take two steps.
+            target = os.readlink(path) if self._roots is not None else ""
+            mode = stat_path(target if target.startswith("/") else path, self._roots).st_mode
         except OutsideRootsError:
             left_out.add(Reason.OUTSIDE, "", prefix + name)
             return

@@ -24,6 +24,7 @@ from multigrain.files import (
     Roots,
     open_regular,
     read_bytes,
+    stat_path,
 )
 from multigrain.specs.training import ModelSpec
 from multigrain.storage import os_error_hint
@@ -93,9 +94,9 @@ def load_weights(path: Path, roots: Roots = None) -> Weights:
             another kind, or of an unknown network.
     """
     if path.is_dir():
-        if (path / MANIFEST_NAME).is_file():
+        if _is_there(path / MANIFEST_NAME, roots):
             return _from_bundle(path, roots)
-        if path.suffix in _SUFFIXES and not (path / CHECKPOINT_MANIFEST).is_file():
+        if path.suffix in _SUFFIXES and not _is_there(path / CHECKPOINT_MANIFEST, roots):
             raise _unusable(path, f"it is a folder; give the path of a file, {_FILES}")
         manifest, model = store.load_model(path, roots)
         return Weights(
@@ -108,7 +109,7 @@ def load_weights(path: Path, roots: Roots = None) -> Weights:
             checkpoint=path.name,
             metrics=manifest.metrics,
         )
-    if not path.exists():
+    if not _is_there(path, roots):
         raise MultigrainError(
             ErrorKind.NOT_FOUND,
             f"there are no weights at {path}: give a checkpoint folder, or {_FILES}",
@@ -124,6 +125,18 @@ def load_weights(path: Path, roots: Roots = None) -> Weights:
         ErrorKind.CHECKPOINT,
         f"{path.name} has no known extension: give a checkpoint folder, or {_FILES}",
     )
+
+
+def _is_there(path: Path, roots: Roots) -> bool:
+    """Whether there is something to read. True also if it leads outside the roots, whether it
+    exists there or not, or cannot be looked at: reading it says so."""
+    try:
+        stat_path(path, roots)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _open(path: Path, roots: Roots) -> BinaryIO:
@@ -181,7 +194,7 @@ def _from_bundle(path: Path, roots: Roots) -> Weights:
     except ValueError as error:
         raise _unusable(path, f"its {MANIFEST_NAME} cannot be read: {error}") from error
     weights = path / manifest.weights
-    if not manifest.weights or not weights.exists():
+    if not manifest.weights or not _is_there(weights, roots):
         raise _unusable(path, "the bundle has graphs only, no weights")
     entry = manifest.files.get(weights.name)
     if entry is None:

@@ -15,6 +15,7 @@ from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.parameters import Preprocessing
 from multigrain.specs.training import ModelSpec
+from multigrain.storage import describe
 from multigrain.weights.load import load_weights
 from multigrain.whitening import read_whitening
 from tests.hostile_files import KINDS, put, within_seconds
@@ -36,8 +37,16 @@ def _checkpoint(folder: Path) -> Path:
 
 def _bundle(folder: Path) -> Path:
     head = Head(resolution=32, gem_p=3.0, preprocessing=Preprocessing(size=32, resize_short=40))
-    manifest = BundleManifest(name="m", version=1, model=SPEC, embedding_size=512, heads=(head,))
-    _file(folder)
+    weights = _file(folder)
+    manifest = BundleManifest(
+        name="m",
+        version=1,
+        model=SPEC,
+        embedding_size=512,
+        labels=("a", "b"),
+        heads=(head,),
+        files={weights.name: describe(weights)},
+    )
     (folder / "model.json").write_text(manifest.model_dump_json())
     return folder
 
@@ -74,6 +83,12 @@ def test_weights_outside_the_roots_are_not_loaded(
         load_weights(path, [inside])
     assert caught.value.kind is ErrorKind.CHECKPOINT
     assert str(outside) not in caught.value.message
+    (outside / file.name).rename(outside / "kept")
+    with pytest.raises(MultigrainError) as missing:
+        load_weights(path, [inside])
+    # Whether there is such a file outside is not shown.
+    assert missing.value.message == caught.value.message
+    (outside / "kept").rename(outside / file.name)
     assert load_weights(path).model.keys() == MODEL.keys()  # without a daemon
     assert load_weights(path, [inside, outside]).model.keys() == MODEL.keys()
 
