@@ -166,6 +166,8 @@ class BundleWriter:
         self._size += len(message.chunk)
         self._total = message.total_bytes or self._total
         self._expected = message.sha256 or self._expected
+        if self._total and self._size > self._total:  # it would fill the disk otherwise
+            raise ServerError(f"received more than the {self._total} bytes of the bundle")
 
     def finish(self) -> Path:
         """Checks size and SHA-256 and renames the archive to its final name.

@@ -57,6 +57,10 @@ def _parsed(data: bytes) -> BundleManifest:
         raise _damaged(f"its {MANIFEST_NAME} is invalid: {error}") from error
     if manifest.format_version != 1:
         raise _damaged(f"its format is version {manifest.format_version}, this version supports 1")
+    for name in manifest.files:
+        _plain(name)
+    if MANIFEST_NAME in manifest.files:
+        raise _damaged(f"its {MANIFEST_NAME} lists itself")
     missing = sorted(set(_named(manifest)) - set(manifest.files))
     if missing:
         raise _damaged(f"{missing[0]} is not listed in its {MANIFEST_NAME}")

@@ -19,6 +19,7 @@ from multigrain.events.records import ArtifactRecord
 from multigrain.export.head import HeadWriter, whitening_images
 from multigrain.export.int8 import int8_images
 from multigrain.jobs.context import Outcome, WorkerContext
+from multigrain.manifests import MAX_LABELS
 from multigrain.specs.export import ExportSpec
 from multigrain.storage import (
     TEMPORARY_PREFIX,
@@ -33,6 +34,7 @@ from multigrain.weights.restore import RestoredModel, restore
 
 WEIGHTS = "weights.safetensors"
 LABELS = "labels.txt"
+_MAX_DIGITS = 18  # less than 2^63
 
 
 def run_export(ctx: WorkerContext) -> Outcome:
@@ -99,7 +101,7 @@ def _published_bundle(folder: Path, job_id: str) -> BundleManifest | None:
     if not folder.is_dir():
         return None
     for path in folder.iterdir():
-        if not path.name.isdigit():
+        if not _is_version(path.name):
             continue
         try:
             manifest = read(path)
@@ -139,6 +141,12 @@ def _write(
             report_listing(ctx, source.folder)
     (folder / WEIGHTS).write_bytes(save_tensors(restored.state))
     labels = restored.weights.labels
+    if len(labels) > MAX_LABELS:
+        raise MultigrainError(
+            ErrorKind.UNSUPPORTED,
+            f"the weights have {len(labels)} class names, and a model bundle holds at most "
+            f"{MAX_LABELS}: train with fewer class folders",
+        )
     if labels:
         lines = "".join(f"{' '.join(label.splitlines())}\n" for label in labels)
         write_synced(folder / LABELS, lines.encode("utf-8", "surrogateescape"))
@@ -210,8 +218,12 @@ def _publish(
 
 
 def _next_version(folder: Path) -> int:
-    taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    taken = [int(path.name) for path in folder.iterdir() if _is_version(path.name)]
     return max(taken, default=0) + 1
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS
 
 
 def _exists(name: str, version: int) -> MultigrainError:

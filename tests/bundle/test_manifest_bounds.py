@@ -230,6 +230,17 @@ def test_a_manifest_names_files_of_its_folder_only(path: tuple[Any, ...], name: 
         parse_manifest(BundleManifest, text_of(changed(path, name)))
 
 
+@pytest.mark.parametrize("name", ["", "model.json", "../x", ".x"])
+def test_odd_names_are_not_listed(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path / "a")
+    document = whole()
+    document["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    (tmp_path / "a/model.json").write_bytes(text_of(document))
+    with pytest.raises(MultigrainError, match=r"plain file name|lists itself") as caught:
+        read(tmp_path / "a")
+    assert caught.value.kind is ErrorKind.CHECKPOINT
+
+
 @pytest.mark.parametrize("path", NAMING[1:], ids=str)
 def test_a_named_file_must_be_listed(tmp_path: Path, path: tuple[Any, ...]) -> None:
     write_bundle(tmp_path / "a")

@@ -135,6 +135,14 @@ def test_a_gzipped_tar_is_not_sent(client, state, tmp_path):
     assert state.requests == []
 
 
+def test_a_download_ends_at_the_announced_size(tmp_path):
+    with BundleWriter(tmp_path / "digits.tar") as writer:
+        writer.write(model_pb2.DownloadModelResponse(chunk=b"ab", total_bytes=3))
+        with pytest.raises(ServerError, match="received more than the 3 bytes"):
+            writer.write(model_pb2.DownloadModelResponse(chunk=b"cd"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_interrupted_download_leaves_no_file(client, state, tmp_path):
     state.bundle = b"x" * 100
     state.faults["DownloadModel"].append(Fault(grpc.StatusCode.NOT_FOUND, "gone", "NOT_FOUND"))
