@@ -57,13 +57,16 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         input_bytes: that an engine receives for one image at most.
-        max_bytes, max_pixels: as :class:`multigrain.images.limits.ImageLimits` has them.
+        max_bytes, max_pixels, max_decode_bytes, max_decode_seconds: as
+            :class:`multigrain.images.limits.ImageLimits` has them.
         preprocessing: of each resolution, as JSON.
     """
 
     input_bytes: int
     max_bytes: int
     max_pixels: int
+    max_decode_bytes: int
+    max_decode_seconds: float
     preprocessing: dict[int, str]
 
     @property
@@ -397,7 +400,12 @@ def image_decoder(parameters: Parameters) -> Decode:
     from multigrain.images.parameters import Preprocessing
     from multigrain.images.preprocess import crop
 
-    limits = ImageLimits(parameters.max_bytes, parameters.max_pixels)
+    limits = ImageLimits(
+        parameters.max_bytes,
+        parameters.max_pixels,
+        max_decode_bytes=parameters.max_decode_bytes,
+        max_decode_seconds=parameters.max_decode_seconds,
+    )
     preprocessing: Mapping[int, Preprocessing] = {
         resolution: Preprocessing.model_validate_json(text)
         for resolution, text in parameters.preprocessing.items()

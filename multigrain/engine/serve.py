@@ -40,10 +40,9 @@ _LOG = logging.getLogger("multigrain.engine")
 # A preprocessed image of 4096 x 4096, float32: no bundle serves a larger resolution.
 _MAX_TENSOR_BYTES = 4 * 3 * 4096 * 4096
 # Memory of one image in a decoder process. An estimate may be wrong: an ordinary decoder process
-# may use several times what ordinary images are estimated to take. In the other lanes, the largest
-# image that the limits allow must fit, in the most wasteful format.
+# may use several times what ordinary images are estimated to take. In the other lanes, what the
+# limits allow must fit, and what an estimate may be too low by.
 _ORDINARY_BYTES = 256 << 20
-_BYTES_PER_PIXEL = 20
 _OTHER_BYTES = 128 << 20
 
 
@@ -130,14 +129,14 @@ def decoders(
         input_bytes=max_payload(settings),
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,
+        max_decode_bytes=settings.max_decode_bytes,
+        max_decode_seconds=settings.max_decode_seconds,
         preprocessing={
             head.resolution: head.preprocessing.model_dump_json() for head in manifest.heads
         },
     )
     source = Template(template, parameters)
-    most = (
-        _OTHER_BYTES + 2 * settings.max_image_bytes + _BYTES_PER_PIXEL * settings.max_image_pixels
-    )
+    most = _OTHER_BYTES + 2 * settings.max_image_bytes + settings.max_decode_bytes
     count = range(settings.decode_threads)
     return {
         Lane.ORDINARY: [DecoderProcess(source, _ORDINARY_BYTES) for _ in count],

@@ -39,6 +39,8 @@ class EngineSettings(Spec):
         max_batch: images in a batch at most.
         max_image_bytes: size of an encoded image.
         max_image_pixels: width x height of an image.
+        max_decode_bytes: memory that decoding an image takes, as estimated.
+        max_decode_seconds: processor time that decoding an image takes, as estimated.
         low_priority: load at a low priority, because other engines serve meanwhile.
         inflight_fd: inherited shared memory of ``multigrain.engine.protocol``; -1 = none.
         sandbox: whether the engine restricts itself: see ``multigrain.sandbox.apply``.
@@ -55,6 +57,8 @@ class EngineSettings(Spec):
     max_batch: int = Field(32, ge=1)
     max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
     max_image_pixels: int = Field(50_000_000, ge=1)
+    max_decode_bytes: int = Field(320 * 1024 * 1024, ge=1)
+    max_decode_seconds: float = Field(5.0, gt=0)
     low_priority: bool = False
     inflight_fd: int = -1
     sandbox: SandboxMode = "auto"

@@ -30,9 +30,10 @@ from multigrain.images.formats import identify
 _BASE_SECONDS: Final = 0.002
 _BASE_BYTES: Final = 4 * 2**20
 # Bytes that are searched or copied, but not decoded.
-_SECONDS_PER_BYTE: Final = 10e-9
+_SECONDS_PER_BYTE: Final = 3e-9
 _TRANSPOSED: Final = frozenset(range(2, 9))
 _RGB_BYTES: Final = 4  # Pillow's bytes of a pixel
+_LZMA, _JPEG, _YCBCR = 34925, 7, 6  # of TIFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,7 @@ def decode_cost(data: bytes, shortest: int = 0) -> DecodeCost:
         cost = _COSTS[kind.name](data, shortest)
     except Exception:  # the readers raise it too, and as early
         return least
-    return DecodeCost(
-        cost.pixels, least.seconds + cost.seconds, _BASE_BYTES + 2 * len(data) + cost.bytes
-    )
+    return DecodeCost(cost.pixels, least.seconds + cost.seconds, _BASE_BYTES + cost.bytes)
 
 
 def reduction(size: tuple[int, int], shortest: int) -> int:
@@ -88,8 +87,12 @@ def _of_pixels(
     pixels = size[0] * size[1]
     if orientation in _TRANSPOSED:
         bytes_each = max(bytes_each, 2 * _RGB_BYTES)
-        nanoseconds += 4
+        nanoseconds += 5
     return DecodeCost(pixels, pixels * nanoseconds * 1e-9, int(pixels * bytes_each))
+
+
+def _plus(cost: DecodeCost, seconds: float = 0.0, memory: float = 0.0) -> DecodeCost:
+    return DecodeCost(cost.pixels, cost.seconds + seconds, cost.bytes + int(memory))
 
 
 def _jpeg(data: bytes, shortest: int) -> DecodeCost:
@@ -98,68 +101,120 @@ def _jpeg(data: bytes, shortest: int) -> DecodeCost:
     width, height = header.size
     factor = reduction(header.size, shortest) if header.reducible else 1
     across, down = (max(side) for side in zip(*header.factors, strict=True))
-    # Samples of all channels: the library decodes whole blocks of all of them.
-    blocks = sum(
+    # The library decodes whole blocks of all channels.
+    each = [
         (-(-width * h // (8 * across)) + 1) * (-(-height * v // (8 * down)) + 1)
         for h, v in header.factors
-    )
+    ]
+    blocks = sum(each)
     pixels = width * height // factor**2
-    output = {1: 5, 3: 4, 4: 8}[header.channels] * pixels
-    if header.orientation in _TRANSPOSED:
-        output = max(output, 2 * _RGB_BYTES * pixels)
-    coefficients = 0
-    scans = 0.0
+    memory = (8 if header.channels == 4 or header.lossless else 4) * pixels
+    visited = blocks
     if header.several_scans:
-        channels = jpeg_header.scan_channels(data, header.scan)
-        scans = sum(min(max(n, 1), header.channels) for n in channels) / header.channels
-        coefficients = 128 * blocks
-    # Each block is transformed, each scan visits each block, and each bit is decoded.
-    seconds = 250e-9 * blocks + 8e-9 * pixels * header.channels + 300e-9 * blocks * scans
-    seconds += len(data) * (150e-9 if header.arithmetic else 60e-9)
-    return DecodeCost(width * height, seconds, output + coefficients)
+        # Each scan visits all blocks of its channels, which are kept.
+        counts = jpeg_header.scan_channels(data, header.scan)
+        visited = sum(blocks if n != 1 else max(each) for n in counts)
+        memory += 128 * blocks
+    if header.orientation in _TRANSPOSED:
+        memory = max(memory, 2 * _RGB_BYTES * pixels)
+    if header.arithmetic:  # a byte can stand for many blocks
+        seconds = 1500e-9 * visited + 60e-9 * len(data)
+    elif header.lossless:
+        seconds = 3000e-9 * visited + 60e-9 * len(data)
+    else:
+        seconds = 100e-9 * visited + 30e-9 * len(data)
+    seconds += 120e-9 * blocks + 3e-9 * pixels * header.channels
+    return DecodeCost(width * height, seconds, memory)
+
+
+# Color type -> nanoseconds of a pixel with 8 bits a sample or fewer, and with 16.
+_PNG_NANOSECONDS: Final = {0: (16, 60), 2: (22, 110), 3: (16, 0), 4: (40, 90), 6: (50, 160)}
+_PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def _png(data: bytes, shortest: int) -> DecodeCost:
     found = png_chunks.survey(data)
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[found.color]
-    samples = found.size[0] * found.size[1] * channels * found.depth / 8
     deep = found.depth == 16
-    plain = _of_pixels(found.size, 150 if deep else 30, 16 if deep else 9)
-    seconds = plain.seconds + 15e-9 * samples + 4e-6 * found.chunks
-    if found.clear and found.color == png_chunks.RGB:
-        seconds += 100e-9 * plain.pixels
-    return DecodeCost(plain.pixels, seconds, plain.bytes)
+    color = found.color
+    nanoseconds = float(_PNG_NANOSECONDS[color][deep])
+    clear_color = found.clear and color == png_chunks.RGB
+    # The filters are undone for each byte.
+    nanoseconds += 3 * _PNG_CHANNELS[color] * found.depth / 8 + (25 if clear_color else 0)
+    plain = not deep and color not in (png_chunks.GRAY_ALPHA, png_chunks.RGBA) and not clear_color
+    if plain:
+        memory = 4.0 if color == png_chunks.RGB else 5.0
+    elif found.interlaced:
+        memory = 24.0 if deep else 12.0
+    else:
+        memory = 4.0
+    if found.interlaced:
+        nanoseconds *= 1.5
+    cost = _of_pixels(found.size, nanoseconds, memory, orientation=found.orientation)
+    band = min(cost.pixels, max(found.size[0], 2**17))
+    seconds = 4e-6 * found.chunks + 8e-9 * len(data)
+    return _plus(cost, seconds, 0 if plain else 64 * band)
 
 
 def _webp(data: bytes, shortest: int) -> DecodeCost:
     header = webp_chunks.read_header(data)
     size = max(header.size, header.inner, key=lambda side: side[0] * side[1])
-    return _of_pixels(size, 60, 16, orientation=header.orientation)
+    lossless = header.name == webp_chunks.LOSSLESS
+    cost = _of_pixels(size, 55 if lossless else 40, 12.1, orientation=header.orientation)
+    seconds = (15e-9 if lossless else 80e-9) * len(header.pixels)
+    if header.alpha is not None:
+        seconds += 40e-9 * cost.pixels + 15e-9 * len(header.alpha)
+    return _plus(cost, seconds, 2 * len(data))
 
 
 def _gif(data: bytes, shortest: int) -> DecodeCost:
-    return _of_pixels(gif_blocks.read_header(data).size, 20, 9)
+    return _plus(_of_pixels(gif_blocks.read_header(data).size, 20, 5), 40e-9 * len(data))
 
 
 def _bmp(data: bytes, shortest: int) -> DecodeCost:
     header = bmp_header.read_header(data)
     if header.compression in (bmp_header.RLE4, bmp_header.RLE8):
-        return _of_pixels(header.size, 60, 9)
-    return _of_pixels(header.size, 40, 8)
+        # Two bytes are a code, which is read by a loop of Python.
+        return _plus(_of_pixels(header.size, 25, 5), 1e-6 * len(data))
+    if header.masks is not None:
+        return _plus(_of_pixels(header.size, 120, 4), memory=len(data) + 64 * 2**17)
+    return _plus(_of_pixels(header.size, 15, 5), memory=len(data))
 
 
 def _tiff(data: bytes, shortest: int) -> DecodeCost:
     page = tiff_pages.choose_page(data)
     samples = page.number(tiff_pages.SAMPLES, 1)
     bits = page.number(tiff_pages.BITS, 1)
-    size = page.number(tiff_pages.WIDTH, 0), page.number(tiff_pages.HEIGHT, 0)
-    each = samples * bits / 8
-    return _of_pixels(size, 60 + 40 * each, 8 + 2 * each)
+    width, height = page.number(tiff_pages.WIDTH, 0), page.number(tiff_pages.HEIGHT, 0)
+    compression = page.number(tiff_pages.COMPRESSION, 1)
+    each = max(1.0, samples * bits / 8)
+    # A block is decoded as a whole, and the library has it twice.
+    tile = page.number(tiff_pages.TILE_WIDTH, 0), page.number(tiff_pages.TILE_HEIGHT, 0)
+    if all(tile) and tiff_pages.STRIP_OFFSETS not in page.values:
+        across, down = -(-width // tile[0]), -(-height // tile[1])
+        blocks, block = across * down, across * tile[0] * tile[1]
+        width, height = across * tile[0], down * tile[1]
+    else:
+        rows = min(page.number(tiff_pages.ROWS_PER_STRIP, height) or height, height)
+        blocks, block = -(-height // max(rows, 1)), width * rows
+    direct = bits == 8 and samples in (1, 3)
+    nanoseconds = 40.0 if direct else 40.0 + 20 * samples
+    nanoseconds += (40 if compression == _LZMA else 6) * each
+    orientation = page.number(tiff_pages.ORIENTATION, 1)
+    cost = _of_pixels((width, height), nanoseconds, 4, orientation=orientation)
+    whole = compression == _JPEG or page.number(tiff_pages.PHOTOMETRIC, 0) == _YCBCR
+    stored = 0 if compression == 1 and not whole else 2 * each * block
+    copies = 1 if compression == 1 and not whole else 3
+    memory = copies * len(data) + 16 * 2**20 + 100 * width + (8 * cost.pixels if whole else 0)
+    if stored > 4 * cost.pixels:  # the result is made after the largest block was decoded
+        stored -= 4 * min(cost.pixels, block)
+    return _plus(cost, 20e-6 * blocks + 20e-9 * len(data), memory + stored)
 
 
 def _heif(data: bytes, shortest: int) -> DecodeCost:
     contents = heif_boxes.read_contents(data)
-    return _of_pixels(contents.largest, 200, 16)
+    return _plus(
+        _of_pixels(contents.largest, 70, 12.1, orientation=2), 150e-9 * len(data), 2 * len(data)
+    )
 
 
 _COSTS: Final[dict[str, Callable[[bytes, int], DecodeCost]]] = {

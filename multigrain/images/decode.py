@@ -14,7 +14,7 @@ from PIL import Image
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.bmp import Bmp
-from multigrain.images.cost import reduction
+from multigrain.images.cost import decode_cost, reduction
 from multigrain.images.errors import damaged
 from multigrain.images.formats import FORMAT_NAMES, identify
 from multigrain.images.gif import Gif
@@ -74,6 +74,7 @@ def decode_image(
             support this.
     """
     picture = _open(data, limits)
+    _check_cost(data, shortest, limits)
     factor = reduction(picture.size, shortest) if picture.reducible else 1
     try:
         # libjpeg skips the high frequencies of each 8 x 8 block: a good average in a fraction of
@@ -144,6 +145,33 @@ def _open(data: bytes, limits: ImageLimits) -> Picture:
             "at least 1 x 1",
         )
     return picture
+
+
+def _check_cost(data: bytes, shortest: int, limits: ImageLimits) -> None:
+    """Refuses a picture that takes too much memory or time to decode."""
+    cost = decode_cost(data, shortest)
+    todo = (
+        "save it as a baseline (not progressive) JPEG, or with 8 bits and without interlacing, "
+        "or scale it down"
+    )
+    if cost.bytes > limits.max_decode_bytes:
+        raise MultigrainError(
+            ErrorKind.IMAGE_TOO_LARGE,
+            f"decoding the image would take {_mib(cost.bytes)} of memory, more than the limit of "
+            f"{_mib(limits.max_decode_bytes)}: {todo}; or raise serving.max_decode_bytes of the "
+            "daemon",
+        )
+    if cost.seconds > limits.max_decode_seconds:
+        raise MultigrainError(
+            ErrorKind.IMAGE_TOO_LARGE,
+            f"decoding the image would take {cost.seconds:.3g} seconds of processor time, more "
+            f"than the limit of {limits.max_decode_seconds:.3g}: {todo}; or raise "
+            "serving.max_decode_seconds of the daemon",
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 def _too_large(what: str, limits: ImageLimits) -> MultigrainError:

@@ -18,7 +18,7 @@ from multigrain.images.errors import damaged, unsupported
 from multigrain.images.exif import exif_orientation
 from multigrain.images.formats import AVIF_BRANDS, brands
 from multigrain.images.heif_boxes import Contents, hide_exif, read_contents
-from multigrain.images.picture import Picture, on_white
+from multigrain.images.picture import Picture, bands, on_white
 
 # Imported once here and not at first use in a thread: an engine imports this module at its start.
 # Several pictures are decoded at the same time: more threads for each would only be too many, and
@@ -48,7 +48,6 @@ _CODECS: Final = {
 }
 _MAX_SIDE: Final = 32768  # of both libraries
 _MAX_AVIF_PIXELS: Final = 2**28  # of libavif
-_BAND_PIXELS: Final = 2**20  # deep samples are scaled in bands of rows, to save memory
 
 
 def open_heif(data: bytes) -> Picture:
@@ -114,12 +113,21 @@ class Avif(Picture):
         self.orientation = exif_orientation(exif.removeprefix(b"Exif\x00\x00")) or 1
 
     def load(self, factor: int = 1) -> Image.Image:
-        self._image.load()
-        image: Image.Image = self._image
-        if self._crop is not None:
-            left, top, width, height = self._crop
-            image = image.crop((left, top, left + width, top + height))
-        return on_white(image) if image.mode == "RGBA" else image.convert("RGB")
+        size, mode = self._image.size, self._image.mode
+        pixels = memoryview(self._image._decoder.get_frame(0)[0])
+        self._image._decoder = None  # frees its memory before the pixels are converted
+        stride = len(pixels) // max(1, size[1])
+
+        def band(top: int, bottom: int) -> Image.Image:
+            rows = pixels[stride * top : stride * bottom]
+            return Image.frombytes(mode, (size[0], bottom - top), rows)
+
+        left, top, width, height = self._crop or (0, 0, *size)
+        canvas = Image.new("RGB", (width, height), None)
+        for _, first, _, last in bands((size[0], height)):
+            part = band(top + first, top + last).crop((left, 0, left + width, last - first))
+            canvas.paste(_rgb(part), (0, first))
+        return canvas
 
 
 class Heic(Picture):
@@ -158,20 +166,20 @@ class Heic(Picture):
     def load(self, factor: int = 1) -> Image.Image:
         image = self._image
         samples = np.asarray(image)
-        if samples.dtype == np.uint8:
-            pixels = samples
-        else:
-            # Samples of 10 or 12 bits.
-            largest = (1 << image.info["bit_depth"]) - 1
-            pixels = np.empty(samples.shape, np.uint8)
-            rows = max(1, _BAND_PIXELS // samples.shape[1])
-            for start in range(0, samples.shape[0], rows):
-                band = samples[start : start + rows].astype(np.uint32)
-                pixels[start : start + rows] = (band * 255 + largest // 2) // largest
+        largest = (1 << image.info["bit_depth"]) - 1 if samples.dtype != np.uint8 else 255
         mode = "L" if samples.ndim == 2 else image.mode.split(";")[0]
-        picture = Image.frombytes(mode, (samples.shape[1], samples.shape[0]), pixels.tobytes())
-        if picture.size != self.size:
+        if (samples.shape[1], samples.shape[0]) != self.size:
             raise damaged("HEIC", "its size differs from that in its header")
-        if mode == "RGBa":  # premultiplied
-            picture = picture.convert("RGBA")
-        return on_white(picture) if mode in ("RGBA", "RGBa", "LA") else picture.convert("RGB")
+        canvas = Image.new("RGB", self.size, None)
+        for box in bands(self.size):
+            band = samples[box[1] : box[3]]
+            if largest != 255:  # samples of 10 or 12 bits
+                band = ((band.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
+            part = Image.frombytes(mode, (band.shape[1], band.shape[0]), band.tobytes())
+            # Premultiplied alpha first becomes straight.
+            canvas.paste(_rgb(part.convert("RGBA") if mode == "RGBa" else part), box)
+        return canvas
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return on_white(image) if image.mode in ("RGBA", "LA") else image.convert("RGB")

@@ -43,6 +43,7 @@ class Survey:
         depth: bits of a sample.
         color: the color type.
         interlaced: whether the pixels are stored in seven passes.
+        orientation: of EXIF, 1..8.
         clear: whether there is a transparent color or a palette's alpha.
         chunks: how many there are.
     """
@@ -51,6 +52,7 @@ class Survey:
     depth: int
     color: int
     interlaced: bool
+    orientation: int
     clear: bool
     chunks: int
 
@@ -62,16 +64,20 @@ def survey(data: bytes) -> Survey:
         struct.error: there is no header.
     """
     width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    orientation = 0
     position, count, clear, most = _SIGNATURE_BYTES, 0, False, len(data) - 12
     while position <= most and count < _MAX_CHUNKS:
         length, name = _CHUNK.unpack_from(data, position)
         if name == b"tRNS":
             clear = True
+        elif name == b"eXIf" and not orientation:
+            exif = data[position + 8 : position + 8 + min(length, _MAX_EXIF)]
+            orientation = exif_orientation(exif) or 1
         elif name == b"IEND":
             break
         position += 12 + length
         count += 1
-    return Survey((width, height), depth, color, bool(interlaced), clear, count)
+    return Survey((width, height), depth, color, bool(interlaced), orientation or 1, clear, count)
 
 
 def read_chunks(data: bytes) -> Chunks:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from multigrain.data.image_folder import scan
 from multigrain.data.probe import probe
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.images.cost import decode_cost
 from multigrain.images.decode import decode
 from multigrain.images.heif import open_heif
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits, read_limits, write_limits
@@ -18,6 +21,7 @@ from multigrain.images.picture import Picture
 from multigrain.images.webp import WebP
 from tests.images.files import encode, noise
 from tests.images.isobmff import crop, with_properties
+from tests.images.pngs import RGB, RGBA, SIGNATURE, chunk, header
 from tests.images.test_heif import avif
 
 ROOT = Path(__file__).parents[2] / "multigrain"
@@ -46,8 +50,9 @@ def test_every_job_decodes_with_the_limits_of_its_dataset() -> None:
 def test_limits_are_read_as_written_and_default_without_a_file(tmp_path: Path) -> None:
     path = tmp_path / "image_limits.json"
     assert read_limits(path) == DEFAULT_LIMITS
-    write_limits(path, ImageLimits(1234, 178_000_000))
-    assert read_limits(path) == ImageLimits(1234, 178_000_000)
+    limits = ImageLimits(1234, 178_000_000, None, 2**28, 7.5)
+    write_limits(path, limits)
+    assert read_limits(path) == limits
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"max_bytes": 1e999}', b"\xff"])
@@ -73,7 +78,7 @@ def test_pillows_limit_is_not_the_lower_one(form: str, monkeypatch: pytest.Monke
     limits = ImageLimits(max_pixels=1600)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode(data, limits).shape == ((40, 40, 3) if form == "AVIF" else (30, 40, 3))
-    if form in ("WEBP", "cropped AVIF"):  # the others do not come to Pillow's check
+    if form == "WEBP":  # the others do not come to Pillow's check
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         with pytest.raises(Image.DecompressionBombError):
             opened(data).load()
@@ -101,3 +106,51 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(MultigrainError, match=r"raise serving\.max_image_bytes") as caught:
         folder.read(0)
     assert caught.value.kind is ErrorKind.IMAGE_TOO_LARGE
+
+
+def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded() -> None:
+    data = encode(noise(400, 300), "JPEG", progressive=True)
+    with pytest.raises(MultigrainError) as caught:
+        decode(data, ImageLimits(max_decode_bytes=2**20))
+    assert caught.value.kind is ErrorKind.IMAGE_TOO_LARGE
+    for part in ("MiB of memory", "limit of 1 MiB", "baseline", "serving.max_decode_bytes"):
+        assert part in caught.value.message
+
+
+def test_a_picture_that_takes_too_much_time_is_refused_before_it_is_decoded() -> None:
+    data = encode(noise(400, 300), "PNG")
+    with pytest.raises(MultigrainError) as caught:
+        decode(data, ImageLimits(max_decode_seconds=1e-4))
+    assert caught.value.kind is ErrorKind.IMAGE_TOO_LARGE
+    for part in ("seconds of processor time", "limit of 0.0001", "serving.max_decode_seconds"):
+        assert part in caught.value.message
+
+
+def plain_png(width: int, height: int, depth: int, color: int) -> bytes:
+    """A black PNG of any size."""
+    row = bytes(1 + width * {0: 1, 2: 3, 6: 4}[color] * depth // 8)
+    packer = zlib.compressobj(1)
+    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    parts = header(width, height, depth, color), chunk(b"IDAT", body), chunk(b"IEND", b"")
+    return SIGNATURE + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "shortest"),
+    [
+        (lambda: encode(Image.new("RGB", (8160, 6120)), "JPEG"), 0),
+        (lambda: encode(Image.new("RGB", (8160, 6120)), "JPEG", progressive=True), 512),
+        (lambda: encode(Image.new("RGB", (6000, 4000)), "JPEG", progressive=True), 0),
+        (lambda: plain_png(6000, 4000, 8, RGB), 0),
+        (lambda: plain_png(6000, 4000, 16, RGBA), 0),
+        (lambda: encode(Image.new("RGB", (6000, 4000)), "WEBP", method=0), 0),
+        (lambda: encode(Image.new("RGB", (6000, 4000)), "TIFF", compression="tiff_lzw"), 0),
+    ],
+    ids=["JPEG", "progressive", "progressive whole", "PNG", "16-bit PNG", "WebP", "TIFF"],
+)
+def test_what_cameras_and_phones_make_is_within_the_limits(
+    make: Callable[[], bytes], shortest: int
+) -> None:
+    cost = decode_cost(make(), shortest)
+    assert cost.bytes <= DEFAULT_LIMITS.max_decode_bytes
+    assert cost.seconds <= DEFAULT_LIMITS.max_decode_seconds

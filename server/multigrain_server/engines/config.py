@@ -42,6 +42,20 @@ class ServingConfig(Spec):
         description="Width x height of one image at most, read from its header, also of the "
         "images of a dataset. Default 50,000,000 pixels.",
     )
+    max_decode_bytes: int = Field(
+        320 * _MIB,
+        ge=16 * _MIB,
+        le=_MAX_BYTES,
+        description="Bytes of memory that decoding one image may take, as estimated from its "
+        "header, also of the images of a dataset. Default 320 MiB.",
+    )
+    max_decode_seconds: float = Field(
+        5.0,
+        gt=0,
+        le=3600,
+        description="Seconds of processor time that decoding one image may take, as estimated from "
+        "its header, also of the images of a dataset. Default 5.",
+    )
     queue_items: int = Field(
         512,
         ge=1,
@@ -203,7 +217,12 @@ class ServingConfig(Spec):
     @property
     def image_limits(self) -> ImageLimits:
         """The limits of one image, also of the images of a dataset."""
-        return ImageLimits(self.max_image_bytes, self.max_image_pixels)
+        return ImageLimits(
+            self.max_image_bytes,
+            self.max_image_pixels,
+            max_decode_bytes=self.max_decode_bytes,
+            max_decode_seconds=self.max_decode_seconds,
+        )
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Self:

@@ -223,6 +223,8 @@ async def launch(
         max_batch=config.max_batch,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
+        max_decode_bytes=config.max_decode_bytes,
+        max_decode_seconds=config.max_decode_seconds,
         low_priority=spec.low_priority,
         sandbox=config.sandbox,
         parent_pid=os.getpid(),
