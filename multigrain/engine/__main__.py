@@ -30,7 +30,8 @@ def main() -> int:
         # Landlock would not hold for threads that exist already either.
         # Packages that MindSpore imports look for a writable folder, unless one is set.
         tempfile.tempdir = os.devnull
-        report = apply(engine_sandbox(settings.bundle, settings.device))
+        memory = settings.memory_bytes
+        report = apply(engine_sandbox(settings.bundle, settings.device, memory_bytes=memory))
     from multigrain.engine.serve import serve
 
     return serve(settings, template, report)

@@ -35,7 +35,11 @@ from multigrain.sandbox.policies import engine_sandbox
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"
 DECODE_SECONDS = "MULTIGRAIN_TEST_DECODE_SECONDS"
 """Environment variable: seconds that decoding an image may take, or sleep."""
-_FOLDER = tempfile.TemporaryDirectory(prefix="multigrain-hold-")
+# An engine has the folder of its test.
+_TEMPORARY = (
+    tempfile.TemporaryDirectory(prefix="multigrain-hold-") if _VARIABLE not in os.environ else None
+)
+_FOLDER = _TEMPORARY.name if _TEMPORARY is not None else os.environ[_VARIABLE]
 _numbers = itertools.count(1)
 
 #: In place of ``python -m multigrain.engine``.
@@ -53,7 +57,7 @@ def holdable(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of an engine that :func:`hold` is to hold."""
     # An engine imports nothing from the working folder, but may from absolute paths.
     path = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    return {**path, **environment, _VARIABLE: _FOLDER.name}
+    return {**path, **environment, _VARIABLE: _FOLDER}
 
 
 def hold(process: Process, items: int) -> None:
@@ -61,7 +65,7 @@ def hold(process: Process, items: int) -> None:
 
     It holds for every image that is sent afterwards.
     """
-    path = Path(_FOLDER.name, str(process.pid))
+    path = Path(_FOLDER, str(process.pid))
     aside = path.with_suffix(".new")
     aside.write_text(f"{next(_numbers)} {items}")
     aside.replace(path)

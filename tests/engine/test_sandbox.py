@@ -8,16 +8,22 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import psutil
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from multigrain.engine.protocol import Connection, LoadFailed, Ready, Result, Submit
 from multigrain.engine.serve import check_sandbox
 from multigrain.engine.settings import EngineSettings
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.memory import EXIT_OUT_OF_MEMORY
 from multigrain.processes import child_environment, python_command
 from multigrain.sandbox.apply import MEASURES, Measure, SandboxReport, probe
+from multigrain.storage import describe
 from tests.engine.bundles import write_bundle
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture
@@ -71,6 +77,57 @@ def test_an_engine_without_a_sandbox_says_so(bundle: Path) -> None:
         engine.submit(1, picture(1), top_k=1)
         assert engine.result(1).error is None
         assert {status["NoNewPrivs"] for status in statuses(engine.process.pid)} == {"0"}
+
+
+def greedy_graph(path: Path, size: int) -> None:
+    """Adds to a graph a tensor of ``size`` bytes, which the graph has in a few bytes."""
+    model = onnx.load(path)
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0])
+    shape = numpy_helper.from_array(np.array([size // 4], np.int64), "shape")
+    index = numpy_helper.from_array(np.array([0], np.int64), "index")
+    model.graph.initializer.extend([shape, index])
+    (last,) = [node for node in model.graph.node if "embedding" in node.output]
+    last.output[0] = "true_embedding"
+    model.graph.node.extend(
+        [
+            helper.make_node("ConstantOfShape", ["shape"], ["large"], value=value),
+            helper.make_node("Gather", ["large", "index"], ["zero"]),
+            helper.make_node("Add", ["true_embedding", "zero"], ["embedding"]),
+        ]
+    )
+    # In the order of their use.
+    nodes = sorted(model.graph.node, key=lambda node: "logits" in node.output)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("runtime", ["openvino-f32", "onnxruntime"])
+@pytest.mark.parametrize(("gib", "loads"), [(0.25, True), (3, False)])
+def test_a_graph_that_wants_more_memory_than_there_is_ends_its_engine_only(
+    tmp_path: Path, runtime: str, gib: float, loads: bool
+) -> None:
+    bundle = write_bundle(tmp_path)
+    greedy_graph(bundle / "model.onnx", int(gib * (1 << 30)))
+    manifest = json.loads((bundle / "model.json").read_text())
+    manifest["files"]["model.onnx"] = describe(bundle / "model.onnx").model_dump()
+    (bundle / "model.json").write_text(json.dumps(manifest))
+    options: dict[str, Any] = {"runtime": runtime, "max_batch": 1, "memory_bytes": 2 << 30}
+    if loads:
+        with EngineClient(bundle, **options) as engine:
+            assert isinstance(engine.first, Ready), engine.first
+        return
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        settings = EngineSettings(bundle=bundle, socket_fd=theirs.fileno(), **options)
+        done = subprocess.run(
+            [*python_command("multigrain.engine"), *settings.arguments()],
+            env=child_environment(os.environ),
+            cwd="/",
+            pass_fds=(theirs.fileno(),),
+            timeout=60,
+        )
+    assert done.returncode == EXIT_OUT_OF_MEMORY
 
 
 # Code that has taken over a process of an engine

@@ -165,7 +165,8 @@ class ServingConfig(Spec):
     sandbox: SandboxMode = Field(
         "auto",
         description="Whether engines restrict themselves to what they need: the files of their "
-        "bundle, no network, no other programs. auto = by what the machine offers (see "
+        "bundle, no network, no other programs, and at most four times memory_budget_mib of "
+        "memory, or that of the machine or container. auto = by what the machine offers (see "
         "multigrain-server doctor), off = not at all, required = refuse to load a model where a "
         "measure is missing. Default auto.",
     )

@@ -41,6 +41,9 @@ HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 _ROOT = Path("/")
 _NO_HOME = "/nonexistent"
+_MIB = 1 << 20
+# An engine allocates more than it uses: two to three times as much, as measured.
+_ALLOCATED = 4
 _NO_OUTPUT = "(no output)"
 _LINE_BYTES = 4096
 # Two folders at least: "and/or" and "/s" are no paths.
@@ -227,6 +230,7 @@ async def launch(
         max_decode_seconds=config.max_decode_seconds,
         low_priority=spec.low_priority,
         sandbox=config.sandbox,
+        memory_bytes=_ALLOCATED * config.memory_budget_mib * _MIB,
         parent_pid=os.getpid(),
     )
     try:
