@@ -79,8 +79,8 @@ def _run(words: list[str], output: GuardedStream, log_stream: TextIO) -> int:
     if line.new_token:
         return _print_token(line.new_token, output)
     setup_logging(line.config.log, log_stream)
-    keep_files_private()
     if line.rebuild_index:
+        keep_files_private()
         return _rebuild(line.config, output)
     try:
         # Not guarded: a log on a disk that was full for a while must go on.
@@ -116,6 +116,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     Raises:
         DataDirError, TlsError, TokenFileError, OSError: if it cannot start.
     """
+    keep_files_private()
     signals = StopSignals()
     signals.install()
     if signals.first.is_set():  # by a signal while the modules were imported
