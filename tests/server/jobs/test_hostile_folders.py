@@ -32,14 +32,14 @@ FILES = (
 NEEDED = ("spec.json", "events.jsonl")
 
 
-def _job_id(kind: str) -> str:
+def job_id_of(kind: str) -> str:
     return f"train-20260101-000000-{kind.replace(' ', '-')}"
 
 
-def _make(jobs_dir: Path, kind: str, state: JobState = JobState.SUCCEEDED) -> JobFolder:
+def make_job_folder(jobs_dir: Path, kind: str, state: JobState = JobState.SUCCEEDED) -> JobFolder:
     """A job that has ended, or is queued."""
     request = JobRequest(
-        job_id=_job_id(kind),
+        job_id=job_id_of(kind),
         kind=JobKind.TRAINING,
         name=kind,
         create_time="2026-01-01T00:00:00Z",
@@ -64,8 +64,8 @@ async def test_a_hostile_file_in_a_job_folder_holds_up_nothing(
     """One job for each kind of file, found by the first daemon or known to an earlier one."""
     jobs_dir = tmp_path / "jobs"
     jobs_dir.mkdir()
-    healthy = _make(jobs_dir, "healthy")
-    folders = {kind: _make(jobs_dir, kind) for kind in KINDS}
+    healthy = make_job_folder(jobs_dir, "healthy")
+    folders = {kind: make_job_folder(jobs_dir, kind) for kind in KINDS}
     if indexed:
         await make_server(command=("false",)).stop()
     for kind, folder in folders.items():
@@ -84,7 +84,7 @@ async def test_a_hostile_file_in_a_job_folder_holds_up_nothing(
         # An empty log, or one of other text, is that of a job without events.
         harmless = {"empty", "broken", "unreadable", "binary", "deep", "deep objects", "number"}
         wanted = set(KINDS) - (harmless if name == "events.jsonl" else set())
-        assert named >= {_job_id(kind) for kind in wanted if kind != "unreadable"}
+        assert named >= {job_id_of(kind) for kind in wanted if kind != "unreadable"}
     assert server.jobs.get(healthy.job_id).state is JobState.SUCCEEDED
 
 
@@ -116,7 +116,9 @@ async def test_a_queued_job_with_a_hostile_file_is_canceled_or_reported(
     tmp_path: Path, make_server: MakeServer, name: str
 ) -> None:
     (tmp_path / "jobs").mkdir()
-    folders = [_make(tmp_path / "jobs", kind, JobState.QUEUED) for kind in ("healthy", *KINDS)]
+    folders = [
+        make_job_folder(tmp_path / "jobs", kind, JobState.QUEUED) for kind in ("healthy", *KINDS)
+    ]
     for kind, folder in zip(KINDS, folders[1:], strict=True):
         put(folder.path / name, kind)
     with alarm():
@@ -130,7 +132,7 @@ async def test_a_queued_job_with_a_hostile_file_is_canceled_or_reported(
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_reader_of_a_job_folder_ends(tmp_path: Path, kind: str) -> None:
     (tmp_path / "jobs").mkdir()
-    folder = _make(tmp_path / "jobs", kind)
+    folder = make_job_folder(tmp_path / "jobs", kind)
     for path in (folder.events, folder.runner, folder.lease, folder.cancel):
         put(path, kind)
     put(folder.logs / "runner.log", kind)
