@@ -14,7 +14,7 @@ JOBS ?= 2
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
-.PHONY: long lock peers peers-serving bench faults fuzz fuzz-coverage soak audit clean
+.PHONY: long lock peers peers-serving bench unauthenticated faults fuzz fuzz-coverage soak audit clean
 
 # Trains, evaluates, exports and serves a model of real images.
 demo: $(STAMP)
@@ -145,6 +145,10 @@ $(TRITON)/.installed:
 	$(TRITON_PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/pip install --quiet nvidia-pytriton==0.7.0 onnxruntime==1.32.0 pillow numpy
 	touch $@
+
+# What callers without a token can do to a daemon that needs tokens, four minutes.
+unauthenticated: $(STAMP)
+	$(BIN)/python -m benchmarks.unauthenticated
 
 # The fault injection tests with many more faults than in `make test`, half an hour. They print
 # their random seed; MULTIGRAIN_FAULT_SEED=N repeats a run.

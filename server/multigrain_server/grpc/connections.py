@@ -10,9 +10,11 @@ import asyncio
 import os
 import resource
 import socket
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -28,15 +30,22 @@ from multigrain_server.config import GrpcConfig
 _log = structlog.get_logger(__name__)
 
 _SECONDS = 0.5
+_STATUS_SECONDS = 0.1
 # Of all connections; those of callers who were never authorized make room before it is reached.
 _NEARLY_FULL = 0.9
 # Descriptors kept for files, engines and the HTTP address, of those that a process may have.
 _RESERVED_SHARE = 4
 _RESERVED = 192
 _MIN_CONNECTIONS = 16
-# Freed memory is returned to the operating system once this much more is resident than last time.
-_TRIM_BYTES = 48 << 20
+# Freed memory is returned to the operating system while this much more is resident than once was;
+# less often if that does not help.
+_TRIM_BYTES = 32 << 20
 _TRIM_SECONDS = 3.0
+_MAX_TRIM_SECONDS = 30.0
+_TRIM_HELPED_BYTES = 8 << 20
+# tcpi_bytes_received of struct tcp_info, since Linux 4.1.
+_TCP_INFO_BYTES = 136
+_RECEIVED = slice(128, 136)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _Endpoint = tuple[str, int]
@@ -73,6 +82,22 @@ class Connection:
     descriptor: int
     peer: _Endpoint
 
+    def received_bytes(self) -> int:
+        """Bytes received so far; 0 = unknown."""
+        try:
+            if os.fstat(self.descriptor).st_ino != self.inode:
+                return 0
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self.descriptor)
+        except OSError:
+            return 0
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return 0
+        finally:
+            sock.detach()  # it is not ours to close
+        return int.from_bytes(info[_RECEIVED], sys.byteorder)
+
     def end(self) -> bool:
         """Shuts the connection down, unless its descriptor belongs to another one by now."""
         try:
@@ -103,10 +128,11 @@ class ConnectionGuard:
         self._authorized: set[str] = set()
         # By inode, in the order in which they were seen first.
         self._connections: dict[int, Connection] = {}
+        self._by_peer: dict[_Endpoint, Connection] = {}
         # Inodes of other sockets.
         self._others: set[int] = set()
         self._task: asyncio.Task[None] | None = None
-        self._trimmed_at = _resident_bytes()
+        self._least_bytes = _resident_bytes()
 
     def start(self, port: int) -> None:
         """Watches the connections to a port."""
@@ -126,6 +152,21 @@ class ConnectionGuard:
         """
         self._authorized.add(peer)
 
+    def received_bytes(self, peer: str) -> int:
+        """Bytes received so far on a connection without an authorized call; else 0.
+
+        Args:
+            peer: as reported by gRPC.
+        """
+        if peer in self._authorized:
+            return 0
+        endpoint = _endpoint(peer)
+        found = self._by_peer.get(endpoint)
+        if found is None:
+            self.scan()
+            found = self._by_peer.get(endpoint)
+        return found.received_bytes() if found is not None else 0
+
     def end(self, peer: str) -> None:
         """Ends a connection at once, unless a call was authorized on it.
 
@@ -134,11 +175,15 @@ class ConnectionGuard:
         """
         if peer in self._authorized:
             return
-        endpoint = _endpoint(peer)
         self.scan()
-        for connection in self._connections.values():
-            if connection.peer == endpoint and connection.end():
-                _log.debug("connection ended", peer=peer)
+        connection = self._by_peer.get(_endpoint(peer))
+        if connection is not None and connection.end():
+            _log.debug("connection ended", peer=peer)
+
+    def end_soon(self, peer: str) -> None:
+        """The same a moment later, so that the status of a call is sent before."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(_STATUS_SECONDS, self.end, peer, context=Context())
 
     def check(self) -> int:
         """Ends the connections that are too many. Returns how many."""
@@ -187,26 +232,34 @@ class ConnectionGuard:
                 self._others.add(inode)
             else:
                 self._connections[inode] = Connection(inode, descriptor, peer)
+        self._by_peer = {found.peer: found for found in self._connections.values()}
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        checked = loop.time()
+        delay = _TRIM_SECONDS
+        trim_at = loop.time() + delay
         while True:
             await asyncio.sleep(_SECONDS)
             try:
                 self.check()
             except OSError as error:  # no descriptors for a moment
                 _log.warning("cannot examine connections", reason=str(error))
-            if loop.time() - checked > _TRIM_SECONDS:
-                checked = loop.time()
-                await self._return_memory()
+            if loop.time() >= trim_at:
+                helped = await self._return_memory()
+                delay = _TRIM_SECONDS if helped else min(2 * delay, _MAX_TRIM_SECONDS)
+                trim_at = loop.time() + delay
 
-    async def _return_memory(self) -> None:
-        """Returns what a flood of calls had allocated, which the C library would keep."""
-        if _resident_bytes() - self._trimmed_at < _TRIM_BYTES:
-            return
+    async def _return_memory(self) -> bool:
+        """Returns what a flood of calls had allocated, which the C library would keep.
+
+        Returns False if that made no difference.
+        """
+        before = _resident_bytes()
+        self._least_bytes = min(self._least_bytes, before)
+        if before - self._least_bytes < _TRIM_BYTES:
+            return True
         await asyncio.to_thread(release_freed_memory)
-        self._trimmed_at = _resident_bytes()
+        return before - _resident_bytes() > _TRIM_HELPED_BYTES
 
 
 def _sockets() -> Iterator[tuple[int, int]]:

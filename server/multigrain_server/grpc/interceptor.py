@@ -7,8 +7,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,12 @@ _SMALL_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 _SMALL_MAX_BYTES = 4096
 # Refused streams that are discarded at a time if their callers were not authorized.
 _MAX_DISCARDED = 1
+
+# Clients that wait for the server's settings stay far below: gRPC accepts 16 KiB then.
+_MAX_METADATA = 512
+
+_Metadata = Sequence[tuple[str, str | bytes]]
+_metadata: ContextVar[_Metadata] = ContextVar("metadata", default=())
 
 _UNREADABLE = object()
 _END = object()
@@ -222,7 +229,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._tracing = tracing
         self._reads = MessageReads(AUTHORIZED)
         self._connections = connections
-        self._open_reads = MessageReads(OPEN, connections.end if connections is not None else None)
+        self._open_reads = (
+            MessageReads(OPEN, connections.end, connections.received_bytes)
+            if connections is not None
+            else MessageReads(OPEN)
+        )
         self._discarded = 0
         self._lines = FailedCallLines()
 
@@ -234,6 +245,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
+        # For the handler, which runs in the same task: gRPC makes a copy each time it is asked.
+        _metadata.set(handler_call_details.invocation_metadata or ())
         known = self._wrapped.get(method)
         if known is not None:
             return known
@@ -307,8 +320,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Surrounds a handler, which gets what this yields: the request, or its messages."""
         method = rules.method
         incoming = Incoming(messages, upload=rules.upload) if rules.sends_stream else None
-        # Only once: gRPC makes a copy of it each time.
-        metadata = context.invocation_metadata() or ()
+        metadata = _metadata.get()
+        too_many = len(metadata) > _MAX_METADATA
+        if too_many:
+            metadata = metadata[:_MAX_METADATA]
+            _metadata.set(())
         request_id = _request_id(metadata)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
@@ -317,6 +333,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code, reason, counted, authorized = grpc.StatusCode.OK, "", False, False
         try:
             peer = context.peer()
+            if too_many:
+                if self._connections is not None:
+                    self._connections.end_soon(peer)
+                raise MultigrainError(
+                    ErrorKind.INVALID_FIELD, f"a call has at most {_MAX_METADATA} metadata entries"
+                )
             stream_from = peer if rules.streams else ""
             with self._access.enter(method, metadata, stream_from=stream_from) as token_name:
                 authorized = True

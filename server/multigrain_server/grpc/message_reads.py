@@ -31,6 +31,8 @@ class ReadLimits:
         waiting_per_client: requests of one client that may wait for their turn.
         seconds: for one message.
         contended_seconds: for one message while a request waits that could be read in its place.
+        sweep_seconds: interval at which these are checked.
+        bytes: that the client may send meanwhile; 0 = any number.
     """
 
     total: int
@@ -38,14 +40,29 @@ class ReadLimits:
     waiting_per_client: int
     seconds: float
     contended_seconds: float
+    sweep_seconds: float
+    bytes: int = 0
 
 
 #: Of callers who were authorized: by a token, or by a daemon that has none.
 AUTHORIZED = ReadLimits(
-    total=32, per_client=8, waiting_per_client=4096, seconds=120.0, contended_seconds=10.0
+    total=32,
+    per_client=8,
+    waiting_per_client=4096,
+    seconds=120.0,
+    contended_seconds=10.0,
+    sweep_seconds=1.0,
 )
 #: Of calls that need no token: a request for a health check has some bytes, which come at once.
-OPEN = ReadLimits(total=4, per_client=1, waiting_per_client=64, seconds=2.0, contended_seconds=0.1)
+OPEN = ReadLimits(
+    total=2,
+    per_client=1,
+    waiting_per_client=64,
+    seconds=2.0,
+    contended_seconds=0.05,
+    sweep_seconds=0.004,
+    bytes=1 << 20,
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -53,6 +70,7 @@ class _Read:
     client: str
     began: float
     task: asyncio.Task[Any]
+    received: int = -1
     refusal: MultigrainError | None = None
 
 
@@ -64,10 +82,17 @@ class MessageReads:
     Args:
         limits: how many, and how long.
         on_stopped: called with the client of a message that did not come in time.
+        received_bytes: what a client has sent so far, for ``limits.bytes``.
     """
 
-    def __init__(self, limits: ReadLimits, on_stopped: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        limits: ReadLimits,
+        on_stopped: Callable[[str], None] | None = None,
+        received_bytes: Callable[[str], int] | None = None,
+    ) -> None:
         self._limits = limits
+        self._received_bytes = received_bytes if limits.bytes else None
         self._on_stopped = on_stopped
         # In the order in which they began.
         self._reads: dict[_Read, None] = {}
@@ -177,7 +202,7 @@ class MessageReads:
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not in the context of the call that happens to be the first.
         self._sweep = loop.call_later(
-            self._limits.contended_seconds / 2, self._stop_slow, loop, context=Context()
+            self._limits.sweep_seconds, self._stop_slow, loop, context=Context()
         )
 
     def _stop_slow(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -197,6 +222,7 @@ class MessageReads:
                     f"the request did not arrive within {limits.seconds:g} s",
                 ),
             )
+        self._stop_large()
         for client, queue in self._waiting.items():
             for read in self._in_the_way_of(client)[: len(queue)]:
                 if now - read.began < limits.contended_seconds:
@@ -211,6 +237,23 @@ class MessageReads:
                     ),
                 )
         self._watch(loop)
+
+    def _stop_large(self) -> None:
+        """Stops reading from clients who send far more than any good request has.
+
+        gRPC refuses only what exceeds ``grpc.max_message_mib``, and holds three copies meanwhile.
+        """
+        if self._received_bytes is None:
+            return
+        for read in self._reads:
+            received = self._received_bytes(read.client)
+            if read.received < 0:
+                read.received = received
+            elif received - read.received > self._limits.bytes:
+                self._stop(
+                    read,
+                    MultigrainError(ErrorKind.INVALID_FIELD, "the request is too large"),
+                )
 
     def _in_the_way_of(self, client: str) -> list[_Read]:
         """The reads of the client if it has its share, else of who has most; oldest first."""

@@ -35,8 +35,8 @@ class ConnectionLimits:
         request_seconds: for the TLS handshake, and then for the headers of the request.
     """
 
-    total: int = 128
-    per_host: int = 32
+    total: int = 512
+    per_host: int = 256
     request_seconds: float = 2.0
 
 

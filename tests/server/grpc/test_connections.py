@@ -79,6 +79,11 @@ def test_only_accepted_connections_to_the_port_are_found(family: socket.AddressF
             (found,) = guard._connections.values()
             assert found.descriptor == accepted.fileno()
             assert found.peer == (host, client.getsockname()[1])
+            client.sendall(bytes(1000))
+            peer = f"{host}:{found.peer[1]}" if host != "::1" else f"%5B::1%5D:{found.peer[1]}"
+            kind = "ipv4" if host != "::1" else "ipv6"
+            accepted.recv(1000)
+            assert guard.received_bytes(f"{kind}:{peer}") == 1000
             assert found.end()
             assert client.recv(1) == b""
 

@@ -35,6 +35,11 @@ from tests.server.grpc.refusal import INVALID, refusal
 from tests.server.grpc.serving import serving
 
 
+def details_of(method: str) -> Any:
+    """What gRPC tells an interceptor of a call."""
+    return SimpleNamespace(method=method, invocation_metadata=())
+
+
 class GoneContext:
     """The context of a call whose client has gone, so that no status can be sent."""
 
@@ -64,8 +69,10 @@ async def test_cancellation_while_an_error_is_sent_is_no_server_error() -> None:
     async def handler(_details: object) -> Any:
         return grpc.unary_unary_rpc_method_handler(too_late)
 
-    details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/Embed")
-    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    details = SimpleNamespace(
+        method="/multigrain.v1.EmbeddingService/Embed", invocation_metadata=None
+    )
+    wrapped = await interceptor.intercept_service(handler, details)
     with pytest.raises(asyncio.CancelledError):
         await wrapped.stream_unary(None, GoneContext())
     assert calls.in_flight == 0
@@ -111,8 +118,10 @@ async def test_refused_stream_is_discarded_before_the_status_is_sent(
 
     if drains:
         await calls.drain(0)
-    details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/EmbedStream")
-    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    details = SimpleNamespace(
+        method="/multigrain.v1.EmbeddingService/EmbedStream", invocation_metadata=None
+    )
+    wrapped = await interceptor.intercept_service(handler, details)
     context = RefusedContext(lambda: read_before_abort.extend(read))
     with pytest.raises(grpc.aio.AbortError):
         await anext(wrapped.stream_stream(messages(), context))
@@ -152,8 +161,8 @@ async def test_log_level_of_a_call(
     async def handler(_details: object) -> Any:
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    details = SimpleNamespace(method=method)
-    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    details = details_of(method)
+    wrapped = await interceptor.intercept_service(handler, details)
     with capture_logs() as lines, suppress(grpc.aio.AbortError):
         await wrapped.stream_unary(None, RefusedContext(lambda: None))
     assert [(line["event"], line["log_level"]) for line in lines] == [("call", level)]
@@ -172,8 +181,10 @@ async def test_no_line_is_built_below_the_level_that_is_logged(
     async def handler(_details: object) -> Any:
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    details = SimpleNamespace(method="/multigrain.v1.EmbeddingService/Embed")
-    wrapped = await interceptor.intercept_service(handler, details)  # type: ignore[arg-type]
+    details = SimpleNamespace(
+        method="/multigrain.v1.EmbeddingService/Embed", invocation_metadata=None
+    )
+    wrapped = await interceptor.intercept_service(handler, details)
     caplog.set_level(logging.INFO, interceptor_module.__name__)
     with capture_logs() as lines:
         await wrapped.stream_unary(None, GoneContext())

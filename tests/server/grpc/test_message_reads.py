@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc.aio
 import pytest
@@ -11,7 +12,12 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.grpc.message_reads import MessageReads, ReadLimits
 
 LIMITS = ReadLimits(
-    total=3, per_client=2, waiting_per_client=5, seconds=600.0, contended_seconds=600.0
+    total=3,
+    per_client=2,
+    waiting_per_client=5,
+    seconds=600.0,
+    contended_seconds=600.0,
+    sweep_seconds=0.01,
 )
 
 
@@ -90,9 +96,7 @@ async def test_too_many_waiting_requests_are_refused() -> None:
 
 async def test_a_message_that_does_not_come_is_refused() -> None:
     stopped: list[str] = []
-    limits = ReadLimits(
-        total=3, per_client=2, waiting_per_client=5, seconds=0.05, contended_seconds=0.02
-    )
+    limits = replace(LIMITS, seconds=0.05)
     reads = MessageReads(limits, stopped.append)
     with pytest.raises(MultigrainError, match=r"did not arrive within 0\.05 s") as caught:
         await asyncio.wait_for(Sender(reads, "a").send(), 60)
@@ -101,9 +105,7 @@ async def test_a_message_that_does_not_come_is_refused() -> None:
 
 
 async def test_slow_messages_make_room_for_those_that_wait() -> None:
-    limits = ReadLimits(
-        total=2, per_client=2, waiting_per_client=5, seconds=600.0, contended_seconds=0.02
-    )
+    limits = replace(LIMITS, total=2, contended_seconds=0.02)
     reads = MessageReads(limits)
     slow, other = Sender(reads, "slow"), Sender(reads, "other")
     held = [slow.send() for _ in range(2)]
@@ -119,6 +121,17 @@ async def test_slow_messages_make_room_for_those_that_wait() -> None:
     # Nobody waits any more, so the other one may take its time.
     slow.finish()
     assert await asyncio.wait_for(asyncio.gather(*pending), 60) == [b"message"]
+
+
+async def test_a_client_that_sends_too_much_is_stopped() -> None:
+    stopped: list[str] = []
+    sent = iter(range(0, 1 << 20, 1000))
+    limits = replace(LIMITS, bytes=4500)
+    reads = MessageReads(limits, stopped.append, lambda _client: next(sent))
+    with pytest.raises(MultigrainError, match="too large") as caught:
+        await asyncio.wait_for(Sender(reads, "a").send(), 60)
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
+    assert stopped == ["a"]
 
 
 async def test_a_request_without_a_message_is_invalid() -> None:

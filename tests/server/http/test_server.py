@@ -7,6 +7,7 @@ import socket
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import psutil
@@ -134,7 +135,7 @@ async def test_a_client_that_does_not_read_is_disconnected(
                 await asyncio.sleep(0.01)
 
 
-def limit(app: App, **limits: float) -> None:
+def limit(app: App, **limits: Any) -> None:
     """Changes limits of connections."""
     assert app._http is not None
     acceptor = app._http.connections
