@@ -20,8 +20,16 @@ from multigrain.engine.protocol import (
     Submit,
     encode,
 )
+from multigrain.errors import ErrorKind
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import EngineChild, EngineSpec
+
+HARMED = {
+    "budget": ErrorKind.IMAGE_HARMFUL,
+    "crash": ErrorKind.IMAGE_HARMFUL,
+    "memory": ErrorKind.OVERLOADED,
+    "abandoned": ErrorKind.CANCELLED,
+}
 
 
 @dataclass
@@ -32,6 +40,7 @@ class FakeEngines:
         deadly: images that crash an engine when it starts to compute them.
         large: images with which it runs out of memory then.
         hanging: images that it never finishes.
+        harm: images whose decoding it ends, and why; "late": it answers them nevertheless.
         batch: images that it computes at a time.
         may_start: engines start while it is set.
         may_compute: images are computed while it is set.
@@ -39,6 +48,7 @@ class FakeEngines:
         children: all that were started, in order.
         specs: what each was started for.
         taken: how often each image was started.
+        requests: all that were received.
         memory: bytes that each says it holds.
         canceled: Cancel messages that were received.
     """
@@ -46,6 +56,7 @@ class FakeEngines:
     deadly: set[bytes] = field(default_factory=set)
     large: set[bytes] = field(default_factory=set)
     hanging: set[bytes] = field(default_factory=set)
+    harm: dict[bytes, str] = field(default_factory=dict)
     batch: int = 8
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
     may_compute: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,6 +64,7 @@ class FakeEngines:
     specs: list[EngineSpec] = field(default_factory=list)
     children: list[FakeChild] = field(default_factory=list)
     taken: Counter[bytes] = field(default_factory=Counter)
+    requests: list[Submit] = field(default_factory=list)
     memory: int = 0
     canceled: int = 0
 
@@ -127,6 +139,7 @@ class FakeChild(EngineChild):
             for frame in parser.feed(data):
                 if isinstance(frame.message, Submit):
                     self._waiting.append((frame.message, frame.payload))
+                    self._engines.requests.append(frame.message)
                     self._arrived.set()
                 elif isinstance(frame.message, Cancel):
                     self._engines.canceled += 1
@@ -153,8 +166,14 @@ class FakeChild(EngineChild):
             if self._engines.hanging.intersection(images):
                 await asyncio.Event().wait()
             for request, image in batch:
+                harm = self._engines.harm.get(image, "")
+                if harm in HARMED:
+                    await self._send(Result(request.id, HARMED[harm], "because", harm=harm))
+                    continue
                 vector = np.frombuffer(image[:4].ljust(4), np.uint8).astype("<f4").tobytes()
-                await self._send(Result(id=request.id, vector_bytes=len(vector)), vector)
+                harm = "budget" if harm == "late" else ""
+                answer = Result(id=request.id, vector_bytes=len(vector), harm=harm)
+                await self._send(answer, vector)
             self._held = []
 
     async def _send(self, message: Ready | Result, payload: bytes = b"") -> None:
