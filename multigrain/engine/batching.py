@@ -47,9 +47,9 @@ class Stage(Enum):
 class Lane(Enum):
     """Which decoder processes decode an image.
 
-    ORDINARY: it takes little time and memory. LARGE: more; these processes take only CPU time
-    that nothing else wants, so that ordinary images are never late for it. SLOW: one process of
-    that kind, for the most expensive images, those of penalized clients, and those whose first
+    ORDINARY: it takes little time and memory. LARGE: more, in processes at a low priority, so that
+    ordinary images are not late for it. SLOW: one process that takes only CPU time that nothing
+    else wants, for the most expensive images, those of penalized clients, and those whose first
     attempt was ended.
     """
 

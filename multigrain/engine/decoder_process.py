@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 
@@ -49,6 +49,9 @@ _LARGE_SECONDS: Final = 0.05
 _CONTROL_FD: Final = 3
 _LIBRARY: Final = "multigrain.images.preprocess"
 
+_LOW_NICENESS: Final = 10
+
+Priority = Literal["usual", "low", "idle"]
 Decode = Callable[[bytes, int], Any]
 
 
@@ -83,12 +86,13 @@ class Start(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     Attributes:
         parameters: how it decodes.
         max_memory: bytes of address space that it may use beyond what it has at its start.
-        background: it must take no CPU time that others want.
+        priority: "low": a tenth of the CPU time of a usual process where both want it; "idle":
+            only what nothing else wants.
     """
 
     parameters: Parameters
     max_memory: int
-    background: bool
+    priority: Priority
 
 
 class Started(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -344,7 +348,9 @@ def _confine(order: Start, sandbox: Sandbox | None) -> None:
     """Takes from this process what decoding does not need; before its first image."""
     # The kernel ends a decoder process before any engine, and an engine before the daemon.
     end_first_without_memory(os.getpid(), 1000)
-    if order.background and hasattr(os, "SCHED_IDLE"):
+    if order.priority == "low":
+        os.nice(_LOW_NICENESS)
+    if order.priority == "idle" and hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):  # a container may forbid it
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if sys.platform == "linux":

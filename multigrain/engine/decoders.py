@@ -29,6 +29,7 @@ from multigrain.engine.decoder_process import (
     Ended,
     Exchange,
     Parameters,
+    Priority,
     Refused,
     Start,
     Started,
@@ -146,14 +147,14 @@ class Template:
         self._control = control
         self._lock = threading.Lock()
 
-    def start(self, channel: int, memory: int, max_memory: int, *, background: bool) -> int:
+    def start(self, channel: int, memory: int, max_memory: int, priority: Priority) -> int:
         """Starts a decoder process.
 
         Args:
             channel: descriptor of its end of a socket pair.
             memory: descriptor of the memory that is shared with it.
             max_memory: bytes that it may use beyond what it has at its start.
-            background: it takes only CPU time that nobody else wants.
+            priority: see :class:`multigrain.engine.decoder_process.Start`.
 
         Returns:
             Its process id.
@@ -161,7 +162,7 @@ class Template:
         Raises:
             BlockingIOError: the host cannot start another process now.
         """
-        order = Start(self.parameters, max_memory, background)
+        order = Start(self.parameters, max_memory, priority)
         pid = int(self._request(order, Started, (channel, memory)).pid)
         if pid <= 0:
             raise BlockingIOError("no decoder process can be started")
@@ -193,13 +194,13 @@ class DecoderProcess(ImageDecoder):
     Args:
         template: starts it.
         max_memory: bytes that it may use for one image.
-        background: it takes only CPU time that nobody else wants.
+        priority: see :class:`multigrain.engine.decoder_process.Start`.
     """
 
-    def __init__(self, template: Template, max_memory: int, *, background: bool = False) -> None:
+    def __init__(self, template: Template, max_memory: int, priority: Priority = "usual") -> None:
         self._template = template
         self._max_memory = max_memory
-        self._background = background
+        self._priority = priority
         self._sizes = template.parameters.exchange_bytes
         self._memory_fd = Exchange.allocate(*self._sizes)
         self._exchange = Exchange(self._memory_fd, *self._sizes)
@@ -218,7 +219,7 @@ class DecoderProcess(ImageDecoder):
                         theirs.fileno(),
                         self._memory_fd,
                         self._max_memory,
-                        background=self._background,
+                        self._priority,
                     )
             except BlockingIOError:
                 ours.close()

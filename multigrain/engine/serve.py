@@ -140,8 +140,8 @@ def decoders(
     count = range(settings.decode_threads)
     return {
         Lane.ORDINARY: [DecoderProcess(source, _ORDINARY_BYTES) for _ in count],
-        Lane.LARGE: [DecoderProcess(source, most, background=True) for _ in count],
-        Lane.SLOW: [DecoderProcess(source, most, background=True)],
+        Lane.LARGE: [DecoderProcess(source, most, "low") for _ in count],
+        Lane.SLOW: [DecoderProcess(source, most, "idle")],
     }
 
 

@@ -31,7 +31,7 @@ class CapturedTemplate:
         self._ends: list[socket.socket] = []
         self.ended = 0
 
-    def start(self, channel: int, _memory: int, _max_memory: int, *, background: bool) -> int:
+    def start(self, channel: int, _memory: int, _max_memory: int, priority: str) -> int:
         end = socket.socket(fileno=os.dup(channel))
         end.sendall(self._answer)
         self._ends.append(end)

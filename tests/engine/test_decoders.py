@@ -124,13 +124,21 @@ def test_expensive_images_never_occupy_decoders_of_ordinary_ones(
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux only")
-def test_expensive_images_take_only_cpu_time_that_nobody_wants(patient: EngineClient) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "policy", "nice"), [(0.5, "SCHED_OTHER", 10), (5.0, "SCHED_IDLE", 0)]
+)
+def test_expensive_images_are_decoded_at_a_low_priority(
+    patient: EngineClient, seconds: float, policy: str, nice: int
+) -> None:
+    usual = os.getpriority(os.PRIO_PROCESS, patient.process.pid)
     before = {process.pid for process in decoders_of(patient)}
     assert {os.sched_getscheduler(pid) for pid in before} == {os.SCHED_OTHER}
-    patient.submit(1, Fault.SPIN, vector=VECTOR, decode_seconds=5.0)
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in before} == {usual}
+    patient.submit(1, Fault.SPIN, vector=VECTOR, decode_seconds=seconds)
     until(lambda: len(decoders_of(patient)) == 3)
-    (slow,) = {process.pid for process in decoders_of(patient)} - before
-    until(lambda: os.sched_getscheduler(slow) == os.SCHED_IDLE)
+    (more,) = {process.pid for process in decoders_of(patient)} - before
+    until(lambda: os.sched_getscheduler(more) == getattr(os, policy))
+    until(lambda: os.getpriority(os.PRIO_PROCESS, more) == min(19, usual + nice))
 
 
 def test_images_of_a_penalized_client_wait_for_the_slow_lane(patient: EngineClient) -> None:
