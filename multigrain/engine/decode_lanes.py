@@ -26,6 +26,7 @@ _MOST_SECONDS: Final = 6.0
 _ABANDONED_SECONDS: Final = 0.25
 
 _ATTEMPTS: Final = 2
+_ATTEMPTS_KILLED: Final = 5  # of an image whose processes are killed from outside
 
 _ADVICE: Final = "save the picture again as an ordinary JPEG or PNG"
 
@@ -112,13 +113,16 @@ class DecodeLanes:
             late = DropReason.CANCELLED if item.cancelled else DropReason.DEADLINE
             self._drop_item(item, late)
             return
-        if reason is StopReason.BUSY:
+        item.attempts += 1
+        if reason is StopReason.KILLED and item.attempts < _ATTEMPTS_KILLED:
+            self._batcher.decode_later(item)
+            return
+        if reason in (StopReason.BUSY, StopReason.KILLED):
             self._batcher.decode_failed(item)
             self._drop_item(item, DropReason.OVERLOADED)
             return
         if reason is StopReason.BUDGET:
             item.harm = "budget"
-        item.attempts += 1
         once_more = (StopReason.CRASH, StopReason.EXHAUSTED)
         repeatable = item.lane is not Lane.SLOW or reason in once_more
         if repeatable and item.attempts < _ATTEMPTS:

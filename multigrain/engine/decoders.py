@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 import numpy as np
@@ -59,7 +59,8 @@ class StopReason(Enum):
 
     BUDGET: it took more CPU time than it may. ASLEEP: it waits for something. BUSY: it did not
     get enough CPU time. CRASH: its process has crashed. MEMORY: it needs more memory than it may.
-    EXHAUSTED: the machine has no memory left. UNWANTED: nobody waits for it any more.
+    EXHAUSTED: the machine has no memory left. KILLED: from outside, which no image causes.
+    UNWANTED: nobody waits for it any more.
     """
 
     BUDGET = "budget"
@@ -68,6 +69,7 @@ class StopReason(Enum):
     CRASH = "crash"
     MEMORY = "memory"
     EXHAUSTED = "exhausted"
+    KILLED = "killed"
     UNWANTED = "unwanted"
 
 
@@ -146,6 +148,7 @@ class Template:
         self.parameters = parameters
         self._control = control
         self._lock = threading.Lock()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def start(self, channel: int, memory: int, max_memory: int, priority: Priority) -> int:
         """Starts a decoder process.
@@ -172,20 +175,26 @@ class Template:
         """Ends a decoder process, if it has not ended; its exit code as ``subprocess`` has it."""
         return int(self._request(End(pid), Ended).code)
 
+    def _watch(self) -> None:
+        closed = select.poll()
+        closed.register(self._control, 0)  # reports the other end's closing only
+        closed.poll()
+        _end_without_template()
+
     def _request(self, message: object, kind: Any, fds: Sequence[int] = ()) -> Any:
         try:
             with self._lock:
                 send(self._control, message, fds)
                 return receive(self._control, kind)[0]
         except (EOFError, OSError):
-            # Without it no image can be decoded any more; the daemon starts a new engine.
-            _LOG.error("the template of the decoder processes has ended")
-            sys.stderr.flush()
-            os._exit(1)
+            _end_without_template()
 
-    def close(self) -> None:
-        """Ends the template process, and with it all decoder processes."""
-        self._control.close()
+
+def _end_without_template() -> NoReturn:
+    """Ends this process: no image can be decoded any more. The daemon starts a new engine."""
+    _LOG.error("the template of the decoder processes has ended")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 class DecoderProcess(ImageDecoder):
@@ -210,7 +219,13 @@ class DecoderProcess(ImageDecoder):
         self.pid = 0
 
     def start(self) -> None:
-        """Starts the process, if there is none; waits until the host can start one."""
+        """Starts the process, if there is none; waits until the host can start one.
+
+        One that has ended between two images, or has sent something that nobody asked for, is
+        replaced: the next image is not to blame.
+        """
+        if self._channel is not None and self._poll.poll(0):
+            self.stop()
         while self._channel is None:
             ours, theirs = socket.socketpair()
             try:
@@ -314,6 +329,8 @@ class DecoderProcess(ImageDecoder):
             return DecodeStoppedError(
                 StopReason.EXHAUSTED, f"out of memory: killed by the kernel; {limit}"
             )
+        if code == -signal.SIGKILL:
+            return DecodeStoppedError(StopReason.KILLED, "was ended from outside (SIGKILL)")
         how = describe_signal(-code) if code < 0 else f"exit code {code}"
         return DecodeStoppedError(StopReason.CRASH, f"crashed its process ({how})")
 

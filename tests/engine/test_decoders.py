@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -23,7 +24,8 @@ from tests.engine.pictures import picture
 pytestmark = pytest.mark.process
 
 VECTOR = EmbeddingOptions()
-OTHERS = range(100, 120)
+OTHERS = 12
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +33,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture
-def engine(bundle: Path) -> Iterator[EngineClient]:
+@pytest.fixture(scope="module")
+def quick(bundle: Path) -> Iterator[EngineClient]:
     """Decoding may take 0.3 s."""
     with EngineClient(bundle, decode_seconds=0.3, decode_threads=2) as client:
         yield client
-        assert client.process.poll() is None
+
+
+@pytest.fixture
+def engine(quick: EngineClient) -> Iterator[EngineClient]:
+    """The same, which no test may end."""
+    yield quick
+    assert quick.process.poll() is None
 
 
 @pytest.fixture
@@ -45,6 +53,13 @@ def patient(bundle: Path) -> Iterator[EngineClient]:
     with EngineClient(bundle, decode_seconds=3600, decode_threads=2) as client:
         yield client
         assert client.process.poll() is None
+
+
+def send(client: EngineClient, data: bytes, /, **fields: object) -> int:
+    """Sends an image; its number."""
+    number = next(_numbers)
+    client.submit(number, data, vector=VECTOR, **fields)
+    return number
 
 
 def template_of(client: EngineClient) -> psutil.Process:
@@ -63,13 +78,12 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def send_others(client: EngineClient) -> None:
-    for number in OTHERS:
-        client.submit(number, picture(number), vector=VECTOR, caller=2, client=2)
+def send_others(client: EngineClient) -> list[int]:
+    return [send(client, picture(seed), caller=2, client=2) for seed in range(OTHERS)]
 
 
-def assert_others_answered(client: EngineClient) -> None:
-    assert [client.result(number).error for number in OTHERS] == [None] * len(OTHERS)
+def assert_answered(client: EngineClient, numbers: list[int]) -> None:
+    assert [client.result(number).error for number in numbers] == [None] * len(numbers)
 
 
 @pytest.mark.parametrize(
@@ -83,44 +97,40 @@ def assert_others_answered(client: EngineClient) -> None:
 def test_an_image_that_harms_its_decoder_costs_no_other_image(
     engine: EngineClient, data: bytes, harm: str, why: str
 ) -> None:
-    engine.submit(1, data, vector=VECTOR, client=1)
-    send_others(engine)
-    assert_others_answered(engine)
-    result = engine.result(1)
+    number = send(engine, data, client=1)
+    assert_answered(engine, send_others(engine))
+    result = engine.result(number)
     assert result.error is ErrorKind.IMAGE_HARMFUL
     assert result.harm == harm
     assert why in result.message
     assert "save the picture again" in result.message
-    engine.submit(2, picture(2), vector=VECTOR)
-    assert engine.result(2).error is None
+    assert_answered(engine, [send(engine, picture(2))])
 
 
 def test_an_image_that_needs_too_much_memory_is_refused_alone(engine: EngineClient) -> None:
-    engine.submit(1, Fault.ALLOCATE, vector=VECTOR)
-    send_others(engine)
-    assert_others_answered(engine)
-    assert engine.result(1).error is ErrorKind.IMAGE_UNREADABLE
-    assert engine.result(1).message == "the image could not be decoded (MemoryError)"
-    assert engine.result(1).harm == ""
+    number = send(engine, Fault.ALLOCATE)
+    assert_answered(engine, send_others(engine))
+    result = engine.result(number)
+    assert result.error is ErrorKind.IMAGE_UNREADABLE
+    assert result.message == "the image could not be decoded (MemoryError)"
+    assert result.harm == ""
 
 
 def test_images_of_killed_decoder_processes_are_decoded_by_others(engine: EngineClient) -> None:
     for process in decoders_of(engine):
         process.send_signal(signal.SIGKILL)
-    send_others(engine)
-    assert_others_answered(engine)
+    assert_answered(engine, send_others(engine))
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5.0], ids=["large", "slow"])
 def test_expensive_images_never_occupy_decoders_of_ordinary_ones(
     patient: EngineClient, seconds: float
 ) -> None:
-    for number in range(1, 9):
-        patient.submit(number, Fault.SPIN, vector=VECTOR, client=1, decode_seconds=seconds)
+    for _ in range(8):
+        send(patient, Fault.SPIN, client=1, decode_seconds=seconds)
     expected = 2 + (2 if seconds < 1 else 1)
     until(lambda: len(decoders_of(patient)) == expected)
-    send_others(patient)
-    assert_others_answered(patient)
+    assert_answered(patient, send_others(patient))
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux only")
@@ -134,7 +144,7 @@ def test_expensive_images_are_decoded_at_a_low_priority(
     before = {process.pid for process in decoders_of(patient)}
     assert {os.sched_getscheduler(pid) for pid in before} == {os.SCHED_OTHER}
     assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in before} == {usual}
-    patient.submit(1, Fault.SPIN, vector=VECTOR, decode_seconds=seconds)
+    send(patient, Fault.SPIN, decode_seconds=seconds)
     until(lambda: len(decoders_of(patient)) == 3)
     (more,) = {process.pid for process in decoders_of(patient)} - before
     until(lambda: os.sched_getscheduler(more) == getattr(os, policy))
@@ -142,47 +152,44 @@ def test_expensive_images_are_decoded_at_a_low_priority(
 
 
 def test_images_of_a_penalized_client_wait_for_the_slow_lane(patient: EngineClient) -> None:
-    patient.submit(1, Fault.SPIN, vector=VECTOR, client=1, decode_seconds=5.0)
+    first = send(patient, Fault.SPIN, client=1, decode_seconds=5.0)
     until(lambda: len(decoders_of(patient)) == 3)
-    patient.submit(2, picture(2), vector=VECTOR, client=1, penalized=True)
-    send_others(patient)
-    assert_others_answered(patient)
-    patient.cancel(1)
-    assert patient.result(2).error is None
-    assert patient.result(1).error is ErrorKind.CANCELLED
+    second = send(patient, picture(2), client=1, penalized=True)
+    assert_answered(patient, send_others(patient))
+    assert second not in patient._results
+    patient.cancel(first)
+    assert patient.result(second).error is None
+    assert patient.result(first).error is ErrorKind.CANCELLED
 
 
 @pytest.mark.parametrize("deadline", [False, True])
 def test_decoding_ends_when_nobody_waits_for_it(patient: EngineClient, deadline: bool) -> None:
     deadline_ns = time.monotonic_ns() + 2_000_000_000 if deadline else 0
-    patient.submit(1, Fault.SPIN, vector=VECTOR, deadline_ns=deadline_ns)
+    number = send(patient, Fault.SPIN, deadline_ns=deadline_ns)
     if not deadline:
         until(lambda: max(sum(one.cpu_times()[:2]) for one in decoders_of(patient)) > 0.8)
-        patient.cancel(1)
-    assert patient.result(1).error is (ErrorKind.DEADLINE if deadline else ErrorKind.CANCELLED)
-    assert patient.result(1).harm == "abandoned"
-    send_others(patient)
-    assert_others_answered(patient)
+        patient.cancel(number)
+    assert patient.result(number).error is (ErrorKind.DEADLINE if deadline else ErrorKind.CANCELLED)
+    assert patient.result(number).harm == "abandoned"
+    assert_answered(patient, send_others(patient))
 
 
 def test_only_decoder_processes_decode(patient: EngineClient) -> None:
     """While they are stopped, the engine computes what needs no decoding."""
     for process in decoders_of(patient):
         process.suspend()
-    patient.submit(1, picture(1), vector=VECTOR)
-    tensor = np.zeros((3, SIZE, SIZE), "<f4").tobytes()
-    patient.submit(2, tensor, vector=VECTOR, tensor=True)
-    assert patient.result(2).error is None
-    assert 1 not in patient._results
+    image = send(patient, picture(1))
+    preprocessed = send(patient, np.zeros((3, SIZE, SIZE), "<f4").tobytes(), tensor=True)
+    assert_answered(patient, [preprocessed])
+    assert image not in patient._results
     for process in decoders_of(patient):
         process.resume()
-    assert patient.result(1).error is None
+    assert_answered(patient, [image])
 
 
 def test_decoder_processes_have_one_thread(engine: EngineClient) -> None:
-    send_others(engine)
-    assert_others_answered(engine)
-    assert [process.num_threads() for process in decoders_of(engine)] == [1, 1]
+    assert_answered(engine, send_others(engine))
+    assert {process.num_threads() for process in decoders_of(engine)} == {1}
 
 
 @pytest.mark.parametrize("how", ["socket", "kill"])
@@ -202,7 +209,6 @@ def test_an_engine_without_its_template_ends(bundle: Path) -> None:
     """The daemon replaces it."""
     with EngineClient(bundle) as client:
         template_of(client).kill()
-        client.submit(1, picture(1), vector=VECTOR)
         assert client.process.wait(60) == 1
 
 
