@@ -59,6 +59,7 @@ from multigrain_server.jobs.store import SCHEMA as JOB_SCHEMA
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor, SupervisorOptions
+from multigrain_server.loop_lag import LoopLag
 from multigrain_server.metrics.daemon import register_certificate, register_process, register_tokens
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.requests import RequestMetrics
@@ -162,9 +163,10 @@ class App:
         self._request_metrics = RequestMetrics(self.registry)
         self._tracing = open_tracing(config.tracing, __version__)
         self._server = self._build_server()
-        self.registry.register(
-            JobCollector(self._store, self._supervisor, self._leases, self.feeds)
-        )
+        self._loop_lag = LoopLag(self.registry)
+        self._loop_watch: asyncio.Task[None] | None = None
+        self._job_metrics = JobCollector(self._store, self._supervisor, self._leases, self.feeds)
+        self.registry.register(self._job_metrics)
         register_process(self.registry, lambda: self._calls.in_flight)
         certificates = self._certificates
         expiry = certificates.expiry if certificates is not None else None
@@ -236,6 +238,7 @@ class App:
         await self.models.start()
         self.health.serve()
         await self._server.start()
+        self._loop_watch = asyncio.create_task(self._loop_lag.watch(), name="loop-lag")
         self._connections.start(port)
         self._data.write_address(self.address)
         if http_sockets:
@@ -258,7 +261,9 @@ class App:
         return sockets
 
     def _build_http(self) -> HttpServer:
+        from multigrain_server.http.metrics_page import MetricsPage
         from multigrain_server.http.server import HttpServer
+        from multigrain_server.shared_page import PageThread
         from multigrain_server.status.site import StatusSite
 
         sources = Sources(
@@ -277,9 +282,10 @@ class App:
             self._started,
         )
         tls = self._certificates if self.config.tls.http else None
-        site = StatusSite(sources)
+        thread = PageThread()
+        site = StatusSite(sources, thread)
         return HttpServer(
-            self.registry,
+            MetricsPage(self.registry, self._job_metrics.prepare, thread),
             lambda: self.health.ready,
             self._access,
             site,
@@ -318,8 +324,9 @@ class App:
     async def _release(self) -> None:
         if self._released:  # a second signal came at the very end
             return
-        if self._gpu_watch is not None:
-            self._gpu_watch.cancel()
+        for watch in (self._gpu_watch, self._loop_watch):
+            if watch is not None:
+                watch.cancel()
         if self._tracing is not None:
             # In a thread, as it waits for the collector.
             await asyncio.to_thread(self._tracing.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, ParamSpec, TypeVar
@@ -10,8 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Eight jobs take about 4 ms to decode and convert.
-_ITEMS_PER_TURN = 8
+# After this, other tasks get a chance.
+_TURN_SECONDS = 0.004
 
 
 def background_task(work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
@@ -42,8 +43,10 @@ async def to_thread_uncancellable(function: Callable[P, T], *args: P.args, **kwa
 
 
 async def cooperative(items: Iterable[T]) -> AsyncIterator[T]:
-    """The items, with a chance for other tasks to run after every few of them."""
-    for number, item in enumerate(items, 1):
+    """The items, with a chance for other tasks to run after every few milliseconds."""
+    start = time.perf_counter()
+    for item in items:
         yield item
-        if number % _ITEMS_PER_TURN == 0:
+        if time.perf_counter() - start >= _TURN_SECONDS:
             await asyncio.sleep(0)
+            start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 import sys
@@ -128,6 +129,8 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     except BaseException:
         await app.abandon()
         raise
+    # Modules stay for good: examining them again and again would hold up calls.
+    gc.freeze()
     for finding in missing_at_start(config):
         _log.warning(
             "startup check", check=finding.subject, problem=finding.message, fix=finding.fix

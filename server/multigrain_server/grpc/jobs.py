@@ -110,10 +110,10 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             name_contains=request.name_contains,
         )
         page = await self._jobs.list(which, request.page_size, request.page_token)
-        return job_pb2.ListJobsResponse(
-            jobs=[job_message(job) async for job in cooperative(page.jobs)],
-            next_page_token=page.next_token,
-        )
+        response = job_pb2.ListJobsResponse(next_page_token=page.next_token)
+        async for job in cooperative(page.jobs):
+            response.jobs.append(job_message(job))
+        return response
 
     async def CancelJob(  # noqa: N802
         self, request: job_pb2.CancelJobRequest, context: Context

@@ -15,13 +15,12 @@ from socket import socket
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
 from multigrain_server.http.acceptor import Acceptor, ConnectionLimits, Place
 from multigrain_server.http.host_check import HostCheck
+from multigrain_server.http.metrics_page import MetricsPage
 from multigrain_server.status.site import SECURITY_HEADERS, StatusSite
 
 _log = structlog.get_logger(__name__)
@@ -43,11 +42,11 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpServer:
     """Responds to GET and HEAD, one request per connection.
 
-    Everything runs on the daemon's event loop, so collectors and pages read its state without
-    locks.
+    Everything but the rendering of pages runs on the daemon's event loop, so that its state is read
+    without locks.
 
     Args:
-        registry: the metrics of /metrics.
+        metrics: the content of /metrics.
         ready: whether the daemon takes requests (/readyz: 200 or 503).
         access: decides who may read what.
         site: the status pages.
@@ -57,14 +56,14 @@ class HttpServer:
 
     def __init__(
         self,
-        registry: CollectorRegistry,
+        metrics: MetricsPage,
         ready: Callable[[], bool],
         access: Access,
         site: StatusSite,
         tls: Callable[[], ssl.SSLContext] | None = None,
         hosts: Sequence[str] = (),
     ) -> None:
-        self._registry = registry
+        self._metrics_page = metrics
         self._ready = ready
         self._access = access
         self._site = site
@@ -130,8 +129,8 @@ class HttpServer:
         return response
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        body, content_type = await self._metrics_page.get(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response(text="alive\n")

@@ -33,7 +33,10 @@ BATCH_BYTES = 1 << 19
 
 _INDEX_EVERY = 64
 _LOGGED_LINES = 20  # most unreadable lines of a log that are named in the daemon's log
-_CHUNK_BYTES = 1 << 20
+# Read and understood without a break, which takes some milliseconds.
+_CHUNK_BYTES = 1 << 18
+# Recent events that a subscriber takes at once.
+_FEW_LINES = 64
 _READ_BYTES = 1 << 18
 
 # The start of a line as EventWriter writes it. A job has hundreds of thousands of losses, most
@@ -134,7 +137,7 @@ class EventLogReader:
         self._index_offsets: list[int] = []
 
     def read_new(self) -> list[EventLine]:
-        """Events appended since the last call, about 1 MiB of them at most.
+        """Events appended since the last call, about 256 KiB of them at most.
 
         Raises:
             OSError: if the log cannot be read, is no regular file, or has a line that is too long.
@@ -229,16 +232,26 @@ class EventFeed:
         job_id: the job.
         path: its ``events.jsonl``.
         heartbeat_seconds: a subscriber receives at least one batch in this time.
+        turns: held by a subscriber of any feed while it reads old events; None = of this feed.
 
     Attributes:
         view: the job's state according to all events read.
         subscribers: number of open streams.
+        at_end: whether the last ``poll`` left nothing to read.
     """
 
-    def __init__(self, job_id: str, path: Path, heartbeat_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        path: Path,
+        heartbeat_seconds: float = 10.0,
+        turns: asyncio.Lock | None = None,
+    ) -> None:
+        self._turns = turns or asyncio.Lock()
         self.job_id = job_id
         self.view = JobView()
         self.subscribers = 0
+        self.at_end = False
         self._log_reader = EventLogReader(path)
         self._heartbeat_seconds = heartbeat_seconds
         # Filled only while there are subscribers; without gaps, and up to the newest event.
@@ -257,7 +270,7 @@ class EventFeed:
         return self._log_reader.offset
 
     def poll(self, max_chunks: int | None = None) -> Counter[str]:
-        """Reads new events: all of them, or ``max_chunks`` reads of about 1 MiB.
+        """Reads new events: all of them, or ``max_chunks`` reads of about 256 KiB.
 
         Returns:
             Events of each kind since the last call, including those that ``catch_up`` read.
@@ -265,7 +278,9 @@ class EventFeed:
         Raises:
             MultigrainError: STORAGE, if the log cannot be read.
         """
-        while (max_chunks is None or max_chunks > 0) and self._read_chunk():
+        self.at_end = False
+        while (max_chunks is None or max_chunks > 0) and not self.at_end:
+            self.at_end = not self._read_chunk()
             max_chunks = None if max_chunks is None else max_chunks - 1
         unreported, self._unreported = self._unreported, Counter()
         return unreported
@@ -276,8 +291,13 @@ class EventFeed:
         Raises:
             MultigrainError: STORAGE, if the log cannot be read.
         """
-        while self._read_chunk():  # noqa: ASYNC110 - yields to other tasks, waits for nothing
-            await asyncio.sleep(0)
+        while True:
+            # In turns: subscribers that come at the same time read one part in a turn of the
+            # event loop, not one each.
+            async with self._turns:
+                if not self._read_chunk():
+                    return
+                await asyncio.sleep(0)
 
     def _read_chunk(self) -> bool:
         """Reads once. False if there is nothing new."""
@@ -369,7 +389,7 @@ class EventFeed:
                 if self._closed is not None:
                     raise self._closed
                 if cursor < self.last_seq:
-                    batch = self._next_batch(cursor, kinds)
+                    batch = await self._next_batch(cursor, kinds)
                     cursor = batch.last_seq
                     if batch.lines:
                         yield batch
@@ -388,26 +408,29 @@ class EventFeed:
         finally:
             self.subscribers -= 1
 
-    def _next_batch(self, cursor: int, kinds: frozenset[str]) -> EventBatch:
-        lines: list[EventLine] = []
-        size = 0
-        for line in self._lines_after(cursor):
-            if not kinds or line.kind in kinds:
-                size += len(line.raw)
-                if lines and size > BATCH_BYTES:
-                    break
-                lines.append(line)
-            cursor = line.seq
-        return EventBatch(lines, cursor)
+    async def _next_batch(self, cursor: int, kinds: frozenset[str]) -> EventBatch:
+        recent = self._recent_lines(cursor)
+        if recent is not None and len(recent) <= _FEW_LINES:
+            return _batch(recent, cursor, kinds)
+        # In turns: each of many subscribers that are behind takes some milliseconds.
+        async with self._turns:
+            recent = self._recent_lines(cursor)
+            lines = recent if recent is not None else await self._read_lines(cursor)
+            await asyncio.sleep(0)
+            return _batch(lines, cursor, kinds)
 
-    def _lines_after(self, cursor: int) -> list[EventLine]:
-        """The next events after ``cursor``, at least one."""
-        if self._window and self._window[0].seq <= cursor + 1:
-            # The window has no gap: the distance in seq is the index.
-            skip = cursor + 1 - self._window[0].seq
-            return [self._window[i] for i in range(skip, len(self._window))]
+    def _recent_lines(self, cursor: int) -> list[EventLine] | None:
+        """The events after ``cursor``; None if some of them are no longer in memory."""
+        if not self._window or self._window[0].seq > cursor + 1:
+            return None
+        # The window has no gap: the distance in seq is the index.
+        skip = cursor + 1 - self._window[0].seq
+        return [self._window[i] for i in range(skip, len(self._window))]
+
+    async def _read_lines(self, cursor: int) -> list[EventLine]:
+        """The next events after ``cursor``, at least one, from the log."""
         try:
-            lines = self._log_reader.read_after(cursor)
+            lines = await asyncio.to_thread(self._log_reader.read_after, cursor)
         except OSError as error:
             raise self._unreadable(error) from error
         if not lines:
@@ -416,3 +439,17 @@ class EventFeed:
                 f"the events of job {self.job_id} after {cursor} can no longer be read from disk",
             )
         return lines
+
+
+def _batch(lines: list[EventLine], cursor: int, kinds: frozenset[str]) -> EventBatch:
+    """As many events after ``cursor`` as one batch may have."""
+    chosen: list[EventLine] = []
+    size = 0
+    for line in lines:
+        if not kinds or line.kind in kinds:
+            size += len(line.raw)
+            if chosen and size > BATCH_BYTES:
+                break
+            chosen.append(line)
+        cursor = line.seq
+    return EventBatch(chosen, cursor)

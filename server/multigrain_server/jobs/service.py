@@ -60,11 +60,12 @@ class EventFeeds:
         self._heartbeat_seconds = heartbeat_seconds
         self._ended: OrderedDict[str, EventFeed] = OrderedDict()
         self._closed: MultigrainError | None = None
+        self._turns = asyncio.Lock()
 
     def new(self, job_id: str) -> EventFeed:
         """A new feed that has read nothing yet."""
         path = JobFolder(self._jobs_dir / job_id).events
-        return EventFeed(job_id, path, self._heartbeat_seconds)
+        return EventFeed(job_id, path, self._heartbeat_seconds, self._turns)
 
     def open(self, job_id: str) -> EventFeed:
         """The feed that all subscribers of a job share.

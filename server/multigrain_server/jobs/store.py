@@ -164,8 +164,8 @@ class JobStore:
         )
         return {row["shown"]: row["n"] for row in rows}
 
-    def latest_ended(self, limit: int) -> list[JobRow]:
-        """The newest jobs that have ended.
+    def latest_ended(self, limit: int) -> Iterator[JobRow]:
+        """The newest jobs that have ended. Read now, decoded one by one as they are iterated.
 
         Decoded rows are cached until they change: every scrape of the metrics reads hundreds,
         and decoding them would block the event loop.
@@ -176,7 +176,7 @@ class JobStore:
             f" WHERE +state IN {_TERMINAL} ORDER BY create_time DESC, job_id DESC LIMIT ?",
             (limit,),
         )
-        return [self._ended(*row) for row in rows.fetchall()]
+        return (row for key in rows.fetchall() for row in (self._ended(*key),) if row is not None)
 
     def page(self, which: JobFilter, after: PageToken | None, limit: int) -> Iterator[JobRow]:
         """At most ``limit`` jobs, newest first. Read now, decoded one by one as they are iterated.
@@ -208,11 +208,10 @@ class JobStore:
         )
         return map(_row, rows.fetchall())
 
-    def _fetch(self, job_id: str, *_changing: int) -> JobRow:
-        """An existing row. The other arguments are cache keys, which change whenever it changes."""
-        row = self.get(job_id)
-        assert row is not None
-        return row
+    def _fetch(self, job_id: str, *_changing: int) -> JobRow | None:
+        """A row; None if it was deleted meanwhile. The other arguments are cache keys, which
+        change whenever it changes."""
+        return self.get(job_id)
 
     def _one(self, statement: str, value: str) -> JobRow | None:
         row = self._database.execute(statement, (value,)).fetchone()

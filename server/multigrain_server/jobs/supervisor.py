@@ -40,6 +40,9 @@ _log = structlog.get_logger(__name__)
 _PROGRESS_KINDS = frozenset({"loss", "evaluation", "checkpoint", "artifact", "progress"})
 _MIN_FREE_BYTES = 1 << 16  # a few events, or a final one that holds the tail of a log
 _DISK_CHECK_SECONDS = 1.0
+_QUEUED_CHECK_SECONDS = 1.0
+# Scheduling takes at most one part in so many of the time.
+_SCHEDULE_FACTOR = 20.0
 
 
 @dataclass
@@ -68,6 +71,7 @@ class ActiveJob:
     crashes: int = 0
     not_before: float = 0.0
     retry_at: float = 0.0
+    check_at: float = 0.0
     cancel_requested: bool = False
     stop_sent: bool = False
     waiting: str = ""
@@ -215,8 +219,10 @@ class Supervisor:
         """
         now = asyncio.get_running_loop().time()
         for active in list(self.active.values()):
-            if now < active.retry_at:
+            if now < active.retry_at or (active.queued and now < active.check_at):
                 continue
+            # Nobody but the daemon writes events of a queued job.
+            active.check_at = now + _QUEUED_CHECK_SECONDS
             try:
                 active.disk_full = self._disk.full(active.folder.path)
                 self._check(active)
@@ -232,8 +238,12 @@ class Supervisor:
             await asyncio.sleep(0)
         if now < self._schedule_at:
             return
+        start = time.thread_time()
         try:
             self.schedule()
+            # With many queued jobs it takes milliseconds, of which there must not be many.
+            spent = _SCHEDULE_FACTOR * (time.thread_time() - start)
+            self._schedule_at = now + min(spent, _QUEUED_CHECK_SECONDS)
         except Exception:
             self._schedule_at = now + self._options.error_retry_seconds
             _log.exception("job scheduling failed; retrying")
@@ -241,7 +251,7 @@ class Supervisor:
     def _check(self, active: ActiveJob) -> None:
         exited = active.runner is not None and not active.runner.alive()
         # After the check of the process: everything that it wrote can be read now.
-        kinds = active.feed.poll(max_chunks=None if exited else 4)
+        kinds = active.feed.poll(max_chunks=4)
         for kind in kinds.elements():
             self._on_event(kind)
         if _PROGRESS_KINDS & kinds.keys():
@@ -250,6 +260,8 @@ class Supervisor:
         if not active.started and not active.queued:
             # An earlier daemon had just started the runner, which has only now written events.
             active.runner, active.started = RunnerProcess.find(active.folder), True
+        elif exited and not active.feed.at_end:
+            pass  # more than is read at once: the rest is read at the next checks
         elif exited:
             self._runner_exited(active)
         elif active.runner is None and active.started:

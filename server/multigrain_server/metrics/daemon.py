@@ -16,6 +16,7 @@ def register_process(registry: CollectorRegistry, calls: Callable[[], int]) -> N
         registry: where to.
         calls: returns the number of calls in flight.
     """
+    tasks = _Tasks()
     # process_open_fds, process_resident_memory_bytes and so on.
     ProcessCollector(registry=registry)
     Gauge(
@@ -24,7 +25,7 @@ def register_process(registry: CollectorRegistry, calls: Callable[[], int]) -> N
         registry=registry,
     ).set_function(calls)
     Gauge("multigrain_tasks", "Tasks of the daemon's event loop.", registry=registry).set_function(
-        _tasks
+        tasks.count
     )
 
 
@@ -57,8 +58,17 @@ def register_tokens(registry: CollectorRegistry, stale_seconds: Callable[[], flo
     ).set_function(stale_seconds)
 
 
-def _tasks() -> int:
-    try:
-        return len(asyncio.all_tasks())
-    except RuntimeError:  # collected outside of the event loop, as tests do
-        return 0
+class _Tasks:
+    """Counts the tasks of the event loop in which it was made, from any thread."""
+
+    def __init__(self) -> None:
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:  # in tests
+            self._loop = None
+
+    def count(self) -> int:
+        try:
+            return len(asyncio.all_tasks(self._loop)) if self._loop is not None else 0
+        except RuntimeError:  # too many came and went meanwhile
+            return 0

@@ -6,6 +6,7 @@ They are collected from the daemon's state at each scrape, so a deleted job leav
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from multigrain.events.records import RECORD_TYPES, JobState
+from multigrain_server.asyncio_utils import cooperative
 from multigrain_server.devices import KINDS, Leases
 from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.service import EventFeeds
@@ -47,8 +49,30 @@ class EventMetrics:
         self._streamed.inc(events)
 
 
+@dataclass(frozen=True)
+class JobSnapshot:
+    """What is collected, as it was at one moment.
+
+    Attributes:
+        jobs: active ones, and the latest that ended.
+        logs: id, event log, and how much of it was read, of each active job.
+        counts: number of jobs by state.
+        devices: kind, free and leased ones.
+        subscribers: open event streams.
+    """
+
+    jobs: list[Job]
+    logs: list[tuple[str, Path, int]]
+    counts: dict[str, int]
+    devices: list[tuple[str, int, int]]
+    subscribers: int
+
+
 class JobCollector(Collector):
-    """Collects every active job, and the latest MAX_ENDED jobs that ended."""
+    """Collects every active job, and the latest MAX_ENDED jobs that ended.
+
+    To collect them in another thread than the event loop's, call ``prepare`` before.
+    """
 
     def __init__(
         self, store: JobStore, supervisor: Supervisor, leases: Leases, feeds: EventFeeds
@@ -57,36 +81,54 @@ class JobCollector(Collector):
         self._supervisor = supervisor
         self._leases = leases
         self._feeds = feeds
+        self._prepared: JobSnapshot | None = None
+
+    async def prepare(self) -> None:
+        """Takes what the next ``collect`` returns, without holding up the event loop."""
+        rows = self._store.latest_ended(MAX_ENDED)
+        self._prepared = self._snapshot([row.job async for row in cooperative(rows)])
+
+    def _snapshot(self, ended: list[Job]) -> JobSnapshot:
+        entries = list(self._supervisor.active.values())
+        known = self._supervisor.active.keys()
+        units, free = self._leases.inventory.units, self._leases.free
+        return JobSnapshot(
+            jobs=[
+                *(entry.job() for entry in entries),
+                *(job for job in ended if job.job_id not in known),
+            ],
+            logs=[(entry.job_id, entry.folder.events, entry.feed.offset) for entry in entries],
+            counts=self._store.counts(),
+            devices=[(kind, len(free(kind)), len(units(kind)) - len(free(kind))) for kind in KINDS],
+            subscribers=self._feeds.subscribers,
+        )
 
     def collect(self) -> Iterator[Metric]:
-        entries = self._supervisor.active
-        active = [entry.job() for entry in entries.values()]
-        known = {job.job_id for job in active}
-        ended = [row.job for row in self._store.latest_ended(MAX_ENDED)]
-        yield from _job_series([*active, *(job for job in ended if job.job_id not in known)])
+        taken, self._prepared = self._prepared, None
+        if taken is None:
+            taken = self._snapshot([row.job for row in self._store.latest_ended(MAX_ENDED)])
+        yield from _job_series(taken.jobs)
         lag = GaugeMetricFamily(
             "multigrain_job_event_lag_bytes",
             "Bytes of an active job's event log that the daemon has not read yet.",
             labels=["job"],
         )
-        for entry in entries.values():
-            lag.add_metric([entry.job_id], max(0, _size(entry.folder.events) - entry.feed.offset))
+        for job_id, events, offset in taken.logs:
+            lag.add_metric([job_id], max(0, _size(events) - offset))
         yield lag
-        counts = self._store.counts()
         jobs = GaugeMetricFamily("multigrain_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:
-            jobs.add_metric([state.value], counts.get(state.value, 0))
+            jobs.add_metric([state.value], taken.counts.get(state.value, 0))
         yield jobs
         devices = GaugeMetricFamily(
             "multigrain_devices", "Devices by state; job slots for cpu.", labels=["kind", "state"]
         )
-        for kind in KINDS:
-            total, free = len(self._leases.inventory.units(kind)), len(self._leases.free(kind))
+        for kind, free, leased in taken.devices:
             devices.add_metric([kind, "free"], free)
-            devices.add_metric([kind, "leased"], total - free)
+            devices.add_metric([kind, "leased"], leased)
         yield devices
         yield GaugeMetricFamily(
-            "multigrain_event_subscribers", "Open event streams.", self._feeds.subscribers
+            "multigrain_event_subscribers", "Open event streams.", taken.subscribers
         )
 
 

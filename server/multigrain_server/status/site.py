@@ -19,6 +19,7 @@ from multigrain.errors import MultigrainError
 from multigrain.jobs.job_request import JobRequest
 from multigrain_server.file_threads import read_files
 from multigrain_server.jobs.job import Job
+from multigrain_server.shared_page import PageThread, SharedPage
 from multigrain_server.status import formatting
 from multigrain_server.status.chart import chart, sparkline
 from multigrain_server.status.event_log import Curves, latest_warnings
@@ -47,17 +48,29 @@ class StatusSite:
     """The pages of one daemon.
 
     State is read on the event loop, which owns it; event logs in a thread, as they are on disk.
+    Pages are rendered in a thread too: that takes longer than calls should wait.
+
+    Args:
+        sources: what the pages show.
+        thread: renders them.
     """
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, thread: PageThread) -> None:
         self._sources = sources
+        self._thread = thread
+        self._overviews = {
+            live: SharedPage(partial(self._render_overview, live=live)) for live in (True, False)
+        }
         self._curves = Curves()
         # One reader of curves at a time: several would only repeat its work.
         self._reading = asyncio.Lock()
 
     async def overview(self, *, live: bool) -> str:
         """The HTML of the first page; ``live`` = it reloads itself every REFRESH_SECONDS."""
-        snapshot = take(self._sources)
+        return await self._overviews[live].get()
+
+    async def _render_overview(self, *, live: bool) -> str:
+        snapshot = await take(self._sources)
         paths = {
             job.job_id: self._sources.events_of(job.job_id)
             for job in (*snapshot.active, *snapshot.ended)
@@ -65,7 +78,9 @@ class StatusSite:
         curves = await self._read(
             lambda: {job_id: self._curves.of(path) for job_id, path in paths.items()}
         ) or dict.fromkeys(paths, ())
-        return render("overview", "/", live=live, snapshot=snapshot, curves=curves)
+        return await self._thread.run(
+            partial(render, "overview", "/", live=live, snapshot=snapshot, curves=curves)
+        )
 
     async def job(self, job_id: str, *, live: bool) -> str | None:
         """The HTML of a job's page; None if there is no such job."""
@@ -76,7 +91,8 @@ class StatusSite:
         events = self._sources.events_of(job_id)
         points = await self._read(partial(self._curves.of, events)) or ()
         warnings = await self._read(partial(latest_warnings, events)) or ()
-        return render("job", job_path(job_id), live=live, job=job, points=points, warnings=warnings)
+        page = partial(render, "job", job_path(job_id), live=live)
+        return await self._thread.run(partial(page, job=job, points=points, warnings=warnings))
 
     async def _read(self, function: Callable[[], T]) -> T | None:
         """The result of a function that reads event logs; without it, a page shows no curves."""

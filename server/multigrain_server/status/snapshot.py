@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from multigrain import __version__, machine
 from multigrain.jobs.job_folder import JobFolder
+from multigrain_server.asyncio_utils import cooperative
 from multigrain_server.devices import KINDS, Leases
 from multigrain_server.grpc.health import Health
 from multigrain_server.jobs.job import Job
@@ -119,8 +121,9 @@ class Snapshot:
     host: Host
 
 
-def take(sources: Sources) -> Snapshot:
+async def take(sources: Sources) -> Snapshot:
     """Reads everything; call it on the event loop."""
+    host = await asyncio.to_thread(_host, sources)
     running: list[ActiveJob] = []
     queued: list[ActiveJob] = []
     for entry in sources.supervisor.active.values():
@@ -128,7 +131,7 @@ def take(sources: Sources) -> Snapshot:
     running.sort(key=lambda entry: entry.request.create_time, reverse=True)
     queued.sort(key=lambda entry: entry.queue_key)
     active_ids = {entry.job_id for entry in (*running, *queued)}
-    ended = [row.job for row in sources.store.latest_ended(MAX_ENDED)]
+    ended = [row.job async for row in cooperative(sources.store.latest_ended(MAX_ENDED))]
     models = _models(sources.models)
     devices = [
         Device(kind, unit, _owner(sources.leases, kind, unit))
@@ -155,7 +158,7 @@ def take(sources: Sources) -> Snapshot:
         queue_items=sources.queue_items,
         devices=tuple(devices[:MAX_DEVICES]),
         devices_more=max(0, len(devices) - MAX_DEVICES),
-        host=_host(sources),
+        host=host,
     )
 
 
