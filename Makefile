@@ -171,7 +171,7 @@ $(FUZZ)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
 	$(FUZZ)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(FUZZ)/bin/pip install --quiet --editable '.[fuzz]'
+	$(FUZZ)/bin/pip install --quiet --no-build-isolation --editable '.[fuzz]'
 	touch $@
 
 # Trains, serves, swaps models, cancels and kills at once for MINUTES and checks for leaks; then
