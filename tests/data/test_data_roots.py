@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image
@@ -16,6 +17,9 @@ from multigrain.data.probe import probe
 from multigrain.data.source import create_cache
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.limits import ImageLimits, read_limits, write_limits
+from multigrain.jobs.context import Reporter, WorkerContext
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
 from tests.hostile_files import NEVER_READ, put, within_seconds
 
 
@@ -198,6 +202,18 @@ def test_the_roots_reach_the_job_and_a_damaged_file_does_not_lift_them(tmp_path:
         put(path, kind)
         with pytest.raises(MultigrainError):
             within_seconds(lambda: read_limits(path))
+
+
+def test_a_worker_is_restricted_to_the_roots_of_the_daemon_that_started_its_job(
+    tmp_path: Path, roots: ImageLimits
+) -> None:
+    folder = JobFolder(tmp_path)
+    request = JobRequest(job_id="j", kind=JobKind.TRAINING, create_time="")
+    context = WorkerContext(request, folder, reporter=cast(Reporter, None))
+    assert context.roots is None  # without a daemon
+    write_limits(folder.image_limits, roots)
+    assert context.roots == roots.roots
+    assert context.image_limits == roots
 
 
 def test_reading_a_linked_dataset_uses_no_descriptors_up(
