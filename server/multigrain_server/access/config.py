@@ -88,14 +88,15 @@ class AccessConfig(Spec):
         ".local, .internal, .svc and .cluster.local are always accepted.",
     )
     max_streams_per_client: int = Field(
-        1000,
+        900,
         ge=1,
         le=1_000_000,
         description="Maximum number of open streams per client, which is a token, or a host where "
-        "there are no tokens.",
+        "there are no tokens. The default is below grpc.max_concurrent_streams, so that one client "
+        "cannot use up a connection that it shares with others behind a proxy.",
     )
     max_subscribers_per_client: int = Field(
-        1000,
+        900,
         ge=1,
         le=1_000_000,
         description="Maximum number of open event streams (StreamEvents) per client.",

@@ -141,7 +141,7 @@ class Admission:
         if shortage is not None:
             # By the engine's rate, the time in which as much is answered as is missing.
             part = shortage.missing / shortage.held
-            seconds = part * flow.seconds_at_most(Work(0, 0.0, 0.0)) or 1.0
+            seconds = part * flow.seconds_at_most(Work(0, 0.0)) or 1.0
             delay = flow.retry_seconds(request.client, work, _retry(flow, seconds))
             reason: Refusal = "share" if shortage.over_share else _REASONS[shortage.quantity]
             raise self._overloaded(reason, _why(shortage), delay, _who(shortage, request.client))

@@ -20,26 +20,27 @@ _NEWEST = 0.3
 # the newest retry is remembered.
 _SPREAD_NS = 5_000_000_000
 _RETRYING_CLIENTS = 1024
-# An image that takes more CPU seconds or bytes to decode waits in the engine's lane of slow images.
-SLOW_SECONDS = 0.1
-SLOW_BYTES = 64 << 20
+# CPU seconds and bytes beyond which an engine decodes an image in its lane of large ones, and of
+# slow ones (multigrain.engine.batching, which a test compares).
+LARGE = (0.1, 64 << 20)
+SLOW = (1.5, 256 << 20)
 # Estimates are upper ones: until it is measured, so many estimated seconds are done in a second.
-_SLOW_RATE = 2.0
+_LANE_RATE = 2.0
 
 
 class Work(NamedTuple):
     """What images cost an engine.
 
     Attributes:
-        images: number of those that are not slow to decode.
+        images: number of those that are decoded in the ordinary lane, or not at all.
         units: their cost; an image that is decoded faster than it is computed costs 1.
-        slow_seconds: estimated CPU seconds to decode those that are slow: they have a lane of
-            their own, so that the others need not wait for them.
+        lanes: estimated CPU seconds to decode the others in the lanes of large and of slow images.
+            No lane waits for another one.
     """
 
     images: int
     units: float
-    slow_seconds: float
+    lanes: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class _Caller:
     connection: str
     requests: int = 0
     units: float = 0.0
-    slow_seconds: float = 0.0
+    lanes: list[float] = field(default_factory=lambda: [0.0, 0.0])
     deadline_ns: int = 0
 
 
@@ -59,7 +60,7 @@ class _Client:
 
     callers: dict[int, _Caller] = field(default_factory=dict)
     units: float = 0.0
-    slow_seconds: float = 0.0
+    lanes: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
 
 class _Rate:
@@ -104,8 +105,8 @@ class _Rate:
 class Flow:
     """The images in flight in one engine, and the rate at which it answers.
 
-    Rates and waits are in units of :class:`Work`. Slow images are measured on their own, and others
-    do not wait for them: an engine computes those meanwhile.
+    Rates and waits are in units of :class:`Work`. Each lane is measured on its own, and none waits
+    for another one.
 
     Args:
         rate: images per second, to begin with; 0 = unknown.
@@ -123,9 +124,9 @@ class Flow:
         decoders: int = 1,
     ) -> None:
         self._rate = _Rate(rate, clock_ns, _WINDOW_ITEMS)
-        self._slow_rate = _Rate(_SLOW_RATE, clock_ns, 1)
+        self._lane_rates = [_Rate(_LANE_RATE, clock_ns, 1) for _ in range(2)]
         self.units = 0.0
-        self.slow_seconds = 0.0
+        self.lanes = [0.0, 0.0]
         self._images = 0
         self._full = full
         self._clock_ns = clock_ns
@@ -146,15 +147,18 @@ class Flow:
 
     def work(self, request: ImageRequest) -> Work:
         """The work of a request; images that need no decoding have no costs."""
-        quick, slow = 0.0, []
-        for cost in request.costs:
-            if request.penalized or cost.seconds > SLOW_SECONDS or cost.bytes > SLOW_BYTES:
-                slow.append(max(cost.seconds, SLOW_SECONDS))
-            else:
-                quick += max(1.0, cost.seconds * self._units_per_second)
         images = len(request.images)
-        decoded = images - len(request.costs)
-        return Work(images - len(slow), decoded + quick, sum(slow))
+        units, large, slow = float(images - len(request.costs)), 0.0, 0.0
+        for cost in request.costs:
+            if request.penalized or cost.seconds > SLOW[0] or cost.bytes > SLOW[1]:
+                slow += max(cost.seconds, LARGE[0])
+            elif cost.seconds > LARGE[0] or cost.bytes > LARGE[1]:
+                large += max(cost.seconds, LARGE[0])
+            else:
+                units += max(1.0, cost.seconds * self._units_per_second)
+                continue
+            images -= 1
+        return Work(images, units, (large, slow))
 
     def enter(self, sender: Sender, work: Work, deadline_ns: int) -> None:
         client = self._clients.setdefault(sender.client, _Client())
@@ -164,11 +168,13 @@ class Flow:
         self._images += work.images
         for counts in (self, client, caller):
             counts.units += work.units
-            counts.slow_seconds += work.slow_seconds
+            for lane, seconds in enumerate(work.lanes):
+                counts.lanes[lane] += seconds
         if self._images >= self._full:
             self._rate.start()
-        if work.slow_seconds:
-            self._slow_rate.start()
+        for rate, seconds in zip(self._lane_rates, work.lanes, strict=True):
+            if seconds:
+                rate.start()
 
     def leave(self, sender: Sender, work: Work, *, answered: bool) -> None:
         """``answered`` by the engine: dropped images say nothing about its rate."""
@@ -177,27 +183,31 @@ class Flow:
         self._images -= work.images
         for counts in (self, client, caller):
             counts.units -= work.units
-            counts.slow_seconds -= work.slow_seconds
+            for lane, seconds in enumerate(work.lanes):
+                counts.lanes[lane] -= seconds
         caller.requests -= 1
         if not caller.requests:
             del client.callers[sender.caller]
         if not client.callers:
             del self._clients[sender.client]
         if not self._clients:
-            self.units = self.slow_seconds = 0.0  # without what rounding left of them
+            self.units, self.lanes = 0.0, [0.0, 0.0]  # without what rounding left of them
         if answered:
             self._rate.answered(work.images, work.units)
-            if work.slow_seconds:
-                self._slow_rate.answered(1, work.slow_seconds)
         if self._images < self._full:
             self._rate.stop()
-        if self.slow_seconds < SLOW_SECONDS / 2:
-            self._slow_rate.stop()
+        for rate, seconds, left in zip(self._lane_rates, work.lanes, self.lanes, strict=True):
+            if answered and seconds:
+                rate.answered(1, seconds)
+            if left < LARGE[0] / 2:
+                rate.stop()
 
     def seconds_at_most(self, work: Work) -> float:
         """Seconds until everything in flight is computed, and ``work`` with it; 0 = unknown."""
         quick = (self.units + work.units) / self.rate if self.rate else 0.0
-        return max(quick, (self.slow_seconds + work.slow_seconds) / self._slow_rate.rate)
+        return max(
+            quick, *self._lane_seconds(a + b for a, b in zip(self.lanes, work.lanes, strict=True))
+        )
 
     def seconds_before(self, sender: Sender, work: Work, deadline_ns: int) -> float:
         """Seconds until images that arrive now would be computed, with all those that would be
@@ -211,14 +221,15 @@ class Flow:
         own = callers.get(sender.caller)
         others = [caller for number, caller in callers.items() if number != sender.caller]
         clients = [other for name, other in self._clients.items() if name != sender.client]
-        slow = 0.0
-        if work.slow_seconds:
-            turn = work.slow_seconds + (own.slow_seconds if own is not None else 0.0)
-            slow = _in_turns(turn, (other.slow_seconds for other in others))
-            slow = _in_turns(slow, (other.slow_seconds for other in clients))
-            slow /= self._slow_rate.rate
+        lanes = [0.0, 0.0]
+        for lane, seconds in enumerate(work.lanes):
+            if seconds:
+                turn = seconds + (own.lanes[lane] if own is not None else 0.0)
+                turn = _in_turns(turn, (other.lanes[lane] for other in others))
+                lanes[lane] = _in_turns(turn, (other.lanes[lane] for other in clients))
+        slowest = max(self._lane_seconds(lanes))
         if not self.rate or not work.units:
-            return slow
+            return slowest
         turn = work.units + (own.units if own is not None else 0.0)
         before = turn
         for other in others:
@@ -226,7 +237,7 @@ class Flow:
             first = urgent and other.connection == sender.connection
             before += other.units if first else min(other.units, turn)
         before = _in_turns(before, (other.units for other in clients))
-        return max(slow, before / self.rate)
+        return max(slowest, before / self.rate)
 
     def retry_seconds(self, client: str, work: Work, wait: float) -> float:
         """Seconds after which a refused request should be retried, at least ``wait``.
@@ -237,7 +248,7 @@ class Flow:
         """
         now = self._clock_ns()
         quick = work.units / self.rate if self.rate else 0.0
-        apart = int(1e9 * max(quick, work.slow_seconds / self._slow_rate.rate))
+        apart = int(1e9 * max(quick, *self._lane_seconds(work.lanes)))
         soonest = now + int(1e9 * wait)
         latest = self._retry_ns.pop(client, 0)
         latest = min(max(latest + apart, soonest), soonest + _SPREAD_NS)
@@ -245,6 +256,10 @@ class Flow:
         if len(self._retry_ns) > _RETRYING_CLIENTS:
             self._retry_ns.popitem(last=False)
         return (latest - now) / 1e9
+
+    def _lane_seconds(self, lanes: Iterable[float]) -> list[float]:
+        """Seconds that the lanes need for so many estimated seconds of decoding."""
+        return [seconds / rate.rate for seconds, rate in zip(lanes, self._lane_rates, strict=True)]
 
 
 def _in_turns(own: float, others: Iterable[float]) -> float:

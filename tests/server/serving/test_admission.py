@@ -20,7 +20,7 @@ from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.flow import Flow, Work
 from multigrain_server.serving.shares import Sender
 
-ONE = Work(1, 1.0, 0.0)
+ONE = Work(1, 1.0)
 
 
 class Engine:

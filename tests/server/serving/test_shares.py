@@ -11,13 +11,15 @@ from functools import cache
 import pytest
 from prometheus_client import CollectorRegistry
 
+from multigrain.engine.batching import Lane, lane_of
+from multigrain.engine.protocol import Submit
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.cost import DecodeCost
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.images import ImageRequest, new_caller
 from multigrain_server.models.metrics import ServingMetrics
 from multigrain_server.serving.admission import Admission
-from multigrain_server.serving.flow import SLOW_SECONDS, Flow, Work
+from multigrain_server.serving.flow import LARGE, Flow, Work
 from multigrain_server.serving.shares import Load, Sender, Shares
 from tests.server.serving.test_admission import Clock, Engine
 
@@ -310,22 +312,47 @@ def test_nothing_is_left_of_what_was_held() -> None:
     assert shares.shortage(Sender("a", "b", 1), Load(512, 1 << 20, 120.0, 1 << 30)) is None
 
 
-def test_images_of_a_penalized_client_count_as_slow() -> None:
+LARGE_IMAGE = DecodeCost(pixels=12_000_000, seconds=0.3, bytes=50_000_000)
+
+
+def test_work_is_counted_in_the_lane_that_decodes_it() -> None:
     flow = Flow(RATE, 16)
-    request = ImageRequest("", [b"", b""], costs=[CHEAP, SLOW])
-    assert flow.work(request) == Work(1, 1.0, SLOW.seconds)
-    assert flow.work(replace(request, penalized=True)) == Work(0, 0.0, SLOW_SECONDS + SLOW.seconds)
+    request = ImageRequest("", [b"", b"", b""], costs=[CHEAP, LARGE_IMAGE, SLOW])
+    assert flow.work(request) == Work(1, 1.0, (0.3, SLOW.seconds))
+    penalized = flow.work(replace(request, penalized=True))
+    assert penalized == Work(0, 0.0, (0.0, pytest.approx(LARGE[0] + 0.3 + SLOW.seconds)))
+    assert flow.work(ImageRequest("", [b"", b""], tensors=True)) == Work(2, 2.0)
 
 
-def test_the_rate_of_slow_images_is_measured_on_its_own() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.11, 1.5, 1.51])
+@pytest.mark.parametrize("size", [0, 64 << 20, (64 << 20) + 1, 256 << 20, (256 << 20) + 1])
+def test_engines_have_the_same_lanes(seconds: float, size: int) -> None:
+    cost = DecodeCost(1, seconds, size)
+    work = Flow(RATE, 16).work(ImageRequest("", [b""], costs=[cost]))
+    lane = lane_of(
+        Submit(
+            id=1, caller=1, resolution=1, deadline_ns=0, decode_seconds=seconds, decode_bytes=size
+        )
+    )
+    counted = [work.images > 0, work.lanes[0] > 0, work.lanes[1] > 0]
+    assert counted == [lane is each for each in (Lane.ORDINARY, Lane.LARGE, Lane.SLOW)]
+
+
+def test_the_rate_of_a_lane_is_measured_on_its_own() -> None:
     clock = Clock()
     flow = Flow(RATE, 4, clock)
-    sender, work = Sender("a", "", 1), Work(0, 0.0, 3.0)
+    sender, large, slow = Sender("a", "", 1), Work(0, 0.0, (3.0, 0.0)), Work(0, 0.0, (0.0, 3.0))
     for _ in range(12):
-        flow.enter(sender, work, 0)
-    for _ in range(12):
-        clock.ns += 500_000_000  # six times as fast as estimated
-        flow.leave(sender, work, answered=True)
+        flow.enter(sender, large, 0)
+        flow.enter(sender, slow, 0)
+    for number in range(12):
+        clock.ns += 500_000_000  # large ones are six times as fast as estimated
+        flow.leave(sender, large, answered=True)
+        if number % 6 == 5:  # and the slow lane gets hardly any time
+            flow.leave(sender, slow, answered=True)
+    for _ in range(10):
+        flow.leave(sender, slow, answered=False)
     assert flow.rate == RATE
-    assert flow.seconds_before(sender, work, 0) == pytest.approx(0.5, rel=0.2)
+    assert flow.seconds_before(sender, large, 0) == pytest.approx(0.5, rel=0.2)
+    assert flow.seconds_before(sender, slow, 0) > 2
     assert flow.idle
