@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.jobs.confinement import confine_calls, confine_files
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.jobs.failure import describe_exception, memory_advice
 from multigrain.jobs.ipc import ChannelReporter, Done, Failed, Hello
@@ -98,12 +99,14 @@ def run_worker(
         The exit code.
     """
     faulthandler.enable()
+    sandbox = confine_files(options.folder, target=options.target, clustered=options.clustered)
     hello = Hello(options.token, options.rank, options.world, os.getpid())
     try:
         reporter = ChannelReporter(options.address, hello)
     except OSError as error:
         print(f"cannot connect to the runner: {error}", file=sys.stderr, flush=True)
         return 1
+    confine_calls(sandbox)
     advice = ""
     try:
         request = JobRequest.load(options.folder.spec)

@@ -68,6 +68,7 @@ class Sandbox:
         execute: may start other programs.
         fork: may start processes.
         attributes: may change mode, owner and times of files.
+        capabilities: keeps those of root.
         filter: refuse system calls; without it, the four above are allowed.
         limits: highest values by name in ``resource``, such as "RLIMIT_NOFILE"; a lower one stays.
         reasons: why a measure is not wanted, for the report.
@@ -78,6 +79,7 @@ class Sandbox:
     execute: bool = False
     fork: bool = False
     attributes: bool = False
+    capabilities: bool = False
     filter: bool = True
     limits: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[MeasureName, str] = field(default_factory=dict)
@@ -126,7 +128,7 @@ def apply(sandbox: Sandbox) -> SandboxReport:
     what it starts. The rest holds for all threads.
     """
     found = {
-        "no_new_privs": _attempt("no_new_privs", _set_no_new_privs),
+        "no_new_privs": _attempt("no_new_privs", lambda: _set_no_new_privs(sandbox.capabilities)),
         "limits": _set_limits(sandbox.limits),
     }
     found.update(_restrict_files(sandbox))
@@ -157,14 +159,15 @@ def probe() -> SandboxReport:
     return SandboxReport(tuple(found))
 
 
-def _set_no_new_privs() -> str:
+def _set_no_new_privs(capabilities: bool) -> str:
     if not sys.platform.startswith("linux"):
         raise OSError(0, "a part of Linux")
     libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
         raise OSError(ctypes.get_errno(), "refused by the kernel")
-    _drop_capabilities(libc)
+    if not capabilities:
+        _drop_capabilities(libc)
     return ""
 
 

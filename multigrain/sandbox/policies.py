@@ -34,7 +34,9 @@ _FEW_FILES: Final = 1024
 _DECODER_FILES: Final = 32
 # glibc reserves 64 MiB for each of up to 8 arenas per CPU, and 8 MiB for the stack of a thread.
 _RESERVED_PER_CPU: Final = _GIB
-_ACCELERATOR: Final = "not applied with an accelerator, whose driver needs devices and more"
+#: Says to workers whether they restrict themselves; set by the daemon. Without it, they do not.
+WORKER_VARIABLE: Final = "MULTIGRAIN_WORKER_SANDBOX"
+_ACCELERATOR: Final = "not applied: drivers of accelerators need devices, and clusters the network"
 
 
 def engine_sandbox(
@@ -133,6 +135,7 @@ def worker_sandbox(*, read: Iterable[Path], write: Iterable[Path]) -> Sandbox:
 def accelerator_sandbox() -> Sandbox:
     """What is known to do no harm to any driver; also for workers that form a cluster."""
     return Sandbox(
+        capabilities=True,
         filter=False,
         limits={"RLIMIT_CORE": 0},
         reasons=dict.fromkeys(("files", "signals", "network", "system_calls"), _ACCELERATOR),

@@ -127,6 +127,7 @@ class App:
             SupervisorOptions(
                 command=runner_command,
                 image_limits=replace(config.serving.image_limits, roots=self._roots.roots),
+                sandbox=config.jobs.sandbox,
                 worker_environment=config.jobs.worker_environment,
                 poll_seconds=config.jobs.poll_seconds,
                 max_runner_crashes=config.jobs.max_runner_crashes,

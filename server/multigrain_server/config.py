@@ -156,6 +156,13 @@ class JobsConfig(Spec):
         gt=0,
         description="Seconds before a crashed runner is restarted; doubles with each crash.",
     )
+    sandbox: Literal["auto", "off"] = Field(
+        "auto",
+        description="Whether workers restrict themselves: auto = an evaluation or export by one "
+        "worker on the CPU reads data roots and libraries only, writes its job folder and models "
+        "only, and has no network; other workers dump no core and gain no privileges. "
+        "Default auto.",
+    )
     worker_environment: EnvironmentNames = Field(
         (),
         description="Names of further environment variables of the daemon that the processes of "

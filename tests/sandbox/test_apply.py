@@ -17,7 +17,7 @@ BARE = Sandbox(files=Files())
 @pytest.fixture(autouse=True)
 def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test's process itself must not be restricted."""
-    monkeypatch.setattr(module, "_set_no_new_privs", lambda: "")
+    monkeypatch.setattr(module, "_set_no_new_privs", lambda _: "")
     monkeypatch.setattr(landlock, "restrict", lambda *_, **__: 7)
     monkeypatch.setattr(seccomp, "install", lambda _: None)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -18,6 +19,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.limits import EXIT_DISK_FULL, is_disk_full
 from multigrain.processes import needed_environment
+from multigrain.sandbox.policies import WORKER_VARIABLE
 from multigrain_server.asyncio_utils import background_task
 from multigrain_server.backoff import backoff_seconds
 from multigrain_server.devices import Leases
@@ -124,6 +126,7 @@ class SupervisorOptions:
         command: starts a runner; the job folder is appended.
         image_limits: of the image files in a dataset: those of serving, so that what is served can
             be trained on.
+        sandbox: whether workers restrict themselves.
         worker_environment: further environment variables for the processes of jobs: see
             ``multigrain.processes.needed_environment``.
         poll_seconds: interval at which events and processes are checked.
@@ -135,6 +138,7 @@ class SupervisorOptions:
 
     command: Sequence[str]
     image_limits: ImageLimits = DEFAULT_LIMITS
+    sandbox: Literal["auto", "off"] = "auto"
     worker_environment: tuple[str, ...] = ()
     poll_seconds: float = 0.05
     save_seconds: float = 1.0
@@ -322,6 +326,7 @@ class Supervisor:
     def _start_runner(self, active: ActiveJob) -> None:
         lease = self._leases.acquire(active.job_id, active.request.spec.devices)
         environment = needed_environment(os.environ, self._options.worker_environment)
+        environment[WORKER_VARIABLE] = self._options.sandbox
         environment |= lease.environment() if lease is not None else {}
         active.started = True
         active.waiting = "starting"
