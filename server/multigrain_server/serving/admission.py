@@ -108,6 +108,7 @@ class Admission:
         flow = self._flow(engine)
         work = flow.work(request)
         return self._overloaded(
+            request.client,
             "late",
             "throughput dropped after admission",
             flow.retry_seconds(request.client, work, _retry(flow, _MIN_RETRY_SECONDS)),
@@ -144,7 +145,8 @@ class Admission:
             seconds = part * flow.seconds_at_most(Work(0, 0.0)) or 1.0
             delay = flow.retry_seconds(request.client, work, _retry(flow, seconds))
             reason: Refusal = "share" if shortage.over_share else _REASONS[shortage.quantity]
-            raise self._overloaded(reason, _why(shortage), delay, _who(shortage, request.client))
+            who = _who(shortage, request.client)
+            raise self._overloaded(request.client, reason, _why(shortage), delay, who)
         self._check_deadline(request, sender, work, flow)
 
     def _check_deadline(
@@ -160,27 +162,35 @@ class Admission:
         if seconds <= left:
             return
         raise self._overloaded(
+            request.client,
             "late",
             f"it would answer in {seconds:.2f} s, after the deadline",
             flow.retry_seconds(request.client, work, _retry(flow, seconds - left)),
         )
 
     def _overloaded(
-        self, reason: Refusal, why: str, delay: float, who: str = "the server is full"
+        self,
+        client: str,
+        reason: Refusal,
+        why: str,
+        delay: float,
+        who: str = "the server is full",
     ) -> MultigrainError:
         self._metrics.refused(reason)
         delay = min(delay, _MAX_RETRY_SECONDS)
-        self._log_refusal(why)
+        self._log_refusal(client, why)
         return MultigrainError(
             ErrorKind.OVERLOADED, f"{who} ({why}): try again in {delay:.2f} s", retry_after=delay
         )
 
-    def _log_refusal(self, why: str) -> None:
+    def _log_refusal(self, client: str, why: str) -> None:
         """Logs now and then: a line for each refusal would add to the load."""
         self._refused += 1
         now = self._clock_ns() / 1e9
         if now - self._logged >= _LOG_SECONDS:
-            _log.warning("overloaded", refused_requests=self._refused, reason=why)
+            _log.warning(
+                "overloaded", refused_requests=self._refused, reason=why, newest_client=client
+            )
             self._logged, self._refused = now, 0
 
     def _publish(self) -> None:
