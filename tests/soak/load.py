@@ -146,13 +146,13 @@ class Load:
 
 
 def engines(daemon: Daemon) -> list[psutil.Process]:
-    """Processes that hold models now."""
-    found = []
+    """Processes that hold models now; their decoder processes have the same command line."""
+    found = {}
     for process in processes_below(daemon.data_dir):
         with suppress(psutil.Error):
             if "multigrain.engine" in process.cmdline():
-                found.append(process)
-    return found
+                found[process.pid] = process.ppid(), process
+    return [process for parent, process in found.values() if parent not in found]
 
 
 async def until_done(attempt: Callable[[], Coroutine[Any, Any, None] | Awaitable[None]]) -> None:

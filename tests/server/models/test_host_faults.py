@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from PIL import Image
 from structlog.testing import capture_logs
 
 from multigrain import files
@@ -18,21 +19,25 @@ from multigrain.bundle import folder
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.models.catalog import ModelView
 from tests.engine.bundles import write_bundle
-from tests.engine.pictures import picture
+from tests.engine.pictures import encoded, picture
 from tests.server.serving.harness import harness, until
 
 pytestmark = pytest.mark.process
 
 # Runs an engine that has a child with the engine's output, as compilers of kernels are.
 _WITH_CHILD = "import os, subprocess, sys; subprocess.Popen(['sleep', '30']); os.execv(*%r)"
-# Runs an engine whose decoder is ended by a native fault in one image.
+# Runs an engine in which one image causes a native fault: in its decoder, or in the network.
 _WITH_FAULT = """
 import os, runpy, sys
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+from multigrain.engine import worker
 from multigrain.images import preprocess
-whole = preprocess.crop
+whole, run = preprocess.crop, worker._run
 def faulty(data, *rest):
-    return os.abort() if data == {deadly!r} else whole(data, *rest)
-preprocess.crop = faulty
+    return os.abort() if data == {in_decoder!r} else whole(data, *rest)
+def faulty_run(runtime, items):
+    return os.abort() if any((item.pixels == 255).all() for item in items) else run(runtime, items)
+preprocess.crop, worker._run = faulty, faulty_run
 sys.argv = {command!r}
 runpy.run_module("multigrain.engine", run_name="__main__")
 """
@@ -137,17 +142,40 @@ async def test_an_engine_that_leaves_a_child_process_behind_is_replaced(
         await until(lambda: state(h.manager.catalog.view("tiny@1")) == "ready")
 
 
-async def test_an_image_that_crashes_a_real_engine_is_quarantined_and_its_neighbors_are_answered(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def start_with_fault(monkeypatch: pytest.MonkeyPatch, in_decoder: bytes = b"") -> None:
+    """Engines that start later crash at white pixels, and their decoders at an image."""
     spawn = asyncio.create_subprocess_exec
-    deadly = picture(2)
 
     async def with_fault(*command: str, **options: object) -> asyncio.subprocess.Process:
-        program = _WITH_FAULT.format(deadly=deadly, command=list(command[2:]))
+        program = _WITH_FAULT.format(in_decoder=in_decoder, command=list(command[2:]))
         return await spawn(sys.executable, "-c", program, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", with_fault)
+
+
+async def test_an_image_that_crashes_a_decoder_process_leaves_the_engine_running(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = picture(2)
+    start_with_fault(monkeypatch, deadly)
+    async with harness(root) as h:
+        await h.manager.load("tiny@1")
+        for _ in range(2):
+            answer = await h.embed(picture(1), deadly, picture(3))
+            errors = [item.error for item in answer.results]
+            assert errors[0] is None
+            assert errors[2] is None
+            assert errors[1] is not None
+            assert errors[1].kind is ErrorKind.IMAGE_HARMFUL
+            assert "crashed its process" in errors[1].message
+        assert h.manager.catalog.view("tiny@1").restarts == 0
+
+
+async def test_an_image_that_crashes_a_real_engine_is_quarantined_and_its_neighbors_are_answered(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_with_fault(monkeypatch)
+    deadly = encoded(Image.new("RGB", (48, 48), "white"))
     async with harness(root) as h:
         await h.manager.load("tiny@1")
         answer = await h.embed(picture(1), deadly, picture(3))
