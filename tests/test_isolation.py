@@ -39,6 +39,7 @@ def shadowing_names() -> set[str]:
     packages = {
         entry.name.partition(".")[0]
         for folder in site.getsitepackages()
+        if os.path.isdir(folder)  # Debian's Python names folders that a virtual environment lacks
         for entry in os.scandir(folder)
         if not entry.name.endswith((".dist-info", ".pth"))
     }
