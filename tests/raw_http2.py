@@ -111,17 +111,19 @@ class Connection:
         Returns:
             The bytes sent.
         """
-        left = memoryview(b"\0" + size.to_bytes(4, "big") + bytes(size - missing))
-        total = len(left)
+        first = b"\0" + size.to_bytes(4, "big")
+        total = len(first) + size - missing
+        sent = 0
         until = time.monotonic() + seconds
-        while left:
-            room = self._room(stream, min(len(left), _MAX_FRAME), until)
+        while sent < total:
+            room = self._room(stream, min(total - sent, _MAX_FRAME), until)
             if not room:
                 break
-            flags = _END_STREAM if room == len(left) and not missing else 0
-            self.send(frame(_DATA, flags, stream, bytes(left[:room])))
-            left = left[room:]
-        return total - len(left)
+            data = (first[sent:] + bytes(room))[:room]
+            sent += room
+            flags = _END_STREAM if sent == total and not missing else 0
+            self.send(frame(_DATA, flags, stream, data))
+        return sent
 
     def wait_for_end(self, stream: int, seconds: float = 30.0) -> bool:
         """Whether the server ends a stream, or the connection, within some seconds."""

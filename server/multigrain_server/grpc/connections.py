@@ -41,7 +41,7 @@ _MIN_CONNECTIONS = 16
 # less often if that does not help.
 _TRIM_BYTES = 32 << 20
 _TRIM_SECONDS = 3.0
-_MAX_TRIM_SECONDS = 30.0
+_MAX_TRIM_SECONDS = 6.0
 _TRIM_HELPED_BYTES = 8 << 20
 # tcpi_bytes_received of struct tcp_info, since Linux 4.1.
 _TCP_INFO_BYTES = 136
