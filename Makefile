@@ -14,7 +14,8 @@ JOBS ?= 2
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
-.PHONY: long lock peers peers-serving bench unauthenticated faults fuzz fuzz-coverage soak audit clean
+.PHONY: long lock peers peers-serving bench unauthenticated hostile-images faults fuzz fuzz-coverage
+.PHONY: soak audit clean
 
 # Trains, evaluates, exports and serves a model of real images.
 demo: $(STAMP)
@@ -149,6 +150,12 @@ $(TRITON)/.installed:
 # What callers without a token can do to a daemon that needs tokens, four minutes.
 unauthenticated: $(STAMP)
 	$(BIN)/python -m benchmarks.unauthenticated
+
+# An ordinary caller beside callers that send hostile images, HOSTILE_SECONDS for each of some twenty
+# kinds, on an idle machine. Fails if the ordinary caller suffers (benchmarks/RESULTS.md).
+HOSTILE_SECONDS ?= 10
+hostile-images: $(STAMP)
+	$(BIN)/python -m benchmarks.hostile_images --seconds $(HOSTILE_SECONDS)
 
 # The fault injection tests with many more faults than in `make test`, half an hour. They print
 # their random seed; MULTIGRAIN_FAULT_SEED=N repeats a run.

@@ -24,7 +24,7 @@ SIDE = 8
 class CapturedTemplate:
     """Starts processes of which there is only the end of the socket, with an answer in it."""
 
-    parameters = Parameters(1000, 1000, 10_000, {SIDE: "{}"})
+    parameters = Parameters(1000, 1000, 10_000, 2**28, 5.0, {SIDE: "{}"})
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
