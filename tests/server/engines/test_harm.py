@@ -11,7 +11,7 @@ import pytest
 from multigrain.errors import ErrorKind
 from multigrain.images.cost import decode_cost
 from multigrain_server.engines.images import client_number
-from tests.engine.bundles import write_bundle
+from tests.engine.bundles import SIZE, write_bundle
 from tests.engine.pictures import picture
 from tests.server.engines.fake_engine import FakeEngines
 from tests.server.serving.harness import harness, until
@@ -99,7 +99,7 @@ async def test_engines_are_told_the_client_and_the_cost_of_each_image(root: Path
         await h.manager.load("tiny")
         await h.embed(*images, client="one")
         await h.embed(images[0], client="two")
-    costs = [decode_cost(image, 32) for image in images]
+    costs = [decode_cost(image, 3 * SIZE) for image in images]
     first, second, third = engines.requests
     assert [first.decode_seconds, second.decode_seconds] == [cost.seconds for cost in costs]
     assert [first.decode_bytes, second.decode_bytes] == [cost.bytes for cost in costs]
