@@ -22,13 +22,13 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 
+from multigrain import shared_memory
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.machine import THREAD_VARIABLES
 from multigrain.memory import is_memory_exhausted, is_out_of_memory, release_freed_memory
@@ -170,9 +170,6 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 class Exchange:
     """Memory that an engine shares with one decoder process: an encoded image, then its pixels.
 
-    Its size is sealed: the kernel would end an engine that reads memory which a captured decoder
-    process has cut off.
-
     Args:
         fd: from :meth:`allocate`.
         input_bytes: of an encoded image at most.
@@ -185,20 +182,10 @@ class Exchange:
 
     @staticmethod
     def allocate(input_bytes: int, output_bytes: int) -> int:
-        """A file descriptor of such memory; it takes up what is written to it only."""
-        size = _pages(input_bytes) + _pages(output_bytes)
-        if sys.platform != "linux":
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-            os.ftruncate(fd, size)
-            return fd
-        import fcntl
-
-        fd = os.memfd_create("multigrain-decode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, size)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-        return fd
+        """A file descriptor of such memory."""
+        return shared_memory.allocate(
+            "multigrain-decode", _pages(input_bytes) + _pages(output_bytes)
+        )
 
     def write_image(self, data: bytes) -> None:
         """Stores an encoded image."""

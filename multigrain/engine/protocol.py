@@ -13,11 +13,8 @@ reader needs no thread, and the last write survives the writer whatever killed i
 from __future__ import annotations
 
 import mmap
-import os
 import socket
 import struct
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +23,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from multigrain import shared_memory
 from multigrain.errors import ErrorKind
 from multigrain.sandbox.apply import Measure
 
@@ -309,13 +307,7 @@ class InFlightSlots:
     @staticmethod
     def allocate(slots: int) -> int:
         """A file descriptor of empty shared memory for ``slots`` slots."""
-        if sys.platform == "linux":
-            fd = os.memfd_create("multigrain-inflight")
-        else:
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        os.ftruncate(fd, slots * _SLOT_BYTES)
-        return fd
+        return shared_memory.allocate("multigrain-inflight", slots * _SLOT_BYTES)
 
     def record(self, slot: int, item_id: int) -> None:
         """Records that work on an image begins. Ids are above 0."""

@@ -41,6 +41,12 @@ _CLONE_THREAD = 0x00010000
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _CLONE_NAMESPACES = 0x7E020000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+# FS_IOC_SETFLAGS, its 32-bit form, FS_IOC_SETVERSION, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY:
+# they change a file that is open for reading only.
+_FILE_IOCTLS: Final = (0x40086602, 0x40046602, 0x40087602, 0x401C5820, 0x40806685)
+# The two kinds of pairs that stay connected to each other. The others can be sent from to any
+# address: datagrams, and SOCK_RAW, which the kernel takes for datagrams.
+_STREAM, _PACKETS = 1, 5  # SOCK_STREAM, SOCK_SEQPACKET
 _SOCKET_TYPE = 0xF
 
 #: What no process of this project needs: other processes, mounts, namespaces, the kernel itself.
@@ -51,7 +57,7 @@ ALWAYS: Final = (
     # Mounts and namespaces.
     *("mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen", "fsconfig"),
     *("fsmount", "fspick", "mount_setattr", "setns", "unshare", "swapon", "swapoff"),
-    *("quotactl", "quotactl_fd"),
+    *("open_tree_attr", "quotactl", "quotactl_fd"),
     # Parts of the kernel with many past defects.
     *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter"),
     *("io_uring_register", "add_key", "request_key", "keyctl", "fanotify_init"),
@@ -69,6 +75,7 @@ ALWAYS: Final = (
 ATTRIBUTES: Final = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+    *("setxattrat", "removexattrat", "file_setattr"),
     *("utime", "utimes", "futimesat", "utimensat", "truncate"),
 )
 EXECUTE: Final = ("execve", "execveat")
@@ -89,7 +96,8 @@ _COMMON: Final = _table(
     io_uring_setup 425, io_uring_enter 426, io_uring_register 427, open_tree 428,
     move_mount 429, fsopen 430, fsconfig 431, fsmount 432, fspick 433, clone3 435,
     pidfd_getfd 438, process_madvise 440, mount_setattr 442, quotactl_fd 443,
-    process_mrelease 448, fchmodat2 452
+    process_mrelease 448, fchmodat2 452, setxattrat 463, removexattrat 466,
+    open_tree_attr 467, file_setattr 469
     """
 )
 # arch/x86/entry/syscalls/syscall_64.tbl
@@ -195,17 +203,18 @@ class Filter:
         # to clone, whose flags are a number.
         code += [(_EQUAL, 0, 1, calls["clone3"]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
         if self.fork:
-            code += _argument(calls["clone"], 0, (_ANY_BIT, 0, 1, _CLONE_NAMESPACES), denied)
+            code += _argument(calls["clone"], 0, (_ANY_BIT, 0, 1, _CLONE_NAMESPACES), denied=denied)
         else:
-            code += _argument(calls["clone"], 0, (_ANY_BIT, 1, 0, _CLONE_THREAD), denied)
+            code += _argument(calls["clone"], 0, (_ANY_BIT, 1, 0, _CLONE_THREAD), denied=denied)
         # The limits of other processes of this user.
-        code += _argument(calls["prlimit64"], 0, (_EQUAL, 1, 0, 0), denied)
-        for request in (_TIOCSTI, _TIOCLINUX):
-            code += _argument(calls["ioctl"], 1, (_EQUAL, 0, 1, request), denied)
+        code += _argument(calls["prlimit64"], 0, (_EQUAL, 1, 0, 0), denied=denied)
+        for request in (_TIOCSTI, _TIOCLINUX, *(() if self.attributes else _FILE_IOCTLS)):
+            code += _argument(calls["ioctl"], 1, (_EQUAL, 0, 1, request), denied=denied)
         if not self.sockets:
-            # A pair of datagram sockets could be sent from to any address.
-            datagram = (_EQUAL, 0, 1, socket.SOCK_DGRAM)
-            code += _argument(calls["socketpair"], 1, datagram, denied, mask=_SOCKET_TYPE)
+            pair = calls["socketpair"]
+            code += _argument(pair, 0, (_EQUAL, 1, 0, socket.AF_UNIX), denied=denied)
+            stream, packets = (_EQUAL, 2, 0, _STREAM), (_EQUAL, 1, 0, _PACKETS)
+            code += _argument(pair, 1, stream, packets, denied=denied, mask=_SOCKET_TYPE)
         code.append((_RETURN, 0, 0, _ALLOW))
         return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
@@ -264,17 +273,16 @@ def numbers(names: Iterable[str], machine: str) -> dict[str, int]:
 def _argument(
     number: int,
     index: int,
-    test: tuple[int, int, int, int],
+    *tests: tuple[int, int, int, int],
     denied: int,
-    *,
     mask: int | None = None,
 ) -> list[tuple[int, int, int, int]]:
-    """Forbids a call by the lower half of an argument. ``test`` jumps over one instruction to
-    allow it. Expects the number of the call loaded, and leaves it so."""
+    """Forbids a call by the lower half of an argument. A test allows it by a jump over the rest of
+    them and one instruction. Expects the number of the call loaded, and leaves it so."""
     body = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * index)]
     if mask is not None:
         body.append((_AND, 0, 0, mask))
-    body += [test, (_RETURN, 0, 0, denied), (_LOAD, 0, 0, _NUMBER_AT)]
+    body += [*tests, (_RETURN, 0, 0, denied), (_LOAD, 0, 0, _NUMBER_AT)]
     return [(_EQUAL, 0, len(body), number), *body]
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Callable
 
+import pytest
+
+from multigrain.engine.decoder_process import Exchange
 from multigrain.engine.protocol import InFlightSlots
 
 
@@ -31,3 +36,21 @@ def test_no_image_is_in_flight_at_first() -> None:
     writer = InFlightSlots(fd, 3)
     os.close(fd)
     assert writer.images() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seals are a part of Linux")
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: InFlightSlots.allocate(4), lambda: Exchange.allocate(100, 100)],
+    ids=["of the daemon", "of an engine"],
+)
+def test_a_captured_process_cannot_cut_off_memory_that_another_reads(
+    allocate: Callable[[], int],
+) -> None:
+    """The kernel would end the other one (SIGBUS) at its next look."""
+    fd = allocate()
+    size = os.fstat(fd).st_size
+    for changed in (0, 2 * size):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, changed)
+    os.close(fd)

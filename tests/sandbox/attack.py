@@ -41,8 +41,8 @@ def attacks(folder: Path) -> dict[str, Callable[[], object]]:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(path)
 
-    def send_datagram() -> None:
-        ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    def send_datagram(kind: int) -> None:
+        ours, _ = socket.socketpair(socket.AF_UNIX, kind)
         ours.sendto(b"x", str(folder / "datagrams"))
 
     return {
@@ -64,7 +64,8 @@ def attacks(folder: Path) -> dict[str, Callable[[], object]]:
         "open a UDP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "connect to a Unix socket": lambda: connect(str(folder / "socket")),
         "connect to an abstract socket": lambda: connect(f"\0multigrain-attack-{parent}"),
-        "send a datagram": send_datagram,
+        "send a datagram": lambda: send_datagram(socket.SOCK_DGRAM),
+        "send a datagram by a raw socket": lambda: send_datagram(socket.SOCK_RAW),
         "mount": lambda: _call("mount", 0, 0, 0, 0, 0),
         "trace the parent": lambda: _call("ptrace", 16, parent, 0, 0),  # PTRACE_ATTACH
         "read the parent": lambda: _call("process_vm_readv", parent, 0, 0, 0, 0, 0),
@@ -75,7 +76,10 @@ def attacks(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 #: Those that show without a sandbox that an attempt would work, and that harm nobody then.
-HARMLESS = ("read a file", "list a folder", "create a file", "open a UDP socket", "change the mode")
+HARMLESS = (
+    *("read a file", "list a folder", "create a file", "open a UDP socket", "change the mode"),
+    *("send a datagram", "send a datagram by a raw socket"),
+)
 
 
 def executions() -> dict[str, Callable[[], object]]:
@@ -89,7 +93,17 @@ def executions() -> dict[str, Callable[[], object]]:
 def attributes(folder: Path) -> dict[str, Callable[[], object]]:
     """Attempts to change what is known of a file; a worker may do so."""
     secret = folder / "outside"
+
+    def set_flags() -> None:
+        import fcntl
+
+        with (folder / "inside" / "model.json").open("rb") as file:
+            no_dump = (0x40).to_bytes(8, sys.byteorder)  # FS_NODUMP_FL
+            fcntl.ioctl(file, 0x40086602, no_dump)  # FS_IOC_SETFLAGS
+
     return {
+        "change the flags": set_flags,
+        "set an attribute by a path": lambda: _call("setxattrat", -100, 0, 0, 0, 0, 0),
         "change the mode": lambda: secret.chmod(0o777),
         "change the owner": lambda: os.chown(secret, os.getuid(), os.getgid()),
         "change the times": lambda: os.utime(secret, (0, 0)),
