@@ -11,6 +11,7 @@ Imports no package beside the standard library: the client imports it.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,12 +105,15 @@ def entries(archive: BinaryIO, *, max_entries: int) -> Iterator[Entry]:
     Raises:
         TarError: if the archive is refused.
     """
+    # A size may be larger than any offset that the file system can seek to.
+    length = archive.seek(0, os.SEEK_END)
+    archive.seek(0)
     number, extensions = 0, 0
     extension, before = _Extension(), b""
     while True:
         block = archive.read(BLOCK)
         if len(block) < BLOCK:
-            raise TarError("it is not a complete, uncompressed tar archive: its end is missing")
+            raise TarError(_NO_END)
         if _is_zero(block):
             if before:
                 raise TarError("it ends with the header of a long name")
@@ -130,6 +134,8 @@ def entries(archive: BinaryIO, *, max_entries: int) -> Iterator[Entry]:
             raise TarError(f"it has more than {max_entries} entries")
         entry = _entry(block, flag, size, extension, archive.tell())
         extension, before = _Extension(), b""
+        if entry.size > length - entry.offset:
+            raise TarError(_NO_END)
         yield entry
         archive.seek(entry.offset + _padded(entry.size))
 
@@ -160,6 +166,7 @@ def _check(block: bytes) -> None:
         raise TarError(_NO_HEADER)
 
 
+_NO_END: Final = "it is not a complete, uncompressed tar archive: its end is missing"
 _NO_HEADER: Final = "it is not a complete, uncompressed tar archive: a header is damaged"
 
 

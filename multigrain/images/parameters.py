@@ -6,7 +6,7 @@ Pillow here.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,10 @@ from multigrain.specs.base import Spec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Of colors in [0, 1]. Others would make the network's input infinite or NaN.
+_Mean = Annotated[float, Field(ge=-1000, le=1000)]
+_Std = Annotated[float, Field(ge=1e-4, le=1000)]
 
 
 class Preprocessing(Spec):
@@ -29,8 +33,8 @@ class Preprocessing(Spec):
     resize_short: int = Field(ge=1, le=8192)
     # Like the crops of training, and like the paper's code in both.
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
+    std: tuple[_Std, _Std, _Std] = IMAGENET_STD
 
     @classmethod
     def standard(cls, size: int, center_crop: float = 0.875) -> Preprocessing:

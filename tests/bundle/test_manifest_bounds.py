@@ -60,7 +60,12 @@ def whole() -> dict[str, Any]:
             {
                 "resolution": 32,
                 "gem_p": 3.0,
-                "preprocessing": {"size": 32, "resize_short": 36},
+                "preprocessing": {
+                    "size": 32,
+                    "resize_short": 36,
+                    "mean": [0.5, 0.5, 0.5],
+                    "std": [0.25, 0.25, 0.25],
+                },
                 "mindir": "",
                 "onnx": "model.onnx",
                 "air": "",
@@ -162,6 +167,14 @@ HOSTILE: dict[str, bytes] = {
     "a list": b"[]",
     "nothing": b"",
 }
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e308", "-1e308"])
+def test_colors_are_scaled_to_finite_numbers_only(field: str, value: str) -> None:
+    path = ("heads", 0, "preprocessing", field, 1)
+    with pytest.raises(ValueError, match=field):
+        parse_manifest(BundleManifest, text_of(changed(path, float(value))))
 
 
 @pytest.mark.parametrize("kind", [BundleManifest, CheckpointManifest])

@@ -128,6 +128,9 @@ HOSTILE = {
     "a contiguous file": block("a", b"7"),
     "a size in base 256 below 0": FILE[:124] + b"\xff" * 12 + FILE[136:],
     "a size in base 256 of 2^80": FILE[:124] + b"\x80" + b"\xff" * 11 + FILE[136:],
+    "a size in base 256 of 2^63 - 1": FILE[:124] + b"\x80\0\0\0\x7f" + b"\xff" * 7 + FILE[136:],
+    "a size in base 256 of 2^62": FILE[:124] + b"\x80\0\0\0\x40" + b"\0" * 7 + FILE[136:],
+    "a size of 2^63 - 1 in pax": with_data(b"x", record("size", str(2**63 - 1).encode())) + FILE,
     "a size with a sign": FILE[:124] + b"+0000000001\0" + FILE[136:],
     "a size with underscores": FILE[:124] + b"0_000000001\0" + FILE[136:],
     "a file longer than the archive": block("model.json", b"0", 1 << 30),
@@ -170,6 +173,18 @@ def test_a_hostile_archive_is_refused(
     assert len(caught.value.message) < 500
     assert archive.largest <= 1 << 20
     assert archive.reads < 5000
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_hostile_archive_on_a_disk_is_refused(tmp_path: Path, attack: str) -> None:
+    # A file has a largest offset, which memory has not.
+    (tmp_path / "a.tar").write_bytes(repaired(HOSTILE[attack]) + END)
+    with (
+        (tmp_path / "a.tar").open("rb") as archive,
+        pytest.raises(MultigrainError, match="the archive is refused") as caught,
+    ):
+        unpack_tar(archive, tmp_path / "b", max_bytes=2 << 30)
+    assert caught.value.kind is ErrorKind.INVALID_FIELD
 
 
 def test_an_archive_without_its_end_is_refused(tmp_path: Path) -> None:
