@@ -134,7 +134,11 @@ class MessageReads:
             del self._reads[read]
             self._leave(client)
         if message is grpc.aio.EOF:
-            raise MultigrainError(ErrorKind.INVALID_FIELD, "the request has no message")
+            # gRPC has answered the caller of a message that is too large.
+            raise MultigrainError(
+                ErrorKind.INVALID_FIELD,
+                "the request has no message, or one larger than grpc.max_message_mib",
+            )
         return message
 
     def _has_room(self, client: str) -> bool:

@@ -12,7 +12,9 @@ from multigrain_server import service_names
 from multigrain_server.config import GrpcConfig
 from multigrain_server.grpc.connections import max_connections
 
-_UNREAD_BYTES = 256 << 10
+# Bounds the speed of a client that is far away to so much per round trip: 10 MB/s from another
+# continent.
+_UNREAD_BYTES = 1 << 20
 _HANDSHAKE_MS = 5000
 
 

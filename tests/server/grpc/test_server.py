@@ -17,6 +17,7 @@ from multigrain_server.grpc.server import build_server
 from tests.engine.bundles import write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
+from tests.raw_http2 import Connection
 from tests.server.grpc.serving import serving
 
 
@@ -83,3 +84,30 @@ def test_every_option_reaches_grpc(field: str, monkeypatch: pytest.MonkeyPatch) 
     for fields in (age, {**age, field: 11}):
         build_server(GrpcConfig(**fields), [])
     assert made[0] != made[1]
+
+
+async def test_a_client_may_send_a_mebibyte_per_round_trip() -> None:
+    """With less, a client on another continent sends images ten times as slowly as it could; with
+    much more, callers without a token cost memory."""
+    called = asyncio.Event()
+
+    async def never_reads(_messages: object, _context: object) -> bytes:
+        called.set()
+        await asyncio.Event().wait()
+        return b""
+
+    server = build_server(GrpcConfig(), [])
+    method = grpc.stream_unary_rpc_method_handler(never_reads)
+    handler = grpc.method_handlers_generic_handler("test", {"Upload": method})
+    server.add_generic_rpc_handlers((handler,))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        with Connection(address) as connection:
+            connection.open(1, "/test/Upload")
+            async with asyncio.timeout(10):
+                await called.wait()
+            sent = await asyncio.to_thread(connection.send_message, 1, 8 << 20, seconds=1.0)
+    finally:
+        await server.stop(grace=0)
+    assert 1 << 20 <= sent <= 2 << 20
