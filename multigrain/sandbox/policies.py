@@ -152,7 +152,7 @@ def library_paths() -> tuple[Path, ...]:
     prefixes = [Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)]
     found = [*prefixes, Path(multigrain.__file__).parent]
     for entry in _search_path():
-        if entry.name in _OF_LIBRARIES or entry.suffix == ".zip":
+        if entry.name in _OF_LIBRARIES or entry.suffix == ".zip" or _has_installed(entry):
             found.append(entry)
         elif not any(entry.is_relative_to(prefix) for prefix in prefixes):
             found += _modules(entry)
@@ -171,6 +171,14 @@ def listed_paths() -> tuple[Path, ...]:
 
 def _search_path() -> tuple[Path, ...]:
     return tuple(path for entry in sys.path if (path := Path(entry)).is_absolute())
+
+
+def _has_installed(folder: Path) -> bool:
+    """Whether packages were installed in a folder of another name (``pip install --target``).
+
+    They have libraries and parts without ``__init__.py`` beside their modules.
+    """
+    return next(folder.glob("*.dist-info"), None) is not None
 
 
 def _modules(folder: Path) -> list[Path]:

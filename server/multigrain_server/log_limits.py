@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextvars import Context
 
 import structlog
 
@@ -21,7 +22,9 @@ _OTHERS = "others"
 
 
 def _later(seconds: float, call: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_later(seconds, call)
+    # Not in the context of the call that happens to be the first: its request id and token would be
+    # on the line.
+    asyncio.get_running_loop().call_later(seconds, call, context=Context())
 
 
 class FailedCallLines:
@@ -55,7 +58,7 @@ class FailedCallLines:
         """
         now = self._clock()
         if now - self._since >= _WINDOW_SECONDS:
-            self._report()
+            Context().run(self._report)
             self._since = now
         if self._lines.total() < _LINES and self._lines[host, code] < _LINES_OF_HOST:
             self._lines[host, code] += 1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from multigrain.v1 import job_pb2, job_pb2_grpc
+from multigrain_server import log_limits
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.log_limits import FailedCallLines
 from tests.server.access.daemon import daemon, write_tokens
@@ -103,3 +107,26 @@ async def test_calls_without_a_token_make_few_lines_and_are_all_counted(tmp_path
     assert counted == 200
     lines = [line for line in logged if line["event"] == "call"]
     assert 1 <= len(lines) <= 60, "5 every 10 seconds, however long 200 calls take"
+
+
+async def test_counts_are_not_logged_as_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_limits, "_WINDOW_SECONDS", 0.01)
+    found: list[dict[str, object]] = []
+    reported = asyncio.Event()
+
+    def processor(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        found.append(dict(event))
+        reported.set()
+        raise structlog.DropEvent
+
+    merge = structlog.contextvars.merge_contextvars
+    log = structlog.wrap_logger(structlog.PrintLogger(), processors=[merge, processor])
+    monkeypatch.setattr(log_limits, "_log", log)
+    with structlog.contextvars.bound_contextvars(request_id="of-one-call", token="me"):
+        lines = FailedCallLines()
+        while lines.allow("UNAUTHENTICATED", "10.0.0.1"):
+            pass
+    async with asyncio.timeout(10):
+        await reported.wait()
+    assert found[0]["calls"] == 1
+    assert not {"request_id", "token"} & found[0].keys()

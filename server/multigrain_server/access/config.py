@@ -83,9 +83,9 @@ class AccessConfig(Spec):
     hosts: tuple[str, ...] = Field(
         (),
         description="Names under which the HTTP address is reached, without the port. Where there "
-        "are no tokens, requests for other public names are refused, so that web pages in a "
-        "browser cannot read it. Addresses, names of one word, this machine's own and those below "
-        ".local, .internal, .svc and .cluster.local are always accepted.",
+        "are no tokens and no TLS (tls.http), requests for other public names are refused, so that "
+        "web pages in a browser cannot read it. Addresses, names of one word, this machine's own "
+        "and those below .local, .internal, .svc and .cluster.local are always accepted.",
     )
     max_streams_per_client: int = Field(
         900,

@@ -51,7 +51,8 @@ class HttpServer:
         access: decides who may read what.
         site: the status pages.
         tls: makes the context of a connection; None = plain HTTP.
-        hosts: names in the Host header that are accepted without tokens, beside the usual ones.
+        hosts: names in the Host header that are accepted without tokens and TLS, beside the usual
+            ones.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class HttpServer:
         self._access = access
         self._site = site
         self.connections = Acceptor(self._connection, tls, LIMITS)
-        self._host_check = None if access.needs_tokens else HostCheck(hosts)
+        # A browser compares the name with the certificate before it sends anything.
+        checks_host = not access.needs_tokens and tls is None
+        self._host_check = HostCheck(hosts) if checks_host else None
         application = web.Application(middlewares=[self._guard])
         application.add_routes(
             [

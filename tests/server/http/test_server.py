@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import psutil
@@ -20,6 +22,8 @@ from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
+from multigrain_server.access.access import Access
+from multigrain_server.access.config import AccessConfig
 from multigrain_server.app import App
 from multigrain_server.http import server
 from multigrain_server.http.host_check import HostCheck
@@ -246,3 +250,28 @@ def test_configured_names_are_accepted() -> None:
     assert check.allows("trainer.EXAMPLE.com:9464")
     assert check.allows(None)
     assert not check.allows("other.example.com")
+
+
+def test_a_name_server_that_does_not_answer_holds_nothing_up() -> None:
+    answers = threading.Event()
+
+    def own_name() -> str:
+        assert answers.wait(10)
+        return "trainer.example.com"
+
+    check = HostCheck([], own_name)
+    assert check.allows("127.0.0.1:9464")
+    assert not check.allows("trainer.example.com")
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "own-name":
+            thread.join(10)
+    assert check.allows("Trainer.example.com.:9464")
+
+
+async def test_any_name_is_accepted_with_a_certificate() -> None:
+    """A browser has compared the name with the certificate; the operator need not list it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    access, page = Access(AccessConfig()), cast(Any, None)
+    assert server.HttpServer(page, bool, access, page, lambda: context)._host_check is None
+    assert server.HttpServer(page, bool, access, page)._host_check is not None
