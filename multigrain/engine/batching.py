@@ -58,8 +58,10 @@ class Lane(Enum):
     SLOW = "slow"
 
 
-# Estimated CPU seconds and bytes that decoding the most expensive images of two lanes takes.
-_MOST: Final = {Lane.ORDINARY: (0.1, 64 << 20), Lane.LARGE: (1.5, 256 << 20)}
+# Estimated CPU seconds and bytes that decoding the most expensive images of two lanes takes. Photos
+# of 24 megapixels of any kind must be large ones at most: slow ones get no CPU time while an engine
+# is busy.
+_MOST: Final = {Lane.ORDINARY: (0.1, 64 << 20), Lane.LARGE: (2.5, 320 << 20)}
 
 
 def lane_of(request: Submit) -> Lane:

@@ -46,8 +46,7 @@ _LOG = logging.getLogger(__name__)
 
 # How often a decode that takes longer is looked at: its CPU time, and whether it is wanted.
 _POLL_SECONDS: Final = 0.1
-# Decoding needs nothing but CPU time. The kernel gives every process a little of it, however busy
-# the machine is and however low the priority: a decoder process that takes none at all hangs.
+# Decoding needs nothing but CPU time: a decoder process that neither takes nor wants any hangs.
 _ASLEEP_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 5.0  # from the first byte of an answer, which is short, to the last
 _START_SECONDS: Final = 1.0  # until the next attempt
@@ -303,7 +302,8 @@ class DecoderProcess(ImageDecoder):
         while True:
             now = time.monotonic()
             used = cpu_seconds(self.pid)
-            if used > last:
+            # On a busy machine a process at a low priority may get none for a long time.
+            if used > last or wants_cpu(self.pid):
                 last, progress = used, now
             if not wanted():
                 detail = "is not needed any more"
@@ -345,3 +345,11 @@ def cpu_seconds(pid: int) -> float:
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)
     return 0.0
+
+
+def wants_cpu(pid: int) -> bool:
+    """Whether a process computes, or waits for nothing but a CPU."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_RUNNING
+    except psutil.Error:
+        return False

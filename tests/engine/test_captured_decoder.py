@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import time
 from typing import Any, cast
 
 import pytest
@@ -68,3 +70,35 @@ def test_an_answer_that_is_none_ends_the_process_and_not_the_engine(
         process.decode(b"image", SIDE, Budget(5.0, 5.0), lambda: True)
     assert stopped.value.reason is StopReason.CRASH
     assert template.ended == 1
+
+
+@pytest.mark.parametrize(
+    ("runnable", "reason"), [(True, StopReason.BUSY), (False, StopReason.ASLEEP)]
+)
+def test_a_process_that_waits_for_a_cpu_only_does_not_hang(
+    runnable: bool, reason: StopReason, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the slow lane may get no CPU time for longer than a process may sleep."""
+    monkeypatch.setattr(decoders, "_ASLEEP_SECONDS", 0.2)
+    monkeypatch.setattr(decoders, "cpu_seconds", lambda _pid: 0.0)
+    if not runnable:
+        monkeypatch.setattr(decoders, "wants_cpu", lambda _pid: False)
+    # It has the process id of this test, which runs whenever it looks at itself.
+    template: Any = CapturedTemplate(b"")
+    process = DecoderProcess(cast(Template, template), 1 << 20, "idle")
+    with pytest.raises(DecodeStoppedError) as stopped:
+        process.decode(b"image", SIDE, Budget(5.0, 1.0), lambda: True)
+    assert stopped.value.reason is reason
+
+
+def test_only_a_process_that_runs_wants_a_cpu() -> None:
+    assert decoders.wants_cpu(os.getpid())
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        try:
+            until = time.monotonic() + 30
+            while decoders.wants_cpu(sleeping.pid):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        finally:
+            sleeping.kill()
+    assert not decoders.wants_cpu(sleeping.pid)

@@ -174,6 +174,14 @@ def test_decoding_ends_when_nobody_waits_for_it(patient: EngineClient, deadline:
     assert_answered(patient, send_others(patient))
 
 
+def test_a_large_photo_that_misses_its_deadline_does_no_harm(patient: EngineClient) -> None:
+    """It took no more than was estimated: the machine was busy, or the deadline short."""
+    deadline_ns = time.monotonic_ns() + 2_000_000_000
+    number = send(patient, Fault.SPIN, decode_seconds=2.4, deadline_ns=deadline_ns)
+    assert patient.result(number).error is ErrorKind.DEADLINE
+    assert patient.result(number).harm == ""
+
+
 def test_only_decoder_processes_decode(patient: EngineClient) -> None:
     """While they are stopped, the engine computes what needs no decoding."""
     for process in decoders_of(patient):

@@ -23,7 +23,7 @@ _RETRYING_CLIENTS = 1024
 # CPU seconds and bytes beyond which an engine decodes an image in its lane of large ones, and of
 # slow ones (multigrain.engine.batching, which a test compares).
 LARGE = (0.1, 64 << 20)
-SLOW = (1.5, 256 << 20)
+SLOW = (2.5, 320 << 20)
 # Estimates are upper ones: until it is measured, so many estimated seconds are done in a second.
 _LANE_RATE = 2.0
 

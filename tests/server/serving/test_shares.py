@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from multigrain.engine.batching import Lane, lane_of
 from multigrain.engine.protocol import Submit
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.images.cost import DecodeCost
+from multigrain.images.cost import DecodeCost, decode_cost
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.images import ImageRequest, new_caller
 from multigrain_server.models.metrics import ServingMetrics
@@ -324,8 +325,8 @@ def test_work_is_counted_in_the_lane_that_decodes_it() -> None:
     assert flow.work(ImageRequest("", [b"", b""], tensors=True)) == Work(2, 2.0)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.11, 1.5, 1.51])
-@pytest.mark.parametrize("size", [0, 64 << 20, (64 << 20) + 1, 256 << 20, (256 << 20) + 1])
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.11, 2.5, 2.51])
+@pytest.mark.parametrize("size", [0, 64 << 20, (64 << 20) + 1, 320 << 20, (320 << 20) + 1])
 def test_engines_have_the_same_lanes(seconds: float, size: int) -> None:
     cost = DecodeCost(1, seconds, size)
     work = Flow(RATE, 16).work(ImageRequest("", [b""], costs=[cost]))
@@ -336,6 +337,17 @@ def test_engines_have_the_same_lanes(seconds: float, size: int) -> None:
     )
     counted = [work.images > 0, work.lanes[0] > 0, work.lanes[1] > 0]
     assert counted == [lane is each for each in (Lane.ORDINARY, Lane.LARGE, Lane.SLOW)]
+
+
+def test_a_photo_of_24_megapixels_is_no_slow_image() -> None:
+    """Slow images get no CPU time while an engine is busy."""
+    size = struct.pack("<HH", 5712, 4284)
+    frame = b"\x10\0\0\x9d\x01\x2a" + size + bytes(3 << 20)
+    webp = struct.pack("<4sI4s4sI", b"RIFF", len(frame) + 12, b"WEBP", b"VP8 ", len(frame)) + frame
+    cost = decode_cost(webp)
+    assert cost.pixels == 5712 * 4284
+    work = Flow(RATE, 16).work(ImageRequest("", [webp], costs=[cost]))
+    assert work.lanes == (cost.seconds, 0.0)
 
 
 def test_the_rate_of_a_lane_is_measured_on_its_own() -> None:
