@@ -41,7 +41,9 @@ _NEEDED_PREFIXES = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "BLIS_", "NUMEXPR_", "TBB_"),
     *("OV_", "OPENVINO_", "ONEDNN_", "DNNL_", "ORT_"),
     *("MS_", "MINDSPORE_", "GLOG_", "RANK_", "DEVICE_"),
-    *("CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_", "NCCL_"),
+    *("CUDA_", "CUDNN_", "CUBLAS_", "CUBLASLT_", "NVIDIA_", "NCCL_"),
+    # RDMA between hosts, also as NCCL's plugins use it.
+    *("IBV_", "RDMAV_", "MLX5_", "UCX_", "FI_"),
     *("ASCEND_", "HCCL_", "ACL_", "ATB_", "ASDOPS_", "LCCL_", "LCAL_"),
 )
 # A name such as NVIDIA_API_KEY begins like a driver's.

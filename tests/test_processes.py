@@ -68,6 +68,7 @@ SECRETS = {
 NEEDED = {
     "ASCEND_OPP_PATH": "/usr/local/Ascend/opp",
     "CUDA_VISIBLE_DEVICES": "0",
+    "FI_PROVIDER": "efa",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
     "GLOG_v": "1",
     "HCCL_CONNECT_TIMEOUT": "7200",
@@ -79,6 +80,7 @@ NEEDED = {
     "PATH": "/usr/bin",
     "PYTHONPATH": "/opt/cann/python",
     "RANK_TABLE_FILE": "/etc/hccl.json",
+    "RDMAV_FORK_SAFE": "1",
     "TOOLCHAIN_HOME": "/usr/local/Ascend/toolkit",
     "TZ": "UTC",
 }

@@ -49,6 +49,7 @@ _RECEIVED = slice(128, 136)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _Endpoint = tuple[str, int]
+_UNIX: _Endpoint = ("", 0)
 
 
 def raise_descriptor_limit() -> None:
@@ -162,7 +163,8 @@ class ConnectionGuard:
             return 0
         endpoint = _endpoint(peer)
         found = self._by_peer.get(endpoint)
-        if found is None:
+        # All clients of a Unix socket have one name: none of them would be found.
+        if found is None and endpoint != _UNIX:
             self.scan()
             found = self._by_peer.get(endpoint)
         return found.received_bytes() if found is not None else 0
@@ -299,8 +301,8 @@ def _endpoint(peer: str) -> _Endpoint:
     text, _, port = unquote(peer).partition(":")[2].rpartition(":")
     try:
         return _plain(text.strip("[]")), int(port)
-    except ValueError:  # a Unix socket
-        return "", 0
+    except ValueError:
+        return _UNIX
 
 
 def _peer(endpoint: _Endpoint) -> str:

@@ -88,6 +88,14 @@ def test_only_accepted_connections_to_the_port_are_found(family: socket.AddressF
             assert client.recv(1) == b""
 
 
+def test_no_client_of_a_unix_socket_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have one name, and the search would be repeated hundreds of times a second."""
+    guard = ConnectionGuard(GrpcConfig())
+    monkeypatch.setattr(guard, "scan", lambda: pytest.fail("searched"))
+    assert guard.received_bytes("unix:") == 0
+    assert guard.received_bytes("unix:/run/multigrain.sock") == 0
+
+
 def test_a_reused_descriptor_is_not_shut_down() -> None:
     ours, other = socket.socketpair()
     with ours, other:
