@@ -320,7 +320,7 @@ def _hint(why: str) -> str:
     if "handshake" in why.lower() or "certificate" in why.lower():
         return "does the server use TLS, with the name and certificate authority that you expect?"
     if "Socket closed" in why or "reset" in why:
-        return "does the server use TLS while this client does not?"
+        return "does the server use TLS while this client does not, or need a client certificate?"
     return "is multigrain-server running there?"
 
 

@@ -49,6 +49,7 @@ def test_invalid_target_is_refused_with_the_reason(target, message):
         ("Connection refused", "running there"),
         ("Tls handshake failed (TSI_PROTOCOL_FAILURE)", "certificate authority that you expect"),
         ("Socket closed", "this client does not"),
+        ("Socket closed", "need a client certificate"),
         ("Failed parsing HTTP/2 (Trying to connect an http1.x server)", "use the gRPC address"),
     ],
 )

@@ -7,6 +7,7 @@ import hmac
 import secrets
 import threading
 import time
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -153,7 +154,8 @@ class TokenFile:
             return
         self._stamp, self._tried = found, now
         if found is None or found[2] <= _SMALL_BYTES:
-            self._reload()
+            # Its log lines are not about the call that happens to come first.
+            Context().run(self._reload)
         else:
             self._reader = threading.Thread(target=self._reload, name="tokens", daemon=True)
             self._reader.start()

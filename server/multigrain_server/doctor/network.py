@@ -96,5 +96,6 @@ def callers(config: ServerConfig) -> Iterator[Finding]:
         yield warn(
             f"listen {config.listen}",
             warning,
-            "set tls.certificate, tls.key and access.tokens (see docs/how-to/tls-and-tokens.md)",
+            "set tls.certificate, tls.key, tls.http and access.tokens "
+            "(see docs/how-to/tls-and-tokens.md)",
         )

@@ -97,6 +97,20 @@ def test_failed_reload_keeps_the_previous_tokens(path: Path, content: str | None
     ]
 
 
+@pytest.mark.parametrize("content", ["[]", "a: ["])
+def test_a_reload_is_not_logged_as_part_of_a_call(path: Path, content: str) -> None:
+    write_tokens(path, "a:read")
+    file = TokenFile(path, check_seconds=0)
+    path.write_text(content)
+    with (
+        structlog.contextvars.bound_contextvars(request_id="of some call"),
+        capture_logs([structlog.contextvars.merge_contextvars]) as logs,
+    ):
+        file.find("unknown")
+    (line,) = logs
+    assert "request_id" not in line
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
