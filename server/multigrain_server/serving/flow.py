@@ -24,7 +24,8 @@ _RETRYING_CLIENTS = 1024
 # slow ones (multigrain.engine.batching, which a test compares).
 LARGE = (0.1, 64 << 20)
 SLOW = (2.5, 320 << 20)
-# Estimates are upper ones: until it is measured, so many estimated seconds are done in a second.
+# Estimates are upper ones: until it is measured, a decoder does so many estimated seconds in a
+# second.
 _LANE_RATE = 2.0
 
 
@@ -124,7 +125,8 @@ class Flow:
         decoders: int = 1,
     ) -> None:
         self._rate = _Rate(rate, clock_ns, _WINDOW_ITEMS)
-        self._lane_rates = [_Rate(_LANE_RATE, clock_ns, 1) for _ in range(2)]
+        # As many processes decode large images, and one decodes slow ones.
+        self._lane_rates = [_Rate(_LANE_RATE * count, clock_ns, 1) for count in (decoders, 1)]
         self.units = 0.0
         self.lanes = [0.0, 0.0]
         self._images = 0

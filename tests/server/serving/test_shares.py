@@ -350,6 +350,15 @@ def test_a_photo_of_24_megapixels_is_no_slow_image() -> None:
     assert work.lanes == (cost.seconds, 0.0)
 
 
+def test_large_images_are_planned_for_all_decoders_before_any_is_measured() -> None:
+    """Or the second of two requests with photos would be refused on a machine with many CPUs."""
+    photos = Work(0, 0.0, (64 * 0.2, 0.0))
+    alone, many = (Flow(RATE, 16, Clock(), count).seconds_at_most(photos) for count in (1, 16))
+    assert many == pytest.approx(alone / 16)
+    slow = Work(0, 0.0, (0.0, 3.0))
+    assert Flow(RATE, 16, Clock(), 16).seconds_at_most(slow) == pytest.approx(1.5)
+
+
 def test_the_rate_of_a_lane_is_measured_on_its_own() -> None:
     clock = Clock()
     flow = Flow(RATE, 4, clock)
