@@ -68,7 +68,13 @@ def jpeg_of_fill(size: int) -> bytes:
 
 
 def png(
-    depth: int, color: int, side: int = SIDE, *, before: bytes = b"", interlaced: bool = False
+    depth: int,
+    color: int,
+    side: int = SIDE,
+    *,
+    height: int = 0,
+    before: bytes = b"",
+    interlaced: bool = False,
 ) -> bytes:
     """A PNG of zeros.
 
@@ -76,21 +82,26 @@ def png(
         depth: bits of a sample.
         color: color type.
         side: width and height in pixels.
+        height: 0 = the same as the width.
         before: chunks between the header and the pixels.
         interlaced: whether the pixels are stored in seven passes.
     """
-    passes = [(side, side)]
+    height = height or side
+    passes = [(side, height)]
     if interlaced:
         steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4))
         steps += ((1, 0, 2, 2), (0, 1, 1, 2))
-        passes = [(-(-(side - x) // dx), -(-(side - y) // dy)) for x, y, dx, dy in steps]
+        passes = [(-(-(side - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in steps]
     packer = zlib.compressobj(9)
     parts = []
-    for width, height in passes:
+    for width, rows in passes:
         row = bytes(1 + -(-width * _CHANNELS[color] * depth // 8))
-        parts += [packer.compress(row) for _ in range(height)]
+        at_once = max(1, 2**20 // len(row))
+        parts += [
+            packer.compress(row * min(at_once, rows - first)) for first in range(0, rows, at_once)
+        ]
     body = b"".join([*parts, packer.flush()])
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, interlaced))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, height, depth, color, 0, 0, interlaced))
     if color == _PALETTE:
         before = chunk(b"PLTE", bytes(768)) + before
     return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", body) + chunk(b"IEND", b"")
@@ -166,6 +177,7 @@ KINDS: Final[dict[str, tuple[Callable[[], bytes], int]]] = {
     "WebP, 28 bytes": (webp, 32),
     "WebP, 16 megapixels": (lambda: webp(4000), 32),
     "PNG, 1 bit": (lambda: png(1, _GRAY), 32),
+    "PNG, one pixel wide": (lambda: png(1, _GRAY, 1, height=8_000_000), 32),
     "PNG, palette with alpha": (
         lambda: png(8, _PALETTE, before=chunk(b"tRNS", bytes(256))),
         32,

@@ -31,6 +31,9 @@ _BASE_SECONDS: Final = 0.002
 _BASE_BYTES: Final = 4 * 2**20
 # Bytes that are searched or copied, but not decoded.
 _SECONDS_PER_BYTE: Final = 3e-9
+# Of a row, however narrow: a pointer and padding in each of two images, and calls of the decoder.
+_SECONDS_PER_ROW: Final = 120e-9
+_BYTES_PER_ROW: Final = 24
 _TRANSPOSED: Final = frozenset(range(2, 9))
 _RGB_BYTES: Final = 4  # Pillow's bytes of a pixel
 _LZMA, _JPEG, _YCBCR = 34925, 7, 6  # of TIFF
@@ -83,12 +86,13 @@ def reduction(size: tuple[int, int], shortest: int) -> int:
 def _of_pixels(
     size: tuple[int, int], nanoseconds: float, bytes_each: float, *, orientation: int = 1
 ) -> DecodeCost:
-    """Returns the cost of a decoder that needs the same for each pixel."""
+    """Returns the cost of a decoder that needs the same for each pixel, and for each row."""
     pixels = size[0] * size[1]
     if orientation in _TRANSPOSED:
         bytes_each = max(bytes_each, 2 * _RGB_BYTES)
         nanoseconds += 5
-    return DecodeCost(pixels, pixels * nanoseconds * 1e-9, int(pixels * bytes_each))
+    seconds = pixels * nanoseconds * 1e-9 + size[1] * _SECONDS_PER_ROW
+    return DecodeCost(pixels, seconds, int(pixels * bytes_each) + size[1] * _BYTES_PER_ROW)
 
 
 def _plus(cost: DecodeCost, seconds: float = 0.0, memory: float = 0.0) -> DecodeCost:
@@ -152,7 +156,9 @@ def _png(data: bytes, shortest: int) -> DecodeCost:
     cost = _of_pixels(found.size, nanoseconds, memory, orientation=found.orientation)
     band = min(cost.pixels, max(found.size[0], 2**17))
     seconds = 4e-6 * found.chunks + 8e-9 * len(data)
-    return _plus(cost, seconds, 0 if plain else 64 * band)
+    # Pillow's decoder holds two rows as they are stored.
+    stored = 2 * found.size[0] * _PNG_CHANNELS[color] * found.depth // 8
+    return _plus(cost, seconds, stored if plain else 64 * band)
 
 
 def _webp(data: bytes, shortest: int) -> DecodeCost:

@@ -5,7 +5,6 @@ Imported by the daemon: neither NumPy nor Pillow here.
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -20,6 +19,10 @@ _SIGNATURE_BYTES: Final = 8
 _MAX_CHUNKS: Final = 30_000
 _CHUNK: Final = struct.Struct(">I4s")
 _MAX_EXIF: Final = 2**20  # bytes of a text chunk with EXIF, unpacked
+_SURVEYED_EXIF: Final = 2**16  # the same for an estimate, which must be quick
+_ROTATED: Final = 6
+_TEXTS: Final = (b"tEXt", b"zTXt")
+_OLD_EXIF: Final = b"Raw profile type exif\x00"
 
 
 @dataclass
@@ -64,20 +67,26 @@ def survey(data: bytes) -> Survey:
         struct.error: there is no header.
     """
     width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    orientation = 0
+    exif = old_exif = None
     position, count, clear, most = _SIGNATURE_BYTES, 0, False, len(data) - 12
     while position <= most and count < _MAX_CHUNKS:
         length, name = _CHUNK.unpack_from(data, position)
         if name == b"tRNS":
             clear = True
-        elif name == b"eXIf" and not orientation:
-            exif = data[position + 8 : position + 8 + min(length, _MAX_EXIF)]
-            orientation = exif_orientation(exif) or 1
+        elif name == b"eXIf" and exif is None:
+            end = position + 8 + length
+            # One with a wrong checksum has no effect.
+            if zlib.crc32(data[position + 4 : end]) == int.from_bytes(data[end : end + 4], "big"):
+                exif = exif_orientation(data[position + 8 : min(end, position + 8 + _MAX_EXIF)])
+        elif name in _TEXTS and old_exif is None and data.startswith(_OLD_EXIF, position + 8):
+            text = data[position + 8 + len(_OLD_EXIF) : position + 8 + min(length, _MAX_EXIF)]
+            old_exif = _old_exif(text, name == b"zTXt", _SURVEYED_EXIF, beyond=_ROTATED)
         elif name == b"IEND":
             break
         position += 12 + length
         count += 1
-    return Survey((width, height), depth, color, bool(interlaced), orientation or 1, clear, count)
+    orientation = exif or old_exif or 1
+    return Survey((width, height), depth, color, bool(interlaced), orientation, clear, count)
 
 
 def read_chunks(data: bytes) -> Chunks:
@@ -159,28 +168,37 @@ def _take(chunks: Chunks, name: bytes, body: memoryview, *, critical: bool) -> N
         if chunks.exif is None:  # only the first: a file could have thousands, which take time
             chunks.exif = exif_orientation(bytes(body[:_MAX_EXIF]))
     elif (
-        name in (b"tEXt", b"zTXt")
+        name in _TEXTS
         and chunks.old_exif is None  # only the first: unpacking takes time
-        and bytes(body[:22]) == b"Raw profile type exif\x00"
+        and bytes(body[: len(_OLD_EXIF)]) == _OLD_EXIF
     ):
-        chunks.old_exif = _old_exif(bytes(body[22:]), packed=name == b"zTXt")
+        chunks.old_exif = _old_exif(bytes(body[len(_OLD_EXIF) :]), name == b"zTXt")
 
 
-def _old_exif(text: bytes, *, packed: bool) -> int:
-    """Returns the orientation of EXIF in a text chunk, as ImageMagick wrote it before eXIf."""
+def _old_exif(text: bytes, packed: bool, most: int = _MAX_EXIF, *, beyond: int = 0) -> int:
+    """Returns the orientation of EXIF in a text chunk, as ImageMagick wrote it before eXIf.
+
+    Args:
+        text: of the chunk, after its keyword.
+        packed: whether it is compressed.
+        most: bytes of the text that are looked at.
+        beyond: what is returned if there are more and none was found in these.
+    """
     if packed:
         try:
-            text = zlib.decompressobj().decompress(text[1:], _MAX_EXIF)
+            text = zlib.decompressobj().decompress(text[1:], most)
         except zlib.error:
             return 0
+    missing = 0 if len(text) < most else beyond
     # A newline, the name, the length in bytes, then hexadecimal digits.
-    lines = text[:_MAX_EXIF].split(b"\n", 3)
-    digits = re.sub(rb"\s", b"", lines[3]) if len(lines) == 4 else b""
+    lines = text[:most].split(b"\n", 3)
+    # Not by a regular expression, which takes a hundred times as long for nothing but spaces.
+    digits = lines[3].translate(None, b" \t\n\r\v\f") if len(lines) == 4 else b""
     try:
         exif = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
     except ValueError:
-        return 0
-    return exif_orientation(exif.removeprefix(b"Exif\x00\x00"))
+        return missing
+    return exif_orientation(exif.removeprefix(b"Exif\x00\x00")) or missing
 
 
 def _shown(name: bytes) -> str:

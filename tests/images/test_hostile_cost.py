@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -45,6 +47,51 @@ def animation(frames: int) -> bytes:
 
 def empty_chunks(count: int, name: bytes = b"tEXt") -> bytes:
     return hostile.png(8, 0, 8, before=hostile.chunk(name, b"") * count)
+
+
+def old_exif(orientation: int, *, distance: int = 8) -> bytes:
+    """A text chunk with EXIF, as ImageMagick wrote it.
+
+    Args:
+        orientation: of EXIF.
+        distance: from the start of EXIF to its entries, in bytes.
+    """
+    head = b"MM\0*" + distance.to_bytes(4, "big") + bytes(distance - 8)
+    exif = head + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    text = b"\nexif\n%8d\n%s\n" % (len(exif), exif.hex().encode())
+    return hostile.chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+
+
+def test_exif_without_effect_does_not_hide_a_rotation() -> None:
+    none = hostile.chunk(b"eXIf", b"MM\0*" + bytes(30))
+    damaged = none[:-1] + bytes([none[-1] ^ 1])
+    plain = decode_cost(hostile.png(8, 2, 500, before=old_exif(6)))
+    for before in (none, damaged, damaged + none):
+        cost = decode_cost(hostile.png(8, 2, 500, before=before + old_exif(6)))
+        assert cost.bytes >= plain.bytes
+
+
+@pytest.mark.parametrize("distance", [8, 100_000])
+def test_a_png_that_is_rotated_by_exif_in_a_text_needs_more_memory(distance: int) -> None:
+    upright, rotated = (
+        decode_cost(hostile.png(8, 2, 500, before=old_exif(number, distance=distance)))
+        for number in (1, 6)
+    )
+    plain = decode_cost(hostile.png(8, 2, 500))
+    assert rotated.bytes - plain.bytes > 4 * 500 * 500 - 2**20 // 4
+    assert upright.bytes <= rotated.bytes
+
+
+def test_exif_in_a_text_of_nothing_but_spaces_takes_no_time() -> None:
+    spaces = zlib.compress(b"\nexif\n 1\n" + b" " * 2**20)
+    body = b"Raw profile type exif\0\0" + spaces
+    file = hostile.png(8, 0, 8, before=hostile.chunk(b"zTXt", body))
+    plain = hostile.png(8, 0, 8)
+    for function in (decode_cost, outcome):
+        first, second = (
+            min(cpu_seconds(function, data) for _ in range(3)) for data in (plain, file)
+        )
+        assert second < 30 * max(first, 0.005)
 
 
 # Element -> a file with so many of them.
@@ -126,6 +173,10 @@ MEASURED: Final[dict[str, Callable[[], bytes]]] = {
     "JPEG scans": lambda: hostile.jpeg_of_scans(20, 3200),
     "WebP": lambda: hostile.webp(3000),
     "PNG 1 bit": lambda: hostile.png(1, 0, 4000),
+    "PNG of narrow rows": lambda: hostile.png(1, 0, 1, height=4_000_000),
+    "PNG palette of narrow rows": lambda: hostile.png(8, 3, 3, height=2_000_000),
+    "PNG of one row": lambda: hostile.png(8, 2, 15_000_000, height=1),
+    "PNG RGB, rotated": lambda: hostile.png(8, 2, 4000, before=old_exif(6)),
     "PNG palette": lambda: hostile.png(8, 3, 4000, before=hostile.chunk(b"tRNS", bytes(256))),
     "PNG RGB": lambda: hostile.png(8, 2, 3000),
     "PNG transparent color": lambda: hostile.png(
