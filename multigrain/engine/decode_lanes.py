@@ -29,6 +29,8 @@ _ABANDONED_SECONDS: Final = 0.25
 _ATTEMPTS: Final = 2
 _ATTEMPTS_KILLED: Final = 5  # of an image whose processes are killed from outside
 
+_LOG_SECONDS: Final = 1.0  # between two lines about decodes that were ended
+
 _ADVICE: Final = "save the picture again as an ordinary JPEG or PNG"
 
 
@@ -58,6 +60,9 @@ class DecodeLanes:
         self._wall_seconds = wall_seconds
         self._refuse_item = refuse
         self._drop_item = drop
+        self._log_lock = threading.Lock()
+        self._logged = -_LOG_SECONDS
+        self._unlogged = 0
         self._threads = [
             threading.Thread(target=self._run, args=(lane, decoder), daemon=True)
             for lane in Lane
@@ -106,7 +111,7 @@ class DecodeLanes:
     def _stopped(self, item: Item, stopped: DecodeStoppedError) -> None:
         """Answers an image whose decoding was ended, or has it tried again."""
         reason = stopped.reason
-        _LOG.warning("decoding of image %d ended: %s", item.request.id, stopped.detail)
+        self._log_stopped(item, stopped)
         if reason is StopReason.UNWANTED:
             if stopped.cpu_seconds > max(_ABANDONED_SECONDS, item.request.decode_seconds):
                 item.harm = "abandoned"
@@ -130,6 +135,17 @@ class DecodeLanes:
             self._batcher.decode_later(item)
             return
         self._refuse(item, self._final_error(item, stopped))
+
+    def _log_stopped(self, item: Item, stopped: DecodeStoppedError) -> None:
+        """Logs now and then: callers who leave could cause ten lines a second of each decoder."""
+        with self._log_lock:
+            now = time.monotonic()
+            if now - self._logged < _LOG_SECONDS:
+                self._unlogged += 1
+                return
+            others, self._logged, self._unlogged = self._unlogged, now, 0
+        message = "decoding of image %d ended: %s (others since the last line: %d)"
+        _LOG.warning(message, item.request.id, stopped.detail, others)
 
     def _final_error(self, item: Item, stopped: DecodeStoppedError) -> MultigrainError:
         """The error of an image that is not tried again; sets its harm.
