@@ -57,11 +57,12 @@ class ServingConfig(Spec):
         "its header, also of the images of a dataset. Default 5.",
     )
     queue_items: int = Field(
-        512,
+        # A client that is alone may use 13/16 of it, or more: four streams with full windows.
+        640,
         ge=1,
         le=1_000_000,
         description="Images in flight over all requests; more are refused "
-        "with RESOURCE_EXHAUSTED. Default 512.",
+        "with RESOURCE_EXHAUSTED. Default 640.",
     )
     queue_bytes: int = Field(
         256 * _MIB,
