@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ _MIB = 1 << 20
 _ALLOCATED = 4
 _NO_OUTPUT = "(no output)"
 _LINE_BYTES = 4096
+# Output that is logged; an engine that somebody has taken over could fill the disk with more.
+_LINES = 500
+_WINDOW_SECONDS = 10.0
 # Two folders at least: "and/or" and "/s" are no paths.
 _FOLDERS = re.compile(r"(?<![\w./:-])/(?:[\w.+@~-]+/)+(?=[\w.+@~-])")
 
@@ -128,6 +132,9 @@ class ChildProcess(EngineChild):
         self._died_with: list[InFlightImage] = []
         self._log = _log.bind(model=label, pid=process.pid)
         self._killed = False
+        self._window_start = -_WINDOW_SECONDS
+        self._lines_left = 0
+        self._left_out = 0
         self._oom_watch = OomWatch(process.pid)
         self._watch = background_task(self._follow())
 
@@ -172,15 +179,38 @@ class ChildProcess(EngineChild):
         while block := await stream.read(64 * 1024):
             *lines, rest = (rest + block).split(b"\n")
             rest = rest[-_LINE_BYTES:]
-            for line in lines:
-                self._log_line(line)
-        self._log_line(rest)
+            self._log_lines(lines)
+        self._log_lines([rest])
+        self._report_left_out()
+
+    def _log_lines(self, lines: Sequence[bytes]) -> None:
+        now = time.monotonic()
+        if now - self._window_start >= _WINDOW_SECONDS:
+            self._report_left_out()
+            self._window_start, self._lines_left = now, _LINES
+        logged, left_out = lines[: self._lines_left], lines[self._lines_left :]
+        for line in logged:
+            self._log_line(line)
+        self._lines_left -= len(logged)
+        self._left_out += len(left_out)
+        last = next((line for line in reversed(left_out) if line.strip()), None)
+        if last is not None:
+            self.last_output = _printable(last)
+
+    def _report_left_out(self) -> None:
+        if self._left_out:
+            self._log.warning("engine output left out", lines=self._left_out)
+            self._left_out = 0
 
     def _log_line(self, raw: bytes) -> None:
-        line = raw[-_LINE_BYTES:].decode(errors="replace").rstrip()
+        line = _printable(raw)
         if line:
             self.last_output = line
             self._log.info("engine output", line=line)
+
+
+def _printable(raw: bytes) -> str:
+    return raw[-_LINE_BYTES:].decode(errors="replace").rstrip()
 
 
 async def launch(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from multigrain.engine.settings import EngineSettings
 from multigrain.machine import THREAD_VARIABLES, Cpus
@@ -136,3 +138,21 @@ async def test_an_engine_gets_nothing_of_the_daemons_environment_that_it_does_no
 async def test_the_mode_of_the_sandbox_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     for mode in ("auto", "off", "required"):
         assert (await _settings(monkeypatch, SPEC, sandbox=mode)).sandbox == mode
+
+
+_TALKATIVE = "import sys; sys.stdout.write('flood\\n' * 20_000 + 'the reason\\n\\n'); sys.exit(3)"
+
+
+@pytest.mark.process
+async def test_an_engine_cannot_flood_the_log() -> None:
+    with capture_logs() as lines:
+        child = await launch(SPEC, ServingConfig(), (sys.executable, "-c", _TALKATIVE))
+        await child.ended.wait()
+        child.socket.close()
+    logged = sum(line["event"] == "engine output" for line in lines)
+    left_out = sum(line["lines"] for line in lines if line["event"] == "engine output left out")
+    # Of 20,001, and the empty ones that are not logged.
+    assert 0 < logged < 10_000
+    assert 20_001 <= logged + left_out <= 20_004
+    assert child.last_output == "the reason"
+    assert child.end_reason == "exit code 3"
