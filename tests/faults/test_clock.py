@@ -35,6 +35,7 @@ FOR_PEOPLE = {
     "multigrain_server/doctor/network.py": "days until a certificate expires",
     "multigrain_server/jobs/files.py": "a readable job id",
     "multigrain_server/models/metrics.py": "the Open Inference Protocol's last_inference",
+    "multigrain_server/models/state.py": "the name of what is no file and is moved aside",
     "multigrain_server/status/site.py": "ages on a page",
     "multigrain_server/tracing/spans.py": "the time of a span",
 }
