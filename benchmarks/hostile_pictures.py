@@ -89,8 +89,10 @@ def png(
     height = height or side
     passes = [(side, height)]
     if interlaced:
-        steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4))
-        steps += ((1, 0, 2, 2), (0, 1, 1, 2))
+        steps = (
+            *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4)),
+            *((1, 0, 2, 2), (0, 1, 1, 2)),
+        )
         passes = [(-(-(side - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in steps]
     packer = zlib.compressobj(9)
     parts = []
