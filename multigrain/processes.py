@@ -105,6 +105,8 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     kept.setdefault("PATH", os.defpath)
     # Unlike -P, it also holds for what the child starts: msrun's workers, multiprocessing.
     kept["PYTHONSAFEPATH"] = "1"
+    # ONNX Runtime would keep an id of this machine in a file, for reports over the network.
+    kept["ORT_DISABLE_TELEMETRY"] = "1"
     return kept
 
 

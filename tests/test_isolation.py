@@ -137,7 +137,8 @@ def test_only_what_cannot_mean_the_working_folder_is_inherited(
 ) -> None:
     before = dict(inherited)
     found = child_environment(inherited)
-    assert found == {"PATH": os.defpath, "PYTHONSAFEPATH": "1", **kept}
+    always = {"PYTHONSAFEPATH": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    assert found == {"PATH": os.defpath, **always, **kept}
     assert inherited == before
     assert child_environment(found) == found
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import onnx
 import pytest
 
-from multigrain.processes import needed_environment
+from multigrain.processes import child_environment, needed_environment, python_command
 
 _PROGRAM = textwrap.dedent(
     """
@@ -94,3 +97,23 @@ def test_children_get_what_the_operator_names() -> None:
     also = ("https_proxy", "AWS_*", "MISSING")
     found = needed_environment({**SECRETS, **NEEDED}, also)
     assert found.keys() - NEEDED.keys() == {"https_proxy", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_onnx_runtime_sends_and_keeps_no_telemetry(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    model = "onnxruntime.InferenceSession(sys.argv[1])"
+    graph = tmp_path / "model.onnx"
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    opset = [onnx.helper.make_opsetid("", 13)]
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "identity", [x], [y]), opset_imports=opset, ir_version=8
+    )
+    onnx.save(made, graph)
+    subprocess.run(
+        [*python_command("unused")[:2], "-c", f"import sys, onnxruntime; {model}", str(graph)],
+        env=child_environment({**os.environ, **home}),
+        cwd="/",
+        check=True,
+    )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [graph]
