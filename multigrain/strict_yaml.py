@@ -40,6 +40,12 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
     depth = 0
 
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        # PyYAML scans ahead of what is composed, in a time quadratic in the number of brackets.
+        if self.flow_level >= MAX_DEPTH:
+            _refuse(f"nested too deeply, more than {MAX_DEPTH} levels", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # Aliases inside aliases inside aliases are how a page of YAML fills the memory.
         event = self.peek_event()  # type: ignore[no-untyped-call]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from multigrain.strict_yaml import MAX_BYTES, YamlError, load_yaml_file, parse_yaml
+from multigrain.strict_yaml import MAX_BYTES, MAX_DEPTH, YamlError, load_yaml_file, parse_yaml
 from tests.hostile_files import NEVER_READ, alarm, put
 
 
@@ -211,3 +212,25 @@ def test_a_pipe_that_is_open_already_is_read() -> None:
     os.close(writer)
     assert load_yaml_file(Path(f"/dev/fd/{reader}")) == {"a": 1}
     os.close(reader)
+
+
+@pytest.mark.parametrize("bracket", ["[", "{", "{a: ", "[[],"])
+def test_what_is_nested_too_deeply_is_not_scanned_ahead(
+    bracket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned = []
+    scan = yaml.scanner.Scanner.fetch_flow_collection_start
+
+    def counted(scanner: Any, token: Any) -> None:
+        scanned.append(token)
+        scan(scanner, token)
+
+    monkeypatch.setattr(yaml.scanner.Scanner, "fetch_flow_collection_start", counted)
+    with pytest.raises(YamlError, match="nested too deeply, more than 50 levels"):
+        parse_yaml(bracket * 5000, "spec.yaml")
+    assert len(scanned) <= 2 * MAX_DEPTH
+
+
+def test_brackets_in_strings_are_no_levels() -> None:
+    text = "[" * 200
+    assert parse_yaml(f"a: '{text}'\nb: [[1], {{c: \"{text}\"}}]", "x")["a"] == text

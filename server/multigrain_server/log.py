@@ -12,6 +12,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from multigrain.text import printable
 from multigrain_server.config import LogConfig
 
+_GRPC = "grpc._cython.cygrpc"
+_DISCONNECT = "ExecuteBatchError raised in core"
+
 
 def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
     """Formats the log lines of the whole process, including those of libraries.
@@ -44,6 +47,7 @@ def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
     root.handlers = [handler]
     root.setLevel(config.level.upper())
     logging.captureWarnings(True)
+    logging.getLogger(_GRPC).addFilter(_is_no_disconnect)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -54,6 +58,14 @@ def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _is_no_disconnect(record: logging.LogRecord) -> bool:
+    """False for the traceback that gRPC logs when a client leaves while a response is written.
+
+    Any client could fill the log with them. The call has its own line.
+    """
+    return not str(record.msg).startswith(_DISCONNECT)
 
 
 class _LogHandler(logging.StreamHandler[TextIO]):

@@ -93,6 +93,16 @@ def test_json_lines_carry_the_bound_ids() -> None:
     assert first["timestamp"].endswith("Z")
 
 
+def test_a_client_that_leaves_during_a_response_causes_no_traceback() -> None:
+    stream = io.StringIO()
+    setup_logging(LogConfig(format="text"), stream)
+    log = logging.getLogger("grpc._cython.cygrpc")
+    log.exception("ExecuteBatchError raised in core by servicer method [%s]", "/s/m")
+    log.error("another error of gRPC")
+    assert stream.getvalue().count("\n") == 1
+    assert "another error of gRPC" in stream.getvalue()
+
+
 def test_lines_below_the_level_are_not_written() -> None:
     stream = io.StringIO()
     setup_logging(LogConfig(level="error"), stream)
