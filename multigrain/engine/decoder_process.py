@@ -243,7 +243,12 @@ def start_template(*, restricted: bool) -> socket.socket:
 def _keep_only(fd: int) -> int:
     """Closes every descriptor but the standard ones and ``fd``, which gets another number."""
     kept = os.dup2(fd, _CONTROL_FD, inheritable=False)
-    os.closerange(_CONTROL_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    # Those that are open: in many containers the limit is a billion, and old kernels close them one
+    # by one.
+    for other in map(int, os.listdir("/dev/fd")):
+        if other > _CONTROL_FD:
+            with contextlib.suppress(OSError):  # the listing itself had one
+                os.close(other)
     return kept
 
 

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from multigrain_server.asyncio_utils import background_task
+
 T = TypeVar("T")
 
 # A page is kept for so many times the time that it took, within bounds, in seconds: rendering it
@@ -47,7 +49,7 @@ class SharedPage(Generic[T]):
         """The page; raises what rendering it raised."""
         task = self._task
         if task is None or (task.done() and (self._clock() >= self._until or _failed(task))):
-            task = self._task = asyncio.create_task(self._make())
+            task = self._task = background_task(self._make())
         # Others wait for it too.
         return await asyncio.shield(task)
 

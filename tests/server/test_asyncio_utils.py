@@ -17,10 +17,11 @@ from multigrain_server.asyncio_utils import background_task, to_thread_uncancell
 CALL: ContextVar[str] = ContextVar("CALL", default="")
 # Tasks that end with the call that starts them, or that no call starts.
 OF_A_CALL = {
+    "app.start",
     "asyncio_utils.background_task",
     "grpc.interceptor.__anext__",
     "http.acceptor._enter",
-    "jobs.service._create",
+    "jobs.service._queue",
     "main.serve",
     "serving.stream._read",
     "serving.stream.replies",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import mmap
 
 import psutil
 
@@ -47,5 +47,5 @@ def _proportional_bytes(pid: int) -> int:
         pass
     with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
         resident, shared = map(int, file.read().split()[1:3])
-        return (resident - shared) * os.sysconf("SC_PAGESIZE")
+        return (resident - shared) * mmap.PAGESIZE
     return 0

@@ -7,6 +7,7 @@ that a host has too many of. gRPC then takes them for connections that their cli
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import resource
 import socket
@@ -46,7 +47,6 @@ _TRIM_HELPED_BYTES = 8 << 20
 # tcpi_bytes_received of struct tcp_info, since Linux 4.1.
 _TCP_INFO_BYTES = 136
 _RECEIVED = slice(128, 136)
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _Endpoint = tuple[str, int]
 _UNIX: _Endpoint = ("", 0)
@@ -320,4 +320,4 @@ def _plain(address: str) -> str:
 
 
 def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
