@@ -192,7 +192,7 @@ KINDS: Final[dict[str, tuple[Callable[[], bytes], int]]] = {
     "PNG, interlaced RGBA": (lambda: png(8, _RGBA, 4900, interlaced=True), 32),
     "PNG, chunks": (lambda: png(8, _GRAY, 8, before=chunk(b"tEXt", b"") * 29_000), 32),
     "GIF": (gif, 32),
-    "GIF, extensions": (lambda: gif_of_extensions(900), 32),
+    "GIF, extensions": (lambda: gif_of_extensions(90), 32),
     "BMP, runs": (lambda: bmp_of_runs(1_500_000), 16),
     "TIFF, RGBA": (tiff, 16),
     "TIFF, LZMA": (lambda: tiff(compression="lzma"), 16),

@@ -31,6 +31,8 @@ ANSWER_NS = 100_000_000
 
 _ANSWER_SHARE = 20  # of a short deadline, at most a twentieth is reserved for the answer
 _NO_DEADLINE = 1 << 63
+# So long after images of different clients the next ones are expected to be of different clients.
+_SHARED_NS: Final = 5_000_000_000
 _KEPT_MEASUREMENTS = 8
 _CONFIDENCE_DECAY = 0.98
 
@@ -215,6 +217,14 @@ class BatchLatencyEstimator:
         return self.seconds(self.best_batch) / self.best_batch
 
     @property
+    def size_in_twice_the_time(self) -> int:
+        """Images in a batch that takes about twice as long as one image; at most the best size."""
+        one, best = self.seconds(1), self.seconds(self.best_batch)
+        if best <= 2 * one:
+            return self.best_batch
+        return 1 + int(one * (self.best_batch - 1) / (best - one))
+
+    @property
     def images_per_second(self) -> float:
         """Throughput in batches of the best size; 0 while nothing was measured."""
         seconds = self.seconds(self.best_batch)
@@ -267,6 +277,9 @@ class Batcher:
         self._latencies = latencies
         self._on_drop = on_drop
         self._rounds = CallerRounds()
+        self._newest_client = 0
+        # When an image came from another client than the one before it.
+        self._shared_ns = -_SHARED_NS
         self._items: dict[int, Item] = {}
         self._waiting = {lane: FairQueue[Item](lambda item: item.units) for lane in Lane}
         self._decoded = FairQueue[Item](lambda item: max(1, item.compute_units))
@@ -281,6 +294,10 @@ class Batcher:
         """Queues an image."""
         with self._lock:
             self._items[item.request.id] = item
+            if item.client != self._newest_client:
+                if self._newest_client:
+                    self._shared_ns = time.monotonic_ns()
+                self._newest_client = item.client
             item.compute_units = round(1000 * self._latencies[item.resolution].seconds_each)
             self._rounds.add(item, item.request.deadline_ns or _NO_DEADLINE)
             self._wait_for_decoder(item)
@@ -458,7 +475,7 @@ class Batcher:
         assert first is not None
         resolution = first.request.resolution
         latency = self._latencies[resolution]
-        size = self._batch_limit(latency)
+        size = self._batch_limit(latency, self._decoded.clients(resolution))
         finish = time.monotonic_ns() + int(1e9 * latency.seconds(min(size, len(self._decoded))))
         items: list[Item] = []
         late: list[tuple[Item, DropReason]] = []
@@ -476,6 +493,18 @@ class Batcher:
         self._notify_decoders()
         return items, late
 
-    def _batch_limit(self, latency: BatchLatencyEstimator) -> int:
-        """Images that the next batch may have."""
-        return min(latency.best_batch, self._limits.max_batch)
+    def _batch_limit(self, latency: BatchLatencyEstimator, clients: int) -> int:
+        """Images that the next batch may have.
+
+        While several clients send images, a batch has no more of each than fit into about twice the
+        time of one image: whoever sends the next image waits for this batch. Where a large batch
+        takes hardly longer than one image, as on accelerators, that is no limit.
+
+        Args:
+            latency: of the resolution.
+            clients: that have decoded images of it.
+        """
+        most = min(latency.best_batch, self._limits.max_batch)
+        if time.monotonic_ns() - self._shared_ns > _SHARED_NS:
+            return most
+        return min(most, max(1, clients) * latency.size_in_twice_the_time)

@@ -130,6 +130,10 @@ class FairQueue(Generic[Image]):
                 for _, image in heap:
                     yield image
 
+    def clients(self, resolution: int) -> int:
+        """How many clients have images of one resolution here."""
+        return sum(resolution in backlog.images for backlog in self._clients.values())
+
     def push(self, image: Image) -> None:
         """Adds an image that has a rank."""
         backlog = self._clients.get(image.client)

@@ -15,7 +15,7 @@ from multigrain.images.errors import damaged, unsupported
 _BLOCK: Final = re.compile(rb"[!,;]")
 # Before the first frame. Of comments and the like, 255 bytes are a block.
 _MAX_BLOCKS: Final = 20_000
-_MAX_EXTENSIONS: Final = 1_000  # before the first frame
+_MAX_EXTENSIONS: Final = 100  # before the first frame
 _MAX_OTHER: Final = 65_536  # bytes before the first frame that belong to no block
 # Label and length of the extension with the transparent color.
 _GRAPHIC_CONTROL: Final = b"\xf9\x04"

@@ -17,6 +17,9 @@ GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 _SIGNATURE_BYTES: Final = 8
 # A file of 32 MiB has some thousand. Each costs time, however small it is.
 _MAX_CHUNKS: Final = 30_000
+# What an estimate looks at: an ordinary file has a chunk in 8 KiB or more.
+_SURVEYED_CHUNKS: Final = 500
+_SURVEYED_CHUNK_BYTES: Final = 4096
 _CHUNK: Final = struct.Struct(">I4s")
 _MAX_EXIF: Final = 2**20  # bytes of a text chunk with EXIF, unpacked
 _SURVEYED_EXIF: Final = 2**16  # the same for an estimate, which must be quick
@@ -63,13 +66,21 @@ class Survey:
 def survey(data: bytes) -> Survey:
     """Counts the chunks without looking at their contents.
 
+    Of a file with very many small chunks it looks at the first ones only, and assumes the worst of
+    the others.
+
     Raises:
         struct.error: there is no header.
     """
     width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     exif = old_exif = None
     position, count, clear, most = _SIGNATURE_BYTES, 0, False, len(data) - 12
-    while position <= most and count < _MAX_CHUNKS:
+    limit = min(_MAX_CHUNKS, _SURVEYED_CHUNKS + len(data) // _SURVEYED_CHUNK_BYTES)
+    while position <= most:
+        if count >= limit:
+            return Survey(
+                (width, height), depth, color, bool(interlaced), _ROTATED, True, _MAX_CHUNKS
+            )
         length, name = _CHUNK.unpack_from(data, position)
         if name == b"tRNS":
             clear = True

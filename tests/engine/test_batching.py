@@ -34,11 +34,20 @@ class Queue:
         )
 
     def submit(
-        self, *ids: int, caller: int = 0, deadline_ns: int = 0, resolution: int = SIDE
+        self,
+        *ids: int,
+        caller: int = 0,
+        client: int = 0,
+        deadline_ns: int = 0,
+        resolution: int = SIDE,
     ) -> None:
         for number in ids:
             request = Submit(
-                id=number, caller=caller or number, deadline_ns=deadline_ns, resolution=resolution
+                id=number,
+                caller=caller or number,
+                client=client,
+                deadline_ns=deadline_ns,
+                resolution=resolution,
             )
             self.batcher.submit(Item(request, b"x"))
 
@@ -77,6 +86,36 @@ def test_a_large_request_does_not_delay_a_small_one() -> None:
     queue.submit(8, caller=3)
     assert queue.decode(4) == [7, 8, 101, 102]
     assert queue.compute() == [100, 7, 8, 101]
+
+
+def measured(queue: Queue, full_seconds: float) -> Queue:
+    queue.latency.record(1, 0.01)
+    queue.latency.record(4, full_seconds)
+    return queue
+
+
+def test_batches_are_short_while_several_clients_send_images() -> None:
+    queue = measured(Queue(), full_seconds=0.04)
+    queue.submit(*range(100, 120), client=1)
+    queue.decode(20)
+    assert len(queue.take()) == 4
+    queue.submit(7, client=2)
+    queue.decode()
+    batch = ids(queue.take())
+    assert 7 in batch
+    assert len(batch) == 4  # two for each client
+    # The next image of the other client would wait for this batch.
+    assert len(queue.take()) == 2
+    with mock.patch("time.monotonic_ns", return_value=time.monotonic_ns() + HOUR_NS):
+        assert len(queue.take()) == 4
+
+
+def test_batches_stay_large_where_they_take_hardly_longer_than_one_image() -> None:
+    queue = measured(Queue(), full_seconds=0.015)
+    queue.submit(7, client=2)
+    queue.submit(*range(100, 120), client=1)
+    queue.decode(21)
+    assert [len(queue.take()) for _ in range(3)] == [4, 4, 4]
 
 
 def test_callers_are_served_in_rotation() -> None:

@@ -148,7 +148,7 @@ def test_a_whole_file_without_a_frame_is_named(block: bytes) -> None:
 @pytest.mark.parametrize(
     ("block", "what"),
     [
-        (b"!\xfe\0" * 200_000, "1000 extensions"),
+        (b"!\xfe\0" * 200_000, "100 extensions"),
         (b"!\xfe" + b"\1a" * 200_000 + b"\0", "20000 blocks"),
         (b"\0" * 200_000, "65536 bytes before its first frame"),
     ],

@@ -78,6 +78,16 @@ class Admission:
         """Admits nothing from now on."""
         self._draining = True
 
+    def check(self, request: ImageRequest, engine: Engine) -> None:
+        """Refuses a request that :meth:`admit` would refuse whatever its images cost.
+
+        Raises:
+            MultigrainError: as :meth:`admit`.
+        """
+        flow = self._flow(engine)
+        sender = Sender(request.client, request.connection, request.caller)
+        self._check(request, sender, _load(request), flow.work(request), flow)
+
     @contextmanager
     def admit(self, request: ImageRequest, engine: Engine) -> Iterator[None]:
         """Counts a request's images as in flight while the block runs.

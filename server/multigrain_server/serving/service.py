@@ -102,15 +102,20 @@ class ImageService:
                 DEADLINE.
         """
         self._check_images(request.images)
-        resolution = _head(request, self._catalog.route(request.model)).resolution
-        request = replace(
-            request,
-            costs=await self._costs(request, resolution),
-            penalized=self.penalties.active(request.client),
-            on_harm=partial(self.penalties.penalize, request.client),
-        )
         model = self._catalog.route(request.model)
         try:
+            resolution = _head(request, model).resolution
+            self._check_deadline(request)
+            if self._cache is None:
+                # Before the time is spent to look at the images.
+                self.admission.check(request, model.engine)
+            request = replace(
+                request,
+                costs=await self._costs(request, resolution),
+                penalized=self.penalties.active(request.client),
+                on_harm=partial(self.penalties.penalize, request.client),
+            )
+            model = self._catalog.route(request.model)  # it may have been replaced
             response = await self._infer(request, model)
         except BaseException:
             model.statistics.fail.add(time.monotonic_ns() - request.received_ns)

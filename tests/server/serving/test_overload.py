@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from pydantic import ValidationError
@@ -45,6 +46,24 @@ async def test_a_full_server_refuses_with_a_delay_and_then_recovers(root: Path) 
         await asyncio.gather(*inside)
         assert h.service.admission.items == 0
         await h.embed(picture(9))
+
+
+async def test_the_images_of_a_refused_request_are_not_looked_at(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with harness(root, small_config(queue_items=4, max_images_per_request=4)) as h:
+        await h.manager.load("tiny")
+        engine = h.manager.catalog.route("").engine
+        hold(engine, 100)
+        inside = asyncio.create_task(h.embed(*(picture(seed) for seed in range(4))))
+        await until(lambda: h.service.admission.items == 4)
+        examined = mock.Mock()
+        monkeypatch.setattr("multigrain_server.serving.service._decode_costs", examined)
+        with pytest.raises(MultigrainError, match="full"):
+            await h.embed(picture(9))
+        examined.assert_not_called()
+        hold(engine, 0)
+        await inside
 
 
 async def test_a_request_is_admitted_whole_or_not_at_all(root: Path) -> None:

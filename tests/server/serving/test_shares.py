@@ -177,7 +177,7 @@ def test_without_tokens_a_large_caller_keeps_no_small_one_of_its_host_out(
 
 
 def test_small_calls_on_one_connection_keep_no_other_connection_of_the_host_out() -> None:
-    simulation = Simulation()
+    simulation = Simulation(queue_items=512)
     hog = hogs()["small calls"]()
     simulation.run(*hog, images=100)
     victim = Traffic("hog", "ipv4:10.0.0.1:9999")
