@@ -35,7 +35,8 @@ def test_engines_die_with_a_killed_daemon_and_are_restored_by_the_next(serving: 
     with serving.client() as client:
         client.load_model("tiny")
         before = client.embed([data], model="tiny")
-    assert len(processes_below(serving.data_dir)) == 2
+    # The daemon, the engine, the template of its decoder processes, and one of these or more.
+    assert len(processes_below(serving.data_dir)) >= 4
 
     serving.kill()
     wait_for_no_processes(serving.data_dir)
