@@ -33,6 +33,8 @@ _ANSWER_SHARE = 20  # of a short deadline, at most a twentieth is reserved for t
 _NO_DEADLINE = 1 << 63
 # So long after images of different clients the next ones are expected to be of different clients.
 _SHARED_NS: Final = 5_000_000_000
+# So many times the time of one image a short batch may take.
+_SHORT: Final = 1.4
 _KEPT_MEASUREMENTS = 8
 _CONFIDENCE_DECAY = 0.98
 
@@ -175,10 +177,15 @@ class BatchLatencyEstimator:
 
     Args:
         best_batch: the batch size beyond which larger batches gain no throughput.
+
+    Attributes:
+        short_batch: images in a batch that takes little longer than one image, at most the best
+            size. Measured before the first request: later the sizes are not measured side by side.
     """
 
     def __init__(self, best_batch: int) -> None:
         self.best_batch = best_batch
+        self.short_batch = best_batch
         self._measured: dict[int, deque[float]] = {}
         self._confidence = 1.0
 
@@ -186,12 +193,18 @@ class BatchLatencyEstimator:
     def measure(cls, runtime: Runtime, resolution: int) -> BatchLatencyEstimator:
         """Times the smallest and the best batch of a loaded network, twice each."""
         estimator = cls(runtime.best_batch)
+        least: dict[int, float] = {}
         for size in sorted({1, runtime.best_batch}):
             images = list(np.zeros((size, resolution, resolution, 3), np.uint8))
             for _ in range(2):
                 start = time.perf_counter()
                 runtime.run_pixels(images)
-                estimator.record(size, time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                estimator.record(size, seconds)
+                least[size] = min(seconds, least.get(size, seconds))
+        estimator.short_batch = short_batch(
+            least[1], estimator.best_batch, least[estimator.best_batch]
+        )
         return estimator
 
     def record(self, size: int, seconds: float) -> None:
@@ -217,14 +230,6 @@ class BatchLatencyEstimator:
         return self.seconds(self.best_batch) / self.best_batch
 
     @property
-    def size_in_twice_the_time(self) -> int:
-        """Images in a batch that takes about twice as long as one image; at most the best size."""
-        one, best = self.seconds(1), self.seconds(self.best_batch)
-        if best <= 2 * one:
-            return self.best_batch
-        return 1 + int(one * (self.best_batch - 1) / (best - one))
-
-    @property
     def images_per_second(self) -> float:
         """Throughput in batches of the best size; 0 while nothing was measured."""
         seconds = self.seconds(self.best_batch)
@@ -237,6 +242,19 @@ class BatchLatencyEstimator:
         refuse images forever.
         """
         self._confidence *= _CONFIDENCE_DECAY
+
+
+def short_batch(one: float, best_batch: int, best: float) -> int:
+    """Images in a batch that takes little longer than one image, at most the best size.
+
+    Args:
+        one: seconds of one image.
+        best_batch: the best size.
+        best: seconds of a batch of that size.
+    """
+    if best <= _SHORT * one:
+        return best_batch
+    return min(best_batch, 1 + int((_SHORT - 1) * one * (best_batch - 1) / (best - one)))
 
 
 @dataclass(frozen=True)
@@ -475,7 +493,7 @@ class Batcher:
         assert first is not None
         resolution = first.request.resolution
         latency = self._latencies[resolution]
-        size = self._batch_limit(latency, self._decoded.clients(resolution))
+        size = self._batch_limit(resolution)
         finish = time.monotonic_ns() + int(1e9 * latency.seconds(min(size, len(self._decoded))))
         items: list[Item] = []
         late: list[tuple[Item, DropReason]] = []
@@ -493,18 +511,15 @@ class Batcher:
         self._notify_decoders()
         return items, late
 
-    def _batch_limit(self, latency: BatchLatencyEstimator, clients: int) -> int:
+    def _batch_limit(self, resolution: int) -> int:
         """Images that the next batch may have.
 
-        While several clients send images, a batch has no more of each than fit into about twice the
-        time of one image: whoever sends the next image waits for this batch. Where a large batch
-        takes hardly longer than one image, as on accelerators, that is no limit.
-
-        Args:
-            latency: of the resolution.
-            clients: that have decoded images of it.
+        While several clients send images, a batch has no more of each than take little longer than
+        one image: whoever sends the next image waits for this batch, and then for the others in its
+        own. Where a large batch takes hardly longer, as on accelerators, that is no limit.
         """
+        latency = self._latencies[resolution]
         most = min(latency.best_batch, self._limits.max_batch)
         if time.monotonic_ns() - self._shared_ns > _SHARED_NS:
             return most
-        return min(most, max(1, clients) * latency.size_in_twice_the_time)
+        return min(most, self._decoded.count(resolution, each=latency.short_batch))

@@ -130,9 +130,11 @@ class FairQueue(Generic[Image]):
                 for _, image in heap:
                     yield image
 
-    def clients(self, resolution: int) -> int:
-        """How many clients have images of one resolution here."""
-        return sum(resolution in backlog.images for backlog in self._clients.values())
+    def count(self, resolution: int, *, each: int) -> int:
+        """How many images of one resolution are here, of each client at most ``each``."""
+        return sum(
+            min(each, len(backlog.images.get(resolution, ()))) for backlog in self._clients.values()
+        )
 
     def push(self, image: Image) -> None:
         """Adds an image that has a rank."""

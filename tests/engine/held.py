@@ -103,9 +103,9 @@ class HeldBatcher(Batcher):
         self._left = max(0, self._left - len(items))
         return items, late
 
-    def _batch_limit(self, latency: BatchLatencyEstimator, clients: int) -> int:
+    def _batch_limit(self, resolution: int) -> int:
         self._left, self._wanted = self._wanted or self._left, 0
-        return self._limits.max_batch if self._left else super()._batch_limit(latency, clients)
+        return self._limits.max_batch if self._left else super()._batch_limit(resolution)
 
 
 class _ControlledBatcher(HeldBatcher):
