@@ -220,7 +220,7 @@ class DecoderProcess(ImageDecoder):
     def start(self) -> None:
         """Starts the process, if there is none; waits until the host can start one.
 
-        One that has ended between two images, or has sent something that nobody asked for, is
+        One that has ended between two images, or has sent something that is no answer, is
         replaced: the next image is not to blame.
         """
         if self._channel is not None and self._poll.poll(0):

@@ -121,7 +121,7 @@ class DataDir:
         end = time.monotonic() + 2.5 * TOUCH_SECONDS
         while time.monotonic() < end:
             time.sleep(TOUCH_SECONDS / 10)
-            # Opened anew: NFS asks the server then, and may answer from its cache otherwise.
+            # Opened again: NFS asks the server then, and may answer from its cache otherwise.
             with open_regular(self._lock_file) as file:
                 if os.fstat(file.fileno()).st_mtime_ns != first:
                     return True

@@ -98,7 +98,7 @@ class HeldBatcher(Batcher):
     def _can_compute(self) -> bool:
         return super()._can_compute() and len(self._decoded) >= self._wanted
 
-    def _take_batch(self) -> tuple[list[Item], list[Item]]:
+    def _take_batch(self) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
         items, late = super()._take_batch()
         self._left = max(0, self._left - len(items))
         return items, late
