@@ -34,6 +34,7 @@ _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 _MAX_VERSION = 2**63 - 1
 # An import leaves this much to running jobs, and looks after each part of an archive.
 _RESERVE_BYTES = 64 * 1024 * 1024
+_RESERVE_PART = 20  # of a small disk only a twentieth
 _CHECK_BYTES = 16 * 1024 * 1024
 
 # Arguments of ``storage_errors``.
@@ -161,7 +162,8 @@ class BundleImport:
         with storage_errors(*_ARCHIVE):
             if self._received >= self._checked:
                 self._checked = self._received + _CHECK_BYTES
-                if shutil.disk_usage(self._work).free < _RESERVE_BYTES:
+                disk = shutil.disk_usage(self._work)
+                if disk.free < min(_RESERVE_BYTES, disk.total // _RESERVE_PART):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._file.write(chunk)
 
