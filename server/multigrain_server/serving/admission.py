@@ -78,15 +78,14 @@ class Admission:
         """Admits nothing from now on."""
         self._draining = True
 
-    def check(self, request: ImageRequest, engine: Engine) -> None:
+    def check_room(self, request: ImageRequest, engine: Engine) -> None:
         """Refuses a request that :meth:`admit` would refuse whatever its images cost.
 
         Raises:
             MultigrainError: as :meth:`admit`.
         """
         flow = self._flow(engine)
-        sender = Sender(request.client, request.connection, request.caller)
-        self._check(request, sender, _load(request), flow.work(request), flow)
+        self._check_room(request, _sender(request), _load(request), flow.work(request), flow)
 
     @contextmanager
     def admit(self, request: ImageRequest, engine: Engine) -> Iterator[None]:
@@ -97,10 +96,10 @@ class Admission:
                 after which the client should be below its share; UNAVAILABLE when draining;
                 INVALID_FIELD for more than the whole queue holds.
         """
-        flow = self._flow(engine)
-        sender = Sender(request.client, request.connection, request.caller)
+        flow, sender = self._flow(engine), _sender(request)
         load, work = _load(request), flow.work(request)
-        self._check(request, sender, load, work, flow)
+        self._check_room(request, sender, load, work, flow)
+        self._check_deadline(request, sender, work, flow)
         self._shares.add(sender, load)
         flow.enter(sender, work, request.deadline_ns)
         self._publish()
@@ -133,7 +132,7 @@ class Admission:
             self._flows[engine] = flow
         return flow
 
-    def _check(
+    def _check_room(
         self, request: ImageRequest, sender: Sender, load: Load, work: Work, flow: Flow
     ) -> None:
         if self._draining:
@@ -157,7 +156,6 @@ class Admission:
             reason: Refusal = "share" if shortage.over_share else _REASONS[shortage.quantity]
             who = _who(shortage, request.client)
             raise self._overloaded(request.client, reason, _why(shortage), delay, who)
-        self._check_deadline(request, sender, work, flow)
 
     def _check_deadline(
         self, request: ImageRequest, sender: Sender, work: Work, flow: Flow
@@ -222,6 +220,10 @@ _NAMES = {
     "decode_seconds": "seconds of decoding",
     "decode_bytes": "bytes of memory for decoding",
 }
+
+
+def _sender(request: ImageRequest) -> Sender:
+    return Sender(request.client, request.connection, request.caller)
 
 
 def _load(request: ImageRequest) -> Load:

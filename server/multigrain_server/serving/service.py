@@ -108,7 +108,7 @@ class ImageService:
             self._check_deadline(request)
             if self._cache is None:
                 # Before the time is spent to look at the images.
-                self.admission.check(request, model.engine)
+                self.admission.check_room(request, model.engine)
             request = replace(
                 request,
                 costs=await self._costs(request, resolution),
