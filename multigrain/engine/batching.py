@@ -2,10 +2,9 @@
 
 A batch starts the moment the network is idle and takes the images that are decoded by then, up to
 the size beyond which larger batches gain nothing. An idle engine therefore adds no delay, and a
-busy one fills its batches. Clients and their
-callers are served in rotation (:mod:`multigrain.engine.fair_queue`). Images that were canceled, or
-can no longer meet their deadline by the latency measured so far, reach neither the decoder nor the
-network.
+busy one fills its batches. Clients and their callers are served in rotation
+(:mod:`multigrain.engine.fair_queue`). Images that were canceled, or can no longer meet their
+deadline by the latency measured so far, reach neither the decoder nor the network.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.engine.fair_queue import CallerRounds, FairQueue, Rank, images_before
+from multigrain.engine.lanes import Lane, lane_of
 from multigrain.engine.protocol import Harm, Submit
 from multigrain.engine.runtimes.base import Runtime
 
@@ -46,37 +46,6 @@ class Stage(Enum):
     DECODING = "decoding"
     DECODED = "decoded"
     COMPUTING = "computing"
-
-
-class Lane(Enum):
-    """Which decoder processes decode an image.
-
-    ORDINARY: it takes little time and memory. LARGE: more, in processes at a low priority, so that
-    ordinary images are not late for it. SLOW: one process that takes only CPU time that nothing
-    else wants, for the most expensive images, those of penalized clients, and those whose first
-    attempt was ended.
-    """
-
-    ORDINARY = "ordinary"
-    LARGE = "large"
-    SLOW = "slow"
-
-
-# Estimated CPU seconds and bytes that decoding the most expensive images of two lanes takes. Photos
-# of 24 megapixels of any kind must be large ones at most: slow ones get no CPU time while an engine
-# is busy.
-_MOST: Final = {Lane.ORDINARY: (0.1, 64 << 20), Lane.LARGE: (2.5, 320 << 20)}
-
-
-def lane_of(request: Submit) -> Lane:
-    """The lane in which an image is decoded first."""
-    if request.tensor:
-        return Lane.ORDINARY  # nothing is decoded
-    if not request.penalized:
-        for lane, (seconds, size) in _MOST.items():
-            if request.decode_seconds <= seconds and request.decode_bytes <= size:
-                return lane
-    return Lane.SLOW
 
 
 class DropReason(Enum):
@@ -126,7 +95,13 @@ class Item:
     rank: Rank = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        self.lane = lane_of(self.request)
+        request = self.request
+        # Preprocessed ones need no decoding.
+        self.lane = (
+            Lane.ORDINARY
+            if request.tensor
+            else lane_of(request.decode_seconds, request.decode_bytes, penalized=request.penalized)
+        )
 
     def __lt__(self, other: Item) -> bool:
         return self.rank < other.rank

@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from multigrain.engine.batching import Batcher, DropReason, Item, Lane
+from multigrain.engine.batching import Batcher, DropReason, Item
 from multigrain.engine.decoders import Budget, DecodeStoppedError, ImageDecoder, StopReason
+from multigrain.engine.lanes import Lane
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_memory_exhausted
 

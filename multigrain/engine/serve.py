@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from multigrain.bundle.folder import check_files, read
 from multigrain.bundle.manifest import BundleManifest
-from multigrain.engine.batching import BatchLatencyEstimator, Lane
+from multigrain.engine.batching import BatchLatencyEstimator
 from multigrain.engine.decoder_process import Parameters
 from multigrain.engine.decoders import DecoderProcess, Template
+from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import (
     Cancel,
     Connection,

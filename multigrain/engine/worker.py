@@ -16,11 +16,11 @@ from multigrain.engine.batching import (
     BatchLatencyEstimator,
     DropReason,
     Item,
-    Lane,
     Limits,
 )
 from multigrain.engine.decode_lanes import DecodeLanes
 from multigrain.engine.decoders import ImageDecoder
+from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
 from multigrain.engine.runtimes.base import Outputs, Runtime
 from multigrain.errors import ErrorKind, MultigrainError

@@ -27,9 +27,9 @@ from multigrain.engine.batching import (
     BatchLatencyEstimator,
     DropReason,
     Item,
-    Lane,
     Limits,
 )
+from multigrain.engine.lanes import Lane
 from multigrain.sandbox.policies import engine_sandbox
 
 _VARIABLE = "MULTIGRAIN_TEST_HOLD"

@@ -14,11 +14,11 @@ from multigrain.engine.batching import (
     BatchLatencyEstimator,
     DropReason,
     Item,
-    Lane,
     Limits,
     Stage,
     short_batch,
 )
+from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import Submit
 from tests.engine.held import HeldBatcher
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from multigrain.engine.batching import Lane
 from multigrain.engine.decode_lanes import DecodeLanes
 from multigrain.engine.decoders import DecodeStoppedError, StopReason
+from multigrain.engine.lanes import Lane
 
 LEFT = 500
 

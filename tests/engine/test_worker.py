@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from multigrain.engine import worker
-from multigrain.engine.batching import Lane
 from multigrain.engine.decoders import Budget, ImageDecoder, Wanted
+from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
 from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
 from multigrain.errors import ErrorKind

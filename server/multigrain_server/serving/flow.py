@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from multigrain.engine.lanes import ORDINARY_SECONDS, Lane, lane_of
 from multigrain_server.engines.images import ImageRequest
 from multigrain_server.serving.shares import Sender
 
@@ -20,10 +21,6 @@ _NEWEST = 0.3
 # the newest retry is remembered.
 _SPREAD_NS = 5_000_000_000
 _RETRYING_CLIENTS = 1024
-# CPU seconds and bytes beyond which an engine decodes an image in its lane of large ones, and of
-# slow ones (multigrain.engine.batching, which a test compares).
-LARGE = (0.1, 64 << 20)
-SLOW = (2.5, 320 << 20)
 # Estimates are upper ones: until it is measured, a decoder does so many estimated seconds in a
 # second.
 _LANE_RATE = 2.0
@@ -152,14 +149,15 @@ class Flow:
         images = len(request.images)
         units, large, slow = float(images - len(request.costs)), 0.0, 0.0
         for cost in request.costs:
-            if request.penalized or cost.seconds > SLOW[0] or cost.bytes > SLOW[1]:
-                slow += max(cost.seconds, LARGE[0])
-            elif cost.seconds > LARGE[0] or cost.bytes > LARGE[1]:
-                large += max(cost.seconds, LARGE[0])
-            else:
+            lane = lane_of(cost.seconds, cost.bytes, penalized=request.penalized)
+            if lane is Lane.ORDINARY:
                 units += max(1.0, cost.seconds * self._units_per_second)
                 continue
             images -= 1
+            if lane is Lane.LARGE:
+                large += max(cost.seconds, ORDINARY_SECONDS)
+            else:
+                slow += max(cost.seconds, ORDINARY_SECONDS)
         return Work(images, units, (large, slow))
 
     def enter(self, sender: Sender, work: Work, deadline_ns: int) -> None:
@@ -201,7 +199,7 @@ class Flow:
         for rate, seconds, left in zip(self._lane_rates, work.lanes, self.lanes, strict=True):
             if answered and seconds:
                 rate.answered(1, seconds)
-            if left < LARGE[0] / 2:
+            if left < ORDINARY_SECONDS / 2:
                 rate.stop()
 
     def seconds_at_most(self, work: Work) -> float:

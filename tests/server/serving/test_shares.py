@@ -12,7 +12,8 @@ from functools import cache
 import pytest
 from prometheus_client import CollectorRegistry
 
-from multigrain.engine.batching import Lane, lane_of
+from multigrain.engine.batching import Item
+from multigrain.engine.lanes import ORDINARY_SECONDS, Lane
 from multigrain.engine.protocol import Submit
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.cost import DecodeCost, decode_cost
@@ -20,7 +21,7 @@ from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.images import ImageRequest, new_caller
 from multigrain_server.models.metrics import ServingMetrics
 from multigrain_server.serving.admission import Admission
-from multigrain_server.serving.flow import LARGE, Flow, Work
+from multigrain_server.serving.flow import Flow, Work
 from multigrain_server.serving.shares import Load, Sender, Shares
 from tests.server.serving.test_admission import Clock, Engine
 
@@ -321,22 +322,26 @@ def test_work_is_counted_in_the_lane_that_decodes_it() -> None:
     request = ImageRequest("", [b"", b"", b""], costs=[CHEAP, LARGE_IMAGE, SLOW])
     assert flow.work(request) == Work(1, 1.0, (0.3, SLOW.seconds))
     penalized = flow.work(replace(request, penalized=True))
-    assert penalized == Work(0, 0.0, (0.0, pytest.approx(LARGE[0] + 0.3 + SLOW.seconds)))
+    assert penalized == Work(0, 0.0, (0.0, pytest.approx(ORDINARY_SECONDS + 0.3 + SLOW.seconds)))
     assert flow.work(ImageRequest("", [b"", b""], tensors=True)) == Work(2, 2.0)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.11, 2.5, 2.51])
 @pytest.mark.parametrize("size", [0, 64 << 20, (64 << 20) + 1, 320 << 20, (320 << 20) + 1])
-def test_engines_have_the_same_lanes(seconds: float, size: int) -> None:
+def test_work_is_counted_in_the_lane_in_which_an_engine_does_it(seconds: float, size: int) -> None:
     cost = DecodeCost(1, seconds, size)
     work = Flow(RATE, 16).work(ImageRequest("", [b""], costs=[cost]))
-    lane = lane_of(
-        Submit(
-            id=1, caller=1, resolution=1, deadline_ns=0, decode_seconds=seconds, decode_bytes=size
-        )
+    request = Submit(
+        id=1, caller=1, resolution=1, deadline_ns=0, decode_seconds=seconds, decode_bytes=size
     )
+    expected = Lane.SLOW
+    if seconds <= 0.1 and size <= 64 << 20:
+        expected = Lane.ORDINARY
+    elif seconds <= 2.5 and size <= 320 << 20:
+        expected = Lane.LARGE
+    assert Item(request, b"").lane is expected
     counted = [work.images > 0, work.lanes[0] > 0, work.lanes[1] > 0]
-    assert counted == [lane is each for each in (Lane.ORDINARY, Lane.LARGE, Lane.SLOW)]
+    assert counted == [expected is each for each in (Lane.ORDINARY, Lane.LARGE, Lane.SLOW)]
 
 
 def test_a_photo_of_24_megapixels_is_no_slow_image() -> None:
