@@ -402,6 +402,8 @@ class Batcher:
     def _forget(self, item: Item) -> None:
         del self._items[item.request.id]
         self._rounds.remove(item)
+        # An idle decoder thread refers to its last item until it gets another.
+        item.data = b""
 
     def _wait_for_decoder(self, item: Item) -> None:
         self._waiting[item.lane].push(item)

@@ -266,11 +266,16 @@ class DecoderProcess(ImageDecoder):
         finally:
             used = [size if size > _KEPT_BYTES else 0 for size in (len(data), output)]
             self._exchange.release(*used)
-        refusal = MultigrainError(refused.kind, refused.message)
+        # Not in a variable: the exception has this call in its traceback, and a cycle of the two
+        # would keep the image until the garbage collector finds it.
         if not refused.out_of_memory:
-            raise refusal
+            raise MultigrainError(refused.kind, refused.message)
         reason = StopReason.EXHAUSTED if refused.exhausted else StopReason.MEMORY
-        raise DecodeStoppedError(reason, "needs more memory than there is", refusal)
+        raise DecodeStoppedError(
+            reason,
+            "needs more memory than there is",
+            MultigrainError(refused.kind, refused.message),
+        )
 
     def stop(self) -> int:
         """Ends the process; how it ended. The next image gets a new one."""

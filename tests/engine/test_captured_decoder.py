@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
+import sys
 import time
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from multigrain.engine import decoders
-from multigrain.engine.decoder_process import MAX_MESSAGE, SIZE, Parameters
+from multigrain.engine.decoder_process import MAX_MESSAGE, SIZE, Parameters, Refused
 from multigrain.engine.decoders import (
     Budget,
     DecoderProcess,
@@ -19,6 +22,7 @@ from multigrain.engine.decoders import (
     StopReason,
     Template,
 )
+from multigrain.errors import ErrorKind, MultigrainError
 
 SIDE = 8
 
@@ -102,3 +106,24 @@ def test_only_a_process_that_runs_wants_a_cpu() -> None:
         finally:
             sleeping.kill()
     assert not decoders.wants_cpu(sleeping.pid)
+
+
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_a_refused_image_is_freed_without_the_garbage_collector(out_of_memory: bool) -> None:
+    refused = Refused(ErrorKind.IMAGE_UNREADABLE, "no image", out_of_memory, exhausted=False)
+    body = msgspec.msgpack.encode(refused)
+    template: Any = CapturedTemplate(SIZE.pack(len(body)) + body)
+    process = DecoderProcess(cast(Template, template), 1 << 20)
+    data = os.urandom(1000)
+    references = sys.getrefcount(data)
+    gc.disable()
+    try:
+        try:
+            process.decode(data, SIDE, Budget(5.0, 5.0), lambda: True)
+        except (MultigrainError, DecodeStoppedError) as error:
+            answer = type(error)
+        assert answer is (DecodeStoppedError if out_of_memory else MultigrainError)
+        assert sys.getrefcount(data) == references
+    finally:
+        gc.enable()
+        process.stop()
