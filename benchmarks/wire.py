@@ -1,18 +1,22 @@
-"""What a message between processes costs: ``python -m benchmarks.wire``.
+"""What a message between processes costs, and the same fields through Python's ``json``.
 
-Prints the best time of encoding and of decoding each message, in microseconds: those between the
-daemon and an engine, those between a worker and its runner, and the lines of an event log. Writing
-a loss to the event log includes the system call. ``RESULTS.md`` has the bars.
+Messages between the daemon and an engine, between a worker and its runner, and lines of an event
+log. Writing a loss to the event log includes the system call.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from multigrain.engine.protocol import EmbeddingOptions, FrameParser, Message, Result, Submit
+import msgspec
+
+from benchmarks import results
+from multigrain.engine.protocol import EmbeddingOptions, FrameParser, Result, Submit
 from multigrain.engine.protocol import encode as encode_frame
 from multigrain.events.log import Event, EventWriter
 from multigrain.events.records import LossRecord
@@ -59,32 +63,47 @@ def best_us(call: Callable[[], object]) -> float:
     return 1e6 * best / CALLS
 
 
-def report(name: str, encode_call: Callable[[], object], decode_call: Callable[[], object]) -> None:
-    print(f"{name:24} encode {best_us(encode_call):6.2f} µs  decode {best_us(decode_call):6.2f} µs")
+def main() -> int:
+    report = results.Report("wire", results.parser("wire").parse_args())
 
+    def compare(
+        name: str,
+        message: object,
+        encode_call: Callable[[], object],
+        decode_call: Callable[[], object],
+    ) -> None:
+        fields = msgspec.to_builtins(message)
+        text = json.dumps(fields)
+        for what, call, plain in (
+            ("encode", encode_call, lambda: json.dumps(fields)),
+            ("decode", decode_call, lambda: json.loads(text)),
+        ):
+            report.compare(
+                f"{name}: {what}", best_us(call), unit="µs",
+                over=best_us(plain), reference=f"json.{'dumps' if what == 'encode' else 'loads'}",
+            )  # fmt: skip
 
-def report_frame(name: str, message: Message) -> None:
-    parser = FrameParser(1 << 20)
-    data = encode_frame(message)
-    report(name, lambda: encode_frame(message), lambda: list(parser.feed(data)))
+    def compare_frame(name: str, message: Submit | Result) -> None:
+        frames, frame = FrameParser(1 << 20), encode_frame(message)
+        compare(name, message, lambda: encode_frame(message), lambda: list(frames.feed(frame)))
 
-
-def main() -> None:
-    """Prints a line for each message."""
-    report_frame("engine: image", SUBMIT)
-    report_frame("engine: result", RESULT)
+    compare_frame("daemon to engine: an image", SUBMIT)
+    compare_frame("engine to daemon: a result", RESULT)
     emit = Emit(LOSS)
     line = encode(emit)
-    report("runner: loss", lambda: encode(emit), lambda: decode(line))
+    compare("worker to runner: a loss", emit, lambda: encode(emit), lambda: decode(line))
     event = Event(12_345, "2026-01-31T12:00:00.123456Z", "job-1", 1, LOSS)
     data = event.encode()
-    report("event log: loss", event.encode, lambda: Event.decode(data))
+    compare("a line of the event log: a loss", event, event.encode, lambda: Event.decode(data))
     with (
         tempfile.TemporaryDirectory() as folder,
         EventWriter(Path(folder, "events.jsonl"), "job-1") as writer,
     ):
-        print(f"{'event log: write a loss':24} {best_us(lambda: writer.append(LOSS, 1)):6.2f} µs")
+        report.compare(
+            "writing a loss to the event log", best_us(lambda: writer.append(LOSS, 1)), unit="µs"
+        )
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

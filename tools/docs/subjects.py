@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tools.docs import (
     access,
+    benchmarks,
     command_line,
     configuration,
     errors,
@@ -32,4 +33,5 @@ SUBJECTS: dict[str, Callable[[], str]] = {
     "spec.evaluation": specifications.evaluation,
     "spec.export": specifications.export,
     "spec.training": specifications.training,
+    **benchmarks.subjects(),
 }

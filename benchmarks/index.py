@@ -1,0 +1,202 @@
+"""All benchmarks, by the question that each answers. ``python -m benchmarks`` lists and runs them.
+
+What is not here is a part of one: programs that are measured (``mindspore_step``,
+``pytorch_training``, ``machine_limit``, ``peers``), callers, images and models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Area = Literal["Serving", "Hostile callers", "Jobs and events", "Training", "Numerics"]
+AREAS: Final[tuple[Area, ...]] = (
+    *("Serving", "Hostile callers", "Jobs and events", "Training", "Numerics"),
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: of its module below ``benchmarks``, and of its results.
+        area: section of the documentation.
+        question: that it answers.
+        compares: what with what; completes "Compares ...".
+        minutes: that it takes on two cores.
+        main: whether ``make bench`` runs it.
+        needs: packages beyond the project's own, or nothing.
+        arguments: for ``make bench``.
+    """
+
+    name: str
+    area: Area
+    question: str
+    compares: str
+    minutes: float
+    main: bool = False
+    needs: str = ""
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        return f"benchmarks.{self.name}"
+
+    @property
+    def duration(self) -> str:
+        if self.minutes < 1:
+            return "half a minute"
+        if self.minutes < 90:
+            return f"{self.minutes:g} minute{'s' if self.minutes != 1 else ''}"
+        return f"{self.minutes / 60:g} hours"
+
+
+_ALL: Final = (
+    Benchmark(
+        "serving",
+        "Serving",
+        "How near does serving come to what the processor can compute?",
+        "16 callers, one caller, 256 callers with deadlines, EmbedStream and overload with "
+        "preprocessing and network alone in one process, and with a plain grpc.aio server and "
+        "PyTriton",
+        6,
+        main=True,
+        needs="PyTriton for one of the servers",
+    ),
+    Benchmark(
+        "serving_limit",
+        "Serving",
+        "How fast and how exact is each runtime on this processor?",
+        "openvino-int8, openvino-bf16, openvino-f32 and onnxruntime with MindSpore's float32 "
+        "embeddings, plain and whitened, and the data types of responses with fp32",
+        4,
+        main=True,
+    ),
+    Benchmark(
+        "engines",
+        "Serving",
+        "How long is a model away when its engine is killed, and does a load slow down others?",
+        "the p99 of one caller while another model is loaded with that of the caller alone",
+        3,
+        main=True,
+    ),
+    Benchmark(
+        "sandbox",
+        "Serving",
+        "Does the sandbox make an engine slower?",
+        "an engine in its sandbox with one without, one image at a time",
+        0.5,
+    ),
+    Benchmark(
+        "hostile_images",
+        "Hostile callers",
+        "What does an ordinary caller notice beside a caller of hostile images?",
+        "p99 and memory of an ordinary caller beside each kind of hostile image with those of the "
+        "caller alone",
+        6,
+    ),
+    Benchmark(
+        "unauthenticated",
+        "Hostile callers",
+        "What can callers without a token do to a daemon?",
+        "memory, health checks and the latency of a caller with a token during each attack with "
+        "those without an attack",
+        4,
+    ),
+    Benchmark(
+        "control_plane",
+        "Jobs and events",
+        "Do lists of jobs and event streams scale?",
+        "10,000 jobs, 1,000,000 events and 500 subscribers with the goals",
+        3,
+        main=True,
+    ),
+    Benchmark(
+        "wire",
+        "Jobs and events",
+        "What does a message between the processes cost?",
+        "encoding and decoding of each message with json.dumps and json.loads of the same fields",
+        0.5,
+        main=True,
+    ),
+    Benchmark(
+        "import_time",
+        "Jobs and events",
+        "How long does importing the client and the daemon take?",
+        "both with importing grpc.aio alone",
+        0.5,
+        main=True,
+    ),
+    Benchmark(
+        "step_time",
+        "Training",
+        "What does THOR cost over momentum, in time and memory?",
+        "THOR's step, refresh step and state with those of SGD with momentum, alternately",
+        3,
+        main=True,
+    ),
+    Benchmark(
+        "pytorch_step",
+        "Training",
+        "How fast is a training step in MindSpore?",
+        "it with the same step in PyTorch, alternately",
+        2,
+        main=True,
+        needs="PyTorch: `make peers` first",
+    ),
+    Benchmark(
+        "job_overhead",
+        "Training",
+        "What does a job add to the training step?",
+        "a job's step with events, checkpoints and data loading with MindSpore's own training "
+        "cell on a batch in memory",
+        4,
+        main=True,
+    ),
+    Benchmark(
+        "scaling",
+        "Training",
+        "Do two workers train twice as many images as one?",
+        "two workers on a core each with one worker on one core",
+        4,
+    ),
+    Benchmark(
+        "augmentation",
+        "Training",
+        "Should augmentation use Pillow or MindSpore's operators?",
+        "the loader's augmentation with MindSpore's C++ operators, one by one and in a pipeline",
+        3,
+    ),
+    Benchmark(
+        "thor_factors",
+        "Numerics",
+        "Are THOR's curvature factors right?",
+        "A and G of every layer with those of curvlinops' K-FAC",
+        0.5,
+        needs="PyTorch and curvlinops-for-pytorch",
+    ),
+    Benchmark(
+        "unsplit_kfac",
+        "Numerics",
+        "What does cutting the factors into blocks cost in training?",
+        "the training loss of THOR in blocks of 128 with that of K-FAC with whole factors",
+        60,
+        needs="PyTorch and curvlinops-for-pytorch",
+    ),
+    Benchmark(
+        "convergence.optimizers",
+        "Numerics",
+        "In how many epochs does THOR reach a target accuracy?",
+        "THOR with SGD with momentum, both with chosen settings and the same batches",
+        360,
+    ),
+    Benchmark(
+        "convergence.objectives",
+        "Numerics",
+        "What does the joint loss gain?",
+        "the joint loss with classification alone, with and without repeated augmentation",
+        600,
+    ),
+)
+BENCHMARKS: Final[dict[str, Benchmark]] = {one.name: one for one in _ALL}
