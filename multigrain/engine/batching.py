@@ -271,7 +271,7 @@ class Batcher:
         self._on_drop = on_drop
         self._rounds = CallerRounds()
         self._newest_client = 0
-        # When an image came from another client than the one before it.
+        # When an image came beside images of other clients, or after one of another client.
         self._shared_ns = -_SHARED_NS
         self._items: dict[int, Item] = {}
         self._waiting = {lane: FairQueue[Item](lambda item: item.units) for lane in Lane}
@@ -287,12 +287,11 @@ class Batcher:
         """Queues an image."""
         with self._lock:
             self._items[item.request.id] = item
-            if item.client != self._newest_client:
-                if self._newest_client:
-                    self._shared_ns = time.monotonic_ns()
-                self._newest_client = item.client
             item.compute_units = round(1000 * self._latencies[item.resolution].seconds_each)
             self._rounds.add(item, item.request.deadline_ns or _NO_DEADLINE)
+            if self._rounds.clients > 1 or item.client != (self._newest_client or item.client):
+                self._shared_ns = time.monotonic_ns()
+            self._newest_client = item.client
             self._wait_for_decoder(item)
 
     def cancel(self, item_id: int) -> None:

@@ -67,6 +67,11 @@ class CallerRounds:
         self._clients: dict[int, _Rounds] = {}
         self._arrivals = 0
 
+    @property
+    def clients(self) -> int:
+        """How many clients have images in the engine."""
+        return len(self._clients)
+
     def add(self, image: Queued, deadline_ns: int) -> None:
         """Sets the image's rank."""
         rounds = self._clients.setdefault(image.client, _Rounds())

@@ -120,6 +120,22 @@ def test_batches_are_short_while_several_clients_send_images() -> None:
         assert len(queue.take()) == 4
 
 
+def test_batches_stay_short_beside_a_client_that_sent_all_its_images_long_ago() -> None:
+    queue = Queue()
+    queue.latency.short_batch = 1
+    queue.submit(*range(100, 120), client=1)
+    queue.submit(7, client=2)
+    queue.decode(21)
+    assert len(queue.take()) == 2
+    later = time.monotonic_ns() + HOUR_NS
+    with mock.patch("time.monotonic_ns", return_value=later):
+        # The other client's next image arrives beside the rest of these, and so will another.
+        queue.submit(8, client=2)
+        queue.decode()
+        assert len(queue.take()) == 2
+        assert len(queue.take()) == 1
+
+
 def test_callers_are_served_in_rotation() -> None:
     queue = Queue(best=6)
     queue.submit(10, 11, 12, 13, caller=1)
