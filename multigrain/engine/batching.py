@@ -5,14 +5,16 @@ the size beyond which larger batches gain nothing. An idle engine therefore adds
 busy one fills its batches. Clients and their callers are served in rotation
 (:mod:`multigrain.engine.fair_queue`). Images that were canceled, or can no longer meet their
 deadline by the latency measured so far, reach neither the decoder nor the network.
+
+What is decided depends on the arguments and on what was decided before, not on threads or a clock:
+:mod:`multigrain.engine.batcher` has those, and ``tests/simulation`` runs hours of it in seconds.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
@@ -148,7 +150,7 @@ class Item:
 
 
 class BatchLatencyEstimator:
-    """Seconds that a batch takes, by its size. Guarded by the batcher's lock.
+    """Seconds that a batch takes, by its size.
 
     Args:
         best_batch: the batch size beyond which larger batches gain no throughput.
@@ -234,7 +236,7 @@ def short_batch(one: float, best_batch: int, best: float) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a batcher.
+    """Limits of a schedule.
 
     Attributes:
         max_batch: images in a batch at most.
@@ -251,24 +253,19 @@ class Limits:
     decode_bytes: int = 256 * 1024 * 1024
 
 
-class Batcher:
-    """Queues images for the decoding threads and the computing thread. Thread-safe.
+class Schedule:
+    """The images in an engine, and which of them it decodes and computes next.
+
+    Not thread-safe. Times are on CLOCK_MONOTONIC, in nanoseconds.
 
     Args:
         limits: of the queue and the batches.
         latencies: of each resolution that is served.
-        on_drop: called, outside the lock, for each image that is dropped.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        latencies: Mapping[int, BatchLatencyEstimator],
-        on_drop: Callable[[Item, DropReason], None],
-    ) -> None:
+    def __init__(self, limits: Limits, latencies: Mapping[int, BatchLatencyEstimator]) -> None:
         self._limits = limits
         self._latencies = latencies
-        self._on_drop = on_drop
         self._rounds = CallerRounds()
         self._newest_client = 0
         # When an image came beside images of other clients, or after one of another client.
@@ -278,141 +275,39 @@ class Batcher:
         self._decoded = FairQueue[Item](lambda item: max(1, item.compute_units))
         self._decoding: list[Item] = []
         self._bytes = 0
-        self._closed = False
-        self._lock = threading.Lock()
-        self._may_decode = {lane: threading.Condition(self._lock) for lane in Lane}
-        self._may_compute = threading.Condition(self._lock)
 
-    def submit(self, item: Item) -> None:
+    def submit(self, item: Item, now_ns: int) -> None:
         """Queues an image."""
-        with self._lock:
-            self._items[item.request.id] = item
-            item.compute_units = round(1000 * self._latencies[item.resolution].seconds_each)
-            self._rounds.add(item, item.request.deadline_ns or _NO_DEADLINE)
-            if self._rounds.clients > 1 or item.client != (self._newest_client or item.client):
-                self._shared_ns = time.monotonic_ns()
-            self._newest_client = item.client
-            self._wait_for_decoder(item)
+        self._items[item.request.id] = item
+        item.compute_units = round(1000 * self._latencies[item.resolution].seconds_each)
+        self._rounds.add(item, item.request.deadline_ns or _NO_DEADLINE)
+        if self._rounds.clients > 1 or item.client != (self._newest_client or item.client):
+            self._shared_ns = now_ns
+        self._newest_client = item.client
+        self._waiting[item.lane].push(item)
 
-    def cancel(self, item_id: int) -> None:
-        """Drops an image that has not reached the network; an unknown id is a finished one."""
-        with self._lock:
-            item = self._items.get(item_id)
-            if item is None:
-                return
-            item.cancelled = True
-            if item.stage is Stage.WAITING:
-                self._waiting[item.lane].remove(item)
-            elif item.stage is Stage.DECODED:
-                self._decoded.remove(item)
-                self._bytes -= item.decoded_bytes
-                self._notify_decoders()
-            else:
-                return
-            self._forget(item)
-        self._on_drop(item, DropReason.CANCELLED)
-
-    def next_to_decode(self, lane: Lane = Lane.ORDINARY) -> Item | None:
-        """Waits for an image, and for room behind the decoder; None when closed."""
-        may_decode = self._may_decode[lane]
-        while True:
-            with may_decode:
-                while not self._closed and not self._can_decode(lane):
-                    may_decode.wait()
-                if self._closed:
-                    return None
-                item, reason = self._take_to_decode(lane)
-            if reason is None:
-                return item
-            self._on_drop(item, reason)
-
-    def decoded(self, item: Item) -> None:
-        """Queues a decoded image for the network."""
-        with self._lock:
-            self._decoding.remove(item)
-            if not item.cancelled:
-                item.stage = Stage.DECODED
-                self._decoded.push(item)
-                self._may_compute.notify()
-                return
-            self._bytes -= item.decoded_bytes
-            self._forget(item)
-            self._notify_decoders()
-        self._on_drop(item, DropReason.CANCELLED)
-
-    def decode_failed(self, item: Item) -> None:
-        """Removes an image that could not be decoded; the caller answers it."""
-        with self._lock:
-            self._decoding.remove(item)
-            self._bytes -= item.decoded_bytes
-            self._forget(item)
-            self._notify_decoders()
-
-    def decode_later(self, item: Item) -> None:
-        """Queues an image whose decoding was ended for another attempt, in the slow lane."""
-        with self._lock:
-            self._decoding.remove(item)
-            self._bytes -= item.decoded_bytes
-            self._notify_decoders()
-            if not item.cancelled:
-                item.lane, item.stage = Lane.SLOW, Stage.WAITING
-                self._wait_for_decoder(item)
-                return
-            self._forget(item)
-        self._on_drop(item, DropReason.CANCELLED)
-
-    def next_batch(self) -> list[Item] | None:
-        """Waits for a batch; None when closed.
-
-        A batch has images of one resolution, ordered by rank; :meth:`done` must be called after
-        it.
-        """
-        while True:
-            with self._may_compute:
-                while not (self._closed or self._can_compute()):
-                    self._may_compute.wait()
-                if self._closed:
-                    return None
-                batch, late = self._take_batch()
-            for dropped, why in late:
-                self._on_drop(dropped, why)
-            if batch:
-                return batch
-
-    def done(self, batch: list[Item], seconds: float) -> list[Item]:
-        """Records a computed batch and its latency.
+    def cancel(self, item_id: int) -> Item | None:
+        """Notes that nobody waits for an image; an unknown id is a finished one.
 
         Returns:
-            Its images that were canceled while they were computed.
+            The image if it was removed; None if it is decoded or computed now.
         """
-        with self._lock:
-            self._latencies[batch[0].request.resolution].record(len(batch), seconds)
-            for item in batch:
-                self._forget(item)
-            return [item for item in batch if item.cancelled]
+        item = self._items.get(item_id)
+        if item is None:
+            return None
+        item.cancelled = True
+        if item.stage is Stage.WAITING:
+            self._waiting[item.lane].remove(item)
+        elif item.stage is Stage.DECODED:
+            self._decoded.remove(item)
+            self._bytes -= item.decoded_bytes
+        else:
+            return None
+        self._forget(item)
+        return item
 
-    def close(self) -> None:
-        """Ends all waiting threads."""
-        with self._lock:
-            self._closed = True
-            self._notify_decoders()
-            self._may_compute.notify_all()
-
-    def _forget(self, item: Item) -> None:
-        del self._items[item.request.id]
-        self._rounds.remove(item)
-        # An idle decoder thread refers to its last item until it gets another.
-        item.data = b""
-
-    def _wait_for_decoder(self, item: Item) -> None:
-        self._waiting[item.lane].push(item)
-        self._may_decode[item.lane].notify()
-
-    def _notify_decoders(self) -> None:
-        for condition in self._may_decode.values():
-            condition.notify_all()
-
-    def _can_decode(self, lane: Lane) -> bool:
+    def can_decode(self, lane: Lane) -> bool:
+        """Whether there is an image for the lane, and room behind the decoder."""
         first = self._waiting[lane].first()
         if first is None:
             return False
@@ -426,51 +321,69 @@ class Batcher:
             and (not beside or decode_bytes <= self._limits.decode_bytes)
         )
 
-    def _can_compute(self) -> bool:
-        return len(self._decoded) > 0
-
-    def _take_to_decode(self, lane: Lane) -> tuple[Item, DropReason | None]:
+    def take_to_decode(self, lane: Lane, now_ns: int) -> tuple[Item, DropReason | None]:
         """The first waiting image, in stage DECODING; or removed, with the reason."""
         item = self._waiting[lane].pop()
         assert item is not None
         latency = self._latencies[item.request.resolution]
         alone = latency.seconds(1)
-        if item.is_late(time.monotonic_ns() + self._wait_and_compute_ns(item)):
+        if item.is_late(now_ns + self._wait_and_compute_ns(item)):
             self._forget(item)
             latency.decay_confidence()
-            return item, self._drop_reason(item, alone)
+            return item, _drop_reason(item, alone, now_ns)
         item.stage = Stage.DECODING
         self._decoding.append(item)
         self._bytes += item.decoded_bytes
         return item, None
 
-    def _drop_reason(self, item: Item, alone: float) -> DropReason:
-        """Why an image is late: its deadline was too near from the start, or the queue too long.
+    def decoded(self, item: Item) -> bool:
+        """Queues a decoded image for the network; False if it was canceled and is removed."""
+        self._decoding.remove(item)
+        if not item.cancelled:
+            item.stage = Stage.DECODED
+            self._decoded.push(item)
+            return True
+        self._bytes -= item.decoded_bytes
+        self._forget(item)
+        return False
 
-        Args:
-            item: the image.
-            alone: seconds that it takes by itself, by the estimate that found it late: later ones
-                are shorter, because each dropped image lowers the confidence.
+    def decode_failed(self, item: Item) -> None:
+        """Removes an image that could not be decoded."""
+        self._decoding.remove(item)
+        self._bytes -= item.decoded_bytes
+        self._forget(item)
+
+    def decode_later(self, item: Item) -> bool:
+        """Queues an image whose decoding was ended for another attempt, in the slow lane.
+
+        Returns:
+            False if it was canceled and is removed.
         """
-        passed = item.request.deadline_ns <= time.monotonic_ns()
-        hopeless = passed or item.is_late(item.received_ns + int(1e9 * alone))
-        return DropReason.DEADLINE if hopeless else DropReason.OVERLOADED
+        self._decoding.remove(item)
+        self._bytes -= item.decoded_bytes
+        if item.cancelled:
+            self._forget(item)
+            return False
+        item.lane, item.stage = Lane.SLOW, Stage.WAITING
+        self._waiting[item.lane].push(item)
+        return True
 
-    def _wait_and_compute_ns(self, item: Item) -> int:
-        """Nanoseconds until a waiting image can be done: images ahead of it are computed first."""
-        latency = self._latencies[item.request.resolution]
-        ahead = images_before(item, (*self._decoded, *self._decoding))
-        batches = ahead // latency.best_batch
-        return int(1e9 * (batches * latency.seconds(latency.best_batch) + latency.seconds(1)))
+    def can_compute(self) -> bool:
+        """Whether an image is decoded."""
+        return len(self._decoded) > 0
 
-    def _take_batch(self) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
-        """Removes the next batch from the decoded images, and the late images before it."""
+    def take_batch(self, now_ns: int) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
+        """Removes the next batch from the decoded images, and the late images before it.
+
+        The batch, which may be empty, has images of one resolution, ordered by rank;
+        :meth:`done` must be called after it.
+        """
         first = self._decoded.first()
         assert first is not None
         resolution = first.request.resolution
         latency = self._latencies[resolution]
-        size = self._batch_limit(resolution)
-        finish = time.monotonic_ns() + int(1e9 * latency.seconds(min(size, len(self._decoded))))
+        size = self._batch_limit(resolution, now_ns)
+        finish = now_ns + int(1e9 * latency.seconds(min(size, len(self._decoded))))
         items: list[Item] = []
         late: list[tuple[Item, DropReason]] = []
         alone = latency.seconds(1)
@@ -479,15 +392,38 @@ class Batcher:
             if item.is_late(finish):
                 self._forget(item)
                 latency.decay_confidence()
-                late.append((item, self._drop_reason(item, alone)))
+                late.append((item, _drop_reason(item, alone, now_ns)))
             else:
                 item.stage = Stage.COMPUTING
                 self._rounds.start(item)
                 items.append(item)
-        self._notify_decoders()
         return items, late
 
-    def _batch_limit(self, resolution: int) -> int:
+    def done(self, batch: list[Item], seconds: float) -> list[Item]:
+        """Records a computed batch and its latency.
+
+        Returns:
+            Its images that were canceled while they were computed.
+        """
+        self._latencies[batch[0].request.resolution].record(len(batch), seconds)
+        for item in batch:
+            self._forget(item)
+        return [item for item in batch if item.cancelled]
+
+    def _forget(self, item: Item) -> None:
+        del self._items[item.request.id]
+        self._rounds.remove(item)
+        # An idle decoder thread refers to its last item until it gets another.
+        item.data = b""
+
+    def _wait_and_compute_ns(self, item: Item) -> int:
+        """Nanoseconds until a waiting image can be done: images ahead of it are computed first."""
+        latency = self._latencies[item.request.resolution]
+        ahead = images_before(item, (*self._decoded, *self._decoding))
+        batches = ahead // latency.best_batch
+        return int(1e9 * (batches * latency.seconds(latency.best_batch) + latency.seconds(1)))
+
+    def _batch_limit(self, resolution: int, now_ns: int) -> int:
         """Images that the next batch may have.
 
         While several clients send images, a batch has no more of each than take little longer than
@@ -496,6 +432,20 @@ class Batcher:
         """
         latency = self._latencies[resolution]
         most = min(latency.best_batch, self._limits.max_batch)
-        if time.monotonic_ns() - self._shared_ns > _SHARED_NS:
+        if now_ns - self._shared_ns > _SHARED_NS:
             return most
         return min(most, self._decoded.count(resolution, each=latency.short_batch))
+
+
+def _drop_reason(item: Item, alone: float, now_ns: int) -> DropReason:
+    """Why an image is late: its deadline was too near from the start, or the queue too long.
+
+    Args:
+        item: the image.
+        alone: seconds that it takes by itself, by the estimate that found it late: later ones
+            are shorter, because each dropped image lowers the confidence.
+        now_ns: on CLOCK_MONOTONIC.
+    """
+    passed = item.request.deadline_ns <= now_ns
+    hopeless = passed or item.is_late(item.received_ns + int(1e9 * alone))
+    return DropReason.DEADLINE if hopeless else DropReason.OVERLOADED

@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from multigrain.engine.batching import Batcher, DropReason, Item
+from multigrain.engine.batcher import Batcher
+from multigrain.engine.batching import DropReason, Item
 from multigrain.engine.decoders import Budget, DecodeStoppedError, ImageDecoder, StopReason
 from multigrain.engine.lanes import Lane
 from multigrain.errors import ErrorKind, MultigrainError

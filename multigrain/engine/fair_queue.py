@@ -3,7 +3,7 @@
 Both levels are self-clocked fair queueing (S. J. Golestani, "A Self-Clocked Fair Queueing Scheme
 for Broadband Applications", INFOCOM 1994), with an image's cost in milliseconds as its length: a
 client gets as much time as any other that has images waiting, however many images and callers it
-has, and however expensive they are. Not thread-safe: the batcher's lock guards both.
+has, and however expensive they are. Not thread-safe.
 """
 
 from __future__ import annotations

@@ -11,13 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from multigrain.engine.batching import (
-    Batcher,
-    BatchLatencyEstimator,
-    DropReason,
-    Item,
-    Limits,
-)
+from multigrain.engine.batcher import Batcher
+from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits
 from multigrain.engine.decode_lanes import DecodeLanes
 from multigrain.engine.decoders import ImageDecoder
 from multigrain.engine.lanes import Lane

@@ -22,13 +22,8 @@ from typing import Protocol
 
 from multigrain.engine import __main__ as engine
 from multigrain.engine import decode_lanes, decoder_process, decoders, worker
-from multigrain.engine.batching import (
-    Batcher,
-    BatchLatencyEstimator,
-    DropReason,
-    Item,
-    Limits,
-)
+from multigrain.engine.batcher import Batcher
+from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits, Schedule
 from multigrain.engine.lanes import Lane
 from multigrain.sandbox.policies import engine_sandbox
 
@@ -71,8 +66,33 @@ def hold(process: Process, items: int) -> None:
     aside.replace(path)
 
 
-class HeldBatcher(Batcher):
+class _HeldSchedule(Schedule):
     """Waits with a batch until enough images are decoded; such a batch may have the full size."""
+
+    def __init__(self, limits: Limits, latencies: Mapping[int, BatchLatencyEstimator]) -> None:
+        super().__init__(limits, latencies)
+        self.wanted = 0
+        self._left = 0
+
+    def can_decode(self, lane: Lane) -> bool:
+        ahead = len(self._decoded) + len(self._decoding)
+        return (bool(self._waiting[lane]) and ahead < self.wanted) or super().can_decode(lane)
+
+    def can_compute(self) -> bool:
+        return super().can_compute() and len(self._decoded) >= self.wanted
+
+    def take_batch(self, now_ns: int) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
+        items, late = super().take_batch(now_ns)
+        self._left = max(0, self._left - len(items))
+        return items, late
+
+    def _batch_limit(self, resolution: int, now_ns: int) -> int:
+        self._left, self.wanted = self.wanted or self._left, 0
+        return self._limits.max_batch if self._left else super()._batch_limit(resolution, now_ns)
+
+
+class HeldBatcher(Batcher):
+    """Has a schedule that can be held."""
 
     def __init__(
         self,
@@ -81,31 +101,14 @@ class HeldBatcher(Batcher):
         on_drop: Callable[[Item, DropReason], None],
     ) -> None:
         super().__init__(limits, latencies, on_drop)
-        self._wanted = 0
-        self._left = 0
+        self._schedule = self._held = _HeldSchedule(limits, latencies)
 
     def hold(self, items: int) -> None:
         """Keeps batches back until ``items`` are decoded, once; 0 lets go at once."""
         with self._lock:
-            self._wanted = items
+            self._held.wanted = items
             self._may_compute.notify_all()
             self._notify_decoders()
-
-    def _can_decode(self, lane: Lane) -> bool:
-        ahead = len(self._decoded) + len(self._decoding)
-        return (bool(self._waiting[lane]) and ahead < self._wanted) or super()._can_decode(lane)
-
-    def _can_compute(self) -> bool:
-        return super()._can_compute() and len(self._decoded) >= self._wanted
-
-    def _take_batch(self) -> tuple[list[Item], list[tuple[Item, DropReason]]]:
-        items, late = super()._take_batch()
-        self._left = max(0, self._left - len(items))
-        return items, late
-
-    def _batch_limit(self, resolution: int) -> int:
-        self._left, self._wanted = self._wanted or self._left, 0
-        return self._limits.max_batch if self._left else super()._batch_limit(resolution)
 
 
 class _ControlledBatcher(HeldBatcher):
