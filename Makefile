@@ -127,20 +127,20 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
 	touch $@
 
-# Training benchmarks (benchmarks/RESULTS.md), ten minutes on an idle machine. A script fails if it
-# misses its target; the others still run.
-bench: $(STAMP) $(PEERS)/.installed
-	-$(BIN)/python -m benchmarks.step_time
-	-$(BIN)/python -m benchmarks.memory
-	-$(BIN)/python -m benchmarks.job_overhead
-	-$(BIN)/python -m benchmarks.pytorch_step --pytorch $(PEERS)/bin/python
-	-$(BIN)/python -m benchmarks.scaling
+# The main benchmarks of serving and training, half an hour on an idle machine; `python -m benchmarks`
+# lists all of them. Writes benchmarks/measured/PROCESSOR/NAME.json for each, and the tables of the
+# documentation from these files. A missed goal or a failure does not keep the others from running.
+# Without `make peers` before, PyTorch is a row that says that it is missing.
+BENCHMARKS ?= main
+bench: $(STAMP)
+	-$(BIN)/python -m benchmarks $(BENCHMARKS)
+	$(BIN)/python -m tools.docs --write
 
 # Serving next to a plain gRPC server and PyTriton, five minutes. PyTriton embeds Python 3.11.0 and
 # loads the standard library it finds: Debian's fits, newer releases of 3.11 do not.
 peers-serving: $(STAMP) $(TRITON)/.installed
-	$(BIN)/python -m benchmarks.serving --pytriton $(TRITON)/bin/python \
-	    callers plain_grpc pytriton
+	-$(BIN)/python -m benchmarks.other_servers --pytriton $(TRITON)/bin/python
+	$(BIN)/python -m tools.docs --write
 
 $(TRITON)/.installed:
 	$(TRITON_PYTHON) -m venv $(TRITON)
@@ -152,7 +152,7 @@ unauthenticated: $(STAMP)
 	$(BIN)/python -m benchmarks.unauthenticated
 
 # An ordinary caller beside callers that send hostile images, HOSTILE_SECONDS for each of some twenty
-# kinds, on an idle machine. Fails if the ordinary caller suffers (benchmarks/RESULTS.md).
+# kinds, on an idle machine. Fails if the ordinary caller suffers.
 HOSTILE_SECONDS ?= 10
 hostile-images: $(STAMP)
 	$(BIN)/python -m benchmarks.hostile_images --seconds $(HOSTILE_SECONDS)

@@ -1,7 +1,5 @@
 """Augmentation with Pillow in the loader's threads compared with MindSpore's C++ operators.
 
-    python -m benchmarks.augmentation [--seconds 3]
-
 JPEG photographs of 500 x 375 become views of 224 x 224: decoded, randomly cropped, scaled,
 flipped, (kind "full") with brightness, contrast and saturation jittered, normalized, as float32
 (3, 224, 224).
@@ -13,8 +11,8 @@ here, which would keep the seed of each view.
 
 from __future__ import annotations
 
-import argparse
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +30,7 @@ from mindspore.dataset import vision
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from benchmarks import results
 from multigrain.data.augment import (
     Augmenter,
     brightness,
@@ -234,10 +233,12 @@ def parts(files: list[bytes]) -> Iterator[tuple[str, Callable[[int], Any], Calla
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = results.parser("augmentation")
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement")
-    seconds = parser.parse_args().seconds
+    options = parser.parse_args()
+    seconds: float = options.seconds
+    report = results.Report("augmentation", options)
     ds.config.set_numa_enable(False)
     files = photographs()
     implementations: dict[str, Callable[[str, int], Rate]] = {
@@ -255,18 +256,21 @@ def main() -> None:
             files, kind, seconds, threads, fused=True
         ),
     }
-    print("| | images per CPU second | images/s, 1 thread | 2 threads |")
-    print("|---|---|---|---|")
     for kind in SPECS:
+        table = report.table(
+            f"Augmentation {kind!r}, 500 x 375 to 224 x 224",
+            ("images per CPU second", "images/s, 1 thread", "2 threads"),
+        )
         for name, measure in implementations.items():
             one, two = measure(kind, 1), measure(kind, 2)
-            row = f"{one.cpu:.0f} | {one.wall:.0f} | {two.wall:.0f}"
-            print(f"| {kind}: {name} | {row} |", flush=True)
-    print("\n| part, CPU ms | Pillow | C++ operator |\n|---|---|---|")
+            table.row(name, one.cpu, one.wall, two.wall)
     for name, ours, theirs in parts(files):
-        times = [1000 / rate(work, seconds / 4).cpu for work in (ours, theirs)]
-        print(f"| {name} | " + " | ".join(f"{t:.2f}" for t in times) + " |", flush=True)
+        pillow, operator = (1000 / rate(work, seconds / 4).cpu for work in (ours, theirs))
+        report.compare(
+            f"{name}, CPU time", pillow, unit="ms", over=operator, reference="C++ operator"
+        )
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

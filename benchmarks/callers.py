@@ -1,13 +1,17 @@
-"""Load generator of the serving benchmark, in its own process.
+"""Load generator of the serving benchmarks, in its own process.
 
-``python -m benchmarks.callers PLAN`` takes a :class:`Plan` as JSON and prints a :class:`Report` as
-JSON. Every server gets the same calls with the same photographs.
+``python -m benchmarks.callers PLAN`` takes a :class:`Plan` as JSON and prints a :class:`Counts` as
+JSON; :func:`call` starts it. Every server gets the same calls with the same photographs. Counted is
+what ends inside the window: no call of the warm-up, and nothing of those that still wait for an
+answer or for the end of a delay when the window closes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,6 +28,7 @@ from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain.v1.inference import service_pb2, service_pb2_grpc
 from multigrain_client import Client
 
+_PUSHBACK = "grpc-retry-pushback-ms"
 Call = Callable[[int, float], Awaitable[Any]]
 #: Parts of a call's time. The last two are the transfer between daemon and engine, and gRPC on both
 #: sides including the caller's own work.
@@ -41,7 +46,8 @@ class Plan:
             a refusal it waits as long as the server says, or 0.1 s.
         rate: calls per second regardless of the answers, instead of ``callers``.
         stream: number of images to send in one EmbedStream of the Python client, instead.
-        seconds: duration.
+        warm_up: seconds of calls that are not counted, before the window.
+        seconds: length of the window.
         deadline: timeout of each call in seconds.
         model: for PyTriton.
     """
@@ -51,23 +57,30 @@ class Plan:
     callers: int = 16
     rate: float = 0.0
     stream: int = 0
+    warm_up: float = 2.0
     seconds: float = 10.0
     deadline: float = 30.0
     model: str = "resnet50"
 
 
 @dataclass
-class Report:
-    """Results of a plan.
+class Counts:
+    """What ended inside the window.
 
     Attributes:
+        answered: calls that were answered.
+        answered_in_all: in the warm-up too.
+        seconds: length of the window.
+        codes: status -> number of calls that failed with it.
         by_second: answers in each second.
-        cpu_seconds: of the callers' process since the first call.
+        cpu_seconds: of the callers' process.
         retry_delays: number of refusals that came with a retry delay.
+        rss_mb: memory of the callers' process from time to time.
         stages_ms: medians of the parts of a call, with a single caller of EmbeddingService.
     """
 
     answered: int = 0
+    answered_in_all: int = 0
     seconds: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
@@ -80,26 +93,46 @@ class Report:
 
     @property
     def rate(self) -> float:
+        """Answers per second."""
         return self.answered / self.seconds
+
+    @property
+    def refused(self) -> int:
+        """Calls that the server did not take because of the load."""
+        return self.codes.get("RESOURCE_EXHAUSTED", 0)
 
 
 class Tally:
-    """Collects the results of calls."""
+    """Collects the results of calls between :meth:`open` and :meth:`close`."""
 
     def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self._cpu = time.process_time()
+        self.counts = Counts()
         self.latencies: list[float] = []
         self.ends: list[float] = []
         self.codes: Counter[str] = Counter()
-        self.retry_delays = 0
         self.rss: list[float] = []
         self.stages: list[tuple[float, ...]] = []
+        self._start = self._cpu = 0.0
+        self._open = False
+
+    def open(self) -> None:
+        """Begins the window."""
+        self._start, self._cpu, self._open = time.perf_counter(), time.process_time(), True
+
+    def close(self) -> None:
+        """Ends the window."""
+        self.counts.seconds = time.perf_counter() - self._start
+        self.counts.cpu_seconds = time.process_time() - self._cpu
+        self._open = False
 
     def answered(self, began: float, answer: object = None) -> None:
+        """Counts an answered call that began at a time of ``time.perf_counter``."""
+        self.counts.answered_in_all += 1
+        if not self._open:
+            return
         now = time.perf_counter()
         self.latencies.append(now - began)
-        self.ends.append(now - self.start)
+        self.ends.append(now - self._start)
         if isinstance(answer, embedding_pb2.EmbedResponse):
             t = answer.timings
             inside = t.decode_ns + t.queue_ns + t.compute_ns
@@ -108,30 +141,40 @@ class Tally:
                 (t.decode_ns, t.queue_ns, t.compute_ns, t.total_ns - inside, outside)
             )
 
-    def report(self) -> Report:
-        seconds = time.perf_counter() - self.start
+    def failed(self, code: str, *, delayed: bool) -> None:
+        """Counts a call that was not answered."""
+        if self._open:
+            self.codes[code] += 1
+            self.counts.retry_delays += delayed
+
+    def result(self) -> Counts:
+        """The counts of the window, once it is closed."""
+        counts = self.counts
         latencies = np.array(self.latencies or [0.0]) * 1000
-        return Report(
-            answered=len(self.latencies),
-            seconds=seconds,
-            p50_ms=float(np.percentile(latencies, 50)),
-            p99_ms=float(np.percentile(latencies, 99)),
-            codes=dict(self.codes),
-            retry_delays=self.retry_delays,
-            by_second=np.bincount(np.array(self.ends, int), minlength=int(seconds)).tolist(),
-            cpu_seconds=time.process_time() - self._cpu,
-            rss_mb=tuple(self.rss),
-            stages_ms=self._stages_ms(),
-        )
-
-    def _stages_ms(self) -> dict[str, float]:
-        if not self.stages:
-            return {}
-        medians = np.median(np.array(self.stages), axis=0) / 1e6
-        return dict(zip(STAGES, medians.tolist(), strict=True))
+        counts.answered = len(self.latencies)
+        counts.p50_ms, counts.p99_ms = np.percentile(latencies, (50, 99)).tolist()
+        counts.codes = dict(self.codes)
+        seconds = np.bincount(np.array(self.ends, int), minlength=int(counts.seconds))
+        counts.by_second = seconds.tolist()
+        counts.rss_mb = tuple(self.rss)
+        if self.stages:
+            medians = np.median(np.array(self.stages), axis=0) / 1e6
+            counts.stages_ms = dict(zip(STAGES, medians.tolist(), strict=True))
+        return counts
 
 
-async def run(plan: Plan) -> Report:
+def call(address: str, **fields: object) -> Counts:
+    """Runs callers in a process of their own; ``fields`` are those of :class:`Plan`."""
+    plan = Plan(address, **fields)  # type: ignore[arg-type]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.callers", json.dumps(asdict(plan))],
+        stdout=subprocess.PIPE, check=True, text=True,
+    )  # fmt: skip
+    return Counts(**json.loads(done.stdout))
+
+
+async def run(plan: Plan) -> Counts:
+    """Makes the calls until the window ends, and drops those that still wait."""
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -142,11 +185,19 @@ async def run(plan: Plan) -> Report:
         for number in range(8):
             await call(number, 60.0)
         tally = Tally()
-        if plan.rate:
-            await _at_rate(plan, call, tally)
-        else:
-            await asyncio.gather(*(_closed(plan, call, tally, n) for n in range(plan.callers)))
-        return tally.report()
+        works = [_at_rate(plan, call, tally)] if plan.rate else []
+        works = works or [_closed(plan, call, tally, number) for number in range(plan.callers)]
+        tasks = {asyncio.create_task(work) for work in works}
+        await asyncio.sleep(plan.warm_up)
+        tally.open()
+        ended, waiting = await asyncio.wait(tasks, timeout=plan.seconds)
+        tally.close()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in ended:
+            task.result()  # only an error ends one
+        return tally.result()
 
 
 def _call(plan: Plan, channel: grpc.aio.Channel) -> Call:
@@ -170,7 +221,7 @@ def _infer_request(model: str, data: bytes) -> service_pb2.ModelInferRequest:
 
 
 async def _closed(plan: Plan, call: Call, tally: Tally, number: int) -> None:
-    while time.perf_counter() - tally.start < plan.seconds:
+    while True:
         number += plan.callers
         delay = await _one(plan, call, tally, number)
         if delay is not None:
@@ -178,16 +229,13 @@ async def _closed(plan: Plan, call: Call, tally: Tally, number: int) -> None:
 
 
 async def _at_rate(plan: Plan, call: Call, tally: Tally) -> None:
-    in_flight: set[asyncio.Task[float | None]] = set()
-    for number in range(int(plan.rate * plan.seconds)):
-        ahead = tally.start + number / plan.rate - time.perf_counter()
-        if ahead > 0:
-            await asyncio.sleep(ahead)
-        task = asyncio.create_task(_one(plan, call, tally, number))
-        in_flight.add(task)
-        task.add_done_callback(in_flight.discard)
-    if in_flight:
-        await asyncio.wait(in_flight)
+    start = time.perf_counter()
+    async with asyncio.TaskGroup() as in_flight:
+        for number in itertools.count():
+            ahead = start + number / plan.rate - time.perf_counter()
+            if ahead > 0:
+                await asyncio.sleep(ahead)
+            in_flight.create_task(_one(plan, call, tally, number))
 
 
 async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | None:
@@ -196,17 +244,14 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
     try:
         answer = await call(number, plan.deadline)
     except grpc.aio.AioRpcError as error:
-        tally.codes[error.code().name] += 1
-        for key, value in error.trailing_metadata() or ():
-            if key == "grpc-retry-pushback-ms":
-                tally.retry_delays += 1
-                return int(value) / 1000
-        return 0.1
+        delays = [int(v) for k, v in error.trailing_metadata() or () if k == _PUSHBACK]
+        tally.failed(error.code().name, delayed=bool(delays))
+        return delays[0] / 1000 if delays else 0.1
     tally.answered(began, answer if plan.callers == 1 else None)
     return None
 
 
-def stream(plan: Plan) -> Report:
+def stream(plan: Plan) -> Counts:
     """Embeds many images through one EmbedStream."""
     files = photographs()
     process = psutil.Process()
@@ -214,20 +259,23 @@ def stream(plan: Plan) -> Report:
         for _ in client.embed_stream(files):
             pass
         tally = Tally()
+        tally.open()
+        start = time.perf_counter()
         images = (files[number % len(files)] for number in range(plan.stream))
         for answer in client.embed_stream(images):
             if answer.error is not None:
                 raise RuntimeError(f"image {answer.index}: {answer.error}")
-            tally.answered(tally.start)
-            if len(tally.latencies) % 500 == 1:
+            tally.answered(start)
+            if len(tally.latencies) % 50 == 1:
                 tally.rss.append(process.memory_info().rss / 1e6)
-    return tally.report()
+        tally.close()
+    return tally.result()
 
 
 def main() -> None:
     plan = Plan(**json.loads(sys.argv[1]))
-    report = stream(plan) if plan.stream else asyncio.run(run(plan))
-    print(json.dumps(asdict(report)))
+    counts = stream(plan) if plan.stream else asyncio.run(run(plan))
+    print(json.dumps(asdict(counts)))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """Scaling of the daemon's job registry and event streams.
 
-    python -m benchmarks.control_plane registry --jobs 10000
-    python -m benchmarks.control_plane replay --events 1000000
-    python -m benchmarks.control_plane subscribers --count 500 --rate 50 --seconds 20
-    python -m benchmarks.control_plane writing --events 2000
-
-Each prints JSON. The first three start a daemon on loopback with a temporary data directory; the
-last one measures the channel between a worker and a runner.
+Four parts, in one run: 10,000 jobs in the registry; one client that reads 1,000,000 stored events;
+500 subscribers of a running job; a trainer that writes events. The first three start a daemon on
+loopback with a temporary data directory; the last one measures the channel between a worker and a
+runner.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import statistics
@@ -28,6 +23,7 @@ from pathlib import Path
 import psutil
 from grpc import aio
 
+from benchmarks import results
 from multigrain.events.log import Event, EventWriter, utc_now
 from multigrain.events.records import JobState, LossRecord, Record, StateRecord
 from multigrain.jobs.ipc import ChannelReporter, ChannelServer, Done, Emit, Hello
@@ -37,6 +33,20 @@ from multigrain.specs.training import TrainingSpec
 from multigrain.v1.job_pb2 import ListJobsRequest, StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from tests.e2e.daemon import Daemon
+
+PARTS = ("registry", "replay", "subscribers", "writing")
+UNITS = {"ms": "ms", "s": "s", "us": "µs", "event": "µs", "seconds": "s"}
+AT_MOST = {
+    "registry: start": 2.0,
+    "registry: first page": 20.0,
+    "registry: by label": 20.0,
+    "registry: by name": 20.0,
+    "registry: no match": 20.0,
+    "subscribers: p99": 200.0,
+    "subscribers: daemon cores": 0.5,
+    "writing: share of a 50 ms step": 0.005,
+}
+AT_LEAST = {"replay: events per second": 100_000.0}
 
 
 def loss(step: int, steps: int) -> LossRecord:
@@ -256,31 +266,42 @@ def writing(folder: Path, events: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = parser.add_subparsers(dest="part", required=True)
-    part = parts.add_parser("registry")
-    part.add_argument("--jobs", type=int, default=10_000)
-    part = parts.add_parser("replay")
-    part.add_argument("--events", type=int, default=1_000_000)
-    part = parts.add_parser("subscribers")
-    part.add_argument("--count", type=int, default=500)
-    part.add_argument("--rate", type=float, default=50)
-    part.add_argument("--seconds", type=float, default=20)
-    part = parts.add_parser("writing")
-    part.add_argument("--events", type=int, default=2000)
-    options = vars(parser.parse_args())
-    runs: dict[str, Callable[..., object]] = {
-        "registry": registry,
-        "replay": replay,
-        "subscribers": subscribers,
-        "writing": writing,
+def goals(report: results.Report, part: str, found: dict[str, float]) -> None:
+    """Adds what a part has measured."""
+    for name, value in found.items():
+        text, _, last = name.rpartition("_")
+        shown = f"{part}: {text if last in ('ms', 's', 'us') else name}".replace("_", " ")
+        report.compare(
+            shown, value, unit=UNITS.get(last, ""),
+            at_most=AT_MOST.get(shown), at_least=AT_LEAST.get(shown),
+        )  # fmt: skip
+
+
+def main() -> int:
+    parser = results.parser("control_plane")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default all")
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, default=500, help="number of subscribers")
+    parser.add_argument("--rate", type=float, default=50, help="events per second for them")
+    parser.add_argument("--seconds", type=float, default=20, help="of events for them")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    report = results.Report("control_plane", options)
+    runs: dict[str, Callable[[Path], dict[str, float]]] = {
+        "registry": lambda folder: registry(folder, options.jobs),
+        "replay": lambda folder: replay(folder, options.events),
+        "subscribers": lambda folder: subscribers(
+            folder, options.count, options.rate, options.seconds
+        ),
+        "writing": lambda folder: writing(folder, 2000),
     }
-    run = runs[options.pop("part")]
-    with tempfile.TemporaryDirectory() as folder:
-        json.dump(run(Path(folder), **options), sys.stdout, indent=2)
-        print()
+    for part in options.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            goals(report, part, runs[part](Path(folder)))
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,6 @@
 """Engines of a ResNet-50: time to replace a killed engine, and the effect of a load on latency.
 
-``python -m benchmarks.engines --models DIR`` (writes missing bundles there in about a minute). One
-model manager with its engines, without gRPC:
+One model manager with its engines, without gRPC:
 
 * an engine is killed while idle and while busy: time until health is SERVING again;
 * one caller of one model, alone and while another model is loaded and unloaded repeatedly.
@@ -9,17 +8,19 @@ model manager with its engines, without gRPC:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.resnet50 import write_bundle
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
 from tests.engine.pictures import picture
 from tests.server.serving.harness import Harness, harness, small_config, until
@@ -56,7 +57,7 @@ async def latencies(h: Harness, end: asyncio.Event) -> list[float]:
     return found
 
 
-async def measure(root: Path, runtime: str) -> None:
+async def measure(report: results.Report, root: Path, runtime: str) -> None:
     config = small_config(
         max_batch=32, decode_threads=0, engine_threads=0, runtime=runtime,
         # Restart without a back-off: each kill is meant to be a first failure.
@@ -64,15 +65,15 @@ async def measure(root: Path, runtime: str) -> None:
     )  # fmt: skip
     async with harness(root, config) as h:
         view = await h.manager.load("one", make_default=True)
-        print(f"{view.runtime}; loaded in {view.load_seconds:.2f} s")
+        name = view.runtime
+        report.compare(f"{name}: load", view.load_seconds, unit="s")
         for busy in (False, True):
             times = [await seconds_to_replace(h, busy=busy) for _ in range(KILLS)]
-            print(
-                f"replaced when {'busy' if busy else 'idle'}: "
-                f"median {np.median(times):.2f} s, longest {max(times):.2f} s"
-            )
+            how = "with 16 images in flight" if busy else "when idle"
+            report.compare(f"{name}: replaced {how}", times, unit="s", at_most=2.0)
         await asyncio.sleep(1)
-        for what in ("alone", "while another is loaded"):
+        p99 = {}
+        for what in ("alone", "loading"):
             end = asyncio.Event()
             caller = asyncio.create_task(latencies(h, end))
             if what == "alone":
@@ -82,26 +83,35 @@ async def measure(root: Path, runtime: str) -> None:
                     await h.manager.load("two")
                     await h.manager.unload("two")
             end.set()
-            found = await caller
-            print(
-                f"one caller {what}: {len(found)} requests, "
-                f"p50 {np.percentile(found, 50):.1f} ms, p99 {np.percentile(found, 99):.1f} ms"
-            )
+            p99[what] = float(np.percentile(await caller, 99))
+        report.compare(
+            f"{name}: p99 of one caller while another model is loaded", p99["loading"], unit="ms",
+            over=p99["alone"], reference="alone", at_most=2.0,
+        )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", type=Path, required=True)
+def main() -> int:
+    parser = results.parser("engines")
+    parser.add_argument("--models", type=Path, help="folder to keep the models in between runs")
     parser.add_argument("--runtimes", nargs="+", default=["auto", "onnxruntime"])
-    arguments = parser.parse_args()
-    for name in ("one", "two"):
-        write_bundle(arguments.models, name)
-    for runtime in arguments.runtimes:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            (root / "models").symlink_to(arguments.models.resolve())
-            asyncio.run(measure(root, runtime))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as kept:
+        models = options.models or Path(kept)
+        for name in ("one", "two"):
+            write_bundle(models, name)
+        report = results.Report("engines", options)
+        for runtime in options.runtimes:
+            with tempfile.TemporaryDirectory() as folder:
+                root = Path(folder)
+                (root / "models").symlink_to(models.resolve())
+                try:
+                    asyncio.run(measure(report, root, runtime))
+                except MultigrainError as error:
+                    if error.kind is not ErrorKind.UNSUPPORTED:
+                        raise
+                    report.missing(runtime, error.message)
+        return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

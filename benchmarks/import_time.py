@@ -1,14 +1,15 @@
-"""CPU time of importing the client and the daemon, beside importing gRPC alone.
+"""CPU time of importing the client and the daemon, and gRPC alone.
 
-``python -m benchmarks.import_time``. Each import runs in a fresh interpreter, the three in turns,
-so that changes of the machine's speed affect all of them; prints medians and ratios.
+Each import runs in a fresh interpreter, the three in rotation, so that changes of the machine's
+speed affect all of them.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from statistics import median
+
+from benchmarks import results
 
 MODULES = ("grpc.aio", "multigrain_client", "multigrain_server.main")
 ROUNDS = 7
@@ -21,15 +22,18 @@ def cpu_seconds(module: str) -> float:
     return float(ended.stdout)
 
 
-def main() -> None:
+def main() -> int:
+    report = results.Report("import_time", results.parser("import_time").parse_args())
     seconds: dict[str, list[float]] = {module: [] for module in MODULES}
     for _ in range(ROUNDS):
         for module in MODULES:
             seconds[module].append(cpu_seconds(module))
-    reference = median(seconds[MODULES[0]])
-    for module, times in seconds.items():
-        print(f"{module}: {median(times):.2f} s, {median(times) / reference:.1f} x {MODULES[0]}")
+    for module in MODULES[1:]:
+        milliseconds = [1000 * one for one in seconds[module]]
+        grpc = [1000 * one for one in seconds[MODULES[0]]]
+        report.compare(module, milliseconds, unit="ms", over=grpc, reference=MODULES[0])
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

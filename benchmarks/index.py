@@ -57,12 +57,33 @@ _ALL: Final = (
         "serving",
         "Serving",
         "How near does serving come to what the processor can compute?",
-        "16 callers, one caller, 256 callers with deadlines, EmbedStream and overload with "
-        "preprocessing and network alone in one process, and with a plain grpc.aio server and "
-        "PyTriton",
-        6,
+        "16 callers, one caller and EmbedStream with preprocessing and network in one process, "
+        "without a server",
+        3,
         main=True,
-        needs="PyTriton for one of the servers",
+    ),
+    Benchmark(
+        "overload",
+        "Serving",
+        "What happens when there are more callers than the processor can serve?",
+        "256 callers that wait as they are told, and calls at five times the rate, with 16 callers",
+        3,
+        main=True,
+    ),
+    Benchmark(
+        "other_servers",
+        "Serving",
+        "How does it compare with other servers?",
+        "multigrain with PyTriton and with a plain grpc.aio server, all with ONNX Runtime",
+        4,
+        needs="PyTriton for one of the servers: `make peers-serving` installs it",
+    ),
+    Benchmark(
+        "swaps",
+        "Serving",
+        "Do callers notice that a model is replaced by another version?",
+        "p99 of calls during a swap with that of the others",
+        3,
     ),
     Benchmark(
         "serving_limit",

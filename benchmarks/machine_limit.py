@@ -8,9 +8,9 @@ its limit alike.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,12 @@ from multigrain.bundle.manifest import BundleManifest
 from multigrain.engine.runtimes.base import Bundle, Compute
 from multigrain.engine.runtimes.choice import load
 from multigrain.images.preprocess import crop
+from multigrain.machine import available_cpus
 from multigrain_server.engines.launch import HUGE_PAGES
 
 _STEPS = 2
-_BATCHES = 24
+# Of each part of a step: long enough for a slow processor, where a batch takes most of a second.
+_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Limits:
     @property
     def limit(self) -> float:
         """Images per second if all cores only preprocess and compute."""
-        cores = os.cpu_count() or 1
+        cores = available_cpus()
         return 1 / (self.prepare_ms / 1000 / cores + 1 / self.engine)
 
     def between(self, other: Limits) -> Limits:
@@ -72,7 +74,7 @@ class Machine:
         )
 
     def measure(self) -> Limits:
-        """Measures for about two seconds on all cores."""
+        """Measures for about nine seconds on all cores."""
         parts = self._program.measure(_STEPS, parts=True).parts
         return Limits(1000 * parts["prepare"], 1 / parts["image"], 1000 * parts["alone"])
 
@@ -97,32 +99,34 @@ def main() -> None:
     prepared = [crop(data, head.preprocessing) for data in images]
     best = runtime.best_batch
 
-    def prepare() -> float:
-        start = time.perf_counter()
-        for data in images:
-            crop(data, head.preprocessing)
-        return (time.perf_counter() - start) / len(images)
+    def seconds_each(work: Callable[[int], object], each: int = 1) -> list[float]:
+        """Seconds for one image, of each call of ``work``, which does ``each`` images."""
+        found: list[float] = []
+        end = time.perf_counter() + _SECONDS
+        while (start := time.perf_counter()) < end or len(found) < 2:
+            work(len(found) * each)
+            found.append((time.perf_counter() - start) / each)
+        return found
 
-    def image() -> float:
-        start = time.perf_counter()
-        for number in range(_BATCHES):
-            first = number * best % (len(prepared) - best + 1)
-            runtime.run_pixels(prepared[first : first + best], scores=False)
-        return (time.perf_counter() - start) / (_BATCHES * best)
+    def prepare(number: int) -> object:
+        return crop(images[number % len(images)], head.preprocessing)
 
-    def alone() -> list[float]:
-        seconds = []
-        for data in images:
-            start = time.perf_counter()
-            runtime.run_pixels([crop(data, head.preprocessing)], scores=False)
-            seconds.append(time.perf_counter() - start)
-        return seconds
+    def image(number: int) -> object:
+        first = number % (len(prepared) - best + 1)
+        return runtime.run_pixels(prepared[first : first + best], scores=False)
+
+    def alone(number: int) -> object:
+        pixels = crop(images[number % len(images)], head.preprocessing)
+        return runtime.run_pixels([pixels], scores=False)
 
     def take(steps: int, _parts: bool) -> Measurement:
-        rounds = [(prepare(), image(), alone()) for _ in range(steps)]
+        rounds = [
+            (seconds_each(prepare), seconds_each(image, best), seconds_each(alone))
+            for _ in range(steps)
+        ]
         parts = {
-            "prepare": float(np.mean([one for one, _, _ in rounds])),
-            "image": float(np.mean([one for _, one, _ in rounds])),
+            "prepare": float(np.mean([one for many, _, _ in rounds for one in many])),
+            "image": float(np.mean([one for _, many, _ in rounds for one in many])),
             "alone": float(np.median([one for _, _, many in rounds for one in many])),
         }
         return Measurement([], parts=parts)

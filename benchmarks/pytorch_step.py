@@ -1,27 +1,46 @@
-"""Training step of ResNet-50, batch 16, 224 px: MindSpore compared with PyTorch.
+"""Training step of ResNet-50 at 224 px in MindSpore and in PyTorch.
 
-``.venv-peers/bin/python -m benchmarks.pytorch_step`` after ``make peers``, or set ``--pytorch`` to
-an interpreter that has PyTorch. Both run alternately on all cores: cross-entropy only, SGD with
-momentum and weight decay, float32; PyTorch with channels last. Exits with 1 if MindSpore takes
-more than 1.2 times as long.
+Both run alternately on all cores: cross-entropy only, SGD with momentum and weight decay, float32;
+PyTorch with channels last.
 """
 
 from __future__ import annotations
 
-import argparse
+import subprocess
 import sys
+from pathlib import Path
 
-from benchmarks.alternating import BenchmarkProcess, median_ms
+from benchmarks import results
+from benchmarks.alternating import BenchmarkProcess
 
 LIMIT = 1.2
+PEERS = results.ROOT / ".venv-peers" / "bin" / "python"
+
+
+def torch_version(python: Path) -> str:
+    """Version of PyTorch of an interpreter; empty if it has none."""
+    program = "import torch; print(torch.__version__)"
+    if not python.is_file():
+        return ""
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = results.parser("pytorch_step")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--pytorch", default=sys.executable, help="interpreter with PyTorch")
+    parser.add_argument(
+        "--pytorch", type=Path, default=PEERS if PEERS.is_file() else Path(sys.executable),
+        help="interpreter with PyTorch; default that of make peers",
+    )  # fmt: skip
     options = parser.parse_args()
+    report = results.Report("pytorch_step", options)
+    found = torch_version(options.pytorch)
+    if not found:
+        report.missing("training step in MindSpore", "PyTorch is not installed: make peers")
+        return report.finish()
+    report.version("torch", found)
     batch = ["--batch", str(options.batch)]
     ours: list[float] = []
     theirs: list[float] = []
@@ -30,15 +49,19 @@ def main() -> int:
         BenchmarkProcess(
             "benchmarks.mindspore_step", ["--kind", "momentum", "--warm-up", "16", *batch]
         ) as mindspore,
-        BenchmarkProcess("benchmarks.pytorch_training", batch, python=options.pytorch) as pytorch,
+        BenchmarkProcess(
+            "benchmarks.pytorch_training", batch, python=str(options.pytorch)
+        ) as pytorch,
     ):
         for _ in range(options.rounds):
             ours += mindspore.measure(1).seconds
             theirs += pytorch.measure(1).seconds
-    ratio = median_ms(ours) / median_ms(theirs)
-    print(f"MindSpore {median_ms(ours):.0f} ms, PyTorch {median_ms(theirs):.0f} ms")
-    print(f"ratio {ratio:.2f}, limit {LIMIT}")
-    return 0 if ratio <= LIMIT else 1
+    report.compare(
+        f"training step in MindSpore, batch {options.batch}", [1000 * one for one in ours],
+        unit="ms", over=[1000 * one for one in theirs],
+        reference="the same in PyTorch", at_most=LIMIT,
+    )  # fmt: skip
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Latency of an engine with and without its sandbox: ``python -m benchmarks.sandbox``.
+"""Latency of an engine with and without its sandbox.
 
-Both engines run at the same time and are asked in turns, one image at a time, so that whatever
-else the machine does slows both down alike.
+Both engines run at the same time and get one image at a time, alternately, so that whatever else
+the machine does slows both down alike.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks import results
 from multigrain.sandbox.apply import SandboxMode
 from tests.engine.bundles import TinyNetwork, write_bundle
 from tests.engine.client import EngineClient
@@ -38,20 +41,28 @@ def measure(runtime: str, bundle: Path, images: int) -> dict[SandboxMode, list[f
     return found
 
 
-def main() -> None:
-    """Prints a line for each runtime and mode."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = results.parser("sandbox")
     parser.add_argument("--images", type=int, default=300)
-    images = parser.parse_args().images
+    options = parser.parse_args()
+    report = results.Report("sandbox", options)
     with tempfile.TemporaryDirectory() as folder:
         network = TinyNetwork(1, width=64, repeat=2)
         bundle = write_bundle(Path(folder), network=network, size=64)
         for runtime in ("openvino-f32", "onnxruntime"):
-            for mode, times in measure(runtime, bundle, images).items():
-                ordered = sorted(times[images // 10 :])
-                p50, p99 = statistics.median(ordered), ordered[int(0.99 * len(ordered))]
-                print(f"{runtime:13} sandbox {mode:5} p50 {p50:6.2f} ms  p99 {p99:6.2f} ms")
+            library = runtime.partition("-")[0]
+            if find_spec(library) is None:
+                report.missing(runtime, f"{library} is not installed")
+                continue
+            found = measure(runtime, bundle, options.images)
+            without, within = (found[mode][options.images // 10 :] for mode in _MODES)
+            for percent in (50, 99):
+                report.compare(
+                    f"{runtime}: p{percent}", float(np.percentile(within, percent)), unit="ms",
+                    over=float(np.percentile(without, percent)), reference="without a sandbox",
+                )  # fmt: skip
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,10 @@
 """Scaling from one worker on one core to two workers on two cores, ResNet-50 at 224 px.
 
-``python -m benchmarks.scaling``. Every worker has the same batch (weak scaling), so the ideal step
-time stays the same. Runs with one and with two workers alternate; msrun starts them as in a job.
-After the first step, which compiles, each worker is bound to one core: MindSpore's kernel threads
-ignore the thread settings, and a worker limited to one thread used 1.4 cores. The all-reduce is
-timed separately on tensors with the shapes of the gradients. Exits with 1 if the efficiency (time
-of one worker / time of two workers) is below 0.85.
+Every worker has the same batch (weak scaling), so the ideal step time stays the same. Runs with one
+and with two workers alternate; msrun starts them as in a job. After the first step, which compiles,
+each worker is bound to one core: MindSpore's kernel threads ignore the thread settings, and a
+worker limited to one thread used 1.4 cores. The all-reduce is timed separately on tensors with the
+shapes of the gradients.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import results
 from multigrain.jobs.launchers import HOST, free_port
-from multigrain.machine import THREAD_VARIABLES
+from multigrain.machine import THREAD_VARIABLES, available_cpus
 
 LIMIT = 0.85
 # The first step compiles.
@@ -133,7 +133,7 @@ def run(world: int, options: argparse.Namespace) -> Times:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = results.parser("scaling")
     parser.add_argument("--batch", type=int, default=30, help="of each worker")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--steps", type=int, default=3)
@@ -143,20 +143,28 @@ def main() -> int:
     if options.out:
         work(options.out, options.batch, options.side, options.steps)
         return 0
+    report = results.Report("scaling", options)
+    if available_cpus() < 2:
+        report.missing("two workers", "this machine has one core")
+        return report.finish()
     one: list[Times] = []
     two: list[Times] = []
     for _ in range(options.rounds):
         one.append(run(1, options))
         two.append(run(2, options))
-    single = statistics.median(s for f in one for s in f.steps)
-    double = statistics.median(s for f in two for s in f.steps)
-    reduce = statistics.median(s for f in two for s in f.all_reduces)
-    for name, runs in (("1 worker ", one), ("2 workers", two)):
-        each = statistics.median(s for f in runs for s in f.steps)
-        print(f"{name}: {each * 1000:.0f} ms per step, {runs[0].cores:.2f} cores per worker")
-    print(f"all-reduce of {two[0].mib:.0f} MiB: {reduce * 1000:.0f} ms = {reduce / double:.1%}")
-    print(f"efficiency {single / double:.3f}, minimum {LIMIT}")
-    return 0 if single / double >= LIMIT else 1
+    single, double = ([1000 * statistics.median(run.steps) for run in runs] for runs in (one, two))
+    report.compare(
+        "step of two workers, each on a core", double, unit="ms",
+        over=single, reference="one worker on one core", at_most=1 / LIMIT,
+    )  # fmt: skip
+    reduces = [1000 * statistics.median(run.all_reduces) for run in two]
+    report.compare(
+        f"all-reduce of {two[0].mib:.0f} MiB in it", reduces, unit="ms",
+        over=double, reference="the step",
+    )  # fmt: skip
+    report.compare("cores used per worker", [run.cores for run in two])
+    report.note(f"ResNet-50 at 224 px, {options.batch} images for each worker.")
+    return report.finish()
 
 
 if __name__ == "__main__":

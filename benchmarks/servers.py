@@ -52,6 +52,17 @@ class Server:
         return [self.process, *self.process.children(recursive=True)]
 
 
+def write_resnet50(data_dir: Path, version: int = 1) -> Path:
+    """Writes the model of a daemon with this data directory, in a child process.
+
+    MindSpore and gRPC cannot be loaded into one.
+    """
+    models = data_dir / "models"
+    command = [sys.executable, "-m", "benchmarks.resnet50", str(models), "resnet50", str(version)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return models / "resnet50" / str(version)
+
+
 @contextmanager
 def multigrain(data_dir: Path, model: str, *options: str, runtime: str = "") -> Iterator[Server]:
     """A daemon with one model loaded."""
@@ -60,7 +71,9 @@ def multigrain(data_dir: Path, model: str, *options: str, runtime: str = "") -> 
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, "--listen", "127.0.0.1:0", *options], stdout=out, stderr=out
+            [*command, "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", *options],
+            stdout=out,
+            stderr=out,
         )
     try:
         address = _wait_for(process, log, r"listening .*address=(\S+)")

@@ -1,29 +1,30 @@
-"""Time of a THOR step relative to an SGD step with momentum, ResNet-50 at 224 px.
+"""Time and memory of a THOR step relative to an SGD step with momentum, ResNet-50 at 224 px.
 
-``python -m benchmarks.step_time``. Both run alternately on the same batch. Steps with and without
-a refresh are timed separately; the mean over a refresh period follows from the frequency. Exits
-with 1 if the mean is above 1.15 momentum steps or a refresh step above 3.
+Both run alternately on the same batch. Steps with and without a refresh are timed separately; the
+mean over a refresh period follows from the frequency. The size of the state is exact, the largest
+resident memory is of the whole process.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from benchmarks.alternating import BenchmarkProcess, median_ms
+from benchmarks import results
+from benchmarks.alternating import MIB, BenchmarkProcess, median_ms
 from multigrain.specs.training import ThorSpec
 
 MODULE = "benchmarks.mindspore_step"
-MEAN_LIMIT, REFRESH_LIMIT = 1.15, 3.0
+MEAN_LIMIT, REFRESH_LIMIT, STATE_LIMIT_MIB = 1.15, 3.0, 100
 # In training, refreshes are rarer; here there are enough of them to measure.
 FREQUENCY = 4
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = results.parser("step_time")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--periods", type=int, default=5)
     options = parser.parse_args()
+    report = results.Report("step_time", options)
     common = ["--batch", str(options.batch), "--warm-up", str(2 * FREQUENCY)]
     momentum_s: list[float] = []
     thor_s: list[float] = []
@@ -39,17 +40,31 @@ def main() -> int:
                 momentum_s += momentum.measure(1).seconds
                 result = thor.measure(1)
                 (refresh_s if result.refreshed[0] else thor_s).extend(result.seconds)
+        memory = momentum.measure(1)
         parts = thor.measure(1, parts=True)
 
     base, plain, refresh = median_ms(momentum_s), median_ms(thor_s), median_ms(refresh_s)
-    print(f"momentum {base:.0f} ms, THOR {plain:.0f} ms = {plain / base:.3f}")
-    print(f"refresh {refresh:.0f} ms = {refresh / base:.2f}, of which (one refresh, profiled):")
-    for name, seconds in parts.parts.items():
-        print(f"  {name}: {seconds * 1000:.0f} ms")
+    reference = "momentum"
+    report.compare("step between refreshes", plain, unit="ms", over=base, reference=reference)
+    report.compare(
+        "refresh step", refresh, unit="ms", over=base, reference=reference, at_most=REFRESH_LIMIT
+    )
     period = ThorSpec().frequency
-    mean = (refresh + (period - 1) * plain) / period / base
-    print(f"mean over a period of {period} steps: {mean:.3f}, limit {MEAN_LIMIT}")
-    return 0 if mean <= MEAN_LIMIT and refresh / base <= REFRESH_LIMIT else 1
+    mean = (refresh + (period - 1) * plain) / period
+    report.compare(
+        f"mean over a period of {period} steps", mean, unit="ms",
+        over=base, reference=reference, at_most=MEAN_LIMIT,
+    )  # fmt: skip
+    for name, seconds in parts.parts.items():
+        report.compare(f"one refresh, profiled: {name}", seconds * 1000, unit="ms")
+    state = (sum(parts.bytes.values()) - sum(memory.bytes.values())) / MIB
+    report.compare("state beyond momentum's", state, unit="MiB", at_most=STATE_LIMIT_MIB)
+    report.compare(
+        "largest resident memory", parts.peak_mib, unit="MiB",
+        over=memory.peak_mib, reference=reference,
+    )  # fmt: skip
+    report.note(f"ResNet-50 at 224 px, batches of {options.batch}, float32.")
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.photographs import photographs
-from benchmarks.servers import Server
-from multigrain_client import AsyncClient
+from benchmarks.servers import Server, multigrain, write_resnet50
+from multigrain_client import AsyncClient, Client
 
 _CALLERS = 8
 
@@ -36,19 +39,22 @@ class Swaps:
     def calls(self) -> int:
         return len(self.calm) + len(self.during)
 
-    def report(self, row: Callable[..., None]) -> None:
-        """Prints rows of a table."""
+    def show(self, report: results.Report) -> None:
+        """Adds the comparisons."""
         calm, during = _p99_ms(self.calm), _p99_ms(self.during)
-        row("p99 ms calm", calm, "calls", len(self.calm))
-        row("p99 ms during a swap", during, "calls", len(self.during))
-        row("p99 during a swap / otherwise", during / calm)
-        row("errors", len(self.errors), *self.errors[:3])
-        row("swaps", len(self.rss_mb), "server RSS MB after each", *map(round, self.rss_mb))
+        report.compare(
+            f"p99 of {len(self.during)} calls during a swap", during, unit="ms",
+            over=calm, reference=f"{len(self.calm)} other calls", at_most=2.0,
+        )  # fmt: skip
+        report.compare("errors", len(self.errors), at_most=0)
+        report.compare("swaps", len(self.rss_mb))
         # The first swaps fill caches.
         later = self.rss_mb[len(self.rss_mb) // 4 :]
         if len(later) > 2:
             slope = float(np.polyfit(range(len(later)), later, 1)[0])
-            row("server RSS MB per swap, fitted to the last three quarters", slope)
+            report.compare("growth of the memory of daemon and engine per swap", slope, unit="MB")
+        if self.errors:
+            report.note(f"Errors: {'; '.join(self.errors[:3])}")
 
 
 async def swap_under_load(server: Server, requests: int, swap_every: int) -> Swaps:
@@ -92,3 +98,27 @@ async def swap_under_load(server: Server, requests: int, swap_every: int) -> Swa
 
 def _p99_ms(seconds: list[float]) -> float:
     return 1000 * float(np.percentile(seconds or [0.0], 99))
+
+
+def main() -> int:
+    parser = results.parser("swaps")
+    parser.add_argument("--requests", type=int, default=1500)
+    parser.add_argument("--swap-every", type=int, default=150, help="requests between two swaps")
+    parser.add_argument("--runtime", default="", help="runtime of LoadModel; default auto")
+    parser.add_argument("--data", type=Path, help="folder to keep the models in between runs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or Path(folder)
+        for version in (1, 2):
+            write_resnet50(data, version)
+        report = results.Report("swaps", options)
+        with multigrain(data, "resnet50@1", runtime=options.runtime) as server:
+            with Client(server.address) as client:
+                client.load_model("resnet50@1", make_default=True)
+            swaps = asyncio.run(swap_under_load(server, options.requests, options.swap_every))
+        swaps.show(report)
+        return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,190 +1,39 @@
-"""Compares THOR's curvature factors with the K-FAC of curvlinops, an independent implementation.
+"""THOR's curvature factors compared with curvlinops' K-FAC, an independent implementation.
 
-Run it in an environment that has both::
-
-    pip install torch curvlinops-for-pytorch
-    python -m benchmarks.thor_factors
-
-A small network in MindSpore and in PyTorch, with the same weights, batch and labels. Every diagonal
-block of A and G of every layer is compared with the same block of curvlinops' full factors for the
-empirical Fisher matrix. Exits with 1 if the relative error in Frobenius norm of any block exceeds
-1e-4.
-
-curvlinops keeps the number of positions T in G: its factors are A and T G. Here they are
-sqrt(T) A and sqrt(T) G.
+See ``benchmarks.peers.kfac_factors``. Run it in an environment that has both: after ``make peers``,
+``.venv-peers/bin/pip install curvlinops-for-pytorch`` and use ``.venv-peers/bin/python``.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 
-import curvlinops
-import mindspore
-import numpy as np
-import torch
-from mindspore import Tensor, nn, ops
+from benchmarks import results
 
-from multigrain.model.layers import Conv2d, Dense, Pair
-from multigrain.optim.thor.capture import attach_taps
-
-IMAGES, SIDE, CLASSES, BLOCK = 16, 13, 5, 16
 LIMIT = 1e-4
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One convolution of the network."""
-
-    inputs: int
-    outputs: int
-    kernel: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-
-
-SHAPES = (
-    Shape(3, 10, (7, 7), stride=(2, 2), padding=(3, 3)),
-    Shape(10, 12, (3, 3), padding=(1, 1)),
-    Shape(12, 18, (3, 3), stride=(2, 2), padding=(2, 2), dilation=(2, 2)),
-    Shape(18, 9, (1, 3), padding=(0, 1)),
-    Shape(9, 20, (1, 1)),
-)
-
-
-class MindSporeNet(nn.Cell):
-    """Convolutions with ReLU, mean over positions, two dense layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.CellList(
-            [
-                Conv2d(
-                    s.inputs, s.outputs, s.kernel,
-                    stride=s.stride, padding=s.padding, dilation=s.dilation,
-                )
-                for s in SHAPES
-            ]
-        )  # fmt: skip
-        self.hidden = Dense(SHAPES[-1].outputs, 33)
-        self.classifier = Dense(33, CLASSES)
-
-    def construct(self, x: Tensor) -> Tensor:
-        for layer in self.features:
-            x = ops.relu(layer(x))
-        return self.classifier(ops.relu(self.hidden(x.mean((2, 3)))))
-
-
-class TorchNet(torch.nn.Module):
-    """The same network in PyTorch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = torch.nn.ModuleList(
-            [
-                torch.nn.Conv2d(
-                    s.inputs, s.outputs, s.kernel,
-                    stride=s.stride, padding=s.padding, dilation=s.dilation, bias=False,
-                )
-                for s in SHAPES
-            ]
-        )  # fmt: skip
-        self.hidden = torch.nn.Linear(SHAPES[-1].outputs, 33)
-        self.classifier = torch.nn.Linear(33, CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.features:
-            x = torch.relu(layer(x))
-        return self.classifier(torch.relu(self.hidden(x.mean((2, 3)))))
-
-
-def positions() -> dict[str, int]:
-    """Number of positions T of each layer."""
-    found, height, width = {}, SIDE, SIDE
-    for index, s in enumerate(SHAPES):
-        height, width = (
-            (n + 2 * p - d * (k - 1) - 1) // t + 1
-            for n, p, d, k, t in zip(
-                (height, width), s.padding, s.dilation, s.kernel, s.stride, strict=True
-            )
-        )
-        found[f"features.{index}"] = height * width
-    return found | {"hidden": 1, "classifier": 1}
-
-
 def main() -> int:
-    mindspore.set_device("CPU")
-    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((IMAGES, 3, SIDE, SIDE)).astype(np.float32)
-    labels = rng.integers(0, CLASSES, IMAGES).astype(np.int32)
-    ours, theirs = MindSporeNet(), TorchNet()
-    weights = dict(theirs.named_parameters())
-    for p in ours.get_parameters():
-        values = (0.3 * rng.standard_normal(p.shape)).astype(np.float32)
-        p.set_data(Tensor(values))
-        weights[p.name].data = torch.from_numpy(values)
+    report = results.Report("thor_factors", results.parser("thor_factors").parse_args())
+    if lacking := [name for name in ("torch", "curvlinops") if find_spec(name) is None]:
+        report.missing("largest relative error", f"not installed: {', '.join(lacking)}")
+        return report.finish()
+    from benchmarks.peers.kfac_factors import factor_errors
 
-    layers = attach_taps(ours, block_size=BLOCK)
-    slots = mindspore.ParameterTuple([p for x in layers for p in x.slots])
-
-    def loss(images: Tensor, targets: Tensor) -> Tensor:
-        return ops.cross_entropy(ours(images), targets)
-
-    value, found = mindspore.value_and_grad(loss, None, slots)(Tensor(x), Tensor(labels))
-    batch = (torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)))
-    criterion = torch.nn.CrossEntropyLoss()
-    expected = criterion(theirs(batch[0]), batch[1]).detach()
-    print(f"loss: {float(value.asnumpy()):.7f} and {float(expected):.7f}")
-
-    kfac = curvlinops.KFACLinearOperator(
-        theirs, criterion, list(theirs.parameters()), [batch],
-        fisher_type="empirical", kfac_approx="expand", separate_weight_and_bias=True,
-        check_deterministic=False,  # it computes the factors, and the call below adds to them
-    )  # fmt: skip
-    kfac.compute_kronecker_factors()
-
-    counts = positions()
-    worst = 0.0
-    print(f"{'layer':<12} {'T':>4} {'A':>4} {'G':>4} {'blocks':>7}  largest relative error of A, G")
-    for index, layer in enumerate(layers):
-        root = math.sqrt(counts[layer.name])
-        errors = []
-        for blocks, layout, full in (
-            (found[2 * index].asnumpy() / root, layer.a, kfac._input_covariances[layer.name]),
-            (
-                found[2 * index + 1].asnumpy() * root,
-                layer.g,
-                kfac._gradient_covariances[layer.name],
-            ),
-        ):
-            reference = full.numpy().astype(np.float64)
-            if reference.shape != (layout.dim, layout.dim):
-                raise ValueError(
-                    f"{layer.name}: {reference.shape}, expected {layout.dim} x {layout.dim}"
-                )
-            differences = []
-            for block in range(layout.count):
-                valid = layout.valid(block)
-                part = slice(block * layout.size, block * layout.size + valid)
-                expected = reference[part, part]
-                error = np.linalg.norm(blocks[block, :valid, :valid] - expected)
-                differences.append(error / np.linalg.norm(expected))
-            errors.append(float(max(differences)))
-        worst = max(worst, *errors)
-        total = layer.a.count + layer.g.count
-        print(
-            f"{layer.name:<12} {counts[layer.name]:>4} {layer.a.dim:>4} {layer.g.dim:>4} "
-            f"{total:>7}  {errors[0]:.1e}, {errors[1]:.1e}"
-        )
-    print(
-        f"curvlinops {version('curvlinops-for-pytorch')}, PyTorch {torch.__version__}, "
-        f"MindSpore {version('mindspore')}: largest error {worst:.1e}, limit {LIMIT:.0e}"
+    report.version("curvlinops", version("curvlinops-for-pytorch"))
+    table = report.table(
+        "Relative error (Frobenius) of the worst diagonal block",
+        ("positions T", "dim A", "dim G", "blocks", "A", "G"),
+        first="layer",
     )
-    return 0 if worst <= LIMIT else 1
+    worst = 0.0
+    for one in factor_errors():
+        table.row(one.layer, one.positions, one.dim_a, one.dim_g, one.blocks, one.a, one.g)
+        worst = max(worst, one.a, one.g)
+    report.compare("largest relative error", worst, at_most=LIMIT)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -1,282 +1,71 @@
 """Losses of 200 steps of THOR with blocks and of K-FAC with full factors, on real images.
 
-Run it in an environment that has both::
-
-    pip install torch curvlinops-for-pytorch
-    python -m benchmarks.unsplit_kfac --out CURVES
-
-A small trunk, the first three stages of a ResNet-18, on distorted scans of digits at 32 px: once
-with ``TrainStep`` and THOR in blocks of 128, once in PyTorch with the full factors of curvlinops,
-up to 2304 x 2304. Both get the same initial weights, batches, learning rate, momentum, weight
-decay, damping and refresh frequency. Writes ``seed-<n>.csv`` (step, loss of THOR, loss of K-FAC)
-for each seed unless it exists, and prints a table. Exits with 1 if THOR's mean final loss exceeds
-K-FAC's by more than the standard error over the seeds.
-
-Both damp the two sides of a layer in the same way: sqrt(T) A and sqrt(T) G by sqrt(lambda), where T
-is the number of positions. curvlinops' factors are A and T G. Both use the empirical Fisher matrix
-of the batch. THOR builds a factor from at most 8192 rows, in the first layer from a third of the
-positions; curvlinops uses all positions.
+See ``benchmarks.peers.kfac_training``. Run it in the environment of ``benchmarks.thor_factors``.
+With ``--out`` it keeps ``seed-N.csv`` (step, loss of THOR, loss of K-FAC) and computes only the
+seeds that are missing.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-import curvlinops
-import mindspore
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from sklearn.datasets import load_digits
-from torch import nn
 
-from multigrain.losses.objective import JointObjective
-from multigrain.model.gem import GeM
-from multigrain.model.layouts import Layout
-from multigrain.model.multigrain import MultiGrain
-from multigrain.model.parameters import initialize
-from multigrain.model.resnet import ResNet
-from multigrain.model.state import model_state
-from multigrain.optim import schedules
-from multigrain.specs.training import TrainingSpec
-from multigrain.train.step import TrainStep
-from multigrain.weights.names import TORCHVISION
-from tests.peers.networks import TorchResNet
+from benchmarks import results
 
-STEPS, LAST, BATCH, SIDE, CLASSES = 200, 20, 96, 32, 10
-STEPS_PER_EPOCH = 1797 // BATCH
-STAGES = Layout((2, 2, 2, 0), bottleneck=False)
-CHANNELS, GEM_P = 256, 3.0
-# Optimizer and schedule of the preset `digits-demo`, with a lower learning rate for one worker's
-# batch and the classification loss only.
-SPEC = TrainingSpec.model_validate(
-    {
-        "objective": {"instance_loss": "none"},
-        "optimizer": {
-            "kind": "thor",
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "thor": {"frequency": 20, "block_size": 128, "damping_init": 0.1},
-        },
-        "schedule": {
-            "epochs": math.ceil(STEPS / STEPS_PER_EPOCH),
-            "batch_size": BATCH,
-            "learning_rate": {"kind": "thor", "init": 0.02, "decay": 1.5},
-        },
-    }
-)
+WINDOWS = ((1, 20), (21, 40), (41, 60), (91, 110), (141, 160), (181, 200))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """images (B, 3, S, S) float32; labels (B,) int32."""
+def losses(path: Path, seed: int) -> NDArray[np.float64]:
+    """(steps, 2): of THOR and of K-FAC; trains if the file is missing."""
+    if not path.exists():
+        from benchmarks.peers.kfac_training import train
 
-    images: NDArray[np.float32]
-    labels: NDArray[np.int32]
-
-
-def batches(seed: int) -> Iterator[Batch]:
-    """One batch per step: shuffled every epoch, each scan rotated, shifted and scaled."""
-    digits = load_digits()
-    rng = np.random.default_rng(seed)
-    order: list[int] = []
-    for _ in range(STEPS):
-        if len(order) < BATCH:
-            order = list(rng.permutation(len(digits.images)))
-        chosen, order = order[:BATCH], order[BATCH:]
-        scans = np.stack([distorted(digits.images[index], rng) for index in chosen])
-        images = np.repeat(scans[:, None], 3, axis=1)
-        yield Batch(images, digits.target[chosen].astype(np.int32))
-
-
-def distorted(scan: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float32]:
-    """(8, 8) in 0..16 -> (S, S) with mean of about 0 and standard deviation of about 1."""
-    image = Image.fromarray((scan * (255 / 16)).astype(np.uint8)).resize(
-        (SIDE, SIDE), Image.Resampling.BICUBIC
-    )
-    zoom, moved = rng.uniform(0.9, 1.2), rng.uniform(-3, 3, 2)
-    margin = SIDE * (1 - 1 / zoom) / 2
-    box = (1 / zoom, 0, margin + moved[0], 0, 1 / zoom, margin + moved[1])
-    image = image.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
-    image = image.transform((SIDE, SIDE), Image.Transform.AFFINE, box, Image.Resampling.BILINEAR)
-    return ((np.asarray(image, np.float32) / 255 - 0.3) / 0.35).astype(np.float32)
-
-
-def small_model(seed: int) -> MultiGrain:
-    """The model with its initial weights."""
-    model = MultiGrain(ResNet(STAGES), GeM(GEM_P, learn=False), CLASSES)
-    initialize(model, seed, zero_init_residual=True)
-    return model
-
-
-class Classifier(TorchResNet):
-    """The same network in PyTorch; returns logits only, as curvlinops expects."""
-
-    def __init__(self) -> None:
-        super().__init__("resnet18", CLASSES, p=GEM_P)
-        self.layer4 = nn.Sequential()
-        self.fc = nn.Linear(CHANNELS, CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x)[1]
-
-
-class UnsplitKfac:
-    """Training in PyTorch, preconditioned with the full factors of curvlinops."""
-
-    def __init__(self, model: MultiGrain) -> None:
-        ours = model_state(model)
-        self.net = Classifier().train()
-        for name, value in self.net.state_dict().items():
-            line = TORCHVISION.to_native(name)
-            if line is not None:
-                value.copy_(torch.from_numpy(ours[line[0]]))
-        self.criterion = nn.CrossEntropyLoss()
-        self.layers = {
-            name: module
-            for name, module in self.net.named_modules()
-            if isinstance(module, (nn.Conv2d, nn.Linear))
-        }
-        self.positions: dict[str, int] = {}
-        for name, module in self.layers.items():
-            module.register_forward_hook(self._count(name))
-        self.moments = {n: torch.zeros_like(p) for n, p in self.net.named_parameters()}
-        self.inverses: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, batch: Batch, step: int) -> float:
-        """Takes one step and returns its loss."""
-        images = torch.from_numpy(batch.images)
-        labels = torch.from_numpy(batch.labels.astype(np.int64))
-        optimizer = SPEC.optimizer
-        rate = schedules.learning_rate(SPEC.schedule, step, STEPS_PER_EPOCH)
-        if step % optimizer.thor.frequency == 0:
-            damping = schedules.damping(optimizer.thor, step, STEPS_PER_EPOCH)
-            self._refresh(images, labels, damping)
-        self.net.zero_grad()
-        loss = self.criterion(self.net(images), labels)
-        loss.backward()
-        with torch.no_grad():
-            for name, parameter in self.net.named_parameters():
-                assert parameter.grad is not None
-                gradient = parameter.grad
-                layer = name.removesuffix(".weight")
-                if layer in self.inverses and name.endswith(".weight"):
-                    a, g = self.inverses[layer]
-                    gradient = (g @ gradient.flatten(1) @ a).reshape(gradient.shape)
-                gradient = gradient + optimizer.weight_decay * parameter
-                self.moments[name].mul_(optimizer.momentum).add_(gradient)
-                parameter.sub_(rate * self.moments[name])
-        return float(loss.detach())
-
-    def _refresh(self, images: torch.Tensor, labels: torch.Tensor, damping: float) -> None:
-        kfac = curvlinops.KFACLinearOperator(
-            self.net, self.criterion, [x.weight for x in self.layers.values()], [(images, labels)],
-            fisher_type="empirical", kfac_approx="expand", separate_weight_and_bias=True,
-            check_deterministic=False,  # computes factors, to which the call below would add
-        )  # fmt: skip
-        kfac.compute_kronecker_factors()
-        for name in self.layers:
-            root = math.sqrt(self.positions[name])
-            self.inverses[name] = (
-                inverse(kfac._input_covariances[name] * root, math.sqrt(damping)),
-                inverse(kfac._gradient_covariances[name] / root, math.sqrt(damping)),
-            )
-
-    def _count(self, name: str):  # type: ignore[no-untyped-def]
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            self.positions[name] = output[0, 0].numel()
-
-        return hook
-
-
-def inverse(factor: torch.Tensor, damping: float) -> torch.Tensor:
-    """(factor + damping I)^-1 of the full factor."""
-    damped = (factor + factor.T) / 2
-    damped.diagonal().add_(damping)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Losses (STEPS,) of both, before the update of each step."""
-
-    thor: NDArray[np.float64]
-    kfac: NDArray[np.float64]
-
-    @property
-    def final(self) -> tuple[float, float]:
-        """Mean losses of the last steps, which reduces the noise of single batches."""
-        return float(self.thor[-LAST:].mean()), float(self.kfac[-LAST:].mean())
-
-
-def train(seed: int) -> Curves:
-    """Trains with both on the same batches."""
-    model = small_model(seed)
-    kfac = UnsplitKfac(model)
-    thor = TrainStep(
-        model, JointObjective(SPEC.objective), SPEC, world=1, steps_per_epoch=STEPS_PER_EPOCH
-    )
-    instances = np.arange(BATCH, dtype=np.int32)
-    losses = []
-    for step, batch in enumerate(batches(seed)):
-        one = thor(batch.images, batch.labels, instances).loss
-        two = kfac(batch, step)
-        losses.append((one, two))
-        if step % 20 == 0:
-            print(f"seed {seed}, step {step + 1}: THOR {one:.5f}, K-FAC {two:.5f}", flush=True)
-    if abs(losses[0][0] - losses[0][1]) > 1e-4:
-        raise ValueError(f"the networks differ before the first step: {losses[0]}")
-    return Curves(*np.array(losses, np.float64).T)
-
-
-def write(path: Path, curves: Curves) -> None:
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("step", "thor", "kfac"))
-        for step, (one, two) in enumerate(zip(curves.thor, curves.kfac, strict=True), 1):
-            rows.writerow((step, f"{one:.6g}", f"{two:.6g}"))
-
-
-def read(path: Path) -> Curves:
+        curves = train(seed)
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("step", "thor", "kfac"))
+            for step, (one, two) in enumerate(zip(curves.thor, curves.kfac, strict=True), 1):
+                rows.writerow((step, f"{one:.6g}", f"{two:.6g}"))
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return Curves(
-        np.array([float(row["thor"]) for row in rows]),
-        np.array([float(row["kfac"]) for row in rows]),
-    )
+        return np.array([(float(r["thor"]), float(r["kfac"])) for r in csv.DictReader(file)])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
+    parser = results.parser("unsplit_kfac")
+    parser.add_argument("--out", type=Path, help="folder to keep the CSV files in between runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    mindspore.set_device("CPU")
-    every = []
-    for seed in arguments.seeds:
-        path = arguments.out / f"seed-{seed}.csv"
-        if not path.exists():
-            write(path, train(seed))
-        every.append(read(path))
-    print(f"mean loss of steps {STEPS - LAST + 1} to {STEPS}")
-    print(f"{'seed':<5} {'THOR':>9} {'K-FAC':>9}")
-    for seed, curves in zip(arguments.seeds, every, strict=True):
-        thor, kfac = curves.final
-        print(f"{seed:<5} {thor:>9.5f} {kfac:>9.5f}")
-    final = np.array([curves.final for curves in every])
+    options = parser.parse_args()
+    report = results.Report("unsplit_kfac", options)
+    if lacking := [name for name in ("torch", "curvlinops") if find_spec(name) is None]:
+        report.missing("training loss", f"not installed: {', '.join(lacking)}")
+        return report.finish()
+    report.version("curvlinops", version("curvlinops-for-pytorch"))
+    with tempfile.TemporaryDirectory() as folder:
+        out = options.out or Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        every = np.stack([losses(out / f"seed-{seed}.csv", seed) for seed in options.seeds])
+    table = report.table(
+        "Mean training loss over 20 steps, all seeds", ("THOR", "K-FAC"), first="steps"
+    )
+    for first, last in WINDOWS:
+        means = every[:, first - 1 : last].mean(axis=(0, 1))
+        table.row(f"{first} to {last}", float(means[0]), float(means[1]))
+    final = every[:, WINDOWS[-1][0] - 1 :].mean(axis=1)
     excess = final[:, 0] - final[:, 1]
-    noise = excess.std(ddof=1) / math.sqrt(len(excess)) if len(excess) > 1 else 0.0
-    print(f"mean  {final[:, 0].mean():>9.5f} {final[:, 1].mean():>9.5f}")
-    print(f"THOR - K-FAC: {excess.mean():+.5f}, standard error {noise:.5f}")
-    return 0 if excess.mean() <= noise else 1
+    noise = float(excess.std(ddof=1) / math.sqrt(len(excess))) if len(excess) > 1 else 0.0
+    report.compare(
+        f"final loss of THOR minus that of K-FAC; the standard error over the seeds is {noise:.3f}",
+        float(excess.mean()), at_most=round(noise, 6),
+    )  # fmt: skip
+    return report.finish()
 
 
 if __name__ == "__main__":

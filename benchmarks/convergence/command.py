@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mindspore
@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.convergence.results import Record, Results
 from benchmarks.datasets.dataset import DATASETS, Dataset
 from benchmarks.datasets.subset import Split, subset
+from benchmarks.results import parser as parser_of
 from multigrain.data.image_folder import ImageFolder
 
 SEEDS = (0, 1, 2)
@@ -30,6 +31,7 @@ class Command:
         part: (k, n): only every n-th run from the k-th.
         minutes: no run starts later than this.
         datasets: the datasets to use.
+        options: for ``benchmarks.results.Report``.
     """
 
     out: Path
@@ -37,13 +39,12 @@ class Command:
     part: tuple[int, int] = (0, 1)
     minutes: float = float("inf")
     datasets: tuple[Dataset, ...] = ()
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     @classmethod
-    def parsed(cls, description: str | None) -> Command:
-        """Parses the command line and sets MindSpore to one CPU thread."""
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawTextHelpFormatter
-        )
+    def parsed(cls, name: str) -> Command:
+        """Parses the command line of a benchmark and sets MindSpore to one CPU thread."""
+        parser = parser_of(name)
         parser.add_argument(
             "--out", type=Path, required=True,
             help="folder of datasets and results; existing results are kept",
@@ -63,7 +64,7 @@ class Command:
             else list(DATASETS)[: 1 if arguments.quick else None]
         )
         datasets = tuple(DATASETS[name] for name in names)
-        return cls(arguments.out, arguments.quick, (k, n), arguments.minutes, datasets)
+        return cls(arguments.out, arguments.quick, (k, n), arguments.minutes, datasets, arguments)
 
     def results(self, name: str) -> Results:
         """The results of a series; quick runs have their own file."""

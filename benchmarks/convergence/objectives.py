@@ -1,7 +1,6 @@
 """Compares the joint loss with repeated augmentation and classification alone.
 
-``python -m benchmarks.convergence.objectives --out DIR`` trains every combination of dataset, seed
-and objective that has no result in ``DIR`` yet, and prints a table.
+Trains every combination of dataset, seed and objective that has no result in ``--out`` yet.
 
 Each seed has one network, trained for classification; every objective continues from its weights
 with a new optimizer. All use the same network, learning rate, schedule, augmentation, batch size
@@ -15,6 +14,7 @@ average precision of the embeddings (see ``retrieval.py``).
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.convergence.retrieval import retrieval_metrics
 from benchmarks.convergence.run import EVALUATION_BATCH, Run, merged
 from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.subset import Split
+from benchmarks.results import Report
 from multigrain.model.state import model_state
 from multigrain.specs.resolve import resolve_training
 
@@ -62,6 +63,7 @@ START_EPOCHS = {"digits": 6, "glyphs": 12}
 FURTHER_EPOCHS = ({"digits": 10, "glyphs": 14}, {"digits": 30, "glyphs": 42})
 START_RATE, FURTHER_RATE = 0.2, 0.1
 METRICS = ("top1", "copy_map", "instance_map", "class_map")
+COLUMNS = ("epochs", "objective", "top-1", "copy mAP", "instance mAP", "class mAP", "seeds")
 
 
 def prepare(
@@ -133,19 +135,16 @@ def train(
     return {**settings, "top1": last.top1, **retrieval}
 
 
-def table(records: Iterable[Record]) -> str:
-    """Mean and standard deviation over the seeds, in percent."""
-    rows = [
-        "| dataset | epochs | objective | top-1 | copy mAP | instance mAP | class mAP | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def rows(records: Iterable[Record]) -> list[tuple[str, ...]]:
+    """Mean and standard deviation over the seeds, in percent, as cells of a table."""
     series: dict[tuple[str, int, str], list[Record]] = {}
     for r in records:
         series.setdefault((r["dataset"], r["epochs"], r["objective"]), []).append(r)
+    found = []
     for (dataset, epochs, objective), runs in sorted(series.items()):
         cells = [_cell([100 * r[name] for r in runs if name in r]) for name in METRICS]
-        rows.append(f"| {dataset} | {epochs} | {objective} | {' | '.join(cells)} | {len(runs)} |")
-    return "\n".join(rows)
+        found.append((dataset, str(epochs), objective, *cells, str(len(runs))))
+    return found
 
 
 def _cell(values: list[float]) -> str:
@@ -155,8 +154,9 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def main() -> None:
-    command = Command.parsed(__doc__)
+def main() -> int:
+    command = Command.parsed("convergence.objectives")
+    report = Report("convergence.objectives", command.options)
     results = command.results("objectives")
     splits = {d.name: command.shortened(d.split(command.out)) for d in command.datasets}
     jobs: list[tuple[str, Callable[[], Record]]] = [
@@ -172,9 +172,14 @@ def main() -> None:
         for dataset in command.datasets
         for objective in OBJECTIVES
     ]  # fmt: skip
-    command.complete(results, jobs)
-    print(table(results.records().values()))
+    if not command.complete(results, jobs):
+        print("some runs are missing: run again")
+        return 0
+    table = report.table("Mean and standard deviation over the seeds, %", COLUMNS, first="dataset")
+    for name, *cells in rows(results.records().values()):
+        table.row(name, *cells)
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,6 @@
 """Epochs to a target accuracy of THOR and of SGD with momentum.
 
-``python -m benchmarks.convergence.optimizers --out DIR [--dataset digits]``. Results in ``DIR`` are
-not computed again.
+Results in the folder ``--out`` are not computed again.
 
 The protocol was fixed before the first run:
 
@@ -23,6 +22,7 @@ The protocol was fixed before the first run:
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -35,12 +35,17 @@ from benchmarks.convergence.results import Record, Results
 from benchmarks.convergence.run import Point, Run, merged
 from benchmarks.datasets.dataset import Dataset
 from benchmarks.datasets.subset import Split
+from benchmarks.results import Report
 from multigrain.specs.resolve import resolve_training
 from multigrain.specs.training import TrainingSpec
 
 BATCH = 256
 KINDS = ("momentum", "thor")
 FINALISTS = 2
+COLUMNS = (
+    *("target after epochs", "mean", "CPU seconds to target", "compiling"),
+    *("final top-1", "refreshes", "checks"),
+)
 # A run on the glyphs takes three times as long.
 FURTHER_SEEDS = {"digits": (1, 2), "glyphs": ()}
 FINAL_SEEDS = {"digits": (0, 1, 2, 3, 4), "glyphs": (0, 1, 2)}
@@ -157,14 +162,18 @@ def ranked(records: Iterable[Record], kind: str, target: float) -> list[str]:
     return sorted(runs, key=lambda name: (-len(runs[name]), order(runs[name], target)))
 
 
-def main() -> None:
-    command = Command.parsed(__doc__)
-    for dataset in command.datasets:
-        measure(Series(command, dataset, Runs()))
+def main() -> int:
+    command = Command.parsed("convergence.optimizers")
+    report = Report("convergence.optimizers", command.options)
+    complete = [measure(report, Series(command, one, Runs())) for one in command.datasets]
+    if not all(complete):
+        print("some runs are missing: run again")
+        return 0
+    return report.finish()
 
 
-def measure(series: Series) -> None:
-    """Selects candidates, trains the winners and prints both tables."""
+def measure(report: Report, series: Series) -> bool:
+    """Selects candidates, trains the winners and adds both tables; False if runs are missing."""
     command, name, target = series.command, series.dataset.name, series.target
     split = series.dataset.split(command.out)
     inner = series.dataset.inner(split.train)
@@ -173,8 +182,7 @@ def measure(series: Series) -> None:
     candidates = {candidate.name: candidate for candidate in listed}
     tuning = command.results(f"target-{name}-tuning")
     if not series.complete(tuning, inner, [(candidate, 0) for candidate in listed]):
-        print("some candidates have not been trained yet: run again")
-        return
+        return False
     first = [record for record in tuning.records().values() if record["seed"] == 0]
     finalists = [
         candidates[best]
@@ -183,20 +191,19 @@ def measure(series: Series) -> None:
     more = () if command.quick else FURTHER_SEEDS[name]
     further = [(candidate, seed) for candidate in finalists for seed in more]
     if not series.complete(tuning, inner, further):
-        print("some finalists have not been trained yet: run again")
-        return
+        return False
     tuned = list(tuning.records().values())
-    print(f"\n{name}, inner split, target {target:.1%}\n{table(tuned, target)}")
+    add_table(report, f"{name}, inner split, target {target:.1%}", tuned, target)
     final = command.results(f"target-{name}")
     seeds = FINAL_SEEDS[name][: 1 if command.quick else None]
     for place, title in enumerate(("chosen",) if command.quick else ("chosen", "second choice")):
         best = [ranked(tuned, kind, target)[place] for kind in KINDS]
         jobs = [(candidates[one], seed) for seed in seeds for one in best]
         if not series.complete(final, split, jobs):
-            print("some final runs are missing: run again")
-            return
+            return False
         runs = [record for record in final.records().values() if record["candidate"] in best]
-        print(f"\n{name}, held-out images, {title}\n{table(runs, target)}")
+        add_table(report, f"{name}, held-out images, {title}, target {target:.1%}", runs, target)
+    return True
 
 
 def alternating(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -204,22 +211,23 @@ def alternating(lists: Sequence[Sequence[str]]) -> list[str]:
     return [name for names in zip(*lists, strict=True) for name in names]
 
 
-def table(records: Sequence[Record], target: float) -> str:
-    """All candidates, the best of each optimizer first."""
-    rows = [
-        "| candidate | target after epochs | mean | CPU seconds to target | compiling "
-        "| final top-1 | refreshes | checks |",
-        "|---|---|---|---|---|---|---|---|",
+def add_table(report: Report, title: str, records: Sequence[Record], target: float) -> None:
+    """Adds a table of all candidates, the best of each optimizer first."""
+    table = report.table(title, COLUMNS, first="candidate")
+    for name, *cells in rows(records, target):
+        table.row(name, *cells)
+
+
+def rows(records: Sequence[Record], target: float) -> list[list[str]]:
+    """Cells of all candidates, the best of each optimizer first."""
+    return [
+        _row([record for record in records if record["candidate"] == name], target)
+        for kind in KINDS
+        for name in ranked(records, kind, target)
     ]
-    for kind in KINDS:
-        rows += [
-            _row([record for record in records if record["candidate"] == name], target)
-            for name in ranked(records, kind, target)
-        ]
-    return "\n".join(rows)
 
 
-def _row(runs: Sequence[Record], target: float) -> str:
+def _row(runs: Sequence[Record], target: float) -> list[str]:
     hits = [reached(run, target) for run in runs]
     found = [hit for hit in hits if hit]
     ends = [run["points"][-1] for run in runs]
@@ -227,7 +235,7 @@ def _row(runs: Sequence[Record], target: float) -> str:
     def mean(name: str, points: Sequence[dict[str, Any]], factor: float = 1.0) -> float:
         return factor * float(statistics.mean(point[name] for point in points))
 
-    cells = [
+    return [
         runs[0]["candidate"],
         ", ".join(f"{hit['epoch']:.2g}" if hit else "never" for hit in hits),
         f"{mean('epoch', found):.2f}" if len(found) == len(runs) else "",
@@ -237,8 +245,7 @@ def _row(runs: Sequence[Record], target: float) -> str:
         f"{mean('refreshes', ends):.0f}",
         f"{mean('checks', ends):.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
