@@ -4,8 +4,30 @@ from __future__ import annotations
 
 import mindspore
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import constexpr
 
 Pair = tuple[int, int]
+
+
+@constexpr
+def positions_inside(
+    length: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[int, int]:
+    """Returns the first and the last kernel position that meets an input along one direction.
+
+    All of them, if a kernel without the others would need unequal padding on the two sides.
+    """
+    outputs = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    met = [
+        k
+        for k in range(kernel)
+        if any(0 <= o * stride - padding + k * dilation < length for o in range(outputs))
+    ]
+    if not met:
+        return 0, kernel - 1
+    before = padding - met[0] * dilation
+    left = (length + 2 * before - dilation * (met[-1] - met[0]) - 1) // stride + 1
+    return (met[0], met[-1]) if before >= 0 and left == outputs else (0, kernel - 1)
 
 
 class Conv2d(nn.Cell):
@@ -17,7 +39,8 @@ class Conv2d(nn.Cell):
 
     A small feature map (at most ``matmul_positions`` output positions; 0 = never) is convolved as
     one matrix product: the CPU's convolution kernels reorder the whole weight at every call,
-    which costs several times the arithmetic there.
+    which costs several times the arithmetic there. Kernel positions that only ever meet the
+    padding are left out of it: of a 3x3 kernel on a 1x1 map, all but the middle one.
 
     Args:
         in_channels: I.
@@ -60,9 +83,6 @@ class Conv2d(nn.Cell):
             dilation=self.dilation,
             group=groups,
         )
-        self.unfold = ops.Im2Col(
-            ksizes=self.kernel, strides=self.stride, dilations=self.dilation, pads=self.padding
-        )
         self.multiply = ops.MatMul()
         self.matmul_positions = 0
         self.half = False
@@ -100,10 +120,29 @@ class Conv2d(nn.Cell):
         n = x.shape[0]
         height = self.output_side(x.shape[2], 0)
         width = self.output_side(x.shape[3], 1)
-        columns = self.in_channels * self.kernel[0] * self.kernel[1]
-        patches = ops.reshape(self.unfold(x), (n, columns, height * width))
+        top, bottom = positions_inside(
+            x.shape[2], self.kernel[0], self.stride[0], self.padding[0], self.dilation[0]
+        )
+        left, right = positions_inside(
+            x.shape[3], self.kernel[1], self.stride[1], self.padding[1], self.dilation[1]
+        )
+        kernel = (bottom - top + 1, right - left + 1)
+        weight = self.weight
+        if kernel != self.kernel:
+            weight = weight[:, :, top : bottom + 1, left : right + 1]
+        columns = self.in_channels * kernel[0] * kernel[1]
+        patches = ops.Im2Col(
+            ksizes=kernel,
+            strides=self.stride,
+            dilations=self.dilation,
+            pads=(
+                self.padding[0] - top * self.dilation[0],
+                self.padding[1] - left * self.dilation[1],
+            ),
+        )(x)
+        patches = ops.reshape(patches, (n, columns, height * width))
         patches = ops.reshape(ops.transpose(patches, (1, 0, 2)), (columns, n * height * width))
-        y = self.multiply(ops.reshape(self.weight, (self.out_channels, columns)), patches)
+        y = self.multiply(ops.reshape(weight, (self.out_channels, columns)), patches)
         y = ops.reshape(y, (self.out_channels, n, height * width))
         return ops.reshape(ops.transpose(y, (1, 0, 2)), (n, self.out_channels, height, width))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from multigrain.model.layers import Conv2d, Pair
+from multigrain.model.layers import Conv2d, Pair, positions_inside
 from multigrain.model.multigrain import SMALL_MAP, build_model
 from multigrain.model.resnet import LAYOUTS, MaxPool, batch_norm
 from multigrain.specs.training import ModelSpec
@@ -80,6 +81,53 @@ def test_matmul_of_small_maps_equals_the_convolution(stride: int, size: int) -> 
     plain = layer(x).asnumpy()
     layer.matmul_positions = SMALL_MAP
     np.testing.assert_allclose(layer(x).asnumpy(), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "kernel", "stride", "padding", "dilation", "inside"),
+    [
+        (1, 3, 1, 1, 1, (1, 1)),
+        (2, 3, 1, 1, 1, (0, 2)),  # the two outputs meet different ones
+        (2, 3, 2, 1, 1, (1, 2)),
+        (1, 7, 2, 3, 1, (3, 3)),
+        (3, 7, 2, 3, 1, (1, 5)),
+        (2, 3, 1, 2, 2, (1, 1)),
+        (4, 7, 4, 3, 1, (3, 6)),
+        (3, 3, 1, 1, 2, (0, 2)),  # 1 is met, at the second input: a kernel of 1 begins before it
+        (8, 3, 1, 0, 1, (0, 2)),
+    ],
+)
+def test_kernel_positions_that_meet_an_input(
+    length: int, kernel: int, stride: int, padding: int, dilation: int, inside: tuple[int, int]
+) -> None:
+    assert positions_inside(length, kernel, stride, padding, dilation) == inside
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "size"),
+    [(3, 1, 1, 1, 1), (3, 2, 1, 1, 2), (3, 1, 2, 2, 2), (7, 2, 3, 1, 1), ((3, 5), 1, (1, 2), 1, 1)],
+)
+def test_matmul_of_a_part_of_the_kernel_has_the_gradients_of_the_convolution(
+    kernel: int | Pair, stride: int, padding: int | Pair, dilation: int, size: int
+) -> None:
+    rng = np.random.default_rng(0)
+    layer = Conv2d(6, 4, kernel, stride=stride, padding=padding, dilation=dilation)
+    weight = rng.standard_normal(layer.weight.shape).astype(np.float32)
+    layer.weight.set_data(Tensor(weight))
+    x = Tensor(rng.standard_normal((3, 6, size, size)).astype(np.float32))
+
+    def loss(images: Tensor) -> Tensor:
+        y = layer(images)
+        return (y * y * y).sum()
+
+    differentiate = mindspore.value_and_grad(loss, 0, mindspore.ParameterTuple([layer.weight]))
+    value, (of_x, (of_weight,)) = differentiate(x)
+    layer.matmul_positions = SMALL_MAP
+    assert layer.positions(x) <= SMALL_MAP
+    found, (of_x_found, (of_weight_found,)) = differentiate(x)
+    assert float(found) == pytest.approx(float(value), rel=1e-4)
+    np.testing.assert_allclose(of_x_found.asnumpy(), of_x.asnumpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(of_weight_found.asnumpy(), of_weight.asnumpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
