@@ -127,7 +127,7 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
 	touch $@
 
-# The main benchmarks of serving and training, half an hour on an idle machine; `python -m benchmarks`
+# The main benchmarks of serving and training, 20 minutes on an idle machine; `python -m benchmarks`
 # lists all of them. Writes benchmarks/measured/PROCESSOR/NAME.json for each, and the tables of the
 # documentation from these files. A missed goal or a failure does not keep the others from running.
 # Without `make peers` before, PyTorch is a row that says that it is missing.

@@ -182,9 +182,10 @@ async def run(plan: Plan) -> Counts:
     ]
     async with grpc.aio.insecure_channel(plan.address, options=options) as channel:
         call = _call(plan, channel)
+        tally = Tally()
         for number in range(8):
             await call(number, 60.0)
-        tally = Tally()
+            tally.answered(0.0)
         works = [_at_rate(plan, call, tally)] if plan.rate else []
         works = works or [_closed(plan, call, tally, number) for number in range(plan.callers)]
         tasks = {asyncio.create_task(work) for work in works}

@@ -100,7 +100,6 @@ _ALL: Final = (
         "How long is a model away when its engine is killed, and does a load slow down others?",
         "the p99 of one caller while another model is loaded with that of the caller alone",
         3,
-        main=True,
     ),
     Benchmark(
         "sandbox",
@@ -131,7 +130,6 @@ _ALL: Final = (
         "Do lists of jobs and event streams scale?",
         "10,000 jobs, 1,000,000 events and 500 subscribers with the goals",
         3,
-        main=True,
     ),
     Benchmark(
         "wire",
@@ -139,7 +137,6 @@ _ALL: Final = (
         "What does a message between the processes cost?",
         "encoding and decoding of each message with json.dumps and json.loads of the same fields",
         0.5,
-        main=True,
     ),
     Benchmark(
         "import_time",
@@ -147,7 +144,6 @@ _ALL: Final = (
         "How long does importing the client and the daemon take?",
         "both with importing grpc.aio alone",
         0.5,
-        main=True,
     ),
     Benchmark(
         "step_time",
@@ -174,6 +170,7 @@ _ALL: Final = (
         "cell on a batch in memory",
         4,
         main=True,
+        arguments=("--rounds", "1"),
     ),
     Benchmark(
         "scaling",

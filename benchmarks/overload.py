@@ -65,8 +65,8 @@ def measure(report: results.Report, server: Server, options: argparse.Namespace)
         over=rss, reference="before", at_most=1.1,
     )  # fmt: skip
     report.note(
-        f"Runtime {server.runtime}. Failures of the 256 callers: {json.dumps(many.codes)}; at five "
-        f"times the rate: {json.dumps(five.codes)}."
+        f"Runtime {server.runtime_name}. Failures of the 256 callers: {json.dumps(many.codes)}; "
+        f"at five times the rate: {json.dumps(five.codes)}."
     )
 
 

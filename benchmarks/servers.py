@@ -35,6 +35,11 @@ class Server:
     protocol: str = "embed"
     runtime: str = ""
 
+    @property
+    def runtime_name(self) -> str:
+        """The runtime without the reasons of its choice."""
+        return self.runtime.partition(" (")[0]
+
     def cpu_seconds(self) -> float:
         """CPU seconds of the process tree so far."""
         return sum(sum(p.cpu_times()[:2]) for p in self._tree())

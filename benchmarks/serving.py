@@ -77,7 +77,7 @@ def measure(
     grown = [max(one.rss_mb) - min(one.rss_mb) for one in streams]
     report.compare("growth of the client's memory during EmbedStream", grown, unit="MB")
     report.compare("start to the first answer", server.cold_seconds, unit="s")
-    report.note(f"Runtime {server.runtime or 'auto'}, ResNet-50 at 224 px.")
+    report.note(f"Runtime {server.runtime_name}, ResNet-50 at 224 px.")
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ def preprocess(
 
     A JPEG whose short side is at least four times ``p.resize_short`` is decoded at a fraction of
     its size, which leaves at least twice the needed pixels: a photograph's pixels differ from full
-    decoding by less than one of 255 steps on average (tested). benchmarks/RESULTS.md has the effect
+    decoding by less than one of 255 steps on average (tested). docs/benchmarks.md has the effect
     on embeddings.
 
     Args:
