@@ -259,10 +259,10 @@ def writing(folder: Path, events: int) -> dict[str, float]:
     assert count == events
     return {
         "events": events,
-        "step_thread_us": 1e6 * step_thread / events,
-        "trainer_cpu_us": 1e6 * used / events,
+        "cost_in_the_step_us": 1e6 * step_thread / events,
+        "cost_in_all_threads_of_the_trainer_us": 1e6 * used / events,
         "share_of_a_50_ms_step": used / events / 0.05,
-        "runner_cpu_us": 1e6 * runners / events,
+        "cost_in_the_runner_us": 1e6 * runners / events,
     }
 
 

@@ -1,15 +1,12 @@
 """An ordinary caller beside one that sends hostile images.
 
-``python -m benchmarks.hostile_images [--seconds 10] [--kinds PNG GIF] [--data FOLDER]``, or
-``make hostile-images``.
-
 A daemon with a ResNet-50 of random weights serves two tokens. The ordinary caller sends one JPEG
 of 500 x 375 pixels at a time, first alone, then beside one hostile caller of each kind, which has a
-few calls in flight and repeats them whatever is answered. A line for each kind: what the hostile
+few calls in flight and repeats them whatever is answered. A row for each kind: what the hostile
 images were answered with, the ordinary caller's median and 99th percentile and its errors, and the
-most memory of the engine and its decoder processes (proportional set size). Exits with 1 if the
-ordinary caller had an error, its p99 is above three times that alone, the memory above one and a
-half times that alone, or the engine was restarted.
+most memory of the engine and its decoder processes (proportional set size). A row misses its goal
+if the ordinary caller had an error, its p99 is above three times that alone, the memory above one
+and a half times that alone, or the engine was restarted.
 """
 
 from __future__ import annotations
@@ -34,8 +31,10 @@ from typing import Any, Final
 import grpc
 import psutil
 
+from benchmarks import results
 from benchmarks.hostile_pictures import KINDS
 from benchmarks.photographs import photographs
+from benchmarks.servers import write_resnet50
 from multigrain.v1.common_pb2 import ErrorKind
 from multigrain.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -44,6 +43,10 @@ from tests.e2e.daemon import Daemon
 
 P99_FACTOR: Final = 3.0
 MEMORY_FACTOR: Final = 1.5
+COLUMNS: Final = (
+    *("hostile images", "p50, ms", "p99, ms", "p99, x alone", "errors"),
+    *("memory, MiB", "memory, x alone"),
+)
 _CALLS: Final = 4  # of a hostile caller at a time
 _MIB: Final = 2**20
 Call = Callable[[EmbedRequest, float], EmbedResponse]
@@ -203,46 +206,44 @@ def write_tokens(path: Path) -> list[str]:
     return tokens
 
 
-def run(folder: Path, seconds: float, kinds: Sequence[str]) -> bool:
-    """Prints the table, and returns whether all targets were reached."""
-    models = folder / "data" / "models"
-    command = [sys.executable, "-m", "benchmarks.resnet50", str(models), "resnet50"]
-    subprocess.run(command, check=True)
+def run(report: results.Report, folder: Path, seconds: float, kinds: Sequence[str]) -> None:
+    """Adds a row for each kind."""
+    write_resnet50(folder / "data")
     tokens = write_tokens(folder / "tokens.yaml")
     image = photographs(1)[0]
     daemon = Daemon(folder, flags=[f"--access-tokens={folder / 'tokens.yaml'}"]).start()
+    table = report.table("", COLUMNS, first="kind")
     try:
         with Client(daemon.address, token=tokens[2]) as client:
             client.load_model("resnet50@1", make_default=True)
         ordinary(daemon, tokens[0], image, 2.0)
         quiet = ordinary(daemon, tokens[0], image, seconds)
-        print(
-            f"alone: p50 {quiet.p50:.0f} ms, p99 {quiet.p99:.0f} ms, {len(quiet.milliseconds)} "
-            f"answers, {quiet.bytes / _MIB:.0f} MiB",
-            flush=True,
-        )
-        print("kind | hostile answers | p50 ms | p99 ms | x alone | errors | MiB | x alone |")
-        good = not quiet.errors
+        table.row(
+            "none: the caller alone", "", quiet.p50, quiet.p99, 1.0, quiet.errors.total(),
+            round(quiet.bytes / _MIB), 1.0, reached=not quiet.errors,
+        )  # fmt: skip
         for kind in kinds:
             load, counted = beside(daemon, tokens, kind, image, seconds)
             slower, larger = load.p99 / quiet.p99, load.bytes / quiet.bytes
             same = load.pids == quiet.pids
-            reached = slower <= P99_FACTOR and larger <= MEMORY_FACTOR and same and not load.errors
-            good = good and reached
-            print(
-                f"{kind} | {', '.join(f'{n} {name}' for name, n in counted.most_common())} | "
-                f"{load.p50:.0f} | {load.p99:.0f} | {slower:.1f} | {load.errors.total()} | "
-                f"{load.bytes / _MIB:.0f} | {larger:.2f} | {'same' if same else 'restarted'}"
-                f"{'' if reached else ' | MISSED'}",
-                flush=True,
-            )
-        return good
+            table.row(
+                kind if same else f"{kind} (the engine restarted)",
+                ", ".join(f"{n} {name}" for name, n in counted.most_common()),
+                load.p50, load.p99, slower, load.errors.total(), round(load.bytes / _MIB), larger,
+                reached=slower <= P99_FACTOR and larger <= MEMORY_FACTOR and same
+                and not load.errors,
+            )  # fmt: skip
     finally:
         daemon.end()
+    report.note(
+        f"Goals: p99 at most {P99_FACTOR:g} times that alone, memory of the engine and its "
+        f"decoder processes at most {MEMORY_FACTOR:g} times, no error of the ordinary caller, and "
+        "no restart of the engine."
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = results.parser("hostile_images")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each kind; default 10")
     parser.add_argument("--kinds", nargs="*", default=[], help="starts of names; default all")
     parser.add_argument("--data", type=Path, help="folder to keep the model in between runs")
@@ -253,11 +254,12 @@ def main() -> int:
         attack(address, token, kind, options.seconds)
         return 0
     kinds = [kind for kind in KINDS if not options.kinds or kind.startswith(tuple(options.kinds))]
-    if options.data is not None:
-        options.data.mkdir(parents=True, exist_ok=True)
-        return 0 if run(options.data, options.seconds, kinds) else 1
-    with tempfile.TemporaryDirectory() as folder:
-        return 0 if run(Path(folder), options.seconds, kinds) else 1
+    report = results.Report("hostile_images", options)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.data or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        run(report, folder, options.seconds, kinds)
+    return report.finish()
 
 
 if __name__ == "__main__":

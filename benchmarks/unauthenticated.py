@@ -1,16 +1,13 @@
 """What callers without a token can do to a daemon that needs tokens.
 
 Each attack runs for some seconds in a process of its own. Meanwhile, HTTP and gRPC health checks
-are sent as a kubelet does, and a caller with a token lists jobs. Prints for each attack the memory
-of the daemon before, at its peak and afterwards, the health checks that failed, and the latency and
-errors of the caller with the token.
-
-    python -m benchmarks.unauthenticated [--seconds 8] [--only hpack]
+are sent as a kubelet does, and a caller with a token lists jobs. Measured are the memory of the
+daemon before, at its peak and some seconds afterwards, the health checks that failed, and the
+latency and errors of the caller with the token.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import multiprocessing
 import re
@@ -30,6 +27,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks import results
 from multigrain.v1 import job_pb2, job_pb2_grpc
 from multigrain_server.access.tokens import NewToken
 from tests.raw_http2 import PREFACE, Connection, headers, repeated_headers, settings
@@ -44,6 +42,9 @@ _PROBE_TIMEOUT = 5.0
 _CALL_SECONDS = 0.02
 _SETTLE_SECONDS = 15.0
 _HPACK_SECONDS = 0.008
+COLUMNS = (
+    *("memory before, MiB", "peak", "after", "probes lost", "caller p50, ms", "p99, ms", "errors"),
+)
 
 
 @dataclass(frozen=True)
@@ -271,8 +272,8 @@ class Watch:
             self.peak = max(self.peak, self.daemon.resident_mib())
 
 
-def measure(served: Daemon, attack: Attack | None, seconds: float) -> str:
-    """Runs one attack; returns a row of the table."""
+def measure(served: Daemon, attack: Attack | None, seconds: float) -> tuple[results.Value, ...]:
+    """Runs one attack; returns the cells of a row."""
     before = served.resident_mib()
     watch = Watch(served)
     threads = watch.run()
@@ -293,25 +294,29 @@ def measure(served: Daemon, attack: Attack | None, seconds: float) -> str:
     latencies = sorted(watch.latencies) or [float("nan")]
     p50, p99 = (1000 * latencies[int(q * (len(latencies) - 1))] for q in (0.5, 0.99))
     return (
-        f"{before:.0f} | {watch.peak:.0f} | {served.resident_mib():.0f} | "
-        f"{watch.lost} of {watch.probes} | {p50:.1f} | {p99:.1f} | "
-        f"{watch.errors} of {len(watch.latencies)}"
-    )
+        round(before), round(watch.peak), round(served.resident_mib()),
+        f"{watch.lost} of {watch.probes}", p50, p99, f"{watch.errors} of {len(watch.latencies)}",
+    )  # fmt: skip
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main() -> int:
+    parser = results.parser("unauthenticated")
     parser.add_argument("--seconds", type=float, default=8.0, help="duration of each attack")
     parser.add_argument("--only", default="", help="only attacks whose name contains this")
-    parsed = parser.parse_args()
-    print("| attack | MiB before | peak | after | probes lost | p50 ms | p99 ms | errors |")
-    print("|---|---|---|---|---|---|---|---|")
+    options = parser.parse_args()
+    report = results.Report("unauthenticated", options)
+    table = report.table("", COLUMNS, first="attack")
     for name, attack in ATTACKS.items():
-        if parsed.only in name:
+        if options.only in name:
             with tempfile.TemporaryDirectory() as folder, daemon(Path(folder)) as served:
-                print(f"| {name} | {measure(served, attack, parsed.seconds)} |", flush=True)
+                table.row(name, *measure(served, attack, options.seconds))
+    report.note(
+        f"Memory of the daemon before an attack, at its peak and {_SETTLE_SECONDS:.0f} s later. "
+        "Probes are HTTP and gRPC health checks with a timeout of 5 s; the caller with a token "
+        "lists jobs."
+    )
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
