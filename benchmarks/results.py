@@ -209,11 +209,11 @@ class Result(_Model):
         return goals.count(False)
 
     @property
-    def unmeasured(self) -> int:
-        """Number of rows without a value."""
+    def measured(self) -> int:
+        """Number of comparisons and rows with a value."""
         reasons = [one.missing for one in self.comparisons]
         reasons += [row.missing for table in self.tables for row in table.rows]
-        return len([reason for reason in reasons if reason])
+        return reasons.count("")
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -229,7 +229,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument(
         "--replace", action="store_true",
-        help="replace a stored result even if this one is of a busy machine or lacks rows",
+        help="replace a stored result even if this one is of a busy machine or has fewer values",
     )  # fmt: skip
     return made
 
@@ -440,8 +440,8 @@ def _better(path: Path, result: Result) -> str:
     old = Result.model_validate_json(path.read_text())
     if result.busy and not old.busy and old.load is not None:
         return "it is of an idle machine"
-    if result.unmeasured > old.unmeasured:
-        return "it has rows that this run could not measure"
+    if result.measured < old.measured:
+        return f"it has {old.measured} values, this run {result.measured}"
     return ""
 
 
