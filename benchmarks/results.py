@@ -74,7 +74,8 @@ class Machine(_Model):
     memory_gib: float = 0.0
 
     def __str__(self) -> str:
-        sets = ", ".join(self.instruction_sets) or "no vector instructions"
+        names = (one.upper().replace("_", " ") for one in self.instruction_sets)
+        sets = ", ".join(names) or "no vector instructions"
         return f"{self.processor}, {self.cores} core{'s' if self.cores != 1 else ''}, {sets}"
 
     @property

@@ -23,12 +23,17 @@ def render_index() -> str:
     for area in AREAS:
         for one in BENCHMARKS.values():
             if one.area == area:
-                where = f"[{prose(one.question)}](#{_anchor(one)})"
-                how = code(one.name) + (" (main)" if one.main else "")
+                name = one.name.replace("_", "_<wbr>").replace(".", ".<wbr>")
+                about = f"{one.duration}{', main' if one.main else ''}"
                 if one.name not in measured:
-                    how += "\nno stored result"
-                rows.append((where, how, one.duration))
-    return table(("question", "benchmark", "takes about"), rows)
+                    about += ", no result yet"
+                rows.append(
+                    (
+                        f"[{prose(one.question)}](#{_anchor(one)})",
+                        f"<code>{name}</code>\n{about}",
+                    )
+                )
+    return table(("question", "benchmark"), rows)
 
 
 def _anchor(one: Benchmark) -> str:
@@ -77,28 +82,34 @@ def _origin(result: Result) -> str:
             f"other programs used {result.load.cores_before:.2f} cores before and "
             f"{result.load.cores_during:.2f} during the run"
         )
-    if result.copied:
-        parts.append(prose(result.copied))
-    return "; ".join(parts) + "."
+    origin = "; ".join(parts) + "."
+    return f"{origin} {prose(result.copied)}." if result.copied else origin
 
 
 def _comparisons(found: list[Comparison]) -> str:
+    """Three columns, of which a phone shows the first two."""
     rows = []
     for one in found:
-        if one.missing:
-            rows.append((prose(one.what), f"not measured: {prose(one.missing)}", "", "", ""))
-            continue
-        assert one.measured is not None
-        measured = f"{number(one.measured)} {one.unit}".strip()
-        if len(one.rounds) > 1:
-            measured += f"\n({number(min(one.rounds))} to {number(max(one.rounds))})"
-        over = "" if one.over is None else f"{number(one.over)}: {prose(one.reference)}"
-        ratio = "" if one.ratio is None else f"**{number(one.ratio)}**"
-        goal = goal_text(one) + (", missed" if one.reached is False else "")
-        rows.append((prose(one.what), measured, over, ratio, goal))
-    header = ("what", "measured", "reference", "ratio", "goal")
-    used = [0, *(column for column in range(1, 5) if any(row[column] for row in rows))]
-    return table([header[column] for column in used], [[row[c] for c in used] for row in rows])
+        what = prose(one.what)
+        if goal := goal_text(one):
+            what += f"\ngoal {goal}{': **missed**' if one.reached is False else ''}"
+        rows.append((what, _outcome(one), prose(one.reference)))
+    if not any(row[2] for row in rows):
+        return table(("what", "result"), [row[:2] for row in rows])
+    return table(("what", "result", "reference"), rows)
+
+
+def _outcome(one: Comparison) -> str:
+    """The ratio with both sides, or the value; the range of several rounds."""
+    if one.measured is None:
+        return f"not measured: {prose(one.missing)}"
+    text = number(one.measured)
+    if one.over is not None and one.ratio is not None:
+        text = f"**{number(one.ratio)}** = {text} / {number(one.over)}"
+    text = f"{text} {one.unit}".rstrip()
+    if one.rounds:
+        text += f"\n{number(min(one.rounds))} to {number(max(one.rounds))}"
+    return text
 
 
 def _table(one: Table) -> str:
