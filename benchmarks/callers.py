@@ -28,6 +28,7 @@ from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain.v1.inference import service_pb2, service_pb2_grpc
 from multigrain_client import Client
 
+_FIRST = 8  # calls before the warm-up, one at a time
 _PUSHBACK = "grpc-retry-pushback-ms"
 Call = Callable[[int, float], Awaitable[Any]]
 #: Parts of a call's time. The last two are the transfer between daemon and engine, and gRPC on both
@@ -174,7 +175,7 @@ def call(address: str, **fields: object) -> Counts:
 
 
 async def run(plan: Plan) -> Counts:
-    """Makes the calls until the window ends, and drops those that still wait."""
+    """Connects, and makes the calls."""
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -182,23 +183,31 @@ async def run(plan: Plan) -> Counts:
     ]
     async with grpc.aio.insecure_channel(plan.address, options=options) as channel:
         call = _call(plan, channel)
-        tally = Tally()
-        for number in range(8):
+        for number in range(_FIRST):
             await call(number, 60.0)
-            tally.answered(0.0)
-        works = [_at_rate(plan, call, tally)] if plan.rate else []
-        works = works or [_closed(plan, call, tally, number) for number in range(plan.callers)]
-        tasks = {asyncio.create_task(work) for work in works}
-        await asyncio.sleep(plan.warm_up)
-        tally.open()
-        ended, waiting = await asyncio.wait(tasks, timeout=plan.seconds)
-        tally.close()
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in ended:
-            task.result()  # only an error ends one
-        return tally.result()
+        counts = await window(plan, call)
+    counts.answered_in_all += _FIRST
+    return counts
+
+
+async def window(plan: Plan, call: Call) -> Counts:
+    """Makes the calls until the window ends, and drops those that still wait."""
+    tally = Tally()
+    works = [_at_rate(plan, call, tally)] if plan.rate else []
+    works = works or [_closed(plan, call, tally, number) for number in range(plan.callers)]
+    tasks = {asyncio.create_task(work) for work in works}
+    await asyncio.sleep(plan.warm_up)
+    tally.open()
+    ended, waiting = await asyncio.wait(
+        tasks, timeout=plan.seconds, return_when=asyncio.FIRST_EXCEPTION
+    )
+    tally.close()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()  # only an error ends one
+    return tally.result()
 
 
 def _call(plan: Plan, channel: grpc.aio.Channel) -> Call:
