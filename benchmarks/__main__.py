@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,10 +27,11 @@ def show() -> None:
     print("\n* main benchmarks: python -m benchmarks main, or make bench")
 
 
-def run(one: Benchmark, options: argparse.Namespace) -> str:
-    """Runs a benchmark; returns how it ended."""
+def run(one: Benchmark, options: argparse.Namespace, data: Path) -> str:
+    """Runs a benchmark; returns how it ended. ``data`` keeps the models for the next ones."""
     command = [sys.executable, "-m", one.module, *one.arguments]
     command += ["--results", str(options.results), *(["--replace"] if options.replace else [])]
+    command += ["--data", str(data)] if one.data else []
     print(f"\n== {one.name}: {one.question}", flush=True)
     start = time.monotonic()
     code = subprocess.run(command, check=False).returncode
@@ -54,7 +56,8 @@ def main() -> int:
         names = options.names
     if unknown := set(names) - BENCHMARKS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    ended = [run(BENCHMARKS[name], options) for name in names]
+    with tempfile.TemporaryDirectory() as data:
+        ended = [run(BENCHMARKS[name], options, Path(data)) for name in names]
     print("\n" + "\n".join(ended))
     return 1 if any(": failed" in text for text in ended) else 0
 

@@ -92,11 +92,10 @@ async def measure(report: results.Report, root: Path, runtime: str) -> None:
 
 def main() -> int:
     parser = results.parser("engines")
-    parser.add_argument("--models", type=Path, help="folder to keep the models in between runs")
     parser.add_argument("--runtimes", nargs="+", default=["auto", "onnxruntime"])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as kept:
-        models = options.models or Path(kept)
+    with results.data_folder(options) as data:
+        models = data / "models"
         for name in ("one", "two"):
             write_bundle(models, name)
         report = results.Report("engines", options)

@@ -18,7 +18,6 @@ import secrets
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -246,7 +245,6 @@ def main() -> int:
     parser = results.parser("hostile_images")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each kind; default 10")
     parser.add_argument("--kinds", nargs="*", default=[], help="starts of names; default all")
-    parser.add_argument("--data", type=Path, help="folder to keep the model in between runs")
     parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.attack:
@@ -255,9 +253,7 @@ def main() -> int:
         return 0
     kinds = [kind for kind in KINDS if not options.kinds or kind.startswith(tuple(options.kinds))]
     report = results.Report("hostile_images", options)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.data or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with results.data_folder(options) as folder:
         run(report, folder, options.seconds, kinds)
     return report.finish()
 

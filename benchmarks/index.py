@@ -27,6 +27,7 @@ class Benchmark:
         minutes: that it takes on two cores.
         main: whether ``make bench`` runs it.
         needs: packages beyond the project's own, or nothing.
+        data: whether it writes models, and takes the option ``--data`` to keep them.
         arguments: for ``make bench``.
     """
 
@@ -37,6 +38,7 @@ class Benchmark:
     minutes: float
     main: bool = False
     needs: str = ""
+    data: bool = False
     arguments: tuple[str, ...] = ()
 
     @property
@@ -61,6 +63,7 @@ _ALL: Final = (
         "without a server",
         3,
         main=True,
+        data=True,
     ),
     Benchmark(
         "overload",
@@ -69,6 +72,7 @@ _ALL: Final = (
         "256 callers that wait as they are told, and calls at five times the rate, with 16 callers",
         3,
         main=True,
+        data=True,
     ),
     Benchmark(
         "other_servers",
@@ -77,6 +81,7 @@ _ALL: Final = (
         "multigrain with PyTriton and with a plain grpc.aio server, all with ONNX Runtime",
         4,
         needs="PyTriton for one of the servers: `make peers-serving` installs it",
+        data=True,
     ),
     Benchmark(
         "swaps",
@@ -84,6 +89,7 @@ _ALL: Final = (
         "Do callers notice that a model is replaced by another version?",
         "p99 of calls during a swap with that of the others",
         3,
+        data=True,
     ),
     Benchmark(
         "serving_limit",
@@ -93,6 +99,7 @@ _ALL: Final = (
         "embeddings, plain and whitened, and the data types of responses with fp32",
         4,
         main=True,
+        data=True,
     ),
     Benchmark(
         "engines",
@@ -100,6 +107,7 @@ _ALL: Final = (
         "How long is a model away when its engine is killed, and does a load slow down others?",
         "the p99 of one caller while another model is loaded with that of the caller alone",
         3,
+        data=True,
     ),
     Benchmark(
         "sandbox",
@@ -115,6 +123,7 @@ _ALL: Final = (
         "p99 and memory of an ordinary caller beside each kind of hostile image with those of the "
         "caller alone",
         6,
+        data=True,
     ),
     Benchmark(
         "unauthenticated",

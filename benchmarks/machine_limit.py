@@ -28,7 +28,7 @@ from multigrain_server.engines.launch import HUGE_PAGES
 
 _STEPS = 2
 # Of each part of a step: long enough for a slow processor, where a batch takes most of a second.
-_SECONDS = 1.5
+_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Machine:
         )
 
     def measure(self) -> Limits:
-        """Measures for about nine seconds on all cores."""
+        """Measures for about six seconds on all cores."""
         parts = self._program.measure(_STEPS, parts=True).parts
         return Limits(1000 * parts["prepare"], 1 / parts["image"], 1000 * parts["alone"])
 

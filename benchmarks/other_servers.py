@@ -7,7 +7,6 @@ the runtimes; multigrain also with the runtime that it chooses by itself.
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,14 +39,12 @@ def measured(server: Server, seconds: float) -> tuple[float, ...]:
 def main() -> int:
     parser = results.parser("other_servers")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--data", type=Path, help="folder to keep the model in between runs")
     parser.add_argument(
         "--pytriton", type=Path, default=results.ROOT / ".venv-triton" / "bin" / "python",
         help="interpreter with PyTriton; default that of make peers-serving",
     )  # fmt: skip
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder)
+    with results.data_folder(options) as data:
         bundle = write_resnet50(data)
         report = results.Report("other_servers", options)
         table = report.table("", _COLUMNS, first="server")

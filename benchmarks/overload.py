@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-from pathlib import Path
 
 from benchmarks import results
 from benchmarks.callers import call
@@ -77,12 +75,10 @@ def main() -> int:
     )
     parser.add_argument("--deadline", type=float, default=2.0, help="timeout of a call in seconds")
     parser.add_argument("--runtime", default="", help="runtime of LoadModel; default auto")
-    parser.add_argument("--data", type=Path, help="folder to keep the model in between runs")
     options = parser.parse_args()
     if options.seconds < _SHORTEST:
         parser.error("--seconds: refused callers wait up to several seconds, use 30 or more")
-    with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder)
+    with results.data_folder(options) as data:
         write_resnet50(data)
         report = results.Report("overload", options)
         with multigrain(data, "resnet50@1", runtime=options.runtime) as server:

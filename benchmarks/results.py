@@ -26,8 +26,10 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -228,11 +230,25 @@ def parser(name: str) -> argparse.ArgumentParser:
         "--results", type=Path, default=FOLDER, metavar="FOLDER",
         help="where the JSON is written; default benchmarks/measured",
     )  # fmt: skip
+    if about.data:
+        made.add_argument(
+            "--data", type=Path, metavar="FOLDER",
+            help="keeps the models that are measured; default a temporary folder",
+        )  # fmt: skip
     made.add_argument(
         "--replace", action="store_true",
         help="replace a stored result even if this one is of a busy machine or has fewer values",
     )  # fmt: skip
     return made
+
+
+@contextmanager
+def data_folder(options: argparse.Namespace) -> Iterator[Path]:
+    """The folder of ``--data``, or a temporary one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder: Path = options.data or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 class Report:
@@ -425,7 +441,7 @@ def _rounds(values: float | Sequence[float] | None) -> list[float]:
 
 def _shown(arguments: Sequence[str]) -> list[str]:
     """Arguments that change what is measured, without the folders of this machine."""
-    text = re.sub(r"--results[ =]\S+|--replace", "", " ".join(arguments))
+    text = re.sub(r"--(results|data)[ =]\S+|--replace", "", " ".join(arguments))
     return [Path(one).name if one.startswith("/") else one for one in text.split()]
 
 

@@ -57,6 +57,14 @@ class Server:
         return [self.process, *self.process.children(recursive=True)]
 
 
+def write_calibrated(data_dir: Path) -> Path:
+    """As :func:`write_resnet50`, of the network with an 8-bit graph."""
+    models = data_dir / "models"
+    command = [sys.executable, "-m", "benchmarks.calibrated", str(models)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return models / "calibrated" / "1"
+
+
 def write_resnet50(data_dir: Path, version: int = 1) -> Path:
     """Writes the model of a daemon with this data directory, in a child process.
 

@@ -8,22 +8,24 @@ the speed of a shared machine varies by a tenth, which then affects both alike.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
-import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import results
 from benchmarks.callers import Counts, call
 from benchmarks.machine_limit import Limits, Machine
-from benchmarks.servers import Server, multigrain, write_resnet50
+from benchmarks.servers import Server, multigrain, write_calibrated, write_resnet50
+from multigrain_client import MultigrainClientError
 
 LIMIT = "preprocessing and network in one process"
 
 
 def measure(
     report: results.Report, server: Server, machine: Machine, options: argparse.Namespace
-) -> None:
-    """Adds the comparisons of all rounds."""
+) -> float:
+    """Adds the comparisons of all rounds; returns the images per second of 16 callers."""
     limits: list[Limits] = []
     sixteens: list[Counts] = []
     ones: list[Counts] = []
@@ -78,6 +80,31 @@ def measure(
     report.compare("growth of the client's memory during EmbedStream", grown, unit="MB")
     report.compare("start to the first answer", server.cold_seconds, unit="s")
     report.note(f"Runtime {server.runtime_name}, ResNet-50 at 224 px.")
+    return statistics.median(one.rate for one in sixteens)
+
+
+def measure_int8(report: results.Report, data: Path, normal: float, seconds: float) -> None:
+    """Adds the comparisons of the 8-bit graph; ``normal`` is the rate of 16 callers without."""
+    what, runtime = "16 callers, 8 bits", "openvino-int8"
+    if find_spec("nncf") is None:
+        report.missing(what, "NNCF, which makes 8-bit graphs, is not installed")
+        return
+    bundle = write_calibrated(data)
+    try:
+        with (
+            multigrain(data, "calibrated@1", runtime=runtime) as server,
+            Machine(bundle, runtime) as machine,
+        ):
+            before = machine.measure()
+            rate = call(server.address, callers=16, seconds=seconds).rate
+            limit = before.between(machine.measure()).limit
+    except MultigrainClientError as error:
+        report.missing(what, str(error))
+        return
+    report.compare(what, rate, unit="images/s", over=limit, reference=LIMIT, at_least=0.92)
+    report.compare(
+        what, rate, unit="images/s", over=normal, reference="16 callers, the runtime below"
+    )
 
 
 def main() -> int:
@@ -85,13 +112,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
     parser.add_argument("--runtime", default="", help="runtime of LoadModel; default auto")
-    parser.add_argument("--data", type=Path, help="folder to keep the model in between runs")
     parser.add_argument(
         "--daemon", default="", help='options of the daemon, such as "--serving-decode-threads 1"'
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder)
+    with results.data_folder(options) as data:
         bundle = write_resnet50(data)
         report = results.Report("serving", options)
         with (
@@ -100,7 +125,8 @@ def main() -> int:
                 data, "resnet50@1", *options.daemon.split(), runtime=options.runtime
             ) as server,
         ):
-            measure(report, server, machine, options)
+            normal = measure(report, server, machine, options)
+        measure_int8(report, data, normal, options.seconds)
         return report.finish()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -217,10 +216,9 @@ def measure(report: results.Report, models_dir: Path) -> None:
 
 def main() -> int:
     parser = results.parser("serving_limit")
-    parser.add_argument("--models", type=Path, help="folder to keep the model in between runs")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        models = options.models or Path(folder)
+    with results.data_folder(options) as data:
+        models = data / "models"
         write_bundle(models)  # takes a minute, and is not part of the measurement
         report = results.Report("serving_limit", options)
         measure(report, models)

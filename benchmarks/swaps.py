@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -105,10 +103,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--swap-every", type=int, default=150, help="requests between two swaps")
     parser.add_argument("--runtime", default="", help="runtime of LoadModel; default auto")
-    parser.add_argument("--data", type=Path, help="folder to keep the models in between runs")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder)
+    with results.data_folder(options) as data:
         for version in (1, 2):
             write_resnet50(data, version)
         report = results.Report("swaps", options)
