@@ -1,6 +1,6 @@
 """Augmentation with Pillow in the loader's threads compared with MindSpore's C++ operators.
 
-JPEG photographs of 500 x 375 become views of 224 x 224: decoded, randomly cropped, scaled,
+JPEG photographs of about 500 x 375 become views of 224 x 224: decoded, randomly cropped, scaled,
 flipped, (kind "full") with brightness, contrast and saturation jittered, normalized, as float32
 (3, 224, 224).
 
@@ -11,7 +11,6 @@ here, which would keep the seed of each view.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +27,9 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from benchmarks import results
+from benchmarks.photographs import photographs
 from multigrain.data.augment import (
     Augmenter,
     brightness,
@@ -52,18 +51,6 @@ SPECS = {
     "plain": AugmentationSpec(kind="plain", lighting=0.0),
     "full": AugmentationSpec(kind="full", lighting=0.0),
 }
-
-
-def photographs() -> list[bytes]:
-    """Crops of scikit-learn's two photographs, 500 x 375, JPEG quality 90."""
-    random, files = Random(0), []
-    for number in range(FILES):
-        whole = Image.fromarray(load_sample_images().images[number % 2])
-        left, top = random.randint(0, whole.width - 500), random.randint(0, whole.height - 375)
-        file = io.BytesIO()
-        whole.crop((left, top, left + 500, top + 375)).save(file, "JPEG", quality=90)
-        files.append(file.getvalue())
-    return files
 
 
 @dataclass(frozen=True)
@@ -240,7 +227,7 @@ def main() -> int:
     seconds: float = options.seconds
     report = results.Report("augmentation", options)
     ds.config.set_numa_enable(False)
-    files = photographs()
+    files = photographs(FILES)
     implementations: dict[str, Callable[[str, int], Rate]] = {
         "this project": lambda kind, threads: rate(Project(files, kind), seconds, threads),
         "this project, 3 copies of an image": lambda kind, threads: rate(
@@ -258,7 +245,7 @@ def main() -> int:
     }
     for kind in SPECS:
         table = report.table(
-            f"Augmentation {kind!r}, 500 x 375 to 224 x 224",
+            f"Augmentation {kind!r}, about 500 x 375 to 224 x 224",
             ("images per CPU second", "images/s, 1 thread", "2 threads"),
         )
         for name, measure in implementations.items():
