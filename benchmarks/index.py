@@ -172,6 +172,15 @@ _ALL: Final = (
         needs="PyTorch: `make peers` first",
     ),
     Benchmark(
+        "step_operators",
+        "Training",
+        "Where does the time of a training step go?",
+        "the operators of a step in MindSpore, with momentum and with THOR, with those of the same "
+        "step in PyTorch",
+        4,
+        needs="PyTorch: `make peers` first",
+    ),
+    Benchmark(
         "job_overhead",
         "Training",
         "What does a job add to the training step?",
