@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import sys
 import tempfile
@@ -162,11 +163,18 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--trunk", default="resnet50")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--cores", type=int, default=0,
+        help="cores to compute on; 0 = all. With 1, processor times also hold beside other load",
+    )  # fmt: skip
     parser.add_argument("--pytorch", default=sys.executable, help="interpreter with PyTorch")
     # MindSpore tunes the number of threads per kernel in its first 15 steps or so.
     parser.add_argument("--warm-up", type=int, default=14, help="steps in MindSpore")
     parser.add_argument("--program", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.cores:
+        # Before a library counts them; programs inherit it.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.cores :])
     if options.program:
         (pytorch_program if options.program == "pytorch" else mindspore_program)(options)
         return 0
