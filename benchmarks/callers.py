@@ -23,7 +23,7 @@ import grpc
 import numpy as np
 import psutil
 
-from benchmarks.photographs import photographs
+from benchmarks.photographs import photographs, thumbnails
 from multigrain.v1 import embedding_pb2, embedding_pb2_grpc
 from multigrain.v1.inference import service_pb2, service_pb2_grpc
 from multigrain_client import Client
@@ -51,6 +51,7 @@ class Plan:
         seconds: length of the window.
         deadline: timeout of each call in seconds.
         model: for PyTriton.
+        small: whether to send thumbnails instead of photographs.
     """
 
     address: str
@@ -62,6 +63,11 @@ class Plan:
     seconds: float = 10.0
     deadline: float = 30.0
     model: str = "resnet50"
+    small: bool = False
+
+    def files(self) -> list[bytes]:
+        """The files to send."""
+        return thumbnails() if self.small else photographs()
 
 
 @dataclass
@@ -213,10 +219,10 @@ async def window(plan: Plan, call: Call) -> Counts:
 def _call(plan: Plan, channel: grpc.aio.Channel) -> Call:
     if plan.protocol == "embed":
         embed = embedding_pb2_grpc.EmbeddingServiceStub(channel).Embed
-        requests = [embedding_pb2.EmbedRequest(images=[data]) for data in photographs()]
+        requests = [embedding_pb2.EmbedRequest(images=[data]) for data in plan.files()]
         return lambda number, seconds: embed(requests[number % len(requests)], timeout=seconds)
     infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-    inputs = [_infer_request(plan.model, data) for data in photographs()]
+    inputs = [_infer_request(plan.model, data) for data in plan.files()]
     return lambda number, seconds: infer(inputs[number % len(inputs)], timeout=seconds)
 
 
@@ -263,7 +269,7 @@ async def _one(plan: Plan, call: Call, tally: Tally, number: int) -> float | Non
 
 def stream(plan: Plan) -> Counts:
     """Embeds many images through one EmbedStream."""
-    files = photographs()
+    files = plan.files()
     process = psutil.Process()
     with Client(plan.address) as client:
         for _ in client.embed_stream(files):

@@ -1,6 +1,6 @@
 """The machine's limit without a server: preprocessing and inference in one process.
 
-``python -m benchmarks.machine_limit BUNDLE [RUNTIME]`` is a program of ``benchmarks.alternating``;
+``python -m benchmarks.machine_limit BUNDLE [RUNTIME] [small]`` is a program of ``benchmarks.alternating``;
 :class:`Machine` requests measurements from it. It allocates memory as an engine does and alternates
 with the servers: the speed of a shared machine varies by a tenth, which then affects a server and
 its limit alike.
@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from benchmarks.alternating import BenchmarkProcess, Measurement, serve
-from benchmarks.photographs import photographs
+from benchmarks.photographs import photographs, thumbnails
 from multigrain.bundle.manifest import BundleManifest
 from multigrain.engine.runtimes.base import Bundle, Compute
 from multigrain.engine.runtimes.choice import load
@@ -66,11 +66,13 @@ class Machine:
     Args:
         bundle: folder of the model.
         runtime: as for LoadModel.
+        small: whether the images are thumbnails.
     """
 
-    def __init__(self, bundle: Path, runtime: str) -> None:
+    def __init__(self, bundle: Path, runtime: str, *, small: bool = False) -> None:
+        arguments = [str(bundle), runtime or "auto", *(["small"] if small else [])]
         self._program = BenchmarkProcess(
-            "benchmarks.machine_limit", [str(bundle), runtime or "auto"], environment=HUGE_PAGES
+            "benchmarks.machine_limit", arguments, environment=HUGE_PAGES
         )
 
     def measure(self) -> Limits:
@@ -95,7 +97,7 @@ def main() -> None:
     bundle = Bundle(path, BundleManifest.model_validate_json((path / "model.json").read_text()))
     head = bundle.manifest.heads[0]
     runtime = load(sys.argv[2], bundle, Compute()).runtimes[head.resolution]
-    images = photographs()
+    images = thumbnails() if sys.argv[3:] == ["small"] else photographs()
     prepared = [crop(data, head.preprocessing) for data in images]
     best = runtime.best_batch
 

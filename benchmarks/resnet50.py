@@ -1,6 +1,6 @@
 """Writes a bundle of ResNet-50 with GeM at 224 px and random weights, for speed measurements.
 
-``python -m benchmarks.resnet50 MODELS_DIR [NAME] [VERSION]``.
+``python -m benchmarks.resnet50 MODELS_DIR [NAME] [VERSION] [TRUNK] [SIZE]``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ SIZE = 224
 CLASSES = 1000
 
 
-def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> Path:
+def write_bundle(
+    models_dir: Path,
+    name: str = "resnet50",
+    version: int = 1,
+    trunk: str = "resnet50",
+    size: int = SIZE,
+) -> Path:
     """Returns ``models_dir/name/version`` and writes the bundle if it is missing."""
     folder = models_dir / name / str(version)
     if (folder / "model.json").is_file():
@@ -31,11 +37,11 @@ def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> 
     from multigrain.model.state import model_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    spec = ModelSpec(trunk="resnet50", classes=CLASSES, image_size=SIZE)
+    spec = ModelSpec(trunk=trunk, classes=CLASSES, image_size=size)
     network = build_model(spec, CLASSES, seed=version)
     network.set_train(False)
     save_file(model_state(network), folder / "weights.safetensors")
-    preprocessing = Preprocessing.standard(SIZE)
+    preprocessing = Preprocessing.standard(size)
     expected = graphs.reference(network, preprocessing)
     write_reference(folder / "reference.safetensors", expected)
     images = expected.images(preprocessing)
@@ -48,7 +54,7 @@ def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> 
         labels=tuple(f"class {number}" for number in range(CLASSES)),
         heads=(
             Head(
-                resolution=SIZE,
+                resolution=size,
                 gem_p=3.0,
                 preprocessing=preprocessing,
                 onnx="model.onnx",
@@ -62,7 +68,7 @@ def write_bundle(models_dir: Path, name: str = "resnet50", version: int = 1) -> 
 
 
 if __name__ == "__main__":
-    folder, *rest = sys.argv[1:]
-    name = rest[0] if rest else "resnet50"
-    version = int(rest[1]) if len(rest) > 1 else 1
-    print(write_bundle(Path(folder), name, version))
+    given = sys.argv[1:]
+    defaults = ["models", "resnet50", "1", "resnet50", str(SIZE)]
+    folder, name, version, trunk, size = [*given, *defaults[len(given) :]]
+    print(write_bundle(Path(folder), name, int(version), trunk, int(size)))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,14 +98,23 @@ def multigrain(data_dir: Path, model: str, *options: str, runtime: str = "") -> 
         _stop(process)
 
 
-@contextmanager
-def plain_grpc(bundle: Path, scratch: Path) -> Iterator[Server]:
+def plain_grpc(bundle: Path, scratch: Path) -> AbstractContextManager[Server]:
     """The server of ``peers.grpc_onnx``."""
-    log = scratch / "plain_grpc.log"
+    return _peer("grpc_onnx", str(bundle), scratch)
+
+
+def empty_grpc(size: int, scratch: Path) -> AbstractContextManager[Server]:
+    """The server of ``peers.empty_grpc``; ``size`` numbers in an answer."""
+    return _peer("empty_grpc", str(size), scratch)
+
+
+@contextmanager
+def _peer(module: str, argument: str, scratch: Path) -> Iterator[Server]:
+    log = scratch / f"{module}.log"
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers.grpc_onnx", str(bundle)],
+            [sys.executable, "-m", f"benchmarks.peers.{module}", argument],
             stdout=out,
             stderr=subprocess.STDOUT,
         )
