@@ -12,8 +12,7 @@ decoders.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from multigrain.images import (
     bmp_header,
@@ -39,8 +38,7 @@ _RGB_BYTES: Final = 4  # Pillow's bytes of a pixel
 _LZMA, _JPEG, _YCBCR = 34925, 7, 6  # of TIFF
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeCost:
+class DecodeCost(NamedTuple):
     """What decoding one image takes.
 
     Attributes:
@@ -63,7 +61,8 @@ def decode_cost(data: bytes, shortest: int = 0) -> DecodeCost:
         data: the encoded file.
         shortest: least length in pixels of the shorter side, as of ``decode_image``.
     """
-    least = DecodeCost(0, _BASE_SECONDS + _SECONDS_PER_BYTE * len(data), _BASE_BYTES + len(data))
+    seconds = _BASE_SECONDS + _SECONDS_PER_BYTE * len(data)
+    least = DecodeCost(0, seconds, _BASE_BYTES + len(data))
     try:
         # What decides lies at the start.
         kind = identify(data[:1024])
@@ -72,7 +71,7 @@ def decode_cost(data: bytes, shortest: int = 0) -> DecodeCost:
         cost = _COSTS[kind.name](data, shortest)
     except Exception:  # the readers raise it too, and as early
         return least
-    return DecodeCost(cost.pixels, least.seconds + cost.seconds, _BASE_BYTES + cost.bytes)
+    return DecodeCost(cost.pixels, seconds + cost.seconds, _BASE_BYTES + cost.bytes)
 
 
 def reduction(size: tuple[int, int], shortest: int) -> int:
@@ -104,7 +103,7 @@ def _jpeg(data: bytes, shortest: int) -> DecodeCost:
     header.check()
     width, height = header.size
     factor = reduction(header.size, shortest) if header.reducible else 1
-    across, down = (max(side) for side in zip(*header.factors, strict=True))
+    across, down = jpeg_header.finest(header.factors)
     # The library decodes whole blocks of all channels.
     each = [
         (-(-width * h // (8 * across)) + 1) * (-(-height * v // (8 * down)) + 1)

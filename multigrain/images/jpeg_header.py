@@ -6,7 +6,8 @@ Imported by the daemon: neither NumPy nor Pillow here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from multigrain.images.errors import damaged, unsupported
@@ -61,7 +62,7 @@ class JpegHeader:
     frame: int = 0
     size: tuple[int, int] = (0, 0)
     orientation: int = 1
-    factors: list[tuple[int, int]] = field(default_factory=list)
+    factors: tuple[tuple[int, int], ...] = ()
     jfif: bool = False
     transform: int | None = None
     scan: int = 0
@@ -90,12 +91,7 @@ class JpegHeader:
 
         It would keep too little of colors with a quarter of the columns.
         """
-        return not self.lossless and max(self._ratios(), default=1) <= 2
-
-    def _ratios(self) -> list[float]:
-        """Returns how many times more samples the finest channel has, in both directions."""
-        both = list(zip(*self.factors, strict=True))
-        return [max(side) / n for side in both for n in side] if self.channels > 1 else []
+        return not self.lossless and max(_ratios(self.factors), default=1) <= 2
 
     def check(self) -> None:
         """Refuses kinds that are not read.
@@ -112,7 +108,7 @@ class JpegHeader:
             raise unsupported(f"a JPEG with a side of more than {_MAX_SIDE} pixels")
         if not all(factor for pair in self.factors for factor in pair):
             raise damaged("JPEG", "a sampling factor is 0")
-        if any(ratio % 1 for ratio in self._ratios()):
+        if any(ratio % 1 for ratio in _ratios(self.factors)):
             raise unsupported(
                 "a JPEG with fractional sampling factors", "save it as 4:4:4 or 4:2:0"
             )
@@ -134,13 +130,19 @@ def read_header(data: bytes) -> JpegHeader:
     fill = _MAX_FILL
     # Like libjpeg: what precedes the next marker is skipped.
     for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(data, position, position + fill + 2)
-        if found is None:
-            if position + fill + 2 < len(data):
-                raise damaged("JPEG", f"more than {_MAX_FILL} bytes of its header are no segments")
-            break
-        fill -= found.start() - position
-        position, marker = found.end(), data[found.end() - 1]
+        if _MARKER.match(data, position):
+            position += 2
+        else:
+            found = _MARKER.search(data, position, position + fill + 2)
+            if found is None:
+                if position + fill + 2 < len(data):
+                    raise damaged(
+                        "JPEG", f"more than {_MAX_FILL} bytes of its header are no segments"
+                    )
+                break
+            fill -= found.start() - position
+            position = found.end()
+        marker = data[position - 1]
         if marker in _ALONE:
             continue
         if marker in (_END_OF_IMAGE, _START_OF_SCAN):
@@ -239,8 +241,27 @@ def _read_frame(header: JpegHeader, frame: bytes) -> None:
     if bits != 8:
         what = f"a {bits}-bit {'lossless ' if header.lossless else ''}JPEG"
         raise unsupported(what, "save it with 8 bits, or as PNG")
-    factors = [frame[7 + 3 * i] for i in range(frame[5])]
-    header.factors = [(factor >> 4, factor & 15) for factor in factors]
+    header.factors = _factors(frame[6 : 6 + 3 * frame[5]])
+
+
+# Nearly all files have one of a few: computing them takes longer than all else in the header.
+@lru_cache(maxsize=64)
+def _factors(channels: bytes) -> tuple[tuple[int, int], ...]:
+    """The sampling factors of each channel, of which three bytes are stored."""
+    return tuple((factor >> 4, factor & 15) for factor in channels[1::3])
+
+
+@lru_cache(maxsize=64)
+def finest(factors: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The largest horizontal and the largest vertical sampling factor."""
+    return max(across for across, _ in factors), max(down for _, down in factors)
+
+
+@lru_cache(maxsize=64)
+def _ratios(factors: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
+    """How many times more samples the finest channel has, in both directions."""
+    both = list(zip(*factors, strict=True))
+    return tuple(max(side) / n for side in both for n in side) if len(factors) > 1 else ()
 
 
 def _note(header: JpegHeader, marker: int, body: bytes) -> None:

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.client import token_name
@@ -16,6 +16,7 @@ from multigrain_server.access.policy import RULES, Role, Rule, Special, page_rul
 from multigrain_server.access.tokens import TokenEntry, TokenFile
 
 _HEADER = "authorization"
+_UNLIMITED = nullcontext()
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -65,23 +66,19 @@ class Access:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
                 OVERLOADED beyond the limits of the token or the client.
         """
-        with self._enter(RULES.get(method), metadata) as name:
-            token_name.set(name)
-            if not stream_from:
-                yield name
-                return
-            with self._streams.enter(method, name, stream_from):
-                yield name
+        entry = self._check(RULES.get(method), metadata)
+        name = entry.name if entry is not None else ""
+        token_name.set(name)
+        with (
+            self._limits[name].enter(entry) if entry is not None else _UNLIMITED,
+            self._streams.enter(method, name, stream_from) if stream_from else _UNLIMITED,
+        ):
+            yield name
 
     @contextmanager
     def enter_page(self, path: str, authorization: Iterable[str]) -> Iterator[str]:
         """The same for a path of the HTTP address and the values of its Authorization header."""
-        with self._enter(page_rule(path), [(_HEADER, value) for value in authorization]) as name:
-            yield name
-
-    @contextmanager
-    def _enter(self, rule: Rule | None, metadata: Metadata) -> Iterator[str]:
-        entry = self._check(rule, metadata)
+        entry = self._check(page_rule(path), [(_HEADER, value) for value in authorization])
         if entry is None:
             yield ""
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -37,6 +38,7 @@ def origin(context: grpc.aio.ServicerContext[Any, Any]) -> Origin:
     return Origin(token_name.get() or host(peer), peer)
 
 
+@lru_cache(maxsize=4096)
 def host(peer: str) -> str:
     """The host of a connection, without the port, which differs for each connection.
 

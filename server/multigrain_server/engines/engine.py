@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
 import msgspec
@@ -34,6 +35,7 @@ from multigrain_server.engines.launch import EngineChild, EngineSpec, Launch, re
 
 _log = structlog.get_logger(__name__)
 
+_NO_CONTEXT = Context()
 _RETRY_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 _READ_REST_SECONDS = 0.5
@@ -45,7 +47,7 @@ _MEMORY_ADVICE = (
 _MAX_PAYLOAD = 64 * 1024 * 1024
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class InFlight:
     """An image that was accepted and is not answered yet.
 
@@ -186,21 +188,24 @@ class EngineChannel(asyncio.Protocol):
         self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
         self._error: WireError | None = None
-        self._may_write = asyncio.Event()
-        self._may_write.set()
+        self._unsent: list[bytes] = []
         self._lost = asyncio.Event()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
-        """Sends at once, or queues; does nothing once it is closed, which ``on_closed`` reports."""
+        """Sends with all else of this turn of the event loop; does nothing once it is closed, which
+        ``on_closed`` reports."""
         if self._transport is None or self._transport.is_closing():
             return
-        # One write for both: joining costs less than a second system call up to some
-        # hundred kilobytes, which is what images have.
-        self._transport.write(encode(message, len(payload)) + payload)
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush, context=_NO_CONTEXT)
+        self._unsent += (encode(message, len(payload)), payload)
 
-    async def drained(self) -> None:
-        """Waits while the engine reads too slowly for what was sent."""
-        await self._may_write.wait()
+    def _flush(self) -> None:
+        # One write: joining costs less than more system calls up to some hundred kilobytes, which
+        # is what images have.
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(self._unsent)
+        self._unsent = []
 
     async def ended(self) -> None:
         """Waits until all that the engine had sent is read, for a moment at most.
@@ -213,6 +218,7 @@ class EngineChannel(asyncio.Protocol):
                     await self._lost.wait()
 
     def close(self) -> None:
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -231,14 +237,7 @@ class EngineChannel(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
 
-    def pause_writing(self) -> None:
-        self._may_write.clear()
-
-    def resume_writing(self) -> None:
-        self._may_write.set()
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self._may_write.set()
         self._lost.set()
         self._transport = None
         self._on_closed(self._error)
@@ -390,10 +389,6 @@ class EngineProcess:
     async def wait_idle(self) -> None:
         """Waits until no image is in flight."""
         await self._in_flight.wait_idle()
-
-    async def drained(self) -> None:
-        """Waits while the engine reads too slowly."""
-        await self._channel.drained()
 
     async def stop(self) -> None:
         """Ends the process; images in flight fail with UNAVAILABLE."""

@@ -36,9 +36,9 @@ def client_number(client: str) -> int:
     return int.from_bytes(hashlib.sha256(client.encode(errors="replace")).digest()[:7], "big")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ImageRequest:
-    """The images of one request.
+    """The images of one request. The service sets what it finds out: costs, penalty, caller.
 
     Attributes:
         model: "name", "name@version", an alias, or "" for the default model.

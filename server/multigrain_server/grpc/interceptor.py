@@ -8,7 +8,6 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +67,8 @@ _UNREADABLE = object()
 _END = object()
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# Gets the request, or its messages; returns a unary response, and writes streamed ones.
+Run = Callable[[Any, Context], Awaitable[Any]]
 
 
 def log_request_id(request_id: str) -> None:
@@ -272,16 +273,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             streams=bool(handler.request_streaming or handler.response_streaming),
             upload=not handler.response_streaming,
         )
+
+        async def run(received: Any, context: Context) -> Any:
+            answers = handle(read(received), context)
+            if not hasattr(answers, "__aiter__"):
+                # A unary response, or a handler that writes to the context itself (Watch of the
+                # health service).
+                return await answers
+            try:
+                async for answer in answers:
+                    await context.write(answer)
+            finally:
+                await answers.aclose()
+
+        async def call(messages: AsyncIterator[Any], context: Context) -> Any:
+            return await self._call(rules, run, messages, context)
+
         # All are request-streaming for gRPC, which reads the message of other calls whole before
         # it calls the handler, whoever sends it.
-        wrap, make = (
-            (self._stream, grpc.stream_stream_rpc_method_handler)
+        make = (
+            grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
-            else (self._single, grpc.stream_unary_rpc_method_handler)
+            else grpc.stream_unary_rpc_method_handler
         )
         # The number of entries is bounded: only methods that exist get here.
         self._wrapped[method] = make(
-            wrap(lambda request, context: handle(read(request), context), rules),
+            call,
             request_deserializer=reading(handler.request_deserializer, max_message_bytes(method)),
             response_serializer=passthrough_bytes(handler.response_serializer),
         )
@@ -290,34 +307,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _all_readable_until_drained(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         return all_readable(self._calls.incoming(messages))
 
-    def _single(self, handle: Any, rules: _Call) -> Any:
-        async def call(messages: AsyncIterator[Any], context: Context) -> Any:
-            async with self._scope(rules, messages, context) as received:
-                return await handle(received, context)
-
-        return call
-
-    def _stream(self, handle: Any, rules: _Call) -> Any:
-        async def call(messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            async with self._scope(rules, messages, context) as received:
-                answers = handle(received, context)
-                if not hasattr(answers, "__aiter__"):
-                    # A handler that writes to the context itself (Watch of the health service).
-                    await answers
-                    return
-                try:
-                    async for answer in answers:
-                        yield answer
-                finally:
-                    await answers.aclose()
-
-        return call
-
-    @asynccontextmanager
-    async def _scope(
-        self, rules: _Call, messages: AsyncIterator[Any], context: Context
-    ) -> AsyncIterator[Any]:
-        """Surrounds a handler, which gets what this yields: the request, or its messages."""
+    async def _call(
+        self, rules: _Call, run: Run, messages: AsyncIterator[Any], context: Context
+    ) -> Any:
+        """Runs a handler, which gets the request, or its messages."""
+        began = time.perf_counter()
         method = rules.method
         incoming = Incoming(messages, upload=rules.upload) if rules.sends_stream else None
         metadata = _metadata.get()
@@ -326,13 +320,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             metadata = metadata[:_MAX_METADATA]
             _metadata.set(())
         request_id = _request_id(metadata)
+        # In the context of gRPC's task for this call, which ends with it.
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         trace: CallTrace | None = None
-        began = time.perf_counter()
         code, reason, counted, authorized = grpc.StatusCode.OK, "", False, False
+        peer = context.peer()
         try:
-            peer = context.peer()
             if too_many:
                 if self._connections is not None:
                     self._connections.end_soon(peer)
@@ -351,18 +345,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     call_trace.set(trace)
                 counted = self._calls.enter(method)
                 if incoming is not None:
-                    yield incoming
-                else:
-                    message = await self._read(token_name, peer, context)
-                    began = time.perf_counter()
-                    yield message
-        except (asyncio.CancelledError, GeneratorExit):
+                    return await run(incoming, context)
+                message = await self._read(token_name, peer, context)
+                began = time.perf_counter()
+                return await run(message, context)
+        except asyncio.CancelledError:
             # The client canceled, or its deadline passed.
             code = grpc.StatusCode.CANCELLED
             raise
         except grpc.aio.AbortError:
             code = _code(context)
             raise
+        except grpc.aio.BaseError:
+            # The client canceled, or the server stopped, while an answer was being sent.
+            code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from None
         except Exception as error:  # the client must get a status for any error
             if not isinstance(error, MultigrainError):
                 _log.exception("call failed", method=method)
@@ -399,7 +396,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     seconds=round(seconds, 6),
                     **({"reason": reason} if reason else {}),
                 )
-            structlog.contextvars.unbind_contextvars("request_id", "token")
 
     def _is_trusted(self, method: str, token_name: str) -> bool:
         """Whether a call shows that its caller may use the daemon, beyond a health check."""

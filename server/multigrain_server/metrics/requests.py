@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.samples import Sample
+
+from multigrain_server.metrics.histogram import Observations, QuickHistogram
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -33,15 +35,15 @@ class RequestMetrics:
             ["rpc", "code"],
             registry=registry,
         )
-        self._seconds = Histogram(
+        self._seconds = QuickHistogram(
             "multigrain_request_seconds",
             "Seconds from the arrival of a call to its end, streams included.",
             ["rpc"],
-            buckets=BUCKETS,
-            registry=registry,
+            BUCKETS,
+            registry,
         )
         # A cache: looking up a series by its labels takes longer than counting.
-        self._series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._series: dict[tuple[str, str], tuple[Counter, Observations]] = {}
 
     def observe(self, method: str, code: str, seconds: float) -> None:
         """Counts one call of ``/package.Service/Method``."""
@@ -75,7 +77,7 @@ class RequestMetrics:
         return sorted(found, key=lambda call: -(call.answered + call.failed))
 
 
-def _samples(metric: Counter | Histogram, suffix: str) -> Iterator[Sample]:
+def _samples(metric: Counter | QuickHistogram, suffix: str) -> Iterator[Sample]:
     for family in metric.collect():
         yield from (sample for sample in family.samples if sample.name.endswith(suffix))
 

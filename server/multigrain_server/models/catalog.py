@@ -125,6 +125,8 @@ class ModelCatalog:
 
     def default_version(self) -> ModelVersion | None:
         """The version that answers a request which names none; None if none is loaded."""
+        if len(self._loaded) == 1:
+            return next(iter(self._loaded))
         if self._state.default:
             version = self.loaded_version(ModelReference.parse(self._state.default))
             if version is not None:

@@ -53,6 +53,7 @@ class LoadedModel(SupervisedModel):
 
     Attributes:
         label: "name@version".
+        heads: of the bundle, by resolution; the first is the default.
         state: whether it answers.
         message: why it does not; "" if it does.
         load_seconds: how long the newest engine took to load.
@@ -73,6 +74,7 @@ class LoadedModel(SupervisedModel):
     ) -> None:
         self.entry = entry
         self.label = str(entry.version)
+        self.heads = {head.resolution: head for head in entry.manifest.heads}
         self.runtime = runtime
         self.state = ModelState.LOADING
         self.message = ""

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from multigrain.engine.protocol import Result
 from multigrain.sandbox.apply import MEASURES, Measure
+from multigrain_server.metrics.histogram import QuickHistogram
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StageTimes:
     """Nanoseconds: the longest of a request's images in each stage."""
 
@@ -121,19 +122,19 @@ class ServingMetrics:
     """All metrics of serving, registered once. Histograms are in seconds or in images."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._stage = Histogram(
+        self._stage = QuickHistogram(
             "multigrain_stage_seconds",
             "Time an image spends in each stage of serving.",
             ["model", "stage"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            registry,
         )
-        self._batch = Histogram(
+        self._batch = QuickHistogram(
             "multigrain_batch_items",
             "Images in a forward pass.",
             ["model"],
-            buckets=_ITEMS,
-            registry=registry,
+            _ITEMS,
+            registry,
         )
         self._queue = Gauge(
             "multigrain_queue_items",
@@ -220,8 +221,8 @@ class ServingMetrics:
             "Engines that ended unexpectedly and were replaced.",
             registry=registry,
         )
-        # Looking a series up by its labels takes longer than observing.
-        self._stages: dict[tuple[str, Stage], Histogram] = {}
+        # Looking a series up by its labels takes longer than changing it.
+        self._queues: dict[str, Gauge] = {}
         self._engine_memory = Gauge(
             "multigrain_engine_memory_bytes",
             "Resident memory of a model's engine.",
@@ -240,16 +241,16 @@ class ServingMetrics:
         self._rejected.labels(reason).inc()
 
     def stage(self, model: str, stage: Stage, seconds: float) -> None:
-        series = self._stages.get((model, stage))
-        if series is None:
-            series = self._stages[model, stage] = self._stage.labels(model, stage)
-        series.observe(seconds)
+        self._stage.labels(model, stage).observe(seconds)
 
     def batch(self, model: str, items: int) -> None:
         self._batch.labels(model).observe(items)
 
     def queue(self, model: str, change: int) -> None:
-        self._queue.labels(model).inc(change)
+        series = self._queues.get(model)
+        if series is None:
+            series = self._queues[model] = self._queue.labels(model)
+        series.inc(change)
 
     def engine_memory(self, name: str, version: int, size: int) -> None:
         self._engine_memory.labels(name, str(version)).set(size)

@@ -64,6 +64,10 @@ class Admission:
         self._decoders = config.decoders
         self._metrics = metrics
         self._shares = Shares(Load(*config.queue_limits))
+        # Read when metrics are collected, not set with each request.
+        metrics.inflight.set_function(lambda: self._shares.held.items)
+        metrics.inflight_bytes.set_function(lambda: self._shares.held.bytes)
+        metrics.inflight_decode_seconds.set_function(lambda: self._shares.held.decode_seconds)
         self._draining = False
         self._flows: WeakKeyDictionary[Engine, Flow] = WeakKeyDictionary()
         self._refused = 0
@@ -84,8 +88,7 @@ class Admission:
         Raises:
             MultigrainError: as :meth:`admit`.
         """
-        flow = self._flow(engine)
-        self._check_room(request, _sender(request), _load(request), flow.work(request), flow)
+        self._check_room(request, _sender(request), _load(request), self._flow(engine))
 
     @contextmanager
     def admit(self, request: ImageRequest, engine: Engine) -> Iterator[None]:
@@ -98,11 +101,10 @@ class Admission:
         """
         flow, sender = self._flow(engine), _sender(request)
         load, work = _load(request), flow.work(request)
-        self._check_room(request, sender, load, work, flow)
+        self._check_room(request, sender, load, flow)
         self._check_deadline(request, sender, work, flow)
         self._shares.add(sender, load)
         flow.enter(sender, work, request.deadline_ns)
-        self._publish()
         answered = False
         try:
             yield
@@ -110,7 +112,6 @@ class Admission:
         finally:
             flow.leave(sender, work, answered=answered)
             self._shares.remove(sender, load)
-            self._publish()
 
     def too_late(self, request: ImageRequest, engine: Engine) -> MultigrainError:
         """The error of a request that was admitted and yet could not be computed in time."""
@@ -132,9 +133,7 @@ class Admission:
             self._flows[engine] = flow
         return flow
 
-    def _check_room(
-        self, request: ImageRequest, sender: Sender, load: Load, work: Work, flow: Flow
-    ) -> None:
+    def _check_room(self, request: ImageRequest, sender: Sender, load: Load, flow: Flow) -> None:
         if self._draining:
             self._metrics.refused("draining")
             raise MultigrainError(
@@ -142,17 +141,21 @@ class Admission:
                 "the server is shutting down: send the request to another one",
                 retry_after=1.0,
             )
-        for quantity, wanted, limit in zip(load._fields, load, self._shares.limits, strict=True):
-            # More images than this are refused earlier, or are alone in the queue.
-            if wanted > limit and quantity != "items":
-                self._metrics.refused(_REASONS[quantity])
-                raise MultigrainError.field("images", _too_much(quantity, wanted, limit))
+        if load.exceeds(self._shares.limits):
+            for quantity, wanted, limit in zip(
+                Load._fields, load, self._shares.limits, strict=True
+            ):
+                # More images than this are refused earlier, or are alone in the queue.
+                if wanted > limit and quantity != "items":
+                    self._metrics.refused(_REASONS[quantity])
+                    raise MultigrainError.field("images", _too_much(quantity, wanted, limit))
         shortage = self._shares.shortage(sender, load)
         if shortage is not None:
             # By the engine's rate, the time in which as much is answered as is missing.
             part = shortage.missing / shortage.held
             seconds = part * flow.seconds_at_most(Work(0, 0.0)) or 1.0
-            delay = flow.retry_seconds(request.client, work, _retry(flow, seconds))
+            retry = _retry(flow, seconds)
+            delay = flow.retry_seconds(request.client, flow.work(request), retry)
             reason: Refusal = "share" if shortage.over_share else _REASONS[shortage.quantity]
             who = _who(shortage, request.client)
             raise self._overloaded(request.client, reason, _why(shortage), delay, who)
@@ -201,12 +204,6 @@ class Admission:
             )
             self._logged, self._refused = now, 0
 
-    def _publish(self) -> None:
-        held, metrics = self._shares.held, self._metrics
-        metrics.inflight.set(held.items)
-        metrics.inflight_bytes.set(held.bytes)
-        metrics.inflight_decode_seconds.set(held.decode_seconds)
-
 
 _REASONS: dict[str, Refusal] = {
     "items": "queue_full",
@@ -227,13 +224,12 @@ def _sender(request: ImageRequest) -> Sender:
 
 
 def _load(request: ImageRequest) -> Load:
-    costs = request.costs
-    return Load(
-        len(request.images),
-        sum(map(len, request.images)),
-        sum(cost.seconds for cost in costs),
-        sum(cost.bytes for cost in costs),
-    )
+    decode_seconds, decode_bytes = 0.0, 0
+    for cost in request.costs:
+        decode_seconds += cost.seconds
+        decode_bytes += cost.bytes
+    images = request.images
+    return Load(len(images), sum(map(len, images)), decode_seconds, decode_bytes)
 
 
 def _retry(flow: Flow, wait: float) -> float:

@@ -26,6 +26,9 @@ _RETRYING_CLIENTS = 1024
 _LANE_RATE = 2.0
 
 
+_NO_LANES = (0.0, 0.0)
+
+
 class Work(NamedTuple):
     """What images cost an engine.
 
@@ -38,7 +41,7 @@ class Work(NamedTuple):
 
     images: int
     units: float
-    lanes: tuple[float, float] = (0.0, 0.0)
+    lanes: tuple[float, float] = _NO_LANES
 
 
 @dataclass(slots=True)
@@ -168,10 +171,13 @@ class Flow:
         self._images += work.images
         for counts in (self, client, caller):
             counts.units += work.units
-            for lane, seconds in enumerate(work.lanes):
-                counts.lanes[lane] += seconds
         if self._images >= self._full:
             self._rate.start()
+        if work.lanes == _NO_LANES:
+            return
+        for counts in (self, client, caller):
+            for lane, seconds in enumerate(work.lanes):
+                counts.lanes[lane] += seconds
         for rate, seconds in zip(self._lane_rates, work.lanes, strict=True):
             if seconds:
                 rate.start()
@@ -183,8 +189,9 @@ class Flow:
         self._images -= work.images
         for counts in (self, client, caller):
             counts.units -= work.units
-            for lane, seconds in enumerate(work.lanes):
-                counts.lanes[lane] -= seconds
+            if work.lanes != _NO_LANES:
+                for lane, seconds in enumerate(work.lanes):
+                    counts.lanes[lane] -= seconds
         caller.requests -= 1
         if not caller.requests:
             del client.callers[sender.caller]
@@ -196,6 +203,8 @@ class Flow:
             self._rate.answered(work.images, work.units)
         if self._images < self._full:
             self._rate.stop()
+        if work.lanes == _NO_LANES:
+            return
         for rate, seconds, left in zip(self._lane_rates, work.lanes, self.lanes, strict=True):
             if answered and seconds:
                 rate.answered(1, seconds)

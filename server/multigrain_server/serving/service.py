@@ -45,7 +45,7 @@ class _TooBusyError(Exception):
     """The engine has more to do than it had when the request was admitted."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ImageResponse:
     """The results of a request.
 
@@ -62,7 +62,7 @@ class ImageResponse:
     version: ModelVersion
     embedding_size: int
     labels: Sequence[str]
-    results: tuple[ImageResult, ...]
+    results: Sequence[ImageResult]
     times: StageTimes
 
 
@@ -104,23 +104,37 @@ class ImageService:
         self._check_images(request.images)
         model = self._catalog.route(request.model)
         try:
-            resolution = _head(request, model).resolution
+            head = _head(request, model)
             self._check_deadline(request)
             if self._cache is None:
                 # Before the time is spent to look at the images.
                 self.admission.check_room(request, model.engine)
-            request = replace(
-                request,
-                costs=await self._costs(request, resolution),
-                penalized=self.penalties.active(request.client),
-                on_harm=partial(self.penalties.penalize, request.client),
-            )
-            model = self._catalog.route(request.model)  # it may have been replaced
-            response = await self._infer(request, model)
+            # Larger ones are refused without a look at them.
+            limit = 0 if request.tensors else self._config.max_image_bytes
+            examined = [image if len(image) <= limit else b"" for image in request.images]
+            if request.tensors:
+                request.costs = ()  # nothing is decoded
+            elif sum(map(len, examined)) <= _EXAMINED_AT_ONCE:
+                request.costs = _decode_costs(examined, head.resolution)
+            else:
+                request.costs = await asyncio.get_running_loop().run_in_executor(
+                    self._examiners, _decode_costs, examined, head.resolution
+                )
+                model = self._catalog.route(request.model)  # it may have been replaced
+                head = _head(request, model)
+                self._check_deadline(request)
+            request.top_k = _top_k(request, model)
+            request.caller = request.caller or new_caller()
+            request.penalized = self.penalties.active(request.client)
+            request.on_harm = partial(self.penalties.penalize, request.client)
+            # Nothing awaits from here to the submission: a model that was routed to is not ended
+            # before it has the images.
+            results = await self._results(request, model)
         except BaseException:
             model.statistics.fail.add(time.monotonic_ns() - request.received_ns)
             raise
-        succeeded = sum(result.reply.error is None for result in response.results)
+        response = _response(request, model, head, results)
+        succeeded = sum(result.reply.error is None for result in results)
         model.statistics.answered(succeeded, response.times)
         return response
 
@@ -131,82 +145,68 @@ class ImageService:
         if model is not None:
             model.statistics.encode.add(int(seconds * 1e9))
 
-    async def _infer(self, request: ImageRequest, model: LoadedModel) -> ImageResponse:
-        head = _head(request, model)
-        self._check_deadline(request)
-        # Nothing awaits from here to the submission: a model that was routed to is not ended
-        # before it has the images.
+    async def _results(self, request: ImageRequest, model: LoadedModel) -> list[ImageResult]:
+        """The results of all images, in their order."""
         engine = model.engine
-        request = replace(
-            request, top_k=_top_k(request, model), caller=request.caller or new_caller()
-        )
-        results, keys = self._known(request, engine)
-        missing = [number for number, result in enumerate(results) if result is None]
+        known, keys = self._known(request, engine)
+        if not known and self._cache is None:
+            return await self._compute(request, model, engine)
+        missing = [number for number in range(len(request.images)) if number not in known]
         if missing:
             rest = replace(
                 request,
                 images=[request.images[number] for number in missing],
                 costs=[request.costs[number] for number in missing] if request.costs else (),
             )
-            computed = await self._compute(
-                rest, [keys[number] for number in missing], model, engine
-            )
-            for number, result in zip(missing, computed, strict=True):
-                results[number] = result
-        return _response(request, model, head, [result for result in results if result is not None])
-
-    async def _costs(self, request: ImageRequest, resolution: int) -> list[DecodeCost]:
-        """What it costs to decode each image; none if they are preprocessed."""
-        if request.tensors:
-            return []
-        # Larger ones are refused without a look at them.
-        images = [
-            image if len(image) <= self._config.max_image_bytes else b"" for image in request.images
-        ]
-        if sum(map(len, images)) <= _EXAMINED_AT_ONCE:
-            return _decode_costs(images, resolution)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._examiners, _decode_costs, images, resolution)
+            for number, result in zip(
+                missing, await self._compute(rest, model, engine), strict=True
+            ):
+                known[number] = result
+                if self._cache is not None:
+                    self._cache.put(keys[number], result)
+        return [known[number] for number in range(len(request.images))]
 
     def _known(
         self, request: ImageRequest, engine: EngineProcess
-    ) -> tuple[list[ImageResult | None], list[Key | None]]:
-        """Results that need not be computed, and the keys of the others in the cache."""
+    ) -> tuple[dict[int, ImageResult], dict[int, Key]]:
+        """Results that need not be computed, and keys in the cache, if there is one, by the number
+        of the image."""
+        known: dict[int, ImageResult] = {}
+        keys: dict[int, Key] = {}
         limit, cache = self._config.max_image_bytes, self._cache
-        options = (
-            *(request.resolution, request.vector, request.top_k),
-            *(request.scores, request.tensors),
-        )
-        results: list[ImageResult | None] = [None] * len(request.images)
-        keys: list[Key | None] = [None] * len(request.images)
-        for number, image in enumerate(request.images):
-            if not request.tensors and len(image) > limit:
-                self._metrics.items_failed.labels("too_large").inc()
-                results[number] = ImageResult.failed(
-                    ErrorKind.IMAGE_TOO_LARGE,
-                    f"the image has {len(image)} bytes, at most {limit} are accepted: make it "
-                    "smaller, or raise serving.max_image_bytes of the daemon",
-                )
-            elif cache is not None:
+        if not request.tensors:
+            for number, image in enumerate(request.images):
+                if len(image) > limit:
+                    self._metrics.items_failed.labels("too_large").inc()
+                    known[number] = ImageResult.failed(
+                        ErrorKind.IMAGE_TOO_LARGE,
+                        f"the image has {len(image)} bytes, at most {limit} are accepted: make it "
+                        "smaller, or raise serving.max_image_bytes of the daemon",
+                    )
+        if cache is not None:
+            options = (
+                *(request.resolution, request.vector, request.top_k),
+                *(request.scores, request.tensors),
+            )
+            for number, image in enumerate(request.images):
+                if number in known:
+                    continue
                 keys[number] = key = cache.key(image, engine, options)
-                results[number] = cache.get(key)
-        return results, keys
+                if (result := cache.get(key)) is not None:
+                    known[number] = result
+        return known, keys
 
     async def _compute(
-        self,
-        request: ImageRequest,
-        keys: Sequence[Key | None],
-        model: LoadedModel,
-        engine: EngineProcess,
+        self, request: ImageRequest, model: LoadedModel, engine: EngineProcess
     ) -> list[ImageResult]:
-        """The results of all images; ``keys`` are theirs in the cache."""
+        """Has all images computed."""
         name, images = model.entry.version.name, len(request.images)
         with self.admission.admit(request, engine):
             admitted = time.monotonic_ns()
             self._metrics.stage(name, "admit", (admitted - request.received_ns) / 1e9)
             self._metrics.queue(name, images)
             try:
-                results = await self._gather(request, keys, engine)
+                results = await self._gather(request, engine)
             except _TooBusyError:
                 raise self.admission.too_late(request, engine) from None
             finally:
@@ -216,26 +216,27 @@ class ImageService:
             trace.computed(model.label, [result.reply for result in results])
         return results
 
-    async def _gather(
-        self, request: ImageRequest, keys: Sequence[Key | None], engine: EngineProcess
-    ) -> list[ImageResult]:
+    async def _gather(self, request: ImageRequest, engine: EngineProcess) -> list[ImageResult]:
         in_flight: list[InFlight] = []
-        results: list[ImageResult] = []
+        timer: asyncio.TimerHandle | None = None
         try:
             # One after the other, so that an error leaves those before it to be canceled.
             in_flight.extend(
                 engine.submit(request, image, cost)
                 for image, cost in zip_longest(request.images, request.costs)
             )
-            async with asyncio.timeout(_seconds_to_answer(request.deadline_ns)):
-                await engine.drained()
-                # One await an image, not a task: they are in flight already.
-                for item, key in zip(in_flight, keys, strict=True):
-                    result = await item.future
+            if request.deadline_ns:
+                timer = asyncio.get_running_loop().call_later(
+                    _seconds_to_answer(request.deadline_ns), _expire, in_flight
+                )
+            results = []
+            # One await an image, not a task: they are in flight already.
+            for item in in_flight:
+                result = await item.future
+                if result.reply.error is not None:
                     _raise_if_of_the_request(result)
-                    results.append(result)
-                    if self._cache is not None and key is not None:
-                        self._cache.put(key, result)
+                results.append(result)
+            return results
         except BaseException as error:
             for item in in_flight:
                 item.cancel()
@@ -244,7 +245,9 @@ class ImageService:
                     raise _TooBusyError from None  # alone it would have been in time
                 raise _deadline_error() from None
             raise
-        return results
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _check_images(self, images: Sequence[bytes]) -> None:
         limit = self._config.max_images_per_request
@@ -272,7 +275,7 @@ def _decode_costs(images: Sequence[bytes], resolution: int) -> list[DecodeCost]:
 
 def _head(request: ImageRequest, model: LoadedModel) -> Head:
     """The resolution head that serves a request. Raises INVALID_FIELD."""
-    heads = {head.resolution: head for head in model.entry.manifest.heads}
+    heads = model.heads
     default = next(iter(heads))
     head = heads.get(request.resolution or default)
     if head is None:
@@ -310,17 +313,22 @@ def _response(
 ) -> ImageResponse:
     manifest, whitening = model.entry.manifest, head.whitening
     size = whitening.size if whitening is not None and request.whitens else manifest.embedding_size
-    replies = [result.reply for result in results]
+    decode = queue = compute = 0
+    for result in results:
+        reply = result.reply
+        decode = max(decode, reply.decode_ns)
+        queue = max(queue, reply.queue_ns)
+        compute = max(compute, reply.compute_ns)
     return ImageResponse(
         model=model.label,
         version=model.entry.version,
         embedding_size=size,
         labels=manifest.labels,
-        results=tuple(results),
+        results=results,
         times=StageTimes(
-            decode=max((reply.decode_ns for reply in replies), default=0),
-            queue=max((reply.queue_ns for reply in replies), default=0),
-            compute=max((reply.compute_ns for reply in replies), default=0),
+            decode=decode,
+            queue=queue,
+            compute=compute,
             total=time.monotonic_ns() - request.received_ns,
         ),
     )
@@ -340,12 +348,18 @@ def _raise_if_of_the_request(result: ImageResult) -> None:
     raise error
 
 
-def _seconds_to_answer(deadline_ns: int) -> float | None:
+def _seconds_to_answer(deadline_ns: int) -> float:
     """How long to wait for an engine so that a refusal still comes in time."""
-    if not deadline_ns:
-        return None
     seconds = (deadline_ns - time.monotonic_ns()) / 1e9
     return seconds - min(_REFUSAL_SECONDS, seconds / 40)
+
+
+def _expire(in_flight: Sequence[InFlight]) -> None:
+    """Ends the wait for the images of a request. A timer: ``asyncio.timeout`` takes longer."""
+    for item in in_flight:
+        if not item.future.done():
+            item.future.set_exception(TimeoutError())
+            item.future.exception()  # marks it as read: only the first is waited for
 
 
 def _deadline_error() -> MultigrainError:

@@ -29,6 +29,12 @@ class Load(NamedTuple):
     decode_seconds: float
     decode_bytes: float
 
+    def exceeds(self, limits: Load) -> bool:
+        """Whether any quantity is above its limit."""
+        return (
+            self[0] > limits[0] or self[1] > limits[1] or self[2] > limits[2] or self[3] > limits[3]
+        )
+
 
 EMPTY = Load(0, 0, 0.0, 0)
 

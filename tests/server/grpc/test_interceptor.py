@@ -80,6 +80,37 @@ async def test_cancellation_while_an_error_is_sent_is_no_server_error() -> None:
     assert registry.get_sample_value("multigrain_requests_total", labels) == 1
 
 
+async def test_a_client_that_leaves_while_an_answer_is_written_has_canceled() -> None:
+    calls, registry = InFlightCalls(), CollectorRegistry()
+    interceptor = CallInterceptor(calls, RequestMetrics(registry), Access(AccessConfig()))
+    ended: list[str] = []
+
+    class Leaves(GoneContext):
+        async def write(self, _answer: bytes) -> None:
+            raise grpc.aio.InternalError("Failed execute_batch")
+
+    async def answers(_messages: object, _context: object) -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+        finally:
+            ended.append("answers")
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield b""
+
+    async def handler(_details: object) -> Any:
+        return grpc.stream_stream_rpc_method_handler(answers)
+
+    method = "/multigrain.v1.EmbeddingService/EmbedStream"
+    wrapped = await interceptor.intercept_service(handler, details_of(method))
+    with pytest.raises(asyncio.CancelledError):
+        await wrapped.stream_stream(messages(), Leaves())
+    assert ended == ["answers"]
+    assert calls.in_flight == 0
+    labels = {"rpc": "EmbeddingService/EmbedStream", "code": "CANCELLED"}
+    assert registry.get_sample_value("multigrain_requests_total", labels) == 1
+
+
 class RefusedContext(GoneContext):
     """The context of a call that is refused; calls ``aborted`` when the status is sent."""
 
@@ -124,7 +155,7 @@ async def test_refused_stream_is_discarded_before_the_status_is_sent(
     wrapped = await interceptor.intercept_service(handler, details)
     context = RefusedContext(lambda: read_before_abort.extend(read))
     with pytest.raises(grpc.aio.AbortError):
-        await anext(wrapped.stream_stream(messages(), context))
+        await wrapped.stream_stream(messages(), context)
     assert read_before_abort == list(range(50))
     assert calls.in_flight == 0
 
