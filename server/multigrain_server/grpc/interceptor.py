@@ -254,7 +254,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        handle = next(
+        handle: Any = next(
             found
             for found in (
                 handler.unary_unary,

@@ -9,7 +9,6 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 
 class Observations:
@@ -56,7 +55,7 @@ class QuickHistogram(Collector):
     ) -> None:
         self._name, self._text, self._labels = name, text, labels
         self._bounds = (*map(float, bounds), float("inf"))
-        self._names = [floatToGoString(bound) for bound in self._bounds]
+        self._names = [*map(str, self._bounds[:-1]), "+Inf"]
         self._series: dict[tuple[str, ...], Observations] = {}
         registry.register(self)
 
