@@ -75,6 +75,13 @@ _ALL: Final = (
         data=True,
     ),
     Benchmark(
+        "call_cost",
+        "Serving",
+        "What does a call cost, and how near does a fast network come to what gRPC can do?",
+        "the CPU time and rate of small calls with those of an empty grpc.aio handler",
+        3,
+    ),
+    Benchmark(
         "other_servers",
         "Serving",
         "How does it compare with other servers?",

@@ -1,9 +1,9 @@
 """The machine's limit without a server: preprocessing and inference in one process.
 
-``python -m benchmarks.machine_limit BUNDLE [RUNTIME] [small]`` is a program of ``benchmarks.alternating``;
-:class:`Machine` requests measurements from it. It allocates memory as an engine does and alternates
-with the servers: the speed of a shared machine varies by a tenth, which then affects a server and
-its limit alike.
+``python -m benchmarks.machine_limit BUNDLE [RUNTIME] [small]`` is a program of
+``benchmarks.alternating``; :class:`Machine` requests measurements from it. It allocates memory as
+an engine does and alternates with the servers: the speed of a shared machine varies by a tenth,
+which then affects a server and its limit alike.
 """
 
 from __future__ import annotations
