@@ -80,6 +80,7 @@ _ALL: Final = (
         "What does a call cost, and how near does a fast network come to what gRPC can do?",
         "the CPU time and rate of small calls with those of an empty grpc.aio handler",
         3,
+        main=True,
     ),
     Benchmark(
         "other_servers",
