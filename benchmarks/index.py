@@ -61,7 +61,7 @@ _ALL: Final = (
         "How near does serving come to what the processor can compute?",
         "16 callers, one caller and EmbedStream with preprocessing and network in one process, "
         "without a server",
-        3,
+        4,
         main=True,
         data=True,
     ),

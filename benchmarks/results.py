@@ -111,7 +111,7 @@ class Comparison(_Model):
 
     what: str
     unit: str = ""
-    measured: float | None = None
+    measured: int | float | None = None
     rounds: tuple[float, ...] = ()
     reference: str = ""
     over: float | None = None
@@ -315,7 +315,7 @@ class Report:
             at_most=at_most, at_least=at_least,
         )  # fmt: skip
         self.result.comparisons.append(found)
-        text = f"{what}: {number(found.measured or 0.0)} {unit}".rstrip()
+        text = f"{what}: {number(0 if found.measured is None else found.measured)} {unit}".rstrip()
         if found.ratio is not None and found.over is not None:
             text += f" = {found.ratio:.3g} x {number(found.over)} ({reference})"
         if goal := goal_text(found):
@@ -446,8 +446,8 @@ def _shown(arguments: Sequence[str]) -> list[str]:
 
 
 def _rounded(value: float) -> float:
-    """Six significant digits, which is more than a measurement has."""
-    return float(f"{value:.6g}")
+    """Six significant digits, which is more than a measurement has; counts stay whole."""
+    return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
 def _better(path: Path, result: Result) -> str:
