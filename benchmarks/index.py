@@ -69,7 +69,8 @@ _ALL: Final = (
         "overload",
         "Serving",
         "What happens when there are more callers than the processor can serve?",
-        "256 callers that wait as they are told, and calls at five times the rate, with 16 callers",
+        "256 callers that follow the server's delays, and calls at five times the rate, with 16 "
+        "callers",
         3,
         main=True,
         data=True,

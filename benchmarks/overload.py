@@ -29,18 +29,18 @@ def measure(report: results.Report, server: Server, options: argparse.Namespace)
     normal = sum(one.answered for one in sixteens) / sum(one.seconds for one in sixteens)
     many = manys[-1]
     report.compare(
-        "256 callers that wait as long as they are told: answered in time", many.rate,
+        "256 callers that follow the delays: answered in time", many.rate,
         unit="images/s", over=normal, reference="16 callers", at_least=0.9,
     )  # fmt: skip
     report.compare(
-        "their p99", many.p99_ms / 1000, unit="s",
+        "256 callers: p99", many.p99_ms / 1000, unit="s",
         over=options.deadline, reference="their timeout", at_most=1.0,
     )  # fmt: skip
     failed = sum(many.codes.values())
-    report.compare("their refusals and failures for each answer", failed / max(1, many.answered))
     report.compare(
-        "of those, not RESOURCE_EXHAUSTED with a delay", failed - many.retry_delays, at_most=0
+        "256 callers: refusals and failures for each answer", failed / max(1, many.answered)
     )
+    report.compare("256 callers: failures without a delay", failed - many.retry_delays, at_most=0)
     used = server.parts()
     fives.append(
         call(at, rate=5 * normal, warm_up=5.0, seconds=options.seconds, deadline=options.deadline)
@@ -48,12 +48,16 @@ def measure(report: results.Report, server: Server, options: argparse.Namespace)
     took = {part: now - used[part] for part, now in server.parts().items()}
     five, after = fives[-1], call(at, callers=16, warm_up=0.0, seconds=options.seconds / 2)
     report.compare(
-        "five times the rate, callers that do not wait: answered in time", five.rate,
+        "five times the rate, no delays: answered in time", five.rate,
         unit="images/s", over=normal, reference="16 callers",
     )  # fmt: skip
-    report.compare("their p99", five.p99_ms / 1000, unit="s")
-    report.compare("cores that the daemon uses meanwhile", took["daemon"] / (five.seconds + 5.0))
-    report.compare("cores that the callers use", five.cpu_seconds / five.seconds)
+    report.compare("five times the rate: p99", five.p99_ms / 1000, unit="s")
+    report.compare(
+        "five times the rate: cores that the daemon uses", took["daemon"] / (five.seconds + 5.0)
+    )
+    report.compare(
+        "five times the rate: cores that the callers use", five.cpu_seconds / five.seconds
+    )
     report.compare(
         "16 callers directly afterwards", after.rate, unit="images/s",
         over=normal, reference="16 callers before",

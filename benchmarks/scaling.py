@@ -155,7 +155,7 @@ def main() -> int:
     single, double = ([1000 * statistics.median(run.steps) for run in runs] for runs in (one, two))
     report.compare(
         "step of two workers, each on a core", double, unit="ms",
-        over=single, reference="one worker on one core", at_most=1 / LIMIT,
+        over=single, reference="one worker on one core", at_most=round(1 / LIMIT, 2),
     )  # fmt: skip
     reduces = [1000 * statistics.median(run.all_reduces) for run in two]
     report.compare(
