@@ -28,6 +28,7 @@ from multigrain.machine import available_cpus
 
 NAME, TRUNK, SIZE, EMBEDDING = "resnet18", "resnet18", 32, 512
 CALLERS = 64
+CONNECTIONS = 8
 EMPTY = "an empty grpc.aio handler"
 
 
@@ -101,12 +102,32 @@ def measure(
     )  # fmt: skip
     for stage, milliseconds in ones[-1].stages_ms.items():
         report.compare(f"one caller: {stage}", milliseconds, unit="ms")
+    shares = [ms * one.rate / 1000 for ms, one in zip(cpu["daemon"], counts, strict=True)]
+    report.compare("daemon's share of a core, 64 callers", shares)
     report.compare("engine and decoders, CPU time per call", cpu["engines"], unit="ms")
     report.compare(
         "callers, CPU time per call", cpu["callers"], unit="ms",
         over=cpu["callers of the empty handler"], reference=f"callers of {EMPTY}",
     )  # fmt: skip
     report.note(f"Runtime {daemon.runtime_name}, ResNet-18 at 32 px, files of 1 kB.")
+
+
+def two_processes(report: results.Report, empty: Server, scratch: Path, seconds: float) -> None:
+    """What a second process on the port would give: an upper bound, with empty handlers."""
+
+    def rate(server: Server) -> float:
+        return call(
+            server.address, callers=CALLERS, seconds=seconds, small=True, connections=CONNECTIONS
+        ).rate
+
+    port = int(empty.address.rpartition(":")[2])
+    one = rate(empty)
+    with empty_grpc(EMBEDDING, scratch, port):
+        two = rate(empty)
+    report.compare(
+        "two empty handlers on one port, 64 callers", two, unit="calls/s",
+        over=one, reference=f"{EMPTY}, {CONNECTIONS} connections",
+    )  # fmt: skip
 
 
 def profile(server: Server, seconds: float, path: Path) -> None:
@@ -147,6 +168,7 @@ def main() -> int:
         daemon = stack.enter_context(multigrain(data, f"{NAME}@1", *options.daemon.split()))
         empty = stack.enter_context(empty_grpc(EMBEDDING, data))
         measure(report, daemon, empty, machine, options)
+        two_processes(report, empty, data, options.seconds)
         return report.finish()
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class Plan:
         deadline: timeout of each call in seconds.
         model: for PyTriton.
         small: whether to send thumbnails instead of photographs.
+        connections: that the callers share, in rotation.
     """
 
     address: str
@@ -64,6 +66,7 @@ class Plan:
     deadline: float = 30.0
     model: str = "resnet50"
     small: bool = False
+    connections: int = 1
 
     def files(self) -> list[bytes]:
         """The files to send."""
@@ -187,8 +190,22 @@ async def run(plan: Plan) -> Counts:
         ("grpc.max_send_message_length", -1),
         ("grpc.enable_http_proxy", 0),  # the servers run on this machine
     ]
-    async with grpc.aio.insecure_channel(plan.address, options=options) as channel:
-        call = _call(plan, channel)
+    if plan.connections > 1:
+        options.append(("grpc.use_local_subchannel_pool", 1))
+    async with AsyncExitStack() as stack:
+        calls = [
+            _call(
+                plan,
+                await stack.enter_async_context(
+                    grpc.aio.insecure_channel(plan.address, options=options)
+                ),
+            )
+            for _ in range(plan.connections)
+        ]
+
+        def call(number: int, seconds: float) -> Awaitable[Any]:
+            return calls[number % len(calls)](number, seconds)
+
         for number in range(_FIRST):
             await call(number, 60.0)
         counts = await window(plan, call)

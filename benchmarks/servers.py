@@ -100,21 +100,21 @@ def multigrain(data_dir: Path, model: str, *options: str, runtime: str = "") -> 
 
 def plain_grpc(bundle: Path, scratch: Path) -> AbstractContextManager[Server]:
     """The server of ``peers.grpc_onnx``."""
-    return _peer("grpc_onnx", str(bundle), scratch)
+    return _peer("grpc_onnx", scratch, str(bundle))
 
 
-def empty_grpc(size: int, scratch: Path) -> AbstractContextManager[Server]:
-    """The server of ``peers.empty_grpc``; ``size`` numbers in an answer."""
-    return _peer("empty_grpc", str(size), scratch)
+def empty_grpc(size: int, scratch: Path, port: int = 0) -> AbstractContextManager[Server]:
+    """The server of ``peers.empty_grpc``; ``size`` numbers in an answer, ``port`` 0 = any."""
+    return _peer("empty_grpc", scratch, str(size), str(port))
 
 
 @contextmanager
-def _peer(module: str, argument: str, scratch: Path) -> Iterator[Server]:
-    log = scratch / f"{module}.log"
+def _peer(module: str, scratch: Path, *arguments: str) -> Iterator[Server]:
+    log = scratch / f"{'-'.join((module, *arguments[1:]))}.log"
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.peers.{module}", argument],
+            [sys.executable, "-m", f"benchmarks.peers.{module}", *arguments],
             stdout=out,
             stderr=subprocess.STDOUT,
         )

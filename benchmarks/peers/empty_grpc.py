@@ -1,7 +1,8 @@
 """The least that a call costs: a grpc.aio handler that answers Embed with a constant.
 
-``python -m benchmarks.peers.empty_grpc SIZE`` prints its address as the first line. Its answers are
-as large as those of the daemon: one vector of SIZE float32 numbers.
+``python -m benchmarks.peers.empty_grpc SIZE [PORT]`` prints its address as the first line. Its
+answers are as large as those of the daemon: one vector of SIZE float32 numbers. Several processes
+can share a port (SO_REUSEPORT): the kernel divides the connections among them.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ class Servicer(embedding_pb2_grpc.EmbeddingServiceServicer):
 
 async def main() -> None:
     # Only Embed is measured; the other methods are never called.
+    port = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     servicer = Servicer(int(sys.argv[1]))  # type: ignore[abstract]
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()

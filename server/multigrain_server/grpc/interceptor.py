@@ -274,17 +274,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             upload=not handler.response_streaming,
         )
 
-        async def run(received: Any, context: Context) -> Any:
+        async def write_all(received: Any, context: Context) -> None:
             answers = handle(read(received), context)
             if not hasattr(answers, "__aiter__"):
-                # A unary response, or a handler that writes to the context itself (Watch of the
-                # health service).
-                return await answers
+                # A handler that writes to the context itself (Watch of the health service).
+                await answers
+                return
             try:
                 async for answer in answers:
                     await context.write(answer)
             finally:
                 await answers.aclose()
+
+        def answer(received: Any, context: Context) -> Any:
+            return handle(read(received), context)
+
+        run: Run = write_all if handler.response_streaming else answer
 
         async def call(messages: AsyncIterator[Any], context: Context) -> Any:
             return await self._call(rules, run, messages, context)

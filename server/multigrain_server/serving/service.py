@@ -221,10 +221,8 @@ class ImageService:
         timer: asyncio.TimerHandle | None = None
         try:
             # One after the other, so that an error leaves those before it to be canceled.
-            in_flight.extend(
-                engine.submit(request, image, cost)
-                for image, cost in zip_longest(request.images, request.costs)
-            )
+            for image, cost in zip_longest(request.images, request.costs):
+                in_flight.append(engine.submit(request, image, cost))
             if request.deadline_ns:
                 timer = asyncio.get_running_loop().call_later(
                     _seconds_to_answer(request.deadline_ns), _expire, in_flight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # The last places of the queue are kept, so that nobody can fill it for all others. These parts of
@@ -71,12 +70,34 @@ class Shortage(NamedTuple):
     over_share: bool
 
 
-@dataclass(slots=True)
 class _Holder:
-    """What a client, a connection or a caller holds, and those that it consists of."""
+    """What a client, a connection or a caller holds, and those that it consists of.
 
-    held: Load = EMPTY
-    parts: dict[str | int, _Holder] = field(default_factory=dict)
+    ``held`` has the quantities of a :class:`Load`; they change with every request, in place.
+    """
+
+    __slots__ = ("held", "parts")
+
+    def __init__(self) -> None:
+        self.held: list[float] = [*EMPTY]
+        self.parts: dict[str | int, _Holder] = {}
+
+    def add(self, load: Load) -> None:
+        held = self.held
+        held[0] += load[0]
+        held[1] += load[1]
+        held[2] += load[2]
+        held[3] += load[3]
+
+    def remove(self, load: Load) -> None:
+        held = self.held
+        held[0] -= load[0]
+        if not held[0]:
+            self.held = [*EMPTY]  # without what rounding left of the seconds
+            return
+        held[1] -= load[1]
+        held[2] -= load[2]
+        held[3] -= load[3]
 
 
 class Shares:
@@ -99,11 +120,11 @@ class Shares:
     @property
     def held(self) -> Load:
         """What all hold together."""
-        return self._all.held
+        return Load(*self._all.held)
 
     def shortage(self, sender: Sender, load: Load) -> Shortage | None:
         """Why a load does not fit into the queue; None if it does."""
-        if not self._all.held.items:
+        if not self._all.held[0]:
             return None
         for number, (limit, held) in enumerate(zip(self.limits, self._all.held, strict=True)):
             wanted = held + load[number]
@@ -117,20 +138,23 @@ class Shares:
     def add(self, sender: Sender, load: Load) -> None:
         """Counts a load that was admitted."""
         holder = self._all
-        holder.held = _sum(holder.held, load)
-        for key in _keys(sender):
-            holder = holder.parts.setdefault(key, _Holder())
-            holder.held = _sum(holder.held, load)
+        holder.add(load)
+        for key in sender:
+            part = holder.parts.get(key)
+            if part is None:
+                part = holder.parts[key] = _Holder()
+            part.add(load)
+            holder = part
 
     def remove(self, sender: Sender, load: Load) -> None:
         """Ends the count of a load that was added."""
         path = [self._all]
-        for key in _keys(sender):
+        for key in sender:
             path.append(path[-1].parts[key])
         for holder in path:
-            holder.held = _difference(holder.held, load)
-        for parent, key in zip(reversed(path[:-1]), reversed(_keys(sender)), strict=True):
-            if not parent.parts[key].held.items:
+            holder.remove(load)
+        for parent, key in zip(reversed(path[:-1]), reversed(sender), strict=True):
+            if not parent.parts[key].held[0]:
                 del parent.parts[key]
 
     def _kept(self, sender: Sender, load: Load, number: int) -> float:
@@ -139,8 +163,9 @@ class Shares:
         if not number and limit < _SMALLEST:
             return 0.0
         share, kept = limit, 0.0
+        keys: tuple[str | int, ...] = sender
         holder: _Holder | None = self._all
-        for depth, (key, part) in enumerate(zip(_keys(sender), _PARTS, strict=True)):
+        for depth, (key, part) in enumerate(zip(keys, _PARTS, strict=True)):
             others = len(holder.parts) if holder is not None else 0
             holder = holder.parts.get(key) if holder is not None else None
             share /= others + (2 if holder is None else 1)
@@ -172,17 +197,3 @@ class Shares:
 
 # With many callers a share may be less than one image.
 _LEAST = Load(1, 0, 0.0, 0)
-
-
-def _keys(sender: Sender) -> tuple[str | int, ...]:
-    return sender
-
-
-def _sum(one: Load, other: Load) -> Load:
-    return Load(one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3])
-
-
-def _difference(one: Load, other: Load) -> Load:
-    if one[0] == other[0]:
-        return EMPTY  # also of what rounding left of the seconds
-    return Load(one[0] - other[0], one[1] - other[1], one[2] - other[2], one[3] - other[3])
