@@ -27,6 +27,7 @@ from multigrain.engine.fair_queue import CallerRounds, FairQueue, Rank, images_b
 from multigrain.engine.lanes import Lane, lane_of
 from multigrain.engine.protocol import Harm, Submit
 from multigrain.engine.runtimes.base import Runtime
+from multigrain.engine.shared_images import LargeImage
 
 ANSWER_NS = 100_000_000
 """Allowance for the answer to reach the caller: on a busy host it takes tens of milliseconds."""
@@ -83,7 +84,7 @@ class Item:
     """
 
     request: Submit
-    data: bytes
+    data: bytes | LargeImage
     received_ns: int = field(default_factory=time.monotonic_ns)
     decode_ns: int = 0
     pixels: NDArray[np.uint8] | None = None

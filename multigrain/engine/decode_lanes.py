@@ -14,6 +14,7 @@ from multigrain.engine.batcher import Batcher
 from multigrain.engine.batching import DropReason, Item
 from multigrain.engine.decoders import Budget, DecodeStoppedError, ImageDecoder, StopReason
 from multigrain.engine.lanes import Lane
+from multigrain.engine.shared_images import LargeImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_memory_exhausted
 
@@ -104,7 +105,8 @@ class DecodeLanes:
             budget = Budget(cpu_budget(item), self._wall_seconds)
             item.pixels = decoder.decode(item.data, side, budget, lambda: item.wanted)
             return
-        tensor = np.frombuffer(item.data, "<f4").reshape(3, side, side)
+        data = item.data.read() if isinstance(item.data, LargeImage) else item.data
+        tensor = np.frombuffer(data, "<f4").reshape(3, side, side)
         if not np.isfinite(tensor).all():
             message = "a preprocessed image has non-finite numbers"
             raise MultigrainError(ErrorKind.INVALID_FIELD, message)

@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, NoReturn
 import msgspec
 
 from multigrain import shared_memory
+from multigrain.engine.shared_images import LargeImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.machine import THREAD_VARIABLES
 from multigrain.memory import is_memory_exhausted, is_out_of_memory, release_freed_memory
@@ -187,9 +188,12 @@ class Exchange:
             "multigrain-decode", _pages(input_bytes) + _pages(output_bytes)
         )
 
-    def write_image(self, data: bytes) -> None:
+    def write_image(self, data: bytes | LargeImage) -> None:
         """Stores an encoded image."""
-        self._memory[: len(data)] = data
+        if isinstance(data, LargeImage):
+            data.copy_to(self._memory)
+        else:
+            self._memory[: len(data)] = data
 
     def read_image(self, size: int) -> bytes:
         """The encoded image."""

@@ -38,6 +38,7 @@ from multigrain.engine.decoder_process import (
     send,
 )
 from multigrain.engine.runtimes.base import Pixels
+from multigrain.engine.shared_images import LargeImage
 from multigrain.errors import MultigrainError
 from multigrain.memory import OomWatch
 from multigrain.processes import describe_signal
@@ -117,7 +118,9 @@ class ImageDecoder(ABC):
     """Decodes one image at a time; used from one thread."""
 
     @abstractmethod
-    def decode(self, data: bytes, resolution: int, budget: Budget, wanted: Wanted) -> Pixels:
+    def decode(
+        self, data: bytes | LargeImage, resolution: int, budget: Budget, wanted: Wanted
+    ) -> Pixels:
         """The preprocessing that evaluation uses.
 
         Args:
@@ -245,7 +248,9 @@ class DecoderProcess(ImageDecoder):
             self._poll = select.poll()
             self._poll.register(ours, select.POLLIN)
 
-    def decode(self, data: bytes, resolution: int, budget: Budget, wanted: Wanted) -> Pixels:
+    def decode(
+        self, data: bytes | LargeImage, resolution: int, budget: Budget, wanted: Wanted
+    ) -> Pixels:
         self.start()
         output = 3 * resolution**2
         self._exchange.write_image(data)

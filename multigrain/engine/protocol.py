@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from multigrain import shared_memory
+from multigrain.engine.shared_images import StoredImage
 from multigrain.errors import ErrorKind
 from multigrain.sandbox.apply import Measure
 
@@ -80,6 +81,7 @@ class Submit(_Message):
         decode_bytes: memory that it takes then.
         penalized: its client has sent harmful images: it is decoded with CPU time that nobody
             else wants.
+        stored: the image lies in shared memory, and there is no payload.
     """
 
     id: int
@@ -94,6 +96,7 @@ class Submit(_Message):
     decode_seconds: NonNegative = 0.0
     decode_bytes: Unsigned = 0
     penalized: bool = False
+    stored: StoredImage | None = None
 
 
 class Result(_Message):

@@ -29,6 +29,7 @@ from multigrain.engine.protocol import (
 from multigrain.engine.runtimes.base import Bundle, Compute
 from multigrain.engine.runtimes.choice import load
 from multigrain.engine.settings import EngineSettings
+from multigrain.engine.shared_images import LargeImage, StoredImage
 from multigrain.engine.worker import Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_out_of_memory, release_freed_memory
@@ -96,7 +97,10 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
     starting.join()  # the first image should not wait for it
     worker.start()
     # The network runs in the main thread: MindSpore has thread-local state.
-    threading.Thread(target=read_requests, args=(connection, worker), daemon=True).start()
+    reader = threading.Thread(
+        target=read_requests, args=(connection, worker, settings), daemon=True
+    )
+    reader.start()
     first = next(iter(runtimes.values()))
     connection.send(
         Ready(
@@ -193,13 +197,17 @@ def read_whitenings(bundle: Bundle) -> dict[int, StoredWhitening]:
     }
 
 
-def read_requests(connection: Connection, worker: Worker) -> None:
+def read_requests(connection: Connection, worker: Worker, settings: EngineSettings) -> None:
     """Passes requests to the worker until the daemon closes the socket, then ends the process."""
     try:
         for frame in connection.frames():
             match frame.message:
-                case Submit() as request:
+                case Submit(stored=None) as request:
                     worker.submit(request, frame.payload)
+                case Submit(stored=StoredImage() as stored) as request:
+                    if settings.images_fd < 0 or stored.size > max_payload(settings):
+                        raise WireError(f"an image of {stored.size} bytes refused")
+                    worker.submit(request, LargeImage(settings.images_fd, stored))
                 case Cancel(id=item_id):
                     worker.cancel(item_id)
                 case _:

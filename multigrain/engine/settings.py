@@ -43,6 +43,7 @@ class EngineSettings(Spec):
         max_decode_seconds: processor time that decoding an image takes, as estimated.
         low_priority: load at a low priority, because other engines serve meanwhile.
         inflight_fd: inherited shared memory of ``multigrain.engine.protocol``; -1 = none.
+        images_fd: inherited memory of ``multigrain.engine.shared_images``; -1 = none.
         sandbox: whether the engine restricts itself: see ``multigrain.sandbox.apply``.
         memory_bytes: that it may allocate then; 0 = all of the machine or its container.
         parent_pid: the engine exits when this process is no longer its parent; 0 = never.
@@ -62,6 +63,7 @@ class EngineSettings(Spec):
     max_decode_seconds: float = Field(5.0, gt=0)
     low_priority: bool = False
     inflight_fd: int = -1
+    images_fd: int = -1
     sandbox: SandboxMode = "auto"
     memory_bytes: int = Field(0, ge=0)
     parent_pid: int = 0

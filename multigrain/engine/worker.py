@@ -18,6 +18,7 @@ from multigrain.engine.decoders import ImageDecoder
 from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
 from multigrain.engine.runtimes.base import Outputs, Runtime
+from multigrain.engine.shared_images import LargeImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_out_of_memory
 from multigrain.whitening import StoredWhitening
@@ -161,7 +162,7 @@ class Worker:
         """Starts the decoding threads. The network runs in the caller of :meth:`compute_loop`."""
         self._lanes.start()
 
-    def submit(self, request: Submit, data: bytes) -> None:
+    def submit(self, request: Submit, data: bytes | LargeImage) -> None:
         """Queues an image; its answer is sent later."""
         if request.resolution == 0:
             request.resolution = self._default_resolution

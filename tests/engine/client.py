@@ -11,6 +11,7 @@ from types import TracebackType
 
 from multigrain.engine.protocol import Cancel, Connection, Frame, LoadFailed, Ready, Result, Submit
 from multigrain.engine.settings import EngineSettings
+from multigrain.engine.shared_images import SharedImages
 from tests.engine import held
 
 
@@ -25,13 +26,18 @@ class EngineClient:
 
     def __init__(self, bundle: Path, *, decode_seconds: float = 0, **options: object) -> None:
         ours, theirs = socket.socketpair()
+        self.images = SharedImages()
         settings = EngineSettings(
-            bundle=bundle, socket_fd=theirs.fileno(), parent_pid=os.getpid(), **options
+            bundle=bundle,
+            socket_fd=theirs.fileno(),
+            images_fd=self.images.fd,
+            parent_pid=os.getpid(),
+            **options,
         )
         self.process = subprocess.Popen(
             [*held.COMMAND, *settings.arguments()],
             env=held.holdable(os.environ) | {held.DECODE_SECONDS: str(decode_seconds or "")},
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), self.images.fd),
         )
         theirs.close()
         self.socket = ours
@@ -44,6 +50,12 @@ class EngineClient:
 
     def submit(self, item_id: int, data: bytes, **fields: object) -> None:
         self._connection.send(Submit(id=item_id, **fields), data)
+
+    def submit_stored(self, item_id: int, data: bytes, **fields: object) -> None:
+        """Sends an image through the shared memory."""
+        stored = self.images.put(data)
+        assert stored is not None
+        self._connection.send(Submit(id=item_id, stored=stored, **fields))
 
     def cancel(self, item_id: int) -> None:
         self._connection.send(Cancel(id=item_id))
@@ -68,6 +80,7 @@ class EngineClient:
 
     def close(self) -> None:
         self.socket.close()
+        self.images.close()
         deadline = time.monotonic() + 5
         while self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multigrain.engine.protocol import EmbeddingOptions, LoadFailed, Ready
+from multigrain.engine.protocol import EmbeddingOptions, LoadFailed, Ready, Submit, encode
 from multigrain.engine.settings import EngineSettings
+from multigrain.engine.shared_images import StoredImage
 from multigrain.errors import ErrorKind
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
@@ -180,6 +181,28 @@ def test_a_canceled_image_never_reaches_the_network(
     engine.submit(first, picture(2), vector=RAW)
     engine.submit(second, picture(3), vector=RAW)
     assert engine.result(first).batch_items == 2
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_an_image_in_shared_memory_is_computed_like_one_in_the_socket(
+    engine: EngineClient, ids: Iterator[int], tensor: bool
+) -> None:
+    # Bytes behind the picture's end do not matter.
+    data = bytes(12 * SIZE**2) if tensor else picture(7) + bytes(100_000)
+    first, second = next(ids), next(ids)
+    engine.submit(first, data, vector=RAW, tensor=tensor)
+    engine.submit_stored(second, data, vector=RAW, tensor=tensor)
+    assert engine.result(second).error is None
+    assert engine.frame(second).payload == engine.frame(first).payload
+
+
+def test_an_engine_accepts_no_image_in_shared_memory_that_is_too_large(bundle: Path) -> None:
+    with EngineClient(bundle) as client:
+        client.submit_stored(1, b"small")
+        assert client.result(1).error is ErrorKind.IMAGE_FORMAT
+        message = Submit(id=2, stored=StoredImage(0, 1 << 40))
+        client.socket.sendall(encode(message))
+        assert client.process.wait(timeout=60) == 0
 
 
 def test_an_engine_exits_when_the_socket_closes(bundle: Path) -> None:

@@ -26,6 +26,7 @@ from multigrain.engine.protocol import (
     WireError,
     encode,
 )
+from multigrain.engine.shared_images import LEAST_BYTES, StoredImage
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.images.cost import DecodeCost
 from multigrain_server.asyncio_utils import background_task
@@ -60,6 +61,7 @@ class InFlight:
         future: the result; also done when nobody waits for it any more.
         id: within the engine that has it.
         channel: to the engine that has it; None once it is answered.
+        stored: where it lies in the memory that is shared with that engine, if it is large.
         suspect: it was being computed when an engine died.
     """
 
@@ -69,6 +71,7 @@ class InFlight:
     future: asyncio.Future[ImageResult]
     id: int = 0
     channel: EngineChannel | None = None
+    stored: StoredImage | None = None
     suspect: bool = False
 
     def answer(self, result: ImageResult) -> None:
@@ -106,6 +109,7 @@ class InFlight:
             decode_seconds=self.cost.seconds if self.cost is not None else 0.0,
             decode_bytes=self.cost.bytes if self.cost is not None else 0,
             penalized=request.penalized,
+            stored=self.stored,
         )
 
     def penalize(self) -> None:
@@ -408,8 +412,12 @@ class EngineProcess:
             return
         item.id = next(self._ids)
         item.channel = self._channel
+        images = self._child.images
+        item.stored = None
+        if images is not None and len(item.image) >= LEAST_BYTES:
+            item.stored = images.put(item.image)
         self._in_flight.add(item)
-        self._channel.send(item.message(), item.image)
+        self._channel.send(item.message(), item.image if item.stored is None else b"")
 
     def _refuse(self, item: InFlight, error: MultigrainError) -> None:
         """Answers an image with an error of its own, without the engine."""
@@ -421,6 +429,8 @@ class EngineProcess:
         match frame.message:
             case Result() as reply:
                 item = self._in_flight.finish(reply.id)
+                if item is not None and item.stored is not None and self._child.images is not None:
+                    self._child.images.remove(item.stored)
                 if item is not None and reply.harm:
                     reply = self._harmed(item, reply)
                 self._on_result(reply)

@@ -19,6 +19,7 @@ import structlog
 
 from multigrain.engine.protocol import InFlightImage, InFlightSlots
 from multigrain.engine.settings import EngineSettings
+from multigrain.engine.shared_images import SharedImages
 from multigrain.machine import THREAD_VARIABLES, Memory, cpus
 from multigrain.memory import EXIT_OUT_OF_MEMORY, OomWatch, is_out_of_memory
 from multigrain.processes import (
@@ -78,6 +79,7 @@ class EngineChild(ABC):
 
     Attributes:
         socket: our end of its socket; whoever connects to it closes it.
+        images: memory for large images; None = they are sent through the socket, too.
         ended: set when the process has ended, by itself or not.
         end_reason: then, how it ended.
         out_of_memory: then, whether it ended for lack of memory.
@@ -87,7 +89,8 @@ class EngineChild(ABC):
 
     socket: socket.socket
 
-    def __init__(self) -> None:
+    def __init__(self, images: SharedImages | None = None) -> None:
+        self.images = images
         self.ended = asyncio.Event()
         self.end_reason = ""
         self.out_of_memory = False
@@ -124,8 +127,9 @@ class ChildProcess(EngineChild):
         process: asyncio.subprocess.Process,
         ours: socket.socket,
         inflight: InFlightSlots,
+        images: SharedImages | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(images)
         self.socket = ours
         self._process = process
         self._inflight = inflight
@@ -162,6 +166,8 @@ class ChildProcess(EngineChild):
         code = await self._process.wait()
         self._died_with = self._inflight.images()
         self._inflight.close()
+        if self.images is not None:
+            self.images.close()
         end = EngineExit(
             code, self.last_output, self._killed, self._oom_watch.killed(), self._oom_watch.memory()
         )
@@ -264,30 +270,33 @@ async def launch(
         parent_pid=os.getpid(),
     )
     try:
-        with theirs:
+        with theirs, contextlib.ExitStack() as opened, contextlib.ExitStack() as failed:
             inflight_fd = InFlightSlots.allocate(settings.max_batch)
-            try:
-                inflight = InFlightSlots(inflight_fd, settings.max_batch)
-                settings = settings.model_copy(update={"inflight_fd": inflight_fd})
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    *settings.arguments(),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(), inflight_fd),
-                    env=child_environment(environment),
-                    cwd=folder,
-                    # A Ctrl-C in a terminal is for the daemon, which drains first.
-                    start_new_session=True,
-                )
-            finally:
-                os.close(inflight_fd)
+            opened.callback(os.close, inflight_fd)
+            inflight = InFlightSlots(inflight_fd, settings.max_batch)
+            images = SharedImages()
+            failed.callback(images.close)
+            settings = settings.model_copy(
+                update={"inflight_fd": inflight_fd, "images_fd": images.fd}
+            )
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *settings.arguments(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(theirs.fileno(), inflight_fd, images.fd),
+                env=child_environment(environment),
+                cwd=folder,
+                # A Ctrl-C in a terminal is for the daemon, which drains first.
+                start_new_session=True,
+            )
+            failed.pop_all()
     except BaseException:
         ours.close()
         raise
     end_first_without_memory(process.pid)
-    return ChildProcess(spec.label, process, ours, inflight)
+    return ChildProcess(spec.label, process, ours, inflight, images)
 
 
 @dataclass(frozen=True)

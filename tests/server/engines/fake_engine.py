@@ -20,6 +20,7 @@ from multigrain.engine.protocol import (
     Submit,
     encode,
 )
+from multigrain.engine.shared_images import LargeImage, SharedImages
 from multigrain.errors import ErrorKind
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.launch import EngineChild, EngineSpec
@@ -89,7 +90,7 @@ class FakeChild(EngineChild):
     """One of them. Its answer to an image is the vector of its first four bytes."""
 
     def __init__(self, engines: FakeEngines) -> None:
-        super().__init__()
+        super().__init__(SharedImages())
         self._engines = engines
         self.socket, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
@@ -119,6 +120,8 @@ class FakeChild(EngineChild):
         # A socket is closed only when nothing waits for it any more.
         asyncio.get_running_loop().call_soon(self._theirs.close)
         self.end_reason = reason
+        if self.images is not None:
+            self.images.close()
         self.ended.set()
 
     async def _read(self) -> None:
@@ -138,7 +141,11 @@ class FakeChild(EngineChild):
         while data := await loop.sock_recv(self._theirs, 65536):
             for frame in parser.feed(data):
                 if isinstance(frame.message, Submit):
-                    self._waiting.append((frame.message, frame.payload))
+                    image = frame.payload
+                    if frame.message.stored is not None:
+                        assert self.images is not None
+                        image = LargeImage(self.images.fd, frame.message.stored).read()
+                    self._waiting.append((frame.message, image))
                     self._engines.requests.append(frame.message)
                     self._arrived.set()
                 elif isinstance(frame.message, Cancel):

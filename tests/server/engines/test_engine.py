@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from multigrain.engine.protocol import InFlightImage, Ready, encode
+from multigrain.engine.protocol import FrameParser, InFlightImage, Ready, Result, encode
+from multigrain.engine.shared_images import LargeImage, SharedImages
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.config import ServingConfig
 from multigrain_server.engines.engine import EngineProcess
@@ -60,6 +62,36 @@ async def start(child: EngineChild) -> EngineProcess:
     return await EngineProcess.start(
         spec, ServingConfig(), lambda _result: None, launch, Quarantine()
     )
+
+
+async def test_a_small_image_does_not_wait_behind_large_ones_in_the_socket() -> None:
+    child = DeafChild()
+    child.images = SharedImages()
+    child.theirs.send(encode(READY, 0))
+    engine = await start(child)
+    try:
+        large, small = b"x" * 10_000_000, b"small"
+        items = [engine.submit(ImageRequest("", [image]), image) for image in (large, large, small)]
+        child.theirs.setblocking(False)
+        parser, frames, received = FrameParser(1 << 20), [], 0
+        async with asyncio.timeout(10):
+            while len(frames) < len(items):
+                data = await asyncio.get_running_loop().sock_recv(child.theirs, 1 << 16)
+                received += len(data)
+                frames += parser.feed(data)
+        assert received < 1000
+        assert [frame.payload for frame in frames] == [b"", b"", small]
+        place = frames[0].message.stored
+        assert LargeImage(child.images.fd, place).read() == large
+        # Its place is free once it is answered.
+        held = os.fstat(child.images.fd).st_blocks
+        child.theirs.send(encode(Result(id=items[0].id), 0))
+        async with asyncio.timeout(10):
+            await items[0].future
+        assert held - os.fstat(child.images.fd).st_blocks >= len(large) // 512
+    finally:
+        child.kill()
+        child.images.close()
 
 
 async def test_an_engine_that_reads_nothing_is_killed_when_it_is_stopped() -> None:
