@@ -176,7 +176,12 @@ class App:
 
     def _build_server(self) -> grpc.aio.Server:
         interceptor = CallInterceptor(
-            self._calls, self._request_metrics, self._access, self._tracing, self._connections
+            self._calls,
+            self._request_metrics,
+            self._access,
+            self._tracing,
+            self._connections,
+            self.images.pacing,
         )
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.message_reads import AUTHORIZED, OPEN, MessageReads
 from multigrain_server.log_limits import FailedCallLines
 from multigrain_server.metrics.requests import RequestMetrics
+from multigrain_server.serving.pacing import Pacing
 from multigrain_server.tracing.call import CallTrace, Tracing, call_trace
 
 _log = structlog.get_logger(__name__)
@@ -158,6 +160,8 @@ class Incoming:
         self._messages = messages
         self._quiet_seconds = _UPLOAD_QUIET_SECONDS if upload else _QUIET_SECONDS
         self._discard_seconds = _UPLOAD_DISCARD_SECONDS if upload else _DISCARD_SECONDS
+        #: Waits until the next message may be read.
+        self.turn: Callable[[], Awaitable[None]] | None = None
         # A task of its own: gRPC could not continue reading after a cancellation.
         self._next: asyncio.Task[Any] | None = None
 
@@ -190,6 +194,8 @@ class Incoming:
             self._next.cancel()
 
     async def _read(self) -> Any:
+        if self.turn is not None:
+            await self.turn()
         return await anext(self._messages, _END)
 
 
@@ -213,6 +219,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: authorization.
         tracing: makes traces; None = off.
         connections: ends connections of callers who abuse them; None = none are ended.
+        pacing: delays calls of clients whose images come to nothing; None = none are delayed.
     """
 
     def __init__(
@@ -222,6 +229,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: Access,
         tracing: Tracing | None = None,
         connections: ConnectionGuard | None = None,
+        pacing: Pacing | None = None,
     ) -> None:
         self._calls = calls
         self._metrics = metrics
@@ -230,6 +238,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._tracing = tracing
         self._reads = MessageReads(AUTHORIZED)
         self._connections = connections
+        self._pacing = pacing
         self._open_reads = (
             MessageReads(OPEN, connections.end, connections.received_bytes)
             if connections is not None
@@ -350,8 +359,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     call_trace.set(trace)
                 counted = self._calls.enter(method)
                 if incoming is not None:
+                    if self._pacing is not None and method in _RESUMABLE:
+                        incoming.turn = partial(self._pacing.turn, token_name or host(peer))
                     return await run(incoming, context)
-                message = await self._read(token_name, peer, context)
+                message = await self._read(method, token_name, peer, context)
                 began = time.perf_counter()
                 return await run(message, context)
         except asyncio.CancelledError:
@@ -408,10 +419,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return bool(token_name)
         return not method.startswith(_SMALL_SERVICES)
 
-    async def _read(self, token_name: str, peer: str, context: Context) -> Any:
+    async def _read(self, method: str, token_name: str, peer: str, context: Context) -> Any:
         """The message of a request."""
         if token_name or not self._access.needs_tokens:
-            return await self._reads.read(token_name or host(peer), context.read)
+            client = token_name or host(peer)
+            if self._pacing is not None and method in _FREQUENT:
+                await self._pacing.turn(client)
+            return await self._reads.read(client, context.read)
         return await self._open_reads.read(peer, context.read)
 
     async def _discard(self, incoming: Incoming, *, authorized: bool) -> None:

@@ -22,6 +22,7 @@ from multigrain_server.models.metrics import ServingMetrics, StageTimes
 from multigrain_server.models.registry import ModelVersion
 from multigrain_server.serving.admission import Admission
 from multigrain_server.serving.cache import Key, ResponseCache
+from multigrain_server.serving.pacing import Pacing
 from multigrain_server.serving.penalties import Penalties
 from multigrain_server.tracing.call import call_trace
 
@@ -77,6 +78,7 @@ class ImageService:
     Attributes:
         admission: decides which requests are accepted, and counts the images in flight.
         penalties: clients whose images did harm.
+        pacing: delays clients whose images come to nothing.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ImageService:
         self._cache = ResponseCache(config.cache_bytes, metrics) if config.cache_bytes else None
         self.admission = Admission(config, metrics)
         self.penalties = Penalties(metrics)
+        self.pacing = Pacing()
         self._examiners = ThreadPoolExecutor(_EXAMINING_THREADS, "examine-images")
 
     async def infer(self, request: ImageRequest) -> ImageResponse:
@@ -101,6 +104,21 @@ class ImageService:
             MultigrainError: INVALID_FIELD, NOT_FOUND, WRONG_STATE, OVERLOADED, UNAVAILABLE,
                 DEADLINE.
         """
+        client, images = request.client, request.images
+        try:
+            response = await self._infer(request)
+        except BaseException:
+            self.pacing.count(client, [], list(map(len, images)))
+            raise
+        failed = [result.reply.error is not None for result in response.results]
+        if any(failed) or self.pacing.counts(client):
+            sizes: tuple[list[int], list[int]] = ([], [])
+            for image, wasted in zip(images, failed, strict=True):
+                sizes[wasted].append(len(image))
+            self.pacing.count(client, *sizes)
+        return response
+
+    async def _infer(self, request: ImageRequest) -> ImageResponse:
         self._check_images(request.images)
         model = self._catalog.route(request.model)
         try:

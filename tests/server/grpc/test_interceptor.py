@@ -31,6 +31,7 @@ from multigrain_server.grpc.interceptor import (
     passthrough_bytes,
 )
 from multigrain_server.metrics.requests import RequestMetrics
+from multigrain_server.serving.pacing import Pacing
 from tests.server.grpc.refusal import INVALID, refusal
 from tests.server.grpc.serving import serving
 
@@ -109,6 +110,76 @@ async def test_a_client_that_leaves_while_an_answer_is_written_has_canceled() ->
     assert calls.in_flight == 0
     labels = {"rpc": "EmbeddingService/EmbedStream", "code": "CANCELLED"}
     assert registry.get_sample_value("multigrain_requests_total", labels) == 1
+
+
+class TurnsTaken(Pacing):
+    """Counts who asks for a turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+
+    async def turn(self, client: str) -> None:
+        self.taken.append(client)
+
+
+@pytest.mark.parametrize(
+    ("method", "turns"),
+    [
+        ("EmbeddingService/Embed", 1),
+        ("EmbeddingService/Classify", 1),
+        ("ModelService/ListModels", 0),
+    ],
+)
+async def test_a_request_with_images_is_read_in_its_clients_turn(method: str, turns: int) -> None:
+    pacing = TurnsTaken()
+    interceptor = CallInterceptor(
+        InFlightCalls(), RequestMetrics(CollectorRegistry()), Access(AccessConfig()), pacing=pacing
+    )
+
+    async def echo(request: bytes, _context: object) -> bytes:
+        return request
+
+    async def handler(_details: object) -> Any:
+        return grpc.unary_unary_rpc_method_handler(echo)
+
+    class Reads(GoneContext):
+        async def read(self) -> bytes:
+            assert pacing.taken == turns * ["127.0.0.1"]
+            return b"request"
+
+    details = details_of(f"/multigrain.v1.{method}")
+    wrapped = await interceptor.intercept_service(handler, details)
+    assert await wrapped.stream_unary(None, Reads()) == b"request"
+
+
+async def test_each_message_of_a_stream_of_images_is_read_in_its_clients_turn() -> None:
+    pacing = TurnsTaken()
+    interceptor = CallInterceptor(
+        InFlightCalls(), RequestMetrics(CollectorRegistry()), Access(AccessConfig()), pacing=pacing
+    )
+    written: list[bytes] = []
+
+    class Writes(GoneContext):
+        async def write(self, answer: bytes) -> None:
+            written.append(answer)
+
+    async def echo(messages: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
+        async for message in messages:
+            yield message
+
+    async def messages() -> AsyncIterator[bytes]:
+        for number in range(3):
+            assert len(pacing.taken) == number + 1
+            yield bytes([number])
+
+    async def handler(_details: object) -> Any:
+        return grpc.stream_stream_rpc_method_handler(echo)
+
+    details = details_of("/multigrain.v1.EmbeddingService/EmbedStream")
+    wrapped = await interceptor.intercept_service(handler, details)
+    await wrapped.stream_stream(messages(), Writes())
+    assert written == [b"\0", b"\1", b"\2"]
 
 
 class RefusedContext(GoneContext):
