@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain_server.access.client import token_name
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.access.limits import ClientStreams, TokenLimits
 from multigrain_server.access.policy import RULES, Role, Rule, Special, page_rule
@@ -68,7 +67,6 @@ class Access:
         """
         entry = self._check(RULES.get(method), metadata)
         name = entry.name if entry is not None else ""
-        token_name.set(name)
         with (
             self._limits[name].enter(entry) if entry is not None else _UNLIMITED,
             self._streams.enter(method, name, stream_from) if stream_from else _UNLIMITED,

@@ -5,13 +5,8 @@ from __future__ import annotations
 import ipaddress
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
-
-import grpc.aio
-
-#: Name of the token that authorized the current call; "" = none.
-token_name: ContextVar[str] = ContextVar("token_name", default="")
 
 _UNIX = "unix"
 # A site or a machine usually has all addresses of such a network to itself.
@@ -32,10 +27,8 @@ class Origin(NamedTuple):
     connection: str
 
 
-def origin(context: grpc.aio.ServicerContext[Any, Any]) -> Origin:
-    """The origin of the call that runs in this task."""
-    peer = context.peer() or ""
-    return Origin(token_name.get() or host(peer), peer)
+#: The origin of the current call, set when it is authorized.
+origin: ContextVar[Origin] = ContextVar("origin")
 
 
 @lru_cache(maxsize=4096)

@@ -60,7 +60,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         received = time.monotonic_ns()
         images = _embed_request(
             request,
-            origin(context),
+            origin.get(),
             received_ns=received,
             deadline_ns=deadline_ns(context, received),
         )
@@ -73,7 +73,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         received = time.monotonic_ns()
         images = _classify_request(
             request,
-            origin(context),
+            origin.get(),
             received_ns=received,
             deadline_ns=deadline_ns(context, received),
         )
@@ -89,7 +89,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         context: EmbedContext,
     ) -> AsyncIterator[embedding_pb2.EmbedResponse]:
         deadline, caller = deadline_ns(context, time.monotonic_ns()), new_caller()
-        sender = origin(context)
+        sender = origin.get()
         # The requests in the window, so that their number is bounded.
         in_flight: deque[tuple[ImageRequest, str]] = deque()
         newest_id = ""

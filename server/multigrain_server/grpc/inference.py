@@ -360,7 +360,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             message,
             self._models.reference(message.model_name, message.model_version),
             max_images=self._config.max_images_per_request,
-            sender=origin(context),
+            sender=origin.get(),
             received_ns=now,
             deadline_ns=deadline_ns(context, now),
         )

@@ -20,7 +20,7 @@ import structlog
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server import service_names
 from multigrain_server.access.access import Access
-from multigrain_server.access.client import host, origin
+from multigrain_server.access.client import Origin, host, origin
 from multigrain_server.convert.errors import internal_error, wire_error
 from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
@@ -339,7 +339,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         trace: CallTrace | None = None
         code, reason, counted, authorized = grpc.StatusCode.OK, "", False, False
-        peer = context.peer()
+        peer = context.peer() or ""
+        client = host(peer)
         try:
             if too_many:
                 if self._connections is not None:
@@ -350,6 +351,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             stream_from = peer if rules.streams else ""
             with self._access.enter(method, metadata, stream_from=stream_from) as token_name:
                 authorized = True
+                client = token_name or client
+                origin.set(Origin(client, peer))
                 if self._connections is not None and self._is_trusted(method, token_name):
                     self._connections.authorize(peer)
                 if token_name:
@@ -360,9 +363,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 counted = self._calls.enter(method)
                 if incoming is not None:
                     if self._pacing is not None and method in _RESUMABLE:
-                        incoming.turn = partial(self._pacing.turn, token_name or host(peer))
+                        incoming.turn = partial(self._pacing.turn, client)
                     return await run(incoming, context)
-                message = await self._read(method, token_name, peer, context)
+                message = await self._read(rules, client, token_name, peer, context)
                 began = time.perf_counter()
                 return await run(message, context)
         except asyncio.CancelledError:
@@ -402,7 +405,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             level = _level(method, code)
             # Building a line that is then dropped would cost as much as writing it.
             if _standard_log.isEnabledFor(level) and (
-                level < logging.WARNING or self._lines.allow(code.name, origin(context).client)
+                level < logging.WARNING or self._lines.allow(code.name, client)
             ):
                 _log.log(
                     level,
@@ -419,14 +422,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return bool(token_name)
         return not method.startswith(_SMALL_SERVICES)
 
-    async def _read(self, method: str, token_name: str, peer: str, context: Context) -> Any:
+    async def _read(
+        self, rules: _Call, client: str, token_name: str, peer: str, context: Context
+    ) -> Any:
         """The message of a request."""
-        if token_name or not self._access.needs_tokens:
-            client = token_name or host(peer)
-            if self._pacing is not None and method in _FREQUENT:
-                await self._pacing.turn(client)
-            return await self._reads.read(client, context.read)
-        return await self._open_reads.read(peer, context.read)
+        if not token_name and self._access.needs_tokens:
+            return await self._open_reads.read(peer, context.read)
+        if self._pacing is not None and rules.method in _FREQUENT:
+            await self._pacing.turn(client)
+        return await self._reads.read(client, context.read)
 
     async def _discard(self, incoming: Incoming, *, authorized: bool) -> None:
         """Discards the messages of a refused stream.

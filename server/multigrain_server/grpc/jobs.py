@@ -51,7 +51,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         context: Context,
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
-        start = submission(request, JobKind.TRAINING, origin(context).client)
+        start = submission(request, JobKind.TRAINING, origin.get().client)
         return job_message(await self._jobs.submit(start, lambda: self._checks.training(spec)))
 
 
@@ -68,7 +68,7 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
         context: Context,
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
-        start = submission(request, JobKind.EVALUATION, origin(context).client)
+        start = submission(request, JobKind.EVALUATION, origin.get().client)
         return job_message(await self._jobs.submit(start, lambda: self._checks.evaluation(spec)))
 
 
@@ -83,7 +83,7 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
         self, request: export_pb2.StartExportRequest, context: Context
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
-        start = submission(request, JobKind.EXPORT, origin(context).client)
+        start = submission(request, JobKind.EXPORT, origin.get().client)
         return job_message(await self._jobs.submit(start, lambda: self._checks.export(spec)))
 
 

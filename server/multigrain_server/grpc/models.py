@@ -88,7 +88,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         request_iterator: AsyncIterator[model_pb2.ImportModelRequest],
         context: ImportContext,
     ) -> model_pb2.Model:
-        with self._manager.transfers.enter(origin(context).client):
+        with self._manager.transfers.enter(origin.get().client):
             return await self._import(request_iterator)
 
     async def _import(
@@ -128,7 +128,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.DownloadModelRequest, context: DownloadContext
     ) -> None:
         transfers = self._manager.transfers
-        with transfers.enter(origin(context).client):
+        with transfers.enter(origin.get().client):
             async with self._manager.export_bundle(request.model) as archive:
                 message = model_pb2.DownloadModelResponse(total_bytes=archive.size)
                 async for chunk in archive.chunks():

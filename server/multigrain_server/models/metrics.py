@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from multigrain.engine.protocol import Result
 from multigrain.sandbox.apply import MEASURES, Measure
-from multigrain_server.metrics.histogram import QuickHistogram
+from multigrain_server.metrics.requests import QuickHistogram
 
 
 @dataclass(slots=True)

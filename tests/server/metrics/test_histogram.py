@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from multigrain_server.metrics.histogram import QuickHistogram
+from multigrain_server.metrics.requests import QuickHistogram
 
 BOUNDS = (0.001, 0.5, 1, 2.5)
 VALUES = (0.0, 0.001, 0.0011, 0.5, 0.75, 1.0, 2.5, 2.6, 1e9)
