@@ -72,7 +72,10 @@ def measure(
         ones.append(call(daemon.address, callers=1, seconds=options.seconds / 2, small=True))
         empty_ones.append(call(empty.address, callers=1, seconds=options.seconds / 2, small=True))
         images = int(options.seconds * before.limit)
+        own = daemon.parts()["daemon"]
         streams.append(call(daemon.address, stream=images, small=True))
+        own = daemon.parts()["daemon"] - own
+        cpu.setdefault("stream", []).append(1000 * own / streams[-1].answered_in_all)
         after = machine.measure()
         limits.append(before.between(after))
         before = after
@@ -80,8 +83,8 @@ def measure(
             cpu.setdefault(name, []).append(ms)
         for name, ms in least.items():
             cpu.setdefault(f"{name} of the empty handler", []).append(ms)
-        own = (least["daemon"] + least["callers"]) / 1000 / available_cpus()
-        unary.append(1 / (1 / limits[-1].limit + own))
+        each = (least["daemon"] + least["callers"]) / 1000 / available_cpus()
+        unary.append(1 / (1 / limits[-1].limit + each))
     report.compare(
         "daemon, CPU time per call", cpu["daemon"], unit="ms",
         over=cpu["daemon of the empty handler"], reference=EMPTY, at_most=1.5,
@@ -104,6 +107,10 @@ def measure(
         report.compare(f"one caller: {stage}", milliseconds, unit="ms")
     shares = [ms * one.rate / 1000 for ms, one in zip(cpu["daemon"], counts, strict=True)]
     report.compare("daemon's share of a core, 64 callers", shares)
+    report.compare(
+        "daemon, CPU time per image of EmbedStream", cpu["stream"], unit="ms",
+        over=cpu["daemon"], reference="a call with one image",
+    )  # fmt: skip
     report.compare("engine and decoders, CPU time per call", cpu["engines"], unit="ms")
     report.compare(
         "callers, CPU time per call", cpu["callers"], unit="ms",
