@@ -190,6 +190,13 @@ _ALL: Final = (
         needs="PyTorch: `make peers` first",
     ),
     Benchmark(
+        "job_start",
+        "Jobs and events",
+        "How long after its submission does a training job do its second step?",
+        "a job whose network was trained before with the same job and no compiled graphs",
+        2,
+    ),
+    Benchmark(
         "job_overhead",
         "Training",
         "What does a job add to the training step?",

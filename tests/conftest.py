@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from itertools import pairwise
@@ -38,6 +39,9 @@ for _variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
     if _variable != "no_grpc_proxy" or _variable in os.environ:
         os.environ[_variable] = ",".join(filter(None, (os.environ.get(_variable), _LOOPBACK)))
 
+# Training jobs of all tests share their compiled graphs: many train the same small network.
+GRAPHS = "MULTIGRAIN_JOBS__COMPILE_CACHE_DIR"
+
 # A test with one of these markers does not run with --quick (see CONTRIBUTING.md).
 NOT_QUICK = ("mindspore", "process", "slow")
 # Importing a file with this line would import MindSpore.
@@ -60,9 +64,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The other processes of pytest-xdist inherit it.
+    if GRAPHS not in os.environ:
+        folder = tempfile.mkdtemp(prefix="multigrain-graphs-")
+        os.environ[GRAPHS] = folder
+        config.add_cleanup(partial(_remove_graphs, folder))
     if config.getoption("--quick"):
         subprocess.Popen = _RecordedPopen  # type: ignore[misc]
         sys.meta_path.insert(0, _NoMindSpore())
+
+
+def _remove_graphs(folder: str) -> None:
+    del os.environ[GRAPHS]
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _NoMindSpore(MetaPathFinder, Loader):

@@ -94,3 +94,8 @@ class LossPoint:
 
     loss_scale: float
     """Loss scale of this step."""
+
+    compiled: bool
+    """The step compiled a graph, or loaded one from an earlier job: `step_seconds` has that time
+    too. `eta_seconds` is -1 until there was a step without.
+    """

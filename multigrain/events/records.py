@@ -83,6 +83,7 @@ class LossRecord:
     skipped_because: str = ""
     skipped_total: int = 0
     loss_scale: float = 1.0
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

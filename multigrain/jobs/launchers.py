@@ -52,6 +52,13 @@ CLUSTER_VARIABLES = frozenset(
 """Variables by which MindSpore joins a cluster. Workers get them from the launcher only, not from
 the environment of the daemon."""
 
+COMPILE_CACHE_VARIABLE = "MULTIGRAIN_COMPILE_CACHE"
+"""Tells training workers the folder of compiled graphs; set by the daemon. Without it, workers
+keep none."""
+
+COMPILE_CACHE_SIZE_VARIABLE = "MULTIGRAIN_COMPILE_CACHE_BYTES"
+"""Tells training workers how many bytes that folder may have."""
+
 
 @dataclass(frozen=True)
 class RankCommand:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mindspore
@@ -12,6 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from multigrain import memory
 from multigrain.optim.non_finite import NonFinite, first_non_finite_gradient
 from multigrain.optim.reduce import BucketedMean, Reducer
+from multigrain.train.compile_cache import CompileCache
 
 
 class Forward(nn.Cell):
@@ -94,6 +95,11 @@ class GradientFunction:
         tap: switches the network's taps on or off for graphs that are compiled from then on. In
             the function without factors the compiler would remove them as unused, but only
             after spending seconds on them.
+        cache: of compiled graphs.
+        weights: all parameters that the graphs use, by name.
+
+    Attributes:
+        compiled: whether the latest call compiled its function, or loaded it.
     """
 
     def __init__(
@@ -103,13 +109,18 @@ class GradientFunction:
         slots: Sequence[Parameter],
         reducer: Reducer,
         tap: Callable[[bool], None],
+        cache: CompileCache,
+        weights: Mapping[str, Parameter],
     ) -> None:
         self._forward = forward
         self._tap = tap
+        self._cache = cache
+        self._weights = weights
         self._count = len(parameters)
-        self._compiled: set[bool] = set()
-        self._plain = _compile(forward, parameters, (), reducer)
-        self._with_factors = _compile(forward, parameters, slots, reducer) if slots else None
+        self._compiled: set[tuple[bool, tuple[int, ...]]] = set()
+        self.compiled = False
+        self._plain = _Function(forward, parameters, (), reducer)
+        self._with_factors = _Function(forward, parameters, slots, reducer) if slots else None
 
     def __call__(
         self,
@@ -140,7 +151,7 @@ class GradientFunction:
         if function is None:
             raise ValueError("there are no curvature slots to take factors from")
         self._tap(factors)  # a batch of another shape is compiled again
-        numbers, *tensors = function(
+        inputs = (
             images,
             labels,
             instances,
@@ -148,10 +159,19 @@ class GradientFunction:
             Tensor(scale, mindspore.float32),
             Tensor(float(stop), mindspore.float32),
         )
-        found = numbers.asnumpy().astype(np.float64)
-        if factors not in self._compiled:
-            self._compiled.add(factors)
+        graph = factors, tuple(images.shape)
+        self.compiled = graph not in self._compiled
+        if self.compiled:
+            name = "gradients and factors" if factors else "gradients"
+            cells = (self._forward, function.mean)
+            with self._cache.compiling(name, cells, inputs, self._weights):
+                numbers, *tensors = function.call(*inputs)
+                found = numbers.asnumpy().astype(np.float64)
+            self._compiled.add(graph)
             memory.release_freed_memory()
+        else:
+            numbers, *tensors = function.call(*inputs)
+            found = numbers.asnumpy().astype(np.float64)
         squared, loss, classification, instance, stops = (float(x) for x in found[:5])
         return Gradients(
             loss,
@@ -243,22 +263,27 @@ def _squares_of_one(gradient):  # type: ignore[no-untyped-def]
     return ops.ReduceSum()(rows * rows, 1)
 
 
-def _compile(
-    forward: Forward,
-    parameters: Sequence[Parameter],
-    slots: Sequence[Parameter],
-    reducer: Reducer,
-) -> Callable[..., tuple[Tensor, ...]]:
-    differentiate = mindspore.value_and_grad(
-        forward, None, ParameterTuple([*parameters, *slots]), has_aux=True
-    )
-    mean = _Mean(reducer, parameters, len(slots), scaled=forward.scaled)
+class _Function:
+    """A compiled function, ``call``, and the cell that it ends with."""
 
-    @mindspore.jit
-    def gradients(images, labels, instances, noise, scale, stop):  # type: ignore[no-untyped-def]
-        (_, joint, classification, instance), tensors = differentiate(
-            images, labels, instances, noise, scale
+    def __init__(
+        self,
+        forward: Forward,
+        parameters: Sequence[Parameter],
+        slots: Sequence[Parameter],
+        reducer: Reducer,
+    ) -> None:
+        differentiate = mindspore.value_and_grad(
+            forward, None, ParameterTuple([*parameters, *slots]), has_aux=True
         )
-        return mean(ops.stack((joint, classification, instance, stop)), scale, *tensors)
+        mean = _Mean(reducer, parameters, len(slots), scaled=forward.scaled)
 
-    return gradients
+        @mindspore.jit
+        def gradients(images, labels, instances, noise, scale, stop):  # type: ignore[no-untyped-def]
+            (_, joint, classification, instance), tensors = differentiate(
+                images, labels, instances, noise, scale
+            )
+            return mean(ops.stack((joint, classification, instance, stop)), scale, *tensors)
+
+        self.mean = mean
+        self.call: Callable[..., tuple[Tensor, ...]] = gradients

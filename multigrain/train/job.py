@@ -16,6 +16,7 @@ from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.model.state import load_model_state
 from multigrain.specs.training import TrainingSpec
+from multigrain.train.compile_cache import CompileCache
 from multigrain.train.evaluation import ScheduledEvaluation
 from multigrain.train.loop import BestCheckpoint, CheckpointSaver, StartPoint, Trainer
 from multigrain.train.start import InitialWeights, Resumption, initial_state
@@ -51,6 +52,7 @@ def run_training(ctx: WorkerContext) -> Outcome:
         spec,
         world=ctx.world,
         steps_per_epoch=data.steps_per_epoch,
+        cache=CompileCache.of_job(ctx, spec),
     )
     best = BestCheckpoint(spec.evaluation.metric)
     start = StartPoint()

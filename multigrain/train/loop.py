@@ -82,6 +82,9 @@ class Trainer:
         pending = done > 0 and not self.start.evaluated and self._evaluation_due(done)
         if pending and not self._after_step(done):
             return self._stop(done)
+        if self.ctx.rank == 0 and done < self.total_steps:
+            message = "compiling the training step; the first steps take longer than the others"
+            self.ctx.reporter.emit(LogRecord("INFO", message, self.ctx.rank))
         while done < self.total_steps:
             epoch = done // self._steps_per_epoch
             batches = self.data.epoch(epoch, first_step=done % self._steps_per_epoch)
@@ -142,7 +145,7 @@ class Trainer:
 
     def _report(self, record: LossRecord, done: int, epoch: int) -> None:
         """Emits a step's loss event from rank 0, and a heartbeat from the other ranks."""
-        seconds = self._meter.step_done()
+        seconds = self._meter.step_done(compiled=self.step.compiled)
         if self.ctx.rank != 0:
             self.ctx.reporter.alive()
             return
@@ -157,6 +160,7 @@ class Trainer:
                 data_wait=self._meter.data_wait,
                 eta_seconds=self._meter.eta_seconds(self.total_steps - done),
                 step_seconds=seconds,
+                compiled=self.step.compiled,
             )
         )
 
@@ -186,8 +190,8 @@ class Trainer:
 class ThroughputMeter:
     """Measures the throughput of one worker's training steps.
 
-    Rates are means over the latest ``window`` steps. The first two steps of a run compile their
-    graphs; they are left out as soon as there are later ones.
+    Rates are means over the latest ``window`` steps. Steps that compiled a graph are left out as
+    soon as there is another one; until then there is no estimate of the time left.
 
     Args:
         images_per_step: images of one step over all workers.
@@ -199,6 +203,7 @@ class ThroughputMeter:
         self._seconds: deque[float] = deque(maxlen=window)
         self._waits: deque[float] = deque(maxlen=window)
         self._steps = 0
+        self._compiling = True
         self._wait = 0.0
         self._excluded = 0.0
         self._last = time.monotonic()
@@ -215,15 +220,21 @@ class ThroughputMeter:
                 self._wait += time.monotonic() - begin
             yield batch
 
-    def step_done(self) -> float:
-        """Ends the step that began when the previous one ended; returns its duration (s)."""
+    def step_done(self, *, compiled: bool) -> float:
+        """Ends the step that began when the previous one ended; returns its duration (s).
+
+        Args:
+            compiled: whether the step compiled a graph.
+        """
         now = time.monotonic()
         seconds = now - self._last
-        if self._steps == 2:
+        if self._compiling and not compiled:
+            self._compiling = False
             self._seconds.clear()
             self._waits.clear()
-        self._seconds.append(seconds)
-        self._waits.append(min(self._wait, seconds))
+        if self._compiling or not compiled:
+            self._seconds.append(seconds)
+            self._waits.append(min(self._wait, seconds))
         self._steps += 1
         self._last = now
         self._wait = 0.0
@@ -248,12 +259,12 @@ class ThroughputMeter:
         return sum(self._waits) / total if total > 0 else 0.0
 
     def eta_seconds(self, steps_left: int) -> float:
-        """Estimated seconds for ``steps_left`` steps; -1 before the first step.
+        """Estimated seconds for ``steps_left`` steps; -1 before a step without compilation.
 
         Assumes the present speed, and as much excluded time per step as so far.
         """
-        if not self._seconds:
-            return -1.0
+        if self._compiling:
+            return 0.0 if steps_left == 0 else -1.0
         step = sum(self._seconds) / len(self._seconds)
         return steps_left * (step + self._excluded / self._steps)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import mindspore
 import numpy as np
@@ -22,6 +23,7 @@ from multigrain.optim.reduce import BucketedMean, Reducer
 from multigrain.optim.thor.curvature import Curvature, RefreshResult
 from multigrain.optim.update import ParameterGroup, TrainableParameter, Update
 from multigrain.specs.training import TrainingSpec
+from multigrain.train.compile_cache import CompileCache
 from multigrain.train.gradients import Forward, GradientFunction
 from multigrain.train.non_finite import NonFiniteStepCounter, first_non_finite_layer
 
@@ -39,11 +41,13 @@ class TrainStep:
         world: number of workers. With more than one, ``mindspore.communication`` must have been
             initialized.
         steps_per_epoch: used by the schedules.
+        cache: of compiled graphs; None = every graph is compiled.
 
     Attributes:
         step: number of steps done.
         stop_agreed: whether any worker asked to stop in the latest step; the same on every
             worker.
+        compiled: whether the latest step compiled a graph, or loaded one.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class TrainStep:
         *,
         world: int,
         steps_per_epoch: int,
+        cache: CompileCache | None = None,
     ) -> None:
         self._model = model
         self._objective = objective
@@ -83,6 +88,9 @@ class TrainStep:
         # The backward pass ends with the first parameter of the network.
         self._backward_order = [self._names.index(t.parameter.name) for t in reversed(trainable)]
         self._apply = _compiled(self._update)
+        self._applied = False
+        self._cache = cache or CompileCache(None, Path(), spec)
+        weights = self._weights()
         self._scale = LossScale(optimizer, spec.precision)
         self._gradients = GradientFunction(
             Forward(model, objective, scaled=self._scale.active),
@@ -90,10 +98,13 @@ class TrainStep:
             self._curvature.inverses if self._curvature else [],
             self._reducer,
             self._curvature.tap if self._curvature else _no_taps,
+            self._cache,
+            weights,
         )
         self._skipped = NonFiniteStepCounter(optimizer.max_skipped_steps)
         self.step = 0
         self.stop_agreed = False
+        self.compiled = False
         self._refresh_due = True
 
     def __call__(
@@ -143,6 +154,7 @@ class TrainStep:
             stop=stop,
             factors=refresh,
         )
+        self.compiled = self._gradients.compiled
         done = RefreshResult()
         problem = found.problem(self._names, self._backward_order)
         if problem is None and refresh and self._curvature:
@@ -154,7 +166,9 @@ class TrainStep:
                 clip = optimizer.clip_norm / found.norm
             # beta's learning rate decays like the weights'.
             beta_rate = self._spec.objective.beta_learning_rate * rate / schedule.learning_rate.init
-            self._apply(_scalar(rate), _scalar(beta_rate), _scalar(clip), *found.values)
+            self._update_parameters(
+                (_scalar(rate), _scalar(beta_rate), _scalar(clip), *found.values)
+            )
             self._skipped.step_applied()
             self._scale.step_applied()
             self._refresh_due = False
@@ -248,6 +262,25 @@ class TrainStep:
     def curvature_table(self) -> str:
         """Returns a table of the preconditioned and the excluded layers, for the log."""
         return self._curvature.table() if self._curvature else "momentum: no curvature"
+
+    def _update_parameters(self, inputs: Sequence[Tensor]) -> None:
+        if self._applied:
+            self._apply(*inputs)
+            return
+        with self._cache.compiling("update", (self._update,), inputs, self._weights()):
+            self._apply(*inputs)
+        self._applied = self.compiled = True
+
+    def _weights(self) -> dict[str, Parameter]:
+        """Everything that the graphs read or change, by the names that it has in them."""
+        parameters = [
+            *self._model.get_parameters(),
+            *self._objective.get_parameters(),
+            *self._update.moments,
+            *self._update.saved_statistics,
+            *(self._curvature.inverses if self._curvature else ()),
+        ]
+        return {parameter.name: parameter for parameter in parameters}
 
     def _skip(self, problem: NonFinite, images: Tensor, refresh: bool) -> NonFinite:
         """Undoes the forward pass's changes; adds the first non-finite layer to ``problem``."""

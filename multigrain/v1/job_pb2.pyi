@@ -683,6 +683,7 @@ class LossEvent(_message.Message):
     SKIPPED_BECAUSE_FIELD_NUMBER: _builtins.int
     SKIPPED_TOTAL_FIELD_NUMBER: _builtins.int
     LOSS_SCALE_FIELD_NUMBER: _builtins.int
+    COMPILED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step of the training run, counted from 1."""
     total_steps: _builtins.int
@@ -731,6 +732,10 @@ class LossEvent(_message.Message):
     """Steps skipped so far."""
     loss_scale: _builtins.float
     """Loss scale of this step."""
+    compiled: _builtins.bool
+    """The step compiled a graph, or loaded one from an earlier job: `step_seconds` has that time too.
+    `eta_seconds` is -1 until there was a step without.
+    """
     def __init__(
         self,
         *,
@@ -757,10 +762,11 @@ class LossEvent(_message.Message):
         skipped_because: _builtins.str = ...,
         skipped_total: _builtins.int = ...,
         loss_scale: _builtins.float = ...,
+        compiled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "classification_loss", b"classification_loss", "curvature_layers", b"curvature_layers", "damping", b"damping", "data_wait", b"data_wait", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "gem_p", b"gem_p", "images_per_second", b"images_per_second", "instance_loss", b"instance_loss", "kept_layers", b"kept_layers", "learning_rate", b"learning_rate", "loss", b"loss", "loss_scale", b"loss_scale", "refreshed_layers", b"refreshed_layers", "skipped", b"skipped", "skipped_because", b"skipped_because", "skipped_total", b"skipped_total", "step", b"step", "step_seconds", b"step_seconds", "stopped_layers", b"stopped_layers", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "classification_loss", b"classification_loss", "compiled", b"compiled", "curvature_layers", b"curvature_layers", "damping", b"damping", "data_wait", b"data_wait", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "gem_p", b"gem_p", "images_per_second", b"images_per_second", "instance_loss", b"instance_loss", "kept_layers", b"kept_layers", "learning_rate", b"learning_rate", "loss", b"loss", "loss_scale", b"loss_scale", "refreshed_layers", b"refreshed_layers", "skipped", b"skipped", "skipped_because", b"skipped_because", "skipped_total", b"skipped_total", "step", b"step", "step_seconds", b"step_seconds", "stopped_layers", b"stopped_layers", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

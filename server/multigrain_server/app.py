@@ -128,6 +128,8 @@ class App:
                 command=runner_command,
                 image_limits=replace(config.serving.image_limits, roots=self._roots.roots),
                 sandbox=config.jobs.sandbox,
+                compile_cache=config.jobs.compile_cache_dir or self._data.compile_cache,
+                compile_cache_bytes=config.jobs.compile_cache_mib << 20,
                 worker_environment=config.jobs.worker_environment,
                 poll_seconds=config.jobs.poll_seconds,
                 max_runner_crashes=config.jobs.max_runner_crashes,

@@ -163,6 +163,19 @@ class JobsConfig(Spec):
         "only, and has no network; other workers dump no core and gain no privileges. "
         "Default auto.",
     )
+    compile_cache_dir: AbsolutePath | None = Field(
+        None,
+        description="Folder of compiled training graphs, which later jobs with the same network "
+        "on the same processor load instead of compiling for up to minutes. Daemons of one user "
+        "may share one. Default: compile-cache in the data directory.",
+    )
+    compile_cache_mib: int = Field(
+        1024,
+        ge=0,
+        le=1 << 20,
+        description="MiB of compiled graphs kept; the ones unused for the longest time are "
+        "removed. 0 = none.",
+    )
     worker_environment: EnvironmentNames = Field(
         (),
         description="Names of further environment variables of the daemon that the processes of "

@@ -23,7 +23,7 @@ from multigrain.storage import make_folder, os_error_hint, replace_file
 
 _log = structlog.get_logger(__name__)
 
-_FOLDERS = ("jobs", "models", "engines")
+_FOLDERS = ("jobs", "models", "engines", "compile-cache")
 # Replicas that only serve may have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
 
@@ -134,6 +134,11 @@ class DataDir:
     @property
     def jobs(self) -> Path:
         return self.path / "jobs"
+
+    @property
+    def compile_cache(self) -> Path:
+        """Compiled graphs of training jobs."""
+        return self.path / "compile-cache"
 
     @property
     def models(self) -> Path:

@@ -53,6 +53,30 @@ def test_skipped_step_shows_the_reason() -> None:
     assert event_lines(event)[0].endswith("SKIPPED: the factor A of trunk.conv1 is not finite")
 
 
+def compiling_event() -> job_pb2.JobEvent:
+    event = loss_event(1, 1)
+    event.loss.compiled, event.loss.eta_seconds = True, -1
+    return event
+
+
+def test_step_that_compiles_shows_no_speed_and_no_time_left() -> None:
+    event = compiling_event()
+    (line,) = event_lines(event)
+    assert line.endswith("  compiling")
+    assert "images/s" not in line
+    assert "eta" not in line
+    event.loss.eta_seconds = 61  # a later compilation: the speed of the other steps is known
+    assert event_lines(event)[0].endswith("  eta 1 min 1 s")
+
+
+def test_live_display_says_that_a_job_compiles() -> None:
+    stream = io.StringIO()
+    with LiveDisplay(Output(stream, as_json=False), job_of("job-1")) as display:
+        display.event(compiling_event())
+    assert "compiling" in stream.getvalue()
+    assert "left" not in stream.getvalue()
+
+
 def progress_event(seq: int, done: int, total: int = 1000) -> job_pb2.JobEvent:
     event = job_pb2.JobEvent(seq=seq, job_id="job-1", attempt=1)
     event.time.FromJsonString("2026-01-31T12:00:00Z")

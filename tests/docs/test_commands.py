@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from examples.demo.digits import write_digits
+from tests.conftest import GRAPHS
 from tests.docs.blocks import RUNNABLE, blocks, script
 from tests.e2e.daemon import processes_below
 from tests.engine.bundles import write_bundle
@@ -60,6 +61,7 @@ class Workspace:
             "MULTIGRAIN_LISTEN": self.address,
             "MULTIGRAIN_HTTP_LISTEN": "127.0.0.1:0",
             "MULTIGRAIN_SERVER": self.address,
+            GRAPHS: os.environ[GRAPHS],
         }
         # A daemon in the background holds the script's output open, so that it goes to files.
         with (self.path / "output").open("w") as output, (self.path / "errors").open("w") as errors:

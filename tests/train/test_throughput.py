@@ -29,8 +29,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def run(meter: ThroughputMeter, clock: Clock, steps: list[tuple[float, float]]) -> list[float]:
-    """Steps of (seconds waiting for data, seconds computing); returns the step times."""
+def run(
+    meter: ThroughputMeter,
+    clock: Clock,
+    steps: list[tuple[float, float]],
+    compiled: tuple[int, ...] = (0, 1),
+) -> list[float]:
+    """Steps of (seconds waiting for data, seconds computing), of which some compile; returns the
+    step times."""
 
     def batches() -> Iterator[int]:
         for index, (wait, _) in enumerate(steps):
@@ -40,7 +46,7 @@ def run(meter: ThroughputMeter, clock: Clock, steps: list[tuple[float, float]]) 
     seconds = []
     for index in meter.time_waiting(batches()):
         clock.now += steps[index][1]
-        seconds.append(meter.step_done())
+        seconds.append(meter.step_done(compiled=index in compiled))
     return seconds
 
 
@@ -48,7 +54,7 @@ def test_a_step_lasts_from_the_end_of_the_previous_one(clock: Clock) -> None:
     assert run(ThroughputMeter(10), clock, [(1, 3), (0.5, 1.5)]) == pytest.approx([4, 2])
 
 
-def test_throughput_and_data_wait_exclude_the_first_two_steps(clock: Clock) -> None:
+def test_throughput_and_data_wait_exclude_steps_that_compile(clock: Clock) -> None:
     meter = ThroughputMeter(images_per_step=10)
     run(meter, clock, [(0, 50), (0, 30), (1, 1), (0, 2)])
     assert meter.images_per_second == pytest.approx(20 / 4)
@@ -69,9 +75,25 @@ def test_an_evaluation_counts_in_the_eta_but_in_no_step(
     run(meter, clock, [(0, 1)] * 4)
     clock.now += 60
     meter.exclude()
-    assert run(meter, clock, [(0, 1)]) == pytest.approx([1])
+    assert run(meter, clock, [(0, 1)], compiled=()) == pytest.approx([1])
     assert meter.images_per_second == pytest.approx(1)
     assert meter.eta_seconds(10) == pytest.approx(10 * (1 + 60 / 5))
+
+
+def test_there_is_no_estimate_before_a_step_without_compilation(clock: Clock) -> None:
+    meter = ThroughputMeter(images_per_step=10)
+    run(meter, clock, [(0, 50), (0, 30)])
+    assert meter.eta_seconds(5) == -1
+    assert meter.images_per_second == pytest.approx(20 / 80)
+    assert meter.eta_seconds(0) == 0
+    run(meter, clock, [(0, 2)], compiled=())
+    assert meter.eta_seconds(5) == pytest.approx(10)
+
+
+def test_a_later_compilation_does_not_change_the_estimate(clock: Clock) -> None:
+    meter = ThroughputMeter(images_per_step=10)
+    run(meter, clock, [(0, 50), (0, 2), (0, 40), (0, 2)], compiled=(0, 2))
+    assert meter.eta_seconds(5) == pytest.approx(10)
 
 
 def test_before_the_first_step_there_are_no_rates() -> None:

@@ -94,15 +94,17 @@ class LiveDisplay(Display):
             self._losses = {s: value for s, value in self._losses.items() if s < loss.step}
         self._losses[loss.step] = loss.loss
         self._latest = loss
-        self._advance(loss.step, loss.total_steps, loss.eta_seconds)
+        compiling = loss.compiled and loss.eta_seconds < 0
+        unknown = "compiling" if compiling else ""
+        self._advance(loss.step, loss.total_steps, loss.eta_seconds, unknown)
 
-    def _advance(self, done: int, total: int, eta_seconds: float) -> None:
+    def _advance(self, done: int, total: int, eta_seconds: float, unknown: str = "") -> None:
         left = duration(eta_seconds)
         self._bar.update(
             self._task,
             total=total or None,
             completed=done,
-            eta=f"{left} left" if left != "unknown" else "",
+            eta=f"{left} left" if left != "unknown" else unknown,
         )
 
     def _render(self) -> Group:

@@ -272,7 +272,10 @@ def loss(event: LossEvent) -> str:
         refreshed = f"curvature refreshed: {event.refreshed_layers} of {event.curvature_layers}"
         stopped = f", {event.stopped_layers} stopped" if event.stopped_layers else ""
         parts.append(refreshed + stopped)
-    parts += [f"{event.images_per_second:.1f} images/s", f"eta {duration(event.eta_seconds)}"]
+    if event.compiled and event.eta_seconds < 0:
+        parts.append("compiling")
+    else:
+        parts += [f"{event.images_per_second:.1f} images/s", f"eta {duration(event.eta_seconds)}"]
     if event.skipped:
         parts.append(f"SKIPPED: {event.skipped_because or 'non-finite'}")
     return "  ".join(parts)

@@ -17,6 +17,7 @@ from multigrain.events.records import JobError, JobState, Record, StateRecord
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits, write_limits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
+from multigrain.jobs.launchers import COMPILE_CACHE_SIZE_VARIABLE, COMPILE_CACHE_VARIABLE
 from multigrain.jobs.limits import EXIT_DISK_FULL, is_disk_full
 from multigrain.processes import needed_environment
 from multigrain.sandbox.policies import WORKER_VARIABLE
@@ -127,6 +128,8 @@ class SupervisorOptions:
         image_limits: of the image files in a dataset: those of serving, so that what is served can
             be trained on.
         sandbox: whether workers restrict themselves.
+        compile_cache: folder of compiled graphs; None = they are not kept.
+        compile_cache_bytes: its size at most.
         worker_environment: further environment variables for the processes of jobs: see
             ``multigrain.processes.needed_environment``.
         poll_seconds: interval at which events and processes are checked.
@@ -139,6 +142,8 @@ class SupervisorOptions:
     command: Sequence[str]
     image_limits: ImageLimits = DEFAULT_LIMITS
     sandbox: Literal["auto", "off"] = "auto"
+    compile_cache: Path | None = None
+    compile_cache_bytes: int = 0
     worker_environment: tuple[str, ...] = ()
     poll_seconds: float = 0.05
     save_seconds: float = 1.0
@@ -327,6 +332,9 @@ class Supervisor:
         lease = self._leases.acquire(active.job_id, active.request.spec.devices)
         environment = needed_environment(os.environ, self._options.worker_environment)
         environment[WORKER_VARIABLE] = self._options.sandbox
+        if self._options.compile_cache is not None and self._options.compile_cache_bytes:
+            environment[COMPILE_CACHE_VARIABLE] = str(self._options.compile_cache)
+            environment[COMPILE_CACHE_SIZE_VARIABLE] = str(self._options.compile_cache_bytes)
         environment |= lease.environment() if lease is not None else {}
         active.started = True
         active.waiting = "starting"

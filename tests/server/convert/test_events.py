@@ -59,6 +59,7 @@ LOSS = LossRecord(
     skipped_because="the factor A of trunk.conv1 is not finite",
     skipped_total=6,
     loss_scale=1024.0,
+    compiled=True,
 )
 
 
