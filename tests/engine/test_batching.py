@@ -103,6 +103,24 @@ def test_a_short_batch_takes_little_longer_than_one_image(full_seconds: float, s
     assert short_batch(0.01, 4, full_seconds) == size
 
 
+def test_batches_are_short_although_the_first_measurements_were_disturbed() -> None:
+    runs, now = [], [0.0]
+
+    class Disturbed:
+        """Takes 0.1 s for an image, and three times as long at first."""
+
+        best_batch = 16
+
+        def run_pixels(self, images: Sequence[object]) -> None:
+            runs.append(len(images))
+            now[0] += (0.3 if len(runs) <= 3 else 0.1) * len(images)
+
+    with mock.patch("time.perf_counter", side_effect=lambda: now[0]):
+        latency = BatchLatencyEstimator.measure(Disturbed(), SIDE)
+    assert latency.short_batch == 1
+    assert latency.seconds(16) > 1.5
+
+
 def test_batches_are_short_while_several_clients_send_images() -> None:
     queue = Queue()
     queue.latency.short_batch = 2

@@ -18,6 +18,8 @@ _IMAGE = 16 << 10
 # An image that was computed makes up for so many that were not: under overload, good clients are
 # refused, too.
 _CREDIT = 4
+# What a client has wasted is forgotten after so many seconds, however much it was.
+_LONGEST_SECONDS = 30.0
 # So long after its last call a client counts as active.
 _ACTIVE_SECONDS = 5.0
 _CLIENTS = 1024
@@ -90,7 +92,8 @@ class Pacing:
                 del self._debtors[next(iter(self._debtors))]
             debtor = self._debtors[client] = _Debtor(now, now)
         lost, made = _seconds_of(wasted), _seconds_of(computed)
-        debtor.until = max(now, debtor.until + lost - _CREDIT * made)
+        until = debtor.until + lost - _CREDIT * made
+        debtor.until = min(max(now, until), now + _LONGEST_SECONDS)
         debtor.last = lost
 
     async def turn(self, client: str) -> None:

@@ -175,6 +175,17 @@ async def test_only_so_many_requests_wait(bench: Bench) -> None:
         task.cancel()
 
 
+async def test_nobody_waits_for_long_after_the_last_wasted_request(bench: Bench) -> None:
+    await bench.pacing.turn("ordinary")
+    for _ in range(100):
+        bench.waste("hostile", 48)
+    await bench.start("hostile", "next")
+    await bench.after(25, "ordinary")
+    assert bench.read == []
+    await bench.after(6, "ordinary")
+    assert bench.read == ["next"]
+
+
 async def test_what_was_wasted_is_forgotten(bench: Bench) -> None:
     await bench.pacing.turn("ordinary")
     bench.waste("hostile", 40)
