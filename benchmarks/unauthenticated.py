@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +30,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from benchmarks import results
 from multigrain.v1 import job_pb2, job_pb2_grpc
 from multigrain_server.access.tokens import NewToken
-from tests.raw_http2 import PREFACE, Connection, headers, repeated_headers, settings
+from tests.raw_http2 import (
+    PREFACE,
+    Connection,
+    headers,
+    many_headers,
+    repeated_headers,
+    settings,
+)
 
 _MIB = 1 << 20
 _CHECK = "/grpc.health.v1.Health/Check"
 _WATCH = "/grpc.health.v1.Health/Watch"
 _EMBED = "/multigrain.v1.EmbeddingService/Embed"
+_EMBED_STREAM = "/multigrain.v1.EmbeddingService/EmbedStream"
 _IMPORT = "/multigrain.v1.ModelService/ImportModel"
 _PROBE_SECONDS = 0.25
 _PROBE_TIMEOUT = 5.0
@@ -64,7 +72,7 @@ class Daemon:
 @contextmanager
 def daemon(folder: Path) -> Iterator[Daemon]:
     """Starts a daemon with a token file."""
-    made = NewToken.parse("reader:read")
+    made = NewToken.parse("reader:read,infer")
     tokens = folder / "tokens.yaml"
     tokens.write_text(f"{made.line}\n")
     log = folder / "daemon.log"
@@ -93,12 +101,19 @@ def daemon(folder: Path) -> Iterator[Daemon]:
 Attack = Callable[[str, str, float], None]
 
 
-def _unfinished(address: str, seconds: float, method: str, streams: int, size: int) -> None:
+def _unfinished(
+    address: str,
+    seconds: float,
+    method: str,
+    streams: int,
+    size: int,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> None:
     """Messages whose last byte never comes, eight on a connection."""
     end = time.monotonic() + seconds
 
     def send(connection: Connection, stream: int) -> None:
-        connection.open(stream, method)
+        connection.open(stream, method, metadata)
         connection.send_message(stream, size, missing=1, seconds=seconds)
 
     threads = []
@@ -175,21 +190,60 @@ def half_open_grpc(address: str, _http: str, seconds: float) -> None:
     time.sleep(max(0.0, end - time.monotonic()))
 
 
-def header_blocks(address: str, _http: str, seconds: float) -> None:
-    """125 connections per second with headers of 16 KiB that decode to 45 MiB."""
+def _send_headers(address: str, seconds: float, block: bytes, pause: float, keep: int) -> None:
+    """Sends header blocks, each on a connection that acknowledges no settings.
+
+    Args:
+        address: of the daemon.
+        seconds: how long.
+        block: frames.
+        pause: seconds between two connections.
+        keep: connections that stay open.
+    """
     host, _, port = address.rpartition(":")
-    data = PREFACE + settings() + headers(1, repeated_headers(_CHECK))
+    data = PREFACE + settings() + block
     end = time.monotonic() + seconds
     opened: list[socket.socket] = []
     while time.monotonic() < end:
         with suppress(OSError):
             sock = socket.create_connection((host, int(port)), timeout=5)
-            sock.sendall(data)
             opened.append(sock)
-        if len(opened) > 25:
+            sock.sendall(data)
+        if len(opened) > keep:
             opened.pop(0).close()
-        time.sleep(_HPACK_SECONDS)
+        time.sleep(pause)
 
+
+def header_blocks(address: str, _http: str, seconds: float) -> None:
+    """125 connections per second with headers of 16 KiB that decode to 45 MiB."""
+    block = headers(1, repeated_headers(_CHECK))
+    _send_headers(address, seconds, block, _HPACK_SECONDS, 25)
+
+
+def continuations(address: str, _http: str, seconds: float) -> None:
+    """8 connections per second with 400,000 headers in 400 KB of CONTINUATION frames."""
+    _send_headers(address, seconds, headers(1, many_headers(_CHECK, 400_000)), 0.125, 25)
+
+
+def small_continuations(address: str, _http: str, seconds: float) -> None:
+    """50 connections per second with 60,000 headers in 60 KB."""
+    _send_headers(address, seconds, headers(1, many_headers(_CHECK, 60_000)), 0.02, 25)
+
+
+def endless_headers(address: str, _http: str, seconds: float) -> None:
+    """8 connections per second with 330,000 headers whose last frame never comes."""
+    block = headers(1, many_headers(_CHECK, 330_000))[:-1]
+    _send_headers(address, seconds, block, 0.125, 100)
+
+
+def open_streams(address: str, token: str, seconds: float) -> None:
+    """24 streams of a caller with a token, each with an unfinished message of 60 MiB."""
+    metadata = [("authorization", f"Bearer {token}")]
+    _unfinished(address, seconds, _EMBED_STREAM, 24, 60 * _MIB, metadata)
+
+
+# Get the token in place of the HTTP address.
+_WITH_TOKEN = {open_streams}
 
 ATTACKS: dict[str, Attack | None] = {
     "none": None,
@@ -200,6 +254,10 @@ ATTACKS: dict[str, Attack | None] = {
     "64 half-open HTTP": half_open_http,
     "3,000 half-open gRPC": half_open_grpc,
     "header blocks (HPACK)": header_blocks,
+    "header blocks of 400 KB": continuations,
+    "header blocks of 60 KB": small_continuations,
+    "header blocks without an end": endless_headers,
+    "with a token: 24 streams, messages of 60 MiB": open_streams,
 }
 
 
@@ -280,8 +338,9 @@ def measure(served: Daemon, attack: Attack | None, seconds: float) -> tuple[resu
     if attack is None:
         time.sleep(seconds)
     else:
+        second = served.token if attack in _WITH_TOKEN else served.http
         process = multiprocessing.get_context("spawn").Process(
-            target=attack, args=(served.address, served.http, seconds), daemon=True
+            target=attack, args=(served.address, second, seconds), daemon=True
         )
         process.start()
         process.join(seconds + 20)

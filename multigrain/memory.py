@@ -57,6 +57,11 @@ _OUT_OF_MEMORY = re.compile(
 # Less than a photograph takes while it is decoded.
 _PROBE_BYTES = 32 << 20
 _MAX_CAUSES = 16
+# Of malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+# Larger than most images, which are not worth a system call.
+_LARGE_BLOCK = 4 << 20
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -118,6 +123,19 @@ def _exit(error: BaseException) -> None:
     _LOG.error("out of memory: %s", str(error)[:200] or type(error).__name__)
     sys.stderr.flush()
     os._exit(EXIT_OUT_OF_MEMORY)
+
+
+def return_large_blocks() -> None:
+    """Returns blocks of some MiB to the operating system as soon as they are freed (mallopt).
+
+    The C library would keep them, in each thread's heap, as soon as the first such block was freed.
+    Does nothing where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        # The default if no threshold is set, once a large block was freed.
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BLOCK)
 
 
 def release_freed_memory() -> None:

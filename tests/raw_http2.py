@@ -11,6 +11,7 @@ from contextlib import suppress
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+_CONTINUATION = 9
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _MAX_FRAME = 16384
 
@@ -27,8 +28,11 @@ def settings() -> bytes:
 
 
 def headers(stream: int, block: bytes) -> bytes:
-    """The headers of a request."""
-    return frame(_HEADERS, _END_HEADERS, stream, block)
+    """The headers of a request, in as many frames as they need (RFC 9113, section 6.10)."""
+    pieces = [block[start : start + _MAX_FRAME] for start in range(0, len(block), _MAX_FRAME)]
+    kinds = [_HEADERS] + [_CONTINUATION] * (len(pieces) - 1)
+    flags = [0] * (len(pieces) - 1) + [_END_HEADERS]
+    return b"".join(map(frame, kinds, flags, [stream] * len(pieces), pieces))
 
 
 def call_headers(method: str, metadata: Iterable[tuple[str, str]] = ()) -> bytes:
@@ -52,6 +56,11 @@ def repeated_headers(method: str, value_bytes: int = 3900, times: int = 12_000) 
     """
     entry = b"\x40" + _text("x-a") + _integer(value_bytes, 7) + b"v" * value_bytes
     return call_headers(method) + entry + b"\xbe" * times
+
+
+def many_headers(method: str, entries: int) -> bytes:
+    """A header block whose entries take a byte each, and 33 bytes of gRPC's limit."""
+    return call_headers(method) + b"\x40" + _text("a") + _text("") + b"\xbe" * entries
 
 
 def _text(text: str) -> bytes:

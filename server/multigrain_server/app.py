@@ -49,6 +49,7 @@ from multigrain_server.grpc.jobs import (
     JobServicer,
     TrainingServicer,
 )
+from multigrain_server.grpc.metadata_limit import limit_metadata
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
@@ -110,7 +111,7 @@ class App:
             ) from error
         self.health = Health()
         self._calls = InFlightCalls()
-        self._connections = ConnectionGuard(config.grpc)
+        self._connections = ConnectionGuard(config.grpc, self.registry)
         self._gpus = GpuMonitor()
         self._gpu_watch: asyncio.Task[None] | None = None
         self._http: HttpServer | None = None
@@ -248,6 +249,7 @@ class App:
         await self._server.start()
         self._loop_watch = asyncio.create_task(self._loop_lag.watch(), name="loop-lag")
         self._connections.start(port)
+        limit_metadata(self._connections.refuse_metadata)
         self._data.write_address(self.address)
         if http_sockets:
             # Last, and in a thread: importing aiohttp and Jinja2 takes 0.2 s of CPU time. Until

@@ -14,6 +14,7 @@ from typing import TextIO
 import structlog
 
 from multigrain.errors import MultigrainError
+from multigrain.memory import return_large_blocks
 from multigrain.processes import keep_files_private
 from multigrain.streams import BROKEN_PIPE, GuardedStream, flush, standard_streams
 from multigrain.text import printable
@@ -123,6 +124,7 @@ async def serve(config: ServerConfig, runner_command: Sequence[str] = RUNNER_COM
     if signals.first.is_set():  # by a signal while the modules were imported
         return
     raise_descriptor_limit()
+    return_large_blocks()
     app = App(config, runner_command)
     try:
         await app.start()

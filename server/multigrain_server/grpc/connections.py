@@ -10,11 +10,14 @@ import asyncio
 import mmap
 import os
 import resource
+import select
 import socket
+import stat
 import sys
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -22,16 +25,39 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Metric
 
 from multigrain.memory import release_freed_memory
 from multigrain_server.access.client import host
 from multigrain_server.asyncio_utils import background_task
 from multigrain_server.config import GrpcConfig
+from multigrain_server.grpc.metadata_limit import MAX_ENTRIES
 
 _log = structlog.get_logger(__name__)
 
 _SECONDS = 0.5
 _STATUS_SECONDS = 0.1
+# After a connection was accepted, and while new ones have sent more than a first call does.
+_LOOK_SECONDS = 0.02
+# While there are new connections without an authorized call.
+_CALM_LOOK_SECONDS = 0.1
+# Of the time between two looks, this part may be spent looking.
+_LOOK_SHARE = 10
+# gRPC closes connections whose clients have not acknowledged its settings by then
+# (``grpc.server_handshake_timeout_ms`` and ``grpc.http2.settings_timeout``), and limits the headers
+# of all others to 16 KiB.
+_NEW_SECONDS = 11.0
+# What a client may send before it has the server's settings: one flow-control window, and headers.
+_FREE_BYTES = 96 << 10
+# Bytes above that which new connections without an authorized call have sent, all together. Every
+# byte of headers may take some 130 bytes of memory. A client whose call was refused may have sent a
+# window of its message.
+_SUSPECT_BYTES = 512 << 10
+_REFUSED_BYTES = 3 << 20
+# While clients get their first authorized calls, others may be waiting for theirs, for this long.
+_PATIENCE_SECONDS = 1.0
+_DISCARDED_BYTES = 1 << 20
 # Of all connections; those of callers who were never authorized make room before it is reached.
 _NEARLY_FULL = 0.9
 # Descriptors kept for files, engines and the HTTP address, of those that a process may have.
@@ -50,6 +76,9 @@ _RECEIVED = slice(128, 136)
 
 _Endpoint = tuple[str, int]
 _UNIX: _Endpoint = ("", 0)
+
+_MANY = "many"
+_BYTES = "bytes"
 
 
 def raise_descriptor_limit() -> None:
@@ -77,11 +106,13 @@ class Connection:
         inode: identifies the socket as long as it is open.
         descriptor: of the socket, in this process.
         peer: address and port of the client.
+        since: time of the event loop at which it was seen first.
     """
 
     inode: int
     descriptor: int
     peer: _Endpoint
+    since: float = 0.0
 
     def received_bytes(self) -> int:
         """Bytes received so far; 0 = unknown."""
@@ -100,7 +131,10 @@ class Connection:
         return int.from_bytes(info[_RECEIVED], sys.byteorder)
 
     def end(self) -> bool:
-        """Shuts the connection down, unless its descriptor belongs to another one by now."""
+        """Shuts the connection down, unless its descriptor belongs to another one by now.
+
+        Discards what gRPC has not read yet.
+        """
         try:
             copy = os.dup(self.descriptor)
         except OSError:
@@ -110,23 +144,58 @@ class Connection:
                 return False
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                # Copies nothing.
+                flags = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+                while sock.recv(_DISCARDED_BYTES, flags):
+                    pass
             return True
 
 
 class ConnectionGuard:
-    """Ends connections that are more than a host's or the daemon's share.
+    """Ends connections that are more than a host's or the daemon's share, or send too much.
 
     A connection on which a call was authorized is never ended.
 
     Args:
         config: the limits.
+        registry: where the counter of ended connections is registered.
     """
 
-    def __init__(self, config: GrpcConfig) -> None:
+    def __init__(self, config: GrpcConfig, registry: CollectorRegistry | None = None) -> None:
         self._per_host = config.max_connections_per_host
         self._total = max_connections(config)
         self._port = 0
-        self._authorized: set[str] = set()
+        self._authorized: dict[str, _Endpoint] = {}
+        self._trusted: set[_Endpoint] = set()
+        # Peers without an authorized call of which some call was answered.
+        self._answered: dict[str, _Endpoint] = {}
+        # What they had sent when the last one was.
+        self._accounted: dict[_Endpoint, int] = {}
+        self._discarding: set[_Endpoint] = set()
+        # When connections were seen first that had sent much, by inode.
+        self._suspects: dict[int, float] = {}
+        self._welcomed = False
+        self._arrivals: select.epoll | None = None
+        self._arrived = False
+        self._next_look: asyncio.TimerHandle | None = None
+        # By host and reason, to be logged.
+        self._ended: Counter[tuple[str, str]] = Counter()
+        self._metric = Metric(
+            "multigrain_connections_ended",
+            "gRPC connections without an authorized call that the daemon ended: too many of a host "
+            '(reason="many"), or too many bytes (reason="bytes").',
+            ["reason"],
+            registry=registry,
+        )
+        for reason in (_MANY, _BYTES):
+            self._metric.labels(reason)
+        self._metadata_metric = Metric(
+            "multigrain_metadata_refused",
+            f"Calls that were ended because they have more than {MAX_ENTRIES} metadata entries.",
+            registry=registry,
+        )
+        self._refused_metadata = 0
         # By inode, in the order in which they were seen first.
         self._connections: dict[int, Connection] = {}
         self._by_peer: dict[_Endpoint, Connection] = {}
@@ -139,11 +208,18 @@ class ConnectionGuard:
         """Watches the connections to a port."""
         self._port = port
         self._task = background_task(self._watch(), name="connections")
+        self._watch_arrivals()
 
     def stop(self) -> None:
         """Stops watching."""
         if self._task is not None:
             self._task.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        if self._arrivals is not None:
+            asyncio.get_running_loop().remove_reader(self._arrivals.fileno())
+            self._arrivals.close()
+            self._arrivals = None
 
     def authorize(self, peer: str) -> None:
         """Records that a call was authorized on a connection.
@@ -151,7 +227,43 @@ class ConnectionGuard:
         Args:
             peer: as reported by gRPC.
         """
-        self._authorized.add(peer)
+        if peer not in self._authorized:
+            self._authorized[peer] = _endpoint(peer)
+            self._trusted.add(self._authorized[peer])
+            self._welcomed = True
+
+    def answer(self, peer: str) -> None:
+        """Records that a call was answered, or refused, that needed no authorization or had none.
+
+        Args:
+            peer: as reported by gRPC.
+        """
+        endpoint = self._answered.get(peer)
+        if endpoint is None:
+            endpoint = self._answered[peer] = _endpoint(peer)
+        found = self._by_peer.get(endpoint)
+        if found is not None:
+            self._accounted[endpoint] = found.received_bytes()
+
+    @contextmanager
+    def discarding(self, peer: str) -> Iterator[None]:
+        """While this runs, the daemon reads what the client sends, and it may send any number.
+
+        Args:
+            peer: as reported by gRPC.
+        """
+        endpoint = _endpoint(peer)
+        self._discarding.add(endpoint)
+        try:
+            yield
+        finally:
+            self._discarding.discard(endpoint)
+            self.answer(peer)
+
+    def refuse_metadata(self) -> None:
+        """Records that a call was ended because of its metadata."""
+        self._refused_metadata += 1
+        self._metadata_metric.inc()
 
     def received_bytes(self, peer: str) -> int:
         """Bytes received so far on a connection without an authorized call; else 0.
@@ -190,11 +302,16 @@ class ConnectionGuard:
     def check(self) -> int:
         """Ends the connections that are too many. Returns how many."""
         self.scan()
-        known = {_endpoint(peer): peer for peer in self._authorized}
+        open_now = self._by_peer.keys()
         self._authorized = {
-            known[connection.peer]
-            for connection in self._connections.values()
-            if connection.peer in known
+            peer: endpoint for peer, endpoint in self._authorized.items() if endpoint in open_now
+        }
+        self._trusted = set(self._authorized.values())
+        self._answered = {
+            peer: endpoint for peer, endpoint in self._answered.items() if endpoint in open_now
+        }
+        self._accounted = {
+            endpoint: sent for endpoint, sent in self._accounted.items() if endpoint in open_now
         }
         hosts: defaultdict[str, list[Connection]] = defaultdict(list)
         for connection in self._connections.values():
@@ -206,22 +323,73 @@ class ConnectionGuard:
             excess = max(excess, total - int(self._total * _NEARLY_FULL))
             if excess <= 0:
                 continue
-            strangers = [found for found in hosts[name] if found.peer not in known]
-            gone = sum(connection.end() for connection in strangers[:excess])
+            strangers = [found for found in hosts[name] if found.peer not in self._trusted]
+            gone = sum(self._end(connection, name, _MANY) for connection in strangers[:excess])
             total -= gone
             ended += gone
-            if gone:
-                _log.warning(
-                    "ended connections without an authorized call",
-                    host=name,
-                    ended=gone,
-                    connections=len(hosts[name]),
-                )
         return ended
+
+    def check_bytes(self, now: float) -> float | None:
+        """Ends new connections without an authorized call that have sent too much together.
+
+        Counts what they have sent since the last of their calls was answered.
+
+        Those that have sent most are ended first. A call is authorized as soon as its headers have
+        come, so a connection is ended only if it had sent much at the previous check already, and
+        no connection was authorized since; or if it had sent much a second ago.
+
+        Args:
+            now: the time of the event loop.
+
+        Returns:
+            Seconds to the next check; None = there are no such connections.
+        """
+        answered = set(self._answered.values())
+        sent: dict[bool, list[tuple[int, Connection]]] = {False: [], True: []}
+        new = False
+        for connection in reversed(self._connections.values()):
+            if now - connection.since > _NEW_SECONDS:
+                break  # the others are older
+            if connection.peer in self._trusted:
+                continue
+            new = True
+            if connection.peer in self._discarding:
+                continue
+            accounted = self._accounted.get(connection.peer, 0)
+            excess = connection.received_bytes() - accounted - _FREE_BYTES
+            if excess > 0:
+                sent[connection.peer in answered].append((excess, connection))
+        patience = _PATIENCE_SECONDS if self._welcomed else _LOOK_SECONDS / 2
+        self._welcomed = False
+        suspected_before = now - patience
+        for limit, found in ((_SUSPECT_BYTES, sent[False]), (_REFUSED_BYTES, sent[True])):
+            total = sum(excess for excess, _ in found)
+            for excess, connection in sorted(found, key=lambda one: one[0], reverse=True):
+                if total <= limit:
+                    break
+                if self._suspects.get(connection.inode, now) <= suspected_before:
+                    self._end(connection, host(_peer(connection.peer)), _BYTES)
+                total -= excess
+        self._suspects = {
+            found.inode: self._suspects.get(found.inode, now)
+            for _, found in (*sent[False], *sent[True])
+        }
+        if self._suspects:
+            return _LOOK_SECONDS
+        return _CALM_LOOK_SECONDS if new else None
+
+    def _end(self, connection: Connection, name: str, reason: str) -> bool:
+        if not connection.end():
+            return False
+        self._connections.pop(connection.inode, None)
+        self._ended[name, reason] += 1
+        self._metric.labels(reason).inc()
+        return True
 
     def scan(self) -> None:
         """Finds the connections that are open now."""
         sockets = dict(_sockets())
+        now = time.monotonic()
         self._others &= sockets.keys()
         self._connections = {
             inode: found for inode, found in self._connections.items() if inode in sockets
@@ -233,8 +401,61 @@ class ConnectionGuard:
             if peer is None:
                 self._others.add(inode)
             else:
-                self._connections[inode] = Connection(inode, descriptor, peer)
+                self._connections[inode] = Connection(inode, descriptor, peer, now)
         self._by_peer = {found.peer: found for found in self._connections.values()}
+
+    def _watch_arrivals(self) -> None:
+        """Has ``_arrival`` called for new connections."""
+        # Not in the selector of the event loop, as gRPC may close these sockets at any time.
+        self._arrivals = select.epoll()
+        for _, descriptor in _sockets():
+            if _listens(descriptor, self._port):
+                self._arrivals.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        asyncio.get_running_loop().add_reader(self._arrivals.fileno(), self._arrival)
+
+    def _arrival(self) -> None:
+        if self._arrivals is None:
+            return
+        self._arrivals.poll(0)
+        self._arrived = True
+        self._look_in(_LOOK_SECONDS)
+
+    def _look_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._next_look is not None:
+            if self._next_look.when() <= loop.time() + seconds:
+                return
+            self._next_look.cancel()
+        self._next_look = loop.call_later(seconds, self._look, context=Context())
+
+    def _look(self) -> None:
+        """Examines the connections, and again as long as some of them are new."""
+        self._next_look = None
+        began = time.monotonic()
+        delay: float | None = _CALM_LOOK_SECONDS
+        try:
+            if self._arrived:
+                self._arrived = False
+                self.check()
+            delay = self.check_bytes(began)
+        except OSError as error:  # no descriptors for a moment
+            _log.warning("cannot examine connections", reason=str(error))
+        if delay is not None:
+            self._look_in(max(delay, _LOOK_SHARE * (time.monotonic() - began)))
+
+    def _report(self) -> None:
+        """Logs what was ended."""
+        for (name, reason), count in self._ended.items():
+            _log.warning(
+                "ended connections without an authorized call",
+                host=name,
+                reason=reason,
+                ended=count,
+            )
+        self._ended.clear()
+        if self._refused_metadata:
+            _log.warning("ended calls with too much metadata", calls=self._refused_metadata)
+            self._refused_metadata = 0
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -246,6 +467,7 @@ class ConnectionGuard:
                 self.check()
             except OSError as error:  # no descriptors for a moment
                 _log.warning("cannot examine connections", reason=str(error))
+            self._report()
             if loop.time() >= trim_at:
                 helped = await self._return_memory()
                 delay = _TRIM_SECONDS if helped else min(2 * delay, _MAX_TRIM_SECONDS)
@@ -266,15 +488,30 @@ class ConnectionGuard:
 
 def _sockets() -> Iterator[tuple[int, int]]:
     """Inodes and descriptors of the sockets of this process."""
-    with os.scandir("/proc/self/fd") as entries:
-        names = [entry.name for entry in entries]
-    for name in names:
+    for name in os.listdir("/proc/self/fd"):
         try:
-            kind, _, rest = os.readlink(f"/proc/self/fd/{name}").partition(":")
+            found = os.fstat(int(name))
         except OSError:  # closed meanwhile
             continue
-        if kind == "socket":
-            yield int(rest[1:-1]), int(name)
+        if stat.S_ISSOCK(found.st_mode):
+            yield found.st_ino, int(name)
+
+
+def _listens(descriptor: int, port: int) -> bool:
+    """Whether a TCP socket accepts connections to a local port."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        return False
+    try:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return bool(accepts) and sock.getsockname()[1] == port
+    except OSError:
+        return False
+    finally:
+        sock.detach()  # it is not ours to close
 
 
 def _accepted_from(descriptor: int, port: int) -> _Endpoint | None:

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from multigrain_server.convert.errors import internal_error, wire_error
 from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.message_reads import AUTHORIZED, OPEN, MessageReads
+from multigrain_server.grpc.metadata_limit import MAX_ENTRIES
 from multigrain_server.log_limits import FailedCallLines
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.serving.pacing import Pacing
@@ -58,9 +60,6 @@ _SMALL_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 _SMALL_MAX_BYTES = 4096
 # Refused streams that are discarded at a time if their callers were not authorized.
 _MAX_DISCARDED = 1
-
-# Clients that wait for the server's settings stay far below: gRPC accepts 16 KiB then.
-_MAX_METADATA = 512
 
 _Metadata = Sequence[tuple[str, str | bytes]]
 _metadata: ContextVar[_Metadata] = ContextVar("metadata", default=())
@@ -329,9 +328,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = rules.method
         incoming = Incoming(messages, upload=rules.upload) if rules.sends_stream else None
         metadata = _metadata.get()
-        too_many = len(metadata) > _MAX_METADATA
+        too_many = len(metadata) > MAX_ENTRIES
         if too_many:
-            metadata = metadata[:_MAX_METADATA]
+            metadata = metadata[:MAX_ENTRIES]
             _metadata.set(())
         request_id = _request_id(metadata)
         # In the context of gRPC's task for this call, which ends with it.
@@ -346,15 +345,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if self._connections is not None:
                     self._connections.end_soon(peer)
                 raise MultigrainError(
-                    ErrorKind.INVALID_FIELD, f"a call has at most {_MAX_METADATA} metadata entries"
+                    ErrorKind.INVALID_FIELD, f"a call has at most {MAX_ENTRIES} metadata entries"
                 )
             stream_from = peer if rules.streams else ""
             with self._access.enter(method, metadata, stream_from=stream_from) as token_name:
                 authorized = True
                 client = token_name or client
                 origin.set(Origin(client, peer))
-                if self._connections is not None and self._is_trusted(method, token_name):
-                    self._connections.authorize(peer)
+                if self._connections is not None:
+                    if self._is_trusted(method, token_name):
+                        self._connections.authorize(peer)
+                    else:
+                        self._connections.answer(peer)
                 if token_name:
                     structlog.contextvars.bind_contextvars(token=token_name)
                 if self._tracing is not None:
@@ -386,8 +388,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             wire = wire_error(error, request_id)
             code, reason = wire.code, wire.details
             trailing = ((REQUEST_ID, request_id), *wire.trailing_metadata)
+            if not authorized and self._connections is not None:
+                self._connections.answer(peer)
             if incoming is not None:
-                await self._discard(incoming, authorized=authorized)
+                await self._discard(incoming, authorized=authorized, peer=peer)
             try:
                 await context.abort(code, wire.details, trailing)
             except grpc.aio.InternalError:
@@ -432,7 +436,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await self._pacing.turn(client)
         return await self._reads.read(client, context.read)
 
-    async def _discard(self, incoming: Incoming, *, authorized: bool) -> None:
+    async def _discard(self, incoming: Incoming, *, authorized: bool, peer: str) -> None:
         """Discards the messages of a refused stream.
 
         Those of a caller who was not authorized only as long as nobody else's are discarded: what
@@ -445,7 +449,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return
         self._discarded += 1
         try:
-            await incoming.discard()
+            with self._connections.discarding(peer) if self._connections else nullcontext():
+                await incoming.discard()
         finally:
             self._discarded -= 1
 

@@ -16,6 +16,9 @@ from multigrain_server.grpc.connections import max_connections
 # continent.
 _UNREAD_BYTES = 1 << 20
 _HANDSHAKE_MS = 5000
+# The default; and what gRPC accepts before a client has acknowledged the settings.
+_METADATA_BYTES = 16 << 10
+_UNACKNOWLEDGED_METADATA_BYTES = 16 << 20
 
 
 def build_server(
@@ -41,6 +44,12 @@ def build_server(
         # For TLS, and for the first bytes of HTTP/2.
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", _HANDSHAKE_MS),
+        # Streams whose headers are too large are ended at once, and not kept for a second.
+        ("grpc.http.tarpit", 0),
+        # gRPC would refuse calls at random above 8 KiB; before a client has acknowledged the
+        # settings, with an error text that names every entry.
+        ("grpc.max_metadata_size", _UNACKNOWLEDGED_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", max_connections(config)),
     ]
     if config.max_connection_age_seconds:
