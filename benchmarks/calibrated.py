@@ -42,7 +42,8 @@ def write_bundle(models_dir: Path) -> Path:
 
     from multigrain.bundle.reference import write_reference
     from multigrain.export import graphs
-    from multigrain.export.int8 import int8_images, write_int8
+    from multigrain.export.int8 import write_int8
+    from multigrain.export.int8_images import NoInt8, int8_images
     from multigrain.model.multigrain import build_model
     from multigrain.model.state import model_state
     from multigrain.storage import describe
@@ -80,6 +81,8 @@ def write_bundle(models_dir: Path) -> Path:
             PREPROCESSING,
             lambda: None,
         )
+    if isinstance(int8, NoInt8):
+        raise SystemExit(f"no 8-bit graph: {int8.reason}")
     head = Head(
         resolution=SIZE,
         gem_p=spec.gem_p,

@@ -250,5 +250,13 @@ _ALL: Final = (
         "the joint loss with classification alone, with and without repeated augmentation",
         600,
     ),
+    Benchmark(
+        "mixed_vectors",
+        "Numerics",
+        "How much recall is lost if queries and database were embedded in different precisions?",
+        "searches across float32, bfloat16 and 8 bits with searches within one of them",
+        4,
+        data=True,
+    ),
 )
 BENCHMARKS: Final[dict[str, Benchmark]] = {one.name: one for one in _ALL}

@@ -79,7 +79,7 @@ EXCEPTIONS: dict[str, tuple[dict[str, int], str]] = {
         "the daemon has verified the bundle's files by the reader; in the engine's sandbox",
     ),
     "multigrain/evaluate/results.py": ({".savefig": 1}, "given a file that the reader opened"),
-    "multigrain/evaluate/copy_detection.py": ({"Image.open": 1}, "bytes in memory, no file"),
+    "multigrain/evaluate/distortion.py": ({"Image.open": 1}, "bytes in memory, no file"),
     "server/multigrain_server/database.py": (
         {"sqlite3.connect": 1},
         "open_index looks at the files before",

@@ -57,30 +57,65 @@ class GraphScores(Spec):
     top5: float = Field(ge=0, le=1)
 
 
-class Int8Entry(Spec):
+class VectorScores(Spec):
+    """Mean average precision of the searches with a graph's vectors, from 0 to 1.
+
+    Attributes:
+        copy_map: of distorted copies that should find their originals.
+        object_map: of images that should find the others of their class folder; None without
+            class folders.
+    """
+
+    copy_map: float = Field(ge=0, le=1)
+    object_map: float | None = Field(None, ge=0, le=1)
+
+
+class VectorLoss(Spec):
+    """How the vectors of a quantized graph differ from those of the float32 graph.
+
+    Attributes:
+        cosine_mean: mean cosine of the two vectors of an image.
+        cosine_p1: first percentile of the cosines: 99 % of the images have at least this.
+        cosine_min: smallest cosine.
+        f32_search: searches with the vectors of the float32 graph; None = not measured.
+        int8_search: the same searches with those of the quantized graph.
+    """
+
+    cosine_mean: float
+    cosine_p1: float = 0.0
+    cosine_min: float
+    f32_search: VectorScores | None = None
+    int8_search: VectorScores | None = None
+
+
+class Int8Entry(VectorLoss):
     """Quantized graph of a resolution head, and how it compares with the float32 graph.
 
     Attributes:
         file: OpenVINO's .xml; the weights are in a .bin file of the same name.
         calibration_images: number of images that it was calibrated with.
         images: number of other images, by which the two graphs are compared.
-        cosine_mean: mean cosine of the two embeddings of an image.
-        cosine_min: smallest cosine.
+        held_out: where those come from: the training run's "validation" or "training" images, or
+            the folder "int8_path".
         same_top1: share of the images for which both graphs have the same top class.
         labelled_images: those in folders named as the model's labels.
         f32: accuracy of the float32 graph on these.
         int8: accuracy of the quantized graph on these.
+        whitened: the comparison of the whitened vectors; None without a whitening.
+        reference_cosine: smallest cosine with the reference outputs, on the machine that exported
+            the graph; 0 = not known.
     """
 
     file: FileName = Field(pattern=r"\.xml$")
     calibration_images: int = Field(ge=1, le=2**31 - 1)
     images: Count
-    cosine_mean: float
-    cosine_min: float
+    held_out: Text = ""
     same_top1: float
     labelled_images: Count = 0
     f32: GraphScores | None = None
     int8: GraphScores | None = None
+    whitened: VectorLoss | None = None
+    reference_cosine: float = Field(0.0, ge=0, le=1.001)
 
     @property
     def files(self) -> tuple[str, str]:
@@ -104,6 +139,8 @@ class Head(Spec):
     #: Reference images and outputs, see ``multigrain.bundle.reference``.
     reference: FileName = ""
     int8: Int8Entry | None = None
+    #: Why there is no 8-bit graph; empty if there is one, or if none was wanted.
+    no_int8: Text = ""
 
     @property
     def named_files(self) -> tuple[str, ...]:

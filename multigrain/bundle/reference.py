@@ -26,8 +26,11 @@ Precision = Literal["f32", "bf16", "int8"]
 #: Of f32: limit of the difference of a component of the normalized embedding, and of a logit
 #: relative to the largest logit.
 MAX_DIFFERENCE: Final = 1e-4
-#: Lower limit of the cosine of every image's embedding with the reference.
+#: Lower limit of the cosine of every image's embedding with the reference. That of int8 is for
+#: graphs without a ``reference_cosine``; see :func:`least_int8_cosine`.
 MIN_COSINE: Final[dict[Precision, float]] = {"bf16": 0.9995, "int8": 0.99}
+# Processors differ in the layers that are not quantized (float32 or bfloat16).
+_INT8_SLACK: Final = 0.005
 
 _PIXELS, _EMBEDDING, _LOGITS = "pixels", "embedding", "logits"
 
@@ -46,12 +49,31 @@ class Agreement:
     embedding: float
     logits: float
 
-    def suffices(self, precision: Precision) -> bool:
-        """Whether this is close enough for a precision. Never with NaN."""
-        least = MIN_COSINE.get(precision)
+    def suffices(self, precision: Precision, least: float | None = None) -> bool:
+        """Whether this is close enough for a precision. Never with NaN.
+
+        Args:
+            precision: of the runtime.
+            least: smallest cosine; None = that of the precision.
+        """
+        if least is None:
+            least = MIN_COSINE.get(precision)
         if least is not None:
             return self.cosine >= least and bool(np.isfinite(self.logits))
         return self.embedding <= MAX_DIFFERENCE and self.logits <= MAX_DIFFERENCE
+
+
+def least_int8_cosine(exported: float) -> float:
+    """Lower limit of the cosine of an 8-bit graph with the reference.
+
+    The reference images are synthetic: a graph that was calibrated with photographs may be less
+    exact on them than on photographs, by which the export judges it. What an engine has to find out
+    is whether this machine computes the graph as the one that exported it.
+
+    Args:
+        exported: the graph's ``reference_cosine``; 0 = not known.
+    """
+    return exported - _INT8_SLACK if exported else MIN_COSINE["int8"]
 
 
 def agreement(embedding: FloatArray, logits: FloatArray, expected: Reference) -> Agreement:

@@ -151,6 +151,8 @@ class Ready(_Message):
     Attributes:
         runtime: library, version, device and precision.
         reason: why this runtime was chosen.
+        runtime_name: by which it can be requested, such as "openvino-int8".
+        speeds: images per second of the runtimes to choose from; empty if there was no choice.
         resolutions: that the bundle serves.
         embedding_size: numbers in an embedding.
         classes: number of classes; 0 = none.
@@ -173,6 +175,8 @@ class Ready(_Message):
     images_per_second: float = 0.0
     busy_items: int = 16
     sandbox: tuple[Measure, ...] = ()
+    runtime_name: str = ""
+    speeds: dict[str, float] = {}
 
 
 class LoadFailed(_Message):

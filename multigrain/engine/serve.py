@@ -115,6 +115,8 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
             images_per_second=worker.images_per_second,
             busy_items=worker.busy_items,
             sandbox=sandbox.measures,
+            runtime_name=loaded.name,
+            speeds=loaded.speeds,
         )
     )
     worker.compute_loop()

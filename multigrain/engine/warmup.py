@@ -45,8 +45,15 @@ def warm_up(runtime: Runtime, resolution: int, embedding_size: int, classes: int
             )
 
 
-def check_agreement(runtime: Runtime, reference: Reference) -> Agreement:
+def check_agreement(
+    runtime: Runtime, reference: Reference, least: float | None = None
+) -> Agreement:
     """Computes the bundle's reference images and compares the outputs.
+
+    Args:
+        runtime: to check.
+        reference: of the bundle.
+        least: smallest cosine; None = that of the runtime's precision.
 
     Raises:
         MultigrainError: CHECKPOINT if the outputs have other shapes than the reference;
@@ -70,9 +77,9 @@ def check_agreement(runtime: Runtime, reference: Reference) -> Agreement:
                 f"the bundle's reference outputs have {theirs.shape}: export or import it again",
             )
     found = agreement(embedding, logits, reference)
-    if found.suffices(runtime.precision):
+    if found.suffices(runtime.precision, least):
         return found
-    least = MIN_COSINE.get(runtime.precision)
+    least = MIN_COSINE.get(runtime.precision) if least is None else least
     bound = f"a cosine of {least:g}" if least is not None else f"differences of {MAX_DIFFERENCE:g}"
     raise MultigrainError(
         ErrorKind.UNSUPPORTED,

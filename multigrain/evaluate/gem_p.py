@@ -25,7 +25,7 @@ from multigrain.data.report import report_listing
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.classification import map_class_indices, no_readable_image
-from multigrain.evaluate.copy_detection import distort
+from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.evaluator import EvaluationProgress
 from multigrain.evaluate.inference import CompiledModel, FloatArray, Inference, Predictions
 from multigrain.evaluate.retrieval import BenchmarkResult, Ranker

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from multigrain.bundle.manifest import Head, WhiteningEntry
-from multigrain.bundle.reference import write_reference
+from multigrain.bundle.manifest import Head, Int8Entry, WhiteningEntry
+from multigrain.bundle.reference import Reference, write_reference
 from multigrain.data.image_folder import ImageFolder, scan_images
 from multigrain.data.probe import probe
 from multigrain.evaluate.inference import CompiledModel, FloatArray, Inference
 from multigrain.events.records import LogRecord
 from multigrain.export import graphs
-from multigrain.export.int8 import Int8Images, write_int8
+from multigrain.export.int8 import StopRequested, write_int8
+from multigrain.export.int8_cost import describe
+from multigrain.export.int8_images import Int8Images, NoInt8
 from multigrain.images.limits import DEFAULT_LIMITS, ImageLimits
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess
@@ -22,7 +24,14 @@ from multigrain.jobs.context import WorkerContext
 from multigrain.specs.export import ExportSpec
 from multigrain.text import printable
 from multigrain.weights.restore import RestoredModel
-from multigrain.whitening import Moments, fit_whitening, fold_classifier, write_whitening
+from multigrain.whitening import (
+    Moments,
+    StoredWhitening,
+    fit_whitening,
+    fold_classifier,
+    read_whitening,
+    write_whitening,
+)
 
 _FORMS = {"mindir": "model.mindir", "onnx": "model.onnx", "air": "model.air"}
 _INT8 = "model-int8.xml"
@@ -63,7 +72,7 @@ class HeadWriter:
         preprocessing: of the head.
         folder: the bundle's temporary folder.
         default: whether this is the default head.
-        int8: images to calibrate and evaluate a quantized graph; None = no quantized graph.
+        int8: images to calibrate and measure an 8-bit graph; or why there is none.
     """
 
     ctx: WorkerContext
@@ -72,7 +81,7 @@ class HeadWriter:
     preprocessing: Preprocessing
     folder: Path
     default: bool
-    int8: Int8Images | None = None
+    int8: Int8Images | NoInt8
 
     def write(self, images: WhiteningImages | None) -> Head | None:
         """Writes the files; returns the head, or None if asked to stop.
@@ -97,33 +106,63 @@ class HeadWriter:
                 graphs.write_onnx(network, self.folder / name, compared, expected)
             else:
                 graphs.write_air(network, self.folder / name, compared)
-        quantized = None
-        if self.int8 is not None:
-            if self.ctx.reporter.stop_requested:
-                return None
-            name = self._name(_INT8)
-            self._log(f"writing {name}")
-            quantized = write_int8(
-                self.folder / names["onnx"],
-                self.folder / name,
-                self.int8,
-                self.preprocessing,
-                self.ctx.reporter.alive,
-            )
         entry = None
         if images is not None:
             entry = self._whitening(images)
             if entry is None:
                 return None
+        quantized: Int8Entry | NoInt8
+        try:
+            quantized = self._quantize(names.get("onnx", ""), expected, entry)
+        except StopRequested:
+            return None
         return Head(
             resolution=size,
             gem_p=self.restored.spec.gem_p,
             preprocessing=self.preprocessing,
             whitening=entry,
             reference=reference,
-            int8=quantized,
+            int8=quantized if isinstance(quantized, Int8Entry) else None,
+            no_int8=quantized.reason if isinstance(quantized, NoInt8) else "",
             **names,
         )
+
+    def _quantize(
+        self, onnx: str, reference: Reference, whitening: WhiteningEntry | None
+    ) -> Int8Entry | NoInt8:
+        """Writes the 8-bit graph, and logs what it costs or why there is none."""
+        size = self.preprocessing.size
+        found: Int8Entry | NoInt8
+        if isinstance(self.int8, NoInt8):
+            found = self.int8
+        else:
+            name = self._name(_INT8)
+            used = len(self.int8.calibration.indices)
+            self._log(f"writing {name}, calibrated with {used} images")
+            found = write_int8(
+                self.folder / onnx,
+                self.folder / name,
+                self.int8,
+                self.preprocessing,
+                self._progress,
+                reference=reference,
+                whitening=self._stored(whitening),
+            )
+        if isinstance(found, Int8Entry):
+            self._log(f"8-bit graph at {size} px: {describe(found)}")
+        elif found.reason:
+            self._log(f"no 8-bit graph at {size} px: {found.reason}", "WARNING")
+        return found
+
+    def _progress(self) -> None:
+        if self.ctx.reporter.stop_requested:
+            raise StopRequested
+        self.ctx.reporter.alive()
+
+    def _stored(self, entry: WhiteningEntry | None) -> StoredWhitening | None:
+        if entry is None:
+            return None
+        return read_whitening(self.folder / entry.file, self.restored.network.embedding_size)
 
     def _name(self, name: str) -> str:
         if self.default:

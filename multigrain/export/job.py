@@ -17,7 +17,8 @@ from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.log import newest_record
 from multigrain.events.records import ArtifactRecord
 from multigrain.export.head import HeadWriter, whitening_images
-from multigrain.export.int8 import int8_images
+from multigrain.export.int8_cost import describe as describe_cost
+from multigrain.export.int8_images import Int8Images, NoInt8, find_images
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.manifests import MAX_LABELS
 from multigrain.specs.export import ExportSpec
@@ -93,7 +94,15 @@ def _report(ctx: WorkerContext, manifest: BundleManifest) -> Outcome:
     )
     if newest_record(ctx.folder.events, ArtifactRecord) != record:
         ctx.reporter.emit(record)
-    return Outcome(message=f"wrote {manifest.name}@{manifest.version}")
+    return Outcome(message=f"wrote {manifest.name}@{manifest.version}{_int8_note(manifest.heads)}")
+
+
+def _int8_note(heads: tuple[Head, ...]) -> str:
+    """What the job's result says about the 8-bit graph; nothing if none was wanted."""
+    head = next((head for head in heads if head.no_int8), heads[0])
+    if head.int8 is not None:
+        return f"; 8-bit graph: {describe_cost(head.int8)}"
+    return f"; no 8-bit graph: {head.no_int8}" if head.no_int8 else ""
 
 
 def _published_bundle(folder: Path, job_id: str) -> BundleManifest | None:
@@ -135,10 +144,11 @@ def _write(
     _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])
     limits = ctx.image_limits
     images = whitening_images(spec, limits) if spec.whitening_path else None
-    int8 = int8_images(spec, restored.weights.labels, limits) if spec.int8_path else None
-    for source in (images, int8):
-        if source is not None:
-            report_listing(ctx, source.folder)
+    int8 = find_images(ctx.request, spec, restored.weights.labels, limits)
+    listed = [images.folder] if images is not None else []
+    listed += int8.folders if isinstance(int8, Int8Images) else []
+    for source in listed:
+        report_listing(ctx, source)
     (folder / WEIGHTS).write_bytes(save_tensors(restored.state))
     labels = restored.weights.labels
     if len(labels) > MAX_LABELS:
@@ -161,6 +171,10 @@ def _write(
         if head is None:
             return None
         heads.append(head)
+        if head.int8 is None and isinstance(int8, Int8Images):
+            # Engines serve 8 bits at all resolutions or at none.
+            int8 = NoInt8(f"it was left out at {head.resolution} px")
+            heads = [_without_int8(other, folder, int8.reason) for other in heads]
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         path.chmod(FILE_MODE)
@@ -184,6 +198,15 @@ def _write(
         ),
         export_job=ctx.request.job_id,
     )
+
+
+def _without_int8(head: Head, folder: Path, reason: str) -> Head:
+    """Removes the 8-bit graph of a head that has one."""
+    if head.int8 is None:
+        return head
+    for name in head.int8.files:
+        (folder / name).unlink()
+    return head.model_copy(update={"int8": None, "no_int8": reason})
 
 
 def _check_different(sizes: list[int]) -> None:

@@ -88,7 +88,7 @@ def memory_advice(request: JobRequest) -> str:
         fields = ["resolutions" if spec.resolutions else "resolution"]
         if spec.whitening_path:
             fields.append("whitening_images")
-        if spec.int8_path:
+        if spec.int8_path or (request.train_path and spec.int8 != "off"):
             fields.append("int8_images")
         return f"lower {' or '.join(fields)}, or use more memory"
     return _TRAINING_ADVICE

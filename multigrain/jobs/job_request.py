@@ -39,6 +39,8 @@ class JobRequest(Spec):
         export: its specification.
         weights_path: checkpoint folder or weights file of an evaluation or export.
         models_dir: where an export writes its bundle.
+        train_path: training set of the run that an export's weights come from; "" = not known.
+        val_path: its validation set; "" = it had none.
         warnings: what was unusual about the datasets at submission, one line each.
     """
 
@@ -55,6 +57,8 @@ class JobRequest(Spec):
     export: ExportSpec | None = None
     weights_path: str = ""
     models_dir: str = ""
+    train_path: str = ""
+    val_path: str = ""
     warnings: tuple[str, ...] = ()
 
     @classmethod

@@ -76,6 +76,8 @@ def check_export(spec: ExportSpec) -> list[FieldViolation]:
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
     found += _resolutions(spec)
     found += _duplicates("formats", spec.formats)
+    if spec.int8 == "off" and spec.int8_path:
+        found.append(_violation("int8_path", "is set, but int8 is off: leave one of them out"))
     return found
 
 

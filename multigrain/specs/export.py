@@ -36,8 +36,9 @@ class ExportSpec(Spec):
     gem_p: float = Field(0.0, ge=0)
     whitening_path: str = ""
     whitening_images: int = Field(20_000, ge=2, le=10_000_000)
+    int8: Literal["auto", "off"] = "auto"
     int8_path: str = ""
-    int8_images: int = Field(300, ge=1, le=100_000)
+    int8_images: int = Field(128, ge=1, le=100_000)
     resolutions: tuple[ResolutionSpec, ...] = Field((), max_length=8)
 
     @property

@@ -26,7 +26,7 @@ from multigrain.v1 import common_pb2 as multigrain_dot_v1_dot_common__pb2
 from multigrain.v1 import evaluation_spec_pb2 as multigrain_dot_v1_dot_evaluation__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmultigrain/v1/export_spec.proto\x12\rmultigrain.v1\x1a\x1amultigrain/v1/common.proto\x1a#multigrain/v1/evaluation_spec.proto\"\x8e\x04\n\nExportSpec\x12-\n\x07weights\x18\x01 \x01(\x0b\x32\x1c.multigrain.v1.WeightsSource\x12\x17\n\nmodel_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07version\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07\x66ormats\x18\x04 \x03(\t\x12\x17\n\nresolution\x18\x05 \x01(\rH\x02\x88\x01\x01\x12*\n\x07\x64\x65vices\x18\x06 \x01(\x0b\x32\x19.multigrain.v1.DeviceSpec\x12\x12\n\x05trunk\x18\x07 \x01(\tH\x03\x88\x01\x01\x12\x12\n\x05gem_p\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0ewhitening_path\x18\t \x01(\tH\x05\x88\x01\x01\x12\x1d\n\x10whitening_images\x18\n \x01(\rH\x06\x88\x01\x01\x12\x32\n\x0bresolutions\x18\x0b \x03(\x0b\x32\x1d.multigrain.v1.ResolutionSpec\x12\x16\n\tint8_path\x18\x0c \x01(\tH\x07\x88\x01\x01\x12\x18\n\x0bint8_images\x18\r \x01(\rH\x08\x88\x01\x01\x42\r\n\x0b_model_nameB\n\n\x08_versionB\r\n\x0b_resolutionB\x08\n\x06_trunkB\x08\n\x06_gem_pB\x11\n\x0f_whitening_pathB\x13\n\x11_whitening_imagesB\x0c\n\n_int8_pathB\x0e\n\x0c_int8_images\"V\n\x0eResolutionSpec\x12\x17\n\nresolution\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05gem_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_resolutionB\x08\n\x06_gem_pb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmultigrain/v1/export_spec.proto\x12\rmultigrain.v1\x1a\x1amultigrain/v1/common.proto\x1a#multigrain/v1/evaluation_spec.proto\"\xaa\x04\n\nExportSpec\x12-\n\x07weights\x18\x01 \x01(\x0b\x32\x1c.multigrain.v1.WeightsSource\x12\x17\n\nmodel_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07version\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07\x66ormats\x18\x04 \x03(\t\x12\x17\n\nresolution\x18\x05 \x01(\rH\x02\x88\x01\x01\x12*\n\x07\x64\x65vices\x18\x06 \x01(\x0b\x32\x19.multigrain.v1.DeviceSpec\x12\x12\n\x05trunk\x18\x07 \x01(\tH\x03\x88\x01\x01\x12\x12\n\x05gem_p\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0ewhitening_path\x18\t \x01(\tH\x05\x88\x01\x01\x12\x1d\n\x10whitening_images\x18\n \x01(\rH\x06\x88\x01\x01\x12\x32\n\x0bresolutions\x18\x0b \x03(\x0b\x32\x1d.multigrain.v1.ResolutionSpec\x12\x16\n\tint8_path\x18\x0c \x01(\tH\x07\x88\x01\x01\x12\x18\n\x0bint8_images\x18\r \x01(\rH\x08\x88\x01\x01\x12\x11\n\x04int8\x18\x0e \x01(\tH\t\x88\x01\x01\x42\r\n\x0b_model_nameB\n\n\x08_versionB\r\n\x0b_resolutionB\x08\n\x06_trunkB\x08\n\x06_gem_pB\x11\n\x0f_whitening_pathB\x13\n\x11_whitening_imagesB\x0c\n\n_int8_pathB\x0e\n\x0c_int8_imagesB\x07\n\x05_int8\"V\n\x0eResolutionSpec\x12\x17\n\nresolution\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05gem_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_resolutionB\x08\n\x06_gem_pb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'multigrain.v1.export_spec_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPORTSPEC']._serialized_start=116
-  _globals['_EXPORTSPEC']._serialized_end=642
-  _globals['_RESOLUTIONSPEC']._serialized_start=644
-  _globals['_RESOLUTIONSPEC']._serialized_end=730
+  _globals['_EXPORTSPEC']._serialized_end=670
+  _globals['_RESOLUTIONSPEC']._serialized_start=672
+  _globals['_RESOLUTIONSPEC']._serialized_end=758
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class ExportSpec(_message.Message):
     RESOLUTIONS_FIELD_NUMBER: _builtins.int
     INT8_PATH_FIELD_NUMBER: _builtins.int
     INT8_IMAGES_FIELD_NUMBER: _builtins.int
+    INT8_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Name in the registry: letters, digits, '.', '_' and '-', at most 64, starting with a letter or
     digit.
@@ -60,13 +61,17 @@ class ExportSpec(_message.Message):
     """Maximum number of these images, drawn at random with a fixed seed. Default 20,000."""
     int8_path: _builtins.str
     """Folder of images like those that will be served (in sub-folders or not), under an allowed
-    root. The bundle then carries an 8-bit graph as well, calibrated with at most half of them,
-    which "auto" serves on the CPU. Its scores on the other images, compared with those of the
-    float32 graph, are in model.json. Needs format onnx, and NNCF on the server. Empty: no 8-bit
-    graph.
+    root, for the 8-bit graph: at most half of them calibrate it, others measure what it costs.
+    Needs format onnx, and NNCF on the server. Empty: the images of the training run that the
+    weights come from; its validation images, if it has any, measure.
     """
     int8_images: _builtins.int
-    """Maximum number of images to calibrate with, drawn at random with a fixed seed. Default 300."""
+    """Maximum number of images to calibrate with, drawn at random with a fixed seed. Default 128."""
+    int8: _builtins.str
+    """"auto" (default): the bundle carries a graph with 8-bit weights and activations beside the
+    float32 one, if there are images to calibrate it and it loses little. Otherwise it is left out,
+    and the job's log and result and model.json say why. "off": no 8-bit graph.
+    """
     @_builtins.property
     def weights(self) -> _evaluation_spec_pb2.WeightsSource:
         """A job or a checkpoint (not a model, which is a bundle already)."""
@@ -99,13 +104,16 @@ class ExportSpec(_message.Message):
         resolutions: _abc.Iterable[Global___ResolutionSpec] | None = ...,
         int8_path: _builtins.str | None = ...,
         int8_images: _builtins.int | None = ...,
+        int8: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_int8_images", b"_int8_images", "_int8_path", b"_int8_path", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "gem_p", b"gem_p", "int8_images", b"int8_images", "int8_path", b"int8_path", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_int8", b"_int8", "_int8_images", b"_int8_images", "_int8_path", b"_int8_path", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "gem_p", b"gem_p", "int8", b"int8", "int8_images", b"int8_images", "int8_path", b"int8_path", "model_name", b"model_name", "resolution", b"resolution", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_int8_images", b"_int8_images", "_int8_path", b"_int8_path", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "formats", b"formats", "gem_p", b"gem_p", "int8_images", b"int8_images", "int8_path", b"int8_path", "model_name", b"model_name", "resolution", b"resolution", "resolutions", b"resolutions", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p", "_int8", b"_int8", "_int8_images", b"_int8_images", "_int8_path", b"_int8_path", "_model_name", b"_model_name", "_resolution", b"_resolution", "_trunk", b"_trunk", "_version", b"_version", "_whitening_images", b"_whitening_images", "_whitening_path", b"_whitening_path", "devices", b"devices", "formats", b"formats", "gem_p", b"gem_p", "int8", b"int8", "int8_images", b"int8_images", "int8_path", b"int8_path", "model_name", b"model_name", "resolution", b"resolution", "resolutions", b"resolutions", "trunk", b"trunk", "version", b"version", "weights", b"weights", "whitening_images", b"whitening_images", "whitening_path", b"whitening_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gem_p: _TypeAlias = _typing.Literal["gem_p"]  # noqa: Y015
     _WhichOneofArgType__gem_p: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p"]  # noqa: Y015
+    _WhichOneofReturnType__int8: _TypeAlias = _typing.Literal["int8"]  # noqa: Y015
+    _WhichOneofArgType__int8: _TypeAlias = _typing.Literal["_int8", b"_int8"]  # noqa: Y015
     _WhichOneofReturnType__int8_images: _TypeAlias = _typing.Literal["int8_images"]  # noqa: Y015
     _WhichOneofArgType__int8_images: _TypeAlias = _typing.Literal["_int8_images", b"_int8_images"]  # noqa: Y015
     _WhichOneofReturnType__int8_path: _TypeAlias = _typing.Literal["int8_path"]  # noqa: Y015
@@ -124,6 +132,8 @@ class ExportSpec(_message.Message):
     _WhichOneofArgType__whitening_path: _TypeAlias = _typing.Literal["_whitening_path", b"_whitening_path"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gem_p) -> _WhichOneofReturnType__gem_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__int8) -> _WhichOneofReturnType__int8 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__int8_images) -> _WhichOneofReturnType__int8_images | None: ...
     @_typing.overload

@@ -98,6 +98,26 @@ class Model(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RuntimeSpeedsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -119,6 +139,8 @@ class Model(_message.Message):
     LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
     RESOLUTIONS_FIELD_NUMBER: _builtins.int
+    RUNTIME_NAME_FIELD_NUMBER: _builtins.int
+    RUNTIME_SPEEDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     state: Global___ModelState.ValueType
@@ -133,13 +155,19 @@ class Model(_message.Message):
     """Job and step the weights come from; empty for an imported bundle."""
     source_step: _builtins.int
     runtime: _builtins.str
-    """While loaded: its runtime ("openvino 2026.4.1 cpu bf16") and how it was chosen."""
+    """While loaded: its runtime ("openvino 2026.4.1 cpu bf16") and how it was chosen.
+    runtime_name names it in a LoadModelRequest.
+    """
     max_batch_size: _builtins.int
     """Largest batch of one forward pass."""
     load_seconds: _builtins.float
     """Seconds from LoadModel to the first answer."""
     engine_restarts: _builtins.int
     """How often its engine was replaced since it was loaded."""
+    runtime_name: _builtins.str
+    """While loaded: the runtime's name, such as "openvino-int8". Load replicas of a model with this
+    one instead of "auto" if their vectors must agree.
+    """
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -161,6 +189,12 @@ class Model(_message.Message):
     @_builtins.property
     def resolutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelResolution]:
         """Resolutions that the bundle serves; the first is the default."""
+
+    @_builtins.property
+    def runtime_speeds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """While loaded: images per second that "auto" measured for each runtime that it could choose;
+        empty if there was no choice.
+        """
 
     def __init__(
         self,
@@ -186,10 +220,12 @@ class Model(_message.Message):
         load_seconds: _builtins.float = ...,
         engine_restarts: _builtins.int = ...,
         resolutions: _abc.Iterable[Global___ModelResolution] | None = ...,
+        runtime_name: _builtins.str = ...,
+        runtime_speeds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "classes", b"classes", "create_time", b"create_time", "embedding_size", b"embedding_size", "engine_restarts", b"engine_restarts", "files", b"files", "gem_p", b"gem_p", "labels", b"labels", "load_seconds", b"load_seconds", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "resolution", b"resolution", "resolutions", b"resolutions", "runtime", b"runtime", "source_job_id", b"source_job_id", "source_step", b"source_step", "state", b"state", "state_message", b"state_message", "trunk", b"trunk", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "classes", b"classes", "create_time", b"create_time", "embedding_size", b"embedding_size", "engine_restarts", b"engine_restarts", "files", b"files", "gem_p", b"gem_p", "labels", b"labels", "load_seconds", b"load_seconds", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "resolution", b"resolution", "resolutions", b"resolutions", "runtime", b"runtime", "runtime_name", b"runtime_name", "runtime_speeds", b"runtime_speeds", "source_job_id", b"source_job_id", "source_step", b"source_step", "state", b"state", "state_message", b"state_message", "trunk", b"trunk", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,6 +241,8 @@ class ModelResolution(_message.Message):
     GEM_P_FIELD_NUMBER: _builtins.int
     WHITENED_SIZE_FIELD_NUMBER: _builtins.int
     WHITENING_IMAGES_FIELD_NUMBER: _builtins.int
+    INT8_FIELD_NUMBER: _builtins.int
+    NO_INT8_FIELD_NUMBER: _builtins.int
     resolution: _builtins.int
     """Side of the input image in pixels."""
     gem_p: _builtins.float
@@ -212,6 +250,12 @@ class ModelResolution(_message.Message):
     """Components of a whitened vector; 0 = the bundle has no whitening at this resolution."""
     whitening_images: _builtins.int
     """Images to which the whitening was fitted."""
+    no_int8: _builtins.str
+    """Why the export has left out the 8-bit graph; empty if it has not."""
+    @_builtins.property
+    def int8(self) -> Global___Int8Graph:
+        """The 8-bit graph; unset if the bundle has none at this resolution."""
+
     def __init__(
         self,
         *,
@@ -219,14 +263,137 @@ class ModelResolution(_message.Message):
         gem_p: _builtins.float = ...,
         whitened_size: _builtins.int = ...,
         whitening_images: _builtins.int = ...,
+        int8: Global___Int8Graph | None = ...,
+        no_int8: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["int8", b"int8"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gem_p", b"gem_p", "resolution", b"resolution", "whitened_size", b"whitened_size", "whitening_images", b"whitening_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gem_p", b"gem_p", "int8", b"int8", "no_int8", b"no_int8", "resolution", b"resolution", "whitened_size", b"whitened_size", "whitening_images", b"whitening_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelResolution: _TypeAlias = ModelResolution  # noqa: Y015
+
+@_typing.final
+class Int8Graph(_message.Message):
+    """A graph with 8-bit weights and activations, and how it compares with the float32 graph on
+    images that it was not calibrated with.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALIBRATION_IMAGES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    WHITENED_FIELD_NUMBER: _builtins.int
+    SAME_TOP1_FIELD_NUMBER: _builtins.int
+    F32_TOP1_FIELD_NUMBER: _builtins.int
+    INT8_TOP1_FIELD_NUMBER: _builtins.int
+    calibration_images: _builtins.int
+    """Images that it was calibrated with."""
+    images: _builtins.int
+    """Other images, by which the graphs are compared."""
+    held_out: _builtins.str
+    """Where those come from: "validation" or "training" images of the training run, or "int8_path"."""
+    same_top1: _builtins.float
+    """Share of the images that get the same top class from both graphs."""
+    f32_top1: _builtins.float
+    """Top-1 accuracy of both graphs on the images in folders named as the model's classes."""
+    int8_top1: _builtins.float
+    @_builtins.property
+    def vectors(self) -> Global___VectorLoss:
+        """Comparison of the vectors."""
+
+    @_builtins.property
+    def whitened(self) -> Global___VectorLoss:
+        """Comparison of the whitened vectors; unset without a whitening."""
+
+    def __init__(
+        self,
+        *,
+        calibration_images: _builtins.int = ...,
+        images: _builtins.int = ...,
+        held_out: _builtins.str = ...,
+        vectors: Global___VectorLoss | None = ...,
+        whitened: Global___VectorLoss | None = ...,
+        same_top1: _builtins.float = ...,
+        f32_top1: _builtins.float | None = ...,
+        int8_top1: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f32_top1", b"_f32_top1", "_int8_top1", b"_int8_top1", "f32_top1", b"f32_top1", "int8_top1", b"int8_top1", "vectors", b"vectors", "whitened", b"whitened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f32_top1", b"_f32_top1", "_int8_top1", b"_int8_top1", "calibration_images", b"calibration_images", "f32_top1", b"f32_top1", "held_out", b"held_out", "images", b"images", "int8_top1", b"int8_top1", "same_top1", b"same_top1", "vectors", b"vectors", "whitened", b"whitened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f32_top1: _TypeAlias = _typing.Literal["f32_top1"]  # noqa: Y015
+    _WhichOneofArgType__f32_top1: _TypeAlias = _typing.Literal["_f32_top1", b"_f32_top1"]  # noqa: Y015
+    _WhichOneofReturnType__int8_top1: _TypeAlias = _typing.Literal["int8_top1"]  # noqa: Y015
+    _WhichOneofArgType__int8_top1: _TypeAlias = _typing.Literal["_int8_top1", b"_int8_top1"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f32_top1) -> _WhichOneofReturnType__f32_top1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__int8_top1) -> _WhichOneofReturnType__int8_top1 | None: ...
+
+Global___Int8Graph: _TypeAlias = Int8Graph  # noqa: Y015
+
+@_typing.final
+class VectorLoss(_message.Message):
+    """How the vectors of an 8-bit graph differ from those of the float32 graph. Mean average precisions
+    are unset where they were not measured.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COSINE_MEAN_FIELD_NUMBER: _builtins.int
+    COSINE_P1_FIELD_NUMBER: _builtins.int
+    COSINE_MIN_FIELD_NUMBER: _builtins.int
+    F32_COPY_MAP_FIELD_NUMBER: _builtins.int
+    INT8_COPY_MAP_FIELD_NUMBER: _builtins.int
+    F32_OBJECT_MAP_FIELD_NUMBER: _builtins.int
+    INT8_OBJECT_MAP_FIELD_NUMBER: _builtins.int
+    cosine_mean: _builtins.float
+    """Cosine of the two vectors of an image: mean, first percentile and smallest."""
+    cosine_p1: _builtins.float
+    cosine_min: _builtins.float
+    f32_copy_map: _builtins.float
+    """Searches with distorted copies for their originals."""
+    int8_copy_map: _builtins.float
+    f32_object_map: _builtins.float
+    """Searches with images for the others of their class folder."""
+    int8_object_map: _builtins.float
+    def __init__(
+        self,
+        *,
+        cosine_mean: _builtins.float = ...,
+        cosine_p1: _builtins.float = ...,
+        cosine_min: _builtins.float = ...,
+        f32_copy_map: _builtins.float | None = ...,
+        int8_copy_map: _builtins.float | None = ...,
+        f32_object_map: _builtins.float | None = ...,
+        int8_object_map: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f32_copy_map", b"_f32_copy_map", "_f32_object_map", b"_f32_object_map", "_int8_copy_map", b"_int8_copy_map", "_int8_object_map", b"_int8_object_map", "f32_copy_map", b"f32_copy_map", "f32_object_map", b"f32_object_map", "int8_copy_map", b"int8_copy_map", "int8_object_map", b"int8_object_map"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f32_copy_map", b"_f32_copy_map", "_f32_object_map", b"_f32_object_map", "_int8_copy_map", b"_int8_copy_map", "_int8_object_map", b"_int8_object_map", "cosine_mean", b"cosine_mean", "cosine_min", b"cosine_min", "cosine_p1", b"cosine_p1", "f32_copy_map", b"f32_copy_map", "f32_object_map", b"f32_object_map", "int8_copy_map", b"int8_copy_map", "int8_object_map", b"int8_object_map"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f32_copy_map: _TypeAlias = _typing.Literal["f32_copy_map"]  # noqa: Y015
+    _WhichOneofArgType__f32_copy_map: _TypeAlias = _typing.Literal["_f32_copy_map", b"_f32_copy_map"]  # noqa: Y015
+    _WhichOneofReturnType__f32_object_map: _TypeAlias = _typing.Literal["f32_object_map"]  # noqa: Y015
+    _WhichOneofArgType__f32_object_map: _TypeAlias = _typing.Literal["_f32_object_map", b"_f32_object_map"]  # noqa: Y015
+    _WhichOneofReturnType__int8_copy_map: _TypeAlias = _typing.Literal["int8_copy_map"]  # noqa: Y015
+    _WhichOneofArgType__int8_copy_map: _TypeAlias = _typing.Literal["_int8_copy_map", b"_int8_copy_map"]  # noqa: Y015
+    _WhichOneofReturnType__int8_object_map: _TypeAlias = _typing.Literal["int8_object_map"]  # noqa: Y015
+    _WhichOneofArgType__int8_object_map: _TypeAlias = _typing.Literal["_int8_object_map", b"_int8_object_map"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f32_copy_map) -> _WhichOneofReturnType__f32_copy_map | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f32_object_map) -> _WhichOneofReturnType__f32_object_map | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__int8_copy_map) -> _WhichOneofReturnType__int8_copy_map | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__int8_object_map) -> _WhichOneofReturnType__int8_object_map | None: ...
+
+Global___VectorLoss: _TypeAlias = VectorLoss  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -35,6 +35,10 @@ TOUCH_SECONDS = 5.0
 """How often a daemon shows that it runs; two daemons must have the same."""
 
 
+#: Name of the file with the loaded models and aliases, in the data directory.
+SERVING_STATE = "serving.json"
+
+
 class DataDirError(Exception):
     """The data directory cannot be used; the message says why."""
 
@@ -156,7 +160,7 @@ class DataDir:
     @property
     def serving(self) -> Path:
         """Which models are loaded, under which aliases."""
-        return self.path / "serving.json"
+        return self.path / SERVING_STATE
 
     @property
     def address(self) -> Path:

@@ -112,7 +112,8 @@ def walk(daemon: Daemon, digits: Path, tmp_path: Path) -> None:
         assert 0 < evaluation.metrics["copy_map"] <= 1
 
         train = str(digits / "train")
-        exported = client.wait(client.export(job=job, model_name="digits", whitening_path=train))
+        export = client.export(job=job, model_name="digits", whitening_path=train, int8="off")
+        exported = client.wait(export)
         assert exported.artifact.model == "digits@1"
         files = sorted(val.rglob("*.png"))[:7]
         # As served by default, in bfloat16 where the CPU has it; then to float32's last digits.

@@ -28,7 +28,7 @@ def test_resnet50_at_224_px_trains_with_thor_and_serves(daemon: Daemon, digits: 
         assert [p.step for p in points] == [1, 2, 3]
         assert [p.refreshed_layers for p in points] == [54, 0, 54]
         assert all(np.isfinite([p.loss, p.instance_loss]).all() for p in points)
-        client.wait(client.export(job=job, model_name="r50", formats=["onnx"]))
+        client.wait(client.export(job=job, model_name="r50", formats=["onnx"], int8="off"))
         model = client.load_model("r50")
         assert (model.resolution, model.embedding_size, model.classes) == (224, 2048, 4)
         vectors = client.embed(sorted((digits / "val").rglob("*.png"))[:3])

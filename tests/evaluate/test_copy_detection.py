@@ -19,9 +19,9 @@ from multigrain.evaluate.copy_detection import (
     UNREAD,
     CopyDetectionResult,
     EmbeddingTable,
-    distort,
     evaluate_copies,
 )
+from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.inference import Inference, Transform
 from multigrain.evaluate.retrieval import average_precision
 from multigrain.images.decode import decode_image

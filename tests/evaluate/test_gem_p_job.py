@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from multigrain.data.image_folder import scan
 from multigrain.errors import MultigrainError
 from multigrain.evaluate import run
-from multigrain.evaluate.copy_detection import distort
+from multigrain.evaluate.distortion import distort
 from multigrain.evaluate.gem_p import ExponentScore, best_score
 from multigrain.evaluate.retrieval import average_precision
 from multigrain.evaluate.search import l2_normalize

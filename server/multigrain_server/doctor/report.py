@@ -21,6 +21,7 @@ def checks(config: ServerConfig) -> Sequence[Check]:
         software.mindspore,
         software.launcher,
         machine.cpu,
+        lambda: machine.runtimes(config),
         lambda: machine.devices(config),
         machine.limits,
         lambda: machine.sandbox(config),

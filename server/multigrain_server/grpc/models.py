@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from multigrain.bundle.manifest import Head
+from multigrain.bundle.manifest import Head, Int8Entry, VectorLoss
 from multigrain.errors import MultigrainError
 from multigrain.text import printable
 from multigrain.v1 import model_pb2, model_pb2_grpc
@@ -165,6 +165,8 @@ def _model_message(view: ModelView, *, labels: bool = True) -> model_pb2.Model:
         load_seconds=view.load_seconds,
         engine_restarts=view.restarts,
         resolutions=[_resolution(head) for head in manifest.heads],
+        runtime_name=view.runtime_name,
+        runtime_speeds=view.runtime_speeds,
     )
 
 
@@ -194,11 +196,41 @@ def _page_message(page: ModelPage) -> model_pb2.ListModelsResponse:
 
 
 def _resolution(head: Head) -> model_pb2.ModelResolution:
-    message = model_pb2.ModelResolution(resolution=head.resolution, gem_p=head.gem_p)
+    message = model_pb2.ModelResolution(
+        resolution=head.resolution, gem_p=head.gem_p, no_int8=head.no_int8
+    )
+    if head.int8 is not None:
+        message.int8.CopyFrom(_int8(head.int8))
     if head.whitening is not None:
         message.whitened_size = head.whitening.size
         message.whitening_images = head.whitening.images
     return message
+
+
+def _int8(entry: Int8Entry) -> model_pb2.Int8Graph:
+    return model_pb2.Int8Graph(
+        calibration_images=entry.calibration_images,
+        images=entry.images,
+        held_out=entry.held_out,
+        vectors=_loss(entry),
+        whitened=_loss(entry.whitened) if entry.whitened is not None else None,
+        same_top1=entry.same_top1,
+        f32_top1=entry.f32.top1 if entry.f32 is not None else None,
+        int8_top1=entry.int8.top1 if entry.int8 is not None else None,
+    )
+
+
+def _loss(loss: VectorLoss) -> model_pb2.VectorLoss:
+    before, after = loss.f32_search, loss.int8_search
+    return model_pb2.VectorLoss(
+        cosine_mean=loss.cosine_mean,
+        cosine_p1=loss.cosine_p1,
+        cosine_min=loss.cosine_min,
+        f32_copy_map=before.copy_map if before is not None else None,
+        int8_copy_map=after.copy_map if after is not None else None,
+        f32_object_map=before.object_map if before is not None else None,
+        int8_object_map=after.object_map if after is not None else None,
+    )
 
 
 def _timestamp(text: str) -> Timestamp | None:

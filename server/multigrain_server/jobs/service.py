@@ -245,6 +245,8 @@ class Jobs:
                 "weights_path": weights_path,
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
                 "warnings": checked.warnings,
+                "train_path": checked.train_path,
+                "val_path": checked.val_path,
             }
         )
         # Finished even if the client cancels: otherwise a job would be left that is not

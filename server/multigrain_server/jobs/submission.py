@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -107,6 +107,8 @@ class CheckedSpec:
         spec: resolved, with absolute paths.
         weights_path: see JobRequest.
         of_job: whether weights_path is a checkpoint of another job, which may delete it.
+        train_path: see JobRequest.
+        val_path: see JobRequest.
         warnings: what is unusual about the datasets, one line each.
     """
 
@@ -115,6 +117,8 @@ class CheckedSpec:
     weights_path: str = ""
     of_job: bool = False
     warnings: tuple[str, ...] = ()
+    train_path: str = ""
+    val_path: str = ""
 
 
 class SubmissionChecks:
@@ -237,7 +241,13 @@ class SubmissionChecks:
             spec = spec.model_copy(update={"int8_path": str(path)})
         weights = await self._weights(spec.weights)
         of_job = bool(spec.weights.job_id)
-        return CheckedSpec(JobKind.EXPORT, spec, str(weights), of_job, warnings)
+        row = self._store.get(spec.weights.job_id) if of_job else None
+        training = row.job.request.training if row is not None else None
+        checked = CheckedSpec(JobKind.EXPORT, spec, str(weights), of_job, warnings)
+        if training is None:
+            return checked
+        dataset = training.dataset
+        return replace(checked, train_path=dataset.train_path, val_path=dataset.val_path)
 
     async def _devices(self, devices: DeviceSpec) -> DeviceSpec:
         self._leases.check(devices)

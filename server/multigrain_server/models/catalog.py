@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -33,6 +33,8 @@ class ModelView:
     message: str = ""
     aliases: tuple[str, ...] = ()
     runtime: str = ""
+    runtime_name: str = ""
+    runtime_speeds: Mapping[str, float] = field(default_factory=dict)
     max_batch: int = 0
     load_seconds: float = 0.0
     restarts: int = 0
@@ -195,6 +197,8 @@ class ModelCatalog:
             message=model.message,
             aliases=aliases,
             runtime=model.runtime_description,
+            runtime_name=model.runtime_name,
+            runtime_speeds=model.runtime_speeds,
             max_batch=self._max_batch,
             load_seconds=model.load_seconds,
             restarts=model.restarts,

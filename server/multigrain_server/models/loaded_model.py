@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 
 import structlog
@@ -119,6 +119,18 @@ class LoadedModel(SupervisedModel):
         ready = self._engine.ready if self._engine is not None else None
         return f"{ready.runtime} ({ready.reason})" if ready is not None else ""
 
+    @property
+    def runtime_name(self) -> str:
+        """The runtime of its engine, as a request may name it; "" while there is no engine."""
+        ready = self._engine.ready if self._engine is not None else None
+        return ready.runtime_name if ready is not None else ""
+
+    @property
+    def runtime_speeds(self) -> Mapping[str, float]:
+        """Images per second that its engine measured to choose the runtime; empty if it did not."""
+        ready = self._engine.ready if self._engine is not None else None
+        return ready.speeds if ready is not None else {}
+
     def resident_bytes(self) -> int:
         """Memory that its engine holds; 0 while there is none."""
         engine = self._engine
@@ -183,8 +195,9 @@ class LoadedModel(SupervisedModel):
     # SupervisedModel
 
     async def start_engine(self) -> EngineProcess:
-        # At normal priority: requests wait for it.
-        return await self._start(self.runtime, low_priority=False)
+        # At normal priority: requests wait for it. With the runtime of the engine that ended: its
+        # vectors must agree with those before, and requests do not wait for a measurement.
+        return await self._start(self.runtime_name or self.runtime, low_priority=False)
 
     def engine_ended(self, reason: str) -> None:
         self.restarts += 1

@@ -38,6 +38,8 @@ from multigrain_server.storage_errors import storage_errors
 
 _log = structlog.get_logger(__name__)
 
+_MAX_SERVED = 1000
+
 
 class ModelReferences(Protocol):
     """Jobs that need models. Answers are job ids, "" for none."""
@@ -175,7 +177,7 @@ class ModelManager:
             elif current.state is not ModelState.READY or runtime not in ("", current.runtime):
                 await asyncio.to_thread(verify, entry)
                 await current.switch_runtime(runtime or current.runtime)
-                self._state.add_loaded(LoadedRow(version=version, runtime=current.runtime))
+                self._state.add_loaded(_row(current))
             if make_default:
                 self._state.set_default(model)
         self.publish()
@@ -312,7 +314,7 @@ class ModelManager:
             await asyncio.to_thread(verify, entry)
             await model.load()
             await self._budget.settle(version, replaced)
-            self._state.add_loaded(LoadedRow(version=version, runtime=runtime))
+            self._state.add_loaded(_row(model))
         except BaseException:
             await self._drain(model)
             raise
@@ -347,6 +349,7 @@ class ModelManager:
                 try:
                     await asyncio.to_thread(verify, model.entry)
                     await model.load()
+                    self._note_served(model)
                 except MultigrainError as error:
                     model.fail(error.message)
                     _log.error(
@@ -354,6 +357,17 @@ class ModelManager:
                         model=str(model.entry.version),
                         reason=error.message,
                     )
+
+    def _note_served(self, model: LoadedModel) -> None:
+        """Stores which runtime was chosen now. It only helps, so a full disk is no failure."""
+        try:
+            self._state.add_loaded(_row(model))
+        except MultigrainError as error:
+            _log.warning(
+                "the chosen runtime cannot be stored",
+                model=str(model.entry.version),
+                reason=error.message,
+            )
 
     # Unloading
 
@@ -420,3 +434,9 @@ class ModelManager:
         task = background_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _row(model: LoadedModel) -> LoadedRow:
+    """What the next start of the daemon, and ``multigrain-server doctor``, should know."""
+    served = model.runtime_description[:_MAX_SERVED]
+    return LoadedRow(version=model.entry.version, runtime=model.runtime, served=served)

@@ -23,10 +23,17 @@ _log = structlog.get_logger(__name__)
 
 
 class LoadedRow(Spec):
-    """A loaded model; ``runtime`` is the one that was requested."""
+    """A loaded model.
+
+    Attributes:
+        version: of the model.
+        runtime: the one that was requested.
+        served: the one that was loaded, and how it was chosen; for ``multigrain-server doctor``.
+    """
 
     version: ModelVersion
     runtime: str
+    served: str = ""
 
     @field_validator("version")
     @classmethod
@@ -84,6 +91,15 @@ class ServingState:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._set(_read(path))
+
+    @staticmethod
+    def last_loaded(path: Path) -> tuple[LoadedRow, ...]:
+        """The loaded models in a file, which stays as it is. Empty if it cannot be read."""
+        try:
+            content = read_bytes(path, max_bytes=MAX_DOCUMENT_BYTES)
+            return _Content.model_validate_json(content).loaded
+        except (OSError, ValidationError):
+            return ()
 
     def loaded(self) -> list[LoadedRow]:
         """In the order in which they were loaded."""

@@ -18,6 +18,8 @@ from multigrain_server.data_dir import DataDir
 from multigrain_server.doctor import interpreter, machine, network, report, software
 from multigrain_server.doctor.finding import Level, fail, ok, warn
 from multigrain_server.main import main
+from multigrain_server.models.registry import ModelVersion
+from multigrain_server.models.state import LoadedRow, ServingState
 
 
 def config(tmp_path: Path, **values: object) -> ServerConfig:
@@ -205,3 +207,35 @@ def test_the_measures_that_restrict_engines_are_reported(
     assert finding.level is level
     assert text in finding.message
     assert bool(finding.fix) == (level is not Level.OK)
+
+
+def test_the_runtimes_of_loaded_models_are_listed(tmp_path: Path) -> None:
+    found = config(tmp_path)
+    assert list(machine.runtimes(found)) == []
+    served = "openvino 2026.4.1 cpu int8 (auto: measured images/s: openvino-int8 26.6)"
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "serving.json"
+    state = ServingState(path)
+    state.add_loaded(LoadedRow(version=ModelVersion("m", 2), runtime="auto", served=served))
+    state.add_loaded(LoadedRow(version=ModelVersion("n", 1), runtime="auto"))
+    assert [str(finding) for finding in machine.runtimes(found)] == [
+        f"ok    runtime of m@2: {served}",
+        "ok    runtime of n@1: not loaded yet",
+    ]
+    # Unlike the daemon, which moves a damaged file aside.
+    path.write_text("{")
+    assert list(machine.runtimes(found)) == []
+    assert path.read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ("sse avx avx2", "float32; the CPU has no bfloat16; 8 bits (avx2)"),
+        ("avx2 avx512_vnni", "float32; the CPU has no bfloat16; 8 bits (avx512_vnni)"),
+        ("avx2 avx512_vnni amx_bf16 amx_int8", "bfloat16 (amx_bf16); 8 bits (amx_int8)"),
+        ("sse", "float32; the CPU has no bfloat16; no 8 bits"),
+    ],
+)
+def test_the_precisions_of_the_processor_are_named(flags: str, shown: str) -> None:
+    assert machine.precisions(flags) == shown

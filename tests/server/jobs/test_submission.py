@@ -12,18 +12,20 @@ import pytest
 
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.specs.data_roots import PathRoots
 from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain_server.database import Database
 from multigrain_server.devices import Inventory, Leases
 from multigrain_server.file_threads import read_files
+from multigrain_server.jobs.job import JobView
 from multigrain_server.jobs.store import SCHEMA, JobStore
 from multigrain_server.jobs.submission import SubmissionChecks, stored_labels
 from tests.hostile_files import KINDS, put
 
 
-def _checks(root: Path, *others: Path) -> SubmissionChecks:
-    store = JobStore(Database(":memory:", [SCHEMA]))
+def _checks(root: Path, *others: Path, store: JobStore | None = None) -> SubmissionChecks:
+    store = store or JobStore(Database(":memory:", [SCHEMA]))
     leases = Leases(Inventory.parse("ascend:0-1"))
     return SubmissionChecks(
         PathRoots([root, *others]),
@@ -160,6 +162,29 @@ async def test_what_is_unusual_about_a_dataset_is_returned(tmp_path: Path, datas
     assert evaluated.warnings == checked.warnings[:2]
     exported = await checks.export({**weights, "model_name": "m", "whitening_path": str(train)})
     assert exported.warnings == checked.warnings[1:2]
+
+
+async def test_an_export_knows_the_images_of_its_training_run(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which its 8-bit graph is calibrated."""
+    spec = TrainingSpec.model_validate(
+        {"dataset": {"train_path": str(dataset), "val_path": str(tmp_path)}}
+    )
+    request = JobRequest(
+        job_id="train-1", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z", training=spec
+    )
+    store = JobStore(Database(":memory:", [SCHEMA]))
+    store.insert(request, JobView(), 0)
+    monkeypatch.setattr("multigrain.checkpoint.store.resolve", lambda _folder, _name: tmp_path)
+    checks = _checks(tmp_path, store=store)
+    checked = await checks.export({**ASCEND, "weights": {"job_id": "train-1"}, "model_name": "m"})
+    assert (checked.train_path, checked.val_path) == (str(dataset), str(tmp_path))
+    weights = {**ASCEND, "weights": {"checkpoint_path": str(tmp_path)}, "model_name": "m"}
+    assert (await checks.export(weights)).train_path == ""
+    with pytest.raises(MultigrainError, match="int8 is off") as caught:
+        await checks.export({**weights, "int8": "off", "int8_path": str(dataset)})
+    assert [violation.field for violation in caught.value.violations] == ["spec.int8_path"]
 
 
 async def test_an_empty_path_is_refused(tmp_path: Path) -> None:

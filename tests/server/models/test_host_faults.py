@@ -87,6 +87,26 @@ async def test_an_engine_is_replaced_once_the_host_can_start_one_again(
     ]
 
 
+async def test_a_replaced_engine_takes_the_runtime_of_the_one_before(root: Path) -> None:
+    """What is the fastest might be measured differently, and vectors would change."""
+    async with harness(root) as h:
+        view = await h.manager.load("tiny@1", "auto")
+        # Whatever "auto" would choose now.
+        model = h.manager.catalog.loaded[view.entry.version]
+        assert model.engine.ready is not None
+        assert view.runtime_name.startswith("openvino-")
+        model.engine.ready.runtime_name = "onnxruntime"
+        os.kill(model.engine.pid, signal.SIGKILL)
+        await until(
+            lambda: model.restarts == 1 and state(h.manager.catalog.view("tiny@1")) == "ready"
+        )
+        after = h.manager.catalog.view("tiny@1")
+        assert after.runtime.startswith("onnxruntime")
+        assert "requested" in after.runtime
+        # What was requested counts for the next start of the daemon.
+        assert model.runtime == "auto"
+
+
 async def test_a_load_on_a_host_without_memory_is_unavailable(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
