@@ -41,7 +41,7 @@ from multigrain.images.preprocess import center_crop
 _PRECISIONS = ("f32", "bf16", "int8")
 _COPIES = 2
 _SEED = 7
-_BATCH = 32
+_BATCH = 8
 # Positions in the list of hits that applications look at.
 _TOP = (1, 10)
 
@@ -96,7 +96,7 @@ def measure(report: results.Report, bundle: Bundle, folder: ImageFolder) -> None
     )
     for precision in _PRECISIONS:
         try:
-            loaded = load(f"openvino-{precision}", bundle, Compute())
+            loaded = load(f"openvino-{precision}", bundle, Compute(max_batch=8))
         except MultigrainError as error:
             table.missing(precision, error.message)
             continue
