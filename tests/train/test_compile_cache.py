@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mindspore import Tensor
 
+import multigrain
+from multigrain.jobs.context import WorkerContext
+from multigrain.jobs.job_folder import JobFolder
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.jobs.launchers import COMPILE_CACHE_SIZE_VARIABLE, COMPILE_CACHE_VARIABLE
 from multigrain.losses.objective import JointObjective
 from multigrain.specs.training import TrainingSpec
 from multigrain.train import compile_cache
@@ -43,9 +49,15 @@ def first(folder: Path) -> tuple[CompileCache, TrainStep, list[float]]:
     return cache, step, [step(*batch(number)).loss for number in range(STEPS)]
 
 
-def cache_of(folder: Path, spec: TrainingSpec | None = None, **keywords: int) -> CompileCache:
-    store = GraphStore(folder / "graphs", 1 << 28)
-    return CompileCache(store, folder / "work", spec or tiny_spec(), **keywords)
+def store_of(folder: Path) -> GraphStore:
+    return GraphStore(folder / "graphs", 1 << 28)
+
+
+def cache_of(
+    folder: Path, spec: TrainingSpec | None = None, *, rank: int = 0, world: int = 1
+) -> CompileCache:
+    store, work = store_of(folder), folder / "work"
+    return CompileCache(store, work, spec or tiny_spec(), rank=rank, world=world)
 
 
 def test_loaded_graphs_train_exactly_as_compiled_ones(
@@ -88,7 +100,7 @@ def test_a_damaged_graph_is_compiled_again(
     step = make_step(cache, tiny_spec())
     assert [step(*batch(number)).loss for number in range(STEPS)] == losses
     assert (cache.hits, cache.misses) == (2, 1)
-    assert cache_of(folder)._store.read(smallest.stem) is not None
+    assert store_of(folder).read(smallest.stem) is not None
 
 
 def key(
@@ -138,9 +150,9 @@ def test_another_specification_has_another_key(tmp_path: Path, spec: TrainingSpe
     assert key(cache_of(tmp_path, spec), spec=spec) != key(cache_of(tmp_path))
 
 
-@pytest.mark.parametrize("keywords", [{"world": 2}, {"rank": 1}], ids=["world", "rank"])
-def test_another_worker_has_another_key(tmp_path: Path, keywords: dict[str, int]) -> None:
-    assert key(cache_of(tmp_path, **keywords)) != key(cache_of(tmp_path))
+def test_another_worker_has_another_key(tmp_path: Path) -> None:
+    caches = cache_of(tmp_path), cache_of(tmp_path, world=2), cache_of(tmp_path, rank=1)
+    assert len({key(cache) for cache in caches}) == 3
 
 
 def test_another_batch_has_another_key(tmp_path: Path) -> None:
@@ -179,11 +191,11 @@ def test_the_installation_has_our_code_the_libraries_and_the_processor(
     monkeypatch.setattr(compile_cache, "_processor", lambda: "flags: other")
     found.append(compile_cache.installation.__wrapped__())
     (tmp_path / "one.py").write_text("x = 1")
-    monkeypatch.setattr(compile_cache.multigrain, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(multigrain, "__file__", str(tmp_path / "__init__.py"))
     found.append(compile_cache.installation.__wrapped__())
     (tmp_path / "one.py").write_text("x = 2")
     found.append(compile_cache.installation.__wrapped__())
-    monkeypatch.setattr(compile_cache.metadata.Distribution, "version", "0")
+    monkeypatch.setattr(metadata.Distribution, "version", "0")
     found.append(compile_cache.installation.__wrapped__())
     assert len(set(found)) == len(found)
 
@@ -217,7 +229,7 @@ def test_an_error_while_a_loaded_graph_runs_drops_it(
     cache = cache_of(tmp_path)
     monkeypatch.setattr(cache, "_files", Files())
     monkeypatch.setattr(cache, "_key", lambda *_: KEY)
-    cache._store.write(KEY, b"graph")
+    store_of(tmp_path).write(KEY, b"graph")
     mark = tmp_path / "work" / "loading"
 
     def fail() -> None:
@@ -227,8 +239,42 @@ def test_an_error_while_a_loaded_graph_runs_drops_it(
 
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         fail()
-    assert cache._store.read(KEY) is None
+    assert store_of(tmp_path).read(KEY) is None
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "kept"), [("cpu", 1 << 20, True), ("cpu", 0, False), ("gpu", 1 << 20, False)]
+)
+def test_graphs_are_kept_on_cpus_in_the_folder_that_the_daemon_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, size: int, kept: bool
+) -> None:
+    spec = tiny_spec()
+    spec = spec.model_copy(update={"devices": spec.devices.model_copy(update={"target": target})})
+    request = JobRequest(
+        job_id="job",
+        kind=JobKind.TRAINING,
+        create_time="2026-01-31T12:00:00Z",
+        training=spec,
+    )
+    context = WorkerContext(request, JobFolder(tmp_path / "job"), Silent())
+    assert CompileCache.of_job(context, spec)._store is None
+    monkeypatch.setenv(COMPILE_CACHE_VARIABLE, str(tmp_path / "graphs"))
+    monkeypatch.setenv(COMPILE_CACHE_SIZE_VARIABLE, str(size))
+    assert (CompileCache.of_job(context, spec)._store is not None) == kept
+    assert (tmp_path / "graphs").exists() == kept
+
+
+class Silent:
+    """A reporter that reports nothing."""
+
+    stop_requested = False
+
+    def emit(self, record: object) -> None:
+        pass
+
+    def alive(self) -> None:
+        pass
 
 
 class Files:
