@@ -170,7 +170,11 @@ class Incoming:
     async def __anext__(self) -> Any:
         if self._next is None:
             self._next = asyncio.create_task(self._read())
-        message = await asyncio.shield(self._next)
+        try:
+            message = await asyncio.shield(self._next)
+        except MultigrainError:  # too many wait for their turn
+            self._next = None
+            raise
         if message is _END:
             raise StopAsyncIteration
         self._next = None
@@ -184,7 +188,7 @@ class Incoming:
             try:
                 async with asyncio.timeout(self._quiet_seconds):
                     await anext(self)
-            except (TimeoutError, StopAsyncIteration):
+            except (TimeoutError, StopAsyncIteration, MultigrainError):
                 return
 
     def close(self) -> None:

@@ -182,6 +182,44 @@ async def test_each_message_of_a_stream_of_images_is_read_in_its_clients_turn() 
     assert written == [b"\0", b"\1", b"\2"]
 
 
+async def test_a_stream_without_a_turn_gets_the_reason_as_its_status() -> None:
+    class NoTurns(Pacing):
+        async def turn(self, client: str) -> None:
+            raise MultigrainError(ErrorKind.OVERLOADED, "too many wait", retry_after=1.0)
+
+    interceptor = CallInterceptor(
+        InFlightCalls(),
+        RequestMetrics(CollectorRegistry()),
+        Access(AccessConfig()),
+        pacing=NoTurns(),
+    )
+    statuses: list[object] = []
+
+    class Aborts(GoneContext):
+        async def abort(self, *status: object) -> None:
+            statuses.append(status[0])
+            raise grpc.aio.AbortError
+
+        def code(self) -> object:
+            return statuses[-1]
+
+    async def echo(messages: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
+        async for message in messages:
+            yield message
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield b"never read"
+
+    async def handler(_details: object) -> Any:
+        return grpc.stream_stream_rpc_method_handler(echo)
+
+    details = details_of("/multigrain.v1.EmbeddingService/EmbedStream")
+    wrapped = await interceptor.intercept_service(handler, details)
+    with pytest.raises(grpc.aio.AbortError):
+        await wrapped.stream_stream(messages(), Aborts())
+    assert statuses == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+
+
 class RefusedContext(GoneContext):
     """The context of a call that is refused; calls ``aborted`` when the status is sent."""
 
