@@ -324,6 +324,9 @@ class ConnectionGuard:
             if excess <= 0:
                 continue
             strangers = [found for found in hosts[name] if found.peer not in self._trusted]
+            # Those that have sent nothing go first: a health check sends its request at once. Of
+            # these and of the others, the oldest.
+            strangers.sort(key=lambda found: found.received_bytes() > 0)
             gone = sum(self._end(connection, name, _MANY) for connection in strangers[:excess])
             total -= gone
             ended += gone

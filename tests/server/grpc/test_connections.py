@@ -152,6 +152,17 @@ def ended(fakes: list[Fake]) -> list[bool]:
     return [fake.ended for fake in fakes]
 
 
+def test_silent_connections_make_room_before_those_that_have_sent_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A host may open hundreds while the health check of another program on it is answered."""
+    guard = ConnectionGuard(GrpcConfig(max_connections_per_host=3))
+    monkeypatch.setattr(guard, "scan", lambda: None)
+    fakes = connect(guard, [1, 0, 0, 0, 1, 0])
+    assert guard.check() == 3
+    assert ended(fakes) == [False, True, True, True, False, False]
+
+
 def test_new_connections_that_send_much_before_a_call_are_ended() -> None:
     guard = ConnectionGuard(GrpcConfig())
     fakes = connect(guard, [300, 90, 400, 350, 10])
