@@ -1,12 +1,12 @@
 """An ordinary caller beside one that sends hostile images.
 
-A daemon with a ResNet-50 of random weights serves two tokens. The ordinary caller sends one JPEG
-of 500 x 375 pixels at a time, first alone, then beside one hostile caller of each kind, which has a
-few calls in flight and repeats them whatever is answered. A row for each kind: what the hostile
-images were answered with, the ordinary caller's median and 99th percentile and its errors, and the
-most memory of the engine and its decoder processes (proportional set size). A row misses its goal
-if the ordinary caller had an error, its p99 is above three times that alone, the memory above one
-and a half times that alone, or the engine was restarted.
+A daemon with a ResNet-50 of random weights serves callers with tokens. The ordinary one sends one
+JPEG of 500 x 375 pixels at a time, first alone, then beside one hostile caller of each kind, which
+has a few calls in flight and repeats them whatever is answered. A row for each kind: what the
+hostile images were answered with, the ordinary caller's median and 99th percentile and its errors,
+and the most memory of the engine and its decoder processes (proportional set size). A row misses
+its goal if the ordinary caller had an error, its p99 is above three times that alone, the memory
+above one and a half times that alone, or the engine was restarted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import secrets
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,27 +179,33 @@ def ordinary(daemon: Daemon, token: str, image: bytes, seconds: float) -> Load:
 
 
 def beside(
-    daemon: Daemon, tokens: Sequence[str], kind: str, image: bytes, seconds: float
+    daemon: Daemon, tokens: Mapping[str, str], kind: str, image: bytes, seconds: float
 ) -> tuple[Load, Counter[str]]:
     """The ordinary caller's load beside a hostile caller, and the outcomes of the latter."""
-    arguments = ["--attack", daemon.address, tokens[1], kind, "--seconds", str(seconds)]
+    arguments = ["--attack", daemon.address, tokens[kind], kind, "--seconds", str(seconds)]
     command = [sys.executable, "-m", "benchmarks.hostile_images", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hostile:
         assert hostile.stdout is not None
         hostile.stdout.readline()  # the file is made
-        load = ordinary(daemon, tokens[0], image, seconds)
+        load = ordinary(daemon, tokens["ordinary"], image, seconds)
         counted: Counter[str] = Counter(json.loads(hostile.stdout.readline() or "{}"))
     return load, counted
 
 
-def write_tokens(path: Path) -> list[str]:
-    """Writes a token file, and returns the tokens of an ordinary, a hostile and an admin caller."""
-    tokens = [secrets.token_urlsafe(32) for _ in range(3)]
+def write_tokens(path: Path, kinds: Sequence[str]) -> dict[str, str]:
+    """Writes a token file; tokens of an ordinary and an admin caller, and of one of each kind.
+
+    What a hostile caller has done must not count against the next.
+    """
+    roles = {"ordinary": "infer", "admin": "admin"} | dict.fromkeys(kinds, "infer")
+    tokens = {name: secrets.token_urlsafe(32) for name in roles}
     entries: list[dict[str, Any]] = [
-        {"name": name, "roles": [role], "sha256": hashlib.sha256(token.encode()).hexdigest()}
-        for token, name, role in zip(
-            tokens, ("ordinary", "hostile", "admin"), ("infer", "infer", "admin"), strict=True
-        )
+        {
+            "name": re.sub(r"[^A-Za-z0-9]+", "-", name),
+            "roles": [role],
+            "sha256": hashlib.sha256(tokens[name].encode()).hexdigest(),
+        }
+        for name, role in roles.items()
     ]
     path.touch(mode=0o600)
     path.write_text(json.dumps(entries))
@@ -208,15 +215,15 @@ def write_tokens(path: Path) -> list[str]:
 def run(report: results.Report, folder: Path, seconds: float, kinds: Sequence[str]) -> None:
     """Adds a row for each kind."""
     write_resnet50(folder / "data")
-    tokens = write_tokens(folder / "tokens.yaml")
+    tokens = write_tokens(folder / "tokens.yaml", kinds)
     image = photographs(1)[0]
     daemon = Daemon(folder, flags=[f"--access-tokens={folder / 'tokens.yaml'}"]).start()
     table = report.table("", COLUMNS, first="kind")
     try:
-        with Client(daemon.address, token=tokens[2]) as client:
+        with Client(daemon.address, token=tokens["admin"]) as client:
             client.load_model("resnet50@1", make_default=True)
-        ordinary(daemon, tokens[0], image, 2.0)
-        quiet = ordinary(daemon, tokens[0], image, seconds)
+        ordinary(daemon, tokens["ordinary"], image, 2.0)
+        quiet = ordinary(daemon, tokens["ordinary"], image, seconds)
         table.row(
             "none: the caller alone", "", quiet.p50, quiet.p99, 1.0, quiet.errors.total(),
             round(quiet.bytes / _MIB), 1.0, reached=not quiet.errors,
