@@ -52,7 +52,7 @@ EXCEPTIONS: dict[str, tuple[dict[str, int], str]] = {
     "multigrain/specs/presets.py": ({".read_text": 1}, OURS),
     "server/multigrain_server/status/site.py": ({".read_text": 1}, OURS),
     "server/multigrain_server/doctor/machine.py": ({".read_text": 1}, PROC),
-    "server/multigrain_server/grpc/connections.py": ({".read_text": 1, "os.scandir": 1}, PROC),
+    "server/multigrain_server/grpc/connections.py": ({".read_text": 1}, PROC),
     "multigrain/jobs/runner.py": (
         {"logging.basicConfig": 1},
         "runner.log, which the daemon has opened by the reader to start this process",
