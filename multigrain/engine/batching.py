@@ -13,6 +13,7 @@ What is decided depends on the arguments and on what was decided before, not on 
 from __future__ import annotations
 
 import time
+from bisect import bisect, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,11 @@ _NO_DEADLINE = 1 << 63
 _SHARED_NS: Final = 5_000_000_000
 # So many times the time of one image a short batch may take.
 _SHORT: Final = 1.4
-_KEPT_MEASUREMENTS = 8
+_KEPT_MEASUREMENTS = 3
+# Part of a difference by which a batch corrects how sizes compare.
+_CORRECTION: Final = 0.1
+# Efficiency that a batch keeps when it is made smaller so that its first image is in time.
+_EFFICIENT: Final = 0.75
 _CONFIDENCE_DECAY = 0.98
 
 
@@ -153,6 +158,9 @@ class Item:
 class BatchLatencyEstimator:
     """Seconds that a batch takes, by its size.
 
+    How sizes compare is measured before the first request and changes little. How fast the engine
+    is may change at once, with what else its machine does: every batch tells it for all sizes.
+
     Args:
         best_batch: the batch size beyond which larger batches gain no throughput.
 
@@ -164,7 +172,12 @@ class BatchLatencyEstimator:
     def __init__(self, best_batch: int) -> None:
         self.best_batch = best_batch
         self.short_batch = best_batch
-        self._measured: dict[int, deque[float]] = {}
+        # Sizes in order, and the seconds of each at the speed of the first measurement.
+        self._sizes: list[int] = []
+        self._usual: dict[int, float] = {}
+        # What the last batches took, over that.
+        self._slowdowns: deque[float] = deque(maxlen=_KEPT_MEASUREMENTS)
+        self._slowdown = 1.0
         self._confidence = 1.0
 
     @classmethod
@@ -181,8 +194,9 @@ class BatchLatencyEstimator:
             start = time.perf_counter()
             runtime.run_pixels(images)
             seconds = time.perf_counter() - start
-            estimator.record(size, seconds)
             least[size] = min(seconds, least.get(size, seconds))
+        for size, seconds in least.items():
+            estimator.record(size, seconds)
         estimator.short_batch = short_batch(
             least[1], estimator.best_batch, least[estimator.best_batch]
         )
@@ -190,20 +204,47 @@ class BatchLatencyEstimator:
 
     def record(self, size: int, seconds: float) -> None:
         """Adds a measurement and restores full confidence."""
-        self._measured.setdefault(size, deque(maxlen=_KEPT_MEASUREMENTS)).append(seconds)
         self._confidence = 1.0
+        usual = self._usual_seconds(size)
+        if not self._sizes or not self._sizes[0] <= size <= self._sizes[-1]:
+            usual = seconds / self._slowdown
+        elif usual:
+            self._slowdowns.append(seconds / usual)
+            # One batch that other programs slowed down must not cause images to be refused that
+            # could be answered in time.
+            self._slowdown = median(self._slowdowns)
+            usual += _CORRECTION * (seconds / self._slowdown - usual)
+        if size not in self._usual:
+            insort(self._sizes, size)
+        self._usual[size] = usual
 
     def seconds(self, size: int) -> float:
-        """Expected seconds of a batch of ``size``, or of the next smaller size that was measured.
-
-        The median of the last measurements: one batch that other programs slowed down must not
-        cause images to be refused that could be answered in time.
+        """Expected seconds of a batch of ``size``, or of the largest size that was measured.
 
         Returns:
             0 while nothing was measured.
         """
-        known = [other for other in self._measured if other <= size]
-        return self._confidence * median(self._measured[max(known)]) if known else 0.0
+        return self._confidence * self._slowdown * self._usual_seconds(size)
+
+    def _usual_seconds(self, size: int) -> float:
+        """Between the sizes that were measured, on a line."""
+        usual = self._usual.get(size)
+        if usual is not None:
+            return usual
+        place = bisect(self._sizes, size)
+        if place == 0:
+            return 0.0
+        below = self._sizes[place - 1]
+        if place == len(self._sizes):
+            return self._usual[below]
+        above = self._sizes[place]
+        part = (size - below) / (above - below)
+        return (1 - part) * self._usual[below] + part * self._usual[above]
+
+    def efficiency(self, size: int) -> float:
+        """Throughput in batches of ``size``, over that in batches of the best size."""
+        seconds = self.seconds(size)
+        return size * self.seconds_each / seconds if seconds else 1.0
 
     @property
     def seconds_each(self) -> float:
@@ -387,7 +428,14 @@ class Schedule:
         resolution = first.request.resolution
         latency = self._latencies[resolution]
         size = self._batch_limit(resolution, now_ns)
-        finish = now_ns + int(1e9 * latency.seconds(min(size, len(self._decoded))))
+        size = min(size, len(self._decoded))
+        while (
+            size > 1
+            and first.is_late(now_ns + int(1e9 * latency.seconds(size)))
+            and latency.efficiency(size - 1) >= _EFFICIENT
+        ):
+            size -= 1
+        finish = now_ns + int(1e9 * latency.seconds(size))
         items: list[Item] = []
         late: list[tuple[Item, DropReason]] = []
         alone = latency.seconds(1)

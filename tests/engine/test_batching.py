@@ -121,6 +121,36 @@ def test_batches_are_short_although_the_first_measurements_were_disturbed() -> N
     assert latency.seconds(16) > 1.5
 
 
+def test_each_batch_tells_the_pace_of_batches_of_all_sizes() -> None:
+    latency = BatchLatencyEstimator(8)
+    for size in (1, 8):
+        for _ in range(2):
+            latency.record(size, 0.01 * size)
+    assert latency.seconds(4) == pytest.approx(0.04)
+    latency.record(8, 0.24)
+    assert latency.seconds(1) == pytest.approx(0.01)  # one slow batch is an exception
+    latency.record(8, 0.24)
+    assert [latency.seconds(size) for size in (1, 4, 8)] == pytest.approx(
+        [0.03, 0.12, 0.24], rel=0.25
+    )
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.5])
+def test_a_batch_is_smaller_if_its_first_image_would_be_late(fixed: float) -> None:
+    """Unless small batches are much slower than large ones."""
+    queue = Queue(best=8)
+    for number in (1, 8):
+        queue.latency.record(number, 60.0 * (fixed + (1 - fixed) * number / 8))
+    now = time.monotonic_ns()
+    with mock.patch.object(time, "monotonic_ns", return_value=now):
+        queue.submit(1, deadline_ns=now + 40_000_000_000)
+        queue.submit(*range(2, 12))
+        queue.decode(11)
+        batch = ids(queue.take())
+    assert len(batch) == 5
+    assert (1 in batch) == (fixed == 0.0)
+
+
 def test_batches_are_short_while_several_clients_send_images() -> None:
     queue = Queue()
     queue.latency.short_batch = 2

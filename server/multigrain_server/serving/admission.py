@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ _USABLE = 0.75
 # Share of the images in flight that is computed before refused requests are retried: retries
 # arrive no faster than the engine works, the rest keeps it busy, and nobody retries many times.
 _DONE_BEFORE_RETRY = 0.5
+# While refused requests are to be retried, others must not take every place as it becomes free: the
+# room for each request is made smaller by chance, up to these parts of the time to its deadline and
+# of the queue. Whoever comes at whatever moment then has about the same chance.
+_SPARED_TIME = 0.6
+_SPARED_QUEUE = 1 / 64
 _LOG_SECONDS = 10.0
 # Share of the rate that an engine reached in its warm-up, with nothing to decode or to answer.
 _PROMISED = 0.7
@@ -52,6 +58,7 @@ class Admission:
         config: limits.
         metrics: where refusals are counted.
         clock_ns: CLOCK_MONOTONIC, in nanoseconds.
+        chance: returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -59,8 +66,10 @@ class Admission:
         config: ServingConfig,
         metrics: ServingMetrics,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._clock_ns = clock_ns
+        self._chance = chance
         self._decoders = config.decoders
         self._metrics = metrics
         self._shares = Shares(Load(*config.queue_limits))
@@ -88,11 +97,14 @@ class Admission:
         Raises:
             MultigrainError: as :meth:`admit`.
         """
-        self._check_room(request, _sender(request), _load(request), self._flow(engine))
+        self._check_room(request, _sender(request), _load(request), self._flow(engine), 0.0)
 
     @contextmanager
-    def admit(self, request: ImageRequest, engine: Engine) -> Iterator[None]:
+    def admit(self, request: ImageRequest, engine: Engine) -> Iterator[Callable[[], None]]:
         """Counts a request's images as in flight while the block runs.
+
+        Yields:
+            What to call when an image is answered; the others are when the block ends.
 
         Raises:
             MultigrainError: OVERLOADED with the seconds after which there should be room, or
@@ -101,21 +113,32 @@ class Admission:
         """
         flow, sender = self._flow(engine), _sender(request)
         load, work = _load(request), flow.work(request)
-        self._check_room(request, sender, load, flow)
-        self._check_deadline(request, sender, work, flow)
+        chance = self._chance() if flow.awaited else 0.0
+        self._check_room(request, sender, load, flow, chance)
+        self._check_deadline(request, sender, work, flow, chance)
         self._shares.add(sender, load)
         flow.enter(sender, work, request.deadline_ns)
-        answered = False
+        count = len(request.images)
+        left, answered = count, False
+
+        def image_answered() -> None:
+            nonlocal left
+            left -= 1
+            flow.answered(sender, work.images / count, work.units / count)
+
         try:
-            yield
+            yield image_answered
             answered = True
         finally:
-            flow.leave(sender, work, answered=answered)
+            part = left / count
+            rest = work._replace(images=work.images * part, units=work.units * part)
+            flow.leave(sender, rest, answered=answered)
             self._shares.remove(sender, load)
 
     def too_late(self, request: ImageRequest, engine: Engine) -> MultigrainError:
         """The error of a request that was admitted and yet could not be computed in time."""
         flow = self._flow(engine)
+        flow.limited()
         work = flow.work(request)
         return self._overloaded(
             request.client,
@@ -133,7 +156,9 @@ class Admission:
             self._flows[engine] = flow
         return flow
 
-    def _check_room(self, request: ImageRequest, sender: Sender, load: Load, flow: Flow) -> None:
+    def _check_room(
+        self, request: ImageRequest, sender: Sender, load: Load, flow: Flow, chance: float
+    ) -> None:
         if self._draining:
             self._metrics.refused("draining")
             raise MultigrainError(
@@ -149,7 +174,7 @@ class Admission:
                 if wanted > limit and quantity != "items":
                     self._metrics.refused(_REASONS[quantity])
                     raise MultigrainError.field("images", _too_much(quantity, wanted, limit))
-        shortage = self._shares.shortage(sender, load)
+        shortage = self._shares.shortage(sender, load, chance * _SPARED_QUEUE)
         if shortage is not None:
             # By the engine's rate, the time in which as much is answered as is missing.
             part = shortage.missing / shortage.held
@@ -161,17 +186,21 @@ class Admission:
             raise self._overloaded(request.client, reason, _why(shortage), delay, who)
 
     def _check_deadline(
-        self, request: ImageRequest, sender: Sender, work: Work, flow: Flow
+        self, request: ImageRequest, sender: Sender, work: Work, flow: Flow, chance: float
     ) -> None:
         # An empty engine gets the images in any case: it knows best what it can do.
         if not request.deadline_ns or flow.idle:
             return
         left = _USABLE * (request.deadline_ns - self._clock_ns()) / 1e9
-        if flow.seconds_at_most(work) <= left:
+        left *= 1 - _SPARED_TIME * chance
+        # A request of many images takes its turns between those that come after it, if any do.
+        steady = flow.awaited and len(request.images) > 1
+        if not steady and flow.seconds_at_most(work) <= left:
             return
         seconds = flow.seconds_before(sender, work, request.deadline_ns)
         if seconds <= left:
             return
+        flow.limited()
         raise self._overloaded(
             request.client,
             "late",

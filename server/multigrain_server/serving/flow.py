@@ -15,8 +15,12 @@ from multigrain_server.serving.shares import Sender
 # The rate is measured over windows of at least so many seconds and images.
 _WINDOW_SECONDS = 0.25
 _WINDOW_ITEMS = 8
-# Weight of the newest window in the moving average.
+# Weight of the newest window in the moving average, unless it has so many images and is below or
+# above these parts of the average: then the engine works at another pace. As images are answered in
+# batches, a window may show up to a third more than there is.
 _NEWEST = 0.3
+_SLOWER = 0.75
+_FASTER = 1.5
 # Longest time over which the retries of refused requests are spread, and the clients for whom
 # the newest retry is remembered.
 _SPREAD_NS = 5_000_000_000
@@ -39,7 +43,7 @@ class Work(NamedTuple):
             No lane waits for another one.
     """
 
-    images: int
+    images: float
     units: float
     lanes: tuple[float, float] = _NO_LANES
 
@@ -71,36 +75,67 @@ class _Rate:
         rate: to begin with; 0 = unknown.
         clock_ns: CLOCK_MONOTONIC, in nanoseconds.
         images: that a measurement needs.
+
+    Attributes:
+        rate: in units of work per second; 0 = unknown.
     """
 
     def __init__(self, rate: float, clock_ns: Callable[[], int], images: int) -> None:
         self.rate = rate
         self._clock_ns = clock_ns
         self._least_images = images
-        self._since_ns = 0
-        self._images = 0
-        self._work = 0.0
+        self._running_since_ns = 0
+        self._measured_ns = 0
+        self._images, self._work = 0.0, 0.0
+
+    def at_most(self, together: float) -> float:
+        """The rate, or less if so little was answered since the measurement began.
+
+        An engine that has become slow is known before it has answered enough to be measured.
+
+        Args:
+            together: work that is answered at a time.
+        """
+        seconds = self._seconds
+        return min(self.rate, (self._work + together) / seconds) if seconds else self.rate
+
+    @property
+    def _seconds(self) -> float:
+        """How long the measurement has run."""
+        since = self._running_since_ns
+        return (self._measured_ns + (self._clock_ns() - since if since else 0)) / 1e9
 
     def start(self) -> None:
-        """From now on there is always something to do; again if it is measured already."""
-        if not self._since_ns:
-            self._since_ns, self._images, self._work = self._clock_ns(), 0, 0.0
+        """From now on there is something to do, as before if it was paused."""
+        if not self._running_since_ns:
+            self._running_since_ns = self._clock_ns()
+
+    def pause(self) -> None:
+        """There is nothing to do, until the next start."""
+        self._measured_ns = int(1e9 * self._seconds)
+        self._running_since_ns = 0
 
     def stop(self) -> None:
-        """There may be nothing to do from now on."""
-        self._since_ns = 0
+        """Drops a measurement: there may be nothing to do from now on."""
+        self._running_since_ns = self._measured_ns = 0
+        self._images, self._work = 0.0, 0.0
 
-    def answered(self, images: int, work: float) -> None:
-        if not self._since_ns:
-            return
+    def answered(self, images: float, work: float) -> bool:
+        """Counts images; returns whether a measurement is complete. Another one begins then."""
+        if not self._running_since_ns:
+            return False
         self._images += images
         self._work += work
-        seconds = (self._clock_ns() - self._since_ns) / 1e9
-        if seconds >= _WINDOW_SECONDS and self._images >= self._least_images:
-            newest = self._work / seconds
-            self.rate += (_NEWEST if self.rate else 1.0) * (newest - self.rate)
-            self.stop()
-            self.start()
+        seconds = self._seconds
+        if seconds < _WINDOW_SECONDS or self._images < self._least_images:
+            return False
+        newest = self._work / seconds
+        changed = not _SLOWER * self.rate < newest < _FASTER * self.rate
+        weight = 1.0 if changed and self._images >= _WINDOW_ITEMS else _NEWEST
+        self.rate += (weight if self.rate else 1.0) * (newest - self.rate)
+        self.stop()
+        self.start()
+        return True
 
 
 class Flow:
@@ -129,8 +164,11 @@ class Flow:
         self._lane_rates = [_Rate(_LANE_RATE * count, clock_ns, 1) for count in (decoders, 1)]
         self.units = 0.0
         self.lanes = [0.0, 0.0]
-        self._images = 0
+        self._images = 0.0
         self._full = full
+        # Requests were refused by the rate: so many times it is measured whatever is in flight.
+        self._limited = 0
+        self._waiting_until_ns = 0
         self._clock_ns = clock_ns
         # Units of a second of decoding. Not of the measured rate: a measure must not change.
         self._units_per_second = rate / decoders
@@ -140,12 +178,19 @@ class Flow:
     @property
     def rate(self) -> float:
         """Units that are answered in a second; 0 = unknown."""
-        return self._rate.rate
+        # An engine that is never idle has one batch in its network and another one behind it.
+        batch = self._full / 2 * max(1.0, self.units / self._images if self._images else 1.0)
+        return self._rate.at_most(batch)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight."""
         return not self._clients
+
+    @property
+    def awaited(self) -> bool:
+        """Whether refused requests are still to be retried."""
+        return self._clock_ns() < self._waiting_until_ns
 
     def work(self, request: ImageRequest) -> Work:
         """The work of a request; images that need no decoding have no costs."""
@@ -171,7 +216,7 @@ class Flow:
         self._images += work.images
         for counts in (self, client, caller):
             counts.units += work.units
-        if self._images >= self._full:
+        if self._images >= self._full or self._limited:
             self._rate.start()
         if work.lanes == _NO_LANES:
             return
@@ -182,8 +227,23 @@ class Flow:
             if seconds:
                 rate.start()
 
+    def answered(self, sender: Sender, images: float, units: float) -> None:
+        """Some of a sender's images in the ordinary lane are answered."""
+        client = self._clients[sender.client]
+        self._images -= images
+        for counts in (self, client, client.callers[sender.caller]):
+            counts.units -= units
+        if self._rate.answered(images, units):
+            self._limited = max(0, self._limited - 1)
+
     def leave(self, sender: Sender, work: Work, *, answered: bool) -> None:
-        """``answered`` by the engine: dropped images say nothing about its rate."""
+        """A request ends.
+
+        Args:
+            sender: of the request.
+            work: without the images that :meth:`answered` has counted.
+            answered: by the engine: dropped images say nothing about its rate.
+        """
         client = self._clients[sender.client]
         caller = client.callers[sender.caller]
         self._images -= work.images
@@ -197,12 +257,14 @@ class Flow:
             del client.callers[sender.caller]
         if not client.callers:
             del self._clients[sender.client]
-        if not self._clients:
-            self.units, self.lanes = 0.0, [0.0, 0.0]  # without what rounding left of them
-        if answered:
-            self._rate.answered(work.images, work.units)
-        if self._images < self._full:
+        if not self._clients:  # without what rounding left of them
+            self._images, self.units, self.lanes = 0.0, 0.0, [0.0, 0.0]
+        if answered and self._rate.answered(work.images, work.units):
+            self._limited = max(0, self._limited - 1)
+        if not self._limited and self._images < self._full:
             self._rate.stop()
+        elif self.idle:
+            self._rate.pause()
         if work.lanes == _NO_LANES:
             return
         for rate, seconds, left in zip(self._lane_rates, work.lanes, self.lanes, strict=True):
@@ -210,6 +272,16 @@ class Flow:
                 rate.answered(1, seconds)
             if left < ORDINARY_SECONDS / 2:
                 rate.stop()
+
+    def limited(self) -> None:
+        """As much is in flight as can be answered in time, by the rate.
+
+        These may be fewer images than keep an engine busy: until its rate is measured twice
+        more, it is measured with those.
+        """
+        self._limited = 2  # the next measurement begins when one ends, not at a refusal
+        if self._images:
+            self._rate.start()
 
     def seconds_at_most(self, work: Work) -> float:
         """Seconds until everything in flight is computed, and ``work`` with it; 0 = unknown."""
@@ -223,7 +295,8 @@ class Flow:
         computed before the last of them; 0 while the rate is unknown.
 
         Engines give every client the same share of their time, and the callers of a client the
-        same share of it. On a connection, the earliest deadline goes first.
+        same share of it. On a connection, the earliest deadline goes first. While refused requests
+        wait, a caller that is answered makes room for another one, which takes its share too.
         """
         client = self._clients.get(sender.client)
         callers = client.callers if client is not None else {}
@@ -241,10 +314,12 @@ class Flow:
             return slowest
         turn = work.units + (own.units if own is not None else 0.0)
         before = turn
+        replaced = self.awaited
         for other in others:
             urgent = 0 < other.deadline_ns <= (deadline_ns or other.deadline_ns)
             first = urgent and other.connection == sender.connection
-            before += other.units if first else min(other.units, turn)
+            share = turn if replaced else min(other.units, turn)
+            before += max(share, other.units) if first else share
         before = _in_turns(before, (other.units for other in clients))
         return max(slowest, before / self.rate)
 
@@ -262,6 +337,7 @@ class Flow:
         latest = self._retry_ns.pop(client, 0)
         latest = min(max(latest + apart, soonest), soonest + _SPREAD_NS)
         self._retry_ns[client] = latest
+        self._waiting_until_ns = max(self._waiting_until_ns, latest)
         if len(self._retry_ns) > _RETRYING_CLIENTS:
             self._retry_ns.popitem(last=False)
         return (latest - now) / 1e9

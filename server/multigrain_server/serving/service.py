@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -219,12 +219,12 @@ class ImageService:
     ) -> list[ImageResult]:
         """Has all images computed."""
         name, images = model.entry.version.name, len(request.images)
-        with self.admission.admit(request, engine):
+        with self.admission.admit(request, engine) as image_answered:
             admitted = time.monotonic_ns()
             self._metrics.stage(name, "admit", (admitted - request.received_ns) / 1e9)
             self._metrics.queue(name, images)
             try:
-                results = await self._gather(request, engine)
+                results = await self._gather(request, engine, image_answered)
             except _TooBusyError:
                 raise self.admission.too_late(request, engine) from None
             finally:
@@ -234,7 +234,9 @@ class ImageService:
             trace.computed(model.label, [result.reply for result in results])
         return results
 
-    async def _gather(self, request: ImageRequest, engine: EngineProcess) -> list[ImageResult]:
+    async def _gather(
+        self, request: ImageRequest, engine: EngineProcess, image_answered: Callable[[], None]
+    ) -> list[ImageResult]:
         in_flight: list[InFlight] = []
         timer: asyncio.TimerHandle | None = None
         try:
@@ -252,6 +254,8 @@ class ImageService:
                 if result.reply.error is not None:
                     _raise_if_of_the_request(result)
                 results.append(result)
+                if len(results) < len(in_flight):
+                    image_answered()
             return results
         except BaseException as error:
             for item in in_flight:

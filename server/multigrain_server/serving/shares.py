@@ -122,8 +122,14 @@ class Shares:
         """What all hold together."""
         return Load(*self._all.held)
 
-    def shortage(self, sender: Sender, load: Load) -> Shortage | None:
-        """Why a load does not fit into the queue; None if it does."""
+    def shortage(self, sender: Sender, load: Load, spared: float = 0.0) -> Shortage | None:
+        """Why a load does not fit into the queue; None if it does.
+
+        Args:
+            sender: whose load it is.
+            load: that is wanted.
+            spared: part of each limit that is not used.
+        """
         if not self._all.held[0]:
             return None
         for number, (limit, held) in enumerate(zip(self.limits, self._all.held, strict=True)):
@@ -131,6 +137,8 @@ class Shares:
             if wanted <= limit / 2:  # far from full: also the fastest way
                 continue
             allowed = limit - self._kept(sender, load, number)
+            if number or limit >= _SMALLEST:
+                allowed -= spared * limit
             if load[number] and wanted > allowed:
                 return self._shortage(sender, number, wanted - allowed, over=wanted <= limit)
         return None

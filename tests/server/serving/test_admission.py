@@ -63,7 +63,9 @@ class Gate:
         config = ServingConfig(**{"max_images_per_request": 4, "queue_items": 1000, **fields})
         self.registry = CollectorRegistry()
         self.clock = Clock()
-        self.admission = Admission(config, ServingMetrics(self.registry), self.clock)
+        self.chance = 0.0
+        metrics = ServingMetrics(self.registry)
+        self.admission = Admission(config, metrics, self.clock, lambda: self.chance)
         self.engine = Engine(rate)
         self._callers = 0
         self._inside = ExitStack()
@@ -74,6 +76,10 @@ class Gate:
         deadline = self.clock.ns + int(1e9 * seconds) if seconds else 0
         request = images(items, size, caller or self._callers, deadline)
         self._inside.enter_context(self.admission.admit(request, self.engine))
+
+    def leave(self) -> None:
+        """Ends all requests."""
+        self._inside.close()
 
     def counted(self, name: str) -> float | None:
         return self.registry.get_sample_value(f"multigrain_{name}")
@@ -273,6 +279,84 @@ def test_the_rate_is_learned_from_a_busy_engine_and_not_from_an_idle_one() -> No
     assert flow.rate < 55
     work(200, inside=10, answers=600)
     assert flow.rate == pytest.approx(200, rel=0.05)
+
+
+def test_the_rate_is_learned_from_few_images_where_deadlines_allow_no_more() -> None:
+    clock = Clock()
+    flow = Flow(100.0, 16, clock)
+
+    def work(rate: float, answers: int) -> None:
+        """Three images are in flight, of which the engine would take 16 at a time."""
+        for number in range(3):
+            flow.enter(Sender("", "", number), ONE, 0)
+        for _ in range(answers):
+            clock.ns += int(1e9 / rate)
+            flow.limited()
+            flow.leave(Sender("", "", 0), ONE, answered=True)
+            flow.enter(Sender("", "", 0), ONE, 0)
+        for number in range(3):
+            flow.leave(Sender("", "", number), ONE, answered=False)
+
+    work(10, answers=40)
+    assert flow.rate == pytest.approx(10, rel=0.05)
+    work(40, answers=60)
+    assert flow.rate == pytest.approx(40, rel=0.05)
+
+
+def test_an_engine_that_became_slow_is_known_before_it_is_measured() -> None:
+    clock = Clock()
+    flow = Flow(100.0, 4, clock)
+    for number in range(50):
+        flow.enter(Sender("", "", number), ONE, 0)
+    clock.ns += 1_000_000_000
+    # At most the batch that it computes can be done.
+    assert flow.rate == pytest.approx(2)
+    flow.leave(Sender("", "", 0), ONE, answered=True)
+    assert flow.rate == pytest.approx(3)
+
+
+def test_images_are_counted_as_they_are_answered() -> None:
+    gate = Gate(rate=100, max_images_per_request=64)
+    with gate.admission.admit(images(64, caller=1), gate.engine) as image_answered:
+        gate.refused(20, seconds=1, caller=1)
+        for _ in range(63):
+            image_answered()
+        with gate.admission.admit(
+            images(20, caller=1, deadline_ns=gate.clock.ns + 1_000_000_000), gate.engine
+        ):
+            pass
+    assert gate.admission.items == 0
+
+
+def test_while_refused_requests_wait_others_do_not_get_every_place_that_becomes_free() -> None:
+    gate = Gate(rate=100)
+    for _ in range(50):
+        gate.enter(seconds=1)
+    gate.chance = 1.0
+    gate.enter(seconds=1)  # nobody has been refused
+    delay = gate.delay(seconds=0.5)
+    gate.refused(seconds=1)
+    gate.chance = 0.0
+    gate.enter(seconds=1)
+    gate.chance = 1.0
+    gate.leave()
+    gate.clock.ns += int(1e9 * (delay + 5))
+    for _ in range(50):
+        gate.enter(seconds=1)  # those that were refused have had their time
+
+
+def test_a_large_request_is_not_accepted_as_if_none_came_after_it() -> None:
+    gate = Gate(rate=100, max_images_per_request=64)
+    for _ in range(20):
+        gate.enter(seconds=2)
+    gate.enter(64, seconds=2)
+    gate = Gate(rate=100, max_images_per_request=64)
+    for _ in range(20):
+        gate.enter(seconds=2)
+    gate.refused(seconds=0.1)
+    # Each of its images takes turns with one of 20 callers.
+    gate.refused(64, seconds=2)
+    gate.enter(4, seconds=2)
 
 
 def test_every_reason_of_a_refusal_has_a_series_from_the_start() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -56,11 +57,12 @@ class Simulation:
     """Admission in front of a fake engine that computes one image at a time, in turns: of the
     clients, and of the callers of a client."""
 
-    def __init__(self, **fields: object) -> None:
+    def __init__(self, chance: Callable[[], float] | None = None, **fields: object) -> None:
         config = ServingConfig(**{"queue_decode_seconds": 120.0, "decode_threads": 2, **fields})
         self.clock = Clock()
         self.registry = CollectorRegistry()
-        self.admission = Admission(config, ServingMetrics(self.registry), self.clock)
+        metrics = ServingMetrics(self.registry)
+        self.admission = Admission(config, metrics, self.clock, chance or random.Random(1).random)
         self.engine = Engine(RATE)
         self._queues: dict[str, dict[int, deque[tuple[Traffic, list[int], ExitStack]]]] = {}
         self._in_flight: Counter[int] = Counter()
@@ -271,7 +273,7 @@ def test_slow_images_neither_delay_nor_slow_down_others_in_the_estimate() -> Non
 
 
 def test_an_image_costs_as_many_turns_as_its_decoding_takes() -> None:
-    simulation = Simulation()
+    simulation = Simulation(chance=lambda: 0.0)
     # 80 ms of decoding on one of two decoders is 2 images of computing at 50 per second.
     heavy = DecodeCost(1, 0.08, 1)
     simulation.send(Traffic("ada", "a", images=60, cost=heavy))
