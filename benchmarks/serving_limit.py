@@ -37,8 +37,8 @@ from multigrain.machine import available_cpus
 from multigrain.whitening import Moments, Whitening, fit_whitening
 
 # The first float32 runtime fits the whitening that the others are compared with.
-RUNTIMES = ("openvino-f32", "onnxruntime", "openvino-int8", "openvino-bf16", "mindspore")
-FLOAT32 = ("openvino-f32", "onnxruntime", "mindspore")
+RUNTIMES = ("openvino-f32", "onnxruntime", "openvino-int8", "openvino-bf16")
+FLOAT32 = ("openvino-f32", "onnxruntime")
 _SECONDS = 4.0
 _FIT_COUNT = 600
 _COLUMNS = (
