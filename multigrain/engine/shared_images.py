@@ -49,22 +49,19 @@ class SharedImages:
     def __init__(self) -> None:
         self.fd = shared_memory.allocate("multigrain-images", _SIZE)
         self._end = 0
-        # Places that have memory and no image, by their size, which is a power of two.
-        self._free: dict[int, list[int]] = {}
-        self._kept = 0
+        # Places without an image, by their size, which is a power of two: those that have memory,
+        # and those that have none. All are used again, so that no two images ever share a place
+        # and the addresses last forever.
+        self._kept: dict[int, list[int]] = {}
+        self._empty: dict[int, list[int]] = {}
+        self._kept_bytes = 0
 
     def put(self, image: bytes) -> StoredImage | None:
         """Stores an image; None if there is not enough memory."""
         size = _place(len(image))
-        places = self._free.get(size)
-        if places:
-            offset = places.pop()
-            self._kept -= size
-        else:
-            if self._end + size > _SIZE:  # after years; the first images have long been answered
-                self._end = 0
-            offset = self._end
-            self._end += size
+        offset = self._take(size)
+        if offset is None:
+            return None
         stored = StoredImage(offset, len(image))
         try:
             written = os.pwrite(self.fd, image, offset)
@@ -78,21 +75,36 @@ class SharedImages:
     def remove(self, stored: StoredImage) -> None:
         """Frees the place of an image."""
         size = _place(stored.size)
-        large = size > _KEPT_SIZE or self._kept + size > _KEPT_BYTES
+        large = size > _KEPT_SIZE or self._kept_bytes + size > _KEPT_BYTES
         if large and sys.platform == "linux":  # others cannot return a part of the memory
             self._release(stored)
             return
-        self._free.setdefault(size, []).append(stored.offset)
-        self._kept += size
+        self._kept.setdefault(size, []).append(stored.offset)
+        self._kept_bytes += size
 
     def close(self) -> None:
         os.close(self.fd)
         self.fd = -1
 
+    def _take(self, size: int) -> int | None:
+        """A place; None if all addresses are in use."""
+        if places := self._kept.get(size):
+            self._kept_bytes -= size
+            return places.pop()
+        if places := self._empty.get(size):
+            return places.pop()
+        if self._end + size > _SIZE:
+            return None
+        offset = self._end
+        self._end += size
+        return offset
+
     def _release(self, stored: StoredImage) -> None:
+        """Returns the memory of a place to the kernel."""
         if sys.platform == "linux" and self.fd >= 0:
             with mmap.mmap(self.fd, _pages(stored.size), offset=stored.offset) as memory:
                 memory.madvise(mmap.MADV_REMOVE)
+        self._empty.setdefault(_place(stored.size), []).append(stored.offset)
 
 
 class LargeImage:

@@ -60,6 +60,31 @@ def test_memory_of_answered_images_is_returned_except_for_some_small_ones(
     assert held(images) <= 16 * MIB
 
 
+def test_no_two_images_share_a_place_however_many_there_were(images: SharedImages) -> None:
+    """With as few addresses as a long time leaves, all are used again, and none twice at once."""
+    with mock.patch("multigrain.engine.shared_images._SIZE", 32 * MIB):
+        contents: list[tuple[StoredImage, bytes]] = []
+        for number in range(500):
+            size = (70_000, 3 * MIB, 300_000, MIB)[number % 4]
+            data = bytes([number % 251]) * size
+            place = images.put(data)
+            assert place is not None
+            contents.append((place, data))
+            if len(contents) > 6:
+                images.remove(contents.pop(number % 5)[0])
+            for place, data in contents:
+                assert LargeImage(images.fd, place).read() == data
+        assert held(images) <= 32 * MIB
+
+
+def test_when_all_addresses_are_in_use_an_image_is_not_stored(images: SharedImages) -> None:
+    with mock.patch("multigrain.engine.shared_images._SIZE", 8 * MIB):
+        places = [stored(images, bytes(3 * MIB)) for _ in range(2)]
+        assert images.put(bytes(3 * MIB)) is None
+        images.remove(places[1])
+        assert stored(images, bytes(3 * MIB)).offset == places[1].offset
+
+
 def test_without_memory_an_image_is_not_stored_and_its_place_is_free(images: SharedImages) -> None:
     with mock.patch("os.pwrite", side_effect=OSError):
         assert images.put(bytes(70_000)) is None
