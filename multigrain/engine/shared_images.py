@@ -7,6 +7,7 @@ engine, and sends only where it lies. Its place is free again once the image is 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -22,7 +23,7 @@ LEAST_BYTES: Final = 64 * 1024
 # Addresses, not memory: only what is written takes some.
 _SIZE: Final = 1 << 46
 _PAGE: Final = mmap.PAGESIZE
-# Places of this size at most are used again as they are; new memory costs as much as a copy.
+# Places of this size at most keep their memory; new memory costs as much as a copy.
 _KEPT_SIZE: Final = 1 << 20
 _KEPT_BYTES: Final = 16 << 20
 
@@ -49,9 +50,8 @@ class SharedImages:
     def __init__(self) -> None:
         self.fd = shared_memory.allocate("multigrain-images", _SIZE)
         self._end = 0
-        # Places without an image, by their size, which is a power of two: those that have memory,
-        # and those that have none. All are used again, so that no two images ever share a place
-        # and the addresses last forever.
+        # Places without an image, by their size, which is a power of two; those that have memory
+        # and those that have none. A place is never split or joined, so that no two overlap.
         self._kept: dict[int, list[int]] = {}
         self._empty: dict[int, list[int]] = {}
         self._kept_bytes = 0
@@ -59,25 +59,31 @@ class SharedImages:
     def put(self, image: bytes) -> StoredImage | None:
         """Stores an image; None if there is not enough memory."""
         size = _place(len(image))
-        offset = self._take(size)
-        if offset is None:
+        if kept := self._kept.get(size):
+            offset = kept.pop()
+            self._kept_bytes -= size
+        elif empty := self._empty.get(size):
+            offset = empty.pop()
+        elif self._end + size <= _SIZE:
+            offset = self._end
+            self._end += size
+        else:
             return None
-        stored = StoredImage(offset, len(image))
         try:
             written = os.pwrite(self.fd, image, offset)
         except OSError:
             written = 0
+        stored = StoredImage(offset, len(image))
         if written < len(image):
-            self._release(stored)
+            self._release(offset, size)
             return None
         return stored
 
     def remove(self, stored: StoredImage) -> None:
         """Frees the place of an image."""
         size = _place(stored.size)
-        large = size > _KEPT_SIZE or self._kept_bytes + size > _KEPT_BYTES
-        if large and sys.platform == "linux":  # others cannot return a part of the memory
-            self._release(stored)
+        if size > _KEPT_SIZE or self._kept_bytes + size > _KEPT_BYTES:
+            self._release(stored.offset, size)
             return
         self._kept.setdefault(size, []).append(stored.offset)
         self._kept_bytes += size
@@ -86,25 +92,14 @@ class SharedImages:
         os.close(self.fd)
         self.fd = -1
 
-    def _take(self, size: int) -> int | None:
-        """A place; None if all addresses are in use."""
-        if places := self._kept.get(size):
-            self._kept_bytes -= size
-            return places.pop()
-        if places := self._empty.get(size):
-            return places.pop()
-        if self._end + size > _SIZE:
-            return None
-        offset = self._end
-        self._end += size
-        return offset
-
-    def _release(self, stored: StoredImage) -> None:
-        """Returns the memory of a place to the kernel."""
+    def _release(self, offset: int, size: int) -> None:
+        """Frees a whole place: a larger image may have been there before the last one."""
+        self._empty.setdefault(size, []).append(offset)
+        # Other systems cannot return a part of the memory: there it stays with the place.
         if sys.platform == "linux" and self.fd >= 0:
-            with mmap.mmap(self.fd, _pages(stored.size), offset=stored.offset) as memory:
+            # Some sandboxes of containers (gVisor) cannot either.
+            with contextlib.suppress(OSError), mmap.mmap(self.fd, size, offset=offset) as memory:
                 memory.madvise(mmap.MADV_REMOVE)
-        self._empty.setdefault(_place(stored.size), []).append(stored.offset)
 
 
 class LargeImage:
@@ -137,7 +132,3 @@ class LargeImage:
 
 def _place(size: int) -> int:
     return 1 << (max(size, _PAGE) - 1).bit_length()
-
-
-def _pages(size: int) -> int:
-    return -(-size // _PAGE) * _PAGE

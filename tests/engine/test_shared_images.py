@@ -60,6 +60,15 @@ def test_memory_of_answered_images_is_returned_except_for_some_small_ones(
     assert held(images) <= 16 * MIB
 
 
+def test_memory_of_a_larger_image_that_was_there_before_is_returned(images: SharedImages) -> None:
+    images.remove(stored(images, bytes(MIB)))
+    last = stored(images, bytes(MIB // 2 + 1))
+    for place in [stored(images, bytes(MIB)) for _ in range(20)]:
+        images.remove(place)
+    images.remove(last)
+    assert held(images) <= 16 * MIB
+
+
 def test_no_two_images_share_a_place_however_many_there_were(images: SharedImages) -> None:
     """With as few addresses as a long time leaves, all are used again, and none twice at once."""
     with mock.patch("multigrain.engine.shared_images._SIZE", 32 * MIB):
@@ -91,6 +100,13 @@ def test_without_memory_an_image_is_not_stored_and_its_place_is_free(images: Sha
     with mock.patch("os.pwrite", return_value=10):
         assert images.put(bytes(70_000)) is None
     assert not held(images)
+
+
+def test_where_memory_cannot_be_returned_its_place_is_used_again(images: SharedImages) -> None:
+    place = stored(images, bytes(2 * MIB))
+    with mock.patch("mmap.mmap", side_effect=OSError):
+        images.remove(place)
+    assert stored(images, bytes(2 * MIB)).offset == place.offset
 
 
 def test_nothing_is_stored_for_an_engine_that_has_ended(images: SharedImages) -> None:

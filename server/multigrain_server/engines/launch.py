@@ -274,10 +274,18 @@ async def launch(
             inflight_fd = InFlightSlots.allocate(settings.max_batch)
             opened.callback(os.close, inflight_fd)
             inflight = InFlightSlots(inflight_fd, settings.max_batch)
-            images = SharedImages()
-            failed.callback(images.close)
+            passed = [theirs.fileno(), inflight_fd]
+            images: SharedImages | None = None
+            # Not every host has so many addresses for a file; then all goes through the socket.
+            with contextlib.suppress(OSError):
+                images = SharedImages()
+                failed.callback(images.close)
+                passed.append(images.fd)
             settings = settings.model_copy(
-                update={"inflight_fd": inflight_fd, "images_fd": images.fd}
+                update={
+                    "inflight_fd": inflight_fd,
+                    "images_fd": -1 if images is None else images.fd,
+                }
             )
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -285,7 +293,7 @@ async def launch(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), inflight_fd, images.fd),
+                pass_fds=passed,
                 env=child_environment(environment),
                 cwd=folder,
                 # A Ctrl-C in a terminal is for the daemon, which drains first.
