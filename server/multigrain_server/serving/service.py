@@ -107,8 +107,10 @@ class ImageService:
         client, images = request.client, request.images
         try:
             response = await self._infer(request)
-        except BaseException:
-            self.pacing.count(client, [], list(map(len, images)))
+        except BaseException as error:
+            # A client cannot help it if the engine has ended or the server drains.
+            if not (isinstance(error, MultigrainError) and error.kind is ErrorKind.UNAVAILABLE):
+                self.pacing.count(client, [], list(map(len, images)))
             raise
         failed = [result.reply.error is not None for result in response.results]
         if any(failed) or self.pacing.counts(client):

@@ -91,6 +91,17 @@ async def test_requests_that_come_to_nothing_are_counted(
         assert not h.service.pacing.counts("ordinary")
 
 
+async def test_requests_that_the_daemon_cannot_serve_are_not_counted(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models")
+    async with harness(tmp_path, launch=FakeEngines().launch) as h:
+        await h.manager.load("tiny")
+        h.service.admission.drain()
+        with pytest.raises(MultigrainError) as caught:
+            await h.embed(b"good", client="ordinary")
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert not h.service.pacing.counts("ordinary")
+
+
 async def test_who_wastes_much_waits_beside_others(bench: Bench) -> None:
     await bench.pacing.turn("ordinary")
     bench.waste("hostile", 48)
