@@ -46,6 +46,9 @@ _MEMORY_ADVICE = (
 )
 # A vector and the scores of all classes; far above any network's.
 _MAX_PAYLOAD = 64 * 1024 * 1024
+# An engine keeps an image that nobody waits for until it reads that; so many times the queue.
+_UNANSWERED_BYTES = 2
+_UNANSWERED_ITEMS = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -119,9 +122,14 @@ class InFlight:
 
 
 class InFlightTable:
-    """The images in flight in one engine, by the ids that the engine knows them by."""
+    """The images in flight in one engine, by the ids that the engine knows them by.
+
+    Attributes:
+        bytes: of all of them, also of those that nobody waits for any more.
+    """
 
     def __init__(self) -> None:
+        self.bytes = 0
         self._items: dict[int, InFlight] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -138,12 +146,15 @@ class InFlightTable:
         if not self._items:
             self._last_ns = time.monotonic_ns()
         self._items[item.id] = item
+        self.bytes += len(item.image)
         self._idle.clear()
 
     def finish(self, item_id: int) -> InFlight | None:
         """Removes an image that is answered."""
         self._last_ns = time.monotonic_ns()
         item = self._items.pop(item_id, None)
+        if item is not None:
+            self.bytes -= len(item.image)
         if not self._items:
             self._idle.set()
         return item
@@ -159,6 +170,7 @@ class InFlightTable:
         for item in left:
             item.suspect = item.id in ids
         self._items.clear()
+        self.bytes = 0
         self._idle.set()
         return left
 
@@ -357,9 +369,25 @@ class EngineProcess:
             cost: of decoding it.
 
         Its future fails with UNAVAILABLE if the engine ends first and no other takes it over.
+
+        Raises:
+            MultigrainError: UNAVAILABLE if the engine has ended; OVERLOADED if it has not yet
+                dropped too many images that were canceled.
         """
         if self.ended.is_set():
             raise self._gone()
+        table, config = self._in_flight, self._config
+        if table and (
+            len(table) >= _UNANSWERED_ITEMS * config.queue_items
+            or table.bytes + len(image) > _UNANSWERED_BYTES * config.queue_bytes
+        ):
+            # Admission counts what callers wait for. This has memory, too.
+            raise MultigrainError(
+                ErrorKind.OVERLOADED,
+                f"the engine of {self._label} has not yet dropped {len(table)} images, most of "
+                "which were canceled",
+                retry_after=_RETRY_SECONDS,
+            )
         item = InFlight(request, image, cost, asyncio.get_running_loop().create_future())
         self._send_unless_refused(item)
         return item

@@ -52,7 +52,7 @@ class DeafChild(EngineChild):
             self.theirs.close()
 
 
-async def start(child: EngineChild) -> EngineProcess:
+async def start(child: EngineChild, config: ServingConfig | None = None) -> EngineProcess:
     """An engine whose process is ``child``."""
 
     async def launch(_spec: EngineSpec, _config: ServingConfig) -> EngineChild:
@@ -60,8 +60,38 @@ async def start(child: EngineChild) -> EngineProcess:
 
     spec = EngineSpec("deaf@1", Path("/nowhere"), "auto")
     return await EngineProcess.start(
-        spec, ServingConfig(), lambda _result: None, launch, Quarantine()
+        spec, config or ServingConfig(), lambda _result: None, launch, Quarantine()
     )
+
+
+@pytest.mark.parametrize("size", [4_000_000, 10], ids=["large", "small"])
+async def test_canceled_images_that_an_engine_does_not_drop_are_bounded(size: int) -> None:
+    child = DeafChild()
+    child.images = SharedImages()
+    child.theirs.send(encode(READY, 0))
+    config = ServingConfig(queue_bytes=40 << 20, queue_items=64)
+    engine = await start(child, config)
+    try:
+        image = b"x" * size
+        accepted = min(4 * 64, 2 * (40 << 20) // size)
+        for _ in range(accepted):
+            engine.submit(ImageRequest("", [image]), image).cancel()
+        with pytest.raises(MultigrainError, match="not yet dropped") as refused:
+            engine.submit(ImageRequest("", [image]), image)
+        assert refused.value.kind is ErrorKind.OVERLOADED
+        assert refused.value.retry_after
+        assert os.fstat(child.images.fd).st_blocks * 512 <= 2 * (40 << 20) + (1 << 20)
+        # Once the engine has dropped one there is room for another.
+        child.theirs.send(encode(Result(id=1, error=ErrorKind.CANCELLED), 0))
+        for _ in range(1000):
+            if engine.in_flight < accepted:
+                break
+            await asyncio.sleep(0.01)
+        engine.submit(ImageRequest("", [image]), image).cancel()
+    finally:
+        child.kill()
+        await engine.stop()
+        child.images.close()
 
 
 async def test_a_small_image_does_not_wait_behind_large_ones_in_the_socket() -> None:
