@@ -16,6 +16,7 @@ from multigrain.checkpoint import store
 from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.data.fingerprint import DatasetFingerprint
 from multigrain.data.pipeline import TrainingData
+from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.events.records import EvaluationRecord, LogRecord, LossRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.state import model_state
@@ -98,7 +99,7 @@ class Trainer:
                 done += 1
                 self._report(record, done, epoch + 1)
                 self._report_unreadable()
-                stopped = self.step.stop_agreed and done < self.total_steps
+                stopped = done < self.total_steps and self._stop_agreed()
                 if stopped or not self._after_step(done):
                     return self._stop(done)
                 if done >= self.total_steps:
@@ -110,6 +111,16 @@ class Trainer:
 
     def _epoch_ended_at(self, done: int) -> int | None:
         return done // self._steps_per_epoch if done % self._steps_per_epoch == 0 else None
+
+    def _stop_agreed(self) -> bool:
+        """Returns whether all workers stop after the latest step, the same on all. Collective.
+
+        A step agrees on what was requested before it began. While it compiled, minutes may have
+        passed, and the next step may compile as well: then the workers ask once more.
+        """
+        if self.step.stop_agreed or not self.step.compiled:
+            return self.step.stop_agreed
+        return AllReduce(self.ctx.world).any(self.ctx.reporter.stop_requested)
 
     def _stop(self, done: int) -> Outcome:
         if self.saver.last_saved != done:

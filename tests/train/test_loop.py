@@ -182,6 +182,19 @@ def test_the_last_step_is_always_evaluated_and_saved(
     assert saver.saved == saved
 
 
+def test_a_stop_requested_while_a_step_compiled_does_not_wait_for_the_next_step() -> None:
+    class CompilingStep(Step):
+        def __call__(self, *arrays: object, stop: bool) -> LossRecord:
+            record = super().__call__(*arrays, stop=stop)
+            self.compiled = True
+            return record
+
+    saver = Saver()
+    outcome = train(saver, figures, reporter=Reporter(stop_at=2), step=CompilingStep())
+    assert (outcome.stopped, outcome.message) == (True, "stopped after step 1 of 6")
+    assert saver.saved == [(1, False, False)]
+
+
 def test_statistics_are_averaged_before_an_evaluation() -> None:
     order: list[str] = []
 
