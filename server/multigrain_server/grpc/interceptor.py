@@ -64,7 +64,6 @@ _MAX_DISCARDED = 1
 _Metadata = Sequence[tuple[str, str | bytes]]
 _metadata: ContextVar[_Metadata] = ContextVar("metadata", default=())
 
-_UNREADABLE = object()
 _END = object()
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -87,9 +86,11 @@ def deadline_ns(context: Context, now_ns: int) -> int:
 
 
 @dataclass(frozen=True)
-class _TooLarge:
+class _Unreadable:
+    """A message that is larger than ``limit``, or without one cannot be parsed; sizes in bytes."""
+
     size: int
-    limit: int
+    limit: int | None = None
 
 
 def max_message_bytes(method: str) -> int | None:
@@ -113,34 +114,28 @@ def reading(
 
     def read(data: bytes) -> Any:
         if limit is not None and len(data) > limit:
-            return _TooLarge(len(data), limit)
+            return _Unreadable(len(data), limit)
         try:
             return data if deserialize is None else deserialize(data)
         except Exception:  # DecodeError, and others from the pure Python parser
-            return _UNREADABLE
+            return _Unreadable(len(data))
 
     return read
 
 
 def readable(message: Any) -> Any:
     """The message. Raises INVALID_FIELD if it could not be parsed or is too large."""
-    if isinstance(message, _TooLarge):
-        raise MultigrainError(
-            ErrorKind.INVALID_FIELD,
-            f"the request has {message.size} bytes, this method accepts {message.limit}",
-        )
-    if message is _UNREADABLE:
+    if not isinstance(message, _Unreadable):
+        return message
+    if message.limit is None:
         raise MultigrainError(
             ErrorKind.INVALID_FIELD,
             "cannot parse the request: malformed bytes, or the client has an incompatible schema",
         )
-    return message
-
-
-async def all_readable(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The messages of a stream, each checked by ``readable``."""
-    async for message in messages:
-        yield readable(message)
+    raise MultigrainError(
+        ErrorKind.INVALID_FIELD,
+        f"the request has {message.size} bytes, this method accepts {message.limit}",
+    )
 
 
 class Incoming:
@@ -276,7 +271,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
             if found is not None
         )
-        read: Any = all_readable if handler.request_streaming else readable
+        read: Any = self._all_readable if handler.request_streaming else self._readable
         if method in _RESUMABLE:
             read = self._all_readable_until_drained
         rules = _Call(
@@ -321,8 +316,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
         return self._wrapped[method]
 
+    def _readable(self, message: Any) -> Any:
+        """The message, checked by ``readable``; if it is not, its bytes came to nothing."""
+        if isinstance(message, _Unreadable) and self._pacing is not None:
+            self._pacing.count_unreadable(origin.get().client, message.size)
+        return readable(message)
+
+    async def _all_readable(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield self._readable(message)
+
     def _all_readable_until_drained(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        return all_readable(self._calls.incoming(messages))
+        return self._all_readable(self._calls.incoming(messages))
 
     async def _call(
         self, rules: _Call, run: Run, messages: AsyncIterator[Any], context: Context
@@ -436,8 +441,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """The message of a request."""
         if not token_name and self._access.needs_tokens:
             return await self._open_reads.read(peer, context.read)
-        if self._pacing is not None and rules.method in _FREQUENT:
-            await self._pacing.turn(client)
+        pacing = self._pacing
+        # Probes share the name of a host with all that have no tokens there.
+        no_probe = token_name and not rules.method.startswith(_SMALL_SERVICES)
+        if pacing is not None and (
+            rules.method in _FREQUENT or (no_probe and pacing.sends_unreadable(client))
+        ):
+            await pacing.turn(client)
         return await self._reads.read(client, context.read)
 
     async def _discard(self, incoming: Incoming, *, authorized: bool, peer: str) -> None:

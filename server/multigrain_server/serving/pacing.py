@@ -38,12 +38,14 @@ class _Debtor:
         next: when its next request may be read, at the earliest.
         last: seconds that its last wasted request stands for.
         waiting: how many of its requests wait.
+        unreadable: it has sent messages that could not be parsed or were too large.
     """
 
     until: float
     next: float
     last: float = 0.0
     waiting: int = 0
+    unreadable: bool = False
 
 
 class Pacing:
@@ -95,6 +97,21 @@ class Pacing:
         until = debtor.until + lost - _CREDIT * made
         debtor.until = min(max(now, until), now + _LONGEST_SECONDS)
         debtor.last = lost
+
+    def count_unreadable(self, client: str, size: int) -> None:
+        """Counts a message that could not be parsed, or was too large for its method.
+
+        Args:
+            client: who sent it.
+            size: in bytes.
+        """
+        self.count(client, [], [size])
+        self._debtors[client].unreadable = True
+
+    def sends_unreadable(self, client: str) -> bool:
+        """Whether a client has lately sent such messages: also its other requests wait then."""
+        debtor = self._debtors.get(client)
+        return debtor is not None and debtor.unreadable
 
     async def turn(self, client: str) -> None:
         """Waits until the next request of a client may be read.

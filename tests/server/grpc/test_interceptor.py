@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +151,75 @@ async def test_a_request_with_images_is_read_in_its_clients_turn(method: str, tu
     details = details_of(f"/multigrain.v1.{method}")
     wrapped = await interceptor.intercept_service(handler, details)
     assert await wrapped.stream_unary(None, Reads()) == b"request"
+
+
+@pytest.mark.parametrize("method", ["EmbeddingService/Embed", "ModelService/ListModels"])
+@pytest.mark.parametrize("streaming", [False, True], ids=["request", "stream"])
+async def test_messages_that_cannot_be_parsed_are_counted(method: str, streaming: bool) -> None:
+    pacing = Pacing()
+    interceptor = CallInterceptor(
+        InFlightCalls(), RequestMetrics(CollectorRegistry()), Access(AccessConfig()), pacing=pacing
+    )
+
+    def parse(data: bytes) -> bytes:
+        raise ValueError("malformed")
+
+    async def echo(request: Any, _context: object) -> bytes:
+        return b"".join([message async for message in request])
+
+    async def handler(_details: object) -> Any:
+        if streaming:
+            return grpc.stream_unary_rpc_method_handler(echo, request_deserializer=parse)
+        return grpc.unary_unary_rpc_method_handler(echo, request_deserializer=parse)
+
+    wrapped = await interceptor.intercept_service(handler, details_of(f"/multigrain.v1.{method}"))
+
+    class Reads(GoneContext):
+        async def read(self) -> Any:
+            return wrapped.request_deserializer(bytes(5 << 20))
+
+    async def messages() -> AsyncIterator[Any]:
+        yield wrapped.request_deserializer(bytes(5 << 20))
+
+    assert not pacing.sends_unreadable("127.0.0.1")
+    with pytest.raises(asyncio.CancelledError):  # the status cannot be sent
+        await wrapped.stream_unary(messages(), Reads())
+    assert pacing.sends_unreadable("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("method", "token", "turns"),
+    [
+        ("/multigrain.v1.ModelService/ListModels", "reader", ["reader"]),
+        ("/multigrain.v1.ModelService/ListModels", "", []),
+        ("/grpc.health.v1.Health/Check", "reader", []),
+    ],
+)
+async def test_who_sends_messages_that_cannot_be_parsed_waits_with_all_but_probes(
+    method: str, token: str, turns: list[str]
+) -> None:
+    class Named(Access):
+        @contextmanager
+        def enter(self, *_args: object, **_options: object) -> Iterator[str]:
+            yield token
+
+    pacing = TurnsTaken()
+    interceptor = CallInterceptor(
+        InFlightCalls(), RequestMetrics(CollectorRegistry()), Named(AccessConfig()), pacing=pacing
+    )
+
+    async def echo(request: bytes, _context: object) -> bytes:
+        return request
+
+    async def handler(_details: object) -> Any:
+        return grpc.unary_unary_rpc_method_handler(echo)
+
+    wrapped = await interceptor.intercept_service(handler, details_of(method))
+    await wrapped.stream_unary(None, GoneContext())
+    assert pacing.taken == []
+    pacing.count_unreadable(token or "127.0.0.1", 1)
+    await wrapped.stream_unary(None, GoneContext())
+    assert pacing.taken == turns
 
 
 async def test_each_message_of_a_stream_of_images_is_read_in_its_clients_turn() -> None:
