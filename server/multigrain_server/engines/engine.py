@@ -214,7 +214,9 @@ class EngineChannel(asyncio.Protocol):
             return
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush, context=_NO_CONTEXT)
-        self._unsent += (encode(message, len(payload)), payload)
+        self._unsent.append(encode(message, len(payload)))
+        if payload:  # asyncio of Python 3.12 never gets rid of an empty part, and spins
+            self._unsent.append(payload)
 
     def _flush(self) -> None:
         # One write: joining costs less than more system calls up to some hundred kilobytes, which

@@ -6,14 +6,23 @@ import asyncio
 import os
 import socket
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from multigrain.engine.protocol import FrameParser, InFlightImage, Ready, Result, encode
+from multigrain.engine.protocol import (
+    Cancel,
+    Frame,
+    FrameParser,
+    InFlightImage,
+    Ready,
+    Result,
+    encode,
+)
 from multigrain.engine.shared_images import LargeImage, SharedImages
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.engines.config import ServingConfig
-from multigrain_server.engines.engine import EngineProcess
+from multigrain_server.engines.engine import EngineChannel, EngineProcess
 from multigrain_server.engines.images import ImageRequest, Quarantine
 from multigrain_server.engines.launch import EngineChild, EngineSpec
 
@@ -94,6 +103,19 @@ async def test_canceled_images_that_an_engine_does_not_drop_are_bounded(size: in
         child.images.close()
 
 
+async def test_nothing_empty_is_written_to_an_engine() -> None:
+    transport = mock.create_autospec(asyncio.Transport, instance=True)
+    transport.is_closing.return_value = False
+    channel = EngineChannel(1 << 20, lambda _frame: None, lambda _error: None)
+    channel.connection_made(transport)
+    channel.send(Cancel(id=1))
+    channel.send(Cancel(id=2), b"payload")
+    await asyncio.sleep(0)
+    (parts,) = transport.writelines.call_args.args
+    assert b"".join(parts) == encode(Cancel(id=1), 0) + encode(Cancel(id=2), 7) + b"payload"
+    assert all(parts)
+
+
 async def test_a_small_image_does_not_wait_behind_large_ones_in_the_socket() -> None:
     child = DeafChild()
     child.images = SharedImages()
@@ -103,7 +125,8 @@ async def test_a_small_image_does_not_wait_behind_large_ones_in_the_socket() -> 
         large, small = b"x" * 10_000_000, b"small"
         items = [engine.submit(ImageRequest("", [image]), image) for image in (large, large, small)]
         child.theirs.setblocking(False)
-        parser, frames, received = FrameParser(1 << 20), [], 0
+        frames: list[Frame] = []
+        parser, received = FrameParser(1 << 20), 0
         async with asyncio.timeout(10):
             while len(frames) < len(items):
                 data = await asyncio.get_running_loop().sock_recv(child.theirs, 1 << 16)
