@@ -100,7 +100,8 @@ async def test_the_rebuilt_index_equals_the_old_one(make_server: MakeServer) -> 
     server = await busy_server(make_server)
     before = rows(server.root)
     states = {state for _, _, _, _, state, *_ in before}
-    assert states == {"SUCCEEDED", "FAILED", "CANCELLED", "RUNNING", "QUEUED"}
+    # A runner on a busy machine may see the cancellation before it is killed.
+    assert states - {"STOPPING"} == {"SUCCEEDED", "FAILED", "CANCELLED", "RUNNING", "QUEUED"}
     assert {row[-1] for row in before} == {0, 1}
     (server.root / "jobs" / "stray").mkdir()
     report = rebuild_index(ServerConfig(data_dir=server.root))
