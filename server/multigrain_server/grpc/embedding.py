@@ -58,7 +58,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     ) -> embedding_pb2.EmbedResponse:
         log_request_id(request.request_id)
         received = time.monotonic_ns()
-        images = _embed_request(
+        images = self._request(
             request,
             origin.get(),
             received_ns=received,
@@ -98,7 +98,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
             nonlocal newest_id
             async for message in request_iterator:
                 newest_id = message.request_id
-                request = _embed_request(
+                request = self._request(
                     message,
                     sender,
                     received_ns=time.monotonic_ns(),
@@ -119,6 +119,15 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
             raise
         finally:
             await replies.aclose()
+
+    def _request(
+        self, message: embedding_pb2.EmbedRequest, sender: Origin, **times: int
+    ) -> ImageRequest:
+        try:
+            return _embed_request(message, sender, **times)
+        except MultigrainError:
+            self._service.pacing.count(sender.client, [], [message.ByteSize()])
+            raise
 
     def _response(
         self, response: ImageResponse, request: ImageRequest, request_id: str

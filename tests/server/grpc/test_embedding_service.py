@@ -291,6 +291,22 @@ async def test_the_request_id_of_the_caller_is_logged(
     assert ids == ["first", "s" * 128, "third", None]
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["request", "stream"])
+async def test_a_request_with_an_unknown_dtype_is_counted_as_wasted(
+    root: Path, stream: bool
+) -> None:
+    async with serving(root) as served:
+        request = EmbedRequest(images=[b"x"], dtype=9)  # type: ignore[arg-type]
+        call = (
+            anext(aiter(served.embedding.EmbedStream(iter([request]))))
+            if stream
+            else served.embedding.Embed(request)
+        )
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        assert served.service.pacing.counts("127.0.0.1")
+
+
 @pytest.mark.parametrize("wrong", [{"dtype": 9, "images": [b"x"]}, {"images": []}])
 async def test_the_log_names_the_request_that_ended_a_stream(
     root: Path, wrong: dict[str, object]
