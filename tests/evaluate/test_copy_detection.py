@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.evaluate import copy_detection
+from multigrain.evaluate import distortion
 from multigrain.evaluate.all_reduce import AllReduce
 from multigrain.evaluate.copy_detection import (
     UNREAD,
@@ -149,12 +149,12 @@ def test_distortions_have_the_stated_ranges(monkeypatch: pytest.MonkeyPatch) -> 
     sides = (100, 50)
     watch(Image.Image, "resize", lambda *_, box, **__: [(box[i + 2] - box[i]) / sides[i]
                                                        for i in (0, 1)])  # fmt: skip
-    watch(copy_detection, "rotate", lambda _, degrees: [degrees])
-    watch(copy_detection, "brightness", lambda _, factor: [factor])
-    watch(copy_detection, "contrast", lambda _, factor: [factor])
+    watch(distortion, "rotate", lambda _, degrees: [degrees])
+    watch(distortion, "brightness", lambda _, factor: [factor])
+    watch(distortion, "contrast", lambda _, factor: [factor])
     watch(ImageFilter, "GaussianBlur", lambda radius: [radius / 50])
-    watch(copy_detection, "_add_noise", lambda _image, std, _seed: [std])
-    watch(copy_detection, "_jpeg", lambda _, quality: [quality])
+    watch(distortion, "_add_noise", lambda _image, std, _seed: [std])
+    watch(distortion, "_jpeg", lambda _, quality: [quality])
     image = Image.new("RGB", sides, (90, 140, 60))
     for seed in range(400):
         distort(image, Random(seed))
