@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits, Schedule
+from multigrain.engine.batching import DropReason, Item, Schedule
 from multigrain.engine.lanes import Lane
 
 
@@ -14,18 +14,12 @@ class Batcher:
     """A schedule for the decoding threads and the computing thread. Thread-safe.
 
     Args:
-        limits: of the queue and the batches.
-        latencies: of each resolution that is served.
+        schedule: what is decoded and computed next.
         on_drop: called, outside the lock, for each image that is dropped.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        latencies: Mapping[int, BatchLatencyEstimator],
-        on_drop: Callable[[Item, DropReason], None],
-    ) -> None:
-        self._schedule = Schedule(limits, latencies)
+    def __init__(self, schedule: Schedule, on_drop: Callable[[Item, DropReason], None]) -> None:
+        self._schedule = schedule
         self._on_drop = on_drop
         self._closed = False
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multigrain.engine.batcher import Batcher
-from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits
+from multigrain.engine.batching import BatchLatencyEstimator, DropReason, Item, Limits, Schedule
 from multigrain.engine.decode_lanes import DecodeLanes
 from multigrain.engine.decoders import ImageDecoder
 from multigrain.engine.lanes import Lane
@@ -149,7 +149,7 @@ class Worker:
         self.images_per_second = latencies[default_resolution].images_per_second
         self.busy_items = 2 * max(latency.best_batch for latency in latencies.values())
         limits = Limits(max_batch, decode_ahead=self.busy_items + sum(map(len, decoders.values())))
-        self._batcher = Batcher(limits, latencies, self._send_dropped)
+        self._batcher = Batcher(Schedule(limits, latencies), self._send_dropped)
         self._lanes = DecodeLanes(
             self._batcher,
             decoders,

@@ -66,7 +66,7 @@ def hold(process: Process, items: int) -> None:
     aside.replace(path)
 
 
-class _HeldSchedule(Schedule):
+class HeldSchedule(Schedule):
     """Waits with a batch until enough images are decoded; such a batch may have the full size."""
 
     def __init__(self, limits: Limits, latencies: Mapping[int, BatchLatencyEstimator]) -> None:
@@ -94,19 +94,11 @@ class _HeldSchedule(Schedule):
 class HeldBatcher(Batcher):
     """Has a schedule that can be held."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        latencies: Mapping[int, BatchLatencyEstimator],
-        on_drop: Callable[[Item, DropReason], None],
-    ) -> None:
-        super().__init__(limits, latencies, on_drop)
-        self._schedule = self._held = _HeldSchedule(limits, latencies)
-
     def hold(self, items: int) -> None:
         """Keeps batches back until ``items`` are decoded, once; 0 lets go at once."""
         with self._lock:
-            self._held.wanted = items
+            assert isinstance(self._schedule, HeldSchedule)
+            self._schedule.wanted = items
             self._may_compute.notify_all()
             self._notify_decoders()
 
@@ -114,13 +106,8 @@ class HeldBatcher(Batcher):
 class _ControlledBatcher(HeldBatcher):
     """Reads the test's file: before each image, and often, for the moment when it lets go."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        latencies: Mapping[int, BatchLatencyEstimator],
-        on_drop: Callable[[Item, DropReason], None],
-    ) -> None:
-        super().__init__(limits, latencies, on_drop)
+    def __init__(self, schedule: Schedule, on_drop: Callable[[Item, DropReason], None]) -> None:
+        super().__init__(schedule, on_drop)
         self._path = Path(os.environ[_VARIABLE], str(os.getpid()))
         self._read = threading.Lock()
         self._last = ""
@@ -185,7 +172,7 @@ def main() -> int:
         vars(decode_lanes)["_LEAST_SECONDS"] = dict.fromkeys(Lane, float(seconds))
         vars(decode_lanes)["_MOST_SECONDS"] = float(seconds)
         vars(decoders)["_ASLEEP_SECONDS"] = float(seconds)
-    vars(worker)["Batcher"] = _ControlledBatcher
+    vars(worker)["Schedule"], vars(worker)["Batcher"] = HeldSchedule, _ControlledBatcher
     # The test's file is not in the sandbox.
     folder = Path(os.environ[_VARIABLE])
     vars(engine)["engine_sandbox"] = partial(engine_sandbox, also=(folder,))

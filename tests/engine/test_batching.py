@@ -20,7 +20,7 @@ from multigrain.engine.batching import (
 )
 from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import Submit
-from tests.engine.held import HeldBatcher
+from tests.engine.held import HeldBatcher, HeldSchedule
 
 SIDE = 4
 HOUR_NS = 3_600_000_000_000
@@ -35,9 +35,9 @@ class Queue:
         if seconds:
             self.latency.record(1, seconds)
         fields = {"max_batch": 8, "decode_ahead": 1000, **limits}
+        latencies = {SIDE: self.latency, 2 * SIDE: BatchLatencyEstimator(best)}
         self.batcher = HeldBatcher(
-            Limits(**fields),
-            {SIDE: self.latency, 2 * SIDE: BatchLatencyEstimator(best)},
+            HeldSchedule(Limits(**fields), latencies),
             lambda item, why: self.dropped.append((item.request.id, why)),
         )
 

@@ -15,7 +15,7 @@ from multigrain.engine.lanes import Lane
 from multigrain.engine.protocol import EmbeddingOptions, Frame, InFlightSlots, Result, Submit
 from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
 from multigrain.errors import ErrorKind
-from tests.engine.held import HeldBatcher
+from tests.engine.held import HeldBatcher, HeldSchedule
 
 NAN, POISON, CRASH_DECODER = b"nan", b"poison", b"crash"
 NAN_PIXEL, POISON_PIXEL = 255, 254
@@ -72,7 +72,7 @@ class Bench:
         self.seen_by_decoder: list[set[int]] = []
         self.decoded: Callable[[bytes], object] = lambda data: None
         self.inflight = InFlightSlots(InFlightSlots.allocate(8), 8)
-        with mock.patch.object(worker, "Batcher", HeldBatcher):
+        with mock.patch.multiple(worker, Batcher=HeldBatcher, Schedule=HeldSchedule):
             self.worker = worker.Worker(
                 {4: self.runtime, 8: FailingRuntime()},
                 4,

@@ -500,40 +500,36 @@ def _sockets() -> Iterator[tuple[int, int]]:
             yield found.st_ino, int(name)
 
 
-def _listens(descriptor: int, port: int) -> bool:
-    """Whether a TCP socket accepts connections to a local port."""
+@contextmanager
+def _tcp(descriptor: int, port: int) -> Iterator[socket.socket | None]:
+    """A TCP socket of this process that has a local port; None for any other descriptor."""
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError:
-        return False
+        yield None
+        return
     try:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return False
-        accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return bool(accepts) and sock.getsockname()[1] == port
-    except OSError:
-        return False
+        ours = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] == port
+        yield sock if ours else None
     finally:
         sock.detach()  # it is not ours to close
+
+
+def _listens(descriptor: int, port: int) -> bool:
+    """Whether a TCP socket accepts connections to a local port."""
+    with suppress(OSError), _tcp(descriptor, port) as sock:
+        return sock is not None and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return False
 
 
 def _accepted_from(descriptor: int, port: int) -> _Endpoint | None:
     """The peer of a TCP connection to a local port; None for any other socket."""
-    try:
-        sock = socket.socket(fileno=descriptor)
-    except OSError:
-        return None
-    try:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        if sock.getsockname()[1] != port:
-            return None
-        address = sock.getpeername()
-        return _plain(address[0]), address[1]
-    except OSError:  # it listens, or its client has gone
-        return None
-    finally:
-        sock.detach()  # it is not ours to close
+    # An error: it listens, or its client has gone.
+    with suppress(OSError), _tcp(descriptor, port) as sock:
+        if sock is not None:
+            address = sock.getpeername()
+            return _plain(address[0]), address[1]
+    return None
 
 
 def _endpoint(peer: str) -> _Endpoint:
