@@ -57,6 +57,8 @@ _SUSPECT_BYTES = 512 << 10
 _REFUSED_BYTES = 3 << 20
 # While clients get their first authorized calls, others may be waiting for theirs, for this long.
 _PATIENCE_SECONDS = 1.0
+# A call that has arrived may wait so long for a CPU before it is authorized.
+_BUSY_SECONDS = 0.25
 _DISCARDED_BYTES = 1 << 20
 # Of all connections; those of callers who were never authorized make room before it is reached.
 _NEARLY_FULL = 0.9
@@ -338,8 +340,8 @@ class ConnectionGuard:
         Counts what they have sent since the last of their calls was answered.
 
         Those that have sent most are ended first. A call is authorized as soon as its headers have
-        come, so a connection is ended only if it had sent much at the previous check already, and
-        no connection was authorized since; or if it had sent much a second ago.
+        come, so a connection is ended only if it had sent much a quarter of a second ago already,
+        and no connection was authorized since the previous check; or a second ago.
 
         Args:
             now: the time of the event loop.
@@ -362,7 +364,7 @@ class ConnectionGuard:
             excess = connection.received_bytes() - accounted - _FREE_BYTES
             if excess > 0:
                 sent[connection.peer in answered].append((excess, connection))
-        patience = _PATIENCE_SECONDS if self._welcomed else _LOOK_SECONDS / 2
+        patience = _PATIENCE_SECONDS if self._welcomed else _BUSY_SECONDS
         self._welcomed = False
         suspected_before = now - patience
         for limit, found in ((_SUSPECT_BYTES, sent[False]), (_REFUSED_BYTES, sent[True])):
