@@ -29,6 +29,9 @@ MAX_DIFFERENCE: Final = 1e-4
 #: Lower limit of the cosine of every image's embedding with the reference. That of int8 is for
 #: graphs without a ``reference_cosine``; see :func:`least_int8_cosine`.
 MIN_COSINE: Final[dict[Precision, float]] = {"bf16": 0.9995, "int8": 0.99}
+#: An 8-bit graph is exported if the first percentile of its cosines is at least this, and so are
+#: all cosines with the reference.
+MIN_COSINE_P1: Final = 0.95
 # Processors differ in the layers that are not quantized (float32 or bfloat16).
 _INT8_SLACK: Final = 0.005
 
@@ -73,7 +76,7 @@ def least_int8_cosine(exported: float) -> float:
     Args:
         exported: the graph's ``reference_cosine``; 0 = not known.
     """
-    return exported - _INT8_SLACK if exported else MIN_COSINE["int8"]
+    return max(exported, MIN_COSINE_P1) - _INT8_SLACK if exported else MIN_COSINE["int8"]
 
 
 def agreement(embedding: FloatArray, logits: FloatArray, expected: Reference) -> Agreement:

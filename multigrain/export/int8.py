@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from multigrain.bundle.manifest import Int8Entry
-from multigrain.bundle.reference import Agreement, Reference, agreement
+from multigrain.bundle.reference import MIN_COSINE_P1, Agreement, Reference, agreement
 from multigrain.engine.runtimes.base import Compute, FloatArray, Runtime
 from multigrain.errors import ErrorKind, MultigrainError
-from multigrain.export.int8_cost import MIN_COSINE_P1, measure_cost
+from multigrain.export.int8_cost import measure_cost
 from multigrain.export.int8_images import Int8Images, NoInt8, Sample
 from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import preprocess

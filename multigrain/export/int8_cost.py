@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multigrain.bundle.manifest import GraphScores, Int8Entry, VectorLoss, VectorScores
-from multigrain.bundle.reference import MIN_COSINE
+from multigrain.bundle.reference import MIN_COSINE, MIN_COSINE_P1
 from multigrain.engine.runtimes.base import FloatArray, Outputs, Pixels, Runtime
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.evaluate.distortion import distort
@@ -38,8 +38,6 @@ from multigrain.images.parameters import Preprocessing
 from multigrain.images.preprocess import center_crop, crop
 from multigrain.whitening import StoredWhitening
 
-#: Smallest first percentile of the cosines.
-MIN_COSINE_P1: Final = 0.95
 #: Largest loss of top-1, object mAP and copy mAP beyond what chance explains.
 MAX_LOSS: Final = 0.01
 _STANDARD_ERRORS: Final = 2.0
