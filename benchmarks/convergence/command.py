@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.convergence.results import Record, Results
 from benchmarks.datasets.dataset import DATASETS, Dataset
-from benchmarks.datasets.subset import Split, subset
 from benchmarks.results import parser as parser_of
+from multigrain.data.held_out import Split
 from multigrain.data.image_folder import ImageFolder
 
 SEEDS = (0, 1, 2)
@@ -97,4 +97,4 @@ def one_thread() -> None:
 
 
 def _few(folder: ImageFolder) -> ImageFolder:
-    return subset(folder, np.linspace(0, len(folder) - 1, QUICK_IMAGES).astype(np.int64))
+    return folder.subset(np.linspace(0, len(folder) - 1, QUICK_IMAGES).astype(np.intp))

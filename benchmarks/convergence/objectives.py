@@ -28,8 +28,8 @@ from benchmarks.convergence.results import Record
 from benchmarks.convergence.retrieval import retrieval_metrics
 from benchmarks.convergence.run import EVALUATION_BATCH, Run, merged
 from benchmarks.datasets.dataset import Dataset
-from benchmarks.datasets.subset import Split
 from benchmarks.results import Report
+from multigrain.data.held_out import Split
 from multigrain.model.state import model_state
 from multigrain.specs.resolve import resolve_training
 

@@ -34,8 +34,8 @@ from benchmarks.convergence.restart import constants
 from benchmarks.convergence.results import Record, Results
 from benchmarks.convergence.run import Point, Run, merged
 from benchmarks.datasets.dataset import Dataset
-from benchmarks.datasets.subset import Split
 from benchmarks.results import Report
+from multigrain.data.held_out import Split
 from multigrain.specs.resolve import resolve_training
 from multigrain.specs.training import TrainingSpec
 

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from benchmarks.convergence.restart import constants, reset
 from benchmarks.convergence.statistics import statistics_of
-from benchmarks.datasets.subset import Split
+from multigrain.data.held_out import Split
 from multigrain.data.image_folder import ImageFolder
 from multigrain.data.pipeline import TrainingData
 from multigrain.evaluate.inference import CompiledModel, Inference

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets.glyphs import font_of, instance_of, write_glyphs
-from benchmarks.datasets.subset import Split, inner_split, subset
+from benchmarks.datasets.subset import inner_split
 from examples.demo.digits import write_digits
+from multigrain.data.held_out import Split
 from multigrain.data.image_folder import ImageFolder, scan
 
 DIGIT_SIZE = 32
@@ -60,7 +61,7 @@ def _random(folder: ImageFolder) -> Split:
 
 def _by_font(folder: ImageFolder) -> Split:
     inner = np.array([font_of(path) in _INNER_FONTS for path in folder.paths])
-    return Split(subset(folder, np.flatnonzero(~inner)), subset(folder, np.flatnonzero(inner)))
+    return Split(folder.subset(np.flatnonzero(~inner)), folder.subset(np.flatnonzero(inner)))
 
 
 def _itself(path: str) -> str:

@@ -92,6 +92,15 @@ class ImageFolder:
                 ErrorKind.IMAGE_UNREADABLE, f"the file cannot be read ({error.strerror}): {todo}"
             ) from error
 
+    def subset(self, indices: NDArray[np.intp]) -> ImageFolder:
+        """Returns some of the images, with the same classes.
+
+        Args:
+            indices: of the images, in ascending order.
+        """
+        paths = [self.paths[index] for index in indices.tolist()]
+        return replace(self, paths=paths, labels=self.labels[indices])
+
     def relabeled(self, labels: tuple[str, ...]) -> ImageFolder:
         """Returns the same images with the class indices of a trained model.
 

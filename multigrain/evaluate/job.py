@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
+from multigrain.data.held_out import recorded_split
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.probe import probe
 from multigrain.data.report import report_listing
@@ -39,6 +40,8 @@ def run_evaluation(ctx: WorkerContext) -> Outcome:
         benchmark = list_benchmark(retrieval[0], root, limits=ctx.image_limits)
     folder = benchmark.folder if benchmark is not None else scan(root, ctx.image_limits)
     report_listing(ctx, folder)
+    if spec.held_out:
+        folder = recorded_split(folder, ctx.folder.held_out).held_out
     restored = restore(
         Path(ctx.request.weights_path),
         trunk=spec.trunk,

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from multigrain.data.held_out import recorded_split
 from multigrain.data.image_folder import ImageFolder, class_order, scan_images
 from multigrain.data.probe import probe
 from multigrain.errors import ErrorKind, MultigrainError
@@ -80,6 +81,7 @@ def find_images(
     spec: ExportSpec,
     labels: Sequence[str],
     limits: ImageLimits = DEFAULT_LIMITS,
+    held_out: Path | None = None,
 ) -> Int8Images | NoInt8:
     """Finds the images for the 8-bit graph of an export, or why there can be none.
 
@@ -88,6 +90,7 @@ def find_images(
         spec: the job's specification.
         labels: the model's class names.
         limits: of an image file.
+        held_out: the record of the images that the training run held out of its folder, if it did.
 
     Raises:
         MultigrainError: as ``int8_images``, if the specification names a folder.
@@ -106,7 +109,7 @@ def find_images(
             "calibrate it with: give int8_path"
         )
     try:
-        return _of_training_run(request, spec, labels, limits)
+        return _of_training_run(request, spec, labels, limits, held_out)
     except MultigrainError as error:
         return NoInt8(
             f"the images of the training run cannot be used: {error.message}; or give int8_path"
@@ -136,18 +139,27 @@ def int8_images(
 
 
 def _of_training_run(
-    request: JobRequest, spec: ExportSpec, labels: Sequence[str], limits: ImageLimits
+    request: JobRequest,
+    spec: ExportSpec,
+    labels: Sequence[str],
+    limits: ImageLimits,
+    held_out: Path | None,
 ) -> Int8Images:
     folder = _listed(Path(request.train_path), limits)
+    other = None
+    if held_out is not None:
+        parts = recorded_split(folder, held_out)
+        folder, other = parts.train, parts.held_out
+    elif request.val_path:
+        other = _listed(Path(request.val_path), limits)
     if len(folder) < MIN_IMAGES:
         raise MultigrainError(
             ErrorKind.DATASET,
             f"{printable(str(folder.root))} has {len(folder)} images, fewer than {MIN_IMAGES}",
         )
     images = _split(folder, spec.int8_images, labels, "training")
-    if not request.val_path:
+    if other is None:
         return images
-    other = _listed(Path(request.val_path), limits)
     evaluation = _sample(other, _random_order(other), labels)
     return Int8Images(images.calibration, evaluation, "validation")
 

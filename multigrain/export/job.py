@@ -144,7 +144,9 @@ def _write(
     _check_different([restored.preprocessing(wanted.resolution).size for wanted in spec.heads])
     limits = ctx.image_limits
     images = whitening_images(spec, limits) if spec.whitening_path else None
-    int8 = find_images(ctx.request, spec, restored.weights.labels, limits)
+    record = ctx.folder.held_out
+    held_out = record if record.exists() else None
+    int8 = find_images(ctx.request, spec, restored.weights.labels, limits, held_out)
     listed = [images.folder] if images is not None else []
     listed += int8.folders if isinstance(int8, Int8Images) else []
     for source in listed:

@@ -56,6 +56,12 @@ class JobFolder:
         return self.path / "weights"
 
     @property
+    def held_out(self) -> Path:
+        """Which images a training run has held out; see ``multigrain.data.held_out``. An
+        evaluation or export of its weights has a copy."""
+        return self.path / "held_out.json"
+
+    @property
     def logs(self) -> Path:
         """``workers/``: logs of msrun, the scheduler, the runner and every worker."""
         return self.path / "workers"

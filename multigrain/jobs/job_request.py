@@ -42,6 +42,7 @@ class JobRequest(Spec):
         train_path: training set of the run that an export's weights come from; "" = not known.
         val_path: its validation set; "" = it had none.
         warnings: what was unusual about the datasets at submission, one line each.
+        preset_reason: why the daemon chose the preset; "" = the user did.
     """
 
     job_id: str
@@ -60,6 +61,7 @@ class JobRequest(Spec):
     train_path: str = ""
     val_path: str = ""
     warnings: tuple[str, ...] = ()
+    preset_reason: str = ""
 
     @classmethod
     def load(cls, path: Path) -> JobRequest:

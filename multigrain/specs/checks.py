@@ -44,7 +44,17 @@ def check_evaluation(spec: EvaluationSpec) -> list[FieldViolation]:
     """Returns all violations in an evaluation specification."""
     found = [*_infinities(spec), *_weights(spec.weights), *_devices(spec.devices)]
     if not spec.dataset_path:
-        found.append(_violation("dataset_path", "required: the folder of the images"))
+        found.append(
+            _violation(
+                "dataset_path",
+                "required: the folder of the images; or give weights of a training job of this "
+                "server that held images out",
+            )
+        )
+    if spec.held_out and not FOLDER_TASKS.issuperset(spec.tasks):
+        found.append(
+            _violation("held_out", "is set, but a published benchmark has a folder of its own")
+        )
     found += _network(spec.trunk, spec.gem_p, spec.resolution)
     found += _duplicates("tasks", spec.tasks)
     found += _layouts(spec.tasks)
@@ -106,6 +116,12 @@ def _training_paths(spec: TrainingSpec) -> Iterator[FieldViolation]:
     if not spec.dataset.train_path:
         yield _violation(
             "dataset.train_path", "required: the folder with one sub-folder of images per class"
+        )
+    if spec.dataset.val_path and spec.dataset.val_fraction:
+        yield _violation(
+            "dataset.val_fraction",
+            f"is {spec.dataset.val_fraction:g}, but dataset.val_path names the held-out images: "
+            "give one of them",
         )
     if spec.evaluation.every_epochs > 0:
         yield from _evaluation_schedule(spec)
@@ -336,11 +352,13 @@ def _evaluation_schedule(spec: TrainingSpec) -> Iterator[FieldViolation]:
             "images",
         )
     on_val = [t for t in schedule.tasks if t in _ON_VAL or not schedule.retrieval_path]
-    if on_val and not spec.dataset.val_path and not (set(on_val) - FOLDER_TASKS):
+    held_out = spec.dataset.val_path or spec.dataset.val_fraction
+    if on_val and not held_out and not (set(on_val) - FOLDER_TASKS):
         yield _violation(
             "dataset.val_path",
-            f"required, as evaluation.every_epochs is {schedule.every_epochs}; "
-            "set evaluation.every_epochs to 0 to train without evaluation",
+            f"required, as evaluation.every_epochs is {schedule.every_epochs}; give a folder, or "
+            "dataset.val_fraction to hold out some of the training images, or set "
+            "evaluation.every_epochs to 0 to train without evaluation",
         )
     metrics = [name for task in dict.fromkeys(schedule.tasks) for name in TASK_METRICS[task]]
     if schedule.metric not in metrics:

@@ -61,3 +61,4 @@ class EvaluationSpec(Spec):
     group_queries: Literal["all", "first"] = "all"
     exponent: ExponentSpec = ExponentSpec()
     whiten: bool = False
+    held_out: bool = False

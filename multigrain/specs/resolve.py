@@ -31,7 +31,8 @@ def resolve_training(overrides: Mapping[str, Any]) -> TrainingSpec:
         MultigrainError: INVALID_FIELD with every violation; field paths begin with ``spec.``.
     """
     base, found = _preset(overrides.get("preset", ""))
-    spec = _validate(TrainingSpec, merge(base, overrides), found)
+    values = _held_out(merge(base, overrides), overrides)
+    spec = _validate(TrainingSpec, values, found)
     return _checked(spec, check_training(spec))
 
 
@@ -63,6 +64,25 @@ def resolve_export(overrides: Mapping[str, Any]) -> ExportSpec:
             violations=(FieldViolation("spec.formats", reason),),
         )
     return spec
+
+
+def _held_out(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes what follows from the held-out images, where neither user nor preset says it.
+
+    A folder of held-out images replaces the share that a preset holds out, and wherever there are
+    held-out images, they are scored after every epoch. Values of a wrong type stay as they are.
+    """
+    data, given = values.get("dataset"), overrides.get("dataset")
+    if not isinstance(data, Mapping):
+        return values
+    if data.get("val_path") and not (isinstance(given, Mapping) and "val_fraction" in given):
+        values = merge(values, {"dataset": {"val_fraction": 0.0}})
+    schedule = values.get("evaluation", {})
+    if not isinstance(schedule, Mapping) or "every_epochs" in schedule:
+        return values
+    if data.get("val_path") or values["dataset"].get("val_fraction"):
+        values = merge(values, {"evaluation": {"every_epochs": 1}})
+    return values
 
 
 def _preset(name: object) -> tuple[dict[str, Any], list[FieldViolation]]:

@@ -24,6 +24,8 @@ class DatasetSpec(Spec):
     loader_threads: int = Field(0, ge=0, le=256)
     max_unreadable: float = Field(0.05, ge=0, le=1)
     allow_changes: bool = False
+    val_fraction: float = Field(0.0, ge=0, le=0.9)
+    split_seed: int = Field(0, ge=0, lt=2**63)
 
 
 class ModelSpec(Spec):

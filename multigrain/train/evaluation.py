@@ -32,6 +32,7 @@ class ScheduledEvaluation:
         spec: the training run; ``spec.evaluation`` names the tasks.
         model: the model that is being trained.
         train: the training set, whose class indices the model has.
+        held_out: the images of ``dataset.val_fraction``; None = those of ``dataset.val_path``.
 
     Raises:
         MultigrainError: DATASET, if a folder has not the layout that its task needs, or has
@@ -39,7 +40,12 @@ class ScheduledEvaluation:
     """
 
     def __init__(
-        self, ctx: WorkerContext, spec: TrainingSpec, model: MultiGrain, train: ImageFolder
+        self,
+        ctx: WorkerContext,
+        spec: TrainingSpec,
+        model: MultiGrain,
+        train: ImageFolder,
+        held_out: ImageFolder | None = None,
     ) -> None:
         self._ctx = ctx
         self._model = model
@@ -47,7 +53,7 @@ class ScheduledEvaluation:
         preprocessing = Preprocessing.standard(spec.model.image_size, spec.model.center_crop)
         self._transform = Transform(preprocessing)
         self._reported_unreadable: set[str] = set()
-        self._evaluators = self._create_evaluators(train)
+        self._evaluators = self._create_evaluators(train, held_out)
 
     def __call__(self, step: int, epoch: int) -> EvaluationRecord | None:
         """Evaluates the weights after a step; None if a worker was asked to stop. Collective."""
@@ -71,7 +77,9 @@ class ScheduledEvaluation:
             resolution=self._transform.preprocessing.size,
         )
 
-    def _create_evaluators(self, train: ImageFolder) -> list[Evaluator]:
+    def _create_evaluators(
+        self, train: ImageFolder, held_out: ImageFolder | None
+    ) -> list[Evaluator]:
         """Creates one evaluator per folder: tasks on the same images share a forward pass."""
         schedule = self._spec.evaluation
         retrieval = next((task for task in schedule.tasks if task in RETRIEVAL_TASKS), None)
@@ -81,8 +89,10 @@ class ScheduledEvaluation:
             task for task in schedule.tasks if not (own_folder and task == retrieval)
         )
         if on_val:
-            folder = scan(Path(self._spec.dataset.val_path), train.limits)
-            report_listing(self._ctx, folder)
+            folder = held_out
+            if folder is None:
+                folder = scan(Path(self._spec.dataset.val_path), train.limits)
+                report_listing(self._ctx, folder)
             if "classification" in on_val:
                 # The folder may lack some classes; its class indices follow from their names.
                 folder = folder.relabeled(train.classes)

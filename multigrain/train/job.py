@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from multigrain.data.fingerprint import fingerprint
+from multigrain.data.held_out import Split, load_held_out, save_held_out, split
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.probe import probe
 from multigrain.data.report import report_listing
-from multigrain.errors import MultigrainError
+from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.events.records import LogRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.losses.objective import JointObjective
 from multigrain.model.multigrain import MultiGrain, build_model
 from multigrain.model.state import load_model_state
-from multigrain.specs.training import TrainingSpec
+from multigrain.specs.training import DatasetSpec, TrainingSpec
 from multigrain.train.compile_cache import CompileCache
 from multigrain.train.evaluation import ScheduledEvaluation
 from multigrain.train.loop import BestCheckpoint, CheckpointSaver, StartPoint, Trainer
@@ -39,6 +40,10 @@ def run_training(ctx: WorkerContext) -> Outcome:
         classes = resumption.classes
     # Every worker reads the same sample, so that either all of them fail or none.
     probe(folder, spec.dataset.max_unreadable, seed=spec.seed)
+    held_out = None
+    if spec.dataset.val_fraction:
+        parts = _split(ctx, spec.dataset, folder)
+        folder, held_out = parts.train, parts.held_out
     model_spec = spec.model.model_copy(update={"classes": classes})
     model = build_model(spec.model, classes, seed=spec.seed)
     data = TrainingData(
@@ -75,8 +80,40 @@ def run_training(ctx: WorkerContext) -> Outcome:
     )
     evaluate = None
     if spec.evaluation.every_epochs:
-        evaluate = ScheduledEvaluation(ctx, spec, model, folder)
+        evaluate = ScheduledEvaluation(ctx, spec, model, folder, held_out)
     return Trainer(ctx, spec, data, step, saver, start, evaluate).run()
+
+
+def _split(ctx: WorkerContext, dataset: DatasetSpec, folder: ImageFolder) -> Split:
+    """Holds out ``dataset.val_fraction`` of the images: those of the earlier attempts, if any.
+
+    Raises:
+        MultigrainError: DATASET, if no image can be held out; STORAGE, if the choice cannot be
+            recorded.
+    """
+    record = ctx.folder.held_out
+    parts = split(
+        folder,
+        dataset.val_fraction,
+        dataset.split_seed,
+        earlier=load_held_out(record) or (),
+        alive=ctx.reporter.alive,
+    )
+    if ctx.rank == 0:
+        try:
+            save_held_out(record, parts, dataset.val_fraction, dataset.split_seed)
+        except OSError as error:
+            raise MultigrainError(
+                ErrorKind.STORAGE, f"{record.name} cannot be written: {error.strerror}"
+            ) from error
+        trained, scored = len(parts.train), len(parts.held_out)
+        fields = {"train": str(trained), "held_out": str(scored)}
+        message = (
+            f"{scored:,} of {len(folder):,} images are held out (dataset.val_fraction "
+            f"{dataset.val_fraction:g}, split_seed {dataset.split_seed}); training on {trained:,}"
+        )
+        ctx.reporter.emit(LogRecord("INFO", message, ctx.rank, fields))
+    return parts
 
 
 def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:

@@ -81,8 +81,11 @@ class EvaluationSpec(_message.Message):
     GROUP_QUERIES_FIELD_NUMBER: _builtins.int
     EXPONENT_FIELD_NUMBER: _builtins.int
     WHITEN_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
     dataset_path: _builtins.str
-    """Folder of the images; what must be in it depends on the tasks."""
+    """Folder of the images; what must be in it depends on the tasks. Empty: the images that the
+    training job of the weights held out (its val_path, or see `held_out`).
+    """
     resolution: _builtins.int
     """Side of the test image in pixels; 0 = the training resolution."""
     batch_size: _builtins.int
@@ -102,6 +105,10 @@ class EvaluationSpec(_message.Message):
     whiten: _builtins.bool
     """Compare whitened vectors. Default false; requires `weights` to be a model with a whitening at
     this resolution.
+    """
+    held_out: _builtins.bool
+    """Evaluate those images of dataset_path only that the training job of the weights held out by
+    dataset.val_fraction. Set by the server when dataset_path is empty.
     """
     @_builtins.property
     def weights(self) -> Global___WeightsSource: ...
@@ -141,10 +148,11 @@ class EvaluationSpec(_message.Message):
         group_queries: _builtins.str | None = ...,
         exponent: Global___ExponentSpec | None = ...,
         whiten: _builtins.bool | None = ...,
+        held_out: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "_whiten", b"_whiten", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights", "whiten", b"whiten"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_held_out", b"_held_out", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "_whiten", b"_whiten", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "held_out", b"held_out", "resolution", b"resolution", "seed", b"seed", "transform", b"transform", "trunk", b"trunk", "weights", b"weights", "whiten", b"whiten"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "_whiten", b"_whiten", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights", "whiten", b"whiten"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_dataset_path", b"_dataset_path", "_gem_p", b"_gem_p", "_group_queries", b"_group_queries", "_held_out", b"_held_out", "_resolution", b"_resolution", "_seed", b"_seed", "_transform", b"_transform", "_trunk", b"_trunk", "_whiten", b"_whiten", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "devices", b"devices", "exponent", b"exponent", "gem_p", b"gem_p", "group_queries", b"group_queries", "held_out", b"held_out", "resolution", b"resolution", "seed", b"seed", "tasks", b"tasks", "transform", b"transform", "trunk", b"trunk", "weights", b"weights", "whiten", b"whiten"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -154,6 +162,8 @@ class EvaluationSpec(_message.Message):
     _WhichOneofArgType__gem_p: _TypeAlias = _typing.Literal["_gem_p", b"_gem_p"]  # noqa: Y015
     _WhichOneofReturnType__group_queries: _TypeAlias = _typing.Literal["group_queries"]  # noqa: Y015
     _WhichOneofArgType__group_queries: _TypeAlias = _typing.Literal["_group_queries", b"_group_queries"]  # noqa: Y015
+    _WhichOneofReturnType__held_out: _TypeAlias = _typing.Literal["held_out"]  # noqa: Y015
+    _WhichOneofArgType__held_out: _TypeAlias = _typing.Literal["_held_out", b"_held_out"]  # noqa: Y015
     _WhichOneofReturnType__resolution: _TypeAlias = _typing.Literal["resolution"]  # noqa: Y015
     _WhichOneofArgType__resolution: _TypeAlias = _typing.Literal["_resolution", b"_resolution"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -172,6 +182,8 @@ class EvaluationSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gem_p) -> _WhichOneofReturnType__gem_p | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__group_queries) -> _WhichOneofReturnType__group_queries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out) -> _WhichOneofReturnType__held_out | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resolution) -> _WhichOneofReturnType__resolution | None: ...
     @_typing.overload

@@ -176,6 +176,7 @@ class Job(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    PRESET_REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     kind: Global___JobKind.ValueType
     name: _builtins.str
@@ -189,6 +190,10 @@ class Job(_message.Message):
     last_seq: _builtins.int
     """Sequence number of the newest event."""
     request_id: _builtins.str
+    preset_reason: _builtins.str
+    """Why the server chose the preset of a training job: "photos-small: 2,400 images, CPU". Empty if
+    the request named a preset.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -262,10 +267,11 @@ class Job(_message.Message):
         evaluation: _evaluation_spec_pb2.EvaluationSpec | None = ...,
         export: _export_spec_pb2.ExportSpec | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        preset_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "artifact", b"artifact", "best_checkpoint", b"best_checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "exit_code", b"exit_code", "export", b"export", "last_checkpoint", b"last_checkpoint", "last_loss", b"last_loss", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "artifact", b"artifact", "attempt", b"attempt", "best_checkpoint", b"best_checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "exit_code", b"exit_code", "export", b"export", "job_id", b"job_id", "kind", b"kind", "labels", b"labels", "last_checkpoint", b"last_checkpoint", "last_loss", b"last_loss", "last_seq", b"last_seq", "metrics", b"metrics", "name", b"name", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "training", b"training", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "artifact", b"artifact", "attempt", b"attempt", "best_checkpoint", b"best_checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "exit_code", b"exit_code", "export", b"export", "job_id", b"job_id", "kind", b"kind", "labels", b"labels", "last_checkpoint", b"last_checkpoint", "last_loss", b"last_loss", "last_seq", b"last_seq", "metrics", b"metrics", "name", b"name", "preset_reason", b"preset_reason", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message", "training", b"training", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -53,7 +53,9 @@ class StartTrainingRequest(_message.Message):
     Empty: the call is not idempotent.
     """
     name: _builtins.str
-    """Display name, at most 128 characters, not necessarily unique. Empty: the preset's name."""
+    """Display name, at most 128 characters, not necessarily unique. Empty: the preset's name,
+    or without one that of the folder of images.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64 labels; keys of at most 63, values of at most 255 characters."""

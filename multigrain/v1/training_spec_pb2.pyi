@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class TrainingSpec(_message.Message):
     """Everything that defines a training run. A field that is not set takes the preset's value, or
-    without a preset the default given here. The keys of a YAML specification have the same names.
+    where that has none the default given here. The keys of a YAML specification have the same names.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -42,9 +42,11 @@ class TrainingSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     preset: _builtins.str
-    """Name of a preset: "digits-demo", "resnet50-imagenet-thor-ascend",
-    "resnet50-imagenet-thor-gpu", "resnet50-imagenet-momentum", "resnet50-paper".
-    Empty: defaults only.
+    """Name of a preset: "photos-tiny", "photos-small", "photos-large", "photos-gpu",
+    "photos-finetune", "digits-demo", "resnet50-imagenet-thor-ascend",
+    "resnet50-imagenet-thor-gpu", "resnet50-imagenet-momentum", "resnet50-paper", or "defaults" for
+    the defaults given here. Empty: the server chooses one of the photos- presets by the number of
+    images and the device; the resolved specification names it, and Job.preset_reason says why.
     """
     precision: _builtins.str
     """"fp32" (every device) or "fp16" (GPU, Ascend: trunk in half precision; GeM, losses,
@@ -132,10 +134,12 @@ class DatasetSpec(_message.Message):
     LOADER_THREADS_FIELD_NUMBER: _builtins.int
     MAX_UNREADABLE_FIELD_NUMBER: _builtins.int
     ALLOW_CHANGES_FIELD_NUMBER: _builtins.int
+    VAL_FRACTION_FIELD_NUMBER: _builtins.int
+    SPLIT_SEED_FIELD_NUMBER: _builtins.int
     train_path: _builtins.str
     """Folder with one sub-folder of images per class. Required."""
     val_path: _builtins.str
-    """The same layout, never trained on. Empty: no evaluation during training."""
+    """The same layout, never trained on. Empty: the held-out images are those of `val_fraction`."""
     loader_threads: _builtins.int
     """Loader threads of each worker; 0 = derived from the number of cores."""
     max_unreadable: _builtins.float
@@ -145,6 +149,14 @@ class DatasetSpec(_message.Message):
     removed, renamed or changed in size since. It then sees other images than an uninterrupted
     job would have. Default false: the job is refused, and the error says what changed.
     """
+    val_fraction: _builtins.float
+    """Share of each class's images that is held out: never trained on, scored during training, and
+    used by evaluations of the job's weights that name no folder. A class of two images or more has
+    at least one on each side; files with equal bytes are on the same side. At most 0.9; 0 = none.
+    Default 0; the photos- presets have 0.2 unless val_path is set.
+    """
+    split_seed: _builtins.int
+    """Seed by which these images are drawn. Default 0."""
     def __init__(
         self,
         *,
@@ -153,10 +165,12 @@ class DatasetSpec(_message.Message):
         loader_threads: _builtins.int | None = ...,
         max_unreadable: _builtins.float | None = ...,
         allow_changes: _builtins.bool | None = ...,
+        val_fraction: _builtins.float | None = ...,
+        split_seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_train_path", b"_train_path", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "train_path", b"train_path", "val_path", b"val_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_split_seed", b"_split_seed", "_train_path", b"_train_path", "_val_fraction", b"_val_fraction", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "split_seed", b"split_seed", "train_path", b"train_path", "val_fraction", b"val_fraction", "val_path", b"val_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_train_path", b"_train_path", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "train_path", b"train_path", "val_path", b"val_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_split_seed", b"_split_seed", "_train_path", b"_train_path", "_val_fraction", b"_val_fraction", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "split_seed", b"split_seed", "train_path", b"train_path", "val_fraction", b"val_fraction", "val_path", b"val_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_changes: _TypeAlias = _typing.Literal["allow_changes"]  # noqa: Y015
     _WhichOneofArgType__allow_changes: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes"]  # noqa: Y015
@@ -164,8 +178,12 @@ class DatasetSpec(_message.Message):
     _WhichOneofArgType__loader_threads: _TypeAlias = _typing.Literal["_loader_threads", b"_loader_threads"]  # noqa: Y015
     _WhichOneofReturnType__max_unreadable: _TypeAlias = _typing.Literal["max_unreadable"]  # noqa: Y015
     _WhichOneofArgType__max_unreadable: _TypeAlias = _typing.Literal["_max_unreadable", b"_max_unreadable"]  # noqa: Y015
+    _WhichOneofReturnType__split_seed: _TypeAlias = _typing.Literal["split_seed"]  # noqa: Y015
+    _WhichOneofArgType__split_seed: _TypeAlias = _typing.Literal["_split_seed", b"_split_seed"]  # noqa: Y015
     _WhichOneofReturnType__train_path: _TypeAlias = _typing.Literal["train_path"]  # noqa: Y015
     _WhichOneofArgType__train_path: _TypeAlias = _typing.Literal["_train_path", b"_train_path"]  # noqa: Y015
+    _WhichOneofReturnType__val_fraction: _TypeAlias = _typing.Literal["val_fraction"]  # noqa: Y015
+    _WhichOneofArgType__val_fraction: _TypeAlias = _typing.Literal["_val_fraction", b"_val_fraction"]  # noqa: Y015
     _WhichOneofReturnType__val_path: _TypeAlias = _typing.Literal["val_path"]  # noqa: Y015
     _WhichOneofArgType__val_path: _TypeAlias = _typing.Literal["_val_path", b"_val_path"]  # noqa: Y015
     @_typing.overload
@@ -175,7 +193,11 @@ class DatasetSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_unreadable) -> _WhichOneofReturnType__max_unreadable | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__split_seed) -> _WhichOneofReturnType__split_seed | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__train_path) -> _WhichOneofReturnType__train_path | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__val_fraction) -> _WhichOneofReturnType__val_fraction | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__val_path) -> _WhichOneofReturnType__val_path | None: ...
 
@@ -865,7 +887,9 @@ class EvaluationScheduleSpec(_message.Message):
     RETRIEVAL_PATH_FIELD_NUMBER: _builtins.int
     GROUP_QUERIES_FIELD_NUMBER: _builtins.int
     every_epochs: _builtins.int
-    """Evaluate every this many epochs; 0 = never. Default 0."""
+    """Evaluate every this many epochs; 0 = never. Default 1 with dataset.val_path or
+    dataset.val_fraction, otherwise 0.
+    """
     metric: _builtins.str
     """Metric that selects the best checkpoint, one of a task in `tasks`: "top1", "top5", "loss"
     (lower is better); "copy_map", "copy_recall1"; "groups_map", "groups_recall1";

@@ -14,12 +14,19 @@ from multigrain.strict_yaml import parse_mapping
 from tests.specs.refusal import DATA
 
 NAMES = [
+    "defaults",
     "digits-demo",
+    "photos-finetune",
+    "photos-gpu",
+    "photos-large",
+    "photos-small",
+    "photos-tiny",
     "resnet50-imagenet-momentum",
     "resnet50-imagenet-thor-ascend",
     "resnet50-imagenet-thor-gpu",
     "resnet50-paper",
 ]
+IMAGENET_PRESETS = [name for name in NAMES if "imagenet" in name]
 IMAGENET = 1_281_167
 
 
@@ -42,7 +49,7 @@ def test_a_preset_resolves_once_the_data_is_named(name: str) -> None:
     assert _resolved(name).preset == name
 
 
-@pytest.mark.parametrize("name", NAMES[1:4])
+@pytest.mark.parametrize("name", IMAGENET_PRESETS)
 def test_the_imagenet_presets_have_the_documents_parameters(name: str) -> None:
     spec = _resolved(name)
     batch = spec.schedule.batch_size * spec.devices.count
@@ -58,14 +65,14 @@ def test_the_imagenet_presets_have_the_documents_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "target"), [(NAMES[2], "ascend"), (NAMES[3], "gpu"), (NAMES[1], "gpu")]
+    ("name", "target"), [*zip(IMAGENET_PRESETS, ("gpu", "ascend", "gpu"), strict=True)]
 )
 def test_the_imagenet_presets_run_on_eight_devices(name: str, target: str) -> None:
     devices = _resolved(name).devices
     assert (devices.target, devices.count) == (target, 8)
 
 
-@pytest.mark.parametrize("name", NAMES[2:4])
+@pytest.mark.parametrize("name", IMAGENET_PRESETS[1:])
 def test_the_thor_presets_have_the_documents_second_order_parameters(name: str) -> None:
     spec = _resolved(name)
     thor = spec.optimizer.thor
@@ -108,6 +115,23 @@ def test_the_demo_does_not_flip_digits_and_runs_on_two_cpu_workers() -> None:
     assert (spec.devices.target, spec.devices.count) == ("cpu", 2)
     assert spec.optimizer.kind == "thor"
     assert spec.augmentation.repeats == 3
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("photos-")])
+def test_the_presets_for_photographs_are_cheap_on_a_cpu_and_hold_images_out(name: str) -> None:
+    spec = _resolved(name)
+    if spec.devices.target == "cpu":
+        assert spec.model.trunk == "resnet18"
+        assert 64 <= spec.model.image_size <= 128
+    assert spec.devices.count == 1
+    assert spec.augmentation.repeats >= 2
+    assert spec.dataset.val_fraction == 0.2
+    assert spec.evaluation.every_epochs > 0
+    assert spec.schedule.length_factor == spec.augmentation.repeats
+
+
+def test_the_preset_without_values_is_the_defaults() -> None:
+    assert _resolved("defaults") == TrainingSpec.model_validate({**DATA, "preset": "defaults"})
 
 
 def test_changing_a_presets_values_does_not_change_the_preset() -> None:

@@ -12,7 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from multigrain.checkpoint import store
-from multigrain.events.records import LogRecord, LossRecord, Record
+from multigrain.data.held_out import recorded_split
+from multigrain.data.image_folder import scan
+from multigrain.events.records import EvaluationRecord, LogRecord, LossRecord, Record
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
@@ -21,6 +23,7 @@ from multigrain.model.state import model_state
 from multigrain.specs.training import TrainingSpec
 from multigrain.train import job
 from multigrain.train.compile_cache import CompileCache
+from multigrain.train.evaluation import ScheduledEvaluation
 from tests.data.datasets import write_dataset
 from tests.train.tiny import tiny_model
 from tests.train.tiny_job import TinyJob
@@ -117,6 +120,39 @@ def test_a_stopped_and_resumed_job_ends_with_identical_weights(
         assert one.keys() == other.keys()
         for name, values in other.items():
             np.testing.assert_array_equal(one[name], values, err_msg=name)
+
+
+def test_the_same_images_are_held_out_by_every_attempt_and_are_never_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_dataset(tmp_path / "data", classes=3, each=8)
+    (data / "c0" / "copy.png").write_bytes((data / "c0" / "000.png").read_bytes())
+    parts: list[tuple[list[str], list[str]]] = []
+
+    class Seen(ScheduledEvaluation):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            parts.append((arguments[3].paths, arguments[4].paths))
+
+    monkeypatch.setattr(job, "ScheduledEvaluation", Seen)
+    held_out = {"train_path": str(data), "val_fraction": 0.25, "split_seed": 4}
+    training = spec(data, dataset=held_out, evaluation={"every_epochs": 1})
+    (tmp_path / "job").mkdir()
+    outcome, before = run(tmp_path / "job", training, stop_after=2)
+    assert outcome.stopped
+    _, after = run(tmp_path / "job", training)
+    assert parts[0] == parts[1]
+    trained, scored = parts[0]
+    assert sorted(trained + scored) == scan(data).paths
+    assert {path[:2] for path in scored} == {"c0", "c1", "c2"}
+    read = [{(data / path).read_bytes() for path in paths} for paths in (trained, scored)]
+    assert not read[0] & read[1]
+    recorded = recorded_split(scan(data), JobFolder(tmp_path / "job").held_out)
+    assert recorded.held_out.paths == scored
+    results = [r for r in after.records if isinstance(r, EvaluationRecord)]
+    assert {record.images for record in results} == {len(scored)}
+    lines = [r.message for r in before.records if isinstance(r, LogRecord)]
+    assert sum("are held out" in line for line in lines) == 1
 
 
 class EnoughSeenError(Exception):

@@ -31,14 +31,23 @@ from multigrain_client.sync.client import Client
 
 
 def _configure_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", help="preset that provides every field that is not set")
+    parser.add_argument(
+        "--preset",
+        help="preset that provides every field that is not set; default: one for photos, which "
+        "the server chooses by the number of images and the device",
+    )
     parser.add_argument(
         "--train",
         metavar="FOLDER",
         help="dataset.train_path: one subfolder of images per class, on the server's host "
         "(a relative path starts in the current directory)",
     )
-    parser.add_argument("--val", metavar="FOLDER", help="dataset.val_path, likewise")
+    parser.add_argument(
+        "--val",
+        metavar="FOLDER",
+        help="dataset.val_path, likewise; default: a part of the "
+        "training images is held out (dataset.val_fraction), unless the preset says otherwise",
+    )
     parser.add_argument("--request-id", help="idempotency key; default: a new one")
     add_job_options(parser)
 
@@ -74,7 +83,8 @@ def _configure_evaluate(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         metavar="FOLDER",
         help="the images, on the server's host (a relative path starts in the current directory): "
-        "one subfolder per class or group, or the layout of a published benchmark",
+        "one subfolder per class or group, or the layout of a published benchmark; default: those "
+        "that the training job of the weights held out",
     )
     parser.add_argument(
         "--task",
@@ -390,8 +400,10 @@ def _report_state(context: Context, job: Job) -> int:
 def _started(context: Context, client: Client, job: Job) -> int:
     """Follows a new job if --watch is set, or prints its id; returns the exit code.
 
-    Warnings go to standard error.
+    Warnings, and the preset that the server has chosen, go to standard error.
     """
+    if job.preset_reason:
+        context.output.note(f"preset {job.preset_reason}")
     for warning in job.warnings:
         context.output.error(f"warning: {warning}")
     if context.arguments.watch:

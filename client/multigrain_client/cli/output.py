@@ -356,6 +356,7 @@ def job_lines(job: Job) -> list[str]:
         f"kind        {kind_name(job).lower()}",
         f"name        {job.name or '-'}",
         f"state       {state}",
+        *([f"preset      {job.preset_reason}"] if job.preset_reason else []),
         f"attempt     {job.attempt}",
         f"created     {moment(job.create_time)}",
         f"started     {moment(job.start_time)}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -17,8 +18,9 @@ from multigrain.jobs.job_request import JobKind
 from multigrain.specs.base import Spec
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.export import ExportSpec
-from multigrain.specs.request_fields import check_request
+from multigrain.specs.request_fields import MAX_NAME, check_request
 from multigrain.specs.training import TrainingSpec
+from multigrain.text import printable
 from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, job_pb2, training_spec_pb2
 from multigrain.v1.common_pb2 import Error
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
@@ -48,7 +50,8 @@ def submission(request: StartRequest, kind: JobKind, client: str) -> Submission:
     check_request(request.request_id, request.name, labels)
     name = request.name
     if not name and isinstance(request, StartTrainingRequest):
-        name = request.spec.preset
+        name = request.spec.preset or Path(request.spec.dataset.train_path).name
+        name = printable(name)[:MAX_NAME]
     body = kind.value.encode() + b"\0" + request.SerializeToString(deterministic=True)
     digest = hashlib.sha256(body).hexdigest()
     return Submission(kind, digest, request.request_id, name, labels, client)
@@ -128,6 +131,7 @@ def job_message(job: Job) -> job_pb2.Job:
         last_seq=view.last_seq,
         request_id=request.request_id,
         warnings=request.warnings,
+        preset_reason=request.preset_reason,
     )
     parts: tuple[tuple[str, type[Message]], ...] = (
         ("error", Error),

@@ -50,7 +50,11 @@ def check_job_id(job_id: str) -> str:
 
 
 def create_folder(
-    jobs_dir: Path, request: JobRequest, message: str, checkpoint: Path | None = None
+    jobs_dir: Path,
+    request: JobRequest,
+    message: str,
+    checkpoint: Path | None = None,
+    held_out: Path | None = None,
 ) -> JobFolder:
     """Writes a job's folder with its first event, QUEUED. A crash leaves all of it or nothing.
 
@@ -60,6 +64,7 @@ def create_folder(
         message: why the job is queued.
         checkpoint: folder of another job's checkpoint that this job reads. Its files are linked
             into the new folder, because the other job may delete it before this one starts.
+        held_out: the record of another job's held-out images, likewise.
 
     Raises:
         MultigrainError: STORAGE, or NOT_FOUND if the checkpoint no longer exists.
@@ -75,6 +80,8 @@ def create_folder(
                 from multigrain.checkpoint.store import link_model
 
                 link_model(checkpoint, aside.weights)
+            if held_out is not None:
+                shutil.copyfile(held_out, aside.held_out)
             write_synced(aside.spec, (request.model_dump_json(indent=2) + "\n").encode())
             with EventWriter(aside.events, request.job_id) as writer:
                 writer.append(StateRecord(JobState.QUEUED, message), 0)

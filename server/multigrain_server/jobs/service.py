@@ -245,25 +245,28 @@ class Jobs:
                 "weights_path": weights_path,
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
                 "warnings": checked.warnings,
+                "preset_reason": checked.preset_reason,
                 "train_path": checked.train_path,
                 "val_path": checked.val_path,
             }
         )
         # Finished even if the client cancels: otherwise a job would be left that is not
         # supervised, or a retry with the same request_id would create a second one.
-        entry = asyncio.create_task(self._enqueue(request, checkpoint))
+        entry = asyncio.create_task(self._enqueue(request, checkpoint, checked.held_out))
         try:
             return await asyncio.shield(entry)
         except asyncio.CancelledError:
             await asyncio.wait([entry])
             raise
 
-    async def _enqueue(self, request: JobRequest, checkpoint: Path | None) -> Job:
+    async def _enqueue(
+        self, request: JobRequest, checkpoint: Path | None, held_out: Path | None
+    ) -> Job:
         """Writes a job to disk and to the index, and starts supervising it."""
         message = self._queue_message(request, "queued")
         # In a thread, because it waits for the disk.
         folder = await asyncio.to_thread(
-            create_folder, self._jobs_dir, request, message, checkpoint
+            create_folder, self._jobs_dir, request, message, checkpoint, held_out
         )
         feed = self._feeds.new(request.job_id)
         feed.poll()

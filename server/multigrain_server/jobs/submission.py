@@ -18,9 +18,11 @@ from multigrain.images.limits import ImageLimits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.base import DeviceSpec, WeightsSource
+from multigrain.specs.choice import PHOTOS, choose_preset
 from multigrain.specs.data_roots import PathRoots
 from multigrain.specs.evaluation import FOLDER_TASKS, EvaluationSpec, Task
 from multigrain.specs.export import ExportSpec
+from multigrain.specs.presets import merge
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.specs.training import TrainingSpec
 from multigrain.text import printable
@@ -110,6 +112,8 @@ class CheckedSpec:
         train_path: see JobRequest.
         val_path: see JobRequest.
         warnings: what is unusual about the datasets, one line each.
+        held_out: the record of the images that the job of the weights held out, if it did.
+        preset_reason: see JobRequest.
     """
 
     kind: JobKind
@@ -119,6 +123,8 @@ class CheckedSpec:
     warnings: tuple[str, ...] = ()
     train_path: str = ""
     val_path: str = ""
+    held_out: Path | None = None
+    preset_reason: str = ""
 
 
 class SubmissionChecks:
@@ -152,16 +158,26 @@ class SubmissionChecks:
 
     async def training(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET."""
-        spec = resolve_training(overrides)
+        chosen = not overrides.get("preset")
+        # What is wrong with the request itself is reported before the images are listed.
+        spec = resolve_training({**overrides, "preset": PHOTOS} if chosen else overrides)
+        field = "spec.dataset.train_path"
+        train_path = await self._path(spec.dataset.train_path, field)
+        train = await self._scan(train_path, field)
+        reason = ""
+        if chosen:
+            choice = choose_preset(
+                len(train), self._target(overrides), finetune=bool(spec.initial_weights)
+            )
+            spec = resolve_training(merge(choice.values, {**overrides, "preset": choice.preset}))
+            reason = choice.reason
         spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
-        train_path = await self._path(spec.dataset.train_path, "spec.dataset.train_path")
         val_path = ""
         if spec.dataset.val_path:
             val_path = str(await self._path(spec.dataset.val_path, "spec.dataset.val_path"))
         if spec.initial_weights:
             path = await self._path(spec.initial_weights, "spec.initial_weights")
             spec = spec.model_copy(update={"initial_weights": str(path)})
-        train = await self._scan(train_path, "spec.dataset.train_path")
         classes, warnings = train.classes, train.warnings
         if len(classes) == 1 and train.warning and spec.objective.classification_weight:
             # A classifier of one class learns nothing, so this is an archive's own folder.
@@ -172,6 +188,9 @@ class SubmissionChecks:
                 f"{spec.model.classes} is less than the {len(classes)} class folders of the "
                 "training set; set it to 0 to take their number",
             )
+        if spec.dataset.val_fraction:
+            spec, warning = _checked_fraction(spec, train, chosen=chosen)
+            warnings += (warning,) if warning else ()
         if val_path:
             field = "spec.dataset.val_path"
             found = await self._scan(Path(val_path), field)
@@ -184,7 +203,15 @@ class SubmissionChecks:
         )
         model = spec.model.model_copy(update={"classes": spec.model.classes or len(classes)})
         spec = spec.model_copy(update={"dataset": dataset, "model": model})
-        return CheckedSpec(JobKind.TRAINING, spec, warnings=warnings)
+        return CheckedSpec(JobKind.TRAINING, spec, warnings=warnings, preset_reason=reason)
+
+    def _target(self, overrides: Mapping[str, Any]) -> str:
+        """The device to choose a preset for: the user's, or the best that this server has."""
+        devices = overrides.get("devices")
+        if isinstance(devices, Mapping) and devices.get("target"):
+            return str(devices["target"])
+        inventory = self._leases.inventory
+        return next((kind for kind in ("gpu", "ascend") if inventory.units(kind)), "cpu")
 
     async def _scheduled_retrieval(self, spec: TrainingSpec, val_path: str) -> TrainingSpec:
         """Checks the folder of the retrieval evaluation during training."""
@@ -200,9 +227,11 @@ class SubmissionChecks:
 
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
+        overrides = await self._with_held_out(overrides)
         spec = resolve_evaluation(overrides)
         spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
+        held_out = await self._held_out_record(spec) if spec.held_out else None
         dataset = await self._path(spec.dataset_path, "spec.dataset_path")
         warnings: tuple[str, ...] = ()
         if not FOLDER_TASKS.isdisjoint(spec.tasks):
@@ -214,7 +243,52 @@ class SubmissionChecks:
         await self._check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         of_job = bool(spec.weights.job_id)
-        return CheckedSpec(JobKind.EVALUATION, spec, str(weights), of_job, warnings)
+        checked = CheckedSpec(JobKind.EVALUATION, spec, str(weights), of_job, warnings)
+        return replace(checked, held_out=held_out)
+
+    async def _with_held_out(self, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Names the images that the training job of the weights held out, if no others are."""
+        if overrides.get("dataset_path") or "gem_p" in overrides.get("tasks", ()):
+            return overrides
+        training = await self._training_of(overrides.get("weights"))
+        if training is None:
+            return overrides
+        dataset = training[1].dataset
+        if dataset.val_path:
+            return {**overrides, "dataset_path": dataset.val_path}
+        if dataset.val_fraction:
+            return {**overrides, "dataset_path": dataset.train_path, "held_out": True}
+        return overrides
+
+    async def _held_out_record(self, spec: EvaluationSpec) -> Path:
+        """The record of what the training job of the weights held out.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, if it held nothing out.
+        """
+        training = await self._training_of(spec.weights.model_dump(exclude_defaults=True))
+        if training is None or not training[1].dataset.val_fraction:
+            raise MultigrainError.field(
+                "spec.held_out",
+                "the weights are not of a training job of this server with dataset.val_fraction: "
+                "leave it out, and name the held-out images in dataset_path",
+            )
+        return JobFolder(self._jobs_dir / training[0]).held_out
+
+    async def _training_of(self, source: object) -> tuple[str, TrainingSpec] | None:
+        """The training job that weights come from, if it is still known; does not check them."""
+        if not isinstance(source, Mapping):
+            return None
+        job_id = str(source.get("job_id") or "")
+        if not job_id and (model := source.get("model")):
+            bundle = self._bundle_path(str(model))
+            job_id = await self._read(bundle, partial(stored_job, bundle, None))
+        elif not job_id and (path := source.get("checkpoint_path")):
+            found = await self._path(str(path), "spec.weights.checkpoint_path")
+            job_id = await self._read(found, partial(stored_job, found, self._roots.roots))
+        row = self._store.get(job_id) if job_id else None
+        training = row.job.request.training if row is not None else None
+        return (job_id, training) if training is not None else None
 
     async def export(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT,
@@ -247,7 +321,13 @@ class SubmissionChecks:
         if training is None:
             return checked
         dataset = training.dataset
-        return replace(checked, train_path=dataset.train_path, val_path=dataset.val_path)
+        record = JobFolder(self._jobs_dir / spec.weights.job_id).held_out
+        return replace(
+            checked,
+            train_path=dataset.train_path,
+            val_path=dataset.val_path,
+            held_out=record if dataset.val_fraction else None,
+        )
 
     async def _devices(self, devices: DeviceSpec) -> DeviceSpec:
         self._leases.check(devices)
@@ -355,14 +435,64 @@ def stored_labels(weights: Path, roots: Roots = None) -> tuple[str, ...]:
         weights: the folder.
         roots: folders that its manifest must be in.
     """
-    for name, kind in (("manifest.json", CheckpointManifest), (MANIFEST_NAME, BundleManifest)):
+    manifest = _manifest(weights, roots)
+    return manifest.labels if manifest is not None else ()
+
+
+def stored_job(weights: Path, roots: Roots = None) -> str:
+    """Id of the training job in a checkpoint or bundle folder; empty if there is none.
+
+    Args:
+        weights: the folder.
+        roots: folders that its manifest must be in.
+    """
+    manifest = _manifest(weights, roots)
+    if isinstance(manifest, BundleManifest):
+        return manifest.source.job_id
+    return manifest.job_id if manifest is not None else ""
+
+
+def _manifest(weights: Path, roots: Roots) -> CheckpointManifest | BundleManifest | None:
+    kinds: tuple[tuple[str, type[CheckpointManifest | BundleManifest]], ...] = (
+        ("manifest.json", CheckpointManifest),
+        (MANIFEST_NAME, BundleManifest),
+    )
+    for name, kind in kinds:
         try:
             text = read_bytes(weights / name, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
-            return kind.parse(text).labels
+            return kind.parse(text)
         except (OSError, ValueError):
             # A plain weights file, or a damaged folder: the job reports what is wrong with it.
             continue
-    return ()
+    return None
+
+
+def _checked_fraction(
+    spec: TrainingSpec, train: ImageFolder, *, chosen: bool
+) -> tuple[TrainingSpec, str]:
+    """Checks that images can be held out. With a chosen preset none are where that is impossible.
+
+    Returns:
+        The specification and a warning, "" if there is none.
+
+    Raises:
+        MultigrainError: DATASET.
+    """
+    counts: dict[int, int] = {}
+    for label in train.labels.tolist():
+        counts[label] = counts.get(label, 0) + 1
+    if max(counts.values()) > 1:
+        return spec, ""
+    if not chosen:
+        raise _dataset_error(
+            "spec.dataset.val_fraction", "no class has two images, of which one could be held out"
+        )
+    dataset = spec.dataset.model_copy(update={"val_fraction": 0.0})
+    schedule = spec.evaluation.model_copy(update={"every_epochs": 0})
+    return (
+        spec.model_copy(update={"dataset": dataset, "evaluation": schedule}),
+        "no class has two images: none is held out, and nothing is evaluated",
+    )
 
 
 def _check_known_classes(folder: ImageFolder, known: tuple[str, ...], field: str) -> None:

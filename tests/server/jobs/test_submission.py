@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from multigrain.checkpoint.manifest import CheckpointManifest
+from multigrain.data.image_folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.specs.data_roots import PathRoots
+from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain_server.database import Database
 from multigrain_server.devices import Inventory, Leases
@@ -24,9 +26,11 @@ from multigrain_server.jobs.submission import SubmissionChecks, stored_labels
 from tests.hostile_files import KINDS, put
 
 
-def _checks(root: Path, *others: Path, store: JobStore | None = None) -> SubmissionChecks:
+def _checks(
+    root: Path, *others: Path, store: JobStore | None = None, devices: str = "ascend:0-1"
+) -> SubmissionChecks:
     store = store or JobStore(Database(":memory:", [SCHEMA]))
-    leases = Leases(Inventory.parse("ascend:0-1"))
+    leases = Leases(Inventory.parse(devices))
     return SubmissionChecks(
         PathRoots([root, *others]),
         leases,
@@ -185,6 +189,96 @@ async def test_an_export_knows_the_images_of_its_training_run(
     with pytest.raises(MultigrainError, match="int8 is off") as caught:
         await checks.export({**weights, "int8": "off", "int8_path": str(dataset)})
     assert [violation.field for violation in caught.value.violations] == ["spec.int8_path"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "preset", "target"),
+    [
+        ("cpu:1", "photos-tiny", "cpu"),
+        ("cpu:1,gpu:0", "photos-gpu", "gpu"),
+        ("cpu:1,ascend:0", "photos-gpu", "ascend"),
+    ],
+)
+async def test_without_a_preset_one_is_chosen(
+    tmp_path: Path, dataset: Path, devices: str, preset: str, target: str
+) -> None:
+    checks = _checks(tmp_path, devices=devices)
+    data = {"train_path": str(dataset)}
+    checked = await checks.training({"dataset": data, "preset": ""})
+    spec = checked.spec
+    assert isinstance(spec, TrainingSpec)
+    assert (spec.preset, spec.devices.target) == (preset, target)
+    assert checked.preset_reason.startswith(f"{preset}: {len(scan(dataset))} images, ")
+    assert (spec.dataset.val_fraction, spec.evaluation.every_epochs > 0) == (0.2, True)
+    own = {"dataset": data, "schedule": {"epochs": 3}, "devices": {"target": target}}
+    checked = await checks.training(own)
+    assert isinstance(checked.spec, TrainingSpec)
+    assert (checked.spec.preset, checked.spec.schedule.epochs) == (preset, 3)
+    named = await checks.training({**own, "preset": "defaults"})
+    assert isinstance(named.spec, TrainingSpec)
+    assert (named.preset_reason, named.spec.model.trunk) == ("", "resnet50")
+
+
+async def test_images_are_held_out_only_where_that_is_possible(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "ones" / name).mkdir(parents=True)
+        (tmp_path / "ones" / name / "1.jpg").write_bytes(b"x")
+    checks, data = _checks(tmp_path), {"train_path": str(tmp_path / "ones")}
+    checked = await checks.training({"dataset": data})
+    assert isinstance(checked.spec, TrainingSpec)
+    assert (checked.spec.dataset.val_fraction, checked.spec.evaluation.every_epochs) == (0, 0)
+    assert "no class has two images" in checked.warnings[-1]
+    with pytest.raises(MultigrainError, match="no class has two images") as caught:
+        await checks.training({**ASCEND, "preset": "photos-gpu", "dataset": data})
+    assert caught.value.violations[0].field == "spec.dataset.val_fraction"
+
+
+async def test_an_evaluation_uses_the_images_that_its_training_job_held_out(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(Database(":memory:", [SCHEMA]))
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    kinds = {"part": {"val_fraction": 0.2}, "folder": {"val_path": str(dataset)}, "none": {}}
+    for job_id, fields in kinds.items():
+        training = TrainingSpec.model_validate({"dataset": {"train_path": str(dataset), **fields}})
+        store.insert(
+            JobRequest(
+                job_id=job_id,
+                kind=JobKind.TRAINING,
+                create_time="2026-01-31T12:00:00Z",
+                request_id=job_id,
+                training=training,
+            ),
+            JobView(),
+            0,
+        )
+    monkeypatch.setattr("multigrain.checkpoint.store.resolve", lambda _folder, _name: checkpoint)
+    checks = _checks(tmp_path, store=store)
+    record = tmp_path / "jobs" / "part" / "held_out.json"
+
+    async def evaluated(**fields: object) -> tuple[str, bool, Path | None]:
+        checked = await checks.evaluation({**ASCEND, **fields})
+        assert isinstance(checked.spec, EvaluationSpec)
+        return checked.spec.dataset_path, checked.spec.held_out, checked.held_out
+
+    part = {"weights": {"job_id": "part"}}
+    assert await evaluated(**part) == (str(dataset), True, record)
+    assert await evaluated(weights={"job_id": "folder"}) == (str(dataset), False, None)
+    assert await evaluated(**part, dataset_path=str(dataset)) == (str(dataset), False, None)
+    manifest = CheckpointManifest(step=1, epoch=1, model=ModelSpec(), labels=(), job_id="part")
+    (checkpoint / "manifest.json").write_text(manifest.model_dump_json())
+    by_path = {"weights": {"checkpoint_path": str(checkpoint)}}
+    assert await evaluated(**by_path) == (str(dataset), True, record)
+    for refused in (
+        {"weights": {"job_id": "none"}},
+        {**part, "tasks": ["gem_p"]},
+        {"weights": {"job_id": "none"}, "dataset_path": str(dataset), "held_out": True},
+    ):
+        with pytest.raises(MultigrainError, match="dataset_path"):
+            await evaluated(**refused)
+    exported = await checks.export({**ASCEND, **part, "model_name": "m"})
+    assert exported.held_out == record
 
 
 async def test_an_empty_path_is_refused(tmp_path: Path) -> None:
