@@ -8,6 +8,7 @@ which then affects a server and its limit alike.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -98,8 +99,10 @@ def main() -> None:
     head = bundle.manifest.heads[0]
     runtime = load(sys.argv[2], bundle, Compute()).runtimes[head.resolution]
     images = thumbnails() if sys.argv[3:] == ["small"] else photographs()
-    prepared = [crop(data, head.preprocessing) for data in images]
     best = runtime.best_batch
+    decoded = [crop(data, head.preprocessing) for data in images]
+    # There may be fewer photographs than a batch has images.
+    prepared = list(itertools.islice(itertools.cycle(decoded), len(decoded) + best - 1))
 
     def seconds_each(work: Callable[[int], object], each: int = 1) -> list[float]:
         """Seconds for one image, of each call of ``work``, which does ``each`` images."""
@@ -114,7 +117,7 @@ def main() -> None:
         return crop(images[number % len(images)], head.preprocessing)
 
     def image(number: int) -> object:
-        first = number % (len(prepared) - best + 1)
+        first = number % len(decoded)
         return runtime.run_pixels(prepared[first : first + best], scores=False)
 
     def alone(number: int) -> object:
