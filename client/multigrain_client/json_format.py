@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import base64
 import difflib
+import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC
 from typing import Any, TypeVar, cast
 
@@ -346,3 +347,21 @@ def _plain_value(field: Any, value: Any) -> Any:
         # The precision of a 32-bit float.
         return float(f"{value:.7g}")
     return value
+
+
+def spec_yaml(spec: Message) -> list[str]:
+    """A specification as lines of YAML that ``read_spec`` reads back."""
+    return list(_yaml_lines(to_plain(spec)))
+
+
+def _yaml_lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if value:
+                yield f"{indent}{key}:"
+                yield from _yaml_lines(value, f"{indent}  ")
+        elif value in ("inf", "-inf", "nan"):
+            yield f"{indent}{key}: .{value}"
+        else:
+            # JSON is YAML, where it has no infinity.
+            yield f"{indent}{key}: {json.dumps(value, ensure_ascii=False)}"

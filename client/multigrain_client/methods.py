@@ -75,6 +75,14 @@ START_TRAINING = Method(
     job_pb2.Job,
     _with_request_id,
 )
+INSPECT_DATASET = Method(
+    "multigrain.v1.TrainingService",
+    "InspectDataset",
+    training_pb2.InspectDatasetRequest,
+    training_pb2.InspectDatasetResponse,
+    _always,
+    SLOW,
+)
 START_EVALUATION = Method(
     "multigrain.v1.EvaluationService",
     "StartEvaluation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,16 @@ StartRequest = TypeVar(
 )
 JobLike = str | Job
 SpecLike = Mapping[str, Any] | Message | str | os.PathLike[str] | None
+
+# Fields that name a file or a folder on the server's host.
+_PATHS = frozenset(
+    {
+        *("train_path", "val_path", "retrieval_path", "dataset_path", "initial_weights"),
+        *("checkpoint_path", "whitening_path", "int8_path", "rank_table"),
+    }
+)
+# As in multigrain.specs.weights_reference; one letter would be a drive of Windows.
+_REFERENCE = re.compile(r"(job|model|timm|torchvision):")
 
 
 def job_id(job: JobLike) -> str:
@@ -46,6 +57,7 @@ def start_request(
     name: str,
     labels: Mapping[str, str] | None,
     request_id: str | None,
+    validate_only: bool = False,
 ) -> StartRequest:
     """A request that starts a job.
 
@@ -57,6 +69,7 @@ def start_request(
         name: display name of the job.
         labels: labels of the job.
         request_id: idempotency key; None = a new one, so that the call can be retried.
+        validate_only: start nothing.
 
     Raises:
         InvalidRequest: naming every field that is unknown or has a wrong type.
@@ -68,12 +81,29 @@ def start_request(
             "request_id": str(uuid.uuid4()) if request_id is None else request_id,
             "name": name,
             "labels": dict(labels or {}),
+            "validate_only": validate_only,
         },
     )
+    fill_spec(request.spec, spec, fields, overrides)
+    return request
+
+
+def fill_spec(
+    target: Message, spec: SpecLike, fields: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Fills the specification of a request; the arguments are those of ``start_request``.
+
+    Raises:
+        InvalidRequest: naming every field that is unknown or has a wrong type.
+    """
+    overrides = dict(overrides)
+    dataset = overrides.get("dataset")
+    if isinstance(dataset, str | os.PathLike):
+        # A folder alone. An evaluation has one folder, under its own name.
+        overrides["dataset"] = {"train_path": os.fspath(dataset)}
     given = {key: value for key, value in fields.items() if value is not None}
     over = merge(nest(given), nest(overrides), "spec")
     if isinstance(spec, Message):
-        target: Message = request.spec
         if not isinstance(spec, type(target)):
             raise InvalidRequest(f"expected a {type(target).__name__}, not {type(spec).__name__}")
         target.CopyFrom(spec)
@@ -81,13 +111,13 @@ def start_request(
         _clear_lists(target, over)
     elif spec is not None and not isinstance(spec, Mapping | str | os.PathLike):
         raise InvalidRequest(
-            f"spec: expected a mapping, a {type(request.spec).__name__} or the path of a YAML "
+            f"spec: expected a mapping, a {type(target).__name__} or the path of a YAML "
             f"file, not {type(spec).__name__}"
         )
     elif spec is not None:
         over = merge(nest(spec if isinstance(spec, Mapping) else read_spec(spec)), over, "spec")
-    fill(request.spec, over, "spec")
-    return request
+    fill(target, over, "spec")
+    _make_absolute(target)
 
 
 def weights_source(
@@ -194,6 +224,24 @@ def read_spec(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InvalidRequest(f"cannot read {os.fspath(path)}: {error.strerror}") from error
     except YamlError as error:
         raise InvalidRequest(str(error)) from error
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """An absolute path; a relative one starts in the current directory.
+
+    The name of weights, such as "job:ID", "model:NAME@VERSION" or "timm:NAME", stays as it is.
+    """
+    text = os.fspath(path)
+    return text if _REFERENCE.match(text) else os.path.abspath(text)
+
+
+def _make_absolute(message: Message) -> None:
+    """Makes the paths of a specification absolute: the server does not know this directory."""
+    for field, value in message.ListFields():
+        if isinstance(value, Message):
+            _make_absolute(value)
+        elif field.name in _PATHS and value:
+            setattr(message, field.name, absolute_path(value))
 
 
 def _clear_lists(message: Message, over: Mapping[str, Any]) -> None:

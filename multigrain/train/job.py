@@ -7,6 +7,7 @@ from pathlib import Path
 from multigrain.data.fingerprint import fingerprint
 from multigrain.data.held_out import Split, load_held_out, save_held_out, split
 from multigrain.data.image_folder import ImageFolder, scan
+from multigrain.data.inspection import inspect
 from multigrain.data.pipeline import TrainingData
 from multigrain.data.probe import probe
 from multigrain.data.report import report_listing
@@ -22,6 +23,10 @@ from multigrain.train.evaluation import ScheduledEvaluation
 from multigrain.train.loop import BestCheckpoint, CheckpointSaver, StartPoint, Trainer
 from multigrain.train.start import InitialWeights, Resumption, initial_state
 from multigrain.train.step import TrainStep
+
+# What is looked at before training begins; `multigrain inspect` looks at more.
+_INSPECTED = 500
+_INSPECTION_SECONDS = 10.0
 
 
 def run_training(ctx: WorkerContext) -> Outcome:
@@ -44,6 +49,8 @@ def run_training(ctx: WorkerContext) -> Outcome:
     if spec.dataset.val_fraction:
         parts = _split(ctx, spec.dataset, folder)
         folder, held_out = parts.train, parts.held_out
+    if ctx.rank == 0 and resumption is None:
+        _inspect(ctx, spec, folder, held_out)
     model_spec = spec.model.model_copy(update={"classes": classes})
     model = build_model(spec.model, classes, seed=spec.seed)
     data = TrainingData(
@@ -114,6 +121,25 @@ def _split(ctx: WorkerContext, dataset: DatasetSpec, folder: ImageFolder) -> Spl
         )
         ctx.reporter.emit(LogRecord("INFO", message, ctx.rank, fields))
     return parts
+
+
+def _inspect(
+    ctx: WorkerContext, spec: TrainingSpec, train: ImageFolder, held_out: ImageFolder | None
+) -> None:
+    """Reports what is in the dataset; looks at a sample only, so that training soon begins."""
+    if held_out is None and spec.dataset.val_path:
+        held_out = scan(Path(spec.dataset.val_path), ctx.image_limits)
+    found = inspect(
+        train,
+        held_out,
+        resolution=spec.model.image_size,
+        images=_INSPECTED,
+        seconds=_INSPECTION_SECONDS,
+        alive=ctx.reporter.alive,
+    )
+    ctx.reporter.emit(LogRecord("INFO", f"dataset: {found.line}", ctx.rank, found.fields))
+    for warning in found.warnings:
+        ctx.reporter.emit(LogRecord("WARNING", warning, ctx.rank))
 
 
 def class_count(spec: TrainingSpec, folder: ImageFolder) -> int:

@@ -26,7 +26,7 @@ from multigrain.v1 import evaluation_spec_pb2 as multigrain_dot_v1_dot_evaluatio
 from multigrain.v1 import job_pb2 as multigrain_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emultigrain/v1/evaluation.proto\x12\rmultigrain.v1\x1a#multigrain/v1/evaluation_spec.proto\x1a\x17multigrain/v1/job.proto\"\xd9\x01\n\x16StartEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x41\n\x06labels\x18\x03 \x03(\x0b\x32\x31.multigrain.v1.StartEvaluationRequest.LabelsEntry\x12+\n\x04spec\x18\x04 \x01(\x0b\x32\x1d.multigrain.v1.EvaluationSpec\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x61\n\x11\x45valuationService\x12L\n\x0fStartEvaluation\x12%.multigrain.v1.StartEvaluationRequest\x1a\x12.multigrain.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emultigrain/v1/evaluation.proto\x12\rmultigrain.v1\x1a#multigrain/v1/evaluation_spec.proto\x1a\x17multigrain/v1/job.proto\"\xf0\x01\n\x16StartEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x41\n\x06labels\x18\x03 \x03(\x0b\x32\x31.multigrain.v1.StartEvaluationRequest.LabelsEntry\x12+\n\x04spec\x18\x04 \x01(\x0b\x32\x1d.multigrain.v1.EvaluationSpec\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x61\n\x11\x45valuationService\x12L\n\x0fStartEvaluation\x12%.multigrain.v1.StartEvaluationRequest\x1a\x12.multigrain.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTEVALUATIONREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_STARTEVALUATIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_STARTEVALUATIONREQUEST']._serialized_start=112
-  _globals['_STARTEVALUATIONREQUEST']._serialized_end=329
-  _globals['_STARTEVALUATIONREQUEST_LABELSENTRY']._serialized_start=284
-  _globals['_STARTEVALUATIONREQUEST_LABELSENTRY']._serialized_end=329
-  _globals['_EVALUATIONSERVICE']._serialized_start=331
-  _globals['_EVALUATIONSERVICE']._serialized_end=428
+  _globals['_STARTEVALUATIONREQUEST']._serialized_end=352
+  _globals['_STARTEVALUATIONREQUEST_LABELSENTRY']._serialized_start=307
+  _globals['_STARTEVALUATIONREQUEST_LABELSENTRY']._serialized_end=352
+  _globals['_EVALUATIONSERVICE']._serialized_start=354
+  _globals['_EVALUATIONSERVICE']._serialized_end=451
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from multigrain.v1 import export_spec_pb2 as multigrain_dot_v1_dot_export__spec_
 from multigrain.v1 import job_pb2 as multigrain_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amultigrain/v1/export.proto\x12\rmultigrain.v1\x1a\x1fmultigrain/v1/export_spec.proto\x1a\x17multigrain/v1/job.proto\"\xcd\x01\n\x12StartExportRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x06labels\x18\x03 \x03(\x0b\x32-.multigrain.v1.StartExportRequest.LabelsEntry\x12\'\n\x04spec\x18\x04 \x01(\x0b\x32\x19.multigrain.v1.ExportSpec\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32U\n\rExportService\x12\x44\n\x0bStartExport\x12!.multigrain.v1.StartExportRequest\x1a\x12.multigrain.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amultigrain/v1/export.proto\x12\rmultigrain.v1\x1a\x1fmultigrain/v1/export_spec.proto\x1a\x17multigrain/v1/job.proto\"\xe4\x01\n\x12StartExportRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x06labels\x18\x03 \x03(\x0b\x32-.multigrain.v1.StartExportRequest.LabelsEntry\x12\'\n\x04spec\x18\x04 \x01(\x0b\x32\x19.multigrain.v1.ExportSpec\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32U\n\rExportService\x12\x44\n\x0bStartExport\x12!.multigrain.v1.StartExportRequest\x1a\x12.multigrain.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTEXPORTREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_STARTEXPORTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_STARTEXPORTREQUEST']._serialized_start=104
-  _globals['_STARTEXPORTREQUEST']._serialized_end=309
-  _globals['_STARTEXPORTREQUEST_LABELSENTRY']._serialized_start=264
-  _globals['_STARTEXPORTREQUEST_LABELSENTRY']._serialized_end=309
-  _globals['_EXPORTSERVICE']._serialized_start=311
-  _globals['_EXPORTSERVICE']._serialized_end=396
+  _globals['_STARTEXPORTREQUEST']._serialized_end=332
+  _globals['_STARTEXPORTREQUEST_LABELSENTRY']._serialized_start=287
+  _globals['_STARTEXPORTREQUEST_LABELSENTRY']._serialized_end=332
+  _globals['_EXPORTSERVICE']._serialized_start=334
+  _globals['_EXPORTSERVICE']._serialized_end=419
 # @@protoc_insertion_point(module_scope)

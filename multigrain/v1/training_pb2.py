@@ -26,7 +26,7 @@ from multigrain.v1 import job_pb2 as multigrain_dot_v1_dot_job__pb2
 from multigrain.v1 import training_spec_pb2 as multigrain_dot_v1_dot_training__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmultigrain/v1/training.proto\x12\rmultigrain.v1\x1a\x17multigrain/v1/job.proto\x1a!multigrain/v1/training_spec.proto\"\xd3\x01\n\x14StartTrainingRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12?\n\x06labels\x18\x03 \x03(\x0b\x32/.multigrain.v1.StartTrainingRequest.LabelsEntry\x12)\n\x04spec\x18\x04 \x01(\x0b\x32\x1b.multigrain.v1.TrainingSpec\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32[\n\x0fTrainingService\x12H\n\rStartTraining\x12#.multigrain.v1.StartTrainingRequest\x1a\x12.multigrain.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmultigrain/v1/training.proto\x12\rmultigrain.v1\x1a\x17multigrain/v1/job.proto\x1a!multigrain/v1/training_spec.proto\"\xea\x01\n\x14StartTrainingRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12?\n\x06labels\x18\x03 \x03(\x0b\x32/.multigrain.v1.StartTrainingRequest.LabelsEntry\x12)\n\x04spec\x18\x04 \x01(\x0b\x32\x1b.multigrain.v1.TrainingSpec\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x15InspectDatasetRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.multigrain.v1.TrainingSpec\x12\x12\n\nmax_images\x18\x02 \x01(\r\x12\x13\n\x0bmax_seconds\x18\x03 \x01(\x01\"\xd6\x02\n\x16InspectDatasetResponse\x12*\n\x05train\x18\x01 \x01(\x0b\x32\x1b.multigrain.v1.FolderReport\x12-\n\x08held_out\x18\x02 \x01(\x0b\x32\x1b.multigrain.v1.FolderReport\x12(\n\x05\x65qual\x18\x03 \x01(\x0b\x32\x19.multigrain.v1.PairReport\x12\'\n\x04near\x18\x04 \x01(\x0b\x32\x19.multigrain.v1.PairReport\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12)\n\x04spec\x18\x07 \x01(\x0b\x32\x1b.multigrain.v1.TrainingSpec\x12\x15\n\rpreset_reason\x18\x08 \x01(\t\x12)\n\x04plan\x18\t \x01(\x0b\x32\x1b.multigrain.v1.TrainingPlan\"\xa2\x03\n\x0c\x46olderReport\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x04\x12\x0f\n\x07\x63lasses\x18\x03 \x01(\x04\x12\x42\n\x0c\x63lass_images\x18\x04 \x03(\x0b\x32,.multigrain.v1.FolderReport.ClassImagesEntry\x12:\n\x08left_out\x18\x05 \x03(\x0b\x32(.multigrain.v1.FolderReport.LeftOutEntry\x12\x0f\n\x07\x63hecked\x18\x06 \x01(\x04\x12\x12\n\nunreadable\x18\x07 \x01(\x04\x12\x18\n\x10unreadable_files\x18\x08 \x03(\t\x12\x10\n\x08shortest\x18\t \x01(\r\x12\x0e\n\x06median\x18\n \x01(\r\x12\x0f\n\x07longest\x18\x0b \x01(\r\x12\r\n\x05small\x18\x0c \x01(\x04\x1a\x32\n\x10\x43lassImagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"a\n\nPairReport\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x04\x12\r\n\x05train\x18\x02 \x01(\x04\x12\x10\n\x08held_out\x18\x03 \x01(\x04\x12\x0e\n\x06\x61\x63ross\x18\x04 \x01(\x04\x12\x10\n\x08\x65xamples\x18\x05 \x03(\t\"\xb1\x01\n\x0cTrainingPlan\x12\x17\n\x0fsteps_per_epoch\x18\x01 \x01(\x04\x12\x0e\n\x06\x65pochs\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\x13\n\x0bstep_images\x18\x04 \x01(\r\x12\x18\n\x10\x65valuated_images\x18\x05 \x01(\x04\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\r\n\x05\x62\x61sis\x18\x07 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x04\x32\xba\x01\n\x0fTrainingService\x12H\n\rStartTraining\x12#.multigrain.v1.StartTrainingRequest\x1a\x12.multigrain.v1.Job\x12]\n\x0eInspectDataset\x12$.multigrain.v1.InspectDatasetRequest\x1a%.multigrain.v1.InspectDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STARTTRAININGREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_STARTTRAININGREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_FOLDERREPORT_CLASSIMAGESENTRY']._loaded_options = None
+  _globals['_FOLDERREPORT_CLASSIMAGESENTRY']._serialized_options = b'8\001'
+  _globals['_FOLDERREPORT_LEFTOUTENTRY']._loaded_options = None
+  _globals['_FOLDERREPORT_LEFTOUTENTRY']._serialized_options = b'8\001'
   _globals['_STARTTRAININGREQUEST']._serialized_start=108
-  _globals['_STARTTRAININGREQUEST']._serialized_end=319
-  _globals['_STARTTRAININGREQUEST_LABELSENTRY']._serialized_start=274
-  _globals['_STARTTRAININGREQUEST_LABELSENTRY']._serialized_end=319
-  _globals['_TRAININGSERVICE']._serialized_start=321
-  _globals['_TRAININGSERVICE']._serialized_end=412
+  _globals['_STARTTRAININGREQUEST']._serialized_end=342
+  _globals['_STARTTRAININGREQUEST_LABELSENTRY']._serialized_start=297
+  _globals['_STARTTRAININGREQUEST_LABELSENTRY']._serialized_end=342
+  _globals['_INSPECTDATASETREQUEST']._serialized_start=344
+  _globals['_INSPECTDATASETREQUEST']._serialized_end=451
+  _globals['_INSPECTDATASETRESPONSE']._serialized_start=454
+  _globals['_INSPECTDATASETRESPONSE']._serialized_end=796
+  _globals['_FOLDERREPORT']._serialized_start=799
+  _globals['_FOLDERREPORT']._serialized_end=1217
+  _globals['_FOLDERREPORT_CLASSIMAGESENTRY']._serialized_start=1119
+  _globals['_FOLDERREPORT_CLASSIMAGESENTRY']._serialized_end=1169
+  _globals['_FOLDERREPORT_LEFTOUTENTRY']._serialized_start=1171
+  _globals['_FOLDERREPORT_LEFTOUTENTRY']._serialized_end=1217
+  _globals['_PAIRREPORT']._serialized_start=1219
+  _globals['_PAIRREPORT']._serialized_end=1316
+  _globals['_TRAININGPLAN']._serialized_start=1319
+  _globals['_TRAININGPLAN']._serialized_end=1496
+  _globals['_TRAININGSERVICE']._serialized_start=1499
+  _globals['_TRAININGSERVICE']._serialized_end=1685
 # @@protoc_insertion_point(module_scope)

@@ -47,6 +47,7 @@ class StartTrainingRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key (such as a UUID; at most 128 characters). A repeated call with the same id
     and the same body returns the first job; with another body it fails with ALREADY_EXISTS.
@@ -55,6 +56,10 @@ class StartTrainingRequest(_message.Message):
     name: _builtins.str
     """Display name, at most 128 characters, not necessarily unique. Empty: the preset's name,
     or without one that of the folder of images.
+    """
+    validate_only: _builtins.bool
+    """Check and resolve the specification and return the job as it would be, without an id; start
+    nothing.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -69,11 +74,299 @@ class StartTrainingRequest(_message.Message):
         name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         spec: _training_spec_pb2.TrainingSpec | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartTrainingRequest: _TypeAlias = StartTrainingRequest  # noqa: Y015
+
+@_typing.final
+class InspectDatasetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    MAX_IMAGES_FIELD_NUMBER: _builtins.int
+    MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    max_images: _builtins.int
+    """Images that are decoded at most; 0 = 2,000. At most 100,000."""
+    max_seconds: _builtins.float
+    """Seconds after which no further image is decoded; 0 = 30. At most 600."""
+    @_builtins.property
+    def spec(self) -> _training_spec_pb2.TrainingSpec:
+        """As in StartTrainingRequest; only dataset.train_path is required."""
+
+    def __init__(
+        self,
+        *,
+        spec: _training_spec_pb2.TrainingSpec | None = ...,
+        max_images: _builtins.int = ...,
+        max_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_images", b"max_images", "max_seconds", b"max_seconds", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectDatasetRequest: _TypeAlias = InspectDatasetRequest  # noqa: Y015
+
+@_typing.final
+class InspectDatasetResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAIN_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    PRESET_REASON_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Seconds that it took."""
+    preset_reason: _builtins.str
+    """As in Job."""
+    @_builtins.property
+    def train(self) -> Global___FolderReport:
+        """The images that would be trained on."""
+
+    @_builtins.property
+    def held_out(self) -> Global___FolderReport:
+        """Those that would be held out; not set if there are none."""
+
+    @_builtins.property
+    def equal(self) -> Global___PairReport:
+        """Pairs of files with equal bytes, among at most 50,000 files."""
+
+    @_builtins.property
+    def near(self) -> Global___PairReport:
+        """Pairs of decoded images that almost look the same: resized, compressed again, in another light."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to look at before training, one line each, with Job.warnings."""
+
+    @_builtins.property
+    def spec(self) -> _training_spec_pb2.TrainingSpec:
+        """The specification that StartTraining would run: every field is set."""
+
+    @_builtins.property
+    def plan(self) -> Global___TrainingPlan: ...
+    def __init__(
+        self,
+        *,
+        train: Global___FolderReport | None = ...,
+        held_out: Global___FolderReport | None = ...,
+        equal: Global___PairReport | None = ...,
+        near: Global___PairReport | None = ...,
+        seconds: _builtins.float = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        spec: _training_spec_pb2.TrainingSpec | None = ...,
+        preset_reason: _builtins.str = ...,
+        plan: Global___TrainingPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "held_out", b"held_out", "near", b"near", "plan", b"plan", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "held_out", b"held_out", "near", b"near", "plan", b"plan", "preset_reason", b"preset_reason", "seconds", b"seconds", "spec", b"spec", "train", b"train", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectDatasetResponse: _TypeAlias = InspectDatasetResponse  # noqa: Y015
+
+@_typing.final
+class FolderReport(_message.Message):
+    """The images on one side of a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ClassImagesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LeftOutEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PATH_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    CLASS_IMAGES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FILES_FIELD_NUMBER: _builtins.int
+    SHORTEST_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    LONGEST_FIELD_NUMBER: _builtins.int
+    SMALL_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    images: _builtins.int
+    classes: _builtins.int
+    checked: _builtins.int
+    """Images that were decoded, and how many of them could not be."""
+    unreadable: _builtins.int
+    shortest: _builtins.int
+    """Smallest, median and largest shorter side of the decoded images in pixels."""
+    median: _builtins.int
+    longest: _builtins.int
+    small: _builtins.int
+    """Decoded images whose shorter side is below model.image_size."""
+    @_builtins.property
+    def class_images(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Images of each class; of the first 1,000 classes."""
+
+    @_builtins.property
+    def left_out(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Files of the whole folder that are left out, by reason, such as "unsupported" or "hidden"."""
+
+    @_builtins.property
+    def unreadable_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of those, with the reason."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        images: _builtins.int = ...,
+        classes: _builtins.int = ...,
+        class_images: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        left_out: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        checked: _builtins.int = ...,
+        unreadable: _builtins.int = ...,
+        unreadable_files: _abc.Iterable[_builtins.str] | None = ...,
+        shortest: _builtins.int = ...,
+        median: _builtins.int = ...,
+        longest: _builtins.int = ...,
+        small: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "class_images", b"class_images", "classes", b"classes", "images", b"images", "left_out", b"left_out", "longest", b"longest", "median", b"median", "path", b"path", "shortest", b"shortest", "small", b"small", "unreadable", b"unreadable", "unreadable_files", b"unreadable_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FolderReport: _TypeAlias = FolderReport  # noqa: Y015
+
+@_typing.final
+class PairReport(_message.Message):
+    """Pairs of images that show the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARED_FIELD_NUMBER: _builtins.int
+    TRAIN_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    ACROSS_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    compared: _builtins.int
+    """Images among which they were searched; 0 = they were not, for lack of time."""
+    train: _builtins.int
+    """Pairs on the side that is trained on, on the other side, and of one image of each side. Of
+    equal files, each copy counts once.
+    """
+    held_out: _builtins.int
+    across: _builtins.int
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some pairs, "first = second"; those across first."""
+
+    def __init__(
+        self,
+        *,
+        compared: _builtins.int = ...,
+        train: _builtins.int = ...,
+        held_out: _builtins.int = ...,
+        across: _builtins.int = ...,
+        examples: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["across", b"across", "compared", b"compared", "examples", b"examples", "held_out", b"held_out", "train", b"train"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairReport: _TypeAlias = PairReport  # noqa: Y015
+
+@_typing.final
+class TrainingPlan(_message.Message):
+    """A training run in numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_PER_EPOCH_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    STEP_IMAGES_FIELD_NUMBER: _builtins.int
+    EVALUATED_IMAGES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    steps_per_epoch: _builtins.int
+    epochs: _builtins.int
+    total_steps: _builtins.int
+    step_images: _builtins.int
+    """Images of a step over all workers, copies included."""
+    evaluated_images: _builtins.int
+    """Held-out images that are scored in the whole run."""
+    seconds: _builtins.float
+    """Estimated seconds, without compilation; -1 = unknown."""
+    basis: _builtins.str
+    """What the estimate rests on: "measured in job ...", or "by the cost of the network"."""
+    memory_bytes: _builtins.int
+    """Estimated memory of each worker."""
+    def __init__(
+        self,
+        *,
+        steps_per_epoch: _builtins.int = ...,
+        epochs: _builtins.int = ...,
+        total_steps: _builtins.int = ...,
+        step_images: _builtins.int = ...,
+        evaluated_images: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        basis: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "epochs", b"epochs", "evaluated_images", b"evaluated_images", "memory_bytes", b"memory_bytes", "seconds", b"seconds", "step_images", b"step_images", "steps_per_epoch", b"steps_per_epoch", "total_steps", b"total_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingPlan: _TypeAlias = TrainingPlan  # noqa: Y015

@@ -41,6 +41,11 @@ class TrainingServiceStub:
                 request_serializer=multigrain_dot_v1_dot_training__pb2.StartTrainingRequest.SerializeToString,
                 response_deserializer=multigrain_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.InspectDataset = channel.unary_unary(
+                '/multigrain.v1.TrainingService/InspectDataset',
+                request_serializer=multigrain_dot_v1_dot_training__pb2.InspectDatasetRequest.SerializeToString,
+                response_deserializer=multigrain_dot_v1_dot_training__pb2.InspectDatasetResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
@@ -55,6 +60,15 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InspectDataset(self, request, context):
+        """Looks at the images that a specification names and plans the training run; starts nothing.
+        Images are decoded in a process of their own, within limits of number and time; in a larger
+        folder that is a random sample.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +76,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.StartTraining,
                     request_deserializer=multigrain_dot_v1_dot_training__pb2.StartTrainingRequest.FromString,
                     response_serializer=multigrain_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'InspectDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectDataset,
+                    request_deserializer=multigrain_dot_v1_dot_training__pb2.InspectDatasetRequest.FromString,
+                    response_serializer=multigrain_dot_v1_dot_training__pb2.InspectDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +111,33 @@ class TrainingService:
             '/multigrain.v1.TrainingService/StartTraining',
             multigrain_dot_v1_dot_training__pb2.StartTrainingRequest.SerializeToString,
             multigrain_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/multigrain.v1.TrainingService/InspectDataset',
+            multigrain_dot_v1_dot_training__pb2.InspectDatasetRequest.SerializeToString,
+            multigrain_dot_v1_dot_training__pb2.InspectDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

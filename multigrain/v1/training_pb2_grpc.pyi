@@ -38,6 +38,11 @@ class TrainingServiceStub:
     """Validates the specification, writes the job to disk and queues it. Returns at once,
     with the resolved specification in `job.training`. Safe to retry with the same request_id.
     """
+    InspectDataset: _grpc.UnaryUnaryMultiCallable[_training_pb2.InspectDatasetRequest, _training_pb2.InspectDatasetResponse]
+    """Looks at the images that a specification names and plans the training run; starts nothing.
+    Images are decoded in a process of their own, within limits of number and time; in a larger
+    folder that is a random sample.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -47,6 +52,11 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     StartTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Validates the specification, writes the job to disk and queues it. Returns at once,
     with the resolved specification in `job.training`. Safe to retry with the same request_id.
+    """
+    InspectDataset: _aio.UnaryUnaryMultiCallable[_training_pb2.InspectDatasetRequest, _training_pb2.InspectDatasetResponse]  # type: ignore[assignment]
+    """Looks at the images that a specification names and plans the training run; starts nothing.
+    Images are decoded in a process of their own, within limits of number and time; in a larger
+    folder that is a random sample.
     """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -60,6 +70,17 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Validates the specification, writes the job to disk and queues it. Returns at once,
         with the resolved specification in `job.training`. Safe to retry with the same request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def InspectDataset(
+        self,
+        request: _training_pb2.InspectDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.InspectDatasetResponse, _abc.Awaitable[_training_pb2.InspectDatasetResponse]]:
+        """Looks at the images that a specification names and plans the training run; starts nothing.
+        Images are decoded in a process of their own, within limits of number and time; in a larger
+        folder that is a random sample.
         """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -53,6 +53,7 @@ from multigrain_server.grpc.metadata_limit import limit_metadata
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
+from multigrain_server.jobs.inspector import Inspector
 from multigrain_server.jobs.queue_limits import QueueLimits
 from multigrain_server.jobs.recovery import Recovery
 from multigrain_server.jobs.service import EventFeeds, Jobs
@@ -195,7 +196,12 @@ class App:
             self.models.catalog.bundle_path,
             self.models.catalog.is_alias,
         )
-        add_TrainingServiceServicer_to_server(TrainingServicer(self.jobs, checks), server)
+        limits = replace(self.config.serving.image_limits, roots=self._roots.roots)
+        inspector = Inspector(
+            self._store, limits, self.config.jobs.sandbox, self.config.jobs.worker_environment
+        )
+        training = TrainingServicer(self.jobs, checks, inspector)
+        add_TrainingServiceServicer_to_server(training, server)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.jobs, checks), server)
         add_ExportServiceServicer_to_server(ExportServicer(self.jobs, checks), server)
         add_JobServiceServicer_to_server(JobServicer(self.jobs, self._events), server)

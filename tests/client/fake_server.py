@@ -28,6 +28,7 @@ from multigrain.v1 import (
     job_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    training_pb2,
     training_pb2_grpc,
 )
 from tests.client.events import job_of, training_events
@@ -57,6 +58,8 @@ class FakeState:
     finished_top1: float | None = None
     # Of every job that is started.
     warnings: list[str] = field(default_factory=list)
+    # Of a job that is validated only.
+    preset_reason: str = ""
 
     def begin(self, name: str, request: Any, context: grpc.ServicerContext) -> Fault | None:
         """Counts a call; aborts it with the next fault, or returns a fault for a later message."""
@@ -88,6 +91,10 @@ class Jobs(
 
     def _start(self, name: str, kind: int, request: Any, context: Any) -> job_pb2.Job:
         self.state.begin(name, request, context)
+        if request.validate_only:
+            job = job_pb2.Job(kind=kind, name=request.name, preset_reason=self.state.preset_reason)
+            {1: job.training, 2: job.evaluation, 3: job.export}[kind].CopyFrom(request.spec)
+            return job
         for job in self.state.jobs.values():
             if request.request_id and job.request_id == request.request_id:
                 return job
@@ -107,6 +114,40 @@ class Jobs(
 
     def StartTraining(self, request, context):
         return self._start("StartTraining", job_pb2.JOB_KIND_TRAINING, request, context)
+
+    def InspectDataset(self, request, context):
+        self.state.begin("InspectDataset", request, context)
+        response = training_pb2.InspectDatasetResponse(
+            preset_reason=self.state.preset_reason, spec=request.spec, warnings=self.state.warnings
+        )
+        response.train.CopyFrom(
+            training_pb2.FolderReport(
+                path=request.spec.dataset.train_path,
+                images=30,
+                classes=2,
+                class_images={"owl": 10, "jay": 20},
+                checked=request.max_images or 30,
+                unreadable=1,
+                shortest=64,
+                median=100,
+                longest=200,
+                left_out={"hidden": 3},
+            )
+        )
+        response.equal.CopyFrom(
+            training_pb2.PairReport(compared=30, across=1, examples=["/a.jpg = /b.jpg"])
+        )
+        response.plan.CopyFrom(
+            training_pb2.TrainingPlan(
+                total_steps=1200,
+                step_images=96,
+                epochs=30,
+                seconds=600,
+                basis="by the cost of the network",
+                memory_bytes=3 << 30,
+            )
+        )
+        return response
 
     def StartEvaluation(self, request, context):
         return self._start("StartEvaluation", job_pb2.JOB_KIND_EVALUATION, request, context)

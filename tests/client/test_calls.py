@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import pytest
 
 from multigrain.v1 import job_pb2, model_pb2
 from multigrain.v1.training_pb2 import StartTrainingRequest
-from multigrain.v1.training_spec_pb2 import TrainingSpec
+from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_client import (
     AsyncClient,
     Client,
@@ -59,6 +60,38 @@ def test_a_spec_may_be_a_dict_a_message_or_a_yaml_file(client, tmp_path):
     specs = [client.start_training(spec).training for spec in (str(file), as_dict, message)]
 
     assert specs[0] == specs[1] == specs[2] == message
+
+
+def test_relative_paths_start_in_the_current_directory(client, tmp_path, monkeypatch):
+    """As on the command line."""
+    monkeypatch.chdir(tmp_path)
+    for dataset in ("photos", Path("photos"), {"train_path": "photos"}):
+        assert client.start_training(dataset=dataset).training.dataset.train_path == str(
+            tmp_path / "photos"
+        )
+    typed = DatasetSpec(train_path="photos", val_fraction=0.1)
+    made = client.start_training(dataset=typed, initial_weights="../w.safetensors").training
+    assert made.dataset.train_path == str(tmp_path / "photos")
+    assert made.dataset.val_fraction == 0.1
+    assert made.initial_weights == str(tmp_path.parent / "w.safetensors")
+    assert client.start_training(TrainingSpec(dataset=typed)).training.dataset == made.dataset
+    evaluated = client.evaluate(checkpoint_path="a.ckpt", dataset_path=Path("val")).evaluation
+    assert evaluated.weights.checkpoint_path == str(tmp_path / "a.ckpt")
+    assert evaluated.dataset_path == str(tmp_path / "val")
+    for name in ("job:train-1@best", "model:birds@2", "timm:resnet50", "torchvision:resnet18"):
+        assert client.start_training(initial_weights=name).training.initial_weights == name
+        source = client.evaluate(checkpoint_path=name).evaluation.weights
+        assert source.checkpoint_path == name
+
+
+def test_a_dataset_is_inspected_with_the_fields_of_a_training_run(client, state):
+    found = client.inspect_dataset(dataset="/photos", max_images=7, **{"schedule.epochs": 2})
+    assert found.train.images == 30
+    (request,) = state.requests
+    assert (request.max_images, request.spec.schedule.epochs) == (7, 2)
+    job = client.start_training(dataset="/photos", validate_only=True)
+    assert (job.job_id, job.training.dataset.train_path) == ("", "/photos")
+    assert not state.jobs
 
 
 @pytest.mark.parametrize(("text", "problem"), AMBIGUOUS_SPECS)

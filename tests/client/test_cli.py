@@ -48,6 +48,58 @@ def test_train_prints_the_job_and_how_to_follow_it(run, state):
     assert dict(state.jobs["job-1"].labels) == {"team": "search"}
 
 
+def test_a_dry_run_starts_nothing(run, state):
+    state.preset_reason = "photos-small: 2,400 images, CPU"
+    code, out, err = run("train", "--train", "/photos", "--dry-run", "--name", "birds")
+    assert (code, out.strip()) == (0, "would start: training job birds")
+    assert err.strip() == "preset photos-small: 2,400 images, CPU"
+    assert not state.jobs
+    for command in (("evaluate", "--job", "j"), ("export", "--job", "j", "--model-name", "m")):
+        assert run(*command, "--dry-run")[0] == 0
+        assert run(*command, "--print-spec")[0] == 0
+    assert not state.jobs
+    assert all(request.validate_only for request in state.requests)
+    assert run("train", "--dry-run", "--watch")[0] == 2
+
+
+def test_a_printed_specification_can_be_read_back(run, state, tmp_path):
+    options = (
+        "--train", "/photos", "--set", "model.gem_p=Infinity", "--set", "schedule.epochs=3",
+        "--set", "schedule.learning_rate.milestones=1,2.5", "--set", "evaluation.metric=loss",
+    )  # fmt: skip
+    code, printed, _ = run("train", *options, "--print-spec")
+    assert code == 0
+    (tmp_path / "spec.yaml").write_text(printed)
+    assert run("train", "--spec", str(tmp_path / "spec.yaml"), "--print-spec")[1] == printed
+    assert state.requests[0].spec == state.requests[1].spec
+    code, as_json, _ = run("train", *options, "--print-spec", "--json")
+    assert json.loads(as_json)["schedule"]["epochs"] == 3
+
+
+def test_inspect_shows_what_is_in_a_folder_and_the_plan(run, state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state.preset_reason = "photos-tiny: 30 images, CPU"
+    state.warnings = ["1 of 30 checked images cannot be read"]
+    code, out, err = run("inspect", "photos", "--max-images", "20", "--set", "model.trunk=resnet18")
+    assert code == 0
+    (request,) = state.requests
+    assert request.spec.dataset.train_path == str(tmp_path / "photos")
+    assert (request.max_images, request.spec.model.trunk) == (20, "resnet18")
+    assert "30 images in 2 classes" in out
+    assert "20 checked, a random sample: 1 unreadable, shorter side 64 to 200 px" in out
+    assert "left out: 3 hidden" in out
+    assert "1 pairs among 30 images" in out
+    assert "not searched, for lack of time" in out
+    assert "jay 20, owl 10" in out
+    assert "photos-tiny: 30 images, CPU" in out
+    assert "1,200 steps of 96 images in 30 epochs" in out
+    assert "about 10 min (by the cost of the network)" in out
+    assert "about 3.0 GiB" in out
+    assert err.strip() == "multigrain inspect: warning: 1 of 30 checked images cannot be read"
+    assert json.loads(run("inspect", "photos", "--json")[1])["train"]["images"] == 30
+    assert run("inspect", "")[0] == 2
+
+
 def test_train_reads_a_file_and_makes_paths_absolute(run, state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.yaml").write_text("preset: digits-demo\nschedule:\n  epochs: 9\n")
@@ -155,6 +207,8 @@ NUMBERS = {
     "--top-k": (["classify", "a.png"], False, "3"),
     "embed --resolution": (["embed", "a.png"], True, "224"),
     "evaluate --resolution": (["evaluate"], False, "224"),
+    "--max-images": (["inspect", "photos"], True, "100"),
+    "--max-seconds": (["inspect", "photos"], False, "2.5"),
 }
 WRONG_NUMBERS = ["-1", "nan", "inf", "-inf", "1e400", "1e10", "99999999999", "", "x", "1_0_x"]
 

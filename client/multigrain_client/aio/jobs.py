@@ -11,7 +11,11 @@ from typing import Any
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.job_pb2 import Job, JobEvent
-from multigrain.v1.training_pb2 import StartTrainingRequest
+from multigrain.v1.training_pb2 import (
+    InspectDatasetRequest,
+    InspectDatasetResponse,
+    StartTrainingRequest,
+)
 from multigrain_client.aio.rpcs import AsyncRpcs
 from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
 from multigrain_client.jobs import is_terminal, loss_point, raise_unless_succeeded, state_name
@@ -20,6 +24,7 @@ from multigrain_client.requests import (
     JobLike,
     SpecLike,
     event_kinds,
+    fill_spec,
     job_id,
     list_jobs_request,
     start_request,
@@ -43,6 +48,7 @@ class AsyncJobCalls(AsyncRpcs):
         name: str = "",
         labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
+        validate_only: bool = False,
         timeout: float | None = None,
         **overrides: Any,
     ) -> Job:
@@ -52,10 +58,13 @@ class AsyncJobCalls(AsyncRpcs):
 
         Args:
             spec: a dict, a TrainingSpec or the path of a YAML file; keys may be dotted.
-            preset: name of the preset that provides every field that is not set.
-            name: display name. Empty: the preset's name.
+            preset: name of the preset that provides every field that is not set. None: one for
+                photographs, which the server chooses; ``preset_reason`` of the job says which.
+            name: display name. Empty: the preset's name, or that of the folder.
             labels: key=value pairs to find the job by.
             request_id: idempotency key; None = a new UUID, which makes retries safe.
+            validate_only: check and resolve the spec, start nothing, and return the job as it
+                would be, without an id.
             timeout: seconds for the call (not for the training).
             overrides: single fields that override the spec, dotted or nested: ``seed=7``,
                 ``schedule={"epochs": 3}``, ``**{"schedule.epochs": 3}``. Paths are on the server.
@@ -71,8 +80,36 @@ class AsyncJobCalls(AsyncRpcs):
             name=name,
             labels=labels,
             request_id=request_id,
+            validate_only=validate_only,
         )
         return await self.StartTraining(request, timeout=timeout)
+
+    async def inspect_dataset(
+        self,
+        spec: SpecLike = None,
+        *,
+        preset: str | None = None,
+        max_images: int = 0,
+        max_seconds: float = 0.0,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> InspectDatasetResponse:
+        """Looks at the images that a training run would use, and plans the run; starts nothing.
+
+        ``await client.inspect_dataset(dataset={"train_path": "/data/photos"})``
+
+        Args:
+            spec, preset, overrides: as in ``start_training``.
+            max_images: images that are decoded at most; 0 = 2,000.
+            max_seconds: seconds after which no further image is decoded; 0 = 30.
+            timeout: seconds for the call.
+
+        Raises:
+            InvalidRequest: as ``start_training``.
+        """
+        request = InspectDatasetRequest(max_images=max_images, max_seconds=max_seconds)
+        fill_spec(request.spec, spec, {"preset": preset or None}, overrides)
+        return await self.InspectDataset(request, timeout=timeout)
 
     async def evaluate(
         self,
@@ -87,6 +124,7 @@ class AsyncJobCalls(AsyncRpcs):
         name: str = "",
         labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
+        validate_only: bool = False,
         timeout: float | None = None,
         **overrides: Any,
     ) -> Job:
@@ -103,7 +141,7 @@ class AsyncJobCalls(AsyncRpcs):
                 the layout of a published benchmark.
             tasks: "classification", "copy_detection", "groups", or one of "holidays", "ukb",
                 "copydays"; None = the first two.
-            name, labels, request_id, timeout, overrides: as in ``start_training``.
+            name, labels, request_id, validate_only, timeout, overrides: as in ``start_training``.
         """
         weights = weights_source(
             job=job, checkpoint_path=checkpoint_path, model=model, checkpoint=checkpoint
@@ -116,6 +154,7 @@ class AsyncJobCalls(AsyncRpcs):
             name=name,
             labels=labels,
             request_id=request_id,
+            validate_only=validate_only,
         )
         return await self.StartEvaluation(request, timeout=timeout)
 
@@ -131,6 +170,7 @@ class AsyncJobCalls(AsyncRpcs):
         name: str = "",
         labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
+        validate_only: bool = False,
         timeout: float | None = None,
         **overrides: Any,
     ) -> Job:
@@ -142,7 +182,7 @@ class AsyncJobCalls(AsyncRpcs):
             job, checkpoint_path, checkpoint: the weights, as in ``evaluate``.
             model_name: name in the registry.
             formats: "mindir", "onnx", "air"; None = MINDIR and ONNX.
-            name, labels, request_id, timeout, overrides: as in ``start_training``.
+            name, labels, request_id, validate_only, timeout, overrides: as in ``start_training``.
         """
         weights = weights_source(job=job, checkpoint_path=checkpoint_path, checkpoint=checkpoint)
         request = start_request(
@@ -153,6 +193,7 @@ class AsyncJobCalls(AsyncRpcs):
             name=name,
             labels=labels,
             request_id=request_id,
+            validate_only=validate_only,
         )
         return await self.StartExport(request, timeout=timeout)
 

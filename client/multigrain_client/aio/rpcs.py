@@ -67,6 +67,7 @@ class AsyncRpcs:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self.StartTraining = Unary(transport, methods.START_TRAINING)
+        self.InspectDataset = Unary(transport, methods.INSPECT_DATASET)
         self.StartEvaluation = Unary(transport, methods.START_EVALUATION)
         self.StartExport = Unary(transport, methods.START_EXPORT)
         self.GetJob = Unary(transport, methods.GET_JOB)

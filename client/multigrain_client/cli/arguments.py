@@ -13,6 +13,7 @@ from multigrain.files import parse_json
 from multigrain_client.channel import Tls
 from multigrain_client.cli.output import Output
 from multigrain_client.errors import InvalidRequest
+from multigrain_client.requests import absolute_path
 from multigrain_client.retry import LONGEST_TIMEOUT, check_timeout
 from multigrain_client.sync.client import Client
 
@@ -132,8 +133,20 @@ def shared_defaults() -> dict[str, str | None]:
     }
 
 
-def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that start a job."""
+def absolute(path: str | None, option: str) -> str | None:
+    """The path, or the name of weights such as job:ID, that a request names.
+
+    Raises:
+        InvalidRequest: if it is empty, as of a shell variable that is not set: it would be the
+            current directory.
+    """
+    if path == "":
+        raise InvalidRequest(f"{option}: the path is empty; give a path or leave the option out")
+    return path and absolute_path(path)
+
+
+def add_spec_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that take a specification."""
     parser.add_argument("--spec", metavar="FILE", help="YAML file with a specification")
     parser.add_argument(
         "--set",
@@ -144,6 +157,11 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="one field that overrides the preset and the file, such as schedule.epochs=3, or "
         "evaluation.tasks=classification,copy_detection; repeatable",
     )
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that start a job."""
+    add_spec_options(parser)
     parser.add_argument("--name", default="", help="display name of the job")
     parser.add_argument(
         "--label",
@@ -153,7 +171,18 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="label of the job; repeatable",
     )
-    parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--watch", action="store_true", help="follow the job until it ends")
+    action.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="have the server check everything and say what it would run; start nothing",
+    )
+    action.add_argument(
+        "--print-spec",
+        action="store_true",
+        help="likewise, and print the resolved specification as YAML, for --spec",
+    )
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from itertools import islice
 
 from multigrain.text import stored_path
@@ -14,6 +13,7 @@ from multigrain_client.cli.arguments import (
     Command,
     Context,
     Result,
+    absolute,
     add_job_options,
     count,
     label,
@@ -22,9 +22,9 @@ from multigrain_client.cli.arguments import (
 )
 from multigrain_client.cli.output import JOB_HEAD, Output, OutputError, job_lines, job_row
 from multigrain_client.cli.progress import choose, show
-from multigrain_client.errors import InvalidRequest, MultigrainClientError
-from multigrain_client.jobs import is_terminal, latest_curve, state_name
-from multigrain_client.json_format import to_plain
+from multigrain_client.errors import MultigrainClientError
+from multigrain_client.jobs import is_terminal, kind_name, latest_curve, state_name
+from multigrain_client.json_format import spec_yaml, to_plain
 from multigrain_client.output_file import OutputFile
 from multigrain_client.plotting import Curve, plot_losses
 from multigrain_client.sync.client import Client
@@ -58,7 +58,7 @@ def _train(context: Context) -> int:
     for flag, key in (("train", "dataset.train_path"), ("val", "dataset.val_path")):
         folder = getattr(arguments, flag)
         if folder is not None:
-            overrides[key] = _absolute(folder, f"--{flag}")
+            overrides[key] = absolute(folder, f"--{flag}")
     with context.connect() as client:
         job = client.start_training(
             arguments.spec,
@@ -66,6 +66,7 @@ def _train(context: Context) -> int:
             name=arguments.name,
             labels=pairs(arguments.labels),
             request_id=arguments.request_id,
+            validate_only=_only_checked(arguments),
             **overrides,
         )
         return _started(context, client, job)
@@ -119,13 +120,14 @@ def _evaluate(context: Context) -> int:
         job = client.evaluate(
             arguments.spec,
             job=arguments.job,
-            checkpoint_path=_absolute(arguments.checkpoint_path, "--checkpoint-path"),
+            checkpoint_path=absolute(arguments.checkpoint_path, "--checkpoint-path"),
             model=arguments.model,
             checkpoint=arguments.checkpoint,
-            dataset_path=_absolute(arguments.dataset, "--dataset"),
+            dataset_path=absolute(arguments.dataset, "--dataset"),
             tasks=arguments.tasks,
             name=arguments.name,
             labels=pairs(arguments.labels),
+            validate_only=_only_checked(arguments),
             **{**chosen, **pairs(arguments.settings)},
         )
         return _started(context, client, job)
@@ -155,12 +157,13 @@ def _export(context: Context) -> int:
         job = client.export(
             arguments.spec,
             job=arguments.job,
-            checkpoint_path=_absolute(arguments.checkpoint_path, "--checkpoint-path"),
+            checkpoint_path=absolute(arguments.checkpoint_path, "--checkpoint-path"),
             checkpoint=arguments.checkpoint,
             model_name=arguments.model_name,
             formats=arguments.formats,
             name=arguments.name,
             labels=pairs(arguments.labels),
+            validate_only=_only_checked(arguments),
             **pairs(arguments.settings),
         )
         return _started(context, client, job)
@@ -380,16 +383,8 @@ COMMANDS = (
 )
 
 
-def _absolute(path: str | None, option: str) -> str | None:
-    """The path that a request names.
-
-    Raises:
-        InvalidRequest: if it is empty, as of a shell variable that is not set: it would be the
-            current directory.
-    """
-    if path == "":
-        raise InvalidRequest(f"{option}: the path is empty; give a path or leave the option out")
-    return path and os.path.abspath(path)
+def _only_checked(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.dry_run or arguments.print_spec)
 
 
 def _report_state(context: Context, job: Job) -> int:
@@ -406,6 +401,15 @@ def _started(context: Context, client: Client, job: Job) -> int:
         context.output.note(f"preset {job.preset_reason}")
     for warning in job.warnings:
         context.output.error(f"warning: {warning}")
+    if context.arguments.print_spec:
+        spec = getattr(job, str(job.WhichOneof("spec")))
+        context.output.data(spec)
+        for line in spec_yaml(spec):
+            context.output.line(line)
+        return OK
+    if context.arguments.dry_run:
+        context.output.done(job, f"would start: {kind_name(job).lower()} job {job.name or '-'}")
+        return OK
     if context.arguments.watch:
         return _follow(client, job, context.output)
     context.output.done(

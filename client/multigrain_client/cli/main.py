@@ -14,7 +14,7 @@ from typing import NoReturn
 from multigrain import __version__
 from multigrain.streams import BROKEN_PIPE, standard_streams
 from multigrain.text import printable
-from multigrain_client.cli import images, jobs, models
+from multigrain_client.cli import images, inspect, jobs, models
 from multigrain_client.cli.arguments import (
     FAILED,
     INTERRUPTED,
@@ -30,7 +30,12 @@ from multigrain_client.cli.output import Output, OutputError
 from multigrain_client.errors import InvalidRequest, JobFailed, MultigrainClientError
 from multigrain_client.local_files import STANDARD_OUTPUT, descriptor_of
 
-COMMANDS: tuple[Command, ...] = (*jobs.COMMANDS, *models.COMMANDS, *images.COMMANDS)
+COMMANDS: tuple[Command, ...] = (
+    *jobs.COMMANDS,
+    *inspect.COMMANDS,
+    *models.COMMANDS,
+    *images.COMMANDS,
+)
 
 _COMMAND_OF = {command.call: command.name for command in COMMANDS if command.call}
 
@@ -42,10 +47,11 @@ exit codes: 0 success; 1 the job, the call or an image failed, or the output can
   2 usage error; 130 interrupted; 141 the reader of the output has left (such as head)
 
 examples:
-  multigrain train --preset digits-demo --train digits/train --watch
-  multigrain evaluate --job JOB --dataset digits/val --watch
-  multigrain export --job JOB --model-name digits --watch
-  multigrain load digits && multigrain embed *.png --out vectors.npy
+  multigrain inspect photos
+  multigrain train --train photos --watch
+  multigrain evaluate --job JOB --watch
+  multigrain export --job JOB --model-name photos --watch
+  multigrain load photos && multigrain embed *.jpg --out vectors.npy
 """
 
 

@@ -42,7 +42,7 @@ _JOBS = frozenset({Role.TRAIN, Role.READ})
 _ANY = frozenset(Role)
 
 _MULTIGRAIN: dict[str, dict[str, Rule]] = {
-    service_names.TRAINING: {"StartTraining": _TRAIN},
+    service_names.TRAINING: {"StartTraining": _TRAIN, "InspectDataset": _TRAIN},
     service_names.EVALUATION: {"StartEvaluation": _TRAIN},
     service_names.EXPORT: {"StartExport": _TRAIN},
     service_names.JOB: {

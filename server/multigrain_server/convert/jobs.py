@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from multigrain.data.inspection_report import InspectionResult
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.base import Spec
 from multigrain.specs.evaluation import EvaluationSpec
@@ -21,14 +22,20 @@ from multigrain.specs.export import ExportSpec
 from multigrain.specs.request_fields import MAX_NAME, check_request
 from multigrain.specs.training import TrainingSpec
 from multigrain.text import printable
-from multigrain.v1 import evaluation_spec_pb2, export_spec_pb2, job_pb2, training_spec_pb2
+from multigrain.v1 import (
+    evaluation_spec_pb2,
+    export_spec_pb2,
+    job_pb2,
+    training_pb2,
+    training_spec_pb2,
+)
 from multigrain.v1.common_pb2 import Error
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain_server.convert.events import message_from_fields, timestamp
 from multigrain_server.jobs.job import Job
-from multigrain_server.jobs.submission import Submission
+from multigrain_server.jobs.submission import CheckedSpec, Submission
 
 _M = TypeVar("_M", bound=Message)
 
@@ -144,11 +151,53 @@ def job_message(job: Job) -> job_pb2.Job:
         record = getattr(view, name)
         if record is not None:
             getattr(message, name).CopyFrom(message_from_fields(cls, asdict(record)))
-    spec = request.spec
+    _set_spec(message, request.spec)
+    return message
+
+
+def would_be_message(submitted: Submission, checked: CheckedSpec) -> job_pb2.Job:
+    """A job that has only been validated: it has no id and no state."""
+    message = job_pb2.Job(
+        kind=job_pb2.JobKind.Value(f"JOB_KIND_{checked.kind}"),
+        name=submitted.name,
+        labels=submitted.labels,
+        request_id=submitted.request_id,
+        warnings=checked.warnings,
+        preset_reason=checked.preset_reason,
+    )
+    _set_spec(message, checked.spec)
+    return message
+
+
+def inspection_message(
+    checked: CheckedSpec, result: InspectionResult
+) -> training_pb2.InspectDatasetResponse:
+    """What was found in a dataset, beside the specification that would be run."""
+    message = training_pb2.InspectDatasetResponse(preset_reason=checked.preset_reason)
+    if isinstance(checked.spec, TrainingSpec):
+        message.spec.CopyFrom(training_message(checked.spec))
+    message.warnings.extend(dict.fromkeys((*checked.warnings, *result.warnings)))
+    found = result.inspection
+    if found is not None:
+        message.seconds = found.seconds
+        for name, cls in (
+            ("train", training_pb2.FolderReport),
+            ("held_out", training_pb2.FolderReport),
+            ("equal", training_pb2.PairReport),
+            ("near", training_pb2.PairReport),
+        ):
+            if (part := getattr(found, name)) is not None:
+                getattr(message, name).CopyFrom(message_from_fields(cls, asdict(part)))
+    if result.plan is not None:
+        fields = asdict(result.plan)
+        message.plan.CopyFrom(message_from_fields(training_pb2.TrainingPlan, fields))
+    return message
+
+
+def _set_spec(message: job_pb2.Job, spec: TrainingSpec | EvaluationSpec | ExportSpec) -> None:
     if isinstance(spec, TrainingSpec):
         message.training.CopyFrom(training_message(spec))
     elif isinstance(spec, EvaluationSpec):
         message.evaluation.CopyFrom(evaluation_message(spec))
     elif isinstance(spec, ExportSpec):
         message.export.CopyFrom(export_message(spec))
-    return message

@@ -29,7 +29,14 @@ from multigrain_server.convert.events import (
     encode_events,
     heartbeat_message,
 )
-from multigrain_server.convert.jobs import job_message, overrides, submission
+from multigrain_server.convert.jobs import (
+    inspection_message,
+    job_message,
+    overrides,
+    submission,
+    would_be_message,
+)
+from multigrain_server.jobs.inspector import Inspector, inspection_limits
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
 from multigrain_server.jobs.submission import SubmissionChecks
@@ -39,11 +46,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
-    """Starts training jobs."""
+    """Starts training jobs, and looks at datasets."""
 
-    def __init__(self, jobs: Jobs, checks: SubmissionChecks) -> None:
+    def __init__(self, jobs: Jobs, checks: SubmissionChecks, inspector: Inspector) -> None:
         self._jobs = jobs
         self._checks = checks
+        self._inspector = inspector
 
     async def StartTraining(  # noqa: N802
         self,
@@ -52,7 +60,16 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
         start = submission(request, JobKind.TRAINING, origin.get().client)
+        if request.validate_only:
+            return would_be_message(start, await self._checks.training(spec))
         return job_message(await self._jobs.submit(start, lambda: self._checks.training(spec)))
+
+    async def InspectDataset(  # noqa: N802
+        self, request: training_pb2.InspectDatasetRequest, context: Context
+    ) -> training_pb2.InspectDatasetResponse:
+        limits = inspection_limits(request.max_images, request.max_seconds)
+        checked = await self._checks.training(overrides(request.spec))
+        return inspection_message(checked, await self._inspector.run(checked.spec, *limits))
 
 
 class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
@@ -69,6 +86,8 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
         start = submission(request, JobKind.EVALUATION, origin.get().client)
+        if request.validate_only:
+            return would_be_message(start, await self._checks.evaluation(spec))
         return job_message(await self._jobs.submit(start, lambda: self._checks.evaluation(spec)))
 
 
@@ -84,6 +103,8 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
     ) -> job_pb2.Job:
         spec = overrides(request.spec)
         start = submission(request, JobKind.EXPORT, origin.get().client)
+        if request.validate_only:
+            return would_be_message(start, await self._checks.export(spec))
         return job_message(await self._jobs.submit(start, lambda: self._checks.export(spec)))
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Who may call what. An admin may call everything; "open" needs no token.
 MATRIX = {
-    "multigrain.v1.TrainingService": {"StartTraining": "train"},
+    "multigrain.v1.TrainingService": {"StartTraining": "train", "InspectDataset": "train"},
     "multigrain.v1.EvaluationService": {"StartEvaluation": "train"},
     "multigrain.v1.ExportService": {"StartExport": "train"},
     "multigrain.v1.JobService": {
