@@ -15,11 +15,10 @@ from typing import BinaryIO, cast
 from multigrain.bundle.members import SIGNATURE_BYTES, compression
 from multigrain.bundle.tar import BLOCK, is_header
 from multigrain.files import open_regular, read_json
-from multigrain.v1.model_pb2 import DownloadModelResponse, ImportModelRequest
-from multigrain_client.errors import InvalidRequest, ServerError
+from multigrain.v1.model_pb2 import ImportModelRequest
+from multigrain_client.errors import InvalidRequest
 from multigrain_client.json_format import fill
 from multigrain_client.local_files import descriptor_of
-from multigrain_client.output_file import OutputFile
 
 CHUNK = 1024 * 1024
 _MANIFEST = "model.json"
@@ -138,47 +137,3 @@ def _listed(folder: Path) -> list[str]:
         if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise InvalidRequest(f"{folder / _MANIFEST} lists {name!r}: not a file of the folder")
     return names
-
-
-class BundleWriter:
-    """Writes a downloaded archive, which appears under its name when it is complete.
-
-    A context manager that removes the temporary file unless ``finish`` was called.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = OutputFile(path)
-        self._digest = hashlib.sha256()
-        self._expected = ""
-        self._total = 0
-        self._size = 0
-
-    def __enter__(self) -> BundleWriter:
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.discard()
-
-    def write(self, message: DownloadModelResponse) -> None:
-        self._file.stream.write(message.chunk)
-        self._digest.update(message.chunk)
-        self._size += len(message.chunk)
-        self._total = message.total_bytes or self._total
-        self._expected = message.sha256 or self._expected
-        if self._total and self._size > self._total:  # it would fill the disk otherwise
-            raise ServerError(f"received more than the {self._total} bytes of the bundle")
-
-    def finish(self) -> Path:
-        """Checks size and SHA-256 and renames the archive to its final name.
-
-        Raises:
-            ServerError: if the archive does not match what the server announced.
-        """
-        if self._total and self._size != self._total:
-            raise ServerError(f"received {self._size} of {self._total} bytes of the bundle")
-        if not self._expected or self._digest.hexdigest() != self._expected:
-            raise ServerError(
-                "the received bundle is damaged: its SHA-256 does not match the server's"
-            )
-        return self._file.finish()

@@ -107,6 +107,12 @@ DELETE_JOB = Method(_JOBS, "DeleteJob", job_pb2.DeleteJobRequest, job_pb2.Delete
 STREAM_EVENTS = Method(
     _JOBS, "StreamEvents", job_pb2.StreamEventsRequest, job_pb2.JobEventBatch, _always
 )
+LIST_ARTIFACTS = Method(
+    _JOBS, "ListArtifacts", job_pb2.ListArtifactsRequest, job_pb2.ListArtifactsResponse, _always
+)
+GET_ARTIFACT = Method(
+    _JOBS, "GetArtifact", job_pb2.GetArtifactRequest, job_pb2.GetArtifactResponse, _always, SLOW
+)
 
 LIST_MODELS = Method(
     _MODELS, "ListModels", model_pb2.ListModelsRequest, model_pb2.ListModelsResponse, _always

@@ -13,7 +13,13 @@ from google.protobuf.message import Message
 
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
-from multigrain.v1.job_pb2 import EventKind, Job, ListJobsRequest, StreamEventsRequest
+from multigrain.v1.job_pb2 import (
+    EventKind,
+    Job,
+    ListArtifactsRequest,
+    ListJobsRequest,
+    StreamEventsRequest,
+)
 from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain_client.errors import FieldViolation, InvalidRequest, MissingPackage
@@ -158,6 +164,7 @@ def list_jobs_request(
     kinds: Iterable[str | int],
     labels: Mapping[str, str] | None,
     name_contains: str,
+    id_prefix: str,
     page_size: int,
 ) -> ListJobsRequest:
     """Raises:
@@ -171,9 +178,19 @@ def list_jobs_request(
             "kinds": _names(kinds),
             "labels": labels or {},
             "name_contains": name_contains,
+            "id_prefix": id_prefix,
             "page_size": page_size,
         },
     )
+    return request
+
+
+def list_artifacts_request(job: JobLike, kinds: Iterable[str | int]) -> ListArtifactsRequest:
+    """Raises:
+    InvalidRequest: for an unknown kind.
+    """
+    request = ListArtifactsRequest()
+    fill(request, {"job_id": job_id(job), "kinds": _names(kinds)})
     return request
 
 

@@ -15,7 +15,7 @@ from multigrain.text import printable
 from multigrain.weights.restore import RestoredModel
 
 UNREAD = -1
-_COLUMNS = 5  # seen, predicted class, rank of the true class, loss, non-finite
+_COLUMNS = 6  # seen, predicted class, rank of the true class, loss, non-finite, probability
 
 
 def map_class_indices(folder: ImageFolder, restored: RestoredModel) -> ImageFolder:
@@ -45,6 +45,7 @@ class ClassificationResult:
         rank: (N,) rank of the true class among the logits, from 0 (ties by class index); UNREAD
             for unreadable images.
         loss: (N,) cross-entropy without label smoothing; 0 for unreadable images.
+        probability: (N,) softmax of the predicted class; 0 for unreadable images.
         classes: class names.
     """
 
@@ -52,6 +53,7 @@ class ClassificationResult:
     predicted: NDArray[np.int64]
     rank: NDArray[np.int64]
     loss: NDArray[np.float64]
+    probability: NDArray[np.float64]
     classes: tuple[str, ...]
 
     @property
@@ -83,10 +85,14 @@ class ClassificationResult:
                 result[name] = float((of_class < 1).mean())
         return result
 
+    @property
+    def outputs(self) -> int:
+        """Number of classes, or of outputs if an image was predicted as one without a name."""
+        return max(len(self.classes), int(self.predicted.max(initial=0)) + 1)
+
     def confusion(self) -> NDArray[np.int64]:
         """Returns the confusion matrix (classes, outputs): images of class i predicted as j."""
-        columns = max(len(self.classes), int(self.predicted.max(initial=0)) + 1)
-        counts = np.zeros((len(self.classes), columns), np.int64)
+        counts = np.zeros((len(self.classes), self.outputs), np.int64)
         np.add.at(counts, (self.labels[self.read], self.predicted[self.read]), 1)
         return counts
 
@@ -110,8 +116,9 @@ class ClassificationCounter:
         before = np.arange(logits.shape[1]) < labels[:, None]
         rank = ((logits > true) | ((logits == true) & before)).sum(axis=1)
         top = logits.max(axis=1, keepdims=True)
-        loss = np.log(np.exp(logits - top).sum(axis=1)) + (top - true)[:, 0]
-        columns = (np.ones(len(labels)), logits.argmax(axis=1), rank, loss, ~finite)
+        total = np.exp(logits - top).sum(axis=1)
+        loss = np.log(total) + (top - true)[:, 0]
+        columns = (np.ones(len(labels)), logits.argmax(axis=1), rank, loss, ~finite, 1 / total)
         self._table[predictions.indices] = np.stack(columns, axis=1)
 
     def result(self, all_reduce: AllReduce) -> ClassificationResult:
@@ -132,6 +139,7 @@ class ClassificationCounter:
             predicted=np.where(seen, table[:, 1], UNREAD).astype(np.int64),
             rank=np.where(seen, table[:, 2], UNREAD).astype(np.int64),
             loss=table[:, 3],
+            probability=table[:, 5],
             classes=self._folder.classes,
         )
 

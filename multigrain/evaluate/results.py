@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,13 @@ IMAGES = "images.csv"
 CLASSES = "classes.csv"
 CONFUSION = "confusion.csv"
 CONFUSION_PLOT = "confusion.png"
+BEST = "best"
+"""Folder of the results of a training run's best evaluation."""
+
 _UNREAD = -1
+MAX_MATRIX = 1000
+"""Most outputs of which there is a confusion matrix: with ten thousand it would have 10^8 cells."""
+
 _MAX_NAMED = 40  # most classes with names beside the matrix
 _MAX_COUNTED = 20  # most classes with counts in the matrix's cells
 
@@ -41,12 +48,14 @@ def write_results(
     record: EvaluationRecord,
     result: EvaluationResult,
     gem_p: float,
+    *,
+    plot: bool = True,
 ) -> str:
     """Writes the results of an evaluation.
 
     ``metrics.json`` always; ``images.csv`` for classification and copy detection;
-    ``classes.csv``, ``confusion.csv`` and ``confusion.png`` for classification; ``<task>.json``
-    and ``<task>.csv`` for a retrieval benchmark.
+    ``classes.csv`` for classification, with up to MAX_MATRIX outputs also ``confusion.csv`` and
+    ``confusion.png``; ``<task>.json`` and ``<task>.csv`` for a retrieval benchmark.
 
     Args:
         results: the folder; created if missing.
@@ -54,6 +63,7 @@ def write_results(
         record: the record for the event log.
         result: metrics and details.
         gem_p: pooling exponent of the network.
+        plot: draw ``confusion.png``, which takes about a second.
 
     Returns:
         A note for the log; "" if there is none.
@@ -74,10 +84,17 @@ def write_results(
             _write_csv(results / IMAGES, _image_rows(folder, classification, copies))
         if classification is not None:
             _write_csv(results / CLASSES, _class_rows(classification))
-            _write_csv(results / CONFUSION, _confusion_rows(classification))
-            counts = classification.confusion()
-            names = tuple(_name(classification.classes, j) for j in range(counts.shape[1]))
-            note = plot_confusion(counts, names, results / CONFUSION_PLOT)
+            if classification.outputs <= MAX_MATRIX:
+                _write_csv(results / CONFUSION, _confusion_rows(classification))
+                if plot:
+                    counts = classification.confusion()
+                    names = tuple(_name(classification.classes, j) for j in range(counts.shape[1]))
+                    note = plot_confusion(counts, names, results / CONFUSION_PLOT)
+            else:
+                note = (
+                    f"no confusion matrix: it is written for up to {MAX_MATRIX} classes; "
+                    f"{CLASSES} and {IMAGES} have the same per class and per image"
+                )
         if result.retrieval is not None:
             write_benchmark(results, record, result.retrieval, gem_p)
     except OSError as error:
@@ -89,6 +106,24 @@ def write_results(
     return note
 
 
+def keep_best(results: Path) -> None:
+    """Copies the files of an evaluation to ``results/best``, in place of earlier ones.
+
+    Raises:
+        OSError: if they cannot be copied.
+    """
+    if not results.is_dir():
+        return
+    aside, best = results / ".best", results / BEST
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for path in results.iterdir():
+        if path.is_file() and not path.is_symlink():
+            shutil.copyfile(path, aside / path.name)
+    shutil.rmtree(best, ignore_errors=True)
+    aside.rename(best)
+
+
 def _image_rows(
     folder: ImageFolder,
     classification: ClassificationResult | None,
@@ -96,7 +131,7 @@ def _image_rows(
 ) -> Iterable[list[object]]:
     header: list[object] = ["path", "class", "read"]
     if classification is not None:
-        header += ["predicted", "rank", "loss"]
+        header += ["predicted", "rank", "loss", "probability"]
     if copies is not None:
         header += ["copy_rank", "copy_ap"]
     yield header
@@ -105,7 +140,7 @@ def _image_rows(
         read = all(rank != _UNREAD for rank in ranks)
         row: list[object] = [stored_path(path), folder.classes[folder.labels[index]], int(read)]
         if classification is not None:
-            row += _class_columns(folder, classification, index) if read else ["", "", ""]
+            row += _class_columns(folder, classification, index) if read else [""] * 4
         if copies is not None:
             rank = int(copies.rank[index])
             row += [rank, average_precision([rank], 1)] if read else ["", ""]
@@ -118,15 +153,19 @@ def _class_columns(folder: ImageFolder, result: ClassificationResult, index: int
         _name(folder.classes, predicted),
         int(result.rank[index]),
         f"{result.loss[index]:.6f}",
+        f"{result.probability[index]:.6f}",
     ]
 
 
 def _class_rows(result: ClassificationResult) -> Iterable[list[object]]:
     """Rows of images, correct predictions and top-1 per class; top-1 empty without images."""
     yield ["class", "images", "recognised", "top1"]
-    counts = result.confusion()
+    labels = result.labels[result.read]
+    right_labels = labels[result.rank[result.read] == 0]
+    of_class = np.bincount(labels, minlength=len(result.classes))
+    right_of = np.bincount(right_labels, minlength=len(result.classes))
     for number, name in enumerate(result.classes):
-        images, right = int(counts[number].sum()), int(counts[number, number])
+        images, right = int(of_class[number]), int(right_of[number])
         yield [name, images, right, f"{right / images:.6f}" if images else ""]
 
 

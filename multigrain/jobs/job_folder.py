@@ -68,5 +68,6 @@ class JobFolder:
 
     @property
     def results(self) -> Path:
-        """Files an evaluation writes (per-image results, confusion matrix)."""
+        """Files an evaluation writes (per-image results, confusion matrix). A training run has
+        those of its latest scheduled evaluation, and in ``best/`` those of the best one."""
         return self.path / "results"

@@ -7,8 +7,10 @@ from pathlib import Path
 from multigrain.data.benchmarks import RETRIEVAL_TASKS, Benchmark, list_benchmark, of_folder
 from multigrain.data.image_folder import ImageFolder, scan
 from multigrain.data.report import report_listing
+from multigrain.errors import MultigrainError
 from multigrain.evaluate.evaluator import EvaluationResult, Evaluator, HeartbeatProgress
 from multigrain.evaluate.inference import Transform
+from multigrain.evaluate.results import write_results
 from multigrain.events.records import EvaluationRecord, LogRecord
 from multigrain.images.parameters import Preprocessing
 from multigrain.jobs.context import WorkerContext
@@ -67,7 +69,7 @@ class ScheduledEvaluation:
             self._report_unreadable(evaluator.folder, result.unreadable)
             results.append(result)
         images = sum(result.images for result in results)
-        return EvaluationRecord(
+        record = EvaluationRecord(
             metrics={name: value for result in results for name, value in result.metrics.items()},
             step=step,
             epoch=epoch,
@@ -76,6 +78,20 @@ class ScheduledEvaluation:
             seconds=sum(result.seconds for result in results),
             resolution=self._transform.preprocessing.size,
         )
+        if self._ctx.rank == 0:
+            self._write(record, results)
+        return record
+
+    def _write(self, record: EvaluationRecord, results: list[EvaluationResult]) -> None:
+        """Replaces the results of the previous evaluation. Training goes on without them."""
+        written = zip(self._evaluators, results, strict=True)
+        try:
+            # The first one last: its metrics.json has the accuracy of each class.
+            for evaluator, result in reversed(list(written)):
+                folder, gem_p = self._ctx.folder.results, self._spec.model.gem_p
+                write_results(folder, evaluator.folder, record, result, gem_p, plot=False)
+        except MultigrainError as error:
+            self._ctx.reporter.emit(LogRecord("WARNING", error.message, self._ctx.rank))
 
     def _create_evaluators(
         self, train: ImageFolder, held_out: ImageFolder | None

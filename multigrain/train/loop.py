@@ -17,6 +17,7 @@ from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.data.fingerprint import DatasetFingerprint
 from multigrain.data.pipeline import TrainingData
 from multigrain.evaluate.all_reduce import AllReduce
+from multigrain.evaluate.results import keep_best
 from multigrain.events.records import EvaluationRecord, LogRecord, LossRecord
 from multigrain.jobs.context import Outcome, WorkerContext
 from multigrain.model.state import model_state
@@ -147,12 +148,22 @@ class Trainer:
             metrics = record.metrics
             is_best = self.saver.best.update(metrics, done)
             if self.ctx.rank == 0:
+                if is_best:
+                    self._keep_best()
                 self.ctx.reporter.emit(record)
         last = done == self.total_steps
         if is_best or last or self.saver.due(done, self._epoch_ended_at(done)):
             self.saver.save(done, epoch, metrics, is_best=is_best)
         self._meter.exclude()
         return True
+
+    def _keep_best(self) -> None:
+        """Copies the results of the evaluation, which the next one replaces."""
+        try:
+            keep_best(self.ctx.folder.results)
+        except OSError as error:
+            message = f"the results of the best evaluation cannot be kept: {error.strerror}"
+            self.ctx.reporter.emit(LogRecord("WARNING", message, self.ctx.rank))
 
     def _report(self, record: LossRecord, done: int, epoch: int) -> None:
         """Emits a step's loss event from rank 0, and a heartbeat from the other ranks."""

@@ -65,6 +65,16 @@ class JobServiceStub:
                 request_serializer=multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=multigrain_dot_v1_dot_job__pb2.JobEventBatch.FromString,
                 _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/multigrain.v1.JobService/ListArtifacts',
+                request_serializer=multigrain_dot_v1_dot_job__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=multigrain_dot_v1_dot_job__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.GetArtifact = channel.unary_stream(
+                '/multigrain.v1.JobService/GetArtifact',
+                request_serializer=multigrain_dot_v1_dot_job__pb2.GetArtifactRequest.SerializeToString,
+                response_deserializer=multigrain_dot_v1_dot_job__pb2.GetArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -118,6 +128,22 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListArtifacts(self, request, context):
+        """The files that a job has written so far and that GetArtifact sends: results of its evaluation,
+        logs of its processes and checkpoints, in the order of their names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArtifact(self, request, context):
+        """The content of one of these files, as long as it is when the call begins. Counts as a transfer,
+        as DownloadModel does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -150,6 +176,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.StreamEvents,
                     request_deserializer=multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.FromString,
                     response_serializer=multigrain_dot_v1_dot_job__pb2.JobEventBatch.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=multigrain_dot_v1_dot_job__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=multigrain_dot_v1_dot_job__pb2.ListArtifactsResponse.SerializeToString,
+            ),
+            'GetArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=multigrain_dot_v1_dot_job__pb2.GetArtifactRequest.FromString,
+                    response_serializer=multigrain_dot_v1_dot_job__pb2.GetArtifactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +351,60 @@ class JobService:
             '/multigrain.v1.JobService/StreamEvents',
             multigrain_dot_v1_dot_job__pb2.StreamEventsRequest.SerializeToString,
             multigrain_dot_v1_dot_job__pb2.JobEventBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/multigrain.v1.JobService/ListArtifacts',
+            multigrain_dot_v1_dot_job__pb2.ListArtifactsRequest.SerializeToString,
+            multigrain_dot_v1_dot_job__pb2.ListArtifactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/multigrain.v1.JobService/GetArtifact',
+            multigrain_dot_v1_dot_job__pb2.GetArtifactRequest.SerializeToString,
+            multigrain_dot_v1_dot_job__pb2.GetArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,14 @@ class JobServiceStub:
     stream ends with OK after the job's terminal event; without, when there is no more. A message
     carries as many events as there are to send, up to about 256 KiB.
     """
+    ListArtifacts: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListArtifactsRequest, _job_pb2.ListArtifactsResponse]
+    """The files that a job has written so far and that GetArtifact sends: results of its evaluation,
+    logs of its processes and checkpoints, in the order of their names.
+    """
+    GetArtifact: _grpc.UnaryStreamMultiCallable[_job_pb2.GetArtifactRequest, _job_pb2.GetArtifactResponse]
+    """The content of one of these files, as long as it is when the call begins. Counts as a transfer,
+    as DownloadModel does.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -78,6 +86,14 @@ class JobServiceAsyncStub(JobServiceStub):
     """Every event after `after_seq`, once and in order: from disk, then live. With follow the
     stream ends with OK after the job's terminal event; without, when there is no more. A message
     carries as many events as there are to send, up to about 256 KiB.
+    """
+    ListArtifacts: _aio.UnaryUnaryMultiCallable[_job_pb2.ListArtifactsRequest, _job_pb2.ListArtifactsResponse]  # type: ignore[assignment]
+    """The files that a job has written so far and that GetArtifact sends: results of its evaluation,
+    logs of its processes and checkpoints, in the order of their names.
+    """
+    GetArtifact: _aio.UnaryStreamMultiCallable[_job_pb2.GetArtifactRequest, _job_pb2.GetArtifactResponse]  # type: ignore[assignment]
+    """The content of one of these files, as long as it is when the call begins. Counts as a transfer,
+    as DownloadModel does.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,6 +153,26 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Every event after `after_seq`, once and in order: from disk, then live. With follow the
         stream ends with OK after the job's terminal event; without, when there is no more. A message
         carries as many events as there are to send, up to about 256 KiB.
+        """
+
+    @_abc_1.abstractmethod
+    def ListArtifacts(
+        self,
+        request: _job_pb2.ListArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.ListArtifactsResponse, _abc.Awaitable[_job_pb2.ListArtifactsResponse]]:
+        """The files that a job has written so far and that GetArtifact sends: results of its evaluation,
+        logs of its processes and checkpoints, in the order of their names.
+        """
+
+    @_abc_1.abstractmethod
+    def GetArtifact(
+        self,
+        request: _job_pb2.GetArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_pb2.GetArtifactResponse], _abc.AsyncIterator[_job_pb2.GetArtifactResponse]]:
+        """The content of one of these files, as long as it is when the call begins. Counts as a transfer,
+        as DownloadModel does.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

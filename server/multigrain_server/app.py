@@ -204,7 +204,9 @@ class App:
         add_TrainingServiceServicer_to_server(training, server)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.jobs, checks), server)
         add_ExportServiceServicer_to_server(ExportServicer(self.jobs, checks), server)
-        add_JobServiceServicer_to_server(JobServicer(self.jobs, self._events), server)
+        add_JobServiceServicer_to_server(
+            JobServicer(self.jobs, self._events, self.models.transfers), server
+        )
         add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
         embedding = EmbeddingServicer(self.images, self.config.serving.stream_window)
         add_EmbeddingServiceServicer_to_server(embedding, server)

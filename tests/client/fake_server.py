@@ -35,6 +35,11 @@ from tests.client.events import job_of, training_events
 from tests.client.faults import Fault, abort
 
 VECTOR_SIZE = 8
+_ARTIFACT_KINDS = {
+    "results": job_pb2.ARTIFACT_KIND_RESULT,
+    "workers": job_pb2.ARTIFACT_KIND_LOG,
+    "checkpoints": job_pb2.ARTIFACT_KIND_CHECKPOINT,
+}
 
 
 @dataclass
@@ -54,6 +59,9 @@ class FakeState:
     class_name: str = "class"
     heartbeats: bool = False
     skip_seq: int = 0
+    # Files of every job; a digest of these that is not theirs.
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    artifact_sha256: str = ""
     # If set, a started job has succeeded at once, an evaluation with this top-1.
     finished_top1: float | None = None
     # Of every job that is started.
@@ -184,12 +192,33 @@ class Jobs(
         found = [
             job
             for job in self.state.jobs.values()
-            if not request.states or job.state in request.states
+            if (not request.states or job.state in request.states)
+            and job.job_id.startswith(request.id_prefix)
         ]
         start = int(request.page_token or 0)
         end = start + (request.page_size or self.state.page_size)
         token = str(end) if end < len(found) else ""
         return job_pb2.ListJobsResponse(jobs=found[start:end], next_page_token=token)
+
+    def ListArtifacts(self, request, context):
+        self._job("ListArtifacts", request, context)
+        response = job_pb2.ListArtifactsResponse()
+        for name, content in sorted(self.state.artifacts.items()):
+            kind = _ARTIFACT_KINDS[name.partition("/")[0]]
+            if not request.kinds or kind in request.kinds:
+                response.artifacts.add(name=name, kind=kind, bytes=len(content))
+        return response
+
+    def GetArtifact(self, request, context):
+        self._job("GetArtifact", request, context)
+        if request.name not in self.state.artifacts:
+            text = f"no file {request.name}"
+            abort(context, Fault(grpc.StatusCode.NOT_FOUND, text, "NOT_FOUND"))
+        content = self.state.artifacts[request.name]
+        data = content[request.offset :]
+        yield job_pb2.GetArtifactResponse(chunk=data[:7], total_bytes=len(content))
+        digest = self.state.artifact_sha256 or hashlib.sha256(data).hexdigest()
+        yield job_pb2.GetArtifactResponse(chunk=data[7:], sha256=digest)
 
     def StreamEvents(self, request, context) -> Iterator[job_pb2.JobEventBatch]:
         for event in self._events(request, context):

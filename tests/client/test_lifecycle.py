@@ -33,6 +33,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "stream_events": lambda client: client.stream_events("job-1"),
     "stream_losses": lambda client: client.stream_losses("job-1"),
     "wait": lambda client: client.wait("job-1"),
+    "find_job": lambda client: client.find_job("job"),
+    "artifacts": lambda client: client.artifacts("job-1"),
+    "read_artifact": lambda client: client.read_artifact("job-1", "results/a"),
+    "download_artifact": lambda client: client.download_artifact("job-1", "results/a", "{dir}/a"),
     "models": lambda client: client.models(),
     "model": lambda client: client.model("fake@1"),
     "load_model": lambda client: client.load_model("fake@1"),
@@ -71,6 +75,7 @@ def folder(state, tmp_path, monkeypatch):
     state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_SUCCEEDED)
     state.models["fake@1"] = model_pb2.Model(name="fake", version=1)
     state.bundle = b"archive"
+    state.artifacts = {"results/a": b"content of a"}
     return inside
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from multigrain.v1 import model_pb2
 from multigrain_client import InvalidRequest, NotFound, ServerError
-from multigrain_client.bundles import BundleWriter
+from multigrain_client.downloads import DownloadWriter
 from tests.client.faults import Fault
 
 
@@ -136,7 +136,7 @@ def test_a_gzipped_tar_is_not_sent(client, state, tmp_path):
 
 
 def test_a_download_ends_at_the_announced_size(tmp_path):
-    with BundleWriter(tmp_path / "digits.tar") as writer:
+    with DownloadWriter(tmp_path / "digits.tar", "the bundle") as writer:
         writer.write(model_pb2.DownloadModelResponse(chunk=b"ab", total_bytes=3))
         with pytest.raises(ServerError, match="received more than the 3 bytes"):
             writer.write(model_pb2.DownloadModelResponse(chunk=b"cd"))
@@ -162,7 +162,7 @@ def test_interrupted_download_leaves_no_file(client, state, tmp_path):
 def test_damaged_download_is_discarded(tmp_path, total, sha256, message):
     path = tmp_path / "digits.tar"
     path.write_bytes(b"older")
-    with BundleWriter(path) as writer:
+    with DownloadWriter(path, "the bundle") as writer:
         writer.write(model_pb2.DownloadModelResponse(chunk=b"abc", total_bytes=total))
         writer.write(model_pb2.DownloadModelResponse(sha256=sha256))
         with pytest.raises(ServerError, match=message):

@@ -43,18 +43,20 @@ def test_an_interrupted_evaluation_has_no_metrics(tmp_path: Path, passes: int) -
 
 def test_metrics_equal_a_loop_over_all_images(tmp_path: Path) -> None:
     folder, network = scan(write_dataset(tmp_path, classes=3, each=5)), MeanColor()
-    ranks, losses, predicted = [], [], []
+    ranks, losses, predicted, probabilities = [], [], [], []
     for index, label in enumerate(folder.labels):
         _, logits = network.by_hand(preprocess(folder.read(index), P))
         order = sorted(range(6), key=lambda k: (-logits[k], k))
         ranks.append(order.index(label))
         predicted.append(order[0])
+        probabilities.append(np.exp(logits).max() / np.exp(logits).sum())
         losses.append(np.log(np.exp(logits).sum()) - logits[label])
     progress: list[int] = []
     result = classify(network, folder, P, on_progress=progress.append)
     assert result.images == 15
     assert result.rank.tolist() == ranks
     assert result.predicted.tolist() == predicted
+    np.testing.assert_allclose(result.probability, probabilities, rtol=1e-5)
     assert result.metrics["top1"] == pytest.approx(np.mean(np.array(ranks) == 0))
     assert result.metrics["top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
     assert result.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)

@@ -53,6 +53,12 @@ def test_both_tasks_write_metrics_events_and_files(tmp_path: Path) -> None:
     right = np.mean([image["predicted"] == image["class"] for image in read])
     assert right == pytest.approx(record.metrics["top1"])
     assert np.mean([float(i["copy_ap"]) for i in read]) == pytest.approx(record.metrics["copy_map"])
+    assert all(1 / 3 < float(image["probability"]) <= 1 for image in read)
+    classes = rows(ctx.folder.results / "classes.csv")
+    for row in classes:
+        of_class = [image for image in read if image["class"] == row["class"]]
+        assert int(row["images"]) == len(of_class)
+        assert int(row["recognised"]) == sum(i["predicted"] == i["class"] for i in of_class)
     confusion = rows(ctx.folder.results / "confusion.csv")
     assert sum(int(row[name]) for row in confusion for name in ("c0", "c1", "c2")) == 11
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,10 @@ import pytest
 
 from multigrain.data.image_folder import scan
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.evaluate.results import keep_best
 from multigrain.events.records import LogRecord
 from multigrain.images.parameters import Preprocessing
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.specs.training import TrainingSpec
 from multigrain.train.evaluation import ScheduledEvaluation
 from tests.data.datasets import write_dataset
@@ -38,7 +41,8 @@ def evaluation(
     **schedule: Any,
 ) -> tuple[ScheduledEvaluation, RecordingReporter]:
     reporter = RecordingReporter(stop_after=0 if stop else -1)
-    context: Any = SimpleNamespace(rank=rank, world=world, reporter=reporter)
+    folder = JobFolder(held_out.parent / "job")
+    context: Any = SimpleNamespace(rank=rank, world=world, reporter=reporter, folder=folder)
     spec = TrainingSpec.model_validate(
         {
             "dataset": {"val_path": str(held_out)},
@@ -60,6 +64,36 @@ def test_held_out_images_have_the_class_indices_of_training(tmp_path: Path) -> N
     alone = classify(MeanColor(), scan(part).relabeled(("c0", "c1", "c2")), P)
     assert alone.labels.tolist() == [2, 2, 2, 2]
     assert record.metrics == alone.metrics
+
+
+def test_the_results_are_those_of_the_latest_and_of_the_best_evaluation(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path / "train", classes=3, each=4)
+    evaluate, _ = evaluation(train, train, tasks=ALL_TASKS)
+    results = tmp_path / "job" / "results"
+
+    def steps() -> list[int]:
+        files = (results / "metrics.json", results / "best" / "metrics.json")
+        return [json.loads(file.read_text())["step"] for file in files]
+
+    for step in (5, 10):
+        assert evaluate(step, 1) is not None
+        keep_best(results)
+        assert steps() == [step, step]
+    assert evaluate(15, 3) is not None
+    assert steps() == [15, 10]
+    images = (results / "images.csv").read_text().splitlines()
+    assert len(images) == 1 + 12
+    assert (results / "best" / "confusion.csv").is_file()
+    assert not (results / "confusion.png").exists()
+
+
+def test_training_goes_on_if_the_results_cannot_be_written(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path / "train", classes=2, each=2)
+    evaluate, reporter = evaluation(train, train)
+    (tmp_path / "job").write_text("in the way")
+    assert evaluate(5, 1) is not None
+    (record,) = [r for r in reporter.records if isinstance(r, LogRecord)]
+    assert "the results cannot be written" in record.message
 
 
 def test_each_worker_evaluates_its_shard(tmp_path: Path) -> None:

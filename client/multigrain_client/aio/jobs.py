@@ -6,18 +6,26 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
-from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain.v1.job_pb2 import Artifact, GetArtifactRequest, Job, JobEvent
 from multigrain.v1.training_pb2 import (
     InspectDatasetRequest,
     InspectDatasetResponse,
     StartTrainingRequest,
 )
 from multigrain_client.aio.rpcs import AsyncRpcs
-from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
+from multigrain_client.downloads import DownloadWriter
+from multigrain_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MultigrainClientError,
+    NotFound,
+    StreamGap,
+)
 from multigrain_client.jobs import is_terminal, loss_point, raise_unless_succeeded, state_name
 from multigrain_client.loss_point import LossPoint
 from multigrain_client.requests import (
@@ -26,12 +34,16 @@ from multigrain_client.requests import (
     event_kinds,
     fill_spec,
     job_id,
+    list_artifacts_request,
     list_jobs_request,
     start_request,
     weights_source,
 )
 from multigrain_client.retry import Deadline, check_timeout
 from multigrain_client.streaming import EventCursor
+
+# Most ids in the message about an ambiguous beginning.
+MOST_NAMED = 3
 
 # Seconds between two looks at a job whose stream has ended although the job has not.
 _POLL_SECONDS = 0.5
@@ -201,6 +213,37 @@ class AsyncJobCalls(AsyncRpcs):
         """The current state of a job."""
         return await self.GetJob(job_id=job_id(job), timeout=timeout)
 
+    async def find_job(self, text: str, *, timeout: float | None = None) -> Job:
+        """The job with this id, the only one whose id begins so, or with "last" the newest one.
+
+        Args:
+            text: "last", or an id or its beginning.
+            timeout: seconds for each call.
+
+        Raises:
+            NotFound: if there is none.
+            InvalidRequest: if it is the beginning of several ids.
+        """
+        last = text == "last"
+        found = self.jobs(id_prefix="" if last else text, page_size=10, timeout=timeout)
+        matching: list[Job] = []
+        async for job in found:
+            if last or job.job_id == text:
+                return job
+            if not job.job_id.startswith(text):
+                break  # an older server does not know id_prefix
+            matching.append(job)
+            if len(matching) == MOST_NAMED:
+                break
+        if len(matching) == 1 and text:
+            return matching[0]
+        if last:
+            raise NotFound("there are no jobs yet", kind="NOT_FOUND")
+        if matching:
+            ids = ", ".join(job.job_id for job in matching)
+            raise InvalidRequest(f"job: several ids begin with {text!r}, such as {ids}")
+        return await self.job(text, timeout=timeout)
+
     async def jobs(
         self,
         *,
@@ -208,6 +251,7 @@ class AsyncJobCalls(AsyncRpcs):
         kinds: Iterable[str | int] = (),
         labels: Mapping[str, str] | None = None,
         name_contains: str = "",
+        id_prefix: str = "",
         page_size: int = 0,
         timeout: float | None = None,
     ) -> AsyncIterator[Job]:
@@ -218,6 +262,7 @@ class AsyncJobCalls(AsyncRpcs):
             kinds: "training", "evaluation", "export"; empty = all.
             labels: labels that a job must all have.
             name_contains: part of the job's name, case-insensitive.
+            id_prefix: beginning of the job's id.
             page_size: jobs per page, 1..1000; 0 = the server's default.
             timeout: seconds for each page.
         """
@@ -226,6 +271,7 @@ class AsyncJobCalls(AsyncRpcs):
             kinds=kinds,
             labels=labels,
             name_contains=name_contains,
+            id_prefix=id_prefix,
             page_size=page_size,
         )
         while True:
@@ -247,6 +293,55 @@ class AsyncJobCalls(AsyncRpcs):
     async def delete_job(self, job: JobLike, *, timeout: float | None = None) -> None:
         """Deletes an ended job with its events and checkpoints."""
         await self.DeleteJob(job_id=job_id(job), timeout=timeout)
+
+    async def artifacts(
+        self,
+        job: JobLike,
+        *,
+        kinds: Iterable[str | int] = (),
+        timeout: float | None = None,
+    ) -> list[Artifact]:
+        """The files that a job has written so far.
+
+        Args:
+            job: the job.
+            kinds: "result", "log", "checkpoint"; empty = all.
+            timeout: seconds for the call.
+        """
+        request = list_artifacts_request(job, kinds)
+        return list((await self.ListArtifacts(request, timeout=timeout)).artifacts)
+
+    async def read_artifact(
+        self, job: JobLike, name: str, *, offset: int = 0, timeout: float | None = None
+    ) -> bytes:
+        """The content of a file of a job, such as "results/metrics.json", from an offset on.
+
+        Raises:
+            NotFound: if there is no such file.
+        """
+        request = GetArtifactRequest(job_id=job_id(job), name=name, offset=offset)
+        parts = [message.chunk async for message in self.GetArtifact(request, timeout=timeout)]
+        return b"".join(parts)
+
+    async def download_artifact(
+        self,
+        job: JobLike,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+    ) -> Path:
+        """Writes a file of a job to ``path``, which appears when it is complete.
+
+        Raises:
+            NotFound: if there is no such file.
+            ServerError: if the received file is damaged.
+        """
+        request = GetArtifactRequest(job_id=job_id(job), name=name)
+        with DownloadWriter(path, name) as writer:
+            async for message in self.GetArtifact(request, timeout=timeout):
+                await asyncio.to_thread(writer.write, message)
+            return await asyncio.to_thread(writer.finish)
 
     def stream_events(
         self,

@@ -10,7 +10,8 @@ from pathlib import Path
 from multigrain.v1.model_pb2 import Model
 from multigrain_client.aio.bulk import iterate
 from multigrain_client.aio.rpcs import AsyncRpcs
-from multigrain_client.bundles import BundleWriter, import_requests
+from multigrain_client.bundles import import_requests
+from multigrain_client.downloads import DownloadWriter
 from multigrain_client.requests import list_models_request
 
 
@@ -106,7 +107,7 @@ class AsyncModelCalls(AsyncRpcs):
         Raises:
             ServerError: if the received archive is damaged.
         """
-        with BundleWriter(path) as writer:
+        with DownloadWriter(path, "the bundle") as writer:
             async for message in self.DownloadModel(model=model, timeout=timeout):
                 await asyncio.to_thread(writer.write, message)
             return await asyncio.to_thread(writer.finish)

@@ -7,17 +7,25 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from multigrain.v1.evaluation_pb2 import StartEvaluationRequest
 from multigrain.v1.export_pb2 import StartExportRequest
-from multigrain.v1.job_pb2 import Job, JobEvent
+from multigrain.v1.job_pb2 import Artifact, GetArtifactRequest, Job, JobEvent
 from multigrain.v1.training_pb2 import (
     InspectDatasetRequest,
     InspectDatasetResponse,
     StartTrainingRequest,
 )
-from multigrain_client.errors import DeadlineExceeded, MultigrainClientError, StreamGap
+from multigrain_client.downloads import DownloadWriter
+from multigrain_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MultigrainClientError,
+    NotFound,
+    StreamGap,
+)
 from multigrain_client.jobs import is_terminal, loss_point, raise_unless_succeeded, state_name
 from multigrain_client.loss_point import LossPoint
 from multigrain_client.requests import (
@@ -26,6 +34,7 @@ from multigrain_client.requests import (
     event_kinds,
     fill_spec,
     job_id,
+    list_artifacts_request,
     list_jobs_request,
     start_request,
     weights_source,
@@ -33,6 +42,9 @@ from multigrain_client.requests import (
 from multigrain_client.retry import Deadline, check_timeout
 from multigrain_client.streaming import EventCursor
 from multigrain_client.sync.rpcs import Rpcs
+
+# Most ids in the message about an ambiguous beginning.
+MOST_NAMED = 3
 
 # Seconds between two looks at a job whose stream has ended although the job has not.
 _POLL_SECONDS = 0.5
@@ -202,6 +214,37 @@ class JobCalls(Rpcs):
         """The current state of a job."""
         return self.GetJob(job_id=job_id(job), timeout=timeout)
 
+    def find_job(self, text: str, *, timeout: float | None = None) -> Job:
+        """The job with this id, the only one whose id begins so, or with "last" the newest one.
+
+        Args:
+            text: "last", or an id or its beginning.
+            timeout: seconds for each call.
+
+        Raises:
+            NotFound: if there is none.
+            InvalidRequest: if it is the beginning of several ids.
+        """
+        last = text == "last"
+        found = self.jobs(id_prefix="" if last else text, page_size=10, timeout=timeout)
+        matching: list[Job] = []
+        for job in found:
+            if last or job.job_id == text:
+                return job
+            if not job.job_id.startswith(text):
+                break  # an older server does not know id_prefix
+            matching.append(job)
+            if len(matching) == MOST_NAMED:
+                break
+        if len(matching) == 1 and text:
+            return matching[0]
+        if last:
+            raise NotFound("there are no jobs yet", kind="NOT_FOUND")
+        if matching:
+            ids = ", ".join(job.job_id for job in matching)
+            raise InvalidRequest(f"job: several ids begin with {text!r}, such as {ids}")
+        return self.job(text, timeout=timeout)
+
     def jobs(
         self,
         *,
@@ -209,6 +252,7 @@ class JobCalls(Rpcs):
         kinds: Iterable[str | int] = (),
         labels: Mapping[str, str] | None = None,
         name_contains: str = "",
+        id_prefix: str = "",
         page_size: int = 0,
         timeout: float | None = None,
     ) -> Iterator[Job]:
@@ -219,6 +263,7 @@ class JobCalls(Rpcs):
             kinds: "training", "evaluation", "export"; empty = all.
             labels: labels that a job must all have.
             name_contains: part of the job's name, case-insensitive.
+            id_prefix: beginning of the job's id.
             page_size: jobs per page, 1..1000; 0 = the server's default.
             timeout: seconds for each page.
         """
@@ -227,6 +272,7 @@ class JobCalls(Rpcs):
             kinds=kinds,
             labels=labels,
             name_contains=name_contains,
+            id_prefix=id_prefix,
             page_size=page_size,
         )
         while True:
@@ -248,6 +294,55 @@ class JobCalls(Rpcs):
     def delete_job(self, job: JobLike, *, timeout: float | None = None) -> None:
         """Deletes an ended job with its events and checkpoints."""
         self.DeleteJob(job_id=job_id(job), timeout=timeout)
+
+    def artifacts(
+        self,
+        job: JobLike,
+        *,
+        kinds: Iterable[str | int] = (),
+        timeout: float | None = None,
+    ) -> list[Artifact]:
+        """The files that a job has written so far.
+
+        Args:
+            job: the job.
+            kinds: "result", "log", "checkpoint"; empty = all.
+            timeout: seconds for the call.
+        """
+        request = list_artifacts_request(job, kinds)
+        return list((self.ListArtifacts(request, timeout=timeout)).artifacts)
+
+    def read_artifact(
+        self, job: JobLike, name: str, *, offset: int = 0, timeout: float | None = None
+    ) -> bytes:
+        """The content of a file of a job, such as "results/metrics.json", from an offset on.
+
+        Raises:
+            NotFound: if there is no such file.
+        """
+        request = GetArtifactRequest(job_id=job_id(job), name=name, offset=offset)
+        parts = [message.chunk for message in self.GetArtifact(request, timeout=timeout)]
+        return b"".join(parts)
+
+    def download_artifact(
+        self,
+        job: JobLike,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+    ) -> Path:
+        """Writes a file of a job to ``path``, which appears when it is complete.
+
+        Raises:
+            NotFound: if there is no such file.
+            ServerError: if the received file is damaged.
+        """
+        request = GetArtifactRequest(job_id=job_id(job), name=name)
+        with DownloadWriter(path, name) as writer:
+            for message in self.GetArtifact(request, timeout=timeout):
+                writer.write(message)
+            return writer.finish()
 
     def stream_events(
         self,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from multigrain.v1.model_pb2 import Model
-from multigrain_client.bundles import BundleWriter, import_requests
+from multigrain_client.bundles import import_requests
+from multigrain_client.downloads import DownloadWriter
 from multigrain_client.requests import list_models_request
 from multigrain_client.sync.rpcs import Rpcs
 
@@ -105,7 +106,7 @@ class ModelCalls(Rpcs):
         Raises:
             ServerError: if the received archive is damaged.
         """
-        with BundleWriter(path) as writer:
+        with DownloadWriter(path, "the bundle") as writer:
             for message in self.DownloadModel(model=model, timeout=timeout):
                 writer.write(message)
             return writer.finish()

@@ -75,6 +75,8 @@ class Rpcs:
         self.ResumeJob = Unary(transport, methods.RESUME_JOB)
         self.DeleteJob = Unary(transport, methods.DELETE_JOB)
         self.StreamEvents = Stream(transport, methods.STREAM_EVENTS)
+        self.ListArtifacts = Unary(transport, methods.LIST_ARTIFACTS)
+        self.GetArtifact = Stream(transport, methods.GET_ARTIFACT)
         self.ListModels = Unary(transport, methods.LIST_MODELS)
         self.GetModel = Unary(transport, methods.GET_MODEL)
         self.LoadModel = Unary(transport, methods.LOAD_MODEL)

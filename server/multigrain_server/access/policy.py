@@ -49,6 +49,9 @@ _MULTIGRAIN: dict[str, dict[str, Rule]] = {
         "GetJob": _JOBS,
         "ListJobs": _JOBS,
         "StreamEvents": _JOBS,
+        "ListArtifacts": _JOBS,
+        # Includes the weights.
+        "GetArtifact": _JOBS,
         "CancelJob": _TRAIN,
         "ResumeJob": _TRAIN,
         "DeleteJob": _TRAIN,

@@ -187,15 +187,16 @@ class ServingConfig(Spec):
         4,
         ge=1,
         le=1000,
-        description="Imports and downloads of models that one client (a token, or a host without "
-        "tokens) may have open.",
+        description="Imports and downloads of models, and downloads of jobs' files, that one "
+        "client (a token, or a host without tokens) may have open.",
     )
     max_transfers: int = Field(
         16,
         ge=1,
         le=1000,
-        description="Imports and downloads of models that may be open in all. Each download holds "
-        "a file descriptor for each file of the bundle.",
+        description="Imports and downloads of models, and downloads of jobs' files, that may be "
+        "open in all. Each download of a model holds a file descriptor for each file of the "
+        "bundle.",
     )
     transfer_timeout_seconds: float = Field(
         60.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -22,7 +23,7 @@ from multigrain.v1 import (
     training_pb2_grpc,
 )
 from multigrain_server.access.client import origin
-from multigrain_server.asyncio_utils import cooperative
+from multigrain_server.asyncio_utils import cooperative, to_thread_uncancellable
 from multigrain_server.convert.events import (
     KIND_OF_ENUM,
     encode_batch,
@@ -36,11 +37,22 @@ from multigrain_server.convert.jobs import (
     submission,
     would_be_message,
 )
+from multigrain_server.file_threads import read_files
+from multigrain_server.jobs.artifacts import (
+    Artifact,
+    ArtifactKind,
+    ArtifactReader,
+    list_artifacts,
+    open_artifact,
+)
 from multigrain_server.jobs.inspector import Inspector, inspection_limits
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobFilter
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.metrics.jobs import EventMetrics
+from multigrain_server.models.transfers import Transfers
+
+_PLACE = "job files"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -109,11 +121,12 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
-    """Gets, lists, streams, cancels, resumes and deletes jobs."""
+    """Gets, lists, streams, cancels, resumes and deletes jobs, and sends their files."""
 
-    def __init__(self, jobs: Jobs, metrics: EventMetrics) -> None:
+    def __init__(self, jobs: Jobs, metrics: EventMetrics, transfers: Transfers) -> None:
         self._jobs = jobs
         self._metrics = metrics
+        self._transfers = transfers
 
     async def GetJob(  # noqa: N802
         self, request: job_pb2.GetJobRequest, context: Context
@@ -129,6 +142,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             kinds=_names("kinds", request.kinds, job_pb2.JobKind, "JOB_KIND_"),
             labels=tuple(sorted(request.labels.items())),
             name_contains=request.name_contains,
+            id_prefix=request.id_prefix,
         )
         page = await self._jobs.list(which, request.page_size, request.page_token)
         response = job_pb2.ListJobsResponse(next_page_token=page.next_token)
@@ -169,6 +183,44 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 if events:
                     self._metrics.streamed(len(events))
                     yield encode_batch(events)
+
+    async def ListArtifacts(  # noqa: N802
+        self, request: job_pb2.ListArtifactsRequest, context: Context
+    ) -> job_pb2.ListArtifactsResponse:
+        names = _names("kinds", request.kinds, job_pb2.ArtifactKind, "ARTIFACT_KIND_")
+        kinds = [ArtifactKind(name) for name in names]
+        folder = self._jobs.folder(request.job_id)
+        found = await read_files(partial(list_artifacts, folder, kinds), place=_PLACE)
+        response = job_pb2.ListArtifactsResponse()
+        async for artifact in cooperative(found):
+            response.artifacts.append(_artifact_message(artifact))
+        return response
+
+    async def GetArtifact(  # type: ignore[override]  # noqa: N802
+        self, request: job_pb2.GetArtifactRequest, context: Context
+    ) -> None:
+        folder, transfers = self._jobs.folder(request.job_id), self._transfers
+        with transfers.enter(origin.get().client):
+            file = await to_thread_uncancellable(open_artifact, folder, request.name)
+            with file:
+                reader = ArtifactReader(file, request.name, request.offset)
+                message = job_pb2.GetArtifactResponse(total_bytes=reader.size)
+                async for chunk in reader.chunks():
+                    message.chunk = chunk
+                    await transfers.progress(context.write(message), "took no data")
+                    message = job_pb2.GetArtifactResponse()
+                message.sha256 = reader.sha256
+                await transfers.progress(context.write(message), "took no data")
+
+
+def _artifact_message(artifact: Artifact) -> job_pb2.Artifact:
+    message = job_pb2.Artifact(
+        name=artifact.name,
+        kind=job_pb2.ArtifactKind.Value(f"ARTIFACT_KIND_{artifact.kind}"),
+        bytes=artifact.size,
+    )
+    message.modify_time.FromNanoseconds(round(artifact.modified * 1e9))
+    return message
 
 
 def _names(field: str, values: Any, enum: Any, prefix: str) -> tuple[str, ...]:

@@ -396,6 +396,15 @@ class Jobs:
         if trash is not None:
             await to_thread_uncancellable(shutil.rmtree, trash, ignore_errors=True)
 
+    def folder(self, job_id: str) -> JobFolder:
+        """The folder of a job.
+
+        Raises:
+            MultigrainError: INVALID_FIELD, NOT_FOUND.
+        """
+        self._row(job_id)
+        return JobFolder(self._jobs_dir / job_id)
+
     def event_feed(self, job_id: str) -> EventFeed:
         """The feed to stream a job's events from.
 

@@ -62,6 +62,7 @@ class JobFilter:
     kinds: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     name_contains: str = ""
+    id_prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,9 @@ class JobStore:
         if which.name_contains:
             where.append("instr(name_folded, ?) > 0")
             values.append(which.name_contains.casefold())
+        if which.id_prefix:
+            where.append("substr(job_id, 1, ?) = ?")
+            values += [len(which.id_prefix), which.id_prefix]
         if after is not None:
             where.append("(create_time, job_id) < (?, ?)")
             values += after.position

@@ -1,4 +1,5 @@
-"""Limits of imports and downloads, which take disk, descriptors and threads while they run."""
+"""Limits of imports and downloads, of models and of jobs' files: they take disk, descriptors and
+threads while they run."""
 
 from __future__ import annotations
 
@@ -46,13 +47,12 @@ class Transfers:
         """
         if self._running[client] >= self._per_client:
             raise _refused(
-                f"{client or 'the client'} has {self._running[client]} imports and downloads of "
-                "models open",
+                f"{client or 'the client'} has {self._running[client]} imports and downloads open",
                 "serving.max_transfers_per_client",
             )
         if self.running >= self._in_all:
             raise _refused(
-                f"{self.running} imports and downloads of models are open",
+                f"{self.running} imports and downloads are open",
                 "serving.max_transfers",
             )
         self._running[client] += 1

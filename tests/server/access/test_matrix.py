@@ -31,6 +31,8 @@ MATRIX = {
         "GetJob": "train read",
         "ListJobs": "train read",
         "StreamEvents": "train read",
+        "ListArtifacts": "train read",
+        "GetArtifact": "train read",
         "CancelJob": "train",
         "ResumeJob": "train",
         "DeleteJob": "train",

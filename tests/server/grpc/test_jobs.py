@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 from pathlib import Path
 
 import grpc
@@ -14,6 +16,7 @@ from multigrain.events.records import JobState
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.specs import training
 from multigrain.v1.job_pb2 import (
+    ARTIFACT_KIND_LOG,
     EVENT_KIND_STATE,
     JOB_STATE_CANCELLED,
     JOB_STATE_QUEUED,
@@ -22,9 +25,11 @@ from multigrain.v1.job_pb2 import (
     JOB_STATE_SUCCEEDED,
     CancelJobRequest,
     DeleteJobRequest,
+    GetArtifactRequest,
     GetJobRequest,
     Job,
     JobEvent,
+    ListArtifactsRequest,
     ListJobsRequest,
     ResumeJobRequest,
     StreamEventsRequest,
@@ -35,9 +40,11 @@ from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server import asyncio_utils
 from multigrain_server.app import App
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.grpc.jobs import JobServicer
 from multigrain_server.jobs.job import JobView
 from multigrain_server.metrics.jobs import EventMetrics
+from multigrain_server.models.transfers import Transfers
 
 
 class Caller:
@@ -239,10 +246,75 @@ async def test_a_long_listing_does_not_block_the_event_loop(
             turns += 1
             await asyncio.sleep(0)
 
-    service = JobServicer(app.jobs, EventMetrics(CollectorRegistry()))
+    service = JobServicer(app.jobs, EventMetrics(CollectorRegistry()), Transfers(ServingConfig()))
     others = asyncio.create_task(count())
     page = await service.ListJobs(ListJobsRequest(page_size=80), None)  # type: ignore[arg-type]
     others.cancel()
     assert len(page.jobs) == 80
     # A turn for each row that is read, and one for each message that is made.
     assert turns >= 160
+
+
+async def test_the_files_of_a_job_are_sent(caller: Caller, app: App, dataset: Path) -> None:
+    job = await caller.start(events="1")
+    await caller.follow(job.job_id)
+    folder = app.jobs.folder(job.job_id)
+    content = os.urandom((2 << 20) + 7)
+    folder.results.mkdir()
+    (folder.results / "images.csv").write_bytes(content)
+    (folder.logs / "worker_0.log").write_bytes(b"a log")
+    listed = await caller.jobs.ListArtifacts(ListArtifactsRequest(job_id=job.job_id))
+    sizes = {artifact.name: artifact.bytes for artifact in listed.artifacts}
+    assert sizes["results/images.csv"] == len(content)
+    logs = ListArtifactsRequest(job_id=job.job_id, kinds=[ARTIFACT_KIND_LOG])
+    names = [a.name for a in (await caller.jobs.ListArtifacts(logs)).artifacts]
+    assert "workers/worker_0.log" in names
+    assert all(name.startswith("workers/") for name in names)
+    wanted = GetArtifactRequest(job_id=job.job_id, name="results/images.csv", offset=7)
+    messages = [message async for message in caller.jobs.GetArtifact(wanted)]
+    assert b"".join(message.chunk for message in messages) == content[7:]
+    assert messages[0].total_bytes == len(content)
+    assert messages[-1].sha256 == hashlib.sha256(content[7:]).hexdigest()
+    assert max(len(message.chunk) for message in messages) <= 1 << 20
+    for name, code in (
+        ("results/none.csv", grpc.StatusCode.NOT_FOUND),
+        ("../spec.json", grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in caller.jobs.GetArtifact(
+                GetArtifactRequest(job_id=job.job_id, name=name)
+            ):
+                pass
+        assert caught.value.code() is code
+    assert app.models.transfers.running == 0
+
+
+async def test_downloads_of_files_count_as_transfers(caller: Caller, app: App) -> None:
+    job = await caller.start(events="1")
+    await caller.follow(job.job_id)
+    folder = app.jobs.folder(job.job_id)
+    folder.results.mkdir()
+    (folder.results / "big").write_bytes(os.urandom(16 << 20))  # more than a connection buffers
+    wanted = GetArtifactRequest(job_id=job.job_id, name="results/big")
+    unread = [caller.jobs.GetArtifact(wanted) for _ in range(4)]
+    for call in unread:
+        await call.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in caller.jobs.GetArtifact(wanted):
+            pass
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for call in unread:
+        call.cancel()
+
+
+async def test_jobs_are_found_by_the_beginning_of_their_id(caller: Caller) -> None:
+    first, second = await caller.start(events="1"), await caller.start(events="1")
+    for prefix, found in (
+        (first.job_id, {first.job_id}),
+        (first.job_id[:-1], {first.job_id}),
+        ("train-", {first.job_id, second.job_id}),
+        ("eval", set[str]()),
+        ("%", set[str]()),
+    ):
+        page = await caller.jobs.ListJobs(ListJobsRequest(id_prefix=prefix))
+        assert {job.job_id for job in page.jobs} == found

@@ -19,12 +19,14 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.v1 import job_pb2
 from multigrain_server.app import App
 from multigrain_server.config import ServerConfig
+from multigrain_server.engines.config import ServingConfig
 from multigrain_server.grpc.jobs import JobServicer
 from multigrain_server.http.metrics_page import MetricsPage
 from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.supervisor import ActiveJob
 from multigrain_server.loop_lag import LoopLag
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
+from multigrain_server.models.transfers import Transfers
 from multigrain_server.shared_page import PageThread, SharedPage
 from tests.loop_turns import LONGEST, loop_turns
 from tests.server.jobs.conftest import JobServer, MakeServer
@@ -79,7 +81,9 @@ async def test_formats_that_are_asked_for_at_the_same_time_are_rendered_one_by_o
 
 
 async def test_a_list_of_many_jobs_is_read_in_parts(crowded: JobServer) -> None:
-    servicer = JobServicer(crowded.jobs, EventMetrics(CollectorRegistry()))
+    servicer = JobServicer(
+        crowded.jobs, EventMetrics(CollectorRegistry()), Transfers(ServingConfig())
+    )
     with loop_turns() as turns:
         answer = await servicer.ListJobs(job_pb2.ListJobsRequest(page_size=1000), None)
     assert len(answer.jobs) > 500
