@@ -124,7 +124,7 @@ peers: $(PEERS)/.installed
 $(PEERS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --upgrade pip
-	$(PEERS)/bin/pip install --quiet --editable '.[server,dev]' torch==2.13.0
+	$(PEERS)/bin/pip install --quiet --editable '.[server,dev,hub]' torch==2.13.0
 	touch $@
 
 # The main benchmarks of serving and training, 20 minutes on an idle machine; `python -m benchmarks`

@@ -37,7 +37,10 @@ class JobRequest(Spec):
         training: its specification.
         evaluation: its specification.
         export: its specification.
-        weights_path: checkpoint folder or weights file of an evaluation or export.
+        weights_path: checkpoint folder or weights file of an evaluation or export, or that a
+            training run starts from; "" = none, or ``initial_weights`` of the training run.
+        hub_weights: name of a library's weights, which the runner fetches to ``weights_path``; see
+            ``multigrain.specs.weights_reference``.
         models_dir: where an export writes its bundle.
         train_path: training set of the run that an export's weights come from; "" = not known.
         val_path: its validation set; "" = it had none.
@@ -57,6 +60,7 @@ class JobRequest(Spec):
     evaluation: EvaluationSpec | None = None
     export: ExportSpec | None = None
     weights_path: str = ""
+    hub_weights: str = ""
     models_dir: str = ""
     train_path: str = ""
     val_path: str = ""

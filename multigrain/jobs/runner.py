@@ -30,6 +30,7 @@ from multigrain.events.records import (
 )
 from multigrain.jobs.attempt import Attempt, Finished
 from multigrain.jobs.failure import Failure, memory_advice, runner_lost
+from multigrain.jobs.hub_weights import fetch_weights
 from multigrain.jobs.ipc import remove_channels
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobRequest
@@ -167,6 +168,12 @@ class Runner:
             if history.state is JobState.STOPPING:
                 message = f"canceled after an unclean shutdown: {failed.error.message}"
                 self.store(StateRecord(JobState.CANCELLED, message))
+                return
+        if not history.started and request.hub_weights and not self._stop.requested:
+            self.store(LogRecord("INFO", f"fetching the weights {request.hub_weights}"))
+            missing = fetch_weights(request, self._stop)
+            if missing is not None:
+                self._fail(missing)
                 return
         while True:
             if failed is not None:

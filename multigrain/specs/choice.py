@@ -7,6 +7,8 @@ from typing import Any, Final
 
 #: The preset that the others for photographs extend.
 PHOTOS: Final = "photos-small"
+#: For a run that starts from given weights, whose trunk it takes.
+FINETUNE: Final = "photos-finetune"
 TINY: Final = 500
 """Images below which a training run needs more epochs than ``photos-small`` has."""
 LARGE: Final = 10_000
@@ -46,7 +48,7 @@ def choose_preset(images: int, target: str, *, finetune: bool) -> PresetChoice:
 
 def _preset(images: int, target: str, *, finetune: bool) -> str:
     if finetune:
-        return "photos-finetune"
+        return FINETUNE
     if target != "cpu":
         return "photos-gpu"
     if images < TINY:

@@ -71,7 +71,8 @@ def run_training(ctx: WorkerContext) -> Outcome:
     if resumption is not None:
         start = resumption.load(model, step, best)
     elif spec.initial_weights:
-        _load_initial_weights(ctx, initial_state(spec, model, ctx.roots), model, step)
+        path = Path(ctx.request.weights_path) if ctx.request.weights_path else None
+        _load_initial_weights(ctx, initial_state(spec, model, ctx.roots, path), model, step)
     if ctx.rank == 0 and spec.optimizer.kind == "thor":
         _log(ctx, step.curvature_table())
     saver = CheckpointSaver(

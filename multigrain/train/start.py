@@ -35,8 +35,16 @@ class InitialWeights:
     notes: tuple[str, ...]
 
 
-def initial_state(spec: TrainingSpec, model: MultiGrain, roots: Roots = None) -> InitialWeights:
+def initial_state(
+    spec: TrainingSpec, model: MultiGrain, roots: Roots = None, path: Path | None = None
+) -> InitialWeights:
     """Loads ``spec.initial_weights`` and adapts them to ``model``.
+
+    Args:
+        spec: the training run.
+        model: its network.
+        roots: folders that files must be in.
+        path: where the weights are, if ``spec.initial_weights`` is no path.
 
     A classifier with another number of classes cannot be used: the model keeps its own, randomly
     initialized one. The pooling exponent is the specification's, unless it is learned and the
@@ -46,7 +54,7 @@ def initial_state(spec: TrainingSpec, model: MultiGrain, roots: Roots = None) ->
         MultigrainError: NOT_FOUND or CHECKPOINT for the file; INVALID_FIELD if the specification
             names another trunk or stem.
     """
-    weights = load_weights(Path(spec.initial_weights), roots)
+    weights = load_weights(path or Path(spec.initial_weights), roots)
     if weights.spec is not None:
         _check(weights.spec, spec.model)
     state = dict(weights.model)

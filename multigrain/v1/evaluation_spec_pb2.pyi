@@ -33,7 +33,8 @@ class WeightsSource(_message.Message):
     """A training job of this daemon; `checkpoint` selects one of its checkpoints."""
     checkpoint_path: _builtins.str
     """A checkpoint folder, or a .safetensors, .ckpt or .pth file, under an allowed root. A file's
-    names may be torchvision's, timm's or the published MultiGrain's.
+    names may be torchvision's, timm's or the published MultiGrain's. Or a name as in
+    TrainingSpec.initial_weights, such as "job:ID@best" or "torchvision:resnet50".
     """
     model: _builtins.str
     """A model in the registry: "name", "name@version" or an alias."""

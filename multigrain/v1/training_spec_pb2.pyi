@@ -53,8 +53,9 @@ class TrainingSpec(_message.Message):
     BatchNorm statistics and THOR's factors stay in float32).
     """
     initial_weights: _builtins.str
-    """A checkpoint folder, or a .safetensors, .ckpt or .pth file, to start from. Empty: random
-    weights. A file's names may be torchvision's, timm's or the published MultiGrain's; trunk and
+    """Weights to start from: "job:ID", "job:ID@best", "job:ID@STEP", "model:NAME@VERSION",
+    "torchvision:NAME" or "timm:NAME" (fetched by that library), or the path of a checkpoint folder
+    or a .safetensors, .ckpt or .pth file. Empty: random weights. A file's names may be torchvision's, timm's or the published MultiGrain's; trunk and
     stem must be those of `model`. A classifier with another number of classes is not used, and the
     log says so.
     """

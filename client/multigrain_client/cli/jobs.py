@@ -48,6 +48,13 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
         help="dataset.val_path, likewise; default: a part of the "
         "training images is held out (dataset.val_fraction), unless the preset says otherwise",
     )
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        metavar="WEIGHTS",
+        help="initial_weights: job:ID, job:ID@best, model:NAME@VERSION, torchvision:NAME, "
+        "timm:NAME, or a path on the server's host",
+    )
     parser.add_argument("--request-id", help="idempotency key; default: a new one")
     add_job_options(parser)
 
@@ -55,10 +62,13 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
 def _train(context: Context) -> int:
     arguments = context.arguments
     overrides = pairs(arguments.settings)
-    for flag, key in (("train", "dataset.train_path"), ("val", "dataset.val_path")):
-        folder = getattr(arguments, flag)
-        if folder is not None:
-            overrides[key] = absolute(folder, f"--{flag}")
+    for flag, given, key in (
+        ("--train", arguments.train, "dataset.train_path"),
+        ("--val", arguments.val, "dataset.val_path"),
+        ("--from", arguments.weights, "initial_weights"),
+    ):
+        if given is not None:
+            overrides[key] = absolute(given, flag)
     with context.connect() as client:
         job = client.start_training(
             arguments.spec,
@@ -76,7 +86,10 @@ def _configure_evaluate(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--job", help="training job whose weights are evaluated")
     weights.add_argument(
-        "--checkpoint-path", metavar="PATH", help="checkpoint or weights file on the server's host"
+        "--checkpoint-path",
+        metavar="PATH",
+        help="checkpoint or weights file on the server's host, or weights as train --from names "
+        "them",
     )
     weights.add_argument("--model", help="model of the registry")
     parser.add_argument("--checkpoint", help="with --job: last (default), best or a step")
@@ -137,7 +150,10 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--job", help="training job whose weights are exported")
     weights.add_argument(
-        "--checkpoint-path", metavar="PATH", help="checkpoint or weights file on the server's host"
+        "--checkpoint-path",
+        metavar="PATH",
+        help="checkpoint or weights file on the server's host, or weights as train --from names "
+        "them",
     )
     parser.add_argument("--checkpoint", help="with --job: last (default), best or a step")
     parser.add_argument("--model-name", help="name in the registry")

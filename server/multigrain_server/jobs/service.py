@@ -229,8 +229,11 @@ class Jobs:
     async def _queue(self, submission: Submission, checked: CheckedSpec) -> Job:
         job_id, weights_path = new_job_id(submission.kind), checked.weights_path
         checkpoint = Path(weights_path) if checked.of_job else None
+        own = JobFolder(self._jobs_dir / job_id).weights
         if checkpoint is not None:
-            weights_path = str(JobFolder(self._jobs_dir / job_id).weights / checkpoint.name)
+            weights_path = str(own / checkpoint.name)
+        elif checked.hub is not None:
+            weights_path = str(own / checked.hub.file_name)
         request = JobRequest.model_validate(
             {
                 "job_id": job_id,
@@ -243,6 +246,7 @@ class Jobs:
                 "client": submission.client,
                 checked.kind.value.lower(): checked.spec,
                 "weights_path": weights_path,
+                "hub_weights": str(checked.hub) if checked.hub is not None else "",
                 "models_dir": str(self._models_dir) if checked.kind is JobKind.EXPORT else "",
                 "warnings": checked.warnings,
                 "preset_reason": checked.preset_reason,

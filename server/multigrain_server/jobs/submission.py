@@ -10,26 +10,36 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from multigrain.bundle.manifest import MANIFEST_NAME, BundleManifest
-from multigrain.checkpoint.manifest import CheckpointManifest
 from multigrain.errors import ErrorKind, FieldViolation, MultigrainError
-from multigrain.files import MAX_DOCUMENT_BYTES, Roots, describe_mode, read_bytes
+from multigrain.files import describe_mode
 from multigrain.images.limits import ImageLimits
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind
 from multigrain.specs.base import DeviceSpec, WeightsSource
-from multigrain.specs.choice import PHOTOS, choose_preset
+from multigrain.specs.choice import FINETUNE, PHOTOS, choose_preset
 from multigrain.specs.data_roots import PathRoots
 from multigrain.specs.evaluation import FOLDER_TASKS, EvaluationSpec, Task
 from multigrain.specs.export import ExportSpec
 from multigrain.specs.presets import merge
 from multigrain.specs.resolve import resolve_evaluation, resolve_export, resolve_training
 from multigrain.specs.training import TrainingSpec
+from multigrain.specs.weights_reference import HUBS, WeightsReference, parse_reference
 from multigrain.text import printable
 from multigrain_server.devices import Leases
 from multigrain_server.file_threads import read_files
 from multigrain_server.jobs.listing_threads import in_listing_thread
 from multigrain_server.jobs.store import JobStore
+from multigrain_server.jobs.submitted_weights import (
+    WeightsStart,
+    check_library,
+    check_network,
+    hub_of,
+    source_of,
+    stored_job,
+    stored_labels,
+    stored_network,
+    with_source,
+)
 
 if TYPE_CHECKING:
     from multigrain.data.image_folder import ImageFolder
@@ -114,6 +124,7 @@ class CheckedSpec:
         warnings: what is unusual about the datasets, one line each.
         held_out: the record of the images that the job of the weights held out, if it did.
         preset_reason: see JobRequest.
+        hub: a library's weights, which the job fetches.
     """
 
     kind: JobKind
@@ -125,6 +136,7 @@ class CheckedSpec:
     val_path: str = ""
     held_out: Path | None = None
     preset_reason: str = ""
+    hub: WeightsReference | None = None
 
 
 class SubmissionChecks:
@@ -164,24 +176,36 @@ class SubmissionChecks:
         field = "spec.dataset.train_path"
         train_path = await self._path(spec.dataset.train_path, field)
         train = await self._scan(train_path, field)
+        start = await self._start_of(spec.initial_weights)
         reason = ""
+        if spec.preset == FINETUNE:
+            spec = resolve_training(merge(start.network, overrides))
         if chosen:
             choice = choose_preset(
                 len(train), self._target(overrides), finetune=bool(spec.initial_weights)
             )
-            spec = resolve_training(merge(choice.values, {**overrides, "preset": choice.preset}))
+            values = merge(choice.values, start.network)
+            spec = resolve_training(merge(values, {**overrides, "preset": choice.preset}))
             reason = choice.reason
         spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
         val_path = ""
         if spec.dataset.val_path:
             val_path = str(await self._path(spec.dataset.val_path, "spec.dataset.val_path"))
-        if spec.initial_weights:
-            path = await self._path(spec.initial_weights, "spec.initial_weights")
-            spec = spec.model_copy(update={"initial_weights": str(path)})
+        spec = spec.model_copy(update={"initial_weights": start.name})
+        check_network(spec, start)
         classes, warnings = train.classes, train.warnings
         if len(classes) == 1 and train.warning and spec.objective.classification_weight:
             # A classifier of one class learns nothing, so this is an archive's own folder.
             raise _dataset_error("spec.dataset.train_path", train.warning)
+        elif len(classes) == 1 and spec.objective.classification_weight:
+            problem = (
+                f"has one class folder, '{printable(classes[0])}': a classifier of one class "
+                "learns nothing, and its top-1 is always 1; give a folder with one sub-folder for "
+                "each class, or set objective.classification_weight to 0"
+            )
+            if spec.objective.classification_weight == 1:
+                raise _dataset_error("spec.dataset.train_path", problem)
+            warnings += (f"dataset {printable(str(train_path))} {problem}",)
         if spec.model.classes and spec.model.classes < len(classes):
             raise MultigrainError.field(
                 "spec.model.classes",
@@ -203,7 +227,37 @@ class SubmissionChecks:
         )
         model = spec.model.model_copy(update={"classes": spec.model.classes or len(classes)})
         spec = spec.model_copy(update={"dataset": dataset, "model": model})
-        return CheckedSpec(JobKind.TRAINING, spec, warnings=warnings, preset_reason=reason)
+        return CheckedSpec(
+            JobKind.TRAINING,
+            spec,
+            weights_path=start.weights_path,
+            of_job=start.of_job,
+            warnings=warnings,
+            preset_reason=reason,
+            hub=start.hub,
+        )
+
+    async def _start_of(self, initial_weights: str) -> WeightsStart:
+        """Finds the weights that a training run starts from."""
+        if not initial_weights:
+            return WeightsStart()
+        field = "spec.initial_weights"
+        reference = parse_reference(initial_weights, field)
+        if reference is None:
+            path = await self._path(initial_weights, field)
+            network = await self._read(path, partial(stored_network, path, self._roots.roots))
+            return WeightsStart(str(path), network=network)
+        if reference.kind in HUBS:
+            check_library(reference, field)
+            network = {"model": {"trunk": reference.trunk, "stem": "imagenet"}}
+            return WeightsStart(str(reference), hub=reference, network=network)
+        path = await self._weights(source_of(reference), field)
+        network = await self._read(path, partial(stored_network, path, None))
+        if reference.kind == "model":
+            return WeightsStart(str(reference), str(path), network=network)
+        # The checkpoint that "last" or "best" is now.
+        step = replace(reference, checkpoint=path.name.rpartition("-")[2].lstrip("0") or "0")
+        return WeightsStart(str(step), str(path), of_job=True, network=network)
 
     def _target(self, overrides: Mapping[str, Any]) -> str:
         """The device to choose a preset for: the user's, or the best that this server has."""
@@ -227,24 +281,29 @@ class SubmissionChecks:
 
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
-        overrides = await self._with_held_out(overrides)
+        overrides = await self._with_held_out(with_source(overrides))
         spec = resolve_evaluation(overrides)
         spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
         weights = await self._weights(spec.weights)
+        hub = hub_of(spec.weights)
         held_out = await self._held_out_record(spec) if spec.held_out else None
         dataset = await self._path(spec.dataset_path, "spec.dataset_path")
         warnings: tuple[str, ...] = ()
         if not FOLDER_TASKS.isdisjoint(spec.tasks):
             folder = await self._scan(dataset, "spec.dataset_path")
             warnings = folder.warnings
-            labels = await self._read(weights, partial(stored_labels, weights, self._roots.roots))
+            labels: tuple[str, ...] = ()
+            if hub is None:
+                labels = await self._read(
+                    weights, partial(stored_labels, weights, self._roots.roots)
+                )
             if labels and not {"classification", "gem_p"}.isdisjoint(spec.tasks):
                 _check_known_classes(folder, labels, "spec.dataset_path")
         await self._check_benchmarks(dataset, spec.tasks, spec.group_queries, "spec.dataset_path")
         spec = spec.model_copy(update={"dataset_path": str(dataset)})
         of_job = bool(spec.weights.job_id)
         checked = CheckedSpec(JobKind.EVALUATION, spec, str(weights), of_job, warnings)
-        return replace(checked, held_out=held_out)
+        return replace(checked, held_out=held_out, hub=hub)
 
     async def _with_held_out(self, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
         """Names the images that the training job of the weights held out, if no others are."""
@@ -284,6 +343,8 @@ class SubmissionChecks:
             bundle = self._bundle_path(str(model))
             job_id = await self._read(bundle, partial(stored_job, bundle, None))
         elif not job_id and (path := source.get("checkpoint_path")):
+            if parse_reference(str(path), "spec.weights.checkpoint_path") is not None:
+                return None
             found = await self._path(str(path), "spec.weights.checkpoint_path")
             job_id = await self._read(found, partial(stored_job, found, self._roots.roots))
         row = self._store.get(job_id) if job_id else None
@@ -294,7 +355,7 @@ class SubmissionChecks:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT,
         DATASET (the images for the whitening), and UNSUPPORTED for a format that cannot be
         written on the device."""
-        spec = resolve_export(overrides)
+        spec = resolve_export(with_source(overrides))
         if self._is_alias(spec.model_name):
             raise MultigrainError.field(
                 "spec.model_name",
@@ -314,10 +375,11 @@ class SubmissionChecks:
             warnings += (await self._scan_images(path, field)).warnings
             spec = spec.model_copy(update={"int8_path": str(path)})
         weights = await self._weights(spec.weights)
+        hub = hub_of(spec.weights)
         of_job = bool(spec.weights.job_id)
         row = self._store.get(spec.weights.job_id) if of_job else None
         training = row.job.request.training if row is not None else None
-        checked = CheckedSpec(JobKind.EXPORT, spec, str(weights), of_job, warnings)
+        checked = CheckedSpec(JobKind.EXPORT, spec, str(weights), of_job, warnings, hub=hub)
         if training is None:
             return checked
         dataset = training.dataset
@@ -336,20 +398,30 @@ class SubmissionChecks:
         path = await self._path(devices.rank_table, "spec.devices.rank_table")
         return devices.model_copy(update={"rank_table": str(path)})
 
-    async def _weights(self, source: WeightsSource) -> Path:
+    async def _weights(self, source: WeightsSource, named: str = "") -> Path:
+        """Finds weights; of a library, the path is without meaning.
+
+        Args:
+            source: the weights.
+            named: field that names a job or a model; "" = those of ``source``.
+        """
         if source.model:
             return self._bundle_path(source.model)
         if source.checkpoint_path:
             field = "spec.weights.checkpoint_path"
+            if (hub := hub_of(source)) is not None:
+                check_library(hub, field)
+                return Path()
             return await self._path(source.checkpoint_path, field)
         row = self._store.get(source.job_id)
         if row is None:
             raise MultigrainError(
-                ErrorKind.NOT_FOUND, f'spec.weights.job_id: no job "{source.job_id}"'
+                ErrorKind.NOT_FOUND,
+                f'{named or "spec.weights.job_id"}: no job "{source.job_id}"',
             )
         if row.job.request.kind is not JobKind.TRAINING:
             raise MultigrainError.field(
-                "spec.weights.job_id",
+                named or "spec.weights.job_id",
                 f"job {source.job_id} is of kind {row.job.request.kind}; only a training job "
                 "has weights",
             )
@@ -367,9 +439,11 @@ class SubmissionChecks:
         except MultigrainError as error:
             if error.kind is ErrorKind.INVALID_FIELD:
                 raise MultigrainError.field(
-                    "spec.weights.checkpoint", error.violations[0].message
+                    named or "spec.weights.checkpoint", error.violations[0].message
                 ) from error
-            raise MultigrainError(error.kind, f"spec.weights: {error.message}") from error
+            raise MultigrainError(
+                error.kind, f"{named or 'spec.weights'}: {error.message}"
+            ) from error
 
     async def _path(self, path: str, field: str) -> Path:
         """Checks a path of the request, and that a file or a folder is there."""
@@ -426,45 +500,6 @@ def _checked_path(roots: PathRoots, path: str, field: str) -> Path:
             field, f"is {describe_mode(mode)} and not a file or a folder: {path}"
         )
     return found
-
-
-def stored_labels(weights: Path, roots: Roots = None) -> tuple[str, ...]:
-    """Class names in a checkpoint or bundle folder; empty if there are none.
-
-    Args:
-        weights: the folder.
-        roots: folders that its manifest must be in.
-    """
-    manifest = _manifest(weights, roots)
-    return manifest.labels if manifest is not None else ()
-
-
-def stored_job(weights: Path, roots: Roots = None) -> str:
-    """Id of the training job in a checkpoint or bundle folder; empty if there is none.
-
-    Args:
-        weights: the folder.
-        roots: folders that its manifest must be in.
-    """
-    manifest = _manifest(weights, roots)
-    if isinstance(manifest, BundleManifest):
-        return manifest.source.job_id
-    return manifest.job_id if manifest is not None else ""
-
-
-def _manifest(weights: Path, roots: Roots) -> CheckpointManifest | BundleManifest | None:
-    kinds: tuple[tuple[str, type[CheckpointManifest | BundleManifest]], ...] = (
-        ("manifest.json", CheckpointManifest),
-        (MANIFEST_NAME, BundleManifest),
-    )
-    for name, kind in kinds:
-        try:
-            text = read_bytes(weights / name, max_bytes=MAX_DOCUMENT_BYTES, roots=roots)
-            return kind.parse(text)
-        except (OSError, ValueError):
-            # A plain weights file, or a damaged folder: the job reports what is wrong with it.
-            continue
-    return None
 
 
 def _checked_fraction(

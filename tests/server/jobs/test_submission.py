@@ -20,9 +20,11 @@ from multigrain.specs.training import ModelSpec, TrainingSpec
 from multigrain_server.database import Database
 from multigrain_server.devices import Inventory, Leases
 from multigrain_server.file_threads import read_files
+from multigrain_server.jobs import submitted_weights
 from multigrain_server.jobs.job import JobView
 from multigrain_server.jobs.store import SCHEMA, JobStore
-from multigrain_server.jobs.submission import SubmissionChecks, stored_labels
+from multigrain_server.jobs.submission import CheckedSpec, SubmissionChecks
+from multigrain_server.jobs.submitted_weights import stored_labels
 from tests.hostile_files import KINDS, put
 
 
@@ -279,6 +281,92 @@ async def test_an_evaluation_uses_the_images_that_its_training_job_held_out(
             await evaluated(**refused)
     exported = await checks.export({**ASCEND, **part, "model_name": "m"})
     assert exported.held_out == record
+
+
+async def test_one_class_is_said_to_be_useless(tmp_path: Path, dataset: Path) -> None:
+    shutil.rmtree(dataset / "dog")
+    checks, data = _checks(tmp_path), {"dataset": {"train_path": str(dataset)}}
+    (warning,) = (await checks.training(data)).warnings
+    assert "has one class folder, 'cat'" in warning
+    assert "classification_weight to 0" in warning
+    instances = {"objective": {"classification_weight": 0.0}}
+    assert (await checks.training({**data, **instances})).warnings == ()
+    alone = {"objective": {"classification_weight": 1.0, "instance_loss": "none"}}
+    with pytest.raises(MultigrainError, match="has one class folder") as caught:
+        await checks.training({**data, **alone})
+    assert caught.value.violations[0].field == "spec.dataset.train_path"
+
+
+async def test_weights_may_be_named(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(Database(":memory:", [SCHEMA]))
+    training = TrainingSpec.model_validate({"dataset": {"train_path": str(dataset)}})
+    request = JobRequest(
+        job_id="train-1", kind=JobKind.TRAINING, create_time="2026-01-31T12:00:00Z",
+        training=training,
+    )  # fmt: skip
+    store.insert(request, JobView(), 0)
+    checkpoint = tmp_path / "step-00000090"
+    checkpoint.mkdir()
+    network = ModelSpec(trunk="resnet34", stem="small")
+    manifest = CheckpointManifest(step=90, epoch=1, model=network, labels=("cat", "dog"))
+    (checkpoint / "manifest.json").write_text(manifest.model_dump_json())
+    chosen: list[str] = []
+
+    def resolve(_folder: Path, name: str) -> Path:
+        chosen.append(name)
+        return checkpoint
+
+    monkeypatch.setattr("multigrain.checkpoint.store.resolve", resolve)
+    checks, data = _checks(tmp_path, store=store, devices="cpu:1"), {"train_path": str(dataset)}
+
+    async def started(name: str, **fields: object) -> tuple[TrainingSpec, CheckedSpec]:
+        checked = await checks.training({"dataset": data, "initial_weights": name, **fields})
+        assert isinstance(checked.spec, TrainingSpec)
+        return checked.spec, checked
+
+    spec, checked = await started("job:train-1@best")
+    assert (spec.preset, spec.model.trunk, spec.model.stem) == (
+        "photos-finetune", "resnet34", "small"
+    )  # fmt: skip
+    assert spec.initial_weights == "job:train-1@90"
+    assert (checked.weights_path, checked.of_job, chosen) == (str(checkpoint), True, ["best"])
+    # A folder's network is known, too.
+    spec, checked = await started(str(checkpoint), preset="photos-finetune")
+    assert (spec.model.trunk, checked.weights_path) == ("resnet34", "")
+    with pytest.raises(MultigrainError, match="initial_weights has 'resnet34'") as caught:
+        await started("job:train-1", preset="photos-small")
+    assert caught.value.violations[0].field == "spec.model.trunk"
+    with pytest.raises(MultigrainError, match=r'spec.initial_weights: no job "gone"'):
+        await started("job:gone")
+    installed = {"torchvision": object()}
+    monkeypatch.setattr(submitted_weights, "find_spec", installed.get)
+    spec, checked = await started("torchvision:resnet50")
+    assert (spec.model.trunk, spec.initial_weights) == ("resnet50", "torchvision:resnet50")
+    assert str(checked.hub) == "torchvision:resnet50"
+    with pytest.raises(MultigrainError, match=r"multigrain\[hub\]") as caught:
+        await started("timm:resnet50")
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+    async def evaluated(name: str) -> CheckedSpec:
+        weights = {"weights": {"checkpoint_path": name}}
+        return await checks.evaluation({**weights, "dataset_path": str(dataset)})
+
+    found = await evaluated("job:train-1@90")
+    assert isinstance(found.spec, EvaluationSpec)
+    assert (found.spec.weights.job_id, found.spec.weights.checkpoint) == ("train-1", "90")
+    assert found.of_job
+    found = await evaluated("model:birds@2")
+    assert isinstance(found.spec, EvaluationSpec)
+    assert found.spec.weights.model == "birds@2"
+    assert str((await evaluated("torchvision:resnet18")).hub) == "torchvision:resnet18"
+    exported = await checks.export(
+        {"weights": {"checkpoint_path": "torchvision:resnet18"}, "model_name": "m"}
+    )
+    assert str(exported.hub) == "torchvision:resnet18"
+    with pytest.raises(MultigrainError, match="already an exported bundle"):
+        await checks.export({"weights": {"checkpoint_path": "model:m@1"}, "model_name": "m"})
 
 
 async def test_an_empty_path_is_refused(tmp_path: Path) -> None:
