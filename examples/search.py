@@ -8,6 +8,7 @@ Needs a server with a loaded model (``multigrain load MODEL --default``)::
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path)
     parser.add_argument("query", type=Path)
-    parser.add_argument("--server", default="127.0.0.1:50051")
+    server = os.environ.get("MULTIGRAIN_SERVER", "127.0.0.1:50051")
+    parser.add_argument("--server", default=server)
     parser.add_argument("--count", type=int, default=5)
     arguments = parser.parse_args()
 
