@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.config import AccessConfig
@@ -16,6 +16,7 @@ from multigrain_server.access.tokens import TokenEntry, TokenFile
 
 _HEADER = "authorization"
 _UNLIMITED = nullcontext()
+_ANYBODY = nullcontext("")
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -52,9 +53,12 @@ class Access:
         """For how long the token file could not be read; 0 without one."""
         return self._tokens.stale_seconds if self._tokens is not None else 0.0
 
-    @contextmanager
-    def enter(self, method: str, metadata: Metadata, *, stream_from: str = "") -> Iterator[str]:
+    def enter(
+        self, method: str, metadata: Metadata, *, stream_from: str = ""
+    ) -> AbstractContextManager[str]:
         """Surrounds a call that may run; yields the name of its token, or "".
+
+        Errors are raised when the block is entered.
 
         Args:
             method: ``/package.Service/Method``.
@@ -65,6 +69,12 @@ class Access:
             MultigrainError: UNAUTHENTICATED without a known token, FORBIDDEN without a role,
                 OVERLOADED beyond the limits of the token or the client.
         """
+        if self._tokens is None and not stream_from:
+            return _ANYBODY
+        return self._enter(method, metadata, stream_from)
+
+    @contextmanager
+    def _enter(self, method: str, metadata: Metadata, stream_from: str) -> Iterator[str]:
         entry = self._check(RULES.get(method), metadata)
         name = entry.name if entry is not None else ""
         with (

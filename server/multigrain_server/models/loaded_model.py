@@ -291,11 +291,12 @@ class LoadedModel(SupervisedModel):
             metrics.cancelled_items.labels(result.where).inc()
         elif result.error is not None:
             metrics.items_failed.labels(_REASONS.get(result.error, "other")).inc()
+        stages = metrics.stages(name)
         if result.decode_ns:
-            metrics.stage(name, "decode", result.decode_ns / 1e9)
+            stages.decode.observe(result.decode_ns / 1e9)
         if result.batch_items:
-            metrics.stage(name, "queue", result.queue_ns / 1e9)
-            metrics.stage(name, "infer", result.compute_ns / 1e9)
+            stages.queue.observe(result.queue_ns / 1e9)
+            stages.infer.observe(result.compute_ns / 1e9)
             if result.first_in_batch:
                 metrics.batch(name, result.batch_items)
 

@@ -6,13 +6,13 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from multigrain.engine.protocol import Result
 from multigrain.sandbox.apply import MEASURES, Measure
-from multigrain_server.metrics.requests import QuickHistogram
+from multigrain_server.metrics.requests import Observations, QuickHistogram
 
 
 @dataclass(slots=True)
@@ -93,7 +93,15 @@ class ModelStatistics:
             times.infer.add(result.compute_ns)
 
 
-Stage = Literal["admit", "decode", "queue", "infer", "encode"]
+class Stages(NamedTuple):
+    """One series of a histogram for each stage."""
+
+    admit: Observations
+    decode: Observations
+    queue: Observations
+    infer: Observations
+    encode: Observations
+
 
 # 0.1 ms (an admission) to 60 s (a load), about 2.2 times apart.
 _SECONDS = (
@@ -221,8 +229,10 @@ class ServingMetrics:
             "Engines that ended unexpectedly and were replaced.",
             registry=registry,
         )
+        # Counted without the lock of a series, and read when metrics are collected.
+        self._queued: dict[str, int] = {}
         # Looking a series up by its labels takes longer than changing it.
-        self._queues: dict[str, Gauge] = {}
+        self._stages: dict[str, Stages] = {}
         self._engine_memory = Gauge(
             "multigrain_engine_memory_bytes",
             "Resident memory of a model's engine.",
@@ -240,17 +250,22 @@ class ServingMetrics:
     def refused(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
 
-    def stage(self, model: str, stage: Stage, seconds: float) -> None:
-        self._stage.labels(model, stage).observe(seconds)
+    def stages(self, model: str) -> Stages:
+        """The time that a model's images spend in each stage, in seconds."""
+        stages = self._stages.get(model)
+        if stages is None:
+            stages = Stages(*(self._stage.labels(model, stage) for stage in Stages._fields))
+            self._stages[model] = stages
+        return stages
 
     def batch(self, model: str, items: int) -> None:
         self._batch.labels(model).observe(items)
 
     def queue(self, model: str, change: int) -> None:
-        series = self._queues.get(model)
-        if series is None:
-            series = self._queues[model] = self._queue.labels(model)
-        series.inc(change)
+        if model not in self._queued:
+            self._queued[model] = 0
+            self._queue.labels(model).set_function(lambda: self._queued[model])
+        self._queued[model] += change
 
     def engine_memory(self, name: str, version: int, size: int) -> None:
         self._engine_memory.labels(name, str(version)).set(size)

@@ -285,7 +285,10 @@ class Flow:
 
     def seconds_at_most(self, work: Work) -> float:
         """Seconds until everything in flight is computed, and ``work`` with it; 0 = unknown."""
-        quick = (self.units + work.units) / self.rate if self.rate else 0.0
+        rate = self.rate
+        quick = (self.units + work.units) / rate if rate else 0.0
+        if work.lanes == _NO_LANES and not any(self.lanes):
+            return quick
         return max(
             quick, *self._lane_seconds(a + b for a, b in zip(self.lanes, work.lanes, strict=True))
         )

@@ -126,15 +126,19 @@ class ImageService:
         try:
             head = _head(request, model)
             self._check_deadline(request)
+            size = sum(map(len, request.images))
             if self._cache is None:
                 # Before the time is spent to look at the images.
                 self.admission.check_room(request, model.engine)
             # Larger ones are refused without a look at them.
             limit = 0 if request.tensors else self._config.max_image_bytes
-            examined = [image if len(image) <= limit else b"" for image in request.images]
+            examined = request.images
+            if size > limit:
+                examined = [image if len(image) <= limit else b"" for image in examined]
+                size = sum(map(len, examined))
             if request.tensors:
                 request.costs = ()  # nothing is decoded
-            elif sum(map(len, examined)) <= _EXAMINED_AT_ONCE:
+            elif size <= _EXAMINED_AT_ONCE:
                 request.costs = _decode_costs(examined, head.resolution)
             else:
                 request.costs = await asyncio.get_running_loop().run_in_executor(
@@ -160,7 +164,7 @@ class ImageService:
 
     def encoded(self, response: ImageResponse, seconds: float) -> None:
         """Counts how long it took to encode a response as a message."""
-        self._metrics.stage(response.version.name, "encode", seconds)
+        self._metrics.stages(response.version.name).encode.observe(seconds)
         model = self._catalog.loaded.get(response.version)
         if model is not None:
             model.statistics.encode.add(int(seconds * 1e9))
@@ -223,7 +227,7 @@ class ImageService:
         name, images = model.entry.version.name, len(request.images)
         with self.admission.admit(request, engine) as image_answered:
             admitted = time.monotonic_ns()
-            self._metrics.stage(name, "admit", (admitted - request.received_ns) / 1e9)
+            self._metrics.stages(name).admit.observe((admitted - request.received_ns) / 1e9)
             self._metrics.queue(name, images)
             try:
                 results = await self._gather(request, engine, image_answered)
