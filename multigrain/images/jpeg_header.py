@@ -21,6 +21,7 @@ _UNSUPPORTED_FRAMES: Final = {
     0xCB: "a lossless JPEG with arithmetic coding",
     0xF7: "a JPEG-LS image",
 }
+_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _APP0, _APP1 = 0xE0, 0xE1
 _NOTED: Final = frozenset({_APP0, _APP1, 0xEE})
@@ -106,9 +107,9 @@ class JpegHeader:
             raise unsupported("a JPEG whose height follows its first scan", "save it again")
         if max(width, height) > _MAX_SIDE:
             raise unsupported(f"a JPEG with a side of more than {_MAX_SIDE} pixels")
-        if not all(factor for pair in self.factors for factor in pair):
+        if not _all_set(self.factors):
             raise damaged("JPEG", "a sampling factor is 0")
-        if any(ratio % 1 for ratio in _ratios(self.factors)):
+        if _fractional(self.factors):
             raise unsupported(
                 "a JPEG with fractional sampling factors", "save it as 4:4:4 or 4:2:0"
             )
@@ -128,14 +129,16 @@ def read_header(data: bytes) -> JpegHeader:
     exif: int | None = None
     position = 2
     fill = _MAX_FILL
+    size = len(data)
     # Like libjpeg: what precedes the next marker is skipped.
     for _ in range(_MAX_SEGMENTS):
-        if _MARKER.match(data, position):
+        # Nearly always there is nothing to skip, and a pattern takes longer.
+        if position + 1 < size and data[position] == 0xFF and 0 < data[position + 1] < 0xFF:
             position += 2
         else:
             found = _MARKER.search(data, position, position + fill + 2)
             if found is None:
-                if position + fill + 2 < len(data):
+                if position + fill + 2 < size:
                     raise damaged(
                         "JPEG", f"more than {_MAX_FILL} bytes of its header are no segments"
                     )
@@ -150,19 +153,19 @@ def read_header(data: bytes) -> JpegHeader:
                 _read_frame(header, frame)
                 header.orientation = exif or 1
                 header.scan = position - 2
-                header.scan_channels = data[position + 2] if position + 2 < len(data) else 0
+                header.scan_channels = data[position + 2] if position + 2 < size else 0
                 return header
-            if marker == _END_OF_IMAGE and position == len(data):
+            if marker == _END_OF_IMAGE and position == size:
                 raise unsupported("a JPEG that holds tables only", "send a picture")
             # In the middle of a file the end is a sign of damage.
             raise damaged("JPEG", "it has no frame header")
         # A length below that of itself is taken as empty, as in libjpeg.
         end = position + max(2, int.from_bytes(data[position : position + 2], "big"))
-        if end > len(data):
+        if end > size:
             break
         if marker == _HIERARCHICAL:
             raise unsupported("a hierarchical JPEG")
-        if _is_frame(marker):
+        if marker in _FRAMES:
             if not header.frame:
                 header.frame, frame = marker, data[position + 2 : end]
         elif marker in _NOTED:
@@ -258,6 +261,17 @@ def finest(factors: tuple[tuple[int, int], ...]) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
+def _all_set(factors: tuple[tuple[int, int], ...]) -> bool:
+    return all(factor for pair in factors for factor in pair)
+
+
+@lru_cache(maxsize=64)
+def _fractional(factors: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the samples of a channel are no whole number of those of the finest one."""
+    return any(ratio % 1 for ratio in _ratios(factors))
+
+
+@lru_cache(maxsize=64)
 def _ratios(factors: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
     """How many times more samples the finest channel has, in both directions."""
     both = list(zip(*factors, strict=True))
@@ -270,7 +284,3 @@ def _note(header: JpegHeader, marker: int, body: bytes) -> None:
         header.jfif = header.jfif or (body.startswith(b"JFIF\x00") and len(body) >= 14)
     elif body.startswith(b"Adobe") and len(body) >= 12:
         header.transform = body[11]
-
-
-def _is_frame(marker: int) -> bool:
-    return (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7
