@@ -14,7 +14,7 @@ from multigrain.model.cost import PASSES, trunk_cost
 from multigrain.specs.training import TrainingSpec
 
 # Training reaches this share of a matrix product's speed (measured with MindSpore 2.8 on two cores:
-# ResNet-18 at 64 px and ResNet-50 at 128 px).
+# ResNet-18 at 64 and 128 px, ResNet-50 at 96 px).
 _EFFICIENCY: Final = 0.4
 _PROBE: Final = 1024  # rows and columns of the matrices
 _PROBE_SECONDS: Final = 0.2

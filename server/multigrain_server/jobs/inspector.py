@@ -36,6 +36,7 @@ _MOST_SECONDS: Final = 600.0
 # Beside the decoding: to list the folder and to find equal files.
 _OTHER_SECONDS: Final = 240.0
 _LATEST: Final = 50  # training jobs among which a run of the same network is searched
+_FEWEST_STEPS: Final = 10  # of a run, for a rate without compilation
 _MODULE: Final = "multigrain.train.inspect_process"
 
 
@@ -145,7 +146,7 @@ class Inspector:
         """Images per second of the newest run of the same network on such devices, and its job."""
         for row in self._store.page(JobFilter(kinds=("TRAINING",)), None, _LATEST):
             loss, other = row.job.view.last_loss, row.job.request.training
-            if other is None or loss is None or loss.compiled or not loss.images_per_second:
+            if other is None or loss is None or loss.step < _FEWEST_STEPS:
                 continue
             if _speed_of(other) == _speed_of(spec):
                 return loss.images_per_second, row.job.job_id

@@ -117,7 +117,7 @@ async def test_the_rate_of_an_earlier_run_of_the_same_network_is_used(tmp_path: 
             create_time=f"2026-01-31T12:00:0{number}Z",
             training=training,
         )
-        loss = LossRecord(9, 9, 1, 1, 1.0, 1.0, 1.0, 0.1, images_per_second=rate)
+        loss = LossRecord(10, 10, 1, 1, 1.0, 1.0, 1.0, 0.1, images_per_second=rate)
         store.insert(request, JobView(last_loss=loss), 0)
     spec = resolve_training(
         {"preset": "photos-small", "dataset": dataset, "evaluation": {"every_epochs": 0}}
