@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +46,19 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def script(pages: list[Path]) -> str:
+def script(pages: list[Path], also: Collection[str] = ()) -> str:
     """The blocks of several pages, one after the other, in one bash.
 
     Each begins with its place on standard error, so that a failure names it.
+
+    Args:
+        pages: with the blocks.
+        also: reasons for which blocks are not run otherwise.
     """
     lines = []
     for page in pages:
         for block in blocks(page):
-            if block.language not in RUNNABLE or block.not_run:
+            if block.language not in RUNNABLE or (block.not_run and block.not_run not in also):
                 continue
             lines.append(f'echo "--- {page.name}:{block.line} after $SECONDS s" >&2')
             if block.language == "python":
