@@ -34,7 +34,7 @@ from multigrain.engine.worker import Worker
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import exit_if_out_of_memory, release_freed_memory
 from multigrain.processes import low_priority
-from multigrain.sandbox.apply import SandboxReport
+from multigrain.sandbox.apply import SandboxReport, forbid_new_memory_files
 from multigrain.text import printable
 from multigrain.whitening import StoredWhitening, read_whitening
 
@@ -63,6 +63,12 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
         check_sandbox(settings, sandbox)
         with low_priority() if settings.low_priority else contextlib.nullcontext():
             bundle = read_bundle(settings)
+            by_lane = decoders(settings, bundle.manifest, template)
+            inflight_fd = settings.inflight_fd
+            if inflight_fd < 0:
+                inflight_fd = InFlightSlots.allocate(settings.max_batch)
+            if sandbox.active("system_calls"):
+                forbid_new_memory_files()
             compute = Compute(settings.device, settings.threads, settings.max_batch)
             loaded = load(settings.runtime, bundle, compute)
             runtimes, manifest = loaded.runtimes, bundle.manifest
@@ -74,7 +80,6 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
         exit_if_out_of_memory(error)  # the daemon reports the exit code as the reason
         connection.send(LoadFailed(error=ErrorKind.CHECKPOINT, message=unexpected(error)))
         return 1
-    by_lane = decoders(settings, bundle.manifest, template)
     starting = threading.Thread(target=start_all, args=(by_lane[Lane.ORDINARY],), daemon=True)
     starting.start()
     latencies = {
@@ -82,7 +87,6 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
         for resolution, runtime in runtimes.items()
     }
     release_freed_memory()
-    inflight_fd = settings.inflight_fd
     worker = Worker(
         runtimes,
         manifest.heads[0].resolution,
@@ -92,7 +96,7 @@ def serve(settings: EngineSettings, template: socket.socket, sandbox: SandboxRep
         decode_wall_seconds=settings.decode_wall_seconds,
         latencies=latencies,
         whitenings=whitenings,
-        inflight=InFlightSlots(inflight_fd, settings.max_batch) if inflight_fd >= 0 else None,
+        inflight=InFlightSlots(inflight_fd, settings.max_batch),
     )
     starting.join()  # the first image should not wait for it
     worker.start()

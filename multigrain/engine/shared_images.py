@@ -43,12 +43,16 @@ class StoredImage(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 class SharedImages:
     """The daemon's side of the memory that it shares with one engine.
 
+    Attributes:
+        engine_fd: the descriptor for the engine, which may only read.
+
     Raises:
         OSError: if the host cannot provide such memory.
     """
 
     def __init__(self) -> None:
         self.fd = shared_memory.allocate("multigrain-images", _SIZE)
+        self.engine_fd = shared_memory.read_only(self.fd)
         self._end = 0
         # Places without an image, by their size, which is a power of two; those that have memory
         # and those that have none. A place is never split or joined, so that no two overlap.
@@ -90,7 +94,8 @@ class SharedImages:
 
     def close(self) -> None:
         os.close(self.fd)
-        self.fd = -1
+        os.close(self.engine_fd)
+        self.fd = self.engine_fd = -1
 
     def _release(self, offset: int, size: int) -> None:
         """Frees a whole place: a larger image may have been there before the last one."""

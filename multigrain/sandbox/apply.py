@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -37,8 +38,9 @@ SandboxMode = Literal["auto", "off", "required"]
 
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 _CAPABILITY_VERSION = 0x20080522  # linux/capability.h
-# DAC_OVERRIDE, DAC_READ_SEARCH, SYS_NICE: a daemon of root may read the files of others.
-_KEPT_CAPABILITIES = 1 << 1 | 1 << 2 | 1 << 23
+# DAC_READ_SEARCH, SYS_NICE: a daemon of root may read the files of others.
+_KEPT_CAPABILITIES = 1 << 2 | 1 << 23
+_DAC_OVERRIDE = 1 << 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Sandbox:
         fork: may start processes.
         attributes: may change mode, owner and times of files.
         capabilities: keeps those of root.
+        overrides: as root, may write files that belong to others.
         filter: refuse system calls; without it, the four above are allowed.
         limits: highest values by name in ``resource``, such as "RLIMIT_NOFILE"; a lower one stays.
         reasons: why a measure is not wanted, for the report.
@@ -80,6 +83,7 @@ class Sandbox:
     fork: bool = False
     attributes: bool = False
     capabilities: bool = False
+    overrides: bool = False
     filter: bool = True
     limits: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[MeasureName, str] = field(default_factory=dict)
@@ -128,7 +132,7 @@ def apply(sandbox: Sandbox) -> SandboxReport:
     what it starts. The rest holds for all threads.
     """
     found = {
-        "no_new_privs": _attempt("no_new_privs", lambda: _set_no_new_privs(sandbox.capabilities)),
+        "no_new_privs": _attempt("no_new_privs", lambda: _set_no_new_privs(sandbox)),
         "limits": _set_limits(sandbox.limits),
     }
     found.update(_restrict_files(sandbox))
@@ -136,6 +140,16 @@ def apply(sandbox: Sandbox) -> SandboxReport:
     return SandboxReport(
         tuple(_explained(found[name], sandbox.reasons.get(name, "")) for name in MEASURES)
     )
+
+
+def forbid_new_memory_files() -> None:
+    """Forbids this process to make files in memory; called once it has those that it needs.
+
+    What is written to them counts against no limit of the process, not even once it is unmapped.
+    Where there are no filters, which the report of :func:`apply` says, nothing happens.
+    """
+    with suppress(OSError):
+        seccomp.install(seccomp.MemoryFileFilter())
 
 
 def probe() -> SandboxReport:
@@ -159,26 +173,26 @@ def probe() -> SandboxReport:
     return SandboxReport(tuple(found))
 
 
-def _set_no_new_privs(capabilities: bool) -> str:
+def _set_no_new_privs(sandbox: Sandbox) -> str:
     if not sys.platform.startswith("linux"):
         raise OSError(0, "a part of Linux")
     libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
         raise OSError(ctypes.get_errno(), "refused by the kernel")
-    if not capabilities:
-        _drop_capabilities(libc)
+    if not sandbox.capabilities:
+        _drop_capabilities(libc, _KEPT_CAPABILITIES | _DAC_OVERRIDE * sandbox.overrides)
     return ""
 
 
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
+def _drop_capabilities(libc: ctypes.CDLL, allowed: int) -> None:
     """Keeps a process of root from what only root may do, such as reading the kernel's memory."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     # Effective, permitted and inheritable ones, 32 at a time.
     held = (ctypes.c_uint32 * 6)()
     if libc.capget(header, held) != 0:
         raise OSError(ctypes.get_errno(), "its capabilities cannot be read")
-    kept = [value & _KEPT_CAPABILITIES if index < 3 else 0 for index, value in enumerate(held)]
+    kept = [value & allowed if index < 3 else 0 for index, value in enumerate(held)]
     if kept != list(held) and libc.capset(header, (ctypes.c_uint32 * 6)(*kept)) != 0:
         raise OSError(ctypes.get_errno(), "its capabilities cannot be dropped")
 

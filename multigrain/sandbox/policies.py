@@ -128,6 +128,7 @@ def worker_sandbox(*, read: Iterable[Path], write: Iterable[Path]) -> Sandbox:
         execute=True,
         fork=True,
         attributes=True,
+        overrides=True,
         limits={"RLIMIT_CORE": 0},
     )
 

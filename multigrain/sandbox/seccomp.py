@@ -32,6 +32,9 @@ _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
 # for programs that run other people's code.
 _TSYNC, _SPEC_ALLOW = 1, 4
 
+_DENIED = _ERRNO | errno.EPERM
+_Instruction = tuple[int, int, int, int]
+
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16  # struct seccomp_data
@@ -78,6 +81,8 @@ ATTRIBUTES: Final = (
     *("setxattrat", "removexattrat", "file_setattr"),
     *("utime", "utimes", "futimesat", "utimensat", "truncate"),
 )
+#: Files without a name, in memory.
+MEMORY_FILES: Final = ("memfd_create", "memfd_secret")
 EXECUTE: Final = ("execve", "execveat")
 FORK: Final = ("fork", "vfork")
 #: Everything that makes a new connection. A pair of connected sockets can still be made.
@@ -96,7 +101,7 @@ _COMMON: Final = _table(
     io_uring_setup 425, io_uring_enter 426, io_uring_register 427, open_tree 428,
     move_mount 429, fsopen 430, fsconfig 431, fsmount 432, fspick 433, clone3 435,
     pidfd_getfd 438, process_madvise 440, mount_setattr 442, quotactl_fd 443,
-    process_mrelease 448, fchmodat2 452, setxattrat 463, removexattrat 466,
+    memfd_secret 447, process_mrelease 448, fchmodat2 452, setxattrat 463, removexattrat 466,
     open_tree_attr 467, file_setattr 469
     """
 )
@@ -117,7 +122,7 @@ _X86_64: Final = _COMMON | _table(
     utimensat 280, accept4 288, perf_event_open 298, fanotify_init 300, prlimit64 302,
     name_to_handle_at 303, open_by_handle_at 304, clock_adjtime 305, setns 308,
     process_vm_readv 310, process_vm_writev 311, kcmp 312, finit_module 313, seccomp 317,
-    kexec_file_load 320, bpf 321, execveat 322, userfaultfd 323
+    memfd_create 319, kexec_file_load 320, bpf 321, execveat 322, userfaultfd 323
     """
 )
 # include/uapi/asm-generic/unistd.h, which arm64 uses; it lacks old calls, such as fork.
@@ -135,7 +140,7 @@ _AARCH64: Final = _COMMON | _table(
     migrate_pages 238, move_pages 239, perf_event_open 241, accept4 242, prlimit64 261,
     fanotify_init 262, name_to_handle_at 264, open_by_handle_at 265, clock_adjtime 266,
     setns 268, process_vm_readv 270, process_vm_writev 271, kcmp 272, finit_module 273,
-    seccomp 277, bpf 280, execveat 281, userfaultfd 282, kexec_file_load 294
+    seccomp 277, memfd_create 279, bpf 280, execveat 281, userfaultfd 282, kexec_file_load 294
     """
 )
 
@@ -186,37 +191,56 @@ class Filter:
     def program(self, architecture: Architecture) -> bytes:
         """The filter as an array of ``struct sock_filter``."""
         calls = architecture.calls
-        denied = _ERRNO | errno.EPERM
-        code = [
-            (_LOAD, 0, 0, _ARCHITECTURE_AT),
-            (_EQUAL, 1, 0, architecture.audit),
-            # 32-bit calls have other numbers.
-            (_RETURN, 0, 0, denied),
-            (_LOAD, 0, 0, _NUMBER_AT),
-            (_AT_LEAST, 0, 1, _X32),
-            (_RETURN, 0, 0, denied),
-        ]
-        for name in self.forbidden():
-            if name in calls:
-                code += [(_EQUAL, 0, 1, calls[name]), (_RETURN, 0, 0, denied)]
+        code = _without(self.forbidden(), architecture)
         # The flags of clone3 are in memory, which a filter cannot read. The C library falls back
         # to clone, whose flags are a number.
         code += [(_EQUAL, 0, 1, calls["clone3"]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
         if self.fork:
-            code += _argument(calls["clone"], 0, (_ANY_BIT, 0, 1, _CLONE_NAMESPACES), denied=denied)
+            code += _argument(calls["clone"], 0, (_ANY_BIT, 0, 1, _CLONE_NAMESPACES))
         else:
-            code += _argument(calls["clone"], 0, (_ANY_BIT, 1, 0, _CLONE_THREAD), denied=denied)
+            code += _argument(calls["clone"], 0, (_ANY_BIT, 1, 0, _CLONE_THREAD))
         # The limits of other processes of this user.
-        code += _argument(calls["prlimit64"], 0, (_EQUAL, 1, 0, 0), denied=denied)
+        code += _argument(calls["prlimit64"], 0, (_EQUAL, 1, 0, 0))
         for request in (_TIOCSTI, _TIOCLINUX, *(() if self.attributes else _FILE_IOCTLS)):
-            code += _argument(calls["ioctl"], 1, (_EQUAL, 0, 1, request), denied=denied)
+            code += _argument(calls["ioctl"], 1, (_EQUAL, 0, 1, request))
         if not self.sockets:
             pair = calls["socketpair"]
-            code += _argument(pair, 0, (_EQUAL, 1, 0, socket.AF_UNIX), denied=denied)
+            code += _argument(pair, 0, (_EQUAL, 1, 0, socket.AF_UNIX))
             stream, packets = (_EQUAL, 2, 0, _STREAM), (_EQUAL, 1, 0, _PACKETS)
-            code += _argument(pair, 1, stream, packets, denied=denied, mask=_SOCKET_TYPE)
-        code.append((_RETURN, 0, 0, _ALLOW))
-        return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+            code += _argument(pair, 1, stream, packets, mask=_SOCKET_TYPE)
+        return _assembled(code)
+
+
+@dataclass(frozen=True)
+class MemoryFileFilter:
+    """Forbids files in memory, in addition to a :class:`Filter`."""
+
+    def program(self, architecture: Architecture) -> bytes:
+        """The filter as an array of ``struct sock_filter``."""
+        return _assembled(_without(MEMORY_FILES, architecture))
+
+
+def _without(names: Iterable[str], architecture: Architecture) -> list[_Instruction]:
+    """Instructions that deny some calls, and leave the number of any other loaded."""
+    code = [
+        (_LOAD, 0, 0, _ARCHITECTURE_AT),
+        (_EQUAL, 1, 0, architecture.audit),
+        # 32-bit calls have other numbers.
+        (_RETURN, 0, 0, _DENIED),
+        (_LOAD, 0, 0, _NUMBER_AT),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, _DENIED),
+    ]
+    for name in names:
+        if name in architecture.calls:
+            code += [(_EQUAL, 0, 1, architecture.calls[name]), (_RETURN, 0, 0, _DENIED)]
+    return code
+
+
+def _assembled(code: Iterable[_Instruction]) -> bytes:
+    return b"".join(
+        struct.pack("HBBI", *instruction) for instruction in (*code, (_RETURN, 0, 0, _ALLOW))
+    )
 
 
 def architecture() -> Architecture | None:
@@ -236,7 +260,7 @@ def check() -> None:
     _seccomp(_known(), _GET_ACTION_AVAIL, 0, ctypes.byref(action))
 
 
-def install(wanted: Filter) -> None:
+def install(wanted: Filter | MemoryFileFilter) -> None:
     """Installs a filter for all threads of this process and what they start. It cannot be removed.
 
     The process must have set no_new_privs.
@@ -274,7 +298,6 @@ def _argument(
     number: int,
     index: int,
     *tests: tuple[int, int, int, int],
-    denied: int,
     mask: int | None = None,
 ) -> list[tuple[int, int, int, int]]:
     """Forbids a call by the lower half of an argument. A test allows it by a jump over the rest of
@@ -282,7 +305,7 @@ def _argument(
     body = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * index)]
     if mask is not None:
         body.append((_AND, 0, 0, mask))
-    body += [*tests, (_RETURN, 0, 0, denied), (_LOAD, 0, 0, _NUMBER_AT)]
+    body += [*tests, (_RETURN, 0, 0, _DENIED), (_LOAD, 0, 0, _NUMBER_AT)]
     return [(_EQUAL, 0, len(body), number), *body]
 
 

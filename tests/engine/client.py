@@ -30,14 +30,14 @@ class EngineClient:
         settings = EngineSettings(
             bundle=bundle,
             socket_fd=theirs.fileno(),
-            images_fd=self.images.fd,
+            images_fd=self.images.engine_fd,
             parent_pid=os.getpid(),
             **options,
         )
         self.process = subprocess.Popen(
             [*held.COMMAND, *settings.arguments()],
             env=held.holdable(os.environ) | {held.DECODE_SECONDS: str(decode_seconds or "")},
-            pass_fds=(theirs.fileno(), self.images.fd),
+            pass_fds=(theirs.fileno(), self.images.engine_fd),
         )
         theirs.close()
         self.socket = ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from multigrain.engine.protocol import Connection, LoadFailed, Ready, Result, Submit
 from multigrain.engine.serve import check_sandbox
 from multigrain.engine.settings import EngineSettings
+from multigrain.engine.shared_images import SharedImages
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.memory import EXIT_OUT_OF_MEMORY
 from multigrain.processes import child_environment, python_command
@@ -27,7 +29,7 @@ from multigrain.storage import describe
 from tests.engine.bundles import write_bundle
 from tests.engine.client import EngineClient
 from tests.engine.pictures import picture
-from tests.sandbox.attack import chosen
+from tests.sandbox.attack import chosen, memory_attacks
 from tests.sandbox.test_attacks import ROOT, folder
 
 __all__ = ["folder"]  # a fixture
@@ -137,10 +139,13 @@ import json, sys
 from pathlib import Path
 from multigrain.engine import __main__ as engine, decoder_process
 from multigrain.errors import ErrorKind, MultigrainError
-from tests.sandbox.attack import chosen, outcome
+from tests.sandbox.attack import chosen, memory_attacks, outcome
 
 def attack(*_):
-    found = {title: outcome(attempt) for title, attempt in chosen(NAME, Path(FOLDER)).items()}
+    attempts = chosen(NAME, Path(FOLDER))
+    if NAME == "engine":
+        attempts |= memory_attacks(IMAGES)
+    found = {title: outcome(attempt) for title, attempt in attempts.items()}
     raise MultigrainError(ErrorKind.UNSUPPORTED, json.dumps(found))
 
 if NAME == "decoder":
@@ -173,18 +178,23 @@ def test_a_captured_process_of_an_engine_reaches_nothing_outside(
     name: str, folder: Path, bundle: Path, captured: list[subprocess.Popen[bytes]]
 ) -> None:
     """The runtime, or the decoder, does what an attacker would."""
-    script = f"NAME, FOLDER = {name!r}, {str(folder)!r}\n{_CAPTURED}"
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with ours, theirs, contextlib.closing(SharedImages()) as images:
+        images_fd = images.engine_fd
+        script = f"NAME, FOLDER, IMAGES = {name!r}, {str(folder)!r}, {images_fd}\n{_CAPTURED}"
         settings = EngineSettings(
-            bundle=bundle, socket_fd=theirs.fileno(), runtime="onnxruntime", parent_pid=os.getpid()
+            bundle=bundle,
+            socket_fd=theirs.fileno(),
+            images_fd=images_fd,
+            runtime="onnxruntime",
+            parent_pid=os.getpid(),
         )
         captured.append(
             subprocess.Popen(
                 [*python_command("unused")[:2], "-c", script, *settings.arguments()],
                 env=child_environment({**os.environ, "PYTHONPATH": str(ROOT)}),
                 cwd="/",
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), images_fd),
             )
         )
         theirs.close()
@@ -197,7 +207,9 @@ def test_a_captured_process_of_an_engine_reaches_nothing_outside(
             connection.send(Submit(id=1, top_k=1), picture(1))
             answer = next(frames).message
         assert isinstance(answer, LoadFailed | Result)
-        assert json.loads(answer.message) == dict.fromkeys(chosen(name, folder), "refused")
+        assert not os.fstat(images.fd).st_blocks  # of the memory that the engine could fill
+    attempts = chosen(name, folder) | (memory_attacks(-1) if name == "engine" else {})
+    assert json.loads(answer.message) == dict.fromkeys(attempts, "refused")
     assert (folder / "outside").read_text() == "secret"
 
 

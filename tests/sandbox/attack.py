@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import resource
 import socket
@@ -107,6 +108,33 @@ def attributes(folder: Path) -> dict[str, Callable[[], object]]:
         "change the mode": lambda: secret.chmod(0o777),
         "change the owner": lambda: os.chown(secret, os.getuid(), os.getgid()),
         "change the times": lambda: os.utime(secret, (0, 0)),
+    }
+
+
+def memory_attacks(images: int) -> dict[str, Callable[[], object]]:
+    """Attempts of an engine to fill memory that no limit of a process counts.
+
+    Args:
+        images: descriptor of the memory that it shares with the daemon.
+    """
+
+    def reopen() -> None:
+        os.close(os.open(f"/proc/self/fd/{images}", os.O_RDWR))
+
+    def write() -> None:
+        try:
+            os.pwrite(images, b"x" * 4096, 0)
+        except OSError as error:
+            # What a descriptor without the right to write answers.
+            raise OSError(errno.EACCES if error.errno == errno.EBADF else error.errno, "") from None
+
+    return {
+        "make a file in memory": lambda: os.memfd_create("attack"),
+        "make a secret file in memory": lambda: _call("memfd_secret", 0),
+        "map the shared images": lambda: mmap.mmap(images, 4096, prot=mmap.PROT_WRITE),
+        "write the shared images": write,
+        "open the shared images for writing": reopen,
+        "make the shared images writable": lambda: os.fchmod(images, 0o600),
     }
 
 

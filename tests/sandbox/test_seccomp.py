@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from multigrain.sandbox import seccomp
-from multigrain.sandbox.seccomp import ARCHITECTURES, Filter
+from multigrain.sandbox.seccomp import ARCHITECTURES, Filter, MemoryFileFilter
 
 ALLOWED, DENIED, MISSING = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
@@ -71,6 +71,18 @@ def test_what_is_allowed_is_not_refused(machine: str) -> None:
             assert decision(program, found.audit, number) == ALLOWED, name
     for name, number in seccomp.numbers(seccomp.ALWAYS, machine).items():
         assert decision(program, found.audit, number) == DENIED, name
+
+
+def test_files_in_memory_are_refused_by_a_filter_of_their_own(machine: str) -> None:
+    found = ARCHITECTURES[machine]
+    program = MemoryFileFilter().program(found)
+    files = seccomp.numbers(seccomp.MEMORY_FILES, machine)
+    assert len(files) == 2
+    for name, number in files.items():
+        assert decision(program, found.audit, number) == DENIED, name
+    for number in USUAL[machine]:
+        if number not in files.values():
+            assert decision(program, found.audit, number) == ALLOWED, number
 
 
 def test_calls_of_another_architecture_are_refused(machine: str) -> None:

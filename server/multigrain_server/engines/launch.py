@@ -280,11 +280,11 @@ async def launch(
             with contextlib.suppress(OSError):
                 images = SharedImages()
                 failed.callback(images.close)
-                passed.append(images.fd)
+                passed.append(images.engine_fd)
             settings = settings.model_copy(
                 update={
                     "inflight_fd": inflight_fd,
-                    "images_fd": -1 if images is None else images.fd,
+                    "images_fd": -1 if images is None else images.engine_fd,
                 }
             )
             process = await asyncio.create_subprocess_exec(

@@ -356,14 +356,20 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _parse(self, message: service_pb2.ModelInferRequest, context: Context) -> InferRequest:
         now = time.monotonic_ns()
-        return infer_request(
-            message,
-            self._models.reference(message.model_name, message.model_version),
-            max_images=self._config.max_images_per_request,
-            sender=origin.get(),
-            received_ns=now,
-            deadline_ns=deadline_ns(context, now),
-        )
+        sender = origin.get()
+        try:
+            return infer_request(
+                message,
+                self._models.reference(message.model_name, message.model_version),
+                max_images=self._config.max_images_per_request,
+                sender=sender,
+                received_ns=now,
+                deadline_ns=deadline_ns(context, now),
+            )
+        except MultigrainError:
+            # Malformed tensors, or a model that does not exist.
+            self._service.pacing.count(sender.client, [], [message.ByteSize()])
+            raise
 
     def _reply(self, reply: StreamReply) -> service_pb2.ModelInferResponse:
         if reply.error is not None:

@@ -21,6 +21,7 @@ from multigrain.v1.model_pb2 import GetModelRequest, LoadModelRequest
 from multigrain_server.config import GrpcConfig
 from multigrain_server.engines.images import ImageRequest
 from multigrain_server.grpc.inference import UNOFFERED
+from multigrain_server.serving.pacing import Pacing
 from tests.engine.bundles import CLASSES, EMBEDDING, SIZE, TinyNetwork, write_bundle
 from tests.engine.held import hold
 from tests.engine.pictures import picture
@@ -172,6 +173,37 @@ async def test_a_request_for_a_model_that_is_not_loaded_is_refused(
     error = await refusal(served.inference.ModelInfer(files(PICTURES[0], **fields)))
     assert error.code() is code
     assert says in error.details()
+
+
+@pytest.mark.parametrize("fault", ["size", "datatype", "model"])
+async def test_a_malformed_request_counts_as_waste(
+    served: Serving, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.service, "pacing", Pacing())
+    client = "127.0.0.1"
+    await served.inference.ModelInfer(files(PICTURES[0]))
+    assert not served.service.pacing.counts(client)
+    request = pixels(_prepared())
+    if fault == "size":
+        request.raw_input_contents[0] += bytes(4)
+    elif fault == "datatype":
+        request.inputs[0].datatype = "FP64"
+    else:
+        request.model_name = "no model has this name!"
+    error = await refusal(served.inference.ModelInfer(request))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert served.service.pacing.counts(client)
+
+
+async def test_a_malformed_message_of_a_stream_counts_as_waste(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.service, "pacing", Pacing())
+    request = pixels(_prepared())
+    request.raw_input_contents[0] += bytes(4)
+    call = served.inference.ModelStreamInfer(iter([request]))
+    assert [bool(response.error_message) async for response in call] == [True]
+    assert served.service.pacing.counts("127.0.0.1")
 
 
 async def test_a_resolution_that_the_model_lacks_is_refused(served: Serving) -> None:
