@@ -4,7 +4,8 @@ A daemon with a ResNet-50 of random weights serves callers with tokens. The ordi
 JPEG of 500 x 375 pixels at a time, first alone, then beside one hostile caller of each kind, which
 has a few calls in flight and repeats them whatever is answered. A row for each kind: what the
 hostile images were answered with, the ordinary caller's median and 99th percentile and its errors,
-and the most memory of the engine and its decoder processes (proportional set size). A row misses
+and the most memory of the engine and its decoder processes (proportional set size). One kind is not
+hostile at all: it shows what any caller with many images costs the others. A row misses
 its goal if the ordinary caller had an error, its p99 is above three times that alone, the memory
 above one and a half times that alone, or the engine was restarted.
 """

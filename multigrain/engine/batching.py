@@ -44,6 +44,8 @@ _KEPT_MEASUREMENTS = 3
 _CORRECTION: Final = 0.1
 # Efficiency that a batch keeps when it is made smaller so that its first image is in time.
 _EFFICIENT: Final = 0.75
+# Efficiency of short batches from which on no larger ones are made for several clients.
+_AS_EFFICIENT: Final = 0.95
 _CONFIDENCE_DECAY = 0.98
 
 
@@ -480,13 +482,18 @@ class Schedule:
 
         While several clients send images, a batch has no more of each than take little longer than
         one image: whoever sends the next image waits for this batch, and then for the others in its
-        own. Where a large batch takes hardly longer, as on accelerators, that is no limit.
+        own. Where a large batch takes hardly longer, as on accelerators, that is no limit. Where
+        small batches are as fast per image as large ones, as on old CPUs, a batch is short in all:
+        who is served in turns waits less than who is served together with others.
         """
         latency = self._latencies[resolution]
         most = min(latency.best_batch, self._limits.max_batch)
         if now_ns - self._shared_ns > _SHARED_NS:
             return most
-        return min(most, self._decoded.count(resolution, each=latency.short_batch))
+        short = latency.short_batch
+        if latency.seconds(short) and latency.efficiency(short) >= _AS_EFFICIENT:
+            return min(most, short)
+        return min(most, self._decoded.count(resolution, each=short))
 
 
 def _drop_reason(item: Item, alone: float, now_ns: int) -> DropReason:

@@ -101,10 +101,15 @@ class _Backlog(Generic[Image]):
 
     Args:
         start: the service that the client had when the oldest of them could have been served.
+
+    Attributes:
+        served: whether an image of the client was served since it has some here. Of two clients who
+            had as much, one that was not comes first: it has waited, the other was just served.
     """
 
     def __init__(self, start: int) -> None:
         self.start = start
+        self.served = False
         # Heaps by rank, of each resolution.
         self.images: dict[int, list[tuple[Rank, Image]]] = {}
 
@@ -151,11 +156,11 @@ class FairQueue(Generic[Image]):
 
     def first(self, resolution: int | None = None) -> Image | None:
         """The image that :meth:`pop` would return."""
-        best: tuple[tuple[int, int, int], Image] | None = None
+        best: tuple[tuple[int, bool, int, int], Image] | None = None
         for backlog in self._clients.values():
             image = backlog.first(resolution)
             if image is not None:
-                key = (backlog.start + self._cost(image), *image.rank[1:])
+                key = (backlog.start + self._cost(image), backlog.served, *image.rank[1:])
                 if best is None or key < best[0]:
                     best = key, image
         return best[1] if best is not None else None
@@ -167,6 +172,7 @@ class FairQueue(Generic[Image]):
             return None
         backlog = self._clients[image.client]
         backlog.start += self._cost(image)
+        backlog.served = True
         self._served = max(self._served, backlog.start)
         heapq.heappop(backlog.images[image.resolution])
         self._removed(image)

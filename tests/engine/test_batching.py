@@ -168,6 +168,23 @@ def test_batches_are_short_while_several_clients_send_images() -> None:
         assert len(queue.take()) == 4
 
 
+def test_clients_are_served_in_turns_where_larger_batches_gain_nothing() -> None:
+    queue = Queue()
+    for size in (1, 4):
+        queue.latency.record(size, 0.01 * size)
+    queue.latency.short_batch = 1
+    queue.submit(*range(100, 120), client=1)
+    queue.decode(20)
+    assert len(queue.take()) == 4
+    queue.submit(7, client=2)
+    queue.decode()
+    # At once, although images of the other client came earlier.
+    assert ids(queue.take()) == [7]
+    assert len(queue.take()) == 1
+    with mock.patch("time.monotonic_ns", return_value=time.monotonic_ns() + HOUR_NS):
+        assert len(queue.take()) == 4
+
+
 def test_batches_stay_short_beside_a_client_that_sent_all_its_images_long_ago() -> None:
     queue = Queue()
     queue.latency.short_batch = 1

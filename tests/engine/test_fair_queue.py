@@ -63,6 +63,14 @@ def test_a_newcomer_waits_for_one_image_of_each_other_client_at_most() -> None:
     assert [item.client for item in line.take(3)].count(3) == 1
 
 
+def test_a_newcomer_comes_before_a_client_that_was_just_served() -> None:
+    line = Line()
+    line.add(1, 1, 500)
+    line.take(10)
+    line.add(2, 2)
+    assert [item.client for item in line.take(2)] == [2, 1]
+
+
 def test_cheap_images_pass_an_expensive_one_that_has_not_begun() -> None:
     line = Line()
     line.add(1, 1, milliseconds=5000)
