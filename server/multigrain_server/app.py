@@ -53,6 +53,7 @@ from multigrain_server.grpc.metadata_limit import limit_metadata
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.tls import Certificates
+from multigrain_server.grpc.unfinished_messages import UnfinishedMessages
 from multigrain_server.jobs.inspector import Inspector
 from multigrain_server.jobs.queue_limits import QueueLimits
 from multigrain_server.jobs.recovery import Recovery
@@ -186,6 +187,9 @@ class App:
             self._tracing,
             self._connections,
             self.images.pacing,
+            UnfinishedMessages(
+                self.config.grpc.max_message_mib << 20, self._connections.known_received_bytes
+            ),
         )
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(

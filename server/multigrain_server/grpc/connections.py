@@ -283,6 +283,15 @@ class ConnectionGuard:
             found = self._by_peer.get(endpoint)
         return found.received_bytes() if found is not None else 0
 
+    def known_received_bytes(self, peer: str) -> int:
+        """Bytes received so far on any connection; 0 = it is too new, or a Unix socket.
+
+        Args:
+            peer: as reported by gRPC.
+        """
+        found = self._by_peer.get(self._authorized.get(peer) or _endpoint(peer))
+        return found.received_bytes() if found is not None else 0
+
     def end(self, peer: str) -> None:
         """Ends a connection at once, unless a call was authorized on it.
 

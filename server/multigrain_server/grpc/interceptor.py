@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,11 @@ from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.message_reads import AUTHORIZED, OPEN, MessageReads
 from multigrain_server.grpc.metadata_limit import MAX_ENTRIES
+from multigrain_server.grpc.unfinished_messages import (
+    Read,
+    UnfinishedMessages,
+    received_size,
+)
 from multigrain_server.log_limits import FailedCallLines
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.serving.pacing import Pacing
@@ -113,6 +118,7 @@ def reading(
     """
 
     def read(data: bytes) -> Any:
+        received_size.set(len(data))
         if limit is not None and len(data) > limit:
             return _Unreadable(len(data), limit)
         try:
@@ -156,6 +162,9 @@ class Incoming:
         self._discard_seconds = _UPLOAD_DISCARD_SECONDS if upload else _DISCARD_SECONDS
         #: Waits until the next message may be read.
         self.turn: Callable[[], Awaitable[None]] | None = None
+        #: Runs while a message is read.
+        self.reading: Callable[[], AbstractContextManager[Read]] | None = None
+        self._refused = False
         # A task of its own: gRPC could not continue reading after a cancellation.
         self._next: asyncio.Task[Any] | None = None
 
@@ -177,6 +186,8 @@ class Incoming:
 
     async def discard(self) -> None:
         """Reads until the client pauses or has sent everything, for some seconds at most."""
+        if self._refused:
+            return
         loop = asyncio.get_running_loop()
         until = loop.time() + self._discard_seconds
         while loop.time() < until:
@@ -194,7 +205,17 @@ class Incoming:
     async def _read(self) -> Any:
         if self.turn is not None:
             await self.turn()
-        return await anext(self._messages, _END)
+        if self.reading is None:
+            return await anext(self._messages, _END)
+        with self.reading() as read:
+            try:
+                return await anext(self._messages, _END)
+            except asyncio.CancelledError:
+                if read.refusal is None:
+                    raise
+                # What is still on its way would be held as well.
+                self._refused = True
+                raise read.refusal from None
 
 
 @dataclass(frozen=True)
@@ -218,6 +239,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         tracing: makes traces; None = off.
         connections: ends connections of callers who abuse them; None = none are ended.
         pacing: delays calls of clients whose images come to nothing; None = none are delayed.
+        unfinished: ends streams that hold too much of unfinished messages; None = none are ended.
     """
 
     def __init__(
@@ -228,6 +250,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         tracing: Tracing | None = None,
         connections: ConnectionGuard | None = None,
         pacing: Pacing | None = None,
+        unfinished: UnfinishedMessages | None = None,
     ) -> None:
         self._calls = calls
         self._metrics = metrics
@@ -237,6 +260,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._reads = MessageReads(AUTHORIZED)
         self._connections = connections
         self._pacing = pacing
+        self._unfinished = unfinished
         self._open_reads = (
             MessageReads(OPEN, connections.end, connections.received_bytes)
             if connections is not None
@@ -373,8 +397,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     call_trace.set(trace)
                 counted = self._calls.enter(method)
                 if incoming is not None:
-                    if self._pacing is not None and method in _RESUMABLE:
-                        incoming.turn = partial(self._pacing.turn, client)
+                    if method in _LARGE:
+                        incoming.turn = partial(self._stream_turn, method, client)
+                        if self._unfinished is not None:
+                            incoming.reading = partial(self._unfinished.reading, client, peer)
                     return await run(incoming, context)
                 message = await self._read(rules, client, token_name, peer, context)
                 began = time.perf_counter()
@@ -429,6 +455,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     **({"reason": reason} if reason else {}),
                 )
 
+    async def _stream_turn(self, method: str, client: str) -> None:
+        """Waits until the next message of a client's stream may be read."""
+        if self._pacing is not None and method in _RESUMABLE:
+            await self._pacing.turn(client)
+        if self._unfinished is not None:
+            await self._unfinished.turn(client)
+
     def _is_trusted(self, method: str, token_name: str) -> bool:
         """Whether a call shows that its caller may use the daemon, beyond a health check."""
         if self._access.needs_tokens:
@@ -448,7 +481,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             rules.method in _FREQUENT or (no_probe and pacing.sends_unreadable(client))
         ):
             await pacing.turn(client)
-        return await self._reads.read(client, context.read)
+        if self._unfinished is None:
+            return await self._reads.read(client, context.read)
+        with self._unfinished.receiving(client, peer):
+            return await self._reads.read(client, context.read)
 
     async def _discard(self, incoming: Incoming, *, authorized: bool, peer: str) -> None:
         """Discards the messages of a refused stream.

@@ -15,7 +15,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from multigrain.v1 import job_pb2, job_pb2_grpc
+from multigrain.v1 import embedding_pb2, embedding_pb2_grpc, job_pb2, job_pb2_grpc
 from tests.e2e.daemon import Daemon
 from tests.raw_http2 import Connection, headers, repeated_headers
 from tests.server.access.daemon import write_tokens
@@ -188,6 +188,42 @@ def test_authorized_clients_hold_a_bounded_number_of_messages(served: Served) ->
         growth = peak.growth
     # Eight of them, with what gRPC reads ahead of the others.
     assert growth < 24 * 12 * MIB / 2
+
+
+def test_streams_hold_a_bounded_number_of_unfinished_bytes(served: Served) -> None:
+    metadata = [("authorization", f"Bearer {served.token}")]
+    with Peak(served) as peak, ExitStack() as stack:
+        connections = [stack.enter_context(Connection(served.address)) for _ in range(14)]
+        threads = send_unfinished(connections, EMBED_STREAM, 50 * MIB, metadata)
+        for thread in threads:
+            thread.join()
+            served.list_jobs()
+        assert sum(bool(one.ended) for one in connections) >= 9  # 5 hold 250 MiB
+    assert peak.growth < 450 * MIB
+
+
+def test_large_messages_in_many_streams_are_all_answered(served: Served) -> None:
+    """Those of an ordinary client, which come to their end."""
+    metadata = (("authorization", f"Bearer {served.token}"),)
+    image = bytes(8 * MIB)
+    found = []
+
+    def send() -> None:
+        with grpc.insecure_channel(served.address) as channel:
+            stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            requests = iter([embedding_pb2.EmbedRequest(images=[image])])
+            try:
+                list(stub.EmbedStream(requests, metadata=metadata, timeout=60))
+            except grpc.RpcError as error:
+                found.append(error.code())
+
+    threads = [threading.Thread(target=send) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # No model is loaded.
+    assert found == 12 * [grpc.StatusCode.NOT_FOUND]
 
 
 def test_repeated_headers_cost_no_lasting_memory(served: Served) -> None:
