@@ -43,6 +43,7 @@ EXCEPTIONS: dict[str, tuple[dict[str, int], str]] = {
     "multigrain/strict_yaml.py": ({".open": 1}, "a pipe that the caller has opened already"),
     "multigrain/storage.py": ({"os.open": 1}, "a folder, to sync it"),
     "multigrain/streams.py": ({"os.open": 2}, PROC),
+    "multigrain/shared_memory.py": ({"os.open": 1}, PROC),
     "multigrain/machine.py": ({".read_text": 1}, PROC),
     "multigrain/processes.py": ({".read_text": 2, ".read_bytes": 1, ".write_text": 1}, PROC),
     "multigrain/jobs/runner_identity.py": ({".read_text": 2}, PROC),
