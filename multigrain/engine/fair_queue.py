@@ -114,6 +114,9 @@ class _Backlog(Generic[Image]):
         self.images: dict[int, list[tuple[Rank, Image]]] = {}
 
     def first(self, resolution: int | None) -> Image | None:
+        if len(self.images) == 1:  # nearly always
+            ((only, heap),) = self.images.items()
+            return heap[0][1] if resolution in (None, only) else None
         heaps = self.images.values() if resolution is None else [self.images.get(resolution)]
         return min((heap[0] for heap in heaps if heap), default=(None, None))[1]
 
@@ -156,6 +159,9 @@ class FairQueue(Generic[Image]):
 
     def first(self, resolution: int | None = None) -> Image | None:
         """The image that :meth:`pop` would return."""
+        if len(self._clients) == 1:
+            (only,) = self._clients.values()
+            return only.first(resolution)
         best: tuple[tuple[int, bool, int, int], Image] | None = None
         for backlog in self._clients.values():
             image = backlog.first(resolution)
