@@ -21,7 +21,7 @@ from multigrain_server.access.access import Access
 from multigrain_server.http.acceptor import Acceptor, ConnectionLimits, Place
 from multigrain_server.http.host_check import HostCheck
 from multigrain_server.http.metrics_page import MetricsPage
-from multigrain_server.status.site import SECURITY_HEADERS, StatusSite
+from multigrain_server.status.site import SECURITY_HEADERS, Page, RunQuery, StatusSite
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +79,9 @@ class HttpServer:
                 web.get("/healthz", self._health),
                 web.get("/readyz", self._readiness),
                 web.get("/", self._overview),
+                web.get("/jobs", self._runs),
                 web.get("/jobs/{job_id}", self._job),
+                web.get("/compare", self._compare),
             ]
         )
         self._runner = web.AppRunner(
@@ -119,7 +121,9 @@ class HttpServer:
         except MultigrainError as error:
             response = _refusal(error)
         except web.HTTPNotFound:
-            response = web.Response(status=404, text="try /, /metrics, /healthz or /readyz\n")
+            response = web.Response(
+                status=404, text="try /, /jobs, /metrics, /healthz or /readyz\n"
+            )
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=error.text)
         except Exception:  # a defect of a page or a collector: the client must get a response
@@ -144,13 +148,18 @@ class HttpServer:
         return web.Response(status=503, text="not ready\n")
 
     async def _overview(self, request: web.Request) -> web.Response:
-        return _page(await self._site.overview(live=_live(request)))
+        return _page(Page(200, await self._site.overview(live=_live(request))))
+
+    async def _runs(self, request: web.Request) -> web.Response:
+        names = ("state", "kind", "label", "name", "page")
+        query = RunQuery(**{name: request.query.get(name, "") for name in names})
+        return _page(await self._site.runs(query))
 
     async def _job(self, request: web.Request) -> web.Response:
-        page = await self._site.job(request.match_info["job_id"], live=_live(request))
-        if page is None:
-            raise web.HTTPNotFound
-        return _page(page)
+        return _page(await self._site.job(request.match_info["job_id"], live=_live(request)))
+
+    async def _compare(self, request: web.Request) -> web.Response:
+        return _page(await self._site.compare(request.query.getall("job", [])))
 
 
 class _Connection(web.RequestHandler):
@@ -201,8 +210,8 @@ def _live(request: web.Request) -> bool:
     return request.query.get("live") != "0"
 
 
-def _page(html: str) -> web.Response:
-    return web.Response(text=html, content_type="text/html")
+def _page(page: Page) -> web.Response:
+    return web.Response(status=page.status, text=page.html, content_type="text/html")
 
 
 def _refusal(error: MultigrainError) -> web.Response:

@@ -9,14 +9,19 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from multigrain_server.status.event_log import CurvePoint
-from multigrain_server.status.formatting import number
+from multigrain.events.records import EvaluationRecord
+from multigrain_server.status.event_log import POINTS, CurvePoint
+from multigrain_server.status.formatting import number, printable
 
 _TERMS: tuple[tuple[str, str, Callable[[CurvePoint], float]], ...] = (
     ("total", "loss", lambda point: point.loss),
     ("classification", "classification", lambda point: point.classification),
     ("instance", "instance", lambda point: point.instance),
 )
+
+
+_COLORS = 6
+_MOST_METRICS = 8
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,112 @@ def chart(points: Sequence[CurvePoint]) -> Markup:
     )
 
 
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Attributes:
+        label: in the legend.
+        style: class of the line: c1 to c6, or the name of a loss term.
+        points: (step, value) in the order of steps.
+        dots: marks every point.
+    """
+
+    label: str
+    style: str
+    points: tuple[tuple[float, float], ...]
+    dots: bool = False
+
+    @property
+    def known(self) -> list[tuple[float, float]]:
+        return [point for point in self.points if _drawable(point[1])]
+
+
+def lines_chart(
+    title: str, series: Sequence[Series], unit: str = "step", attempts: Sequence[float] = ()
+) -> Markup:
+    """Several lines over the steps, with axes and a legend; "" if there are no two points.
+
+    Args:
+        title: for screen readers.
+        series: the lines; their labels are escaped.
+        unit: of the horizontal axis.
+        attempts: steps at which later attempts of the job began.
+    """
+    series = [line for line in series if line.known]
+    if not series or max(len(line.known) for line in series) < 2:
+        return Markup()
+    values = [value for line in series for _, value in line.known]
+    steps = [step for line in series for step, _ in line.known]
+    ticks = _ticks(min(values), max(values))
+    frame = _Frame(min(steps), max(steps), ticks[0], ticks[-1], 0, 600, 0, 200)
+    parts = [
+        f'<line x1="0" x2="600" y1="{y:.1f}" y2="{y:.1f}" class="grid"></line>'
+        for y in map(frame.y, ticks)
+    ]
+    parts += [
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="200" class="attempt"></line>'
+        for x in map(frame.x, attempts)
+    ]
+    legend = Markup()
+    for line in series:
+        path = "L".join(f"{frame.x(step):.1f} {frame.y(value):.1f}" for step, value in line.known)
+        parts.append(f'<path d="M{path}" class="line {line.style}"></path>')
+        if line.dots and len(line.known) <= POINTS:
+            # Lines of no length with round ends: circles would be stretched with the chart.
+            dots = "".join(f"M{frame.x(x):.1f} {frame.y(y):.1f}h.01" for x, y in line.known)
+            parts.append(f'<path d="{dots}" class="line dots {line.style}"></path>')
+        legend += Markup('<li><i class="key {}"></i>{} <b>{}</b></li>').format(
+            line.style, printable(line.label), number(line.known[-1][1])
+        )
+    labels = "".join(f"<span>{tick:.6g}</span>" for tick in reversed(ticks))
+    return Markup(
+        '<figure class="chart"><div class="ticks">{}</div>'
+        '<svg viewBox="0 0 600 200" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+        '<div class="steps"><span>{} {}</span><span>{}</span></div><ul class="legend">{}</ul>'
+        "</figure>"
+    ).format(
+        Markup(labels),
+        printable(title),
+        Markup("".join(parts)),
+        unit,
+        f"{min(steps):,.0f}",
+        f"{max(steps):,.0f}",
+        legend,
+    )
+
+
+def confusion(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
+    """A confusion matrix: rows are true classes, columns predictions, darker = more of the row."""
+    cells = []
+    for row, counts in enumerate(matrix):
+        total = max(sum(counts), 1)
+        for column, images in enumerate(counts):
+            if not images:
+                continue
+            kind = "right" if row == column else "wrong"
+            share = images / total
+            cells.append(
+                Markup(
+                    '<rect x="{}" y="{}" width="1" height="1" class="{}" fill-opacity="{}">'
+                    "<title>{} taken for {}: {}</title></rect>"
+                ).format(
+                    column,
+                    row,
+                    kind,
+                    f"{0.15 + 0.85 * share:.2f}",
+                    printable(names[row]),
+                    printable(names[column]),
+                    images,
+                )
+            )
+    columns, rows = len(names), len(matrix)
+    return Markup(
+        '<svg viewBox="0 0 {} {}" class="confusion" role="img" aria-label="Confusion matrix of {} '
+        'classes">{}</svg>'
+    ).format(columns, rows, rows, Markup().join(cells))
+
+
 def _label(points: Sequence[CurvePoint]) -> str:
     """Describes the curve to a screen reader."""
     first, last = points[0], points[-1]
@@ -133,3 +244,64 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def run_charts(
+    points: Sequence[CurvePoint], evaluations: Sequence[EvaluationRecord]
+) -> list[tuple[str, Markup]]:
+    """The titled charts of one run: losses of training and validation, metrics, learning rate."""
+    losses = [
+        Series(label, name, tuple((point.step, of(point)) for point in points))
+        for name, label, of in reversed(_TERMS)
+        if any(of(point) for point in points if _drawable(of(point)))
+    ]
+    losses.append(_evaluated(evaluations, "loss", "validation loss", "c3"))
+    metrics = dict.fromkeys(name for record in evaluations for name in record.metrics)
+    shares = [
+        _evaluated(evaluations, name, name, f"c{1 + at % _COLORS}")
+        for at, name in enumerate(name for name in metrics if name != "loss")
+    ]
+    rates = Series(
+        "learning rate", "total", tuple((point.step, point.learning_rate) for point in points)
+    )
+    attempts = [after.step for before, after in pairwise(points) if after.attempt != before.attempt]
+    drawn = [
+        ("Loss", lines_chart("Loss by step", losses, attempts=attempts)),
+        ("Validation", lines_chart("Metrics of the validation images by step", shares)),
+        ("Learning rate", lines_chart("Learning rate by step", [rates])),
+    ]
+    return [(title, picture) for title, picture in drawn if picture]
+
+
+def comparison_charts(
+    names: Sequence[str],
+    points: Sequence[Sequence[CurvePoint]],
+    evaluations: Sequence[Sequence[EvaluationRecord]],
+) -> list[tuple[str, Markup]]:
+    """The titled charts of several runs over each other; run n has the line style c<n+1>."""
+    training = [
+        Series(name, f"c{1 + at}", tuple((point.step, point.loss) for point in run))
+        for at, (name, run) in enumerate(zip(names, points, strict=True))
+    ]
+    drawn = [("Training loss", lines_chart("Training loss by step", training))]
+    metrics = dict.fromkeys(m for run in evaluations for record in run for m in record.metrics)
+    for metric in list(metrics)[:_MOST_METRICS]:
+        series = [
+            Series(
+                name,
+                f"c{1 + at}",
+                tuple((r.epoch, r.metrics[metric]) for r in run if metric in r.metrics),
+                dots=True,
+            )
+            for at, (name, run) in enumerate(zip(names, evaluations, strict=True))
+        ]
+        picture = lines_chart(f"{metric} of the validation images by epoch", series, "epoch")
+        drawn.append((f"Validation {metric}", picture))
+    return [(title, picture) for title, picture in drawn if picture]
+
+
+def _evaluated(
+    evaluations: Sequence[EvaluationRecord], metric: str, label: str, style: str
+) -> Series:
+    known = ((r.step, r.metrics[metric]) for r in evaluations if metric in r.metrics)
+    return Series(label, style, tuple(known), dots=True)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from multigrain.events.records import LogRecord, LossRecord
+from multigrain.events.records import EvaluationRecord, LogRecord, LossRecord
 from multigrain.files import open_descriptor, open_regular, read_tail
 from multigrain_server.jobs.event_feed import EventLine, parse_line
 
@@ -19,6 +19,9 @@ _WINDOW_BYTES = 2048
 _CACHED_CURVES = 128
 _TAIL_BYTES = 256 * 1024
 _MAX_WARNINGS = 20
+_SCAN_BYTES = 256 << 20
+_SCAN_CHUNK = 256 << 10
+_MAX_EVALUATIONS = 1000
 _LEVELS = ("WARNING", "ERROR")
 
 
@@ -31,6 +34,8 @@ class CurvePoint:
     loss: float
     classification: float
     instance: float
+    learning_rate: float = math.nan
+    epoch: int = 0
 
 
 class Curves:
@@ -56,6 +61,55 @@ class Curves:
         while len(self._known) > _CACHED_CURVES:
             self._known.popitem(last=False)
         return known[1]
+
+
+class Evaluations:
+    """The scheduled evaluations of jobs. Of an event log, only what is new is read again."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Path, tuple[int, tuple[EvaluationRecord, ...]]] = OrderedDict()
+
+    def of(self, path: Path) -> tuple[EvaluationRecord, ...]:
+        """In the order of steps, of a step the newest; of a very long log, the last ones."""
+        offset, found = self._known.get(path, (0, ()))
+        try:
+            with open_regular(path) as log:
+                size = os.fstat(log.fileno()).st_size
+                if size < offset:
+                    offset, found = 0, ()
+                log.seek(max(offset, size - _SCAN_BYTES))
+                whole = log.tell() == offset
+                by_step = {record.step: record for record in found}
+                offset = log.tell()
+                rest = b""
+                while data := log.read(_SCAN_CHUNK):
+                    *lines, rest = (rest + data).split(b"\n")
+                    for raw in lines:
+                        record = _evaluation(raw, path.parent.name) if whole else None
+                        whole = True
+                        offset += len(raw) + 1
+                        if record is not None:
+                            by_step = {s: r for s, r in by_step.items() if s < record.step}
+                            by_step[record.step] = record
+        except OSError:
+            return ()
+        found = tuple(by_step.values())[-_MAX_EVALUATIONS:]
+        self._known[path] = offset, found
+        self._known.move_to_end(path)
+        while len(self._known) > _CACHED_CURVES:
+            self._known.popitem(last=False)
+        return found
+
+
+def _evaluation(raw: bytes, job_id: str) -> EvaluationRecord | None:
+    line = parse_line(raw, job_id) if b'"evaluation":{' in raw else None
+    if line is None or line.kind != "evaluation":
+        return None
+    try:
+        record = line.event().record
+    except ValueError:
+        return None
+    return record if isinstance(record, EvaluationRecord) else None
 
 
 @dataclass(frozen=True)
@@ -141,6 +195,8 @@ def _newest_attempts(lines: list[EventLine]) -> tuple[CurvePoint, ...]:
                 float(record.loss),
                 float(record.classification_loss),
                 float(record.instance_loss),
+                float(record.learning_rate),
+                record.epoch,
             )
         )
     return tuple(points)

@@ -77,6 +77,16 @@ def milliseconds(seconds: float) -> str:
     return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
 
 
+def elapsed(start: str, end: str, now: datetime) -> str:
+    """The time between two RFC 3339 times, until now if it has not ended; "" if not begun."""
+    try:
+        since = datetime.fromisoformat(start)
+        until = datetime.fromisoformat(end) if end else now
+    except ValueError:
+        return ""
+    return duration(max(0.0, round((until - since).total_seconds())))
+
+
 def ago(time: str, now: datetime) -> Markup:
     """How long ago an RFC 3339 time was, with the exact time as a tooltip; "" for no time."""
     try:

@@ -53,9 +53,9 @@ class Sources:
     address: Callable[[], str]
     started: float  # on time.monotonic
 
-    def events_of(self, job_id: str) -> Path:
-        """The event log of a job."""
-        return JobFolder(self.jobs_dir / job_id).events
+    def folder_of(self, job_id: str) -> JobFolder:
+        """The folder of a job."""
+        return JobFolder(self.jobs_dir / job_id)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_live_page_in_a_browser_runs_no_script(
 
     browser.open(f"{url}jobs/{job}?live=0")
     assert browser.run("return document.scripts.length") == 0
-    assert browser.run(CURVE) == 3
+    assert browser.run(CURVE) == 4  # the terms of the loss, and the learning rate
     assert "of 1,000,000" in browser.run("return document.body.innerText")
 
     ground = "return getComputedStyle(document.body).backgroundColor"
@@ -83,7 +83,7 @@ def test_live_page_in_a_browser_runs_no_script(
 
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     browser.emulate("Emulation.setDeviceMetricsOverride", **phone)
-    for path in ("?live=0", f"jobs/{job}?live=0"):
+    for path in ("?live=0", f"jobs/{job}?live=0", "jobs"):
         browser.open(url + path)
         assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [
             360,

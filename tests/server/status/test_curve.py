@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from multigrain_server.status.chart import chart, sparkline
-from multigrain_server.status.event_log import POINTS, CurvePoint, Curves
+from multigrain_server.status.event_log import POINTS, CurvePoint, Curves, Evaluations
 from tests.server.status.documents import Document
 from tests.server.status.records import line, loss, write
 
@@ -22,7 +22,7 @@ def test_short_log_gives_every_point(tmp_path: Path) -> None:
     path = write(tmp_path / "events", line(51, state={"state": "RUNNING"}), *lines)
     points = Curves().of(path)
     assert [point.step for point in points] == list(range(1, 51))
-    assert points[9] == CurvePoint(1, 10, 0.1, 0.1, 0.025)
+    assert points[9] == CurvePoint(1, 10, 0.1, 0.1, 0.025, 0.1, 1)
 
 
 def test_long_log_costs_a_bounded_number_of_reads(tmp_path: Path) -> None:
@@ -101,3 +101,33 @@ def test_flat_and_enormous_curves_stay_in_their_frame() -> None:
         for path in Document(chart(points)).of("path"):
             numbers = (path.attributes["d"] or "").replace("M", " ").replace("L", " ").split()
             assert all(0 <= float(number) <= 640 for number in numbers), values
+
+
+def test_evaluations_are_read_once_and_the_newest_of_a_step_counts(tmp_path: Path) -> None:
+    def evaluation(seq: int, step: int, top1: float) -> str:
+        return line(seq, evaluation={"metrics": {"top1": top1}, "step": step, "epoch": step})
+
+    path = write(
+        tmp_path / "events",
+        evaluation(1, 10, 0.1),
+        *(line(n, loss=loss(n)) for n in range(2, 3000)),
+        evaluation(3000, 20, 0.2),
+        evaluation(3001, 30, 0.3),
+    )
+    evaluations = Evaluations()
+
+    def found() -> list[tuple[int, float]]:
+        return [(record.step, record.metrics["top1"]) for record in evaluations.of(path)]
+
+    assert found() == [(10, 0.1), (20, 0.2), (30, 0.3)]
+    before = _bytes_read()
+    assert len(found()) == 3
+    assert _bytes_read() - before < 10_000
+    with path.open("a") as log:
+        # A later attempt repeats the steps from 20 on; its line is not complete yet.
+        log.write(evaluation(3002, 20, 0.25)[:-5])
+    assert len(found()) == 3
+    with path.open("a") as log:
+        log.write(evaluation(3002, 20, 0.25)[-5:])
+    assert found() == [(10, 0.1), (20, 0.25)]
+    assert Evaluations().of(tmp_path / "none") == ()

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
-from multigrain.events.records import JobState
+from multigrain.events.records import EvaluationRecord, JobState
+from multigrain.jobs.job_request import JobKind, JobRequest
+from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.v1.job_pb2 import StreamEventsRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
-from multigrain_server.jobs.job import Job
+from multigrain_server.jobs.job import Job, JobView
 from multigrain_server.metrics.requests import CallSummary
-from multigrain_server.status.event_log import Message, latest_warnings
+from multigrain_server.status.event_log import CurvePoint, Message, latest_warnings
 from multigrain_server.status.gpus import GpuReading
-from multigrain_server.status.site import render
+from multigrain_server.status.results import ClassRow, LogTail, Mistake, Results
+from multigrain_server.status.site import RUNS, RunQuery, _Run, render
 from multigrain_server.status.snapshot import MAX_QUEUED, Device, Host, Snapshot
 from tests.engine.bundles import write_bundle
 from tests.server.status.documents import Document
@@ -66,6 +70,23 @@ def snapshot(shown: Job, text: str) -> Snapshot:
         devices_more=0,
         host=Host(1, 0.5, 1, 2, 1, 2, (GpuReading(0, 0.5, 1, 2),)),
     )
+
+
+def run(text: str, messages: list[Message]) -> _Run:
+    """What a job's folder says, with ``text`` wherever a dataset or a library may have a say."""
+    points = tuple(CurvePoint(1, step, 1 / step, 0.5, 0.5, 0.1, 1) for step in range(1, 5))
+    evaluations = tuple(EvaluationRecord({text: 0.1 * step}, step) for step in range(1, 5))
+    results = Results(
+        step=4,
+        best=True,
+        classes=(ClassRow(text, 3, 1),),
+        names=(text, text),
+        matrix=((1, 2), (0, 3)),
+        confused=((text, text, 2),),
+        mistakes=(Mistake(text, text, text, 0.5),),
+        wrong=2,
+    )
+    return _Run(points, evaluations, results, (LogTail("worker_0.log", 9, text),), tuple(messages))
 
 
 async def start(channel: grpc.aio.Channel, dataset: Path, name: str, **labels: str) -> str:
@@ -137,7 +158,25 @@ def test_hostile_text_changes_no_element_of_a_page(state: JobState) -> None:
         messages = [Message(TIME, "ERROR", 0, text)]
         shown = job(text, state)
         return [
-            render("job", "/", live=False, job=shown, points=[], warnings=messages),
+            render("job", "/", live=False, job=shown, run=run(text, messages)),
+            render(
+                "runs",
+                "/jobs",
+                live=False,
+                jobs=[shown],
+                more="x",
+                query=RunQuery(state="FAILED", kind="TRAINING", label=text, name=text),
+                error="",
+            ),
+            render("missing", "/jobs", live=False, message=text),
+            render(
+                "compare",
+                "/compare",
+                live=False,
+                jobs=[shown, shown],
+                points=[run(text, []).points] * 2,
+                evaluations=[run(text, []).evaluations] * 2,
+            ),
             render("overview", "/", live=False, snapshot=snapshot(shown, text), curves={}),
         ]
 
@@ -198,8 +237,138 @@ async def test_refresh_can_be_paused_and_resumed(app: App) -> None:
 
 
 async def test_other_paths_are_not_found(app: App) -> None:
-    for path in ("/jobs/", "/jobs/none", "/jobs/..%2f..%2fstate.db", "/jobs/%00", "/jobs", "/x"):
+    for path in (
+        "/jobs/",
+        "/jobs/none",
+        "/jobs/..%2f..%2fstate.db",
+        "/jobs/%00",
+        "/compare/x",
+        "/x",
+    ):
         assert (await page(app, path))[0] == 404, path
+
+
+async def test_an_unknown_job_has_a_page_that_leads_on(app: App) -> None:
+    status, _, body = await page(app, "/jobs/nope")
+    assert status == 404
+    assert 'no job "nope"' in Document(body).text
+    assert "multigrain jobs" in body
+    assert 'href="/jobs"' in body
+
+
+async def test_empty_pages_say_what_to_type(app: App) -> None:
+    for path in ("/", "/jobs"):
+        assert "multigrain train --train DIR --watch" in (await page(app, path))[2]
+
+
+async def test_all_jobs_are_listed_in_pages_and_filtered(
+    app: App, channel: grpc.aio.Channel, dataset: Path
+) -> None:
+    ids = [await start(channel, dataset, f"run {n}", events="1", team="a b") for n in range(3)]
+    ids.append(await start(channel, dataset, "another", events="1"))
+    for job_id in ids:
+        await until_ended(channel, job_id)
+    for number in range(RUNS):
+        request = JobRequest(
+            job_id=f"eval-{number}",
+            kind=JobKind.EVALUATION,
+            create_time="2020-01-31T12:00:00Z",
+            evaluation=EvaluationSpec(),
+        )
+        app._store.insert(request, JobView(state=JobState.FAILED), 0)
+    seen = list[str]()
+    path = "/jobs"
+    while path:
+        status, _, body = await page(app, path)
+        assert status == 200
+        boxes = Document(body).of("input")
+        seen += [str(b.attributes["value"]) for b in boxes if b.attributes["name"] == "job"]
+        older = re.findall(r'href="([^"]*)">Older', body)
+        path = older[0].replace("&amp;", "&") if older else ""
+    assert len(seen) == len(set(seen)) == 4 + RUNS
+    assert set(ids) < set(seen)
+    for query, count in (
+        ("name=RUN", 3),
+        ("label=team%3Da+b", 3),
+        ("state=SUCCEEDED&name=run", 3),
+        ("kind=TRAINING", 4),
+        ("state=RUNNING", 0),
+    ):
+        status, _, body = await page(app, f"/jobs?{query}")
+        assert status == 200
+        assert body.count('type="checkbox"') == count, query
+        assert ("No job matches" in body) == (count == 0)
+    for query in ("state=foo", "label=x", "page=x", "kind=%3Cb%3E"):
+        status, _, body = await page(app, f"/jobs?{query}")
+        assert status == 400
+        assert 'class="reason"' in body
+
+
+async def test_runs_are_compared(app: App, channel: grpc.aio.Channel, dataset: Path) -> None:
+    ids = []
+    for seed in range(2):
+        spec = TrainingSpec(preset="digits-demo", dataset=DatasetSpec(train_path=str(dataset)))
+        spec.dataset.val_path, spec.seed = "", seed
+        request = StartTrainingRequest(name=f"seed {seed}", labels={"events": "8"}, spec=spec)
+        ids.append((await TrainingServiceStub(channel).StartTraining(request)).job_id)
+        await until_ended(channel, ids[-1])
+    status, _, body = await page(app, f"/compare?job={ids[0]}&job={ids[1]}")
+    shown = Document(body)
+    assert status == 200
+    assert "Training loss" in shown.text
+    assert len(shown.of("path")) == 2
+    differing = shown.text.partition("Settings that differ")[2]
+    assert re.search(r"\nseed\n\s*0\n\s*1\n", differing)
+    assert "schedule.epochs" not in differing
+    assert (await page(app, f"/compare?job={ids[0]}"))[0] == 400
+    assert (await page(app, f"/compare?job={ids[0]}&job=nope"))[0] == 404
+
+
+@pytest.mark.process
+async def test_a_run_shows_its_settings_curves_results_and_logs(
+    app: App, channel: grpc.aio.Channel, dataset: Path
+) -> None:
+    job_id = await start(channel, dataset, "one", events="8")
+    await until_ended(channel, job_id)
+    folder = app.jobs.folder(job_id)
+    write_results(folder.results / "best", step=7)
+    (folder.logs / "worker_0.log").write_text("the first line\n<b>the last line</b>\n")
+    with folder.events.open("a") as log:
+        for number, top1 in ((100, 0.25), (101, 0.5)):
+            log.write(line(number, evaluation={"metrics": {"top1": top1}, "step": number - 96}))
+    status, _, body = await page(app, f"/jobs/{job_id}")
+    shown = Document(body)
+    assert status == 200
+    assert "<b>the last line</b>" in shown.text
+    for title in ("Loss", "Validation", "Learning rate"):
+        assert f"\n{title}\n" in shown.text
+    assert "best evaluation, step 7" in shown.text
+    assert "dataset.train_path" in shown.text
+    # Only that of the dataset is shown; the others are outside of it or no images.
+    pictures = [str(image.attributes["src"]) for image in shown.of("img")]
+    assert len(pictures) == 1
+    assert pictures[0].startswith("data:image/jpeg;base64,/9j/")
+    assert shown.text.count("no picture") == 2
+    assert re.search(r"cat\s+taken for\s+dog\s+\(90%\)", shown.text)
+    assert "http-equiv" not in body
+
+
+def write_results(results: Path, step: int) -> None:
+    """Those of three mistakes: an image of ``dataset``, one outside of it and none at all."""
+    results.mkdir(parents=True)
+    files = {
+        "metrics.json": json.dumps({"step": step, "metrics": {"top1": 0.5}}),
+        "classes.csv": "class,images,recognised,top1\ncat,4,1,0.25\ndog,2,2,1.0\n",
+        "confusion.csv": "true \\ predicted,cat,dog\ncat,1,3\ndog,0,2\n",
+        "images.csv": "path,class,read,predicted,rank,loss,probability\n"
+        "cat/0.png,cat,1,dog,1,2.3,0.9\n"
+        "../secret.png,cat,1,dog,1,2.3,0.8\n"
+        "cat/none.png,cat,1,dog,1,2.3,0.7\n"
+        "cat/1.png,cat,1,cat,0,0.1,0.9\n"
+        "cat/unread.png,cat,0,,,,\n",
+    }
+    for name, text in files.items():
+        (results / name).write_text(text)
 
 
 async def test_page_size_does_not_grow_with_the_queue(
