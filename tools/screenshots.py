@@ -44,6 +44,10 @@ def _take(folder: Path) -> None:
     digits = folder / "digits"
     if not digits.exists():
         write_digits(digits, 32)
+        for part, kept in (("train", 40), ("val", 24)):
+            for folder_of_class in (digits / part).iterdir():
+                for image in sorted(folder_of_class.iterdir())[kept:]:
+                    image.unlink()
     data = folder / "data"
     (data / "address").unlink(missing_ok=True)
     log = folder / "daemon.log"
@@ -86,15 +90,16 @@ def _take(folder: Path) -> None:
 def _jobs(client: Client, digits: Path) -> list[str]:
     """Ids of two training runs, of which the first one has mistakes to show."""
     found = [job.job_id for job in client.jobs(kinds=["training"], states=["succeeded"])]
-    for name, rate in (("digits-slow", 0.05), ("digits-fast", 0.4))[len(found) :]:
+    for name, rate in (("digits-slow", 0.02), ("digits-fast", 0.1))[len(found) :]:
         job = client.start_training(
             preset="digits-demo",
             name=name,
             labels={"team": "docs"},
             dataset={"train_path": str(digits / "train"), "val_path": str(digits / "val")},
-            devices={"workers": 1},
+            devices={"count": 1},
             evaluation={"every_epochs": 1},
-            schedule={"epochs": 3, "learning_rate": {"init": rate}},
+            optimizer={"kind": "momentum"},
+            schedule={"epochs": 6, "learning_rate": {"init": rate}},
             checkpointing={"every_epochs": 1},
         )
         found.append(client.wait(job).job_id)

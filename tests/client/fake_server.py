@@ -62,6 +62,7 @@ class FakeState:
     # Files of every job; a digest of these that is not theirs.
     artifacts: dict[str, bytes] = field(default_factory=dict)
     artifact_sha256: str = ""
+    extra_artifacts: list[job_pb2.Artifact] = field(default_factory=list)
     # If set, a started job has succeeded at once, an evaluation with this top-1.
     finished_top1: float | None = None
     # Of every job that is started.
@@ -202,7 +203,7 @@ class Jobs(
 
     def ListArtifacts(self, request, context):
         self._job("ListArtifacts", request, context)
-        response = job_pb2.ListArtifactsResponse()
+        response = job_pb2.ListArtifactsResponse(artifacts=self.state.extra_artifacts)
         for name, content in sorted(self.state.artifacts.items()):
             kind = _ARTIFACT_KINDS[name.partition("/")[0]]
             if not request.kinds or kind in request.kinds:

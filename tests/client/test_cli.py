@@ -58,7 +58,12 @@ def test_a_dry_run_starts_nothing(run, state):
         assert run(*command, "--dry-run")[0] == 0
         assert run(*command, "--print-spec")[0] == 0
     assert not state.jobs
-    assert all(request.validate_only for request in state.requests)
+    started = [
+        r
+        for r in state.requests
+        if not isinstance(r, job_pb2.ListJobsRequest | job_pb2.GetJobRequest)
+    ]
+    assert all(request.validate_only for request in started)
     assert run("train", "--dry-run", "--watch")[0] == 2
 
 
@@ -208,6 +213,7 @@ NUMBERS = {
     "embed --resolution": (["embed", "a.png"], True, "224"),
     "evaluate --resolution": (["evaluate"], False, "224"),
     "--max-images": (["inspect", "photos"], True, "100"),
+    "--lines": (["logs", "job-1"], False, "3"),
     "--max-seconds": (["inspect", "photos"], False, "2.5"),
 }
 WRONG_NUMBERS = ["-1", "nan", "inf", "-inf", "1e400", "1e10", "99999999999", "", "x", "1_0_x"]

@@ -31,6 +31,13 @@ ARGUMENTS = {
     "train": ["--preset", "digits-demo"],
     "watch": ["job-1"],
     "jobs": [],
+    "logs": ["job-1"],
+    "results": ["job-1"],
+    "checkpoints": ["job-1"],
+    "artifacts": ["job-1"],
+    "compare": ["job-1", "job-1"],
+    "presets": [],
+    "completion": ["bash"],
     "evaluate": ["--job", "job-1"],
     "export": ["--job", "job-1"],
     "cancel": ["job-1"],
@@ -91,6 +98,8 @@ def folder(state, tmp_path: Path) -> Path:
     state.events["job-1"] = training_events(4)
     job = state.jobs["job-1"] = job_of("job-1", state=job_pb2.JOB_STATE_SUCCEEDED)
     job.request_id, job.last_seq = "same", 6
+    job.metrics["top1"] = 0.5
+    state.artifacts = {"workers/worker_0.log": b"a line\nanother line\n"}
     state.models["fake@1"] = model_pb2.Model(name="fake", version=1, runtime="onnxruntime")
     state.bundle = b"a tar archive"
     (tmp_path / "photos").mkdir()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from google.protobuf.descriptor import EnumDescriptor
+
 from multigrain.files import parse_json
+from multigrain.v1.job_pb2 import Job
 from multigrain_client.channel import Tls
 from multigrain_client.cli.output import Output
-from multigrain_client.errors import InvalidRequest
+from multigrain_client.errors import InvalidRequest, NotFound
+from multigrain_client.json_format import enum_names
 from multigrain_client.requests import absolute_path
 from multigrain_client.retry import LONGEST_TIMEOUT, check_timeout
 from multigrain_client.sync.client import Client
@@ -254,3 +260,58 @@ def seconds(text: str) -> float:
 def pairs(found: Sequence[tuple[str, Any]] | None) -> dict[str, Any]:
     """KEY=VALUE pairs as a dict; the last value of a key wins, as usual for options."""
     return dict(found or ())
+
+
+_JOB_ID = re.compile(r"[a-z]+-\d{8}-\d{6}-[0-9a-f]{6}")
+
+
+def job_id(parser: argparse.ArgumentParser) -> None:
+    """Adds the job of a command."""
+    parser.add_argument(
+        "job", help="id of the job, or its beginning if no other begins so; last = the newest job"
+    )
+
+
+def find(client: Client, text: str) -> Job:
+    """The job that an argument names.
+
+    Raises:
+        NotFound, InvalidRequest: as ``Client.find_job``.
+    """
+    return client.job(text) if _JOB_ID.fullmatch(text) else client.find_job(text)
+
+
+def found_id(client: Client, text: str) -> str:
+    """The id of the job that an argument names; the text itself if there is no such job.
+
+    The server then says so, as it knows what the id is for.
+
+    Raises:
+        InvalidRequest: if it is the beginning of several ids.
+    """
+    if _JOB_ID.fullmatch(text):
+        return text
+    try:
+        return client.find_job(text).job_id
+    except NotFound:
+        return text
+
+
+def one_of(enum: EnumDescriptor) -> Callable[[str], str]:
+    """A type of arguments: names of an enum, with a guess for one that is misspelled."""
+    known = [name.lower() for name in enum_names(enum)]
+    known = [name for name in known if name != "unspecified"]
+
+    def check(text: str) -> str:
+        if text.lower() not in known:
+            raise argparse.ArgumentTypeError(unknown(text, known))
+        return text
+
+    return check
+
+
+def unknown(text: str, known: Sequence[str]) -> str:
+    """Says that a word is not known, which one may be meant, and which there are."""
+    guess = difflib.get_close_matches(text.lower(), known, 1)
+    hint = f"did you mean {guess[0]!r}? " if guess else ""
+    return f"{text!r} is unknown: {hint}choose from {', '.join(known)}"

@@ -6,7 +6,7 @@ import argparse
 from itertools import islice
 
 from multigrain.text import stored_path
-from multigrain.v1.job_pb2 import Job
+from multigrain.v1.job_pb2 import Job, JobKind, JobState
 from multigrain_client.cli.arguments import (
     FAILED,
     OK,
@@ -16,7 +16,11 @@ from multigrain_client.cli.arguments import (
     absolute,
     add_job_options,
     count,
+    find,
+    found_id,
+    job_id,
     label,
+    one_of,
     pairs,
     positive,
 )
@@ -132,7 +136,7 @@ def _evaluate(context: Context) -> int:
     with context.connect() as client:
         job = client.evaluate(
             arguments.spec,
-            job=arguments.job,
+            job=arguments.job and found_id(client, arguments.job),
             checkpoint_path=absolute(arguments.checkpoint_path, "--checkpoint-path"),
             model=arguments.model,
             checkpoint=arguments.checkpoint,
@@ -172,7 +176,7 @@ def _export(context: Context) -> int:
     with context.connect() as client:
         job = client.export(
             arguments.spec,
-            job=arguments.job,
+            job=arguments.job and found_id(client, arguments.job),
             checkpoint_path=absolute(arguments.checkpoint_path, "--checkpoint-path"),
             checkpoint=arguments.checkpoint,
             model_name=arguments.model_name,
@@ -186,7 +190,7 @@ def _export(context: Context) -> int:
 
 
 def _configure_watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", help="id of the job")
+    job_id(parser)
     parser.add_argument(
         "--after-seq", type=count, default=0, metavar="N", help="only events after this one"
     )
@@ -201,7 +205,7 @@ def _watch(context: Context) -> int:
     with context.connect() as client:
         return _follow(
             client,
-            client.job(arguments.job),
+            find(client, arguments.job),
             context.output,
             after_seq=arguments.after_seq,
             every=arguments.every,
@@ -216,6 +220,7 @@ def _configure_jobs(parser: argparse.ArgumentParser) -> None:
         dest="states",
         metavar="STATE",
         action="append",
+        type=one_of(JobState.DESCRIPTOR),
         default=[],
         help="such as running; repeatable",
     )
@@ -224,6 +229,7 @@ def _configure_jobs(parser: argparse.ArgumentParser) -> None:
         dest="kinds",
         metavar="KIND",
         action="append",
+        type=one_of(JobKind.DESCRIPTOR),
         default=[],
         help="training, evaluation or export; repeatable",
     )
@@ -243,7 +249,7 @@ def _jobs(context: Context) -> int:
     arguments = context.arguments
     with context.connect() as client:
         if arguments.job:
-            job = client.job(arguments.job)
+            job = find(client, arguments.job)
             context.output.data(job)
             for line in job_lines(job):
                 context.output.line(line)
@@ -261,13 +267,13 @@ def _jobs(context: Context) -> int:
 
 
 def _configure_cancel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", help="id of the job")
+    job_id(parser)
     parser.add_argument("--wait", action="store_true", help="wait until it has ended")
 
 
 def _cancel(context: Context) -> int:
     with context.connect() as client:
-        job = client.cancel(context.arguments.job)
+        job = client.cancel(found_id(client, context.arguments.job))
         if context.arguments.wait and not is_terminal(job):
             for _ in client.stream_events(job, after_seq=job.last_seq, kinds=["state"]):
                 pass
@@ -276,13 +282,13 @@ def _cancel(context: Context) -> int:
 
 
 def _configure_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", help="id of the job")
+    job_id(parser)
     parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
 
 
 def _resume(context: Context) -> int:
     with context.connect() as client:
-        job = client.resume(context.arguments.job)
+        job = client.resume(found_id(client, context.arguments.job))
         if context.arguments.watch:
             return _follow(client, job, context.output)
     return _report_state(context, job)
@@ -298,10 +304,11 @@ def _delete(context: Context) -> int:
     arguments = context.arguments
     with context.connect() as client:
         if arguments.model:
-            client.delete_model(arguments.model)
+            deleted = arguments.model
+            client.delete_model(deleted)
         else:
-            client.delete_job(arguments.job)
-    deleted = arguments.model or arguments.job
+            deleted = found_id(client, arguments.job)
+            client.delete_job(deleted)
     context.output.done({"deleted": deleted}, f"{deleted}  deleted")
     return OK
 
@@ -318,9 +325,9 @@ def _plot(context: Context) -> int:
     curves: list[Curve] = []
     failures: list[MultigrainClientError] = []
     with context.connect() as client, OutputFile(arguments.out) as file:
-        for job_id in arguments.jobs:
+        for text in arguments.jobs:
             try:
-                job = client.job(job_id)
+                job = find(client, text)
                 points = latest_curve(client.stream_losses(job, follow=False))
             except MultigrainClientError as error:
                 failures.append(error)

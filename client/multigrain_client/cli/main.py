@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from multigrain import __version__
 from multigrain.streams import BROKEN_PIPE, standard_streams
 from multigrain.text import printable
-from multigrain_client.cli import images, inspect, jobs, models
+from multigrain_client.cli import completion, images, inspect, jobs, models, runs
 from multigrain_client.cli.arguments import (
     FAILED,
     INTERRUPTED,
@@ -25,6 +25,7 @@ from multigrain_client.cli.arguments import (
     Result,
     add_shared_options,
     shared_defaults,
+    unknown,
 )
 from multigrain_client.cli.output import Output, OutputError
 from multigrain_client.errors import InvalidRequest, JobFailed, MultigrainClientError
@@ -32,9 +33,11 @@ from multigrain_client.local_files import STANDARD_OUTPUT, descriptor_of
 
 COMMANDS: tuple[Command, ...] = (
     *jobs.COMMANDS,
+    *runs.COMMANDS,
     *inspect.COMMANDS,
     *models.COMMANDS,
     *images.COMMANDS,
+    *completion.COMMANDS,
 )
 
 _COMMAND_OF = {command.call: command.name for command in COMMANDS if command.call}
@@ -80,7 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes what the arguments of a wrong command line could do to a terminal."""
+    """Escapes what the arguments of a wrong command line could do to a terminal, and guesses
+    what a misspelled command was meant to be."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            text = unknown(str(value), list(map(str, action.choices)))
+            raise argparse.ArgumentError(action, text)
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))

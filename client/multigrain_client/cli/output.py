@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -35,6 +36,15 @@ from multigrain_client.json_format import enum_name, to_plain
 
 JOB_HEAD = ("JOB", "KIND", "STATE", "DONE", "LOSS", "CREATED", "NAME")
 MODEL_HEAD = ("MODEL", "STATE", "TRUNK", "VECTOR", "CLASSES", "PIXELS", "RUNTIME", "ALIASES")
+
+# Select Graphic Rendition codes of states on a terminal.
+_COLORS = {
+    **dict.fromkeys(("SUCCEEDED", "READY"), "32"),
+    **dict.fromkeys(("STARTING", "RUNNING", "LOADING"), "36"),
+    **dict.fromkeys(("QUEUED", "STOPPING", "CANCELLED"), "33"),
+    "FAILED": "31",
+}
+_NARROWEST = 12
 
 _UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -159,11 +169,16 @@ class Output:
             return
         shown = [[self.shown(cell) for cell in row] for row in (head, *rows)]
         widths = [max(map(cell_width, column)) for column in zip(*shown, strict=True)]
+        if self.stream.isatty():
+            _fit(widths, shutil.get_terminal_size().columns)
+        color = self.stream.isatty() and not os.environ.get("NO_COLOR")
         for row in shown:
-            cells = (
-                cell + " " * (width - cell_width(cell))
-                for cell, width in zip(row, widths, strict=True)
-            )
+            cells = []
+            for cell, width in zip(row, widths, strict=True):
+                text = _cut(cell, width)
+                padding = " " * (width - cell_width(text))
+                style = _COLORS.get(cell) if color else None
+                cells.append(f"\x1b[{style}m{text}\x1b[0m{padding}" if style else text + padding)
             self._write("  ".join(cells).rstrip())
 
     def error(self, text: str) -> None:
@@ -205,6 +220,30 @@ class Output:
     def _write(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
         self.check()
+
+
+def _fit(widths: list[int], columns: int) -> None:
+    """Makes the widest columns narrower until a row fits, but none narrower than a few letters."""
+    room = columns - 2 * (len(widths) - 1)
+    while sum(widths) > room and (widest := max(widths)) > _NARROWEST:
+        # The last of the widest: names are last.
+        at = len(widths) - 1 - widths[::-1].index(widest)
+        second = max((width for width in widths if width < widest), default=_NARROWEST)
+        widths[at] = max(second, widest - (sum(widths) - room), _NARROWEST)
+        if widths[at] == widest:
+            widths[at] -= 1
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, or its beginning with a mark that it is longer."""
+    if cell_width(text) <= width:
+        return text
+    kept = ""
+    for character in text:
+        if cell_width(kept + character) > width - 1:
+            break
+        kept += character
+    return f"{kept}~"
 
 
 def _guarded(stream: TextIO | GuardedStream) -> GuardedStream:
