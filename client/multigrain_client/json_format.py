@@ -259,6 +259,18 @@ def _enum_number(enum: EnumDescriptor, name: str) -> int:
     return known[short]
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The fields of nested mappings as text, under dotted names; a list has commas."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found[f"{prefix}{key}"] = text
+    return found
+
+
 def enum_names(enum: EnumDescriptor) -> dict[str, int]:
     """Values of an enum by name without prefix ("RUNNING"), without UNSPECIFIED."""
     prefix = _prefix(enum)

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "compare": ["job-1", "job-1"],
     "presets": [],
     "completion": ["bash"],
+    "track": ["job-1", "--to", "tensorboard", "--dir", "{dir}/tracked"],
     "evaluate": ["--job", "job-1"],
     "export": ["--job", "job-1"],
     "cancel": ["job-1"],

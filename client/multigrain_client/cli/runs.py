@@ -16,7 +16,7 @@ from multigrain_client.cli.arguments import OK, Command, Context, Result, find, 
 from multigrain_client.cli.output import duration, moment, size
 from multigrain_client.errors import InvalidRequest, NotFound
 from multigrain_client.jobs import is_terminal, state_name
-from multigrain_client.json_format import to_plain
+from multigrain_client.json_format import flatten, to_plain
 from multigrain_client.sync.client import Client
 
 # Seconds between two looks at a log that is followed.
@@ -223,7 +223,7 @@ def _compare(context: Context) -> int:
         raise InvalidRequest("give two or more jobs; `multigrain jobs` lists them")
     with context.connect() as client:
         jobs = [find(client, text) for text in context.arguments.jobs]
-    specs = [dict(_flat(_spec(job))) for job in jobs]
+    specs = [flatten(_spec(job)) for job in jobs]
     metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
     names = dict.fromkeys(name for spec in specs for name in spec)
     settings = {
@@ -274,17 +274,6 @@ def _spec(job: Job) -> Mapping[str, Any]:
     return to_plain(getattr(job, which)) if which else {}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((f"{prefix}{key}", text))
-    return rows
-
-
 def _configure_presets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="a preset, to show its fields")
 
@@ -310,7 +299,7 @@ def _presets(context: Context) -> int:
         chain.append(str(base))
     fields: dict[str, str] = {}
     for name in reversed(chain):
-        fields |= dict(_flat(presets[name]))
+        fields |= flatten(presets[name])
     description = fields.pop("description")
     fields.pop("extends", None)
     output.data({"name": wanted, "description": presets[wanted]["description"], "fields": fields})
