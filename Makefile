@@ -77,6 +77,11 @@ sync-client-check: $(STAMP)
 	$(BIN)/python -m tools.client_code --check
 
 # Writes the generated parts of docs/ and builds the site to site/.
+# Trains two small models and takes the screenshots in docs/screenshots; needs chromium.
+.PHONY: screenshots
+screenshots: $(STAMP)
+	$(BIN)/python -m tools.screenshots
+
 docs: $(STAMP)
 	$(BIN)/python -m tools.docs --write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

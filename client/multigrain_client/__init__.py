@@ -31,9 +31,10 @@ from multigrain_client.errors import (
 )
 from multigrain_client.folder_embedding import FolderEmbedding
 from multigrain_client.images import Classification, ClassifiedImage, EmbeddedImage, EmbedKeywords
-from multigrain_client.jobs import latest_curve
+from multigrain_client.jobs import LossCurve, latest_curve
 from multigrain_client.loss_point import LossPoint
 from multigrain_client.methods import HealthStatus
+from multigrain_client.notebook import register as _register
 from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.client import Client
 
@@ -57,6 +58,7 @@ __all__ = [
     "InvalidRequest",
     "JobCancelled",
     "JobFailed",
+    "LossCurve",
     "LossPoint",
     "MissingPackage",
     "MultigrainClientError",
@@ -73,3 +75,5 @@ __all__ = [
     "__version__",
     "latest_curve",
 ]
+
+_register()

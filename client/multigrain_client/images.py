@@ -280,6 +280,15 @@ class EmbeddedImage:
     error: ImageError | None = None
     model: str = ""
 
+    def __repr__(self) -> str:
+        """On one line, without the numbers of the vector."""
+        result = (
+            f"error={self.error!r}"
+            if self.vector is None
+            else (f"vector={self.vector.dtype}{list(self.vector.shape)}")
+        )
+        return f"EmbeddedImage({self.index}, {self.name!r}, {result}, model={self.model!r})"
+
 
 @dataclass(frozen=True)
 class Classification:

@@ -67,7 +67,16 @@ def loss_point(event: JobEvent) -> LossPoint:
     )
 
 
-def latest_curve(points: Iterable[LossPoint]) -> list[LossPoint]:
+class LossCurve(list[LossPoint]):
+    """Loss points in the order of steps; a picture in a notebook."""
+
+    def _repr_html_(self) -> str:
+        from multigrain_client.notebook import curve_html
+
+        return curve_html(self)
+
+
+def latest_curve(points: Iterable[LossPoint]) -> LossCurve:
     """The loss curve without duplicate steps: the newest attempt wins, from its first step on.
 
     When attempt 2 starts at step 101, the points of attempt 1 from step 101 on are dropped, even
@@ -83,4 +92,4 @@ def latest_curve(points: Iterable[LossPoint]) -> list[LossPoint]:
         first = min(newer)
         curve = [point for point in curve if point.step < first]
         curve += [newer[step] for step in sorted(newer)]
-    return curve
+    return LossCurve(curve)
