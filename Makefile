@@ -15,7 +15,7 @@ JOBS ?= 2
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
 .PHONY: bare-clone long lock peers peers-serving bench unauthenticated hostile-images faults fuzz fuzz-coverage
-.PHONY: soak audit clean
+.PHONY: soak audit clean screenshots
 
 # Trains, evaluates, exports and serves a model of real images.
 demo: $(STAMP)
@@ -76,12 +76,11 @@ sync-client: $(STAMP)
 sync-client-check: $(STAMP)
 	$(BIN)/python -m tools.client_code --check
 
-# Writes the generated parts of docs/ and builds the site to site/.
 # Trains two small models and takes the screenshots in docs/screenshots; needs chromium.
-.PHONY: screenshots
 screenshots: $(STAMP)
 	$(BIN)/python -m tools.screenshots
 
+# Writes the generated parts of docs/ and builds the site to site/.
 docs: $(STAMP)
 	$(BIN)/python -m tools.docs --write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

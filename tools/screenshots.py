@@ -142,7 +142,7 @@ def _shot(url: str, width: int, folder: Path) -> Image.Image:
         timeout=_SECONDS,
     )
     picture = Image.open(BytesIO(shot.read_bytes())).convert("RGB").crop((0, 0, width, _TALL))
-    ground = Image.new("RGB", picture.size, picture.getpixel((0, _TALL - 1)))  # type: ignore[arg-type]
+    ground = Image.new("RGB", picture.size, picture.getpixel((0, _TALL - 1)))
     box = ImageChops.difference(picture, ground).getbbox()
     return picture.crop((0, 0, width, min(_TALL, (box[3] if box else 100) + 24)))
 

@@ -252,8 +252,8 @@ def _compare(context: Context) -> int:
         ("loss", *(f"{j.last_loss.loss:.4f}" if j.HasField("last_loss") else "-" for j in jobs)),
     ]
     for name in metrics:
-        values = [_metric(job, name) for job in jobs]
-        rows.append((name, *("-" if value is None else f"{value:.4f}" for value in values)))
+        measured = [_metric(job, name) for job in jobs]
+        rows.append((name, *("-" if value is None else f"{value:.4f}" for value in measured)))
     rows += [(name, *values) for name, values in settings.items()]
     output.table(("", *(job.job_id for job in jobs)), rows)
     return OK
