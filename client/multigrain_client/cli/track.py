@@ -33,7 +33,6 @@ def _track(context: Context) -> int:
     tracker = _tracker(arguments)
     with context.connect() as client:
         job = find(client, arguments.job)
-        output.note(f"following {job.job_id} into {arguments.to}; Ctrl-C ends this, not the job")
         job, sent = follow(client, job, tracker)
     output.done(
         {"job": job.job_id, "state": state_name(job), "points": sent},
