@@ -39,6 +39,7 @@ ARGUMENTS = {
     "presets": [],
     "completion": ["bash"],
     "track": ["job-1", "--to", "tensorboard", "--dir", "{dir}/tracked"],
+    "inspect": ["{dir}/photos"],
     "evaluate": ["--job", "job-1"],
     "export": ["--job", "job-1"],
     "cancel": ["job-1"],

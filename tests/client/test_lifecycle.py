@@ -33,6 +33,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "stream_events": lambda client: client.stream_events("job-1"),
     "stream_losses": lambda client: client.stream_losses("job-1"),
     "wait": lambda client: client.wait("job-1"),
+    "inspect_dataset": lambda client: client.inspect_dataset(dataset="{dir}"),
     "find_job": lambda client: client.find_job("job"),
     "artifacts": lambda client: client.artifacts("job-1"),
     "read_artifact": lambda client: client.read_artifact("job-1", "results/a"),
