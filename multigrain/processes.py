@@ -103,7 +103,7 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if not os.path.isabs(kept.get(name, "/")):
             del kept[name]
     kept.setdefault("PATH", os.defpath)
-    # Unlike -P, it also holds for what the child starts: msrun's workers, multiprocessing.
+    # Unlike -P, it also holds for what the child starts: multiprocessing.
     kept["PYTHONSAFEPATH"] = "1"
     # ONNX Runtime would keep an id of this machine in a file, for reports over the network.
     kept["ORT_DISABLE_TELEMETRY"] = "1"

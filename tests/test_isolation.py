@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from multigrain.events.records import JobState
-from multigrain.jobs.launchers import MsrunLauncher, RankCommand, RankTableLauncher
+from multigrain.jobs.launchers import RankCommand, RankTableLauncher
 from multigrain.processes import child_environment, find_program, python_command
 from multigrain.specs.base import DeviceSpec
 from multigrain_server.app import RUNNER_COMMAND
@@ -186,7 +186,7 @@ def test_the_hostile_folder_does_stop_a_python_that_is_not_isolated(
 def test_an_isolated_python_starts_isolated_pythons(
     hostile: Path, tmp_path: Path, search_path: str
 ) -> None:
-    """As msrun, which starts ``python`` from PATH, and multiprocessing do."""
+    """As multiprocessing does, and libraries that start ``python`` from PATH."""
     program = """
 import json, multiprocessing, os, subprocess, sys
 def child(): import random, types, numpy
@@ -210,13 +210,6 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
 
 
-def _msrun() -> tuple[str, ...]:
-    """msrun with its options of a job, up to the workers' command."""
-    rank = RankCommand(Path("/job"), attempt=1, world=2, devices=DeviceSpec(count=2))
-    (process,) = MsrunLauncher(lambda: 1).plan(rank, Path("/logs")).processes
-    return (*process.command[: process.command.index("mindspore.parallel.cluster.run") + 1], "-h")
-
-
 def _rank_table(folder: Path) -> tuple[str, ...]:
     table = folder / "table.json"
     table.write_text('{"server_list": [{"device": [{"device_id": 0, "rank_id": 0}]}]}')
@@ -226,7 +219,7 @@ def _rank_table(folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", ["engine", "runner", "rank table", "rank", "msrun"])
+@pytest.mark.parametrize("kind", ["engine", "runner", "rank table", "rank"])
 def test_every_command_runs_in_a_hostile_folder(hostile: Path, tmp_path: Path, kind: str) -> None:
     rank = RankCommand(Path("/job"), attempt=1, world=1, devices=DeviceSpec())
     commands = {
@@ -234,7 +227,6 @@ def test_every_command_runs_in_a_hostile_folder(hostile: Path, tmp_path: Path, k
         "runner": lambda: (*RUNNER_COMMAND, "--help"),
         "rank table": lambda: _rank_table(tmp_path),
         "rank": lambda: (*rank.command(clustered=False), "--help"),
-        "msrun": _msrun,
     }
     done = subprocess.run(
         commands[kind](),
@@ -286,7 +278,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
 def test_runner_and_workers_run_in_hostile_folders(
     job: Job, hostile: Path, marker: Path, tmp_path: Path
 ) -> None:
-    """As a job's: the runner starts msrun, and msrun starts the workers."""
+    """As a job's: the runner starts the scheduler and the workers."""
     fill(job.folder.logs / "attempt-1", marker)
     # The runner itself starts safely, with what a daemon could have inherited.
     environment = {**hostile_environment(f":{ROOT}:."), "PYTHONPYCACHEPREFIX": str(tmp_path / "c")}
@@ -295,7 +287,7 @@ def test_runner_and_workers_run_in_hostile_folders(
     runner = subprocess.Popen(
         [
             *python_command("tests.jobs.light_runner", str(job.folder.path)),
-            *("--work", "tests.jobs.work:succeed", "--cluster", "msrun"),
+            *("--work", "tests.jobs.work:succeed", "--cluster", "scheduler"),
         ],
         cwd=tmp_path,
         env=environment,

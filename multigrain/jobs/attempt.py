@@ -151,6 +151,11 @@ class Ranks:
         return self.scheduler if number == SCHEDULER_RANK else self.workers.get(number)
 
     @property
+    def every(self) -> list[Rank]:
+        """All workers, and the scheduler."""
+        return [*self.workers.values(), self.scheduler]
+
+    @property
     def all_ready(self) -> bool:
         """Every worker has joined the cluster."""
         return all(rank.ready for rank in self.workers.values())
@@ -413,7 +418,7 @@ class _Launch:
                     rank.worker.send(Stop())
         found = (
             self._ranks.find_failure(self._attempt.limits.settle_seconds)
-            or self._find_dead_launcher()
+            or self._find_unreported_exit()
             or (
                 self._ranks.find_stalled()
                 if self.running
@@ -451,17 +456,17 @@ class _Launch:
         unrequested = Failed("", "stopped without a stop request")
         return failure.work_failed(stopped[0], unrequested, self._plan.worker_logs[stopped[0]])
 
-    def _find_dead_launcher(self) -> Failure | None:
-        """A failure if msrun exited before any worker.
+    def _find_unreported_exit(self) -> Failure | None:
+        """A failure if a process exited that no guard has reported: its interpreter did not start.
 
-        Workers exit with it, so the result is known once all their messages have been received.
+        The exits of all others are known once all messages have been received.
         """
-        if not self._quiet or any(rank.exit for rank in self._ranks.workers.values()):
+        if not self._quiet or any(rank.exit for rank in self._ranks.every):
             return None
         for process, plan in zip(self._processes, self._plan.processes, strict=True):
             code = process.poll()
             if code is not None:
-                return failure.launcher_ended(code, plan.log)
+                return failure.process_ended(code, plan.log)
         return None
 
     def _wait_for_exits(self) -> None:

@@ -208,13 +208,13 @@ def stalled(
     )
 
 
-def launcher_ended(code: int, log: Path) -> Failure:
-    """msrun exited before its workers were done."""
+def process_ended(code: int, log: Path) -> Failure:
+    """A process exited before it had reported anything, such as its start."""
     how = f"was killed by {describe_signal(-code)}" if code < 0 else f"exited with code {code}"
     return Failure(
         JobError(
             kind=ErrorKind.WORKER_DIED.name,
-            message=f"the launcher of the workers {how}; see the tail of its log",
+            message=f"a process of the job {how} before it started to work; see the tail of its log",
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             log_tail=log_tail(log),

@@ -63,7 +63,7 @@ class JobFolder:
 
     @property
     def logs(self) -> Path:
-        """``workers/``: logs of msrun, the scheduler, the runner and every worker."""
+        """``workers/``: logs of the scheduler, the runner and every worker."""
         return self.path / "workers"
 
     @property

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +31,8 @@ RANK_MODULE = "multigrain.jobs.rank"
 HOST = "127.0.0.1"
 """Address of the scheduler."""
 
-NO_TAIL = "-2"
-"""Value of ``--tail_worker_log``: no rank has this number, so msrun starts no ``tail -f``."""
-
-BIND_FAILED = re.compile(rb"Address already in use|Failed to call bind")
-"""Texts in the scheduler's log (MindSpore 2.8.0) when another process has its port."""
+BIND_FAILED = re.compile(rb"Failed to init the tcp server")
+"""Text in the scheduler's log (MindSpore 2.8.0) when another process has its port."""
 
 _SCHEDULER_LOG_BYTES = 4 << 20  # searched for them
 
@@ -147,7 +142,7 @@ class Launcher(Protocol):
 
 
 def worker_log(logs: Path, rank: int) -> Path:
-    """A worker's log: the name is msrun's, and all launchers use it."""
+    """A worker's log: the name is msrun's."""
     return logs / f"worker_{rank}.log"
 
 
@@ -172,11 +167,12 @@ class DirectLauncher:
         return LaunchPlan(processes, worker_logs)
 
 
-class MsrunLauncher:
-    """Starts MindSpore's msrun, which starts a scheduler and the workers on this host.
+class ClusterLauncher:
+    """Starts a scheduler and the workers on this host, as MindSpore's msrun does.
 
-    msrun starts workers with the command ``python``, whatever interpreter it runs in; the folder
-    of this interpreter is therefore put first on PATH.
+    msrun itself would be one more process that imports MindSpore, and notices only once a second
+    that a worker has exited. The variables are those of "dynamic cluster startup" in MindSpore's
+    documentation; the runner takes msrun's part.
 
     Args:
         pick_port: chooses the scheduler's port.
@@ -186,33 +182,35 @@ class MsrunLauncher:
         self._pick_port = pick_port or free_port
 
     def plan(self, rank: RankCommand, logs: Path) -> LaunchPlan:
-        python = Path(sys.executable)
-        if not (python.parent / "python").exists():
-            raise MultigrainError(
-                ErrorKind.UNSUPPORTED,
-                "msrun starts workers with the command 'python', which is not in the folder of "
-                "this interpreter; install multigrain in a virtual environment",
+        """See ``Launcher``."""
+        cluster = {
+            "MS_WORKER_NUM": str(rank.world),
+            "MS_SCHED_HOST": HOST,
+            "MS_SCHED_PORT": str(self._pick_port()),
+            "MS_TOPO_TIMEOUT": str(math.ceil(rank.devices.cluster_timeout_seconds)),
+            "RANK_SIZE": str(rank.world),
+        }
+        command = rank.command(clustered=True)
+        scheduler = ProcessPlan(
+            command,
+            logs / "scheduler.log",
+            # Errors only: as a warning, it says every five seconds how many workers there are.
+            {**cluster, "MS_ROLE": "MS_SCHED", "RANK_ID": "0", "GLOG_v": "3"},
+        )
+        worker_logs = tuple(worker_log(logs, i) for i in range(rank.world))
+        workers = tuple(
+            ProcessPlan(
+                command,
+                log,
+                {
+                    **cluster,
+                    **{"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(i)},
+                    **{"RANK_ID": str(i), "DEVICE_ID": str(i)},
+                },
             )
-        command = python_command(
-            "mindspore.parallel.cluster.run",
-            f"--worker_num={rank.world}",
-            f"--local_worker_num={rank.world}",
-            f"--master_addr={HOST}",
-            f"--master_port={self._pick_port()}",
-            f"--log_dir={logs}",
-            "--join=True",
-            f"--cluster_time_out={math.ceil(rank.devices.cluster_timeout_seconds)}",
-            f"--tail_worker_log={NO_TAIL}",
-            # Isolated by the environment: see child_environment.
-            *("python", "-m", RANK_MODULE),
-            *rank.arguments(clustered=True),
+            for i, log in enumerate(worker_logs)
         )
-        path = os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath)))
-        return LaunchPlan(
-            processes=(ProcessPlan(command, logs / "msrun.log", {"PATH": path}),),
-            worker_logs=tuple(worker_log(logs, i) for i in range(rank.world)),
-            scheduler_log=logs / "scheduler.log",
-        )
+        return LaunchPlan((scheduler, *workers), worker_logs, scheduler.log)
 
 
 def free_port() -> int:
@@ -310,13 +308,9 @@ def world_of(request: JobRequest) -> int:
 
 
 def choose_launcher(request: JobRequest) -> Launcher:
-    """The launcher of a job.
-
-    Training always uses a cluster, even of one worker, so that there is only one way to train;
-    evaluation and export use one with more than one worker.
-    """
-    if request.kind is not JobKind.TRAINING and world_of(request) == 1:
-        return DirectLauncher()
-    if request.spec.devices.launcher == "rank-table":
+    """The launcher of a job: a single worker needs no cluster."""
+    alone = world_of(request) == 1
+    training = request.kind is JobKind.TRAINING
+    if request.spec.devices.launcher == "rank-table" and (training or not alone):
         return RankTableLauncher()
-    return MsrunLauncher()
+    return DirectLauncher() if alone else ClusterLauncher()

@@ -1,7 +1,7 @@
 """``python -m multigrain.jobs.rank``: what launchers start for each worker and the scheduler.
 
-It is the guard, a light process that forks the worker and reports its exit to the runner. msrun
-starts the cluster's scheduler by the same command, with MS_ROLE=MS_SCHED.
+It is the guard, a light process that forks the worker and reports its exit to the runner. With
+MS_ROLE=MS_SCHED in the environment it forks the cluster's scheduler.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Guard:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line. No option may be a prefix of one of msrun's, which would consume it."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="multigrain.jobs.rank", description=__doc__)
     parser.add_argument("--folder", required=True, help="the job's folder")
     parser.add_argument("--attempt", required=True, type=int)
@@ -160,6 +160,8 @@ def main(
         # Only the child process needs these imports.
         from multigrain.jobs import worker
 
+        if scheduler:
+            worker.run_scheduler()
         rank_options = worker.RankOptions(
             folder=JobFolder(Path(options.folder)),
             attempt=options.attempt,
@@ -172,8 +174,6 @@ def main(
             token=token,
             clustered=options.clustered,
         )
-        if scheduler:
-            return worker.run_scheduler(rank_options)
         return (run_worker or worker.run_worker)(rank_options)
 
     return Guard(GuardOptions(address, token, rank)).run(work)

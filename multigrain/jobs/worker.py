@@ -10,6 +10,9 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import NoReturn
 
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain.jobs.confinement import confine_calls, confine_files
@@ -67,10 +70,30 @@ class RankOptions:
     clustered: bool
 
 
-def run_scheduler(options: RankOptions) -> int:
-    """Runs MindSpore's scheduler: ``init`` returns, or exits, when the workers have exited."""
-    _init_mindspore(options)
-    return 0
+def run_scheduler() -> NoReturn:
+    """Runs MindSpore's scheduler until the workers have left the cluster; ends the process.
+
+    The scheduler is native code: of MindSpore's package only the extension module is imported,
+    without the seconds that the package itself takes.
+    """
+    faulthandler.enable()
+    found = find_spec("mindspore")
+    if found is None or found.submodule_search_locations is None:
+        print("MindSpore is not installed", file=sys.stderr)
+        os._exit(1)
+    package = ModuleType("mindspore")
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules["mindspore"] = package
+    code = 0
+    try:
+        import_module("mindspore._c_expression").init_cluster()
+    except Exception:
+        _print_traceback()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The exit handlers of the extension module need the whole package.
+    os._exit(code)
 
 
 def set_up_mindspore(options: RankOptions) -> None:

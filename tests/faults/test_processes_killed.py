@@ -1,4 +1,4 @@
-"""SIGKILL of a worker, of msrun and of MindSpore's scheduler: the next attempt goes on."""
+"""SIGKILL of a worker, of a guard and of MindSpore's scheduler: the next attempt goes on."""
 
 from __future__ import annotations
 
@@ -63,14 +63,15 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_no_more(
 
 
 @pytest.mark.slow
-def test_killed_msrun_and_scheduler_are_followed_by_attempts_from_the_last_checkpoint(
+def test_killed_guard_and_scheduler_are_followed_by_attempts_from_the_last_checkpoint(
     new_job: NewJob,
 ) -> None:
     job = new_job(labels={"steps": str(STEPS), "holds": "2"})
-    runner = job.start("tests.faults.work:train", cluster="msrun")
+    runner = job.start("tests.faults.work:train", cluster="scheduler")
 
-    def msrun() -> psutil.Process:
-        (process,) = psutil.Process(runner.pid).children()
+    def guard() -> psutil.Process:
+        found = psutil.Process(runner.pid).children()
+        (process,) = [p for p in found if p.environ().get("MS_ROLE") == "MS_WORKER"]
         return process
 
     def scheduler() -> psutil.Process:
@@ -80,12 +81,12 @@ def test_killed_msrun_and_scheduler_are_followed_by_attempts_from_the_last_check
         (process,) = [process for process in mine if process.ppid() in pids]
         return process
 
-    kill_at(job, 10, msrun)
+    kill_at(job, 10, guard)
     kill_at(job, 20, scheduler)
     assert runner.wait(60) == 0
     assert job.states()[-1].state is JobState.SUCCEEDED
-    by_msrun, by_scheduler = errors(job)
-    assert (by_msrun.kind, by_msrun.signal) == ("WORKER_DIED", 9)
+    by_guard, by_scheduler = errors(job)
+    assert (by_guard.kind, by_guard.signal) == ("WORKER_DIED", 9)
     assert (by_scheduler.kind, by_scheduler.signal) == ("WORKER_DIED", 9)
     assert "scheduler" in by_scheduler.message
     assert_numbered(job.events())

@@ -17,18 +17,18 @@ from typing import Literal
 from multigrain.jobs import runner
 from multigrain.jobs.job_request import JobRequest
 from multigrain.jobs.launchers import (
+    ClusterLauncher,
     DirectLauncher,
     Launcher,
     LaunchPlan,
-    MsrunLauncher,
     ProcessPlan,
     RankCommand,
     choose_launcher,
     free_port,
 )
 
-Cluster = Literal["none", "msrun", "mindspore"]
-"""Workers without a cluster; under msrun but without MindSpore; as in the product."""
+Cluster = Literal["none", "scheduler", "mindspore"]
+"""Workers without a cluster; with a scheduler but without MindSpore; as in the product."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class LightLauncher:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", required=True)
-    parser.add_argument("--cluster", default="none", choices=["none", "msrun", "mindspore"])
+    parser.add_argument("--cluster", default="none", choices=["none", "scheduler", "mindspore"])
     options, arguments = parser.parse_known_args()
     ports = [int(port) for port in os.environ.get("TEST_FIRST_PORT", "").split()]
 
     def choose(request: JobRequest) -> Launcher:
         launcher = DirectLauncher() if options.cluster == "none" else choose_launcher(request)
-        if options.cluster == "msrun" or isinstance(launcher, MsrunLauncher):
-            launcher = MsrunLauncher(lambda: ports.pop() if ports else free_port())
+        if options.cluster == "scheduler" or isinstance(launcher, ClusterLauncher):
+            launcher = ClusterLauncher(lambda: ports.pop() if ports else free_port())
         return LightLauncher(launcher, options.work, mindspore=options.cluster == "mindspore")
 
     return runner.main(arguments, choose)

@@ -14,9 +14,9 @@ from multigrain.jobs.failure import (
     MAX_LENGTH,
     cluster_timeout,
     describe_exception,
-    launcher_ended,
     log_tail,
     memory_advice,
+    process_ended,
     runner_lost,
     stalled,
     work_failed,
@@ -170,8 +170,8 @@ def test_the_scheduler_has_no_rank() -> None:
     assert failure.error.message.startswith("the cluster's scheduler exited with code 1")
 
 
-def test_the_signal_that_killed_a_launcher_is_named(tmp_path: Path) -> None:
-    assert "SIGKILL (signal 9)" in launcher_ended(-9, tmp_path / "log").error.message
+def test_the_signal_that_killed_an_unreported_process_is_named(tmp_path: Path) -> None:
+    assert "SIGKILL (signal 9)" in process_ended(-9, tmp_path / "log").error.message
 
 
 def test_a_framed_message_is_described_by_its_text_with_advice_about_memory() -> None:

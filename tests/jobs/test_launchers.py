@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,8 @@ from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.jobs.launchers import (
     COLLECTIVES,
     SET_DEVICE,
+    ClusterLauncher,
     DirectLauncher,
-    MsrunLauncher,
     RankCommand,
     RankTableLauncher,
     choose_launcher,
@@ -56,29 +54,30 @@ RANK_ARGUMENTS = [
 ]
 
 
-def test_the_command_of_msrun() -> None:
+def test_a_cluster_has_a_scheduler_and_the_variables_of_msrun() -> None:
     rank = command(count=2, threads_per_worker=3, cluster_timeout_seconds=90.5)
-    plan = MsrunLauncher(lambda: 12345).plan(rank, LOGS)
-    (process,) = plan.processes
-    assert list(process.command) == [
-        *python_command("mindspore.parallel.cluster.run"),
-        "--worker_num=2",
-        "--local_worker_num=2",
-        "--master_addr=127.0.0.1",
-        "--master_port=12345",
-        f"--log_dir={LOGS}",
-        "--join=True",
-        "--cluster_time_out=91",
-        "--tail_worker_log=-2",
-        "python",
-        *RANK_ARGUMENTS,
-        "--clustered",
-    ]
-    first = process.environment["PATH"].split(os.pathsep)[0]
-    assert Path(first) == Path(sys.executable).parent
-    assert process.log == LOGS / "msrun.log"
+    plan = ClusterLauncher(lambda: 12345).plan(rank, LOGS)
+    scheduler, *workers = plan.processes
+    expected = [*python_command("multigrain.jobs.rank"), *RANK_ARGUMENTS[2:], "--clustered"]
+    assert all(list(process.command) == expected for process in plan.processes)
+    common = {
+        "MS_WORKER_NUM": "2",
+        "MS_SCHED_HOST": "127.0.0.1",
+        "MS_SCHED_PORT": "12345",
+        "MS_TOPO_TIMEOUT": "91",
+        "RANK_SIZE": "2",
+    }
+    assert scheduler.environment.items() >= (common | {"MS_ROLE": "MS_SCHED"}).items()
+    for number, worker in enumerate(workers):
+        assert worker.environment == common | {
+            "MS_ROLE": "MS_WORKER",
+            "MS_NODE_ID": str(number),
+            "RANK_ID": str(number),
+            "DEVICE_ID": str(number),
+        }
     assert plan.worker_logs == (LOGS / "worker_0.log", LOGS / "worker_1.log")
-    assert plan.scheduler_log == LOGS / "scheduler.log"
+    assert [process.log for process in workers] == list(plan.worker_logs)
+    assert plan.scheduler_log == scheduler.log == LOGS / "scheduler.log"
 
 
 @pytest.mark.parametrize(
@@ -88,21 +87,12 @@ def test_the_command_of_msrun() -> None:
 def test_every_target_has_a_device_and_a_communication_library(
     target: str, device: str, collectives: str
 ) -> None:
-    (process,) = MsrunLauncher(lambda: 1).plan(command(target=target, count=8), LOGS).processes
+    process, *_ = ClusterLauncher(lambda: 1).plan(command(target=target, count=8), LOGS).processes
     arguments = process.command[process.command.index("multigrain.jobs.rank") + 1 :]
     options = parser().parse_args(arguments)
     assert options.target == target
     assert options.clustered
     assert (SET_DEVICE[options.target], COLLECTIVES[options.target]) == (device, collectives)
-
-
-def test_no_option_of_a_rank_is_a_prefix_of_one_of_msrun() -> None:
-    ours = [text for action in parser()._actions for text in action.option_strings]
-    theirs = ["--worker_num", "--worker_log_name", "--cluster_time_out", "--tail_worker_log"]
-    theirs += ["--local_worker_num", "--master_addr", "--master_port", "--node_rank", "--log_dir"]
-    theirs += ["--join", "--bind_core", "--sim_level", "--sim_rank_id", "--rank_table_file"]
-    clashes = [(a, b) for a in ours for b in theirs if b.startswith(a) and a.startswith("--")]
-    assert clashes == []
 
 
 def test_a_direct_worker_joins_no_cluster() -> None:
@@ -180,11 +170,11 @@ def test_an_invalid_rank_table_is_refused(tmp_path: Path, content: str | None) -
 @pytest.mark.parametrize(
     ("kind", "count", "launcher", "expected"),
     [
-        (JobKind.TRAINING, 1, "msrun", MsrunLauncher),
-        (JobKind.TRAINING, 2, "msrun", MsrunLauncher),
+        (JobKind.TRAINING, 1, "msrun", DirectLauncher),
+        (JobKind.TRAINING, 2, "msrun", ClusterLauncher),
         (JobKind.TRAINING, 2, "rank-table", RankTableLauncher),
         (JobKind.EVALUATION, 1, "msrun", DirectLauncher),
-        (JobKind.EVALUATION, 2, "msrun", MsrunLauncher),
+        (JobKind.EVALUATION, 2, "msrun", ClusterLauncher),
         (JobKind.EXPORT, 2, "msrun", DirectLauncher),
     ],
 )
@@ -203,12 +193,12 @@ def test_free_ports_are_different() -> None:
 
 
 def test_a_port_in_use_is_detected_in_the_scheduler_log(tmp_path: Path) -> None:
-    plan = MsrunLauncher(lambda: 1).plan(command(), tmp_path)
+    plan = ClusterLauncher(lambda: 1).plan(command(), tmp_path)
     assert not plan.port_was_taken()
     (tmp_path / "scheduler.log").write_text("Begin to Initialize MetaServerNode.\n")
     assert not plan.port_was_taken()
     (tmp_path / "scheduler.log").write_text(
-        "[WARNING] Listen] Failed to call bind, url: 127.0.0.1:1 Address already in use\n"
+        "[ERROR] DISTRIBUTED InitTCPServer] Failed to init the tcp server.\n"
     )
     assert plan.port_was_taken()
 

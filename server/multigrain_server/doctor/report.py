@@ -19,7 +19,6 @@ def checks(config: ServerConfig) -> Sequence[Check]:
         interpreter.python,
         software.packages,
         software.mindspore,
-        software.launcher,
         machine.cpu,
         lambda: machine.runtimes(config),
         lambda: machine.devices(config),

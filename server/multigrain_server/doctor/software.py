@@ -1,12 +1,10 @@
-"""Checks of packages, MindSpore and msrun."""
+"""Checks of packages and MindSpore."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -20,7 +18,6 @@ from multigrain.processes import (
     child_environment,
     describe_signal,
     explain_signal,
-    find_program,
     python_command,
 )
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
@@ -99,15 +96,3 @@ def mindspore(command: Sequence[str] = _PROBE) -> Iterator[Finding]:
         )
     else:
         yield ok("mindspore", f"{version}, gradient of a convolution in {1000 * seconds:.0f} ms")
-
-
-def launcher() -> Iterator[Finding]:
-    """Whether msrun, which starts jobs with several workers, is installed."""
-    if find_program("msrun") or shutil.which("msrun", path=f"{sys.prefix}/bin"):
-        yield ok("msrun", "found")
-    else:
-        yield fail(
-            "msrun",
-            "not found; jobs with several workers cannot start",
-            "start multigrain-server from the environment that has mindspore",
-        )
