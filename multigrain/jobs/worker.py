@@ -194,6 +194,9 @@ def _init_mindspore(options: RankOptions) -> None:
         # By default it counts the CPUs of the machine, not those of a container.
         usual = mindspore.get_context("runtime_num_threads")
         mindspore.set_context(runtime_num_threads=min(usual, _threads(options)))
+    # By default kernels use every CPU, whatever the number of workers, and try out several numbers
+    # of threads in the first fifteen steps, which makes the sixth to the fifteenth twice as slow.
+    mindspore.device_context.cpu.op_tuning.threads_num(_threads(options))
     target = SET_DEVICE[options.target]
     try:
         if target == "CPU":
