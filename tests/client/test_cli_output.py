@@ -131,3 +131,9 @@ def test_block_curve_fits_and_fills_its_box():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_loss_that_rounds_to_zero_has_no_sign() -> None:
+    (line, *_) = event_lines(loss_event(1, 1, loss=-0.00001))
+    assert "loss 0.0000" in line
+    assert "classification 0.0000" in line

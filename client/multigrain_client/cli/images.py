@@ -247,7 +247,7 @@ def _classify_call(
 
 
 def _classes(image: str, answer: ClassifiedImage) -> str:
-    scores = (f"{one.label or one.class_id} {one.probability:.4f}" for one in answer.classes)
+    scores = (f"{one.label or one.class_id} {one.probability:z.4f}" for one in answer.classes)
     return f"{image}: {', '.join(scores)}"
 
 

@@ -119,11 +119,11 @@ class LiveDisplay(Display):
         cells = {
             "epoch": f"{loss.epoch}/{loss.total_epochs}",
             "step": f"{loss.step}/{loss.total_steps}",
-            "loss": f"{loss.loss:.4f}",
-            "classification": f"{loss.classification_loss:.4f}",
-            "instance": f"{loss.instance_loss:.4f}",
-            "lr": f"{loss.learning_rate:.3g}",
-            "damping": f"{loss.damping:.3g}" if loss.damping else "-",
+            "loss": f"{loss.loss:z.4f}",
+            "classification": f"{loss.classification_loss:z.4f}",
+            "instance": f"{loss.instance_loss:z.4f}",
+            "lr": f"{loss.learning_rate:z.3g}",
+            "damping": f"{loss.damping:z.3g}" if loss.damping else "-",
             "images/s": f"{loss.images_per_second:.0f}",
             "data wait": f"{loss.data_wait:.0%}",
         }

@@ -292,7 +292,7 @@ def moment(timestamp: Timestamp) -> str:
 
 def metrics(values: Mapping[str, float]) -> str:
     """ "top1 0.9810, loss 0.1234"."""
-    return ", ".join(f"{name} {values[name]:.4f}" for name in sorted(values))
+    return ", ".join(f"{name} {values[name]:z.4f}" for name in sorted(values))
 
 
 def loss(event: LossEvent) -> str:
@@ -300,13 +300,13 @@ def loss(event: LossEvent) -> str:
     parts = [
         f"epoch {event.epoch}/{event.total_epochs}",
         f"step {event.step}/{event.total_steps}",
-        f"loss {event.loss:.4f}",
-        f"classification {event.classification_loss:.4f}",
-        f"instance {event.instance_loss:.4f}",
-        f"lr {event.learning_rate:.3g}",
+        f"loss {event.loss:z.4f}",
+        f"classification {event.classification_loss:z.4f}",
+        f"instance {event.instance_loss:z.4f}",
+        f"lr {event.learning_rate:z.3g}",
     ]
     if event.damping:
-        parts.append(f"damping {event.damping:.3g}")
+        parts.append(f"damping {event.damping:z.3g}")
     if event.refreshed_layers or event.kept_layers:
         refreshed = f"curvature refreshed: {event.refreshed_layers} of {event.curvature_layers}"
         stopped = f", {event.stopped_layers} stopped" if event.stopped_layers else ""
@@ -382,7 +382,7 @@ def _log(event: LogEvent) -> list[str]:
 def job_row(job: Job) -> list[str]:
     """A row under JOB_HEAD."""
     progress = f"{job.progress.fraction:.0%}" if job.HasField("progress") else "-"
-    last = f"{job.last_loss.loss:.4f}" if job.HasField("last_loss") else "-"
+    last = f"{job.last_loss.loss:z.4f}" if job.HasField("last_loss") else "-"
     kind = kind_name(job).lower()
     return [job.job_id, kind, state_name(job), progress, last, moment(job.create_time), job.name]
 
