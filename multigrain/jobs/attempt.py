@@ -238,21 +238,21 @@ class Ranks:
             now - last_message,
             self._log(number),
             suspended=not running,
-            stepped=self._stepped,
+            stepped=self.stepped,
         )
 
     @property
-    def _stepped(self) -> bool:
-        # Rank 0 reports the steps, which all workers make together.
+    def stepped(self) -> bool:
+        """A step, an evaluation or progress was reported by rank 0, as all workers take part."""
         return any(rank.stepped for rank in self.workers.values())
 
     @property
     def _stall_timeout(self) -> float:
         """Seconds; 0 = none. Longer before the first step, which includes compilation."""
         stall, first = self._devices.stall_timeout_seconds, self._devices.first_step_timeout_seconds
-        if not stall or (not self._stepped and not first):
+        if not stall or (not self.stepped and not first):
             return 0.0
-        return max(stall if self._stepped else max(stall, first), MIN_STALL_SECONDS)
+        return max(stall if self.stepped else max(stall, first), MIN_STALL_SECONDS)
 
     def _log(self, number: int) -> Path | None:
         if number == SCHEDULER_RANK:
@@ -284,6 +284,7 @@ class Attempt:
         stop: whether the job should stop.
         store: writes a record of this attempt to the event log.
         memory_advice: what to do if memory runs out.
+        saves: whether workers save a checkpoint when they are stopped.
     """
 
     command: RankCommand
@@ -294,6 +295,7 @@ class Attempt:
     stop: StopSignal
     store: Callable[[Record], None]
     memory_advice: str
+    saves: bool = True
 
     def run(self) -> AttemptEnd:
         """Runs the attempt; returns when it has ended and none of its processes is left.
@@ -408,7 +410,10 @@ class _Launch:
             return self._finished()
         if self._attempt.stop.requested and self._stopping_since is None:
             self._stopping_since = time.monotonic()
-            self._attempt.store(StateRecord(JobState.STOPPING, self._attempt.stop.reason))
+            text = self._attempt.stop.reason
+            if self._nothing_to_save or not self._attempt.saves:
+                text = "stop requested: there is nothing to save"
+            self._attempt.store(StateRecord(JobState.STOPPING, text))
             if not self.running:
                 number = self._attempt.command.attempt
                 message = f"canceled before attempt {number} started to work"
@@ -427,6 +432,14 @@ class _Launch:
         )
         return found if self._stopping_since is None else self._find_end_of_stop(found)
 
+    @property
+    def _nothing_to_save(self) -> bool:
+        """This attempt of a training job has not done a step: every earlier one is saved.
+
+        Its graphs may be compiling, which takes minutes and cannot be interrupted.
+        """
+        return self._attempt.saves and not self._ranks.stepped
+
     def _find_end_of_stop(self, found: Failure | None) -> AttemptEnd | None:
         """After a stop request a failure is not retried, but reported if saving may have failed."""
         if found is not None and not found.retryable:
@@ -438,7 +451,11 @@ class _Launch:
                 "earlier checkpoints are kept",
             )
         grace = self._attempt.limits.stop_grace_seconds
-        if time.monotonic() - (self._stopping_since or 0.0) <= grace:
+        waited = time.monotonic() - (self._stopping_since or 0.0)
+        if self._nothing_to_save and waited > self._attempt.limits.unsaved_stop_seconds:
+            message = "canceled before a step was done: there was nothing to save"
+            return Finished(JobState.CANCELLED, message)
+        if waited <= grace:
             return None
         return Finished(
             JobState.CANCELLED,

@@ -214,7 +214,7 @@ def process_ended(code: int, log: Path) -> Failure:
     return Failure(
         JobError(
             kind=ErrorKind.WORKER_DIED.name,
-            message=f"a process of the job {how} before it started to work; see the tail of its log",
+            message=f"a process of the job {how} before it started to work; see its log",
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             log_tail=log_tail(log),

@@ -24,6 +24,8 @@ class RunnerLimits:
 
     Attributes:
         stop_grace_seconds: for workers to save a checkpoint and return once a stop is requested.
+        unsaved_stop_seconds: the same for a training job that has not done a step since its last
+            checkpoint: it has nothing to save, and a compilation cannot be interrupted.
         exit_seconds: for workers to exit once their work is done.
         settle_seconds: between the first sign of a failure and the search for its cause, which may
             be reported later than its consequences.
@@ -36,6 +38,7 @@ class RunnerLimits:
     """
 
     stop_grace_seconds: float = 120.0
+    unsaved_stop_seconds: float = 5.0
     exit_seconds: float = 15.0
     settle_seconds: float = 0.5
     restart_delay_seconds: float = 1.0

@@ -213,6 +213,7 @@ class Runner:
             stop=self._stop,
             store=self.store,
             memory_advice=memory_advice(request),
+            saves=request.training is not None,
         )
 
     def _report_restart(self, failed: Failure, restarts: int, allowed: int) -> None:

@@ -61,8 +61,8 @@ class BucketedMean(nn.Cell):
         self.sizes = tuple(_size(s) for s in shapes)
         self.buckets = tuple(_buckets(self.sizes))
         self.concatenate = ops.Concat(0)
-        # The primitive: ops.split, which only wraps it, takes fifteen seconds more to compile for the
-        # parameters of a ResNet-18.
+        # The primitive: ops.split, which only wraps it, takes fifteen seconds longer to compile for
+        # the parameters of a ResNet-18.
         self.split = SplitWithSize()
         self.each = ops.HyperMap()
 

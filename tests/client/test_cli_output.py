@@ -137,3 +137,10 @@ def test_a_loss_that_rounds_to_zero_has_no_sign() -> None:
     (line, *_) = event_lines(loss_event(1, 1, loss=-0.00001))
     assert "loss 0.0000" in line
     assert "classification 0.0000" in line
+
+
+def test_job_details_name_the_best_checkpoint() -> None:
+    job = job_of("job-1")
+    job.best_checkpoint.name, job.best_checkpoint.step = "step-00000007", 7
+    (best,) = [line for line in job_lines(job) if line.startswith("best ")]
+    assert "step-00000007" in best

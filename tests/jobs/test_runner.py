@@ -102,6 +102,22 @@ def test_a_worker_that_does_not_stop_is_killed_after_the_grace_period(new_job: N
     assert job.processes() == []
 
 
+def test_a_job_that_compiles_ends_without_waiting_for_the_compiler(new_job: NewJob) -> None:
+    job = new_job()
+    runner = job.start("compile_forever")
+    job.wait_for(lambda: states(job)[-1] is JobState.RUNNING)
+    runner.send_signal(signal.SIGTERM)
+    # Far less than the 120 s that workers have to save a checkpoint.
+    assert runner.wait(60) == 0
+    stopping, ended = job.states()[-2:]
+    assert stopping.message == "stop requested: there is nothing to save"
+    assert (ended.state, ended.message) == (
+        JobState.CANCELLED,
+        "canceled before a step was done: there was nothing to save",
+    )
+    assert job.processes() == []
+
+
 def test_sigterm_to_any_guard_stops_the_job_cleanly(new_job: NewJob) -> None:
     job = new_job(count=2)
     runner = job.start("run_until_stopped")

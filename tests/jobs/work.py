@@ -50,6 +50,13 @@ def ignore_stop(ctx: WorkerContext) -> Outcome:
         time.sleep(0.1)
 
 
+def compile_forever(ctx: WorkerContext) -> Outcome:
+    """As MindSpore's compiler, which cannot be interrupted."""
+    while True:
+        ctx.reporter.alive()
+        time.sleep(0.1)
+
+
 def stall_in_rank_1(ctx: WorkerContext) -> Outcome:
     if ctx.rank == 0:
         ctx.reporter.emit(loss(1))

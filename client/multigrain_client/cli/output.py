@@ -410,6 +410,8 @@ def job_lines(job: Job) -> list[str]:
         lines.append(f"progress    {job.progress.step} of {job.progress.total_steps} images")
     if job.HasField("last_checkpoint"):
         lines.append(f"checkpoint  {_checkpoint(job.last_checkpoint)}")
+    if job.HasField("best_checkpoint"):
+        lines.append(f"best        {_checkpoint(job.best_checkpoint)}")
     if job.metrics:
         lines.append(f"metrics     {metrics(job.metrics)}")
     if job.HasField("artifact"):
