@@ -236,6 +236,8 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def end_all(folder: Path, seconds: float = 10.0) -> list[int]:
     """Kills ``processes_of`` a folder until none is left, and reaps the dead children.
 
+    For a process without other children.
+
     Returns:
         Pids that were still alive after ``seconds`` (in an uninterruptible system call, say).
     """
@@ -245,17 +247,22 @@ def end_all(folder: Path, seconds: float = 10.0) -> list[int]:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        reap_children()
-        if not processes or time.monotonic() >= deadline:
+        left = reap_children()
+        if not (processes or left) or time.monotonic() >= deadline:
             return [process.pid for process in processes]
         time.sleep(0.02)
 
 
-def reap_children() -> None:
-    """Reaps every child that has ended, adopted ones too."""
+def reap_children() -> bool:
+    """Reaps every child that has ended, adopted ones too; returns whether there are others.
+
+    A child whose first thread has ended while others have not looks like one that has ended.
+    """
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0] != 0:
             pass
+        return True
+    return False
 
 
 def _is_alive(process: psutil.Process) -> bool:
