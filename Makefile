@@ -55,6 +55,8 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
 	    --generate-hashes --no-header --extra image --constraint $(LOCK) \
 	    pyproject.toml --output-file $(IMAGE_LOCK)
+	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
+	    --generate-hashes --no-header $(UPGRADE) requirements/stubs.in --output-file requirements/stubs.txt
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -63,7 +65,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Generates the stubs of protos/ in multigrain/v1/.
+# Generates the stubs of protos/ in multigrain/v1/, in part with an old compiler, for which it creates
+# .venv-stubs.
 stubs: $(STAMP)
 	$(BIN)/python -m tools.stubs --write
 
@@ -207,4 +210,4 @@ audit: $(STAMP)
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/installed.txt
 
 clean:
-	rm -rf $(VENV) .venv-lock $(PEERS) $(TRITON) $(FUZZ) fuzz-findings demo-out build dist site .coverage .coverage.*
+	rm -rf $(VENV) .venv-lock .venv-stubs $(PEERS) $(TRITON) $(FUZZ) fuzz-findings demo-out build dist site .coverage .coverage.*

@@ -44,6 +44,34 @@ DTYPE_INT8: Dtype.ValueType  # 3
 """value = byte * scale, symmetric, one scale per vector."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
+class _VectorEncoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VectorEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VectorEncoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VECTOR_ENCODING_UNSPECIFIED: _VectorEncoding.ValueType  # 0
+    """The same as BYTES."""
+    VECTOR_ENCODING_BYTES: _VectorEncoding.ValueType  # 1
+    """Vector.data, in the dtype of the request."""
+    VECTOR_ENCODING_FLOATS: _VectorEncoding.ValueType  # 2
+    """Vector.values, for languages in which unpacking bytes is laborious. FP32 only; the response is
+    as large as with DTYPE_FP32 bytes.
+    """
+
+class VectorEncoding(_VectorEncoding, metaclass=_VectorEncodingEnumTypeWrapper):
+    """How a response carries the components of a vector."""
+
+VECTOR_ENCODING_UNSPECIFIED: VectorEncoding.ValueType  # 0
+"""The same as BYTES."""
+VECTOR_ENCODING_BYTES: VectorEncoding.ValueType  # 1
+"""Vector.data, in the dtype of the request."""
+VECTOR_ENCODING_FLOATS: VectorEncoding.ValueType  # 2
+"""Vector.values, for languages in which unpacking bytes is laborious. FP32 only; the response is
+as large as with DTYPE_FP32 bytes.
+"""
+Global___VectorEncoding: _TypeAlias = VectorEncoding  # noqa: Y015
+
 @_typing.final
 class EmbedRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -55,6 +83,7 @@ class EmbedRequest(_message.Message):
     WHITEN_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VECTOR_ENCODING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"name", "name@version" or an alias; empty = the default model."""
     resolution: _builtins.int
@@ -66,6 +95,7 @@ class EmbedRequest(_message.Message):
     dtype: Global___Dtype.ValueType
     request_id: _builtins.str
     """Chosen by the caller, repeated in the response and in the server's log."""
+    vector_encoding: Global___VectorEncoding.ValueType
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded image files (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, and HEIC where the server has its
@@ -84,10 +114,11 @@ class EmbedRequest(_message.Message):
         whiten: _builtins.bool | None = ...,
         dtype: Global___Dtype.ValueType = ...,
         request_id: _builtins.str = ...,
+        vector_encoding: Global___VectorEncoding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "_whiten", b"_whiten", "normalize", b"normalize", "whiten", b"whiten"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "_whiten", b"_whiten", "dtype", b"dtype", "images", b"images", "model", b"model", "normalize", b"normalize", "request_id", b"request_id", "resolution", b"resolution", "whiten", b"whiten"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "_whiten", b"_whiten", "dtype", b"dtype", "images", b"images", "model", b"model", "normalize", b"normalize", "request_id", b"request_id", "resolution", b"resolution", "vector_encoding", b"vector_encoding", "whiten", b"whiten"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
@@ -165,13 +196,20 @@ class Vector(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """Number of components: 2048 for a ResNet-50, one more when whitened."""
     dtype: Global___Dtype.ValueType
     data: _builtins.bytes
-    """The components, little-endian: 4 bytes each for FP32, 2 for FP16, 1 for INT8."""
+    """The components, little-endian: 4 bytes each for FP32, 2 for FP16, 1 for INT8. Empty with
+    VECTOR_ENCODING_FLOATS.
+    """
     scale: _builtins.float
     """INT8 only: component i is scale times the signed byte i."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The components, with VECTOR_ENCODING_FLOATS only."""
+
     def __init__(
         self,
         *,
@@ -179,10 +217,11 @@ class Vector(_message.Message):
         dtype: Global___Dtype.ValueType = ...,
         data: _builtins.bytes = ...,
         scale: _builtins.float = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dtype", b"dtype", "scale", b"scale", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dtype", b"dtype", "scale", b"scale", "size", b"size", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import grpc
 
@@ -34,11 +35,36 @@ _DTYPES: dict[int, Dtype] = {
     embedding_pb2.DTYPE_FP16: "fp16",
     embedding_pb2.DTYPE_INT8: "int8",
 }
+_ENCODINGS = (
+    embedding_pb2.VECTOR_ENCODING_UNSPECIFIED,
+    embedding_pb2.VECTOR_ENCODING_BYTES,
+    embedding_pb2.VECTOR_ENCODING_FLOATS,
+)
+# Tag of Vector.values: field 5, length-delimited.
+_VALUES_TAG = bytes([embedding_pb2.Vector.VALUES_FIELD_NUMBER << 3 | 2])
 _DTYPE_NUMBERS = {
     "fp32": embedding_pb2.DTYPE_FP32,
     "fp16": embedding_pb2.DTYPE_FP16,
     "int8": embedding_pb2.DTYPE_INT8,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a response needs of its EmbedRequest, without keeping its images.
+
+    Attributes:
+        request_id: repeated in the response.
+        floats: vectors are sent as numbers instead of bytes.
+    """
+
+    request_id: str
+    floats: bool
+
+    @classmethod
+    def of(cls, message: embedding_pb2.EmbedRequest) -> _Asked:
+        floats = message.vector_encoding == embedding_pb2.VECTOR_ENCODING_FLOATS
+        return cls(message.request_id, floats)
 
 
 class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
@@ -64,7 +90,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
             received_ns=received,
             deadline_ns=deadline_ns(context, received),
         )
-        return self._response(await self._service.infer(images), images, request.request_id)
+        return self._response(await self._service.infer(images), images, _Asked.of(request))
 
     async def Classify(
         self, request: embedding_pb2.ClassifyRequest, context: ClassifyContext
@@ -91,7 +117,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         deadline, caller = deadline_ns(context, time.monotonic_ns()), new_caller()
         sender = origin.get()
         # The requests in the window, so that their number is bounded.
-        in_flight: deque[tuple[ImageRequest, str]] = deque()
+        in_flight: deque[tuple[ImageRequest, _Asked]] = deque()
         newest_id = ""
 
         async def requests() -> AsyncIterator[ImageRequest]:
@@ -105,17 +131,17 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                     deadline_ns=deadline,
                     caller=caller,
                 )
-                in_flight.append((request, message.request_id))
+                in_flight.append((request, _Asked.of(message)))
                 yield request
 
         replies = RequestStream(self._service, self._window).replies(requests())
         try:
             async for response in replies:
-                request, request_id = in_flight.popleft()
-                yield self._response(response, request, request_id)
+                request, asked = in_flight.popleft()
+                yield self._response(response, request, asked)
         except MultigrainError:
             # Replies come in order: the oldest request failed, or the newest one was malformed.
-            log_request_id(in_flight[0][1] if in_flight else newest_id)
+            log_request_id(in_flight[0][1].request_id if in_flight else newest_id)
             raise
         finally:
             await replies.aclose()
@@ -130,11 +156,11 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
             raise
 
     def _response(
-        self, response: ImageResponse, request: ImageRequest, request_id: str
+        self, response: ImageResponse, request: ImageRequest, asked: _Asked
     ) -> embedding_pb2.EmbedResponse:
         assert request.vector is not None
         start = time.monotonic()
-        message = _embed_response(response, request.vector, request_id)
+        message = _embed_response(response, request.vector, asked)
         self._service.encoded(response, time.monotonic() - start)
         return message
 
@@ -147,11 +173,23 @@ def _embed_request(
     deadline_ns: int,
     caller: int = 0,
 ) -> ImageRequest:
-    """Raises MultigrainError INVALID_FIELD for an unknown dtype."""
+    """Raises MultigrainError INVALID_FIELD for an unknown dtype or encoding."""
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         raise MultigrainError.field(
             "dtype", f"{message.dtype} is unknown: use DTYPE_FP32, DTYPE_FP16 or DTYPE_INT8"
+        )
+    if message.vector_encoding not in _ENCODINGS:
+        raise MultigrainError.field(
+            "vector_encoding",
+            f"{message.vector_encoding} is unknown: use VECTOR_ENCODING_BYTES or "
+            "VECTOR_ENCODING_FLOATS",
+        )
+    if message.vector_encoding == embedding_pb2.VECTOR_ENCODING_FLOATS and dtype != "fp32":
+        raise MultigrainError.field(
+            "vector_encoding",
+            "VECTOR_ENCODING_FLOATS holds float32: use it with DTYPE_FP32, "
+            "or VECTOR_ENCODING_BYTES",
         )
     normalize = message.normalize if message.HasField("normalize") else True
     return ImageRequest(
@@ -169,11 +207,11 @@ def _embed_request(
 
 
 def _embed_response(
-    response: ImageResponse, options: EmbeddingOptions, request_id: str
+    response: ImageResponse, options: EmbeddingOptions, asked: _Asked
 ) -> embedding_pb2.EmbedResponse:
     """``options`` are those of the request."""
     dtype, size = _DTYPE_NUMBERS[options.dtype], response.embedding_size
-    message = embedding_pb2.EmbedResponse(model=response.model, request_id=request_id)
+    message = embedding_pb2.EmbedResponse(model=response.model, request_id=asked.request_id)
     _set_timings(message.timings, response.times)
     for result in response.results:
         added = message.results.add()
@@ -184,10 +222,25 @@ def _embed_response(
         vector = added.embedding
         vector.size = size
         vector.dtype = dtype
-        vector.data = result.vector
+        if asked.floats:
+            # A packed field is the little-endian numbers, so their bytes are parsed as they are:
+            # no Python object for each.
+            vector.MergeFromString(_VALUES_TAG + _varint(len(result.vector)) + result.vector)
+        else:
+            vector.data = result.vector
         if result.reply.scale:
             vector.scale = result.reply.scale
     return message
+
+
+def _varint(number: int) -> bytes:
+    """The number as protobuf encodes lengths: 7 bits a byte, the low ones first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _classify_request(

@@ -24,6 +24,8 @@ from multigrain.v1.embedding_pb2 import (
     DTYPE_FP16,
     DTYPE_FP32,
     DTYPE_INT8,
+    VECTOR_ENCODING_BYTES,
+    VECTOR_ENCODING_FLOATS,
     ClassifyRequest,
     EmbedRequest,
     EmbedResponse,
@@ -92,6 +94,30 @@ async def test_a_vector_states_its_dtype(served: Serving, dtype: int, letter: st
     assert (small.scale > 0) == (dtype == DTYPE_INT8)
 
 
+async def test_a_vector_can_be_sent_as_numbers(served: Serving) -> None:
+    images = [picture(1), b"x", picture(2)]
+    in_bytes = EmbedRequest(images=images, vector_encoding=VECTOR_ENCODING_BYTES)
+    in_floats = EmbedRequest(images=images, vector_encoding=VECTOR_ENCODING_FLOATS)
+    plain = await served.embedding.Embed(in_bytes)
+    numbers = await served.embedding.Embed(in_floats)
+    for packed, listed in zip(plain.results, numbers.results, strict=True):
+        assert listed.HasField("embedding") == packed.HasField("embedding")
+        assert listed.embedding.size == len(listed.embedding.values)
+        assert not listed.embedding.data
+        np.testing.assert_array_equal(
+            np.array(listed.embedding.values, np.float32),
+            np.frombuffer(packed.embedding.data, "<f4"),
+        )
+
+    async def alternating() -> AsyncIterator[EmbedRequest]:
+        for request in (in_floats, in_bytes, in_floats):
+            yield request
+
+    streamed = [reply async for reply in served.embedding.EmbedStream(alternating())]
+    assert [bool(reply.results[0].embedding.values) for reply in streamed] == [True, False, True]
+    assert streamed[0].results[2].embedding == numbers.results[2].embedding
+
+
 async def test_classes_are_in_order_of_probability(served: Serving) -> None:
     default = await served.embedding.Classify(ClassifyRequest(images=[picture(1)]))
     two = await served.embedding.Classify(
@@ -130,6 +156,11 @@ async def test_every_unusual_image_gets_its_own_status_and_the_call_is_ok(served
         (EmbedRequest(images=[b"x"], resolution=5), "resolution"),
         (EmbedRequest(images=[b"x"], whiten=True), "whiten"),
         (EmbedRequest(images=[b"x"], dtype=9), "dtype"),  # type: ignore[arg-type]
+        (EmbedRequest(images=[b"x"], vector_encoding=9), "vector_encoding"),  # type: ignore[arg-type]
+        (
+            EmbedRequest(images=[b"x"], dtype=DTYPE_FP16, vector_encoding=VECTOR_ENCODING_FLOATS),
+            "vector_encoding",
+        ),
         (EmbedRequest(images=[b"x"], model="ti ny"), "model"),
     ],
 )
