@@ -52,6 +52,11 @@ MODULES = re.compile(
     r"(benchmarks|multigrain\.(engine|jobs|probe)|multigrain_server|pip"
     r"|tests\.(engine\.held|server\.fake_daemon))\b"
 )
+# These take minutes each and start first: whoever took one last would keep the others waiting.
+LONGEST = (
+    *("e2e/test_demo.py", "e2e/test_main_path.py", "docs/test_commands.py"),
+    *("e2e/test_job_faults.py", "e2e/test_resolutions.py"),
+)
 _started: list[str] = []
 
 
@@ -108,6 +113,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    first = {folder / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path, len(first)))
     if not config.getoption("--quick"):
         return
     quick = [item for item in items if not any(map(item.get_closest_marker, NOT_QUICK))]
