@@ -146,8 +146,9 @@ def profile(server: Server, seconds: float, path: Path) -> None:
     while server.parts()["daemon"] < idle + 0.5:  # its process imports what it needs first
         time.sleep(0.05)
     kind = "flamegraph" if path.suffix == ".svg" else "raw"
-    # Only what holds the interpreter's lock; without stopping the daemon for each sample.
-    options = ["--gil", "--nonblocking", "--rate", "200", "--duration", str(int(seconds))]
+    # Only what holds the interpreter's lock. The daemon is stopped for each sample: of a stack that
+    # changes meanwhile only the outer part would be seen, and gRPC would look expensive.
+    options = ["--gil", "--rate", "200", "--duration", str(int(seconds))]
     record = ["py-spy", "record", *options, "--format", kind, "--output", str(path)]
     subprocess.run([*record, "--pid", str(server.process.pid)], check=True)
     callers.join()

@@ -80,7 +80,7 @@ _ALL: Final = (
         "Serving",
         "What does a call cost, and how near does a fast network come to what gRPC can do?",
         "the CPU time and rate of small calls with those of an empty grpc.aio handler",
-        3,
+        4,
         main=True,
     ),
     Benchmark(
