@@ -119,6 +119,14 @@ _ALL: Final = (
         data=True,
     ),
     Benchmark(
+        "http_call",
+        "Serving",
+        "What does a call over HTTP cost beside one over gRPC?",
+        "the daemon's CPU time for a call over HTTP with that of the same call over gRPC",
+        1,
+        data=True,
+    ),
+    Benchmark(
         "sandbox",
         "Serving",
         "Does the sandbox make an engine slower?",

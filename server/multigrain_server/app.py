@@ -22,12 +22,8 @@ from multigrain.events.records import JobState
 from multigrain.jobs.job_request import JobKind
 from multigrain.processes import python_command
 from multigrain.specs.data_roots import PathRoots
-from multigrain.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from multigrain.v1.evaluation_pb2_grpc import add_EvaluationServiceServicer_to_server
 from multigrain.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
-from multigrain.v1.inference.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from multigrain.v1.job_pb2_grpc import add_JobServiceServicer_to_server
-from multigrain.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from multigrain.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
 from multigrain_server.access.access import Access
 from multigrain_server.address import ListenAddress
@@ -52,6 +48,7 @@ from multigrain_server.grpc.jobs import (
 from multigrain_server.grpc.metadata_limit import limit_metadata
 from multigrain_server.grpc.models import ModelServicer
 from multigrain_server.grpc.server import build_server, enable_reflection
+from multigrain_server.grpc.services import Services
 from multigrain_server.grpc.tls import Certificates
 from multigrain_server.grpc.unfinished_messages import UnfinishedMessages
 from multigrain_server.jobs.inspector import Inspector
@@ -79,6 +76,10 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 RUNNER_COMMAND = python_command("multigrain.jobs.runner")
+_CLOSED = (
+    "the HTTP API is closed: callers of gRPC need a certificate (tls.client_ca), which only HTTPS "
+    "can ask for; set tls.http"
+)
 
 
 class App:
@@ -168,6 +169,12 @@ class App:
         self.images = ImageService(self.models.catalog, config.serving, metrics)
         self._request_metrics = RequestMetrics(self.registry)
         self._tracing = open_tracing(config.tracing, __version__)
+        self._services = Services(
+            EmbeddingServicer(self.images, config.serving.stream_window),
+            InferenceServicer(self.models, self.images, config.serving, lambda: self.health.ready),
+            JobServicer(self.jobs, self._events, self.models.transfers),
+            ModelServicer(self.models),
+        )
         self._server = self._build_server()
         self._loop_lag = LoopLag(self.registry)
         self._loop_watch: asyncio.Task[None] | None = None
@@ -179,18 +186,21 @@ class App:
         register_certificate(self.registry, expiry)
         register_tokens(self.registry, self._access.tokens_stale_seconds)
 
-    def _build_server(self) -> grpc.aio.Server:
-        interceptor = CallInterceptor(
+    def _interceptor(self, connections: ConnectionGuard | None) -> CallInterceptor:
+        return CallInterceptor(
             self._calls,
             self._request_metrics,
             self._access,
             self._tracing,
-            self._connections,
+            connections,
             self.images.pacing,
             UnfinishedMessages(
                 self.config.grpc.max_message_mib << 20, self._connections.known_received_bytes
             ),
         )
+
+    def _build_server(self) -> grpc.aio.Server:
+        interceptor = self._interceptor(self._connections)
         server = build_server(self.config.grpc, [interceptor])
         checks = SubmissionChecks(
             self._roots,
@@ -208,16 +218,7 @@ class App:
         add_TrainingServiceServicer_to_server(training, server)
         add_EvaluationServiceServicer_to_server(EvaluationServicer(self.jobs, checks), server)
         add_ExportServiceServicer_to_server(ExportServicer(self.jobs, checks), server)
-        add_JobServiceServicer_to_server(
-            JobServicer(self.jobs, self._events, self.models.transfers), server
-        )
-        add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
-        embedding = EmbeddingServicer(self.images, self.config.serving.stream_window)
-        add_EmbeddingServiceServicer_to_server(embedding, server)
-        inference = InferenceServicer(
-            self.models, self.images, self.config.serving, lambda: self.health.ready
-        )
-        add_GRPCInferenceServiceServicer_to_server(inference, server)
+        self._services.add_to(server)
         server.add_generic_rpc_handlers((UnofferedCalls(),))
         self.health.add_to(server)
         enable_reflection(server)
@@ -283,6 +284,7 @@ class App:
         return sockets
 
     def _build_http(self) -> HttpServer:
+        from multigrain_server.http.api import Api
         from multigrain_server.http.metrics_page import MetricsPage
         from multigrain_server.http.server import HttpServer
         from multigrain_server.shared_page import PageThread
@@ -313,6 +315,13 @@ class App:
             site,
             tls.context if tls is not None else None,
             self.config.access.hosts,
+            api=Api(
+                self._services,
+                self._interceptor(None),
+                self.images.pacing,
+                self.config.grpc.max_message_mib << 20,
+                _CLOSED if self.config.tls.client_ca is not None and tls is None else "",
+            ),
         )
 
     async def stop(self) -> None:

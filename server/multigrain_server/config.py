@@ -287,7 +287,10 @@ class ServerConfig(Spec):
             if not self.tls.http:
                 found.append(f"{self.http_listen} is served without TLS (tls.http)")
             if (not tokens or self.access.pages == "open") and not (mutual and self.tls.http):
-                found.append(f"anyone who can reach {self.http_listen} may read metrics and pages")
+                calls = "" if tokens or mutual else " and use the HTTP API"
+                found.append(
+                    f"anyone who can reach {self.http_listen} may read metrics and pages{calls}"
+                )
         return tuple(found)
 
     @property

@@ -45,6 +45,7 @@ class Workspace:
 
     path: Path
     address: str
+    http_address: str
 
     def run(self, pages: list[Path]) -> str:
         text = script(pages)
@@ -55,6 +56,7 @@ class Workspace:
             ("--out photos\n", "--out photos --each 8\n"),
             ("multigrain evaluate", "multigrain evaluate --task classification"),
             ("127.0.0.1:50051", self.address),
+            ("127.0.0.1:9464", self.http_address),
         ):
             text = text.replace(old, new)
         environment = {
@@ -63,7 +65,7 @@ class Workspace:
             # Of a clone, where `examples` can be imported.
             "PYTHONPATH": str(ROOT),
             "MULTIGRAIN_LISTEN": self.address,
-            "MULTIGRAIN_HTTP_LISTEN": "127.0.0.1:0",
+            "MULTIGRAIN_HTTP_LISTEN": self.http_address,
             "MULTIGRAIN_SERVER": self.address,
             GRAPHS: os.environ[GRAPHS],
         }
@@ -92,9 +94,10 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
         grpcurl = tmp_path / "bin" / "grpcurl"
         grpcurl.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.docs.grpcurl "$@"\n')
         grpcurl.chmod(0o755)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    yield Workspace(tmp_path, f"127.0.0.1:{port}")
+    free = ("127.0.0.1", 0)
+    with socket.create_server(free) as first, socket.create_server(free) as second:
+        ports = [taken.getsockname()[1] for taken in (first, second)]
+    yield Workspace(tmp_path, *(f"127.0.0.1:{port}" for port in ports))
     # All that the script started has this folder as its home.
     for process in processes_below(tmp_path):
         process.kill()

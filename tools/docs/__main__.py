@@ -1,10 +1,11 @@
-"""Writes the generated blocks of the documentation, or checks that they are up to date."""
+"""Writes the generated blocks of the documentation and the OpenAPI document, or checks them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from tools.docs import openapi
 from tools.docs.blocks import rendered_pages
 from tools.docs.markdown import ROOT
 from tools.docs.subjects import SUBJECTS
@@ -17,8 +18,9 @@ def main() -> None:
     mode.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     stale = []
-    for page, text in rendered_pages(ROOT / "docs", SUBJECTS).items():
-        if page.read_text(encoding="utf-8") == text:
+    generated = {**rendered_pages(ROOT / "docs", SUBJECTS), openapi.PATH: openapi.document()}
+    for page, text in generated.items():
+        if page.exists() and page.read_text(encoding="utf-8") == text:
             continue
         stale.append(str(page.relative_to(ROOT)))
         if arguments.write:

@@ -12,6 +12,7 @@ from tools.docs import (
     errors,
     grpc_api,
     metrics,
+    openapi,
     presets,
     specifications,
 )
@@ -27,6 +28,7 @@ SUBJECTS: dict[str, Callable[[], str]] = {
     "errors.kinds": errors.render_kinds,
     "grpc.messages": grpc_api.render_messages,
     "grpc.services": grpc_api.render_services,
+    "http.routes": openapi.render_routes,
     "metrics": metrics.render,
     "presets.files": presets.render_files,
     "presets.table": presets.render_table,

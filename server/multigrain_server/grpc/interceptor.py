@@ -340,6 +340,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
         return self._wrapped[method]
 
+    async def run(
+        self, method: str, handler: Run, context: Context, metadata: _Metadata, *, streams: bool
+    ) -> Any:
+        """Runs a call that did not come by gRPC, with all that other calls get.
+
+        Args:
+            method: ``/package.Service/Method``, whose role, limits, metrics and log lines it has.
+            handler: gets the request, which ``context.read`` returns.
+            context: what the handler and this class use of a gRPC context.
+            metadata: as gRPC's, with keys in lower case.
+            streams: whether the response is a stream.
+
+        Raises:
+            grpc.aio.AbortError: after ``context.abort`` was called.
+        """
+        _metadata.set(metadata)
+        rules = _Call(method, sends_stream=False, streams=streams, upload=False)
+        return await self._call(rules, handler, None, context)
+
     def _readable(self, message: Any) -> Any:
         """The message, checked by ``readable``; if it is not, its bytes came to nothing."""
         if isinstance(message, _Unreadable) and self._pacing is not None:
@@ -354,12 +373,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return self._all_readable(self._calls.incoming(messages))
 
     async def _call(
-        self, rules: _Call, run: Run, messages: AsyncIterator[Any], context: Context
+        self, rules: _Call, run: Run, messages: AsyncIterator[Any] | None, context: Context
     ) -> Any:
         """Runs a handler, which gets the request, or its messages."""
         began = time.perf_counter()
         method = rules.method
-        incoming = Incoming(messages, upload=rules.upload) if rules.sends_stream else None
+        incoming = None
+        if rules.sends_stream:
+            assert messages is not None
+            incoming = Incoming(messages, upload=rules.upload)
         metadata = _metadata.get()
         too_many = len(metadata) > MAX_ENTRIES
         if too_many:

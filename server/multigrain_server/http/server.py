@@ -1,4 +1,4 @@
-"""The HTTP server: status pages, /metrics for Prometheus, /healthz and /readyz for probes.
+"""The HTTP server: the API, status pages, /metrics for Prometheus, /healthz and /readyz for probes.
 
 Importing this module takes 0.2 s of CPU time (aiohttp), so the daemon does it after it is ready.
 """
@@ -10,6 +10,7 @@ import logging
 import math
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from socket import socket
 
 import structlog
@@ -19,18 +20,25 @@ from aiohttp.http_exceptions import LineTooLong
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
 from multigrain_server.http.acceptor import Acceptor, ConnectionLimits, Place
+from multigrain_server.http.api import Api
 from multigrain_server.http.host_check import HostCheck
 from multigrain_server.http.metrics_page import MetricsPage
 from multigrain_server.status.site import SECURITY_HEADERS, Page, RunQuery, StatusSite
 
 _log = structlog.get_logger(__name__)
 
-# For a client to receive the response.
+# In these seconds, a client must receive at least so many bytes of a response, or all of it.
 _CLIENT_SECONDS = 5.0
+_CLIENT_BYTES = 16 << 10
+# A connection of an API client may wait so long for the next request.
+_KEEPALIVE_SECONDS = 15.0
+# A body that is not read is discarded for so long, so that its client gets the response.
+_LINGERING_SECONDS = 0.5
 LIMITS = ConnectionLimits()
 # A browser asks for a name and a password, and the password is the token.
 _CHALLENGE = 'Basic realm="multigrain", charset="UTF-8"'
 
+_WRONG_ORIGIN = "the API is not for pages of other sites\n"
 _WRONG_HOST = (
     "the daemon does not know this name: use its address, or add the name to access.hosts "
     "(--access-hosts), or protect the page with a token (access.tokens)\n"
@@ -40,7 +48,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HttpServer:
-    """Responds to GET and HEAD, one request per connection.
+    """Responds to one request per connection, and to several where they belong to the API.
 
     Everything but the rendering of pages runs on the daemon's event loop, so that its state is read
     without locks.
@@ -53,6 +61,7 @@ class HttpServer:
         tls: makes the context of a connection; None = plain HTTP.
         hosts: names in the Host header that are accepted without tokens and TLS, beside the usual
             ones.
+        api: the routes below /v1 and /v2.
     """
 
     def __init__(
@@ -63,11 +72,14 @@ class HttpServer:
         site: StatusSite,
         tls: Callable[[], ssl.SSLContext] | None = None,
         hosts: Sequence[str] = (),
+        *,
+        api: Api,
     ) -> None:
         self._metrics_page = metrics
         self._ready = ready
         self._access = access
         self._site = site
+        self._api = api
         self.connections = Acceptor(self._connection, tls, LIMITS)
         # A browser compares the name with the certificate before it sends anything.
         checks_host = not access.needs_tokens and tls is None
@@ -82,10 +94,16 @@ class HttpServer:
                 web.get("/jobs", self._runs),
                 web.get("/jobs/{job_id}", self._job),
                 web.get("/compare", self._compare),
+                *api.routes(),
             ]
         )
         self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=1.0, handle_signals=False
+            application,
+            access_log=None,
+            shutdown_timeout=1.0,
+            handle_signals=False,
+            # A call whose client has gone is canceled, as gRPC does it.
+            handler_cancellation=True,
         )
 
     async def start(self, sockets: Sequence[socket]) -> None:
@@ -107,17 +125,19 @@ class HttpServer:
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Checks method and access, and turns errors into responses."""
         response: web.StreamResponse
-        if isinstance(request.protocol, _Connection):
-            request.protocol.place.requested()
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.begin()
+        is_call = self._api.serves(request.path)
         try:
             if self._host_check and not self._host_check.allows(request.headers.get("Host")):
                 raise web.HTTPMisdirectedRequest(text=_WRONG_HOST)
-            if request.method not in ("GET", "HEAD"):
-                raise web.HTTPMethodNotAllowed(
-                    request.method, ("GET", "HEAD"), text="only GET and HEAD\n"
-                )
-            with self._access.enter_page(request.path, request.headers.getall("Authorization", ())):
-                response = await handler(request)
+            if is_call:
+                if not _same_origin(request):
+                    raise web.HTTPForbidden(text=_WRONG_ORIGIN)
+                response = await self._api.handle(request, handler)
+            else:
+                response = await self._answer(request, handler)
         except MultigrainError as error:
             response = _refusal(error)
         except web.HTTPNotFound:
@@ -129,11 +149,21 @@ class HttpServer:
         except Exception:  # a defect of a page or a collector: the client must get a response
             _log.exception("HTTP request failed", path=request.path)
             response = web.Response(status=500, text="see the log\n")
-        _finish(response)
-        if request.transport is not None:
-            # A client that does not read must not keep the connection, nor the response in memory.
-            asyncio.get_running_loop().call_later(_CLIENT_SECONDS, request.transport.abort)
+        if not response.prepared:
+            # Who is not authorized gets no second request on the connection.
+            keeps = is_call and response.status not in (401, 403, 421)
+            _finish(response, keeps=keeps)
+        connection.watch_response()
         return response
+
+    async def _answer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """The response to a request that is not for the API."""
+        if request.method not in ("GET", "HEAD"):
+            raise web.HTTPMethodNotAllowed(
+                request.method, ("GET", "HEAD"), text="only GET and HEAD\n"
+            )
+        with self._access.enter_page(request.path, request.headers.getall("Authorization", ())):
+            return await handler(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body, content_type = await self._metrics_page.get(request.headers.get("Accept", ""))
@@ -165,22 +195,58 @@ class HttpServer:
 class _Connection(web.RequestHandler):
     """A connection of the server."""
 
-    __slots__ = ("_acceptor", "place")
+    __slots__ = ("_acceptor", "_unsent", "_watch", "place")
 
     def __init__(self, acceptor: Acceptor, place: Place, server: web.Server) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            # Before the first request too.
-            keepalive_timeout=_CLIENT_SECONDS,
-            lingering_time=0,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            lingering_time=_LINGERING_SECONDS,
             access_log=None,  # type: ignore[arg-type]  # aiohttp documents None
             logger=logging.getLogger(__name__),
         )
         self._acceptor = acceptor
+        self._watch: asyncio.TimerHandle | None = None
+        self._unsent = 0
         self.place = place
 
+    def begin(self) -> None:
+        """Records that a request has arrived; the response before it has been received then."""
+        self.place.requested()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def watch_response(self) -> None:
+        """Ends the connection if the client does not receive the response.
+
+        Otherwise it would keep the connection, and the response in memory.
+        """
+        self._unsent = -1
+        self._check_later()
+
+    def _check_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(_CLIENT_SECONDS, self._check, context=Context())
+
+    def _check(self) -> None:
+        self._watch = None
+        if self.transport is None:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent:
+            # It waits for the next request: others may have its place.
+            self.place.has_request = False
+        elif 0 <= self._unsent < unsent + _CLIENT_BYTES:
+            self.transport.abort()
+        else:
+            self._unsent = unsent
+            self._check_later()
+
     def connection_lost(self, exc: BaseException | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         self._acceptor.leave(self.place)
         super().connection_lost(exc)
 
@@ -198,11 +264,18 @@ class _Connection(web.RequestHandler):
         return _finish(web.Response(status=status, text="cannot parse the request\n"))
 
 
-def _finish(response: web.StreamResponse) -> web.StreamResponse:
+def _same_origin(request: web.Request) -> bool:
+    """Whether it does not come from a page of another site, which may send forms and images."""
+    origin = request.headers.get("Origin")
+    return origin is None or origin.partition("://")[2] == request.headers.get("Host")
+
+
+def _finish(response: web.StreamResponse, *, keeps: bool = False) -> web.StreamResponse:
     for name, value in SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["Server"] = "multigrain"  # in place of the versions of Python and aiohttp
-    response.force_close()
+    if not keeps:
+        response.force_close()
     return response
 
 

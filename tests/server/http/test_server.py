@@ -26,6 +26,7 @@ from multigrain_server.access.access import Access
 from multigrain_server.access.config import AccessConfig
 from multigrain_server.app import App
 from multigrain_server.http import server
+from multigrain_server.http.api import Api
 from multigrain_server.http.host_check import HostCheck
 
 
@@ -277,5 +278,7 @@ async def test_any_name_is_accepted_with_a_certificate() -> None:
     """A browser has compared the name with the certificate; the operator need not list it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     access, page = Access(AccessConfig()), cast(Any, None)
-    assert server.HttpServer(page, bool, access, page, lambda: context)._host_check is None
-    assert server.HttpServer(page, bool, access, page)._host_check is not None
+    api = Api(page, page, page, 0)
+    made = server.HttpServer(page, bool, access, page, lambda: context, api=api)
+    assert made._host_check is None
+    assert server.HttpServer(page, bool, access, page, api=api)._host_check is not None
