@@ -54,6 +54,7 @@ def fetch_weights(
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env=child_environment(os.environ),
+            cwd=target.parent,
             preexec_fn=child_setup(os.getpid()),
         )
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.files import parse_json
 from multigrain.v1.inference import service_pb2
 from multigrain_server.convert.inference_request import (
     FLOAT_BYTES,
@@ -152,9 +153,9 @@ def _head_bytes(body: bytes | bytearray, length: str | None) -> int:
 
 def _json(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
+        return parse_json(text)
+    except ValueError as error:
+        what = str(error)[:300]
         raise MultigrainError(
             ErrorKind.INVALID_FIELD, f"cannot parse the request: {what}"
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import os
 from collections.abc import Collection
@@ -95,7 +94,7 @@ class Inspector:
         rate, job_id = self._measured(spec)
         body = msgspec.json.encode(
             InspectionRequest(
-                json.loads(spec.model_dump_json()), self._limits, images, seconds, rate, job_id
+                spec.model_dump(mode="json"), self._limits, images, seconds, rate, job_id
             ),
             enc_hook=str,
         )

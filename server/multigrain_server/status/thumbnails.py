@@ -21,8 +21,8 @@ from pathlib import Path
 import structlog
 
 from multigrain.errors import MultigrainError
-from multigrain.files import read_bytes
-from multigrain.processes import child_environment
+from multigrain.files import parse_json, read_bytes
+from multigrain.processes import child_environment, python_command
 
 _log = structlog.get_logger(__name__)
 
@@ -47,14 +47,15 @@ def thumbnails(root: Path, paths: Sequence[str]) -> list[str]:
     request = json.dumps({"root": os.fsencode(root).hex(), "paths": [_hex(p) for p in paths]})
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__],
+            python_command(__name__),
             input=request.encode(),
             capture_output=True,
             timeout=_SECONDS,
             env=child_environment(os.environ),
+            cwd="/",
             check=True,
         )
-        found = json.loads(done.stdout)
+        found = parse_json(done.stdout)
         return [str(found[n]) for n in range(len(paths))]
     except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
         _log.warning("thumbnails not made", reason=repr(error)[:500])
@@ -76,7 +77,7 @@ def _main() -> None:
     from multigrain.sandbox.apply import apply
     from multigrain.sandbox.policies import decoder_sandbox
 
-    request = json.load(sys.stdin)
+    request = parse_json(sys.stdin.read())
     root = Path(os.path.realpath(_path(request["root"])))
     files: list[bytes] = []
     for path in map(_path, request["paths"]):
