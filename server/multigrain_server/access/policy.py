@@ -108,7 +108,12 @@ _STANDARD: dict[str, dict[str, Rule]] = {
     service_names.REFLECTION_V1: {"ServerReflectionInfo": Special.REFLECTION},
 }
 
-_PAGES: dict[str, Rule] = {"/healthz": Special.HEALTH, "/readyz": Special.HEALTH}
+_PAGES: dict[str, Rule] = {
+    "/healthz": Special.HEALTH,
+    "/readyz": Special.HEALTH,
+    # Its script makes calls of this role, with the credentials that the browser was given.
+    "/try": _INFER,
+}
 
 
 def page_rule(path: str) -> Rule:

@@ -94,6 +94,7 @@ class HttpServer:
                 web.get("/jobs", self._runs),
                 web.get("/jobs/{job_id}", self._job),
                 web.get("/compare", self._compare),
+                web.get("/try", self._try),
                 *api.routes(),
             ]
         )
@@ -142,7 +143,7 @@ class HttpServer:
             response = _refusal(error)
         except web.HTTPNotFound:
             response = web.Response(
-                status=404, text="try /, /jobs, /metrics, /healthz or /readyz\n"
+                status=404, text="try /, /jobs, /try, /metrics, /healthz or /readyz\n"
             )
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=error.text)
@@ -187,6 +188,9 @@ class HttpServer:
 
     async def _job(self, request: web.Request) -> web.Response:
         return _page(await self._site.job(request.match_info["job_id"], live=_live(request)))
+
+    async def _try(self, _request: web.Request) -> web.Response:
+        return _page(await self._site.picture())
 
     async def _compare(self, request: web.Request) -> web.Response:
         return _page(await self._site.compare(request.query.getall("job", [])))
@@ -284,7 +288,10 @@ def _live(request: web.Request) -> bool:
 
 
 def _page(page: Page) -> web.Response:
-    return web.Response(status=page.status, text=page.html, content_type="text/html")
+    headers = {"Content-Security-Policy": page.policy} if page.policy else None
+    return web.Response(
+        status=page.status, text=page.html, content_type="text/html", headers=headers
+    )
 
 
 def _refusal(error: MultigrainError) -> web.Response:

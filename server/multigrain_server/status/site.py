@@ -59,6 +59,9 @@ _FOLDER = Path(__file__).parent
 _STYLE = (_FOLDER / "style.css").read_text()
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
+_SCRIPT = (_FOLDER / "try.js").read_text()
+_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+
 #: No scripts and frames, and nothing from elsewhere: an injected element would do nothing. Forms
 #: only lead to these pages, none of which changes anything. Pictures are in the page itself.
 SECURITY_HEADERS = {
@@ -69,13 +72,21 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
+#: Of the page that sends a picture to this daemon and shows it.
+TRY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; script-src 'sha256-{_SCRIPT_HASH}'; "
+    "connect-src 'self'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
 
 @dataclass(frozen=True)
 class Page:
-    """The status of a response, and the HTML."""
+    """The status of a response, the HTML, and its policy if it is not the usual one."""
 
     status: int
     html: str
+    policy: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,6 +245,11 @@ class StatusSite:
             evaluations=[evaluations for _, evaluations in read],
         )
         return Page(200, await self._thread.run(page))
+
+    async def picture(self) -> Page:
+        """The page on which a picture is dropped; its script calls the HTTP API."""
+        page = partial(render, "try", "/try", live=False, script=Markup(_SCRIPT))
+        return Page(200, await self._thread.run(page), TRY_POLICY)
 
     async def _missing(self, message: str, status: int = 404) -> Page:
         page = partial(render, "missing", "/jobs", live=False, message=message)
