@@ -1,10 +1,14 @@
-# Every target works from a fresh clone on Debian with Python 3.11 or 3.12.
-PYTHON ?= python3
+# Every target works from a fresh clone on Debian with Python 3.11 or 3.12. MindSpore has no wheel for
+# newer ones, so the first python of these two versions is taken.
+FITTING := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+    $$python -c '$(FITTING)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 LOCK := requirements/ci.txt
-IMAGE_LOCK := requirements/server.txt
+DEMO_LOCK := requirements/demo.txt
 PEERS ?= .venv-peers
 TRITON ?= .venv-triton
 FUZZ ?= .venv-fuzz
@@ -18,7 +22,7 @@ JOBS ?= 2
 .PHONY: soak audit clean screenshots
 
 # Trains, evaluates, exports and serves a model of real images.
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/python -m examples.demo --out demo-out
 
 # For the time between two edits, about four minutes on two cores.
@@ -33,28 +37,49 @@ test: $(STAMP)
 # Installs exactly the versions of the lock file, then the project itself. Compiling all modules to
 # bytecode takes half a minute: only those are compiled that the processes of jobs import, which
 # otherwise takes each of them four seconds where PYTHONDONTWRITEBYTECODE is set.
-$(STAMP): pyproject.toml $(LOCK)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import multigrain.train.job, multigrain.evaluate, \
+#
+# $(call install,LOCK FILE) shows pip's progress, as downloads take minutes.
+define install
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITTING)' || { echo "make: no Python 3.11 or 3.12 with venv \
+	was found ($(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1)), and MindSpore has no wheel for others: \
+	install one (Debian: python3-venv) and run make PYTHON=/path/to/python3.12; to only serve \
+	models, pip install '.[serve]'"; exit 1; }
+	@echo "Installing the $$(grep -c == $(1)) packages of $(1) into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --no-compile --no-deps --require-hashes --requirement $(1)
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import multigrain.train.job, multigrain.evaluate, \
 	    multigrain.export, multigrain_server.main, multigrain_client.cli'
-	touch $@
+endef
+
+$(STAMP): pyproject.toml $(LOCK)
+	$(call install,$(LOCK))
+	@touch $(DEMO_STAMP) $@
+
+# What the demo needs: a part of $(LOCK), without the tools of developers.
+$(DEMO_STAMP): pyproject.toml $(DEMO_LOCK)
+	$(call install,$(DEMO_LOCK))
+	@touch $@
 
 # Resolves the dependencies in pyproject.toml for Linux and Python 3.11 (3.12 installs the same
 # versions): of CI, and of the container image, which takes a part of them. Keeps what is in the
 # lock files if it still fits; `make lock UPGRADE=--upgrade` takes the newest versions. Needs no
 # $(STAMP): the lock file may not fit pyproject.toml at this moment.
 UPGRADE ?=
+# $(call resolve,PYTHON,EXTRAS,NAME,OPTIONS) writes requirements/NAME.txt.
+define resolve
+	.venv-lock/bin/uv pip compile --quiet --python-version $(1) --python-platform linux \
+	    --generate-hashes --no-header $(UPGRADE) $(addprefix --extra ,$(2)) $(4) \
+	    pyproject.toml --output-file requirements/$(3).txt
+endef
 lock:
 	test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet 'uv>=0.13,<1'
-	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
-	    --generate-hashes --no-header --extra server --extra demo --extra dev $(UPGRADE) \
-	    pyproject.toml --output-file $(LOCK)
-	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
-	    --generate-hashes --no-header --extra image --constraint $(LOCK) \
-	    pyproject.toml --output-file $(IMAGE_LOCK)
+	$(call resolve,3.11,server demo dev,ci)
+	$(call resolve,3.11,image,server,--constraint $(LOCK))
+	$(call resolve,3.11,server demo,demo,--constraint $(LOCK))
+	grep -Eo '^[a-z0-9.-]+==[^ ]+' $(LOCK) | grep -v '^numpy==' > .venv-lock/tested.txt
+	$(call resolve,3.11,image-serve,serve,--constraint .venv-lock/tested.txt)
 	.venv-lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
 	    --generate-hashes --no-header $(UPGRADE) requirements/stubs.in --output-file requirements/stubs.txt
 

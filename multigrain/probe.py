@@ -10,6 +10,11 @@ from __future__ import annotations
 import json
 import time
 
+from multigrain.kernels import limit_instructions
+
+LIMITED = limit_instructions()
+
+# ruff: noqa: E402 - MindSpore reads the limit when it is imported
 import mindspore as ms
 import numpy as np
 from mindspore import nn
@@ -22,7 +27,8 @@ def measure() -> dict[str, object]:
 
     Returns:
         ``version`` of MindSpore; ``gradient`` of the sum of all outputs with respect to an inner
-        pixel, with all weights 1; its ``expected`` value; ``seconds`` of one pass.
+        pixel, with all weights 1; its ``expected`` value; ``seconds`` of one pass; ``limited``: see
+        :func:`multigrain.kernels.limit_instructions`.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     net = nn.Conv2d(CHANNELS, CHANNELS, KERNEL, weight_init="ones")
@@ -38,6 +44,7 @@ def measure() -> dict[str, object]:
         step(x).asnumpy()
     return {
         "version": ms.__version__,
+        "limited": LIMITED,
         "gradient": inner,
         # Every output channel depends on the pixel through each weight of its kernel.
         "expected": float(CHANNELS * KERNEL * KERNEL),

@@ -121,6 +121,12 @@ def merge(
     return result
 
 
+def is_repeated(field: Any) -> bool:
+    """Whether a field is a list or a map; protobuf 5 has no ``FieldDescriptor.is_repeated``."""
+    repeated = getattr(field, "is_repeated", None)
+    return bool(field.label == field.LABEL_REPEATED if repeated is None else repeated)
+
+
 def _fill(
     message: Message, values: Mapping[str, Any], path: str, violations: list[FieldViolation]
 ) -> None:
@@ -160,7 +166,7 @@ def _set(
         if not isinstance(value, Mapping):
             raise TypeError("not a mapping")
         getattr(message, field.name).update({str(k): v for k, v in value.items()})
-    elif field.is_repeated:
+    elif is_repeated(field):
         _extend(message, field, value, path, violations)
     elif field.message_type is not None:
         if isinstance(value, Message):
@@ -317,7 +323,7 @@ def _expected(field: FieldDescriptor) -> str:
         }.get(field.cpp_type, "a whole number")
     return (
         f"must be a list, each {noun}"
-        if field.is_repeated and not _is_map(field)
+        if is_repeated(field) and not _is_map(field)
         else f"must be {noun}"
     )
 
@@ -335,7 +341,7 @@ def to_plain(message: Message) -> dict[str, Any]:
             result[field.name] = {
                 key: _plain_value(inner, value[key]) for key in sorted(value, key=str)
             }
-        elif field.is_repeated:
+        elif is_repeated(field):
             result[field.name] = [_plain_value(field, item) for item in value]
         else:
             result[field.name] = _plain_value(field, value)

@@ -23,7 +23,7 @@ from multigrain.v1.job_pb2 import (
 from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain.v1.training_pb2 import StartTrainingRequest
 from multigrain_client.errors import FieldViolation, InvalidRequest, MissingPackage
-from multigrain_client.json_format import enum_names, fill, invalid, merge, nest
+from multigrain_client.json_format import enum_names, fill, invalid, is_repeated, merge, nest
 
 StartRequest = TypeVar(
     "StartRequest", StartTrainingRequest, StartEvaluationRequest, StartExportRequest
@@ -266,7 +266,7 @@ def _clear_lists(message: Message, over: Mapping[str, Any]) -> None:
         field = message.DESCRIPTOR.fields_by_name.get(key)
         if field is None or value is None:
             continue
-        if field.is_repeated:
+        if is_repeated(field):
             message.ClearField(key)
         elif isinstance(value, Mapping) and field.message_type is not None:
             _clear_lists(getattr(message, key), value)

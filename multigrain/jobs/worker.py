@@ -22,6 +22,7 @@ from multigrain.jobs.ipc import ChannelReporter, Done, Failed, Hello
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.jobs.launchers import COLLECTIVES, SET_DEVICE
+from multigrain.kernels import limit_instructions
 from multigrain.machine import THREAD_VARIABLES, cpus
 from multigrain.memory import is_out_of_memory
 
@@ -187,6 +188,8 @@ def _limit_threads(options: RankOptions) -> None:
 
 
 def _init_mindspore(options: RankOptions) -> None:
+    if options.target == "cpu" and (limited := limit_instructions()):
+        print(limited, flush=True)
     import mindspore
     from mindspore import communication
 

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from multigrain.streams import reserve_descriptors
 from multigrain_server import early_signals
 
-# Packages of the extra `server` that the daemon imports only once it is ready.
+# Packages of the extra `serve` that the daemon imports only once it is ready.
 _IMPORTED_LATE = ("aiohttp", "jinja2")
 
 
 def main() -> int:
-    """Runs the daemon's command line and returns its exit code; 1 if the extra `server` is missing.
+    """Runs the daemon's command line and returns its exit code; 1 if the extra `serve` is missing.
 
     pip installs the command with the client alone, so the daemon's dependencies may be missing.
     """
@@ -49,7 +49,7 @@ def _leave_working_folder() -> None:
 def _missing(package: str) -> int:
     print(
         f"multigrain-server: needs {package}, which is not installed: "
-        "pip install 'multigrain[server]'",
+        "pip install 'multigrain[serve]' (serves models) or 'multigrain[server]' (trains as well)",
         file=sys.stderr,
     )
     return 1

@@ -257,8 +257,12 @@ class App:
         self.health.start()
         Recovery(self._data.jobs, self._store, self._supervisor, self.feeds).run()
         self._supervisor.start()
-        await self.models.start()
-        self.health.serve()
+        if self.config.serving.models:
+            # Calls are answered meanwhile; only orchestrators wait for the models.
+            await self.models.start(on_loaded=self.health.serve)
+        else:
+            await self.models.start()
+            self.health.serve()
         await self._server.start()
         self._loop_watch = asyncio.create_task(self._loop_lag.watch(), name="loop-lag")
         self._connections.start(port)

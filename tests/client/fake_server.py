@@ -55,6 +55,7 @@ class FakeState:
     metadata: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     page_size: int = 2
+    default_model: str = ""
     bundle: bytes = b""
     class_name: str = "class"
     heartbeats: bool = False
@@ -311,7 +312,10 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         end = start + (request.page_size or self.state.page_size)
         token = str(end) if end < len(models) else ""
         return model_pb2.ListModelsResponse(
-            models=models[start:end], next_page_token=token, aliases={"production": "fake@1"}
+            models=models[start:end],
+            next_page_token=token,
+            aliases={"production": "fake@1"},
+            default_model=self.state.default_model,
         )
 
     def _model(self, name: str, request: Any, context: Any) -> model_pb2.Model:

@@ -324,6 +324,9 @@ def test_models_load_unload_and_alias(run, state):
     )  # fmt: skip
     _, out, _ = run("models")
     assert out.splitlines()[1].split()[:4] == ["fake@1", "UNSPECIFIED", "resnet18", "512"]
+    state.default_model = "fake@1"
+    assert run("models")[1].splitlines()[1].startswith("fake@1 (default)  UNSPECIFIED")
+    assert json.loads(run("models", "--json")[1])[0]["is_default"] is True
     assert run("load", "fake@1")[1] == "fake@1  ready after 1.2 s on onnxruntime\n"
     assert json.loads(run("models", "--json")[1])[0]["state"] == "READY"
     assert run("alias", "production", "fake@1")[1] == "production -> fake@1\n"

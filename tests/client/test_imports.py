@@ -76,5 +76,8 @@ def test_client_installs_without_mindspore(tmp_path):
     server = tmp_path / "venv" / "bin" / "multigrain-server"
     refused = subprocess.run([str(server)], capture_output=True, text=True)
     assert refused.returncode == 1
-    assert refused.stderr.endswith("is not installed: pip install 'multigrain[server]'\n")
+    assert refused.stderr.endswith(
+        "is not installed: pip install 'multigrain[serve]' "
+        "(serves models) or 'multigrain[server]' (trains as well)\n"
+    )
     assert refused.stderr.count("\n") == 1

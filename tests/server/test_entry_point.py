@@ -30,7 +30,7 @@ def test_missing_dependency_says_what_to_install(module: str) -> None:
     assert run.stdout == ""
     assert run.stderr == (
         f"multigrain-server: needs {module}, which is not installed: "
-        "pip install 'multigrain[server]'\n"
+        "pip install 'multigrain[serve]' (serves models) or 'multigrain[server]' (trains as well)\n"
     )
 
 

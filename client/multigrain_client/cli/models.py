@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from multigrain.text import stored_path
+from multigrain.v1.model_pb2 import ListModelsRequest
 from multigrain_client.cli.arguments import OK, Command, Context, Result, count
 from multigrain_client.cli.output import MODEL_HEAD, model_name, model_row, size
 from multigrain_client.json_format import to_plain
@@ -20,8 +21,11 @@ def _models(context: Context) -> int:
     arguments = context.arguments
     with context.connect() as client:
         found = list(client.models(arguments.name, loaded_only=arguments.loaded))
-    context.output.data([to_plain(model) for model in found])
-    context.output.table(MODEL_HEAD, [model_row(model) for model in found])
+        default = client.ListModels(ListModelsRequest(page_size=1)).default_model
+    context.output.data(
+        [{**to_plain(model), "is_default": model_name(model) == default} for model in found]
+    )
+    context.output.table(MODEL_HEAD, [model_row(model, default) for model in found])
     return OK
 
 

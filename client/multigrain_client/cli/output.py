@@ -425,10 +425,11 @@ def job_lines(job: Job) -> list[str]:
     return lines
 
 
-def model_row(model: Model) -> list[str]:
-    """A row under MODEL_HEAD."""
+def model_row(model: Model, default: str) -> list[str]:
+    """A row under MODEL_HEAD; ``default`` is the name@version of the default model."""
+    name = model_name(model)
     return [
-        model_name(model),
+        f"{name} (default)" if name == default else name,
         enum_name(ModelState.DESCRIPTOR, model.state),
         model.trunk,
         str(model.embedding_size),

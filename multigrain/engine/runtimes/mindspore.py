@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,14 @@ from multigrain.bundle.folder import read_file
 from multigrain.bundle.manifest import Head
 from multigrain.engine.runtimes.base import Bundle, Compute, FloatArray, Outputs, Runtime, padded
 from multigrain.errors import ErrorKind, MultigrainError
+from multigrain.kernels import limit_instructions
 from multigrain.tensors import parse_tensors
 
 if TYPE_CHECKING:
     from multigrain.model.multigrain import MultiGrain
 
+
+log = logging.getLogger(__name__)
 
 _TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
@@ -46,6 +50,8 @@ class MindSporeRuntime(Runtime):
         if compute.threads and compute.device == "cpu":
             # The library reads it when it is loaded.
             os.environ["OMP_NUM_THREADS"] = str(compute.threads)
+        if compute.device == "cpu" and (limited := limit_instructions()):
+            log.info("%s", limited)
         # Imported late: it takes seconds and 300 MB, and only this runtime needs it.
         import mindspore
         from mindspore import Tensor, context

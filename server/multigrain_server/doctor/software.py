@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import metadata
 from typing import Final
 
 from packaging.requirements import Requirement
 
 from multigrain.files import parse_json
+from multigrain.kernels import mindspore_version
 from multigrain.memory import OomWatch
 from multigrain.processes import (
     child_environment,
@@ -21,6 +22,7 @@ from multigrain.processes import (
     python_command,
 )
 from multigrain_server.doctor.finding import Finding, fail, ok, warn
+from multigrain_server.jobs import training_packages
 
 _PROBE: Final = python_command("multigrain.probe")
 _PROBE_SECONDS = 120
@@ -28,13 +30,16 @@ _PROBE_SECONDS = 120
 _SLOW = 1.0
 
 
-def packages(distribution: str = "multigrain", extra: str = "server") -> Iterator[Finding]:
-    """Installed versions against the ranges that the distribution requires."""
+def packages(distribution: str = "multigrain", extra: str = "") -> Iterator[Finding]:
+    """Installed versions against the ranges that the distribution requires.
+
+    Args:
+        distribution: the installed project.
+        extra: of the project; "" = ``serve`` without MindSpore, else ``server``.
+    """
+    extra = extra or ("server" if mindspore_version() else "serve")
     wrong = []
-    for text in metadata.requires(distribution) or ():
-        requirement = Requirement(text)
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
+    for requirement in _required(distribution, {extra}):
         try:
             found = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -48,6 +53,32 @@ def packages(distribution: str = "multigrain", extra: str = "server") -> Iterato
         yield ok("packages", f"satisfy {distribution}[{extra}]")
 
 
+def _required(distribution: str, extras: Collection[str]) -> Iterator[Requirement]:
+    """What a project requires with some extras; an extra may name others of the same project."""
+    texts = metadata.requires(distribution) or ()
+    waiting, seen = list(extras), set(extras) | {""}
+    wanted = [""]
+    while waiting:
+        wanted.append(waiting.pop())
+        for text in texts:
+            requirement = Requirement(text)
+            marker = requirement.marker
+            if (
+                marker is not None
+                and marker.evaluate({"extra": wanted[-1]})
+                and (requirement.name == distribution)
+            ):
+                waiting += requirement.extras - seen
+                seen |= requirement.extras
+    for text in texts:
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if requirement.name != distribution and (
+            marker is None or any(marker.evaluate({"extra": extra}) for extra in wanted)
+        ):
+            yield requirement
+
+
 def mindspore(command: Sequence[str] = _PROBE) -> Iterator[Finding]:
     """Whether MindSpore computes the gradient of a convolution, and how fast.
 
@@ -56,6 +87,13 @@ def mindspore(command: Sequence[str] = _PROBE) -> Iterator[Finding]:
     Args:
         command: runs ``multigrain.probe``.
     """
+    if command is _PROBE and (missing := training_packages.missing()):
+        yield ok(
+            "training",
+            f"none: {', '.join(missing)} not installed, so this daemon serves models and refuses "
+            f"jobs ({training_packages.how_to_add()} adds them)",
+        )
+        return
     fix = "install the tested version: pip install 'multigrain[server]'"
     try:
         # MindSpore writes files about failures into the working directory.
@@ -86,13 +124,17 @@ def mindspore(command: Sequence[str] = _PROBE) -> Iterator[Finding]:
         return
     version, seconds = answer["version"], answer["seconds"]
     gradient, expected = answer["gradient"], answer["expected"]
+    limited = f" ({answer['limited']})" if answer.get("limited") else ""
     if gradient != expected:
         yield fail("mindspore", f"{version} computes {gradient} instead of {expected}", fix)
     elif seconds > _SLOW:
         yield warn(
             "mindspore",
-            f"{version} takes {seconds:.1f} s for a convolution that usually takes 0.01 s",
+            f"{version} takes {seconds:.1f} s for a convolution that usually takes 0.01 s{limited}",
             f"the wheel has no fast kernels for this CPU, or the machine is busy; {fix}",
         )
     else:
-        yield ok("mindspore", f"{version}, gradient of a convolution in {1000 * seconds:.0f} ms")
+        yield ok(
+            "mindspore",
+            f"{version}, gradient of a convolution in {1000 * seconds:.0f} ms{limited}",
+        )

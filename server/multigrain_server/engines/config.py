@@ -25,6 +25,13 @@ EnvironmentNames = tuple[
 class ServingConfig(Spec):
     """The daemon's ``serving`` section."""
 
+    models: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
+        (),
+        description="Models that the daemon loads when it starts: names, name@version, or aliases. "
+        "The first becomes the default model. It is ready (/readyz, gRPC health) once each has "
+        "been tried: one that cannot be loaded is logged and does not stop the others. Default "
+        "none.",
+    )
     max_images_per_request: int = Field(
         64, ge=1, le=10_000, description="Images in one request at most. Default 64."
     )

@@ -30,11 +30,12 @@ class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Event()
-        self._final = False
+        #: After ``end``.
+        self.final = False
 
     def set(self, service: str, status: int) -> None:
         """Sets a status and notifies subscribers, until ``end``."""
-        if self._final:
+        if self.final:
             return
         self._statuses[service] = status
         self._changed.set()
@@ -44,7 +45,7 @@ class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has
         """Sets everything to NOT_SERVING for good."""
         for name in self._statuses:
             self.set(name, _Status.NOT_SERVING)
-        self._final = True
+        self.final = True
 
     async def Check(  # noqa: N802
         self,
@@ -113,7 +114,9 @@ class Health:
             self._servicer.set(name, _Status.NOT_SERVING)
 
     def serve(self) -> None:
-        """Sets the daemon, and the services that need no model, to SERVING."""
+        """Sets the daemon, and the services that need no model, to SERVING, unless it drains."""
+        if self._servicer.final:
+            return
         for name in ("", *ALWAYS_READY):
             self._servicer.set(name, _Status.SERVING)
         self.ready = True

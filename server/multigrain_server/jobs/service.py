@@ -22,6 +22,7 @@ from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain_server.asyncio_utils import cooperative, to_thread_uncancellable
 from multigrain_server.devices import Leases
+from multigrain_server.jobs import training_packages
 from multigrain_server.jobs.event_feed import EventFeed
 from multigrain_server.jobs.files import (
     append_event,
@@ -342,6 +343,7 @@ class Jobs:
                 last attempt are still exiting.
         """
         job = self._resumable(job_id)
+        training_packages.require()
         folder = JobFolder(self._jobs_dir / job_id)
         if job.request.training is not None:
             await in_listing_thread(

@@ -27,6 +27,7 @@ from multigrain.specs.weights_reference import HUBS, WeightsReference, parse_ref
 from multigrain.text import printable
 from multigrain_server.devices import Leases
 from multigrain_server.file_threads import read_files
+from multigrain_server.jobs import training_packages
 from multigrain_server.jobs.listing_threads import in_listing_thread
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submitted_weights import (
@@ -169,7 +170,9 @@ class SubmissionChecks:
         self._is_alias = is_alias
 
     async def training(self, overrides: Mapping[str, Any]) -> CheckedSpec:
-        """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET."""
+        """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED or DATASET; WRONG_STATE in an
+        installation that cannot train, as the other two do."""
+        training_packages.require()
         chosen = not overrides.get("preset")
         # What is wrong with the request itself is reported before the images are listed.
         spec = resolve_training({**overrides, "preset": PHOTOS} if chosen else overrides)
@@ -281,6 +284,7 @@ class SubmissionChecks:
 
     async def evaluation(self, overrides: Mapping[str, Any]) -> CheckedSpec:
         """Raises MultigrainError: as ``training``, and NOT_FOUND or CHECKPOINT for the weights."""
+        training_packages.require()
         overrides = await self._with_held_out(with_source(overrides))
         spec = resolve_evaluation(overrides)
         spec = spec.model_copy(update={"devices": await self._devices(spec.devices)})
@@ -355,6 +359,7 @@ class SubmissionChecks:
         """Raises MultigrainError: INVALID_FIELD, PATH_NOT_ALLOWED, NOT_FOUND, CHECKPOINT,
         DATASET (the images for the whitening), and UNSUPPORTED for a format that cannot be
         written on the device."""
+        training_packages.require()
         spec = resolve_export(with_source(overrides))
         if self._is_alias(spec.model_name):
             raise MultigrainError.field(

@@ -100,18 +100,27 @@ class ModelManager:
         )
         self.transfers = Transfers(config)
         self._locks: dict[ModelVersion, asyncio.Lock] = {}
+        # Until each of serving.models has been tried.
+        self._starting = bool(config.models)
+        self._on_first_loaded: Callable[[], None] = lambda: None
         self._health: dict[str, bool] = {}
         # Canceled when the daemon stops.
         self._background: set[asyncio.Task[None]] = set()
         # Never canceled: an engine that drains is always ended.
         self._drains: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Begins to load the models that an earlier daemon had loaded; returns at once."""
+    async def start(self, on_loaded: Callable[[], None] = lambda: None) -> None:
+        """Begins to load the models of ``serving.models`` and those that an earlier daemon had
+        loaded; returns at once.
+
+        Args:
+            on_loaded: called when each of ``serving.models`` answers or has failed.
+        """
+        self._on_first_loaded = on_loaded
         self._bundles.clean()
         restored = self._announce_restored()
         self.publish()
-        self._spawn(self._restore(restored))
+        self._spawn(self._load_first(restored))
         self._spawn(self._budget.watch())
 
     async def close(self, drain_seconds: float) -> None:
@@ -131,7 +140,8 @@ class ModelManager:
         """Updates the metrics and health of all models. To be called after each change, also
         when a job has written a bundle.
 
-        The embedding service is healthy while the default model answers. Each model has a health
+        The embedding service is healthy while the default model answers, but not before each of
+        ``serving.models`` has been tried. Each model has a health
         name of its own, the service's followed by "/" and the model's.
         """
         for view in self.catalog.views():
@@ -141,7 +151,8 @@ class ModelManager:
         for version, model in self.catalog.loaded.items():
             name = f"{EMBEDDING}/{version.name}"
             now[name] = now.get(name, False) or model.state is ModelState.READY
-        now[EMBEDDING] = self.catalog.default_state() is ModelState.READY
+        answers = self.catalog.default_state() is ModelState.READY
+        now[EMBEDDING] = answers and not self._starting
         for name, serving in now.items():
             if self._health.get(name) != serving:
                 self._health[name] = serving
@@ -318,6 +329,30 @@ class ModelManager:
         except BaseException:
             await self._drain(model)
             raise
+
+    async def _load_first(self, restored: list[LoadedModel]) -> None:
+        """Loads ``serving.models``, then what an earlier daemon had loaded besides.
+
+        A model that cannot be loaded does not stop the others: a replica that serves some of its
+        models is worth more than none, and the log and the metrics name the one that is missing.
+        """
+        for number, name in enumerate(self._config.models):
+            try:
+                view = await self.load(name, make_default=number == 0)
+            except MultigrainError as error:
+                _log.error(
+                    "model of serving.models cannot be loaded", model=name, reason=error.message
+                )
+            else:
+                _log.info(
+                    "model of serving.models loaded",
+                    model=str(view.entry.version),
+                    default=number == 0,
+                )
+        self._starting = False
+        self.publish()
+        self._on_first_loaded()
+        await self._restore(restored)
 
     def _announce_restored(self) -> list[LoadedModel]:
         """Lists the models that an earlier daemon had loaded as LOADING, and returns them."""

@@ -84,10 +84,11 @@ async def harness(
     launch: Launch = launch_holdable,
     leases: Leases | None = None,
     references: ModelReferences | None = None,
+    on_loaded: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Harness]:
     """Started, and ended with all its engines."""
     built = Harness(root, config or small_config(), launch, leases, references or NoReferences())
-    await built.manager.start()
+    await built.manager.start(on_loaded)
     try:
         yield built
     finally:
