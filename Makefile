@@ -18,7 +18,7 @@ JOBS ?= 2
 
 .PHONY: demo check test lint types stubs stubs-check sync-client sync-client-check
 .PHONY: protos-check docs docs-check quick unit coverage
-.PHONY: bare-clone long lock peers peers-serving bench unauthenticated hostile-images faults fuzz fuzz-coverage
+.PHONY: bare-clone examples long lock peers peers-serving bench unauthenticated hostile-images faults fuzz fuzz-coverage
 .PHONY: soak audit clean screenshots
 
 # Trains, evaluates, exports and serves a model of real images.
@@ -135,6 +135,12 @@ quick: $(STAMP)
 IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 unit: $(STAMP)
 	$(BIN)/pytest -m "not long" $(IN_PARALLEL)
+
+# Runs the examples in other languages where Node, Java (17) or Go is installed; on Debian:
+# apt-get install nodejs npm default-jdk-headless golang-go. `make test` runs those without packages.
+examples: $(STAMP)
+	npm install --prefix examples/node --no-audit --no-fund
+	$(BIN)/pytest tests/examples/test_other_languages.py
 
 # Trains ResNet-50 at 224 px, three minutes.
 long: $(STAMP)
