@@ -102,7 +102,8 @@ def train(
     spec = TrainingSpec.model_validate(
         {"schedule": {"epochs": 2, "max_steps": max_steps}, "evaluation": {"every_epochs": every}}
     )
-    context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=Path())
+    folder = JobFolder(Path("absent"))
+    context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=folder)
     fakes: Any = (
         context,
         spec,
