@@ -60,7 +60,12 @@ from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.submission import SubmissionChecks
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor, SupervisorOptions
 from multigrain_server.loop_lag import LoopLag
-from multigrain_server.metrics.daemon import register_certificate, register_process, register_tokens
+from multigrain_server.metrics.daemon import (
+    register_certificate,
+    register_gpus,
+    register_process,
+    register_tokens,
+)
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
@@ -185,6 +190,7 @@ class App:
         expiry = certificates.expiry if certificates is not None else None
         register_certificate(self.registry, expiry)
         register_tokens(self.registry, self._access.tokens_stale_seconds)
+        register_gpus(self.registry, lambda: self._gpus.readings)
 
     def _interceptor(self, connections: ConnectionGuard | None) -> CallInterceptor:
         return CallInterceptor(

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from multigrain.events.records import RECORD_TYPES, JobState
+from multigrain.jobs.job_request import JobRequest
 from multigrain_server.asyncio_utils import cooperative
 from multigrain_server.devices import KINDS, Leases
 from multigrain_server.jobs.job import Job
@@ -24,6 +25,8 @@ from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import Supervisor
 
 MAX_ENDED = 200
+# Characters of a text that becomes a label.
+_LABEL = 100
 
 
 class EventMetrics:
@@ -136,6 +139,11 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
     def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"multigrain_job_{name}", text, labels=["job", *labels])
 
+    info = family(
+        "info",
+        "1. The name, kind and preset of a job, to be joined with its other series.",
+        *("name", "kind", "preset"),
+    )
     state = family("state", "1 for the current state.", "state")
     attempt = family("attempt", "Current attempt; the first is 1.")
     step = family("step", "Optimizer steps done.")
@@ -149,15 +157,20 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
     )
     skipped = family("skipped_steps", "Steps skipped so far because of non-finite values.")
     scale = family("loss_scale", "Current loss scale; 1 in float32.")
-    speed = family("images_per_second", "Latest speed of all workers together.")
-    wait = family("data_wait_ratio", "Share of the latest step spent waiting for data, 0 to 1.")
-    seconds = family("step_seconds", "Duration of the latest step.")
+    speed = family("images_per_second", "Latest speed of all workers together, until the job ends.")
+    wait = family(
+        "data_wait_ratio",
+        "Share of the latest step spent waiting for data, 0 to 1, until the job ends.",
+    )
+    seconds = family("step_seconds", "Duration of the latest step, until the job ends.")
     metric = family("metric", "Latest evaluation metrics.", "metric")
     last_seq = family("last_seq", "Sequence number of the latest event.")
     event_time = family("event_timestamp_seconds", "Unix time of the latest event of the job.")
     saved = family("checkpoint_timestamp_seconds", "Unix time of the latest checkpoint.")
     for job in jobs:
         name, view = job.job_id, job.view
+        labels = [job.request.name[:_LABEL], job.request.kind.value, _preset(job.request)]
+        info.add_metric([name, *labels], 1)
         state.add_metric([name, job.state.value], 1)
         attempt.add_metric([name], view.attempt)
         last_seq.add_metric([name], view.last_seq)
@@ -186,11 +199,29 @@ def _job_series(jobs: list[Job]) -> Iterator[Metric]:
             layers.add_metric([name, "stopped"], stopped)
         skipped.add_metric([name], point.skipped_total)
         scale.add_metric([name], point.loss_scale)
-        speed.add_metric([name], point.images_per_second)
-        wait.add_metric([name], point.data_wait)
-        seconds.add_metric([name], point.step_seconds)
-    yield from (state, attempt, step, total, progress, loss, rate, damping, speed, wait, seconds)
+        if not job.state.terminal:
+            speed.add_metric([name], point.images_per_second)
+            wait.add_metric([name], point.data_wait)
+            seconds.add_metric([name], point.step_seconds)
+    yield from (
+        info,
+        state,
+        attempt,
+        step,
+        total,
+        progress,
+        loss,
+        rate,
+        damping,
+        speed,
+        wait,
+        seconds,
+    )
     yield from (metric, last_seq, layers, event_time, saved, skipped, scale)
+
+
+def _preset(request: JobRequest) -> str:
+    return str(getattr(request.spec, "preset", ""))[:_LABEL]
 
 
 def _unix(time: str) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from multigrain.events.records import CheckpointRecord, JobState, LossRecord
@@ -13,7 +15,9 @@ from multigrain.specs.training import TrainingSpec
 from multigrain_server.app import App
 from multigrain_server.jobs.job import Job, JobView, Progress
 from multigrain_server.jobs.submission import CheckedSpec, Submission
+from multigrain_server.metrics.daemon import register_gpus
 from multigrain_server.metrics.jobs import _job_series
+from multigrain_server.status.gpus import GpuReading
 
 TIME = "2026-01-31T12:00:00Z"
 UNIX = 1769860800.0
@@ -62,9 +66,14 @@ def test_every_metric_of_a_job_has_its_value() -> None:
         last_time=TIME,
     )
     request = JobRequest(
-        job_id="train-1", kind=JobKind.TRAINING, create_time=TIME, training=TrainingSpec()
+        job_id="train-1",
+        kind=JobKind.TRAINING,
+        create_time=TIME,
+        name="run 7",
+        training=TrainingSpec(preset="defaults"),
     )
     assert samples_of(_job_series([Job(request, view)])) == {
+        "multigrain_job_info/run 7/TRAINING/defaults": 1,
         "multigrain_job_state/RUNNING": 1,
         "multigrain_job_attempt": 2,
         "multigrain_job_last_seq": 25,
@@ -87,6 +96,22 @@ def test_every_metric_of_a_job_has_its_value() -> None:
         "multigrain_job_step_seconds": 22,
         "multigrain_job_skipped_steps": 23,
         "multigrain_job_loss_scale": 24,
+    }
+
+    ended = samples_of(_job_series([Job(request, replace(view, state=JobState.SUCCEEDED))]))
+    assert ended["multigrain_job_loss/total"] == 15
+    for rate in ("images_per_second", "data_wait_ratio", "step_seconds"):
+        assert f"multigrain_job_{rate}" not in ended
+
+
+def test_gpus_have_their_readings() -> None:
+    registry = CollectorRegistry()
+    register_gpus(registry, lambda: [GpuReading(1, 0.5, 3, 8)])
+    found = {(s.name, s.labels["gpu"]): s.value for m in registry.collect() for s in m.samples}
+    assert found == {
+        ("multigrain_gpu_utilization_ratio", "1"): 0.5,
+        ("multigrain_gpu_memory_used_bytes", "1"): 3,
+        ("multigrain_gpu_memory_total_bytes", "1"): 8,
     }
 
 
