@@ -56,6 +56,7 @@ class TrainingData:
             world=world,
             length_factor=spec.schedule.length_factor,
             seed=spec.seed,
+            labels=folder.labels if spec.dataset.class_balanced else None,
         )
         # The copies of an image are one group of the pipeline, so that it is decoded once.
         whole = spec.schedule.batch_size % spec.augmentation.repeats == 0

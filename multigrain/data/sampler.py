@@ -19,6 +19,9 @@ class RepeatedSampler:
     (512 = 170 * 3 + 2). Sharding the *copies* instead would leave the instance loss without
     positives.
 
+    With ``labels``, a pass has as many images of each class, up to one: those of a small class come
+    several times, and some of a large class are left out until a later pass.
+
     An epoch is ``length_factor * images`` samples over all workers, so with ``length_factor``
     below ``repeats`` it sees ``length_factor / repeats`` of the images. If it is longer than one
     pass, further permutations follow.
@@ -31,6 +34,7 @@ class RepeatedSampler:
         world: number of workers.
         length_factor: samples of an epoch as a multiple of ``images``.
         seed: of the permutations.
+        labels: (images,), class of each image; None = every image once in a pass.
 
     Raises:
         MultigrainError: DATASET, if there are fewer images than workers.
@@ -46,6 +50,7 @@ class RepeatedSampler:
         world: int,
         length_factor: float,
         seed: int,
+        labels: NDArray[np.int32] | None = None,
     ) -> None:
         if images < world:
             raise MultigrainError(
@@ -59,6 +64,11 @@ class RepeatedSampler:
         self._rank = rank
         self._world = world
         self._seed = seed
+        self._classes = (
+            [np.flatnonzero(labels == label) for label in np.unique(labels)]
+            if labels is not None
+            else []
+        )
         # 1e-9 absorbs the rounding of binary fractions: 0.1 * 240 / 24 is one step.
         self.steps_per_epoch = max(1, int(images * length_factor / (world * batch_size) + 1e-9))
 
@@ -83,4 +93,16 @@ class RepeatedSampler:
         return stream.reshape(self.steps_per_epoch, self._batch_size)
 
     def _permutation(self, epoch: int, number: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch, number]).permutation(self._images)
+        generator = np.random.default_rng([self._seed, epoch, number])
+        if not self._classes:
+            return generator.permutation(self._images)
+        classes = len(self._classes)
+        rounds = -(-self._images // classes)
+        # Each round has every class once.
+        order = np.concatenate([generator.permutation(classes) for _ in range(rounds)])
+        drawn = np.empty(rounds * classes, np.int64)
+        for label, images in enumerate(self._classes):
+            times = -(-rounds // len(images))
+            each = np.concatenate([generator.permutation(images) for _ in range(times)])
+            drawn[order == label] = each[:rounds]
+        return drawn[: self._images]

@@ -125,6 +125,12 @@ def _training_paths(spec: TrainingSpec) -> Iterator[FieldViolation]:
         )
     if spec.evaluation.every_epochs > 0:
         yield from _evaluation_schedule(spec)
+    elif spec.evaluation.patience > 0:
+        yield _violation(
+            "evaluation.patience",
+            f"is {spec.evaluation.patience}, but nothing is evaluated during training: set "
+            "evaluation.every_epochs and hold out images, or leave it out",
+        )
 
 
 def _model(spec: TrainingSpec) -> Iterator[FieldViolation]:

@@ -26,6 +26,7 @@ class DatasetSpec(Spec):
     allow_changes: bool = False
     val_fraction: float = Field(0.0, ge=0, le=0.9)
     split_seed: int = Field(0, ge=0, lt=2**63)
+    class_balanced: bool = False
 
 
 class ModelSpec(Spec):
@@ -123,6 +124,7 @@ class EvaluationScheduleSpec(Spec):
     tasks: tuple[ScheduledTask, ...] = ("classification",)
     retrieval_path: str = ""
     group_queries: Literal["all", "first"] = "all"
+    patience: int = Field(0, ge=0, le=1_000_000)
 
 
 class TrainingSpec(Spec):

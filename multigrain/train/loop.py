@@ -84,6 +84,8 @@ class Trainer:
         pending = done > 0 and not self.start.evaluated and self._evaluation_due(done)
         if pending and not self._after_step(done):
             return self._stop(done)
+        if self._patience_is_over(done):
+            return self._end_early(done)
         if self.ctx.rank == 0 and done < self.total_steps:
             message = "compiling the training step; the first steps take longer than the others"
             self.ctx.reporter.emit(LogRecord("INFO", message, self.ctx.rank))
@@ -103,6 +105,8 @@ class Trainer:
                 stopped = done < self.total_steps and self._stop_agreed()
                 if stopped or not self._after_step(done):
                     return self._stop(done)
+                if self._patience_is_over(done):
+                    return self._end_early(done)
                 if done >= self.total_steps:
                     break
         return Outcome(message=f"{done} steps done")
@@ -128,6 +132,24 @@ class Trainer:
             self.saver.save(done, self._epoch_of(done), {}, is_best=False)
         return Outcome(stopped=True, message=f"stopped after step {done} of {self.total_steps}")
 
+    def _patience_is_over(self, done: int) -> bool:
+        """Whether so many evaluations in a row gave no new best; the same on all workers."""
+        patience, best = self.spec.evaluation.patience, self.saver.best.step
+        if not patience or not best or not self._evaluation_due(done) or done == self.total_steps:
+            return False
+        every = self.spec.evaluation.every_epochs
+        return (self._epoch_of(done) - self._epoch_of(best)) // every >= patience
+
+    def _end_early(self, done: int) -> Outcome:
+        evaluation, best = self.spec.evaluation, self.saver.best
+        message = (
+            f"ended early after step {done} of {self.total_steps}: no better {evaluation.metric} "
+            f"than {best.value:.4g} of step {best.step} in {evaluation.patience} evaluations"
+        )
+        if self.ctx.rank == 0:
+            self.ctx.reporter.emit(LogRecord("INFO", message, self.ctx.rank))
+        return Outcome(message=message)
+
     def _evaluation_due(self, done: int) -> bool:
         every = self.spec.evaluation.every_epochs
         if self.evaluate is None or not every:
@@ -151,7 +173,7 @@ class Trainer:
                 if is_best:
                     self._keep_best()
                 self.ctx.reporter.emit(record)
-        last = done == self.total_steps
+        last = done == self.total_steps or self._patience_is_over(done)
         if is_best or last or self.saver.due(done, self._epoch_ended_at(done)):
             self.saver.save(done, epoch, metrics, is_best=is_best)
         self._meter.exclude()

@@ -137,6 +137,7 @@ class DatasetSpec(_message.Message):
     ALLOW_CHANGES_FIELD_NUMBER: _builtins.int
     VAL_FRACTION_FIELD_NUMBER: _builtins.int
     SPLIT_SEED_FIELD_NUMBER: _builtins.int
+    CLASS_BALANCED_FIELD_NUMBER: _builtins.int
     train_path: _builtins.str
     """Folder with one sub-folder of images per class. Required."""
     val_path: _builtins.str
@@ -158,6 +159,10 @@ class DatasetSpec(_message.Message):
     """
     split_seed: _builtins.int
     """Seed by which these images are drawn. Default 0."""
+    class_balanced: _builtins.bool
+    """Whether training draws as many images of each class, however many it has: images of small
+    classes come several times in an epoch, and some of large classes not at all. Default false.
+    """
     def __init__(
         self,
         *,
@@ -168,13 +173,16 @@ class DatasetSpec(_message.Message):
         allow_changes: _builtins.bool | None = ...,
         val_fraction: _builtins.float | None = ...,
         split_seed: _builtins.int | None = ...,
+        class_balanced: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_split_seed", b"_split_seed", "_train_path", b"_train_path", "_val_fraction", b"_val_fraction", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "split_seed", b"split_seed", "train_path", b"train_path", "val_fraction", b"val_fraction", "val_path", b"val_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_class_balanced", b"_class_balanced", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_split_seed", b"_split_seed", "_train_path", b"_train_path", "_val_fraction", b"_val_fraction", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "class_balanced", b"class_balanced", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "split_seed", b"split_seed", "train_path", b"train_path", "val_fraction", b"val_fraction", "val_path", b"val_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_split_seed", b"_split_seed", "_train_path", b"_train_path", "_val_fraction", b"_val_fraction", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "split_seed", b"split_seed", "train_path", b"train_path", "val_fraction", b"val_fraction", "val_path", b"val_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes", "_class_balanced", b"_class_balanced", "_loader_threads", b"_loader_threads", "_max_unreadable", b"_max_unreadable", "_split_seed", b"_split_seed", "_train_path", b"_train_path", "_val_fraction", b"_val_fraction", "_val_path", b"_val_path", "allow_changes", b"allow_changes", "class_balanced", b"class_balanced", "loader_threads", b"loader_threads", "max_unreadable", b"max_unreadable", "split_seed", b"split_seed", "train_path", b"train_path", "val_fraction", b"val_fraction", "val_path", b"val_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_changes: _TypeAlias = _typing.Literal["allow_changes"]  # noqa: Y015
     _WhichOneofArgType__allow_changes: _TypeAlias = _typing.Literal["_allow_changes", b"_allow_changes"]  # noqa: Y015
+    _WhichOneofReturnType__class_balanced: _TypeAlias = _typing.Literal["class_balanced"]  # noqa: Y015
+    _WhichOneofArgType__class_balanced: _TypeAlias = _typing.Literal["_class_balanced", b"_class_balanced"]  # noqa: Y015
     _WhichOneofReturnType__loader_threads: _TypeAlias = _typing.Literal["loader_threads"]  # noqa: Y015
     _WhichOneofArgType__loader_threads: _TypeAlias = _typing.Literal["_loader_threads", b"_loader_threads"]  # noqa: Y015
     _WhichOneofReturnType__max_unreadable: _TypeAlias = _typing.Literal["max_unreadable"]  # noqa: Y015
@@ -189,6 +197,8 @@ class DatasetSpec(_message.Message):
     _WhichOneofArgType__val_path: _TypeAlias = _typing.Literal["_val_path", b"_val_path"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_changes) -> _WhichOneofReturnType__allow_changes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_balanced) -> _WhichOneofReturnType__class_balanced | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loader_threads) -> _WhichOneofReturnType__loader_threads | None: ...
     @_typing.overload
@@ -887,6 +897,7 @@ class EvaluationScheduleSpec(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     RETRIEVAL_PATH_FIELD_NUMBER: _builtins.int
     GROUP_QUERIES_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
     every_epochs: _builtins.int
     """Evaluate every this many epochs; 0 = never. Default 1 with dataset.val_path or
     dataset.val_fraction, otherwise 0.
@@ -902,6 +913,10 @@ class EvaluationScheduleSpec(_message.Message):
     """
     group_queries: _builtins.str
     """Queries of the task "groups": "all" (default) images, or the "first" of each group by name."""
+    patience: _builtins.int
+    """Training ends early after this many evaluations in a row without a new best value of `metric`;
+    the best checkpoint is kept. 0 (default) = never.
+    """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is measured, as by an evaluation job with these tasks and default settings at the training
@@ -917,10 +932,11 @@ class EvaluationScheduleSpec(_message.Message):
         tasks: _abc.Iterable[_builtins.str] | None = ...,
         retrieval_path: _builtins.str | None = ...,
         group_queries: _builtins.str | None = ...,
+        patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_group_queries", b"_group_queries", "_metric", b"_metric", "_retrieval_path", b"_retrieval_path", "every_epochs", b"every_epochs", "group_queries", b"group_queries", "metric", b"metric", "retrieval_path", b"retrieval_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_group_queries", b"_group_queries", "_metric", b"_metric", "_patience", b"_patience", "_retrieval_path", b"_retrieval_path", "every_epochs", b"every_epochs", "group_queries", b"group_queries", "metric", b"metric", "patience", b"patience", "retrieval_path", b"retrieval_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_group_queries", b"_group_queries", "_metric", b"_metric", "_retrieval_path", b"_retrieval_path", "every_epochs", b"every_epochs", "group_queries", b"group_queries", "metric", b"metric", "retrieval_path", b"retrieval_path", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs", "_group_queries", b"_group_queries", "_metric", b"_metric", "_patience", b"_patience", "_retrieval_path", b"_retrieval_path", "every_epochs", b"every_epochs", "group_queries", b"group_queries", "metric", b"metric", "patience", b"patience", "retrieval_path", b"retrieval_path", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__every_epochs: _TypeAlias = _typing.Literal["every_epochs"]  # noqa: Y015
     _WhichOneofArgType__every_epochs: _TypeAlias = _typing.Literal["_every_epochs", b"_every_epochs"]  # noqa: Y015
@@ -928,6 +944,8 @@ class EvaluationScheduleSpec(_message.Message):
     _WhichOneofArgType__group_queries: _TypeAlias = _typing.Literal["_group_queries", b"_group_queries"]  # noqa: Y015
     _WhichOneofReturnType__metric: _TypeAlias = _typing.Literal["metric"]  # noqa: Y015
     _WhichOneofArgType__metric: _TypeAlias = _typing.Literal["_metric", b"_metric"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
     _WhichOneofReturnType__retrieval_path: _TypeAlias = _typing.Literal["retrieval_path"]  # noqa: Y015
     _WhichOneofArgType__retrieval_path: _TypeAlias = _typing.Literal["_retrieval_path", b"_retrieval_path"]  # noqa: Y015
     @_typing.overload
@@ -936,6 +954,8 @@ class EvaluationScheduleSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__group_queries) -> _WhichOneofReturnType__group_queries | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metric) -> _WhichOneofReturnType__metric | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retrieval_path) -> _WhichOneofReturnType__retrieval_path | None: ...
 

@@ -113,3 +113,39 @@ def test_fewer_images_than_workers_is_refused() -> None:
     with pytest.raises(MultigrainError, match="3 images for 4 workers") as caught:
         sampler(images=3, world=4)
     assert caught.value.kind is ErrorKind.DATASET
+
+
+def balanced(rank: int = 0, world: int = 1, factor: float = 1.0, seed: int = 0) -> RepeatedSampler:
+    """Of 7, 30 and 203 images."""
+    labels = np.repeat(np.array([0, 1, 2], np.int32), [7, 30, 203])
+    return RepeatedSampler(
+        240, repeats=3, batch_size=12, rank=rank, world=world, length_factor=factor, seed=seed,
+        labels=labels,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_balanced_pass_has_as_many_images_of_each_class(world: int) -> None:
+    labels = np.repeat([0, 1, 2], [7, 30, 203])
+    drawn = np.concatenate(
+        [balanced(rank, world, factor=3.0).epoch(2).ravel() for rank in range(world)]
+    )
+    assert drawn.size == 720
+    assert np.bincount(labels[drawn]).tolist() == [240, 240, 240]
+    counts = np.bincount(drawn, minlength=240)
+    # 80 distinct draws of each class: all images of the small classes, as often as each other.
+    assert set(counts[:7]) <= {33, 36}
+    assert set(counts[7:37]) <= {6, 9}
+    assert set(counts[37:]) <= {0, 3}
+
+
+def test_a_balanced_epoch_depends_on_seed_and_epoch_alone() -> None:
+    first = balanced(seed=5).epoch(3)
+    np.testing.assert_array_equal(first, balanced(seed=5).epoch(3))
+    assert (first != balanced(seed=6).epoch(3)).any()
+    assert (first != balanced(seed=5).epoch(4)).any()
+
+
+def test_copies_of_a_balanced_draw_stay_together() -> None:
+    rows = balanced().epoch(0).reshape(-1, 3)
+    assert (rows == rows[:, :1]).all()

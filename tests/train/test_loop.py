@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multigrain.checkpoint import store
-from multigrain.events.records import EvaluationRecord, LossRecord, Record
+from multigrain.events.records import EvaluationRecord, LogRecord, LossRecord, Record
 from multigrain.jobs.context import Outcome
 from multigrain.jobs.job_folder import JobFolder
 from multigrain.specs.training import TrainingSpec
@@ -98,9 +98,14 @@ def train(
     data: Data | None = None,
     max_steps: int = 0,
     every: int = 1,
+    epochs: int = 2,
+    patience: int = 0,
 ) -> Outcome:
     spec = TrainingSpec.model_validate(
-        {"schedule": {"epochs": 2, "max_steps": max_steps}, "evaluation": {"every_epochs": every}}
+        {
+            "schedule": {"epochs": epochs, "max_steps": max_steps},
+            "evaluation": {"every_epochs": every, "patience": patience},
+        }
     )
     folder = JobFolder(Path("absent"))
     context = SimpleNamespace(reporter=reporter or Reporter(), rank=0, world=1, folder=folder)
@@ -269,3 +274,31 @@ def test_a_run_resumed_from_an_evaluated_checkpoint_continues_with_the_next_step
     saver = Saver(last_saved=6)
     assert train(saver, figures, start=StartPoint(6, evaluated=True)).message == "6 steps done"
     assert saver.saved == []
+
+
+@pytest.mark.parametrize(("every", "last"), [(1, 12), (2, 18)])
+def test_it_ends_after_evaluations_without_a_better_value(every: int, last: int) -> None:
+    """The second one is the best; two more do not reach it."""
+    values = iter([0.5, 0.7, 0.7, 0.6, 0.9] if every == 1 else [0.5, 0.5, 0.5, 0.9])
+    saver, reporter = Saver(), Reporter()
+
+    def evaluate(step: int, epoch: int) -> EvaluationRecord:
+        return EvaluationRecord({"top1": next(values)}, step=step, epoch=epoch)
+
+    outcome = train(saver, evaluate, reporter=reporter, epochs=20, every=every, patience=2)
+    assert not outcome.stopped
+    assert f"ended early after step {last} of 60" in outcome.message
+    assert saver.last_saved == last
+    logged = [record for record in reporter.records if isinstance(record, LogRecord)]
+    assert outcome.message in [record.message for record in logged]
+    # Another attempt at this point ends at once.
+    resumed = train(
+        saver, evaluate, epochs=20, every=every, patience=2,
+        start=StartPoint(step=last, evaluated=True),
+    )  # fmt: skip
+    assert resumed.message == outcome.message
+
+
+def test_without_patience_it_trains_to_the_end() -> None:
+    worse = EvaluationRecord({"top1": 0.1}, step=0, epoch=0)
+    assert train(Saver(), lambda *_: worse, epochs=5).message == "15 steps done"
