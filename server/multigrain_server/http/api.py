@@ -87,7 +87,8 @@ class Api:
             web.get("/v1/models/{model}", self._model),
             web.get("/v1/jobs", self._list_jobs),
             web.get("/v1/jobs/{job_id}", self._job),
-            web.get("/v1/jobs/{job_id}/events", self._events),
+            # For HEAD, the lines would have to be left out.
+            web.get("/v1/jobs/{job_id}/events", self._events, allow_head=False),
             web.get("/v2", self._server_metadata),
             web.get("/v2/health/live", self._live),
             web.get("/v2/health/ready", self._ready),
@@ -100,11 +101,11 @@ class Api:
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The response of a route, errors included."""
         if self._closed:
-            return _error(request, 403, self._closed)
+            return api_error(request, web.HTTPForbidden(text=self._closed))
         try:
             return await handler(request)
         except web.HTTPException as error:
-            return _error(request, error.status, _TEXTS.get(error.status, error.reason))
+            return api_error(request, error)
         except MultigrainError as error:  # before the call began
             wire = wire_error(error, "")
             return error_response(request, wire.code, wire.details, dict(wire.trailing_metadata))
@@ -268,9 +269,6 @@ class Api:
         return counted
 
 
-_TEXTS = {404: "there is no such route: /openapi.json lists them"}
-
-
 def _post(path: str, handler: Handler) -> web.RouteDef:
     """A route whose clients are told to send the body only when their call is authorized."""
 
@@ -280,12 +278,25 @@ def _post(path: str, handler: Handler) -> web.RouteDef:
     return web.post(path, handler, expect_handler=expect)
 
 
-def _error(request: web.Request, status: int, text: str) -> web.Response:
-    error: Any = {"code": status, "message": text}
+def api_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    """The response to a request that does not become a call, in the form of other errors."""
+    text = (error.text or error.reason).strip()
+    headers = {}
+    match error:
+        case web.HTTPNotFound():
+            text = f"there is no such route: /{_OPENAPI} lists them"
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers["Allow"] = allowed
+            text = f"{error.method} is not allowed here, only {allowed}"
+    made: Any = {"code": error.status, "message": text}
     if request.path.startswith("/v2"):
-        error = text
+        made = text
     return web.Response(
-        status=status, body=json.dumps({"error": error}).encode(), content_type="application/json"
+        status=error.status,
+        body=json.dumps({"error": made}).encode(),
+        headers=headers,
+        content_type="application/json",
     )
 
 

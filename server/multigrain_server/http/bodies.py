@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -31,14 +32,28 @@ _MAX_VALUE_BYTES = 4096
 _MESSAGE_CHARACTERS = 300
 _INTEGER = re.compile(r"^-?\d{1,19}$")
 _FLAGS = {"true": True, "false": False}
+# What zlib must expect: a header of gzip or of zlib (RFC 9110, section 8.4.1).
+_CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+# RFC 2046, section 5.1.1
+_BOUNDARY = re.compile(
+    r"""boundary=(?:"([\w'()+,./:=? -]{1,70})"|([\w'+.-]{1,70}))""", re.ASCII | re.IGNORECASE
+)
 
 
-async def read_body(request: web.Request, limit: int) -> bytearray:
-    """The body of a request.
+async def read_body(request: web.Request, limit: int) -> bytearray | bytes:
+    """The body of a request, decompressed.
+
+    aiohttp would decompress it on the event loop, before the call is authorized.
 
     Raises:
-        MultigrainError: INVALID_FIELD if it has more than ``limit`` bytes.
+        MultigrainError: INVALID_FIELD if it has more than ``limit`` bytes, compressed or not, or
+            its coding is unknown.
     """
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding != "identity" and coding not in _CODINGS:
+        raise MultigrainError.field(
+            "Content-Encoding", f"{coding[:80]!r} is not accepted: send gzip, deflate or no coding"
+        )
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     await send_continue(request)
@@ -47,7 +62,23 @@ async def read_body(request: web.Request, limit: int) -> bytearray:
         body += chunk
         if len(body) > limit:
             raise _too_large(limit)
-    return body
+    if coding == "identity":
+        return body
+    return await asyncio.to_thread(_decompressed, body, _CODINGS[coding], limit)
+
+
+def _decompressed(body: bytearray, window_bits: int, limit: int) -> bytes:
+    decoder = zlib.decompressobj(window_bits)
+    try:
+        found = decoder.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise MultigrainError.field("Content-Encoding", f"the body is damaged: {error}") from None
+    if len(found) > limit:
+        raise _too_large(limit)
+    if not decoder.eof or decoder.unused_data:
+        what = "something follows its end" if decoder.eof else "its end is missing"
+        raise MultigrainError.field("Content-Encoding", f"the body is damaged: {what}")
+    return found
 
 
 def _too_large(limit: int) -> MultigrainError:
@@ -80,15 +111,17 @@ async def read_images(request: web.Request, make: Callable[[], M], limit: int) -
     """
     kind = request.content_type
     if kind in ("application/json", "text/json"):
+        _no_query(request)
         body = await read_body(request, min(limit, MAX_JSON_BYTES))
         return await parsed(body, lambda data: from_json(data, make()))
     if kind == "multipart/form-data":
+        _no_query(request)
         header = request.headers.get("Content-Type", "")
-        boundary = re.search(r'boundary="?([^";,\s]{1,70})"?', header, re.IGNORECASE)
+        boundary = _BOUNDARY.search(header)
         if boundary is None:
             raise MultigrainError.field("Content-Type", "multipart/form-data needs a boundary")
         body = await read_body(request, limit)
-        return await parsed(body, lambda data: _from_form(data, boundary[1], make()))
+        return await parsed(body, lambda data: _from_form(data, boundary[1] or boundary[2], make()))
     if not kind.startswith("image/") and kind != "application/octet-stream":
         raise MultigrainError.field(
             "Content-Type",
@@ -101,6 +134,14 @@ async def read_images(request: web.Request, make: Callable[[], M], limit: int) -
         raise MultigrainError.field("images", "the body is empty: it must be an image")
     message.images.append(bytes(body))  # type: ignore[attr-defined]
     return message
+
+
+def _no_query(request: web.Request) -> None:
+    """A field there would be ignored, and the default used in its place."""
+    for name in request.query:
+        raise MultigrainError.field(
+            name[:80], f"is in the query: with {request.content_type}, fields are in the body"
+        )
 
 
 def from_json(body: bytes | bytearray, message: M) -> M:
@@ -151,7 +192,10 @@ def from_fields(values: Iterable[tuple[str, str]], message: M) -> M:
             key, equals, value = text.partition("=")
             if not equals:
                 raise MultigrainError.field(name, f"{text[:80]!r} must be written key=value")
-            found.setdefault(name, {})[key] = value
+            entries = found.setdefault(name, {})
+            if key in entries:
+                raise MultigrainError.field(name, f"{key[:80]!r} is given twice")
+            entries[key] = value
         elif field.is_repeated:
             found.setdefault(name, []).append(_value(field, text))
         elif name in found:
@@ -175,7 +219,7 @@ def _value(field: Any, text: str) -> Any:
     return text
 
 
-def _from_form(body: bytearray, boundary: str, message: M) -> M:
+def _from_form(body: bytearray | bytes, boundary: str, message: M) -> M:
     """A message from a multipart form."""
     parser = PushMultipartParser(
         boundary,
@@ -190,14 +234,18 @@ def _from_form(body: bytearray, boundary: str, message: M) -> M:
     try:
         for item in parser.parse(body):
             if isinstance(item, MultipartSegment):
+                if item.filename and item.name != "images":
+                    raise MultigrainError.field(
+                        (item.name or "")[:80], "is a file: name the parts with files images"
+                    )
                 name, is_file, content = item.name or "", item.name == "images", bytearray()
             elif item is not None:
                 content += item
                 if not is_file and len(content) > _MAX_VALUE_BYTES:
                     raise MultigrainError.field(
                         name[:80],
-                        f"is a file or longer than {_MAX_VALUE_BYTES} bytes: name the "
-                        "parts with files images",
+                        f"is longer than {_MAX_VALUE_BYTES} bytes: name the parts with files "
+                        "images",
                     )
             elif is_file:
                 images.append(bytes(content))

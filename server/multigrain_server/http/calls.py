@@ -48,6 +48,8 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 # The headers that calls look at.
 _METADATA = ("Authorization", "X-Request-Id", "traceparent", "tracestate")
 _MOST_SECONDS = 1e6
+# The client of a stream that failed must receive the error within these seconds.
+_LAST_SECONDS = 5.0
 
 # Reads the request: its message.
 Read = Callable[[web.Request], Awaitable[Message]]
@@ -119,6 +121,12 @@ class HttpContext:
 
     def request_id(self) -> str:
         return str(self.trailers.get(REQUEST_ID, ""))
+
+    def expired(self) -> web.Response:
+        """The response to a call that took longer than its client waits."""
+        self.status = grpc.StatusCode.DEADLINE_EXCEEDED
+        self.details = f"not answered within {self.timeout:g} s ({TIMEOUT_HEADER})"
+        return self.error()
 
     def error(self) -> web.Response:
         """The response to a call that was aborted."""
@@ -196,9 +204,7 @@ class HttpCalls:
         except grpc.aio.AbortError:
             return context.error()
         except TimeoutError:
-            context.status = grpc.StatusCode.DEADLINE_EXCEEDED
-            context.details = f"not answered within {context.timeout:g} s ({TIMEOUT_HEADER})"
-            return context.error()
+            return context.expired()
         response = respond(answer)
         response.headers["X-Request-Id"] = context.request_id()
         return response
@@ -233,17 +239,27 @@ class HttpCalls:
                     await context.write(answer)
 
         context = HttpContext(request, read, write)
+        error: web.Response | None = None
         try:
-            await self._run(method, run, context, streams=True)
+            async with asyncio.timeout(context.timeout):
+                await self._run(method, run, context, streams=True)
         except grpc.aio.AbortError:
-            if not response.prepared:
-                return context.error()
-            error = context.error().body
-            assert isinstance(error, bytes)
-            await response.write(error + b"\n")
+            error = context.error()
+        except TimeoutError:
+            error = context.expired()
+        if error is not None and not response.prepared:
+            return error
         if not response.prepared:
             await response.prepare(request)
-        await response.write_eof()
+        try:
+            async with asyncio.timeout(_LAST_SECONDS if error is not None else None):
+                if error is not None:
+                    assert isinstance(error.body, bytes)
+                    await response.write(error.body + b"\n")
+                await response.write_eof()
+        except TimeoutError:  # its client does not read
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def _run(

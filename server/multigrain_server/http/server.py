@@ -20,7 +20,7 @@ from aiohttp.http_exceptions import LineTooLong
 from multigrain.errors import ErrorKind, MultigrainError
 from multigrain_server.access.access import Access
 from multigrain_server.http.acceptor import Acceptor, ConnectionLimits, Place
-from multigrain_server.http.api import Api
+from multigrain_server.http.api import Api, api_error
 from multigrain_server.http.host_check import HostCheck
 from multigrain_server.http.metrics_page import MetricsPage
 from multigrain_server.status.site import SECURITY_HEADERS, Page, RunQuery, StatusSite
@@ -141,12 +141,8 @@ class HttpServer:
                 response = await self._answer(request, handler)
         except MultigrainError as error:
             response = _refusal(error)
-        except web.HTTPNotFound:
-            response = web.Response(
-                status=404, text="try /, /jobs, /try, /metrics, /healthz or /readyz\n"
-            )
         except web.HTTPException as error:
-            response = web.Response(status=error.status, text=error.text)
+            response = api_error(request, error) if is_call else _page_error(error)
         except Exception:  # a defect of a page or a collector: the client must get a response
             _log.exception("HTTP request failed", path=request.path)
             response = web.Response(status=500, text="see the log\n")
@@ -207,6 +203,7 @@ class _Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             keepalive_timeout=_KEEPALIVE_SECONDS,
             lingering_time=_LINGERING_SECONDS,
+            auto_decompress=False,  # `read_body` does it, in a thread
             access_log=None,  # type: ignore[arg-type]  # aiohttp documents None
             logger=logging.getLogger(__name__),
         )
@@ -263,9 +260,10 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The response to a request that cannot be parsed."""
         self.place.requested()
+        text = "cannot parse the request"
         if isinstance(exc, LineTooLong):
-            status = 431
-        return _finish(web.Response(status=status, text="cannot parse the request\n"))
+            status, text = 431, f"{text}: its address or a header is too long"
+        return _finish(web.Response(status=status, text=f"{text}\n"))
 
 
 def _same_origin(request: web.Request) -> bool:
@@ -285,6 +283,17 @@ def _finish(response: web.StreamResponse, *, keeps: bool = False) -> web.StreamR
 
 def _live(request: web.Request) -> bool:
     return request.query.get("live") != "0"
+
+
+def _page_error(error: web.HTTPException) -> web.Response:
+    headers = {}
+    text = error.text
+    match error:
+        case web.HTTPNotFound():
+            text = "try /, /jobs, /try, /metrics, /healthz, /readyz or /openapi.json\n"
+        case web.HTTPMethodNotAllowed():
+            headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+    return web.Response(status=error.status, text=text, headers=headers)
 
 
 def _page(page: Page) -> web.Response:

@@ -36,8 +36,10 @@ class Answer:
 class Daemon:
     """A running daemon."""
 
-    def __init__(self, app: App, session: aiohttp.ClientSession) -> None:
+    def __init__(self, app: App, session: aiohttp.ClientSession, root: Path) -> None:
         self.app = app
+        #: Jobs may read what is below it.
+        self.root = root
         self._session = session
         #: By role, if there are any.
         self.tokens: dict[str, str] = {}
@@ -71,13 +73,14 @@ async def daemon(
     """A daemon with the loaded model "tiny".
 
     Args:
-        root: its data directory is below it.
+        root: its data directory is below it, and what jobs may read.
         access: who may do what.
         grpc: limits of messages.
     """
     write_bundle(root / "data" / "models")
     config = ServerConfig(
         data_dir=root / "data",
+        data_root=(root,),
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
         jobs=JobsConfig(poll_seconds=0.01),
@@ -90,7 +93,7 @@ async def daemon(
     try:
         await app.models.load("tiny")
         async with aiohttp.ClientSession() as session:
-            yield Daemon(app, session)
+            yield Daemon(app, session, root)
     finally:
         await app.stop()
         await app.close_connections()

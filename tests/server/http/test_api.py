@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import sys
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ import pytest_asyncio
 
 from multigrain.v1.embedding_pb2 import ClassifyRequest, EmbedRequest
 from multigrain.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from multigrain.v1.export_pb2 import StartExportRequest
+from multigrain.v1.export_pb2_grpc import ExportServiceStub
+from multigrain.v1.export_spec_pb2 import ExportSpec
+from multigrain.v1.job_pb2 import CancelJobRequest
+from multigrain.v1.job_pb2_grpc import JobServiceStub
 from tests.engine.bundles import CLASSES, EMBEDDING
 from tests.engine.pictures import picture
 from tests.server.http.daemon import Answer, Daemon, daemon
@@ -128,7 +135,9 @@ async def test_models_and_jobs_can_be_read(served: Daemon) -> None:
         ("/v1/embed?whiten=maybe", {"data": picture(1), "headers": PNG}, 400, "true or false"),
         ("/v1/embed?resolution=-3", {"data": picture(1), "headers": PNG}, 400, "resolution"),
         ("/v1/embed?images=AAAA", {"data": picture(1), "headers": PNG}, 400, "images"),
-        ("/v1/jobs", {"data": b"x"}, 405, ""),
+        ("/v1/embed?model=no", {"json": {"images": _text(picture(1))}}, 400, "in the query"),
+        ("/v1/embed?model=no", {"data": _form(picture(1))}, 400, "in the query"),
+        ("/v1/jobs", {"data": b"x"}, 405, "GET"),
         ("/v1/nothing", {"data": b"x"}, 404, "openapi"),
     ],
 )
@@ -183,11 +192,60 @@ async def test_odd_forms_are_refused(served: Daemon, body: bytes) -> None:
     assert (await served.post("/v1/embed", data=body, headers=headers)).status == 400
 
 
-async def test_a_form_without_a_boundary_is_refused(served: Daemon) -> None:
-    answer = await served.post(
-        "/v1/embed", data=b"x", headers={"Content-Type": "multipart/form-data"}
+@pytest.mark.parametrize("boundary", ["", '; boundary="ÿ"', "; boundary=;", '; boundary="a'])
+async def test_a_form_without_a_boundary_is_refused(served: Daemon, boundary: str) -> None:
+    head = (
+        f"POST /v1/embed HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\nContent-Length: 1\r\n"
+        f"Content-Type: multipart/form-data{boundary}\r\n\r\nx"
     )
-    assert "boundary" in answer.json["error"]["message"]
+    answer = await served.raw(head.encode())
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+    assert b"boundary" in answer
+
+
+async def test_a_file_under_another_name_is_told_the_right_one(served: Daemon) -> None:
+    form = aiohttp.FormData()
+    form.add_field("image", picture(1), filename="a.jpg")
+    answer = await served.post("/v1/embed", data=form)
+    assert answer.status == 400
+    assert "image: is a file: name the parts with files images" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)],
+)
+async def test_bodies_may_be_compressed(
+    served: Daemon, coding: str, encode: Callable[[bytes], bytes]
+) -> None:
+    plain = await served.post("/v1/embed", data=picture(1), headers=PNG)
+    answer = await served.post(
+        "/v1/embed", data=encode(picture(1)), headers={**PNG, "Content-Encoding": coding}
+    )
+    assert answer.status == 200, answer.body
+    assert _vectors(answer) == _vectors(plain)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "words"),
+    [
+        ("gzip", b"no gzip", "damaged"),
+        ("gzip", gzip.compress(b"x" * 100)[:-9], "end is missing"),
+        ("gzip", gzip.compress(b"x") + b"y", "follows"),
+        ("deflate", gzip.compress(b"x"), "damaged"),
+        ("br", b"x", "'br' is not accepted"),
+        ("gzip, gzip", b"x", "is not accepted"),
+        ("gzip", gzip.compress(bytes(100 << 20)), "is larger than"),
+    ],
+)
+async def test_a_wrong_coding_is_refused(
+    served: Daemon, coding: str, body: bytes, words: str
+) -> None:
+    for path in ("/v1/embed", "/v2/models/tiny/infer"):
+        headers = {**PNG, "Content-Encoding": coding}
+        answer = await served.post(path, data=body, headers=headers)
+        assert answer.status == 400, answer.body
+        assert words in answer.body.decode()
 
 
 async def test_a_form_has_a_bounded_number_of_parts(served: Daemon) -> None:
@@ -213,6 +271,7 @@ async def test_a_page_of_another_site_may_not_call(served: Daemon) -> None:
         headers = {**PNG, "Origin": origin}
         answer = await served.post("/v1/embed", data=picture(1), headers=headers)
         assert answer.status == 403
+        assert "other sites" in answer.json["error"]["message"]
     headers = {**PNG, "Origin": f"http://{served.app.http_address}"}
     assert (await served.post("/v1/embed", data=picture(1), headers=headers)).status == 200
 
@@ -229,6 +288,25 @@ async def test_a_wrong_timeout_is_refused(served: Daemon, seconds: str) -> None:
     answer = await served.post("/v1/embed", data=picture(1), headers=headers)
     assert answer.status == 400
     assert "X-Request-Timeout" in answer.json["error"]["message"]
+
+
+async def test_a_stream_ends_at_its_timeout(served: Daemon) -> None:
+    weights = served.root / "weights.ckpt"
+    weights.touch()
+    spec = ExportSpec(model_name="other")
+    spec.weights.checkpoint_path = str(weights)
+    async with grpc.aio.insecure_channel(served.app.address) as channel:
+        request = StartExportRequest(spec=spec, labels={"events": "1000", "pause": "0.5"})
+        job_id = (await ExportServiceStub(channel).StartExport(request)).job_id
+        path = f"/v1/jobs/{job_id}/events?follow=true"
+        answer = await served.get(path, headers={"X-Request-Timeout": "0.5"})
+        await JobServiceStub(channel).CancelJob(CancelJobRequest(job_id=job_id))
+    first, *_, last = [json.loads(line) for line in answer.body.splitlines()]
+    assert first["seq"] == "1"
+    assert last["error"]["status"] == "DEADLINE_EXCEEDED"
+    # A body after the response to HEAD would be the next response on its connection.
+    head = await served.request("HEAD", path)
+    assert (head.status, head.headers["Allow"]) == (405, "GET")
 
 
 async def test_a_call_ends_at_its_timeout(served: Daemon) -> None:
