@@ -105,7 +105,7 @@ class ResultFiles:
         if known is None or known[0] != stamp:
             try:
                 known = stamp, _read(folder, base, request, best=best)
-            except (MultigrainError, ValueError, TypeError, KeyError, LookupError):
+            except (MultigrainError, ValueError, TypeError, LookupError, csv.Error):
                 return None  # being replaced at this moment, or damaged
         self._known[folder.job_id] = known
         self._known.move_to_end(folder.job_id)
@@ -130,11 +130,13 @@ def log_tails(folder: JobFolder) -> tuple[LogTail, ...]:
 
 def _read(folder: JobFolder, base: str, request: JobRequest, *, best: bool) -> Results:
     metrics = parse_json(_text(folder, f"{base}/metrics.json")[0])
-    step = int(metrics.get("step", 0))
+    if not isinstance(metrics, dict):
+        raise ValueError("no JSON object")
+    step = _count(metrics.get("step", 0))
     classes = [
-        ClassRow(row["class"], int(row["images"]), int(row["recognised"]))
+        ClassRow(row["class"], _count(row["images"]), _count(row["recognised"]))
         for row in _rows(folder, f"{base}/classes.csv")[0]
-        if int(row["images"])
+        if _count(row["images"])
     ]
     classes.sort(key=lambda row: (row.right / row.images, -row.images, row.name))
     names, matrix = _matrix(folder, base)
@@ -166,7 +168,20 @@ def _matrix(folder: JobFolder, base: str) -> tuple[tuple[str, ...], tuple[tuple[
     names = tuple(next(rows, [""])[1:])
     if cut or not 0 < len(names) <= MAX_MATRIX:
         return (), ()
-    return names, tuple(tuple(int(cell) for cell in row[1:]) for row in rows)
+    matrix = tuple(tuple(_count(cell) for cell in row[1:]) for row in rows)
+    if len(matrix) != len(names) or any(len(row) != len(names) for row in matrix):
+        raise ValueError("the confusion matrix is not square")
+    return names, matrix
+
+
+def _count(value: str | int | None) -> int:
+    """A number of images or steps. Raises ValueError or TypeError."""
+    if not isinstance(value, str | int):
+        raise TypeError("not a whole number")
+    number = int(value)
+    if not 0 <= number < 1 << 63:
+        raise ValueError("out of range")
+    return number
 
 
 def _mistakes(
@@ -178,6 +193,8 @@ def _mistakes(
         if row.get("read") != "1" or "predicted" not in row or row["predicted"] == row["class"]:
             continue
         probability = float(row.get("probability") or 0.0)
+        if not 0 <= probability <= 1 or None in (row["path"], row["class"], row["predicted"]):
+            raise ValueError("a row is damaged")
         wrong.append(Mistake(row["path"], row["class"], row["predicted"], probability))
         pair = row["class"], row["predicted"]
         pairs[pair] = pairs.get(pair, 0) + 1

@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 
 from multigrain.events.records import EvaluationRecord, JobState
+from multigrain.jobs.job_folder import JobFolder
 from multigrain.jobs.job_request import JobKind, JobRequest
 from multigrain.specs.evaluation import EvaluationSpec
 from multigrain.v1.job_pb2 import StreamEventsRequest
@@ -25,7 +26,13 @@ from multigrain_server.jobs.job import Job, JobView
 from multigrain_server.metrics.requests import CallSummary
 from multigrain_server.status.event_log import CurvePoint, Message, latest_warnings
 from multigrain_server.status.gpus import GpuReading
-from multigrain_server.status.results import ClassRow, LogTail, Mistake, Results
+from multigrain_server.status.results import (
+    ClassRow,
+    LogTail,
+    Mistake,
+    ResultFiles,
+    Results,
+)
 from multigrain_server.status.site import RUNS, RunQuery, _Run, render
 from multigrain_server.status.snapshot import MAX_QUEUED, Device, Host, Snapshot
 from tests.engine.bundles import write_bundle
@@ -369,6 +376,34 @@ def write_results(results: Path, step: int) -> None:
     }
     for name, text in files.items():
         (results / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"step": 1e999}'),
+        ("metrics.json", '{"step": {}}'),
+        ("metrics.json", "[" * 100_000),
+        ("classes.csv", "class,images,recognised\na,1" + "0" * 400 + ",1\n"),
+        ("classes.csv", "class,images,recognised\na,-3,1\n"),
+        ("classes.csv", "class,images,recognised\n" + "x" * 200_000 + ",1,1\n"),
+        ("classes.csv", "class\na\n"),
+        ("confusion.csv", "true,a,b\na,1\n"),
+        ("confusion.csv", "true,a,b\na,1,2\nb,3,4,5\n"),
+        ("confusion.csv", "true,a,b\na,1,2\nb,3,1" + "0" * 400 + "\n"),
+        ("images.csv", "read,path,class,predicted\n1,x,a\n"),
+        ("images.csv", "read,path,class,predicted,probability\n1,x,a,b,nan\n"),
+        ("images.csv", "read,path,class,predicted,probability\n1,x,a,b,1e308\n"),
+    ],
+)
+def test_damaged_results_are_left_out(tmp_path: Path, name: str, text: str) -> None:
+    folder = JobFolder(tmp_path)
+    request = JobRequest(job_id="e", kind=JobKind.EVALUATION, create_time=TIME)
+    write_results(folder.results, 3)
+    assert ResultFiles().of(request, folder) is not None
+    (folder.results / name).write_text(text)
+    assert ResultFiles().of(request, folder) is None
 
 
 async def test_page_size_does_not_grow_with_the_queue(
