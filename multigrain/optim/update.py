@@ -1,7 +1,8 @@
-"""The parameter update: preconditioned gradient, KL clipping, weight decay, momentum."""
+"""The parameter update: preconditioned gradient, KL clipping, weight decay, momentum, AdamW."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -47,6 +48,16 @@ class Update(nn.Cell):
     as in THOR and in the MultiGrain recipe, except GeM's p and beta, for which shrinking toward 0
     has no meaning.
 
+    With ``adamw`` the rule is that of AdamW (Loshchilov and Hutter, arXiv 1711.05101), as in
+    ``torch.optim.AdamW``, in the t-th update that is not skipped::
+
+        m <- mu * m + (1 - mu) * g
+        v <- beta2 * v + (1 - beta2) * g^2
+        w <- (1 - lr * weight_decay) * w
+        w <- w - lr * (m / (1 - mu^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+    There, vectors (biases, BatchNorm) and p have no weight decay. beta is updated with momentum.
+
     Everything is mapped over tuples: a loop in a graph is unrolled into nested calls, of which
     MindSpore allows 1000.
 
@@ -61,6 +72,7 @@ class Update(nn.Cell):
         kl_clip: bound of the preconditioned step (K-FAC, in the notation of kfac-pytorch); 0 =
             none. Every P(g) is multiplied by one ``nu = min(1, sqrt(kl_clip / sum(lr^2 <g,
             P(g)>)))``, the sum over all preconditioned layers. Plain gradients are not affected.
+        adamw: beta2 and epsilon of AdamW; None = momentum. No parameter has a preconditioner then.
 
     Attributes:
         trainable: the parameters in the order in which their gradients are given.
@@ -75,6 +87,7 @@ class Update(nn.Cell):
         weight_decay: float,
         clipped: bool,
         kl_clip: float = 0.0,
+        adamw: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         groups = ParameterGroup
@@ -88,7 +101,20 @@ class Update(nn.Cell):
         self.exponents = len(exponents)
         self.betas = len(betas)
         self.weights = ParameterTuple([t.parameter for t in self.trainable])
-        self.moments = ParameterTuple([_moment(t.parameter) for t in self.trainable])
+        self.moments = ParameterTuple([_zeros("momentum", t.parameter) for t in self.trainable])
+        self.adamw = adamw is not None
+        self.beta2, self.epsilon = adamw or (0.0, 0.0)
+        self.log_momentum = math.log(max(momentum, 1e-38))
+        self.log_beta2 = math.log(max(self.beta2, 1e-38))
+        adaptive = self.trainable[: self.decayed + self.exponents] if self.adamw else ()
+        self.squares = ParameterTuple([_zeros("square", t.parameter) for t in adaptive])
+        self.decays = tuple(
+            weight_decay if t.group is groups.WEIGHTS and t.parameter.ndim > 1 else 0.0
+            for t in adaptive
+        )
+        self.updates = Parameter(
+            Tensor(0.0, mindspore.float32), name="adamw.updates", requires_grad=False
+        )
         cells = [t.preconditioner for t in layers if t.preconditioner is not None]
         self.a_inverses = ParameterTuple([cell.a_inverse for cell in cells])
         self.g_inverses = ParameterTuple([cell.g_inverse for cell in cells])
@@ -125,7 +151,22 @@ class Update(nn.Cell):
         layers, n, e = self.layers, self.decayed, self.decayed + self.exponents
         weights, moments = self.weights, self.moments
         apply = ops.partial(_apply, self.apply_momentum, rate, self.momentum, self.weight_decay)
-        if layers > 0 and self.kl_clip > 0:
+        if self.adamw:
+            updates = self.updates + 1.0
+            ops.assign(self.updates, updates)
+            # expm1: in float32, 1 - 0.999^t itself would lose four digits.
+            mean_rate = -rate / ops.expm1(updates * self.log_momentum)
+            square_factor = -1.0 / ops.expm1(updates * self.log_beta2)
+            self.each(
+                ops.partial(
+                    _apply_adamw, rate, mean_rate, square_factor,
+                    self.momentum, self.beta2, self.epsilon,
+                ),
+                self.decays, weights[:e], moments[:e], self.squares, gradients[:e],
+            )  # fmt: skip
+            if self.exponents > 0:
+                self.each(_at_least_one, weights[n:e])
+        elif layers > 0 and self.kl_clip > 0:
             steps = self.each(_precondition, gradients[:layers], self.a_inverses, self.g_inverses)
             products = self.join(self.each(_products, gradients[:layers], steps))
             length = ops.maximum(self.total(products) * rate * rate, KL_EPSILON)
@@ -143,9 +184,9 @@ class Update(nn.Cell):
                 weights[:layers], moments[:layers], gradients[:layers],
                 self.a_inverses, self.g_inverses,
             )  # fmt: skip
-        if n > layers:
+        if n > layers and not self.adamw:
             self.each(apply, weights[layers:n], moments[layers:n], gradients[layers:n])
-        if self.exponents > 0:
+        if self.exponents > 0 and not self.adamw:
             self.each(
                 ops.partial(_apply_at_least_one, rate, self.momentum),
                 weights[n:e], moments[n:e], gradients[n:e],
@@ -170,9 +211,9 @@ class Update(nn.Cell):
             assign(saved, parameter.asnumpy())
 
 
-def _moment(parameter: Parameter) -> Parameter:
+def _zeros(kind: str, parameter: Parameter) -> Parameter:
     zeros = ops.zeros(parameter.shape, mindspore.float32)
-    return Parameter(zeros, name=f"momentum.{parameter.name}", requires_grad=False)
+    return Parameter(zeros, name=f"{kind}.{parameter.name}", requires_grad=False)
 
 
 _scale = ops.MultitypeFuncGraph("scale")
@@ -181,6 +222,8 @@ _precondition = ops.MultitypeFuncGraph("precondition")
 _apply = ops.MultitypeFuncGraph("apply")
 _precondition_and_apply = ops.MultitypeFuncGraph("precondition_and_apply")
 _apply_at_least_one = ops.MultitypeFuncGraph("apply_at_least_one")
+_apply_adamw = ops.MultitypeFuncGraph("apply_adamw")
+_at_least_one = ops.MultitypeFuncGraph("at_least_one")
 _copy = ops.MultitypeFuncGraph("copy")
 
 
@@ -224,6 +267,30 @@ def _apply_one_at_least_one(rate, momentum, weight, moment, gradient):  # type: 
     m = momentum * moment + gradient
     ops.assign(moment, m)
     ops.assign(weight, ops.maximum(weight - rate * m, Tensor(1.0, mindspore.float32)))
+    return True
+
+
+@_apply_adamw.register(
+    "Tensor", "Tensor", "Tensor", "Number", "Number", "Number",
+    "Number", "Tensor", "Tensor", "Tensor", "Tensor",
+)  # fmt: skip
+def _apply_adamw_one(  # type: ignore[no-untyped-def]
+    rate, mean_rate, square_factor, beta1, beta2, epsilon, decay, weight, moment, square, gradient
+):
+    m = beta1 * moment + (1.0 - beta1) * gradient
+    v = beta2 * square + (1.0 - beta2) * gradient * gradient
+    ops.assign(moment, m)
+    ops.assign(square, v)
+    w = weight
+    if decay > 0:
+        w = w - rate * decay * w
+    ops.assign(weight, w - mean_rate * m / (ops.sqrt(v * square_factor) + epsilon))
+    return True
+
+
+@_at_least_one.register("Tensor")
+def _one_at_least_one(weight):  # type: ignore[no-untyped-def]
+    ops.assign(weight, ops.maximum(weight, Tensor(1.0, mindspore.float32)))
     return True
 
 

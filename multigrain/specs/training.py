@@ -67,7 +67,7 @@ class ThorSpec(Spec):
 
 
 class OptimizerSpec(Spec):
-    kind: Literal["thor", "momentum"] = "thor"
+    kind: Literal["thor", "momentum", "adamw"] = "thor"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     loss_scale: float = Field(0.0, ge=0)  # 0 = 1 in float32, 1024 in half precision
@@ -78,6 +78,8 @@ class OptimizerSpec(Spec):
     loss_scale_steps: int = Field(2000, ge=1)
     loss_scale_min: float = Field(1.0, gt=0)
     loss_scale_max: float = Field(2.0**24, gt=0)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
 
 
 class LearningRateSpec(Spec):

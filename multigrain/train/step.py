@@ -83,6 +83,7 @@ class TrainStep:
             weight_decay=optimizer.weight_decay,
             clipped=optimizer.clip_norm > 0,
             kl_clip=optimizer.thor.kl_clip,
+            adamw=(optimizer.beta2, optimizer.epsilon) if optimizer.kind == "adamw" else None,
         )
         self._names = [t.parameter.name for t in self._update.trainable]
         # The backward pass ends with the first parameter of the network.
@@ -261,7 +262,11 @@ class TrainStep:
 
     def curvature_table(self) -> str:
         """Returns a table of the preconditioned and the excluded layers, for the log."""
-        return self._curvature.table() if self._curvature else "momentum: no curvature"
+        return (
+            self._curvature.table()
+            if self._curvature
+            else f"{self._spec.optimizer.kind}: no curvature"
+        )
 
     def _update_parameters(self, inputs: Sequence[Tensor]) -> None:
         if self._applied:
@@ -277,6 +282,8 @@ class TrainStep:
             *self._model.get_parameters(),
             *self._objective.get_parameters(),
             *self._update.moments,
+            *self._update.squares,
+            self._update.updates,
             *self._update.saved_statistics,
             *(self._curvature.inverses if self._curvature else ()),
         ]
@@ -310,7 +317,9 @@ class TrainStep:
         return trainable
 
     def _state_parameters(self) -> dict[str, Parameter]:
-        parameters = {p.name: p for p in self._update.moments}
+        parameters = {p.name: p for p in (*self._update.moments, *self._update.squares)}
+        if self._update.adamw:
+            parameters[self._update.updates.name] = self._update.updates
         if self._curvature:
             parameters |= {p.name: p for p in self._curvature.inverses}
         parameters |= {f"objective.{p.name}": p for p in self._objective.trainable_params()}

@@ -379,12 +379,18 @@ class OptimizerSpec(_message.Message):
     LOSS_SCALE_STEPS_FIELD_NUMBER: _builtins.int
     LOSS_SCALE_MIN_FIELD_NUMBER: _builtins.int
     LOSS_SCALE_MAX_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"thor" (second order) or "momentum" (SGD with momentum)."""
+    """"thor" (second order), "momentum" (SGD with momentum) or "adamw" (Adam with decoupled weight
+    decay; its learning rates are near 1e-3, far below the default of `learning_rate.init`).
+    """
     momentum: _builtins.float
-    """Default 0.9."""
+    """"adamw": beta1, the decay of the mean of the gradients. Default 0.9."""
     weight_decay: _builtins.float
-    """L2 weight decay, added to the (preconditioned) gradient. Default 1e-4."""
+    """L2 weight decay, added to the (preconditioned) gradient. "adamw": times the learning rate,
+    subtracted from the weights, except biases and those of BatchNorm. Default 1e-4.
+    """
     loss_scale: _builtins.float
     """Loss scale: the static one, or the initial value of a dynamic one. 0 = 1 with precision "fp32",
     1024 with "fp16". Default 0.
@@ -407,6 +413,10 @@ class OptimizerSpec(_message.Message):
     """Lower bound of a dynamic scale. Default 1."""
     loss_scale_max: _builtins.float
     """Upper bound of a dynamic scale. Default 2^24."""
+    beta2: _builtins.float
+    """"adamw": decay of the mean of the squared gradients, in [0, 1). Default 0.999."""
+    epsilon: _builtins.float
+    """"adamw": added to the root of that mean, > 0. Default 1e-8."""
     @_builtins.property
     def thor(self) -> Global___ThorSpec: ...
     def __init__(
@@ -423,13 +433,19 @@ class OptimizerSpec(_message.Message):
         loss_scale_steps: _builtins.int | None = ...,
         loss_scale_min: _builtins.float | None = ...,
         loss_scale_max: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        epsilon: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_loss_scale_max", b"_loss_scale_max", "_loss_scale_min", b"_loss_scale_min", "_loss_scale_steps", b"_loss_scale_steps", "_loss_scaling", b"_loss_scaling", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "kind", b"kind", "loss_scale", b"loss_scale", "loss_scale_max", b"loss_scale_max", "loss_scale_min", b"loss_scale_min", "loss_scale_steps", b"loss_scale_steps", "loss_scaling", b"loss_scaling", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_epsilon", b"_epsilon", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_loss_scale_max", b"_loss_scale_max", "_loss_scale_min", b"_loss_scale_min", "_loss_scale_steps", b"_loss_scale_steps", "_loss_scaling", b"_loss_scaling", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "beta2", b"beta2", "clip_norm", b"clip_norm", "epsilon", b"epsilon", "kind", b"kind", "loss_scale", b"loss_scale", "loss_scale_max", b"loss_scale_max", "loss_scale_min", b"loss_scale_min", "loss_scale_steps", b"loss_scale_steps", "loss_scaling", b"loss_scaling", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_loss_scale_max", b"_loss_scale_max", "_loss_scale_min", b"_loss_scale_min", "_loss_scale_steps", b"_loss_scale_steps", "_loss_scaling", b"_loss_scaling", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "kind", b"kind", "loss_scale", b"loss_scale", "loss_scale_max", b"loss_scale_max", "loss_scale_min", b"loss_scale_min", "loss_scale_steps", b"loss_scale_steps", "loss_scaling", b"loss_scaling", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_epsilon", b"_epsilon", "_kind", b"_kind", "_loss_scale", b"_loss_scale", "_loss_scale_max", b"_loss_scale_max", "_loss_scale_min", b"_loss_scale_min", "_loss_scale_steps", b"_loss_scale_steps", "_loss_scaling", b"_loss_scaling", "_max_skipped_steps", b"_max_skipped_steps", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "beta2", b"beta2", "clip_norm", b"clip_norm", "epsilon", b"epsilon", "kind", b"kind", "loss_scale", b"loss_scale", "loss_scale_max", b"loss_scale_max", "loss_scale_min", b"loss_scale_min", "loss_scale_steps", b"loss_scale_steps", "loss_scaling", b"loss_scaling", "max_skipped_steps", b"max_skipped_steps", "momentum", b"momentum", "thor", b"thor", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon: _TypeAlias = _typing.Literal["epsilon"]  # noqa: Y015
+    _WhichOneofArgType__epsilon: _TypeAlias = _typing.Literal["_epsilon", b"_epsilon"]  # noqa: Y015
     _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
     _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
     _WhichOneofReturnType__loss_scale: _TypeAlias = _typing.Literal["loss_scale"]  # noqa: Y015
@@ -449,7 +465,11 @@ class OptimizerSpec(_message.Message):
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon) -> _WhichOneofReturnType__epsilon | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
     @_typing.overload

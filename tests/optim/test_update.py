@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
@@ -130,3 +131,41 @@ def test_kl_clipping_of_a_zero_step_does_not_divide_by_zero() -> None:
     update(scalar(0.0), scalar(0.0), scalar(1.0), Tensor(np.ones((3, 4), np.float32)))
     update(scalar(0.1), scalar(0.0), scalar(1.0), Tensor(np.zeros((3, 4), np.float32)))
     assert np.isfinite(weight.asnumpy()).all()
+
+
+def test_adamw_follows_the_paper() -> None:
+    """Algorithm 2 of arXiv 1711.05101 in float64; vectors and GeM's p are not decayed."""
+    rng = np.random.default_rng(5)
+    shapes = {"matrix": (3, 4), "vector": (4,), "p": (1,)}
+    values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    values["p"][:] = 1.02  # reaches its lower bound of 1
+    groups = {"p": ParameterGroup.GEM_P}
+    parameters = {name: Parameter(Tensor(v), name=f"adamw_{name}") for name, v in values.items()}
+    update = Update(
+        [
+            TrainableParameter(p, groups.get(name, ParameterGroup.WEIGHTS))
+            for name, p in parameters.items()
+        ],
+        [], momentum=0.9, weight_decay=0.1, clipped=False, adamw=(0.99, 1e-6),
+    )  # fmt: skip
+    expected = {name: v.astype(np.float64) for name, v in values.items()}
+    m = {name: np.zeros(shape) for name, shape in shapes.items()}
+    v = {name: np.zeros(shape) for name, shape in shapes.items()}
+    for t in range(1, 6):
+        rate = 0.05 / t
+        gradients = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+        update(
+            Tensor(rate, mindspore.float32),
+            Tensor(0.0, mindspore.float32),
+            Tensor(1.0, mindspore.float32),
+            *(Tensor(g) for g in gradients.values()),
+        )
+        for name, g in gradients.items():
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.99 * v[name] + 0.01 * g.astype(np.float64) ** 2
+            step = (m[name] / (1 - 0.9**t)) / (np.sqrt(v[name] / (1 - 0.99**t)) + 1e-6)
+            decay = 0.1 if name == "matrix" else 0.0
+            expected[name] = expected[name] * (1 - rate * decay) - rate * step
+        expected["p"] = np.maximum(expected["p"], 1.0)
+    for name, parameter in parameters.items():
+        np.testing.assert_allclose(parameter.asnumpy(), expected[name], rtol=2e-6, atol=2e-6)

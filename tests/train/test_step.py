@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mindspore
 TRACE: dict[str, Any] = {"refresh": "trace", "frequency": 1, "w1": 0.04, "w2": 0.0005}
 
 
-@pytest.mark.parametrize("kind", ["thor", "momentum"])
+@pytest.mark.parametrize("kind", ["thor", "momentum", "adamw"])
 def test_the_loss_falls(shared_step: StepPool, kind: str) -> None:
     step = shared_step(tiny_spec(kind))
     x, labels, ids = batch(0)

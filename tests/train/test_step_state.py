@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {"pi_correction": True, "factor_average": 0.9, "kl_cli
         ("thor", 3, {}),
         ("thor", 4, {}),
         ("momentum", 4, {}),
+        ("adamw", 4, {}),
         ("thor", 2, TRACE),
         ("thor", 5, TRACE | {"w2": 0.0} | OPTIONS),
     ],
