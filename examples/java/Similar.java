@@ -60,8 +60,7 @@ public class Similar {
     HttpResponse<String> response =
         CLIENT.send(request.build(), HttpResponse.BodyHandlers.ofString());
     String body = response.body();
-    // An answer with one image has a message only if that image failed.
-    if (response.statusCode() != 200 || body.contains("\"message\": \"")) {
+    if (response.statusCode() != 200 || Integer.parseInt(field(body, "code", "[0-9]+")) != 0) {
       throw new IOException(text(body, "message"));
     }
     return body;

@@ -73,7 +73,7 @@ class EvaluationProgress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reporter = reporter
-        self._total = images * passes
+        self._images = images
         self._shard = shard
         self._passes = passes
         self._rank = rank
@@ -91,7 +91,9 @@ class EvaluationProgress:
         fraction = done / max(1, self._shard * self._passes)
         left = (now - self._start) * (1 - fraction) / fraction if fraction else -1.0
         self._reporter.emit(
-            ProgressRecord(done=round(fraction * self._total), total=self._total, eta_seconds=left)
+            ProgressRecord(
+                done=round(fraction * self._images), total=self._images, eta_seconds=left
+            )
         )
 
     def next_pass(self) -> None:

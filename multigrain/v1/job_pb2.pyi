@@ -882,8 +882,8 @@ class ProgressEvent(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     done: _builtins.int
-    """Forward passes of images done, over all workers (estimated from the first worker's share), and
-    their total; an image that needs several passes counts once per pass.
+    """Images done, over all workers (estimated from the first worker's share), and their total. If an
+    image needs several forward passes, each counts as a part of it.
     """
     total: _builtins.int
     eta_seconds: _builtins.float

@@ -211,3 +211,26 @@ def test_tables_fit_the_terminal_and_states_have_colors(monkeypatch):
     assert lines[1].endswith("~")
     assert lines[2].split() == ["train-2", "RUNNING", "b"]
     assert "too long a name" in shown(200, rows, monkeypatch)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", b"[]"),
+        ("metrics.json", b'{"metrics": {"top1"'),
+        ("metrics.json", b'{"metrics": []}'),
+        ("metrics.json", b'{"metrics": {"top1": "good"}}'),
+        ("metrics.json", b"{}"),
+        ("metrics.json", b"[" * 100_000),
+        ("classes.csv", b"class,images\ncat,4\n"),
+        ("classes.csv", b"class,images,recognised,top1\ncat,4\n"),
+        ("classes.csv", b"class,images,recognised,top1\ncat,4,4,1,5\n"),
+        ("classes.csv", b"class,images,recognised,top1\ncat,4,4,good\n"),
+        ("classes.csv", b"class,images,recognised,top1\n" + b"x" * 200_000 + b",4,4,1\n"),
+    ],
+)
+def test_damaged_results_are_named(run, jobs, name, content):
+    jobs.artifacts[f"results/best/{name}"] = content
+    code, _, err = run("results", ONE)
+    assert code == 1
+    assert f"results/best/{name} of the job is damaged" in err

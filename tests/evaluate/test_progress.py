@@ -31,15 +31,15 @@ def test_at_most_one_record_per_second_and_a_heartbeat_every_time() -> None:
     assert reporter.alive_calls == 52
     records = [record for record in reporter.records if isinstance(record, ProgressRecord)]
     assert len(records) == 6
-    # Progress is extrapolated from rank 0: 8 of its 2 x 51 images are 16 of 2 x 101.
-    assert records[0].done == round(8 / 102 * 202)
+    # Extrapolated from rank 0: 8 of its 2 x 51 forward passes are 8 of 101 images.
+    assert records[0].done == round(8 / 102 * 101)
     assert records[0].eta_seconds == pytest.approx(1.0 * 94 / 8)
-    assert {record.total for record in records} == {202}
+    assert {record.total for record in records} == {101}
     assert [record.done for record in records] == sorted(record.done for record in records)
     clock.now += 10
     progress.done(51)
     assert isinstance(last := reporter.records[-1], ProgressRecord)
-    assert (last.done, last.eta_seconds) == (202, 0.0)
+    assert (last.done, last.eta_seconds) == (101, 0.0)
 
 
 def test_only_rank_0_emits_records() -> None:

@@ -414,6 +414,7 @@ def job_lines(job: Job) -> list[str]:
         lines.append(f"best        {_checkpoint(job.best_checkpoint)}")
     if job.metrics:
         lines.append(f"metrics     {metrics(job.metrics)}")
+        lines.append(f"results     multigrain results {job.job_id}")
     if job.HasField("artifact"):
         lines.append(f"model       {job.artifact.model}")
     if job.HasField("error"):

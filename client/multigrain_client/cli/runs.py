@@ -14,7 +14,7 @@ from typing import Any
 from multigrain.v1.job_pb2 import Artifact, CheckpointEvent, Job
 from multigrain_client.cli.arguments import OK, Command, Context, Result, find, job_id, positive
 from multigrain_client.cli.output import duration, moment, size
-from multigrain_client.errors import InvalidRequest, NotFound
+from multigrain_client.errors import InvalidRequest, MultigrainClientError, NotFound
 from multigrain_client.jobs import is_terminal, state_name
 from multigrain_client.json_format import flatten, to_plain
 from multigrain_client.sync.client import Client
@@ -103,15 +103,15 @@ def _results(context: Context) -> int:
         body: dict[str, Any] = {"metrics": dict(job.metrics)}
         classes = list[dict[str, str]]()
         if folder is not None:
-            body = json.loads(client.read_artifact(job, f"{folder}/metrics.json"))
+            body = _metrics(client.read_artifact(job, f"{folder}/metrics.json"), folder)
             if f"{folder}/classes.csv" in names:
-                classes = _table(client.read_artifact(job, f"{folder}/classes.csv"))
+                classes = _table(client.read_artifact(job, f"{folder}/classes.csv"), folder)
     output.data({**body, "folder": folder or "", "files": sorted(names), "classes": classes})
     which = " (best evaluation)" if folder == _RESULTS[0] else ""
     step = f", step {body['step']}{which}" if body.get("step") else ""
     output.line(f"{job.job_id} {job.name}{step}".rstrip())
     output.table(("METRIC", "VALUE"), [(k, f"{v:.4f}") for k, v in body["metrics"].items()])
-    shown = [row for row in classes if row.get("top1")]
+    shown = [row for row in classes if row["top1"]]
     shown.sort(key=lambda row: float(row["top1"]))
     if shown:
         output.line()
@@ -125,8 +125,36 @@ def _results(context: Context) -> int:
     return OK
 
 
-def _table(data: bytes) -> list[dict[str, str]]:
-    return list(csv.DictReader(data.decode(errors="replace").splitlines()))
+def _metrics(data: bytes, folder: str) -> dict[str, Any]:
+    """The content of metrics.json. Raises MultigrainClientError if the file is damaged."""
+    try:
+        body = json.loads(data, parse_constant=str)
+        body["metrics"] = {str(k): float(v) for k, v in body["metrics"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _damaged(f"{folder}/metrics.json") from None
+    return dict(body)
+
+
+def _table(data: bytes, folder: str) -> list[dict[str, str]]:
+    """The rows of classes.csv. Raises MultigrainClientError if the file is damaged."""
+    try:
+        rows = list(csv.DictReader(data.decode(errors="replace").splitlines()))
+        for row in rows:
+            if None in row or None in row.values():  # more or fewer cells than the head
+                raise ValueError
+            if row["top1"]:
+                float(row["top1"])
+            row["class"], row["images"]
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise _damaged(f"{folder}/classes.csv") from None
+    return rows
+
+
+def _damaged(name: str) -> MultigrainClientError:
+    return MultigrainClientError(
+        f"{name} of the job is damaged: evaluate it again, or download the file with "
+        "`multigrain artifacts`"
+    )
 
 
 def _checkpoints(context: Context) -> int:

@@ -22,6 +22,10 @@ M = TypeVar("M", bound=Message)
 
 #: Decoding JSON holds the interpreter's lock: files belong into forms, or are the body.
 MAX_JSON_BYTES = 16 << 20
+# Numbers take much longer to decode than a text of the same length.
+MAX_TENSOR_JSON_BYTES = 4 << 20
+# A request with images has some dozens of elements; millions would take many seconds.
+_MAX_COMMAS = 10_000
 # Larger bodies are parsed in a thread.
 _IN_THREAD_BYTES = 64 << 10
 _MAX_PARTS = 4096
@@ -58,10 +62,15 @@ async def read_body(request: web.Request, limit: int) -> bytearray | bytes:
         raise _too_large(limit)
     await send_continue(request)
     body = bytearray()
-    while chunk := await request.content.readany():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
+    try:
+        while chunk := await request.content.readany():
+            body += chunk
+            if len(body) > limit:
+                raise _too_large(limit)
+    except BaseException:
+        # The traceback of the error refers to it, often until the garbage collector runs.
+        body.clear()
+        raise
     if coding == "identity":
         return body
     return await asyncio.to_thread(_decompressed, body, _CODINGS[coding], limit)
@@ -150,6 +159,10 @@ def from_json(body: bytes | bytearray, message: M) -> M:
         raise MultigrainError(ErrorKind.INVALID_FIELD, "the body is empty: it must be JSON")
     if not body.lstrip().startswith(b"{"):
         raise MultigrainError(ErrorKind.INVALID_FIELD, "cannot parse the request: no JSON object")
+    if body.count(b",") > _MAX_COMMAS:
+        raise MultigrainError(
+            ErrorKind.INVALID_FIELD, "the JSON has too many elements: send fewer images"
+        )
     try:
         json_format.Parse(bytes(body), message)
     except (json_format.ParseError, ValueError, RecursionError) as error:

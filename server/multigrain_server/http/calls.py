@@ -48,6 +48,8 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 # The headers that calls look at.
 _METADATA = ("Authorization", "X-Request-Id", "traceparent", "tracestate")
 _MOST_SECONDS = 1e6
+# A client that reads nothing of a stream for so long is disconnected.
+_STALL_SECONDS = 30.0
 # The client of a stream that failed must receive the error within these seconds.
 _LAST_SECONDS = 5.0
 
@@ -231,7 +233,14 @@ class HttpCalls:
             if not response.prepared:
                 response.headers["X-Request-Id"] = context.request_id()
                 await response.prepare(request)
-            await response.write(encode(message))
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    await response.write(encode(message))
+            except (TimeoutError, ConnectionError):
+                if request.transport is not None:
+                    request.transport.abort()
+                # As when a client of gRPC has gone.
+                raise grpc.aio.BaseError from None
 
         async def run(message: Any, _context: Any) -> None:
             async with aclosing(cast(Any, handler(message, context))) as answers:
@@ -275,8 +284,11 @@ class HttpCalls:
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message in its JSON form, with the field names of the protos."""
-    return MessageToDict(message, preserving_proto_field_name=True)
+    """A message in its JSON form, with the field names of the protos and the values of all fields
+    but messages and optional ones, so that class 0 has its number."""
+    return MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def json_response(message: Message) -> web.Response:

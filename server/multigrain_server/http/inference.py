@@ -19,7 +19,7 @@ from multigrain_server.convert.inference_request import (
     pack_floats,
     split_bytes,
 )
-from multigrain_server.http.bodies import MAX_JSON_BYTES
+from multigrain_server.http.bodies import MAX_TENSOR_JSON_BYTES
 
 #: Bytes of the JSON part of a body that continues with tensors.
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -142,11 +142,11 @@ def _head_bytes(body: bytes | bytearray, length: str | None) -> int:
             LENGTH_HEADER,
             f"{length[:80]!r} must be a number of bytes within the body's {len(body)}",
         )
-    if head > MAX_JSON_BYTES:
+    if head > MAX_TENSOR_JSON_BYTES:
         raise MultigrainError(
             ErrorKind.INVALID_FIELD,
-            f"the JSON has {head} bytes, at most {MAX_JSON_BYTES} are accepted: send tensors as "
-            "binary data",
+            f"the JSON has {head} bytes, at most {MAX_TENSOR_JSON_BYTES} are accepted: send "
+            "tensors as binary data",
         )
     return head
 

@@ -98,6 +98,8 @@ class HttpServer:
                 *api.routes(),
             ]
         )
+        # Streams are sent before the middleware sees them again.
+        application.on_response_prepare.append(_add_headers)
         self._runner = web.AppRunner(
             application,
             access_log=None,
@@ -270,6 +272,10 @@ def _same_origin(request: web.Request) -> bool:
     """Whether it does not come from a page of another site, which may send forms and images."""
     origin = request.headers.get("Origin")
     return origin is None or origin.partition("://")[2] == request.headers.get("Host")
+
+
+async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    _finish(response, keeps=True)
 
 
 def _finish(response: web.StreamResponse, *, keeps: bool = False) -> web.StreamResponse:

@@ -36,6 +36,7 @@ def number(value: float) -> str:
     """At most four significant digits."""
     if not math.isfinite(value):
         return str(value)
+    value += 0.0  # no -0
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.{max(0, 3 - max(0, len(str(int(abs(value)))) - 1))}f}"
     return f"{value:.2e}"
@@ -43,7 +44,7 @@ def number(value: float) -> str:
 
 def count(value: float) -> str:
     """A whole number with a thousands separator."""
-    return f"{value:,.0f}"
+    return f"{round(value) + 0:,}" if math.isfinite(value) else str(value)
 
 
 def size(value: float) -> str:

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,7 @@ from multigrain.v1.export_pb2_grpc import ExportServiceStub
 from multigrain.v1.export_spec_pb2 import ExportSpec
 from multigrain.v1.job_pb2 import CancelJobRequest
 from multigrain.v1.job_pb2_grpc import JobServiceStub
+from multigrain_server.http import bodies
 from tests.engine.bundles import CLASSES, EMBEDDING
 from tests.engine.pictures import picture
 from tests.server.http.daemon import Answer, Daemon, daemon
@@ -116,7 +118,10 @@ async def test_one_bad_image_fails_alone(served: Daemon) -> None:
 async def test_models_and_jobs_can_be_read(served: Daemon) -> None:
     assert [m["name"] for m in (await served.get("/v1/models")).json["models"]] == ["tiny"]
     assert (await served.get("/v1/models/tiny@1")).json["version"] == "1"
-    assert (await served.get("/v1/jobs?states=JOB_STATE_RUNNING&page_size=5")).json == {}
+    assert (await served.get("/v1/jobs?states=JOB_STATE_RUNNING&page_size=5")).json == {
+        "jobs": [],
+        "next_page_token": "",
+    }
     missing = await served.get("/v1/jobs/train-nothing")
     assert missing.status == 404
     assert missing.json["error"]["status"] == "NOT_FOUND"
@@ -456,3 +461,53 @@ async def test_tritons_http_client_works(
         assert [row.tobytes() for row in rows] == [r.embedding.data for r in expected]
         assert [len(row) for row in seen[name]["scores"]] == [2, 2]
     assert "other" in seen["error"]
+
+
+async def test_every_response_has_the_headers_of_the_server(served: Daemon) -> None:
+    for path in ("/v1/jobs/none/events", "/v1/models", "/v1/none", "/healthz"):
+        headers = (await served.get(path)).headers
+        assert headers["Server"] == "multigrain"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_class_0_has_its_number(served: Daemon) -> None:
+    answer = await served.post(f"/v1/classify?top_k={CLASSES}", data=picture(3), headers=PNG)
+    found = answer.json["results"][0]["classes"]
+    assert sorted(c["class_id"] for c in found) == list(range(CLASSES))
+
+
+async def test_many_elements_are_refused_before_they_are_decoded(
+    served: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(bodies.json_format, "Parse", parse)
+    headers = {"Content-Type": "application/json"}
+    body = b'{"images": [' + b'"",' * 1_000_000 + b'""]}'
+    answer = await served.post("/v1/embed", data=body, headers=headers)
+    assert answer.status == 400
+    assert "too many elements" in answer.json["error"]["message"]
+    tensor = b'{"inputs": [{"data": [' + b"0," * (3 << 20) + b"0]}]}"
+    answer = await served.post("/v2/models/tiny/infer", data=tensor, headers=headers)
+    assert "send tensors as binary data" in answer.json["error"]
+
+
+async def test_an_unfinished_body_is_not_kept_by_its_error() -> None:
+    class Content:
+        async def readany(self) -> bytes:
+            parts.append(1)
+            if len(parts) > 3:
+                raise asyncio.CancelledError
+            return bytes(1 << 20)
+
+    parts: list[int] = []
+    request: Any = SimpleNamespace(headers={}, content_length=None, content=Content())
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await bodies.read_body(request, 1 << 30)
+    frame = caught.value.__traceback__
+    held = []
+    while frame is not None:
+        held.append(frame.tb_frame.f_locals.get("body"))
+        frame = frame.tb_next
+    assert [len(body) for body in held if isinstance(body, bytearray)] == [0]
