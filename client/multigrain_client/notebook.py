@@ -1,7 +1,8 @@
 """How jobs, loss curves and images appear in a notebook.
 
-``Job`` is a class that protobuf makes, to which no method can be added: IPython is told how to
-show it, when the client is imported in a notebook or with ``%load_ext multigrain_client.notebook``.
+``Job`` is a class that protobuf makes, to which no method can be added: its formatter is registered
+with IPython when the client is imported in a notebook, or with ``%load_ext
+multigrain_client.notebook``.
 """
 
 from __future__ import annotations

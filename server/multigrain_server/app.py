@@ -62,16 +62,15 @@ from multigrain_server.jobs.supervisor import ActiveJob, Supervisor, SupervisorO
 from multigrain_server.loop_lag import LoopLag
 from multigrain_server.metrics.daemon import (
     register_certificate,
-    register_gpus,
     register_process,
     register_tokens,
 )
+from multigrain_server.metrics.gpus import GpuMonitor, register_gpus
 from multigrain_server.metrics.jobs import EventMetrics, JobCollector
 from multigrain_server.metrics.requests import RequestMetrics
 from multigrain_server.models.manager import ModelManager
 from multigrain_server.models.metrics import ServingMetrics
 from multigrain_server.serving.service import ImageService
-from multigrain_server.status.gpus import GpuMonitor
 from multigrain_server.status.snapshot import Sources
 from multigrain_server.tracing.config import open_tracing
 

@@ -49,6 +49,8 @@ def _dashboard(board: dict[str, Any]) -> Iterator[str]:
     for panel in board["panels"]:
         for target in panel["targets"]:
             yield target["expr"]
+    for annotation in board["annotations"]["list"]:
+        yield annotation["expr"]
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             yield variable["query"]["query"]
@@ -63,7 +65,7 @@ def ever(expression: str) -> str:
     """The PromQL that has data if the expression had any within the last half hour, conditions
     left aside: what an alert waits for need not have come true."""
     text = re.sub(r"\$\w+", ".*", expression)
-    labels = re.fullmatch(r"label_values\((\w+), \w+\)", text)
+    labels = re.fullmatch(r"label_values\((\w+(?:\{.*\})?), \w+\)", text)
     if labels:
         text = labels[1]
     text = re.sub(r"(==|[<>]=?) (?=[0-9])", r"\1 bool ", text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,20 @@ net = nn.GraphCell(mindspore.load(sys.argv[1]))
 rows = [net(mindspore.Tensor(image[None])) for image in images]
 np.save(sys.argv[3], np.concatenate([row[0].asnumpy() for row in rows]))
 """
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """A running daemon on a host that seems to have a GPU, for the panels that show it."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    tool = programs / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0, 35, 1024, 2048\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    server = Daemon(tmp_path, roots=[digits]).start()
+    yield server
+    server.end()
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:

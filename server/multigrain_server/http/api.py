@@ -270,7 +270,7 @@ class Api:
 
 
 def _post(path: str, handler: Handler) -> web.RouteDef:
-    """A route whose clients are told to send the body only when their call is authorized."""
+    """A route that sends 100 Continue once the call is authorized, not before as aiohttp does."""
 
     async def expect(_request: web.Request) -> None:
         return None

@@ -1,17 +1,12 @@
-"""Metrics of the daemon's process and host: what would grow in a leak, certificate, GPUs."""
+"""Metrics of the daemon's own process: what would grow if something leaked, and its certificate."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-from multigrain_server.status.gpus import GpuReading
 
 
 def register_process(registry: CollectorRegistry, calls: Callable[[], int]) -> None:
@@ -61,37 +56,6 @@ def register_tokens(registry: CollectorRegistry, stale_seconds: Callable[[], flo
         "use; 0 if they are those of the file.",
         registry=registry,
     ).set_function(stale_seconds)
-
-
-def register_gpus(
-    registry: CollectorRegistry, readings: Callable[[], Sequence[GpuReading]]
-) -> None:
-    """Registers utilization and memory of the host's GPUs.
-
-    Args:
-        registry: where to.
-        readings: returns the latest ones; none without ``nvidia-smi``.
-    """
-    registry.register(_Gpus(readings))
-
-
-class _Gpus(Collector):
-    def __init__(self, readings: Callable[[], Sequence[GpuReading]]) -> None:
-        self._readings = readings
-
-    def collect(self) -> Iterator[Metric]:
-        def family(name: str, text: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(f"multigrain_gpu_{name}", text, labels=["gpu"])
-
-        used_share = family("utilization_ratio", "Share of time in which a GPU computes, 0 to 1.")
-        used = family("memory_used_bytes", "Memory in use of a GPU.")
-        total = family("memory_total_bytes", "Memory of a GPU.")
-        for reading in self._readings():
-            gpu = [str(reading.index)]
-            used_share.add_metric(gpu, reading.utilization)
-            used.add_metric(gpu, reading.memory_used)
-            total.add_metric(gpu, reading.memory_total)
-        yield from (used_share, used, total)
 
 
 class _Tasks:

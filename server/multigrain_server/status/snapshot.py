@@ -20,11 +20,11 @@ from multigrain_server.jobs.job import Job
 from multigrain_server.jobs.service import Jobs
 from multigrain_server.jobs.store import JobStore
 from multigrain_server.jobs.supervisor import ActiveJob, Supervisor
+from multigrain_server.metrics.gpus import GpuMonitor, GpuReading
 from multigrain_server.metrics.requests import CallSummary, RequestMetrics
 from multigrain_server.models.catalog import ModelCatalog, ModelView
 from multigrain_server.models.metrics import ModelStatistics
 from multigrain_server.serving.admission import Admission
-from multigrain_server.status.gpus import GpuMonitor, GpuReading
 
 # Most rows of each kind, so that the cost of a page does not grow with the number of jobs.
 MAX_ACTIVE = 12

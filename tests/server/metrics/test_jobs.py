@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from multigrain.events.records import CheckpointRecord, JobState, LossRecord
@@ -15,9 +14,7 @@ from multigrain.specs.training import TrainingSpec
 from multigrain_server.app import App
 from multigrain_server.jobs.job import Job, JobView, Progress
 from multigrain_server.jobs.submission import CheckedSpec, Submission
-from multigrain_server.metrics.daemon import register_gpus
 from multigrain_server.metrics.jobs import _job_series
-from multigrain_server.status.gpus import GpuReading
 
 TIME = "2026-01-31T12:00:00Z"
 UNIX = 1769860800.0
@@ -102,17 +99,6 @@ def test_every_metric_of_a_job_has_its_value() -> None:
     assert ended["multigrain_job_loss/total"] == 15
     for rate in ("images_per_second", "data_wait_ratio", "step_seconds"):
         assert f"multigrain_job_{rate}" not in ended
-
-
-def test_gpus_have_their_readings() -> None:
-    registry = CollectorRegistry()
-    register_gpus(registry, lambda: [GpuReading(1, 0.5, 3, 8)])
-    found = {(s.name, s.labels["gpu"]): s.value for m in registry.collect() for s in m.samples}
-    assert found == {
-        ("multigrain_gpu_utilization_ratio", "1"): 0.5,
-        ("multigrain_gpu_memory_used_bytes", "1"): 3,
-        ("multigrain_gpu_memory_total_bytes", "1"): 8,
-    }
 
 
 async def test_unsupervised_job_keeps_its_device_and_its_event_lag_grows(

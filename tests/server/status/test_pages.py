@@ -23,9 +23,9 @@ from multigrain.v1.training_pb2_grpc import TrainingServiceStub
 from multigrain.v1.training_spec_pb2 import DatasetSpec, TrainingSpec
 from multigrain_server.app import App
 from multigrain_server.jobs.job import Job, JobView
+from multigrain_server.metrics.gpus import GpuReading
 from multigrain_server.metrics.requests import CallSummary
 from multigrain_server.status.event_log import CurvePoint, Message, latest_warnings
-from multigrain_server.status.gpus import GpuReading
 from multigrain_server.status.results import (
     ClassRow,
     LogTail,

@@ -1,12 +1,17 @@
-"""Utilization and memory of the host's GPUs, for the status page."""
+"""Utilization and memory of the host's GPUs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from multigrain.processes import child_environment, find_program
 
@@ -72,3 +77,34 @@ class GpuMonitor:
                 output, _ = await process.communicate()
                 self.readings = tuple(parse_nvidia_smi(output.decode(errors="replace")))
             await asyncio.sleep(seconds)
+
+
+def register_gpus(
+    registry: CollectorRegistry, readings: Callable[[], Sequence[GpuReading]]
+) -> None:
+    """Registers utilization and memory of the host's GPUs.
+
+    Args:
+        registry: where to.
+        readings: returns the latest ones; none without ``nvidia-smi``.
+    """
+    registry.register(_Gpus(readings))
+
+
+class _Gpus(Collector):
+    def __init__(self, readings: Callable[[], Sequence[GpuReading]]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[Metric]:
+        def family(name: str, text: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"multigrain_gpu_{name}", text, labels=["gpu"])
+
+        used_share = family("utilization_ratio", "Share of time in which a GPU computes, 0 to 1.")
+        used = family("memory_used_bytes", "Memory in use of a GPU.")
+        total = family("memory_total_bytes", "Memory of a GPU.")
+        for reading in self._readings():
+            gpu = [str(reading.index)]
+            used_share.add_metric(gpu, reading.utilization)
+            used.add_metric(gpu, reading.memory_used)
+            total.add_metric(gpu, reading.memory_total)
+        yield from (used_share, used, total)

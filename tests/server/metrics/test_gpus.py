@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from multigrain_server.status.gpus import GpuMonitor, GpuReading, parse_nvidia_smi
+from multigrain_server.metrics.gpus import GpuMonitor, GpuReading, parse_nvidia_smi, register_gpus
 
 
 def test_nvidia_smi_lines_are_parsed_and_unsupported_gpus_left_out() -> None:
@@ -40,3 +41,14 @@ async def test_gpus_are_read_again_after_nvidia_smi_failed_to_start(
     finally:
         watch.cancel()
     assert [gpu.utilization for gpu in gpus.readings] == [0.35]
+
+
+def test_gpus_have_their_readings() -> None:
+    registry = CollectorRegistry()
+    register_gpus(registry, lambda: [GpuReading(1, 0.5, 3, 8)])
+    found = {(s.name, s.labels["gpu"]): s.value for m in registry.collect() for s in m.samples}
+    assert found == {
+        ("multigrain_gpu_utilization_ratio", "1"): 0.5,
+        ("multigrain_gpu_memory_used_bytes", "1"): 3,
+        ("multigrain_gpu_memory_total_bytes", "1"): 8,
+    }
