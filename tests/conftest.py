@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -38,6 +39,10 @@ _LOOPBACK = "127.0.0.1,localhost,::1"
 for _variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
     if _variable != "no_grpc_proxy" or _variable in os.environ:
         os.environ[_variable] = ",".join(filter(None, (os.environ.get(_variable), _LOOPBACK)))
+
+# Some tests fork, and the library does: its processes never use gRPC. In this one, gRPC would touch
+# its threads' descriptors in each child, and write its errors to the child's standard error.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # Training jobs of all tests share their compiled graphs: many train the same small network.
 GRAPHS = "MULTIGRAIN_JOBS__COMPILE_CACHE_DIR"
@@ -129,6 +134,23 @@ def _process_marker(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     started, _started[:] = list(_started), []
     assert not started, f"{started} started: the test needs the marker `process`"
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Restores the umask, which programs that a test calls in this process make private."""
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def csv_limit() -> Iterator[None]:
+    """The csv module's usual limit of a field, which libraries that tests import may raise."""
+    before = csv.field_size_limit(131_072)
+    yield
+    csv.field_size_limit(before)
 
 
 @pytest.fixture

@@ -226,8 +226,10 @@ def test_tables_fit_the_terminal_and_states_have_colors(monkeypatch):
         ("classes.csv", b"class,images,recognised,top1\ncat,4\n"),
         ("classes.csv", b"class,images,recognised,top1\ncat,4,4,1,5\n"),
         ("classes.csv", b"class,images,recognised,top1\ncat,4,4,good\n"),
+        ("classes.csv", b"class,images,recognised,top1\n" + b"x" * 200_000 + b",4,4,1\n"),
     ],
 )
+@pytest.mark.usefixtures("csv_limit")
 def test_damaged_results_are_named(run, jobs, name, content):
     jobs.artifacts[f"results/best/{name}"] = content
     code, _, err = run("results", ONE)

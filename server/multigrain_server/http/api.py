@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -240,8 +240,7 @@ class Api:
         )
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
-        body = files("multigrain_server.http").joinpath(_OPENAPI).read_bytes()
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=_document(), content_type="application/json")
 
     async def _get(
         self,
@@ -267,6 +266,11 @@ class Api:
                 raise
 
         return counted
+
+
+@cache
+def _document() -> bytes:
+    return files("multigrain_server.http").joinpath(_OPENAPI).read_bytes()
 
 
 def _post(path: str, handler: Handler) -> web.RouteDef:

@@ -397,6 +397,7 @@ def write_results(results: Path, step: int) -> None:
         ("images.csv", "read,path,class,predicted,probability\n1,x,a,b,1e308\n"),
     ],
 )
+@pytest.mark.usefixtures("csv_limit")
 def test_damaged_results_are_left_out(tmp_path: Path, name: str, text: str) -> None:
     folder = JobFolder(tmp_path)
     request = JobRequest(job_id="e", kind=JobKind.EVALUATION, create_time=TIME)
