@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from multigrain_client import Client
+from tests.server.process import daemon_environment
 
 
 class Daemon:
@@ -61,7 +62,9 @@ class Daemon:
             *self._flags,
         ]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=daemon_environment()
+            )
 
     def fix_port(self, port: str) -> None:
         """Later starts listen on this port, so that clients find the daemon again."""

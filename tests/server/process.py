@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import NO_FORK_SUPPORT
+
 
 def steady_port() -> int:
     """A free port that the kernel assigns to no other connection while the daemon is down."""
@@ -21,6 +24,11 @@ def steady_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def daemon_environment() -> dict[str, str]:
+    """This process's environment, without what is only for its own gRPC."""
+    return {name: value for name, value in os.environ.items() if name != NO_FORK_SUPPORT}
 
 
 class DaemonProcess:
@@ -43,7 +51,7 @@ class DaemonProcess:
                     *("--data-dir", str(data_dir), "--listen", "127.0.0.1:0"),
                     *("--http-listen", "127.0.0.1:0", "--log-format", "json", *flags),
                 ],
-                **{"stdout": log, "stderr": log, **options},
+                **{"stdout": log, "stderr": log, "env": daemon_environment(), **options},
             )
 
     def wait_ready(self) -> str:
