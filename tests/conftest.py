@@ -42,9 +42,14 @@ for _variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
 
 # Some tests fork, and the library does: its processes never use gRPC. In this one, gRPC would touch
 # its threads' descriptors in each child, and write its errors to the child's standard error.
-# Daemons get the environment without it.
-NO_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
-os.environ.setdefault(NO_FORK_SUPPORT, "0")
+_NO_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
+os.environ.setdefault(_NO_FORK_SUPPORT, "0")
+
+
+def program_environment() -> dict[str, str]:
+    """This process's environment for a daemon or client, without what is only for its own gRPC."""
+    return {name: value for name, value in os.environ.items() if name != _NO_FORK_SUPPORT}
+
 
 # Training jobs of all tests share their compiled graphs: many train the same small network.
 GRAPHS = "MULTIGRAIN_JOBS__COMPILE_CACHE_DIR"

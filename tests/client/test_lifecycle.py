@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +21,7 @@ from multigrain_client import AsyncClient, Client, ClientClosed, MultigrainClien
 from multigrain_client.methods import HEALTH_CHECK
 from tests.client.events import job_of
 from tests.client.held import Held
+from tests.conftest import program_environment
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "health": lambda client: client.health(),
@@ -303,20 +306,33 @@ def test_threads_of_a_forked_process_share_one_channel(server, monkeypatch) -> N
     client.close()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+FORKED = """
+import os, sys
+from multigrain_client import Client
+
+client = Client(sys.argv[1], timeout=20.0)
+client.health()
+child = os.fork()
+if child == 0:
+    code = 1
+    try:
+        client.health()
+        client.close()
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitpid(child, 0)[1] == 0
+# The child has not closed the connection of its parent.
+assert client.health()
+client.close()
+"""
+
+
 def test_client_works_in_a_forked_process(server) -> None:
-    client = Client(server.address, timeout=20.0)
-    client.health()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            client.health()
-            client.close()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-    # The child has not closed the connection of its parent.
-    assert client.health()
-    client.close()
+    # In a process of its own: in this one, gRPC's support of fork is off (tests/conftest.py).
+    subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, server.address],
+        env=program_environment(),
+        timeout=100,
+        check=True,
+    )

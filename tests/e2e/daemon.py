@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from multigrain_client import Client
-from tests.server.process import daemon_environment
+from tests.conftest import program_environment
 
 
 class Daemon:
@@ -63,7 +63,7 @@ class Daemon:
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=daemon_environment()
+                command, stdout=log, stderr=log, env=program_environment()
             )
 
     def fix_port(self, port: str) -> None:

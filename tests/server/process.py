@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import NO_FORK_SUPPORT
+from tests.conftest import program_environment
 
 
 def steady_port() -> int:
@@ -24,11 +23,6 @@ def steady_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-
-
-def daemon_environment() -> dict[str, str]:
-    """This process's environment, without what is only for its own gRPC."""
-    return {name: value for name, value in os.environ.items() if name != NO_FORK_SUPPORT}
 
 
 class DaemonProcess:
@@ -51,7 +45,7 @@ class DaemonProcess:
                     *("--data-dir", str(data_dir), "--listen", "127.0.0.1:0"),
                     *("--http-listen", "127.0.0.1:0", "--log-format", "json", *flags),
                 ],
-                **{"stdout": log, "stderr": log, "env": daemon_environment(), **options},
+                **{"stdout": log, "stderr": log, "env": program_environment(), **options},
             )
 
     def wait_ready(self) -> str:
