@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.environment import NO_FORK_SUPPORT
+
 # MindSpore 2.8's generated messages need protobuf's pure-Python implementation, which a process
 # chooses at its first import of protobuf. Only pytest loads both MindSpore and gRPC; the variable
 # is restored below, so that child processes choose for themselves.
@@ -40,16 +42,7 @@ for _variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
     if _variable != "no_grpc_proxy" or _variable in os.environ:
         os.environ[_variable] = ",".join(filter(None, (os.environ.get(_variable), _LOOPBACK)))
 
-# Some tests fork, and the library does: its processes never use gRPC. In this one, gRPC would touch
-# its threads' descriptors in each child, and write its errors to the child's standard error.
-_NO_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
-os.environ.setdefault(_NO_FORK_SUPPORT, "0")
-
-
-def program_environment() -> dict[str, str]:
-    """This process's environment for a daemon or client, without what is only for its own gRPC."""
-    return {name: value for name, value in os.environ.items() if name != _NO_FORK_SUPPORT}
-
+os.environ.setdefault(NO_FORK_SUPPORT, "0")
 
 # Training jobs of all tests share their compiled graphs: many train the same small network.
 GRAPHS = "MULTIGRAIN_JOBS__COMPILE_CACHE_DIR"

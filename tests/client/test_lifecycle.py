@@ -21,7 +21,7 @@ from multigrain_client import AsyncClient, Client, ClientClosed, MultigrainClien
 from multigrain_client.methods import HEALTH_CHECK
 from tests.client.events import job_of
 from tests.client.held import Held
-from tests.conftest import program_environment
+from tests.environment import program_environment
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "health": lambda client: client.health(),
@@ -329,7 +329,7 @@ client.close()
 
 
 def test_client_works_in_a_forked_process(server) -> None:
-    # In a process of its own: in this one, gRPC's support of fork is off (tests/conftest.py).
+    # In a process of its own: in this one, gRPC's support of fork is off (tests/environment.py).
     subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, server.address],
         env=program_environment(),

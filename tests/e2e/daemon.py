@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from multigrain_client import Client
-from tests.conftest import program_environment
+from tests.environment import program_environment
 
 
 class Daemon:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import program_environment
+from tests.environment import program_environment
 
 
 def steady_port() -> int:
