@@ -1,0 +1,1 @@
+"""Collections of image embeddings: storage, search, near copies. Does not import MindSpore."""
