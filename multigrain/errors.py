@@ -23,6 +23,7 @@ class ErrorKind(Enum):
     FORBIDDEN = 11
     INTERNAL = 12
     UNSUPPORTED = 13
+    DATA_LOSS = 14
     IMAGE_UNREADABLE = 20
     IMAGE_FORMAT = 21
     IMAGE_TOO_LARGE = 22

@@ -36,6 +36,8 @@ CLIENT_MAY = (
     "multigrain.data.file_names",
     "multigrain.data.listing",
     "multigrain.images.formats",
+    "multigrain.index.clusters",
+    "multigrain.index.pairs",
 )
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parents[1] / "client" / "multigrain_client"
-GENERATED = ("client.py", "images.py", "jobs.py", "models.py", "rpcs.py")
+GENERATED = ("client.py", "images.py", "indexes.py", "jobs.py", "models.py", "rpcs.py")
 _HEADER = "# Generated from aio/{name} by `make sync-client`: edit that file instead.\n"
 
 # In this order; they apply to docstrings as well.

@@ -30,7 +30,9 @@ from multigrain_client.errors import (
     WrongState,
 )
 from multigrain_client.folder_embedding import FolderEmbedding
+from multigrain_client.folder_sync import FolderSync
 from multigrain_client.images import Classification, ClassifiedImage, EmbeddedImage, EmbedKeywords
+from multigrain_client.index_items import Hit, Hits, IndexItem, SearchKeywords
 from multigrain_client.jobs import LossCurve, latest_curve
 from multigrain_client.loss_point import LossPoint
 from multigrain_client.methods import HealthStatus
@@ -51,10 +53,14 @@ __all__ = [
     "EmbeddedImage",
     "FieldViolation",
     "FolderEmbedding",
+    "FolderSync",
     "Forbidden",
     "HealthStatus",
+    "Hit",
+    "Hits",
     "ImageError",
     "ImagesFailed",
+    "IndexItem",
     "InvalidRequest",
     "JobCancelled",
     "JobFailed",
@@ -65,6 +71,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "RetryPolicy",
+    "SearchKeywords",
     "ServerError",
     "StreamGap",
     "Tls",

@@ -14,6 +14,7 @@ from multigrain.v1 import (
     embedding_pb2,
     evaluation_pb2,
     export_pb2,
+    index_pb2,
     job_pb2,
     model_pb2,
     training_pb2,
@@ -67,6 +68,7 @@ class Method(Generic[Request, Response]):
 _JOBS = "multigrain.v1.JobService"
 _MODELS = "multigrain.v1.ModelService"
 _EMBEDDING = "multigrain.v1.EmbeddingService"
+_INDEX = "multigrain.v1.IndexService"
 
 START_TRAINING = Method(
     "multigrain.v1.TrainingService",
@@ -150,6 +152,43 @@ CLASSIFY = Method(
 )
 EMBED_STREAM = Method(
     _EMBEDDING, "EmbedStream", embedding_pb2.EmbedRequest, embedding_pb2.EmbedResponse, _always
+)
+
+CREATE_INDEX = Method(_INDEX, "CreateIndex", index_pb2.CreateIndexRequest, index_pb2.Index, _never)
+GET_INDEX = Method(_INDEX, "GetIndex", index_pb2.GetIndexRequest, index_pb2.Index, _always)
+LIST_INDEXES = Method(
+    _INDEX, "ListIndexes", index_pb2.ListIndexesRequest, index_pb2.ListIndexesResponse, _always
+)
+DELETE_INDEX = Method(
+    _INDEX, "DeleteIndex", index_pb2.DeleteIndexRequest, index_pb2.DeleteIndexResponse, _never
+)
+SET_INDEX_ALIAS = Method(
+    _INDEX,
+    "SetIndexAlias",
+    index_pb2.SetIndexAliasRequest,
+    index_pb2.SetIndexAliasResponse,
+    _always,
+)
+# Items with the same ids are replaced by themselves.
+ADD_ITEMS = Method(
+    _INDEX, "AddItems", index_pb2.AddItemsRequest, index_pb2.AddItemsResponse, _always
+)
+ADD_ITEMS_STREAM = Method(
+    _INDEX, "AddItemsStream", index_pb2.AddItemsRequest, index_pb2.AddItemsResponse, _always
+)
+GET_ITEMS = Method(
+    _INDEX, "GetItems", index_pb2.GetItemsRequest, index_pb2.GetItemsResponse, _always
+)
+UPDATE_ITEMS = Method(
+    _INDEX, "UpdateItems", index_pb2.UpdateItemsRequest, index_pb2.UpdateItemsResponse, _always
+)
+# A repeated call would answer that nothing was deleted.
+DELETE_ITEMS = Method(
+    _INDEX, "DeleteItems", index_pb2.DeleteItemsRequest, index_pb2.DeleteItemsResponse, _never
+)
+SEARCH = Method(_INDEX, "Search", index_pb2.SearchRequest, index_pb2.SearchResponse, _always)
+SCAN_ITEMS = Method(
+    _INDEX, "ScanItems", index_pb2.ScanItemsRequest, index_pb2.ScanItemsResponse, _always, SLOW
 )
 
 # grpc.health.v1 without a dependency on grpcio-health-checking: HealthCheckRequest (a string in

@@ -14,6 +14,7 @@ from typing import Any
 
 from multigrain.text import printable
 from multigrain.v1.job_pb2 import Job
+from multigrain_client.index_items import Hit
 from multigrain_client.jobs import kind_name, state_name
 from multigrain_client.loss_point import LossPoint
 
@@ -82,6 +83,17 @@ def curve_html(points: Sequence[LossPoint]) -> str:
         f'role="img" aria-label="{label}"><path d="M{path}" fill="none" stroke="#0b7285" '
         f'stroke-width="1.5"></path></svg><figcaption>{label}</figcaption></figure>'
     )
+
+
+def hits_html(hits: Sequence[Hit]) -> str:
+    """The hits of a search as a table."""
+    rows = "".join(
+        f'<tr><td style="text-align:right">{hit.similarity:.4f}</td>'
+        f'<td style="text-align:left">{_text(hit.item.path or hit.item.id)}</td>'
+        f'<td style="text-align:left">{_text(", ".join(hit.item.labels))}</td></tr>'
+        for hit in hits
+    )
+    return f"<table><tr><th>similarity</th><th>item</th><th>labels</th></tr>{rows}</table>"
 
 
 def _text(value: str) -> str:

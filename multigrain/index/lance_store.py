@@ -25,7 +25,7 @@ import pyarrow as pa
 from lancedb.index import BTree, IvfRq
 from numpy.typing import NDArray
 
-from multigrain.files import read_bytes
+from multigrain.files import open_regular, read_bytes
 from multigrain.index.filters import Filter, Ids
 from multigrain.index.items import Changes, Field, FieldType, Item, changed_item
 from multigrain.index.sql import column_of, condition
@@ -44,6 +44,7 @@ _ARROW: dict[FieldType, pa.DataType] = {
     "bool": pa.bool_(),
 }
 _MAX_FILES_JSON = 1 << 26
+_READ_BYTES = 1 << 20
 _CALIBRATION = 128  # queries
 _RECALL = 0.995  # of the calibration; 0.99 is promised
 # Partitions searched and candidates compared exactly, per wanted item, from cheap to thorough.
@@ -480,6 +481,8 @@ def _digest(data: bytes) -> bytes:
 
 
 def _describe(path: Path) -> _File:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    digest = hashlib.blake2b(digest_size=16)
+    with open_regular(path) as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
         return _File(os.fstat(file.fileno()).st_size, digest.hexdigest())

@@ -9,7 +9,6 @@ double precision from the whole vectors. The result does not depend on the numbe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+
+from multigrain.machine import cpus
 
 STRIPE = 4096
 """Rows per stripe: the unit of progress, and of what a killed search repeats."""
@@ -87,7 +88,7 @@ class PairSearch:
             raise ValueError(f"threshold is {threshold}: it must be above 0")
         self._vectors = vectors
         self._threshold = threshold
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or cpus().available
         sample = _sample(vectors)
         basis = _principal_components(sample)
         self.components = (

@@ -54,6 +54,10 @@ class _ErrorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorKind.V
     """This build or this device cannot do it, such as AIR export without an Ascend device.
     -> UNIMPLEMENTED
     """
+    ERROR_KIND_DATA_LOSS: _ErrorKind.ValueType  # 14
+    """Files of an index are damaged or missing: the message names one, and says what to do.
+    -> DATA_LOSS
+    """
     ERROR_KIND_IMAGE_UNREADABLE: _ErrorKind.ValueType  # 20
     """Kinds of an image's own status. The call itself is OK.
 
@@ -125,6 +129,10 @@ ERROR_KIND_INTERNAL: ErrorKind.ValueType  # 12
 ERROR_KIND_UNSUPPORTED: ErrorKind.ValueType  # 13
 """This build or this device cannot do it, such as AIR export without an Ascend device.
 -> UNIMPLEMENTED
+"""
+ERROR_KIND_DATA_LOSS: ErrorKind.ValueType  # 14
+"""Files of an index are damaged or missing: the message names one, and says what to do.
+-> DATA_LOSS
 """
 ERROR_KIND_IMAGE_UNREADABLE: ErrorKind.ValueType  # 20
 """Kinds of an image's own status. The call itself is OK.

@@ -37,6 +37,7 @@ from multigrain_server.grpc.connections import ConnectionGuard
 from multigrain_server.grpc.drain import InFlightCalls
 from multigrain_server.grpc.embedding import EmbeddingServicer
 from multigrain_server.grpc.health import Health
+from multigrain_server.grpc.indexes import IndexServicer
 from multigrain_server.grpc.inference import InferenceServicer, UnofferedCalls
 from multigrain_server.grpc.interceptor import CallInterceptor
 from multigrain_server.grpc.jobs import (
@@ -51,6 +52,8 @@ from multigrain_server.grpc.server import build_server, enable_reflection
 from multigrain_server.grpc.services import Services
 from multigrain_server.grpc.tls import Certificates
 from multigrain_server.grpc.unfinished_messages import UnfinishedMessages
+from multigrain_server.indexes.process import IndexProcess
+from multigrain_server.indexes.service import IndexService
 from multigrain_server.jobs.inspector import Inspector
 from multigrain_server.jobs.queue_limits import QueueLimits
 from multigrain_server.jobs.recovery import Recovery
@@ -171,6 +174,13 @@ class App:
             leases=self._leases,
         )
         self.images = ImageService(self.models.catalog, config.serving, metrics)
+        self._index_process = IndexProcess(self._data.indexes)
+        self.indexes = IndexService(
+            self._index_process,
+            self.models.catalog,
+            self.images,
+            config.serving.max_images_per_request,
+        )
         self._request_metrics = RequestMetrics(self.registry)
         self._tracing = open_tracing(config.tracing, __version__)
         self._services = Services(
@@ -178,6 +188,7 @@ class App:
             InferenceServicer(self.models, self.images, config.serving, lambda: self.health.ready),
             JobServicer(self.jobs, self._events, self.models.transfers),
             ModelServicer(self.models),
+            IndexServicer(self.indexes),
         )
         self._server = self._build_server()
         self._loop_lag = LoopLag(self.registry)
@@ -371,6 +382,7 @@ class App:
             # In a thread, as it waits for the collector.
             await asyncio.to_thread(self._tracing.close)
         await self._supervisor.stop()
+        await self._index_process.close()
         if self._http is not None:
             await self._http.stop()
         self._database.close()

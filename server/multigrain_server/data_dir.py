@@ -23,7 +23,7 @@ from multigrain.storage import make_folder, os_error_hint, replace_file
 
 _log = structlog.get_logger(__name__)
 
-_FOLDERS = ("jobs", "models", "engines", "compile-cache")
+_FOLDERS = ("jobs", "models", "indexes", "engines", "compile-cache")
 # Replicas that only serve may have their bundles on a read-only volume.
 _ACCESS = {"jobs": os.R_OK | os.W_OK | os.X_OK, "models": os.R_OK | os.X_OK}
 
@@ -147,6 +147,10 @@ class DataDir:
     @property
     def models(self) -> Path:
         return self.path / "models"
+
+    @property
+    def indexes(self) -> Path:
+        return self.path / "indexes"
 
     @property
     def engines(self) -> Path:

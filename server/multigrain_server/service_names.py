@@ -11,6 +11,7 @@ from multigrain.v1 import (
     embedding_pb2,
     evaluation_pb2,
     export_pb2,
+    index_pb2,
     job_pb2,
     model_pb2,
     training_pb2,
@@ -30,6 +31,7 @@ EXPORT = _name(export_pb2)
 JOB = _name(job_pb2)
 MODEL = _name(model_pb2)
 EMBEDDING = _name(embedding_pb2)
+INDEX = _name(index_pb2)
 #: The Open Inference Protocol.
 INFERENCE = _name(service_pb2)
 HEALTH = _name(health_pb2)
@@ -37,7 +39,7 @@ REFLECTION_V1ALPHA = _name(reflection_pb2)
 REFLECTION_V1 = REFLECTION_V1ALPHA.replace("v1alpha", "v1")
 
 #: Ready as soon as the daemon is.
-ALWAYS_READY = (TRAINING, EVALUATION, EXPORT, JOB, MODEL)
+ALWAYS_READY = (TRAINING, EVALUATION, EXPORT, JOB, MODEL, INDEX)
 ALL = (*ALWAYS_READY, EMBEDDING, INFERENCE)
 
 EMBED = f"/{EMBEDDING}/Embed"

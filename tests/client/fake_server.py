@@ -24,6 +24,8 @@ from multigrain.v1 import (
     embedding_pb2_grpc,
     evaluation_pb2_grpc,
     export_pb2_grpc,
+    index_pb2,
+    index_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
     model_pb2,
@@ -301,6 +303,33 @@ class Embedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         return response
 
 
+class Indexes(index_pb2_grpc.IndexServiceServicer):
+    """Has one index, "pets"."""
+
+    def __init__(self, state: FakeState) -> None:
+        self.state = state
+
+    def ListIndexes(self, request, context):
+        self.state.begin("ListIndexes", request, context)
+        return index_pb2.ListIndexesResponse(indexes=[index_pb2.Index(name="pets", items=3)])
+
+    def GetIndex(self, request, context):
+        self.state.begin("GetIndex", request, context)
+        return index_pb2.Index(name="pets", items=3)
+
+    def CreateIndex(self, request, context):
+        self.state.begin("CreateIndex", request, context)
+        return index_pb2.Index(name=request.name)
+
+    def DeleteIndex(self, request, context):
+        self.state.begin("DeleteIndex", request, context)
+        return index_pb2.DeleteIndexResponse()
+
+    def SetIndexAlias(self, request, context):
+        self.state.begin("SetIndexAlias", request, context)
+        return index_pb2.SetIndexAliasResponse()
+
+
 class Models(model_pb2_grpc.ModelServiceServicer):
     def __init__(self, state: FakeState) -> None:
         self.state = state
@@ -384,6 +413,7 @@ class FakeServer:
             Embedding(self.state), self._server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(Models(self.state), self._server)
+        index_pb2_grpc.add_IndexServiceServicer_to_server(Indexes(self.state), self._server)
         checks = health.HealthServicer()
         checks.set("multigrain.v1.EmbeddingService", health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "compare": ["job-1", "job-1"],
     "presets": [],
     "completion": ["bash"],
+    "index": ["list"],
     "track": ["job-1", "--to", "tensorboard", "--dir", "{dir}/tracked"],
     "inspect": ["{dir}/photos"],
     "evaluate": ["--job", "job-1"],

@@ -57,6 +57,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "classify_each": lambda client: client.classify_each([b"1"] * 3),
     "Embed": lambda client: client.Embed(images=[b"1"]),
     "StreamEvents": lambda client: client.StreamEvents(job_id="job-1"),
+    "index": lambda client: client.index("pets").info(),
+    "create_index": lambda client: client.create_index("pets"),
+    "indexes": lambda client: client.indexes(),
+    "delete_index": lambda client: client.delete_index("pets"),
+    "set_index_alias": lambda client: client.set_index_alias("live", "pets"),
     "EmbedStream": lambda client: client.EmbedStream(iter([embedding_pb2.EmbedRequest()])),
 }
 

@@ -10,6 +10,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from multigrain_client import methods
 from multigrain_client.aio.images import AsyncImageCalls
+from multigrain_client.aio.indexes import AsyncIndexCalls
 from multigrain_client.aio.jobs import AsyncJobCalls
 from multigrain_client.aio.models import AsyncModelCalls
 from multigrain_client.aio.transport import AsyncTransport
@@ -20,7 +21,7 @@ from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 
 
-class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls):
+class AsyncClient(AsyncJobCalls, AsyncModelCalls, AsyncImageCalls, AsyncIndexCalls):
     """Asyncio client of one multigrain server, or of several identical ones. It can be
     shared between event loops, each of which gets a connection of its own.
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from multigrain import __version__
 from multigrain.streams import BROKEN_PIPE, standard_streams
 from multigrain.text import printable
-from multigrain_client.cli import completion, images, inspect, jobs, models, runs, track
+from multigrain_client.cli import completion, images, indexes, inspect, jobs, models, runs, track
 from multigrain_client.cli.arguments import (
     FAILED,
     INTERRUPTED,
@@ -37,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     *inspect.COMMANDS,
     *models.COMMANDS,
     *images.COMMANDS,
+    *indexes.COMMANDS,
     *track.COMMANDS,
     *completion.COMMANDS,
 )

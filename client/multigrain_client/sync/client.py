@@ -16,12 +16,13 @@ from multigrain_client.json_format import fill
 from multigrain_client.methods import HealthStatus
 from multigrain_client.retry import RetryPolicy
 from multigrain_client.sync.images import ImageCalls
+from multigrain_client.sync.indexes import IndexCalls
 from multigrain_client.sync.jobs import JobCalls
 from multigrain_client.sync.models import ModelCalls
 from multigrain_client.sync.transport import Transport
 
 
-class Client(JobCalls, ModelCalls, ImageCalls):
+class Client(JobCalls, ModelCalls, ImageCalls, IndexCalls):
     """Blocking client of one multigrain server, or of several identical ones. It can be
     shared between threads.
 

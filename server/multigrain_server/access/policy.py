@@ -18,6 +18,8 @@ class Role(Enum):
     ADMIN = "admin"
     #: Read jobs, events and models.
     READ = "read"
+    #: Create, change and delete indexes, and search them.
+    INDEX = "index"
 
 
 class Special(Enum):
@@ -39,6 +41,8 @@ _INFER = frozenset({Role.INFER})
 _TRAIN = frozenset({Role.TRAIN})
 _ADMIN = frozenset({Role.ADMIN})
 _JOBS = frozenset({Role.TRAIN, Role.READ})
+_SEARCH = frozenset({Role.INFER, Role.INDEX})
+_INDEX = frozenset({Role.INDEX})
 _ANY = frozenset(Role)
 
 _MULTIGRAIN: dict[str, dict[str, Rule]] = {
@@ -71,6 +75,21 @@ _MULTIGRAIN: dict[str, dict[str, Rule]] = {
         "Embed": _INFER,
         "Classify": _INFER,
         "EmbedStream": _INFER,
+    },
+    service_names.INDEX: {
+        "GetIndex": _ANY,
+        "ListIndexes": _ANY,
+        "Search": _SEARCH,
+        "GetItems": _SEARCH,
+        # Includes the vectors.
+        "ScanItems": _SEARCH,
+        "CreateIndex": _INDEX,
+        "DeleteIndex": _INDEX,
+        "SetIndexAlias": _INDEX,
+        "AddItems": _INDEX,
+        "AddItemsStream": _INDEX,
+        "UpdateItems": _INDEX,
+        "DeleteItems": _INDEX,
     },
 }
 

@@ -35,6 +35,7 @@ STATUS_OF: dict[ErrorKind, grpc.StatusCode] = {
     ErrorKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
     ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
     ErrorKind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
+    ErrorKind.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
     ErrorKind.IMAGE_UNREADABLE: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.IMAGE_FORMAT: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.IMAGE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
