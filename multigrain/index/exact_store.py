@@ -180,8 +180,7 @@ class ExactStore:
             yield items[start : start + rows], vectors[start : start + rows]
 
     def maintain(self) -> None:
-        with self._lock, self._errors():
-            self._database.execute("VACUUM")
+        """Does nothing: SQLite uses the space of deleted rows again."""
 
     def close(self) -> None:
         with self._lock:

@@ -308,7 +308,8 @@ class LanceStore:
         present = self._present()
         known = self._files.files
         new = [name for name in present if name not in known]
-        folders = {(self._folder / name).parent for name in new}
+        # With those above them, which may be new themselves.
+        folders = {self._folder / parent for name in new for parent in Path(name).parents}
         for name in new:
             sync_file(self._folder / name)
         for folder in folders | {self._folder}:

@@ -6,12 +6,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-CALLS = "openat,mkdir,write,pwrite64,ftruncate,rename,renameat2,fsync,fdatasync,newfstatat,stat"
+CALLS = (
+    "openat,mkdir,write,pwrite64,ftruncate,rename,renameat2,link,linkat,fsync,fdatasync,"
+    "newfstatat,stat"
+)
 
 _LINE = re.compile(r"^\d+ +(\w+)\((.*)\) += (-?\d+)")
 _DESCRIPTOR = re.compile(r"^\d+<([^>]*)>")
 _NAMES = re.compile(r'"([^"]*)"')
-_MARK = "/mark/"
+_MARK = '"/mark/'
 
 
 @dataclass
@@ -57,6 +60,12 @@ class Disk:
             self._rename(*(PurePath(name) for name in _NAMES.findall(arguments)))
             if "EXCHANGE" in arguments:
                 self._unsynced.add(PurePath(_NAMES.findall(arguments)[0]))
+        elif call in ("link", "linkat"):
+            old, new = (PurePath(name) for name in _NAMES.findall(arguments))
+            if old in self._dirty:
+                self.faults.append(f"{self._mark}: {old} linked before its content is on the disk")
+            self._known.add(new)
+            self._unsynced.add(new)
         else:
             descriptor = _DESCRIPTOR.match(arguments)
             path = PurePath(descriptor[1] if descriptor else "/")

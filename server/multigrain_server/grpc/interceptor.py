@@ -53,9 +53,19 @@ _DISCARD_SECONDS = 2.0
 # only means that its disk or machine is slow.
 _UPLOAD_QUIET_SECONDS = 2.0
 _UPLOAD_DISCARD_SECONDS = 10.0
-_FREQUENT = frozenset((service_names.EMBED, service_names.CLASSIFY, service_names.MODEL_INFER))
+_FREQUENT = frozenset(
+    (
+        *(service_names.EMBED, service_names.CLASSIFY, service_names.MODEL_INFER),
+        *(service_names.SEARCH, service_names.ADD_ITEMS),
+    )
+)
 # Streams without end, whose clients can continue on another server.
-_RESUMABLE = frozenset((service_names.EMBED_STREAM, service_names.MODEL_STREAM_INFER))
+_RESUMABLE = frozenset(
+    (
+        *(service_names.EMBED_STREAM, service_names.MODEL_STREAM_INFER),
+        service_names.ADD_ITEMS_STREAM,
+    )
+)
 
 # Messages of these methods carry images or archives, and may be as large as gRPC accepts.
 _LARGE = _FREQUENT | _RESUMABLE | {service_names.IMPORT_MODEL}

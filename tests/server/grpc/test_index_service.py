@@ -158,6 +158,16 @@ async def test_one_bad_image_fails_alone(served: Serving, index: str) -> None:
     assert (await served.indexes.GetIndex(GetIndexRequest(index=index))).items == 7
 
 
+async def test_large_images_are_added_and_searched_for(served: Serving, index: str) -> None:
+    large = picture(50) + bytes(6 << 20)  # after the image's end
+    request = AddItemsRequest(index=index, items=[NewItem(item=Item(id="large"), image=large)])
+    assert (await served.indexes.AddItems(request)).statuses[0].code == 0
+    answers = [answer async for answer in served.indexes.AddItemsStream(iter([request]))]
+    assert answers[0].statuses[0].code == 0
+    found = await served.indexes.Search(SearchRequest(index=index, queries=[Query(image=large)]))
+    assert found.results[0].hits[0].item.id == "large"
+
+
 async def test_an_item_is_searched_for_without_itself(served: Serving, index: str) -> None:
     queries = [Query(id="p3"), Query(id="nobody"), Query()]
     found = await served.indexes.Search(SearchRequest(index=index, queries=queries, k=6))
