@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Area = Literal["Serving", "Hostile callers", "Jobs and events", "Training", "Numerics"]
+Area = Literal["Serving", "Indexes", "Hostile callers", "Jobs and events", "Training", "Numerics"]
 AREAS: Final[tuple[Area, ...]] = (
-    *("Serving", "Hostile callers", "Jobs and events", "Training", "Numerics"),
+    *("Serving", "Indexes", "Hostile callers", "Jobs and events", "Training", "Numerics"),
 )
 
 
@@ -155,6 +155,21 @@ _ALL: Final = (
         "Jobs and events",
         "Do lists of jobs and event streams scale?",
         "10,000 jobs, 1,000,000 events and 500 subscribers with the goals",
+        3,
+    ),
+    Benchmark(
+        "index_search",
+        "Indexes",
+        "How much does a search of a large index find, and what does it cost?",
+        "LanceDB with the products of all vectors, and with faiss",
+        6,
+        needs="faiss-cpu, for the comparison with it",
+    ),
+    Benchmark(
+        "near_copies",
+        "Indexes",
+        "What does it cost to find all pairs of near copies?",
+        "the search by bounds with the products of all vectors",
         3,
     ),
     Benchmark(

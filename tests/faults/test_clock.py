@@ -34,6 +34,7 @@ FOR_PEOPLE = {
     "multigrain_server/database.py": "the name of a damaged index that is moved aside",
     "multigrain_server/doctor/machine.py": "whether the clock is right",
     "multigrain_server/doctor/network.py": "days until a certificate expires",
+    "multigrain_server/indexes/service.py": "the time of an index and of its items",
     "multigrain_server/jobs/files.py": "a readable job id",
     "multigrain_server/models/metrics.py": "the Open Inference Protocol's last_inference",
     "multigrain_server/models/state.py": "the name of what is no file and is moved aside",
