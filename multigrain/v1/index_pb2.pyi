@@ -1001,7 +1001,7 @@ class SearchRequest(_message.Message):
     index: _builtins.str
     """Name or alias."""
     k: _builtins.int
-    """Hits for each query; 0 = 10, at most 1000."""
+    """Hits for each query; 0 = 10, at most 1000, and at most 10,000 for all queries."""
     min_similarity: _builtins.float
     """Leaves out hits that are less similar."""
     effort: Global___SearchEffort.ValueType

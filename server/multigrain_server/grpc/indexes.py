@@ -10,6 +10,7 @@ import grpc
 from multigrain.errors import MultigrainError
 from multigrain.v1 import common_pb2, embedding_pb2, index_pb2, index_pb2_grpc
 from multigrain_server.access.client import origin
+from multigrain_server.asyncio_utils import cooperative
 from multigrain_server.convert.errors import STATUS_OF
 from multigrain_server.convert.indexes import (
     changes_of,
@@ -133,17 +134,16 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
             times.decode_ns = found.times.decode
             times.queue_ns = found.times.queue
             times.compute_ns = found.times.compute
-        results = [
-            index_pb2.SearchResult(status=_status(result))
-            if isinstance(result, MultigrainError)
-            else index_pb2.SearchResult(
-                status=embedding_pb2.ItemStatus(), hits=map(hit_message, result)
-            )
-            for result in found.results
-        ]
-        return index_pb2.SearchResponse(
-            results=results, version=found.version, timings=times, request_id=request.request_id
+        response = index_pb2.SearchResponse(
+            version=found.version, timings=times, request_id=request.request_id
         )
+        async for result in cooperative(found.results):
+            if isinstance(result, MultigrainError):
+                response.results.add(status=_status(result))
+            else:
+                status = embedding_pb2.ItemStatus()
+                response.results.add(status=status, hits=map(hit_message, result))
+        return response
 
     async def ScanItems(
         self, request: index_pb2.ScanItemsRequest, context: Context

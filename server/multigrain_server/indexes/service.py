@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -31,6 +32,10 @@ MAX_ITEMS = 1000
 MAX_QUERIES = 64
 MAX_HITS = 1000
 DEFAULT_HITS = 10
+# Of all queries of a call.
+MAX_ALL_HITS = 10_000
+_MAX_VECTOR_BYTES = 32 << 20
+_HASHED_AT_ONCE = 1 << 20  # bytes; more of them are hashed in a thread
 _SCANNED_BYTES = 2 << 20  # of vectors in a page of a scan
 
 
@@ -209,12 +214,11 @@ class IndexService:
             else:
                 vectors[number] = result
         added, now = [], time.time()
-        for new, vector in zip(items, vectors, strict=True):
+        digests = await _digests([new.image for new in items])
+        for new, vector, digest in zip(items, vectors, digests, strict=True):
             if vector is not None:
-                digest = new.item.sha256
-                if new.image is not None:
-                    digest = hashlib.sha256(new.image).hexdigest()
-                added.append(msgspec.structs.replace(new.item, sha256=digest, added=now))
+                sha256 = digest or new.item.sha256
+                added.append(msgspec.structs.replace(new.item, sha256=sha256, added=now))
         version = opened.version
         if added:
             rows = np.stack([vector for vector in vectors if vector is not None])
@@ -293,6 +297,7 @@ class IndexService:
         k = k or DEFAULT_HITS
         opened = await self._open(name)
         manifest = opened.manifest
+        _check_size(len(queries) * k, manifest.size if with_vectors else 0)
         if chosen is not None:
             _check_filter(chosen, manifest)
         vectors, times = await self._query_vectors(manifest, queries, caller)
@@ -476,6 +481,30 @@ class IndexService:
                     f"queries[{number}]", "is empty: give an image, a vector or an id"
                 )
         return [vectors[number] for number in range(len(queries))], times
+
+
+async def _digests(images: Sequence[bytes | None]) -> list[str]:
+    """SHA-256 of images in hex; empty where there is none."""
+
+    def hashed() -> list[str]:
+        return [hashlib.sha256(image).hexdigest() if image else "" for image in images]
+
+    if sum(len(image or b"") for image in images) <= _HASHED_AT_ONCE:
+        return hashed()
+    return await asyncio.to_thread(hashed)
+
+
+def _check_size(hits: int, vector_size: int) -> None:
+    """Refuses searches whose answers would be too large."""
+    if hits > MAX_ALL_HITS or 4 * hits * vector_size > _MAX_VECTOR_BYTES:
+        most = MAX_ALL_HITS
+        if vector_size:
+            most = min(most, _MAX_VECTOR_BYTES // (4 * vector_size))
+        raise MultigrainError.field(
+            "k",
+            f"asks for up to {hits} hits in all, and an answer has at most {most}"
+            f"{' with vectors' if vector_size else ''}: ask for fewer, or send fewer queries",
+        )
 
 
 def _vector(result: ImageResult) -> Vectors | MultigrainError:

@@ -312,6 +312,23 @@ async def test_items_that_do_not_fit_the_fields_fail_alone(served: Serving, inde
     assert (await served.indexes.GetIndex(GetIndexRequest(index=index))).items == 7
 
 
+async def test_answers_are_bounded(served: Serving, index: str) -> None:
+    request = SearchRequest(index=index, queries=[Query(id="p1")] * 64, k=1000)
+    code, message = await status_of(served.indexes.Search(request))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "at most 10000: ask for fewer" in message
+    del request.queries[10:]
+    assert len((await served.indexes.Search(request)).results) == 10
+    for field, request in (
+        ("k", SearchRequest(index=index, queries=[Query(id="p1")], k=1001)),
+        ("queries", SearchRequest(index=index, queries=[Query(id="p1")] * 65)),
+        ("queries", SearchRequest(index=index)),
+    ):
+        code, message = await status_of(served.indexes.Search(request))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert field in message
+
+
 async def test_filters_are_checked(served: Serving, index: str) -> None:
     deep = Filter(label="x")
     for _ in range(40):
