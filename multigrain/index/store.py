@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from multigrain.index.filters import Filter
 from multigrain.index.items import Changes, Item
+
+if TYPE_CHECKING:  # the daemon imports this module without loading NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 Effort = Literal["fast", "balanced", "exact"]
 """How thoroughly an index is searched. ``balanced`` finds at least 99 % of the nearest items, and

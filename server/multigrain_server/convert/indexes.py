@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
-from numpy.typing import NDArray
 
 from multigrain.errors import MultigrainError
 from multigrain.index import filters, items
@@ -19,8 +17,10 @@ from multigrain.index.store import Effort
 from multigrain.v1 import embedding_pb2, index_pb2
 from multigrain_server.indexes.service import Hit, IndexView, NewItem, Query
 
+if TYPE_CHECKING:
+    from multigrain_server.indexes.service import Vectors
+
 T = TypeVar("T")
-Vectors = NDArray[np.float32]
 
 _TYPES: dict[index_pb2.FieldType.ValueType, FieldType] = {
     index_pb2.FIELD_TYPE_STRING: "string",
@@ -129,6 +129,8 @@ def query_of(message: index_pb2.Query, place: str) -> Query:
 
 def vector_of(message: embedding_pb2.Vector, place: str) -> Vectors:
     """The numbers of a vector. Raises INVALID_FIELD."""
+    import numpy as np
+
     if message.values:
         return np.array(message.values, np.float32)
     if message.dtype not in _FLOATS:

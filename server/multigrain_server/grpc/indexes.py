@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -25,7 +26,10 @@ from multigrain_server.convert.indexes import (
     query_of,
 )
 from multigrain_server.grpc.interceptor import deadline_ns, log_request_id
-from multigrain_server.indexes.service import Caller, IndexService, Vectors
+from multigrain_server.indexes.service import Caller, IndexService
+
+if TYPE_CHECKING:
+    from multigrain_server.indexes.service import Vectors
 
 # ruff: noqa: N802 - the methods have the names of the contract
 
@@ -91,6 +95,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     async def GetItems(
         self, request: index_pb2.GetItemsRequest, context: Context
     ) -> index_pb2.GetItemsResponse:
+        await self._service.prepare()
         found, vectors = await self._service.items(request.index, request.ids, request.with_vectors)
         rows: Iterable[Vectors | None] = vectors if vectors is not None else [None] * len(found)
         return index_pb2.GetItemsResponse(items=map(item_message, found, rows))
@@ -119,6 +124,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     ) -> index_pb2.SearchResponse:
         log_request_id(request.request_id)
         start = time.monotonic_ns()
+        await self._service.prepare()
         found = await self._service.search(
             request.index,
             [query_of(query, f"queries[{n}]") for n, query in enumerate(request.queries)],
@@ -148,6 +154,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     async def ScanItems(
         self, request: index_pb2.ScanItemsRequest, context: Context
     ) -> AsyncIterator[index_pb2.ScanItemsResponse]:
+        await self._service.prepare()
         chosen = filter_of(request.filter) if request.HasField("filter") else None
         first = True
         async for found, vectors, total in self._service.scan(
@@ -164,6 +171,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         self, request: index_pb2.AddItemsRequest, caller: Caller
     ) -> index_pb2.AddItemsResponse:
         log_request_id(request.request_id)
+        await self._service.prepare()
         items = [new_item(item, f"items[{number}]") for number, item in enumerate(request.items)]
         errors, version = await self._service.add(request.index, items, request.model, caller)
         return index_pb2.AddItemsResponse(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from multigrain.engine.protocol import EmbeddingOptions
 from multigrain.errors import ErrorKind, MultigrainError
@@ -26,7 +27,11 @@ from multigrain_server.models.loaded_model import LoadedModel
 from multigrain_server.models.metrics import StageTimes
 from multigrain_server.serving.service import ImageService
 
-Vectors = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
 
 MAX_ITEMS = 1000
 MAX_QUERIES = 64
@@ -114,6 +119,12 @@ class IndexService:
         self._catalog = catalog
         self._images = images
         self._max_images = max_images
+
+    @staticmethod
+    async def prepare() -> None:
+        """Loads NumPy, which takes a quarter of a second, in a thread; before vectors are used."""
+        if "numpy" not in sys.modules:
+            await asyncio.to_thread(import_module, "numpy")
 
     async def create(
         self,
@@ -221,6 +232,8 @@ class IndexService:
                 added.append(msgspec.structs.replace(new.item, sha256=sha256, added=now))
         version = opened.version
         if added:
+            import numpy as np
+
             rows = np.stack([vector for vector in vectors if vector is not None])
             done, _ = await self._process.call(
                 lambda number: protocol.Add(number, manifest.name, added),
@@ -304,8 +317,12 @@ class IndexService:
         results: list[list[Hit] | MultigrainError] = [
             vector if isinstance(vector, MultigrainError) else [] for vector in vectors
         ]
-        able = {n: vector for n, vector in enumerate(vectors) if isinstance(vector, np.ndarray)}
+        able = {
+            n: vector for n, vector in enumerate(vectors) if not isinstance(vector, MultigrainError)
+        }
         if able:
+            import numpy as np
+
             rows = np.stack(list(able.values())).astype("<f4")
             # An item that is searched for is not among its own hits.
             more = any(queries[number].id is not None for number in able)
@@ -508,10 +525,14 @@ def _check_size(hits: int, vector_size: int) -> None:
 
 
 def _vector(result: ImageResult) -> Vectors | MultigrainError:
+    import numpy as np
+
     return result.error or np.frombuffer(result.vector, "<f4")
 
 
 def _normalized(vector: Vectors, size: int) -> Vectors:
+    import numpy as np
+
     if vector.shape != (size,):
         raise ValueError(f"has {len(vector)} numbers, and the index's vectors have {size}")
     length = float(np.linalg.norm(vector.astype(np.float64)))
@@ -522,6 +543,8 @@ def _normalized(vector: Vectors, size: int) -> Vectors:
 
 
 def _rows(payload: bytes, size: int) -> Vectors:
+    import numpy as np
+
     return np.frombuffer(payload, "<f4").reshape(-1, size)
 
 
